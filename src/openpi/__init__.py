@@ -1,0 +1,1 @@
+"""Vision-language-action models: data, training, serving and evaluation."""

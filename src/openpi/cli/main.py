@@ -1,0 +1,40 @@
+"""`openpi COMMAND ...`: dispatch on the first word, importing only the command that was asked for."""
+
+import importlib
+import sys
+
+# command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
+COMMANDS = {
+    "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
+    "stats": "normalisation statistics of a recipe's dataset, from its columns",
+    "train": "train a recipe",
+    "serve": "serve a checkpoint to robots over websocket",
+    "explain": "one sample through every stage of the pipeline",
+    "infer": "one observation file -> one action chunk file",
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    return f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command."
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        print(f"openpi: unknown command '{command}'{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"openpi.cli.{command.replace('-', '_')}")
+    return int(module.main(rest) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
