@@ -1,0 +1,93 @@
+"""What every model's configuration shares. No JAX here: configs are plain data (ARCHITECTURE, "Imports")."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+
+    from openpi.models.model import Actions, BaseModel, Observation
+
+IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+IMAGE_RESOLUTION = (224, 224)
+
+
+class ModelType(enum.Enum):
+    """The three published model families."""
+
+    PI0 = "pi0"
+    PI0_FAST = "pi0_fast"
+    PI05 = "pi05"
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModelConfig(abc.ABC):
+    """Dimensions shared by all models; `create` and `load` build the model itself.
+
+    Attributes:
+        action_dim: width of state and action vectors after zero padding.
+        action_horizon: actions per chunk.
+        max_token_len: prompt length after padding, in tokens.
+    """
+
+    action_dim: int
+    action_horizon: int
+    max_token_len: int
+
+    @property
+    @abc.abstractmethod
+    def model_type(self) -> ModelType:
+        """Family, which decides prompt form and normalisation."""
+
+    @abc.abstractmethod
+    def create(self, rng: jax.Array) -> BaseModel:
+        """A model with freshly initialised f32 parameters."""
+
+    @abc.abstractmethod
+    def abstract_params(self) -> dict[str, Any]:
+        """The parameter tree as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
+
+    @abc.abstractmethod
+    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> BaseModel:
+        """A model around existing parameters of any float dtype.
+
+        Args:
+            params: the published tree (nested dicts).
+            remove_extra_params: drop leaves that this model does not have instead of failing on them.
+        Raises:
+            ValueError: structure or shapes differ; every differing path is named.
+        """
+
+    @abc.abstractmethod
+    def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
+        """Shapes and dtypes of the training inputs as `jax.ShapeDtypeStruct` leaves."""
+
+    def get_freeze_filter(self) -> Callable[[str], bool]:
+        """Predicate on '/'-joined parameter paths: true where the parameter is frozen."""
+        return freeze_nothing
+
+    def fake_obs(self, batch_size: int = 1) -> Observation:
+        """An observation of ones with the right shapes."""
+        return _ones(self.inputs_spec(batch_size=batch_size)[0])
+
+    def fake_act(self, batch_size: int = 1) -> Actions:
+        """An action chunk of ones with the right shape."""
+        return _ones(self.inputs_spec(batch_size=batch_size)[1])
+
+
+def freeze_nothing(path: str) -> bool:
+    """The freeze predicate of full fine-tuning."""
+    del path
+    return False
+
+
+def _ones(spec: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), spec)

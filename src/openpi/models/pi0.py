@@ -1,0 +1,304 @@
+"""pi0 and pi0.5: flow matching over action chunks with a two-expert transformer.
+
+`loss` and `sample` take noise and time as arguments; `Pi0` draws them and delegates. Convention of the published
+models, opposite to the paper: time runs from 1 (noise) to 0 (data), x_t = t * noise + (1 - t) * actions.
+Source: the model specification, sections 5 and 6.
+
+Legend: b batch, p prefix tokens (cameras, prompt), s suffix tokens, d width of the action expert, ah action horizon,
+ad action dim.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from openpi.models import gemma, siglip
+from openpi.models.model import (
+    Actions,
+    BaseModel,
+    Observation,
+    make_attention_mask,
+    preprocess_observation,
+)
+from openpi.models.pi0_config import Pi0Config
+
+Params = Mapping[str, Any]
+
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the flow-time embedding
+TIME_BETA = (1.5, 1.0)
+TIME_OFFSET = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Embedded tokens on their way into the transformer.
+
+    Attributes:
+        embedded: f[b n d].
+        mask: bool[b n], true on real tokens.
+        ar_mask: int[n], 1 where a new attention block starts.
+    """
+
+    embedded: Float[Array, "b n d"]
+    mask: Bool[Array, "b n"]
+    ar_mask: Int[Array, " n"]
+
+
+# --- the mathematics ------------------------------------------------------------------------------------------
+
+
+def loss(
+    config: Pi0Config,
+    params: Params,
+    observation: Observation,
+    actions: Float[Array, "b ah ad"],
+    noise: Float[Array, "b ah ad"],
+    time: Float[Array, " b"],
+) -> Float[Array, "b ah"]:
+    """Flow-matching loss per action step: mean over the action dims of (v - (noise - actions))^2.
+
+    Args:
+        observation: preprocessed; actions: normalised and padded (padded dims count).
+    """
+    x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+    prefix = embed_prefix(config, params, observation)
+    suffix, cond = embed_suffix(config, params, observation.state, x_t, time)
+    mask = jnp.concatenate([prefix.mask, suffix.mask], axis=1)
+    ar_mask = jnp.concatenate([prefix.ar_mask, suffix.ar_mask])
+    (_, suffix_out), _ = transformer(
+        config,
+        params,
+        [prefix.embedded, suffix.embedded],
+        positions=jnp.cumsum(mask, axis=1) - 1,
+        mask=make_attention_mask(mask, ar_mask),
+        cond=cond,
+    )
+    v_t = velocity(config, params, suffix_out)
+    return jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
+
+
+def sample(
+    config: Pi0Config,
+    params: Params,
+    observation: Observation,
+    noise: Float[Array, "b ah ad"],
+    num_steps: int | Int[Array, ""],
+) -> Float[Array, "b ah ad"]:
+    """Integrates the velocity field from noise (t = 1) to actions (t = 0) in `num_steps` Euler steps.
+
+    The prefix runs once; every step reuses its keys and values.
+    """
+    prefix_mask, kv_cache = encode_prefix(config, params, embed_prefix(config, params, observation))
+    dt = jnp.float32(-1.0 / num_steps)
+
+    def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_t, t = carry
+        time = jnp.broadcast_to(t, noise.shape[:1])
+        v_t = denoise(config, params, observation.state, x_t, time, prefix_mask, kv_cache)
+        return x_t + dt * v_t, t + dt
+
+    x_0, _ = jax.lax.fori_loop(0, num_steps, step, (noise, jnp.float32(1.0)))
+    return x_0
+
+
+def encode_prefix(config: Pi0Config, params: Params, prefix: Tokens) -> tuple[Bool[Array, "b p"], gemma.KVCache]:
+    """Runs PaliGemma over the prefix; the suffix needs only its keys and values."""
+    _, kv_cache = transformer(
+        config,
+        params,
+        [prefix.embedded, None],
+        positions=jnp.cumsum(prefix.mask, axis=1) - 1,
+        mask=make_attention_mask(prefix.mask, prefix.ar_mask),
+        cond=None,
+    )
+    return prefix.mask, kv_cache
+
+
+def denoise(
+    config: Pi0Config,
+    params: Params,
+    state: Float[Array, "b ad"],
+    x_t: Float[Array, "b ah ad"],
+    time: Float[Array, " b"],
+    prefix_mask: Bool[Array, "b p"],
+    kv_cache: gemma.KVCache,
+) -> Float[Array, "b ah ad"]:
+    """Velocity at (x_t, time), the suffix attending to the cached prefix."""
+    suffix, cond = embed_suffix(config, params, state, x_t, time)
+    within = make_attention_mask(suffix.mask, suffix.ar_mask)
+    to_prefix = jnp.broadcast_to(prefix_mask[:, None], (*within.shape[:2], prefix_mask.shape[1]))
+    (_, suffix_out), _ = transformer(
+        config,
+        params,
+        [None, suffix.embedded],
+        positions=jnp.sum(prefix_mask, axis=1, keepdims=True) + jnp.cumsum(suffix.mask, axis=1) - 1,
+        mask=jnp.concatenate([to_prefix, within], axis=2),
+        cond=cond,
+        kv_cache=kv_cache,
+    )
+    return velocity(config, params, suffix_out)
+
+
+def embed_prefix(config: Pi0Config, params: Params, observation: Observation) -> Tokens:
+    """Image tokens of every camera, then the prompt; one bidirectional block."""
+    embedded, masks = [], []
+    paligemma = params["PaliGemma"]
+    for key in config.image_keys:
+        tokens = siglip.forward(
+            paligemma["img"], config.image_encoder, observation.images[key], dtype=config.dtype, remat=config.remat
+        )
+        embedded.append(tokens)
+        masks.append(jnp.broadcast_to(observation.image_masks[key][:, None], tokens.shape[:2]))
+    if observation.tokenized_prompt is not None:
+        embedded.append(gemma.embed(paligemma["llm"], observation.tokenized_prompt, config.dtype))
+        masks.append(observation.tokenized_prompt_mask)
+    mask = jnp.concatenate(masks, axis=1)
+    return Tokens(jnp.concatenate(embedded, axis=1), mask, jnp.zeros(mask.shape[1], jnp.int32))
+
+
+def embed_suffix(
+    config: Pi0Config,
+    params: Params,
+    state: Float[Array, "b ad"],
+    x_t: Float[Array, "b ah ad"],
+    time: Float[Array, " b"],
+) -> tuple[Tokens, Float[Array, "b d"] | None]:
+    """Action tokens, for pi0 after a state token; and for pi0.5 the condition of the adaptive norms."""
+    action_tokens = siglip.dense(params["action_in_proj"], x_t)
+    time_emb = posemb_sincos(time, action_tokens.shape[-1])
+    ar_mask = jnp.zeros(config.action_horizon, jnp.int32).at[0].set(1)
+    if config.pi05:
+        hidden = jax.nn.swish(siglip.dense(params["time_mlp_in"], time_emb))
+        # The trained condition has a second swish after the output layer.
+        cond = jax.nn.swish(siglip.dense(params["time_mlp_out"], hidden))
+        return Tokens(action_tokens, jnp.ones(action_tokens.shape[:2], bool), ar_mask), cond
+
+    with_time = jnp.concatenate(
+        [action_tokens, jnp.broadcast_to(time_emb[:, None], action_tokens.shape)], axis=-1
+    )
+    hidden = jax.nn.swish(siglip.dense(params["action_time_mlp_in"], with_time))
+    state_token = siglip.dense(params["state_proj"], state)[:, None]
+    tokens = jnp.concatenate([state_token, siglip.dense(params["action_time_mlp_out"], hidden)], axis=1)
+    return Tokens(tokens, jnp.ones(tokens.shape[:2], bool), jnp.concatenate([jnp.ones(1, jnp.int32), ar_mask])), None
+
+
+def transformer(
+    config: Pi0Config,
+    params: Params,
+    embedded: list[Float[Array, "b _n _d"] | None],
+    *,
+    positions: Int[Array, "b n"],
+    mask: Bool[Array, "b n s"],
+    cond: Float[Array, "b d"] | None,
+    kv_cache: gemma.KVCache | None = None,
+) -> tuple[list[Float[Array, "b _n _d"] | None], gemma.KVCache]:
+    return gemma.forward(
+        params["PaliGemma"]["llm"],
+        config.experts,
+        embedded,
+        positions,
+        mask,
+        adarms_cond=[None, cond],
+        kv_cache=kv_cache,
+        dtype=config.dtype,
+        remat=config.remat,
+    )
+
+
+def velocity(config: Pi0Config, params: Params, suffix_out: Float[Array, "b s d"]) -> Float[Array, "b ah ad"]:
+    return project(params["action_out_proj"], suffix_out[:, -config.action_horizon :])
+
+
+def project(params: Params, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    """Dense layer outside the transformer: plain type promotion, so f32 weights keep f32 velocities."""
+    return x @ params["kernel"] + params["bias"]
+
+
+def posemb_sincos(time: Float[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
+    """Sine and cosine features of the flow time, periods 4e-3 to 4, in f32."""
+    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** jnp.linspace(0.0, 1.0, dim // 2)
+    angle = time[:, None] * (2 * jnp.pi / period)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def draw_time(rng: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*b"]:
+    """Flow times in (0.001, 1], denser near noise."""
+    return jax.random.beta(rng, *TIME_BETA, shape) * (1 - TIME_OFFSET) + TIME_OFFSET
+
+
+# --- the documented object ------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pi0(BaseModel):
+    """pi0 or pi0.5 (`config.pi05`): static configuration and parameters; see `BaseModel`."""
+
+    config: Pi0Config = dataclasses.field(metadata={"static": True})
+    params: dict[str, Any]
+
+    def compute_loss(
+        self, rng: jax.Array, observation: Observation, actions: Actions, *, train: bool = False
+    ) -> Float[Array, "b ah"]:
+        preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
+        observation = self.preprocess(preprocess_rng, observation, train=train)
+        noise = jax.random.normal(noise_rng, actions.shape)
+        time = draw_time(time_rng, actions.shape[:-2])
+        return loss(self.config, self.params, observation, actions, noise, time)
+
+    def sample_actions(
+        self,
+        rng: jax.Array,
+        observation: Observation,
+        *,
+        num_steps: int | Int[Array, ""] = 10,
+        noise: Float[Array, "b ah ad"] | None = None,
+    ) -> Float[Array, "b ah ad"]:
+        """Action chunks, f32; starts from `noise`, or from a draw of `rng`."""
+        observation = self.preprocess(None, observation, train=False)
+        if noise is None:
+            shape = (observation.state.shape[0], self.config.action_horizon, self.config.action_dim)
+            noise = jax.random.normal(rng, shape)
+        return sample(self.config, self.params, observation, noise, num_steps)
+
+    def preprocess(self, rng: jax.Array | None, observation: Observation, *, train: bool) -> Observation:
+        return preprocess_observation(
+            rng,
+            observation,
+            train=train and self.config.augmentation,
+            image_keys=self.config.image_keys,
+            image_resolution=self.config.image_resolution,
+        )
+
+
+def init(config: Pi0Config, rng: jax.Array) -> dict[str, Any]:
+    """Fresh f32 parameters in the published tree."""
+    img_key, llm_key, *dense_keys = jax.random.split(rng, 7)
+    experts = config.experts
+    d, ad = experts[1].width, config.action_dim
+    dims = {"action_in_proj": (ad, d), "action_out_proj": (d, ad)}
+    if config.pi05:
+        dims |= {"time_mlp_in": (d, d), "time_mlp_out": (d, d)}
+    else:
+        dims |= {"state_proj": (ad, d), "action_time_mlp_in": (2 * d, d), "action_time_mlp_out": (d, d)}
+    kernel = jax.nn.initializers.lecun_normal()
+    dense = {
+        name: {"kernel": kernel(key, shape), "bias": jnp.zeros(shape[1])}
+        for (name, shape), key in zip(dims.items(), dense_keys, strict=False)
+    }
+    return {
+        "PaliGemma": {
+            "img": siglip.init(
+                img_key,
+                config.image_encoder,
+                image_resolution=config.image_resolution,
+                out_width=experts[0].width,
+            ),
+            "llm": gemma.init(llm_key, experts, adaptive=(False, config.pi05)),
+        },
+        **dense,
+    }

@@ -1,0 +1,56 @@
+"""A JAX model made fast on a device: parameters placed once, sampling compiled once per input shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from openpi.models.model import BaseModel, Observation
+
+
+class JaxSampler:
+    """Runs `sample_actions` of a model on batches of NumPy inputs.
+
+    Without given noise, successive calls draw from a key that starts at `key(seed)`: a fresh process repeats the
+    same sequence. Calls must not overlap: the caller (a server) runs one at a time.
+    """
+
+    def __init__(self, model: BaseModel, *, seed: int = 0) -> None:
+        self._model = jax.device_put(model)
+        self._rng = jax.random.key(seed)
+        self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
+        self.action_horizon: int = model.action_horizon
+        self.action_dim: int = model.action_dim
+
+    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+        """Action chunks for a batch; returns when they are there.
+
+        Args:
+            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...).
+            noise: f32[b ah ad] to start from, or None to draw it.
+            sample_kwargs: hashable options of the model's `sample_actions`, such as `num_steps`; each new
+                combination compiles once.
+        Returns:
+            f32[b ah ad].
+        """
+        self._rng, key = jax.random.split(self._rng)
+        observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
+        noise = None if noise is None else jnp.asarray(noise, jnp.float32)
+        options = tuple(sorted(sample_kwargs.items()))
+        return np.asarray(self._sample(self._model, key, observation, noise, sample_kwargs=options))
+
+
+def _sample(
+    model: BaseModel,
+    key: jax.Array,
+    observation: Observation,
+    noise: jax.Array | None,
+    *,
+    sample_kwargs: tuple[tuple[str, Any], ...],
+) -> jax.Array:
+    kwargs = dict(sample_kwargs)
+    if noise is not None:
+        kwargs["noise"] = noise
+    return model.sample_actions(key, observation, **kwargs)

@@ -1,0 +1,43 @@
+"""Parameter trees as flat `{'a/b/c': leaf}` maps, and how two of them differ."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts -> one dict keyed by '/'-joined paths."""
+    return dict(_walk(tree, ()))
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line per leaf that is missing, unexpected or of another shape; leaves need only a `shape`."""
+    lines = []
+    for path in sorted(expected.keys() | found.keys()):
+        if path not in found:
+            lines.append(f"{path}: missing, expected shape {tuple(expected[path].shape)}")
+        elif path not in expected:
+            lines.append(f"{path}: unexpected, shape {tuple(found[path].shape)}")
+        elif tuple(expected[path].shape) != tuple(found[path].shape):
+            lines.append(f"{path}: shape {tuple(found[path].shape)}, expected {tuple(expected[path].shape)}")
+    return lines
+
+
+def _walk(tree: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        path = (*prefix, key)
+        if isinstance(value, Mapping):
+            yield from _walk(value, path)
+        else:
+            yield "/".join(path), value

@@ -1,0 +1,144 @@
+"""Orbax trees on disk: the published `params/` folders and the `train_state/` of training.
+
+Reads go straight to the wanted dtype, leaf by leaf, and never touch what was not asked for; writes go to a temporary
+sibling that is renamed. Source: the checkpoint specification, sections 1.1 to 1.3.
+"""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from openpi.shared import download
+from openpi.shared.tree import flatten, unflatten
+
+# Orbax warns about files that only its newer layouts have.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def read_params(
+    path: Path | str,
+    *,
+    dtype: Any = None,
+    as_numpy: bool = True,
+    sharding: jax.sharding.Sharding | None = None,
+) -> dict[str, Any]:
+    """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
+
+    Args:
+        path: the `params/` folder, local or remote.
+        dtype: cast while reading; None keeps each leaf's own.
+        as_numpy: NumPy leaves, else `jax.Array`s on `sharding` (default: the first device).
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: not an Orbax tree with the top key `params`.
+    """
+    folder = _existing(path)
+    tree = _metadata(folder)
+    if "params" not in tree:
+        raise ValueError(f"{folder} holds the top keys {sorted(tree)}; expected 'params'")
+    restored = _restore(folder, {"params": tree["params"]}, _restore_arg(dtype, as_numpy, sharding))
+    return _strip_value_level(restored["params"])
+
+
+def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by '/'-joined path, without reading any data.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    tree = _strip_value_level(_metadata(_existing(path))["params"])
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
+
+
+def read_tree(path: Path | str, template: Any = None) -> Any:
+    """A whole tree, such as `train_state/`, as NumPy leaves.
+
+    Args:
+        template: tree of the same structure to give lists, tuples and dataclasses their types back; leaves with
+            a `sharding` come back as `jax.Array`s there. None: nested dicts as stored.
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = _existing(path)
+    if template is None:
+        tree = _metadata(folder)
+        return _restore(folder, tree, _restore_arg(None, as_numpy=True, sharding=None))
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=template, restore_args=args))
+
+
+def write_params(path: Path | str, params: Mapping[str, Any]) -> None:
+    """Writes a parameter tree in the layout of the released checkpoints.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    write_tree(path, {"params": dict(params)})
+
+
+def write_tree(path: Path | str, tree: Any) -> None:
+    """Writes any pytree of arrays as an Orbax (OCDBT, zarr v2) folder, all or nothing.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; choose another folder or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(partial, tree)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _existing(path: Path | str) -> Path:
+    folder = Path(download.maybe_download(str(path))).absolute()
+    if not (folder / "_METADATA").exists():
+        raise FileNotFoundError(
+            f"{folder} is not a parameter folder: it has no _METADATA file. Expected the `params` folder of a "
+            "checkpoint, as in <checkpoint>/params"
+        )
+    return folder
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """The stored tree with shape and dtype at the leaves."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder)
+    # Orbax before 0.11.? returned the tree itself, later versions an object around it.
+    item = getattr(metadata, "item_metadata", metadata)
+    return dict(getattr(item, "tree", item))
+
+
+def _restore(folder: Path, tree: Any, restore_arg: Callable[[Any], ocp.RestoreArgs]) -> Any:
+    args = jax.tree.map(restore_arg, tree)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args))
+
+
+def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], ocp.RestoreArgs]:
+    if as_numpy:
+        return lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+    # The stored sharding names the devices of the machine that wrote the tree; always say where to go.
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return lambda _: ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=dtype, sharding=place)
+
+
+def _strip_value_level(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Training trees carry one extra last key `value` on every leaf; released ones do not."""
+    flat = flatten(tree)
+    if all(path.endswith("/value") for path in flat):
+        flat = {path.removesuffix("/value"): leaf for path, leaf in flat.items()}
+    return unflatten(flat)
