@@ -1,0 +1,76 @@
+"""Where a LeRobot dataset lies: a local folder, the local LeRobot home, or the Hugging Face hub."""
+
+import os
+from pathlib import Path
+
+INFO_FILE = Path("meta/info.json")
+FORMAT_VERSIONS = ("v3.0", "v2.1", "v2.0")
+"""On-disk formats we read, newest first. A published dataset carries its format as a git tag of this name."""
+
+
+def lerobot_home() -> Path:
+    """`$HF_LEROBOT_HOME`, else `lerobot` inside the Hugging Face home."""
+    if home := os.environ.get("HF_LEROBOT_HOME"):
+        return Path(home).expanduser()
+    hf_home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface")
+    return Path(hf_home).expanduser() / "lerobot"
+
+
+def locate_dataset(repo_id_or_path: str | Path, root: str | Path | None = None) -> Path:
+    """Returns the folder of a dataset, downloading it from the hub if it is nowhere on this machine.
+
+    Args:
+        repo_id_or_path: `user/name`, or a folder that holds `meta/info.json`.
+        root: the folder to use regardless of the id.
+    Raises:
+        FileNotFoundError: the folder given is no dataset, or the id is not local and cannot be fetched.
+    """
+    if root is not None:
+        return _require_dataset(Path(root).expanduser())
+    folder = Path(repo_id_or_path).expanduser()
+    if (folder / INFO_FILE).is_file():
+        return folder
+    if _is_path(repo_id_or_path):
+        return _require_dataset(folder)
+    local = lerobot_home() / repo_id_or_path
+    if (local / INFO_FILE).is_file():
+        return local
+    return _download(str(repo_id_or_path), local)
+
+
+def _is_path(repo_id_or_path: str | Path) -> bool:
+    """True for what can only be a folder: a repository id is `user/name`, relative, without dots in front."""
+    text = str(repo_id_or_path)
+    return isinstance(repo_id_or_path, Path) or text.startswith(("/", ".", "~")) or Path(text).is_dir()
+
+
+def _require_dataset(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset folder {folder} does not exist")
+    if not (folder / INFO_FILE).is_file():
+        raise FileNotFoundError(f"{folder} is not a LeRobot dataset: it has no {INFO_FILE}")
+    return folder
+
+
+def _download(repo_id: str, local: Path) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"dataset '{repo_id}' is not in {local}; install the extra 'openpi[hub]' to download it, or put "
+            f"a LeRobot dataset there (or pass its folder; $HF_LEROBOT_HOME moves the place)"
+        ) from error
+    try:
+        revision = _published_revision(huggingface_hub.HfApi(), repo_id)
+        huggingface_hub.snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=local)
+    except (OSError, ValueError) as error:  # HTTP and offline errors of the hub derive from OSError
+        raise FileNotFoundError(
+            f"dataset '{repo_id}' is neither in {local} nor available from the hub ({error}); "
+            f"check the id, log in with `hf auth login`, or pass a local folder"
+        ) from error
+    return _require_dataset(local)
+
+
+def _published_revision(api, repo_id: str) -> str | None:
+    tags = {tag.name for tag in api.list_repo_refs(repo_id, repo_type="dataset").tags}
+    return next((version for version in FORMAT_VERSIONS if version in tags), None)

@@ -1,0 +1,241 @@
+"""LeRobot datasets, formats v2.0, v2.1 and v3.0, read natively: pyarrow for tables, PyAV for video.
+
+The values equal those of the library's `LeRobotDataset`, except that cameras are uint8 [h, w, 3] rather than
+float32 [3, h, w] in [0, 1]. A sample costs what is asked for: tables are held as NumPy arrays, cameras are
+decoded one frame at a time. Datasets pickle small (worker processes read the tables again).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.data.dataset import Sample
+from openpi.data.lerobot.columns import first_rows, is_tabular, load_columns
+from openpi.data.lerobot.home import locate_dataset
+from openpi.data.lerobot.images import ImageColumns
+from openpi.data.lerobot.metadata import INDEX_FEATURES, Episode, LeRobotMetadata, is_depth
+from openpi.data.lerobot.video import VideoCache, VideoFile
+
+DELTA_TOLERANCE_S = 1e-4
+MAX_VIDEOS_CHECKED_AT_LOAD = (
+    2000  # opening one takes 0.4 ms from a warm disk; the others are checked on first use
+)
+
+
+class LeRobotDataset:
+    """Frames of a LeRobot dataset by index.
+
+    A sample holds, under the dataset's own feature names: cameras uint8 [h, w, 3]; vectors float32 (integers
+    int64, booleans bool), shape (1,) as 0-d; `timestamp` float32 and `frame_index`, `episode_index`, `index`,
+    `task_index` int64, 0-d; `task` str. A key in `delta_timestamps` gets a leading time axis and a bool mask
+    `<key>_is_pad`, true where the step lies outside the episode and the nearest frame inside is repeated.
+
+    Args:
+        repo_id_or_path: see `locate_dataset`.
+        root: the dataset's folder, whatever the id.
+        episodes: numbers of the episodes to use; None = all. The order of the dataset is kept.
+        delta_timestamps: seconds relative to the frame, multiples of 1/fps, by feature.
+        columns: features that samples hold, besides the index columns and `task`; None = all. Cameras that
+            are not listed are never decoded.
+    Raises:
+        FileNotFoundError: the dataset or one of its files is missing.
+        ValueError: an unknown format, a file that contradicts the metadata, or a delta that is no frame
+        offset.
+        KeyError: an unknown feature.
+        IndexError: an unknown episode.
+    """
+
+    def __init__(
+        self,
+        repo_id_or_path: str | Path,
+        *,
+        root: str | Path | None = None,
+        episodes: Sequence[int] | None = None,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        columns: Collection[str] | None = None,
+    ):
+        self.metadata = LeRobotMetadata.load(locate_dataset(repo_id_or_path, root))
+        self._episodes = _select_episodes(self.metadata, episodes)
+        self._keys = _select_features(self.metadata, columns, delta_timestamps or {})
+        self._deltas = {
+            key: _frame_offsets(key, seconds, self.metadata.fps)
+            for key, seconds in (delta_timestamps or {}).items()
+        }
+        ends = np.cumsum([episode.length for episode in self._episodes], dtype=np.int64)
+        self.episode_bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        self._rows = first_rows(self.metadata.episodes)
+        self._videos = VideoCache(self.metadata.fps)
+        self._images = ImageColumns(self.metadata.root)
+        self._check_files()
+
+    def __len__(self) -> int:
+        return int(self.episode_bounds[-1, 1])
+
+    def __getitem__(self, index: int, /) -> Sample:
+        frame = self._normalise_index(index)
+        position = int(np.searchsorted(self.episode_bounds[:, 1], frame, side="right"))
+        begin, end = self.episode_bounds[position]
+        sample: Sample = {}
+        for key in self._keys:
+            sample[key], is_pad = self._read(key, frame, position, int(begin), int(end))
+            if is_pad is not None:
+                sample[f"{key}_is_pad"] = is_pad
+        sample["task"] = self._task(int(self._columns["task_index"][frame]))
+        return sample
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """The selected episodes, in the order of `episode_bounds`."""
+        return self._episodes
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole tabular feature of the selected episodes, `[n, *shape]`, read-only. No video is touched.
+
+        Raises:
+            KeyError: no such feature, or it is a camera.
+        """
+        if name in self._columns:
+            return self._columns[name]
+        feature = self.metadata.features.get(name)
+        if feature is None or not is_tabular(feature):
+            tabular = [key for key, value in self.metadata.features.items() if is_tabular(value)]
+            raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {tabular}")
+        return self._load([name])[name]
+
+    # --- one sample -----------------------------------------------------------------------------------------
+
+    def _read(
+        self, key: str, frame: int, position: int, begin: int, end: int
+    ) -> tuple[Any, np.ndarray | None]:
+        """The value of one feature at `frame`, and its padding mask if the feature has a time window."""
+        if key not in self._deltas:
+            if key in self._columns:
+                return _item(self._columns[key][frame]), None
+            return self._camera_frames(key, position, [frame - begin])[0], None
+        steps = frame + self._deltas[key]
+        inside = np.clip(steps, begin, end - 1)
+        is_pad = steps != inside
+        if key in self._columns:
+            return self._columns[key][inside], is_pad
+        return np.stack(self._camera_frames(key, position, (inside - begin).tolist())), is_pad
+
+    def _camera_frames(self, key: str, position: int, offsets: Sequence[int]) -> list[np.ndarray]:
+        """Frames of one camera, `offsets` counting from the start of the episode."""
+        episode = self._episodes[position]
+        if self.metadata.features[key]["dtype"] == "image":
+            row = self._rows[episode.index]
+            return [self._images.image_at(episode.data_path, key, row + offset) for offset in offsets]
+        span = episode.videos.get(key)
+        if span is None:
+            raise ValueError(
+                f"episode {episode.index} of {self.metadata.root} has no video of camera '{key}'"
+            )
+        # Not the float32 timestamp column: beyond 1000 s it is off by more than the tolerance of a frame
+        # search.
+        times_s = [span.start_s + offset / self.metadata.fps for offset in offsets]
+        return self._videos.frames_at(span.path, times_s)
+
+    def _task(self, task_index: int) -> str:
+        try:
+            return self.metadata.tasks[task_index]
+        except KeyError:
+            raise ValueError(
+                f"{self.metadata.root}: a frame has task_index {task_index}, known are "
+                f"{sorted(self.metadata.tasks)}; the tasks file in meta/ is incomplete"
+            ) from None
+
+    def _normalise_index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of a dataset of {len(self)} frames")
+        return int(index) % len(self)
+
+    # --- loading --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        features = self.metadata.features
+        return self._load([key for key in self._keys if key in INDEX_FEATURES or is_tabular(features[key])])
+
+    def _load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return load_columns(self._episodes, self._rows, self.metadata.features, names)
+
+    def _check_files(self) -> None:
+        """Finds when loading what would otherwise end a training run: short videos, broken tables."""
+        self._columns  # noqa: B018 - reads the tables
+        ends_s: dict[Path, float] = {}
+        for episode in self._episodes:
+            for key, span in episode.videos.items():
+                if key in self._keys:
+                    end_s = span.start_s + episode.length / self.metadata.fps
+                    ends_s[span.path] = max(end_s, ends_s.get(span.path, 0.0))
+        for path, end_s in list(ends_s.items())[:MAX_VIDEOS_CHECKED_AT_LOAD]:
+            _check_video(path, round(end_s * self.metadata.fps), self.metadata.fps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_columns"}
+
+
+def _select_episodes(metadata: LeRobotMetadata, wanted: Sequence[int] | None) -> tuple[Episode, ...]:
+    if wanted is None:
+        chosen = metadata.episodes
+    else:
+        by_index = {episode.index: episode for episode in metadata.episodes}
+        if unknown := sorted(set(wanted) - by_index.keys()):
+            raise IndexError(
+                f"episodes {unknown} are not in {metadata.root}, which has {len(by_index)} episodes "
+                f"numbered {min(by_index, default=0)} to {max(by_index, default=0)}"
+            )
+        chosen = tuple(by_index[index] for index in sorted(set(wanted)))
+    if not chosen:
+        raise ValueError(
+            f"no episodes selected from {metadata.root} ({len(metadata.episodes)} in the dataset)"
+        )
+    return chosen
+
+
+def _select_features(
+    metadata: LeRobotMetadata, columns: Collection[str] | None, deltas: Mapping[str, Sequence[float]]
+) -> tuple[str, ...]:
+    """Features that samples hold, in the order of the dataset."""
+    readable = [k for k, f in metadata.features.items() if k in metadata.camera_keys or is_tabular(f)]
+    readable += [key for key in INDEX_FEATURES if key not in readable]
+    asked = {*deltas, *(readable if columns is None else columns)}
+    if unknown := sorted(asked - set(readable)):
+        depth = [key for key in unknown if is_depth(metadata.features.get(key, {"dtype": ""}))]
+        hint = f" ({depth} are depth videos, which are not read)" if depth else ""
+        raise KeyError(f"{metadata.root} has no features {unknown}{hint}; it has {readable}")
+    return tuple(key for key in readable if key in asked or key in INDEX_FEATURES)
+
+
+def _frame_offsets(key: str, seconds: Sequence[float], fps: float) -> np.ndarray:
+    exact = np.asarray(seconds, np.float64) * fps
+    offsets = np.rint(exact).astype(np.int64)
+    if (np.abs(exact - offsets) / fps > DELTA_TOLERANCE_S).any():
+        off = [
+            second for second, x, n in zip(seconds, exact, offsets, strict=True) if abs(x - n) / fps > 1e-4
+        ]
+        raise ValueError(
+            f"delta_timestamps['{key}'] has {off} s, which are no multiples of 1/fps = {1 / fps:.6g} s "
+            f"(within {DELTA_TOLERANCE_S} s); write them as k/{fps:g}"
+        )
+    return offsets
+
+
+def _check_video(path: Path, num_expected: int, fps: float) -> None:
+    video = VideoFile(path, fps)
+    try:
+        if video.num_frames < num_expected:
+            raise ValueError(
+                f"{path} holds {video.num_frames} frames, the table expects {num_expected}: the file is "
+                f"truncated or belongs to another recording. Copy it again, or leave out its episodes"
+            )
+    finally:
+        video.close()
+
+
+def _item(value: Any) -> Any:
+    """One row as a caller may own it: arrays copied out of the shared column, numbers as 0-d arrays."""
+    return value if isinstance(value, str) else np.array(value)

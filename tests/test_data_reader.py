@@ -1,0 +1,259 @@
+"""The LeRobot reader against recordings of the libraries, and on damaged or unusual datasets."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from openpi.data.lerobot.reader import LeRobotDataset
+
+SETS = [
+    "lerobot_v20/image",
+    "lerobot_v20/video",
+    "lerobot_v21/image",
+    "lerobot_v21/video",
+    "lerobot_v21/chunked",
+    "lerobot_v30/image",
+    "lerobot_v30/video",
+    "lerobot_v30/chunked",
+    "lerobot_v30/converted_image",
+    "lerobot_v30/converted_video",
+]
+VIDEO_SETS = [name for name in SETS if "image" not in name]
+
+# The decoder behind the recordings is the one used here or a close relative; yuv -> rgb may round
+# differently.
+VIDEO_MAX_DIFFERENCE = 2
+
+
+def recorded_deltas(golden: Path, name: str, kind: str) -> dict[str, list[float]]:
+    return json.loads((golden / f"{name}.json").read_text())[kind]
+
+
+def assert_samples_equal(dataset: LeRobotDataset, recording) -> None:
+    for row, index in enumerate(recording["indices"]):
+        sample = dataset[int(index)]
+        for name in recording.files:
+            if name in ("indices", "len"):
+                continue
+            expected = recording[name][row]
+            if name.startswith("str:"):
+                assert sample[name[4:]] == str(expected)
+            elif name.startswith("image_u8:"):
+                assert_image_equal(sample[name[9:]], np.moveaxis(expected, -3, -1), dataset, name[9:])
+            else:
+                assert sample[name].dtype == expected.dtype, name
+                np.testing.assert_array_equal(sample[name], expected, err_msg=f"{name} at {index}")
+
+
+def assert_image_equal(found: np.ndarray, expected: np.ndarray, dataset: LeRobotDataset, key: str) -> None:
+    assert found.dtype == np.uint8
+    assert found.shape == expected.shape
+    tolerance = VIDEO_MAX_DIFFERENCE if dataset.metadata.features[key]["dtype"] == "video" else 0
+    assert np.abs(found.astype(int) - expected).max() <= tolerance
+
+
+def frame_label(image: np.ndarray) -> tuple[int, int]:
+    """(frame in episode, 2 * episode + camera), as painted into the top rows of every recorded frame."""
+    bits = image[[4, 12], 4:64:8].mean(axis=-1) > 128
+    frame, source = (bits @ (1 << np.arange(7, -1, -1))).tolist()
+    return frame, source
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_samples_equal_those_of_the_library(golden, name):
+    dataset = LeRobotDataset(
+        golden / name, delta_timestamps=recorded_deltas(golden, name, "delta_timestamps")
+    )
+    with np.load(golden / f"{name}.npz") as recording:
+        assert len(dataset) == recording["len"]
+        assert_samples_equal(dataset, recording)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_state_and_camera_history_equal_those_of_the_library(golden, name):
+    deltas = recorded_deltas(golden, name, "history_delta_timestamps")
+    with np.load(golden / f"{name}_history.npz") as recording:
+        assert_samples_equal(LeRobotDataset(golden / name, delta_timestamps=deltas), recording)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_frame_is_the_frame_that_its_label_names_in_any_order(golden, name):
+    dataset = LeRobotDataset(golden / name)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    for index in [*order[:40], *range(20, 26)]:
+        sample = dataset[int(index)]
+        for camera, key in enumerate(dataset.metadata.camera_keys):
+            expected = (int(sample["frame_index"]), 2 * int(sample["episode_index"]) + camera)
+            assert frame_label(sample[key]) == expected
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_subset_of_episodes_has_its_own_bounds_and_pads_at_them(golden, name):
+    key = "actions" if "image" in name else "action"
+    deltas = {key: [0.0, 0.1, 0.2]}
+    full = LeRobotDataset(golden / name, delta_timestamps=deltas)
+    part = LeRobotDataset(golden / name, episodes=[2, 0], delta_timestamps=deltas)
+    np.testing.assert_array_equal(part.episode_bounds, [[0, 23], [23, 53]])
+    assert len(part) == 53
+    for index, original in [(0, 0), (21, 21), (22, 22), (23, 60), (52, 89), (-1, 89)]:
+        found, expected = part[index], full[original]
+        assert found.keys() == expected.keys()
+        for name_ in expected:
+            np.testing.assert_array_equal(found[name_], expected[name_])
+    np.testing.assert_array_equal(part[22][f"{key}_is_pad"], [False, True, True])
+
+
+@pytest.mark.parametrize("name", ["lerobot_v20/image", "lerobot_v21/chunked", "lerobot_v30/converted_image"])
+def test_a_column_is_what_the_samples_hold(golden, name):
+    dataset = LeRobotDataset(golden / name, episodes=[0, 2])
+    for key in ("timestamp", "task_index", "actions" if "image" in name else "action"):
+        column = dataset.column(key)
+        np.testing.assert_array_equal(column, np.stack([dataset[i][key] for i in range(len(dataset))]))
+
+
+def test_only_the_columns_asked_for_are_in_the_sample_and_other_videos_are_never_opened(golden, tmp_path):
+    root = shutil.copytree(golden / "lerobot_v30/video", tmp_path / "set")
+    shutil.rmtree(root / "videos/observation.images.cam_wrist")
+    sample = LeRobotDataset(root, columns=["observation.state", "observation.images.cam_high"])[5]
+    index_columns = {"timestamp", "frame_index", "episode_index", "index", "task_index", "task"}
+    assert sample.keys() == {"observation.state", "observation.images.cam_high", *index_columns}
+
+
+def test_tasks_may_change_within_an_episode(golden, tmp_path):
+    root = shutil.copytree(golden / "lerobot_v30/image", tmp_path / "set")
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    tasks = table["task_index"].to_numpy().copy()
+    tasks[10:23] = 1
+    table = table.set_column(table.column_names.index("task_index"), "task_index", pa.array(tasks))
+    pq.write_table(table, path)
+    dataset = LeRobotDataset(root)
+    assert dataset[9]["task"] == "pick up the red cube"
+    assert dataset[10]["task"] == "open the drawer"
+
+
+def test_a_dataset_survives_pickling_with_open_videos(golden):
+    dataset = LeRobotDataset(golden / "lerobot_v30/video")
+    before = dataset[13]
+    copy = pickle.loads(pickle.dumps(dataset))
+    for key, value in copy[13].items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_a_repository_id_is_looked_up_in_the_lerobot_home(golden, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(golden))
+    assert len(LeRobotDataset("lerobot_v30/image")) == 90
+
+
+def test_timestamps_with_jitter_are_read(golden, tmp_path):
+    root = shutil.copytree(golden / "lerobot_v21/video", tmp_path / "set")
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, len(table)).astype(np.float32)
+    stamps = pa.array(table["timestamp"].to_numpy() + jitter)
+    pq.write_table(table.set_column(table.column_names.index("timestamp"), "timestamp", stamps), path)
+    dataset = LeRobotDataset(root)
+    assert frame_label(dataset[23 + 17]["observation.images.cam_high"]) == (17, 2)
+
+
+def test_writing_to_a_sample_does_not_change_the_dataset(golden):
+    dataset = LeRobotDataset(golden / "lerobot_v30/image", delta_timestamps={"actions": [0.0, 0.1]})
+    for key in ("state", "actions", "image"):
+        before = dataset[3][key].copy()
+        dataset[3][key][:] = 0
+        np.testing.assert_array_equal(dataset[3][key], before)
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(golden, tmp_path):
+    """Copies a recorded dataset so that a test may damage it."""
+
+    def copy(name: str) -> Path:
+        return shutil.copytree(golden / name, tmp_path / "set")
+
+    return copy
+
+
+def test_an_unknown_format_version_is_named(damaged):
+    root = damaged("lerobot_v30/image")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v4.0"}))
+    with pytest.raises(ValueError, match=r"v4\.0.*v2\.0, v2\.1, v3\.0"):
+        LeRobotDataset(root)
+
+
+def test_a_video_shorter_than_the_table_is_found_when_loading(damaged):
+    root = damaged("lerobot_v30/chunked")
+    videos = root / "videos/observation.images.cam_high"
+    shutil.copy(videos / "chunk-000/file-000.mp4", videos / "chunk-000/file-001.mp4")
+    with pytest.raises(ValueError, match=r"file-001\.mp4 holds 23 frames, the table expects 37"):
+        LeRobotDataset(root)
+
+
+def test_a_missing_video_is_named(damaged):
+    root = damaged("lerobot_v21/video")
+    (root / "videos/chunk-000/observation.images.cam_wrist/episode_000002.mp4").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cam_wrist/episode_000002\.mp4"):
+        LeRobotDataset(root)
+
+
+def test_a_missing_table_is_named(damaged):
+    root = damaged("lerobot_v21/image")
+    (root / "data/chunk-000/episode_000001.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"episode_000001\.parquet"):
+        LeRobotDataset(root)
+
+
+def test_a_table_that_was_never_finalised_is_explained(damaged):
+    root = damaged("lerobot_v30/chunked")
+    path = root / "data/chunk-000/file-001.parquet"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=r"file-001\.parquet is not a finished parquet file.*finalize"):
+        LeRobotDataset(root)
+
+
+def test_a_table_with_too_few_rows_is_explained(damaged):
+    root = damaged("lerobot_v21/image")
+    path = root / "data/chunk-000/episode_000002.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 12), path)
+    with pytest.raises(
+        ValueError, match=r"episode_000002\.parquet holds 12 frames of episode 2 .* promises 30"
+    ):
+        LeRobotDataset(root)
+
+
+def test_unknown_features_are_answered_with_the_known_ones(golden):
+    root = golden / "lerobot_v30/image"
+    known = r"\['stat'\].*'image', 'wrist_image', 'state', 'actions'"
+    with pytest.raises(KeyError, match=known):
+        LeRobotDataset(root, columns=["stat"])
+    with pytest.raises(KeyError, match=known):
+        LeRobotDataset(root, delta_timestamps={"stat": [0.0]})
+    with pytest.raises(KeyError, match=r"'image' is not a column.*'state'"):
+        LeRobotDataset(root).column("image")
+
+
+def test_deltas_between_two_frames_are_refused(golden):
+    with pytest.raises(ValueError, match=r"delta_timestamps\['actions'\] has \[0\.15\] s"):
+        LeRobotDataset(golden / "lerobot_v30/image", delta_timestamps={"actions": [0.0, 0.15]})
+
+
+def test_unknown_episodes_and_frames_are_refused(golden):
+    with pytest.raises(IndexError, match=r"episodes \[3\].*3 episodes numbered 0 to 2"):
+        LeRobotDataset(golden / "lerobot_v30/image", episodes=[0, 3])
+    with pytest.raises(IndexError, match=r"frame 90 of a dataset of 90"):
+        LeRobotDataset(golden / "lerobot_v30/image")[90]
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a LeRobot dataset"):
+        LeRobotDataset(tmp_path)
