@@ -1,0 +1,255 @@
+"""`TrainConfig`: the complete, named description of a run, and how one is found by name.
+
+Recipes live in `openpi.training.recipes`, one robot family a file, or anywhere: wherever a name is accepted,
+`path/to/my_robot.py:recipe` and `package.module:recipe` are too. Source: the training specification, section 6.
+No JAX here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from openpi.models.model_config import BaseModelConfig
+from openpi.models.pi0_config import Pi0Config
+from openpi.training import freeze, weight_loaders
+from openpi.training import optimizer as _optimizer
+from openpi.training.data_config import (
+    HIDDEN,
+    AssetsConfig,
+    DataConfig,
+    DataConfigFactory,
+    FakeDataConfig,
+    GroupFactory,
+    LeRobotAlohaDataConfig,
+    LeRobotDROIDDataConfig,
+    LeRobotLiberoDataConfig,
+    ModelTransformFactory,
+    RLDSDroidDataConfig,
+    SimpleDataConfig,
+)
+
+__all__ = [
+    "AssetsConfig",
+    "DataConfig",
+    "DataConfigFactory",
+    "FakeDataConfig",
+    "GroupFactory",
+    "LeRobotAlohaDataConfig",
+    "LeRobotDROIDDataConfig",
+    "LeRobotLiberoDataConfig",
+    "ModelTransformFactory",
+    "RLDSDroidDataConfig",
+    "SimpleDataConfig",
+    "TrainConfig",
+    "cli",
+    "config_names",
+    "get_config",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A recipe. Every field is a flag of `openpi train`, nested ones with dots.
+
+    Attributes:
+        name: of the recipe; folder below `assets_base_dir` and `checkpoint_base_dir`.
+        project_name: where trackers file the run.
+        exp_name: of this run; folder below the recipe's.
+        weight_loader: what training starts from.
+        pytorch_weight_path: folder of a PyTorch checkpoint to start from, for the PyTorch trainer.
+        pytorch_training_precision: of the PyTorch trainer.
+        ema_decay: per step, of the averaged weights that are saved for inference; None = no averaging.
+        freeze_filter: predicate on parameter paths; frozen ones get no gradient and no optimiser state, and are
+            kept in bfloat16.
+        seed: of initialisation, noise and data order.
+        batch_size: samples per optimiser step, over all devices and accumulation steps.
+        gradient_accumulation_steps: the batch is run in so many parts, to save memory; same result.
+        num_workers: processes that decode and transform samples; 0 = in this one.
+        log_interval: steps between log lines; also the only points where the host waits for the device.
+        save_interval: steps between checkpoints.
+        keep_period: checkpoints at multiples of it stay; None = none but the latest.
+        keep_best: also keep the checkpoint with the lowest validation loss.
+        holdout_episodes: episodes kept out of training for validation: a number, or a fraction below 1.
+        eval_interval: steps between validations; None = `save_interval`.
+        eval_batches: batches per validation.
+        overwrite: delete an existing run of the same name.
+        resume: continue an existing run of the same name.
+        wandb_enabled, tensorboard_enabled: observers; the console and `metrics.jsonl` are always on.
+        policy_metadata: sent to robots when a checkpoint of this recipe is served.
+        fsdp_devices: devices that share one copy of the parameters.
+    """
+
+    name: str = dataclasses.field(metadata=HIDDEN)
+    project_name: str = "openpi"
+    exp_name: str = ""
+
+    model: BaseModelConfig = dataclasses.field(default_factory=Pi0Config)
+    weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
+    pytorch_weight_path: str | None = None
+    pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
+    optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
+    ema_decay: float | None = 0.99
+    freeze_filter: freeze.Filter = dataclasses.field(default=freeze.freeze_nothing, metadata=HIDDEN)
+
+    data: DataConfigFactory = dataclasses.field(default_factory=FakeDataConfig)
+    assets_base_dir: str = "./assets"
+    checkpoint_base_dir: str = "./checkpoints"
+
+    seed: int = 42
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 2
+    num_train_steps: int = 30_000
+
+    log_interval: int = 100
+    save_interval: int = 1000
+    keep_period: int | None = 5000
+    keep_best: bool = False
+
+    holdout_episodes: float = 0
+    eval_interval: int | None = None
+    eval_batches: int = 8
+
+    overwrite: bool = False
+    resume: bool = False
+    wandb_enabled: bool = False
+    tensorboard_enabled: bool = False
+    policy_metadata: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=HIDDEN)
+    fsdp_devices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; continue the run with one, or delete it with the other")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
+            )
+
+    @property
+    def assets_dirs(self) -> Path:
+        """The recipe's own assets folder, absolute."""
+        return (Path(self.assets_base_dir) / self.name).resolve()
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The run's folder, absolute.
+
+        Raises:
+            ValueError: no experiment name.
+        """
+        if not self.exp_name:
+            raise ValueError("exp_name is empty; name this run with --exp-name=NAME")
+        return (Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
+
+    @property
+    def trainable_filter(self) -> freeze.Filter:
+        """Predicate on parameter paths: true where gradients are taken."""
+        return freeze.Not(self.freeze_filter)
+
+
+def get_config(name: str) -> TrainConfig:
+    """A recipe by registered name, `path/to/file.py:attribute` or `package.module:attribute`.
+
+    Raises:
+        ValueError: unknown name (the closest is suggested), or the attribute is no recipe.
+        FileNotFoundError, ModuleNotFoundError: no such file or module.
+    """
+    if ":" in name:
+        return _config_of_attribute(name)
+    recipes = _registered()
+    if name not in recipes:
+        close = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)
+        raise ValueError(
+            f"config '{name}' not found; did you mean '{close[0]}'? Registered: {', '.join(recipes)}. A recipe of "
+            "your own is named path/to/file.py:attribute or package.module:attribute"
+        )
+    return recipes[name]
+
+
+def config_names() -> list[str]:
+    """The registered recipes."""
+    return list(_registered())
+
+
+def cli(argv: Sequence[str] | None = None, *, prog: str | None = None) -> TrainConfig:
+    """Parses `NAME [--field=value ...]`; `argv` defaults to the process's arguments.
+
+    Only the flags of the named recipe are built. Exits with a message and code 2 on a bad command line, and with
+    the list of recipes on `--help` before a name.
+    """
+    from openpi.training import overrides
+
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(prog or Path(sys.argv[0]).name))
+        raise SystemExit(0 if argv else 2)
+    try:
+        config = get_config(argv[0])
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    return overrides.parse(config, argv[1:], prog=f"{prog or Path(sys.argv[0]).name} {argv[0]}")
+
+
+def _usage(prog: str) -> str:
+    names = "\n".join(f"  {name}" for name in config_names())
+    return (
+        f"usage: {prog} CONFIG --exp-name=NAME [--overwrite | --resume] [--FIELD=VALUE ...]\n\n"
+        f"CONFIG is one of\n{names}\nor path/to/file.py:attribute, or package.module:attribute.\n\n"
+        f"`{prog} CONFIG --help` lists the fields of one, with its values."
+    )
+
+
+@functools.cache
+def _registered() -> Mapping[str, TrainConfig]:
+    """Imported on first use: recipes import this module."""
+    from openpi.training import recipes
+
+    return recipes.all_recipes()
+
+
+def _config_of_attribute(reference: str) -> TrainConfig:
+    where, _, attribute = reference.rpartition(":")
+    module = module_of_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    if not hasattr(module, attribute):
+        recipes = [name for name, value in vars(module).items() if isinstance(value, TrainConfig)]
+        raise ValueError(f"{where} has no '{attribute}'; recipes in it: {', '.join(recipes) or 'none'}")
+    config = getattr(module, attribute)
+    if callable(config) and not isinstance(config, type):
+        config = config()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"'{reference}' is a {type(config).__name__}; expected a TrainConfig")
+    return config
+
+
+def module_of_file(path: Path) -> ModuleType:
+    """Imports a Python file under its stem, so that worker processes can import its classes too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another module of that name is in the way.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe file {path} does not exist")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.find_spec(path.stem)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+        raise ValueError(
+            f"recipe file {path} cannot be imported as '{path.stem}': that name belongs to "
+            f"{spec.origin if spec else 'nothing importable'}. Rename the file"
+        )
+    return importlib.import_module(path.stem)

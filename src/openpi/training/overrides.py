@@ -1,0 +1,103 @@
+"""Command-line flags for one recipe: every plain field, nested with dots, with the recipe's values as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tyro.constructors import StructConstructorSpec, StructTypeInfo
+
+T = TypeVar("T")
+
+_PLAIN = (bool, int, float, str, Path, enum.Enum, type(None))
+
+
+def parse(default: T, argv: Sequence[str], *, prog: str) -> T:
+    """`default` with the given flags applied: `-` and `_` are equal, booleans are `--flag` and `--no-flag`.
+
+    Exits with code 2 on unknown flags and bad values, and with the list of flags on `--help`.
+    """
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_dataclass_rule)
+    return tyro.cli(
+        type(default),
+        default=default,
+        args=list(argv),
+        prog=prog,
+        registry=registry,
+    )
+
+
+def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A dataclass instance offers its visible fields; what has no flag keeps its value."""
+    from tyro.constructors import StructConstructorSpec, StructFieldSpec
+
+    default = info.default
+    if not _is_instance(default):
+        return None
+    hints = typing.get_type_hints(type(default))
+    helps = _attribute_help(type(default))
+    fields = tuple(
+        StructFieldSpec(field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name))
+        for field in dataclasses.fields(default)
+        if field.init and _is_visible(field, value := getattr(default, field.name), hints[field.name])
+    )
+    return StructConstructorSpec(_replacer(default), fields)
+
+
+def _replacer(default: Any) -> Callable[..., Any]:
+    return lambda **changes: dataclasses.replace(default, **changes)
+
+
+def _is_instance(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_visible(field: dataclasses.Field[Any], value: Any, hint: Any) -> bool:
+    if not field.metadata.get("cli", True):
+        return False
+    if _is_instance(value):
+        return not callable(value)
+    return _is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) and item is not None for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def _flag_type(hint: Any, value: Any) -> Any:
+    """The type that decides how a flag is read: a structure's own class, or the plain part of a union."""
+    return type(value) if _is_instance(value) else _without_structs(hint)
+
+
+def _without_structs(hint: Any) -> Any:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    plain = tuple(part for part in typing.get_args(hint) if not dataclasses.is_dataclass(part) and _is_flag(part))
+    return typing.Union[plain]  # noqa: UP007  # built from a tuple
+
+
+def _is_flag(part: Any) -> bool:
+    return typing.get_origin(part) not in (dict, Mapping, Callable)
+
+
+def _attribute_help(cls: type) -> dict[str, str]:
+    """Per field, its entry in the `Attributes:` section of the class or a base class."""
+    helps: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = base.__dict__.get("__doc__") or ""
+        section = doc.partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^ {8}(\w+(?:, \w+)*): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
+            helps.update(dict.fromkeys(names.split(", "), " ".join(text.split())))
+    return helps

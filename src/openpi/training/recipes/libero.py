@@ -1,0 +1,69 @@
+"""LIBERO: a simulated Franka with four task suites, 10 Hz, 7 relative actions."""
+
+from openpi.models.pi0_config import Pi0Config
+from openpi.models.pi0_fast_config import Pi0FASTConfig
+from openpi.training.config import TrainConfig
+from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
+from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.recipes.released import weights
+
+_PI0_LORA = Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
+_FAST = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180)
+_FAST_LORA = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180, paligemma_variant="gemma_2b_lora")
+
+
+def _data(*, extra_delta: bool) -> LeRobotLiberoDataConfig:
+    """Task texts are the prompts. `extra_delta` is what the pi0 checkpoints were trained with."""
+    return LeRobotLiberoDataConfig(
+        repo_id="physical-intelligence/libero",
+        base_config=DataConfig(prompt_from_task=True),
+        extra_delta_transform=extra_delta,
+    )
+
+
+RECIPES = [
+    # Full fine-tuning of pi0.
+    TrainConfig(
+        name="pi0_libero",
+        model=Pi0Config(),
+        data=_data(extra_delta=True),
+        weight_loader=weights("pi0_base"),
+    ),
+    # Fits a 24 GB GPU: adapters only in both experts. No averaging: it would keep a second copy of all weights.
+    TrainConfig(
+        name="pi0_libero_low_mem_finetune",
+        model=_PI0_LORA,
+        data=_data(extra_delta=True),
+        weight_loader=weights("pi0_base"),
+        freeze_filter=_PI0_LORA.get_freeze_filter(),
+        ema_decay=None,
+    ),
+    # The autoregressive model takes the robot's own action width; 180 tokens hold prompt, state and ten actions.
+    TrainConfig(
+        name="pi0_fast_libero",
+        model=_FAST,
+        data=_data(extra_delta=True),
+        weight_loader=weights("pi0_fast_base"),
+    ),
+    TrainConfig(
+        name="pi0_fast_libero_low_mem_finetune",
+        model=_FAST_LORA,
+        data=_data(extra_delta=True),
+        weight_loader=weights("pi0_fast_base"),
+        freeze_filter=_FAST_LORA.get_freeze_filter(),
+        ema_decay=None,
+    ),
+    # The published best. It never sees the state: no text bins here, and pi0.5 has no other state input. The
+    # learning rate is constant after the warm-up, and slower averaging takes the place of the decay.
+    TrainConfig(
+        name="pi05_libero",
+        model=Pi0Config(pi05=True, action_horizon=10, discrete_state_input=False),
+        data=_data(extra_delta=False),
+        batch_size=256,
+        lr_schedule=CosineDecaySchedule(warmup_steps=10_000, peak_lr=5e-5, decay_steps=1_000_000, decay_lr=5e-5),
+        optimizer=AdamW(clip_gradient_norm=1.0),
+        ema_decay=0.999,
+        weight_loader=weights("pi05_base"),
+        pytorch_weight_path="/path/to/your/pytorch_weight_path",
+    ),
+]
