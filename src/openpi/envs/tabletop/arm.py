@@ -6,7 +6,7 @@ Five revolute joints and a parallel gripper, all angles in radians:
 
 At zero the arm lies stretched out along +x. Shoulder, elbow and wrist pitch turn in one vertical plane,
 positive upwards, so the hand's inclination is the sum of the three; -pi/2 points it straight down. World
-frame: origin at the foot of the arm on the table's surface, x away from the arm, y to its left, z up, in metres.
+frame: origin at the foot of the arm on the table, x away from the arm, y to its left, z up, in metres.
 """
 
 import numpy as np

@@ -90,6 +90,5 @@ def _centre_of(things: tuple, colour: str) -> tuple[float, float]:
     for thing in things:
         if thing.colour == colour:
             return thing.x, thing.y
-    raise KeyError(
-        f"scene has no {colour} one (found: {', '.join(thing.colour for thing in things) or 'none'})."
-    )
+    found = ", ".join(thing.colour for thing in things) or "none"
+    raise KeyError(f"the goal names {colour!r}, which the scene lacks (found: {found}).")

@@ -1,7 +1,7 @@
 """Camera pictures without OpenGL: one ray per pixel, shaded with NumPy.
 
 `mujoco.mj_multiRay` returns which geometry each ray meets, how far away and the surface's normal; the rest is
-Lambert's law. Two 64x64 pictures take about 2 ms on one core, need no graphics library, and come out the same
+Lambert's law. Two 64x64 pictures take about 2 ms on one core, need no graphics library, and come out alike
 on every machine, which is what a shipped checkpoint needs: it sees again what it was trained on.
 """
 

@@ -72,7 +72,7 @@ class Scene:
 
 
 class TabletopWorld:
-    """Physics of one scene. State, action: float32[6], five joint angles (rad), gripper (0 closed, 1 open)."""
+    """Physics of one scene. State and action: float32[6], joint angles (rad), gripper (0 closed, 1 open)."""
 
     def __init__(self, scene: Scene):
         self.reset(scene)

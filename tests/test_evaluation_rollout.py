@@ -1,0 +1,208 @@
+"""Closed-loop evaluation: episodes with a policy that knows the expert's answer, statistics, videos."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openpi_client.base_policy import BasePolicy
+from PIL import Image
+
+from openpi.envs.tabletop import PICK, PROMPTS, TabletopEnv, expert, tabletop_observation, tasks
+from openpi.evaluation.rollout import EvaluationReport, evaluate, swapped
+from openpi.evaluation.stats import wilson_interval
+from openpi.evaluation.video import tile, write_video
+from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example
+
+CHUNK = 12
+
+
+class ScriptedPolicy(BasePolicy):
+    """Answers with the next chunk of the expert's plan for the prompt that it is told, in its own world."""
+
+    def __init__(self):
+        self.env = TabletopEnv(PICK, render_mode="rgb_array")
+        self.asked_with: list[dict] = []
+        self.num_resets = 0
+
+    def infer(self, obs: dict) -> dict:
+        step = 6 * len(self.asked_with)
+        self.asked_with.append(obs)
+        path = expert.actions(expert.plan(self.env.world.scene, tasks.parse_prompt(obs["prompt"])))
+        return {
+            "actions": path[np.minimum(step + np.arange(CHUNK), len(path) - 1)],
+            "policy_timing": {"infer_ms": 0.0},
+        }
+
+    def reset(self) -> None:
+        self.num_resets += 1
+        self.asked_with = []
+
+
+def play(policy: ScriptedPolicy, **kwargs) -> EvaluationReport:
+    return evaluate(lambda: policy.env, policy, observe=tabletop_observation, **kwargs)
+
+
+def test_the_expert_behind_the_broker_succeeds_on_every_prompt():
+    policy = ScriptedPolicy()
+    seen = []
+    report = play(policy, seeds=range(3), prompts=PROMPTS[PICK], on_episode=seen.append)
+    assert report.total.successes == report.total.trials == 3
+    assert list(report.per_prompt) == list(PROMPTS[PICK])
+    assert policy.num_resets == 3
+    assert tuple(seen) == report.episodes
+
+
+def test_the_policy_is_asked_once_per_executed_horizon_with_client_keys():
+    policy = ScriptedPolicy()
+    report = play(policy, seeds=[4], prompts=[PROMPTS[PICK][0]], execute_horizon=6)
+    assert len(policy.asked_with) == -(-report.episodes[0].num_steps // 6)
+    assert set(policy.asked_with[0]) == set(make_tabletop_example())
+
+
+def test_a_policy_that_is_told_another_prompt_fails_by_the_judged_one():
+    policy = ScriptedPolicy()
+    prompts = PROMPTS[PICK]
+    report = play(policy, seeds=range(3), prompts=prompts, told_prompts=swapped(prompts))
+    assert report.total.successes == 0
+    assert all(episode.told_prompt != episode.prompt for episode in report.episodes)
+
+
+def test_reports_are_json_and_readable_and_films_stay_out_of_them():
+    policy = ScriptedPolicy()
+    report = play(policy, seeds=[0, 1], num_filmed=1)
+    filmed, unfilmed = report.episodes
+    assert unfilmed.frames is None
+    assert filmed.frames is not None
+    assert filmed.frames.shape == (filmed.num_steps + 1, 256, 256, 3)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["total"]["trials"] == 2
+    assert [episode["seed"] for episode in data["episodes"]] == [0, 1]
+    assert "2/2 = 100%" in str(report).splitlines()[-1]
+
+
+def test_an_evaluation_without_seeds_is_refused():
+    with pytest.raises(ValueError, match="seeds is empty"):
+        play(ScriptedPolicy(), seeds=[])
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # Computed by solving Wilson's quadratic by hand; 0/10 and 10/10 have the closed forms 0, z2/(n+z2).
+    [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (5, 10, 0.236593, 0.763407)],
+)
+def test_wilson_intervals_match_the_formula(successes, trials, low, high):
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-5)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_intervals_hold_the_observed_rate_and_mirror(counts):
+    successes, trials = counts
+    low, high = wilson_interval(successes, trials)
+    assert 0.0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1.0
+    mirrored = wilson_interval(trials - successes, trials)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 5)])
+def test_impossible_counts_are_refused(successes, trials):
+    with pytest.raises(ValueError, match=f"successes={successes} of trials={trials}"):
+        wilson_interval(successes, trials)
+
+
+# --- videos
+
+
+@pytest.fixture
+def clip():
+    frames = np.zeros((8, 48, 64, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:, 8 * i : 8 * i + 8] = (250, 40, 40)
+    return frames
+
+
+def test_mp4_files_decode_to_the_frames_that_were_written(tmp_path, clip):
+    path = write_video(tmp_path / "sub" / "clip.mp4", clip, fps=10)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == 10
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert decoded.shape == clip.shape
+    assert np.abs(decoded.astype(int) - clip).mean() < 8  # lossy, chroma at half resolution
+    assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_keep_every_frame(tmp_path, clip, suffix):
+    with Image.open(write_video(tmp_path / f"clip{suffix}", clip, fps=10)) as image:
+        assert getattr(image, "n_frames", 1) == len(clip)
+        assert image.size == (64, 48)
+
+
+def test_videos_with_odd_sides_are_cropped_to_even_ones(tmp_path):
+    path = write_video(tmp_path / "odd.mp4", np.zeros((2, 33, 35, 3), np.uint8), fps=10)
+    with av.open(str(path)) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (34, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "message"),
+    [
+        ("clip.avi", np.zeros((1, 8, 8, 3), np.uint8), r"ends in '\.avi'; expected \.mp4"),
+        ("clip.mp4", np.zeros((1, 8, 8, 3), np.float32), "frames are float32"),
+        ("clip.mp4", np.zeros((0, 8, 8, 3), np.uint8), "expected uint8"),
+    ],
+)
+def test_bad_videos_are_refused_and_leave_nothing_behind(tmp_path, name, frames, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / name, frames, fps=10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tiled_clips_play_side_by_side_and_rest_on_their_last_frame():
+    short, long = np.full((2, 4, 6, 3), 10, np.uint8), np.full((5, 4, 6, 3), 20, np.uint8)
+    tiled = tile([short, long, short], columns=2)
+    assert tiled.shape == (5, 8, 12, 3)
+    assert (tiled[4, :4, :6] == 10).all()
+    assert (tiled[:, :4, 6:] == 20).all()
+    assert (tiled[:, 4:, 6:] == 0).all()
+
+
+# --- the robot's policy transforms
+
+
+def test_the_robot_inputs_fill_two_camera_slots_and_pass_labels_through():
+    example = {**make_tabletop_example(), "actions": np.ones((12, 6), np.float32)}
+    inputs = TabletopInputs()(example)
+    assert inputs["image"].keys() == inputs["image_mask"].keys() == {"base_0_rgb", "left_wrist_0_rgb"}
+    np.testing.assert_array_equal(inputs["image"]["base_0_rgb"], example["observation/image"])
+    np.testing.assert_array_equal(inputs["actions"], example["actions"])
+    assert inputs["prompt"] == example["prompt"]
+    assert "actions" not in TabletopInputs()(make_tabletop_example())
+
+
+def test_float_channel_first_images_equal_byte_images():
+    example = make_tabletop_example()
+    as_float = np.moveaxis(example["observation/image"], -1, 0).astype(np.float64) / 255 + 1e-6
+    inputs = TabletopInputs()({**example, "observation/image": as_float})
+    np.testing.assert_array_equal(inputs["image"]["base_0_rgb"], example["observation/image"])
+
+
+def test_the_robot_outputs_cut_the_padding():
+    actions = np.arange(2 * 3 * 32, dtype=np.float32).reshape(2, 3, 32)
+    np.testing.assert_array_equal(TabletopOutputs()({"actions": actions})["actions"], actions[..., :6])
+
+
+def test_the_example_has_the_keys_and_shapes_that_the_world_sends():
+    observation, _ = TabletopEnv(PICK).reset(seed=0)
+    sent, example = tabletop_observation(observation), make_tabletop_example()
+    assert sent.keys() == example.keys()
+    for key in ("observation/image", "observation/wrist_image", "observation/state"):
+        assert (sent[key].shape, sent[key].dtype) == (example[key].shape, example[key].dtype)
