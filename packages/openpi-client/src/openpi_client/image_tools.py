@@ -1,0 +1,66 @@
+"""Images as the policies want them: uint8, and resized with their aspect kept."""
+
+import numpy as np
+from PIL import Image
+
+# Channel counts that PIL can resize as 8-bit images.
+_RESIZABLE_CHANNELS = (1, 3, 4)
+
+
+def convert_to_uint8(img: np.ndarray) -> np.ndarray:
+    """Turns a floating image in [0, 1] into uint8 in [0, 255]; any other dtype is returned as it is.
+
+    Values are truncated, not rounded, because that is what the released policies were trained on.
+    """
+    if np.issubdtype(img.dtype, np.floating):
+        return (255 * img).astype(np.uint8)
+    return img
+
+
+def resize_with_pad(
+    images: np.ndarray, height: int, width: int, method: int = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """Resizes images to `height` x `width` without distortion, centred on black.
+
+    Args:
+        images: uint8[..., h, w, c] with c of 1, 3 or 4; any number of leading axes.
+        method: a PIL resampling filter.
+    Returns:
+        uint8[..., height, width, c]; `images` itself when the size already fits.
+    Raises:
+        ValueError: not channels-last uint8 images.
+    """
+    if images.ndim >= 3 and images.shape[-3:-1] == (height, width):
+        return images
+    _check_resizable(images)
+    flat = images.reshape(-1, *images.shape[-3:])
+    padded = np.zeros((len(flat), height, width, images.shape[-1]), np.uint8)
+    for index in range(len(flat)):
+        _resize_into(flat[index], padded[index], method)
+    return padded.reshape(*images.shape[:-3], *padded.shape[-3:])
+
+
+def _check_resizable(images: np.ndarray) -> None:
+    if images.ndim < 3 or images.shape[-1] not in _RESIZABLE_CHANNELS or 0 in images.shape[-3:-1]:
+        raise ValueError(
+            f"resize_with_pad wants images of shape [..., height, width, channels] with 1, 3 or 4 channels, "
+            f"got shape {images.shape}; move the channels last, e.g. np.moveaxis(images, -3, -1)"
+        )
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"resize_with_pad wants uint8 images, got {images.dtype}; "
+            "use convert_to_uint8 on floats in [0, 1] first"
+        )
+
+
+def _resize_into(source: np.ndarray, target: np.ndarray, method: int) -> None:
+    """Resizes `source` uint8[h, w, c] into the centre of `target` uint8[height, width, c], in place."""
+    height, width, channels = target.shape
+    ratio = max(source.shape[1] / width, source.shape[0] / height)
+    # Truncated, as the released policies saw them; a very thin image keeps at least one pixel.
+    new_width = max(1, int(source.shape[1] / ratio))
+    new_height = max(1, int(source.shape[0] / ratio))
+    image = Image.fromarray(source[..., 0] if channels == 1 else source)
+    resized = np.asarray(image.resize((new_width, new_height), resample=method))
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    target[top : top + new_height, left : left + new_width] = resized.reshape(new_height, new_width, channels)
