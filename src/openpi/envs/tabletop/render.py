@@ -100,10 +100,20 @@ class GlRenderer:
         if self._renderer is None or self._model is not world.model:
             if self._renderer is not None:
                 self._renderer.close()
-            self._renderer = mujoco.Renderer(world.model, self.size, self.size)
+            self._renderer = _gl_renderer(world.model, self.size)
             self._model = world.model
         self._renderer.update_scene(world.data, camera)
         return self._renderer.render()
+
+
+def _gl_renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
+    try:
+        return mujoco.Renderer(model, size, size)
+    except mujoco.FatalError as error:
+        raise RuntimeError(
+            f"renderer='gl' found no OpenGL ({error}). Set MUJOCO_GL to egl, osmesa or glfw before Python "
+            "starts, or use renderer='rays', which needs none."
+        ) from error
 
 
 def project(world: TabletopWorld, camera: str, point: np.ndarray, size: int) -> np.ndarray | None:

@@ -113,8 +113,8 @@ def is_success(world: TabletopWorld, goal: Goal) -> bool:
 
 def _is_lifted(world: TabletopWorld, colour: str) -> bool:
     heights = {block.colour: world.block_position(block.colour)[2] for block in world.scene.blocks}
-    lifted = heights.pop(colour) > LIFTED_M
-    return lifted and all(height < UNTOUCHED_M for height in heights.values())
+    is_lifted = bool(heights.pop(colour) > LIFTED_M)
+    return is_lifted and all(height < UNTOUCHED_M for height in heights.values())
 
 
 def _is_on_plate(world: TabletopWorld, colour: str, plate_colour: str) -> bool:
