@@ -150,3 +150,19 @@ def _is_fixed(kind: pa.DataType) -> bool:
 
 def _sample_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype({"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[dtype.kind])
+
+
+def to_arrow(values: np.ndarray, feature: Feature) -> pa.Array:
+    """Inverse of `to_numpy`: scalars for shape (1,), fixed-size lists for vectors, nested lists beyond."""
+    if feature["dtype"] == "string":
+        return pa.array(values.tolist(), pa.string())
+    shape = tuple(feature["shape"])
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1).astype(feature["dtype"], copy=False))
+    if shape == (1,):
+        return flat
+    if len(shape) == 1:
+        return pa.FixedSizeListArray.from_arrays(flat, shape[0])
+    for size in reversed(shape):
+        offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)
+        flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return flat

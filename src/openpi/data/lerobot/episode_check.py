@@ -1,0 +1,106 @@
+"""Do these features fit the format, and does this episode fit its features? Asked before anything is
+written."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature
+
+
+class CheckedEpisode:
+    """Frames that fit the features; cameras are [n, h, w, 3]."""
+
+    def __init__(self, frames: dict[str, np.ndarray], length: int):
+        self.frames = frames
+        self.length = length
+
+
+def complete_features(features: Mapping[str, Feature], use_videos: bool) -> dict[str, Feature]:
+    complete: dict[str, Feature] = {}
+    for key, feature in features.items():
+        if key in INDEX_FEATURES:
+            continue
+        _check_feature(key, feature)
+        dtype = "video" if use_videos and feature["dtype"] == "image" else feature["dtype"]
+        complete[key] = {**feature, "dtype": dtype, "shape": list(feature["shape"])}
+        complete[key].setdefault("names", None)
+        if dtype == "video" and any(side % 2 for side in size_hw(complete[key])):
+            raise ValueError(
+                f"feature '{key}' is {size_hw(complete[key])} pixels; video needs an even height and width "
+                f"(store it with dtype 'image', or resize it)"
+            )
+    return complete | {
+        key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in INDEX_FEATURES.items()
+    }
+
+
+def check_episode(
+    frames: Mapping[str, np.ndarray], task: str | Sequence[str], features: Mapping[str, Feature]
+) -> CheckedEpisode:
+    expected = features.keys() - INDEX_FEATURES.keys()
+    given = frames.keys() - INDEX_FEATURES.keys()
+    if expected != given:
+        raise KeyError(
+            f"an episode has the features {sorted(expected)}; missing are {sorted(expected - given)}, "
+            f"unknown are {sorted(given - expected)}"
+        )
+    checked = {key: _check_values(key, np.asarray(frames[key]), features[key]) for key in expected}
+    lengths = {key: len(values) for key, values in checked.items()}
+    if not isinstance(task, str):
+        lengths["task"] = len(task)
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            f"all features of an episode need the same number of frames, above 0; found {lengths}"
+        )
+    return CheckedEpisode(checked, next(iter(lengths.values())))
+
+
+def size_hw(feature: Feature) -> tuple[int, int]:
+    """Height and width of a camera; the layout follows from where the 3 channels are."""
+    first, second, third = feature["shape"]
+    return (first, second) if third == 3 else (second, third)
+
+
+def _check_feature(key: str, feature: Feature) -> None:
+    if "/" in key:
+        raise ValueError(f"feature name '{key}' contains '/', which the format reserves; use '.' instead")
+    if missing := {"dtype", "shape"} - feature.keys():
+        raise ValueError(f"feature '{key}' lacks {sorted(missing)}; found {dict(feature)}")
+    if feature["dtype"] in CAMERA_DTYPES:
+        if len(feature["shape"]) != 3 or 3 not in (feature["shape"][0], feature["shape"][2]):
+            raise ValueError(
+                f"camera '{key}' has shape {tuple(feature['shape'])}, expected (h, w, 3) or (3, h, w)"
+            )
+        return
+    try:
+        np.dtype("U" if feature["dtype"] == "string" else feature["dtype"])
+    except TypeError:
+        raise ValueError(
+            f"feature '{key}' has dtype '{feature['dtype']}'; possible are image, video, string "
+            f"and NumPy dtypes"
+        ) from None
+
+
+def _check_values(key: str, values: np.ndarray, feature: Feature) -> np.ndarray:
+    if feature["dtype"] in CAMERA_DTYPES:
+        return _check_camera(key, values, feature)
+    if feature["dtype"] == "string":
+        return values
+    shape = tuple(feature["shape"])
+    if values.shape[1:] != shape and not (shape == (1,) and values.ndim == 1):
+        raise ValueError(f"feature '{key}' has frames of shape {values.shape[1:]}, expected {shape}")
+    if not np.can_cast(values.dtype, feature["dtype"], "same_kind"):
+        raise ValueError(f"feature '{key}' has dtype {values.dtype}, expected {feature['dtype']}")
+    return values.astype(feature["dtype"], copy=False).reshape(len(values), *(() if shape == (1,) else shape))
+
+
+def _check_camera(key: str, values: np.ndarray, feature: Feature) -> np.ndarray:
+    height, width = size_hw(feature)
+    if values.dtype != np.uint8:
+        raise ValueError(f"camera '{key}' has dtype {values.dtype}, expected uint8 RGB in 0..255")
+    if values.shape[1:] == (height, width, 3):
+        return values
+    if values.shape[1:] == (3, height, width):
+        return np.moveaxis(values, 1, -1)
+    raise ValueError(f"camera '{key}' has frames of shape {values.shape[1:]}, expected {(height, width, 3)}")

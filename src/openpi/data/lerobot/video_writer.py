@@ -1,0 +1,151 @@
+"""Encoding camera frames, and joining encoded episodes into one file without encoding again.
+
+Training reads frames at random, so every second frame is a key frame; there are no B-frames, so frames are
+shown in the order in which they are stored.
+"""
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
+
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+GOP_FRAMES = 2
+PIXEL_FORMAT = "yuv420p"
+_ENCODERS = {
+    # encoder: (name of the format, options)
+    "libsvtav1": ("av1", {"g": str(GOP_FRAMES), "crf": "30"}),
+    "libx264": ("h264", {"g": str(GOP_FRAMES), "crf": "23", "bf": "0"}),
+    "h264": ("h264", {"g": str(GOP_FRAMES), "bf": "0"}),
+}
+
+
+def choose_encoder() -> str:
+    """AV1 if this FFmpeg can write it, else H.264."""
+    available = av.codecs_available
+    for encoder in _ENCODERS:
+        if encoder in available:
+            return encoder
+    raise ValueError(
+        f"this build of PyAV has none of the encoders {list(_ENCODERS)}; store cameras as images"
+    )
+
+
+def codec_name(encoder: str) -> str:
+    """`av1` or `h264`."""
+    return _ENCODERS[encoder][0]
+
+
+def encode_video(path: Path, frames_hwc: Iterable[np.ndarray], fps: float, encoder: str) -> None:
+    """Writes an mp4 of uint8 RGB [h, w, 3] frames; h and w must be even."""
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: VideoStream | None = None
+        for frame in frames_hwc:
+            if stream is None:
+                stream = _add_stream(container, frame.shape[:2], fps, encoder)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
+
+
+class JoinedVideo:
+    """An mp4 to which encoded episodes are appended packet by packet. Close it, or the file is not
+    readable."""
+
+    def __init__(self, path: Path, fps: float):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.num_frames = 0
+        self.num_bytes = 0
+        self._fps = _rate(fps)
+        self._container = av.open(str(path), "w", format="mp4")
+        self._stream: VideoStream | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_frames / float(self._fps)
+
+    def append(self, path: Path) -> None:
+        """Adds the frames of `path`, which was made by `encode_video` with the same encoder and size."""
+        with av.open(str(path)) as source:
+            stream = source.streams.video[0]
+            if self._stream is None:
+                self._stream = self._container.add_stream_from_template(stream, opaque=True)
+            assert stream.time_base is not None
+            shift = round(self.num_frames / self._fps / stream.time_base)
+            for packet in source.demux(stream):
+                if packet.dts is None or packet.pts is None:  # the empty packet at the end
+                    continue
+                packet.pts += shift
+                packet.dts += shift
+                packet.stream = self._stream
+                self._container.mux(packet)
+            self.num_frames += stream.frames
+        self.num_bytes += path.stat().st_size
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class VideoFiles:
+    """Video files of one camera, rolled over by size."""
+
+    def __init__(self, root: Path, key: str, fps: float, encoder: str, max_bytes: float):
+        self._root = root
+        self._key = key
+        self._fps = fps
+        self._encoder = encoder
+        self._max_bytes = max_bytes
+        self._joined: JoinedVideo | None = None
+        self._number = -1
+
+    def append(self, frames_hwc: np.ndarray) -> dict[str, int | float]:
+        """Encodes the frames; says in which file and at what time they lie."""
+        encoded = self._root / f".{self._key}.mp4"
+        encode_video(encoded, frames_hwc, self._fps, self._encoder)
+        if self._joined is None or self._joined.num_bytes + encoded.stat().st_size > self._max_bytes:
+            self._joined = self._next_file()
+        begin_s = self._joined.duration_s
+        self._joined.append(encoded)
+        encoded.unlink()
+        chunk, file = divmod(self._number, FILES_PER_CHUNK)
+        place = {
+            "chunk_index": chunk,
+            "file_index": file,
+            "from_timestamp": begin_s,
+            "to_timestamp": self._joined.duration_s,
+        }
+        return {f"videos/{self._key}/{name}": value for name, value in place.items()}
+
+    def close(self) -> None:
+        if self._joined is not None:
+            joined, self._joined = self._joined, None
+            joined.close()
+
+    def _next_file(self) -> JoinedVideo:
+        self.close()
+        self._number += 1
+        chunk, file = divmod(self._number, FILES_PER_CHUNK)
+        path = VIDEO_PATH.format(video_key=self._key, chunk_index=chunk, file_index=file)
+        return JoinedVideo(self._root / path, self._fps)
+
+
+def _add_stream(
+    container: OutputContainer, size_hw: tuple[int, ...], fps: float, encoder: str
+) -> VideoStream:
+    stream = container.add_stream(encoder, rate=_rate(fps), options=dict(_ENCODERS[encoder][1]))
+    assert isinstance(stream, VideoStream)
+    stream.height, stream.width = size_hw
+    stream.pix_fmt = PIXEL_FORMAT
+    return stream
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)

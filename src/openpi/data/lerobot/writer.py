@@ -1,0 +1,282 @@
+"""Writes LeRobot datasets, format v3.0, such that the library reads them (spec: 13.2 and 13.4).
+
+writer  ->  .<name>.tmp-xxxx/  data/   one row group per episode, rolled over by size
+                               videos/ one file per camera, rolled over by size, each camera on its own
+                               meta/   written by finish()
+finish  ->  <name>/            one rename: a dataset is there whole or not at all
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from av.error import FFmpegError
+
+from openpi.data.lerobot import stats as feature_stats
+from openpi.data.lerobot import video_writer
+from openpi.data.lerobot.episode_check import CheckedEpisode, check_episode, complete_features, size_hw
+from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.table_writer import DATA_PATH, FILES_PER_CHUNK, TableFiles, to_table
+
+_MB = 2**20
+
+
+class LeRobotWriter:
+    """Writes one dataset, episode by episode. A context manager: leaving it finishes, an exception discards.
+
+    Args:
+        root: folder of the dataset, which must not exist unless `overwrite`.
+        fps: frames per second of every feature.
+        features: by name, `{"dtype", "shape", "names"}`; cameras are `image` or `video` with shape (h, w, 3)
+            or (3, h, w). The five index columns are added.
+        overwrite: replace an existing dataset once the new one is complete.
+        use_videos: store `image` cameras as video.
+        data_file_mb, video_file_mb: a file is closed before it would grow beyond this.
+    Raises:
+        FileExistsError: `root` exists.
+        ValueError: a feature that the format cannot hold.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        fps: float,
+        features: Mapping[str, Feature],
+        robot_type: str | None = None,
+        overwrite: bool = False,
+        use_videos: bool = False,
+        data_file_mb: float = 100,
+        video_file_mb: float = 200,
+    ):
+        self._root = Path(root).expanduser()
+        self._overwrite = overwrite
+        self._refuse_existing()
+        self._fps = fps
+        self._robot_type = robot_type
+        self._features = complete_features(features, use_videos)
+        self._encoder = video_writer.choose_encoder() if self._video_keys else ""
+        self._limits_mb = (data_file_mb, video_file_mb)
+        self._tasks: dict[str, int] = {}
+        self._episodes: list[dict[str, Any]] = []
+        self._stats: list[dict[str, feature_stats.FeatureStats]] = []
+        self._num_frames = 0
+        self._root.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self._root.name}.tmp-", dir=self._root.parent))
+        self._data = TableFiles(self._temporary, data_file_mb * _MB)
+        self._videos = {
+            key: video_writer.VideoFiles(self._temporary, key, fps, self._encoder, video_file_mb * _MB)
+            for key in self._video_keys
+        }
+
+    def add_episode(self, frames: Mapping[str, np.ndarray], task: str | Sequence[str]) -> None:
+        """Appends one episode.
+
+        Args:
+            frames: every feature but the index columns, with a leading time axis of equal length; cameras
+                uint8 RGB, [n, h, w, 3] or [n, 3, h, w].
+            task: one for the episode, or one for each frame.
+        Raises:
+            KeyError, ValueError: `frames` does not fit the features. The dataset so far is unharmed.
+            OSError: the disk is full or the like. The unfinished dataset is removed.
+        """
+        episode = check_episode(frames, task, self._features)
+        try:
+            self._write_episode(episode, [task] * episode.length if isinstance(task, str) else list(task))
+        except BaseException:
+            self.discard()
+            raise
+
+    def finish(self) -> Path:
+        """Completes the dataset and moves it to its place.
+
+        Raises:
+            ValueError: no episode was added.
+            FileExistsError: the place was taken in the meantime.
+        """
+        if not self._episodes:
+            self.discard()
+            raise ValueError(f"no episode was added to {self._root}; a dataset needs at least one")
+        try:
+            self._close_files()
+            self._write_metadata()
+            self._move_into_place()
+        except BaseException:
+            self.discard()
+            raise
+        return self._root
+
+    def discard(self) -> None:
+        """Removes what was written so far."""
+        self._close_files(ignore_errors=True)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def __enter__(self) -> "LeRobotWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        elif self._temporary.exists():
+            self.finish()
+
+    # --- one episode ----------------------------------------------------------------------------------------
+
+    @property
+    def _video_keys(self) -> list[str]:
+        return [key for key, feature in self._features.items() if feature["dtype"] == "video"]
+
+    def _write_episode(self, episode: CheckedEpisode, tasks: Sequence[str]) -> None:
+        columns = {**episode.frames, **self._index_columns(episode.length, tasks)}
+        stats = {
+            key: _feature_stats(columns[key], feature)
+            for key, feature in self._features.items()
+            if feature["dtype"] != "string"
+        }
+        table = to_table(columns, self._features)
+        row: dict[str, Any] = {
+            "episode_index": len(self._episodes),
+            "tasks": list(dict.fromkeys(tasks)),
+            "length": episode.length,
+            "dataset_from_index": self._num_frames,
+            "dataset_to_index": self._num_frames + episode.length,
+            **self._data.append(table),
+        }
+        for key, files in self._videos.items():
+            row |= files.append(columns[key])
+        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        self._episodes.append(row)
+        self._stats.append(stats)
+        self._num_frames += episode.length
+
+    def _index_columns(self, length: int, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+        frame = np.arange(length)
+        return {
+            "timestamp": (frame / self._fps).astype(np.float32),
+            "frame_index": frame,
+            "episode_index": np.full(length, len(self._episodes)),
+            "index": self._num_frames + frame,
+            "task_index": np.array([self._tasks.setdefault(task, len(self._tasks)) for task in tasks]),
+        }
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def _close_files(self, *, ignore_errors: bool = False) -> None:
+        for files in (self._data, *self._videos.values()):
+            try:
+                files.close()
+            except (OSError, FFmpegError, pa.ArrowException):
+                if not ignore_errors:
+                    raise
+
+    def _write_metadata(self) -> None:
+        meta = self._temporary / "meta"
+        meta.mkdir()
+        _write_json(meta / "info.json", self._info())
+        stats = feature_stats.merge(self._stats)
+        _write_json(meta / "stats.json", _to_lists(stats))
+        pq.write_table(_tasks_table(self._tasks), meta / "tasks.parquet")
+        episodes = meta / "episodes/chunk-000/file-000.parquet"
+        episodes.parent.mkdir(parents=True)
+        rows = [row | _stats_columns(stats) for row, stats in zip(self._episodes, self._stats, strict=True)]
+        pq.write_table(pa.Table.from_pylist(rows), episodes)
+
+    def _info(self) -> dict[str, Any]:
+        features = {key: dict(feature) for key, feature in self._features.items()}
+        for key in self._video_keys:
+            features[key]["info"] = _video_info(features[key], self._fps, self._encoder)
+        data_mb, video_mb = self._limits_mb
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self._robot_type,
+            "total_episodes": len(self._episodes),
+            "total_frames": self._num_frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": data_mb,
+            "video_files_size_in_mb": video_mb,
+            "fps": self._fps,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": DATA_PATH,
+            "video_path": video_writer.VIDEO_PATH if self._video_keys else None,
+            "features": features,
+        }
+
+    def _move_into_place(self) -> None:
+        self._temporary.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+        self._refuse_existing()
+        if not self._root.exists():
+            self._temporary.rename(self._root)
+            return
+        replaced = self._temporary.with_name(self._temporary.name + ".replaced")
+        self._root.rename(replaced)
+        self._temporary.rename(self._root)
+        shutil.rmtree(replaced)
+
+    def _refuse_existing(self) -> None:
+        if self._root.exists() and not self._overwrite:
+            raise FileExistsError(
+                f"{self._root} exists; choose another folder, or replace it with overwrite=True (--overwrite)"
+            )
+
+
+def _feature_stats(values: np.ndarray, feature: Feature) -> feature_stats.FeatureStats:
+    is_camera = feature["dtype"] in CAMERA_DTYPES
+    return feature_stats.image_stats(values) if is_camera else feature_stats.vector_stats(values)
+
+
+def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
+    """A pandas table whose index is the task text, which is where the library looks for it."""
+    table = pa.table(
+        {"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())}
+    )
+    column = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+    text = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", **column},
+            {"name": "task", "field_name": "task", **text},
+        ],
+        "pandas_version": "2.2.0",
+    }
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _video_info(feature: Feature, fps: float, encoder: str) -> dict[str, Any]:
+    height, width = size_hw(feature)
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": video_writer.codec_name(encoder),
+        "video.pix_fmt": video_writer.PIXEL_FORMAT,
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+
+
+def _to_lists(stats: Mapping[str, feature_stats.FeatureStats]) -> dict[str, dict[str, list]]:
+    return {key: {name: value.tolist() for name, value in stat.items()} for key, stat in stats.items()}
+
+
+def _stats_columns(stats: Mapping[str, feature_stats.FeatureStats]) -> dict[str, list]:
+    """Statistics of one episode as the format's flat columns."""
+    return {
+        f"stats/{key}/{name}": value for key, stat in _to_lists(stats).items() for name, value in stat.items()
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")

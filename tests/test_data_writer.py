@@ -1,0 +1,274 @@
+"""The LeRobot writer: read back equal, in the library's layout, and there whole or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.writer import LeRobotWriter
+
+IMAGE = {"dtype": "image", "shape": [16, 24, 3], "names": ["height", "width", "channel"]}
+STATE = {"dtype": "float32", "shape": [5], "names": [f"joint_{i}" for i in range(5)]}
+ACTION = {"dtype": "float32", "shape": [2], "names": None}
+FEATURES = {"cam": IMAGE, "state": STATE, "action": ACTION}
+
+# Lossy, but a frame more or less would be 8 levels brighter or darker.
+VIDEO_BRIGHTNESS_DIFFERENCE = 3
+
+
+def make_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "cam": rng.integers(0, 256, (length, 16, 24, 3), dtype=np.uint8),
+        "state": rng.normal(size=(length, 5)).astype(np.float32),
+        "action": rng.normal(size=(length, 2)).astype(np.float32),
+    }
+
+
+def smooth_frames(length: int, offset: int, size_hw: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """Grey ramps, 8 levels brighter from frame to frame, so that a wrong frame is seen."""
+    ramp = np.linspace(0, 40, size_hw[1])[None, None, :, None]
+    brightness = (offset + 8 * np.arange(length)) % 200
+    return np.broadcast_to(brightness[:, None, None, None] + ramp, (length, *size_hw, 3)).astype(np.uint8)
+
+
+def write(root: Path, episodes: list[dict[str, np.ndarray]], **options) -> Path:
+    with LeRobotWriter(root, fps=10, features=options.pop("features", FEATURES), **options) as writer:
+        for number, episode in enumerate(episodes):
+            writer.add_episode(episode, task=f"task {number % 2}")
+    return root
+
+
+def siblings(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+DTYPES = st.sampled_from(["float32", "float64", "int64", "int32", "uint8", "bool"])
+SHAPES = st.sampled_from([(1,), (2,), (7,), (2, 3), (2, 1, 2)])
+TASKS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    features=st.dictionaries(st.sampled_from("abcd"), st.tuples(DTYPES, SHAPES), min_size=1),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    tasks=st.lists(TASKS, min_size=1, max_size=3),
+    file_mb=st.sampled_from([0.0001, 100]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_what_is_written_is_read_back(tmp_path_factory, features, lengths, tasks, file_mb, seed):
+    rng = np.random.default_rng(seed)
+    root = tmp_path_factory.mktemp("data") / "set"
+    entries = {key: {"dtype": dtype, "shape": shape} for key, (dtype, shape) in features.items()}
+    episodes, texts = [], []
+    with LeRobotWriter(root, fps=30, features=entries, data_file_mb=file_mb) as writer:
+        for length in lengths:
+            episodes.append(
+                {
+                    key: rng.integers(0, 100, (length, *shape)).astype(dtype)
+                    for key, (dtype, shape) in features.items()
+                }
+            )
+            texts.append([tasks[i] for i in rng.integers(0, len(tasks), length)])
+            writer.add_episode(episodes[-1], texts[-1])
+    dataset = LeRobotDataset(root)
+    assert len(dataset) == sum(lengths)
+    for number, (episode, text) in enumerate(zip(episodes, texts, strict=True)):
+        begin = dataset.episode_bounds[number, 0]
+        for frame in range(lengths[number]):
+            sample = dataset[begin + frame]
+            assert (sample["episode_index"], sample["frame_index"], sample["task"]) == (
+                number,
+                frame,
+                text[frame],
+            )
+            for key, (_, shape) in features.items():
+                expected = episode[key][frame].reshape(() if shape == (1,) else shape)
+                np.testing.assert_array_equal(sample[key], expected)
+
+
+def test_images_are_read_back_exactly_in_either_layout(tmp_path):
+    episode = make_episode(5)
+    chw = {"dtype": "image", "shape": [3, 16, 24], "names": ["channels", "height", "width"]}
+    for name, features, cam in [
+        ("hwc", FEATURES, episode["cam"]),
+        ("chw", FEATURES | {"cam": chw}, np.moveaxis(episode["cam"], -1, 1)),
+    ]:
+        dataset = LeRobotDataset(write(tmp_path / name, [episode | {"cam": cam}], features=features))
+        np.testing.assert_array_equal(np.stack([dataset[i]["cam"] for i in range(5)]), episode["cam"])
+
+
+def test_videos_roll_over_for_each_camera_alone_and_every_frame_is_found(tmp_path):
+    large = {"dtype": "video", "shape": [128, 160, 3], "names": ["height", "width", "channels"]}
+    small = {"dtype": "image", "shape": [64, 64, 3], "names": ["height", "width", "channels"]}
+    lengths = [7, 12, 5, 9]
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number, length in enumerate(lengths):
+        noise = rng.integers(0, 30, (1, 128, 160, 3))
+        wide = smooth_frames(length, 20 * number, (128, 160)) + noise
+        episodes.append(
+            {
+                "large": wide.astype(np.uint8),
+                "small": smooth_frames(length, 50 * number),
+                "x": np.ones(length),
+            }
+        )
+    features = {"large": large, "small": small, "x": {"dtype": "float32", "shape": [1]}}
+    root = write(tmp_path / "set", episodes, features=features, use_videos=True, video_file_mb=0.02)
+    num_files = [len(list((root / "videos" / key).glob("*/*.mp4"))) for key in ("large", "small")]
+    assert num_files[0] > 1
+    assert num_files[1] == 1
+    dataset = LeRobotDataset(root)
+    for index in np.random.default_rng(1).permutation(sum(lengths)):
+        sample = dataset[int(index)]
+        for key in ("large", "small"):
+            expected = episodes[int(sample["episode_index"])][key][int(sample["frame_index"])]
+            assert abs(sample[key].mean() - expected.mean()) < VIDEO_BRIGHTNESS_DIFFERENCE
+
+
+def test_the_layout_is_that_of_the_library(golden, tmp_path):
+    recorded = golden / "lerobot_v30/video"
+    info = json.loads((recorded / "meta/info.json").read_text())
+    source = LeRobotDataset(recorded)
+    with LeRobotWriter(tmp_path / "set", fps=10, features=info["features"], robot_type="panda") as writer:
+        for begin, end in source.episode_bounds:
+            samples = [source[i] for i in range(begin, end)]
+            keys = [key for key in info["features"] if key.startswith(("observation", "action"))]
+            writer.add_episode({k: np.stack([s[k] for s in samples]) for k in keys}, samples[0]["task"])
+    written = json.loads((tmp_path / "set/meta/info.json").read_text())
+    assert written == info
+    for table in ("meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"):
+        found, expected = (pq.read_table(root / table) for root in (tmp_path / "set", recorded))
+        assert set(found.column_names) == set(expected.column_names)
+        for name in expected.column_names:
+            assert found.schema.field(name).type == expected.schema.field(name).type, name
+        numbers = [name for name in expected.column_names if not name.startswith("stats/")]
+        assert found.select(numbers).to_pylist() == expected.select(numbers).to_pylist()
+    found, expected = (
+        json.loads((root / "meta/stats.json").read_text()) for root in (tmp_path / "set", recorded)
+    )
+    assert found.keys() == expected.keys()
+    for key in ("observation.state", "action", "timestamp", "index"):
+        assert found[key].keys() == expected[key].keys()
+        for name in ("min", "max", "mean", "std", "count"):
+            np.testing.assert_allclose(found[key][name], expected[key][name], rtol=1e-5, atol=1e-6)
+
+
+# --- atomicity ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_when_an_episode_fails(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        LeRobotWriter(tmp_path / "set", fps=10, features=FEATURES) as writer,
+    ):
+        writer.add_episode(make_episode(3), "task")
+        raise ZeroDivisionError
+    assert siblings(tmp_path) == []
+
+
+def test_the_dataset_appears_only_when_it_is_complete(tmp_path):
+    with LeRobotWriter(tmp_path / "set", fps=10, features=FEATURES) as writer:
+        writer.add_episode(make_episode(3), "task")
+        assert not (tmp_path / "set").exists()
+    assert siblings(tmp_path) == ["set"]
+
+
+def test_an_existing_dataset_is_only_replaced_on_request_and_only_by_a_complete_one(tmp_path):
+    write(tmp_path / "set", [make_episode(3)])
+    with pytest.raises(FileExistsError, match=r"overwrite"):
+        LeRobotWriter(tmp_path / "set", fps=10, features=FEATURES)
+    with pytest.raises(ValueError, match=r"no episode"):
+        write(tmp_path / "set", [], overwrite=True)
+    assert len(LeRobotDataset(tmp_path / "set")) == 3
+    write(tmp_path / "set", [make_episode(4)], overwrite=True)
+    assert len(LeRobotDataset(tmp_path / "set")) == 4
+    assert siblings(tmp_path) == ["set"]
+
+
+FILL_THE_DISK = """
+import resource, signal, sys
+import numpy as np
+from openpi.data.lerobot.writer import LeRobotWriter
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an OSError, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+frames = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+features = {"cam": {"dtype": sys.argv[2], "shape": [64, 64, 3]}}
+writer = LeRobotWriter(sys.argv[1], fps=10, features=features)
+try:
+    for _ in range(3):
+        writer.add_episode({"cam": frames}, "task")
+    writer.finish()
+except OSError:
+    sys.exit(17)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["image", "video"])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, dtype):
+    command = [sys.executable, "-c", FILL_THE_DISK, str(tmp_path / "set"), dtype]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 17
+    assert siblings(tmp_path) == []
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_that_does_not_fit_is_refused_and_the_rest_survives(tmp_path):
+    good = make_episode(4)
+    cases = [
+        (KeyError, r"missing are \['action'\], unknown are \['actions'\]", {"actions": good["action"]}),
+        (ValueError, r"'state' has frames of shape \(4,\), expected \(5,\)", {"state": good["state"][:, :4]}),
+        (ValueError, r"same number of frames.*'state': 3", {"state": good["state"][:3]}),
+        (
+            ValueError,
+            r"camera 'cam' has dtype float32, expected uint8",
+            {"cam": good["cam"].astype(np.float32)},
+        ),
+        (ValueError, r"camera 'cam' has frames of shape \(24, 16, 3\)", {"cam": good["cam"].swapaxes(1, 2)}),
+        (ValueError, r"'state' has dtype complex128", {"state": good["state"].astype(np.complex128)}),
+    ]
+    with LeRobotWriter(tmp_path / "set", fps=10, features=FEATURES) as writer:
+        writer.add_episode(good, "task")
+        for kind, message, change in cases:
+            episode = good | change
+            if "actions" in change:
+                del episode["action"]
+            with pytest.raises(kind, match=message):
+                writer.add_episode(episode, "task")
+        with pytest.raises(ValueError, match=r"'task': 2"):
+            writer.add_episode(good, ["a", "b"])
+        writer.add_episode(good, "task")
+    assert len(LeRobotDataset(tmp_path / "set")) == 8
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"x/y": STATE}, r"contains '/'"),
+        ({"x": {"dtype": "float32"}}, r"lacks \['shape'\]"),
+        ({"x": {"dtype": "quaternion", "shape": [4]}}, r"dtype 'quaternion'"),
+        ({"x": {"dtype": "image", "shape": [16, 24]}}, r"expected \(h, w, 3\)"),
+        ({"x": {"dtype": "video", "shape": [15, 24, 3]}}, r"even height and width"),
+    ],
+)
+def test_features_that_the_format_cannot_hold_are_refused(tmp_path, feature, message):
+    with pytest.raises(ValueError, match=message):
+        LeRobotWriter(tmp_path / "set", fps=10, features=feature)
+    assert siblings(tmp_path) == []
+
+
+def test_a_dataset_may_be_moved(tmp_path):
+    write(tmp_path / "set", [make_episode(3)])
+    shutil.move(tmp_path / "set", tmp_path / "elsewhere")
+    assert len(LeRobotDataset(tmp_path / "elsewhere")) == 3
