@@ -1,0 +1,74 @@
+"""From action chunks to one action per control tick."""
+
+from typing import Any, Dict, Optional
+
+import numpy as np
+from typing_extensions import override
+
+from openpi_client import base_policy
+
+
+class ActionChunkBroker(base_policy.BasePolicy):
+    """Plays the chunks of a policy open loop, one row per call; asks for the next when one is used up.
+
+        tick        0 1 2 3 4 5 6 7 ...
+        policy asked x       x            action_horizon = 4
+        row         0 1 2 3 0 1 2 3
+
+    Observations between two queries are ignored.
+    """
+
+    def __init__(self, policy: base_policy.BasePolicy, action_horizon: int):
+        """
+        Args:
+            policy: returns chunks: every array in its result, however nested, has time as its first axis.
+            action_horizon: rows to play of each chunk, at most the chunk's length.
+        """
+        if action_horizon < 1:
+            raise ValueError(f"action_horizon is {action_horizon}; it must be at least 1")
+        self._policy = policy
+        self._action_horizon = action_horizon
+        self._chunk: Optional[Dict] = None
+        self._step = 0
+
+    @override
+    def infer(self, obs: Dict) -> Dict:
+        """Returns the current row of every array in the chunk; everything else of the result as it is.
+
+        Raises:
+            IndexError: an array of the policy's result has fewer rows than `action_horizon`.
+        """
+        if self._chunk is None:
+            self._chunk = self._policy.infer(obs)
+            self._step = 0
+        action = _row(self._chunk, self._step, name="result")
+        self._step += 1
+        if self._step >= self._action_horizon:
+            self._chunk = None
+        return action
+
+    @override
+    def reset(self) -> None:
+        self._policy.reset()
+        self._chunk = None
+        self._step = 0
+
+
+def _row(tree: Any, step: int, name: str) -> Any:
+    """Row `step` of every array in nested dicts, lists and tuples; other leaves unchanged."""
+    if isinstance(tree, np.ndarray):
+        return _array_row(tree, step, name)
+    if isinstance(tree, dict):
+        return {key: _row(value, step, f"{name}/{key}") for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_row(value, step, f"{name}/{index}") for index, value in enumerate(tree))
+    return tree
+
+
+def _array_row(array: np.ndarray, step: int, name: str) -> Any:
+    if array.ndim == 0 or step >= len(array):
+        raise IndexError(
+            f"'{name}' of the policy has shape {array.shape}, but the broker is at step {step} of the chunk; "
+            "choose an action_horizon of at most the chunk's length"
+        )
+    return array[step, ...]

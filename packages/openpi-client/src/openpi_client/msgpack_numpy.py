@@ -1,0 +1,106 @@
+"""MessagePack with NumPy arrays: the encoding of every message between a robot and a policy server.
+
+    array         -> map  b"__ndarray__": true, b"data": bin (C order), b"dtype": str, b"shape": [int, ...]
+    NumPy scalar  -> map  b"__npgeneric__": true, b"data": native value, b"dtype": str
+
+The marker keys are bytes, so a map with text keys of the same spelling stays an ordinary map. dtype text is
+NumPy's `dtype.str` ('<f4', '|u1'). The format carries data only: object, structured and complex arrays are
+refused in both directions. Tuples arrive as lists. `float64` and `str_` scalars are Python floats and strings,
+and travel as such.
+"""
+
+import functools
+import re
+from typing import Any, Dict
+
+import msgpack
+import numpy as np
+
+_NDARRAY = b"__ndarray__"
+_SCALAR = b"__npgeneric__"
+
+# Kinds of dtype whose bytes mean nothing outside the process (object, variable-width string), or that the
+# format does not define. NumPy reports bfloat16 as void ('V').
+_REFUSED_KINDS = "OTcV"
+
+# Plain type names only: NumPy would also parse structured types out of "f4,f4" or "(3,)f4".
+_DTYPE_TEXT = re.compile(r"[<>|=]?[A-Za-z]\w*(\[\w+\])?")
+
+# Up to this size one copy into `bytes` is cheaper than setting up a view of the array's memory.
+_SMALL_NBYTES = 4096
+
+
+def _encode(obj: Any) -> Any:
+    """What MessagePack packs in place of an object it does not know.
+
+    Raises:
+        ValueError: an array or scalar of object, complex or void (structured, bfloat16) dtype.
+    """
+    if isinstance(obj, np.ndarray):
+        _check_kind(obj.dtype)
+        return {_NDARRAY: True, b"data": _c_bytes(obj), b"dtype": obj.dtype.str, b"shape": obj.shape}
+    if isinstance(obj, np.generic):
+        _check_kind(obj.dtype)
+        return {_SCALAR: True, b"data": obj.item(), b"dtype": obj.dtype.str}
+    return obj  # MessagePack then raises its TypeError, which names the type.
+
+
+def _decode(obj: Dict[Any, Any]) -> Any:
+    """Inverse of `_encode` for one decoded map; maps without a marker pass through.
+
+    Arrays are read-only views of the received bytes.
+    """
+    if _NDARRAY in obj:
+        return _array(obj[b"data"], _dtype(obj[b"dtype"]), obj[b"shape"])
+    if _SCALAR in obj:
+        return _scalar(obj[b"data"], _dtype(obj[b"dtype"]))
+    return obj
+
+
+def _c_bytes(array: np.ndarray) -> Any:
+    """The array's bytes in C order; a view of its memory when that is large and already in C order."""
+    if array.nbytes <= _SMALL_NBYTES:
+        return array.tobytes()
+    # The detour over uint8 lets dtypes that have no buffer format (datetime64) share their memory too.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _array(data: bytes, dtype: np.dtype, shape: Any) -> np.ndarray:
+    array = np.ndarray(buffer=data, dtype=dtype, shape=shape)
+    if array.nbytes != len(data):
+        raise ValueError(
+            f"array of shape {shape} and dtype {dtype.str} takes {array.nbytes} bytes, "
+            f"but the message holds {len(data)}"
+        )
+    return array
+
+
+def _scalar(data: Any, dtype: np.dtype) -> np.generic:
+    if not isinstance(data, (bool, int, float, str, bytes)):
+        raise TypeError(f"scalar of dtype {dtype.str} cannot hold a {type(data).__name__}")
+    if dtype.kind in "mM":  # The unit is part of the dtype, not of the scalar type.
+        return np.array([data], dtype)[0]
+    return dtype.type(data)
+
+
+@functools.lru_cache(maxsize=256)
+def _dtype(text: str) -> np.dtype:
+    if not isinstance(text, str) or not _DTYPE_TEXT.fullmatch(text):
+        raise TypeError(f"dtype {text!r} is not the text of a NumPy dtype, such as '<f4'")
+    dtype = np.dtype(text)
+    _check_kind(dtype)
+    return dtype
+
+
+def _check_kind(dtype: np.dtype) -> None:
+    if dtype.kind in _REFUSED_KINDS:
+        hint = "; convert it to float32 first" if dtype.name == "bfloat16" else ""
+        raise ValueError(f"Unsupported dtype: {dtype}{hint}")
+
+
+# The names of the msgpack package, with arrays.
+# Bad input raises ValueError, TypeError, KeyError or OverflowError.
+packb = functools.partial(msgpack.packb, default=_encode)
+unpackb = functools.partial(msgpack.unpackb, object_hook=_decode)
+Packer = functools.partial(msgpack.Packer, default=_encode)
+Unpacker = functools.partial(msgpack.Unpacker, object_hook=_decode)

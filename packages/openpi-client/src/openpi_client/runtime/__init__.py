@@ -1,0 +1,1 @@
+"""A control loop: environment, agent, subscribers."""

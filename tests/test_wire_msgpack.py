@@ -1,0 +1,231 @@
+"""The message encoding, byte for byte against the recordings, and safe against anything else."""
+
+import base64
+import contextlib
+import hashlib
+import json
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+
+from openpi_client import msgpack_numpy
+
+ERRORS = {kind.__name__: kind for kind in (ValueError, TypeError, OverflowError)}
+
+# Objects behind `refused_on_encode`, by name.
+REFUSED = {
+    "array_object": np.array([object()]),
+    "array_complex64": np.zeros(2, np.complex64),
+    "scalar_complex128": np.complex128(1j),
+    "array_structured": np.zeros(2, [("a", "<i4")]),
+    "array_void": np.zeros(2, "V4"),
+    "array_bfloat16": np.zeros(2, ml_dtypes.bfloat16),
+    "python_set": {1, 2},
+    "python_complex": 1j,
+    "int_too_big": 2**64,
+    "custom_object": object(),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(golden):
+    return golden / "wire" / "openpi"
+
+
+@pytest.fixture(scope="module")
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def built(node: dict):
+    """The object that a description tree of the manifest stands for; None where the data is only a hash."""
+    kind = node["kind"]
+    if kind == "nil":
+        return None
+    if kind == "array":
+        return [built(item) for item in node["items"]]
+    if kind == "map":
+        return {built(key): built(value) for key, value in node["items"]}
+    if kind == "float64":
+        return float.fromhex(node["hex"])
+    if kind == "bin":
+        return base64.b64decode(node["b64"])
+    if kind == "ndarray":
+        data = base64.b64decode(node["data_b64"])
+        return np.frombuffer(data, node["dtype"]).reshape(node["shape"])
+    if kind == "npscalar":
+        return np.dtype(node["dtype"]).type(_literal(node["value"]))
+    return {"bool": bool, "int": int, "str": str}[kind](node["value"])
+
+
+def _literal(text: str):
+    return {"True": True, "False": False}.get(text) if text in ("True", "False") else float(text)
+
+
+def has_all_data(node: dict) -> bool:
+    if node["kind"] == "ndarray":
+        return node.get("data_b64") is not None
+    if node["kind"] == "map":
+        return all(has_all_data(value) for _, value in node["items"])
+    return all(has_all_data(item) for item in node.get("items", []))
+
+
+def assert_is(value, node: dict) -> None:
+    """The decoded `value` is what the tree says: type, dtype with byte order, shape, bytes, key order."""
+    kind = node["kind"]
+    if kind == "ndarray":
+        assert (
+            type(value) is np.ndarray
+            and value.dtype.str == node["dtype"]
+            and list(value.shape) == node["shape"]
+        )
+        assert hashlib.sha256(value.tobytes()).hexdigest() == node["sha256"]
+        assert not value.flags.writeable
+    elif kind == "npscalar":
+        assert isinstance(value, np.generic) and value.dtype.str == node["dtype"]
+        assert value.item() == _literal(node["value"])
+    elif kind == "array":
+        assert type(value) is list and len(value) == len(node["items"])
+        for item, child in zip(value, node["items"], strict=True):
+            assert_is(item, child)
+    elif kind == "map":
+        assert type(value) is dict and len(value) == len(node["items"])
+        for (key, item), (key_node, child) in zip(value.items(), node["items"], strict=True):
+            assert_is(key, key_node)
+            assert_is(item, child)
+    else:
+        expected = built(node)
+        assert type(value) is type(expected)
+        assert value == expected or (value != value and expected != expected)
+
+
+def test_recorded_messages_decode_to_what_was_sent(folder, manifest):
+    assert len(manifest["cases"]) > 50
+    for case in manifest["cases"]:
+        assert_is(msgpack_numpy.unpackb((folder / case["file"]).read_bytes()), case["decoded"])
+
+
+def test_messages_are_encoded_to_the_recorded_bytes(folder, manifest):
+    rebuilt = [case for case in manifest["cases"] if has_all_data(case["decoded"])]
+    assert len(rebuilt) > 50
+    for case in rebuilt:
+        packed = msgpack_numpy.packb(built(case["decoded"]))
+        assert packed == (folder / case["file"]).read_bytes(), case["name"]
+
+
+def test_decoding_and_encoding_again_gives_the_same_bytes(folder, manifest):
+    for case in manifest["cases"]:
+        recorded = (folder / case["file"]).read_bytes()
+        assert msgpack_numpy.packb(msgpack_numpy.unpackb(recorded)) == recorded, case["name"]
+
+
+def test_recorded_refusals_on_encode_are_refused_with_the_same_type(manifest):
+    for case in manifest["refused_on_encode"]:
+        with pytest.raises(
+            {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}[
+                case["result"]["error"]
+            ]
+        ):
+            msgpack_numpy.packb({"value": REFUSED[case["name"]]})
+
+
+def test_recorded_refusals_on_decode_are_refused(folder, manifest):
+    for case in manifest["refused_on_decode"]:
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            msgpack_numpy.unpackb((folder / case["file"]).read_bytes())
+
+
+def test_bfloat16_is_refused_with_the_fix():
+    with pytest.raises(ValueError, match="bfloat16; convert it to float32"):
+        msgpack_numpy.packb(np.zeros(3, ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("make", [np.asfortranarray, lambda a: a[::-1, ::2], lambda a: a.T])
+@pytest.mark.parametrize("side", [4, 200])
+def test_any_memory_order_travels_in_c_order(make, side):
+    array = make(np.arange(side * side * 2, dtype=np.float32).reshape(side, -1))
+    decoded = msgpack_numpy.unpackb(msgpack_numpy.packb(array))
+    np.testing.assert_array_equal(decoded, array)
+    assert decoded.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "dtype", "shape"),
+    [
+        ("object pointers", bytes(8), "|O", [1]),
+        ("structured", bytes(8), "<f4,<f4", [1]),
+        ("subarray", bytes(12), "(3,)f4", [1]),
+        ("complex", bytes(8), "<c8", [1]),
+        ("not text", bytes(8), 4, [1]),
+        ("negative shape", bytes(8), "<f4", [-2]),
+        ("overflowing shape", bytes(8), "<f4", [2**62, 2**62]),
+        ("longer than the shape", bytes(8), "<f4", [1]),
+        ("text data", "abcd", "<f4", [1]),
+        ("float shape", bytes(8), "<f4", [2.0]),
+    ],
+)
+def test_damaged_array_maps_are_refused(name, data, dtype, shape):
+    message = msgpack_numpy.packb({b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape})
+    with pytest.raises((ValueError, TypeError)):
+        msgpack_numpy.unpackb(message)
+
+
+def test_a_scalar_map_cannot_smuggle_in_an_array():
+    message = msgpack_numpy.packb({b"__npgeneric__": True, b"data": [1.0, 2.0], b"dtype": "<f4"})
+    with pytest.raises(TypeError, match="list"):
+        msgpack_numpy.unpackb(message)
+
+
+@pytest.mark.parametrize("unit", ["ns", "s"])
+def test_datetime_arrays_keep_their_unit(unit):
+    times = np.arange(3).astype(f"M8[{unit}]")
+    np.testing.assert_array_equal(msgpack_numpy.unpackb(msgpack_numpy.packb(times)), times)
+
+
+DTYPES = [
+    np.dtype(text)
+    for text in "<f2 <f4 >f8 |u1 |i1 <i2 >i4 <i8 <u2 <u8 |b1 <U3 |S2 <M8[ns]".split()  # noqa: SIM905
+]
+ARRAYS = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
+TREES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | ARRAYS,
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=10,
+)
+
+
+@hypothesis.given(TREES)
+def test_every_tree_of_arrays_and_values_survives_the_wire(tree):
+    decoded = msgpack_numpy.unpackb(msgpack_numpy.packb(tree))
+    np.testing.assert_equal(decoded, tree)
+    assert msgpack_numpy.packb(decoded) == msgpack_numpy.packb(tree)
+
+
+@hypothesis.given(data=st.data())
+def test_damaged_messages_raise_ordinary_errors_only(folder, data):
+    files = sorted(folder.glob("*.bin"))
+    message = bytearray(data.draw(st.sampled_from(files)).read_bytes()[:600])
+    for _ in range(data.draw(st.integers(1, 4))):
+        if message:
+            message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+        msgpack_numpy.unpackb(bytes(message))
+
+
+def test_the_packer_and_unpacker_classes_stream_messages():
+    packer, unpacker = msgpack_numpy.Packer(), msgpack_numpy.Unpacker()
+    messages = [{"a": np.arange(3)}, {"b": np.float32(0.5)}]
+    for message in messages:
+        unpacker.feed(packer.pack(message))
+    np.testing.assert_equal(list(unpacker), messages)
