@@ -82,7 +82,7 @@ class AdamW(OptimizerConfig):
     """AdamW after clipping the global gradient norm.
 
     Attributes:
-        weight_decay: next to nothing by default, but not zero: it keeps the decay slot in saved optimiser states.
+        weight_decay: next to nothing by default: the published recipes regularise by averaging, not by decay.
     """
 
     b1: float = 0.9

@@ -1,0 +1,326 @@
+"""Checkpoints of a run: complete or absent, in the published layout, written beside the training.
+
+    <run>/<step>/params/                    what inference reads: the averaged weights if there is an average
+                 train_state/               step, optimiser state, and the raw weights if there is an average
+                 assets/<asset id>/norm_stats.json
+                 recipe.json  contract.json  loader_state.json  ...      small files given by the caller
+
+A step directory is named after the loop index; the stored step counts finished steps, so it is one more. Everything is
+written to a hidden sibling, flushed to disk and renamed; a process that dies at any moment leaves whole checkpoints
+and hidden left-overs, which the next start removes. Source: the checkpoint specification, section 1.2.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from openpi.training.step_jax import TrainState
+from openpi.weights import orbax_io
+
+logger = logging.getLogger("openpi")
+
+METRICS_FILE = "eval_metrics.json"
+_PARTIAL = ".partial-"
+_DISCARDED = ".discarded-"
+# Beyond the arrays themselves: indices, metadata, and the file system's own share.
+_SIZE_MARGIN = 1.05
+
+WriteExtras = Callable[[Path], None]
+
+
+class Checkpoints:
+    """The step directories of one run, owned by one process at a time.
+
+    Args:
+        directory: of the run; created if need be.
+        keep_period: keep steps that are multiples of it; None = only the latest.
+        keep_best: also keep the step with the lowest `validation_loss`.
+    Raises:
+        RuntimeError: another process is training in this directory.
+    """
+
+    def __init__(self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep_period = keep_period
+        self._keep_best = keep_best
+        self._lock = _lock(self.directory)
+        self._writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+        for leftover in [*self.directory.glob(f"{_PARTIAL}*"), *self.directory.glob(f"{_DISCARDED}*")]:
+            logger.info("removing the unfinished checkpoint %s", leftover)
+            shutil.rmtree(leftover)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Names of the complete checkpoints, ascending."""
+        return complete_steps(self.directory)
+
+    def path(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def save(
+        self, step: int, state: TrainState, *, write_extras: WriteExtras, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Copies the state to the host, then writes in the background; waits for the save before.
+
+        Args:
+            step: loop index.
+            write_extras: writes the small files into the given directory; called before this returns, so that
+                it sees the loop as it is now.
+            metrics: of the validation at this step; `validation_loss` decides which is best.
+        Raises:
+            OSError: this save, or the one before, did not succeed; complete checkpoints are untouched.
+        """
+        self.wait()
+        partial = self.directory / f"{_PARTIAL}{step}"
+        shutil.rmtree(partial, ignore_errors=True)
+        self._check_space(step, state)
+        try:
+            partial.mkdir()
+            write_extras(partial)
+            if metrics:
+                (partial / METRICS_FILE).write_text(json.dumps(metrics))
+        except OSError as error:
+            raise self._failure(step, partial, error) from error
+        host_state = jax.device_get(state)
+        self._pending = self._writer.submit(self._write, step, partial, host_state)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk.
+
+        Raises:
+            OSError: it failed.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._lock.close()
+
+    def restore(self, step: int, template: TrainState) -> TrainState:
+        """The state saved at `step`, placed as the template's leaves say.
+
+        Raises:
+            ValueError: the checkpoint is of another model or optimiser; the differing leaves are named.
+        """
+        return restore_state(self.path(step), template)
+
+    def _write(self, step: int, partial: Path, state: TrainState) -> None:
+        try:
+            write_state(partial, state)
+            (partial / "_CHECKPOINT_METADATA").write_text(_metadata())
+            _flush(partial)
+            partial.rename(self.path(step))
+            _flush_folder(self.directory)
+        except Exception as error:  # Orbax reports a full disk as one of several types.
+            raise self._failure(step, partial, error) from error
+        logger.info("checkpoint saved: %s", self.path(step))
+        self._prune()
+
+    def _failure(self, step: int, partial: Path, error: Exception) -> OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        intact = self.steps()
+        kept = f"the checkpoints of step {', '.join(map(str, intact))} are intact" if intact else "there is none before it"
+        return OSError(
+            f"the checkpoint of step {step} could not be written to {self.directory}: {_first_line(error)}; {kept}. "
+            f"{shutil.disk_usage(self.directory).free / 1e9:.1f} GB are free there; make room and continue with --resume"
+        )
+
+    def _check_space(self, step: int, state: TrainState) -> None:
+        needed, free = required_bytes(state), shutil.disk_usage(self.directory).free
+        if needed > free:
+            partial = self.directory / f"{_PARTIAL}{step}"
+            raise self._failure(step, partial, OSError(f"no space left: it takes {needed / 1e9:.2f} GB"))
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = {steps[-1]}
+        if self._keep_period:
+            kept |= {step for step in steps if step % self._keep_period == 0}
+        if self._keep_best:
+            kept |= {best for best in [best_step(self.directory)] if best is not None}
+        for step in set(steps) - kept:
+            # Renamed first: a half-deleted checkpoint must not look like one.
+            discarded = self.path(step).rename(self.directory / f"{_DISCARDED}{step}")
+            shutil.rmtree(discarded)
+
+
+def complete_steps(directory: Path | str) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending; empty if there is no such directory."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    numbered = [entry for entry in directory.iterdir() if re.fullmatch(r"\d+", entry.name)]
+    return sorted(int(entry.name) for entry in numbered if (entry / "params" / "_METADATA").is_file())
+
+
+def best_step(directory: Path | str) -> int | None:
+    """The step with the lowest validation loss among those that have one."""
+    losses = {}
+    for step in complete_steps(directory):
+        file = Path(directory) / str(step) / METRICS_FILE
+        if file.is_file():
+            losses[step] = json.loads(file.read_text()).get("validation_loss", float("inf"))
+    return min(losses, key=lambda step: (losses[step], step), default=None)
+
+
+def required_bytes(state: TrainState) -> int:
+    """Disk space of one checkpoint, from shapes; an upper bound, because arrays are compressed."""
+    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state)]
+    return int(sum(sizes) * _SIZE_MARGIN)
+
+
+def write_state(directory: Path, state: TrainState) -> None:
+    """Writes the two items `params` and `train_state` (see the top of this file for what is in which)."""
+    has_average = state.ema_params is not None
+    orbax_io.write_params(directory / "params", state.inference_params)
+    train_state = {
+        "step": state.step,
+        "params": state.params if has_average else {},
+        "opt_state": state.opt_state,
+        "model_def": None,
+        "ema_params": None,
+    }
+    orbax_io.write_tree(directory / "train_state", train_state)
+
+
+def restore_state(directory: Path, template: TrainState) -> TrainState:
+    """Reads what `write_state`, or the reference trainer, wrote.
+
+    Args:
+        template: leaves with shape, dtype and, optionally, `sharding`.
+    Raises:
+        ValueError: leaves are missing or have another shape; they are named.
+    """
+    saved = _flat(orbax_io.read_tree(directory / "train_state"))
+    raw = {path.removeprefix("params/"): leaf for path, leaf in saved.items() if path.startswith("params/")}
+    params = _flat(orbax_io.read_params(directory / "params"))
+    flat = {"step": saved["step"], **_under("params", raw or params)}
+    if raw:
+        flat |= _under("ema_params", params)
+    elif template.ema_params is not None:
+        logger.warning("%s has no averaged weights; the average starts from its weights", directory)
+        flat |= _under("ema_params", params)
+    flat |= {path: leaf for path, leaf in saved.items() if path.startswith("opt_state/")}
+    return _fill(template, flat, directory)
+
+
+def _fill(template: TrainState, flat: dict[str, Any], directory: Path) -> TrainState:
+    """The template with every leaf replaced by the saved one of the same path."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    found, problems = [], []
+    for key_path, leaf in leaves:
+        path = "/".join(_key_name(key) for key in key_path)
+        value = flat.get(path)
+        if value is None and path.startswith("opt_state/") and path.endswith("/count"):
+            value = flat["step"]  # schedules count steps; an optimiser with a constant rate stores no count
+        if value is None:
+            problems.append(f"{path}: not in the checkpoint")
+        elif tuple(np.shape(value)) != tuple(leaf.shape):
+            problems.append(f"{path}: shape {tuple(np.shape(value))}, the recipe has {tuple(leaf.shape)}")
+        else:
+            found.append(_place(value, leaf))
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        raise ValueError(
+            f"{directory} does not fit the recipe ({len(problems)} leaves differ); has the model or the optimiser "
+            f"been changed since?\n  {shown}"
+        )
+    return jax.tree_util.tree_unflatten(treedef, found)
+
+
+def _place(value: Any, leaf: Any) -> jax.Array:
+    array = np.asarray(value).astype(leaf.dtype, copy=False)
+    return jax.device_put(array, getattr(leaf, "sharding", None))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path, through dicts and lists; the extra last level `value` of the reference trainer is dropped."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths = {"/".join(_key_name(key) for key in path): leaf for path, leaf in leaves}
+    return {path.removesuffix("/value"): leaf for path, leaf in paths.items()}
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"unknown tree key {key!r}")
+
+
+def _under(prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{path}": leaf for path, leaf in flat.items()}
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Held until the process ends, however it ends."""
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise RuntimeError(
+            f"another process is training in {directory}; wait for it, or choose another --exp-name"
+        ) from error
+    return file
+
+
+def _flush(folder: Path) -> None:
+    """To disk: a rename may otherwise survive a power cut that the contents do not."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with Path(root, name).open("rb") as file:
+                os.fsync(file.fileno())
+        _flush_folder(Path(root))
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _metadata() -> str:
+    """The step metadata that Orbax's checkpoint manager looks for."""
+    now = time.time_ns()
+    handler = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+    return json.dumps(
+        {
+            "item_handlers": {"params": handler, "train_state": handler},
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": now,
+            "commit_timestamp_nsecs": now,
+            "custom_metadata": {},
+        }
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,103 @@
+"""What a run says while it runs: a bar on terminals, a line per log interval everywhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger("openpi")
+
+_SHOWN = ("loss", "grad_norm", "param_norm", "learning_rate", "samples_per_s", "data_wait")
+
+
+class Progress:
+    """Counts steps; `with` it around the loop."""
+
+    def __init__(self, *, num_steps: int, start: int) -> None:
+        import rich
+        from rich import progress
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=rich.get_console(),
+            disable=not rich.get_console().is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=num_steps, completed=start, rate="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step_done(self) -> None:
+        self._bar.advance(self._task)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._bar.update(self._task, rate=f"{metrics.get('samples_per_s', 0):.1f} samples/s")
+        shown = {name: metrics[name] for name in _SHOWN if name in metrics} or metrics
+        logger.info("Step %d: %s", step, ", ".join(f"{name}={value:.4g}" for name, value in shown.items()))
+
+
+class Stopwatch:
+    """Throughput since the last reading."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._waited_s = 0.0
+
+    def read(self, *, samples: int, waited_s: float) -> dict[str, float]:
+        """Samples per second, and the share of the time spent waiting for data; both since the last call.
+
+        Args:
+            waited_s: total waiting time so far.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        rates = {"samples_per_s": samples / elapsed, "data_wait": (waited_s - self._waited_s) / elapsed}
+        self._since, self._waited_s = now, waited_s
+        return rates
+
+
+class Window:
+    """Metrics of the steps since the last report, left on the device until they are asked for."""
+
+    def __init__(self, *, steps_in_flight: int = 2) -> None:
+        self._steps: list[Mapping[str, Any]] = []
+        self._steps_in_flight = steps_in_flight
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Also keeps the host from running ahead of the device by more than a few steps.
+
+        The device stays busy, and a request to stop, or an error, is noticed within these steps.
+        """
+        self._steps.append(metrics)
+        if len(self._steps) > self._steps_in_flight:
+            for value in self._steps[-1 - self._steps_in_flight].values():
+                getattr(value, "block_until_ready", lambda: None)()
+
+    def values(self) -> list[dict[str, float]]:
+        """Per step, as plain numbers; waits for the device."""
+        self._steps = [{name: float(value) for name, value in metrics.items()} for metrics in self._steps]
+        return [dict(metrics) for metrics in self._steps]
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call, which start the next window; empty without steps."""
+        steps, self._steps = self.values(), []
+        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]} if steps else {}
+
+    def restore(self, values: list[dict[str, float]]) -> None:
+        """Inverse of `values`: a resumed run reports the same means as one that never stopped."""
+        self._steps = list(values)
+
+    def __len__(self) -> int:
+        return len(self._steps)

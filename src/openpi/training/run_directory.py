@@ -1,0 +1,50 @@
+"""The folder of one run: when it may be used, and what of it survives."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from openpi.training.checkpoints import Checkpoints, complete_steps
+from openpi.training.config import TrainConfig
+
+logger = logging.getLogger("openpi")
+
+
+def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
+    """The run's checkpoints, and the step to continue after; None = a fresh start.
+
+    Raises:
+        FileExistsError: the folder exists, and neither `overwrite` nor `resume` is set.
+        RuntimeError: another process is training in it.
+        ValueError: no experiment name.
+    """
+    directory = config.checkpoint_dir
+    if directory.exists() and not (config.overwrite or config.resume):
+        raise FileExistsError(
+            f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
+            "choose another --exp-name"
+        )
+    checkpoints = Checkpoints(directory, keep_period=config.keep_period, keep_best=config.keep_best)
+    if config.overwrite:
+        _wipe(directory)
+    if not config.resume:
+        return checkpoints, None
+    steps = complete_steps(directory)
+    if not steps:
+        logger.warning("nothing to resume in %s; starting anew", directory)
+        return checkpoints, None
+    logger.info("resuming after step %d of %s", steps[-1], directory)
+    return checkpoints, steps[-1]
+
+
+def _wipe(directory: Path) -> None:
+    """Everything but the lock, which this process holds."""
+    for entry in directory.iterdir():
+        if entry.name == ".lock":
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

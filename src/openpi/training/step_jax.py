@@ -1,0 +1,218 @@
+"""One training step in JAX: state, loss, gradients, update, averaging. Pure functions of (config, state, batch, key).
+
+Parameters are split by path: gradients and optimiser state exist for trainable leaves only; frozen leaves are kept in
+bfloat16. The average (EMA) runs over all of them. Source: the training specification, section 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from openpi.models.model import BaseModel, Observation
+from openpi.shared.tree import flatten, unflatten
+from openpi.training import sharding
+from openpi.training.config import TrainConfig
+from openpi.training.freeze import Filter
+from openpi.training.optimizer import create_optimizer
+
+Params = dict[str, Any]
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+# Norms, biases and tables say little about whether weights grow.
+_NO_KERNEL = re.compile(r".*(bias|scale|pos_embedding|input_embedding)")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes from step to step.
+
+    Attributes:
+        step: int32 scalar, optimiser steps done.
+        params: the published parameter tree; trainable leaves f32, frozen ones bf16.
+        opt_state: of optax, over the trainable leaves.
+        ema_params: running average of `params`, or None.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    ema_params: Params | None
+
+    @property
+    def inference_params(self) -> Params:
+        """What is evaluated and served: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def split_params(params: Params, is_frozen: Filter) -> tuple[Params, Params]:
+    """The trainable and the frozen part, as two trees."""
+    flat = flatten(params)
+    trainable = {path: leaf for path, leaf in flat.items() if not is_frozen(path)}
+    frozen = {path: leaf for path, leaf in flat.items() if is_frozen(path)}
+    return unflatten(trainable), unflatten(frozen)
+
+
+def join_params(trainable: Params, frozen: Params) -> Params:
+    """Inverse of `split_params`."""
+    return unflatten(flatten(trainable) | flatten(frozen))
+
+
+def init_state(config: TrainConfig, key: jax.Array, partial_params: Params | None = None) -> TrainState:
+    """A fresh state; leaves of `partial_params` replace the random ones. Meant to run inside `jit`."""
+    params = config.model.create(key).params
+    if partial_params:
+        loaded = {path: jnp.copy(leaf) for path, leaf in flatten(partial_params).items()}
+        params = unflatten(flatten(params) | loaded)
+    trainable, frozen = split_params(params, config.freeze_filter)
+    params = join_params(trainable, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=_optimizer(config).init(trainable),
+        # A copy: both trees are donated to the first step, and a buffer can be given away only once.
+        ema_params=None if config.ema_decay is None else jax.tree.map(jnp.copy, params),
+    )
+
+
+def state_spec(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed."""
+    spec = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
+    shardings = sharding.fsdp_sharding(spec, mesh)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), spec, shardings
+    )
+
+
+def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
+    """A fresh state on the devices, started from the recipe's weights.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+        FileNotFoundError: they are not there.
+    """
+    spec = state_spec(config, mesh)
+    partial = load_weights(config)
+    placed = {path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()}
+    init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec))
+    return init(key, unflatten(placed))
+
+
+def load_weights(config: TrainConfig) -> dict[str, Any]:
+    """By path, the parameters that the recipe's loader has; the rest starts at random."""
+    reference = config.model.abstract_params()
+    loaded = flatten(config.weight_loader.load(reference))
+    return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
+
+
+def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One optimiser step.
+
+    Args:
+        key: of the run; the step's own is folded in.
+        batch: model-side arrays with a leading batch axis, and `actions`.
+    Returns:
+        the next state, and f32 scalars: `loss`, `grad_norm` before clipping, `param_norm` of the kernels,
+        `learning_rate`.
+    """
+    trainable, frozen = split_params(state.params, config.freeze_filter)
+    loss, grads = _loss_and_grads(config, jax.random.fold_in(key, state.step), trainable, frozen, batch)
+    updates, opt_state = _optimizer(config).update(grads, state.opt_state, trainable)
+    params = join_params(optax.apply_updates(trainable, updates), frozen)
+    metrics = {
+        "loss": loss,
+        "grad_norm": _norm(grads),
+        "param_norm": _norm(_kernels(params)),
+        "learning_rate": jnp.asarray(config.lr_schedule.create()(state.step), jnp.float32),
+    }
+    return TrainState(state.step + 1, params, opt_state, _average(config.ema_decay, state.ema_params, params)), metrics
+
+
+def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
+    """Mean loss of a batch without augmentation; noise and time come from `key`, so equal keys compare models."""
+    observation, actions = _inputs(batch)
+    return jnp.mean(_model(config, params).compute_loss(key, observation, actions, train=False))
+
+
+def sample_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
+    """Action chunks f32[b ah ad], in the model's normalised space."""
+    observation, _ = _inputs(batch)
+    return _model(config, params).sample_actions(key, observation)
+
+
+def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
+    """`train_step` jitted over the mesh; the given state's buffers are reused for the next one."""
+    placement = _shardings(state_spec(config, mesh))
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        functools.partial(train_step, config),
+        in_shardings=(everywhere, placement, sharding.data_sharding(mesh)),
+        out_shardings=(placement, everywhere),
+        donate_argnums=1,
+    )
+
+
+def _shardings(spec: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, spec)
+
+
+def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    return create_optimizer(config.optimizer, config.lr_schedule)
+
+
+def _model(config: TrainConfig, params: Params) -> BaseModel:
+    return config.model.load(params, remove_extra_params=False)
+
+
+def _inputs(batch: Batch) -> tuple[Observation, jax.Array]:
+    """Images travel as uint8 and become floats here, on the device."""
+    observation = {key: value for key, value in batch.items() if key != "actions"}
+    return Observation.from_dict(observation), batch["actions"]
+
+
+def _loss_and_grads(
+    config: TrainConfig, key: jax.Array, trainable: Params, frozen: Params, batch: Batch
+) -> tuple[jax.Array, Params]:
+    def loss(trainable: Params, key: jax.Array, part: Batch) -> jax.Array:
+        observation, actions = _inputs(part)
+        model = _model(config, join_params(trainable, frozen))
+        return jnp.mean(model.compute_loss(key, observation, actions, train=True))
+
+    parts = config.gradient_accumulation_steps
+    if parts == 1:
+        return jax.value_and_grad(loss)(trainable, key, batch)
+
+    def add(total: Any, keyed_part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        found = jax.value_and_grad(loss)(trainable, *keyed_part)
+        return jax.tree.map(jnp.add, total, found), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    # Every part takes samples from all over the batch, so that each device keeps the samples it has.
+    split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), dict(batch))
+    total, _ = jax.lax.scan(add, zero, (jax.random.split(key, parts), split))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def _average(decay: float | None, average: Params | None, params: Params) -> Params | None:
+    if decay is None or average is None:
+        return None
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+
+def _kernels(params: Params) -> list[jax.Array]:
+    return [leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)]
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves, accumulated in f32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

@@ -1,0 +1,150 @@
+"""Where numbers go: always the log and `metrics.jsonl`, and the trackers a run asks for. Nothing here ever prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openpi.training.config import TrainConfig
+
+logger = logging.getLogger("openpi")
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id.txt"
+
+
+class Observer(Protocol):
+    """Receives what a run reports."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """`image`: uint8[h w 3], RGB."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """One JSON object a line: `step`, and the numbers of that step.
+
+    Args:
+        resume_step: lines of this step and later are dropped: the resumed run writes them anew.
+    """
+
+    def __init__(self, directory: Path, *, resume_step: int | None) -> None:
+        path = directory / METRICS_FILE
+        if resume_step is not None and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        from PIL import Image
+
+        Image.fromarray(image).save(Path(self._file.name).parent / f"{name}.png")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandbObserver:
+    """Weights & Biases. Without a login the run is recorded on disk, for `wandb sync` later.
+
+    The run id lies in `wandb_id.txt`; a resumed run continues it, and starts one if the first run had none.
+    """
+
+    def __init__(self, wandb: Any, config: TrainConfig, directory: Path) -> None:
+        self._wandb = wandb
+        id_file = directory / WANDB_ID_FILE
+        run_id = id_file.read_text().strip() if id_file.exists() else None
+        self._run = wandb.init(
+            project=config.project_name,
+            name=config.exp_name,
+            config=_plain(config),
+            id=run_id,
+            resume="allow" if run_id else None,
+            mode=_wandb_mode(wandb),
+            dir=str(directory),
+        )
+        id_file.write_text(self._run.id)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._run.log({name: self._wandb.Image(image)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoardObserver:
+    """TensorBoard event files in `<run>/tensorboard`."""
+
+    def __init__(self, tensorboardx: Any, directory: Path, *, resume_step: int | None) -> None:
+        self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> list[Observer]:
+    """The metrics file, and the trackers that are asked for and installed."""
+    observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step)]
+    if config.wandb_enabled and (wandb := _optional("wandb")) is not None:
+        observers.append(WandbObserver(wandb, config, directory))
+    if config.tensorboard_enabled and (tensorboardx := _optional("tensorboardX", extra="tensorboard")) is not None:
+        observers.append(TensorBoardObserver(tensorboardx, directory, resume_step=resume_step))
+    return observers
+
+
+def _optional(module: str, extra: str | None = None) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        logger.warning("%s is not installed; going on without it (pip install 'openpi[%s]')", module, extra or module)
+        return None
+
+
+def _wandb_mode(wandb: Any) -> str:
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if wandb.api.api_key is None:
+        logger.warning("wandb is not logged in; recording offline, upload later with `wandb sync`")
+        return "offline"
+    return "online"
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """For display: JSON types, everything else by its text."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _step_of(line: str) -> float:
+    """Lines that a killed process left incomplete count as later than anything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
