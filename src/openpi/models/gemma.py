@@ -66,7 +66,8 @@ def forward(
         layer_params, layer_cache = stacked
         return block(layer_params, configs, xs, positions, mask, conds, layer_cache)
 
-    xs, new_cache = jax.lax.scan(rematerialised(layer, remat), xs, (params["layers"], kv_cache))
+    scanned = (params["layers"], kv_cache)
+    xs, new_cache = jax.lax.scan(rematerialised(layer, remat), xs, scanned, unroll=unroll(configs[0].depth))
     final = [
         None if x is None else norm(params["final_norm" + suffix(i)], x, cond)[0]
         for i, (x, cond) in enumerate(zip(xs, conds, strict=True))
@@ -215,6 +216,11 @@ def rematerialised(layer: Callable, remat: str) -> Callable:
     return jax.checkpoint(layer, prevent_cse=False, policy=policy)
 
 
+def unroll(depth: int) -> int:
+    """Layers per scan step: shallow stacks are unrolled, so that the compiler drops what nobody reads."""
+    return depth if depth <= 4 else 1
+
+
 def _norms(params: Params, name: str, xs: Sequence, conds: Sequence, present: list[int]) -> tuple[list, list]:
     normed: list = [None] * len(xs)
     gates: list = [None] * len(xs)
@@ -288,3 +294,4 @@ def _init_norm(width: int, adaptive: bool) -> dict[str, Any]:
 def _lecun_normal(rng: jax.Array, shape: tuple[int, ...], fan_in: int) -> Array:
     # Truncated at two standard deviations; 0.8796 is the standard deviation that truncation leaves.
     return jax.random.truncated_normal(rng, -2, 2, shape) * (fan_in**-0.5 / 0.87962566103423978)
+

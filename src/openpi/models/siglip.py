@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openpi.models.gemma import rematerialised
+from openpi.models.gemma import rematerialised, unroll
 from openpi.models.siglip_config import SiglipConfig
 
 Params = Mapping[str, Any]
@@ -37,7 +37,7 @@ def forward(
         return block(layer_params, x), None
 
     encoder = params["Transformer"]
-    x, _ = jax.lax.scan(rematerialised(layer, remat), x.astype(dtype), encoder["encoderblock"])
+    x, _ = jax.lax.scan(rematerialised(layer, remat), x.astype(dtype), encoder["encoderblock"], unroll=unroll(config.depth))
     return dense(params["head"], layer_norm(encoder["encoder_norm"], x))
 
 
