@@ -5,8 +5,8 @@
 
 The marker keys are bytes, so a map with text keys of the same spelling stays an ordinary map. dtype text is
 NumPy's `dtype.str` ('<f4', '|u1'). The format carries data only: object, structured and complex arrays are
-refused in both directions. Tuples arrive as lists. `float64` and `str_` scalars are Python floats and strings,
-and travel as such.
+refused in both directions. Tuples arrive as lists. `float64` and `str_` scalars are Python floats and
+strings, and travel as such.
 """
 
 import functools

@@ -9,7 +9,7 @@ class Environment(abc.ABC):
 
     @abc.abstractmethod
     def reset(self) -> None:
-        """Brings the world to the start of an episode. Called before every episode and once after the last."""
+        """Brings the world to the start of an episode. Called before each episode and once at the end."""
 
     @abc.abstractmethod
     def is_episode_complete(self) -> bool:

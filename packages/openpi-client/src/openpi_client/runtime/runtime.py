@@ -28,8 +28,8 @@ class Runtime:
         Args:
             max_hz: control rate; 0 means as fast as possible.
             num_episodes: episodes that `run` runs.
-            max_episode_steps: 0 means no limit. A limit of N ends an episode after step N + 1: published robot
-                programs, and the episode lengths they report, rely on that count.
+            max_episode_steps: 0 means no limit. A limit of N lets N + 1 steps happen: published
+                robot programs, and the episode lengths they report, rely on that count.
         """
         self._environment = environment
         self._agent = agent
@@ -40,7 +40,7 @@ class Runtime:
         self._in_episode = False
 
     def run(self) -> None:
-        """Runs all episodes, then resets the environment one last time so that the robot ends in its start pose."""
+        """Runs all episodes, then resets the environment once more: the robot ends in its start pose."""
         for _ in range(self._num_episodes):
             self._run_episode()
         self._environment.reset()
@@ -85,20 +85,23 @@ class Runtime:
 
 
 class _Pacer:
-    """Waits for the ticks of a fixed rate, without drift: ticks stay multiples of the period from the start.
+    """Waits for the ticks of a fixed rate, on a grid: an overshooting wait does not shift later ticks.
 
-    A late step is followed by a shorter wait, so the mean rate holds. After more than a whole period of delay (a
-    slow inference) the ticks start anew: a robot must not be driven faster than its rate to catch up.
+    A step that ends late by more than `_SLACK` of a period (a slow inference) starts the grid anew, so a
+    robot is never sent its actions faster than its rate to make up for lost time.
     """
+
+    _SLACK = 0.1
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._next_tick_s = time.monotonic() + period_s
 
     def wait(self) -> None:
-        now = time.monotonic()
-        if now < self._next_tick_s:
-            time.sleep(self._next_tick_s - now)
-        elif now > self._next_tick_s + self._period_s:
-            self._next_tick_s = now
+        now_s = time.monotonic()
+        late_s = now_s - self._next_tick_s
+        if late_s < 0:
+            time.sleep(-late_s)
+        elif late_s > self._SLACK * self._period_s:
+            self._next_tick_s = now_s
         self._next_tick_s += self._period_s

@@ -1,0 +1,259 @@
+"""A policy that lives behind a websocket."""
+
+import inspect
+import logging
+import socket
+import ssl
+import threading
+import time
+from types import TracebackType
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar
+
+import websockets.exceptions
+import websockets.sync.client
+from typing_extensions import override
+from websockets.protocol import State
+
+from openpi_client import base_policy, msgpack_numpy
+
+logger = logging.getLogger(__name__)
+
+# Pause between two attempts to reach a server that is not there yet, and between two log lines about it.
+_RETRY_INTERVAL_S = 1.0
+_LOG_INTERVAL_S = 5.0
+
+# What a proxy in front of a starting server answers.
+_NOT_READY_STATUSES = (502, 503, 504)
+
+# One attempt: TCP, TLS and websocket handshake.
+_HANDSHAKE_TIMEOUT_S = 10.0
+
+# The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
+# same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
+# dropped.
+_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+_Self = TypeVar("_Self", bound="WebsocketClientPolicy")
+
+
+class WebsocketClientPolicy(base_policy.BasePolicy):
+    """Sends observations to a policy server and returns what it answers. Safe to use from several threads.
+
+    A server keeps nothing between two requests, so a connection that drops is opened again: a request that
+    was under way is sent once more to the new connection.
+    """
+
+    def __init__(
+        self,
+        host: str = "0.0.0.0",
+        port: Optional[int] = None,
+        api_key: Optional[str] = None,
+        *,
+        connect_timeout_s: Optional[float] = None,
+        request_timeout_s: Optional[float] = None,
+        reconnect_timeout_s: float = 60.0,
+        resend: bool = True,
+    ) -> None:
+        """Blocks until the server is there and ready.
+
+        Args:
+            host: a host name or address, or a whole URL that starts with ws:// or wss://.
+            port: appended to the host; None for none (a URL that has one, or the default port of its scheme).
+            api_key: sent as `Authorization: Api-Key <key>`.
+            connect_timeout_s: how long to wait for the server, its model included; None waits without limit.
+            request_timeout_s: how long `infer` waits for an answer; None waits without limit. The first
+                request to a server that compiles on demand can take minutes.
+            reconnect_timeout_s: how long to wait for a server whose connection dropped; 0 never reconnects.
+            resend: whether a request that was under way when the connection dropped is sent once more.
+        Raises:
+            TimeoutError: no server, or none that got ready, within `connect_timeout_s`.
+            RuntimeError: the server could not load its policy.
+            websockets.exceptions.InvalidStatus: the server refused the connection (401: its API key).
+        """
+        self._uri = _uri(host, port)
+        self._api_key = api_key
+        self._request_timeout_s = request_timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._resend = resend
+        self._lock = threading.Lock()
+        self._packer = msgpack_numpy.Packer()
+        self._closed = False
+        self._ws: Optional[websockets.sync.client.ClientConnection] = None
+        self._ws, self._server_metadata = self._wait_for_server(connect_timeout_s)
+
+    def get_server_metadata(self) -> Dict:
+        """Returns what the server said about its policy when the connection was opened."""
+        return self._server_metadata
+
+    @override
+    def infer(self, obs: Dict) -> Dict:
+        """Returns the server's answer: the policy's result, and `server_timing` in ms. Arrays are read-only.
+
+        Raises:
+            RuntimeError: the policy failed; the text holds the server's traceback, and ends with the reason.
+                The next call opens a new connection.
+            TimeoutError: no answer within `request_timeout_s`. The answer is lost; the next call asks anew.
+            ConnectionError: the connection dropped and could not be opened again.
+        """
+        with self._lock:
+            request = self._packer.pack(obs)
+            answer = self._exchange(request)
+            if isinstance(answer, str):
+                self._drop()  # The server closes after an error.
+                raise RuntimeError(f"Error in inference server:\n{answer}")
+            return msgpack_numpy.unpackb(answer)
+
+    @override
+    def reset(self) -> None:
+        """Nothing to forget: servers keep no state between requests."""
+
+    def close(self) -> None:
+        """Closes the connection; further calls of `infer` fail."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: Optional[Type[BaseException]],
+        exc_value: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _exchange(self, request: bytes) -> Any:
+        """Sends a request and returns the answer, over a new connection when the old one is gone."""
+        retries = 1 if self._resend and self._reconnect_timeout_s > 0 else 0
+        while True:
+            ws = self._connection()
+            try:
+                ws.send(request)
+                return ws.recv(self._request_timeout_s)
+            except TimeoutError:
+                self._drop()  # Otherwise the late answer would be taken for that of the next request.
+                raise TimeoutError(
+                    f"{self._uri} gave no answer within {self._request_timeout_s} s (request_timeout_s)"
+                ) from None
+            except websockets.exceptions.ConnectionClosed as dropped:
+                self._drop()
+                if retries == 0:
+                    raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
+                logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
+                retries -= 1
+
+    def _connection(self) -> websockets.sync.client.ClientConnection:
+        if self._closed:
+            raise ConnectionError(f"this client of {self._uri} was closed")
+        if self._ws is not None and self._ws.protocol.state is not State.OPEN:
+            logger.warning("The connection to %s dropped while it was idle", self._uri)
+            self._drop()
+        if self._ws is None:
+            if self._reconnect_timeout_s <= 0:
+                raise ConnectionError(f"the connection to {self._uri} dropped, and reconnect_timeout_s is 0")
+            try:
+                self._ws, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
+            except TimeoutError as error:
+                raise ConnectionError(str(error)) from error
+        return self._ws
+
+    def _drop(self) -> None:
+        if self._ws is not None:
+            _hang_up(self._ws)
+        self._ws = None
+
+    def _wait_for_server(
+        self, timeout_s: Optional[float]
+    ) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
+        """Opens a connection and reads the metadata, trying again while there is no server."""
+        deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        next_log_s = 0.0
+        while True:
+            try:
+                return self._connect(deadline_s)
+            except Exception as error:
+                if not _may_pass(error, is_limited=timeout_s is not None):
+                    raise
+                now_s = time.monotonic()
+                if now_s + _RETRY_INTERVAL_S > deadline_s:
+                    reason = str(error) or type(error).__name__
+                    raise TimeoutError(
+                        f"no policy server at {self._uri} within {timeout_s} s ({reason}); "
+                        "is it running, and are host and port right?"
+                    ) from error
+                if now_s >= next_log_s:
+                    logger.info("Waiting for the policy server at %s (%s)", self._uri, error)
+                    next_log_s = now_s + _LOG_INTERVAL_S
+            time.sleep(_RETRY_INTERVAL_S)
+
+    def _connect(self, deadline_s: float) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
+        ws = websockets.sync.client.connect(
+            self._uri,
+            additional_headers={"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None,
+            open_timeout=min(_HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic())),
+            **_CONNECT_OPTIONS,
+        )
+        try:
+            _set_keepalive(ws.socket)
+            metadata = ws.recv(
+                None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic())
+            )
+            if isinstance(metadata, str):
+                raise RuntimeError(f"Error in inference server:\n{metadata}")
+            return ws, msgpack_numpy.unpackb(metadata)
+        except BaseException:
+            _hang_up(ws)
+            raise
+
+
+def _uri(host: str, port: Optional[int]) -> str:
+    if not host.startswith(("ws://", "wss://")):
+        is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
+        host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
+    return host if port is None else f"{host}:{port}"
+
+
+def _connect_options() -> Dict[str, Any]:
+    """Options of `connect`, as far as the installed version of websockets has them."""
+    known = inspect.signature(websockets.sync.client.connect).parameters
+    # Pings: see _KEEPALIVE. `legacy` keeps `connect` returning a connection.
+    by_version = {"ping_interval": None, "legacy": True}
+    wanted = {name: value for name, value in by_version.items() if name in known}
+    return {"compression": None, "max_size": None, "close_timeout": 1.0, **wanted}
+
+
+_CONNECT_OPTIONS = _connect_options()
+
+
+def _set_keepalive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # not on every operating system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _hang_up(ws: websockets.sync.client.ClientConnection) -> None:
+    """Closes without complaint: the other side may be gone already."""
+    try:
+        ws.close()
+    except (OSError, websockets.exceptions.WebSocketException) as error:
+        logger.debug("closing the connection failed: %s", error)
+
+
+def _may_pass(error: Exception, *, is_limited: bool) -> bool:
+    """Whether waiting can help against a failed attempt to connect.
+
+    Without a limit only what a server on its way up explains is waited for; a wrong address should not wait
+    for ever. With a limit also what a server or machine on its way down explains.
+    """
+    if isinstance(error, websockets.exceptions.InvalidStatus):
+        return error.response.status_code in _NOT_READY_STATUSES
+    if isinstance(error, ConnectionRefusedError):
+        return True
+    if not is_limited or isinstance(error, (socket.gaierror, ssl.SSLError)):
+        return False
+    if isinstance(error, websockets.exceptions.InvalidMessage):
+        return isinstance(error.__cause__, (EOFError, OSError))
+    return isinstance(error, (OSError, EOFError, websockets.exceptions.ConnectionClosed))
