@@ -94,7 +94,7 @@ class ModelTransformFactory:
 
 def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
     tokenize = transforms.TokenizePrompt(
-        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, tokenizer_path=model_config.tokenizer_path),
+        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
         discrete_state_input=model_config.discrete_state_input,
     )
     return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))

@@ -131,11 +131,11 @@ def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Ba
     params = join_params(optax.apply_updates(trainable, updates), frozen)
     metrics = {
         "loss": loss,
-        "grad_norm": _norm(grads),
-        "param_norm": _norm(_kernels(params)),
+        "grad_norm": norm(grads),
+        "param_norm": norm(_kernels(params)),
         "learning_rate": jnp.asarray(config.lr_schedule.create()(state.step), jnp.float32),
     }
-    return TrainState(state.step + 1, params, opt_state, _average(config.ema_decay, state.ema_params, params)), metrics
+    return TrainState(state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)), metrics
 
 
 def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
@@ -203,16 +203,17 @@ def _loss_and_grads(
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def _average(decay: float | None, average: Params | None, params: Params) -> Params | None:
-    if decay is None or average is None:
+def average(decay: float | None, old: Params | None, new: Params) -> Params | None:
+    """The running average one step on; None without one."""
+    if decay is None or old is None:
         return None
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
 def _kernels(params: Params) -> list[jax.Array]:
     return [leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)]
 
 
-def _norm(tree: Any) -> jax.Array:
+def norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves, accumulated in f32."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

@@ -1,0 +1,21 @@
+"""Log lines for people: coloured on a terminal, one plain line each in a file."""
+
+import logging
+import os
+
+
+def configure_logging(level: int | None = None) -> None:
+    """Sets up the root logger; `OPENPI_LOG_LEVEL` overrides the level (default INFO)."""
+    import rich
+    from rich.logging import RichHandler
+
+    rich.reconfigure(stderr=True)
+    level = level or logging.getLevelNamesMapping()[os.environ.get("OPENPI_LOG_LEVEL", "INFO").upper()]
+    if rich.get_console().is_terminal:
+        handler: logging.Handler = RichHandler(show_path=False, log_time_format="%H:%M:%S")
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,185 @@
+"""The training loop. `train` reads in time order; what it calls is in the files named after it.
+
+Source: the training specification, section 10. Differences: metrics of every step reach `metrics.jsonl`, the data order
+continues on resume, and a signal ends the run with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from openpi.shared import normalize
+from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
+from openpi.training.checkpoints import Checkpoints
+from openpi.training.config import TrainConfig
+from openpi.training.first_batch import contact_sheet
+from openpi.training.interrupts import Interrupts
+from openpi.training.prefetch import Prefetcher
+from openpi.training.progress import Progress, Stopwatch, Window
+from openpi.training.tracking import Observer, open_observers
+from openpi.training.validation import Validation
+
+logger = logging.getLogger("openpi")
+
+LOOP_STATE_FILE = "loader_state.json"
+TOKENIZER_FILE = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        checkpoint: the last one written.
+        step: loop index of the last step done.
+        metrics: reported last.
+        signum: the signal that ended the run early, or None.
+    """
+
+    checkpoint: Path
+    step: int
+    metrics: Mapping[str, float]
+    signum: int | None = None
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Runs a recipe from its first step, or from its latest checkpoint, to its last.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: the recipe, the data or the run's folder do not fit; raised
+            before anything long starts.
+        OSError: a checkpoint could not be written; those before it are intact.
+    """
+    preflight.check_recipe(config)
+    mesh = sharding.make_mesh(config.fsdp_devices)
+    checkpoints, last_step = run_directory.open_run(config)
+    start = 0 if last_step is None else last_step + 1
+    with checkpoints, Interrupts() as interrupts:
+        data = preflight.open_data(config)
+        spec = step_jax.state_spec(config, mesh)
+        preflight.check_disk_space(config, spec)
+        init_key, train_key = jax.random.split(jax.random.key(config.seed))
+        window = Window()
+        if last_step is None:
+            state = step_jax.create_state(config, init_key, mesh)
+        else:
+            state = checkpoints.restore(last_step, spec)
+            _restore_loop(checkpoints.path(last_step), data, window)
+        _log_size(config, spec)
+
+        train_step = step_jax.compile_train_step(config, mesh)
+        validate = Validation(config, data, mesh) if data.holdout is not None else None
+        observers = open_observers(config, checkpoints.directory, resume_step=start or None)
+        batches = Prefetcher(data.train, lambda batch: jax.device_put(batch, sharding.data_sharding(mesh)))
+        stopwatch, step, reported, evaluated = Stopwatch(), start - 1, {}, {}
+        try:
+            with Progress(num_steps=config.num_train_steps, start=start) as progress:
+                for step in range(start, config.num_train_steps):
+                    batch = next(batches)
+                    if step == start:
+                        _show(observers, step, "first_batch", contact_sheet(jax.device_get(batch)))
+                    state, metrics = train_step(train_key, state, batch)
+                    window.add(metrics)
+                    progress.step_done()
+                    is_last = step == config.num_train_steps - 1
+                    if is_last or step % config.log_interval == 0:
+                        samples = len(window) * config.batch_size
+                        reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
+                        _report(observers, progress, step, reported)
+                    if validate is not None and _is_due(step, config.eval_interval or config.save_interval, is_last):
+                        evaluated = validate(state.inference_params)
+                        _report(observers, progress, step, evaluated)
+                    if _is_due(step, config.save_interval, is_last) or interrupts.signum is not None:
+                        extras = _Extras(config, data, batches.state, window)
+                        checkpoints.save(step, state, write_extras=extras.write, metrics=evaluated)
+                    if interrupts.signum is not None:
+                        break
+        finally:
+            batches.close()
+            for observer in observers:
+                observer.close()
+        checkpoints.wait()
+        return TrainResult(checkpoints.path(step), step, reported | evaluated, interrupts.signum)
+
+
+def _is_due(step: int, interval: int, is_last: bool) -> bool:
+    """Step 0 is no milestone; the last step always is one."""
+    return (step > 0 and step % interval == 0) or is_last
+
+
+def _report(observers: list[Observer], progress: Progress, step: int, metrics: Mapping[str, float]) -> None:
+    progress.report(step, metrics)
+    for observer in observers:
+        observer.log(step, metrics)
+
+
+def _show(observers: list[Observer], step: int, name: str, image: np.ndarray) -> None:
+    for observer in observers:
+        observer.image(step, name, image)
+
+
+def _log_size(config: TrainConfig, spec: step_jax.TrainState) -> None:
+    trainable, frozen = step_jax.split_params(spec.params, config.freeze_filter)
+    counts = [sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for part in (trainable, frozen)]
+    logger.info(
+        "%s: %.1f M parameters train, %.1f M are frozen; %d devices (%s)",
+        config.name,
+        counts[0] / 1e6,
+        counts[1] / 1e6,
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extras:
+    """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
+
+    config: TrainConfig
+    data: preflight.TrainingData
+    loader_state: Any
+    window: Window
+
+    def write(self, directory: Path) -> None:
+        recipe_io.save_recipe(directory, self.config)
+        if self.data.contract is not None:
+            self.data.contract.save(directory)
+        loop_state = {"loader": self.loader_state, "window": self.window.values()}
+        (directory / LOOP_STATE_FILE).write_text(json.dumps(loop_state))
+        self._write_assets(directory / "assets")
+
+    def _write_assets(self, assets: Path) -> None:
+        assets.mkdir()
+        data_config = self.data.config
+        if data_config.norm_stats is not None and data_config.asset_id is not None:
+            normalize.save(assets / data_config.asset_id, data_config.norm_stats)
+        tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
+        if tokenizer_path is not None:
+            shutil.copyfile(preflight.resolve_path(tokenizer_path), assets / TOKENIZER_FILE)
+
+
+def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:
+    """Continues the data order; checkpoints of the reference trainer do not have it and start it anew."""
+    file = checkpoint / LOOP_STATE_FILE
+    if not file.is_file():
+        logger.warning("%s has no %s: the data order starts from the seed again", checkpoint, LOOP_STATE_FILE)
+        return
+    loop_state = json.loads(file.read_text())
+    data.train.restore(loop_state["loader"])
+    window.restore(loop_state["window"])
+
+
+def use_compilation_cache() -> None:
+    """Compiled steps are kept in `~/.cache/jax`, unless JAX has been told otherwise."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # defined at run time
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jax"))
