@@ -25,14 +25,23 @@ NEW_FIELDS = {
         "eval_batches",
         "tensorboard_enabled",
     },
-    "Pi0Config": {"image_encoder_variant", "image_resolution", "image_keys", "tokenizer_path", "augmentation", "remat"},
+    "Pi0Config": {
+        "image_encoder_variant",
+        "image_resolution",
+        "image_keys",
+        "tokenizer_path",
+        "augmentation",
+        "remat",
+    },
     "factory": {"use_quantile_norm"},
 }
 REQUIRED = "<required>"
 
 
 def _recorded(golden: Path) -> dict[str, Any]:
-    documents = [json.loads((golden / "data" / name).read_text()) for name in ("configs.json", "configs_trossen.json")]
+    documents = [
+        json.loads((golden / "data" / name).read_text()) for name in ("configs.json", "configs_trossen.json")
+    ]
     return documents[0] | documents[1]
 
 
@@ -52,7 +61,9 @@ def test_recipes_expand_to_the_published_transforms(golden):
     for name, expected in _recorded(golden).items():
         config = get_config(name)
         assets = Path("/nonexistent")
-        data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
+        data = dataclasses.replace(
+            config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None)
+        )
         if "error" in expected["data_config"]:  # the reference cannot build these; see the next test
             continue
         created = data.create(assets, config.model)
@@ -85,7 +96,10 @@ def test_statistics_can_be_normalised_the_other_way_on_request():
 
 
 def test_corrected_trossen_recipes_train_adapters():
-    published, corrected = get_config("pi05_trossen_transfer_block"), get_config("pi05_trossen_transfer_block_lora")
+    published, corrected = (
+        get_config("pi05_trossen_transfer_block"),
+        get_config("pi05_trossen_transfer_block_lora"),
+    )
     path = "PaliGemma/llm/layers/attn/q_einsum/lora_a"
     assert not corrected.freeze_filter(path)
     assert corrected.freeze_filter("PaliGemma/llm/layers/attn/q_einsum/w")
@@ -182,7 +196,9 @@ def _data_config_differences(found: Any, expected: dict[str, Any]) -> list[str]:
     for key, value in expected.items():
         if key.endswith("_transforms"):
             for side in ("inputs", "outputs"):
-                lines += _transform_differences(f"{key}.{side}", getattr(getattr(found, key), side), value[side])
+                lines += _transform_differences(
+                    f"{key}.{side}", getattr(getattr(found, key), side), value[side]
+                )
         else:
             lines += _compare(key, getattr(found, key), value)
     return lines

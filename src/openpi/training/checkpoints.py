@@ -52,7 +52,9 @@ class Checkpoints:
         RuntimeError: another process is training in this directory.
     """
 
-    def __init__(self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False) -> None:
+    def __init__(
+        self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False
+    ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_period = keep_period
@@ -78,7 +80,12 @@ class Checkpoints:
         return self.directory / str(step)
 
     def save(
-        self, step: int, state: TrainState, *, write_extras: WriteExtras, metrics: dict[str, float] | None = None
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        write_extras: WriteExtras,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Copies the state to the host, then writes in the background; waits for the save before.
 
@@ -144,7 +151,11 @@ class Checkpoints:
     def _failure(self, step: int, partial: Path, error: Exception) -> OSError:
         shutil.rmtree(partial, ignore_errors=True)
         intact = self.steps()
-        kept = f"the checkpoints of step {', '.join(map(str, intact))} are intact" if intact else "there is none before it"
+        kept = (
+            f"the checkpoints of step {', '.join(map(str, intact))} are intact"
+            if intact
+            else "there is none before it"
+        )
         return OSError(
             f"the checkpoint of step {step} could not be written to {self.directory}: {_first_line(error)}; {kept}. "
             f"{shutil.disk_usage(self.directory).free / 1e9:.1f} GB are free there; make room and continue with --resume"

@@ -93,11 +93,15 @@ class TrainConfig:
     exp_name: str = ""
 
     model: BaseModelConfig = dataclasses.field(default_factory=Pi0Config)
-    weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
+    weight_loader: weight_loaders.WeightLoader = dataclasses.field(
+        default_factory=weight_loaders.NoOpWeightLoader
+    )
     pytorch_weight_path: str | None = None
     pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
 
-    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
+    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(
+        default_factory=_optimizer.CosineDecaySchedule
+    )
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
     ema_decay: float | None = 0.99
     freeze_filter: freeze.Filter = dataclasses.field(default=freeze.freeze_nothing, metadata=HIDDEN)
@@ -130,7 +134,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; continue the run with one, or delete it with the other")
+            raise ValueError(
+                "resume and overwrite are both set; continue the run with one, or delete it with the other"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of "

@@ -86,7 +86,10 @@ class ModelTransformFactory:
 
     def __call__(self, model_config: BaseModelConfig) -> transforms.Group:
         height, width = getattr(model_config, "image_resolution", IMAGE_RESOLUTION)
-        prepare = (transforms.InjectDefaultPrompt(self.default_prompt), transforms.ResizeImages(height, width))
+        prepare = (
+            transforms.InjectDefaultPrompt(self.default_prompt),
+            transforms.ResizeImages(height, width),
+        )
         if model_config.model_type is ModelType.PI0_FAST:
             return _with_fast_tokens(prepare, model_config)
         return _with_prompt_tokens(prepare, model_config)
@@ -97,7 +100,9 @@ def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transfor
         _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
         discrete_state_input=model_config.discrete_state_input,
     )
-    return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))
+    return transforms.Group(
+        inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim))
+    )
 
 
 def _with_fast_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
@@ -238,7 +243,9 @@ class LeRobotAlohaDataConfig(DataConfigFactory):
     use_delta_joint_actions: bool = True
     default_prompt: str | None = None
     adapt_to_pi: bool = True
-    repack_transforms: transforms.Group = dataclasses.field(default_factory=_aloha_top_camera, metadata=HIDDEN)
+    repack_transforms: transforms.Group = dataclasses.field(
+        default_factory=_aloha_top_camera, metadata=HIDDEN
+    )
     action_sequence_keys: Sequence[str] = ("action",)
 
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
@@ -313,7 +320,8 @@ class LeRobotDROIDDataConfig(DataConfigFactory):
         return dataclasses.replace(
             self.create_base_config(assets_dirs, model_config),
             repack_transforms=repack(
-                {f"observation/{key}": key for key in observations} | {"actions": "actions", "prompt": "prompt"}
+                {f"observation/{key}": key for key in observations}
+                | {"actions": "actions", "prompt": "prompt"}
             ),
             data_transforms=droid_transforms(model_config),
             model_transforms=ModelTransformFactory()(model_config),

@@ -24,7 +24,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {
+                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,7 +36,9 @@ class Interrupts:
         del frame
         self.signum = signum
         self._restore()
-        logger.warning("%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name)
+        logger.warning(
+            "%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name
+        )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

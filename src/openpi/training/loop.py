@@ -20,7 +20,6 @@ import numpy as np
 
 from openpi.shared import normalize
 from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
-from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
@@ -96,7 +95,9 @@ def train(config: TrainConfig) -> TrainResult:
                         samples = len(window) * config.batch_size
                         reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
                         _report(observers, progress, step, reported)
-                    if validate is not None and _is_due(step, config.eval_interval or config.save_interval, is_last):
+                    if validate is not None and _is_due(
+                        step, config.eval_interval or config.save_interval, is_last
+                    ):
                         evaluated = validate(state.inference_params)
                         _report(observers, progress, step, evaluated)
                     if _is_due(step, config.save_interval, is_last) or interrupts.signum is not None:

@@ -8,15 +8,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from openpi import transforms
 from openpi.policies.contract import Contract
-from openpi.shared import download, normalize
 from openpi.shared.tree import flatten
 from openpi.training import data_loader, norm_stats
 from openpi.training.checkpoints import required_bytes
@@ -69,7 +65,9 @@ def check_recipe(config: TrainConfig) -> None:
         raise ValueError("freeze_filter freezes every parameter; nothing would be trained")
     has_adapters = any("lora" in path for path in paths)
     if has_adapters and not frozen:
-        logger.warning("the model has adapters (LoRA) but nothing is frozen: set freeze_filter=model.get_freeze_filter()")
+        logger.warning(
+            "the model has adapters (LoRA) but nothing is frozen: set freeze_filter=model.get_freeze_filter()"
+        )
     if frozen and config.ema_decay is not None:
         logger.warning(
             "ema_decay=%s keeps a second copy of all weights, also of the %d frozen ones; None saves that memory",
@@ -89,7 +87,9 @@ def _check_dataset_name(config: TrainConfig) -> None:
     for field, value in values.items():
         if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
             flag = field.replace("_", "-")
-            raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
+            raise ValueError(
+                f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}"
+            )
 
 
 def open_data(config: TrainConfig) -> TrainingData:
@@ -131,4 +131,8 @@ def check_disk_space(config: TrainConfig, spec: TrainState) -> None:
             f"{config.checkpoint_dir}; make room or choose another --checkpoint-base-dir"
         )
     if 2 * needed > free:
-        logger.warning("%.1f GB are free; two checkpoints may take %.1f GB while one replaces the other", free / 1e9, 2 * needed / 1e9)
+        logger.warning(
+            "%.1f GB are free; two checkpoints may take %.1f GB while one replaces the other",
+            free / 1e9,
+            2 * needed / 1e9,
+        )

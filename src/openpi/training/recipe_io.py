@@ -44,7 +44,9 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     encoder = _Encoder()
     recipe = encoder.encode(config, "config")
     directory.mkdir(parents=True, exist_ok=True)
-    sources = {module: _copy_source(file, directory, i) for i, (module, file) in enumerate(encoder.sources.items())}
+    sources = {
+        module: _copy_source(file, directory, i) for i, (module, file) in enumerate(encoder.sources.items())
+    }
     document = {"version": _VERSION, "sources": sources, "config": recipe}
     partial = directory / f".{RECIPE_FILE}.partial"
     partial.write_text(json.dumps(document, indent=2) + "\n")
@@ -71,7 +73,9 @@ def load_recipe(directory: Path | str) -> TrainConfig:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if version != _VERSION:
         raise ValueError(f"{path} has version {version}; this openpi reads version {_VERSION}")
-    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(recipe, "config")
+    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(
+        recipe, "config"
+    )
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} holds a {type(config).__name__}; expected a TrainConfig")
     return config
@@ -93,7 +97,7 @@ class _Encoder:
         return encode(value, field)
 
     def _encoder_of(self, value: Any) -> Any:
-        if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum):
+        if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
             return lambda v, _: v
         if isinstance(value, type) or inspect.isroutine(value):
             return self._reference
@@ -125,7 +129,11 @@ class _Encoder:
         """Pairs where keys are not plain strings, so that any dict survives."""
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: self.encode(item, f"{field}.{key}") for key, item in value.items()}
-        return {"$dict": [[self.encode(k, f"{field} key"), self.encode(v, f"{field}[{k!r}]")] for k, v in value.items()]}
+        return {
+            "$dict": [
+                [self.encode(k, f"{field} key"), self.encode(v, f"{field}[{k!r}]")] for k, v in value.items()
+            ]
+        }
 
     def _reference(self, value: Any, field: str) -> dict[str, Any]:
         return {"$ref": self._path(value, field)}
@@ -216,7 +224,9 @@ class _Decoder:
     def _class_or_function(self, name: str, field: str) -> Any:
         value = self._find(name, field)
         if not isinstance(value, (type, FunctionType)):
-            raise ValueError(f"{self.path}: {field} refers to '{name}', which is neither a class nor a function")
+            raise ValueError(
+                f"{self.path}: {field} refers to '{name}', which is neither a class nor a function"
+            )
         return value
 
     def _find(self, name: str, field: str) -> Any:
@@ -227,10 +237,16 @@ class _Decoder:
                 f"file{''.join(f' ({m})' for m in self.sources)}"
             )
         try:
-            home = importlib.import_module(module) if _is_ours(module) else _own_module(module, self.sources[module])
+            home = (
+                importlib.import_module(module)
+                if _is_ours(module)
+                else _own_module(module, self.sources[module])
+            )
             return functools.reduce(getattr, qualname.split("."), home)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"{self.path}: {field} refers to '{name}', which does not exist: {error}") from error
+            raise ValueError(
+                f"{self.path}: {field} refers to '{name}', which does not exist: {error}"
+            ) from error
 
 
 def _build(cls: type, values: dict[str, Any], fields: Mapping[str, dataclasses.Field[Any]]) -> Any:
@@ -264,4 +280,8 @@ def _own_module(name: str, file: Path) -> ModuleType:
 
 
 def _same_text(loaded_file: str | None, file: Path) -> bool:
-    return loaded_file is not None and os.path.exists(loaded_file) and Path(loaded_file).read_bytes() == file.read_bytes()
+    return (
+        loaded_file is not None
+        and os.path.exists(loaded_file)
+        and Path(loaded_file).read_bytes() == file.read_bytes()
+    )

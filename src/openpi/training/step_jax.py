@@ -103,7 +103,9 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     """
     spec = state_spec(config, mesh)
     partial = load_weights(config)
-    placed = {path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()}
+    placed = {
+        path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()
+    }
     init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec))
     return init(key, unflatten(placed))
 
@@ -115,7 +117,9 @@ def load_weights(config: TrainConfig) -> dict[str, Any]:
     return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
-def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def train_step(
+    config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
     """One optimiser step.
 
     Args:
@@ -135,7 +139,9 @@ def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Ba
         "param_norm": norm(_kernels(params)),
         "learning_rate": jnp.asarray(config.lr_schedule.create()(state.step), jnp.float32),
     }
-    return TrainState(state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)), metrics
+    return TrainState(
+        state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)
+    ), metrics
 
 
 def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
@@ -198,7 +204,9 @@ def _loss_and_grads(
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
     # Every part takes samples from all over the batch, so that each device keeps the samples it has.
-    split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), dict(batch))
+    split = jax.tree.map(
+        lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), dict(batch)
+    )
     total, _ = jax.lax.scan(add, zero, (jax.random.split(key, parts), split))
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
@@ -211,7 +219,9 @@ def average(decay: float | None, old: Params | None, new: Params) -> Params | No
 
 
 def _kernels(params: Params) -> list[jax.Array]:
-    return [leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)]
+    return [
+        leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)
+    ]
 
 
 def norm(tree: Any) -> jax.Array:

@@ -52,7 +52,8 @@ class Validation:
         """float[d]: mean over batch and horizon of |sampled - recorded|, both taken to the robot's units."""
         state, recorded = np.asarray(batch["state"]), np.asarray(batch["actions"])
         pairs = [
-            (self._to_robot(state[i], sampled[i]), self._to_robot(state[i], recorded[i])) for i in range(len(state))
+            (self._to_robot(state[i], sampled[i]), self._to_robot(state[i], recorded[i]))
+            for i in range(len(state))
         ]
         return np.mean([np.abs(a - b).mean(axis=0) for a, b in pairs], axis=0)
 

@@ -24,7 +24,10 @@ RECIPES = [
     TrainConfig(
         name="paligemma_binning_droid",
         model=Pi0FASTConfig(
-            action_dim=8, action_horizon=15, max_token_len=400, fast_model_tokenizer=tokenizer.BinningTokenizer
+            action_dim=8,
+            action_horizon=15,
+            max_token_len=400,
+            fast_model_tokenizer=tokenizer.BinningTokenizer,
         ),
         data=served_droid(),
     ),
@@ -50,20 +53,29 @@ RECIPES = [
             action_dim=8,
             action_horizon=15,
             fast_model_tokenizer=tokenizer.FSQTokenizer,
-            fast_model_tokenizer_kwargs={"fsq_tokenizer_path": "gs://openpi-assets/tokenizers/droid_fsq_tokenizer"},
+            fast_model_tokenizer_kwargs={
+                "fsq_tokenizer_path": "gs://openpi-assets/tokenizers/droid_fsq_tokenizer"
+            },
         ),
         data=served_droid(),
     ),
     # pi0 from scratch on PaliGemma, with the robot's own action width.
     TrainConfig(
-        name="paligemma_diffusion_droid", model=Pi0Config(action_dim=8, action_horizon=10), data=served_droid()
+        name="paligemma_diffusion_droid",
+        model=Pi0Config(action_dim=8, action_horizon=10),
+        data=served_droid(),
     ),
     # Binning on joint positions.
     TrainConfig(
         name="paligemma_binning_droid_jointpos",
         model=Pi0FASTConfig(
-            action_dim=8, action_horizon=15, max_token_len=600, fast_model_tokenizer=tokenizer.BinningTokenizer
+            action_dim=8,
+            action_horizon=15,
+            max_token_len=600,
+            fast_model_tokenizer=tokenizer.BinningTokenizer,
         ),
-        data=SimpleDataConfig(assets=AssetsConfig(asset_id="droid"), data_transforms=joint_position_transforms),
+        data=SimpleDataConfig(
+            assets=AssetsConfig(asset_id="droid"), data_transforms=joint_position_transforms
+        ),
     ),
 ]

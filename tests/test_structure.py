@@ -1,0 +1,130 @@
+"""What the house promises about itself: who may import whom, what stays importable, and what is not loaded."""
+
+import importlib
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("jax", "torch", "tensorflow", "optax", "orbax", "tyro", "av", "pyarrow", "mujoco", "PIL", "numpy")
+
+# The documented import paths of the published system.
+PUBLIC = {
+    "openpi.transforms": ["DataTransformFn", "Group", "compose", "RepackTransform", "Normalize", "Unnormalize"],
+    "openpi.models.model": ["Observation", "Actions", "ModelType", "IMAGE_KEYS", "BaseModelConfig", "restore_params"],
+    "openpi.models.pi0": ["Pi0", "Pi0Config"],
+    "openpi.models.pi0_config": ["Pi0Config"],
+    "openpi.models.pi0_fast": ["Pi0FASTConfig"],
+    "openpi.models.tokenizer": ["PaligemmaTokenizer", "FASTTokenizer"],
+    "openpi.policies.aloha_policy": ["AlohaInputs", "AlohaOutputs", "make_aloha_example"],
+    "openpi.policies.droid_policy": ["DroidInputs", "DroidOutputs", "make_droid_example"],
+    "openpi.policies.libero_policy": ["LiberoInputs", "LiberoOutputs", "make_libero_example"],
+    "openpi.policies.policy": ["Policy", "PolicyRecorder"],
+    "openpi.policies.policy_config": ["create_trained_policy"],
+    "openpi.serving.websocket_policy_server": ["WebsocketPolicyServer"],
+    "openpi.shared.download": ["maybe_download", "get_cache_dir"],
+    "openpi.shared.image_tools": ["resize_with_pad"],
+    "openpi.shared.normalize": ["NormStats", "RunningStats", "load", "save"],
+    "openpi.training.config": [
+        "AssetsConfig",
+        "DataConfig",
+        "DataConfigFactory",
+        "FakeDataConfig",
+        "GroupFactory",
+        "LeRobotAlohaDataConfig",
+        "LeRobotDROIDDataConfig",
+        "LeRobotLiberoDataConfig",
+        "ModelTransformFactory",
+        "RLDSDroidDataConfig",
+        "SimpleDataConfig",
+        "TrainConfig",
+        "cli",
+        "get_config",
+    ],
+    "openpi.training.checkpoints": ["Checkpoints", "restore_state"],
+    "openpi.training.data_loader": ["create_data_loader"],
+    "openpi.training.optimizer": [
+        "AdamW",
+        "CosineDecaySchedule",
+        "LRScheduleConfig",
+        "OptimizerConfig",
+        "RsqrtDecaySchedule",
+        "SGD",
+        "create_optimizer",
+    ],
+    "openpi.training.weight_loaders": [
+        "CheckpointWeightLoader",
+        "NoOpWeightLoader",
+        "PaliGemmaWeightLoader",
+        "WeightLoader",
+    ],
+    "openpi_client.action_chunk_broker": ["ActionChunkBroker"],
+    "openpi_client.base_policy": ["BasePolicy"],
+    "openpi_client.image_tools": ["convert_to_uint8", "resize_with_pad"],
+    "openpi_client.msgpack_numpy": ["packb", "unpackb"],
+    "openpi_client.websocket_client_policy": ["WebsocketClientPolicy"],
+    "openpi_client.runtime.runtime": ["Runtime"],
+}
+
+# Loading these must bring in neither JAX nor PyTorch.
+FRAMEWORK_FREE = [
+    "openpi.training.config",
+    "openpi.training.recipes",
+    "openpi.training.recipe_io",
+    "openpi.training.freeze",
+    "openpi.training.optimizer",
+    "openpi.training.weight_loaders",
+    "openpi.transforms",
+    "openpi.models.pi0_config",
+    "openpi.models.pi0_fast_config",
+    "openpi.models.tokenizer",
+    "openpi.policies.aloha_policy",
+    "openpi.policies.contract",
+    "openpi.policies.policy",
+    "openpi.policies.policy_config",
+    "openpi.serving.openpi_session",
+    "openpi.shared.normalize",
+    "openpi.data.lerobot.reader",
+    "openpi_client",
+]
+
+
+@pytest.mark.parametrize(("module", "names"), PUBLIC.items(), ids=PUBLIC)
+def test_documented_import_paths_exist(module, names):
+    found = importlib.import_module(module)
+    assert [name for name in names if not hasattr(found, name)] == []
+
+
+def test_imports_point_downwards():
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_configurations_transforms_and_protocols_load_no_framework():
+    loaded = _loaded_after(f"import {', '.join(FRAMEWORK_FREE)}")
+    assert [name for name in ("jax", "torch", "tensorflow", "optax", "orbax") if name in loaded] == []
+
+
+def test_help_answers_without_loading_anything_heavy():
+    """What makes it quick, on any machine."""
+    loaded = _loaded_after("from openpi.cli.main import main; main(['--help'])")
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def _loaded_after(code: str) -> set[str]:
+    """Top-level packages in a fresh interpreter after `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{textwrap.dedent(code)}\n{report}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
