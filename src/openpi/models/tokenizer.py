@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from openpi.models.fast_codec import FastCodec, load_codec
 from openpi.shared import download
 
 logger = logging.getLogger("openpi")
@@ -26,8 +27,8 @@ class PaligemmaTokenizer:
 
     Attributes:
         max_len: length of the token arrays.
-        model_path: sentencepiece model: a file, or `package:dotted.package/file` for a file inside a Python package.
-            None = PaliGemma's, from the download cache or its bucket.
+        model_path: sentencepiece model: a file, or `package:dotted.package/file` for a file inside a Python
+            package. None = PaliGemma's, from the download cache or its bucket.
     """
 
     def __init__(self, max_len: int = 48, model_path: str | Path | None = None) -> None:
@@ -40,11 +41,11 @@ class PaligemmaTokenizer:
 
         Args:
             prompt: a task in words; underscores and line breaks count as blanks.
-            state: float[s], normalised to [-1, 1] and not padded, to be written into the prompt (pi0.5); None = leave
-                it out (pi0).
+            state: float[s], normalised to [-1, 1] and not padded, to be written into the prompt (pi0.5); None
+                = leave it out (pi0).
         Returns:
-            int64[max_len] tokens and bool[max_len], true on real tokens. What is too long loses its end, with a
-            warning for each new prompt.
+            int64[max_len] tokens and bool[max_len], true on real tokens. What is too long loses its end, with
+            a warning for each new prompt.
         """
         text = prompt.strip().replace("_", " ").replace("\n", " ")
         if state is None:
@@ -75,8 +76,197 @@ class PaligemmaTokenizer:
         )
 
 
+class BinningTokenizer:
+    """Prompt in the form of pi0-FAST; generated tokens are bins of [-1, 1]. RoboArena baseline, only served.
+
+    Attributes:
+        max_len: length of the token arrays.
+        n_bins: per action value.
+        model_path: as of `PaligemmaTokenizer`.
+    """
+
+    def __init__(self, max_len: int = 256, n_bins: int = 256, model_path: str | Path | None = None) -> None:
+        self.max_len = max_len
+        self.n_bins = n_bins
+        self._text = _ActionText(max_len, model_path)
+
+    def tokenize(
+        self, prompt: str, state: np.ndarray, actions: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `FASTTokenizer.tokenize`, without actions.
+
+        Raises:
+            NotImplementedError: actions are given; this baseline cannot be trained.
+        """
+        if actions is not None:
+            raise NotImplementedError(
+                "BinningTokenizer serves existing checkpoints only; train with FASTTokenizer"
+            )
+        return self._text.tokens_and_masks(prompt, state, None)
+
+    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """float64[action_horizon, action_dim] in [-1, 1); zeros when too few tokens were generated."""
+        bins = self._text.action_ids(tokens)
+        count = action_horizon * action_dim
+        if bins is None or len(bins) < count:
+            return np.zeros((action_horizon, action_dim), dtype=np.float32)
+        return np.array(bins[:count]).reshape(action_horizon, action_dim) / self.n_bins * 2 - 1
+
+
+class FASTTokenizer:
+    """Prompt, state and actions as text for pi0-FAST: actions are compressed by DCT and byte-pair encoding.
+
+    Models are opened on first use.
+
+    Attributes:
+        max_len: length of the token arrays.
+        fast_tokenizer_path: folder of a FAST processor, or its name on the Hugging Face hub.
+        model_path: as of `PaligemmaTokenizer`.
+    """
+
+    def __init__(
+        self,
+        max_len: int = 256,
+        fast_tokenizer_path: str | Path = "physical-intelligence/fast",
+        model_path: str | Path | None = None,
+    ) -> None:
+        self.max_len = max_len
+        self.fast_tokenizer_path = fast_tokenizer_path
+        self._text = _ActionText(max_len, model_path)
+
+    @cached_property
+    def _codec(self) -> FastCodec:
+        return load_codec(self.fast_tokenizer_path)
+
+    def tokenize(
+        self, prompt: str, state: np.ndarray, actions: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens and masks, each [max_len].
+
+        Args:
+            state: float[s], normalised.
+            actions: float[h, d], normalised; None at inference.
+        Returns:
+            int64 tokens padded with 0; bool, true on real tokens; int64, 1 where attention is causal (the
+            actions); bool, true on tokens that are trained (the actions).
+        """
+        return self._text.tokens_and_masks(
+            prompt, state, None if actions is None else self._codec.encode(actions)
+        )
+
+    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """float[action_horizon, action_dim] from generated tokens; zeros, and a warning, if no chunk."""
+        ids = self._text.action_ids(tokens)
+        if ids is None:
+            return np.zeros((action_horizon, action_dim), dtype=np.float32)
+        return self._codec.decode(ids, action_horizon, action_dim)
+
+
+class FSQTokenizer:
+    """Prompt in the form of pi0-FAST for the finite-scalar-quantisation baseline of RoboArena.
+
+    Its learned decoder is not part of this build: prompts can be made, actions cannot be extracted.
+    """
+
+    def __init__(
+        self,
+        max_len: int = 256,
+        fsq_tokenizer_path: str | Path | None = None,
+        model_path: str | Path | None = None,
+    ) -> None:
+        self.max_len = max_len
+        self.fsq_tokenizer_path = fsq_tokenizer_path
+        self._text = _ActionText(max_len, model_path)
+
+    def tokenize(
+        self, prompt: str, state: np.ndarray, actions: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `BinningTokenizer.tokenize`."""
+        if actions is not None:
+            raise NotImplementedError(
+                "FSQTokenizer serves existing checkpoints only; train with FASTTokenizer"
+            )
+        return self._text.tokens_and_masks(prompt, state, None)
+
+    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """Raises NotImplementedError."""
+        raise NotImplementedError(
+            "the FSQ action decoder is not part of this build; serve one of the other DROID checkpoints, "
+            "such as pi05_droid"
+        )
+
+
+class _ActionText:
+    """The text form that the action tokenizers share:
+
+    `Task: ..., State: ...;` line break, then `Action: ` <action ids> `|` end-of-sequence.
+
+    Action id k is the sentencepiece piece k before the last `<loc>`; the 128 `<seg>` pieces after it are
+    skipped.
+    """
+
+    _MARKER = "Action: "
+    _NUM_SEG = 128
+
+    def __init__(self, max_len: int, model_path: str | Path | None) -> None:
+        self._max_len = max_len
+        self._model_path = model_path
+        self._warned = False
+
+    @cached_property
+    def _model(self) -> sentencepiece.SentencePieceProcessor:
+        return load_sentencepiece(self._model_path)
+
+    def tokens_and_masks(
+        self, prompt: str, state: np.ndarray, action_ids: list[int] | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        text = prompt.lower().strip().replace("_", " ")
+        prefix = self._model.encode(f"Task: {text}, State: {state_as_text(state)};\n", add_bos=True)
+        postfix = []
+        if action_ids is not None:
+            postfix = self._model.encode(self._MARKER) + self._mirror(action_ids)
+            postfix += self._model.encode("|", add_eos=True)
+        tokens = prefix + postfix
+        self._warn_if_cut(len(tokens), len(prefix))
+        is_target = [False] * len(prefix) + [True] * len(postfix)
+        n = self._max_len
+        return (
+            _pad(tokens, n, np.int64),
+            _pad([True] * len(tokens), n, np.bool_),
+            _pad(is_target, n, np.int64),
+            _pad(is_target, n, np.bool_),
+        )
+
+    def action_ids(self, tokens: np.ndarray) -> list[int] | None:
+        """Generated tokens -> action ids; None where they hold no action.
+
+        Goes through text and back: that is how checkpoints were evaluated, and it drops what is no piece of
+        text.
+        """
+        _, marker, rest = self._model.decode(np.asarray(tokens).astype(int).tolist()).partition(self._MARKER)
+        return self._mirror(self._model.encode(rest.split("|")[0].strip())) if marker else None
+
+    def _mirror(self, ids: list[int]) -> list[int]:
+        """Action ids <-> sentencepiece ids; its own inverse."""
+        last = self._model.vocab_size() - 1 - self._NUM_SEG
+        return [last - int(i) for i in ids]
+
+    def _warn_if_cut(self, count: int, prefix_count: int) -> None:
+        if count <= self._max_len or self._warned:
+            return
+        self._warned = True
+        lost = "the actions" if count > prefix_count else "the end of the prompt"
+        logger.warning(
+            "a sample has %d tokens and is cut to max_token_len=%d: the model does not see the end of %s. "
+            "Raise max_token_len. (Said once.)",
+            count,
+            self._max_len,
+            lost,
+        )
+
+
 def state_as_text(state: np.ndarray) -> str:
-    """The 256 bins that a normalised state falls into, as numbers separated by blanks; -1 below the first bin."""
+    """The 256 bins that a normalised state falls into, separated by blanks; -1 below the first bin."""
     return " ".join(map(str, np.digitize(np.asarray(state), _STATE_BIN_EDGES) - 1))
 
 
@@ -84,7 +274,8 @@ def load_sentencepiece(model_path: str | Path | None) -> sentencepiece.SentenceP
     """Opens a sentencepiece model; None = PaliGemma's.
 
     Raises:
-        FileNotFoundError: it is neither there nor reachable; the message says where to put it.
+        FileNotFoundError, ConnectionError: it is neither there nor reachable; the message says where to put
+        it.
     """
     return sentencepiece.SentencePieceProcessor(model_proto=_read_model(model_path))
 
@@ -98,8 +289,8 @@ def _read_model(model_path: str | Path | None) -> bytes:
     path = Path(model_path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"tokenizer {path} does not exist; expected a sentencepiece model file, or package:dotted.package/file. "
-            "Correct the model's tokenizer_path"
+            f"tokenizer {path} does not exist; expected a sentencepiece model file, or "
+            "package:dotted.package/file. Correct the model's tokenizer_path"
         )
     return path.read_bytes()
 

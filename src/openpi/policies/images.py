@@ -1,0 +1,67 @@
+"""Camera images as robots and datasets deliver them -> uint8 RGB, height x width x 3."""
+
+from typing import Literal
+
+import numpy as np
+
+from openpi.shared.image_tools import convert_to_uint8
+
+Layout = Literal["hwc", "chw"]
+
+# Float images that went through a resize may overshoot a little; more means another range.
+_RANGE_SLACK = 1e-3
+
+
+def to_uint8_hwc(image: np.ndarray, key: str) -> np.ndarray:
+    """One RGB image in the form that the transforms work on.
+
+    Args:
+        image: uint8, or floats in [0, 1]; [h, w, 3] or [3, h, w].
+        key: its name, for messages.
+    Returns:
+        uint8[h, w, 3]; floats are scaled by 255 and truncated, as the released policies were trained.
+    Raises:
+        ValueError: another shape, dtype or range, or a shape that could be either layout.
+    """
+    image = np.asarray(image)
+    layout = layout_of(image, key)
+    check_values(image, key)
+    hwc = np.moveaxis(image, 0, -1) if layout == "chw" else image
+    return convert_to_uint8(hwc)
+
+
+def layout_of(image: np.ndarray, key: str) -> Layout:
+    """Where the three channels are.
+
+    Raises:
+        ValueError: no RGB image, or a shape that could be either.
+    """
+    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if image.ndim == 3 else (False, False)
+    if first and last:
+        raise ValueError(
+            f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of "
+            "another size"
+        )
+    if not (first or last):
+        raise ValueError(
+            f"image '{key}' has shape {image.shape}; expected one RGB image, [h, w, 3] or [3, h, w]. "
+            "Drop batch axes and alpha, and repeat a grey channel three times"
+        )
+    return "chw" if first else "hwc"
+
+
+def check_values(image: np.ndarray, key: str) -> None:
+    """Raises ValueError unless the image is uint8, or floats in [0, 1]."""
+    if image.dtype == np.uint8:
+        return
+    if not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(
+            f"image '{key}' has dtype {image.dtype}; expected uint8, or floats in [0, 1]. Convert it with "
+            ".astype(np.uint8) if its values are 0..255"
+        )
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
+        raise ValueError(
+            f"float image '{key}' has values from {low:g} to {high:g}; expected [0, 1], or uint8. Send the "
+            "camera's uint8 image as it is, or divide by 255"
+        )

@@ -1,0 +1,96 @@
+"""LIBERO: a simulated Franka arm, a scene and a wrist camera; also the usual start for a robot of your own.
+
+Source: the training specification, section 4.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from openpi.models.model_config import ModelType
+from openpi.policies.images import to_uint8_hwc
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.errors import missing_key
+from openpi.shared.tree import flatten
+
+_IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
+_ACTION_DIM = 7
+
+LIBERO_SPEC = RobotSpec(
+    robot="libero",
+    cameras=(CameraSpec(_IMAGE, slot="base_0_rgb"), CameraSpec(_WRIST, slot="left_wrist_0_rgb")),
+    state=(
+        VectorSpec(
+            _STATE,
+            ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right"),
+            ("m", "m", "m", "rad", "rad", "rad", "m", "m"),
+        ),
+    ),
+    actions=VectorSpec(
+        "actions",
+        ("dx", "dy", "dz", "d_axis_angle_x", "d_axis_angle_y", "d_axis_angle_z", "gripper"),
+        (*("share of the controller's step, -1 .. 1",) * 6, "-1 open .. 1 close"),
+    ),
+    action_kind="relative end-effector poses, and gripper",
+)
+
+
+def make_libero_example() -> dict:
+    """A random observation, as a robot client sends it."""
+    rng = np.random.default_rng()
+    return {
+        _STATE: rng.random(8),
+        _IMAGE: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
+        _WRIST: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
+        "prompt": "do something",
+    }
+
+
+@dataclass(frozen=True)
+class LiberoInputs:
+    """Client keys, or a dataset repacked to them, to the model's inputs.
+
+    `state`, `actions` and `prompt` pass through. Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h,
+    w]. The third image slot stays black.
+
+    Attributes:
+        model_type: pi0-FAST was trained with the black image visible, the others with it masked.
+    """
+
+    model_type: ModelType
+
+    spec: ClassVar[RobotSpec] = LIBERO_SPEC
+
+    def __call__(self, data: dict) -> dict:
+        leaves = flatten(data)
+        for key in (_IMAGE, _WRIST, _STATE):
+            if key not in leaves:
+                raise missing_key(
+                    key, leaves, wanted_by="LiberoInputs", fix="Rename it on the client, or repack it."
+                )
+        base, wrist = to_uint8_hwc(leaves[_IMAGE], _IMAGE), to_uint8_hwc(leaves[_WRIST], _WRIST)
+        inputs: dict[str, Any] = {
+            "state": np.asarray(leaves[_STATE]),
+            "image": {
+                "base_0_rgb": base,
+                "left_wrist_0_rgb": wrist,
+                "right_wrist_0_rgb": np.zeros_like(base),
+            },
+            "image_mask": {
+                "base_0_rgb": np.True_,
+                "left_wrist_0_rgb": np.True_,
+                "right_wrist_0_rgb": np.bool_(self.model_type is ModelType.PI0_FAST),
+            },
+        }
+        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+
+
+@dataclass(frozen=True)
+class LiberoOutputs:
+    """Cuts the model's padded actions to [..., 7]: a relative pose and the gripper."""
+
+    def __call__(self, data: dict) -> dict:
+        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}

@@ -1,0 +1,119 @@
+"""What a robot's client sends and gets, as data: the robot's half of a contract.
+
+Each robot's input transform has it as the attribute `spec`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from openpi.shared.tree import flatten
+
+ImageLayout = Literal["hwc", "chw", "any"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSpec:
+    """One camera.
+
+    Attributes:
+        key: '/'-joined path in the observation.
+        slot: model image that it becomes; None = accepted and not used.
+        required: whether an observation without it is an error.
+        layout: of the array; `any` = told from the shape.
+        shape: (height, width) in pixels; None = any.
+    """
+
+    key: str
+    slot: str | None
+    required: bool = True
+    layout: ImageLayout = "any"
+    shape: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorSpec:
+    """One vector.
+
+    Attributes:
+        key: '/'-joined path.
+        names: one per dimension.
+        units: one per dimension, e.g. `rad`, `m`, `0 open .. 1 closed`.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.units):
+            raise ValueError(
+                f"'{self.key}' has {len(self.names)} names and {len(self.units)} units; expected as many"
+            )
+
+    @property
+    def width(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def uniform(cls, key: str, names: Iterable[str], unit: str) -> VectorSpec:
+        """A vector with one unit for all dimensions."""
+        names = tuple(names)
+        return cls(key, names, (unit,) * len(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class RobotSpec:
+    """The client keys of a robot.
+
+    Attributes:
+        robot: its name.
+        cameras: in the order of the model's image slots.
+        state: vectors whose concatenation is the state.
+        actions: one step of the returned chunk.
+        action_kind: in words, e.g. `absolute joint positions`.
+    """
+
+    robot: str
+    cameras: tuple[CameraSpec, ...]
+    state: tuple[VectorSpec, ...]
+    actions: VectorSpec
+    action_kind: str = ""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of all state dimensions, in order."""
+        return tuple(name for vector in self.state for name in vector.names)
+
+    @classmethod
+    def from_sample(cls, sample: Mapping[str, Any], *, robot: str = "custom", action_dim: int) -> RobotSpec:
+        """The spec of a robot whose transforms bring none, from one repacked sample.
+
+        Images become cameras of unknown slots, vectors become state, in the order of the sample.
+        """
+        cameras, state = [], []
+        for key, value in flatten(sample).items():
+            array = np.asarray(value)
+            if key == "actions" or not np.issubdtype(array.dtype, np.number):
+                continue
+            if array.ndim == 3:
+                cameras.append(CameraSpec(key, slot=None))
+            elif array.ndim == 1:
+                state.append(VectorSpec.uniform(key, numbered(key, array.size), "unknown"))
+        actions = VectorSpec.uniform("actions", numbered("actions", action_dim), "unknown")
+        return cls(robot, tuple(cameras), tuple(state), actions)
+
+
+def numbered(key: str, count: int) -> Sequence[str]:
+    """Names for dimensions that have none."""
+    return [f"{key.rsplit('/', 1)[-1]}_{i}" for i in range(count)]
+
+
+def find_spec(transforms: Iterable[Any]) -> RobotSpec | None:
+    """The spec of the robot transform among these; None when none brings one."""
+    specs = (getattr(transform, "spec", None) for transform in transforms)
+    return next((spec for spec in specs if isinstance(spec, RobotSpec)), None)

@@ -1,0 +1,121 @@
+"""Files from elsewhere, fetched once: `$OPENPI_DATA_HOME` or `~/.cache/openpi`, then bucket and path."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+logger = logging.getLogger("openpi")
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+
+
+def get_cache_dir() -> Path:
+    """The cache's root, which need not exist yet."""
+    return Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser().resolve()
+
+
+def cache_path(url: str) -> Path:
+    """Where the cache keeps a URL: `<cache>/<bucket>/<path>`."""
+    parts = urlsplit(url)
+    return get_cache_dir() / parts.netloc / parts.path.strip("/")
+
+
+def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: Any) -> Path:
+    """A local path of a file or folder, downloaded if it is remote and not cached.
+
+    A download appears under its name only when it is complete; a second process that wants the same waits for
+    it.
+
+    Args:
+        url: local path, `file://`, `https://`, or a bucket: `gs://`, `s3://`.
+        force_download: fetch again even if cached.
+        kwargs: per scheme, options for the fsspec file system, as in `gs={"token": "anon"}`.
+    Raises:
+        FileNotFoundError: nothing there.
+        ConnectionError: not cached and not reachable; the message says where to put it by hand.
+        ImportError: the scheme needs an extra that is not installed; it is named.
+    """
+    url = str(url)
+    if "://" not in url or url.startswith("file://"):
+        return _local(Path(url.removeprefix("file://")))
+    target = cache_path(url)
+    if target.exists() and not force_download:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target):
+        if force_download or not target.exists():
+            _fetch_whole(url, target, kwargs)
+    return target
+
+
+def _local(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()})")
+    return path.resolve()
+
+
+@contextlib.contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_whole(url: str, target: Path, options: dict[str, Any]) -> None:
+    """Downloads beside the target, then renames; leaves nothing behind when it fails."""
+    partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)  # of a process that was killed; the lock says that nobody writes it now
+    logger.info("downloading %s to %s", url, target)
+    try:
+        _fetch(url, partial, options)
+        _remove(target)
+        partial.rename(target)
+    except (ImportError, FileNotFoundError):
+        raise
+    except Exception as error:  # every fsspec backend raises its own types
+        raise ConnectionError(
+            f"cannot download {url}: {type(error).__name__}: {error}. Without a network, put it at {target} "
+            "by hand"
+        ) from error
+    finally:
+        _remove(partial)
+
+
+def _fetch(url: str, destination: Path, options: dict[str, Any]) -> None:
+    scheme = urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        with urllib.request.urlopen(url) as response, destination.open("wb") as file:
+            shutil.copyfileobj(response, file)
+        return
+    filesystem = _filesystem(scheme, options.get(scheme, {}))
+    if not filesystem.exists(url):
+        raise FileNotFoundError(f"{url} does not exist")
+    filesystem.get(url.rstrip("/"), str(destination), recursive=filesystem.isdir(url))
+
+
+def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
+    extra = _EXTRAS.get(scheme)
+    hint = f"install it with `pip install 'openpi[{extra}]'`" if extra else "install fsspec and its backend"
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise ImportError(f"reading {scheme}:// needs a package that is missing ({error}); {hint}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""Messages for wrong input: what was found, what was expected, what is there instead."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MissingKeyError(KeyError):
+    """A `KeyError` that prints its message as it is, without the quotes `KeyError` puts around it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+def missing_key(key: str, found: Iterable[object], *, wanted_by: str, fix: str = "") -> MissingKeyError:
+    """The error for a key that is not there, to be raised by the caller.
+
+    Args:
+        found: the keys that are there.
+        wanted_by: who reads the key, as the subject of the message.
+        fix: a sentence that says what to do.
+    """
+    names = sorted(str(name) for name in found)
+    closest = closest_name(key, names)
+    suggestion = f" Did you mean '{closest}'?" if closest else ""
+    message = f"{wanted_by} needs the key '{key}', found: {listed(names)}.{suggestion} {fix}"
+    return MissingKeyError(message.rstrip())
+
+
+def closest_name(name: str, names: Iterable[str]) -> str | None:
+    """The name most like the given one, or None when nothing is similar."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return matches[0] if matches else None
+
+
+def listed(names: Iterable[object]) -> str:
+    """`'a', 'b'`, or `nothing`."""
+    return ", ".join(f"'{name}'" for name in names) or "nothing"
