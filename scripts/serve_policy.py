@@ -1,0 +1,8 @@
+"""`scripts/serve_policy.py [--env ROBOT] [policy:checkpoint ...]`: the documented way to serve a policy."""
+
+import sys
+
+from openpi.cli.serve_policy import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The documented `scripts/serve_policy.py`: serves a checkpoint by recipe name, or the default of a robot.
+
+    serve_policy.py --env DROID
+    serve_policy.py --port 8000 policy:checkpoint --policy.config=pi05_droid --policy.dir=gs://.../pi05_droid
+
+It listens on all addresses, as documented; `openpi serve` listens on this machine unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import logging
+import sys
+from pathlib import Path
+
+from openpi.cli import serve
+
+_CHECKPOINTS = "gs://openpi-assets/checkpoints"
+_RECORD_FOLDER = Path("policy_records")
+
+logger = logging.getLogger("openpi")
+
+
+class EnvMode(enum.Enum):
+    """Robots that have a default checkpoint."""
+
+    ALOHA = "aloha"
+    ALOHA_SIM = "aloha_sim"
+    DROID = "droid"
+    LIBERO = "libero"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Serves a checkpoint.
+
+    Attributes:
+        config: name of the recipe it was trained with.
+        dir: its folder or URL.
+    """
+
+    config: str
+    dir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Default:
+    """Serves the default checkpoint of the robot that --env names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """Form of the first release, whose exported models are no longer published; says what replaces them.
+
+    Attributes:
+        dir: folder or URL of the exported model.
+        processor: name of its normalisation.
+    """
+
+    dir: str
+    processor: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Serves a policy to robots over websocket.
+
+    Attributes:
+        env: the robot whose default is served; only for policy:default.
+        default_prompt: for requests that have no prompt.
+        port: port to listen on, on all addresses.
+        record: record every request and answer in policy_records/.
+        policy: what to serve.
+    """
+
+    env: EnvMode = EnvMode.ALOHA_SIM
+    default_prompt: str | None = None
+    port: int = 8000
+    record: bool = False
+    policy: Checkpoint | Default | Exported = dataclasses.field(default_factory=Default)
+
+
+DEFAULT_CHECKPOINT = {
+    EnvMode.ALOHA: Checkpoint("pi05_aloha", f"{_CHECKPOINTS}/pi05_base"),
+    EnvMode.ALOHA_SIM: Checkpoint("pi0_aloha_sim", f"{_CHECKPOINTS}/pi0_aloha_sim"),
+    EnvMode.DROID: Checkpoint("pi05_droid", f"{_CHECKPOINTS}/pi05_droid"),
+    EnvMode.LIBERO: Checkpoint("pi05_libero", f"{_CHECKPOINTS}/pi05_libero"),
+}
+
+# Exported models of the first release -> the checkpoint of the same training.
+_REPLACEMENTS = {
+    "pi0_aloha_sim": DEFAULT_CHECKPOINT[EnvMode.ALOHA_SIM],
+    "pi0_aloha_towel": Checkpoint("pi0_aloha_towel", f"{_CHECKPOINTS}/pi0_aloha_towel"),
+    "pi0_aloha": Checkpoint("pi0_aloha", f"{_CHECKPOINTS}/pi0_base"),
+    "pi0_base": Checkpoint("pi0_aloha", f"{_CHECKPOINTS}/pi0_base"),
+    "pi0_droid": Checkpoint("pi0_droid", f"{_CHECKPOINTS}/pi0_droid"),
+    "pi0_libero": DEFAULT_CHECKPOINT[EnvMode.LIBERO],
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    import tyro
+
+    from openpi.cli.console import configure_logging
+
+    argv = sys.argv[1:] if argv is None else argv
+    args = tyro.cli(Args, args=with_env_in_capitals(argv), prog="serve_policy.py")
+    configure_logging()
+    try:
+        chosen = choose_checkpoint(args)
+        checkpoint = serve.find_checkpoint(chosen.dir)
+        recipe = serve.choose_recipe(checkpoint, chosen.config)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        return serve.refuse(error)
+    load = functools.partial(
+        serve.load_policy,
+        recipe,
+        checkpoint,
+        default_prompt=args.default_prompt,
+        record=_RECORD_FOLDER if args.record else None,
+    )
+    return serve.run_server(load, host="0.0.0.0", port=args.port)
+
+
+def choose_checkpoint(args: Args) -> Checkpoint:
+    """What the command line asks for.
+
+    Raises:
+        ValueError: it asks for an exported model of the first release.
+    """
+    match args.policy:
+        case Checkpoint():
+            return args.policy
+        case Default():
+            return DEFAULT_CHECKPOINT[args.env]
+        case Exported(folder):
+            raise ValueError(_replacement_of(folder))
+
+
+def _replacement_of(folder: str) -> str:
+    parts = folder.rstrip("/").removesuffix("/model").rsplit("/", 1)
+    replacement = _REPLACEMENTS.get(parts[-1])
+    if replacement is None:
+        hint = f"there are {', '.join(sorted(_REPLACEMENTS))}"
+    else:
+        hint = f"use policy:checkpoint --policy.config={replacement.config} --policy.dir={replacement.dir}"
+    return f"exported models such as {folder} are no longer published and cannot be served; {hint}"
+
+
+def with_env_in_capitals(argv: list[str]) -> list[str]:
+    """`--env droid`, `--env=droid` -> `DROID`: the names are capitals, but any case is accepted."""
+    fixed = list(argv)
+    for i, word in enumerate(fixed):
+        if word.startswith("--env="):
+            fixed[i] = "--env=" + word.removeprefix("--env=").upper()
+        elif i > 0 and fixed[i - 1] == "--env":
+            fixed[i] = word.upper()
+    return fixed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
