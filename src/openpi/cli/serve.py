@@ -75,18 +75,14 @@ def main(argv: list[str] | None = None) -> int:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     configure_logging()
-    try:
-        checkpoint = find_checkpoint(args.checkpoint)
-        recipe = choose_recipe(checkpoint, args.config)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        return refuse(error)
     load = functools.partial(
         load_policy,
-        with_dtype(recipe, args.dtype),
-        checkpoint,
+        args.checkpoint,
+        args.config,
+        dtype=args.dtype,
         default_prompt=args.default_prompt,
         record=args.record,
-        sample_kwargs=None if args.num_steps is None else {"num_steps": args.num_steps},
+        num_steps=args.num_steps,
     )
     return run_server(load, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
 
@@ -102,13 +98,14 @@ def find_checkpoint(place: str) -> Path:
     folder = download.maybe_download(place)
     if (folder / "params").is_dir() or (folder / "model.safetensors").is_file():
         return folder
-    steps = [int(path.parent.name) for path in folder.glob("*/params/_METADATA") if path.parent.parent.name.isdigit()]
+    complete = [file.parents[1].name for file in folder.glob("*/params/_METADATA")]
+    steps = [int(name) for name in complete if name.isdigit()]
     if steps:
         return folder / str(max(steps))
     found = sorted(entry.name for entry in folder.iterdir())[:10] if folder.is_dir() else []
     raise FileNotFoundError(
-        f"{folder} is neither a checkpoint (a folder with params/ or model.safetensors) nor a run's folder with "
-        f"complete steps in it (found: {', '.join(found) or 'nothing'})"
+        f"{folder} is neither a checkpoint (a folder with params/ or model.safetensors) nor the folder of a run "
+        f"with complete steps in it (found: {', '.join(found) or 'nothing'})"
     )
 
 
@@ -156,20 +153,24 @@ def with_dtype(recipe: TrainConfig, dtype: str | None) -> TrainConfig:
 
 
 def load_policy(
-    recipe: TrainConfig,
-    checkpoint: Path | str,
+    place: str,
+    config: str | None = None,
     *,
+    dtype: str | None = None,
     default_prompt: str | None = None,
     record: Path | None = None,
-    sample_kwargs: dict[str, Any] | None = None,
+    num_steps: int | None = None,
 ) -> BasePolicy:
-    """A warm policy: what a robot gets from the first request on."""
+    """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
+    checkpoint = find_checkpoint(place)
+    recipe = with_dtype(choose_recipe(checkpoint, config), dtype)
     # Set before JAX is imported: a restarted server then compiles nothing anew.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jax").expanduser()))
     from openpi.policies import policy_config
     from openpi.policies.policy import PolicyRecorder
 
     logger.info("Loading %s", checkpoint)
+    sample_kwargs = None if num_steps is None else {"num_steps": num_steps}
     policy = policy_config.create_trained_policy(
         recipe, checkpoint, default_prompt=default_prompt, sample_kwargs=sample_kwargs
     )

@@ -110,14 +110,12 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         chosen = choose_checkpoint(args)
-        checkpoint = serve.find_checkpoint(chosen.dir)
-        recipe = serve.choose_recipe(checkpoint, chosen.config)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except ValueError as error:
         return serve.refuse(error)
     load = functools.partial(
         serve.load_policy,
-        recipe,
-        checkpoint,
+        chosen.dir,
+        chosen.config,
         default_prompt=args.default_prompt,
         record=_RECORD_FOLDER if args.record else None,
     )

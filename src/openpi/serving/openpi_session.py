@@ -14,6 +14,7 @@ Source: spec, "openpi websocket protocol"; recorded connection in the golden dat
 import dataclasses
 import traceback
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 from openpi_client import msgpack_numpy
@@ -96,6 +97,14 @@ class OpenpiSession:
         self._exchange_start_s = now_s
 
     def failed(self, error: BaseException) -> list[Frame]:
-        """The frames that end the session because an exchange failed."""
-        text = "".join(traceback.format_exception(error))
+        """The frames that end the session because an exchange failed. The text ends with the reason."""
+        text = "".join(traceback.format_exception(type(error), error, _from_policy(error)))
         return [Text(text), Close(ERROR_CODE, ERROR_REASON)]
+
+
+def _from_policy(error: BaseException) -> TracebackType | None:
+    """The traceback without the server's own frames, which tell a robot's programmer nothing."""
+    frame = error.__traceback__
+    while frame and frame.tb_frame.f_globals.get("__name__", "").startswith(__package__):
+        frame = frame.tb_next
+    return frame or error.__traceback__
