@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from openpi.serving import openpi_session
+from openpi.serving import allocator, openpi_session
 from openpi.serving.inference_thread import InferenceThread
 from openpi_client.base_policy import BasePolicy
 
@@ -81,6 +81,7 @@ class PolicyServer:
             Exception: whatever `load` raised; waiting clients were told.
         """
         self._loop = asyncio.get_running_loop()
+        allocator.keep_freed_memory()
         server = await self._listen()
         port = server.sockets[0].getsockname()[1]
         logger.info("Listening on %s:%d", self._host, port)

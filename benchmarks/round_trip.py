@@ -1,0 +1,180 @@
+"""Round trip of one observation: our client and server against plain `websockets` and `msgpack`.
+
+    python benchmarks/round_trip.py [--rounds 40] [--requests 50] [--report benchmarks/round_trip.md]
+
+Each side is a server process with a policy that computes nothing (a [50, 32] float32 chunk), and a blocking client
+in this process; the observation is three 224x224 RGB images and a state. The plain side is the shortest program
+that speaks the same protocol: it runs the policy on its event loop, has no timing, no health checks, no reconnect.
+The sides alternate in rounds, so that a change of the machine's load meets both. Times are of the whole `infer`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import websockets
+import websockets.asyncio.server
+import websockets.sync.client
+
+from openpi_client.base_policy import BasePolicy
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+CHUNK = np.zeros((50, 32), np.float32)
+WARM_UP_REQUESTS = 100
+
+
+class NoPolicy(BasePolicy):
+    """Answers at once."""
+
+    def infer(self, obs: dict) -> dict:
+        return {"actions": CHUNK}
+
+
+def observation(rng: np.random.Generator) -> dict:
+    images = rng.integers(0, 256, (3, 224, 224, 3), np.uint8)
+    return {
+        "observation/exterior_image_1_left": images[0],
+        "observation/exterior_image_2_left": images[1],
+        "observation/wrist_image_left": images[2],
+        "observation/state": rng.random(8),
+        "prompt": "pick up the cup",
+    }
+
+
+def plain_encode(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return {b"nd": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    return value
+
+
+def plain_decode(value: dict) -> object:
+    if b"nd" in value:
+        return np.ndarray(buffer=value[b"data"], dtype=value[b"dtype"], shape=value[b"shape"])
+    return value
+
+
+async def plain_session(connection: websockets.asyncio.server.ServerConnection) -> None:
+    policy = NoPolicy()
+    async for message in connection:
+        result = policy.infer(msgpack.unpackb(message, object_hook=plain_decode))
+        await connection.send(msgpack.packb(result, default=plain_encode))
+
+
+async def serve_plain() -> None:
+    options = {"compression": None, "max_size": None}
+    async with websockets.asyncio.server.serve(plain_session, "127.0.0.1", 0, **options) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+
+async def serve_ours() -> None:
+    from openpi.serving.server import PolicyServer
+
+    server = PolicyServer(NoPolicy, port=0, metadata={}, on_listening=lambda port: print(port, flush=True))
+    await server.run()
+
+
+@contextlib.contextmanager
+def server_process(side: str) -> Iterator[int]:
+    """The port of a server that runs in a process of its own."""
+    command = [sys.executable, __file__, "--serve", side]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def plain_client(port: int) -> Callable[[dict], dict]:
+    connection = websockets.sync.client.connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+
+    def infer(obs: dict) -> dict:
+        connection.send(msgpack.packb(obs, default=plain_encode))
+        return msgpack.unpackb(connection.recv(), object_hook=plain_decode)
+
+    return infer
+
+
+def times_ms(infer: Callable[[dict], dict], obs: dict, num_requests: int) -> list[float]:
+    times = []
+    for _ in range(num_requests):
+        start = time.perf_counter()
+        result = infer(obs)
+        times.append((time.perf_counter() - start) * 1000)
+        assert result["actions"].shape == CHUNK.shape
+    return times
+
+
+def measure(num_rounds: int, num_requests: int) -> dict[str, np.ndarray]:
+    """side -> times in ms[num_rounds, num_requests]."""
+    obs = observation(np.random.default_rng(0))
+    with server_process("plain") as plain_port, server_process("ours") as our_port:
+        clients = {
+            "plain": plain_client(plain_port),
+            "ours": WebsocketClientPolicy("127.0.0.1", our_port).infer,
+        }
+        for infer in clients.values():
+            times_ms(infer, obs, WARM_UP_REQUESTS)
+        rounds = {side: [] for side in clients}
+        for index in range(num_rounds):
+            order = list(clients) if index % 2 == 0 else list(clients)[::-1]
+            for side in order:
+                rounds[side].append(times_ms(clients[side], obs, num_requests))
+        return {side: np.array(times) for side, times in rounds.items()}
+
+
+def table(times: dict[str, np.ndarray]) -> str:
+    rows = ["| side | p50 ms | p90 ms | p99 ms | mean ms |", "|---|---|---|---|---|"]
+    for side, values in times.items():
+        p50, p90, p99 = np.percentile(values, [50, 90, 99])
+        rows.append(f"| {side} | {p50:.3f} | {p90:.3f} | {p99:.3f} | {values.mean():.3f} |")
+    plain, ours = times["plain"], times["ours"]
+    ratios = [f"{np.percentile(ours, p) / np.percentile(plain, p):.2f}" for p in (50, 90, 99)]
+    rows.append(f"| ours / plain | {' | '.join(ratios)} | {ours.mean() / plain.mean():.2f} |")
+    wins = int(np.sum(np.median(ours, axis=1) < np.median(plain, axis=1)))
+    rows.append(f"\nRounds in which our median was lower: {wins} of {len(ours)}.")
+    return "\n".join(rows)
+
+
+def setting(num_rounds: int, num_requests: int) -> str:
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return (
+        f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"websockets {websockets.__version__}, msgpack {'.'.join(map(str, msgpack.version))}, NumPy {np.__version__}; "
+        f"{num_rounds} alternating rounds of {num_requests} requests."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=50)
+    parser.add_argument("--report", type=Path, help="also write the result here")
+    parser.add_argument("--serve", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve_plain() if args.serve == "plain" else serve_ours())
+        return
+    report = table(measure(args.rounds, args.requests)) + "\n\n" + setting(args.rounds, args.requests)
+    print(report)
+    if args.report:
+        args.report.write_text(f"# Round trip\n\n`python benchmarks/round_trip.py`\n\n{report}\n")
+
+
+if __name__ == "__main__":
+    main()
