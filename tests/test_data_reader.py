@@ -67,9 +67,7 @@ def frame_label(image: np.ndarray) -> tuple[int, int]:
 
 @pytest.mark.parametrize("name", SETS)
 def test_samples_equal_those_of_the_library(golden, name):
-    dataset = LeRobotDataset(
-        golden / name, delta_timestamps=recorded_deltas(golden, name, "delta_timestamps")
-    )
+    dataset = LeRobotDataset(golden / name, delta_timestamps=recorded_deltas(golden, name, "delta_timestamps"))
     with np.load(golden / f"{name}.npz") as recording:
         assert len(dataset) == recording["len"]
         assert_samples_equal(dataset, recording)
@@ -225,9 +223,7 @@ def test_a_table_with_too_few_rows_is_explained(damaged):
     root = damaged("lerobot_v21/image")
     path = root / "data/chunk-000/episode_000002.parquet"
     pq.write_table(pq.read_table(path).slice(0, 12), path)
-    with pytest.raises(
-        ValueError, match=r"episode_000002\.parquet holds 12 frames of episode 2 .* promises 30"
-    ):
+    with pytest.raises(ValueError, match=r"episode_000002\.parquet holds 12 frames of episode 2 .* promises 30"):
         LeRobotDataset(root)
 
 

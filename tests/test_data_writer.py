@@ -72,10 +72,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, features, lengths, tasks
     with LeRobotWriter(root, fps=30, features=entries, data_file_mb=file_mb) as writer:
         for length in lengths:
             episodes.append(
-                {
-                    key: rng.integers(0, 100, (length, *shape)).astype(dtype)
-                    for key, (dtype, shape) in features.items()
-                }
+                {key: rng.integers(0, 100, (length, *shape)).astype(dtype) for key, (dtype, shape) in features.items()}
             )
             texts.append([tasks[i] for i in rng.integers(0, len(tasks), length)])
             writer.add_episode(episodes[-1], texts[-1])
@@ -153,9 +150,7 @@ def test_the_layout_is_that_of_the_library(golden, tmp_path):
             assert found.schema.field(name).type == expected.schema.field(name).type, name
         numbers = [name for name in expected.column_names if not name.startswith("stats/")]
         assert found.select(numbers).to_pylist() == expected.select(numbers).to_pylist()
-    found, expected = (
-        json.loads((root / "meta/stats.json").read_text()) for root in (tmp_path / "set", recorded)
-    )
+    found, expected = (json.loads((root / "meta/stats.json").read_text()) for root in (tmp_path / "set", recorded))
     assert found.keys() == expected.keys()
     for key in ("observation.state", "action", "timestamp", "index"):
         assert found[key].keys() == expected[key].keys()

@@ -85,9 +85,7 @@ def _load_file(
     table = read_parquet(path, columns=list(names))
     if missing := [name for name in names if name not in table.column_names]:
         raise ValueError(f"{path} lacks the columns {missing} that meta/info.json lists as features")
-    columns = {
-        name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in names
-    }
+    columns = {name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in names}
     spans = [slice(rows[episode.index], rows[episode.index] + episode.length) for episode in episodes]
     for episode, span in zip(episodes, spans, strict=True):
         _check_rows(path, episode, columns["episode_index"][span])

@@ -30,9 +30,7 @@ def complete_features(features: Mapping[str, Feature], use_videos: bool) -> dict
                 f"feature '{key}' is {size_hw(complete[key])} pixels; video needs an even height and width "
                 f"(store it with dtype 'image', or resize it)"
             )
-    return complete | {
-        key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in INDEX_FEATURES.items()
-    }
+    return complete | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in INDEX_FEATURES.items()}
 
 
 def check_episode(
@@ -50,9 +48,7 @@ def check_episode(
     if not isinstance(task, str):
         lengths["task"] = len(task)
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(
-            f"all features of an episode need the same number of frames, above 0; found {lengths}"
-        )
+        raise ValueError(f"all features of an episode need the same number of frames, above 0; found {lengths}")
     return CheckedEpisode(checked, next(iter(lengths.values())))
 
 
@@ -69,16 +65,13 @@ def _check_feature(key: str, feature: Feature) -> None:
         raise ValueError(f"feature '{key}' lacks {sorted(missing)}; found {dict(feature)}")
     if feature["dtype"] in CAMERA_DTYPES:
         if len(feature["shape"]) != 3 or 3 not in (feature["shape"][0], feature["shape"][2]):
-            raise ValueError(
-                f"camera '{key}' has shape {tuple(feature['shape'])}, expected (h, w, 3) or (3, h, w)"
-            )
+            raise ValueError(f"camera '{key}' has shape {tuple(feature['shape'])}, expected (h, w, 3) or (3, h, w)")
         return
     try:
         np.dtype("U" if feature["dtype"] == "string" else feature["dtype"])
     except TypeError:
         raise ValueError(
-            f"feature '{key}' has dtype '{feature['dtype']}'; possible are image, video, string "
-            f"and NumPy dtypes"
+            f"feature '{key}' has dtype '{feature['dtype']}'; possible are image, video, string and NumPy dtypes"
         ) from None
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 from PIL import Image
 
 from openpi.data.lerobot.metadata import open_parquet
+from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 
-MAX_CACHED_BYTES = 256 * 2**20  # encoded row groups kept per thread
+MAX_KNOWN_COLUMNS = 1024  # per thread; what is kept of one is where its pages lie, and the page read last
 
 
 class ImageColumns:
@@ -32,28 +33,39 @@ class ImageColumns:
             FileNotFoundError: the cell names a file that is not there.
         """
         where = f"{path}, column '{column}', row {row}"
-        content, name = self._cell(path, column, row)
-        if content is None and name is None:
-            raise ValueError(f"{where}: no image")
+        try:
+            content = self._column(path, column).value(row)
+        except UnsupportedLayoutError:
+            self._columns()[path, column] = _WholeColumn(path, column, "bytes")
+            content = self._column(path, column).value(row)
         if content is None:
-            return decode_image(self._read_external(Path(name or ""), where), where)
+            content = self._read_external(path, column, row, where)
         return decode_image(content, where)
 
-    def _read_external(self, name: Path, where: str) -> bytes:
-        path = self._root / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{where} names the image file {path}, which does not exist")
-        return path.read_bytes()
+    def _read_external(self, path: Path, column: str, row: int, where: str) -> bytes:
+        """An image that the table only names, relative to the dataset."""
+        name = _WholeColumn(path, column, "path").value(row)
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: no image")
+        file = self._root / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{where} names the image file {file}, which does not exist")
+        return file.read_bytes()
 
-    def _cell(self, path: Path, column: str, row: int) -> tuple[bytes | None, str | None]:
-        cells, first_row = self._groups().cells(path, column, row)
-        cell = cells[row - first_row].as_py()
-        return (None, None) if cell is None else (cell["bytes"], cell["path"])
+    def _column(self, path: Path, column: str) -> "BinaryColumn | _WholeColumn":
+        columns, key = self._columns(), (path, column)
+        if key in columns:
+            columns.move_to_end(key)
+            return columns[key]
+        if len(columns) >= MAX_KNOWN_COLUMNS:
+            columns.popitem(last=False)
+        columns[key] = BinaryColumn(path, f"{column}.bytes")
+        return columns[key]
 
-    def _groups(self) -> "_RowGroups":
-        if not hasattr(self._local, "groups"):
-            self._local.groups = _RowGroups()
-        return self._local.groups
+    def _columns(self) -> "OrderedDict[tuple[Path, str], BinaryColumn | _WholeColumn]":
+        if not hasattr(self._local, "columns"):
+            self._local.columns = OrderedDict()
+        return self._local.columns
 
     def __getstate__(self) -> Path:
         return self._root
@@ -62,47 +74,30 @@ class ImageColumns:
         self.__init__(root)
 
 
-class _RowGroups:
-    """The row groups read last, encoded as they are in the file."""
+class _WholeColumn:
+    """A field of an image column by PyArrow, the last row group kept: slow, but it reads every layout."""
 
-    def __init__(self):
-        self._bounds: dict[Path, np.ndarray] = {}
-        self._cells: OrderedDict[tuple[Path, str, int], pa.StructArray] = OrderedDict()
-        self._bytes = 0
-
-    def cells(self, path: Path, column: str, row: int) -> tuple[pa.StructArray, int]:
-        """The row group of `row`, and the row that it begins with."""
-        bounds = self._bounds_of(path)
-        group = int(np.searchsorted(bounds, row, side="right")) - 1
-        key = (path, column, group)
-        if key in self._cells:
-            self._cells.move_to_end(key)
-        else:
-            self._keep(key, self._read(path, column, group))
-        return self._cells[key], int(bounds[group])
-
-    def _keep(self, key: tuple[Path, str, int], cells: pa.StructArray) -> None:
-        self._cells[key] = cells
-        self._bytes += cells.nbytes
-        while self._bytes > MAX_CACHED_BYTES and len(self._cells) > 1:
-            self._bytes -= self._cells.popitem(last=False)[1].nbytes
-
-    def _bounds_of(self, path: Path) -> np.ndarray:
-        if path not in self._bounds:
-            with open_parquet(path) as file:
-                sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            self._bounds[path] = np.cumsum([0, *sizes])
-        return self._bounds[path]
-
-    @staticmethod
-    def _read(path: Path, column: str, group: int) -> pa.StructArray:
+    def __init__(self, path: Path, column: str, field: str):
+        self._path = path
+        self._column = column
+        self._field = field
         with open_parquet(path) as file:
-            cells = file.read_row_group(group, columns=[column])[column].combine_chunks()
-        return pa.concat_arrays(cells.chunks) if isinstance(cells, pa.ChunkedArray) else cells
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        self._first_rows = np.cumsum([0, *sizes])
+        self._group: tuple[int, pa.ChunkedArray] | None = None
+
+    def value(self, row: int) -> bytes | str | None:
+        group = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        if self._group is None or self._group[0] != group:
+            with open_parquet(self._path) as file:
+                self._group = group, file.read_row_group(group, columns=[self._column])[self._column]
+        cell = self._group[1][row - int(self._first_rows[group])].as_py()
+        return None if cell is None else cell[self._field]
 
 
-def decode_image(content: bytes, where: str) -> np.ndarray:
+def decode_image(content: bytes | str, where: str) -> np.ndarray:
     """PNG, JPEG, ... -> uint8 RGB [h, w, 3]. `where` names the image in errors."""
+    assert isinstance(content, bytes)
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))

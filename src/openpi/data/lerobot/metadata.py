@@ -138,10 +138,7 @@ def _load_v2(root: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[
             "episode_index": row["episode_index"],
             "episode_chunk": row["episode_index"] // info["chunks_size"],
         }
-        videos = {
-            key: VideoSpan(root / info["video_path"].format(video_key=key, **place), 0.0)
-            for key in video_keys
-        }
+        videos = {key: VideoSpan(root / info["video_path"].format(video_key=key, **place), 0.0) for key in video_keys}
         episodes.append(
             Episode(
                 index=row["episode_index"],
@@ -190,9 +187,7 @@ def _episode_rows_v3(root: Path, video_keys: list[str]) -> Iterator[dict[str, An
         yield from read_parquet(path, columns=names).to_pylist()
 
 
-def _episode_v3(
-    root: Path, info: Mapping[str, Any], row: Mapping[str, Any], video_keys: list[str]
-) -> Episode:
+def _episode_v3(root: Path, info: Mapping[str, Any], row: Mapping[str, Any], video_keys: list[str]) -> Episode:
     videos = {}
     for key in video_keys:
         prefix = f"videos/{key}/"
@@ -202,9 +197,7 @@ def _episode_v3(
             video_key=key, chunk_index=row[prefix + "chunk_index"], file_index=row[prefix + "file_index"]
         )
         videos[key] = VideoSpan(root / path, row[prefix + "from_timestamp"])
-    data_path = info["data_path"].format(
-        chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-    )
+    data_path = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
     return Episode(
         index=row["episode_index"],
         length=row["length"],

@@ -20,9 +20,7 @@ from openpi.data.lerobot.metadata import INDEX_FEATURES, Episode, LeRobotMetadat
 from openpi.data.lerobot.video import VideoCache, VideoFile
 
 DELTA_TOLERANCE_S = 1e-4
-MAX_VIDEOS_CHECKED_AT_LOAD = (
-    2000  # opening one takes 0.4 ms from a warm disk; the others are checked on first use
-)
+MAX_VIDEOS_CHECKED_AT_LOAD = 2000  # opening one takes 0.4 ms from a warm disk; the others are checked on first use
 
 
 class LeRobotDataset:
@@ -61,8 +59,7 @@ class LeRobotDataset:
         self._episodes = _select_episodes(self.metadata, episodes)
         self._keys = _select_features(self.metadata, columns, delta_timestamps or {})
         self._deltas = {
-            key: _frame_offsets(key, seconds, self.metadata.fps)
-            for key, seconds in (delta_timestamps or {}).items()
+            key: _frame_offsets(key, seconds, self.metadata.fps) for key, seconds in (delta_timestamps or {}).items()
         }
         ends = np.cumsum([episode.length for episode in self._episodes], dtype=np.int64)
         self.episode_bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
@@ -107,9 +104,7 @@ class LeRobotDataset:
 
     # --- one sample -----------------------------------------------------------------------------------------
 
-    def _read(
-        self, key: str, frame: int, position: int, begin: int, end: int
-    ) -> tuple[Any, np.ndarray | None]:
+    def _read(self, key: str, frame: int, position: int, begin: int, end: int) -> tuple[Any, np.ndarray | None]:
         """The value of one feature at `frame`, and its padding mask if the feature has a time window."""
         if key not in self._deltas:
             if key in self._columns:
@@ -130,9 +125,7 @@ class LeRobotDataset:
             return [self._images.image_at(episode.data_path, key, row + offset) for offset in offsets]
         span = episode.videos.get(key)
         if span is None:
-            raise ValueError(
-                f"episode {episode.index} of {self.metadata.root} has no video of camera '{key}'"
-            )
+            raise ValueError(f"episode {episode.index} of {self.metadata.root} has no video of camera '{key}'")
         # Not the float32 timestamp column: beyond 1000 s it is off by more than the tolerance of a frame
         # search.
         times_s = [span.start_s + offset / self.metadata.fps for offset in offsets]
@@ -190,9 +183,7 @@ def _select_episodes(metadata: LeRobotMetadata, wanted: Sequence[int] | None) ->
             )
         chosen = tuple(by_index[index] for index in sorted(set(wanted)))
     if not chosen:
-        raise ValueError(
-            f"no episodes selected from {metadata.root} ({len(metadata.episodes)} in the dataset)"
-        )
+        raise ValueError(f"no episodes selected from {metadata.root} ({len(metadata.episodes)} in the dataset)")
     return chosen
 
 
@@ -214,9 +205,7 @@ def _frame_offsets(key: str, seconds: Sequence[float], fps: float) -> np.ndarray
     exact = np.asarray(seconds, np.float64) * fps
     offsets = np.rint(exact).astype(np.int64)
     if (np.abs(exact - offsets) / fps > DELTA_TOLERANCE_S).any():
-        off = [
-            second for second, x, n in zip(seconds, exact, offsets, strict=True) if abs(x - n) / fps > 1e-4
-        ]
+        off = [second for second, x, n in zip(seconds, exact, offsets, strict=True) if abs(x - n) / fps > 1e-4]
         raise ValueError(
             f"delta_timestamps['{key}'] has {off} s, which are no multiples of 1/fps = {1 / fps:.6g} s "
             f"(within {DELTA_TOLERANCE_S} s); write them as k/{fps:g}"

@@ -19,6 +19,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 FILES_PER_CHUNK = 1000
 _IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _PNG_THREADS = 4
+_ROWS_PER_CHECK = 16  # after so many rows Parquet asks whether a page is full (1 MB); by default after 1024
 
 
 class TableFiles:
@@ -54,7 +55,9 @@ class TableFiles:
         path = self._root / DATA_PATH.format(chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Frames rarely repeat exactly, and without dictionaries single images can be found inside a file.
-        self._writer = pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=False)
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="snappy", use_dictionary=False, write_batch_size=_ROWS_PER_CHECK
+        )
 
 
 def to_table(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature]) -> pa.Table:

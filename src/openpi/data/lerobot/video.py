@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-MAX_OPEN_VIDEOS = 32  # per thread; an open 256x256 AV1 decoder takes a few MB
+MAX_OPEN_VIDEOS = 16  # per thread: each takes a file handle, of which a process has 1024, and a few MB
 
 
 class VideoFile:

@@ -33,9 +33,7 @@ def choose_encoder() -> str:
     for encoder in _ENCODERS:
         if encoder in available:
             return encoder
-    raise ValueError(
-        f"this build of PyAV has none of the encoders {list(_ENCODERS)}; store cameras as images"
-    )
+    raise ValueError(f"this build of PyAV has none of the encoders {list(_ENCODERS)}; store cameras as images")
 
 
 def codec_name(encoder: str) -> str:
@@ -137,9 +135,7 @@ class VideoFiles:
         return JoinedVideo(self._root / path, self._fps)
 
 
-def _add_stream(
-    container: OutputContainer, size_hw: tuple[int, ...], fps: float, encoder: str
-) -> VideoStream:
+def _add_stream(container: OutputContainer, size_hw: tuple[int, ...], fps: float, encoder: str) -> VideoStream:
     stream = container.add_stream(encoder, rate=_rate(fps), options=dict(_ENCODERS[encoder][1]))
     assert isinstance(stream, VideoStream)
     stream.height, stream.width = size_hw

@@ -236,9 +236,7 @@ def _feature_stats(values: np.ndarray, feature: Feature) -> feature_stats.Featur
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
     """A pandas table whose index is the task text, which is where the library looks for it."""
-    table = pa.table(
-        {"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())}
-    )
+    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks, pa.string())})
     column = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     text = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
     pandas = {
@@ -273,9 +271,7 @@ def _to_lists(stats: Mapping[str, feature_stats.FeatureStats]) -> dict[str, dict
 
 def _stats_columns(stats: Mapping[str, feature_stats.FeatureStats]) -> dict[str, list]:
     """Statistics of one episode as the format's flat columns."""
-    return {
-        f"stats/{key}/{name}": value for key, stat in _to_lists(stats).items() for name, value in stat.items()
-    }
+    return {f"stats/{key}/{name}": value for key, stat in _to_lists(stats).items() for name, value in stat.items()}
 
 
 def _write_json(path: Path, value: Any) -> None:

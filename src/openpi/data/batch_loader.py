@@ -1,0 +1,230 @@
+"""Batches of samples in an order that is a pure function of (seed, epoch, index).
+
+Nothing but the number of batches taken so far decides what comes next. So the order is the same for any
+number of workers, and a run resumes at the very batch at which it stopped by remembering one number.
+
+    index lists  ->  workers: dataset[i], i in list; stack  ->  batches, in order, a few ahead
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+
+from openpi.data.dataset import Dataset, Sample
+
+Batch = dict[str, Any]
+"""A sample whose leaves have a leading batch axis."""
+
+MAX_THREADS = 16
+BATCHES_AHEAD = 2  # besides one in the hands of every worker
+
+
+class BatchOrder:
+    """Which samples make up batch number 0, 1, 2, ... of an endless run.
+
+    Every epoch is a new permutation; its last samples that do not fill a batch are left out.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool):
+        if batch_size < 1 or num_samples < batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but the dataset has {num_samples} samples; a batch needs at "
+                f"least 1 sample and at most as many as there are"
+            )
+        self.batches_per_epoch = num_samples // batch_size
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def indices(self, batch: int) -> np.ndarray:
+        """int64[batch_size]: the samples of batch number `batch`."""
+        epoch, position = divmod(batch, self.batches_per_epoch)
+        begin = position * self._batch_size
+        return self._permutation(epoch)[begin : begin + self._batch_size]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._num_samples)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._num_samples)
+        return self._epoch[1]
+
+
+class BatchLoader:
+    """Iterates over batches, forever or `num_batches` at a time.
+
+    Args:
+        dataset: samples; with workers it is pickled, once.
+        batch_size: of the global batch, over all processes of a distributed run.
+        num_workers: processes that make batches; 0 = threads of this process.
+        num_batches: an iteration ends after so many, and the next one begins anew; None = endless.
+        part: (i, n): yield only the i-th of n equal parts of every batch, for distributed runs.
+    Raises:
+        ValueError: the dataset is smaller than a batch, or the batch has no n equal parts.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        num_batches: int | None = None,
+        part: tuple[int, int] = (0, 1),
+    ):
+        if batch_size % part[1]:
+            raise ValueError(f"batch_size {batch_size} is not divisible by {part[1]} processes")
+        self._order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        self._dataset = dataset
+        self._identity = {"num_samples": len(dataset), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        self._num_batches = num_batches
+        self._part = part
+        self._num_workers = num_workers
+        self._next_batch = 0
+        self._executor: Executor | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._order.batches_per_epoch
+
+    @property
+    def num_samples(self) -> int:
+        return self._identity["num_samples"]
+
+    def state(self) -> dict[str, Any]:
+        """Where we are, as JSON values: restoring it makes the next batch the one that would come now."""
+        return {"next_batch": self._next_batch, **self._identity}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken; running iterators are not affected.
+
+        Raises:
+            ValueError: the state is of a loader with another dataset, batch size or seed.
+        """
+        different = {key: (state.get(key), value) for key, value in self._identity.items() if state.get(key) != value}
+        if different:
+            changes = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
+            raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
+        self._next_batch = int(state["next_batch"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        ahead: deque[Callable[[], Batch]] = deque()
+        begin = self._next_batch
+        end = None if self._num_batches is None else max(begin, self._num_batches)
+        submitted = begin
+        limit = BATCHES_AHEAD + self._num_workers
+        while True:
+            while len(ahead) < limit and (end is None or submitted < end):
+                ahead.append(self._submit(submitted))
+                submitted += 1
+            if not ahead:
+                self._next_batch = 0
+                return
+            batch = ahead.popleft()()
+            self._next_batch = submitted - len(ahead)
+            yield batch
+
+    def close(self) -> None:
+        """Ends the workers. Iterating again starts new ones."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def _submit(self, batch: int) -> Callable[[], Batch]:
+        """Starts work on a batch; the function returned waits for it."""
+        indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]].tolist()
+        if self._executor is None:
+            self._executor = self._start()
+            weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
+        if self._num_workers:
+            future = self._executor.submit(_make_batch, indices)
+            return lambda: _result(future)
+        samples = [self._executor.submit(self._dataset.__getitem__, index) for index in indices]
+        return lambda: stack([sample.result() for sample in samples])
+
+    def _start(self) -> Executor:
+        if not self._num_workers:
+            return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="loader")
+        try:
+            pickled = pickle.dumps(self._dataset, protocol=pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"the dataset or a transform cannot be sent to worker processes ({error}); define it at the "
+                f"top level of a module, or use num_workers=0"
+            ) from error
+        # Not fork: a process that runs JAX or a video decoder has threads, which a fork would lose in
+        # mid-air.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._num_workers, context, initializer=_start_worker, initargs=(pickled,))
+
+
+def stack(samples: Sequence[Sample]) -> Batch:
+    """Samples of equal structure -> one batch. Strings become a NumPy string array.
+
+    Raises:
+        ValueError: samples differ in keys or shapes.
+    """
+    first = samples[0]
+    batch: Batch = {}
+    for key, value in first.items():
+        values = [_entry(sample, key) for sample in samples]
+        batch[key] = stack(values) if isinstance(value, Mapping) else _stack_leaves(key, values)
+    return batch
+
+
+def _entry(sample: Sample, key: str) -> Any:
+    if key not in sample:
+        raise ValueError(f"samples of one batch differ: '{key}' is only in some (another has {list(sample)})")
+    return sample[key]
+
+
+def _stack_leaves(key: str, values: Sequence[Any]) -> np.ndarray:
+    arrays = [np.asarray(value) for value in values]
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape for array in arrays})
+        raise ValueError(f"samples of one batch differ in the shape of '{key}': {shapes}")
+    return np.stack(arrays)
+
+
+# --- inside a worker process
+# --------------------------------------------------------------------------------------
+
+_dataset: Dataset | None = None
+
+
+def _start_worker(pickled: bytes) -> None:
+    global _dataset
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    # Should a transform bring in JAX: workers compute on the host and leave the accelerator alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    _dataset = pickle.loads(pickled)
+
+
+def _make_batch(indices: Sequence[int]) -> Batch:
+    assert _dataset is not None
+    return stack([_dataset[index] for index in indices])
+
+
+def _result(future: "Future[Batch]") -> Batch:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a data worker died without an error of its own, which usually means that memory ran out; use "
+            "fewer workers (num_workers), or 0 to load in this process. A script that trains needs the usual "
+            "guard `if __name__ == '__main__':`"
+        ) from error
