@@ -68,10 +68,8 @@ def test_the_aloha_gripper_maps_agree_with_the_recording(golden):
     rows = np.zeros((len(values), 14))
     rows[:, 6] = rows[:, 13] = values
     image = np.zeros((3, 8, 9), np.uint8)
-    inputs = [
-        aloha_policy.AlohaInputs()({"images": {"cam_high": image}, "state": row, "actions": row})
-        for row in rows
-    ]
+    sample = {"images": {"cam_high": image}}
+    inputs = [aloha_policy.AlohaInputs()({**sample, "state": row, "actions": row}) for row in rows]
     outputs = aloha_policy.AlohaOutputs()({"actions": rows})["actions"]
     for gripper in (6, 13):
         state = np.array([sample["state"][gripper] for sample in inputs])
@@ -85,9 +83,7 @@ def test_aloha_outputs_undo_what_aloha_inputs_do_to_actions():
     actions = np.random.default_rng(0).normal(size=(5, 14))
     sample = {"images": {"cam_high": np.zeros((8, 9, 3), np.uint8)}, "state": np.ones(14), "actions": actions}
     adapted = aloha_policy.AlohaInputs()(sample)["actions"]
-    np.testing.assert_allclose(
-        aloha_policy.AlohaOutputs()({"actions": adapted})["actions"], actions, atol=1e-12
-    )
+    np.testing.assert_allclose(aloha_policy.AlohaOutputs()({"actions": adapted})["actions"], actions, atol=1e-12)
 
 
 @pytest.mark.parametrize("robot", ["droid", "libero"])

@@ -1,0 +1,493 @@
+"""What a checkpoint expects and gives, as data: `<checkpoint>/contract.json`.
+
+Training writes it, serving checks every observation against it. It finds what otherwise makes a policy
+quietly bad: a camera under another name, floats where bytes are due, another layout, another robot's state,
+swapped colours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openpi import transforms as _transforms
+from openpi.policies import images as _images
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
+from openpi.shared.errors import listed
+from openpi.shared.normalize import NormStats
+from openpi.shared.tree import flatten
+
+logger = logging.getLogger("openpi")
+
+CONTRACT_FILE = "contract.json"
+_VERSION = 1
+# Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
+_FAR_OUTSIDE = 0.5
+# Grey levels by which the recorded mean red and blue of a camera must differ to tell RGB from BGR.
+_MIN_COLOUR_CAST = 8.0
+
+
+class DataDescription(Protocol):
+    """The fields of a recipe's data config that a contract is made of."""
+
+    @property
+    def data_transforms(self) -> _transforms.Group: ...
+    @property
+    def model_transforms(self) -> _transforms.Group: ...
+    @property
+    def use_quantile_norm(self) -> bool: ...
+    @property
+    def asset_id(self) -> str | None: ...
+    @property
+    def norm_stats(self) -> Mapping[str, NormStats] | None: ...
+
+
+class ModelDescription(Protocol):
+    """The fields of a model config that a contract is made of."""
+
+    @property
+    def action_horizon(self) -> int: ...
+    @property
+    def model_type(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """What a policy takes and returns.
+
+    Attributes:
+        robot: its name.
+        model_type: value of `ModelType`.
+        cameras: with the model image each becomes.
+        state: vectors that make up the state, in order.
+        actions: one step of the returned chunk.
+        action_kind: in words.
+        trained_relative: per action dimension, whether training saw it relative to the state. The policy
+            returns absolute values all the same.
+        action_horizon: steps of a chunk.
+        control_hz: steps per second, as recorded; None = unknown.
+        default_prompt: used when an observation has none; None = a prompt is required.
+        normalization: `quantile` or `zscore`.
+        asset_id: which statistics.
+        stats_widths: per key, of the statistics.
+        state_q01, state_q99: of the training data, after the robot transforms; None = unknown.
+        camera_means: per camera key, mean red, green and blue of the training images, 0..255.
+    """
+
+    robot: str
+    model_type: str
+    cameras: tuple[CameraSpec, ...]
+    state: tuple[VectorSpec, ...]
+    actions: VectorSpec
+    action_kind: str
+    trained_relative: tuple[bool, ...]
+    action_horizon: int
+    control_hz: float | None = None
+    default_prompt: str | None = None
+    normalization: str = "zscore"
+    asset_id: str | None = None
+    stats_widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    state_q01: tuple[float, ...] | None = None
+    state_q99: tuple[float, ...] | None = None
+    camera_means: Mapping[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        data_config: DataDescription,
+        model_config: ModelDescription,
+        *,
+        sample: Mapping[str, Any] | None = None,
+        control_hz: float | None = None,
+        state_names: Iterable[str] | None = None,
+        action_names: Iterable[str] | None = None,
+        camera_means: Mapping[str, tuple[float, float, float]] | None = None,
+    ) -> Contract:
+        """The contract of a policy trained from this data.
+
+        Args:
+            sample: one sample under client keys, that is after the repack transforms; needed when the robot's
+                transforms bring no spec.
+            control_hz: frames per second of the dataset.
+            state_names, action_names: of the dataset's features; used where the robot's own names do not fit.
+            camera_means: per client key, see `channel_means`.
+        Raises:
+            ValueError: neither a spec nor a sample.
+        """
+        stats = data_config.norm_stats or {}
+        widths = {key: entry.width for key, entry in stats.items()}
+        spec = _fit_names(
+            _robot_spec(data_config, sample, widths), widths, tuple(state_names or ()), tuple(action_names or ())
+        )
+        state_stats = stats.get("state")
+        return cls(
+            robot=spec.robot,
+            model_type=model_config.model_type.value,
+            cameras=spec.cameras,
+            state=spec.state,
+            actions=spec.actions,
+            action_kind=spec.action_kind,
+            trained_relative=_relative_dims(data_config.data_transforms.inputs, spec.actions.width),
+            action_horizon=model_config.action_horizon,
+            control_hz=control_hz,
+            default_prompt=_default_prompt(data_config.model_transforms.inputs),
+            normalization="quantile" if data_config.use_quantile_norm else "zscore",
+            asset_id=data_config.asset_id,
+            stats_widths=widths,
+            state_q01=None if state_stats is None else _as_tuple(state_stats.q01),
+            state_q99=None if state_stats is None else _as_tuple(state_stats.q99),
+            camera_means=dict(camera_means or {}),
+        )
+
+    def save(self, directory: Path | str) -> None:
+        """Writes `contract.json`, complete or not at all."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f".{CONTRACT_FILE}.{os.getpid()}"
+        partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=2) + "\n")
+        partial.replace(directory / CONTRACT_FILE)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Contract:
+        """Reads `<directory>/contract.json`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged, or of another version.
+        """
+        path = Path(directory) / CONTRACT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
+        try:
+            return _from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged or of another version: {error}") from error
+
+    def check(self, observation: Mapping[str, Any]) -> None:
+        """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
+        leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
+        found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
+        self._check_cameras(leaves, found_cameras)
+        for vector in self.state:
+            _check_vector(vector, leaves)
+        prompt = leaves.get("prompt")
+        if prompt is None and self.default_prompt is None:
+            raise ValueError(
+                f"observation has no 'prompt' (found: {listed(leaves)}); this policy has no default. Send "
+                "the task in words, or start the server with a default prompt"
+            )
+
+    def _check_cameras(self, leaves: Mapping[str, Any], found: list[str]) -> None:
+        known = {camera.key: camera for camera in self.cameras}
+        required = [camera.key for camera in self.cameras if camera.required]
+        missing = [key for key in required if key not in leaves]
+        extra = [key for key in found if key not in known]
+        if missing:
+            raise ValueError(
+                f"observation is missing the camera {listed(missing)} (cameras found: {listed(found)}); "
+                f"expected {listed(required)}. Rename the key on the client or add a repack transform"
+            )
+        if extra:
+            raise ValueError(
+                f"observation has the camera {listed(extra)}, which this policy was not trained with; it "
+                f"takes {listed(known)}. Leave it out, or rename it to the camera it stands for"
+            )
+        for key in found:
+            _check_image(known[key], np.asarray(leaves[key]))
+
+    def warnings(self, observation: Mapping[str, Any]) -> list[str]:
+        """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.
+
+        Each begins with its subject and a colon, so that a caller can say it once.
+        """
+        leaves = flatten(observation)
+        return [
+            f"{key}: colours fit the training images better with red and blue swapped (mean "
+            f"{_rounded(mean)}, training {_rounded(self.camera_means[key])}); expected RGB. Convert with "
+            "image[..., ::-1] if the camera gives BGR"
+            for key in self.camera_means
+            if key in leaves and looks_bgr(mean := channel_mean(leaves[key]), self.camera_means[key])
+        ]
+
+    def range_warnings(self, state: np.ndarray) -> list[str]:
+        """One line per state dimension far outside q01..q99 of the training data.
+
+        Args:
+            state: float[s] after the robot transforms, not normalised.
+        """
+        if self.state_q01 is None or self.state_q99 is None:
+            return []
+        low, high = np.array(self.state_q01), np.array(self.state_q99)
+        state = np.asarray(state, dtype=np.float64)[..., : len(low)]
+        low, high = low[: len(state)], high[: len(state)]
+        slack = _FAR_OUTSIDE * (high - low) + 1e-3
+        far = np.flatnonzero((state < low - slack) | (state > high + slack))
+        names = self._names_of_state(len(state))
+        return [
+            f"state '{names[i]}': {state[i]:.4g} is far outside the training range "
+            f"{low[i]:.4g}..{high[i]:.4g} (q01..q99); expected the units and the robot of the training data"
+            for i in far
+        ]
+
+    def check_norm_stats(self, norm_stats: Mapping[str, NormStats]) -> None:
+        """Raises ValueError if statistics given by hand belong to a robot of other widths."""
+        for key, width in self.stats_widths.items():
+            if key in norm_stats and norm_stats[key].width != width:
+                names = self.actions.names if key == "actions" else self._names_of_state(width)
+                raise ValueError(
+                    f"the statistics of '{key}' have {norm_stats[key].width} dimensions; this checkpoint was "
+                    f"trained with {width}: {', '.join(names)}. Use the statistics of the checkpoint"
+                )
+
+    def diff(self, other: Contract) -> list[str]:
+        """One line per difference, `field: mine -> other's`; empty if they agree."""
+        mine, theirs = self._facts(), other._facts()
+        return [
+            f"{key}: {mine.get(key, 'absent')} -> {theirs.get(key, 'absent')}"
+            for key in (*mine, *(key for key in theirs if key not in mine))
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def describe(self) -> str:
+        """The contract in lines for people."""
+        rate = f" at {self.control_hz:g} Hz" if self.control_hz else ""
+        lines = [f"robot {self.robot}, model {self.model_type}", "observation"]
+        for camera in self.cameras:
+            optional = "" if camera.required else ", optional"
+            use = camera.slot or "not used"
+            lines.append(f"  {camera.key}: RGB, uint8 or [0, 1], {_size(camera)}{optional} -> {use}")
+        lines += [f"  {vector.key}: float[{vector.width}] {_dims(vector)}" for vector in self.state]
+        default = f", default {self.default_prompt!r}" if self.default_prompt else ""
+        lines.append(f"  prompt: text{default}")
+        shape = f"[{self.action_horizon}, {self.actions.width}]"
+        lines.append(f"actions: float{shape}{rate}, {self.action_kind}".rstrip(", "))
+        lines.append(f"  {_dims(self.actions)}")
+        lines.append(f"normalised by {self.normalization} of '{self.asset_id}'")
+        return "\n".join(lines)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of all state dimensions, in order."""
+        return tuple(name for vector in self.state for name in vector.names)
+
+    def _names_of_state(self, width: int) -> tuple[str, ...]:
+        return self.state_names if len(self.state_names) == width else tuple(numbered("state", width))
+
+    def _facts(self) -> dict[str, str]:
+        """Everything that two contracts can disagree on, by name."""
+        facts = {f"camera {camera.key}": _camera_facts(camera) for camera in self.cameras}
+        facts |= {f"state {vector.key}": _dims(vector) for vector in self.state}
+        facts["actions"] = _dims(self.actions)
+        simple = ("robot", "model_type", "action_kind", "trained_relative", "action_horizon", "control_hz")
+        simple += ("default_prompt", "normalization", "asset_id")
+        facts |= {name: str(getattr(self, name)) for name in simple}
+        return facts
+
+
+class ContractGuard:
+    """An identity transform that checks observations against a contract; logs each kind of warning once."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._log = _LogOnce()
+
+    def __call__(self, data: dict) -> dict:
+        self.contract.check(data)
+        self._log(self.contract.warnings(data))
+        return data
+
+
+class RangeGuard:
+    """An identity transform before normalisation; logs a state dimension far outside its training data once."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._log = _LogOnce()
+
+    def __call__(self, data: dict) -> dict:
+        if "state" in data:
+            self._log(self.contract.range_warnings(data["state"]))
+        return data
+
+
+class _LogOnce:
+    """Logs warnings, each subject (the text before the first colon) once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            subject = warning.split(":")[0]
+            if subject not in self._said:
+                self._said.add(subject)
+                logger.warning("%s", warning)
+
+
+def channel_mean(image: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the three channels of an RGB image in either layout, 0..255."""
+    pixels = _images.to_uint8_hwc(image, "image").reshape(-1, 3).mean(axis=0)
+    return float(pixels[0]), float(pixels[1]), float(pixels[2])
+
+
+def channel_means(samples: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Per camera key, the mean over samples of `channel_mean`; what `Contract.camera_means` stores."""
+    sums: dict[str, list[tuple[float, float, float]]] = {}
+    for sample in samples:
+        for key, value in flatten(sample).items():
+            if np.ndim(value) == 3:
+                sums.setdefault(key, []).append(channel_mean(value))
+    return {key: _triple(np.mean(values, axis=0)) for key, values in sums.items()}
+
+
+def looks_bgr(mean: tuple[float, float, float], training_mean: tuple[float, float, float]) -> bool:
+    """Whether an image's channel means fit clearly better with red and blue swapped.
+
+    Says no where the training images have no colour cast: then the means cannot tell.
+    """
+    found, expected = np.array(mean), np.array(training_mean)
+    if abs(expected[0] - expected[2]) < _MIN_COLOUR_CAST:
+        return False
+    # Brightness is taken out: a darker room is no reason for alarm.
+    found, expected = found - found.mean(), expected - expected.mean()
+    return bool(2 * np.linalg.norm(found[::-1] - expected) < np.linalg.norm(found - expected))
+
+
+def _robot_spec(data_config: DataDescription, sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
+    spec = find_spec(data_config.data_transforms.inputs)
+    if spec is not None:
+        return spec
+    if sample is None:
+        raise ValueError(
+            "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
+            "them. Give the robot's input transform a `spec: ClassVar[RobotSpec]`"
+        )
+    action_dim = widths.get("actions", np.shape(sample.get("actions", [0]))[-1])
+    return RobotSpec.from_sample(sample, action_dim=action_dim)
+
+
+def _fit_names(
+    spec: RobotSpec, widths: Mapping[str, int], state_names: tuple[str, ...], action_names: tuple[str, ...]
+) -> RobotSpec:
+    """The spec with the widths of the data; the dataset's names, or numbers, where the robot's do not fit."""
+    actions, width = spec.actions, widths.get("actions")
+    if width is not None and width != actions.width:
+        names = action_names if len(action_names) == width else numbered(actions.key, width)
+        actions = VectorSpec.uniform(actions.key, names, "unknown")
+    state, width = spec.state, widths.get("state")
+    if width is not None and len(state) == 1 and width != state[0].width:
+        names = state_names if len(state_names) == width else numbered(state[0].key, width)
+        state = (VectorSpec.uniform(state[0].key, names, "unknown"),)
+    return dataclasses.replace(spec, actions=actions, state=state)
+
+
+def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:
+    relative = np.zeros(width, dtype=bool)
+    for transform in transforms:
+        if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
+            mask = np.asarray(transform.mask, dtype=bool)[:width]
+            relative[: len(mask)] |= mask
+    return tuple(relative.tolist())
+
+
+def _default_prompt(transforms: Iterable[Any]) -> str | None:
+    prompts = (t.prompt for t in transforms if isinstance(t, _transforms.InjectDefaultPrompt))
+    return next((prompt for prompt in prompts if prompt is not None), None)
+
+
+def _check_image(camera: CameraSpec, image: np.ndarray) -> None:
+    layout = _images.layout_of(image, camera.key)
+    if camera.layout not in ("any", layout):
+        axes = {"hwc": "[h, w, 3]", "chw": "[3, h, w]"}
+        raise ValueError(
+            f"image '{camera.key}' has shape {image.shape}, layout {axes[layout]}; expected "
+            f"{axes[camera.layout]}. Transpose it on the client"
+        )
+    size = image.shape[:2] if layout == "hwc" else image.shape[1:]
+    if camera.shape is not None and size != tuple(camera.shape):
+        raise ValueError(
+            f"image '{camera.key}' is {size[0]} x {size[1]}; expected {camera.shape[0]} x {camera.shape[1]} "
+            "(height x width). Resize it on the client with resize_with_pad"
+        )
+    _images.check_values(image, camera.key)
+
+
+def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
+    if vector.key not in leaves:
+        raise ValueError(
+            f"observation is missing '{vector.key}' (found: {listed(leaves)}); expected {vector.width} "
+            f"values: {', '.join(vector.names)}. Rename the key on the client or add a repack transform"
+        )
+    values = np.asarray(leaves[vector.key])
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
+    if values.size != vector.width or values.ndim > 1:
+        raise ValueError(
+            f"'{vector.key}' has shape {values.shape}; expected ({vector.width},): "
+            f"{', '.join(vector.names)}. Is this the checkpoint of another robot?"
+        )
+    bad = [vector.names[i] for i in np.flatnonzero(~np.isfinite(values))]
+    if bad:
+        raise ValueError(f"'{vector.key}' has NaN or infinity in {', '.join(bad)}; expected finite numbers")
+
+
+def _from_json(document: dict[str, Any]) -> Contract:
+    if document["version"] != _VERSION:
+        raise ValueError(f"version {document['version']}, expected {_VERSION}")
+    fields = {f.name: document[f.name] for f in dataclasses.fields(Contract) if f.name in document}
+    fields["cameras"] = tuple(_camera(entry) for entry in fields["cameras"])
+    fields["state"] = tuple(_vector(entry) for entry in fields["state"])
+    fields["actions"] = _vector(fields["actions"])
+    for name in ("trained_relative", "state_q01", "state_q99"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
+    return Contract(**fields)
+
+
+def _camera(entry: dict[str, Any]) -> CameraSpec:
+    shape = entry["shape"]
+    return CameraSpec(**{**entry, "shape": None if shape is None else (shape[0], shape[1])})
+
+
+def _vector(entry: dict[str, Any]) -> VectorSpec:
+    return VectorSpec(entry["key"], tuple(entry["names"]), tuple(entry["units"]))
+
+
+def _camera_facts(camera: CameraSpec) -> str:
+    need = "required" if camera.required else "optional"
+    return f"{camera.layout}, {_size(camera)}, {need}, becomes {camera.slot}"
+
+
+def _size(camera: CameraSpec) -> str:
+    return "any size" if camera.shape is None else f"{camera.shape[0]} x {camera.shape[1]}"
+
+
+def _dims(vector: VectorSpec) -> str:
+    """`a, b (rad); c (m)`: names with their units, neighbours of one unit together."""
+    groups: list[tuple[list[str], str]] = []
+    for name, unit in zip(vector.names, vector.units, strict=True):
+        if groups and groups[-1][1] == unit:
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], unit))
+    return "; ".join(f"{', '.join(names)} ({unit})" for names, unit in groups)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _rounded(mean: tuple[float, float, float]) -> str:
+    return "/".join(f"{value:.0f}" for value in mean)
+
+
+def _as_tuple(values: np.ndarray | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values.tolist())

@@ -1,0 +1,102 @@
+"""Observation dict -> action-chunk dict: transforms around a sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from openpi import transforms as _transforms
+from openpi.policies.contract import Contract, ContractGuard
+from openpi.policies.recorder import PolicyRecorder
+from openpi_client.base_policy import BasePolicy
+
+__all__ = ["BasePolicy", "Policy", "PolicyRecorder", "Sampler"]
+
+
+class Sampler(Protocol):
+    """A model made fast on a device; `policies.sampler_jax.JaxSampler` is one."""
+
+    action_horizon: int
+    action_dim: int
+
+    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+        """f32[b ah ad] for a batched model-side dict; returns when the numbers are there."""
+        ...
+
+
+class Policy(BasePolicy):
+    """Runs one observation through transforms, model and back.
+
+    Attributes:
+        metadata: sent to robots when they connect.
+        contract: what observations are checked against; None = unchecked.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        transforms: Sequence[_transforms.DataTransformFn] = (),
+        output_transforms: Sequence[_transforms.DataTransformFn] = (),
+        sample_kwargs: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        contract: Contract | None = None,
+    ) -> None:
+        """
+        Args:
+            transforms: observation -> un-batched model inputs.
+            output_transforms: `{"state", "actions"}` as the model has them -> what the robot gets.
+            sample_kwargs: passed to the sampler with every call, such as `num_steps`.
+            contract: checked first, unless the transforms hold a `ContractGuard` at a later place.
+        """
+        is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
+        guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
+        self._sampler = sampler
+        self._to_model = _transforms.compose([*guards, *transforms])
+        self._to_robot = _transforms.compose(output_transforms)
+        self._sample_kwargs = dict(sample_kwargs or {})
+        self.metadata = dict(metadata or {})
+        self.contract = contract
+
+    def infer(self, obs: dict, *, noise: np.ndarray | None = None) -> dict:
+        """A chunk of actions.
+
+        Args:
+            obs: client keys, un-batched NumPy values; not modified.
+            noise: f32[ah, ad] or [1, ah, ad] that the chunk is made from; None = drawn.
+        Returns:
+            `actions` float[ah, d] in the robot's units, and `policy_timing/infer_ms`, the time the model
+            took.
+        Raises:
+            ValueError, KeyError: the observation does not fit; field, found, expected and fix are named.
+        """
+        inputs = self._to_model(_copied(obs))
+        batched = {key: _with_batch_axis(value) for key, value in inputs.items()}
+        noise = None if noise is None else self._batched_noise(noise)
+        start = time.perf_counter()
+        actions = self._sampler.sample(batched, noise, **self._sample_kwargs)
+        infer_ms = 1000 * (time.perf_counter() - start)
+        outputs = self._to_robot({"state": np.asarray(inputs["state"]), "actions": np.asarray(actions)[0]})
+        return {**outputs, "policy_timing": {"infer_ms": infer_ms}}
+
+    def _batched_noise(self, noise: np.ndarray) -> np.ndarray:
+        noise = np.asarray(noise, dtype=np.float32)
+        batched = noise[None] if noise.ndim == 2 else noise
+        expected = (1, self._sampler.action_horizon, self._sampler.action_dim)
+        if batched.shape != expected:
+            raise ValueError(f"noise has shape {noise.shape}; expected {expected[1:]}, or {expected}")
+        return batched
+
+
+def _copied(tree: Any) -> Any:
+    """New dicts around the same arrays, so that a transform that edits its dict spares the caller's."""
+    return {key: _copied(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _with_batch_axis(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_batch_axis(item) for key, item in value.items()}
+    return np.asarray(value)[None]

@@ -1,0 +1,196 @@
+"""From a checkpoint folder to a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openpi import transforms as _transforms
+from openpi.policies.contract import CONTRACT_FILE, Contract, ContractGuard, RangeGuard
+from openpi.policies.policy import Policy
+from openpi.policies.robot_spec import find_spec
+from openpi.shared import download, normalize
+from openpi.shared.normalize import NormStats
+
+logger = logging.getLogger("openpi")
+
+TOKENIZER_FILE = "assets/tokenizer.model"
+
+
+def create_trained_policy(
+    train_config: Any,
+    checkpoint_dir: Path | str,
+    *,
+    repack_transforms: _transforms.Group | None = None,
+    sample_kwargs: Mapping[str, Any] | None = None,
+    default_prompt: str | None = None,
+    norm_stats: Mapping[str, NormStats] | None = None,
+    pytorch_device: str | None = None,
+    dtype: Any = None,
+) -> Policy:
+    """A policy from a checkpoint of training, or a released one.
+
+    Everything but the recipe comes from the checkpoint: weights, statistics, tokenizer, contract.
+
+    Args:
+        train_config: the recipe, with the fields of `TrainConfig`.
+        checkpoint_dir: folder with `params/` and `assets/`, local or remote.
+        repack_transforms: applied before and after everything else, to adapt a client's keys.
+        sample_kwargs: passed to the model with every call, such as `num_steps`.
+        default_prompt: for observations without one; wins over the recipe's.
+        norm_stats: used instead of the checkpoint's.
+        pytorch_device: of PyTorch checkpoints, which this build does not run.
+        dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
+    Raises:
+        FileNotFoundError: no checkpoint, or no statistics in it.
+        ValueError: the recipe names no asset id, a PyTorch checkpoint, or statistics of another robot.
+    """
+    folder = download.maybe_download(str(checkpoint_dir))
+    _check_is_jax(folder, pytorch_device)
+    pipeline = load_pipeline(
+        train_config,
+        folder,
+        repack_transforms=repack_transforms,
+        default_prompt=default_prompt,
+        norm_stats=norm_stats,
+    )
+    return Policy(
+        _load_sampler(train_config.model, folder, dtype),
+        transforms=pipeline.inputs,
+        output_transforms=pipeline.outputs,
+        sample_kwargs=sample_kwargs,
+        metadata=train_config.policy_metadata,
+        contract=pipeline.contract,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """What a policy does around its model.
+
+    Attributes:
+        inputs: observation -> un-batched model inputs.
+        outputs: `{"state", "actions"}` as the model has them -> what the robot gets.
+        data_config: the recipe's, with the statistics in use.
+        contract: of the checkpoint, if it has one.
+    """
+
+    inputs: Sequence[_transforms.DataTransformFn]
+    outputs: Sequence[_transforms.DataTransformFn]
+    data_config: Any
+    contract: Contract | None = None
+
+
+def load_pipeline(
+    train_config: Any,
+    folder: Path,
+    *,
+    repack_transforms: _transforms.Group | None = None,
+    default_prompt: str | None = None,
+    norm_stats: Mapping[str, NormStats] | None = None,
+) -> Pipeline:
+    """The pipeline of a checkpoint in a local folder; arguments and errors as of `create_trained_policy`."""
+    train_config = _with_own_tokenizer(train_config, folder)
+    data_config = train_config.data.create(train_config.assets_dirs, train_config.model)
+    if norm_stats is None:
+        norm_stats = _load_norm_stats(folder, data_config.asset_id)
+    data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
+    contract = _load_contract(folder, data_config, train_config.model)
+    if contract is not None and default_prompt is not None:
+        contract = dataclasses.replace(contract, default_prompt=default_prompt)
+    return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
+
+
+def _check_is_jax(folder: Path, pytorch_device: str | None) -> None:
+    if (folder / "model.safetensors").is_file():
+        raise ValueError(
+            f"{folder} is a PyTorch checkpoint (it has model.safetensors); the PyTorch backend is not part "
+            "of this build. Serve the JAX checkpoint, the folder with params/"
+        )
+    if pytorch_device is not None:
+        logger.warning("pytorch_device=%s has no effect: this is a JAX checkpoint", pytorch_device)
+    if not (folder / "params").is_dir():
+        raise FileNotFoundError(
+            f"{folder} has no params/; expected a checkpoint, such as checkpoints/<recipe>/<run>/<step>. "
+            f"There is: {', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
+        )
+
+
+def _with_own_tokenizer(train_config: Any, folder: Path) -> Any:
+    """The recipe, with the tokenizer that the checkpoint was trained with, if it brings one."""
+    path = folder / TOKENIZER_FILE
+    if not path.is_file() or not hasattr(train_config.model, "tokenizer_path"):
+        return train_config
+    model = dataclasses.replace(train_config.model, tokenizer_path=str(path))
+    return dataclasses.replace(train_config, model=model)
+
+
+def _load_norm_stats(folder: Path, asset_id: str | None) -> dict[str, NormStats]:
+    if asset_id is None:
+        raise ValueError(
+            "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
+            "use; set data.assets.asset_id, or pass norm_stats"
+        )
+    return normalize.load(folder / "assets" / asset_id)
+
+
+def _load_contract(folder: Path, data_config: Any, model_config: Any) -> Contract | None:
+    """The checkpoint's contract; refuses statistics of another robot, and says where the recipe differs."""
+    if not (folder / CONTRACT_FILE).is_file():
+        return None
+    contract = Contract.load(folder)
+    contract.check_norm_stats(data_config.norm_stats)
+    if find_spec(data_config.data_transforms.inputs) is not None:
+        served = Contract.build(
+            data_config,
+            model_config,
+            control_hz=contract.control_hz,
+            state_names=contract.state_names,
+            action_names=contract.actions.names,
+        )
+        for difference in contract.diff(served):
+            logger.warning("this recipe differs from the one the checkpoint was trained with: %s", difference)
+    return contract
+
+
+def make_pipeline(
+    data_config: Any,
+    contract: Contract | None = None,
+    *,
+    default_prompt: str | None = None,
+    repack_transforms: _transforms.Group | None = None,
+) -> Pipeline:
+    """Input and output transforms in the order of the training specification, section 3."""
+    repack = repack_transforms or _transforms.Group()
+    norm_stats, quantiles = data_config.norm_stats, data_config.use_quantile_norm
+    check_observation = [] if contract is None else [ContractGuard(contract)]
+    check_range = [] if contract is None else [RangeGuard(contract)]
+    inputs = [
+        *repack.inputs,
+        *check_observation,
+        _transforms.InjectDefaultPrompt(default_prompt),
+        *data_config.data_transforms.inputs,
+        *check_range,
+        _transforms.Normalize(norm_stats, use_quantiles=quantiles),
+        *data_config.model_transforms.inputs,
+    ]
+    outputs = [
+        *data_config.model_transforms.outputs,
+        _transforms.Unnormalize(norm_stats, use_quantiles=quantiles),
+        *data_config.data_transforms.outputs,
+        *repack.outputs,
+    ]
+    return Pipeline(inputs, outputs, data_config, contract)
+
+
+def _load_sampler(model_config: Any, folder: Path, dtype: Any) -> Any:
+    """Imports JAX, which nothing else here needs."""
+    from openpi.models.model import restore_params
+    from openpi.policies.sampler_jax import JaxSampler
+
+    if dtype is None:
+        dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
+    return JaxSampler(model_config.load(restore_params(folder / "params", dtype=dtype)))

@@ -1,0 +1,275 @@
+"""A policy from a recorded checkpoint, end to end, and its recorder."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openpi import transforms
+from openpi.models.gemma_config import GemmaConfig
+from openpi.models.model import Observation, restore_params
+from openpi.models.pi0_config import Pi0Config
+from openpi.models.siglip_config import SiglipConfig
+from openpi.policies.contract import Contract
+from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
+from openpi.policies.policy import Policy, PolicyRecorder
+from openpi.policies.policy_config import create_trained_policy
+from openpi.shared import normalize
+from openpi.training.config import AssetsConfig, SimpleDataConfig, TrainConfig
+
+F32 = 1e-4
+
+
+def droid_transforms(model_config):
+    return transforms.Group(inputs=(DroidInputs(model_config.model_type),), outputs=(DroidOutputs(),))
+
+
+@pytest.fixture(scope="module")
+def recipe(golden: Path) -> TrainConfig:
+    """The recipe that fits the recorded pi0.5 checkpoint."""
+    meta = json.loads((golden / "pi05" / "meta.json").read_text())
+    model = Pi0Config(
+        pi05=True,
+        dtype="float32",
+        action_dim=meta["config"]["action_dim"],
+        action_horizon=meta["config"]["action_horizon"],
+        max_token_len=meta["config"]["max_token_len"],
+        image_encoder_variant=SiglipConfig(**meta["siglip"]),
+        paligemma_variant=GemmaConfig(**meta["paligemma"]),
+        action_expert_variant=GemmaConfig(**meta["action_expert"]),
+        tokenizer_path=str(golden / "tokenizers" / "tiny_paligemma_tokenizer.model"),
+    )
+    data = SimpleDataConfig(assets=AssetsConfig(asset_id="golden"), data_transforms=droid_transforms)
+    return TrainConfig(name="golden_droid", model=model, data=data, policy_metadata={"reset_pose": [0.0]})
+
+
+@pytest.fixture(scope="module")
+def policy(recipe: TrainConfig, golden: Path) -> Policy:
+    return create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 3})
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(10, 8)).astype(np.float32)
+
+
+def test_a_checkpoint_answers_with_the_chunk_that_its_parts_compute_one_by_one(recipe, policy, golden):
+    observation = make_droid_example()
+    result = policy.infer(observation, noise=noise())
+
+    data_config = recipe.data.create(recipe.assets_dirs, recipe.model)
+    stats = normalize.load(golden / "pi05" / "checkpoint" / "assets" / "golden")
+    inputs = DroidInputs(recipe.model.model_type)(observation)
+    low, high = stats["state"].q01, stats["state"].q99
+    inputs["state"] = (inputs["state"] - low) / (high - low + 1e-6) * 2 - 1
+    inputs = transforms.compose(data_config.model_transforms.inputs)(inputs)
+    batch = {
+        key: {k: np.asarray(v)[None] for k, v in value.items()} if isinstance(value, dict) else value[None]
+        for key, value in inputs.items()
+    }
+    model = recipe.model.load(restore_params(golden / "pi05" / "checkpoint" / "params"))
+    actions = np.asarray(model.sample_actions(None, Observation.from_dict(batch), num_steps=3, noise=noise()[None]))[0]
+    low, high = stats["actions"].q01, stats["actions"].q99
+    np.testing.assert_allclose(result["actions"], (actions + 1) / 2 * (high - low + 1e-6) + low, atol=F32, rtol=F32)
+
+
+def test_a_result_holds_actions_and_timing_and_nothing_else(policy):
+    result = policy.infer(make_droid_example())
+    assert set(result) == {"actions", "policy_timing"}
+    assert result["actions"].shape == (10, 8)
+    assert set(result["policy_timing"]) == {"infer_ms"}
+    assert result["policy_timing"]["infer_ms"] > 0
+    assert policy.metadata == {"reset_pose": [0.0]}
+
+
+def test_equal_noise_gives_equal_actions_with_or_without_a_batch_axis_and_drawn_noise_differs(policy):
+    observation = make_droid_example()
+    flat = policy.infer(observation, noise=noise())["actions"]
+    np.testing.assert_array_equal(flat, policy.infer(observation, noise=noise()[None])["actions"])
+    assert not np.array_equal(policy.infer(observation)["actions"], policy.infer(observation)["actions"])
+
+
+def test_inference_leaves_the_observation_alone(policy):
+    observation = make_droid_example()
+    before = {key: np.array(value) for key, value in observation.items()}
+    for value in observation.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    policy.infer(observation)
+    assert observation.keys() == before.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(observation[key], value)
+
+
+def test_a_transform_that_edits_its_dict_does_not_reach_the_callers_observation(golden, recipe):
+    def impolite(data):
+        data["observation"].pop("extra")
+        return data
+
+    policy = create_trained_policy(
+        recipe, golden / "pi05" / "checkpoint", repack_transforms=transforms.Group(inputs=(impolite,))
+    )
+    observation = {**transforms.unflatten_dict(make_droid_example())}
+    observation["observation"]["extra"] = 1
+    policy.infer(observation)
+    assert observation["observation"]["extra"] == 1
+
+
+def test_noise_of_another_shape_is_refused(policy):
+    with pytest.raises(ValueError, match=r"noise has shape \(5, 8\); expected \(10, 8\)"):
+        policy.infer(make_droid_example(), noise=np.zeros((5, 8)))
+
+
+def test_a_default_prompt_is_used_only_where_the_observation_has_none(golden, recipe):
+    policy = create_trained_policy(
+        recipe,
+        golden / "pi05" / "checkpoint",
+        default_prompt="pick up the cup",
+        sample_kwargs={"num_steps": 1},
+    )
+    example = make_droid_example()
+    example.pop("prompt")
+    by_default = policy.infer(example, noise=noise())["actions"]
+    np.testing.assert_array_equal(
+        by_default, policy.infer({**example, "prompt": "pick up the cup"}, noise=noise())["actions"]
+    )
+    other = policy.infer({**example, "prompt": "open drawer"}, noise=noise())["actions"]
+    assert not np.array_equal(by_default, other)
+
+
+def test_without_any_prompt_the_error_says_what_to_do(policy):
+    example = make_droid_example()
+    example.pop("prompt")
+    with pytest.raises(ValueError, match=r"Prompt is required.*default prompt"):
+        policy.infer(example)
+
+
+def test_repack_transforms_adapt_a_clients_keys_on_the_way_in_and_out(golden, recipe, policy):
+    example = make_droid_example()
+    names = {key: key.rsplit("/", 1)[-1] for key in example}
+    group = transforms.Group(
+        inputs=(transforms.RepackTransform(names),),
+        outputs=(transforms.RepackTransform({"command": "actions"}),),
+    )
+    repacked = create_trained_policy(
+        recipe, golden / "pi05" / "checkpoint", repack_transforms=group, sample_kwargs={"num_steps": 3}
+    )
+    result = repacked.infer({short: example[key] for key, short in names.items()}, noise=noise())
+    np.testing.assert_array_equal(result["command"], policy.infer(example, noise=noise())["actions"])
+
+
+def copy_of(checkpoint: Path, target: Path) -> Path:
+    """A checkpoint folder of its own around the same parameters."""
+    shutil.copytree(checkpoint / "assets", target / "assets")
+    (target / "params").symlink_to(checkpoint / "params")
+    return target
+
+
+def test_statistics_come_from_the_checkpoint_and_can_be_given(golden, recipe, tmp_path):
+    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+    stats = normalize.load(folder / "assets" / "golden")
+    shutil.rmtree(folder / "assets")
+    with pytest.raises(FileNotFoundError, match=r"norm_stats\.json"):
+        create_trained_policy(recipe, folder)
+    policy = create_trained_policy(recipe, folder, norm_stats=stats, sample_kwargs={"num_steps": 1})
+    assert policy.infer(make_droid_example())["actions"].shape == (10, 8)
+
+
+def test_a_recipe_without_asset_id_is_refused(golden, recipe):
+    nameless = dataclasses.replace(recipe, data=SimpleDataConfig(data_transforms=droid_transforms))
+    with pytest.raises(ValueError, match=r"asset id"):
+        create_trained_policy(nameless, golden / "pi05" / "checkpoint")
+
+
+def test_a_pytorch_checkpoint_is_refused_by_name(recipe, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"PyTorch checkpoint.*not part of this build"):
+        create_trained_policy(recipe, tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named_with_what_it_holds(recipe, tmp_path):
+    (tmp_path / "29999").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no params/.*There is: 29999"):
+        create_trained_policy(recipe, tmp_path)
+
+
+def test_the_checkpoints_own_tokenizer_is_used(golden, recipe, tmp_path):
+    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+    shutil.copy(recipe.model.tokenizer_path, folder / "assets" / "tokenizer.model")
+    elsewhere = dataclasses.replace(recipe.model, tokenizer_path="/not/on/this/machine")
+    policy = create_trained_policy(dataclasses.replace(recipe, model=elsewhere), folder, sample_kwargs={"num_steps": 1})
+    assert policy.infer(make_droid_example())["actions"].shape == (10, 8)
+
+
+@pytest.fixture
+def with_contract(golden, recipe, tmp_path) -> Path:
+    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+    data_config = recipe.data.create(recipe.assets_dirs, recipe.model)
+    stats = normalize.load(folder / "assets" / "golden")
+    Contract.build(dataclasses.replace(data_config, norm_stats=stats), recipe.model, control_hz=15).save(folder)
+    return folder
+
+
+def test_an_observation_that_breaks_the_contract_is_refused_before_the_model_runs(recipe, with_contract, caplog):
+    policy = create_trained_policy(recipe, with_contract, sample_kwargs={"num_steps": 1})
+    assert policy.contract is not None
+    assert policy.contract.control_hz == 15
+    example = make_droid_example()
+    assert policy.infer(example)["actions"].shape == (10, 8)
+    example["observation/joint_position"] = np.full(7, np.nan)
+    with pytest.raises(ValueError, match=r"'observation/joint_position' has NaN.*joint_1"):
+        policy.infer(example)
+    assert "differs from the one" not in caplog.text
+
+
+def test_a_state_far_outside_the_training_data_is_logged_once(recipe, with_contract, caplog):
+    policy = create_trained_policy(recipe, with_contract, sample_kwargs={"num_steps": 1})
+    example = make_droid_example()
+    example["observation/joint_position"] = np.array([0, 0, 900.0, 0, 0, 0, 0])
+    for _ in range(2):
+        policy.infer(example)
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING and "joint_3" in r.message]
+    assert len(warnings) == 1
+    assert "900" in warnings[0]
+
+
+def test_serving_with_another_recipe_says_where_it_differs(recipe, with_contract, caplog):
+    other = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, use_quantile_norm=False))
+    create_trained_policy(other, with_contract)
+    assert "normalization: quantile -> zscore" in caplog.text
+
+
+def test_statistics_of_another_robot_are_refused_at_start(recipe, with_contract):
+    wider = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
+    with pytest.raises(ValueError, match=r"'state' have 14 dimensions.*with 8: joint_1"):
+        create_trained_policy(recipe, with_contract, norm_stats={"state": wider, "actions": wider})
+
+
+def test_the_contract_is_checked_after_the_repack_transforms(recipe, with_contract):
+    names = {key: key.rsplit("/", 1)[-1] for key in make_droid_example()}
+    group = transforms.Group(inputs=(transforms.RepackTransform(names),))
+    policy = create_trained_policy(recipe, with_contract, repack_transforms=group, sample_kwargs={"num_steps": 1})
+    example = {short: make_droid_example()[key] for key, short in names.items()}
+    assert policy.infer(example)["actions"].shape == (10, 8)
+    with pytest.raises(ValueError, match="observation/joint_position"):
+        policy.infer({**example, "joint_position": np.zeros(6)})
+
+
+def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(policy, tmp_path):
+    observation = make_droid_example()
+    recorder = PolicyRecorder(policy, tmp_path / "records")
+    results = [recorder.infer(observation), recorder.infer(observation)]
+    for step, result in enumerate(results):
+        record = np.load(tmp_path / "records" / f"step_{step}.npy", allow_pickle=True).item()
+        np.testing.assert_array_equal(record["outputs/actions"], result["actions"])
+        assert record["outputs/policy_timing/infer_ms"] == result["policy_timing"]["infer_ms"]
+        np.testing.assert_array_equal(
+            record["inputs/observation/joint_position"], observation["observation/joint_position"]
+        )
+        assert record["inputs/prompt"] == "do something"
+    PolicyRecorder(policy, tmp_path / "records").infer(observation)
+    assert sorted(p.name for p in (tmp_path / "records").iterdir()) == [f"step_{i}.npy" for i in range(3)]
+    assert recorder.metadata == policy.metadata
