@@ -57,6 +57,15 @@ class Tally:
         """95 % Wilson interval of the true rate."""
         return wilson_interval(self.successes, self.trials)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "successes": self.successes,
+            "trials": self.trials,
+            "rate": self.rate,
+            "wilson_95": list(self.interval),
+        }
+
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.successes}/{self.trials} = {self.rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
@@ -82,8 +91,8 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; films are left out."""
         return {
-            "total": _tally_dict(self.total),
-            "per_prompt": {prompt: _tally_dict(tally) for prompt, tally in self.per_prompt.items()},
+            "total": self.total.to_dict(),
+            "per_prompt": {prompt: tally.to_dict() for prompt, tally in self.per_prompt.items()},
             "execute_horizon": self.execute_horizon,
             "seconds": self.seconds,
             "episodes": [episode.to_dict() for episode in self.episodes],
@@ -198,12 +207,3 @@ def swapped(prompts: Sequence[str]) -> dict[str, str]:
 
 def _tally(episodes: Sequence[Episode]) -> Tally:
     return Tally(sum(episode.success for episode in episodes), len(episodes))
-
-
-def _tally_dict(tally: Tally) -> dict[str, Any]:
-    return {
-        "successes": tally.successes,
-        "trials": tally.trials,
-        "rate": tally.rate,
-        "wilson_95": list(tally.interval),
-    }

@@ -1,0 +1,148 @@
+"""Commands as child processes: output to log files, progress line by line, peak memory, and nothing left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from openpi.demo.plan import Command
+
+_POLL_S = 0.05
+_GRACE_S = 10.0  # for a child that is asked to stop; a trainer saves first
+_BYTES_PER_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+
+
+class StageFailedError(RuntimeError):
+    """A command of the demo ended badly; the message says which one, why, and where its log is."""
+
+
+class Child:
+    """A running command.
+
+    Attributes:
+        command: what runs.
+        log: file with everything it printed.
+        peak_memory_bytes: once it has ended, the most memory it, or its largest child, ever held; else 0.
+    """
+
+    def __init__(self, command: Command, log: Path, on_line: Callable[[str], None] | None = None):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.command = command
+        self.log = log
+        self.peak_memory_bytes = 0
+        self._process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches us only, and the child's own workers can be ended with it
+        )
+        self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+        self._reader.start()
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs. Reaps by hand: only `wait4` tells the memory of one child."""
+        if self._process.returncode is None:
+            pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                self.peak_memory_bytes = usage.ru_maxrss * _BYTES_PER_RSS_UNIT
+                self._reader.join(timeout=5)
+        return self._process.returncode
+
+    def stop(self) -> None:
+        """Asks the child to end, and ends it and everything it started if it does not."""
+        if self.poll() is None:
+            self._signal(signal.SIGTERM)
+            deadline_s = time.monotonic() + _GRACE_S
+            while self.poll() is None and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
+        self._signal(signal.SIGKILL)  # whatever of its group is left
+        while self.poll() is None:
+            time.sleep(_POLL_S)
+
+    def last_lines(self, count: int = 12) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+    def _signal(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+            os.killpg(self._process.pid, signum)
+
+    def _read(self, on_line: Callable[[str], None] | None) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines, self.log.open("w") as log:
+            log.write(f"$ {self.command}\n")
+            for line in lines:
+                log.write(line)
+                log.flush()
+                if on_line is not None:
+                    on_line(line.rstrip())
+
+
+class Children:
+    """Starts commands; leaving the context stops those that still run, whatever the reason for leaving."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+
+    def start(self, command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> Child:
+        child = Child(command, log, on_line)
+        self._children.append(child)
+        return child
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for child in reversed(self._children):
+            child.stop()
+
+
+def wait(child: Child, *, needs: Sequence[Child] = ()) -> None:
+    """Waits for a command to succeed.
+
+    Args:
+        needs: servers that have to stay alive meanwhile.
+    Raises:
+        StageFailedError: it failed, or one that it needs ended.
+    """
+    while (code := child.poll()) is None:
+        for server in needs:
+            require_alive(server)
+        time.sleep(_POLL_S)
+    if code != 0:
+        raise StageFailedError(_failure(child, code))
+
+
+def wait_for_file(path: Path, *, written_by: Child) -> None:
+    """Waits until a server has written a file.
+
+    Raises:
+        StageFailedError: the server ended instead.
+    """
+    while not path.is_file():
+        require_alive(written_by)
+        time.sleep(_POLL_S)
+
+
+def require_alive(server: Child) -> None:
+    """Raises StageFailedError when it has ended."""
+    if (code := server.poll()) is not None:
+        raise StageFailedError(_failure(server, code))
+
+
+def _failure(child: Child, code: int) -> str:
+    how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return f"{child.command}\nended with {how}; its last lines:\n{child.last_lines()}\nThe whole log: {child.log}"
