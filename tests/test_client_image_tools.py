@@ -13,9 +13,7 @@ def recorded_input(height: int, width: int) -> np.ndarray:
     """The synthetic image the recordings were made from: uint8[h, w, 3]."""
     y, x = np.mgrid[:height, :width]
     checker = (x // 16 + y // 16) % 2
-    return np.stack([(2 * x + 3 * y) % 256, x * y // 16 % 256, (5 * x + y + 64 * checker) % 256], -1).astype(
-        np.uint8
-    )
+    return np.stack([(2 * x + 3 * y) % 256, x * y // 16 % 256, (5 * x + y + 64 * checker) % 256], -1).astype(np.uint8)
 
 
 def test_resize_with_pad_gives_the_recorded_pixels(golden):

@@ -78,11 +78,7 @@ def assert_is(value, node: dict) -> None:
     """The decoded `value` is what the tree says: type, dtype with byte order, shape, bytes, key order."""
     kind = node["kind"]
     if kind == "ndarray":
-        assert (
-            type(value) is np.ndarray
-            and value.dtype.str == node["dtype"]
-            and list(value.shape) == node["shape"]
-        )
+        assert type(value) is np.ndarray and value.dtype.str == node["dtype"] and list(value.shape) == node["shape"]
         assert hashlib.sha256(value.tobytes()).hexdigest() == node["sha256"]
         assert not value.flags.writeable
     elif kind == "npscalar":
@@ -126,9 +122,7 @@ def test_decoding_and_encoding_again_gives_the_same_bytes(folder, manifest):
 def test_recorded_refusals_on_encode_are_refused_with_the_same_type(manifest):
     for case in manifest["refused_on_encode"]:
         with pytest.raises(
-            {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}[
-                case["result"]["error"]
-            ]
+            {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}[case["result"]["error"]]
         ):
             msgpack_numpy.packb({"value": REFUSED[case["name"]]})
 
@@ -193,13 +187,7 @@ DTYPES = [
 ARRAYS = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
 TREES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text()
-    | st.binary()
-    | ARRAYS,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary() | ARRAYS,
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=10,
 )

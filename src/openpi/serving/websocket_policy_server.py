@@ -42,6 +42,10 @@ class WebsocketPolicyServer:
         """Blocks until SIGTERM or SIGINT, then finishes the running requests and returns."""
         asyncio.run(self.run())
 
+    def stop(self) -> None:
+        """Ends `serve_forever`, from another thread."""
+        self._server.stop()
+
     async def run(self) -> None:
         """`serve_forever` for programs that have an event loop already."""
         await self._server.run()

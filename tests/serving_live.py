@@ -1,0 +1,125 @@
+"""Live policy servers for the tests: in a thread of this process, or a process of their own.
+
+Run as a program it serves `TestPolicy` on a port: `python serving_live.py PORT`.
+"""
+
+import asyncio
+import contextlib
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from openpi.serving.server import PolicyServer
+from openpi_client.base_policy import BasePolicy
+
+PATIENCE_S = 30.0
+METADATA = {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
+
+
+class TestPolicy(BasePolicy):
+    """Answers with what it was asked for: the sum of `x`, a failure, or after somebody wrote to a pipe.
+
+    obs: `x` array; `fail` text; `wait_for` path of a named pipe; `reply` the result.
+    """
+
+    __test__ = False
+    metadata = METADATA
+
+    def __init__(self) -> None:
+        self.seen: list[dict] = []
+        self.gate = threading.Event()
+        self.entered: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._running = threading.Lock()
+
+    def infer(self, obs: dict) -> dict:
+        assert self._running.acquire(blocking=False), "two inferences at once"
+        try:
+            self.seen.append(obs)
+            return self._answer(obs)
+        finally:
+            self._running.release()
+
+    def _answer(self, obs: dict) -> dict:
+        if "fail" in obs:
+            raise ValueError(obs["fail"])
+        if "reply" in obs:
+            return {"value": REPLIES[obs["reply"]]}
+        if "wait" in obs:
+            self.entered.put(None)
+            assert self.gate.wait(PATIENCE_S)
+        if "wait_for" in obs:
+            print("inferring", flush=True)
+            Path(obs["wait_for"]).read_text()
+        return {"actions": np.full((4, 2), np.sum(obs.get("x", 0.0)), np.float32), "name": obs.get("name", "")}
+
+
+REPLIES = {"object": object(), "complex": np.zeros(2, np.complex64)}
+
+
+@contextlib.contextmanager
+def server_thread(load: Callable[[], BasePolicy], **options) -> Iterator[tuple[PolicyServer, int]]:
+    """A server in a thread of this process, and its port. Errors of `run` are raised at the end."""
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    server = PolicyServer(load, port=0, on_listening=ports.put, **options)
+
+    def run() -> None:
+        try:
+            asyncio.run(server.run())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield server, ports.get(timeout=PATIENCE_S)
+    finally:
+        if thread.is_alive():
+            server.stop()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive() and server.finish_thread(PATIENCE_S)
+    if errors:
+        raise errors[0]
+
+
+class ServerProcess:
+    """A server in a process of its own; `line` waits for what it prints."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", __file__, str(port)], stdout=subprocess.PIPE, text=True
+        )
+        self.port = int(self.line())
+
+    def line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.wait()
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        PolicyServer(TestPolicy, port=int(sys.argv[1]), on_listening=lambda port: print(port, flush=True)).run()
+    )
