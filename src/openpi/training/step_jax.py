@@ -130,7 +130,7 @@ def train_step(
         `learning_rate`.
     """
     trainable, frozen = split_params(state.params, config.freeze_filter)
-    loss, grads = _loss_and_grads(config, jax.random.fold_in(key, state.step), trainable, frozen, batch)
+    loss, grads = loss_and_grads(config, jax.random.fold_in(key, state.step), trainable, frozen, batch)
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, trainable)
     params = join_params(optax.apply_updates(trainable, updates), frozen)
     metrics = {
@@ -186,7 +186,7 @@ def _inputs(batch: Batch) -> tuple[Observation, jax.Array]:
     return Observation.from_dict(observation), batch["actions"]
 
 
-def _loss_and_grads(
+def loss_and_grads(
     config: TrainConfig, key: jax.Array, trainable: Params, frozen: Params, batch: Batch
 ) -> tuple[jax.Array, Params]:
     def loss(trainable: Params, key: jax.Array, part: Batch) -> jax.Array:
