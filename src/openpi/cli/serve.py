@@ -168,6 +168,8 @@ def load_policy(
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jax").expanduser()))
     from openpi.policies import policy_config
     from openpi.policies.policy import PolicyRecorder
+    from openpi.policies.robot_spec import find_spec
+    from openpi.serving.warm_up import warm_up
 
     logger.info("Loading %s", checkpoint)
     sample_kwargs = None if num_steps is None else {"num_steps": num_steps}
@@ -175,8 +177,10 @@ def load_policy(
         recipe, checkpoint, default_prompt=default_prompt, sample_kwargs=sample_kwargs
     )
     if policy.contract is not None:
-        logger.info("%s", policy.contract.describe())
-    policy.warm_up()
+        logger.info("The contract of this policy\n%s", policy.contract.describe())
+    robot = policy.contract or find_spec(recipe.data.create(recipe.assets_dirs, recipe.model).data_transforms.inputs)
+    if robot is not None:
+        warm_up(policy, robot.cameras, robot.state)
     return policy if record is None else PolicyRecorder(policy, str(record))
 
 

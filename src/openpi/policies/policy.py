@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi import transforms as _transforms
-from openpi.policies.contract import Contract, ContractGuard
+from openpi.policies.contract import Contract, ContractGuard, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
 from openpi_client.base_policy import BasePolicy
 
@@ -56,6 +56,8 @@ class Policy(BasePolicy):
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
         self._sampler = sampler
         self._to_model = _transforms.compose([*guards, *transforms])
+        unguarded = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
+        self._to_model_unchecked = _transforms.compose(unguarded)
         self._to_robot = _transforms.compose(output_transforms)
         self._sample_kwargs = dict(sample_kwargs or {})
         self.metadata = dict(metadata or {})
@@ -81,6 +83,13 @@ class Policy(BasePolicy):
         infer_ms = 1000 * (time.perf_counter() - start)
         outputs = self._to_robot({"state": np.asarray(inputs["state"]), "actions": np.asarray(actions)[0]})
         return {**outputs, "policy_timing": {"infer_ms": infer_ms}}
+
+    def warm_up(self, obs: dict) -> None:
+        """Compiles for observations like this one, unchecked: an example need not look like the training data."""
+        warm_up = getattr(self._sampler, "warm_up", None)
+        if warm_up is not None:
+            inputs = self._to_model_unchecked(_copied(obs))
+            warm_up({key: _with_batch_axis(value) for key, value in inputs.items()}, **self._sample_kwargs)
 
     def _batched_noise(self, noise: np.ndarray) -> np.ndarray:
         noise = np.asarray(noise, dtype=np.float32)

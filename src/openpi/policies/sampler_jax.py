@@ -37,9 +37,15 @@ class JaxSampler:
         """
         self._rng, key = jax.random.split(self._rng)
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
-        noise = None if noise is None else jnp.asarray(noise, jnp.float32)
+        start = None if noise is None else jnp.asarray(noise, jnp.float32)
         options = tuple(sorted(sample_kwargs.items()))
-        return np.asarray(self._sample(self._model, key, observation, noise, sample_kwargs=options))
+        return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))
+
+    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
+        """Compiles `sample` for inputs like these; the sequence of noise stays where it is."""
+        rng = self._rng
+        self.sample(inputs, None, **sample_kwargs)
+        self._rng = rng
 
 
 def _sample(

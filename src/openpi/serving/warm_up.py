@@ -1,0 +1,49 @@
+"""Warms a policy up with an observation made from what is known about its robot."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from openpi.policies.policy import Policy
+from openpi.policies.robot_spec import CameraSpec, VectorSpec
+from openpi.shared.tree import unflatten
+
+logger = logging.getLogger("openpi")
+
+# Images are resized to the model's resolution, so any size compiles the same program.
+_IMAGE_SIZE = (224, 224)
+_MAX_RGB = 255
+
+
+def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[VectorSpec]) -> bool:
+    """Compiles what a robot with these cameras and state vectors will need; false, and logged, if that fails."""
+    start_s = time.monotonic()
+    flat = example_observation(cameras, state)
+    error: Exception | None = None
+    # A key such as `images/cam_high` is a nested dict for one robot, and one text key for another.
+    for observation in (flat, unflatten(flat)):
+        try:
+            policy.warm_up(observation)
+        except (ValueError, KeyError, TypeError) as raised:
+            error = raised
+        else:
+            logger.info("Warmed up in %.1f s", time.monotonic() - start_s)
+            return True
+    logger.warning("The first request will compile: warming up failed (%s)", error)
+    return False
+
+
+def example_observation(cameras: Sequence[CameraSpec], state: Sequence[VectorSpec]) -> dict:
+    """Noise for images, zeros for the state, some prompt, under '/'-joined keys."""
+    rng = np.random.default_rng(0)
+    images = {camera.key: _image(camera, rng) for camera in cameras}
+    vectors = {vector.key: np.zeros(vector.width, np.float32) for vector in state}
+    return {**images, **vectors, "prompt": "do something"}
+
+
+def _image(camera: CameraSpec, rng: np.random.Generator) -> np.ndarray:
+    size = camera.shape or _IMAGE_SIZE
+    shape = (3, *size) if camera.layout == "chw" else (*size, 3)
+    return rng.integers(0, _MAX_RGB, shape, np.uint8, endpoint=True)
