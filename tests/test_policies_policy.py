@@ -11,13 +11,14 @@ import pytest
 
 from openpi import transforms
 from openpi.models.gemma_config import GemmaConfig
-from openpi.models.model import Observation, restore_params
+from openpi.models.model import restore_params
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.policy import Policy, PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy
+from openpi.policies.sampler_jax import JaxSampler
 from openpi.shared import normalize
 from openpi.training.config import AssetsConfig, SimpleDataConfig, TrainConfig
 
@@ -49,7 +50,7 @@ def recipe(golden: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def policy(recipe: TrainConfig, golden: Path) -> Policy:
-    return create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 3})
+    return create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
 
 
 def noise() -> np.ndarray:
@@ -71,7 +72,7 @@ def test_a_checkpoint_answers_with_the_chunk_that_its_parts_compute_one_by_one(r
         for key, value in inputs.items()
     }
     model = recipe.model.load(restore_params(golden / "pi05" / "checkpoint" / "params"))
-    actions = np.asarray(model.sample_actions(None, Observation.from_dict(batch), num_steps=3, noise=noise()[None]))[0]
+    actions = JaxSampler(model).sample(batch, noise()[None], num_steps=1)[0]
     low, high = stats["actions"].q01, stats["actions"].q99
     np.testing.assert_allclose(result["actions"], (actions + 1) / 2 * (high - low + 1e-6) + low, atol=F32, rtol=F32)
 
@@ -110,7 +111,10 @@ def test_a_transform_that_edits_its_dict_does_not_reach_the_callers_observation(
         return data
 
     policy = create_trained_policy(
-        recipe, golden / "pi05" / "checkpoint", repack_transforms=transforms.Group(inputs=(impolite,))
+        recipe,
+        golden / "pi05" / "checkpoint",
+        repack_transforms=transforms.Group(inputs=(impolite,)),
+        sample_kwargs={"num_steps": 1},
     )
     observation = {**transforms.unflatten_dict(make_droid_example())}
     observation["observation"]["extra"] = 1
@@ -155,7 +159,7 @@ def test_repack_transforms_adapt_a_clients_keys_on_the_way_in_and_out(golden, re
         outputs=(transforms.RepackTransform({"command": "actions"}),),
     )
     repacked = create_trained_policy(
-        recipe, golden / "pi05" / "checkpoint", repack_transforms=group, sample_kwargs={"num_steps": 3}
+        recipe, golden / "pi05" / "checkpoint", repack_transforms=group, sample_kwargs={"num_steps": 1}
     )
     result = repacked.infer({short: example[key] for key, short in names.items()}, noise=noise())
     np.testing.assert_array_equal(result["command"], policy.infer(example, noise=noise())["actions"])

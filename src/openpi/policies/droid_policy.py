@@ -102,12 +102,13 @@ class DroidOutputs:
 
 def _state(leaves: dict[str, Any]) -> np.ndarray:
     joints, gripper = np.asarray(leaves[_JOINTS]), np.asarray(leaves[_GRIPPER])
-    if joints.shape != (7,) or gripper.size != 1:
+    column = gripper[..., None] if gripper.ndim < joints.ndim else gripper
+    if joints.shape[-1:] != (7,) or column.shape != (*joints.shape[:-1], 1):
         raise ValueError(
-            f"'{_JOINTS}' has shape {joints.shape} and '{_GRIPPER}' {gripper.shape}; expected 7 joints in "
-            "radians and 1 gripper value"
+            f"'{_JOINTS}' has shape {joints.shape} and '{_GRIPPER}' {gripper.shape}; expected 7 joints in radians and "
+            "1 gripper value"
         )
-    return np.concatenate([joints, gripper.reshape(1)])
+    return np.concatenate([joints, column], axis=-1)
 
 
 def _slots(

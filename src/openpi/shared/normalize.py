@@ -40,9 +40,7 @@ class NormStats:
             value = getattr(self, field.name)
             if value is not None:
                 object.__setattr__(self, field.name, np.asarray(value, dtype=np.float64))
-        shapes = {
-            f.name: v.shape for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None
-        }
+        shapes = {f.name: v.shape for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"normalisation statistics differ in shape: {shapes}; expected one width")
 
@@ -55,8 +53,7 @@ class NormStats:
         if not isinstance(other, NormStats):
             return NotImplemented
         return all(
-            _as_list(getattr(self, name)) == _as_list(getattr(other, name))
-            for name in ("mean", "std", "q01", "q99")
+            _as_list(getattr(self, name)) == _as_list(getattr(other, name)) for name in ("mean", "std", "q01", "q99")
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
@@ -101,9 +98,7 @@ class RunningStats:
         self._check_width(vectors.shape[1])
         if not np.isfinite(vectors).all():
             bad = np.flatnonzero(~np.isfinite(vectors).all(axis=0)).tolist()
-            raise ValueError(
-                f"NaN or infinity in dimensions {bad}; expected finite numbers. Repair the dataset"
-            )
+            raise ValueError(f"NaN or infinity in dimensions {bad}; expected finite numbers. Repair the dataset")
         mean = vectors.mean(axis=0)
         self._add_moments(len(vectors), mean, np.square(vectors - mean).sum(axis=0))
         self._buffer.append(vectors.copy() if vectors.base is not None else vectors)
@@ -132,9 +127,7 @@ class RunningStats:
             ValueError: fewer than two vectors.
         """
         if self.count < 2:
-            raise ValueError(
-                f"statistics need at least 2 vectors, got {self.count}; the dataset is (nearly) empty"
-            )
+            raise ValueError(f"statistics need at least 2 vectors, got {self.count}; the dataset is (nearly) empty")
         self._flush()
         return NormStats(
             mean=self._mean,
@@ -156,9 +149,7 @@ class RunningStats:
         total = self.count + count
         shift = mean - self._mean
         self._mean = self._mean + shift * (count / total)
-        self._sum_of_squares = (
-            self._sum_of_squares + sum_of_squares + np.square(shift) * (self.count * count / total)
-        )
+        self._sum_of_squares = self._sum_of_squares + sum_of_squares + np.square(shift) * (self.count * count / total)
         self.count = total
 
     def _flush(self) -> None:
@@ -237,42 +228,39 @@ def floor_degenerate(stats: NormStats, names: Sequence[str] | None = None) -> tu
     names = [f"dimension {i}" for i in range(stats.width)] if names is None else list(names)
     if len(names) != stats.width:
         raise ValueError(f"{len(names)} names for statistics of width {stats.width}: {names}")
-    constant = stats.std <= _resolution(stats)
+    constant = stats.std <= _resolution(stats.mean)
     low = stats.mean - 4 * stats.std if stats.min is None else stats.min
     high = stats.mean + 4 * stats.std if stats.max is None else stats.max
     std = np.maximum(stats.std, np.maximum(high - stats.mean, stats.mean - low) / MAX_NORMALIZED)
     std = np.where(constant, 1.0, std)
-    q01, q99 = _widen_quantiles(stats, constant, low, high)
-    changed = {"std": std != stats.std, "q01..q99": (q01 != stats.q01) | (q99 != stats.q99)}
-    floored = dataclasses.replace(
-        stats, std=std, q01=None if stats.q01 is None else q01, q99=None if stats.q99 is None else q99
-    )
+    widened = {"std": std}
+    if stats.q01 is not None and stats.q99 is not None:
+        widened["q01"], widened["q99"] = _widen_quantiles(stats.q01, stats.q99, constant, stats.mean, low, high)
+    floored = dataclasses.replace(stats, **widened)
+    changed = np.any([getattr(stats, name) != values for name, values in widened.items()], axis=0)
     return floored, [
-        f"{name} {_reason(stats, i, constant[i])}: {' and '.join(k for k, c in changed.items() if c[i])} "
-        f"widened to std {std[i]:.4g}, q01..q99 {q01[i]:.4g}..{q99[i]:.4g}"
-        for i, name in enumerate(names)
-        if any(c[i] for c in changed.values())
+        f"{names[i]} {_reason(stats, i, constant[i])}: widened to "
+        + ", ".join(f"{name} {values[i]:.4g}" for name, values in widened.items())
+        for i in np.flatnonzero(changed).tolist()
     ]
 
 
-def _resolution(stats: NormStats) -> np.ndarray:
+def _resolution(mean: np.ndarray) -> np.ndarray:
     """Scales below this are rounding: the epsilon of the formulas, or four steps of float32 at the mean."""
-    return np.maximum(1e-6, 4 * np.finfo(np.float32).eps * np.abs(stats.mean))
+    return np.maximum(1e-6, 4 * np.finfo(np.float32).eps * np.abs(mean))
 
 
 def _widen_quantiles(
-    stats: NormStats, constant: np.ndarray, low: np.ndarray, high: np.ndarray
+    q01: np.ndarray, q99: np.ndarray, constant: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    if stats.q01 is None or stats.q99 is None:
-        return np.full(stats.width, np.nan), np.full(stats.width, np.nan)
-    centre, half = (stats.q01 + stats.q99) / 2, (stats.q99 - stats.q01) / 2
-    rare = ~constant & (2 * half <= _resolution(stats))
+    centre, half = (q01 + q99) / 2, (q99 - q01) / 2
+    rare = ~constant & (2 * half <= _resolution(mean))
     needed = np.maximum(high - centre, centre - low) / MAX_NORMALIZED
-    too_narrow = ~constant & ~rare & (half < needed)
-    choices = [constant, rare, too_narrow]
-    q01 = np.select(choices, [stats.mean - 1, low, centre - needed], stats.q01)
-    q99 = np.select(choices, [stats.mean + 1, high, centre + needed], stats.q99)
-    return q01, q99
+    cases = [constant, rare, half < needed]
+    return (
+        np.select(cases, [mean - 1, low, centre - needed], q01),
+        np.select(cases, [mean + 1, high, centre + needed], q99),
+    )
 
 
 def _reason(stats: NormStats, dim: int, constant: bool) -> str:
