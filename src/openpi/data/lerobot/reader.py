@@ -88,6 +88,11 @@ class LeRobotDataset:
         """The selected episodes, in the order of `episode_bounds`."""
         return self._episodes
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Features that samples hold."""
+        return self._keys
+
     def column(self, name: str) -> np.ndarray:
         """A whole tabular feature of the selected episodes, `[n, *shape]`, read-only. No video is touched.
 

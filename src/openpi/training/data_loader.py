@@ -1,0 +1,299 @@
+"""From a recipe to batches of model inputs.
+
+    dataset -> prompt from task -> repack -> robot inputs, delta -> normalise -> resize, tokenise, pad -> batch
+
+The transforms are those of serving; only the first two are training's own. Source: the training specification,
+sections 3 and 8. No JAX here, and none in the worker processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from openpi import transforms
+from openpi.data.batch_loader import Batch, BatchLoader
+from openpi.data.dataset import Dataset, Sample, TransformedDataset
+from openpi.data.lerobot.home import locate_dataset
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.models.model_config import BaseModelConfig
+from openpi.shared.errors import missing_key
+from openpi.training.data_config import DataConfig
+
+FAKE_REPO_ID = "fake"
+FAKE_TOKEN_RANGE = 2048
+
+Split = Literal["train", "val", "all"]
+
+
+class DataLoader:
+    """Batches of model inputs, as nested dicts of stacked NumPy arrays with `actions` among them.
+
+    Endless unless made with `num_batches`. What `state()` returns, as JSON values, makes `restore()` continue with
+    the very batch that would have come next, whatever the number of workers.
+    """
+
+    def __init__(self, batches: BatchLoader, data_config: DataConfig):
+        self._batches = batches
+        self._data_config = data_config
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._batches.batches_per_epoch
+
+    def data_config(self) -> DataConfig:
+        """The expanded data half of the recipe, with the statistics in use."""
+        return self._data_config
+
+    def state(self) -> dict[str, Any]:
+        return self._batches.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if the dataset, batch size or seed is another than when `state` was taken."""
+        self._batches.restore(state)
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self._batches.close()
+
+
+def create_data_loader(
+    config: Any,
+    *,
+    split: Split = "train",
+    shuffle: bool = True,
+    num_batches: int | None = None,
+    num_workers: int | None = None,
+    skip_norm_stats: bool = False,
+    keep_padding_flags: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> DataLoader:
+    """The loader of a recipe.
+
+    Args:
+        config: a `TrainConfig`; `batch_size` is that of all processes together.
+        split: `train` leaves out the episodes held out by `config.holdout_episodes`, `val` reads only those.
+        num_batches: stop after so many; None = endless.
+        num_workers: None = the recipe's.
+        skip_norm_stats: feed un-normalised values.
+        keep_padding_flags: add `actions_is_pad`, bool[b ah], true for steps beyond the end of the episode.
+        part: (process, number of processes) of a distributed run.
+    Raises:
+        ValueError: statistics are missing, the dataset is too small, or the recipe names none.
+        FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
+    """
+    data_config = config.data.create(config.assets_dirs, config.model)
+    dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
+    chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
+    if keep_padding_flags:
+        chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)
+    batches = BatchLoader(
+        TransformedDataset(dataset, chain),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=shuffle,
+        num_workers=config.num_workers if num_workers is None else num_workers,
+        num_batches=num_batches,
+        part=part,
+    )
+    return DataLoader(batches, data_config)
+
+
+def create_dataset(
+    data_config: DataConfig, model_config: BaseModelConfig, episodes: Sequence[int] | None = None
+) -> Dataset:
+    """The samples of a recipe before any transform.
+
+    Cameras that the repack transform does not mention are not decoded.
+
+    Args:
+        episodes: numbers of the episodes to read; None = all.
+    Raises:
+        ValueError: the recipe names no dataset, or one in RLDS form.
+    """
+    if data_config.repo_id == FAKE_REPO_ID:
+        return FakeDataset(model_config)
+    metadata = open_metadata(data_config)
+    steps_s = [step / metadata.fps for step in range(model_config.action_horizon)]
+    return LeRobotDataset(
+        metadata.root,
+        episodes=episodes,
+        delta_timestamps=dict.fromkeys(data_config.action_sequence_keys, steps_s),
+        columns=features_read(data_config, metadata),
+    )
+
+
+def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
+    """The description of the recipe's dataset.
+
+    Raises:
+        ValueError: the recipe names no dataset, random data, or one in RLDS form.
+    """
+    if data_config.rlds_data_dir is not None:
+        raise ValueError(
+            f"the recipe reads RLDS data ({data_config.rlds_data_dir}), which this loader does not; convert it to a "
+            f"LeRobot dataset"
+        )
+    if data_config.repo_id is None or data_config.repo_id == FAKE_REPO_ID:
+        raise ValueError(
+            f"the recipe names no recorded dataset (repo_id is {data_config.repo_id!r}); set --data.repo-id to a hub "
+            f"id or a folder"
+        )
+    return LeRobotMetadata.load(locate_dataset(data_config.repo_id))
+
+
+def input_transforms(
+    data_config: DataConfig, dataset: Dataset, *, skip_norm_stats: bool = False
+) -> tuple[Callable[[Sample], Sample], ...]:
+    """Everything between a sample of `create_dataset` and the model, in order.
+
+    Raises:
+        ValueError: statistics are missing, or the repack transform drops the prompt that is to come from the task.
+    """
+    if isinstance(dataset, FakeDataset):
+        return ()
+    prompt: tuple[Callable[[Sample], Sample], ...] = ()
+    if data_config.prompt_from_task:
+        _check_prompt_survives(data_config)
+        assert isinstance(dataset, LeRobotDataset)
+        prompt = (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
+    if data_config.norm_stats is None and not skip_norm_stats:
+        raise ValueError(
+            f"no normalisation statistics for asset id '{data_config.asset_id}'; compute them with `openpi stats`, or "
+            f"point assets.assets_dir and assets.asset_id of the recipe to existing ones"
+        )
+    normalize = transforms.Normalize(
+        None if skip_norm_stats else data_config.norm_stats, use_quantiles=data_config.use_quantile_norm
+    )
+    return (
+        *prompt,
+        *data_config.repack_transforms.inputs,
+        *data_config.data_transforms.inputs,
+        normalize,
+        *data_config.model_transforms.inputs,
+    )
+
+
+def features_read(data_config: DataConfig, metadata: LeRobotMetadata) -> list[str] | None:
+    """Features that the repack transform looks up, so that nothing else is decoded; None = cannot be told.
+
+    Raises:
+        KeyError: it looks up what the dataset does not have.
+    """
+    first = next(iter(data_config.repack_transforms.inputs), None)
+    if not isinstance(first, transforms.RepackTransform):
+        return None
+    made = {"prompt", "task", *(f"{key}_is_pad" for key in metadata.features)}
+    paths = set(_leaves(first.structure))
+    for path in sorted(paths - made - metadata.features.keys()):
+        raise missing_key(
+            path,
+            metadata.features,
+            wanted_by="the recipe's repack transform",
+            fix=f"Change its structure to the names in {metadata.root}, or choose another dataset.",
+        )
+    return sorted(paths & metadata.features.keys())
+
+
+def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the episodes to train on, and of those held out, both ascending.
+
+    Args:
+        holdout: how many to hold out, or below 1 the fraction (at least one episode, if above 0).
+        seed: chooses which; a larger hold-out of the same seed contains the smaller one.
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    num_held = int(holdout) if holdout >= 1 else int(np.ceil(holdout * total))
+    if not 0 <= num_held < total:
+        raise ValueError(
+            f"holdout_episodes={holdout:g} of {total} episodes leaves {total - num_held} to train on; hold out fewer"
+        )
+    order = np.random.default_rng(seed).permutation(total)
+    return sorted(order[num_held:].tolist()), sorted(order[:num_held].tolist())
+
+
+class FakeDataset:
+    """Random samples of the shapes that a model takes: floats in [-1, 1), tokens below 2048, all masks false.
+
+    Sample i is a function of i only.
+    """
+
+    def __init__(self, model_config: BaseModelConfig, num_samples: int = 1024):
+        observation, actions = model_config.inputs_spec(batch_size=1)
+        spec = {**observation.to_dict(), "actions": actions}
+        self._spec = _without_batch_axis(spec)
+        self._num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < self._num_samples:
+            raise IndexError(f"sample {index} of {self._num_samples}")
+        return _draw(self._spec, np.random.default_rng(index))
+
+
+@dataclass(frozen=True)
+class KeepPaddingFlags:
+    """Runs `chain`, which drops the padding flags of the actions, and puts them back as `actions_is_pad`."""
+
+    chain: Sequence[Callable[[Sample], Sample]]
+    source: str
+
+    def __call__(self, sample: Sample) -> Sample:
+        return {**transforms.compose(self.chain)(sample), "actions_is_pad": sample[self.source]}
+
+
+def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int] | None:
+    """None = all. Fake data has no episodes, and so nothing to hold out."""
+    if split == "all" or not config.holdout_episodes or data_config.repo_id in (None, FAKE_REPO_ID):
+        return None
+    numbers = [episode.index for episode in open_metadata(data_config).episodes]
+    train, held = split_episodes(len(numbers), config.holdout_episodes, config.seed)
+    return [numbers[position] for position in (train if split == "train" else held)]
+
+
+def _leaves(structure: Any) -> Iterator[str]:
+    if isinstance(structure, str):
+        yield structure
+    else:
+        for part in structure.values() if isinstance(structure, Mapping) else structure:
+            yield from _leaves(part)
+
+
+def _check_prompt_survives(data_config: DataConfig) -> None:
+    for transform in data_config.repack_transforms.inputs:
+        if isinstance(transform, transforms.RepackTransform) and "prompt" not in _leaves(transform.structure):
+            raise ValueError(
+                "prompt_from_task is set, but the repack transform drops the prompt; add 'prompt': 'prompt' to its "
+                "structure, or turn prompt_from_task off"
+            )
+
+
+def _without_batch_axis(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """(shape, dtype) of one sample from the specification of a batch."""
+    return {
+        key: _without_batch_axis(leaf) if isinstance(leaf, Mapping) else (tuple(leaf.shape[1:]), np.dtype(leaf.dtype))
+        for key, leaf in spec.items()
+    }
+
+
+def _draw(spec: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+    return {key: _draw_leaf(leaf, rng) for key, leaf in spec.items()}
+
+
+def _draw_leaf(leaf: Any, rng: np.random.Generator) -> Any:
+    if isinstance(leaf, Mapping):
+        return _draw(leaf, rng)
+    shape, dtype = leaf
+    if dtype.kind == "f":
+        return rng.uniform(-1, 1, shape).astype(dtype)
+    if dtype.kind == "i":
+        return rng.integers(0, FAKE_TOKEN_RANGE, shape, dtype=dtype)
+    return np.zeros(shape, dtype)
