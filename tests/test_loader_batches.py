@@ -1,0 +1,334 @@
+"""The order of batches, workers, resuming; and the loader of a recipe."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openpi import transforms
+from openpi.data.batch_loader import BatchLoader, BatchOrder, stack
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.models.pi0_config import Pi0Config
+from openpi.shared.normalize import NormStats
+from openpi.training import data_loader
+from openpi.training.config import TrainConfig
+from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig, SimpleDataConfig
+
+LENGTHS = (9, 6, 14, 11)
+HORIZON = 4
+IMAGE = {"dtype": "image", "shape": [8, 10, 3], "names": ["height", "width", "channels"]}
+FEATURES = {
+    "image": IMAGE,
+    "wrist_image": IMAGE,
+    "state": {"dtype": "float32", "shape": [8], "names": None},
+    "actions": {"dtype": "float32", "shape": [7], "names": None},
+}
+
+
+class Numbers:
+    """Sample i is i; picklable, so that it can be sent to workers."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int, /) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return {"number": np.asarray(index), "nested": {"name": f"sample {index}"}}
+
+
+class Broken(Numbers):
+    def __getitem__(self, index: int, /) -> dict:
+        raise KeyError(f"sample {index} is broken")
+
+
+def take(loader, count: int) -> list[dict]:
+    return list(itertools.islice(iter(loader), count))
+
+
+def numbers(batches: list[dict]) -> list[list[int]]:
+    return [batch["number"].tolist() for batch in batches]
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+@given(num_samples=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 2**63 - 1), shuffle=st.booleans())
+def test_an_epoch_visits_every_sample_at_most_once_and_leaves_out_less_than_a_batch(num_samples, batch, seed, shuffle):
+    if batch > num_samples:
+        with pytest.raises(ValueError, match=f"batch_size is {batch}, but the dataset has {num_samples} samples"):
+            BatchOrder(num_samples, batch, seed=seed, shuffle=shuffle)
+        return
+    order = BatchOrder(num_samples, batch, seed=seed, shuffle=shuffle)
+    visited = np.concatenate([order.indices(i) for i in range(order.batches_per_epoch)])
+    assert len(visited) == len(set(visited.tolist())) > num_samples - batch
+    assert set(visited.tolist()) <= set(range(num_samples))
+
+
+def test_epochs_are_shuffled_differently_and_seeds_too():
+    orders = {
+        tuple(BatchOrder(100, 100, seed=seed, shuffle=True).indices(epoch)) for seed in (0, 1) for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_batches_may_be_asked_for_in_any_order():
+    forward, backward = (BatchOrder(10, 3, seed=5, shuffle=True) for _ in range(2))
+    expected = [forward.indices(i) for i in range(12)]
+    for i in reversed(range(12)):
+        np.testing.assert_array_equal(backward.indices(i), expected[i])
+
+
+def test_parts_of_a_distributed_run_make_up_the_global_batch():
+    whole = numbers(take(BatchLoader(Numbers(20), batch_size=6), 5))
+    parts = [numbers(take(BatchLoader(Numbers(20), batch_size=6, part=(i, 3)), 5)) for i in range(3)]
+    assert [list(itertools.chain(*pieces)) for pieces in zip(*parts, strict=True)] == whole
+    with pytest.raises(ValueError, match="batch_size 6 is not divisible by 4 processes"):
+        BatchLoader(Numbers(20), batch_size=6, part=(0, 4))
+
+
+# --- workers and resuming -----------------------------------------------------------------------------------------
+
+
+def test_a_loader_resumes_at_the_batch_that_would_have_come_next():
+    expected = numbers(take(BatchLoader(Numbers(10), batch_size=3, seed=7), 8))
+    loader = BatchLoader(Numbers(10), batch_size=3, seed=7)
+    batches = iter(loader)
+    assert numbers([next(batches) for _ in range(5)]) == expected[:5]
+    resumed = BatchLoader(Numbers(10), batch_size=3, seed=7)
+    resumed.restore(loader.state())
+    assert numbers(take(resumed, 3)) == expected[5:]
+
+
+def test_a_state_of_another_dataset_is_refused():
+    state = BatchLoader(Numbers(10), batch_size=3, seed=7).state()
+    with pytest.raises(ValueError, match=r"num_samples was 10, is 11, seed was 7, is 8"):
+        BatchLoader(Numbers(11), batch_size=3, seed=8).restore(state)
+
+
+def test_a_finite_loader_stops_and_begins_anew():
+    loader = BatchLoader(Numbers(10), batch_size=4, num_batches=3)
+    first = numbers(list(loader))
+    assert len(first) == 3
+    assert numbers(list(loader)) == first
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_sample_reaches_the_caller(num_workers):
+    loader = BatchLoader(Broken(10), batch_size=2, num_workers=num_workers)
+    with pytest.raises(KeyError, match=r"sample \d is broken"):
+        next(iter(loader))
+    loader.close()
+
+
+def test_a_dataset_that_cannot_be_sent_to_workers_is_explained():
+    dataset = Numbers(4)
+    dataset.length = _Unpicklable(4)
+    with pytest.raises(ValueError, match=r"cannot be sent to worker processes .*num_workers=0"):
+        next(iter(BatchLoader(dataset, batch_size=2, num_workers=1)))
+
+
+class _Unpicklable(int):
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+
+def test_samples_are_stacked_leaf_by_leaf_and_must_agree():
+    batch = stack([Numbers(9)[1], Numbers(9)[2]])
+    assert batch["number"].tolist() == [1, 2]
+    assert batch["nested"]["name"].tolist() == ["sample 1", "sample 2"]
+    with pytest.raises(ValueError, match="'b' is only in some"):
+        stack([{"a": 1, "b": 2}, {"a": 1}])
+    with pytest.raises(ValueError, match=r"shape of 'a': \[\(2,\), \(3,\)\]"):
+        stack([{"a": np.zeros(2)}, {"a": np.zeros(3)}])
+
+
+# --- the loader of a recipe ---------------------------------------------------------------------------------------
+
+
+def keep_model_keys(sample: dict) -> dict:
+    return {key: value for key, value in sample.items() if key != "prompt"}
+
+
+def recipe(tmp_path: Path, **options) -> TrainConfig:
+    """LIBERO conventions on a small dataset; everything but tokens, whose vocabulary would have to be downloaded."""
+    root = tmp_path / "set"
+    if not root.exists():
+        rng = np.random.default_rng(0)
+        with LeRobotWriter(root, fps=10, features=FEATURES) as writer:
+            for number, length in enumerate(LENGTHS):
+                images = rng.integers(0, 256, (length, 8, 10, 3), dtype=np.uint8)
+                state = np.full((length, 8), number, np.float32)
+                actions = np.arange(length * 7, dtype=np.float32).reshape(length, 7)
+                episode = {"image": images, "wrist_image": images, "state": state, "actions": actions}
+                writer.add_episode(episode, f"task {number}")
+    data = LiberoWithoutTokens(repo_id=str(root), base_config=DataConfig(prompt_from_task=True))
+    model = Pi0Config(action_horizon=HORIZON, action_dim=9, image_resolution=(14, 14))
+    settings: dict = {"batch_size": 5, "num_workers": 0, "seed": 3} | options
+    return TrainConfig(name="test", model=model, data=data, assets_base_dir=str(tmp_path), **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class LiberoWithoutTokens(LeRobotLiberoDataConfig):
+    def create(self, assets_dirs, model_config):
+        finish = (keep_model_keys, transforms.ResizeImages(14, 14), transforms.PadStatesAndActions(9))
+        stats = {
+            "state": NormStats(np.ones(8), np.full(8, 2.0)),
+            "actions": NormStats(np.zeros(7), np.full(7, 10.0)),
+        }
+        return dataclasses.replace(
+            super().create(assets_dirs, model_config),
+            norm_stats=stats,
+            model_transforms=transforms.Group(inputs=finish),
+        )
+
+
+def test_batches_hold_normalised_padded_model_inputs(tmp_path):
+    loader = data_loader.create_data_loader(recipe(tmp_path), shuffle=False, keep_padding_flags=True)
+    first, second = take(loader, 2)
+    assert first["image"].keys() == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
+    assert first["image"]["base_0_rgb"].shape == (5, 14, 14, 3)
+    assert first["image"]["base_0_rgb"].dtype == np.uint8
+    np.testing.assert_array_equal(first["image_mask"]["right_wrist_0_rgb"], [False] * 5)
+    assert first["state"].shape == (5, 9)
+    np.testing.assert_allclose(first["state"][:, :8], -0.5, atol=1e-6)
+    assert first["actions"].shape == (5, HORIZON, 9)
+    np.testing.assert_allclose(first["actions"][2, :, 0], [1.4, 2.1, 2.8, 3.5], rtol=1e-6)
+    # Frame 8 is the last of its episode: its action is repeated, and says so.
+    np.testing.assert_allclose(second["actions"][3, :, 0], [5.6] * HORIZON, rtol=1e-6)
+    np.testing.assert_array_equal(second["actions_is_pad"][3], [False, True, True, True])
+
+
+def test_padding_flags_are_not_there_unless_asked_for(tmp_path):
+    batch = next(iter(data_loader.create_data_loader(recipe(tmp_path))))
+    assert batch.keys() == {"image", "image_mask", "state", "actions"}
+
+
+def test_processes_and_threads_give_bitwise_equal_batches_across_a_resume(tmp_path):
+    config = recipe(tmp_path)
+    threads = data_loader.create_data_loader(config, num_workers=0)
+    processes = data_loader.create_data_loader(config, num_workers=2)
+    expected = take(threads, 6)
+    batches = iter(processes)
+    found = [next(batches) for _ in range(3)]
+    state = processes.state()
+    processes.close()
+    resumed = data_loader.create_data_loader(config, num_workers=0)
+    resumed.restore(state)
+    found += take(resumed, 2)
+    processes.restore(resumed.state())
+    found += take(processes, 1)
+    processes.close()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_batches_equal(mine, theirs)
+
+
+def assert_batches_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, dict):
+            assert_batches_equal(value, second[key])
+        else:
+            np.testing.assert_array_equal(value, second[key])
+            assert value.dtype == second[key].dtype
+
+
+def test_held_out_episodes_are_only_in_the_validation_split(tmp_path):
+    config = recipe(tmp_path, holdout_episodes=1)
+    seen = {}
+    for split in ("train", "val", "all"):
+        loader = data_loader.create_data_loader(config, split=split, skip_norm_stats=True)
+        batches = take(loader, loader.batches_per_epoch + 2)
+        seen[split] = set(np.concatenate([batch["state"][:, 0] for batch in batches]).tolist())
+    assert len(seen["val"]) == 1
+    assert not seen["train"] & seen["val"]
+    assert seen["all"] == {0, 1, 2, 3}
+
+
+@given(total=st.integers(1, 200), holdout=st.floats(0, 1, exclude_max=True) | st.integers(0, 200), seed=st.integers(0))
+def test_a_split_covers_all_episodes_without_overlap(total, holdout, seed):
+    count = holdout if holdout >= 1 else int(np.ceil(holdout * total))
+    if count >= total:
+        with pytest.raises(ValueError, match="hold out fewer"):
+            data_loader.split_episodes(total, holdout, seed)
+        return
+    train, held = data_loader.split_episodes(total, holdout, seed)
+    assert sorted(train + held) == list(range(total))
+    assert len(held) == count
+    assert (train, held) == data_loader.split_episodes(total, holdout, seed)
+
+
+def test_random_data_has_the_shapes_of_the_model_and_depends_on_the_index_only():
+    model = Pi0Config(paligemma_variant="dummy", action_expert_variant="dummy", action_horizon=6, action_dim=5)
+    dataset = data_loader.FakeDataset(model, num_samples=10)
+    sample = dataset[4]
+    observation, actions = model.inputs_spec()
+    for key, leaf in {"state": observation.state, "tokenized_prompt": observation.tokenized_prompt}.items():
+        assert (sample[key].shape, sample[key].dtype) == (leaf.shape[1:], leaf.dtype)
+    assert sample["actions"].shape == actions.shape[1:]
+    assert -1 <= sample["state"].min() < sample["state"].max() < 1
+    assert 0 <= sample["tokenized_prompt"].min() <= sample["tokenized_prompt"].max() < 2048
+    assert not sample["image_mask"]["base_0_rgb"]
+    np.testing.assert_array_equal(dataset[4]["actions"], sample["actions"])
+    assert not np.array_equal(dataset[5]["actions"], sample["actions"])
+    assert len(list(iter_all(dataset))) == 10
+
+
+def iter_all(dataset):
+    return (dataset[i] for i in range(len(dataset)))
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_missing_statistics_are_said_before_training(tmp_path):
+    config = recipe(tmp_path)
+    plain = LeRobotLiberoDataConfig(repo_id=config.data.repo_id, base_config=DataConfig(prompt_from_task=True))
+    with pytest.raises(ValueError, match=r"no normalisation statistics for asset id .*openpi stats"):
+        data_loader.create_data_loader(dataclasses.replace(config, data=plain))
+
+
+def test_a_feature_that_the_dataset_lacks_is_named(tmp_path):
+    config = recipe(tmp_path)
+    repack = transforms.Group(inputs=[transforms.RepackTransform({"image": "imag", "actions": "actions"})])
+    data = SimpleDataConfig(repo_id=config.data.repo_id, base_config=DataConfig(repack_transforms=repack))
+    with pytest.raises(KeyError, match=r"needs the key 'imag'.*Did you mean 'image'"):
+        data_loader.create_data_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
+
+
+def test_a_prompt_that_the_repack_transform_would_drop_is_noticed(tmp_path):
+    config = recipe(tmp_path)
+    repack = transforms.Group(inputs=[transforms.RepackTransform({"state": "state", "actions": "actions"})])
+    base = DataConfig(repack_transforms=repack, prompt_from_task=True)
+    data = SimpleDataConfig(repo_id=config.data.repo_id, base_config=base)
+    with pytest.raises(ValueError, match=r"prompt_from_task is set, but the repack transform drops the prompt"):
+        data_loader.create_data_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size is 41, but the dataset has 40 samples"):
+        data_loader.create_data_loader(recipe(tmp_path, batch_size=41))
+
+
+def test_recipes_without_a_recorded_dataset_say_so():
+    with pytest.raises(ValueError, match="names no recorded dataset"):
+        data_loader.create_dataset(DataConfig(), Pi0Config())
+    with pytest.raises(ValueError, match="RLDS"):
+        data_loader.create_dataset(DataConfig(repo_id="droid", rlds_data_dir="/data"), Pi0Config())
+
+
+def test_the_loader_brings_in_neither_jax_nor_torch():
+    script = (
+        "import sys, openpi.training.data_loader; print([m for m in ('jax', 'torch', 'grain') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
