@@ -1,0 +1,267 @@
+"""The contract: what it refuses, what it warns of, and that it survives its file."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from openpi.policies.aloha_policy import make_aloha_example
+from openpi.policies.contract import Contract, channel_mean, channel_means, looks_bgr
+from openpi.policies.droid_policy import make_droid_example
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.normalize import NormStats
+from openpi.training.config import get_config
+
+REDDISH = (150.0, 100.0, 60.0)
+
+
+def build(name: str, **kwargs) -> Contract:
+    config = get_config(name)
+    assets = dataclasses.replace(config.data.assets, assets_dir=None)
+    data = dataclasses.replace(config.data, assets=assets).create(config.assets_dirs, config.model)
+    stats = kwargs.pop("norm_stats", None)
+    return Contract.build(dataclasses.replace(data, norm_stats=stats), config.model, **kwargs)
+
+
+def stats(state_width: int, action_width: int) -> dict[str, NormStats]:
+    def entry(width):
+        return NormStats(mean=np.zeros(width), std=np.ones(width), q01=-np.ones(width), q99=np.ones(width))
+
+    return {"state": entry(state_width), "actions": entry(action_width)}
+
+
+@pytest.fixture(scope="module")
+def droid() -> Contract:
+    return build(
+        "pi05_droid",
+        norm_stats=stats(8, 8),
+        control_hz=15.0,
+        camera_means={"observation/exterior_image_1_left": REDDISH},
+    )
+
+
+def with_prompt_default(contract: Contract) -> Contract:
+    return dataclasses.replace(contract, default_prompt="tidy up")
+
+
+def test_a_contract_says_what_training_knew(droid):
+    assert droid.robot == "droid"
+    assert droid.model_type == "pi05"
+    assert [camera.slot for camera in droid.cameras if camera.required] == ["base_0_rgb", "left_wrist_0_rgb"]
+    assert droid.state_names == (*(f"joint_{i}" for i in range(1, 8)), "gripper")
+    assert droid.actions.width == 8
+    assert not any(droid.trained_relative)
+    assert droid.action_horizon == 15
+    assert droid.normalization == "quantile"
+    assert droid.asset_id == "droid"
+    assert droid.default_prompt is None
+    assert droid.state_q01 == (-1.0,) * 8
+
+
+def test_relative_training_dims_and_default_prompts_are_found_in_the_transforms():
+    contract = build("pi0_aloha_towel")
+    assert contract.trained_relative == ((True,) * 6 + (False,)) * 2
+    assert contract.default_prompt == "fold the towel"
+    assert contract.normalization == "zscore"
+
+
+def test_a_contract_survives_its_file(droid, tmp_path):
+    droid.save(tmp_path / "step")
+    assert Contract.load(tmp_path / "step") == droid
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["contract.json"]
+
+
+def test_a_missing_or_damaged_contract_is_named(droid, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"contract\.json does not exist"):
+        Contract.load(tmp_path)
+    for text in ("{", "[]", "{}", '{"version": 99}', '{"version": 1}'):
+        (tmp_path / "contract.json").write_text(text)
+        with pytest.raises(ValueError, match=r"contract\.json is damaged"):
+            Contract.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("pi05_droid", make_droid_example), ("pi0_aloha", make_aloha_example)], ids=["droid", "aloha"]
+)
+def test_the_example_observation_is_accepted_and_left_alone(name, make):
+    example = make()
+    before = {key: np.array(value) for key, value in example.items() if key != "images"}
+    build(name).check(example)
+    for key, value in before.items():
+        np.testing.assert_array_equal(example[key], value)
+
+
+EXTERIOR, WRIST = "observation/exterior_image_1_left", "observation/wrist_image_left"
+JOINTS = "observation/joint_position"
+
+
+def broken(**changes):
+    """The example with entries replaced; None removes one."""
+    example = make_droid_example()
+    for key, value in changes.items():
+        path = {"exterior": EXTERIOR, "joints": JOINTS}.get(key, key)
+        example.pop(path, None)
+        if value is not None:
+            example[path] = value
+    return example
+
+
+REFUSED = [
+    (broken(exterior=None), r"missing the camera 'observation/exterior_image_1_left' \(cameras found: "),
+    (broken(side_camera=np.zeros((8, 9, 3), np.uint8)), r"'side_camera', which this policy was not trained with"),
+    (
+        broken(exterior=np.full((8, 9, 3), 200.0)),
+        r"exterior_image_1_left' has values from 200 to 200; expected \[0, 1\]",
+    ),
+    (broken(exterior=np.zeros((8, 9, 3), np.int32)), r"exterior_image_1_left' has dtype int32; expected uint8"),
+    (broken(exterior=np.zeros((1, 8, 9, 3), np.uint8)), r"shape \(1, 8, 9, 3\); expected one RGB image"),
+    (broken(exterior=np.zeros((8, 9, 4), np.uint8)), r"shape \(8, 9, 4\)"),
+    (broken(joints=np.zeros(6)), r"joint_position' has shape \(6,\); expected \(7,\): joint_1, .*another robot"),
+    (broken(joints=np.zeros((1, 7))), r"joint_position' has shape \(1, 7\); expected \(7,\)"),
+    (broken(joints=None), r"missing 'observation/joint_position' \(found: .*Rename the key"),
+    (
+        broken(joints=np.array([0, np.nan, 0, 0, np.inf, 0, 0])),
+        r"joint_position' has NaN or infinity in joint_2, joint_5",
+    ),
+    (broken(joints=np.array(list("abcdefg"))), r"joint_position' has dtype <U1; expected numbers"),
+    (broken(prompt=None), r"no 'prompt'.*Send the task"),
+]
+
+
+@pytest.mark.parametrize(("observation", "told"), REFUSED)
+def test_a_broken_observation_is_refused_with_field_found_expected_and_fix(droid, observation, told):
+    with pytest.raises(ValueError, match=told):
+        droid.check(observation)
+
+
+def test_a_prompt_is_not_needed_where_there_is_a_default(droid):
+    with_prompt_default(droid).check(broken(prompt=None))
+
+
+def test_optional_cameras_may_be_left_out_and_known_unused_ones_sent(droid):
+    droid.check(broken(**{"observation/exterior_image_2_left": np.zeros((8, 9, 3), np.uint8)}))
+    example = make_aloha_example()
+    del example["images"]["cam_left_wrist"]
+    build("pi0_aloha").check(example)
+
+
+def test_float_images_in_unit_range_nested_keys_and_scalar_grippers_are_accepted(droid):
+    example = make_droid_example()
+    droid.check(
+        {
+            "observation": {
+                "exterior_image_1_left": example[EXTERIOR] / 255.0,
+                "wrist_image_left": np.moveaxis(example[WRIST], -1, 0),
+                "joint_position": example[JOINTS].tolist(),
+                "gripper_position": 0.5,
+            },
+            "prompt": "tidy up",
+        }
+    )
+
+
+def test_a_fixed_layout_and_size_are_enforced_where_the_contract_has_them(droid):
+    cameras = (CameraSpec(EXTERIOR, "base_0_rgb", layout="hwc", shape=(224, 224)), *droid.cameras[1:])
+    strict = dataclasses.replace(droid, cameras=cameras)
+    strict.check(make_droid_example())
+    with pytest.raises(ValueError, match=r"layout \[3, h, w\]; expected \[h, w, 3\]"):
+        strict.check(broken(exterior=np.zeros((3, 224, 224), np.uint8)))
+    with pytest.raises(ValueError, match=r"is 8 x 9; expected 224 x 224"):
+        strict.check(broken(exterior=np.zeros((8, 9, 3), np.uint8)))
+
+
+def coloured(mean, shape=(16, 20)) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(scale=20, size=(*shape, 3))
+    return np.clip(noise + mean, 0, 255).astype(np.uint8)
+
+
+def test_swapped_colours_are_noticed_by_the_training_images_means(droid):
+    assert droid.warnings(broken(exterior=coloured(REDDISH))) == []
+    (warning,) = droid.warnings(broken(exterior=coloured(REDDISH[::-1])))
+    assert warning.startswith(f"{EXTERIOR}: ")
+    assert "image[..., ::-1]" in warning
+
+
+@hypothesis.given(brightness=st.floats(-40, 40), shift=st.tuples(*[st.floats(-10, 10)] * 3))
+def test_another_light_is_no_colour_swap(brightness, shift):
+    mean = tuple(c + brightness + s for c, s in zip(REDDISH, shift, strict=True))
+    assert not looks_bgr(mean, REDDISH)
+    assert looks_bgr(mean[::-1], REDDISH)
+
+
+def test_grey_scenes_cannot_tell_the_colour_order():
+    assert not looks_bgr((120.0, 100.0, 118.0), (118.0, 100.0, 120.0))
+
+
+def test_camera_means_are_taken_over_samples_in_either_layout():
+    first, second = coloured((10, 100, 200)), coloured((30, 110, 220))
+    means = channel_means([{"a": {"b": first}, "state": np.zeros(3)}, {"a": {"b": np.moveaxis(second, -1, 0)}}])
+    assert list(means) == ["a/b"]
+    np.testing.assert_allclose(means["a/b"], (np.array(channel_mean(first)) + channel_mean(second)) / 2)
+
+
+def test_a_state_far_outside_the_training_range_is_named_not_refused(droid):
+    state = np.zeros(8)
+    assert droid.range_warnings(state) == []
+    state[[1, 7]] = 1.5, 7.0
+    (warning,) = droid.range_warnings(state)
+    assert warning.startswith("state 'gripper': 7 is far outside the training range -1..1")
+
+
+def test_statistics_of_another_robot_are_refused_with_names(droid):
+    droid.check_norm_stats(stats(8, 8))
+    with pytest.raises(ValueError, match=r"'actions' have 14 dimensions; .* with 8: joint_1"):
+        droid.check_norm_stats(stats(8, 14))
+
+
+def test_equal_contracts_do_not_differ_and_others_do_line_by_line(droid):
+    assert droid.diff(droid) == []
+    other = dataclasses.replace(droid, action_horizon=10, cameras=droid.cameras[1:])
+    differences = droid.diff(other)
+    assert "action_horizon: 15 -> 10" in differences
+    assert any(line.startswith(f"camera {EXTERIOR}: ") and line.endswith("-> absent") for line in differences)
+    assert len(differences) == 2
+
+
+def test_the_description_names_every_key_with_width_and_unit(droid):
+    text = droid.describe()
+    for part in (EXTERIOR, WRIST, JOINTS, "float[7]", "rad", "float[15, 8] at 15 Hz", "prompt", "quantile", "'droid'"):
+        assert part in text
+    assert "default 'tidy up'" in with_prompt_default(droid).describe()
+
+
+def test_data_of_another_width_brings_its_own_names():
+    names = [f"servo_{i}" for i in range(6)]
+    contract = build("pi05_libero", norm_stats=stats(6, 6), state_names=names, action_names=["too", "few"])
+    assert contract.state_names == tuple(names)
+    assert contract.actions.names == tuple(f"actions_{i}" for i in range(6))
+    assert contract.stats_widths == {"state": 6, "actions": 6}
+
+
+def test_a_robot_without_a_spec_is_described_from_a_sample():
+    sample = {
+        "camera": np.zeros((8, 9, 3), np.uint8),
+        "joints": np.zeros(5, np.float32),
+        "gripper": np.zeros(1, np.float32),
+        "actions": np.zeros((10, 6), np.float32),
+        "prompt": "x",
+    }
+    contract = build("debug", norm_stats=stats(6, 6), sample=sample)
+    assert [camera.key for camera in contract.cameras] == ["camera"]
+    assert contract.state_names == (*(f"joints_{i}" for i in range(5)), "gripper_0")
+    contract.check(sample)
+    with pytest.raises(ValueError, match="spec"):
+        build("debug")
+
+
+def test_names_and_units_must_be_as_many():
+    with pytest.raises(ValueError, match="2 names and 1 units"):
+        VectorSpec("state", ("a", "b"), ("rad",))
+
+
+def test_a_spec_from_a_sample_skips_text_and_actions():
+    spec = RobotSpec.from_sample({"a": np.zeros(2), "actions": np.zeros((3, 2)), "task": "x"}, action_dim=2)
+    assert spec.state_names == ("a_0", "a_1")
+    assert spec.actions.width == 2

@@ -1,0 +1,151 @@
+"""The download cache, with a real HTTP server and an in-memory bucket."""
+
+import functools
+import http.server
+import multiprocessing
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from openpi.shared import download
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    home = tmp_path / "cache"
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(home))
+    return home
+
+
+class CountingHandler(http.server.SimpleHTTPRequestHandler):
+    requests: list[str]
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder served over HTTP: (its path, its URL, the list of requests so far)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Handler", (CountingHandler,), {"requests": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder)) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{httpd.server_port}", handler.requests
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def bucket():
+    """An in-memory bucket with a checkpoint folder."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe({"/assets/ckpt/params/a": b"1", "/assets/ckpt/params/deep/b": b"2"})
+    yield filesystem
+    filesystem.rm("/assets", recursive=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_cache_lies_where_the_variable_says_or_at_home(cache, monkeypatch):
+    assert download.get_cache_dir() == cache
+    monkeypatch.delenv("OPENPI_DATA_HOME")
+    assert download.get_cache_dir() == Path.home() / ".cache" / "openpi"
+
+
+def test_local_paths_pass_through(tmp_path):
+    (tmp_path / "weights").mkdir()
+    assert download.maybe_download(tmp_path / "weights") == tmp_path / "weights"
+    assert download.maybe_download(f"file://{tmp_path}/weights") == tmp_path / "weights"
+
+
+def test_a_missing_local_path_is_named_absolutely(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"checkpoints/none does not exist .absolute: {tmp_path}/checkpoints"):
+        download.maybe_download("checkpoints/none")
+
+
+def test_a_file_is_fetched_once_and_kept_under_bucket_and_path(server, cache):
+    folder, url, requests = server
+    (folder / "model").write_bytes(b"pieces")
+    path = download.maybe_download(f"{url}/model")
+    assert path.read_bytes() == b"pieces"
+    assert path == cache / url.removeprefix("http://") / "model"
+    (folder / "model").write_bytes(b"changed")
+    assert download.maybe_download(f"{url}/model").read_bytes() == b"pieces"
+    assert requests == ["/model"]
+    assert download.maybe_download(f"{url}/model", force_download=True).read_bytes() == b"changed"
+
+
+def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server, cache):
+    _, url, _ = server
+    with pytest.raises(ConnectionError, match=rf"cannot download {url}/gone: .*404.*put it at .*/gone by hand"):
+        download.maybe_download(f"{url}/gone")
+    assert [name for name in names(cache) if not name.endswith(".lock")] == []
+
+
+def test_a_failed_refresh_keeps_what_was_there(server):
+    folder, url, _ = server
+    (folder / "model").write_bytes(b"pieces")
+    path = download.maybe_download(f"{url}/model")
+    (folder / "model").unlink()
+    with pytest.raises(ConnectionError):
+        download.maybe_download(f"{url}/model", force_download=True)
+    assert path.read_bytes() == b"pieces"
+
+
+def test_the_rest_of_a_killed_download_is_not_taken_for_the_file(server, cache):
+    folder, url, _ = server
+    (folder / "model").write_bytes(b"pieces")
+    partial = cache / url.removeprefix("http://") / ".model.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"pie")
+    assert download.maybe_download(f"{url}/model").read_bytes() == b"pieces"
+    assert not partial.exists()
+
+
+def fetch(url: str) -> bytes:
+    return download.maybe_download(url).read_bytes()
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(server):
+    folder, url, requests = server
+    (folder / "model").write_bytes(b"pieces" * 100_000)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        contents = pool.map(fetch, [f"{url}/model"] * 6)
+    assert set(contents) == {b"pieces" * 100_000}
+    assert requests == ["/model"]
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_folder_of_a_bucket_is_fetched_whole(cache):
+    path = download.maybe_download("memory://assets/ckpt")
+    assert path == cache / "assets" / "ckpt"
+    assert names(path) == ["params/a", "params/deep/b"]
+    assert (path / "params" / "deep" / "b").read_bytes() == b"2"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_a_bucket_does_not_have_is_a_missing_file():
+    with pytest.raises(FileNotFoundError, match="memory://assets/none does not exist"):
+        download.maybe_download("memory://assets/none")
+
+
+@pytest.mark.parametrize(("url", "extra"), [("gs://assets/a", "gcs"), ("s3://assets/a", "s3")])
+def test_a_missing_extra_is_named(url, extra, monkeypatch):
+    def unavailable(protocol, **options):
+        raise ImportError(f"no backend for {protocol}")
+
+    monkeypatch.setattr(fsspec, "filesystem", unavailable)
+    with pytest.raises(ImportError, match=rf"pip install 'openpi\[{extra}\]'"):
+        download.maybe_download(url)
