@@ -128,9 +128,7 @@ def test_a_created_model_trains_and_samples_with_its_spec(pi05: bool) -> None:
     assert actions.shape == (2, 4, 6)
 
 
-@pytest.mark.parametrize(
-    ("pi05", "total", "leaves"), [(False, 3_238_048_528, 50), (True, 3_353_433_872, 51)]
-)
+@pytest.mark.parametrize(("pi05", "total", "leaves"), [(False, 3_238_048_528, 50), (True, 3_353_433_872, 51)])
 def test_full_size_models_have_the_published_parameter_count(pi05: bool, total: int, leaves: int) -> None:
     params = flatten(Pi0Config(pi05=pi05).abstract_params())
     assert len(params) == leaves
@@ -139,7 +137,11 @@ def test_full_size_models_have_the_published_parameter_count(pi05: bool, total: 
 
 def test_loading_names_every_kind_of_misfit() -> None:
     params = TINY.create(jax.random.key(0)).params
-    params = {**params, "surprise": {"kernel": jnp.zeros(3)}, "action_out_proj": {"kernel": jnp.zeros((32, 7))}}
+    params = {
+        **params,
+        "surprise": {"kernel": jnp.zeros(3)},
+        "action_out_proj": {"kernel": jnp.zeros((32, 7))},
+    }
     with pytest.raises(ValueError) as error:
         TINY.load(params, remove_extra_params=False)
     message = str(error.value)

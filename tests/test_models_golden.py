@@ -172,9 +172,7 @@ def test_cached_prefix_and_first_step_equal_the_recording(kit: Kit) -> None:
     for cache, name in ((k, "kv_cache_k_every4"), (v, "kv_cache_v_every4")):
         for layer in range(cache.shape[0]):
             close_where_real(cache[layer], out[name][layer], prefix.mask)
-    v_t = pi0.denoise(
-        config, params, observation.state, kit.array("sample_noise"), jnp.ones(2), prefix.mask, (k, v)
-    )
+    v_t = pi0.denoise(config, params, observation.state, kit.array("sample_noise"), jnp.ones(2), prefix.mask, (k, v))
     close(v_t, out["v_t_step0"], HIDDEN)
 
 

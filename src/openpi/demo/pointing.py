@@ -88,7 +88,13 @@ class PointingPi0(pi0.Pi0):
         return hidden, prefix.mask, kv_cache
 
     def _flow_loss(
-        self, noise_rng: jax.Array, time_rng: jax.Array, state: Array, actions: Array, prefix_mask: Array, cache: Any
+        self,
+        noise_rng: jax.Array,
+        time_rng: jax.Array,
+        state: Array,
+        actions: Array,
+        prefix_mask: Array,
+        cache: Any,
     ) -> Float[Array, "b ah"]:
         noise = jax.random.normal(noise_rng, actions.shape)
         time = pi0.draw_time(time_rng, actions.shape[:1])

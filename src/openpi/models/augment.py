@@ -3,6 +3,8 @@
 The `augmax` library does the work, so that the random draws are those the published models were trained with.
 """
 
+from typing import Any
+
 import augmax
 import jax
 from jaxtyping import Array, Float
@@ -25,7 +27,8 @@ def augment_images(rng: jax.Array, images: dict[str, Float[Array, "b h w 3"]]) -
     for key, batch in images.items():
         chain = _chain(*batch.shape[1:3], keep_geometry="wrist" in key)
         keys = jax.random.split(rng, batch.shape[0])
-        out[key] = jax.vmap(chain)(keys, batch / 2 + 0.5) * 2 - 1
+        augmented: Any = jax.vmap(chain)(keys, batch / 2 + 0.5)
+        out[key] = augmented * 2 - 1
     return out
 
 

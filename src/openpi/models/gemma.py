@@ -3,8 +3,8 @@
 Functions over the published parameter tree; layers are stacked on a leading axis and scanned.
 Source: the model specification, sections 4, 5.1 and 9.
 
-Legend: b batch, t query tokens, s key tokens, d model width, n query heads, k key/value heads, g = n/k,
-h head width, f MLP width, l layers.
+Legend: b batch, t query tokens, s key tokens, c cached tokens, d model width, n query heads, k key/value heads,
+g = n/k, h head width, f MLP width, l layers.
 """
 
 import functools
@@ -19,7 +19,7 @@ from openpi.models import lora
 from openpi.models.gemma_config import GemmaConfig
 
 Params = Mapping[str, Any]
-KVCache = tuple[Float[Array, "l b s k h"], Float[Array, "l b s k h"]]
+KVCache = tuple[Float[Array, "l b c k h"], Float[Array, "l b c k h"]]
 
 # The most negative finite value the published models were trained with; a row that is masked everywhere then
 # attends uniformly instead of turning into NaN.
@@ -62,7 +62,7 @@ def forward(
     if mask.shape[1:] != (num_new, num_keys):
         raise ValueError(f"attention mask has shape {mask.shape}, expected (batch, {num_new}, {num_keys})")
 
-    def layer(xs: list, stacked: tuple[Params, KVCache | None]):
+    def layer(xs: list, stacked: tuple[Params, tuple[Array, Array] | None]):
         layer_params, layer_cache = stacked
         return block(layer_params, configs, xs, positions, mask, conds, layer_cache)
 
@@ -149,9 +149,7 @@ def project_qkv(
     return q, kv[0], kv[1]
 
 
-def project_out(
-    params: Params, expert: int, config: GemmaConfig, x: Float[Array, "b t n h"]
-) -> Float[Array, "b t d"]:
+def project_out(params: Params, expert: int, config: GemmaConfig, x: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
     p = params["attn_vec_einsum" + suffix(expert)]
     out = jnp.einsum("btnh,nhd->btd", x, p["w"].astype(x.dtype))
     return out if config.attn_lora is None else out + lora.out_delta(x, p, config.attn_lora)
@@ -294,4 +292,3 @@ def _init_norm(width: int, adaptive: bool) -> dict[str, Any]:
 def _lecun_normal(rng: jax.Array, shape: tuple[int, ...], fan_in: int) -> Array:
     # Truncated at two standard deviations; 0.8796 is the standard deviation that truncation leaves.
     return jax.random.truncated_normal(rng, -2, 2, shape) * (fan_in**-0.5 / 0.87962566103423978)
-

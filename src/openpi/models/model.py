@@ -24,8 +24,8 @@ from openpi.models.model_config import (
     BaseModelConfig,
     ModelType,
 )
-from openpi.weights import orbax_io
 from openpi.shared.tree import differences, flatten, unflatten
+from openpi.weights import orbax_io
 
 __all__ = [
     "IMAGE_KEYS",
@@ -133,9 +133,7 @@ def preprocess_observation(
             raise ValueError("training augmentation draws at random: pass rng")
         images = augment_images(rng, images)
     batch_shape = observation.state.shape[:-1]
-    masks = {
-        key: jnp.asarray(observation.image_masks.get(key, jnp.ones(batch_shape, bool))) for key in image_keys
-    }
+    masks = {key: jnp.asarray(observation.image_masks.get(key, jnp.ones(batch_shape, bool))) for key in image_keys}
     return dataclasses.replace(observation, images=images, image_masks=masks)
 
 
@@ -217,8 +215,8 @@ class BaseModel(abc.ABC):
         """Loss per sample and action step; draws noise and time from `rng`, augments when `train`."""
 
     @abc.abstractmethod
-    def sample_actions(self, rng: jax.Array, observation: Observation, **kwargs: Any) -> Actions:
-        """Action chunks for a batch of observations."""
+    def sample_actions(self, *args: Any, **kwargs: Any) -> Actions:
+        """Action chunks for `(rng, observation)`; options depend on the family."""
 
 
 def restore_params(

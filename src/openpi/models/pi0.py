@@ -149,7 +149,11 @@ def embed_prefix(config: Pi0Config, params: Params, observation: Observation) ->
     paligemma = params["PaliGemma"]
     for key in config.image_keys:
         tokens = siglip.forward(
-            paligemma["img"], config.image_encoder, observation.images[key], dtype=config.dtype, remat=config.remat
+            paligemma["img"],
+            config.image_encoder,
+            observation.images[key],
+            dtype=config.dtype,
+            remat=config.remat,
         )
         embedded.append(tokens)
         masks.append(jnp.broadcast_to(observation.image_masks[key][:, None], tokens.shape[:2]))
@@ -177,9 +181,7 @@ def embed_suffix(
         cond = jax.nn.swish(siglip.dense(params["time_mlp_out"], hidden))
         return Tokens(action_tokens, jnp.ones(action_tokens.shape[:2], bool), ar_mask), cond
 
-    with_time = jnp.concatenate(
-        [action_tokens, jnp.broadcast_to(time_emb[:, None], action_tokens.shape)], axis=-1
-    )
+    with_time = jnp.concatenate([action_tokens, jnp.broadcast_to(time_emb[:, None], action_tokens.shape)], axis=-1)
     hidden = jax.nn.swish(siglip.dense(params["action_time_mlp_in"], with_time))
     state_token = siglip.dense(params["state_proj"], state)[:, None]
     tokens = jnp.concatenate([state_token, siglip.dense(params["action_time_mlp_out"], hidden)], axis=1)
@@ -195,7 +197,8 @@ def transformer(
     mask: Bool[Array, "b n s"],
     cond: Float[Array, "b d"] | None,
     kv_cache: gemma.KVCache | None = None,
-) -> tuple[list[Float[Array, "b _n _d"] | None], gemma.KVCache]:
+) -> tuple[list[Any], gemma.KVCache]:
+    """Both experts over their tokens (None = absent); returns their outputs and the cache, see `gemma.forward`."""
     return gemma.forward(
         params["PaliGemma"]["llm"],
         config.experts,

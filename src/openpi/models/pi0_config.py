@@ -1,4 +1,7 @@
-"""`Pi0Config`: everything that decides a pi0 or pi0.5 model. Source: the model specification, section 1.1. No JAX here."""
+"""`Pi0Config`: everything that decides a pi0 or pi0.5 model. No JAX here.
+
+Source: the model specification, section 1.1.
+"""
 
 from __future__ import annotations
 

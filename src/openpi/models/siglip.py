@@ -21,7 +21,12 @@ NORM_EPSILON = 1e-6
 
 
 def forward(
-    params: Params, config: SiglipConfig, images: Float[Array, "b height width 3"], *, dtype: str, remat: str = "full"
+    params: Params,
+    config: SiglipConfig,
+    images: Float[Array, "b height width 3"],
+    *,
+    dtype: str,
+    remat: str = "full",
 ) -> Float[Array, "b t o"]:
     """Image tokens, top-left patch first, projected to the language width.
 
@@ -37,7 +42,9 @@ def forward(
         return block(layer_params, x), None
 
     encoder = params["Transformer"]
-    x, _ = jax.lax.scan(rematerialised(layer, remat), x.astype(dtype), encoder["encoderblock"], unroll=unroll(config.depth))
+    x, _ = jax.lax.scan(
+        rematerialised(layer, remat), x.astype(dtype), encoder["encoderblock"], unroll=unroll(config.depth)
+    )
     return dense(params["head"], layer_norm(encoder["encoder_norm"], x))
 
 

@@ -99,9 +99,7 @@ class BinningTokenizer:
             NotImplementedError: actions are given; this baseline cannot be trained.
         """
         if actions is not None:
-            raise NotImplementedError(
-                "BinningTokenizer serves existing checkpoints only; train with FASTTokenizer"
-            )
+            raise NotImplementedError("BinningTokenizer serves existing checkpoints only; train with FASTTokenizer")
         return self._text.tokens_and_masks(prompt, state, None)
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
@@ -150,9 +148,7 @@ class FASTTokenizer:
             int64 tokens padded with 0; bool, true on real tokens; int64, 1 where attention is causal (the
             actions); bool, true on tokens that are trained (the actions).
         """
-        return self._text.tokens_and_masks(
-            prompt, state, None if actions is None else self._codec.encode(actions)
-        )
+        return self._text.tokens_and_masks(prompt, state, None if actions is None else self._codec.encode(actions))
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """float[action_horizon, action_dim] from generated tokens; zeros, and a warning, if no chunk."""
@@ -183,9 +179,7 @@ class FSQTokenizer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """As `BinningTokenizer.tokenize`."""
         if actions is not None:
-            raise NotImplementedError(
-                "FSQTokenizer serves existing checkpoints only; train with FASTTokenizer"
-            )
+            raise NotImplementedError("FSQTokenizer serves existing checkpoints only; train with FASTTokenizer")
         return self._text.tokens_and_masks(prompt, state, None)
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:

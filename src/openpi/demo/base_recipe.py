@@ -1,0 +1,157 @@
+"""How the shipped base was made: `python -m openpi.demo.base_recipe --work FOLDER`.
+
+Records demonstrations of "pick up the {colour} block" with the patch of the asked block in each picture, trains
+`RECIPE` by the ordinary loop, and writes the servable checkpoint: bfloat16 weights without the pointing head,
+statistics, tokenizer, recipe and contract.
+"""
+
+import argparse
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from openpi import transforms
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.demo.pointing import PointingPi0Config
+from openpi.envs.tabletop import record
+from openpi.envs.tabletop.world import CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA
+from openpi.models.model_config import BaseModelConfig
+from openpi.policies.robot_spec import RobotSpec
+from openpi.policies.tabletop_policy import TABLETOP_SPEC, TabletopInputs, TabletopOutputs
+from openpi.training import recipe_io
+from openpi.training.config import TrainConfig, get_config
+from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
+from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.recipes import tabletop
+
+NUM_SCENES = 1800
+FIRST_SEED = 10_000
+NUM_WORKERS = 2
+SERVED_AS = "tabletop_pick"
+
+_LABELS = {"base_0_rgb": FRONT_CAMERA, "left_wrist_0_rgb": WRIST_CAMERA}
+
+
+@dataclasses.dataclass(frozen=True)
+class PointingInputs:
+    """The robot's inputs, with the labels of the pointing loss."""
+
+    spec: ClassVar[RobotSpec] = TABLETOP_SPEC
+
+    def __call__(self, data: dict) -> dict:
+        labels = {slot: np.asarray(label).reshape(()) for slot, label in data["extras"].items()}
+        return {**TabletopInputs()(data), "extras": labels}
+
+
+def pointing_transforms(model_config: BaseModelConfig) -> transforms.Group:
+    """`tabletop_transforms` with labels."""
+    del model_config
+    group = transforms.Group(inputs=(PointingInputs(),), outputs=(TabletopOutputs(),))
+    return with_delta_actions(group, tabletop.DELTA_MASK)
+
+
+_MODEL_FIELDS = {
+    field.name: getattr(tabletop.TINY_PI05, field.name) for field in dataclasses.fields(tabletop.TINY_PI05)
+}
+
+# Measured with fewer steps: at 1000 the pointing head is right in 97 % of the front pictures and no block is lifted
+# yet; pointing comes first, aiming follows.
+RECIPE = TrainConfig(
+    name="tabletop_pick_base",
+    model=PointingPi0Config(**_MODEL_FIELDS),
+    data=SimpleDataConfig(
+        repo_id="openpi/tabletop_pick_labelled",
+        assets=AssetsConfig(asset_id=tabletop.ASSET_ID),
+        base_config=DataConfig(
+            repack_transforms=repack(
+                tabletop.CLIENT_KEYS | {"extras": {slot: f"{camera}_patch" for slot, camera in _LABELS.items()}}
+            ),
+            prompt_from_task=True,
+        ),
+        data_transforms=pointing_transforms,
+    ),
+    lr_schedule=CosineDecaySchedule(warmup_steps=200, peak_lr=1e-3, decay_steps=5500, decay_lr=1e-5),
+    optimizer=AdamW(weight_decay=1e-4),
+    ema_decay=0.997,
+    batch_size=64,
+    num_workers=0,
+    num_train_steps=5500,
+    save_interval=1000,
+    keep_period=None,
+)
+
+
+def record_labelled(root: Path) -> None:
+    """The base's dataset: every scene once per prompt, with one, two or three blocks."""
+    patch = {"dtype": "int64", "shape": [1], "names": ["patch"]}
+    features = record.lerobot_features() | {f"{camera}_patch": dict(patch) for camera in _LABELS.values()}
+    seeds = range(FIRST_SEED, FIRST_SEED + NUM_SCENES)
+    with LeRobotWriter(root, fps=CONTROL_HZ, features=features, robot_type=TABLETOP_SPEC.robot) as writer:
+        for demonstration in record.demonstrations("pick", seeds, num_workers=NUM_WORKERS):
+            frames = record.lerobot_frames(demonstration) | _patches(demonstration)
+            writer.add_episode(frames, demonstration.prompt)
+
+
+def export(checkpoint: Path, target: Path) -> None:
+    """A training checkpoint of `RECIPE` -> the folder that ships."""
+    import ml_dtypes
+
+    from openpi.shared.tree import flatten, unflatten
+    from openpi.weights import orbax_io
+
+    params = flatten(orbax_io.read_params(checkpoint / "params"))
+    kept = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in params.items() if "pointing_head" not in path}
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    orbax_io.write_params(partial / "params", unflatten(kept))
+    shutil.copytree(checkpoint / "assets", partial / "assets")
+    shutil.copyfile(checkpoint / "contract.json", partial / "contract.json")
+    recipe_io.save_recipe(partial, get_config(SERVED_AS))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the dataset and the training run")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the finished base")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted training run")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+
+    from openpi.training import loop
+
+    dataset = args.work / "dataset"
+    if not dataset.exists():
+        record_labelled(dataset)
+    config = dataclasses.replace(
+        RECIPE,
+        exp_name="base",
+        data=dataclasses.replace(RECIPE.data, repo_id=str(dataset)),
+        assets_base_dir=str(args.work / "assets"),
+        checkpoint_base_dir=str(args.work / "checkpoints"),
+        resume=args.resume,
+    )
+    export(loop.train(config).checkpoint, args.output)
+
+
+def _patches(demonstration: record.Demonstration) -> dict[str, Any]:
+    model = tabletop.TINY_PI05
+    frames = demonstration.frames
+    return {
+        f"{camera}_patch": record.patch_labels(
+            frames[f"{camera}_target_px"],
+            frames[f"{camera}_target_visible"],
+            image_size=model.image_resolution[0],
+            patch_size=model.image_encoder.patch_size,
+        ).astype(np.int64)[:, None]
+        for camera in _LABELS.values()
+    }
+
+
+if __name__ == "__main__":
+    main()
