@@ -6,7 +6,7 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import CosineDecaySchedule
 
-_EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=64)
+_EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=2048)
 
 MODEL = Pi0Config(
     dtype="float32",

@@ -92,7 +92,7 @@ class TrainConfig:
     project_name: str = "openpi"
     exp_name: str = ""
 
-    model: BaseModelConfig = dataclasses.field(default_factory=Pi0Config)
+    model: BaseModelConfig = dataclasses.field(default_factory=lambda: Pi0Config())
     weight_loader: weight_loaders.WeightLoader = dataclasses.field(
         default_factory=weight_loaders.NoOpWeightLoader
     )

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
 from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
 from openpi.training.config import TrainConfig
@@ -79,7 +78,7 @@ def train(config: TrainConfig) -> TrainResult:
         train_step = step_jax.compile_train_step(config, mesh)
         validate = Validation(config, data, mesh) if data.holdout is not None else None
         observers = open_observers(config, checkpoints.directory, resume_step=start or None)
-        batches = Prefetcher(data.train, lambda batch: jax.device_put(batch, sharding.data_sharding(mesh)))
+        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(batch, mesh))
         stopwatch, step, reported, evaluated = Stopwatch(), start - 1, {}, {}
         try:
             with Progress(num_steps=config.num_train_steps, start=start) as progress:
@@ -107,6 +106,7 @@ def train(config: TrainConfig) -> TrainResult:
                         break
         finally:
             batches.close()
+            data.train.close()
             for observer in observers:
                 observer.close()
         checkpoints.wait()
@@ -166,7 +166,8 @@ class _Extras:
             normalize.save(assets / data_config.asset_id, data_config.norm_stats)
         tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
         if tokenizer_path is not None:
-            shutil.copyfile(preflight.resolve_path(tokenizer_path), assets / TOKENIZER_FILE)
+            model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
+            (assets / TOKENIZER_FILE).write_bytes(model_bytes)
 
 
 def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:
@@ -183,4 +184,4 @@ def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window
 def use_compilation_cache() -> None:
     """Compiled steps are kept in `~/.cache/jax`, unless JAX has been told otherwise."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # defined at run time
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jax"))
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jax"))

@@ -11,8 +11,11 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 
-from openpi.policies.contract import Contract
+from openpi import transforms
+from openpi.models.model_config import ModelType
+from openpi.policies.contract import Contract, channel_means
 from openpi.shared.tree import flatten
 from openpi.training import data_loader, norm_stats
 from openpi.training.checkpoints import required_bytes
@@ -22,7 +25,7 @@ from openpi.training.step_jax import TrainState
 
 logger = logging.getLogger("openpi")
 
-FAKE_REPO_ID = "fake"
+_NUM_SAMPLES_CHECKED = 8
 _PLACEHOLDERS = ("<path_to", "your_hf_username", "/path/to/your")
 
 
@@ -93,29 +96,141 @@ def _check_dataset_name(config: TrainConfig) -> None:
 
 
 def open_data(config: TrainConfig) -> TrainingData:
-    """Opens the dataset, computes the statistics if there are none, and runs one sample through everything.
+    """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
 
     Raises:
         FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe.
     """
-    if config.data.repo_id == FAKE_REPO_ID:
+    if config.data.repo_id == data_loader.FAKE_REPO_ID:
         data_config = config.data.create(config.assets_dirs, config.model)
-        return TrainingData(data_config, data_loader.create_data_loader(config, split="train"), None, None)
+        return TrainingData(data_config, data_loader.create_data_loader(config), holdout=None, contract=None)
     ensure_norm_stats(config)
     data_config = config.data.create(config.assets_dirs, config.model)
-    train = data_loader.create_data_loader(config, split="train")
-    holdout = data_loader.create_data_loader(config, split="val") if config.holdout_episodes else None
-    return TrainingData(data_config, train, holdout, None)
+    contract = check_samples(config, data_config)
+    return TrainingData(
+        data_config,
+        train=data_loader.create_data_loader(config),
+        holdout=_open_holdout(config, data_config),
+        contract=contract,
+        action_names=tuple(contract.actions.names),
+    )
 
 
 def ensure_norm_stats(config: TrainConfig) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
     if config.data.create(config.assets_dirs, config.model).norm_stats is not None:
         return
-    where = config.data.stats_dir(config.assets_dirs)
-    logger.info("no normalisation statistics yet; computing them from the dataset's columns")
-    norm_stats.compute(config)
-    logger.info("statistics written to %s", where)
+    logger.info("no normalisation statistics yet; computing them from the columns of %s", config.data.repo_id)
+    computed = norm_stats.compute(config)
+    logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
+
+
+def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
+    """Runs samples from all over the dataset through the recipe; returns what a policy trained on it will expect.
+
+    Raises:
+        ValueError: a transform fails, or its result is not what the model takes; the transform is named.
+    """
+    dataset = data_loader.create_dataset(data_config, config.model)
+    chain = data_loader.input_transforms(data_config, dataset)
+    rows = np.unique(np.linspace(0, len(dataset) - 1, _NUM_SAMPLES_CHECKED).round().astype(int))
+    clients, raw_states = [], []
+    for row in rows:
+        client, raw, made = _run_chain(dataset[int(row)], chain, data_config, where=f"sample {row}")
+        _check_model_inputs(config, made)
+        clients.append(client)
+        raw_states.append(np.asarray(raw["state"]))
+    contract = _contract(data_config, config, clients)
+    for warning in dict.fromkeys(line for state in raw_states for line in contract.range_warnings(state)):
+        logger.warning("the statistics may be of another robot: %s", warning)
+    return contract
+
+
+def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) -> tuple[Any, Any, Any]:
+    """The sample under client keys, before normalisation, and as the model takes it."""
+    num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
+    client = raw = sample
+    for i, transform in enumerate(chain):
+        if isinstance(transform, transforms.Normalize):
+            raw = sample
+        try:
+            sample = transform(sample)
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{where} of {data_config.repo_id} does not pass {type(transform).__name__} (step {i + 1} of "
+                f"{len(chain)}): {error}\nThe step was given: {_described(sample)}"
+            ) from error
+        if i + 1 == num_client:
+            client = sample
+    return client, raw, sample
+
+
+def _described(sample: Any) -> str:
+    return ", ".join(f"{key} {np.asarray(value).dtype}{list(np.shape(value))}" for key, value in flatten(sample).items())
+
+
+def _check_model_inputs(config: TrainConfig, made: dict[str, Any]) -> None:
+    """Raises ValueError, naming every difference, unless the sample has the shapes of the model's inputs."""
+    observation, actions = config.model.inputs_spec(batch_size=1)
+    expected = flatten({**observation.to_dict(), "actions": actions})
+    found = flatten(made)
+    problems = [
+        f"{key}: {_shape_text(found.get(key))}, the model takes {list(leaf.shape[1:])}"
+        for key, leaf in expected.items()
+        if key not in found or np.shape(found[key]) != tuple(leaf.shape[1:])
+    ]
+    is_fast = config.model.model_type is ModelType.PI0_FAST
+    problems = [] if is_fast and "actions" in found else problems  # takes any cameras, and the robot's own widths
+    if problems:
+        raise ValueError(
+            f"the samples of {config.data.repo_id} do not fit the model of recipe '{config.name}': "
+            f"{'; '.join(problems)}. Found: {', '.join(found)}. Correct model.action_dim, model.image_keys, or the "
+            "data transforms"
+        )
+
+
+def _shape_text(value: Any) -> str:
+    return "missing" if value is None else f"shape {list(np.shape(value))}"
+
+
+def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) -> Contract:
+    metadata = data_loader.open_metadata(data_config)
+    action_key = data_config.action_sequence_keys[0]
+    state_key = next((key for key in ("observation.state", "state") if key in metadata.features), "")
+    return Contract.build(
+        data_config,
+        config.model,
+        sample=clients[0],
+        control_hz=metadata.fps,
+        state_names=_feature_names(metadata.features.get(state_key)),
+        action_names=_feature_names(metadata.features.get(action_key)),
+        camera_means=channel_means(clients),
+    )
+
+
+def _feature_names(feature: Any) -> tuple[str, ...]:
+    """LeRobot writes a list of names, or one list per kind, as in {"motors": [...]}."""
+    names = (feature or {}).get("names") or ()
+    if isinstance(names, dict):
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [])]
+    return tuple(str(name) for name in names)
+
+
+def _open_holdout(config: TrainConfig, data_config: DataConfig) -> Any | None:
+    """At most one pass over the episodes held out, in batches that fit however few frames there are."""
+    if not config.holdout_episodes:
+        return None
+    episodes = data_loader.open_metadata(data_config).episodes
+    _, held = data_loader.split_episodes(len(episodes), config.holdout_episodes, config.seed)
+    num_frames = sum(episodes[position].length for position in held)
+    devices = jax.device_count()
+    batch_size = min(config.batch_size, num_frames // devices * devices)
+    if batch_size == 0:
+        raise ValueError(f"holdout_episodes={config.holdout_episodes} holds {num_frames} frames; hold out more")
+    small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
+    num_batches = min(config.eval_batches, num_frames // batch_size)
+    logger.info("held out for validation: %d episodes, %d frames", len(held), num_frames)
+    return data_loader.create_data_loader(small, split="val", num_batches=num_batches)
 
 
 def check_disk_space(config: TrainConfig, spec: TrainState) -> None:

@@ -16,7 +16,6 @@ import importlib.util
 import inspect
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -280,8 +279,5 @@ def _own_module(name: str, file: Path) -> ModuleType:
 
 
 def _same_text(loaded_file: str | None, file: Path) -> bool:
-    return (
-        loaded_file is not None
-        and os.path.exists(loaded_file)
-        and Path(loaded_file).read_bytes() == file.read_bytes()
-    )
+    loaded = Path(loaded_file) if loaded_file else None
+    return loaded is not None and loaded.exists() and loaded.read_bytes() == file.read_bytes()

@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -132,7 +133,8 @@ def train_step(
     trainable, frozen = split_params(state.params, config.freeze_filter)
     loss, grads = loss_and_grads(config, jax.random.fold_in(key, state.step), trainable, frozen, batch)
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, trainable)
-    params = join_params(optax.apply_updates(trainable, updates), frozen)
+    trainable = cast(Params, optax.apply_updates(trainable, updates))
+    params = join_params(trainable, frozen)
     metrics = {
         "loss": loss,
         "grad_norm": norm(grads),
@@ -166,6 +168,22 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
         out_shardings=(placement, everywhere),
         donate_argnums=1,
     )
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """A loader's batch on the devices, without what the model does not take (texts, for example).
+
+    Doubles become f32 and int64 becomes int32 on the host, before the transfer.
+    """
+    names = {"images": "image", "image_masks": "image_mask"}
+    taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
+    numbers = {key: jax.tree.map(_narrow, value) for key, value in batch.items() if key in taken}
+    return jax.device_put(numbers, sharding.data_sharding(mesh))
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    narrower = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+    return array.astype(narrower.get(array.dtype, array.dtype), copy=False)
 
 
 def _shardings(spec: TrainState) -> TrainState:

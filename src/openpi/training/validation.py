@@ -6,8 +6,7 @@ Noise and flow time are the same at every validation and for every model, so tha
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi import transforms
-from openpi.training import sharding, step_jax
+from openpi.training import step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
@@ -28,10 +27,12 @@ class Validation:
 
     def __init__(self, config: TrainConfig, data: TrainingData, mesh: Mesh) -> None:
         assert data.holdout is not None
-        self._batches = list(itertools.islice(data.holdout, config.eval_batches))
-        self._to_robot = output_transform(data.config)
+        self._batches = list(data.holdout)
+        data.holdout.close()
+        self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
+        self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
         self._names = data.action_names
-        self._place = lambda batch: jax.device_put(batch, sharding.data_sharding(mesh))
+        self._place = functools.partial(step_jax.place_batch, mesh=mesh)
         self._loss = jax.jit(functools.partial(step_jax.eval_step, config))
         self._sample = jax.jit(functools.partial(step_jax.sample_step, config))
 
@@ -50,20 +51,24 @@ class Validation:
 
     def _action_error(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> np.ndarray:
         """float[d]: mean over batch and horizon of |sampled - recorded|, both taken to the robot's units."""
-        state, recorded = np.asarray(batch["state"]), np.asarray(batch["actions"])
         pairs = [
-            (self._to_robot(state[i], sampled[i]), self._to_robot(state[i], recorded[i]))
-            for i in range(len(state))
+            (self._sampled_to_robot(state, ours), self._recorded_to_robot(state, theirs))
+            for state, ours, theirs in zip(batch["state"], sampled, batch["actions"], strict=True)
         ]
-        return np.mean([np.abs(a - b).mean(axis=0) for a, b in pairs], axis=0)
+        return np.mean([np.abs(ours - theirs).mean(axis=0) for ours, theirs in pairs], axis=0)
 
 
-def output_transform(data_config: DataConfig) -> Any:
-    """(state, actions) of the model -> actions of the robot, by the transforms that serving uses."""
-    chain: Sequence[Any] = (
-        *data_config.model_transforms.outputs,
-        transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm),
-        *data_config.data_transforms.outputs,
+def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(state, actions) as the model has them -> actions of the robot, by the transforms that serving uses.
+
+    Args:
+        is_sampled: the actions are what the model returned, which pi0-FAST's output transform decodes first.
+    """
+    chain = transforms.compose(
+        (
+            *(data_config.model_transforms.outputs if is_sampled else ()),
+            transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm),
+            *data_config.data_transforms.outputs,
+        )
     )
-    run = transforms.compose(chain)
-    return lambda state, actions: np.asarray(run({"state": state, "actions": actions})["actions"])
+    return lambda state, actions: np.asarray(chain({"state": state, "actions": actions})["actions"])

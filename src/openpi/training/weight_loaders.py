@@ -70,9 +70,7 @@ class PaliGemmaWeightLoader(WeightLoader):
     npz_path: str = PALIGEMMA_NPZ
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        path = download.maybe_download(
-            self.npz_path, **({"gs": {"token": "anon"}} if "://" in self.npz_path else {})
-        )
+        path = download.maybe_download(self.npz_path, gs={"token": "anon"})
         with np.load(path, allow_pickle=False) as archive:
             flat = {name: archive[name] for name in archive.files if name.startswith("params/")}
         if not flat:

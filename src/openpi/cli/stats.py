@@ -1,0 +1,62 @@
+"""`openpi stats NAME [--max-frames N] [--FIELD=VALUE ...]`: normalisation statistics of a recipe's dataset.
+
+They are computed from the columns of its tables, without opening a video, and written where the recipe reads them.
+`openpi train` does the same when there are none; run this after changing the data, or to look at them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from openpi.cli.console import configure_logging
+
+SUMMARY = "normalisation statistics of a recipe's dataset, from its columns"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, overrides = _parser().parse_known_args(argv)
+    name = arguments.config_name or arguments.name
+    if name is None:
+        _parser().error("name a recipe, as in `openpi stats pi0_libero`")
+    from openpi.training import config as _config
+
+    config = _config.cli([name, *overrides], prog="openpi stats")
+    configure_logging()
+    from openpi.training import norm_stats
+
+    try:
+        computed = norm_stats.compute(config, max_frames=arguments.max_frames)
+    except (ValueError, KeyError, OSError) as error:
+        print(f"openpi stats: {error}", file=sys.stderr)
+        return 1
+    for key, stats in computed.stats.items():
+        print(f"{key}\n{_table(stats)}")
+    print(f"{computed.num_frames} frames; written to {computed.path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openpi stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("name", nargs="?", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
+    parser.add_argument("--config-name", "--config_name", help="the same, as a flag")
+    parser.add_argument("--max-frames", "--max_frames", type=int, help="look at so many frames; default: all")
+    return parser
+
+
+def _table(stats: Any) -> str:
+    """One line per dimension."""
+    columns = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
+    header = "  dim " + "".join(f"{name:>12}" for name in columns)
+    rows = (
+        f"  {i:>3} " + "".join(f"{'-' if values is None else format(values[i], '.4g'):>12}" for values in columns.values())
+        for i in range(stats.width)
+    )
+    return "\n".join([header, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
