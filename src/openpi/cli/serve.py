@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
@@ -64,16 +64,9 @@ class Args:
 
 
 def main(argv: list[str] | None = None) -> int:
-    import tyro
-
     from openpi.cli.console import configure_logging
 
-    args = tyro.cli(
-        Annotated[Args, tyro.conf.arg(name="")],
-        args=argv,
-        prog="openpi serve",
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    args = parse(argv)
     configure_logging()
     load = functools.partial(
         load_policy,
@@ -85,6 +78,12 @@ def main(argv: list[str] | None = None) -> int:
         num_steps=args.num_steps,
     )
     return run_server(load, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
+
+
+def parse(argv: list[str] | None) -> Args:
+    import tyro
+
+    return tyro.cli(Args, args=argv, prog="openpi serve", config=(tyro.conf.PositionalRequiredArgs,))
 
 
 def find_checkpoint(place: str) -> Path:
@@ -219,14 +218,14 @@ def run_server(
 
 
 def announce(host: str, port_file: Path | None, port: int) -> None:
-    """Says where the server is: in the log, and in `port_file` (whole or not at all)."""
-    logger.info("Policy server on ws://%s:%d; health: http://%s:%d/healthz", host, port, host, port)
-    if host in ("0.0.0.0", "::"):
-        logger.info("Reachable from the network as %s", _network_names())
+    """Says where the server is: in `port_file` (whole or not at all), and in the log."""
     if port_file is not None:
         partial = port_file.with_name(f".{port_file.name}.partial")
         partial.write_text(f"{port}\n")
         partial.rename(port_file)
+    logger.info("Policy server on ws://%s:%d; health: http://%s:%d/healthz", host, port, host, port)
+    if host in ("0.0.0.0", "::"):
+        logger.info("Reachable from the network as %s", _network_names())
 
 
 def _network_names() -> str:

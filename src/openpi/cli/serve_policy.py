@@ -101,12 +101,9 @@ _REPLACEMENTS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    import tyro
-
     from openpi.cli.console import configure_logging
 
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=with_env_in_capitals(argv), prog="serve_policy.py")
+    args = parse(argv)
     configure_logging()
     try:
         chosen = choose_checkpoint(args)
@@ -120,6 +117,13 @@ def main(argv: list[str] | None = None) -> int:
         record=_RECORD_FOLDER if args.record else None,
     )
     return serve.run_server(load, host="0.0.0.0", port=args.port)
+
+
+def parse(argv: list[str] | None) -> Args:
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else argv
+    return tyro.cli(Args, args=with_env_in_capitals(argv), prog="serve_policy.py")
 
 
 def choose_checkpoint(args: Args) -> Checkpoint:

@@ -38,7 +38,7 @@ def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[Vecto
 def example_observation(cameras: Sequence[CameraSpec], state: Sequence[VectorSpec]) -> dict:
     """Noise for images, zeros for the state, some prompt, under '/'-joined keys."""
     rng = np.random.default_rng(0)
-    images = {camera.key: _image(camera, rng) for camera in cameras}
+    images = {camera.key: _image(camera, rng) for camera in cameras if camera.slot or camera.required}
     vectors = {vector.key: np.zeros(vector.width, np.float32) for vector in state}
     return {**images, **vectors, "prompt": "do something"}
 

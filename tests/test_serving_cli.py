@@ -1,0 +1,155 @@
+"""`openpi serve` and the documented `scripts/serve_policy.py`."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openpi.cli import serve, serve_policy
+from openpi.cli.serve_policy import Checkpoint, EnvMode
+from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
+from openpi.serving.warm_up import example_observation
+from openpi.training.config import get_config
+from openpi.training.recipe_io import save_recipe
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+ROOT = Path(__file__).parents[1]
+RECIPE = f"{ROOT / 'tests' / 'recipes' / 'golden_droid.py'}:recipe"
+PATIENCE_S = 300.0
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ("", Checkpoint("pi0_aloha_sim", "gs://openpi-assets/checkpoints/pi0_aloha_sim")),
+        ("--env DROID", Checkpoint("pi05_droid", "gs://openpi-assets/checkpoints/pi05_droid")),
+        ("--env=libero", Checkpoint("pi05_libero", "gs://openpi-assets/checkpoints/pi05_libero")),
+        ("--env ALOHA policy:default", Checkpoint("pi05_aloha", "gs://openpi-assets/checkpoints/pi05_base")),
+        ("policy:checkpoint --policy.config=a --policy.dir=b", Checkpoint("a", "b")),
+        ("--port 8001 policy:checkpoint --policy.config a --policy.dir b", Checkpoint("a", "b")),
+    ],
+)
+def test_the_documented_command_lines_name_their_checkpoints(words, chosen):
+    assert serve_policy.choose_checkpoint(serve_policy.parse(words.split())) == chosen
+
+
+def test_underscores_and_dashes_are_the_same_in_flags():
+    for flag in ("--default_prompt", "--default-prompt"):
+        args = serve_policy.parse([flag, "fold the towel", "--record", "--port=9000"])
+        assert (args.default_prompt, args.record, args.port) == ("fold the towel", True, 9000)
+
+
+def test_the_defaults_are_recipes_that_exist():
+    for checkpoint in [*serve_policy.DEFAULT_CHECKPOINT.values(), *serve_policy._REPLACEMENTS.values()]:
+        assert get_config(checkpoint.config).name == checkpoint.config
+    assert set(serve_policy.DEFAULT_CHECKPOINT) == set(EnvMode)
+
+
+@pytest.mark.parametrize(
+    ("folder", "replacement"),
+    [
+        ("s3://openpi-assets/exported/pi0_aloha_sim/model", "--policy.config=pi0_aloha_sim"),
+        ("s3://openpi-assets/exported/pi0_calvin/model", "there are pi0_aloha, "),
+    ],
+)
+def test_exported_models_of_the_first_release_are_refused_with_their_replacement(capsys, folder, replacement):
+    assert serve_policy.main(["--env", "ALOHA", "policy:exported", f"--policy.dir={folder}"]) == 1
+    assert replacement in capsys.readouterr().err
+
+
+def make_step(folder: Path) -> Path:
+    (folder / "params").mkdir(parents=True)
+    (folder / "params" / "_METADATA").write_text("{}")
+    return folder
+
+
+def test_a_run_s_folder_means_its_numerically_latest_complete_step(tmp_path):
+    make_step(tmp_path / "9000"), make_step(tmp_path / "10000")
+    (tmp_path / "11000").mkdir()
+    (tmp_path / "11000.tmp").mkdir()
+    assert serve.find_checkpoint(str(tmp_path)) == tmp_path / "10000"
+    assert serve.find_checkpoint(str(tmp_path / "9000")) == tmp_path / "9000"
+
+
+def test_a_folder_without_a_checkpoint_is_refused_with_what_is_there(tmp_path):
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"complete steps in it \(found: videos\)"):
+        serve.find_checkpoint(str(tmp_path))
+
+
+def test_the_recipe_comes_with_the_checkpoint_and_differences_to_a_named_one_are_logged(tmp_path, caplog):
+    saved = get_config("pi05_droid")
+    other = dataclasses.replace(saved, model=dataclasses.replace(saved.model, action_horizon=7))
+    save_recipe(tmp_path, other)
+    assert serve.choose_recipe(tmp_path, None) == other
+    assert not caplog.records
+    assert serve.choose_recipe(tmp_path, "pi05_droid") == saved
+    expected = "recipe 'pi05_droid' differs from the checkpoint's: model.action_horizon is 15, "
+    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True]
+
+
+def test_a_checkpoint_without_a_recipe_needs_a_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--config"):
+        serve.choose_recipe(tmp_path, None)
+    assert serve.choose_recipe(tmp_path, "pi05_droid") == get_config("pi05_droid")
+
+
+def test_the_example_for_warming_up_has_the_keys_and_shapes_that_robots_send():
+    example = example_observation(DROID_SPEC.cameras, DROID_SPEC.state)
+    sent = make_droid_example()
+    assert {key: np.shape(value) for key, value in example.items()} == {
+        key: np.shape(value) for key, value in sent.items()
+    }
+
+
+def test_help_answers_without_jax():
+    program = (
+        "import sys, contextlib\nfrom openpi.cli import serve\n"
+        "with contextlib.suppress(SystemExit): serve.main(['--help'])\n"
+        "print('jax' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--port-file" in result.stdout and result.stdout.strip().endswith("False")
+
+
+def test_a_place_without_a_checkpoint_ends_the_command_with_code_1(tmp_path):
+    command = [sys.executable, "-m", "openpi.cli.main", "serve", str(tmp_path / "nothing"), "--port", "0"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "openpi serve: " in result.stderr and "does not exist" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
+    command = [sys.executable, "-m", "openpi.cli.main", "serve", str(golden / "pi05" / "checkpoint")]
+    command += ["--config", RECIPE, "--num-steps", "1", "--record", str(tmp_path / "records")]
+    command += ["--port", "0", "--port-file", str(tmp_path / "port")]
+    # Compiled once for all runs of this test.
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "tests" / ".cache" / "jax")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_line(process, "Policy server on ws://")
+            port = int((tmp_path / "port").read_text())
+            with WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=PATIENCE_S) as client:
+                assert client.get_server_metadata() == {"robot": "golden"}
+                actions = client.infer(make_droid_example())["actions"]
+                assert actions.shape == (10, 8) and np.isfinite(actions).all()
+                with pytest.raises(RuntimeError, match="observation/exterior_image_1_left"):
+                    client.infer({"prompt": "do something"})
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+    record = np.load(tmp_path / "records" / "step_0.npy", allow_pickle=True).item()
+    np.testing.assert_array_equal(record["outputs/actions"], actions)
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    assert process.stderr is not None
+    assert any(text in line for line in process.stderr), "the server ended before it listened"
