@@ -1,0 +1,84 @@
+"""Observations and action chunks as `.npz`: one array for each '/'-joined key, text as 0-d string arrays."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.shared.tree import flatten, unflatten
+
+
+def load_observation(path: Path | str) -> dict[str, Any]:
+    """A client's observation. Values are found under nested keys and under '/'-joined ones alike.
+
+    Robots differ in which of the two their clients send (`images` -> `cam_high`, but `observation/image`), and a file
+    cannot tell. Once flattened, both are the same.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; what is wrong is named.
+    """
+    flat = {key: _value(array) for key, array in _read(Path(path)).items()}
+    return {**unflatten(flat), **flat}
+
+
+def load_array(path: Path | str, *, key: str) -> np.ndarray:
+    """The array of a `.npy` file, or the one under `key` in an `.npz` file.
+
+    Raises:
+        FileNotFoundError, ValueError: not such a file; what is wrong is named.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        arrays = _read(path)
+        if key not in arrays:
+            raise ValueError(f"{path} has no array '{key}'; found: {', '.join(arrays) or 'nothing'}")
+        return arrays[key]
+    _require(path)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no NumPy array file: {error}") from error
+
+
+def save_arrays(path: Path | str, tree: Mapping[str, Any]) -> Path:
+    """Writes nested arrays and numbers under '/'-joined keys, complete or not at all; makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            arrays = {key: np.asarray(value) for key, value in flatten(tree).items()}
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own options
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _value(array: np.ndarray) -> Any:
+    """Text as `str` (or `bytes`), as clients send it."""
+    return array.item() if array.dtype.kind in "US" and array.ndim == 0 else array
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    _require(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            return {key: archive[key] for key in archive.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no observation file: {error}. Expected an .npz made by np.savez with one array for each "
+            "'/'-joined key, and text as 0-d string arrays"
+        ) from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()})")

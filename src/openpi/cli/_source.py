@@ -1,0 +1,48 @@
+"""RECIPE_OR_CHECKPOINT on a command line: what it names, a recipe alone or a recipe with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openpi.cli import serve
+
+if TYPE_CHECKING:
+    from openpi.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A recipe, and the step directory of a checkpoint unless only a recipe was named."""
+
+    config: TrainConfig
+    checkpoint: Path | None = None
+
+
+def resolve(name: str, *, config: str | None = None) -> Source:
+    """Finds what `name` means.
+
+    Args:
+        name: a registered recipe, `path.py:attribute`, `module:attribute`, a step directory (also a URL), or the
+            directory of a run, whose latest complete step is taken.
+        config: recipe to use instead of the one that the checkpoint carries; released checkpoints carry none.
+    Raises:
+        ValueError: no such recipe, or `config` is given with one.
+        FileNotFoundError: no such directory, no checkpoint in it, or one without a recipe and no `config`.
+    """
+    from openpi.training.config import config_names, get_config
+
+    if name not in config_names() and _is_place(name):
+        checkpoint = serve.find_checkpoint(name)
+        return Source(serve.choose_recipe(checkpoint, config), checkpoint)
+    if config is not None:
+        raise ValueError(f"--config={config} goes with a checkpoint, and '{name}' is not one; name one of the two")
+    return Source(get_config(name))
+
+
+def _is_place(name: str) -> bool:
+    """Recipe names have no slash, and references to recipes in files have a colon."""
+    if "://" in name or Path(name).is_dir():
+        return True
+    return ":" not in name and ("/" in name or name.startswith("~"))

@@ -1,0 +1,137 @@
+"""`openpi infer RECIPE_OR_CHECKPOINT --observation obs.npz --output actions.npz`: one chunk of actions, offline.
+
+The same numbers as a server would send for the same noise. Exit codes: 0 = written; 1 = refused or failed; 2 = bad
+command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from openpi.policies.policy import Policy
+    from openpi.training.config import TrainConfig
+
+SUMMARY = "one observation file -> one action chunk file"
+
+logger = logging.getLogger("openpi")
+
+
+def main(argv: list[str] | None = None) -> int:
+    from openpi.cli.console import configure_logging
+
+    args = _parser().parse_args(argv)
+    configure_logging()
+    try:
+        path = infer(args)
+    except (ValueError, KeyError, OSError, ImportError, NotImplementedError) as error:
+        logger.debug("", exc_info=True)
+        print(f"openpi infer: {error}", file=sys.stderr)
+        return 1
+    logger.info("written: %s", path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="openpi infer", description=SUMMARY)
+    parser.add_argument(
+        "source",
+        metavar="RECIPE_OR_CHECKPOINT",
+        help="step directory, run directory or URL of a checkpoint; or a recipe, which then runs on the weights "
+        "that its training would start from",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
+    parser.add_argument("--observation", metavar="FILE.npz", required=True, help="one array per '/'-joined client key")
+    parser.add_argument("--output", metavar="FILE.npz", required=True, type=Path)
+    parser.add_argument("--noise", metavar="FILE", help="float[horizon, dim] to start from, .npy or .npz (key noise)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the noise when no file is given (default 0)")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="denoising steps; default: the model's (10)")
+    parser.add_argument("--default-prompt", metavar="TEXT", help="for an observation without a prompt")
+    return parser
+
+
+def infer(args: argparse.Namespace) -> Path:
+    """Runs the policy once and writes what it returns, with the noise that was used.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: the source, the observation or the noise does not fit.
+    """
+    from openpi.cli import _source
+    from openpi.cli._observation_file import load_array, load_observation, save_arrays
+
+    observation = load_observation(args.observation)
+    source = _source.resolve(args.source, config=args.config)
+    model = source.config.model
+    if args.noise:
+        noise = load_array(args.noise, key="noise").astype(np.float32)
+    else:
+        noise = draw_noise(args.seed, (model.action_horizon, model.action_dim))
+    sample_kwargs = {} if args.num_steps is None else {"num_steps": args.num_steps}
+    policy = load_policy(source.config, source.checkpoint, sample_kwargs, args.default_prompt)
+    result = policy.infer(observation, noise=noise)
+    actions = np.asarray(result["actions"], dtype=np.float32)
+    return save_arrays(args.output, {**result, "actions": actions, "noise": noise})
+
+
+def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
+    """float32 Gaussian noise that depends on the seed only, not on the machine."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def load_policy(
+    config: TrainConfig, checkpoint: Path | None, sample_kwargs: dict[str, Any], default_prompt: str | None
+) -> Policy:
+    """The policy of a checkpoint; or of a recipe alone, with the weights that its training would start from."""
+    from openpi.policies import policy_config
+
+    if checkpoint is not None:
+        return policy_config.create_trained_policy(
+            config, checkpoint, sample_kwargs=sample_kwargs, default_prompt=default_prompt
+        )
+    from openpi.policies.policy import Policy
+    from openpi.policies.sampler_jax import JaxSampler
+
+    data_config = config.data.create(config.assets_dirs, config.model)
+    around = policy_config.make_pipeline(data_config, default_prompt=default_prompt)
+    if data_config.norm_stats is None:
+        logger.warning("the recipe has no normalisation statistics: state and actions stay in the model's units")
+    return Policy(
+        JaxSampler(_starting_model(config)),
+        transforms=around.inputs,
+        output_transforms=around.outputs,
+        sample_kwargs=sample_kwargs,
+    )
+
+
+def _starting_model(config: TrainConfig) -> Any:
+    """What training starts from: the recipe's weights, and random values where they have none."""
+    import jax
+
+    from openpi.shared.tree import flatten, unflatten
+    from openpi.training import step_jax
+
+    loaded = step_jax.load_weights(config)
+    wanted = flatten(config.model.abstract_params())
+    fresh = sorted(wanted.keys() - loaded.keys())
+    logger.warning(
+        "'%s' is a recipe, not a checkpoint: %d of %d parameters come from %s, %s",
+        config.name,
+        len(loaded),
+        len(wanted),
+        config.weight_loader,
+        "the others are RANDOM and the actions mean nothing" if fresh else "none is random",
+    )
+    if fresh:
+        initial = flatten(jax.jit(config.model.create)(jax.random.key(config.seed)).params)
+        loaded = {**loaded, **{path: initial[path] for path in fresh}}
+    return config.model.load(unflatten(loaded))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
