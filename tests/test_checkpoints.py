@@ -154,9 +154,7 @@ def test_another_model_is_refused_with_the_differing_leaves(config, state, tmp_p
         restore_state(tmp_path / "0", _spec(wider))
 
 
-@pytest.mark.parametrize(
-    ("keep_period", "expected"), [(None, [5]), (2, [0, 2, 4, 5]), (3, [0, 3, 5]), (100, [0, 5])]
-)
+@pytest.mark.parametrize(("keep_period", "expected"), [(None, [5]), (2, [0, 2, 4, 5]), (3, [0, 3, 5]), (100, [0, 5])])
 def test_the_latest_and_every_multiple_of_the_period_stay(state, keep_period, expected, tmp_path):
     with Checkpoints(tmp_path, keep_period=keep_period) as run:
         for step in range(6):
@@ -242,7 +240,9 @@ def test_no_room_is_noticed_before_writing(state, tmp_path, monkeypatch):
         run.save(1, state, write_extras=_nothing)
         run.wait()
         monkeypatch.setattr(checkpoints, "_SIZE_MARGIN", 1e18)
-        with pytest.raises(OSError, match=r"step 2 could not be written .* no space left: it takes .*step 1 are intact"):
+        with pytest.raises(
+            OSError, match=r"step 2 could not be written .* no space left: it takes .*step 1 are intact"
+        ):
             run.save(2, state, write_extras=_nothing)
         assert run.steps() == [1]
 

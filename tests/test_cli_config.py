@@ -45,9 +45,7 @@ def test_underscores_and_hyphens_are_equal():
     )
 
 
-@pytest.mark.parametrize(
-    "flag", ["--no-wandb-enabled", "--no-overwrite", "--resume", "--data.extra-delta-transform"]
-)
+@pytest.mark.parametrize("flag", ["--no-wandb-enabled", "--no-overwrite", "--resume", "--data.extra-delta-transform"])
 def test_booleans_are_pairs_of_flags(flag):
     config = cli(["pi0_libero", "--no-overwrite", flag])
     assert config.wandb_enabled is False
@@ -97,9 +95,7 @@ def test_contradicting_flags_are_refused():
 
 def test_a_missing_attribute_is_answered_with_the_recipes_of_the_file(tmp_path):
     file = tmp_path / "some_recipes_of_mine.py"
-    file.write_text(
-        "from openpi.training.config import TrainConfig\nfold = TrainConfig(name='fold')\nx = 3\n"
-    )
+    file.write_text("from openpi.training.config import TrainConfig\nfold = TrainConfig(name='fold')\nx = 3\n")
     assert get_config(f"{file}:fold").name == "fold"
     with pytest.raises(ValueError, match="no 'flod'; recipes in it: fold"):
         get_config(f"{file}:flod")

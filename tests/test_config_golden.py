@@ -39,9 +39,7 @@ REQUIRED = "<required>"
 
 
 def _recorded(golden: Path) -> dict[str, Any]:
-    documents = [
-        json.loads((golden / "data" / name).read_text()) for name in ("configs.json", "configs_trossen.json")
-    ]
+    documents = [json.loads((golden / "data" / name).read_text()) for name in ("configs.json", "configs_trossen.json")]
     return documents[0] | documents[1]
 
 
@@ -61,9 +59,7 @@ def test_recipes_expand_to_the_published_transforms(golden):
     for name, expected in _recorded(golden).items():
         config = get_config(name)
         assets = Path("/nonexistent")
-        data = dataclasses.replace(
-            config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None)
-        )
+        data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
         if "error" in expected["data_config"]:  # the reference cannot build these; see the next test
             continue
         created = data.create(assets, config.model)
@@ -196,9 +192,7 @@ def _data_config_differences(found: Any, expected: dict[str, Any]) -> list[str]:
     for key, value in expected.items():
         if key.endswith("_transforms"):
             for side in ("inputs", "outputs"):
-                lines += _transform_differences(
-                    f"{key}.{side}", getattr(getattr(found, key), side), value[side]
-                )
+                lines += _transform_differences(f"{key}.{side}", getattr(getattr(found, key), side), value[side])
         else:
             lines += _compare(key, getattr(found, key), value)
     return lines

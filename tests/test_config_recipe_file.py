@@ -117,9 +117,7 @@ def test_a_file_that_names_things_outside_openpi_is_refused(entry, tmp_path):
     document = json.loads((tmp_path / "recipe.json").read_text())
     document["config"]["policy_metadata"] = {"harmless": entry}
     (tmp_path / "recipe.json").write_text(json.dumps(document))
-    with pytest.raises(
-        ValueError, match=r"policy_metadata\.harmless refers to .* only name things in openpi"
-    ):
+    with pytest.raises(ValueError, match=r"policy_metadata\.harmless refers to .* only name things in openpi"):
         load_recipe(tmp_path)
 
 

@@ -81,9 +81,7 @@ def test_a_decay_shorter_than_its_warm_up_is_refused():
 
 
 def test_sgd_takes_its_rate_from_the_schedule_and_does_not_clip():
-    optimizer = create_optimizer(
-        SGD(momentum=0.0), CosineDecaySchedule(warmup_steps=0, peak_lr=0.5, decay_lr=0.5)
-    )
+    optimizer = create_optimizer(SGD(momentum=0.0), CosineDecaySchedule(warmup_steps=0, peak_lr=0.5, decay_lr=0.5))
     params = {"w": jnp.zeros(2)}
     grads = {"w": jnp.asarray([300.0, 400.0])}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)

@@ -1,10 +1,22 @@
 """Recipes of the true architecture, small enough to train on a CPU within seconds; used by path, as users do."""
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 from openpi.models.gemma_config import GemmaConfig
+from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.training.config import TrainConfig
+from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.optimizer import CosineDecaySchedule
+from openpi.transforms import Group
+
+TOKENIZER = Path(__file__).parent / "golden" / "tokenizers" / "tiny_paligemma_tokenizer.model"
+NUM_JOINTS = 3
 
 _EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=2048)
 
@@ -14,13 +26,50 @@ MODEL = Pi0Config(
     action_expert_variant=_EXPERT,
     action_dim=4,
     action_horizon=3,
-    max_token_len=4,
+    max_token_len=8,
     image_encoder_variant=SiglipConfig(width=16, depth=1, mlp_dim=16, num_heads=2),
     image_resolution=(28, 28),
     image_keys=("base_0_rgb",),
+    tokenizer_path=str(TOKENIZER),
     augmentation=False,
     remat="none",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmInputs:
+    """One arm, one camera, `NUM_JOINTS` joints."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "image": {"base_0_rgb": data["camera"]},
+            "image_mask": {"base_0_rgb": np.True_},
+            "state": np.asarray(data["joints"], np.float32),
+            **{key: data[key] for key in ("actions", "prompt") if key in data},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmOutputs:
+    """Without the padding."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {"actions": np.asarray(data["actions"])[..., :NUM_JOINTS]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmData(DataConfigFactory):
+    """A robot of the user's own."""
+
+    def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
+        keys = {"camera": "front", "joints": "joints", "actions": "actions", "prompt": "prompt"}
+        return dataclasses.replace(
+            self.create_base_config(assets_dirs, model_config),
+            repack_transforms=repack(keys),
+            data_transforms=Group(inputs=(ArmInputs(),), outputs=(ArmOutputs(),)),
+            model_transforms=ModelTransformFactory()(model_config),
+        )
+
 
 # Random data.
 tiny = TrainConfig(
@@ -34,3 +83,6 @@ tiny = TrainConfig(
     keep_period=None,
     lr_schedule=CosineDecaySchedule(warmup_steps=2, peak_lr=1e-3, decay_steps=100, decay_lr=1e-4),
 )
+
+# Recorded data; name it with --data.repo-id.
+arm = dataclasses.replace(tiny, name="arm", data=ArmData(base_config=DataConfig(prompt_from_task=True)))

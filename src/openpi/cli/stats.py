@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="openpi stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="openpi stats",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
     parser.add_argument("--config-name", "--config_name", help="the same, as a flag")
@@ -52,7 +55,8 @@ def _table(stats: Any) -> str:
     columns = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
     header = "  dim " + "".join(f"{name:>12}" for name in columns)
     rows = (
-        f"  {i:>3} " + "".join(f"{'-' if values is None else format(values[i], '.4g'):>12}" for values in columns.values())
+        f"  {i:>3} "
+        + "".join(f"{'-' if values is None else format(values[i], '.4g'):>12}" for values in columns.values())
         for i in range(stats.width)
     )
     return "\n".join([header, *rows])

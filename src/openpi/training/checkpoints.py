@@ -52,9 +52,7 @@ class Checkpoints:
         RuntimeError: another process is training in this directory.
     """
 
-    def __init__(
-        self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False
-    ) -> None:
+    def __init__(self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_period = keep_period
@@ -152,13 +150,12 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         intact = self.steps()
         kept = (
-            f"the checkpoints of step {', '.join(map(str, intact))} are intact"
-            if intact
-            else "there is none before it"
+            f"the checkpoints of step {', '.join(map(str, intact))} are intact" if intact else "there is none before it"
         )
         return OSError(
             f"the checkpoint of step {step} could not be written to {self.directory}: {_first_line(error)}; {kept}. "
-            f"{shutil.disk_usage(self.directory).free / 1e9:.1f} GB are free there; make room and continue with --resume"
+            f"{shutil.disk_usage(self.directory).free / 1e9:.1f} GB are free there; make room, then continue with "
+            "--resume"
         )
 
     def _check_space(self, step: int, state: TrainState) -> None:

@@ -93,15 +93,11 @@ class TrainConfig:
     exp_name: str = ""
 
     model: BaseModelConfig = dataclasses.field(default_factory=lambda: Pi0Config())
-    weight_loader: weight_loaders.WeightLoader = dataclasses.field(
-        default_factory=weight_loaders.NoOpWeightLoader
-    )
+    weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
     pytorch_weight_path: str | None = None
     pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
 
-    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(
-        default_factory=_optimizer.CosineDecaySchedule
-    )
+    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
     ema_decay: float | None = 0.99
     freeze_filter: freeze.Filter = dataclasses.field(default=freeze.freeze_nothing, metadata=HIDDEN)

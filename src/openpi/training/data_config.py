@@ -100,9 +100,7 @@ def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transfor
         _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
         discrete_state_input=model_config.discrete_state_input,
     )
-    return transforms.Group(
-        inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim))
-    )
+    return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))
 
 
 def _with_fast_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
@@ -223,9 +221,7 @@ DROID_DELTA_MASK = transforms.make_bool_mask(7, -1)
 
 
 def _aloha_top_camera() -> transforms.Group:
-    return repack(
-        {"images": {"cam_high": "observation.images.top"}, "state": "observation.state", "actions": "action"}
-    )
+    return repack({"images": {"cam_high": "observation.images.top"}, "state": "observation.state", "actions": "action"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +239,7 @@ class LeRobotAlohaDataConfig(DataConfigFactory):
     use_delta_joint_actions: bool = True
     default_prompt: str | None = None
     adapt_to_pi: bool = True
-    repack_transforms: transforms.Group = dataclasses.field(
-        default_factory=_aloha_top_camera, metadata=HIDDEN
-    )
+    repack_transforms: transforms.Group = dataclasses.field(default_factory=_aloha_top_camera, metadata=HIDDEN)
     action_sequence_keys: Sequence[str] = ("action",)
 
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
@@ -320,8 +314,7 @@ class LeRobotDROIDDataConfig(DataConfigFactory):
         return dataclasses.replace(
             self.create_base_config(assets_dirs, model_config),
             repack_transforms=repack(
-                {f"observation/{key}": key for key in observations}
-                | {"actions": "actions", "prompt": "prompt"}
+                {f"observation/{key}": key for key in observations} | {"actions": "actions", "prompt": "prompt"}
             ),
             data_transforms=droid_transforms(model_config),
             model_transforms=ModelTransformFactory()(model_config),

@@ -24,9 +24,7 @@ class PathRegex:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(
-                f"PathRegex pattern {self.pattern!r} is not a regular expression: {error}"
-            ) from error
+            raise ValueError(f"PathRegex pattern {self.pattern!r} is not a regular expression: {error}") from error
 
     def __call__(self, path: str) -> bool:
         return re.fullmatch(self.pattern, path) is not None

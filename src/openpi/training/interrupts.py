@@ -24,9 +24,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,9 +34,7 @@ class Interrupts:
         del frame
         self.signum = signum
         self._restore()
-        logger.warning(
-            "%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name
-        )
+        logger.warning("%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

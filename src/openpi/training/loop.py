@@ -94,9 +94,7 @@ def train(config: TrainConfig) -> TrainResult:
                         samples = len(window) * config.batch_size
                         reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
                         _report(observers, progress, step, reported)
-                    if validate is not None and _is_due(
-                        step, config.eval_interval or config.save_interval, is_last
-                    ):
+                    if validate is not None and _is_due(step, config.eval_interval or config.save_interval, is_last):
                         evaluated = validate(state.inference_params)
                         _report(observers, progress, step, evaluated)
                     if _is_due(step, config.save_interval, is_last) or interrupts.signum is not None:

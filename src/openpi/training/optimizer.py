@@ -23,9 +23,7 @@ class LRScheduleConfig(Protocol):
 class OptimizerConfig(Protocol):
     """Something that builds a gradient transformation."""
 
-    def create(
-        self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None
-    ) -> optax.GradientTransformation: ...
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +69,7 @@ class RsqrtDecaySchedule(LRScheduleConfig):
         import jax.numpy as jnp
         import optax
 
-        warm_up = optax.linear_schedule(
-            self.peak_lr / (self.warmup_steps + 1), self.peak_lr, self.warmup_steps
-        )
+        warm_up = optax.linear_schedule(self.peak_lr / (self.warmup_steps + 1), self.peak_lr, self.warmup_steps)
 
         def decay(steps_since: Any) -> Any:
             return self.peak_lr / jnp.sqrt((self.timescale + steps_since) / self.timescale)
@@ -95,9 +91,7 @@ class AdamW(OptimizerConfig):
     weight_decay: float = 1e-10
     clip_gradient_norm: float = 1.0
 
-    def create(
-        self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None
-    ) -> optax.GradientTransformation:
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
         import optax
 
         adam = optax.adamw(
@@ -114,9 +108,7 @@ class SGD(OptimizerConfig):
     momentum: float = 0.9
     nesterov: bool = False
 
-    def create(
-        self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None
-    ) -> optax.GradientTransformation:
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
         """Raises ValueError for a weight-decay mask: there is no decay to mask."""
         import optax
 

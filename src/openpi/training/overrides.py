@@ -47,9 +47,7 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     hints = typing.get_type_hints(type(default))
     helps = _attribute_help(type(default))
     fields = tuple(
-        StructFieldSpec(
-            field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name)
-        )
+        StructFieldSpec(field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name))
         for field in dataclasses.fields(default)
         if field.init and _is_visible(field, value := getattr(default, field.name), hints[field.name])
     )
@@ -86,9 +84,7 @@ def _flag_type(hint: Any, value: Any) -> Any:
 def _without_structs(hint: Any) -> Any:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
-    plain = tuple(
-        part for part in typing.get_args(hint) if not dataclasses.is_dataclass(part) and _is_flag(part)
-    )
+    plain = tuple(part for part in typing.get_args(hint) if not dataclasses.is_dataclass(part) and _is_flag(part))
     return typing.Union[plain]  # noqa: UP007  # built from a tuple
 
 

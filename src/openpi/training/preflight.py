@@ -90,9 +90,7 @@ def _check_dataset_name(config: TrainConfig) -> None:
     for field, value in values.items():
         if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
             flag = field.replace("_", "-")
-            raise ValueError(
-                f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}"
-            )
+            raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
 
 
 def open_data(config: TrainConfig) -> TrainingData:
@@ -112,7 +110,7 @@ def open_data(config: TrainConfig) -> TrainingData:
         train=data_loader.create_data_loader(config),
         holdout=_open_holdout(config, data_config),
         contract=contract,
-        action_names=tuple(contract.actions.names),
+        action_names=_action_names(data_config, contract),
     )
 
 
@@ -166,7 +164,9 @@ def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) 
 
 
 def _described(sample: Any) -> str:
-    return ", ".join(f"{key} {np.asarray(value).dtype}{list(np.shape(value))}" for key, value in flatten(sample).items())
+    return ", ".join(
+        f"{key} {np.asarray(value).dtype}{list(np.shape(value))}" for key, value in flatten(sample).items()
+    )
 
 
 def _check_model_inputs(config: TrainConfig, made: dict[str, Any]) -> None:
@@ -206,6 +206,13 @@ def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) 
         action_names=_feature_names(metadata.features.get(action_key)),
         camera_means=channel_means(clients),
     )
+
+
+def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
+    """The dataset's own names where they count as many dimensions as the robot takes."""
+    features = data_loader.open_metadata(data_config).features
+    names = _feature_names(features.get(data_config.action_sequence_keys[0]))
+    return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 
 def _feature_names(feature: Any) -> tuple[str, ...]:

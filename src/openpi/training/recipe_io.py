@@ -43,9 +43,7 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     encoder = _Encoder()
     recipe = encoder.encode(config, "config")
     directory.mkdir(parents=True, exist_ok=True)
-    sources = {
-        module: _copy_source(file, directory, i) for i, (module, file) in enumerate(encoder.sources.items())
-    }
+    sources = {module: _copy_source(file, directory, i) for i, (module, file) in enumerate(encoder.sources.items())}
     document = {"version": _VERSION, "sources": sources, "config": recipe}
     partial = directory / f".{RECIPE_FILE}.partial"
     partial.write_text(json.dumps(document, indent=2) + "\n")
@@ -63,7 +61,8 @@ def load_recipe(directory: Path | str) -> TrainConfig:
     path = Path(directory) / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; checkpoints from other trainers have no recipe. Name one, as in `--config=pi0_aloha_sim`"
+            f"{path} does not exist; checkpoints from other trainers have no recipe. Name one, as in "
+            "`--config=pi0_aloha_sim`"
         )
     try:
         document = json.loads(path.read_text())
@@ -72,9 +71,7 @@ def load_recipe(directory: Path | str) -> TrainConfig:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if version != _VERSION:
         raise ValueError(f"{path} has version {version}; this openpi reads version {_VERSION}")
-    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(
-        recipe, "config"
-    )
+    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(recipe, "config")
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} holds a {type(config).__name__}; expected a TrainConfig")
     return config
@@ -129,9 +126,7 @@ class _Encoder:
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: self.encode(item, f"{field}.{key}") for key, item in value.items()}
         return {
-            "$dict": [
-                [self.encode(k, f"{field} key"), self.encode(v, f"{field}[{k!r}]")] for k, v in value.items()
-            ]
+            "$dict": [[self.encode(k, f"{field} key"), self.encode(v, f"{field}[{k!r}]")] for k, v in value.items()]
         }
 
     def _reference(self, value: Any, field: str) -> dict[str, Any]:
@@ -223,9 +218,7 @@ class _Decoder:
     def _class_or_function(self, name: str, field: str) -> Any:
         value = self._find(name, field)
         if not isinstance(value, (type, FunctionType)):
-            raise ValueError(
-                f"{self.path}: {field} refers to '{name}', which is neither a class nor a function"
-            )
+            raise ValueError(f"{self.path}: {field} refers to '{name}', which is neither a class nor a function")
         return value
 
     def _find(self, name: str, field: str) -> Any:
@@ -236,16 +229,10 @@ class _Decoder:
                 f"file{''.join(f' ({m})' for m in self.sources)}"
             )
         try:
-            home = (
-                importlib.import_module(module)
-                if _is_ours(module)
-                else _own_module(module, self.sources[module])
-            )
+            home = importlib.import_module(module) if _is_ours(module) else _own_module(module, self.sources[module])
             return functools.reduce(getattr, qualname.split("."), home)
         except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"{self.path}: {field} refers to '{name}', which does not exist: {error}"
-            ) from error
+            raise ValueError(f"{self.path}: {field} refers to '{name}', which does not exist: {error}") from error
 
 
 def _build(cls: type, values: dict[str, Any], fields: Mapping[str, dataclasses.Field[Any]]) -> Any:

@@ -104,9 +104,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     """
     spec = state_spec(config, mesh)
     partial = load_weights(config)
-    placed = {
-        path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()
-    }
+    placed = {path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()}
     init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec))
     return init(key, unflatten(placed))
 
@@ -118,9 +116,7 @@ def load_weights(config: TrainConfig) -> dict[str, Any]:
     return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
-def train_step(
-    config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch
-) -> tuple[TrainState, Metrics]:
+def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One optimiser step.
 
     Args:
@@ -141,9 +137,7 @@ def train_step(
         "param_norm": norm(_kernels(params)),
         "learning_rate": jnp.asarray(config.lr_schedule.create()(state.step), jnp.float32),
     }
-    return TrainState(
-        state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)
-    ), metrics
+    return TrainState(state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)), metrics
 
 
 def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
@@ -222,9 +216,7 @@ def loss_and_grads(
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
     # Every part takes samples from all over the batch, so that each device keeps the samples it has.
-    split = jax.tree.map(
-        lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), dict(batch)
-    )
+    split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), dict(batch))
     total, _ = jax.lax.scan(add, zero, (jax.random.split(key, parts), split))
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
@@ -237,9 +229,7 @@ def average(decay: float | None, old: Params | None, new: Params) -> Params | No
 
 
 def _kernels(params: Params) -> list[jax.Array]:
-    return [
-        leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)
-    ]
+    return [leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)]
 
 
 def norm(tree: Any) -> jax.Array:

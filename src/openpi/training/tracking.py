@@ -113,10 +113,7 @@ def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | N
     observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step)]
     if config.wandb_enabled and (wandb := _optional("wandb")) is not None:
         observers.append(WandbObserver(wandb, config, directory))
-    if (
-        config.tensorboard_enabled
-        and (tensorboardx := _optional("tensorboardX", extra="tensorboard")) is not None
-    ):
+    if config.tensorboard_enabled and (tensorboardx := _optional("tensorboardX", extra="tensorboard")) is not None:
         observers.append(TensorBoardObserver(tensorboardx, directory, resume_step=resume_step))
     return observers
 
@@ -127,9 +124,7 @@ def _optional(module: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        logger.warning(
-            "%s is not installed; going on without it (pip install 'openpi[%s]')", module, extra or module
-        )
+        logger.warning("%s is not installed; going on without it (pip install 'openpi[%s]')", module, extra or module)
         return None
 
 

@@ -74,16 +74,12 @@ class PaliGemmaWeightLoader(WeightLoader):
         with np.load(path, allow_pickle=False) as archive:
             flat = {name: archive[name] for name in archive.files if name.startswith("params/")}
         if not flat:
-            raise ValueError(
-                f"{path} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz"
-            )
+            raise ValueError(f"{path} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz")
         loaded = {f"PaliGemma/{name.removeprefix('params/')}": array for name, array in flat.items()}
         return merge(params, unflatten(loaded), may_keep=".*", source=self.npz_path)
 
 
-def merge(
-    reference: Mapping[str, Any], loaded: Mapping[str, Any], *, may_keep: str, source: str
-) -> dict[str, Any]:
+def merge(reference: Mapping[str, Any], loaded: Mapping[str, Any], *, may_keep: str, source: str) -> dict[str, Any]:
     """Overlays `loaded` on `reference`; unknown leaves are dropped, dtypes follow the reference.
 
     Args:
@@ -98,10 +94,7 @@ def merge(
     if missing or misshaped:
         raise ValueError(_mismatch(wanted, found, missing, misshaped, source))
     return unflatten(
-        {
-            path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf
-            for path, leaf in wanted.items()
-        }
+        {path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf for path, leaf in wanted.items()}
     )
 
 
@@ -128,11 +121,9 @@ def resolve_path(path: str) -> Path:
 def _mismatch(wanted: Any, found: Any, missing: list[str], misshaped: list[str], source: str) -> str:
     lines = [f"{path}: missing, the model has {tuple(wanted[path].shape)}" for path in missing]
     lines += [
-        f"{path}: shape {tuple(found[path].shape)}, the model has {tuple(wanted[path].shape)}"
-        for path in misshaped
+        f"{path}: shape {tuple(found[path].shape)}, the model has {tuple(wanted[path].shape)}" for path in misshaped
     ]
     lines += [f"{path}: not in the model" for path in found if path not in wanted]
-    return (
-        f"the weights in {source} do not fit the model (is it the same model family and width?):\n  "
-        + "\n  ".join(sorted(lines))
+    return f"the weights in {source} do not fit the model (is it the same model family and width?):\n  " + "\n  ".join(
+        sorted(lines)
     )

@@ -42,9 +42,7 @@ def _full_droid(droid_assets: AssetsConfig) -> RLDSDroidDataConfig:
 RECIPES = [
     # Released checkpoints: actions are joint velocities.
     TrainConfig(name="pi0_droid", model=Pi0Config(action_horizon=10), data=served_droid()),
-    TrainConfig(
-        name="pi0_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=10), data=served_droid()
-    ),
+    TrainConfig(name="pi0_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=10), data=served_droid()),
     TrainConfig(name="pi05_droid", model=Pi0Config(pi05=True, action_horizon=15), data=served_droid()),
     # The whole of DROID, with joint positions because they can be replayed in simulation.
     TrainConfig(

@@ -9,9 +9,7 @@ from openpi.training.recipes.released import weights
 
 _PI0_LORA = Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
 _FAST = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180)
-_FAST_LORA = Pi0FASTConfig(
-    action_dim=7, action_horizon=10, max_token_len=180, paligemma_variant="gemma_2b_lora"
-)
+_FAST_LORA = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180, paligemma_variant="gemma_2b_lora")
 
 
 def _data(*, extra_delta: bool) -> LeRobotLiberoDataConfig:
@@ -62,9 +60,7 @@ RECIPES = [
         model=Pi0Config(pi05=True, action_horizon=10, discrete_state_input=False),
         data=_data(extra_delta=False),
         batch_size=256,
-        lr_schedule=CosineDecaySchedule(
-            warmup_steps=10_000, peak_lr=5e-5, decay_steps=1_000_000, decay_lr=5e-5
-        ),
+        lr_schedule=CosineDecaySchedule(warmup_steps=10_000, peak_lr=5e-5, decay_steps=1_000_000, decay_lr=5e-5),
         optimizer=AdamW(clip_gradient_norm=1.0),
         ema_decay=0.999,
         weight_loader=weights("pi05_base"),

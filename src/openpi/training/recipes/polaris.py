@@ -44,9 +44,7 @@ def _cotrain(name: str, model: BaseModelConfig) -> TrainConfig:
 
 RECIPES = [
     _cotrain("pi05_droid_jointpos_polaris", Pi0Config(pi05=True, action_horizon=15)),
-    _cotrain(
-        "pi0_fast_droid_jointpos_polaris", Pi0FASTConfig(action_dim=8, action_horizon=10, max_token_len=180)
-    ),
+    _cotrain("pi0_fast_droid_jointpos_polaris", Pi0FASTConfig(action_dim=8, action_horizon=10, max_token_len=180)),
     # Longer instructions than pi0's usual 48 tokens.
     _cotrain("pi0_droid_jointpos_polaris", Pi0Config(action_horizon=10, max_token_len=100)),
     _cotrain("pi0_droid_jointpos_100k_polaris", Pi0Config(action_horizon=10, max_token_len=100)),

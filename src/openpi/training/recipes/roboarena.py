@@ -32,9 +32,7 @@ RECIPES = [
         data=served_droid(),
     ),
     # The universal FAST tokeniser.
-    TrainConfig(
-        name="paligemma_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=15), data=served_droid()
-    ),
+    TrainConfig(name="paligemma_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=15), data=served_droid()),
     # A FAST tokeniser fitted to DROID.
     TrainConfig(
         name="paligemma_fast_specialist_droid",
@@ -53,9 +51,7 @@ RECIPES = [
             action_dim=8,
             action_horizon=15,
             fast_model_tokenizer=tokenizer.FSQTokenizer,
-            fast_model_tokenizer_kwargs={
-                "fsq_tokenizer_path": "gs://openpi-assets/tokenizers/droid_fsq_tokenizer"
-            },
+            fast_model_tokenizer_kwargs={"fsq_tokenizer_path": "gs://openpi-assets/tokenizers/droid_fsq_tokenizer"},
         ),
         data=served_droid(),
     ),
@@ -74,8 +70,6 @@ RECIPES = [
             max_token_len=600,
             fast_model_tokenizer=tokenizer.BinningTokenizer,
         ),
-        data=SimpleDataConfig(
-            assets=AssetsConfig(asset_id="droid"), data_transforms=joint_position_transforms
-        ),
+        data=SimpleDataConfig(assets=AssetsConfig(asset_id="droid"), data_transforms=joint_position_transforms),
     ),
 ]

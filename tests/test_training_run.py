@@ -1,0 +1,221 @@
+"""Whole training runs as users start them: processes, signals, sudden deaths, and what is left on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies.contract import Contract
+from openpi.shared import normalize
+from openpi.shared.tree import flatten
+from openpi.training.checkpoints import complete_steps
+from openpi.training.recipe_io import load_recipe
+from openpi.weights import orbax_io
+
+RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
+NUM_STEPS = 6
+NUM_EPISODES, NUM_FRAMES = 4, 10
+NUMBERS = ("loss", "grad_norm", "param_norm", "learning_rate")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def dataset(workspace) -> Path:
+    """A real dataset of four episodes: a camera, three joints, two tasks."""
+    features = {
+        "front": {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]},
+        "joints": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
+        "actions": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
+    }
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(workspace / "dataset", fps=10, features=features, robot_type="arm") as writer:
+        for episode in range(NUM_EPISODES):
+            joints = rng.normal(size=(NUM_FRAMES, 3)).cumsum(axis=0).astype(np.float32)
+            images = rng.integers(0, 256, (NUM_FRAMES, 32, 32, 3), dtype=np.uint8)
+            frames = {"front": images, "joints": joints, "actions": joints + 1}
+            writer.add_episode(frames, task=("pick up the cube", "put it down")[episode % 2])
+    return workspace / "dataset"
+
+
+@pytest.fixture(scope="module")
+def environment(workspace) -> dict[str, str]:
+    """Compiled code is shared by the processes, and compiled without much optimising: they run for six steps."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(workspace / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def command(workspace, dataset) -> list[str]:
+    flags = {
+        "data.repo-id": dataset,
+        "checkpoint-base-dir": workspace / "checkpoints",
+        "assets-base-dir": workspace / "assets",
+        "num-train-steps": NUM_STEPS,
+        "holdout-episodes": 1,
+        "keep-best": None,
+    }
+    words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items()]
+    return [sys.executable, "-m", "openpi.cli.main", "train", RECIPE, *words]
+
+
+@pytest.fixture(scope="module")
+def whole_run(workspace, command, environment) -> Path:
+    """The folder of a run that nobody disturbed."""
+    done = _train(command, environment, "whole")
+    assert done.returncode == 0, done.stderr
+    return workspace / "checkpoints" / "arm" / "whole"
+
+
+def _train(command: list[str], environment: dict[str, str], name: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, f"--exp-name={name}", *more], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _train_until(command: list[str], environment: dict[str, str], name: str, text: str, signum: int) -> tuple[int, str]:
+    """Sends a signal when `text` appears in the log; returns exit code and log."""
+    child = subprocess.Popen([*command, f"--exp-name={name}"], env=environment, stderr=subprocess.PIPE, text=True)
+    with child:
+        log = "".join(_lines_sending(child, text, signum))
+    return child.returncode, log
+
+
+def _lines_sending(child: subprocess.Popen[str], text: str, signum: int) -> Iterator[str]:
+    assert child.stderr is not None
+    is_sent = False
+    for line in child.stderr:
+        if text in line and not is_sent:
+            child.send_signal(signum)
+            is_sent = True
+        yield line
+
+
+def _metrics(run: Path) -> dict[int, dict[str, float]]:
+    """Per step, everything that does not depend on the clock."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        numbers = {k: v for k, v in row.items() if k not in ("step", "samples_per_s", "data_wait")}
+        rows.setdefault(row["step"], {}).update(numbers)
+    return rows
+
+
+def _assert_same_end(run: Path, expected: Path) -> None:
+    """To the last bit: every metric, all parameters, the optimiser."""
+    assert _metrics(run) == _metrics(expected)
+    last = str(NUM_STEPS - 1)
+    for read, item in ((orbax_io.read_params, "params"), (orbax_io.read_tree, "train_state")):
+        found, wanted = flatten(read(run / last / item)), flatten(read(expected / last / item))
+        assert found.keys() == wanted.keys()
+        for path, leaf in wanted.items():
+            np.testing.assert_equal(found[path], leaf, err_msg=path)
+
+
+def test_a_run_leaves_a_checkpoint_that_explains_itself(whole_run, workspace, dataset):
+    last = whole_run / str(NUM_STEPS - 1)
+    assert {entry.name for entry in last.iterdir()} >= {
+        "params",
+        "train_state",
+        "assets",
+        "recipe.json",
+        "recipe_source.py",
+        "contract.json",
+        "loader_state.json",
+    }
+    recipe = load_recipe(last)
+    assert recipe.exp_name == "whole"
+    assert recipe.data.repo_id == str(dataset)
+    contract = Contract.load(last)
+    assert contract.action_horizon == 3
+    assert contract.control_hz == 10
+    assert (last / "assets" / "tokenizer.model").stat().st_size > 0
+    stored = normalize.load(last / "assets" / recipe.data.asset_id)
+    used = normalize.load(recipe.data.stats_dir(recipe.assets_dirs))
+    assert stored == used
+
+
+def test_a_run_reports_every_step_and_the_error_on_held_out_episodes(whole_run):
+    metrics = _metrics(whole_run)
+    assert sorted(metrics) == list(range(NUM_STEPS))
+    assert all(np.isfinite(metrics[step][name]) for step in metrics for name in NUMBERS)
+    evaluated = [step for step, row in metrics.items() if "validation_loss" in row]
+    assert evaluated == [2, 4, 5]
+    per_joint = [metrics[5][f"action_error/{name}"] for name in ("lift", "turn", "grip")]
+    np.testing.assert_allclose(metrics[5]["action_error"], np.mean(per_joint), rtol=1e-6)
+
+
+def test_the_first_batch_is_shown_with_its_true_brightness(whole_run):
+    sheet = np.asarray(Image.open(whole_run / "first_batch.png"))
+    pictures = sheet[sheet.min(axis=-1) < 250]  # without the white around them
+    assert 100 < pictures.mean() < 155  # the dataset's images are uniform noise in 0..255
+
+
+def test_a_terminated_run_saves_and_resumes_as_if_nothing_had_happened(command, environment, whole_run):
+    code, log = _train_until(command, environment, "terminated", "Step 2:", signal.SIGTERM)
+    run = whole_run.with_name("terminated")
+    assert code == 128 + signal.SIGTERM, log
+    assert "--resume" in log
+    stopped_at = complete_steps(run)[-1]
+    assert 2 <= stopped_at < NUM_STEPS
+    assert max(_metrics(run)) == stopped_at
+    done = _train(command, environment, "terminated", "--resume")
+    assert done.returncode == 0, done.stderr
+    _assert_same_end(run, whole_run)
+
+
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, environment, whole_run):
+    code, log = _train_until(command, environment, "killed", "checkpoint saved", signal.SIGKILL)
+    run = whole_run.with_name("killed")
+    assert code == -signal.SIGKILL, log
+    assert complete_steps(run)
+    done = _train(command, environment, "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    _assert_same_end(run, whole_run)
+    assert not [entry for entry in run.iterdir() if entry.name.startswith((".partial", ".discarded"))]
+
+
+def test_an_existing_run_is_left_alone_unless_asked(command, environment, whole_run):
+    before = (whole_run / "metrics.jsonl").read_text()
+    done = _train(command, environment, "whole")
+    assert done.returncode == 1
+    assert "--overwrite" in done.stderr
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_a_dataset_that_does_not_fit_is_refused_before_the_model_is_built(command, environment):
+    done = _train(command, environment, "wrong", "--model.action-dim=2")
+    assert done.returncode == 1
+    assert "do not fit the model" in done.stderr
+    assert "actions: shape [3, 3], the model takes [3, 2]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset, environment):
+    where = workspace / "other_assets"
+    flags = [f"--data.repo-id={dataset}", f"--assets-base-dir={where}", "--data.assets.asset-id=mine"]
+    command = [sys.executable, "-m", "openpi.cli.main", "stats", "--config-name", RECIPE, "--max-frames=20", *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(where / "arm" / "mine" / "norm_stats.json") in done.stdout
+    stats = normalize.load(where / "arm" / "mine")
+    assert stats["state"].width == 3
+    np.testing.assert_allclose(stats["actions"].std.shape, 3)
