@@ -71,6 +71,7 @@ def train(config: TrainConfig) -> TrainResult:
         if last_step is None:
             state = step_jax.create_state(config, init_key, mesh)
         else:
+            _log_changes(checkpoints.path(last_step), config)
             state = checkpoints.restore(last_step, spec)
             _restore_loop(checkpoints.path(last_step), data, window)
         _log_size(config, spec)
@@ -79,7 +80,7 @@ def train(config: TrainConfig) -> TrainResult:
         validate = Validation(config, data, mesh) if data.holdout is not None else None
         observers = open_observers(config, checkpoints.directory, resume_step=start or None)
         batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(batch, mesh))
-        stopwatch, step, reported, evaluated = Stopwatch(), start - 1, {}, {}
+        stopwatch, step, reported = Stopwatch(), start - 1, {}
         try:
             with Progress(num_steps=config.num_train_steps, start=start) as progress:
                 for step in range(start, config.num_train_steps):
@@ -94,13 +95,17 @@ def train(config: TrainConfig) -> TrainResult:
                         samples = len(window) * config.batch_size
                         reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
                         _report(observers, progress, step, reported)
+                    evaluated = {}
                     if validate is not None and _is_due(step, config.eval_interval or config.save_interval, is_last):
-                        evaluated = validate(state.inference_params)
+                        with stopwatch.paused():
+                            evaluated = validate(state.inference_params)
+                        reported |= evaluated
                         _report(observers, progress, step, evaluated)
-                    if _is_due(step, config.save_interval, is_last) or interrupts.signum is not None:
+                    is_asked_to_stop = interrupts.signum is not None
+                    if _is_due(step, config.save_interval, is_last) or is_asked_to_stop:
                         extras = _Extras(config, data, batches.state, window)
                         checkpoints.save(step, state, write_extras=extras.write, metrics=evaluated)
-                    if interrupts.signum is not None:
+                    if is_asked_to_stop:
                         break
         finally:
             batches.close()
@@ -108,7 +113,7 @@ def train(config: TrainConfig) -> TrainResult:
             for observer in observers:
                 observer.close()
         checkpoints.wait()
-        return TrainResult(checkpoints.path(step), step, reported | evaluated, interrupts.signum)
+        return TrainResult(checkpoints.path(step), step, reported, interrupts.signum)
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
@@ -127,14 +132,24 @@ def _show(observers: list[Observer], step: int, name: str, image: np.ndarray) ->
         observer.image(step, name, image)
 
 
+def _log_changes(checkpoint: Path, config: TrainConfig) -> None:
+    """A resumed run may have other flags than before; they hold from here on."""
+    if not (checkpoint / recipe_io.RECIPE_FILE).is_file():
+        return
+    before = recipe_io.load_recipe(checkpoint)
+    for field in dataclasses.fields(config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if old != new and field.name not in ("resume", "overwrite"):
+            logger.warning("changed since the checkpoint: %s was %s, is %s", field.name, old, new)
+
+
 def _log_size(config: TrainConfig, spec: step_jax.TrainState) -> None:
     trainable, frozen = step_jax.split_params(spec.params, config.freeze_filter)
     counts = [sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for part in (trainable, frozen)]
     logger.info(
-        "%s: %.1f M parameters train, %.1f M are frozen; %d devices (%s)",
+        "%s: %s parameters train, %s are frozen; %d devices (%s)",
         config.name,
-        counts[0] / 1e6,
-        counts[1] / 1e6,
+        *(f"{count:,}" for count in counts),
         jax.device_count(),
         jax.devices()[0].device_kind,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 logger = logging.getLogger("openpi")
@@ -66,6 +67,13 @@ class Stopwatch:
         rates = {"samples_per_s": samples / elapsed, "data_wait": (waited_s - self._waited_s) / elapsed}
         self._since, self._waited_s = now, waited_s
         return rates
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here does not count."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
 
 class Window:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -105,8 +106,11 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     spec = state_spec(config, mesh)
     partial = load_weights(config)
     placed = {path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()}
-    init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec))
-    return init(key, unflatten(placed))
+    init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec), donate_argnums=1)
+    with warnings.catch_warnings():
+        # Frozen leaves change dtype, so their buffers cannot be used again.
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        return init(key, unflatten(placed))
 
 
 def load_weights(config: TrainConfig) -> dict[str, Any]:

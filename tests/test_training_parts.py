@@ -1,0 +1,191 @@
+"""The parts of the loop on their own: metrics on disk, batches ahead of time, what is shown, what is refused."""
+
+import dataclasses
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openpi.training import preflight
+from openpi.training.config import TrainConfig, get_config
+from openpi.training.first_batch import contact_sheet
+from openpi.training.interrupts import Interrupts
+from openpi.training.prefetch import Prefetcher
+from openpi.training.progress import Stopwatch, Window
+from openpi.training.tracking import MetricsFile, open_observers
+
+RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
+
+
+class CountingLoader:
+    """Batches 0, 1, 2, ...; fails at `fails_at`."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.count = 0
+        self.fails_at = fails_at
+
+    def __iter__(self):
+        while True:
+            if self.count == self.fails_at:
+                raise OSError("the disk is gone")
+            self.count += 1
+            yield {"x": np.asarray(self.count - 1)}
+
+    def state(self):
+        return {"next": self.count}
+
+
+def test_batches_come_in_order_with_the_state_of_the_batch_returned():
+    batches = Prefetcher(CountingLoader(), lambda batch: batch["x"] * 10)
+    try:
+        assert batches.state == {"next": 0}
+        assert [int(next(batches)) for _ in range(5)] == [0, 10, 20, 30, 40]
+        assert batches.state == {"next": 5}  # although the thread is further
+    finally:
+        batches.close()
+
+
+def test_an_error_of_the_loader_surfaces_where_its_batch_was_due():
+    batches = Prefetcher(CountingLoader(fails_at=2), lambda batch: batch)
+    assert [int(next(batches)["x"]) for _ in range(2)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    batches.close()
+
+
+def test_closing_ends_the_thread_in_the_middle_of_the_data():
+    batches = Prefetcher(CountingLoader(), lambda batch: batch)
+    next(batches)
+    batches.close()
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
+    first = MetricsFile(tmp_path, resume_step=None)
+    for step in range(4):
+        first.log(step, {"loss": float(step)})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # of a process that was killed
+    second = MetricsFile(tmp_path, resume_step=2)
+    second.log(2, {"loss": 20.0})
+    second.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+
+
+def test_trackers_that_are_not_installed_are_done_without(tmp_path, caplog):
+    config = TrainConfig(name="x", exp_name="y", wandb_enabled=True, tensorboard_enabled=True)
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        observers = open_observers(config, tmp_path, resume_step=None)
+    missing = [name for name in ("wandb", "tensorboardX") if not _is_installed(name)]
+    assert len(observers) == 3 - len(missing)
+    assert [name for name in missing if f"{name} is not installed" not in caplog.text] == []
+    for observer in observers:
+        observer.close()
+
+
+def _is_installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def test_a_window_reports_means_and_starts_anew():
+    window = Window()
+    for loss in (1.0, 2.0, 6.0):
+        window.add({"loss": np.float32(loss)})
+    assert window.means() == {"loss": 3.0}
+    assert window.means() == {}
+
+
+def test_a_restored_window_reports_as_if_it_had_never_stopped():
+    window, resumed = Window(), Window()
+    window.add({"loss": np.float32(0.1)})
+    resumed.restore(json.loads(json.dumps(window.values())))
+    for either in (window, resumed):
+        either.add({"loss": np.float32(0.7)})
+    assert resumed.means() == window.means()
+
+
+def test_waiting_for_data_is_reported_as_a_share():
+    stopwatch = Stopwatch()
+    rates = stopwatch.read(samples=10, waited_s=0.0)
+    assert rates["data_wait"] == 0
+    assert rates["samples_per_s"] > 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_acts(signum):
+    before = signal.getsignal(signum)
+    with Interrupts() as interrupts:
+        assert interrupts.signum is None
+        signal.raise_signal(signum)
+        assert interrupts.signum == signum
+        assert signal.getsignal(signum) is before
+    assert signal.getsignal(signum) is before
+
+
+def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
+    white, grey = np.ones((2, 20, 120, 3), np.float32), np.full((2, 20, 120, 3), 128, np.uint8)
+    batch = {
+        "image": {"left": white, "right": grey},
+        "image_mask": {"left": np.ones(2, bool), "right": np.asarray([True, False])},
+    }
+    sheet = contact_sheet(batch)
+    assert sheet.dtype == np.uint8
+    assert (sheet == 128).all(axis=-1).sum() == 2 * 20 * 120
+    black = contact_sheet({**batch, "image": {"left": -white, "right": grey}})
+    assert (black == 0).all(axis=-1).sum() >= 2 * 20 * 120
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pi0_aloha", {}, r"has no dataset: it serves a released checkpoint"),
+        ("pi05_droid_finetune", {}, r"data\.repo_id='your_hf_username.*is a placeholder.*--data\.repo-id"),
+        ("pi05_full_droid_finetune", {}, r"data\.rlds_data_dir='<path_to.*is a placeholder"),
+        ("debug", {"exp_name": ""}, r"exp_name is empty"),
+    ],
+)
+def test_recipes_that_cannot_train_are_refused_at_once(name, change, message):
+    config = dataclasses.replace(get_config(name), **{"exp_name": "x", **change})
+    with pytest.raises(ValueError, match=message):
+        preflight.check_recipe(config)
+
+
+def test_a_recipe_that_freezes_everything_is_refused():
+    with pytest.raises(ValueError, match="freezes every parameter"):
+        preflight.check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))
+
+
+def _everything(path: str) -> bool:
+    del path
+    return True
+
+
+def test_averaging_of_frozen_weights_is_warned_of(caplog):
+    config = get_config("pi0_libero_low_mem_finetune")
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        preflight.check_recipe(dataclasses.replace(config, exp_name="x"))
+        assert caplog.text == ""
+        preflight.check_recipe(dataclasses.replace(config, exp_name="x", ema_decay=0.99))
+    assert "keeps a second copy of all weights" in caplog.text
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path):
+    from openpi.training import sharding, step_jax
+
+    config = dataclasses.replace(get_config("debug"), exp_name="x", checkpoint_base_dir=str(tmp_path))
+    config.checkpoint_dir.mkdir(parents=True)
+    spec = step_jax.state_spec(config, sharding.make_mesh(1))
+    preflight.check_disk_space(config, spec)
+    import jax
+
+    huge = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 10**9), leaf.dtype), spec)
+    with pytest.raises(OSError, match=r"a checkpoint takes up to .* GB, and only .* GB are free"):
+        preflight.check_disk_space(config, huge)
