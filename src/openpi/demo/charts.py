@@ -34,7 +34,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     lines = [Line(line.label, points, line.style) for line in lines if (points := _finite(line.points))]
     if not lines:
         return f'<p class="note">No values of {escape(y_label)}.</p>'
-    x_axis = _axis([x for line in lines for x, _ in line.points], _LEFT, _WIDTH - _RIGHT)
+    x_axis = _axis([0.0, *(x for line in lines for x, _ in line.points)], _LEFT, _WIDTH - _RIGHT)
     y_axis = _axis([0.0, *(y for line in lines for _, y in line.points)], _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(x_axis, y_axis, x_label)]
     for line in lines:
@@ -70,7 +70,7 @@ def rate_chart(groups: Sequence[tuple[str, Sequence[Rate]]]) -> str:
     return _svg([ticks, *parts], width, bottom + 22, "success rates with 95 % intervals")
 
 
-def smooth(points: Sequence[tuple[float, float]], weight: float = 0.85) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[float, float]], weight: float = 0.6) -> list[tuple[float, float]]:
     """Exponential moving average, without the bias of its start."""
     average = norm = 0.0
     smoothed = []

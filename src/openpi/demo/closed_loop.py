@@ -25,6 +25,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _CONNECT_TIMEOUT_S = 300.0  # a model may compile before its server is ready
 _FILM_PX = 192
+_GAP_PX = 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ToldGoalWatch(gymnasium.Wrapper):
 
 
 class BothCameras(gymnasium.Wrapper):
-    """Films the front camera, and beside it what the policy sees through the wrist camera: uint8[s, 2 s, 3]."""
+    """Films the front camera, and beside it what the policy sees through the wrist camera: uint8[h, w, 3]."""
 
     def __init__(self, env: gymnasium.Env, table: TabletopEnv):
         super().__init__(env)
@@ -194,7 +195,7 @@ class BothCameras(gymnasium.Wrapper):
     def render(self) -> Any:
         front = self._renderer.render(self._table.world, FRONT_CAMERA)
         wrist = Image.fromarray(self._wrist).resize((_FILM_PX, _FILM_PX), Image.Resampling.BICUBIC)
-        return np.concatenate([front, np.asarray(wrist)], axis=1)
+        return np.concatenate([front, np.full((_FILM_PX, _GAP_PX, 3), 255, np.uint8), np.asarray(wrist)], axis=1)
 
 
 def _write_videos(report: EvaluationReport, output: Path) -> list[dict[str, Any]]:

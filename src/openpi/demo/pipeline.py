@@ -16,7 +16,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openpi.demo import machine, report
 from openpi.demo.plan import FULL, QUICK, SCRATCH_RECIPE, Plan
@@ -29,7 +29,7 @@ from openpi.training.config import get_config
 MARKER_FILE = ".openpi-demo"
 NUM_STAGES = 8
 METRICS_FILE = "metrics.jsonl"
-_NEEDED_BYTES = 500 * 2**20
+NEEDED_BYTES = 500 * 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DemoOptions:
         demonstrations: recorded episodes (default: 180).
         episodes: closed-loop episodes before, and after (default: 50).
         train_steps: optimiser steps (default: the recipe's).
-        from_scratch: also train without the base, for comparison (default: if it fits into `time_budget_s`).
+        from_scratch: also train without the base, for comparison; auto: if it fits into `time_budget_s`.
         time_budget_s: seconds for everything, as far as leaving out that comparison can help.
     """
 
@@ -54,7 +54,7 @@ class DemoOptions:
     demonstrations: int | None = None
     episodes: int | None = None
     train_steps: int | None = None
-    from_scratch: bool | None = None
+    from_scratch: Literal["auto", "yes", "no"] = "auto"
     time_budget_s: float = 300.0
 
     def plan(self) -> Plan:
@@ -77,14 +77,20 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
     """
     plan = options.plan()
     terminal = terminal or Terminal(NUM_STAGES)
-    _open_output(options)
+    open_output(options)
     with Children() as children:
         return _Demo(options, plan, StageRunner(plan, children, terminal), terminal).run()
 
 
-def _open_output(options: DemoOptions) -> None:
-    """Creates the folder; deletes an old one only if a demo made it."""
+def open_output(options: DemoOptions) -> None:
+    """Creates the folder; deletes an old one only if a demo made it.
+
+    Raises:
+        FileExistsError: there is something else in it, or an earlier demo and `overwrite` is not set.
+        OSError: too little disk space.
+    """
     output = options.output
+    _check_disk_space(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         is_ours = (output / MARKER_FILE).is_file()
         if not (is_ours and options.overwrite):
@@ -92,13 +98,17 @@ def _open_output(options: DemoOptions) -> None:
             raise FileExistsError(f"output folder {output} is not empty: {fix} another --output.")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output).free
-    if free < _NEEDED_BYTES:
+    (output / MARKER_FILE).touch()
+
+
+def _check_disk_space(output: Path) -> None:
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < NEEDED_BYTES:
         raise OSError(
-            f"{free / 2**20:.0f} MiB are free for {output}; the demo needs up to {_NEEDED_BYTES / 2**20:.0f}. "
+            f"{free / 2**20:.0f} MiB are free for {output}; the demo needs up to {NEEDED_BYTES / 2**20:.0f}. "
             "Make room, or choose another --output."
         )
-    (output / MARKER_FILE).touch()
 
 
 class _Demo:
@@ -168,8 +178,9 @@ class _Demo:
         expected_s = seconds["train"] + seconds["evaluate_after"]
         elapsed_s = time.perf_counter() - self._started
         fits = elapsed_s + expected_s <= self._options.time_budget_s
-        if not (fits if self._options.from_scratch is None else self._options.from_scratch):
-            self._terminal.say(f"left out: it would take about {expected_s:.0f} s more; --from-scratch adds it")
+        wish = self._options.from_scratch
+        if wish == "no" or (wish == "auto" and not fits):
+            self._terminal.say(f"left out: it would take about {expected_s:.0f} s more; --from-scratch=yes adds it")
             return
         run_dir = self._train("scratch", SCRATCH_RECIPE)
         server = self._runner.serve(self._plan.serve("scratch", run_dir), name="scratch")

@@ -1,6 +1,5 @@
 """Commands as child processes: output to log files, progress line by line, peak memory, and nothing left behind."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from openpi.demo.plan import Command
 
 _POLL_S = 0.05
 _GRACE_S = 10.0  # for a child that is asked to stop; a trainer saves first
+_KILL_S = 3.0  # for the kernel; zombies whose parent never looks stay longer, and harm nobody
 _BYTES_PER_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
 
 
@@ -28,6 +28,7 @@ class Child:
     Attributes:
         command: what runs.
         log: file with everything it printed.
+        pid: of the process, and of the group that it and its own children form.
         peak_memory_bytes: once it has ended, the most memory it, or its largest child, ever held; else 0.
     """
 
@@ -46,6 +47,7 @@ class Child:
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us only, and the child's own workers can be ended with it
         )
+        self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         self._reader.start()
 
@@ -66,17 +68,23 @@ class Child:
             deadline_s = time.monotonic() + _GRACE_S
             while self.poll() is None and time.monotonic() < deadline_s:
                 time.sleep(_POLL_S)
-        self._signal(signal.SIGKILL)  # whatever of its group is left
-        while self.poll() is None:
+        deadline_s = time.monotonic() + _KILL_S
+        while self._signal(signal.SIGKILL) or self.poll() is None:  # also whatever of its group is left
+            if time.monotonic() > deadline_s:
+                break
             time.sleep(_POLL_S)
 
     def last_lines(self, count: int = 12) -> str:
         """The end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
 
-    def _signal(self, signum: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-            os.killpg(self._process.pid, signum)
+    def _signal(self, signum: int) -> bool:
+        """False when nothing of the group is left."""
+        try:
+            os.killpg(self.pid, signum)
+        except (ProcessLookupError, PermissionError):  # the latter on macOS, when only zombies are left
+            return False
+        return True
 
     def _read(self, on_line: Callable[[str], None] | None) -> None:
         assert self._process.stdout is not None
@@ -90,14 +98,18 @@ class Child:
 
 
 class Children:
-    """Starts commands; leaving the context stops those that still run, whatever the reason for leaving."""
+    """Starts commands; leaving the context stops those that still run, whatever the reason for leaving.
+
+    Attributes:
+        all: started so far, running or not.
+    """
 
     def __init__(self) -> None:
-        self._children: list[Child] = []
+        self.all: list[Child] = []
 
     def start(self, command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> Child:
         child = Child(command, log, on_line)
-        self._children.append(child)
+        self.all.append(child)
         return child
 
     def __enter__(self) -> "Children":
@@ -106,7 +118,7 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for child in reversed(self._children):
+        for child in reversed(self.all):
             child.stop()
 
 
