@@ -135,6 +135,52 @@ def test_full_size_models_have_the_published_parameter_count(pi05: bool, total: 
     assert sum(int(np.prod(leaf.shape)) for leaf in params.values()) == total
 
 
+def random_inputs(config: Pi0Config) -> tuple[Observation, jax.Array]:
+    """Random values in the shapes of the config's spec, all masks true."""
+    keys = iter(jax.random.split(jax.random.key(3), 20))
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.dtype == jnp.bool_:
+            return jnp.ones(leaf.shape, bool)
+        if leaf.dtype == jnp.int32:
+            return jax.random.randint(next(keys), leaf.shape, 0, 60)
+        return jax.random.uniform(next(keys), leaf.shape, minval=-1.0)
+
+    observation, actions = jax.tree.map(draw, config.inputs_spec(batch_size=2))
+    return observation, actions
+
+
+def test_the_drawn_loss_delegates_with_the_published_split_of_the_key() -> None:
+    model = TINY.create(jax.random.key(0))
+    observation, actions = random_inputs(TINY)
+    _, noise_key, time_key = jax.random.split(jax.random.key(7), 3)
+    noise, time = jax.random.normal(noise_key, actions.shape), pi0.draw_time(time_key, (2,))
+    drawn = model.compute_loss(jax.random.key(7), observation, actions, train=False)
+    np.testing.assert_array_equal(drawn, pi0.loss(TINY, model.params, observation, actions, noise, time))
+
+
+def test_remat_and_unrolling_change_no_gradient() -> None:
+    deep = dataclasses.replace(
+        TINY,
+        paligemma_variant=GemmaConfig(32, 6, 64, 2, 1, 16, vocab_size=64),
+        action_expert_variant=GemmaConfig(32, 6, 64, 2, 1, 16, vocab_size=64),
+    )
+    for base in (TINY, deep):  # unrolled, scanned
+        params = base.create(jax.random.key(0)).params
+        observation, actions = random_inputs(base)
+
+        def gradient(remat: str, base=base, observation=observation, actions=actions, params=params) -> dict:
+            config = dataclasses.replace(base, remat=remat)
+            noise, time = jnp.ones_like(actions), jnp.full(2, 0.5)
+            mean_loss = lambda p: jnp.mean(pi0.loss(config, p, observation, actions, noise, time))  # noqa: E731
+            return flatten(jax.jit(jax.grad(mean_loss))(params))
+
+        reference = gradient("full")
+        for remat in ("dots", "none"):
+            for path, leaf in gradient(remat).items():
+                np.testing.assert_allclose(leaf, reference[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
 def test_loading_names_every_kind_of_misfit() -> None:
     params = TINY.create(jax.random.key(0)).params
     params = {

@@ -95,20 +95,8 @@ def close(actual: jax.Array, expected: np.ndarray, atol: float, rtol: float = 0.
 
 
 def test_loss_equals_the_recording(kit: Kit) -> None:
-    close(jax.jit(kit.loss)(kit.params), kit.outputs["loss"], **LOSS)
+    close(kit.loss(kit.params), kit.outputs["loss"], **LOSS)
     close(kit.loss(kit.params, all_cameras=True), kit.outputs["loss_all_cameras"], **LOSS)
-
-
-def test_the_drawn_loss_delegates_with_the_published_split_of_the_key(kit: Kit) -> None:
-    model = kit.config.load(kit.params)
-    _, noise_key, time_key = jax.random.split(jax.random.key(7), 3)
-    noise, time = (
-        jax.random.normal(noise_key, kit.array("actions").shape),
-        pi0.draw_time(time_key, kit.array("actions").shape[:1]),
-    )
-    drawn = model.compute_loss(jax.random.key(7), kit.observation(), kit.array("actions"), train=False)
-    given = pi0.loss(kit.config, kit.params, kit.observation(), kit.array("actions"), noise, time)
-    np.testing.assert_array_equal(drawn, given)
 
 
 def test_gradients_equal_the_recording(kit: Kit) -> None:
@@ -209,18 +197,6 @@ def test_bf16_serving_and_training_setups_agree_with_the_recording(kit: Kit) -> 
     loss = kit.loss(kit.params, dtype="bfloat16")
     assert loss.dtype == jnp.float32
     close(loss, kit.outputs["bf16_train_loss"], BF16, BF16)
-
-
-def test_remat_changes_no_number(kit: Kit) -> None:
-    def gradient(remat: str) -> dict:
-        config = dataclasses.replace(kit.config, remat=remat)
-        other = dataclasses.replace(kit, config=config)
-        return jax.jit(jax.grad(lambda params: jnp.mean(other.loss(params))))(kit.params)
-
-    reference = flatten(gradient("full"))
-    for remat in ("dots", "none"):
-        for path, leaf in flatten(gradient(remat)).items():
-            np.testing.assert_allclose(leaf, reference[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_freeze_filter_names_the_recorded_leaves(golden: Path) -> None:
