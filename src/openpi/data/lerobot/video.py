@@ -69,7 +69,7 @@ class VideoFile:
                 f"{self._path} has no frame at {time_s:.4f} s (within half a frame at {self._fps} fps); "
                 f"it holds {self.num_frames} frames. The video and the table come from different recordings"
             )
-        return self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
         self._container.close()
