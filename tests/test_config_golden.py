@@ -24,6 +24,7 @@ NEW_FIELDS = {
         "eval_interval",
         "eval_batches",
         "tensorboard_enabled",
+        "cpu_devices",
     },
     "Pi0Config": {
         "image_encoder_variant",

@@ -86,6 +86,8 @@ class TrainConfig:
         wandb_enabled, tensorboard_enabled: observers; the console and `metrics.jsonl` are always on.
         policy_metadata: sent to robots when a checkpoint of this recipe is served.
         fsdp_devices: devices that share one copy of the parameters.
+        cpu_devices: on a machine without accelerator, parts that the processor is split into; each takes its share of
+            every batch, with a copy of the parameters. For small models: one part leaves most cores idle.
     """
 
     name: str = dataclasses.field(metadata=HIDDEN)
@@ -127,6 +129,7 @@ class TrainConfig:
     tensorboard_enabled: bool = False
     policy_metadata: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=HIDDEN)
     fsdp_devices: int = 1
+    cpu_devices: int = 1
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

@@ -78,6 +78,7 @@ RECIPES = [
         ema_decay=0.99,
         batch_size=64,
         num_workers=0,
+        cpu_devices=2,
         num_train_steps=1000,
         log_interval=20,
         save_interval=500,
