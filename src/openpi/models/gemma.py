@@ -19,7 +19,8 @@ from openpi.models import lora
 from openpi.models.gemma_config import GemmaConfig
 
 Params = Mapping[str, Any]
-KVCache = tuple[Float[Array, "l b c k h"], Float[Array, "l b c k h"]]
+# The cached length differs between what goes in and what comes out, so it is not bound (leading underscore).
+KVCache = tuple[Float[Array, "l b _c k h"], Float[Array, "l b _c k h"]]
 
 # The most negative finite value the published models were trained with; a row that is masked everywhere then
 # attends uniformly instead of turning into NaN.
