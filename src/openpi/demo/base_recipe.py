@@ -26,6 +26,7 @@ from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
 from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.processor import split_processor
 from openpi.training.recipes import tabletop
 
 NUM_SCENES = 1800
@@ -79,6 +80,7 @@ RECIPE = TrainConfig(
     ema_decay=0.997,
     batch_size=64,
     num_workers=0,
+    cpu_devices=2,
     num_train_steps=5500,
     save_interval=1000,
     keep_period=None,
@@ -123,6 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
 
+    split_processor(RECIPE.cpu_devices)
     from openpi.training import loop
 
     dataset = args.work / "dataset"
