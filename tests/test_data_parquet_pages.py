@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from openpi.data.lerobot import parquet_pages
 from openpi.data.lerobot.images import ImageColumns, decode_image
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -51,6 +52,28 @@ def test_values_equal_those_of_pyarrow(tmp_path, compression, use_dictionary, ve
     for row in np.random.default_rng(1).permutation(300):
         cell = cells[row]
         assert column.value(int(row)) == (None if cell is None else cell["bytes"])
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_a_value_in_a_large_snappy_page_is_read_without_the_rest_of_the_page(tmp_path, monkeypatch, use_dictionary):
+    rng = np.random.default_rng(0)
+    values = [rng.bytes(int(size)) if size % 3 else b"repeat" * int(size) for size in rng.integers(0, 60_000, 80)]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": values}), path, use_dictionary=use_dictionary)
+    column = BinaryColumn(path, "x")
+    column.value(0)  # finds out where the values lie
+    bytes_read = []
+    read = parquet_pages._File.read
+
+    def counting_read(self, begin: int, size: int) -> memoryview:
+        bytes_read.append(size)
+        return read(self, begin, size)
+
+    monkeypatch.setattr(parquet_pages._File, "read", counting_read)
+    for row in rng.permutation(80):
+        assert column.value(int(row)) == values[row]
+    assert path.stat().st_size > 1_000_000
+    assert max(bytes_read) < 150_000
 
 
 def test_columns_without_nulls_are_read(tmp_path):

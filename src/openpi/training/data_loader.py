@@ -125,6 +125,7 @@ def create_dataset(
         episodes=episodes,
         delta_timestamps=dict.fromkeys(data_config.action_sequence_keys, steps_s),
         columns=features_read(data_config, metadata),
+        metadata=metadata,
     )
 
 

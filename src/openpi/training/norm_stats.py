@@ -216,7 +216,7 @@ def _tabular_dataset(data_config: DataConfig) -> LeRobotDataset:
         for key, feature in metadata.features.items()
         if is_tabular(feature) and (used is None or key in used or key in data_config.action_sequence_keys)
     ]
-    return LeRobotDataset(metadata.root, columns=[*columns, *data_config.action_sequence_keys])
+    return LeRobotDataset(metadata.root, columns=[*columns, *data_config.action_sequence_keys], metadata=metadata)
 
 
 def _chain(data_config: DataConfig, dataset: LeRobotDataset) -> Sequence[Callable[[Sample], Sample]]:

@@ -15,15 +15,16 @@ from PIL import Image
 from openpi.data.lerobot.metadata import open_parquet
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 
-MAX_KNOWN_COLUMNS = 1024  # per thread; what is kept of one is where its pages lie, and the page read last
+MAX_KNOWN_COLUMNS = 16384  # what is kept of one is where its pages and values lie: some KB
 
 
 class ImageColumns:
-    """Random access to image columns of the data files of one dataset. Pickles as empty."""
+    """Random access to image columns of the data files of one dataset. Threads may share it. Pickles as empty."""
 
     def __init__(self, root: Path):
         self._root = root
-        self._local = threading.local()
+        self._columns: OrderedDict[tuple[Path, str], BinaryColumn | _WholeColumn] = OrderedDict()
+        self._lock = threading.Lock()  # of the dict
 
     def image_at(self, path: Path, column: str, row: int) -> np.ndarray:
         """The image in `row` of the file's `column`, as uint8 RGB [h, w, 3].
@@ -36,8 +37,7 @@ class ImageColumns:
         try:
             content = self._column(path, column).value(row)
         except UnsupportedLayoutError:
-            self._columns()[path, column] = _WholeColumn(path, column, "bytes")
-            content = self._column(path, column).value(row)
+            content = self._remember(path, column, _WholeColumn(path, column, "bytes")).value(row)
         if content is None:
             content = self._read_external(path, column, row, where)
         return decode_image(content, where)
@@ -53,19 +53,20 @@ class ImageColumns:
         return file.read_bytes()
 
     def _column(self, path: Path, column: str) -> "BinaryColumn | _WholeColumn":
-        columns, key = self._columns(), (path, column)
-        if key in columns:
-            columns.move_to_end(key)
-            return columns[key]
-        if len(columns) >= MAX_KNOWN_COLUMNS:
-            columns.popitem(last=False)
-        columns[key] = BinaryColumn(path, f"{column}.bytes")
-        return columns[key]
+        with self._lock:
+            if (path, column) in self._columns:
+                self._columns.move_to_end((path, column))
+                return self._columns[path, column]
+        return self._remember(path, column, BinaryColumn(path, f"{column}.bytes"))
 
-    def _columns(self) -> "OrderedDict[tuple[Path, str], BinaryColumn | _WholeColumn]":
-        if not hasattr(self._local, "columns"):
-            self._local.columns = OrderedDict()
-        return self._local.columns
+    def _remember(
+        self, path: Path, column: str, opened: "BinaryColumn | _WholeColumn"
+    ) -> "BinaryColumn | _WholeColumn":
+        with self._lock:
+            while len(self._columns) >= MAX_KNOWN_COLUMNS:
+                self._columns.popitem(last=False)
+            self._columns[path, column] = opened
+        return opened
 
     def __getstate__(self) -> Path:
         return self._root
@@ -88,10 +89,12 @@ class _WholeColumn:
 
     def value(self, row: int) -> bytes | str | None:
         group = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        if self._group is None or self._group[0] != group:
+        held = self._group
+        if held is None or held[0] != group:
             with open_parquet(self._path) as file:
-                self._group = group, file.read_row_group(group, columns=[self._column])[self._column]
-        cell = self._group[1][row - int(self._first_rows[group])].as_py()
+                held = group, file.read_row_group(group, columns=[self._column])[self._column]
+            self._group = held
+        cell = held[1][row - int(self._first_rows[group])].as_py()
         return None if cell is None else cell[self._field]
 
 

@@ -38,6 +38,7 @@ class LeRobotDataset:
         delta_timestamps: seconds relative to the frame, multiples of 1/fps, by feature.
         columns: features that samples hold, besides the index columns and `task`; None = all. Cameras that
             are not listed are never decoded.
+        metadata: of this dataset, if it was read before.
     Raises:
         FileNotFoundError: the dataset or one of its files is missing.
         ValueError: an unknown format, a file that contradicts the metadata, or a delta that is no frame
@@ -54,8 +55,9 @@ class LeRobotDataset:
         episodes: Sequence[int] | None = None,
         delta_timestamps: Mapping[str, Sequence[float]] | None = None,
         columns: Collection[str] | None = None,
+        metadata: LeRobotMetadata | None = None,
     ):
-        self.metadata = LeRobotMetadata.load(locate_dataset(repo_id_or_path, root))
+        self.metadata = metadata or LeRobotMetadata.load(locate_dataset(repo_id_or_path, root))
         self._episodes = _select_episodes(self.metadata, episodes)
         self._keys = _select_features(self.metadata, columns, delta_timestamps or {})
         self._deltas = {
