@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from openpi.demo.processes import STOP_SIGNALS
+
 SUMMARY = "record, train, serve and evaluate a small pi0.5 in a simulator, with a report"
 
 _HELP_ON_ACTIONS = """
@@ -34,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         print(f"openpi demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # of an action; the demo itself cleans up first
+        return 128 + signal.SIGINT
 
 
 def _demo(argv: list[str]) -> int:
@@ -44,7 +48,10 @@ def _demo(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(_HELP_ON_ACTIONS.strip() + "\n")
     options = tyro.cli(DemoOptions, args=argv, prog="openpi demo")
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     try:
         run_demo(options)
     except _Stopped as stopped:
@@ -84,7 +91,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     del frame
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # cleaning up takes a moment; once more must not cut it short
     raise _Stopped(signum)
 

@@ -1,17 +1,19 @@
 """Commands as child processes: output to log files, progress line by line, peak memory, and nothing left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from openpi.demo.plan import Command
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.05
 _GRACE_S = 10.0  # for a child that is asked to stop; a trainer saves first
 _KILL_S = 3.0  # for the kernel; zombies whose parent never looks stay longer, and harm nobody
@@ -108,8 +110,9 @@ class Children:
         self.all: list[Child] = []
 
     def start(self, command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> Child:
-        child = Child(command, log, on_line)
-        self.all.append(child)
+        with _signals_held_back():
+            child = Child(command, log, on_line)
+            self.all.append(child)
         return child
 
     def __enter__(self) -> "Children":
@@ -120,6 +123,23 @@ class Children:
     ) -> None:
         for child in reversed(self.all):
             child.stop()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What arrives inside takes effect at the end: a process must not be started and then forgotten."""
+    if threading.current_thread() is not threading.main_thread():  # only there Python handles signals
+        yield
+        return
+    arrived: list[int] = []
+    previous = {number: signal.signal(number, lambda signum, _: arrived.append(signum)) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for signum in arrived:
+        signal.raise_signal(signum)
 
 
 def wait(child: Child, *, needs: Sequence[Child] = ()) -> None:
