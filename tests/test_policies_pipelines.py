@@ -1,11 +1,13 @@
 """Whole chains of the registered recipes, dataset sample or observation to model and back, against recordings."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from openpi import transforms
+from openpi.models.tokenizer import FASTTokenizer, PaligemmaTokenizer
 from openpi.policies.robot_spec import find_spec
 from openpi.shared.normalize import NormStats
 from openpi.training.config import AssetsConfig, get_config
@@ -146,3 +148,34 @@ def test_the_robot_of_a_recipe_tells_its_client_keys(chains):
     sent = set(flatten_dict(chains.sample("infer_in")))
     assert {camera.key for camera in spec.cameras if camera.required} <= sent
     assert {vector.key for vector in spec.state} <= sent
+
+
+def recorded_tokens(golden, kind):
+    return json.loads((golden / "data" / "tokenize_transforms.json").read_text())[kind]
+
+
+def test_prompts_are_tokenized_as_recorded(golden):
+    for case in recorded_tokens(golden, "tokenize_prompt"):
+        step = transforms.TokenizePrompt(PaligemmaTokenizer(case["max_len"]), case["discrete_state_input"])
+        use_recorded_tokenizers([step])
+        state = None if case["state"] is None else np.array(case["state"])
+        result = step({"prompt": case["prompt"], "state": state})
+        assert_tokens(result, "tokenized_prompt", case["tokens"], case["token_dtype"])
+        assert_tokens(result, "tokenized_prompt_mask", case["mask"], case["mask_dtype"])
+
+
+def test_prompts_with_actions_are_tokenized_as_recorded(golden):
+    for case in recorded_tokens(golden, "tokenize_fast"):
+        step = transforms.TokenizeFASTInputs(FASTTokenizer(case["max_len"]))
+        use_recorded_tokenizers([step])
+        sample = {"prompt": case["prompt"], "state": np.array(case["state"])}
+        if case["actions"] is not None:
+            sample["actions"] = np.array(case["actions"])
+        result = step(sample)
+        for key, dtype in case["dtypes"].items():
+            assert_tokens(result, key, case[key], dtype)
+
+
+def assert_tokens(result, key, values, dtype):
+    assert result[key].tolist() == values
+    assert str(result[key].dtype) == dtype

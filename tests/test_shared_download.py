@@ -127,6 +127,11 @@ def test_processes_that_want_the_same_file_fetch_it_once(server):
     assert requests == ["/model"]
 
 
+def test_a_url_cannot_lead_out_of_the_cache():
+    with pytest.raises(ValueError, match=r"has '\.\.' in its path"):
+        download.maybe_download("http://127.0.0.1:9/a/../../../etc/passwd")
+
+
 @pytest.mark.usefixtures("bucket")
 def test_a_folder_of_a_bucket_is_fetched_whole(cache):
     path = download.maybe_download("memory://assets/ckpt")

@@ -72,9 +72,7 @@ class Group:
     inputs: Sequence[DataTransformFn] = ()
     outputs: Sequence[DataTransformFn] = ()
 
-    def push(
-        self, *, inputs: Sequence[DataTransformFn] = (), outputs: Sequence[DataTransformFn] = ()
-    ) -> Group:
+    def push(self, *, inputs: Sequence[DataTransformFn] = (), outputs: Sequence[DataTransformFn] = ()) -> Group:
         """A group one layer nearer to the model: inputs go to the end, outputs to the front."""
         return Group(inputs=(*self.inputs, *inputs), outputs=(*outputs, *self.outputs))
 
@@ -177,9 +175,7 @@ class Unnormalize:
 def _check_quantiles(norm_stats: Mapping[str, Any] | None, use_quantiles: bool) -> None:
     if norm_stats is None or not use_quantiles:
         return
-    lacking = [
-        key for key, stats in flatten_dict(norm_stats).items() if stats.q01 is None or stats.q99 is None
-    ]
+    lacking = [key for key, stats in flatten_dict(norm_stats).items() if stats.q01 is None or stats.q99 is None]
     if lacking:
         raise ValueError(
             f"quantile normalisation needs q01 and q99, but the statistics of {', '.join(lacking)} have "
@@ -263,9 +259,7 @@ class ResizeImages:
 
     def __call__(self, data: DataDict) -> DataDict:
         images = _require(data, "image", "ResizeImages")
-        resized = {
-            key: resize_with_pad(np.asarray(im), self.height, self.width) for key, im in images.items()
-        }
+        resized = {key: resize_with_pad(np.asarray(im), self.height, self.width) for key, im in images.items()}
         return {**data, "image": resized}
 
 
@@ -346,8 +340,7 @@ class TokenizePrompt:
             state = data.get("state")
             if state is None:
                 raise ValueError(
-                    "the prompt of this model carries the state, but 'state' is missing; found: "
-                    f"{', '.join(data)}"
+                    f"the prompt of this model carries the state, but 'state' is missing; found: {', '.join(data)}"
                 )
         tokens, mask = self.tokenizer.tokenize(prompt, state)
         return {**rest, "tokenized_prompt": tokens, "tokenized_prompt_mask": mask}
@@ -403,8 +396,7 @@ class PromptFromLeRobotTask:
     def __call__(self, data: DataDict) -> DataDict:
         if "task_index" not in data:
             raise ValueError(
-                "the prompt comes from the dataset's task, but 'task_index' is missing; found: "
-                f"{', '.join(data)}"
+                f"the prompt comes from the dataset's task, but 'task_index' is missing; found: {', '.join(data)}"
             )
         index = int(data["task_index"])
         if index not in self.tasks:
@@ -453,18 +445,14 @@ def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, Any]) 
         if new_path is None:
             continue
         if new_path in renamed:
-            raise ValueError(
-                f"'{path}' is renamed to '{new_path}', which exists already; change the patterns"
-            )
+            raise ValueError(f"'{path}' is renamed to '{new_path}', which exists already; change the patterns")
         renamed[new_path] = value
     for path in renamed:
         parts = path.split("/")
         for end in range(1, len(parts)):
             parent = "/".join(parts[:end])
             if parent in renamed:
-                raise ValueError(
-                    f"'{parent}' is a leaf, so '{path}' cannot lie below it; change the patterns"
-                )
+                raise ValueError(f"'{parent}' is a leaf, so '{path}' cannot lie below it; change the patterns")
     return unflatten_dict(renamed)
 
 
@@ -491,9 +479,7 @@ def apply_tree(
     absent = [path for path in selected if path not in flat]
     if strict and absent:
         raise ValueError(f"{', '.join(absent)} not found; there is {', '.join(flat)}")
-    return unflatten_dict(
-        {path: fn(leaf, selected[path]) if path in selected else leaf for path, leaf in flat.items()}
-    )
+    return unflatten_dict({path: fn(leaf, selected[path]) if path in selected else leaf for path, leaf in flat.items()})
 
 
 def pad_to_dim(x: np.ndarray, target_dim: int, axis: int = -1, value: float = 0.0) -> np.ndarray:

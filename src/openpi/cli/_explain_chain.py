@@ -14,7 +14,8 @@ from openpi.cli._explain_trace import Step
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies import policy_config
-from openpi.policies.contract import Contract, ContractGuard, RangeGuard
+from openpi.policies.contract import Contract
+from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.robot_spec import find_spec
 from openpi.training.config import TrainConfig

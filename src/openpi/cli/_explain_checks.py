@@ -17,7 +17,8 @@ from openpi.cli._explain_trace import Stage
 from openpi.data.dataset import Sample
 from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models.tokenizer import PaligemmaTokenizer, load_sentencepiece
-from openpi.policies.contract import Contract, ContractGuard, RangeGuard
+from openpi.policies.contract import Contract
+from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.shared import normalize
 from openpi.shared.tree import flatten
 

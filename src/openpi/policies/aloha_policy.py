@@ -78,9 +78,7 @@ class AlohaInputs:
             raise missing_key("state", data, wanted_by="AlohaInputs")
         inputs["state"] = _state_to_pi(data["state"]) if self.adapt_to_pi else np.asarray(data["state"])
         if "actions" in data:
-            inputs["actions"] = (
-                _actions_to_pi(data["actions"]) if self.adapt_to_pi else np.asarray(data["actions"])
-            )
+            inputs["actions"] = _actions_to_pi(data["actions"]) if self.adapt_to_pi else np.asarray(data["actions"])
         if "prompt" in data:
             inputs["prompt"] = data["prompt"]
         return inputs
@@ -108,12 +106,8 @@ def _camera_slots(data: dict) -> tuple[dict[str, np.ndarray], dict[str, np.bool_
         )
     if "cam_high" not in images:
         fix = "Send it, or map a camera of the dataset to it in the repack transform."
-        raise missing_key(
-            "images/cam_high", [f"images/{n}" for n in images], wanted_by="AlohaInputs", fix=fix
-        )
-    parsed = {
-        slot: to_uint8_hwc(images[n], f"images/{n}") for n, slot in known.items() if slot and n in images
-    }
+        raise missing_key("images/cam_high", [f"images/{n}" for n in images], wanted_by="AlohaInputs", fix=fix)
+    parsed = {slot: to_uint8_hwc(images[n], f"images/{n}") for n, slot in known.items() if slot and n in images}
     black = np.zeros_like(parsed["base_0_rgb"])
     slots = [slot for slot in known.values() if slot]
     return {s: parsed.get(s, black) for s in slots}, {s: np.bool_(s in parsed) for s in slots}
@@ -135,9 +129,7 @@ def _actions_to_pi(actions: np.ndarray) -> np.ndarray:
 def _actions_from_pi(actions: np.ndarray) -> np.ndarray:
     """Inverse of `_actions_to_pi`."""
     adapted = (_JOINT_SIGNS * _check_width(actions, "actions")).astype(np.float64)
-    adapted[..., _GRIPPERS] = (adapted[..., _GRIPPERS] + _PI_MIN_RAD - _CLOSED_RAD) / (
-        _OPEN_RAD - _CLOSED_RAD
-    )
+    adapted[..., _GRIPPERS] = (adapted[..., _GRIPPERS] + _PI_MIN_RAD - _CLOSED_RAD) / (_OPEN_RAD - _CLOSED_RAD)
     return adapted
 
 

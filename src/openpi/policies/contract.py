@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,19 +18,16 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.policies import images as _images
+from openpi.policies.colours import channel_mean, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 
-logger = logging.getLogger("openpi")
-
 CONTRACT_FILE = "contract.json"
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
-# Grey levels by which the recorded mean red and blue of a camera must differ to tell RGB from BGR.
-_MIN_COLOUR_CAST = 8.0
 
 
 class DataDescription(Protocol):
@@ -289,75 +285,6 @@ class Contract:
         simple += ("default_prompt", "normalization", "asset_id")
         facts |= {name: str(getattr(self, name)) for name in simple}
         return facts
-
-
-class ContractGuard:
-    """An identity transform that checks observations against a contract; logs each kind of warning once."""
-
-    def __init__(self, contract: Contract) -> None:
-        self.contract = contract
-        self._log = _LogOnce()
-
-    def __call__(self, data: dict) -> dict:
-        self.contract.check(data)
-        self._log(self.contract.warnings(data))
-        return data
-
-
-class RangeGuard:
-    """An identity transform before normalisation; logs a state dimension far outside its training data once."""
-
-    def __init__(self, contract: Contract) -> None:
-        self.contract = contract
-        self._log = _LogOnce()
-
-    def __call__(self, data: dict) -> dict:
-        if "state" in data:
-            self._log(self.contract.range_warnings(data["state"]))
-        return data
-
-
-class _LogOnce:
-    """Logs warnings, each subject (the text before the first colon) once."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def __call__(self, warnings: Iterable[str]) -> None:
-        for warning in warnings:
-            subject = warning.split(":")[0]
-            if subject not in self._said:
-                self._said.add(subject)
-                logger.warning("%s", warning)
-
-
-def channel_mean(image: np.ndarray) -> tuple[float, float, float]:
-    """Mean of the three channels of an RGB image in either layout, 0..255."""
-    pixels = _images.to_uint8_hwc(image, "image").reshape(-1, 3).mean(axis=0)
-    return float(pixels[0]), float(pixels[1]), float(pixels[2])
-
-
-def channel_means(samples: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """Per camera key, the mean over samples of `channel_mean`; what `Contract.camera_means` stores."""
-    sums: dict[str, list[tuple[float, float, float]]] = {}
-    for sample in samples:
-        for key, value in flatten(sample).items():
-            if np.ndim(value) == 3:
-                sums.setdefault(key, []).append(channel_mean(value))
-    return {key: _triple(np.mean(values, axis=0)) for key, values in sums.items()}
-
-
-def looks_bgr(mean: tuple[float, float, float], training_mean: tuple[float, float, float]) -> bool:
-    """Whether an image's channel means fit clearly better with red and blue swapped.
-
-    Says no where the training images have no colour cast: then the means cannot tell.
-    """
-    found, expected = np.array(mean), np.array(training_mean)
-    if abs(expected[0] - expected[2]) < _MIN_COLOUR_CAST:
-        return False
-    # Brightness is taken out: a darker room is no reason for alarm.
-    found, expected = found - found.mean(), expected - expected.mean()
-    return bool(2 * np.linalg.norm(found[::-1] - expected) < np.linalg.norm(found - expected))
 
 
 def _robot_spec(data_config: DataDescription, sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:

@@ -34,9 +34,7 @@ DROID_SPEC = RobotSpec(
         VectorSpec.uniform(_JOINTS, _JOINT_NAMES, "rad"),
         VectorSpec.uniform(_GRIPPER, ("gripper",), _GRIPPER_UNIT),
     ),
-    actions=VectorSpec(
-        "actions", (*_JOINT_NAMES, "gripper"), (*("rad, or share of full speed",) * 7, _GRIPPER_UNIT)
-    ),
+    actions=VectorSpec("actions", (*_JOINT_NAMES, "gripper"), (*("rad, or share of full speed",) * 7, _GRIPPER_UNIT)),
     action_kind="joint velocities (released checkpoints) or absolute joint positions, and absolute gripper",
 )
 
@@ -79,9 +77,7 @@ class DroidInputs:
         leaves = flatten(data)
         for key in (_EXTERIOR, _WRIST, _JOINTS, _GRIPPER):
             if key not in leaves:
-                raise missing_key(
-                    key, leaves, wanted_by="DroidInputs", fix="Rename it on the client, or repack it."
-                )
+                raise missing_key(key, leaves, wanted_by="DroidInputs", fix="Rename it on the client, or repack it.")
         base, wrist = to_uint8_hwc(leaves[_EXTERIOR], _EXTERIOR), to_uint8_hwc(leaves[_WRIST], _WRIST)
         images, masks = _slots(base, wrist, self.model_type)
         inputs: dict[str, Any] = {"state": _state(leaves), "image": images, "image_mask": masks}

@@ -39,8 +39,7 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     first, last = (image.shape[0] == 3, image.shape[-1] == 3) if image.ndim == 3 else (False, False)
     if first and last:
         raise ValueError(
-            f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of "
-            "another size"
+            f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of another size"
         )
     if not (first or last):
         raise ValueError(

@@ -68,9 +68,7 @@ class LiberoInputs:
         leaves = flatten(data)
         for key in (_IMAGE, _WRIST, _STATE):
             if key not in leaves:
-                raise missing_key(
-                    key, leaves, wanted_by="LiberoInputs", fix="Rename it on the client, or repack it."
-                )
+                raise missing_key(key, leaves, wanted_by="LiberoInputs", fix="Rename it on the client, or repack it.")
         base, wrist = to_uint8_hwc(leaves[_IMAGE], _IMAGE), to_uint8_hwc(leaves[_WRIST], _WRIST)
         inputs: dict[str, Any] = {
             "state": np.asarray(leaves[_STATE]),

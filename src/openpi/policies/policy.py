@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi import transforms as _transforms
-from openpi.policies.contract import Contract, ContractGuard, RangeGuard
+from openpi.policies.contract import Contract
+from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
 from openpi_client.base_policy import BasePolicy
 

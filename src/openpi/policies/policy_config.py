@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from openpi import transforms as _transforms
-from openpi.policies.contract import CONTRACT_FILE, Contract, ContractGuard, RangeGuard
+from openpi.policies.contract import CONTRACT_FILE, Contract
+from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize

@@ -51,9 +51,7 @@ class VectorSpec:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.units):
-            raise ValueError(
-                f"'{self.key}' has {len(self.names)} names and {len(self.units)} units; expected as many"
-            )
+            raise ValueError(f"'{self.key}' has {len(self.names)} names and {len(self.units)} units; expected as many")
 
     @property
     def width(self) -> int:

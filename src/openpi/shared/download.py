@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 logger = logging.getLogger("openpi")
 
+_TIMEOUT_S = 60  # without any byte
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
@@ -24,8 +25,14 @@ def get_cache_dir() -> Path:
 
 
 def cache_path(url: str) -> Path:
-    """Where the cache keeps a URL: `<cache>/<bucket>/<path>`."""
+    """Where the cache keeps a URL: `<cache>/<bucket>/<path>`.
+
+    Raises:
+        ValueError: the path would leave the cache.
+    """
     parts = urlsplit(url)
+    if ".." in parts.path.split("/"):
+        raise ValueError(f"{url} has '..' in its path; write the path out")
     return get_cache_dir() / parts.netloc / parts.path.strip("/")
 
 
@@ -84,8 +91,7 @@ def _fetch_whole(url: str, target: Path, options: dict[str, Any]) -> None:
         raise
     except Exception as error:  # every fsspec backend raises its own types
         raise ConnectionError(
-            f"cannot download {url}: {type(error).__name__}: {error}. Without a network, put it at {target} "
-            "by hand"
+            f"cannot download {url}: {type(error).__name__}: {error}. Without a network, put it at {target} by hand"
         ) from error
     finally:
         _remove(partial)
@@ -94,7 +100,7 @@ def _fetch_whole(url: str, target: Path, options: dict[str, Any]) -> None:
 def _fetch(url: str, destination: Path, options: dict[str, Any]) -> None:
     scheme = urlsplit(url).scheme
     if scheme in ("http", "https"):
-        with urllib.request.urlopen(url) as response, destination.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, destination.open("wb") as file:
             shutil.copyfileobj(response, file)
         return
     filesystem = _filesystem(scheme, options.get(scheme, {}))

@@ -15,7 +15,8 @@ import numpy as np
 
 from openpi import transforms
 from openpi.models.model_config import ModelType
-from openpi.policies.contract import Contract, channel_means
+from openpi.policies.colours import channel_means
+from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten
 from openpi.training import data_loader, norm_stats
 from openpi.training.checkpoints import required_bytes
