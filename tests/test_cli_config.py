@@ -88,9 +88,19 @@ def test_a_misspelt_recipe_is_answered_with_the_closest_name(capsys):
     assert "did you mean 'pi0_aloha_sim'" in capsys.readouterr().err
 
 
-def test_contradicting_flags_are_refused():
-    with pytest.raises((ValueError, SystemExit)):
-        cli(["pi0_libero", "--overwrite", "--resume"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--overwrite", "--resume"], "resume and overwrite are both set"),
+        (["--batch-size=3", "--gradient-accumulation-steps=2"], "batch_size=3 is not a multiple"),
+        (["--model.dtype=float8"], "dtype='float8'; expected one of 'bfloat16', 'float32'"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli(["pi0_libero", *flags])
+    assert exit_.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_missing_attribute_is_answered_with_the_recipes_of_the_file(tmp_path):

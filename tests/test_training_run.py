@@ -181,11 +181,12 @@ def test_a_terminated_run_saves_and_resumes_as_if_nothing_had_happened(command, 
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, environment, whole_run):
+    """And with worker processes, which change nothing."""
     code, log = _train_until(command, environment, "killed", "checkpoint saved", signal.SIGKILL)
     run = whole_run.with_name("killed")
     assert code == -signal.SIGKILL, log
     assert complete_steps(run)
-    done = _train(command, environment, "killed", "--resume")
+    done = _train(command, environment, "killed", "--resume", "--num-workers=1")
     assert done.returncode == 0, done.stderr
     _assert_same_end(run, whole_run)
     assert not [entry for entry in run.iterdir() if entry.name.startswith((".partial", ".discarded"))]
@@ -219,3 +220,29 @@ def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset,
     stats = normalize.load(where / "arm" / "mine")
     assert stats["state"].width == 3
     np.testing.assert_allclose(stats["actions"].std.shape, 3)
+
+
+def test_four_devices_that_share_the_parameters_compute_the_same(command, environment, whole_run):
+    """Everything is sharded here, however small, so that every sharding is used."""
+    program = (
+        "import sys; from openpi.training import sharding; sharding.MIN_SHARDED_BYTES = 0; "
+        "from openpi.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = command[command.index("train") :]
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    done = _train(
+        [sys.executable, "-c", program, *words],
+        {**environment, "XLA_FLAGS": flags},
+        "sharded",
+        "--fsdp-devices=2",
+        "--num-train-steps=3",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 devices" in done.stderr
+    run = whole_run.with_name("sharded")
+    found, expected = _metrics(run), _metrics(whole_run)
+    for step in range(3):
+        for name in NUMBERS:
+            np.testing.assert_allclose(found[step][name], expected[step][name], rtol=1e-3, err_msg=f"{name} {step}")
+    params = orbax_io.read_params(run / "2" / "params")
+    assert flatten(params).keys() == flatten(orbax_io.read_params(whole_run / "5" / "params")).keys()

@@ -202,10 +202,10 @@ def cli(argv: Sequence[str] | None = None, *, prog: str | None = None) -> TrainC
         raise SystemExit(0 if argv else 2)
     try:
         config = get_config(argv[0])
+        return overrides.parse(config, argv[1:], prog=f"{prog or Path(sys.argv[0]).name} {argv[0]}")
     except (ValueError, ImportError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    return overrides.parse(config, argv[1:], prog=f"{prog or Path(sys.argv[0]).name} {argv[0]}")
 
 
 def _usage(prog: str) -> str:

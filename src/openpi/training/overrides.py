@@ -44,7 +44,7 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     default = info.default
     if not _is_instance(default):
         return None
-    hints = typing.get_type_hints(type(default))
+    hints = _type_hints(default)
     helps = _attribute_help(type(default))
     fields = tuple(
         StructFieldSpec(field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name))
@@ -52,6 +52,14 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         if field.init and _is_visible(field, value := getattr(default, field.name), hints[field.name])
     )
     return StructConstructorSpec(_replacer(default), fields)
+
+
+def _type_hints(instance: Any) -> dict[str, Any]:
+    """The declared types, or those of the values where the declarations name things that are not imported."""
+    try:
+        return typing.get_type_hints(type(instance))
+    except NameError:
+        return {field.name: type(getattr(instance, field.name)) for field in dataclasses.fields(instance)}
 
 
 def _replacer(default: Any) -> Callable[..., Any]:
