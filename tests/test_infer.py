@@ -75,14 +75,15 @@ def test_the_default_prompt_stands_in_for_a_missing_one(checkpoint, observation,
     np.testing.assert_array_equal(filled["actions"], with_prompt["actions"])
 
 
-def write_recipe(folder: Path, checkpoint: Path, loader: str) -> str:
+def write_recipe(folder: Path, checkpoint: Path, loader: str, code: str = "") -> str:
     """A recipe file with the statistics of a checkpoint, and starting weights of its own."""
     name = f"arm_recipe_{folder.name}"
     (folder / f"{name}.py").write_text(
         "import dataclasses\n"
         "import tiny_arm\n"
         "from openpi.training.config import AssetsConfig\n"
-        "from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader\n"
+        "from openpi.training.weight_loaders import CheckpointWeightLoader\n"
+        f"{code}\n"
         f"assets = AssetsConfig(assets_dir={str(checkpoint / 'assets')!r}, asset_id='arm')\n"
         "data = dataclasses.replace(tiny_arm.recipe.data, assets=assets)\n"
         f"recipe = dataclasses.replace(tiny_arm.recipe, data=data, weight_loader={loader})\n"
@@ -98,10 +99,29 @@ def test_a_recipe_runs_on_the_weights_it_would_start_from_and_says_so(checkpoint
     np.testing.assert_allclose(started["actions"], infer(checkpoint, observation)["actions"], atol=1e-6)
 
 
-def test_random_weights_are_named_as_such(checkpoint, observation, tmp_path, capsys):
-    random = infer(write_recipe(tmp_path, checkpoint, "NoOpWeightLoader()"), observation)
-    assert "RANDOM" in capsys.readouterr().err
-    assert np.isfinite(random["actions"]).all()
+PARTIAL_LOADER = """
+import dataclasses
+from openpi.shared.tree import flatten, unflatten
+
+@dataclasses.dataclass(frozen=True)
+class AllButOutput:
+    path: str
+
+    def load(self, params):
+        loaded = flatten(CheckpointWeightLoader(self.path).load(params))
+        return unflatten({**loaded, "action_out_proj/kernel": flatten(params)["action_out_proj/kernel"]})
+"""
+
+
+def test_parameters_without_weights_are_drawn_and_named_as_random(checkpoint, observation, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, checkpoint, f"AllButOutput({str(checkpoint / 'params')!r})", PARTIAL_LOADER)
+    partly = infer(recipe, observation)
+    err = capsys.readouterr().err
+    assert "RANDOM" in err
+    count = len(flatten(tiny_arm.MODEL.abstract_params()))
+    assert f"{count - 1} of {count} parameters" in err
+    assert np.isfinite(partly["actions"]).all()
+    assert np.abs(partly["actions"] - infer(checkpoint, observation)["actions"]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,6 @@ def load_policy(
 
 def _starting_model(config: TrainConfig) -> Any:
     """What training starts from: the recipe's weights, and random values where they have none."""
-    import jax
-
     from openpi.shared.tree import flatten, unflatten
     from openpi.training import step_jax
 
@@ -128,9 +127,21 @@ def _starting_model(config: TrainConfig) -> Any:
         "the others are RANDOM and the actions mean nothing" if fresh else "none is random",
     )
     if fresh:
-        initial = flatten(jax.jit(config.model.create)(jax.random.key(config.seed)).params)
-        loaded = {**loaded, **{path: initial[path] for path in fresh}}
+        loaded = {**loaded, **_initial(config, fresh)}
     return config.model.load(unflatten(loaded))
+
+
+def _initial(config: TrainConfig, paths: Sequence[str]) -> dict[str, Any]:
+    """Random values of some parameters; under `jit`, so that the others are never made."""
+    import jax
+
+    from openpi.shared.tree import flatten
+
+    def some(key: jax.Array) -> dict[str, jax.Array]:
+        params = flatten(config.model.create(key).params)
+        return {path: params[path] for path in paths}
+
+    return jax.jit(some)(jax.random.key(config.seed))
 
 
 if __name__ == "__main__":
