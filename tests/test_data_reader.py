@@ -1,10 +1,15 @@
 """The LeRobot reader against recordings of the libraries, and on damaged or unusual datasets."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,6 +173,49 @@ def test_writing_to_a_sample_does_not_change_the_dataset(golden):
         np.testing.assert_array_equal(dataset[3][key], before)
 
 
+def encode_again(path: Path, options: dict[str, str], *, first_pts: int = 0, jitter: float = 0) -> None:
+    """Replaces a video by its frames in H.264, with presentation times off by up to `jitter` of a frame."""
+    with av.open(str(path)) as source:
+        frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("libx264", rate=10, options={"crf": "18", **options})
+        stream.height, stream.width, stream.pix_fmt = (*frames[0].shape[:2], "yuv420p")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, content in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(content, format="rgb24")
+            frame.pts = first_pts + int(100 * (number + jitter * rng.uniform(-1, 1) * (number > 0)))
+            frame.time_base = Fraction(1, 1000)
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({"g": "2", "bf": "0"}, {}),
+        ({"g": "12", "bf": "3"}, {}),  # shown in another order than stored
+        ({"g": "250", "bf": "2"}, {}),  # one key frame for the whole file
+        ({"g": "10", "bf": "3", "x264-params": "open-gop=1"}, {}),
+        ({"g": "5", "bf": "0"}, {"jitter": 0.4}),
+        ({"g": "12", "bf": "2"}, {"first_pts": 500}),
+    ],
+)
+def test_frames_are_found_in_videos_of_any_structure(golden, tmp_path, options, extra):
+    root = shutil.copytree(golden / "lerobot_v30/converted_video", tmp_path / "set")
+    for path in root.glob("videos/*/*/*.mp4"):
+        encode_again(path, options, **extra)
+    dataset = LeRobotDataset(root, delta_timestamps={"observation.images.cam_high": [-0.3, 0.0, 0.1]})
+    order = np.random.default_rng(1).permutation(len(dataset))
+    for index in [*order, *range(20, 30), *reversed(range(20, 30))]:
+        sample = dataset[int(index)]
+        frame, episode = int(sample["frame_index"]), int(sample["episode_index"])
+        last = int(np.diff(dataset.episode_bounds[episode])[0]) - 1
+        history = [frame_label(image) for image in sample["observation.images.cam_high"]]
+        assert history == [(f, 2 * episode) for f in (max(frame - 3, 0), frame, min(frame + 1, last))]
+        assert frame_label(sample["observation.images.cam_wrist"]) == (frame, 2 * episode + 1)
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +296,17 @@ def test_unknown_episodes_and_frames_are_refused(golden):
         LeRobotDataset(golden / "lerobot_v30/image", episodes=[0, 3])
     with pytest.raises(IndexError, match=r"frame 90 of a dataset of 90"):
         LeRobotDataset(golden / "lerobot_v30/image")[90]
+
+
+def test_a_dataset_that_is_nowhere_is_explained_with_and_without_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    with pytest.raises(FileNotFoundError, match=r"not in .*install the extra 'openpi\[hub\]'"):
+        LeRobotDataset("nobody/nothing")
+    script = "from openpi.data.lerobot.reader import LeRobotDataset; LeRobotDataset('nobody/nothing')"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert "FileNotFoundError: dataset 'nobody/nothing' is neither in" in found.stderr
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):

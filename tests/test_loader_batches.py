@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,11 @@ class Numbers:
 class Broken(Numbers):
     def __getitem__(self, index: int, /) -> dict:
         raise KeyError(f"sample {index} is broken")
+
+
+class Deadly(Numbers):
+    def __getitem__(self, index: int, /) -> dict:
+        os._exit(1)  # as when the system runs out of memory
 
 
 def take(loader, count: int) -> list[dict]:
@@ -126,6 +132,13 @@ def test_a_finite_loader_stops_and_begins_anew():
 def test_an_error_in_a_sample_reaches_the_caller(num_workers):
     loader = BatchLoader(Broken(10), batch_size=2, num_workers=num_workers)
     with pytest.raises(KeyError, match=r"sample \d is broken"):
+        next(iter(loader))
+    loader.close()
+
+
+def test_a_worker_that_dies_is_reported_with_the_likely_reason():
+    loader = BatchLoader(Deadly(10), batch_size=2, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"worker died .* memory ran out; use fewer workers"):
         next(iter(loader))
     loader.close()
 
