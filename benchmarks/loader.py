@@ -81,6 +81,7 @@ def main() -> None:
             f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}; load average while measuring: {load}.",
             f"Command: `python benchmarks/loader.py {' '.join(sys.argv[1:])}`; median of {args.rounds} rounds.",
+            "Compare CPU times: wall times are those of cores shared with whatever else the machine was doing.",
             "",
             "| side | workers | CPU ms/sample | samples/s and core | wall ms/sample | CPU time, ours = 1 |",
             "|---|---|---|---|---|---|",
