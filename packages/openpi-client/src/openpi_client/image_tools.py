@@ -17,9 +17,7 @@ def convert_to_uint8(img: np.ndarray) -> np.ndarray:
     return img
 
 
-def resize_with_pad(
-    images: np.ndarray, height: int, width: int, method: int = Image.Resampling.BILINEAR
-) -> np.ndarray:
+def resize_with_pad(images: np.ndarray, height: int, width: int, method: int = Image.Resampling.BILINEAR) -> np.ndarray:
     """Resizes images to `height` x `width` without distortion, centred on black.
 
     Args:
@@ -48,8 +46,7 @@ def _check_resizable(images: np.ndarray) -> None:
         )
     if images.dtype != np.uint8:
         raise ValueError(
-            f"resize_with_pad wants uint8 images, got {images.dtype}; "
-            "use convert_to_uint8 on floats in [0, 1] first"
+            f"resize_with_pad wants uint8 images, got {images.dtype}; use convert_to_uint8 on floats in [0, 1] first"
         )
 
 

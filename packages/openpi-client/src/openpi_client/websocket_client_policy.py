@@ -76,7 +76,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._reconnect_timeout_s = reconnect_timeout_s
         self._resend = resend
         self._lock = threading.Lock()
-        self._packer = msgpack_numpy.Packer()
+        # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
+        self._packer = msgpack_numpy.Packer(autoreset=False)
         self._closed = False
         self._ws: Optional[websockets.sync.client.ClientConnection] = None
         self._ws, self._server_metadata = self._wait_for_server(connect_timeout_s)
@@ -96,8 +97,11 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             ConnectionError: the connection dropped and could not be opened again.
         """
         with self._lock:
-            request = self._packer.pack(obs)
-            answer = self._exchange(request)
+            self._packer.reset()
+            self._packer.pack(obs)
+            # Released even if an exception keeps the view: the packer cannot be used again while it is.
+            with self._packer.getbuffer() as request:
+                answer = self._exchange(request)
             if isinstance(answer, str):
                 self._drop()  # The server closes after an error.
                 raise RuntimeError(f"Error in inference server:\n{answer}")
@@ -124,7 +128,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     ) -> None:
         self.close()
 
-    def _exchange(self, request: bytes) -> Any:
+    def _exchange(self, request: memoryview) -> Any:
         """Sends a request and returns the answer, over a new connection when the old one is gone."""
         retries = 1 if self._resend and self._reconnect_timeout_s > 0 else 0
         while True:
@@ -164,9 +168,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             _hang_up(self._ws)
         self._ws = None
 
-    def _wait_for_server(
-        self, timeout_s: Optional[float]
-    ) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
+    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
         """Opens a connection and reads the metadata, trying again while there is no server."""
         deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         next_log_s = 0.0
@@ -197,9 +199,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         )
         try:
             _set_keepalive(ws.socket)
-            metadata = ws.recv(
-                None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic())
-            )
+            metadata = ws.recv(None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic()))
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
             return ws, msgpack_numpy.unpackb(metadata)
