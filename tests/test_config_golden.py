@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openpi.training.config import TrainConfig, config_names, get_config
+from openpi.training.config import AssetsConfig, TrainConfig, config_names, get_config
 
 # Where we differ on purpose.
 INTENDED = {
@@ -90,6 +90,22 @@ def test_roboarena_recipes_build_although_the_reference_does_not(name):
 def test_statistics_can_be_normalised_the_other_way_on_request():
     data = dataclasses.replace(get_config("pi05_libero").data, use_quantile_norm=False)
     assert not data.create(Path("/nonexistent"), get_config("pi05_libero").model).use_quantile_norm
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "expected"),
+    [("me/mine", "me/mine"), ("/data/mine", "mine"), ("./mine/", "mine"), ("~/sets/mine", "mine")],
+)
+def test_statistics_of_a_dataset_in_a_folder_are_named_after_the_folder(repo_id, expected):
+    data = dataclasses.replace(get_config("pi0_libero").data, repo_id=repo_id)
+    assert data.asset_id == expected
+    assert data.stats_dir("/assets") == f"/assets/{expected}"
+
+
+def test_an_asset_id_that_leads_out_of_its_folder_is_refused():
+    for asset_id in ("/etc", "../other"):
+        with pytest.raises(ValueError, match="leads out of the assets folder"):
+            AssetsConfig(asset_id=asset_id)
 
 
 def test_corrected_trossen_recipes_train_adapters():

@@ -111,9 +111,7 @@ def test_the_wrist_camera_sees_what_the_fingers_hold():
     rows, columns = np.nonzero(ids == world.block_geom_id("red"))
     assert len(rows) > 100
     assert 20 < columns.mean() < 44
-    finger_ids = [
-        i for i in range(world.model.ngeom) if "finger" in world.model.body(world.model.geom_bodyid[i]).name
-    ]
+    finger_ids = [i for i in range(world.model.ngeom) if "finger" in world.model.body(world.model.geom_bodyid[i]).name]
     assert all(np.count_nonzero(ids == i) > 20 for i in finger_ids)
 
 
@@ -302,9 +300,7 @@ def test_lerobot_columns_match_the_declared_features(demonstrations):
 # --- the environment
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*symmetric and normalized space"
-)  # actions are radians, like a real arm's
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")  # actions are radians, like a real arm's
 @pytest.mark.parametrize("name", ["openpi/TabletopPick-v0", "openpi/TabletopPlace-v0"])
 def test_gymnasium_accepts_the_registered_environments(name):
     env = gymnasium.make(name, render_mode="rgb_array")
@@ -359,9 +355,7 @@ def test_bad_reset_options_are_named(options, message):
         TabletopEnv(PICK, image_size=8).reset(seed=0, options=options)
 
 
-@pytest.mark.parametrize(
-    ("action", "message"), [(np.zeros(7), r"shape \(7,\)"), (np.full(6, np.nan), "not finite")]
-)
+@pytest.mark.parametrize(("action", "message"), [(np.zeros(7), r"shape \(7,\)"), (np.full(6, np.nan), "not finite")])
 def test_bad_actions_are_refused(action, message):
     env = TabletopEnv(image_size=8)
     env.reset(seed=0)

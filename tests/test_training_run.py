@@ -146,9 +146,10 @@ def test_a_run_leaves_a_checkpoint_that_explains_itself(whole_run, workspace, da
     assert contract.action_horizon == 3
     assert contract.control_hz == 10
     assert (last / "assets" / "tokenizer.model").stat().st_size > 0
-    stored = normalize.load(last / "assets" / recipe.data.asset_id)
-    used = normalize.load(recipe.data.stats_dir(recipe.assets_dirs))
-    assert stored == used
+    assert recipe.data.asset_id == "dataset"  # the folder's name
+    stored = normalize.load(last / "assets" / "dataset")
+    assert stored == normalize.load(workspace / "assets" / "arm" / "dataset")
+    assert not (dataset / "norm_stats.json").exists()
 
 
 def test_a_run_reports_every_step_and_the_error_on_held_out_episodes(whole_run):

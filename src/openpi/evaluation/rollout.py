@@ -15,10 +15,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from openpi_client.action_chunk_broker import ActionChunkBroker
-from openpi_client.base_policy import BasePolicy
 
 from openpi.evaluation.stats import wilson_interval
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.base_policy import BasePolicy
 
 Observe = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -26,9 +26,7 @@ def write_video(path: Path | str, frames: Sequence[np.ndarray] | np.ndarray, *, 
     frames = _checked(frames)
     suffix = path.suffix.lower()
     if suffix != ".mp4" and suffix not in _ANIMATIONS:
-        raise ValueError(
-            f"video path {str(path)!r} ends in {suffix!r}; expected .mp4, {', '.join(_ANIMATIONS)}."
-        )
+        raise ValueError(f"video path {str(path)!r} ends in {suffix!r}; expected .mp4, {', '.join(_ANIMATIONS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
     try:

@@ -159,9 +159,7 @@ def _observation_space(image_size: int) -> spaces.Dict:
 def _checked(action: np.ndarray) -> np.ndarray:
     action = np.asarray(action, dtype=np.float32)
     if action.shape != (arm.STATE_DIM,):
-        raise ValueError(
-            f"action has shape {action.shape}; expected ({arm.STATE_DIM},): {', '.join(arm.STATE_NAMES)}."
-        )
+        raise ValueError(f"action has shape {action.shape}; expected ({arm.STATE_DIM},): {', '.join(arm.STATE_NAMES)}.")
     if not np.isfinite(action).all():
         raise ValueError(f"action holds values that are not finite: {action}.")
     return action

@@ -74,9 +74,7 @@ def actions(path: np.ndarray) -> np.ndarray:
     return np.stack([arm.target_for_tip(row[:3], row[3]) for row in path])
 
 
-def disturbed(
-    path: np.ndarray, rng: np.random.Generator, *, std_m: float = 0.006, memory: float = 0.8
-) -> np.ndarray:
+def disturbed(path: np.ndarray, rng: np.random.Generator, *, std_m: float = 0.006, memory: float = 0.8) -> np.ndarray:
     """The path with a slowly wandering error on the finger tips: AR(1), `std_m` in the long run."""
     noise = rng.normal(0.0, std_m, (len(path), 3))
     for t in range(1, len(noise)):

@@ -137,9 +137,7 @@ _FINGERS = ("finger_left", "finger_right")
 def build_model(block_colours: tuple[str, ...], plates: tuple[Plate, ...]) -> mujoco.MjModel:
     """Compiles the model that holds these objects. Shared by all worlds: never write to it."""
     blocks = "".join(_block_xml(colour) for colour in block_colours)
-    return mujoco.MjModel.from_xml_string(
-        _WORLD_XML.format(blocks=blocks, plates="".join(map(_plate_xml, plates)))
-    )
+    return mujoco.MjModel.from_xml_string(_WORLD_XML.format(blocks=blocks, plates="".join(map(_plate_xml, plates))))
 
 
 def _block_xml(colour: str) -> str:
