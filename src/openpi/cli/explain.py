@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openpi.cli._explain_trace import Stage, Step
     from openpi.cli._explain_view import StageReport
     from openpi.data.dataset import Sample
+    from openpi.models.model_config import BaseModelConfig
 
 SUMMARY = "one sample through every stage of the pipeline"
 
@@ -133,7 +134,7 @@ class Walk:
         from openpi.cli import _explain_checks as checks
         from openpi.cli import _explain_trace as trace
 
-        first = _model_outputs(inputs, actions_file)
+        first = _model_outputs(inputs, actions_file, self._context.model)
         if first is None:
             return
         before, stage = None, None
@@ -167,12 +168,18 @@ def _model_inputs(sample: Sample) -> Sample:
     return Observation.from_dict(batch).to_dict() | actions
 
 
-def _model_outputs(inputs: Sample, actions_file: str | None) -> Sample | None:
+def _model_outputs(inputs: Sample, actions_file: str | None, model: BaseModelConfig) -> Sample | None:
     """What the model would return: a given chunk, or one that repeats the recording."""
     from openpi.cli._observation_file import load_array
 
     if actions_file is not None:
-        return {"state": inputs["state"], "actions": load_array(actions_file, key="actions")}
+        actions, expected = load_array(actions_file, key="actions"), (model.action_horizon, model.action_dim)
+        if actions.shape != expected:
+            raise ValueError(
+                f"{actions_file} has shape {actions.shape}; expected {expected}, what the model returns before it is "
+                "unnormalised and cut to the robot's dimensions"
+            )
+        return {"state": inputs["state"], "actions": actions}
     if "token_loss_mask" in inputs and inputs["token_loss_mask"].any():  # pi0-FAST returns tokens
         return {"state": inputs["state"], "actions": inputs["tokenized_prompt"][inputs["token_loss_mask"]]}
     if "actions" in inputs:
