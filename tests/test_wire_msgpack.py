@@ -9,6 +9,7 @@ import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 
@@ -209,6 +210,13 @@ def test_damaged_messages_raise_ordinary_errors_only(folder, data):
             message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
         msgpack_numpy.unpackb(bytes(message))
+
+
+def test_the_hooks_work_with_plain_msgpack(folder):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    packed = msgpack.packb({"a": array}, default=msgpack_numpy.pack_array)
+    assert packed == msgpack_numpy.packb({"a": array})
+    np.testing.assert_equal(msgpack.unpackb(packed, object_hook=msgpack_numpy.unpack_array), {"a": array})
 
 
 def test_the_packer_and_unpacker_classes_stream_messages():

@@ -30,7 +30,7 @@ _DTYPE_TEXT = re.compile(r"[<>|=]?[A-Za-z]\w*(\[\w+\])?")
 _SMALL_NBYTES = 4096
 
 
-def _encode(obj: Any) -> Any:
+def pack_array(obj: Any) -> Any:
     """What MessagePack packs in place of an object it does not know.
 
     Raises:
@@ -45,8 +45,8 @@ def _encode(obj: Any) -> Any:
     return obj  # MessagePack then raises its TypeError, which names the type.
 
 
-def _decode(obj: Dict[Any, Any]) -> Any:
-    """Inverse of `_encode` for one decoded map; maps without a marker pass through.
+def unpack_array(obj: Dict[Any, Any]) -> Any:
+    """Inverse of `pack_array` for one decoded map; maps without a marker pass through.
 
     Arrays are read-only views of the received bytes.
     """
@@ -100,7 +100,7 @@ def _check_kind(dtype: np.dtype) -> None:
 
 # The names of the msgpack package, with arrays.
 # Bad input raises ValueError, TypeError, KeyError or OverflowError.
-packb = functools.partial(msgpack.packb, default=_encode)
-unpackb = functools.partial(msgpack.unpackb, object_hook=_decode)
-Packer = functools.partial(msgpack.Packer, default=_encode)
-Unpacker = functools.partial(msgpack.Unpacker, object_hook=_decode)
+packb = functools.partial(msgpack.packb, default=pack_array)
+unpackb = functools.partial(msgpack.unpackb, object_hook=unpack_array)
+Packer = functools.partial(msgpack.Packer, default=pack_array)
+Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
