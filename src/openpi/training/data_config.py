@@ -39,6 +39,13 @@ class AssetsConfig:
     assets_dir: str | None = None
     asset_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.asset_id is not None and (Path(self.asset_id).is_absolute() or ".." in Path(self.asset_id).parts):
+            raise ValueError(
+                f"assets.asset_id='{self.asset_id}' leads out of the assets folder; expected a name such as 'trossen'. "
+                "Put the folder in assets.assets_dir"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -152,7 +159,11 @@ class DataConfigFactory(abc.ABC):
 
     @property
     def asset_id(self) -> str | None:
-        return self.assets.asset_id or self.repo_id
+        """Which statistics: a relative folder. That of a dataset given as a folder is the folder's name."""
+        if self.assets.asset_id is not None:
+            return self.assets.asset_id
+        is_folder = self.repo_id is not None and self.repo_id.startswith(("/", ".", "~"))
+        return Path(self.repo_id).name if is_folder and self.repo_id else self.repo_id
 
     def stats_dir(self, assets_dirs: Path | str) -> str | None:
         """Folder of `norm_stats.json`, read and written; may be remote. None without an asset id."""
