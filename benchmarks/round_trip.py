@@ -155,7 +155,7 @@ def setting(num_rounds: int, num_requests: int) -> str:
     return (
         f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"websockets {websockets.__version__}, msgpack {'.'.join(map(str, msgpack.version))}, NumPy {np.__version__}; "
-        f"{num_rounds} alternating rounds of {num_requests} requests."
+        f"{num_rounds} alternating rounds of {num_requests} requests; load average {os.getloadavg()[0]:.1f}."
     )
 
 

@@ -40,7 +40,10 @@ class WebsocketPolicyServer:
 
     def serve_forever(self) -> None:
         """Blocks until SIGTERM or SIGINT, then finishes the running requests and returns."""
-        asyncio.run(self.run())
+        try:
+            asyncio.run(self.run())
+        finally:
+            self._server.finish_thread(timeout_s=0)
 
     def stop(self) -> None:
         """Ends `serve_forever`, from another thread."""
