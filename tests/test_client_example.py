@@ -50,11 +50,12 @@ def test_series_of_unequal_length_are_aligned_at_their_end(example):
     assert timings.statistics()["client_infer_ms"]["P50"] == 4.0
 
 
-def test_the_plain_table_is_aligned(example):
-    assert example.plain_table([["Metric", "Mean"], ["a", "10.0"], ["longer", "1.0"]]).splitlines() == [
-        "Metric  Mean",
-        "a       10.0",
-        "longer   1.0",
+def test_the_table_is_aligned_and_has_one_decimal(example):
+    statistics = {"a": {"Mean": 10.0, "P50": 9.96}, "longer": {"Mean": 1.0, "P50": 1234.56}}
+    assert example.timing_table(statistics).splitlines() == [
+        "ms      Mean     P50",
+        "a       10.0    10.0",
+        "longer   1.0  1234.6",
     ]
 
 

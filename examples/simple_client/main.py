@@ -11,7 +11,7 @@ import logging
 import pathlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tyro
@@ -98,29 +98,13 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
     return {"Mean": float(values.mean()), "Std": float(values.std()), **percentiles}
 
 
-def print_table(statistics: Mapping[str, Mapping[str, float]]) -> None:
-    """One row per series, times in ms with one decimal; coloured when rich is installed."""
-    header = ["Metric", *next(iter(statistics.values()))]
+def timing_table(statistics: Mapping[str, Mapping[str, float]]) -> str:
+    """One row per series, times in ms with one decimal; the first column is aligned left, the others right."""
+    header = ["ms", *next(iter(statistics.values()), {})]
     rows = [[name, *(f"{value:.1f}" for value in row.values())] for name, row in statistics.items()]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print(plain_table([header, *rows]))
-        return
-    table = Table(title="Timing (ms)")
-    for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def plain_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first aligned left, the others right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = []
-    for name, *cells in rows:
+    for name, *cells in [header, *rows]:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *numbers]))
     return "\n".join(lines)
@@ -182,7 +166,7 @@ def main(args: Args) -> None:
         reply = policy.infer(observation)
         timings.add(1000 * (time.perf_counter() - start), reply)
 
-    print_table(timings.statistics())
+    print(timing_table(timings.statistics()))
     if args.timing_file is not None:
         timings.write(args.timing_file)
         logger.info("Wrote %s", args.timing_file)
