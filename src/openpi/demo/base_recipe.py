@@ -25,13 +25,14 @@ from openpi.policies.tabletop_policy import TABLETOP_SPEC, TabletopInputs, Table
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
-from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.optimizer import CosineDecaySchedule, Muon
 from openpi.training.processor import split_processor
 from openpi.training.recipes import tabletop
 
 NUM_SCENES = 1800
 FIRST_SEED = 10_000
 NUM_WORKERS = 2
+NUM_STEPS = 6000
 SERVED_AS = "tabletop_pick"
 
 _LABELS = {"base_0_rgb": FRONT_CAMERA, "left_wrist_0_rgb": WRIST_CAMERA}
@@ -75,13 +76,13 @@ RECIPE = TrainConfig(
         ),
         data_transforms=pointing_transforms,
     ),
-    lr_schedule=CosineDecaySchedule(warmup_steps=200, peak_lr=1e-3, decay_steps=5500, decay_lr=1e-5),
-    optimizer=AdamW(weight_decay=1e-4),
+    lr_schedule=CosineDecaySchedule(warmup_steps=200, peak_lr=2e-3, decay_steps=NUM_STEPS, decay_lr=2e-5),
+    optimizer=Muon(),
     ema_decay=0.997,
     batch_size=64,
     num_workers=0,
     cpu_devices=2,
-    num_train_steps=5500,
+    num_train_steps=NUM_STEPS,
     save_interval=1000,
     keep_period=None,
 )
