@@ -79,7 +79,7 @@ def test_the_page_compares_right_and_swapped_prompts_in_the_same_scenes(page):
 
 
 def test_commands_and_machine_texts_are_escaped(page):
-    assert "--output=&#x27;a &amp; b/dataset&#x27;" in page
+    assert "<span>&amp;</span>" in page
     assert "A &lt;fast&gt; one" in page
 
 
@@ -143,6 +143,29 @@ def test_larger_values_are_drawn_higher_and_later_steps_further_right():
     (x0, y0), (x1, y1) = (tuple(map(float, pair.split(","))) for pair in polyline.attrib["points"].split())
     assert x1 > x0
     assert y1 < y0
+
+
+POSITIVE = st.floats(1e-6, 1e6)
+
+
+@given(st.lists(st.tuples(FINITE, POSITIVE), min_size=1, max_size=20))
+def test_on_a_logarithmic_axis_every_point_lies_inside_the_picture_too(points):
+    svg = svg_of(line_chart([Line("a", points)], x_label="step", y_label="loss", log_y=True))
+    height = float(svg.attrib["viewBox"].split()[3])
+    polyline = svg.find("polyline")
+    assert polyline is not None
+    assert all(0 <= float(pair.split(",")[1]) <= height for pair in polyline.attrib["points"].split())
+
+
+def test_equal_ratios_are_equally_far_apart_on_a_logarithmic_axis():
+    chart = line_chart(
+        [Line("a", [(0, 1.0), (1, 0.1), (2, 0.01), (3, 0.0)])], x_label="step", y_label="loss", log_y=True
+    )
+    polyline = svg_of(chart).find("polyline")
+    assert polyline is not None
+    heights = [float(pair.split(",")[1]) for pair in polyline.attrib["points"].split()]
+    assert len(heights) == 3  # zero has no logarithm
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2)
 
 
 def test_values_that_are_not_finite_are_left_out_and_nothing_left_is_said():

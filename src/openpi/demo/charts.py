@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 14, 38
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class Rate:
     style: str
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
-    """An SVG element. Series without finite points are left out; with none at all it says so."""
-    lines = [Line(line.label, points, line.style) for line in lines if (points := _finite(line.points))]
+def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False) -> str:
+    """An SVG element. Points that cannot be drawn are left out; if none is left, a sentence says so."""
+    lines = [Line(line.label, points, line.style) for line in lines if (points := _drawable(line.points, log_y))]
     if not lines:
         return f'<p class="note">No values of {escape(y_label)}.</p>'
-    x_axis = _axis([0.0, *(x for line in lines for x, _ in line.points)], _LEFT, _WIDTH - _RIGHT)
-    y_axis = _axis([0.0, *(y for line in lines for _, y in line.points)], _HEIGHT - _BOTTOM, _TOP)
+    x_axis = _axis_from_zero([x for line in lines for x, _ in line.points], _LEFT, _WIDTH - _RIGHT)
+    make_y_axis = _log_axis if log_y else _axis_from_zero
+    y_axis = make_y_axis([y for line in lines for _, y in line.points], _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(x_axis, y_axis, x_label)]
     for line in lines:
         path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in line.points)
@@ -88,20 +89,33 @@ class _Axis:
     from_px: float
     to_px: float
     ticks: tuple[float, ...]
+    is_log: bool = False
 
     def place(self, value: float) -> float:
-        return self.from_px + (value - self.low) / (self.high - self.low) * (self.to_px - self.from_px)
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.from_px + (value - low) / (high - low) * (self.to_px - self.from_px)
 
 
-def _axis(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
-    """From the smallest to the largest value, widened to whole ticks of a round size, about five."""
-    low, high = min(values), max(values)
+def _axis_from_zero(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
+    """Over zero and all values, widened to whole ticks of a round size, about five."""
+    low, high = min(0.0, *values), max(0.0, *values)
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / 5))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     ticks = tuple(step * i for i in range(first, last + 1))
     return _Axis(ticks[0], ticks[-1], from_px, to_px, ticks)
+
+
+def _log_axis(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
+    """From the smallest to the largest value, widened to ticks at 1, 2 and 5 times powers of ten."""
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    low = max(tick for tick in ticks if tick <= min(values) * (1 + 1e-9))
+    high = min(tick for tick in ticks if tick >= max(values) * (1 - 1e-9) and tick > low)
+    return _Axis(low, high, from_px, to_px, tuple(tick for tick in ticks if low <= tick <= high), is_log=True)
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
@@ -137,5 +151,5 @@ def _svg(parts: Sequence[str], width: float, height: float, label: str) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]

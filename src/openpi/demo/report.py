@@ -136,30 +136,35 @@ def _training(findings: Findings) -> str:
         ("Learning rate", "learning rate", "learning_rate", False),
     ]
     cards = "".join(
-        f'<div class="card"><h3>{title}</h3>{_metric_chart(findings["training"], metric, unit, is_noisy)}</div>'
-        for title, unit, metric, is_noisy in charts
+        f'<div class="card"><h3>{title}</h3>{_metric_chart(findings["training"], metric, unit, is_loss)}</div>'
+        for title, unit, metric, is_loss in charts
     )
     return f'<h2>Training</h2><p>From the trainer\'s <code>metrics.jsonl</code>.</p><div class="charts">{cards}</div>'
 
 
-def _metric_chart(training: Mapping[str, Sequence[Mapping[str, float]]], metric: str, unit: str, is_noisy: bool) -> str:
+def _metric_chart(training: Mapping[str, Sequence[Mapping[str, float]]], metric: str, unit: str, is_loss: bool) -> str:
     lines = []
     for run, label, style in (("finetuned", "from the base", "after"), ("scratch", "without the base", "other")):
         points = [(row["step"], row[metric]) for row in training.get(run, ()) if metric in row]
-        if is_noisy and run == "finetuned":
+        if is_loss and run == "finetuned":
             lines.append(Line("every report", points, "faint"))
-        lines.append(Line(label, smooth(points) if is_noisy else points, style))
-    return line_chart(lines, x_label="step", y_label=unit)
+        lines.append(Line(label, smooth(points) if is_loss else points, style))
+    return line_chart(lines, x_label="step", y_label=unit, log_y=is_loss)
 
 
 def _repeat(findings: Findings) -> str:
-    commands = "\n".join(escape(command) for command in findings["commands"])
+    commands = "\n".join(_unbroken_words(command) for command in findings["commands"])
     return (
         "<h2>Repeat it, or do it with your own data</h2>"
         "<p>Everything above was done by these commands. With a LeRobot dataset of your own, put its folder in "
         "<code>--data.repo-id</code>, and the recipe of your robot in place of <code>tabletop_place</code>.</p>"
-        f"<pre>{commands}</pre>"
+        f'<div class="code">{commands}</div>'
     )
+
+
+def _unbroken_words(command: str) -> str:
+    """Lines may break between words only; browsers would break at the dashes of flags."""
+    return f"<div>{' '.join(f'<span>{escape(word)}</span>' for word in command.split(' '))}</div>"
 
 
 def _costs(findings: Findings) -> str:
