@@ -17,10 +17,10 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.policy import Policy, PolicyRecorder
-from openpi.policies.policy_config import create_trained_policy
+from openpi.policies.policy_config import create_trained_policy, load_pipeline
 from openpi.policies.sampler_jax import JaxSampler
-from openpi.shared import normalize
-from openpi.training.config import AssetsConfig, SimpleDataConfig, TrainConfig
+from openpi.shared import download, normalize
+from openpi.training.config import AssetsConfig, SimpleDataConfig, TrainConfig, get_config
 
 F32 = 1e-4
 
@@ -277,3 +277,16 @@ def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(pol
     PolicyRecorder(policy, tmp_path / "records").infer(observation)
     assert sorted(p.name for p in (tmp_path / "records").iterdir()) == [f"step_{i}.npy" for i in range(3)]
     assert recorder.metadata == policy.metadata
+
+
+def test_serving_never_reaches_for_statistics_outside_the_checkpoint(golden, tmp_path, monkeypatch):
+    """The recipe names a bucket; a robot's network may not reach it."""
+    asked = []
+    monkeypatch.setattr(download, "maybe_download", lambda url, **_: asked.append(str(url)) or Path(str(url)))
+    stats = normalize.load(golden / "pi05" / "checkpoint" / "assets" / "golden")
+    normalize.save(tmp_path / "assets" / "trossen", stats)
+    recipe = get_config("pi05_aloha_pen_uncap")
+    assert recipe.data.assets.assets_dir.startswith("gs://")
+    pipeline = load_pipeline(recipe, tmp_path)
+    np.testing.assert_array_equal(pipeline.data_config.norm_stats["state"].mean, stats["state"].mean)
+    assert not [url for url in asked if "://" in url]

@@ -95,7 +95,7 @@ def load_pipeline(
 ) -> Pipeline:
     """The pipeline of a checkpoint in a local folder; arguments and errors as of `create_trained_policy`."""
     train_config = _with_own_tokenizer(train_config, folder)
-    data_config = train_config.data.create(train_config.assets_dirs, train_config.model)
+    data_config = _with_own_assets(train_config.data, folder).create(folder / "assets", train_config.model)
     if norm_stats is None:
         norm_stats = _load_norm_stats(folder, data_config.asset_id)
     data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
@@ -127,6 +127,13 @@ def _with_own_tokenizer(train_config: Any, folder: Path) -> Any:
         return train_config
     model = dataclasses.replace(train_config.model, tokenizer_path=str(path))
     return dataclasses.replace(train_config, model=model)
+
+
+def _with_own_assets(data: Any, folder: Path) -> Any:
+    """The recipe's data half, reading statistics in the checkpoint: those it names elsewhere may be far away."""
+    if not hasattr(data, "assets"):
+        return data
+    return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(folder / "assets")))
 
 
 def _load_norm_stats(folder: Path, asset_id: str | None) -> dict[str, NormStats]:

@@ -72,7 +72,8 @@ class TrainConfig:
             kept in bfloat16.
         seed: of initialisation, noise and data order.
         batch_size: samples per optimiser step, over all devices and accumulation steps.
-        gradient_accumulation_steps: the batch is run in so many parts, to save memory; same result.
+        gradient_accumulation_steps: the batch is run in so many parts, to save memory; the mean gradient of the parts,
+            each with its own noise.
         num_workers: processes that decode and transform samples; 0 = in this one.
         log_interval: steps between log lines; also the only points where the host waits for the device.
         save_interval: steps between checkpoints.
