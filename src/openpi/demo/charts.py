@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 240
+_SMALLEST_SPAN = 1e-12  # less is a constant, and division by it would overflow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 14, 38
 
 
@@ -101,7 +102,7 @@ class _Axis:
 def _axis_from_zero(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
     """Over zero and all values, widened to whole ticks of a round size, about five."""
     low, high = min(0.0, *values), max(0.0, *values)
-    span = (high - low) or abs(high) or 1.0
+    span = high - low if high - low > _SMALLEST_SPAN else 1.0
     step = 10.0 ** math.floor(math.log10(span / 5))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
