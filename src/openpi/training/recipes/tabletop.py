@@ -10,7 +10,7 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
-from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.optimizer import CosineDecaySchedule, Muon
 from openpi.training.weight_loaders import CheckpointWeightLoader
 
 ASSET_ID = "tabletop"
@@ -73,15 +73,15 @@ RECIPES = [
         model=TINY_PI05,
         data=_DATA,
         weight_loader=CheckpointWeightLoader(f"{BASE}/params"),
-        lr_schedule=CosineDecaySchedule(warmup_steps=50, peak_lr=1e-3, decay_steps=1000, decay_lr=1e-5),
-        optimizer=AdamW(weight_decay=1e-4),
+        lr_schedule=CosineDecaySchedule(warmup_steps=30, peak_lr=1.5e-3, decay_steps=800, decay_lr=1.5e-5),
+        optimizer=Muon(),
         ema_decay=0.99,
         batch_size=64,
         num_workers=0,
         cpu_devices=2,
-        num_train_steps=1000,
+        num_train_steps=800,
         log_interval=20,
-        save_interval=500,
+        save_interval=400,
         keep_period=None,
         holdout_episodes=6,
         eval_batches=2,
