@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-
-logger = logging.getLogger("openpi")
 
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
@@ -40,15 +38,51 @@ class FastCodec:
         return self.bpe.encode("".join(map(chr, characters)), add_special_tokens=False).ids
 
     def decode(self, ids: list[int], num_steps: int, dim: int) -> np.ndarray:
-        """float64[num_steps, dim]; zeros, with a warning, when the ids do not make exactly such a chunk."""
-        # Generated ids may lie outside the codec's vocabulary.
+        """float64[num_steps, dim].
+
+        Raises:
+            UndecodableActionsError: the ids do not make exactly such a chunk.
+        """
         known = [i for i in ids if 0 <= i < self.bpe.get_vocab_size()]
+        if len(known) != len(ids):
+            strange = next(i for i in ids if i not in known)
+            raise UndecodableActionsError(f"action id {strange} is outside the codec's {self.bpe.get_vocab_size()} ids")
         text = self.bpe.decode(known, skip_special_tokens=False)
-        if len(known) != len(ids) or len(text) != num_steps * dim:
-            logger.warning("generated tokens are no chunk of %d x %d actions: using zeros", num_steps, dim)
-            return np.zeros((num_steps, dim))
+        if len(text) != num_steps * dim:
+            raise UndecodableActionsError(
+                f"the tokens hold {len(text)} coefficients; {num_steps} x {dim} actions have {num_steps * dim}"
+            )
         coefficients = np.array([ord(c) + self.min_token for c in text], dtype=np.float64)
         return _dct(num_steps).T @ (coefficients.reshape(num_steps, dim) / self.scale)
+
+    def id_table(self) -> IdTable:
+        """What each id stands for, see `IdTable`."""
+        is_byte_level = json.loads(self.bpe.to_str())["decoder"]["type"] == "ByteLevel"
+        pieces = {i: piece for piece, i in self.bpe.get_vocab().items()}
+        characters = np.zeros(len(pieces), np.int32)
+        missing = np.full((4, len(pieces)), -1, np.int32)
+        for i, piece in pieces.items():
+            written = _bytes_of(piece) if is_byte_level else piece.encode()
+            characters[i] = sum(byte & 0xC0 != 0x80 for byte in written)
+            missing[:, i] = [_missing_after(written, before) for before in range(4)]
+        return IdTable(characters, missing)
+
+
+class UndecodableActionsError(ValueError):
+    """Generated tokens that are no action chunk."""
+
+
+class IdTable(NamedTuple):
+    """Ids as pieces of UTF-8, legend a ids.
+
+    Attributes:
+        num_characters: int32[a], characters (coefficients) that begin in the id.
+        missing_bytes_after: int32[4, a], bytes that its last character still lacks, given how many the one before
+            it lacked; -1 where the id cannot come next.
+    """
+
+    num_characters: np.ndarray
+    missing_bytes_after: np.ndarray
 
 
 def load_codec(path: str | Path) -> FastCodec:
@@ -84,3 +118,30 @@ def _dct(num_steps: int) -> np.ndarray:
     basis = np.sqrt(2 / num_steps) * np.cos(np.pi * (t + 0.5) * f / num_steps)
     basis[0] /= np.sqrt(2)
     return basis
+
+
+def _bytes_of(piece: str) -> bytes:
+    """What a piece of a byte-level vocabulary is decoded to; a piece with other characters stands for itself."""
+    if all(c in _BYTE_OF_CHARACTER for c in piece):
+        return bytes(_BYTE_OF_CHARACTER[c] for c in piece)
+    return piece.encode()
+
+
+def _printable_bytes() -> dict[str, int]:
+    """Characters that stand for bytes in byte-level vocabularies: printable ones for themselves, others from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _printable_bytes()
+
+
+def _missing_after(written: bytes, missing: int) -> int:
+    """Continuation bytes that the last character lacks after `written`, -1 if this is no UTF-8."""
+    for byte in written:
+        is_continuation = byte & 0xC0 == 0x80
+        if is_continuation != (missing > 0) or byte >= 0xF8:
+            return -1
+        missing = missing - 1 if is_continuation else max(0, f"{byte:08b}".index("0") - 1)
+    return missing

@@ -38,6 +38,7 @@ def forward(
     *,
     adarms_cond: Sequence[Float[Array, "b _d"] | None] | None = None,
     kv_cache: KVCache | None = None,
+    write_at: Int[Array, ""] | None = None,
     dtype: str = "bfloat16",
     remat: str = "full",
 ) -> tuple[list[Float[Array, "b _t _d"] | None], KVCache]:
@@ -51,21 +52,23 @@ def forward(
         mask: true where a query may attend to a key; keys are cached ones first, then the new ones.
         adarms_cond: condition of each expert's adaptive norms; None = plain norms.
         kv_cache: keys (after RoPE) and values of earlier tokens.
+        write_at: slot of the cache that the new keys go to; None = they are appended.
     Returns:
-        Outputs after each expert's final norm (None where absent), and the cache with the new keys appended.
+        Outputs after each expert's final norm (None where absent), and the cache with the new keys.
     Raises:
         ValueError: the mask does not cover the cached and the new tokens.
     """
     xs = [None if x is None else x.astype(dtype) for x in embedded]
     conds = list(adarms_cond) if adarms_cond is not None else [None] * len(xs)
     num_new = sum(x.shape[1] for x in xs if x is not None)
-    num_keys = num_new + (kv_cache[0].shape[2] if kv_cache is not None else 0)
+    num_cached = kv_cache[0].shape[2] if kv_cache is not None else 0
+    num_keys = num_cached if write_at is not None else num_cached + num_new
     if mask.shape[1:] != (num_new, num_keys):
         raise ValueError(f"attention mask has shape {mask.shape}, expected (batch, {num_new}, {num_keys})")
 
     def layer(xs: list, stacked: tuple[Params, tuple[Array, Array] | None]):
         layer_params, layer_cache = stacked
-        return block(layer_params, configs, xs, positions, mask, conds, layer_cache)
+        return block(layer_params, configs, xs, positions, mask, conds, layer_cache, write_at)
 
     scanned = (params["layers"], kv_cache)
     xs, new_cache = jax.lax.scan(rematerialised(layer, remat), xs, scanned, unroll=unroll(configs[0].depth))
@@ -84,11 +87,12 @@ def block(
     mask: Bool[Array, "b t s"],
     conds: Sequence[Float[Array, "b _d"] | None],
     cache: tuple[Array, Array] | None,
+    write_at: Int[Array, ""] | None = None,
 ) -> tuple[list[Float[Array, "b _t _d"] | None], tuple[Array, Array]]:
     """One layer: norm, joint attention, residual, norm, MLP, residual; no post-norms."""
     present = [i for i, x in enumerate(xs) if x is not None]
     normed, gates = _norms(params, "pre_attention_norm", xs, conds, present)
-    attended, cache = attention(params["attn"], configs, normed, positions, mask, cache)
+    attended, cache = attention(params["attn"], configs, normed, positions, mask, cache, write_at)
     xs = [_residual(x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
 
     normed, gates = _norms(params, "pre_ffw_norm", xs, conds, present)
@@ -105,6 +109,7 @@ def attention(
     positions: Int[Array, "b t"],
     mask: Bool[Array, "b t s"],
     cache: tuple[Array, Array] | None,
+    write_at: Int[Array, ""] | None = None,
 ) -> tuple[list[Float[Array, "b _t _d"] | None], tuple[Array, Array]]:
     """Every expert projects its own tokens; one attention over all of them; every expert projects back."""
     projected = [
@@ -117,8 +122,7 @@ def attention(
     q = rope(q, positions).astype(dtype) * head_dim**-0.5
     k = rope(k, positions).astype(dtype)
     if cache is not None:
-        k = jnp.concatenate([cache[0], k], axis=1)
-        v = jnp.concatenate([cache[1], v], axis=1)
+        k, v = _remember(cache[0], k, write_at), _remember(cache[1], v, write_at)
 
     b, t, n, h = q.shape
     q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)  # query head n uses kv head n // g
@@ -136,6 +140,12 @@ def attention(
         outs.append(project_out(params, i, config, mixed[:, start : start + x.shape[1]]))
         start += x.shape[1]
     return outs, (k, v)
+
+
+def _remember(cached: Array, new: Array, write_at: Int[Array, ""] | None) -> Array:
+    if write_at is None:
+        return jnp.concatenate([cached, new], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, write_at, axis=1)
 
 
 def project_qkv(

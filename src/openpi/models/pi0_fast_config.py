@@ -1,24 +1,25 @@
 """`Pi0FASTConfig`: everything that decides a pi0-FAST model. No JAX here.
 
-Source: the model specification, sections 1.2 and 9.2. The model itself is not part of this build: recipes,
-data and tokens work, `create` and `load` say so.
+Source: the model specification, sections 1.2 and 9.2.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from openpi.models import gemma_config
+from openpi.models import gemma_config, siglip_config
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType, freeze_nothing
 from openpi.models.pi0_config import LoRAFreeze
+from openpi.models.siglip_config import SiglipConfig
 
 if TYPE_CHECKING:
     import jax
 
     from openpi.models.model import Actions, Observation
+    from openpi.models.pi0_fast import Pi0FAST
 
 FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
 
@@ -34,6 +35,8 @@ class Pi0FASTConfig(BaseModelConfig):
         fast_model_tokenizer: class of the action tokenizer, called with `max_token_len`; None =
             `FASTTokenizer`.
         fast_model_tokenizer_kwargs: its further arguments.
+        image_encoder_variant, image_resolution, augmentation, remat: as of `Pi0Config`.
+        image_keys: cameras that `inputs_spec` describes; the model itself takes those of the observation, by name.
     """
 
     dtype: str = "bfloat16"
@@ -46,18 +49,46 @@ class Pi0FASTConfig(BaseModelConfig):
     fast_model_tokenizer: Any | None = None
     fast_model_tokenizer_kwargs: dict[str, Any] | None = None
 
+    image_encoder_variant: str | SiglipConfig = "So400m/14"
+    image_resolution: tuple[int, int] = IMAGE_RESOLUTION
+    image_keys: tuple[str, ...] = FAST_IMAGE_KEYS
+    augmentation: bool = True
+    remat: str = "full"
+
+    @property
+    def expert(self) -> GemmaConfig:
+        """Dims of PaliGemma's language model."""
+        return gemma_config.get_config(self.paligemma_variant)
+
+    @property
+    def image_encoder(self) -> SiglipConfig:
+        """Dims of the image encoder."""
+        return siglip_config.get_config(self.image_encoder_variant)
+
     @property
     def model_type(self) -> ModelType:
         return ModelType.PI0_FAST
 
-    def create(self, rng: jax.Array) -> NoReturn:
-        _not_in_this_build()
+    def create(self, rng: jax.Array) -> Pi0FAST:
+        from openpi.models import pi0_fast
 
-    def abstract_params(self) -> NoReturn:
-        _not_in_this_build()
+        return pi0_fast.Pi0FAST(self, pi0_fast.init(self, rng))
 
-    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> NoReturn:
-        _not_in_this_build()
+    def abstract_params(self) -> dict[str, Any]:
+        import jax
+
+        from openpi.models import pi0_fast
+
+        return jax.eval_shape(lambda key: pi0_fast.init(self, key), jax.random.key(0))
+
+    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> Pi0FAST:
+        import jax
+        import jax.numpy as jnp
+
+        from openpi.models import model, pi0_fast
+
+        matched = model.match_params(self.abstract_params(), params, remove_extra=remove_extra_params)
+        return pi0_fast.Pi0FAST(self, jax.tree.map(jnp.asarray, matched))
 
     def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
         import jax
@@ -66,7 +97,7 @@ class Pi0FASTConfig(BaseModelConfig):
         from openpi.models import model
 
         observation, actions = model.inputs_spec(
-            self, batch_size, image_keys=FAST_IMAGE_KEYS, image_resolution=IMAGE_RESOLUTION
+            self, batch_size, image_keys=self.image_keys, image_resolution=self.image_resolution
         )
         shape = (batch_size, self.max_token_len)
         masks = {
@@ -77,10 +108,6 @@ class Pi0FASTConfig(BaseModelConfig):
 
     def get_freeze_filter(self) -> Callable[[str], bool]:
         """Freezes the transformer weights under LoRA, except the adapters themselves."""
-        if not gemma_config.get_config(self.paligemma_variant).has_lora:
+        if not self.expert.has_lora:
             return freeze_nothing
         return LoRAFreeze(prefix=True, suffix=True)
-
-
-def _not_in_this_build() -> NoReturn:
-    raise NotImplementedError("the pi0-FAST model is not part of this build; use a pi0 or pi0.5 recipe")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sentencepiece
 
-from openpi.models.fast_codec import FastCodec, load_codec
+from openpi.models.fast_codec import FastCodec, UndecodableActionsError, load_codec
 from openpi.shared import download
+
+if TYPE_CHECKING:
+    from openpi.models.action_grammar import ActionGrammar
 
 logger = logging.getLogger("openpi")
 
@@ -102,13 +107,21 @@ class BinningTokenizer:
             raise NotImplementedError("BinningTokenizer serves existing checkpoints only; train with FASTTokenizer")
         return self._text.tokens_and_masks(prompt, state, None)
 
-    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
-        """float64[action_horizon, action_dim] in [-1, 1); zeros when too few tokens were generated."""
+    def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """float64[action_horizon, action_dim] in [-1, 1), of the first tokens.
+
+        Raises:
+            UndecodableActionsError: too few tokens.
+        """
         bins = self._text.action_ids(tokens)
         count = action_horizon * action_dim
-        if bins is None or len(bins) < count:
-            return np.zeros((action_horizon, action_dim), dtype=np.float32)
+        if len(bins) < count:
+            raise UndecodableActionsError(f"{len(bins)} action tokens were generated; a chunk has {count}")
         return np.array(bins[:count]).reshape(action_horizon, action_dim) / self.n_bins * 2 - 1
+
+    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """As `decode_actions`; float32 zeros, and a warning, if no chunk: the published form."""
+        return _or_zeros(self.decode_actions, tokens, action_horizon, action_dim)
 
 
 class FASTTokenizer:
@@ -150,12 +163,29 @@ class FASTTokenizer:
         """
         return self._text.tokens_and_masks(prompt, state, None if actions is None else self._codec.encode(actions))
 
+    def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+        """float64[action_horizon, action_dim] from generated tokens.
+
+        Raises:
+            UndecodableActionsError: they are not exactly such a chunk.
+        """
+        return self._codec.decode(self._text.action_ids(tokens), action_horizon, action_dim)
+
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
-        """float[action_horizon, action_dim] from generated tokens; zeros, and a warning, if no chunk."""
-        ids = self._text.action_ids(tokens)
-        if ids is None:
-            return np.zeros((action_horizon, action_dim), dtype=np.float32)
-        return self._codec.decode(ids, action_horizon, action_dim)
+        """As `decode_actions`; float32 zeros, and a warning, if no chunk: the published form."""
+        return _or_zeros(self.decode_actions, tokens, action_horizon, action_dim)
+
+    def grammar(self, action_horizon: int, action_dim: int) -> ActionGrammar:
+        """What a model may write so that `decode_actions` succeeds."""
+        from openpi.models.action_grammar import ActionGrammar
+
+        return ActionGrammar(
+            opening=np.array(self._text.opening),
+            closing=np.array(self._text.closing),
+            last_action_token=self._text.last_action_token,
+            ids=self._codec.id_table(),
+            num_values=action_horizon * action_dim,
+        )
 
 
 class FSQTokenizer:
@@ -216,10 +246,7 @@ class _ActionText:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         text = prompt.lower().strip().replace("_", " ")
         prefix = self._model.encode(f"Task: {text}, State: {state_as_text(state)};\n", add_bos=True)
-        postfix = []
-        if action_ids is not None:
-            postfix = self._model.encode(self._MARKER) + self._mirror(action_ids)
-            postfix += self._model.encode("|", add_eos=True)
+        postfix = [] if action_ids is None else [*self.opening, *self._mirror(action_ids), *self.closing]
         tokens = prefix + postfix
         self._warn_if_cut(len(tokens), len(prefix))
         is_target = [False] * len(prefix) + [True] * len(postfix)
@@ -231,19 +258,39 @@ class _ActionText:
             _pad(is_target, n, np.bool_),
         )
 
-    def action_ids(self, tokens: np.ndarray) -> list[int] | None:
-        """Generated tokens -> action ids; None where they hold no action.
+    def action_ids(self, tokens: np.ndarray) -> list[int]:
+        """Generated tokens -> action ids.
 
         Goes through text and back: that is how checkpoints were evaluated, and it drops what is no piece of
         text.
+
+        Raises:
+            UndecodableActionsError: the marker of actions is not among them.
         """
-        _, marker, rest = self._model.decode(np.asarray(tokens).astype(int).tolist()).partition(self._MARKER)
-        return self._mirror(self._model.encode(rest.split("|")[0].strip())) if marker else None
+        text = self._model.decode(np.asarray(tokens).astype(int).tolist())
+        _, marker, rest = text.partition(self._MARKER)
+        if not marker:
+            raise UndecodableActionsError(f"the generated text has no '{self._MARKER}': {text[:60]!r}")
+        return self._mirror(self._model.encode(rest.split("|")[0].strip()))
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """Tokens before the actions."""
+        return self._model.encode(self._MARKER)
+
+    @cached_property
+    def closing(self) -> list[int]:
+        """Tokens after the actions."""
+        return self._model.encode("|", add_eos=True)
+
+    @property
+    def last_action_token(self) -> int:
+        """The token of action id 0."""
+        return self._model.vocab_size() - 1 - self._NUM_SEG
 
     def _mirror(self, ids: list[int]) -> list[int]:
         """Action ids <-> sentencepiece ids; its own inverse."""
-        last = self._model.vocab_size() - 1 - self._NUM_SEG
-        return [last - int(i) for i in ids]
+        return [self.last_action_token - int(i) for i in ids]
 
     def _warn_if_cut(self, count: int, prefix_count: int) -> None:
         if count <= self._max_len or self._warned:
@@ -262,6 +309,14 @@ class _ActionText:
 def state_as_text(state: np.ndarray) -> str:
     """The 256 bins that a normalised state falls into, separated by blanks; -1 below the first bin."""
     return " ".join(map(str, np.digitize(np.asarray(state), _STATE_BIN_EDGES) - 1))
+
+
+def _or_zeros(decode: Callable[..., np.ndarray], tokens: np.ndarray, horizon: int, dim: int) -> np.ndarray:
+    try:
+        return decode(tokens, horizon, dim)
+    except UndecodableActionsError as error:
+        logger.warning("%s: using zeros", error)
+        return np.zeros((horizon, dim), dtype=np.float32)
 
 
 def load_sentencepiece(model_path: str | Path | None) -> sentencepiece.SentencePieceProcessor:

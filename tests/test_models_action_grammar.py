@@ -1,0 +1,83 @@
+"""Decoding of pi0-FAST held to what can be turned into actions."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from openpi.models.fast_codec import UndecodableActionsError, load_codec
+from openpi.models.tokenizer import FASTTokenizer
+
+HORIZON, DIM = 7, 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden: Path) -> FASTTokenizer:
+    folder = golden / "tokenizers"
+    return FASTTokenizer(64, fast_tokenizer_path=folder / "fast", model_path=folder / "tiny_paligemma_tokenizer.model")
+
+
+def write(tokenizer: FASTTokenizer, seed: int, *, batch: int = 4, steps: int = 60) -> np.ndarray:
+    """What a model without any idea writes under the grammar: int[batch, steps]."""
+    grammar = tokenizer.grammar(HORIZON, DIM)
+    vocabulary = 1105
+    state = grammar.start(batch)
+
+    @jax.jit
+    def step(state, key):
+        logits = 5 * jax.random.normal(key, (batch, vocabulary))
+        token = jnp.argmax(grammar.constrain(state, logits), axis=-1)
+        return grammar.advance(state, token), token
+
+    rows = []
+    for key in jax.random.split(jax.random.key(seed), steps):
+        state, token = step(state, key)
+        rows.append(token)
+    return np.stack(rows, axis=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_written_under_the_grammar_is_a_chunk(tokenizer: FASTTokenizer, seed: int) -> None:
+    for tokens in write(tokenizer, seed):
+        actions = tokenizer.decode_actions(tokens, HORIZON, DIM)
+        assert actions.shape == (HORIZON, DIM) and np.isfinite(actions).all()
+        assert tokens[-1] == 1, "a finished sample repeats the end of the sequence"
+
+
+def test_the_grammar_lets_pass_what_the_codec_writes(tokenizer: FASTTokenizer) -> None:
+    actions = np.sin(np.arange(HORIZON)[:, None] / 3 + np.arange(DIM))
+    tokens, _, _, is_target = tokenizer.tokenize("pick up the cup", np.zeros(2), actions)
+    grammar = tokenizer.grammar(HORIZON, DIM)
+    state = grammar.start(1)
+    for token in tokens[is_target]:
+        logits = grammar.constrain(state, jnp.zeros((1, 1105)))
+        assert np.isfinite(logits[0, token])
+        state = grammar.advance(state, jnp.array([token]))
+
+
+def test_the_table_of_ids_agrees_with_the_decoder(golden: Path) -> None:
+    codec = load_codec(golden / "tokenizers" / "fast")
+    table = codec.id_table()
+    rng = np.random.default_rng(0)
+    checked = 0
+    for _ in range(300):
+        ids = rng.integers(0, codec.bpe.get_vocab_size(), rng.integers(1, 6))
+        missing = 0
+        for i in ids:
+            missing = -1 if missing < 0 else int(table.missing_bytes_after[missing, i])
+        text = codec.bpe.decode(ids.tolist(), skip_special_tokens=False)
+        assert (missing == 0) == ("\N{REPLACEMENT CHARACTER}" not in text)
+        if missing == 0:
+            assert len(text) == table.num_characters[ids].sum()
+            checked += 1
+    assert checked > 20
+
+
+def test_what_is_no_chunk_is_refused_and_never_silently_zero(tokenizer: FASTTokenizer) -> None:
+    tokens, *_ = tokenizer.tokenize("pick up the cup", np.zeros(2), np.zeros((HORIZON + 1, DIM)))
+    with pytest.raises(UndecodableActionsError, match=r"24 coefficients; 7 x 3 actions have 21"):
+        tokenizer.decode_actions(tokens, HORIZON, DIM)
+    with pytest.raises(UndecodableActionsError, match=r"no 'Action: '"):
+        tokenizer.decode_actions(np.zeros(5, np.int64), HORIZON, DIM)

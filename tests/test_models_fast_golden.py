@@ -1,0 +1,158 @@
+"""pi0-FAST against numbers recorded from the reference implementation."""
+
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from openpi.models import pi0_fast
+from openpi.models.gemma_config import GemmaConfig
+from openpi.models.model import Observation, restore_params
+from openpi.models.pi0_fast_config import Pi0FASTConfig
+from openpi.models.siglip_config import SiglipConfig
+from openpi.shared.tree import flatten
+
+HIDDEN = 2e-4
+EMBEDDING = 2e-5
+LOSS = {"atol": 1e-4, "rtol": 1e-4}
+GRADIENT = 1e-3  # relative
+BF16 = 5e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Kit:
+    config: Pi0FASTConfig
+    params: dict
+    inputs: dict
+    outputs: dict
+    meta: dict
+
+    @cached_property
+    def steps(self) -> int:
+        return self.meta["max_decoding_steps"]
+
+    def observation(self, *, all_cameras: bool = True, decode: bool = False, rows: slice = slice(None)) -> Observation:
+        keys, inputs = self.meta["image_keys"], self.inputs
+        prompt = "decode_prompt" if decode else "tokenized_prompt"
+        data = {
+            "image": {key: inputs[f"image_u8/{key}"] for key in keys},
+            "image_mask": {key: inputs[f"image_mask/{key}"] | all_cameras for key in keys},
+            "state": inputs["state"],
+            "tokenized_prompt": inputs[prompt],
+            "tokenized_prompt_mask": inputs[f"{prompt}_mask"],
+            "token_ar_mask": inputs["token_ar_mask"] * (not decode),
+            "token_loss_mask": inputs["token_loss_mask"],
+        }
+        return Observation.from_dict(jax.tree.map(lambda x: jnp.asarray(x[rows]), data))
+
+    def greedy(self, *, rows: slice = slice(None), all_cameras: bool = True, **options: object) -> np.ndarray:
+        model = self.config.load(self.params)
+        observation = self.observation(decode=True, rows=rows, all_cameras=all_cameras)
+        return np.asarray(
+            model.sample_actions(jax.random.key(0), observation, max_decoding_steps=self.steps, **options)
+        )
+
+
+@pytest.fixture(scope="module")
+def kit(golden: Path) -> Kit:
+    folder = golden / "pi0_fast"
+    meta = json.loads((folder / "meta.json").read_text())
+    fields = {k: meta["config"][k] for k in ("action_dim", "action_horizon", "max_token_len", "dtype")}
+    config = Pi0FASTConfig(
+        **fields,
+        paligemma_variant=GemmaConfig(**meta["paligemma"]),
+        image_encoder_variant=SiglipConfig(**meta["siglip"]),
+    )
+    params = restore_params(folder / "checkpoint" / "params")
+    with np.load(folder / "inputs.npz") as inputs, np.load(folder / "outputs.npz") as outputs:
+        return Kit(config, config.load(params).params, dict(inputs), dict(outputs), meta)
+
+
+def close(actual: jax.Array, expected: np.ndarray, atol: float, rtol: float = 0.0) -> None:
+    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, atol=atol, rtol=rtol)
+
+
+def test_loss_equals_the_recording(kit: Kit) -> None:
+    close(pi0_fast.loss(kit.config, kit.params, kit.observation()), kit.outputs["loss"], **LOSS)
+    masked = pi0_fast.loss(kit.config, kit.params, kit.observation(all_cameras=False))
+    close(masked, kit.outputs["loss_masked_cameras"], **LOSS)
+
+
+def test_loss_in_bf16_is_close_to_the_recording(kit: Kit) -> None:
+    config = dataclasses.replace(kit.config, dtype="bfloat16")
+    loss = pi0_fast.loss(config, kit.params, kit.observation())
+    assert loss.dtype == kit.meta["bf16_output_dtypes"]["bf16_train_loss"]
+    close(loss, kit.outputs["bf16_train_loss"], BF16, BF16)
+
+
+def test_gradients_equal_the_recording(kit: Kit) -> None:
+    mean_loss = jax.jit(jax.grad(lambda params: jnp.mean(pi0_fast.loss(kit.config, params, kit.observation()))))
+    gradients = flatten(mean_loss(kit.params))
+    recorded = kit.meta["parameters"]
+    assert gradients.keys() == recorded.keys()
+    scale = max(leaf["grad_l2"] for leaf in recorded.values())
+    for path, leaf in recorded.items():
+        l2 = float(jnp.linalg.norm(gradients[path]))
+        assert l2 == pytest.approx(leaf["grad_l2"], rel=GRADIENT, abs=1e-7 * scale), path
+
+
+def test_the_training_pass_equals_the_recording(kit: Kit) -> None:
+    tokens = pi0_fast.embed(kit.config, kit.params, kit.observation())
+    close(tokens.embedded[:, ::4], kit.outputs["input_embs_every4"], EMBEDDING, 1e-5)
+    np.testing.assert_array_equal(tokens.mask, kit.outputs["input_mask"])
+    np.testing.assert_array_equal(tokens.ar_mask, kit.outputs["ar_mask"])
+
+    hidden = pi0_fast.predictions(kit.config, kit.params, tokens, tokens.mask.shape[1] - 1)
+    real = np.asarray(tokens.mask)[:, :-1:4, None]
+    close(hidden[:, ::4] * real, kit.outputs["prelogits_every4"] * real, HIDDEN)
+
+    logits = hidden[:, -63:] @ pi0_fast.embedding_table(kit.params).T
+    real = np.asarray(tokens.mask)[:, -64:-1]
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    close(lse * real, kit.outputs["lse"] * real, HIDDEN, 1e-5)
+    real = real[:, ::2, None]
+    close(logits[:, ::2, :1021] * real, kit.outputs["logits_every2"] * real, HIDDEN, 1e-4)
+
+
+def test_prefill_equals_the_recording(kit: Kit) -> None:
+    prefix = pi0_fast.embed(kit.config, kit.params, kit.observation(decode=True))
+    mask, logits, (k, v) = pi0_fast._prefill(kit.config, kit.params, prefix, room=3)
+    np.testing.assert_array_equal(mask, kit.outputs["prefill_mask_right_aligned"])
+    assert mask[:, -1].all()
+    close(logits[:, :1021], kit.outputs["prefill_last_logits"], HIDDEN, 1e-4)
+    assert k.shape == v.shape == (4, 2, prefix.mask.shape[1] + 3, 1, 16)
+
+
+def test_greedy_tokens_equal_the_recording_to_the_last_one(kit: Kit) -> None:
+    tokens = kit.greedy()
+    assert tokens.dtype == np.float32
+    np.testing.assert_array_equal(tokens, kit.outputs["greedy_tokens"])
+    for i in range(2):
+        single = kit.greedy(rows=slice(i, i + 1))
+        np.testing.assert_array_equal(single, kit.outputs[f"greedy_tokens_single_{i}"])
+
+
+def test_sampling_at_a_temperature_uses_the_published_keys(kit: Kit) -> None:
+    model = kit.config.load(kit.params)
+    tokens = model.sample_actions(
+        jax.random.key(3), kit.observation(decode=True), max_decoding_steps=kit.steps, temperature=0.7
+    )
+    np.testing.assert_array_equal(tokens, kit.outputs["temp0.7_tokens_key3"])
+
+
+def test_masked_cameras_decode_as_published_and_exactly_if_asked(kit: Kit) -> None:
+    published = kit.greedy(all_cameras=False)
+    np.testing.assert_array_equal(published, kit.outputs["greedy_tokens_masked_cameras"])
+    # Exact slots change nothing where no camera is masked.
+    np.testing.assert_array_equal(kit.greedy(exact_slots=True), kit.outputs["greedy_tokens"])
+
+
+def test_jit_and_eager_write_the_same_tokens(kit: Kit) -> None:
+    model = kit.config.load(kit.params)
+    sample = jax.jit(lambda model, obs: model.sample_actions(jax.random.key(0), obs, max_decoding_steps=kit.steps))
+    np.testing.assert_array_equal(sample(model, kit.observation(decode=True)), kit.outputs["greedy_tokens"])
