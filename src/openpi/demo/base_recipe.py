@@ -1,8 +1,8 @@
 """How the shipped base was made: `python -m openpi.demo.base_recipe --work FOLDER`.
 
-Records demonstrations of "pick up the {colour} block" with the patch of the asked block in each picture, trains
-`RECIPE` by the ordinary loop, and writes the servable checkpoint: bfloat16 weights without the pointing head,
-statistics, tokenizer, recipe and contract.
+Records demonstrations of "pick up the {colour} block" and "move to the {colour} plate" with the patch of the asked
+thing in each picture, trains `RECIPE` by the ordinary loop, and writes the servable checkpoint: bfloat16 weights
+without the pointing head, statistics, tokenizer, recipe and contract.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.demo.pointing import PointingPi0Config
-from openpi.envs.tabletop import record
+from openpi.envs.tabletop import record, tasks
 from openpi.envs.tabletop.world import CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA
 from openpi.models.model_config import BaseModelConfig
 from openpi.policies.robot_spec import RobotSpec
@@ -29,10 +29,10 @@ from openpi.training.optimizer import CosineDecaySchedule, Muon
 from openpi.training.processor import split_processor
 from openpi.training.recipes import tabletop
 
-NUM_SCENES = 1800
+NUM_SCENES = {tasks.PICK: 1800, tasks.REACH: 700}
 FIRST_SEED = 10_000
 NUM_WORKERS = 2
-NUM_STEPS = 2600
+NUM_STEPS = 4000
 SERVED_AS = "tabletop_pick"
 
 _LABELS = {"base_0_rgb": FRONT_CAMERA, "left_wrist_0_rgb": WRIST_CAMERA}
@@ -89,14 +89,15 @@ RECIPE = TrainConfig(
 
 
 def record_labelled(root: Path) -> None:
-    """The base's dataset: every scene once per prompt, with one, two or three blocks."""
+    """The base's dataset: every scene once per prompt of its task, with one, two or three blocks."""
     patch = {"dtype": "int64", "shape": [1], "names": ["patch"]}
     features = record.lerobot_features() | {f"{camera}_patch": dict(patch) for camera in _LABELS.values()}
-    seeds = range(FIRST_SEED, FIRST_SEED + NUM_SCENES)
     with LeRobotWriter(root, fps=CONTROL_HZ, features=features, robot_type=TABLETOP_SPEC.robot) as writer:
-        for demonstration in record.demonstrations("pick", seeds, num_workers=NUM_WORKERS):
-            frames = record.lerobot_frames(demonstration) | _patches(demonstration)
-            writer.add_episode(frames, demonstration.prompt)
+        for task, num_scenes in NUM_SCENES.items():
+            seeds = range(FIRST_SEED, FIRST_SEED + num_scenes)
+            for demonstration in record.demonstrations(task, seeds, num_workers=NUM_WORKERS):
+                frames = record.lerobot_frames(demonstration) | _patches(demonstration)
+                writer.add_episode(frames, demonstration.prompt)
 
 
 def export(checkpoint: Path, target: Path) -> None:

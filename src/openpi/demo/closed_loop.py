@@ -50,7 +50,7 @@ class EvaluateOptions:
     port: int | None = None
     port_file: Path | None = None
     episodes: int = 50
-    task: Literal["pick", "place"] = "place"
+    task: Literal["pick", "reach", "place"] = "place"
     execute_horizon: int = 6
     seed: int = 1_000_000
     videos: int = 0

@@ -30,7 +30,7 @@ class RecordOptions:
 
     output: Path
     episodes: int = 180
-    task: Literal["pick", "place"] = "place"
+    task: Literal["pick", "reach", "place"] = "place"
     prompts_per_scene: int = 3
     num_blocks: int = 3
     seed: int = 0
@@ -40,7 +40,9 @@ class RecordOptions:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"episodes is {self.episodes}; expected at least 1.")
-        most = len(tasks.GOALS[self.task]) * self.num_blocks // 3
+        most = len(tasks.GOALS[self.task])
+        if self.task != tasks.REACH:
+            most = most * self.num_blocks // len(tasks.BLOCK_COLOURS)
         if not 1 <= self.prompts_per_scene <= most:
             raise ValueError(
                 f"prompts_per_scene is {self.prompts_per_scene}; a scene of {self.task!r} with {self.num_blocks} "

@@ -26,7 +26,7 @@ class TabletopEnv(gymnasium.Env):
     `info["success"]` tells whether the goal is met right now.
 
     Args:
-        task: `pick` or `place`.
+        task: `pick`, `reach` or `place`.
         num_blocks: in scenes that `reset` draws, 1 to 3; None draws the number too.
         renderer: `rays` (no graphics library needed) or `gl`.
     """
@@ -118,7 +118,7 @@ class TabletopEnv(gymnasium.Env):
         return self._film_renderer.render(self.world, FRONT_CAMERA)
 
     def _choose_goal(self, scene: Scene, prompt: str | None) -> tasks.Goal:
-        goals = tasks.goals_in(scene)
+        goals = tasks.goals_in(scene, self.task)
         if prompt is None:
             return goals[self.np_random.integers(len(goals))]
         goal = tasks.parse_prompt(prompt)

@@ -21,6 +21,7 @@ _LIFT_M = 0.13
 _CARRY_M = 0.12
 _RELEASE_M = PLATE_HEIGHT_M + BLOCK_HALF_M + 0.004  # just above rest: not pressed into the plate
 _RETREAT_M = 0.11
+_POINT_M = 0.05  # finger tips above the table when they show a plate
 _LOWEST_TIP_M = 0.016  # disturbed motions stay off the table
 _OPEN, _CLOSED = 1.0, 0.0
 
@@ -37,22 +38,36 @@ class Phase:
 
 def phases(scene: Scene, goal: Goal) -> tuple[Phase, ...]:
     """The script for a goal; KeyError when the scene lacks what the goal names."""
-    x, y = _centre_of(scene.blocks, goal.block)
-    pick = (
+    if goal.block is None:
+        return _reach(*_centre_of(scene.plates, goal.plate))
+    pick = _pick(*_centre_of(scene.blocks, goal.block))
+    x, y, _ = pick[-1].tip
+    if goal.plate is None:
+        return (*pick, Phase("lift", (x, y, _LIFT_M), _CLOSED, hold=4))
+    return (*pick, Phase("lift", (x, y, _CARRY_M), _CLOSED), *_release(*_centre_of(scene.plates, goal.plate)))
+
+
+def _reach(x: float, y: float) -> tuple[Phase, ...]:
+    return (
+        Phase("reach", (x, y, _CARRY_M), _CLOSED),
+        Phase("point", (x, y, _POINT_M), _CLOSED, hold=4),
+    )
+
+
+def _pick(x: float, y: float) -> tuple[Phase, ...]:
+    return (
         Phase("reach", (x, y, _HOVER_M), _OPEN),
         Phase("descend", (x, y, _GRASP_M), _OPEN, hold=1),
         Phase("close", (x, y, _GRASP_M), _CLOSED, hold=3),
     )
-    if goal.plate is None:
-        return (*pick, Phase("lift", (x, y, _LIFT_M), _CLOSED, hold=4))
-    plate_x, plate_y = _centre_of(scene.plates, goal.plate)
+
+
+def _release(x: float, y: float) -> tuple[Phase, ...]:
     return (
-        *pick,
-        Phase("lift", (x, y, _CARRY_M), _CLOSED),
-        Phase("carry", (plate_x, plate_y, _CARRY_M), _CLOSED, hold=1),
-        Phase("lower", (plate_x, plate_y, _RELEASE_M), _CLOSED, hold=1),
-        Phase("release", (plate_x, plate_y, _RELEASE_M), _OPEN, hold=2),
-        Phase("retreat", (plate_x, plate_y, _RETREAT_M), _OPEN, hold=2),
+        Phase("carry", (x, y, _CARRY_M), _CLOSED, hold=1),
+        Phase("lower", (x, y, _RELEASE_M), _CLOSED, hold=1),
+        Phase("release", (x, y, _RELEASE_M), _OPEN, hold=2),
+        Phase("retreat", (x, y, _RETREAT_M), _OPEN, hold=2),
     )
 
 
@@ -84,7 +99,7 @@ def disturbed(path: np.ndarray, rng: np.random.Generator, *, std_m: float = 0.00
     return np.concatenate([tips, path[:, 3:]], axis=1)
 
 
-def _centre_of(things: tuple, colour: str) -> tuple[float, float]:
+def _centre_of(things: tuple, colour: str | None) -> tuple[float, float]:
     for thing in things:
         if thing.colour == colour:
             return thing.x, thing.y

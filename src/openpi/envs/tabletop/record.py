@@ -19,7 +19,7 @@ from openpi.envs.tabletop.tasks import Goal
 from openpi.envs.tabletop.world import CAMERAS, FRONT_CAMERA, WRIST_CAMERA, Scene, TabletopWorld
 
 DISTURBED_FRACTION = 0.75
-_MIN_VISIBLE_PIXELS = 2  # of the block, before it counts as seen
+_MIN_VISIBLE_PIXELS = 2  # of the thing, before it counts as seen
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Demonstration:
     frames:
         front, wrist: uint8[t, h, w, 3], RGB.
         state: float32[t, 6], measured. action: float32[t, 6], absolute targets; layout in `arm.STATE_NAMES`.
-        front_target_px, wrist_target_px: float32[t, 2], (column, row) of the asked block's centre there.
+        front_target_px, wrist_target_px: float32[t, 2], (column, row) of the asked block's centre there
+            (of the plate's, if no block is asked for).
         front_target_visible, wrist_target_visible: bool[t], whether the centre is in the picture and the
-            block not hidden; where false the pixel is meaningless.
+            thing not hidden; where false the pixel is meaningless.
     """
 
     frames: Mapping[str, np.ndarray]
@@ -54,7 +55,7 @@ def demonstrations(
     """Streams demonstrations: for each seed one scene, for each scene one episode per prompt, in order.
 
     Args:
-        task: `pick` or `place`.
+        task: `pick`, `reach` or `place`.
         num_blocks: in every scene; None mixes scenes of one, two and three.
         prompts_per_scene: a random choice of that many prompts; None takes all of them.
         num_workers: processes; 0 records in this one. The result does not depend on it.
@@ -87,7 +88,7 @@ def record_scene(
     """All demonstrations of the scene that belongs to `seed`."""
     rng = np.random.default_rng([seed, 0])
     scene = tasks.sample_scene(rng, task, num_blocks=num_blocks)
-    goals = tasks.goals_in(scene)
+    goals = tasks.goals_in(scene, task)
     if prompts_per_scene is not None:
         chosen = rng.permutation(len(goals))[:prompts_per_scene]
         goals = tuple(goals[i] for i in sorted(chosen))
@@ -167,18 +168,27 @@ def _film(
     for action, label in zip(executed, labels, strict=True):
         row = {"state": world.state, "action": label}
         for camera in CAMERAS:
-            row |= _look(world, renderer, camera, goal.block)
+            row |= _look(world, renderer, camera, goal)
         rows.append(row)
         world.step(action)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _look(world: TabletopWorld, renderer: RayRenderer, camera: str, block: str) -> dict[str, np.ndarray]:
+def _look(world: TabletopWorld, renderer: RayRenderer, camera: str, goal: Goal) -> dict[str, np.ndarray]:
     picture, ids = renderer.render_with_ids(world, camera)
-    pixel = project(world, camera, world.block_position(block), renderer.size)
-    num_seen = np.count_nonzero(ids == world.block_geom_id(block))
+    centre, geom_id = _target(world, goal)
+    pixel = project(world, camera, centre, renderer.size)
+    num_seen = np.count_nonzero(ids == geom_id)
     return {
         camera: picture,
         f"{camera}_target_px": np.zeros(2, np.float32) if pixel is None else pixel.astype(np.float32),
         f"{camera}_target_visible": np.array(pixel is not None and num_seen >= _MIN_VISIBLE_PIXELS),
     }
+
+
+def _target(world: TabletopWorld, goal: Goal) -> tuple[np.ndarray, int]:
+    """Where the thing is that the goal starts with, and its geom: the block, or else the plate."""
+    if goal.block is not None:
+        return world.block_position(goal.block), world.block_geom_id(goal.block)
+    assert goal.plate is not None
+    return world.plate_position(goal.plate), world.plate_geom_id(goal.plate)

@@ -1,22 +1,26 @@
 """What can be asked for on the table-top, scenes in which to ask it, and when it is done.
 
-Two tasks. A scene alone never tells what to do: the prompt names the object, the picture tells where it is.
+Three tasks. A scene alone never tells what to do: the prompt names the object, the picture tells where it is.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from openpi.envs.tabletop import arm
 from openpi.envs.tabletop import world as world_lib
 from openpi.envs.tabletop.world import BLOCK_COLOURS, PLATE_COLOURS, Block, Plate, Scene, TabletopWorld
 
 PICK = "pick"
+REACH = "reach"
 PLACE = "place"
 
 LIFTED_M = 0.08  # the asked block's centre is above this ...
 UNTOUCHED_M = 0.06  # ... and every other block's below
 ON_PLATE_M = 0.045  # horizontal distance between the centres of block and plate
 RELEASED = 0.75  # gripper opening; a gripper closed on a block measures about 0.48
+ABOVE_PLATE_M = 0.03  # horizontal distance between the finger tips and the centre of the plate ...
+LOW_M = 0.065  # ... while the tips are below this
 
 PLATE_X_M = 0.22
 PLATE_Y_M = 0.17  # one plate on each side; which one is white is random
@@ -27,29 +31,40 @@ _BEARING_RAD = np.deg2rad(40)
 _PLACE_Y_M = 0.10
 _YAW_RAD = np.deg2rad(20)  # a turned block squares itself up between the closing fingers
 _START_M = (np.array([0.18, -0.03, 0.15]), np.array([0.22, 0.03, 0.19]))
+_REACH_START_M = (np.array([0.16, -0.16, 0.08]), np.array([0.28, 0.16, 0.19]))  # from anywhere, with room below
+_PICK_BESIDE_PLATES = 0.5  # share of the scenes for picking that have plates in them
 _BLOCK_COUNT_PROBABILITIES = (0.4, 0.3, 0.3)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a prompt asks for: lift `block`, or, when `plate` is given, put it there."""
+    """What a prompt asks for: lift `block`; go to `plate`; or, when both are given, put the one on the other."""
 
-    block: str
+    block: str | None = None
     plate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.block is None and self.plate is None:
+            raise ValueError("a goal names a block, a plate, or both.")
 
     @property
     def task(self) -> str:
-        return PICK if self.plate is None else PLACE
+        if self.plate is None:
+            return PICK
+        return REACH if self.block is None else PLACE
 
     @property
     def prompt(self) -> str:
-        if self.plate is None:
-            return f"pick up the {self.block} block"
-        return f"put the {self.block} block on the {self.plate} plate"
+        return {
+            PICK: f"pick up the {self.block} block",
+            REACH: f"move to the {self.plate} plate",
+            PLACE: f"put the {self.block} block on the {self.plate} plate",
+        }[self.task]
 
 
 GOALS = {
     PICK: tuple(Goal(block) for block in BLOCK_COLOURS),
+    REACH: tuple(Goal(plate=plate) for plate in PLATE_COLOURS),
     PLACE: tuple(Goal(block, plate) for block in BLOCK_COLOURS for plate in PLATE_COLOURS),
 }
 PROMPTS = {task: tuple(goal.prompt for goal in goals) for task, goals in GOALS.items()}
@@ -68,11 +83,11 @@ def parse_prompt(prompt: str) -> Goal:
     return goal
 
 
-def goals_in(scene: Scene) -> tuple[Goal, ...]:
-    """Goals that make sense in a scene: its blocks, and its plates if it has any."""
-    task = PLACE if scene.plates else PICK
-    colours = {block.colour for block in scene.blocks}
-    return tuple(goal for goal in GOALS[task] if goal.block in colours)
+def goals_in(scene: Scene, task: str) -> tuple[Goal, ...]:
+    """Goals of a task that name only what the scene holds."""
+    blocks = {None, *(block.colour for block in scene.blocks)}
+    plates = {None, *(plate.colour for plate in scene.plates)}
+    return tuple(goal for goal in GOALS[task] if goal.block in blocks and goal.plate in plates)
 
 
 def sample_scene(
@@ -94,21 +109,25 @@ def sample_scene(
     if not 1 <= num_blocks <= len(BLOCK_COLOURS):
         raise ValueError(f"num_blocks is {num_blocks}; expected 1 to {len(BLOCK_COLOURS)}.")
     colours = sorted(rng.permutation(BLOCK_COLOURS)[:num_blocks].tolist(), key=BLOCK_COLOURS.index)
-    positions = _sample_positions(rng, num_blocks, max_y=_PLACE_Y_M if task == PLACE else np.inf)
+    has_plates = task != PICK or rng.random() < _PICK_BESIDE_PLATES
+    positions = _sample_positions(rng, num_blocks, max_y=_PLACE_Y_M if has_plates else np.inf)
     yaws = rng.uniform(-_YAW_RAD, _YAW_RAD, num_blocks)
     blocks = tuple(
         Block(colour, float(x), float(y), float(yaw))
         for colour, (x, y), yaw in zip(colours, positions, yaws, strict=True)
     )
-    plates = _sample_plates(rng) if task == PLACE else ()
-    return Scene(blocks, plates, tip=tuple(rng.uniform(*_START_M).tolist()))
+    plates = _sample_plates(rng) if has_plates else ()
+    start = _REACH_START_M if task == REACH else _START_M
+    return Scene(blocks, plates, tip=tuple(rng.uniform(*start).tolist()))
 
 
 def is_success(world: TabletopWorld, goal: Goal) -> bool:
     """Whether the world, as it is now, is what the goal asks for."""
     if goal.plate is None:
+        assert goal.block is not None
         return _is_lifted(world, goal.block)
-    return _is_on_plate(world, goal.block, goal.plate)
+    plate = next(plate for plate in world.scene.plates if plate.colour == goal.plate)
+    return _is_at(world, plate) if goal.block is None else _is_on(world, goal.block, plate)
 
 
 def _is_lifted(world: TabletopWorld, colour: str) -> bool:
@@ -117,8 +136,12 @@ def _is_lifted(world: TabletopWorld, colour: str) -> bool:
     return is_lifted and all(height < UNTOUCHED_M for height in heights.values())
 
 
-def _is_on_plate(world: TabletopWorld, colour: str, plate_colour: str) -> bool:
-    plate = next(plate for plate in world.scene.plates if plate.colour == plate_colour)
+def _is_at(world: TabletopWorld, plate: Plate) -> bool:
+    x, y, z = arm.tip_for_joints(world.state[: arm.NUM_JOINTS])
+    return bool(np.hypot(x - plate.x, y - plate.y) < ABOVE_PLATE_M and z < LOW_M)
+
+
+def _is_on(world: TabletopWorld, colour: str, plate: Plate) -> bool:
     x, y, z = world.block_position(colour)
     resting = world_lib.PLATE_HEIGHT_M + world_lib.BLOCK_HALF_M
     is_centred = np.hypot(x - plate.x, y - plate.y) < ON_PLATE_M

@@ -117,6 +117,13 @@ class TabletopWorld:
     def block_geom_id(self, colour: str) -> int:
         return self.model.geom(f"block_{colour}").id
 
+    def plate_position(self, colour: str) -> np.ndarray:
+        """Centre of a plate, float64[3] in metres, a new array."""
+        return self.model.geom(f"plate_{colour}").pos.copy()
+
+    def plate_geom_id(self, colour: str) -> int:
+        return self.model.geom(f"plate_{colour}").id
+
     def camera_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
         """Position float64[3], rotation float64[3, 3]; columns: image right, image up, out of the scene."""
         view = self.data.camera(camera)
