@@ -163,6 +163,12 @@ def test_a_recipe_that_freezes_everything_is_refused():
         preflight.check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))
 
 
+def test_a_recipe_that_no_checkpoint_could_hold_is_refused_before_it_trains():
+    config = dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=lambda path: "llm" in path)
+    with pytest.raises(ValueError, match=r"config\.freeze_filter holds .*<lambda>, which has no import path"):
+        preflight.check_recipe(config)
+
+
 def _everything(path: str) -> bool:
     del path
     return True

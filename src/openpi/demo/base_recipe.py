@@ -159,4 +159,6 @@ def _patches(demonstration: record.Demonstration) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    from openpi.demo import base_recipe  # checkpoints name what they need by its module, which is not `__main__`
+
+    base_recipe.main()

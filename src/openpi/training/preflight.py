@@ -18,7 +18,7 @@ from openpi.models.model_config import ModelType
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten
-from openpi.training import data_loader, norm_stats
+from openpi.training import data_loader, norm_stats, recipe_io
 from openpi.training.checkpoints import required_bytes
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -57,6 +57,7 @@ def check_recipe(config: TrainConfig) -> None:
     """
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
+    recipe_io.check_recipe_can_be_saved(config)
     if config.batch_size % jax.device_count():
         raise ValueError(
             f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices of this machine; "

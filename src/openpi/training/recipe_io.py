@@ -50,6 +50,11 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     return partial.rename(directory / RECIPE_FILE)
 
 
+def check_recipe_can_be_saved(config: TrainConfig) -> None:
+    """Raises what `save_recipe` would, and writes nothing."""
+    _Encoder().encode(config, "config")
+
+
 def load_recipe(directory: Path | str) -> TrainConfig:
     """Inverse of `save_recipe`. Runs the recipe's own file when there is one, and logs that.
 
