@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hypothesis
 import jaxtyping
+import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +18,8 @@ jaxtyping.install_import_hook(
         "openpi.models.siglip",
         "openpi.models.lora",
         "openpi.models.pi0",
+        "openpi.models.pi0_fast",
+        "openpi.models.action_grammar",
         "openpi.models.augment",
     ],
     "beartype.beartype",
@@ -33,3 +36,24 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """Folder of recorded reference data (see tests/golden/README.md)."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def arm_dataset(tmp_path_factory) -> Path:
+    """A real dataset of four episodes: a camera, three joints, two tasks."""
+    from openpi.data.lerobot.writer import LeRobotWriter  # after the import hook
+
+    features = {
+        "front": {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]},
+        "joints": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
+        "actions": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
+    }
+    folder = tmp_path_factory.mktemp("arm") / "dataset"
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(folder, fps=10, features=features, robot_type="arm") as writer:
+        for episode in range(4):
+            joints = rng.normal(size=(10, 3)).cumsum(axis=0).astype(np.float32)
+            images = rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+            frames = {"front": images, "joints": joints, "actions": joints + 1}
+            writer.add_episode(frames, task=("pick up the cube", "put it down")[episode % 2])
+    return folder

@@ -1,5 +1,6 @@
 """Whole training runs as users start them: processes, signals, sudden deaths, and what is left on disk."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies import policy_config
 from openpi.policies.contract import Contract
 from openpi.shared import normalize
 from openpi.shared.tree import flatten
@@ -22,7 +23,6 @@ from openpi.weights import orbax_io
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
 NUM_STEPS = 6
-NUM_EPISODES, NUM_FRAMES = 4, 10
 NUMBERS = ("loss", "grad_norm", "param_norm", "learning_rate")
 
 
@@ -32,21 +32,8 @@ def workspace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dataset(workspace) -> Path:
-    """A real dataset of four episodes: a camera, three joints, two tasks."""
-    features = {
-        "front": {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]},
-        "joints": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
-        "actions": {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]},
-    }
-    rng = np.random.default_rng(0)
-    with LeRobotWriter(workspace / "dataset", fps=10, features=features, robot_type="arm") as writer:
-        for episode in range(NUM_EPISODES):
-            joints = rng.normal(size=(NUM_FRAMES, 3)).cumsum(axis=0).astype(np.float32)
-            images = rng.integers(0, 256, (NUM_FRAMES, 32, 32, 3), dtype=np.uint8)
-            frames = {"front": images, "joints": joints, "actions": joints + 1}
-            writer.add_episode(frames, task=("pick up the cube", "put it down")[episode % 2])
-    return workspace / "dataset"
+def dataset(arm_dataset) -> Path:
+    return arm_dataset
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +234,22 @@ def test_four_devices_that_share_the_parameters_compute_the_same(command, enviro
             np.testing.assert_allclose(found[step][name], expected[step][name], rtol=1e-3, err_msg=f"{name} {step}")
     params = orbax_io.read_params(run / "2" / "params")
     assert flatten(params).keys() == flatten(orbax_io.read_params(whole_run / "5" / "params")).keys()
+
+
+def test_a_model_that_writes_its_actions_trains_validates_and_serves(command, environment, workspace):
+    fast = [RECIPE.replace(":arm", ":fast") if word == RECIPE else word for word in command]
+    done = _train(fast, environment, "tokens")
+    assert done.returncode == 0, done.stderr
+    run = workspace / "checkpoints" / "fast" / "tokens"
+    last = _metrics(run)[NUM_STEPS - 1]
+    assert last["undecodable"] == 0 and np.isfinite(last["action_error/grip"])
+
+    checkpoint = run / str(NUM_STEPS - 1)
+    recipe = load_recipe(checkpoint)
+    nowhere = dataclasses.replace(recipe.model, tokenizer_path="gone", action_tokenizer_path="gone")
+    policy = policy_config.create_trained_policy(dataclasses.replace(recipe, model=nowhere), checkpoint)
+    observation = {"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3), "prompt": "pick up the cube"}
+    actions = policy.infer(observation)["actions"]
+    assert actions.shape == (3, 3) and np.isfinite(actions).all()
+    with pytest.raises(ValueError, match="token by token; leave noise out"):
+        policy.infer(observation, noise=np.zeros((3, 3)))

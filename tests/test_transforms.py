@@ -46,7 +46,7 @@ class OneTokenPerCharacter:
         mask = np.arange(self.length) < len(text)
         return (tokens, mask, mask.astype(np.int64), mask) if actions else (tokens, mask)
 
-    def extract_actions(self, tokens, action_horizon, action_dim):
+    def decode_actions(self, tokens, action_horizon, action_dim):
         assert tokens.dtype == np.int32
         return tokens[: action_horizon * action_dim].reshape(action_horizon, action_dim) / 50 - 1
 

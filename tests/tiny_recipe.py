@@ -9,13 +9,15 @@ import numpy as np
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
+from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.optimizer import CosineDecaySchedule
 from openpi.transforms import Group
 
-TOKENIZER = Path(__file__).parent / "golden" / "tokenizers" / "tiny_paligemma_tokenizer.model"
+TOKENIZERS = Path(__file__).parent / "golden" / "tokenizers"
+TOKENIZER = TOKENIZERS / "tiny_paligemma_tokenizer.model"
 NUM_JOINTS = 3
 
 _EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=2048)
@@ -86,3 +88,23 @@ tiny = TrainConfig(
 
 # Recorded data; name it with --data.repo-id.
 arm = dataclasses.replace(tiny, name="arm", data=ArmData(base_config=DataConfig(prompt_from_task=True)))
+
+# pi0-FAST, whose tokens are an action tokenizer's.
+fast = dataclasses.replace(
+    arm,
+    name="fast",
+    model=Pi0FASTConfig(
+        dtype="float32",
+        paligemma_variant=_EXPERT,
+        action_dim=NUM_JOINTS,
+        action_horizon=3,
+        max_token_len=64,
+        image_encoder_variant=MODEL.image_encoder_variant,
+        image_resolution=MODEL.image_resolution,
+        image_keys=MODEL.image_keys,
+        tokenizer_path=str(TOKENIZER),
+        action_tokenizer_path=str(TOKENIZERS / "fast"),
+        augmentation=False,
+        remat="none",
+    ),
+)

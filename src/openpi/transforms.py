@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +40,7 @@ class ActionTokenizer(Protocol):
         self, prompt: str, state: np.ndarray, actions: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
 
-    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray: ...
+    def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +367,11 @@ class TokenizeFASTInputs:
 
 @dataclasses.dataclass(frozen=True)
 class ExtractFASTActions:
-    """Replaces generated token ids under `actions` by float[action_horizon, action_dim]."""
+    """Replaces generated token ids under `actions` by float[action_horizon, action_dim].
+
+    Raises:
+        UndecodableActionsError: the tokens are no such chunk; a robot must not be sent zeros instead.
+    """
 
     tokenizer: ActionTokenizer
     action_horizon: int
@@ -379,8 +383,28 @@ class ExtractFASTActions:
         tokens = np.asarray(data["actions"]).astype(np.int32)
         return {
             **data,
-            "actions": self.tokenizer.extract_actions(tokens, self.action_horizon, self.action_dim),
+            "actions": self.tokenizer.decode_actions(tokens, self.action_horizon, self.action_dim),
         }
+
+    def grammar(self) -> Any | None:
+        """What the tokenizer lets a model write, see `ActionGrammar`; None = anything."""
+        make = getattr(self.tokenizer, "grammar", None)
+        return None if make is None else make(self.action_horizon, self.action_dim)
+
+
+def action_grammar(transforms: Iterable[DataTransformFn]) -> Any | None:
+    """The grammar of the action tokens that these output transforms read; None if they read none."""
+    reader = _token_reader(transforms)
+    return None if reader is None else reader.grammar()
+
+
+def action_codec(transforms: Iterable[DataTransformFn]) -> Any | None:
+    """The FAST codec that these output transforms decode with; None without one."""
+    return getattr(getattr(_token_reader(transforms), "tokenizer", None), "codec", None)
+
+
+def _token_reader(transforms: Iterable[DataTransformFn]) -> ExtractFASTActions | None:
+    return next((step for step in transforms if isinstance(step, ExtractFASTActions)), None)
 
 
 @dataclasses.dataclass(frozen=True)

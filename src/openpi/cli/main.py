@@ -8,6 +8,7 @@ COMMANDS = {
     "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",
+    "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve a checkpoint to robots over websocket",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",

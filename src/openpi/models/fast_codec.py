@@ -12,6 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+import tokenizers.trainers
 
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
@@ -55,6 +59,21 @@ class FastCodec:
         coefficients = np.array([ord(c) + self.min_token for c in text], dtype=np.float64)
         return _dct(num_steps).T @ (coefficients.reshape(num_steps, dim) / self.scale)
 
+    def save(self, folder: Path) -> None:
+        """Writes a processor folder that `load_codec`, and the published processor class, read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "processor_class": "UniversalActionProcessor",
+            "auto_map": {"AutoProcessor": "processing_action_tokenizer.UniversalActionProcessor"},
+            "scale": self.scale,
+            "min_token": self.min_token,
+            "vocab_size": self.bpe.get_vocab_size(),
+            "action_dim": None,
+            "time_horizon": None,
+        }
+        (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        self.bpe.save(str(folder / _BPE_FILE))
+
     def id_table(self) -> IdTable:
         """What each id stands for, see `IdTable`."""
         is_byte_level = json.loads(self.bpe.to_str())["decoder"]["type"] == "ByteLevel"
@@ -83,6 +102,41 @@ class IdTable(NamedTuple):
 
     num_characters: np.ndarray
     missing_bytes_after: np.ndarray
+
+
+def fit_codec(chunks: np.ndarray, *, vocab_size: int = 1024, scale: float = 10) -> FastCodec:
+    """Trains a codec on float[n, t, d] normalised chunks, as the published one was trained.
+
+    Unlike there every byte is in the vocabulary, so that no coefficient within the range of characters is ever lost.
+
+    Raises:
+        ValueError: the chunks are empty, not finite, or rougher than the vocabulary can hold.
+    """
+    if chunks.ndim != 3 or not len(chunks):
+        raise ValueError(f"chunks have shape {chunks.shape}; expected (n, t, d) with at least one chunk")
+    if not np.isfinite(chunks).all():
+        raise ValueError("chunks hold values that are not finite; look at them with `openpi explain`")
+    coefficients = np.around(_dct(chunks.shape[1]) @ chunks.astype(np.float64) * scale).astype(int)
+    min_token, spread = int(coefficients.min()), int(np.ptp(coefficients))
+    if spread > vocab_size:
+        raise ValueError(
+            f"the coefficients of the chunks span {spread} values and the vocabulary has {vocab_size}: single actions "
+            "lie far outside the normalised range. Look for outliers with `openpi stats`, or lower the scale "
+            f"({scale:g}), or raise the vocabulary size"
+        )
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=10_000,
+        show_progress=False,
+    )
+    texts = ("".join(map(chr, chunk.ravel() - min_token)) for chunk in coefficients)
+    bpe.train_from_iterator(texts, trainer, length=len(coefficients))
+    return FastCodec(bpe=bpe, scale=scale, min_token=min_token)
 
 
 def load_codec(path: str | Path) -> FastCodec:

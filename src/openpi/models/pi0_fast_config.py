@@ -35,7 +35,8 @@ class Pi0FASTConfig(BaseModelConfig):
         fast_model_tokenizer: class of the action tokenizer, called with `max_token_len`; None =
             `FASTTokenizer`.
         fast_model_tokenizer_kwargs: its further arguments.
-        image_encoder_variant, image_resolution, augmentation, remat: as of `Pi0Config`.
+        action_tokenizer_path: folder of a FAST processor, or its name on the Hugging Face hub; None = the published.
+        tokenizer_path, image_encoder_variant, image_resolution, augmentation, remat: as of `Pi0Config`.
         image_keys: cameras that `inputs_spec` describes; the model itself takes those of the observation, by name.
     """
 
@@ -49,6 +50,8 @@ class Pi0FASTConfig(BaseModelConfig):
     fast_model_tokenizer: Any | None = None
     fast_model_tokenizer_kwargs: dict[str, Any] | None = None
 
+    action_tokenizer_path: str | None = None
+    tokenizer_path: str | None = None
     image_encoder_variant: str | SiglipConfig = "So400m/14"
     image_resolution: tuple[int, int] = IMAGE_RESOLUTION
     image_keys: tuple[str, ...] = FAST_IMAGE_KEYS

@@ -146,7 +146,8 @@ class FASTTokenizer:
         self._text = _ActionText(max_len, model_path)
 
     @cached_property
-    def _codec(self) -> FastCodec:
+    def codec(self) -> FastCodec:
+        """The action codec, opened on first use."""
         return load_codec(self.fast_tokenizer_path)
 
     def tokenize(
@@ -161,7 +162,7 @@ class FASTTokenizer:
             int64 tokens padded with 0; bool, true on real tokens; int64, 1 where attention is causal (the
             actions); bool, true on tokens that are trained (the actions).
         """
-        return self._text.tokens_and_masks(prompt, state, None if actions is None else self._codec.encode(actions))
+        return self._text.tokens_and_masks(prompt, state, None if actions is None else self.codec.encode(actions))
 
     def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """float64[action_horizon, action_dim] from generated tokens.
@@ -169,7 +170,7 @@ class FASTTokenizer:
         Raises:
             UndecodableActionsError: they are not exactly such a chunk.
         """
-        return self._codec.decode(self._text.action_ids(tokens), action_horizon, action_dim)
+        return self.codec.decode(self._text.action_ids(tokens), action_horizon, action_dim)
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """As `decode_actions`; float32 zeros, and a warning, if no chunk: the published form."""
@@ -183,7 +184,7 @@ class FASTTokenizer:
             opening=np.array(self._text.opening),
             closing=np.array(self._text.closing),
             last_action_token=self._text.last_action_token,
-            ids=self._codec.id_table(),
+            ids=self.codec.id_table(),
             num_values=action_horizon * action_dim,
         )
 
@@ -212,12 +213,14 @@ class FSQTokenizer:
             raise NotImplementedError("FSQTokenizer serves existing checkpoints only; train with FASTTokenizer")
         return self._text.tokens_and_masks(prompt, state, None)
 
-    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
+    def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """Raises NotImplementedError."""
         raise NotImplementedError(
             "the FSQ action decoder is not part of this build; serve one of the other DROID checkpoints, "
             "such as pi05_droid"
         )
+
+    extract_actions = decode_actions
 
 
 class _ActionText:

@@ -20,6 +20,7 @@ __all__ = ["BasePolicy", "Policy", "PolicyRecorder", "Sampler"]
 class Sampler(Protocol):
     """A model made fast on a device; `policies.sampler_jax.JaxSampler` is one."""
 
+    takes_noise: bool
     action_horizon: int
     action_dim: int
 
@@ -93,6 +94,8 @@ class Policy(BasePolicy):
             warm_up({key: _with_batch_axis(value) for key, value in inputs.items()}, **self._sample_kwargs)
 
     def _batched_noise(self, noise: np.ndarray) -> np.ndarray:
+        if not self._sampler.takes_noise:
+            raise ValueError("noise was given, but this model writes its actions token by token; leave noise out")
         noise = np.asarray(noise, dtype=np.float32)
         batched = noise[None] if noise.ndim == 2 else noise
         expected = (1, self._sampler.action_horizon, self._sampler.action_dim)

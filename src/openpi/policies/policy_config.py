@@ -19,6 +19,7 @@ from openpi.shared.normalize import NormStats
 logger = logging.getLogger("openpi")
 
 TOKENIZER_FILE = "assets/tokenizer.model"
+ACTION_TOKENIZER_DIR = "assets/action_tokenizer"
 
 
 def create_trained_policy(
@@ -40,7 +41,8 @@ def create_trained_policy(
         train_config: the recipe, with the fields of `TrainConfig`.
         checkpoint_dir: folder with `params/` and `assets/`, local or remote.
         repack_transforms: applied before and after everything else, to adapt a client's keys.
-        sample_kwargs: passed to the model with every call, such as `num_steps`.
+        sample_kwargs: passed to the model with every call, such as `num_steps`. pi0-FAST is held to the grammar of
+            its tokenizer unless `grammar` is among them.
         default_prompt: for observations without one; wins over the recipe's.
         norm_stats: used instead of the checkpoint's.
         pytorch_device: of PyTorch checkpoints, which this build does not run.
@@ -62,7 +64,7 @@ def create_trained_policy(
         _load_sampler(train_config.model, folder, dtype),
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
-        sample_kwargs=sample_kwargs,
+        sample_kwargs=_with_grammar(pipeline, sample_kwargs),
         metadata=train_config.policy_metadata,
         contract=pipeline.contract,
     )
@@ -121,12 +123,10 @@ def _check_is_jax(folder: Path, pytorch_device: str | None) -> None:
 
 
 def _with_own_tokenizer(train_config: Any, folder: Path) -> Any:
-    """The recipe, with the tokenizer that the checkpoint was trained with, if it brings one."""
-    path = folder / TOKENIZER_FILE
-    if not path.is_file() or not hasattr(train_config.model, "tokenizer_path"):
-        return train_config
-    model = dataclasses.replace(train_config.model, tokenizer_path=str(path))
-    return dataclasses.replace(train_config, model=model)
+    """The recipe, with the tokenizers that the checkpoint was trained with, if it brings them."""
+    files = {"tokenizer_path": folder / TOKENIZER_FILE, "action_tokenizer_path": folder / ACTION_TOKENIZER_DIR}
+    own = {field: str(path) for field, path in files.items() if path.exists() and hasattr(train_config.model, field)}
+    return dataclasses.replace(train_config, model=dataclasses.replace(train_config.model, **own))
 
 
 def _with_own_assets(data: Any, folder: Path) -> Any:
@@ -192,6 +192,12 @@ def make_pipeline(
         *repack.outputs,
     ]
     return Pipeline(inputs, outputs, data_config, contract)
+
+
+def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A model that writes its actions may only write what can be read; `grammar=None` lets it write anything."""
+    grammar = _transforms.action_grammar(pipeline.outputs)
+    return {**({} if grammar is None else {"grammar": grammar}), **(sample_kwargs or {})}
 
 
 def _load_sampler(model_config: Any, folder: Path, dtype: Any) -> Any:

@@ -1,5 +1,6 @@
 """A JAX model made fast on a device: parameters placed once, sampling compiled once per input shape."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ class JaxSampler:
         self._model = jax.device_put(model)
         self._rng = jax.random.key(seed)
         self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
+        self.takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from openpi import transforms
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
 from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
@@ -31,6 +32,7 @@ logger = logging.getLogger("openpi")
 
 LOOP_STATE_FILE = "loader_state.json"
 TOKENIZER_FILE = "tokenizer.model"
+ACTION_TOKENIZER_DIR = "action_tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,9 @@ class _Extras:
         if tokenizer_path is not None:
             model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
             (assets / TOKENIZER_FILE).write_bytes(model_bytes)
+        codec = transforms.action_codec(data_config.model_transforms.outputs)
+        if codec is not None:
+            codec.save(assets / ACTION_TOKENIZER_DIR)
 
 
 def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:

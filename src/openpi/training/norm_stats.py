@@ -118,6 +118,15 @@ def compute_norm_stats(frames: "TabularFrames", *, max_frames: int | None = None
     return {key: stats.get_statistics() for key, stats in running.items()}
 
 
+def action_chunks(frames: "TabularFrames", *, max_frames: int | None = None) -> np.ndarray:
+    """float[n, h, d]: the chunk of every frame, or of `max_frames` drawn ones, as training sees it unnormalised."""
+    rows = _chosen_rows(len(frames), max_frames)
+    try:
+        return np.concatenate([block["actions"] for block in _blocks(frames, rows)])
+    except _NotVectorizableError:
+        return np.stack([frames.evaluate(frames.sample(int(row)))["actions"] for row in rows])
+
+
 class TabularFrames:
     """The frames of a recipe's dataset with black images in place of the cameras, one by one or in blocks."""
 

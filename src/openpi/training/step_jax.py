@@ -150,10 +150,19 @@ def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch)
     return jnp.mean(_model(config, params).compute_loss(key, observation, actions, train=False))
 
 
-def sample_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
-    """Action chunks f32[b ah ad], in the model's normalised space."""
+def sample_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch, **sample_kwargs: Any) -> jax.Array:
+    """Action chunks f32[b ah ad] in the model's normalised space; of pi0-FAST, tokens f32[b m]."""
     observation, _ = _inputs(batch)
-    return _model(config, params).sample_actions(key, observation)
+    return _model(config, params).sample_actions(key, _without_answer(observation), **sample_kwargs)
+
+
+def _without_answer(observation: Observation) -> Observation:
+    """The prompt without the action tokens that training adds to it (pi0-FAST)."""
+    if observation.token_loss_mask is None:
+        return observation
+    is_prompt = observation.tokenized_prompt_mask & ~observation.token_loss_mask
+    ar_mask = jnp.zeros_like(observation.token_ar_mask)
+    return dataclasses.replace(observation, tokenized_prompt_mask=is_prompt, token_ar_mask=ar_mask)
 
 
 def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:

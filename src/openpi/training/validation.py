@@ -5,6 +5,7 @@ Noise and flow time are the same at every validation and for every model, so tha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi import transforms
+from openpi.models.fast_codec import UndecodableActionsError
+from openpi.models.model_config import ModelType
 from openpi.training import step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -32,30 +35,44 @@ class Validation:
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
         self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
         self._names = data.action_names
+        self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
         self._loss = jax.jit(functools.partial(step_jax.eval_step, config))
-        self._sample = jax.jit(functools.partial(step_jax.sample_step, config))
+        grammar = transforms.action_grammar(data.config.model_transforms.outputs)
+        options = {} if grammar is None else {"grammar": grammar}
+        self._sample = jax.jit(functools.partial(step_jax.sample_step, config, **options))
 
     def __call__(self, params: step_jax.Params) -> dict[str, float]:
-        """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension."""
-        losses, errors = [], []
+        """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
+
+        A model that writes actions as tokens also has `undecodable`, the share of samples that were no chunk; the
+        error is that of the others, and missing when there are none.
+        """
+        losses, errors, num_samples = [], [], 0
         for i, batch in enumerate(self._batches):
             key = jax.random.fold_in(jax.random.key(_SEED), i)
             placed = self._place(batch)
             losses.append(float(self._loss(key, params, placed)))
-            errors.append(self._action_error(np.asarray(self._sample(key, params, placed)), batch))
+            errors += self._action_errors(np.asarray(self._sample(key, params, placed)), batch)
+            num_samples += len(batch["state"])
+        found = {"validation_loss": float(np.mean(losses))}
+        if self._writes_tokens:
+            found["undecodable"] = 1 - len(errors) / num_samples
+        if not errors:
+            return found
         error = np.mean(errors, axis=0)
         names = self._names if len(self._names) == len(error) else [str(i) for i in range(len(error))]
         per_dim = {f"action_error/{name}": float(e) for name, e in zip(names, error, strict=True)}
-        return {"validation_loss": float(np.mean(losses)), "action_error": float(error.mean()), **per_dim}
+        return found | {"action_error": float(error.mean())} | per_dim
 
-    def _action_error(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> np.ndarray:
-        """float[d]: mean over batch and horizon of |sampled - recorded|, both taken to the robot's units."""
-        pairs = [
-            (self._sampled_to_robot(state, ours), self._recorded_to_robot(state, theirs))
-            for state, ours, theirs in zip(batch["state"], sampled, batch["actions"], strict=True)
-        ]
-        return np.mean([np.abs(ours - theirs).mean(axis=0) for ours, theirs in pairs], axis=0)
+    def _action_errors(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> list[np.ndarray]:
+        """Per decodable sample float[d]: mean over the horizon of |sampled - recorded|, in the robot's units."""
+        errors = []
+        for state, ours, theirs in zip(batch["state"], sampled, batch["actions"], strict=True):
+            with contextlib.suppress(UndecodableActionsError):
+                difference = self._sampled_to_robot(state, ours) - self._recorded_to_robot(state, theirs)
+                errors.append(np.abs(difference).mean(axis=0))
+        return errors
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -1,0 +1,63 @@
+"""`openpi tokenizer fit NAME --output DIR [--FIELD=VALUE ...]`: an action tokenizer (FAST) for your own actions.
+
+Trains the byte-pair codec of pi0-FAST on the normalised action chunks of a recipe's dataset, from its columns, and
+reports how many tokens a chunk takes and how exactly it comes back. Use it with --model.action-tokenizer-path=DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from openpi.cli.console import configure_logging
+
+SUMMARY = "train an action tokenizer (FAST) on a recipe's own actions"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, overrides = _parser().parse_known_args(argv)
+    from openpi.training import config as _config
+
+    config = _config.cli([arguments.name, *overrides], prog="openpi tokenizer fit")
+    configure_logging()
+    from openpi.training import action_tokenizer
+
+    try:
+        report = action_tokenizer.fit(
+            config,
+            arguments.output,
+            vocab_size=arguments.vocab_size,
+            scale=arguments.scale,
+            max_frames=arguments.max_frames,
+        )
+    except (ValueError, KeyError, OSError) as error:
+        print(f"openpi tokenizer: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"trained on {report.num_chunks} chunks, vocabulary {report.vocab_size}\n"
+        f"a chunk of {report.values_per_chunk} numbers takes {report.tokens_mean:.1f} tokens, {report.tokens_max} at "
+        f"most; it comes back with an error of {report.error:.4f} (normalised units, root mean square)\n"
+        f"written to {report.path}; train with --model.action-tokenizer-path={report.path}"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openpi tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=["fit"])
+    parser.add_argument("name", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="action tokens; default: 1024")
+    parser.add_argument("--scale", type=float, default=10, help="finer with larger values; default: 10")
+    parser.add_argument("--max-frames", type=int, default=50_000, help="chunks to train on; default: 50000")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Action tokenizers of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openpi.cli import tokenizer as tokenizer_command
+from openpi.models.fast_codec import fit_codec, load_codec
+from openpi.shared import normalize
+
+RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:fast"
+
+
+def smooth_chunks(count: int, *, seed: int = 0, steps: int = 12, dim: int = 4) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    phase, rate = rng.uniform(0, 6, (2, count, 1, dim))
+    return np.sin(phase + rate * np.linspace(0, 1, steps)[:, None])
+
+
+def test_a_codec_compresses_what_it_was_trained_on_and_gives_it_back(tmp_path):
+    codec = fit_codec(smooth_chunks(500), vocab_size=512)
+    codec.save(tmp_path / "fast")
+    loaded = load_codec(tmp_path / "fast")
+    lengths = []
+    for chunk in smooth_chunks(50, seed=1):
+        ids = loaded.encode(chunk)
+        assert ids == codec.encode(chunk)
+        restored = loaded.decode(ids, *chunk.shape)
+        assert np.abs(restored - chunk).max() < 0.25  # rounding to 1/10 of a coefficient, summed over frequencies
+        lengths.append(len(ids))
+    assert np.mean(lengths) < 0.5 * 12 * 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_rough_chunks_come_back_too(seed):
+    codec = fit_codec(np.concatenate([smooth_chunks(100), [np.full((12, 4), 3.0), np.full((12, 4), -3.0)]]))
+    chunk = np.random.default_rng(seed).uniform(-1, 1, (12, 4))
+    assert np.abs(codec.decode(codec.encode(chunk), 12, 4) - chunk).max() < 0.25
+
+
+def test_chunks_that_cannot_be_learnt_from_are_refused():
+    with pytest.raises(ValueError, match=r"span \d+ values and the vocabulary has 300.*openpi stats"):
+        fit_codec(np.concatenate([smooth_chunks(5), np.full((1, 12, 4), 1e3)]), vocab_size=300)
+    with pytest.raises(ValueError, match="not finite"):
+        fit_codec(np.full((2, 3, 4), np.nan))
+    with pytest.raises(ValueError, match=r"shape \(0, 3, 4\)"):
+        fit_codec(np.zeros((0, 3, 4)))
+
+
+def test_the_command_trains_on_a_recipe_s_dataset(tmp_path, arm_dataset, capsys):
+    output = tmp_path / "mine"
+    flags = [f"--data.repo-id={arm_dataset}", f"--assets-base-dir={tmp_path / 'assets'}"]
+    assert tokenizer_command.main(["fit", RECIPE, f"--output={output}", "--vocab-size=300", *flags]) == 0
+    assert "a chunk of 9 numbers takes" in capsys.readouterr().out
+    stats = normalize.load(tmp_path / "assets" / "fast" / arm_dataset.name)["actions"]
+    codec = load_codec(output)
+    chunk = np.zeros((3, stats.width))
+    np.testing.assert_allclose(codec.decode(codec.encode(chunk), *chunk.shape), chunk, atol=0.1)
+    assert tokenizer_command.main(["fit", RECIPE, f"--output={output}", *flags]) == 1
+    assert "exists; choose another --output" in capsys.readouterr().err
