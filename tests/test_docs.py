@@ -11,6 +11,7 @@ import pytest
 
 from openpi.cli.main import COMMANDS
 from openpi.models.pi0_config import Pi0Config
+from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.training.config import TrainConfig, config_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ def test_every_command_has_a_row_in_the_reference():
     assert [name for name in COMMANDS if f"`openpi {name} " not in text] == []
 
 
-@pytest.mark.parametrize("config", [TrainConfig, Pi0Config])
+@pytest.mark.parametrize("config", [TrainConfig, Pi0Config, Pi0FASTConfig])
 def test_every_field_of_a_recipe_has_a_row_in_the_reference(config):
     text = (ROOT / "docs/reference/recipes.md").read_text()
     assert [field.name for field in dataclasses.fields(config) if f"| `{field.name}` |" not in text] == []
