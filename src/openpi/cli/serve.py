@@ -47,6 +47,8 @@ class Args:
         default_prompt: for requests that have no prompt.
         record: folder to record every request and answer in.
         num_steps: denoising steps per chunk.
+        on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still,
+            marked with `held`.
         dtype: of the model's activations, instead of the recipe's.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
     """
@@ -59,6 +61,7 @@ class Args:
     default_prompt: str | None = None
     record: Path | None = None
     num_steps: int | None = None
+    on_undecodable: Literal["error", "hold"] = "error"
     dtype: Literal["float32", "bfloat16"] | None = None
     api_key: str | None = None
 
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         default_prompt=args.default_prompt,
         record=args.record,
         num_steps=args.num_steps,
+        on_undecodable=args.on_undecodable,
     )
     return run_server(load, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
 
@@ -159,6 +163,7 @@ def load_policy(
     default_prompt: str | None = None,
     record: Path | None = None,
     num_steps: int | None = None,
+    on_undecodable: Literal["error", "hold"] = "error",
 ) -> BasePolicy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
     checkpoint = find_checkpoint(place)
@@ -173,7 +178,11 @@ def load_policy(
     logger.info("Loading %s", checkpoint)
     sample_kwargs = None if num_steps is None else {"num_steps": num_steps}
     policy = policy_config.create_trained_policy(
-        recipe, checkpoint, default_prompt=default_prompt, sample_kwargs=sample_kwargs
+        recipe,
+        checkpoint,
+        default_prompt=default_prompt,
+        sample_kwargs=sample_kwargs,
+        on_undecodable=on_undecodable,
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())

@@ -35,6 +35,7 @@ LIBERO_SPEC = RobotSpec(
         (*("share of the controller's step, -1 .. 1",) * 6, "-1 open .. 1 close"),
     ),
     action_kind="relative end-effector poses, and gripper",
+    follows_state=(False,) * 7,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -9,10 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi import transforms as _transforms
+from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
 from openpi_client.base_policy import BasePolicy
+
+logger = logging.getLogger("openpi")
 
 __all__ = ["BasePolicy", "Policy", "PolicyRecorder", "Sampler"]
 
@@ -35,6 +39,7 @@ class Policy(BasePolicy):
     Attributes:
         metadata: sent to robots when they connect.
         contract: what observations are checked against; None = unchecked.
+        num_undecodable: answers so far for which the model wrote no action chunk.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Policy(BasePolicy):
         sample_kwargs: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         contract: Contract | None = None,
+        hold_transforms: Sequence[_transforms.DataTransformFn] | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +59,8 @@ class Policy(BasePolicy):
             output_transforms: `{"state", "actions"}` as the model has them -> what the robot gets.
             sample_kwargs: passed to the sampler with every call, such as `num_steps`.
             contract: checked first, unless the transforms hold a `ContractGuard` at a later place.
+            hold_transforms: `{"state"}` as the model has it -> actions for standing still, the answer when the model
+                wrote no action chunk; None = that is an error.
         """
         is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
@@ -61,6 +69,8 @@ class Policy(BasePolicy):
         unguarded = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
         self._to_model_unchecked = _transforms.compose(unguarded)
         self._to_robot = _transforms.compose(output_transforms)
+        self._hold = None if hold_transforms is None else _transforms.compose(hold_transforms)
+        self.num_undecodable = 0
         self._sample_kwargs = dict(sample_kwargs or {})
         self.metadata = dict(metadata or {})
         self.contract = contract
@@ -73,8 +83,9 @@ class Policy(BasePolicy):
             noise: f32[ah, ad] or [1, ah, ad] that the chunk is made from; None = drawn.
         Returns:
             `actions` float[ah, d] in the robot's units, and `policy_timing/infer_ms`, the time the model
-            took.
+            took. `held` true when the actions stand still because the model wrote no chunk.
         Raises:
+            UndecodableActionsError: the model wrote no chunk, and the policy has no `hold_transforms`.
             ValueError, KeyError: the observation does not fit; field, found, expected and fix are named.
         """
         inputs = self._to_model(_copied(obs))
@@ -83,8 +94,19 @@ class Policy(BasePolicy):
         start = time.perf_counter()
         actions = self._sampler.sample(batched, noise, **self._sample_kwargs)
         infer_ms = 1000 * (time.perf_counter() - start)
-        outputs = self._to_robot({"state": np.asarray(inputs["state"]), "actions": np.asarray(actions)[0]})
+        state = np.asarray(inputs["state"])
+        try:
+            outputs = self._to_robot({"state": state, "actions": np.asarray(actions)[0]})
+        except UndecodableActionsError as error:
+            outputs = self._stand_still(state, error)
         return {**outputs, "policy_timing": {"infer_ms": infer_ms}}
+
+    def _stand_still(self, state: np.ndarray, error: UndecodableActionsError) -> dict:
+        self.num_undecodable += 1
+        logger.warning("no action chunk was written (%d so far): %s", self.num_undecodable, error)
+        if self._hold is None:
+            raise error
+        return {**self._hold({"state": state}), "held": True}
 
     def warm_up(self, obs: dict) -> None:
         """Compiles for observations like this one, unchecked: an example need not look like the training data."""

@@ -6,11 +6,12 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openpi import transforms as _transforms
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
@@ -32,6 +33,7 @@ def create_trained_policy(
     norm_stats: Mapping[str, NormStats] | None = None,
     pytorch_device: str | None = None,
     dtype: Any = None,
+    on_undecodable: Literal["error", "hold"] = "error",
 ) -> Policy:
     """A policy from a checkpoint of training, or a released one.
 
@@ -46,6 +48,7 @@ def create_trained_policy(
         default_prompt: for observations without one; wins over the recipe's.
         norm_stats: used instead of the checkpoint's.
         pytorch_device: of PyTorch checkpoints, which this build does not run.
+        on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
     Raises:
         FileNotFoundError: no checkpoint, or no statistics in it.
@@ -67,6 +70,9 @@ def create_trained_policy(
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
         metadata=train_config.policy_metadata,
         contract=pipeline.contract,
+        hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
+        if on_undecodable == "hold"
+        else None,
     )
 
 
@@ -198,6 +204,13 @@ def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, Any] | None) -
     """A model that writes its actions may only write what can be read; `grammar=None` lets it write anything."""
     grammar = _transforms.action_grammar(pipeline.outputs)
     return {**({} if grammar is None else {"grammar": grammar}), **(sample_kwargs or {})}
+
+
+def _hold_transforms(
+    pipeline: Pipeline, horizon: int, repack_transforms: _transforms.Group | None
+) -> list[_transforms.DataTransformFn]:
+    repack = () if repack_transforms is None else repack_transforms.outputs
+    return [*hold_transforms(pipeline.data_config, horizon), *repack]
 
 
 def _load_sampler(model_config: Any, folder: Path, dtype: Any) -> Any:

@@ -74,6 +74,8 @@ class RobotSpec:
         state: vectors whose concatenation is the state.
         actions: one step of the returned chunk.
         action_kind: in words, e.g. `absolute joint positions`.
+        follows_state: how to stand still, per action dimension as the model has it: true where an action equal to
+            the state does, false where zero does. Empty = unknown.
     """
 
     robot: str
@@ -81,6 +83,7 @@ class RobotSpec:
     state: tuple[VectorSpec, ...]
     actions: VectorSpec
     action_kind: str = ""
+    follows_state: tuple[bool, ...] = ()
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ TABLETOP_SPEC = RobotSpec(
     state=(VectorSpec(_STATE, _NAMES, _UNITS),),
     actions=VectorSpec("actions", _NAMES, _UNITS),
     action_kind="absolute joint positions, and gripper",
+    follows_state=(True,) * ACTION_DIM,
 )
 
 
