@@ -65,19 +65,23 @@ def infer(args: argparse.Namespace) -> Path:
     """
     from openpi.cli import _source
     from openpi.cli._observation_file import load_array, load_observation, save_arrays
+    from openpi.models.model_config import ModelType
 
     observation = load_observation(args.observation)
     source = _source.resolve(args.source, config=args.config)
     model = source.config.model
     if args.noise:
         noise = load_array(args.noise, key="noise").astype(np.float32)
+    elif model.model_type is ModelType.PI0_FAST:  # writes its actions token by token
+        noise = None
     else:
         noise = draw_noise(args.seed, (model.action_horizon, model.action_dim))
     sample_kwargs = {} if args.num_steps is None else {"num_steps": args.num_steps}
     policy = load_policy(source.config, source.checkpoint, sample_kwargs, args.default_prompt)
     result = policy.infer(observation, noise=noise)
     actions = np.asarray(result["actions"], dtype=np.float32)
-    return save_arrays(args.output, {**result, "actions": actions, "noise": noise})
+    used = {} if noise is None else {"noise": noise}
+    return save_arrays(args.output, {**result, "actions": actions, **used})
 
 
 def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
