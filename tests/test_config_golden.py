@@ -34,6 +34,15 @@ NEW_FIELDS = {
         "augmentation",
         "remat",
     },
+    "Pi0FASTConfig": {
+        "action_tokenizer_path",
+        "image_encoder_variant",
+        "image_resolution",
+        "image_keys",
+        "tokenizer_path",
+        "augmentation",
+        "remat",
+    },
     "factory": {"use_quantile_norm"},
 }
 REQUIRED = "<required>"

@@ -7,6 +7,7 @@ import pytest
 
 from openpi import transforms
 from openpi.models.fast_codec import UndecodableActionsError
+from openpi.models.model_config import ModelType
 from openpi.policies import aloha_policy, droid_policy, libero_policy, tabletop_policy
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy
@@ -61,10 +62,31 @@ def test_standing_still_is_the_measured_state_whether_or_not_actions_are_relativ
     np.testing.assert_allclose(actions, np.tile(STATE, (4, 1)), atol=1e-6)
 
 
-def test_velocities_stand_still_at_zero_and_grippers_where_they_are():
-    for spec, gripper in ((droid_policy.DROID_SPEC, True), (libero_policy.LIBERO_SPEC, False)):
-        assert spec.follows_state == (*(False,) * (spec.actions.width - 1), gripper)
-    assert all(aloha_policy.ALOHA_SPEC.follows_state)
+@pytest.mark.parametrize(
+    ("robot", "mask", "state", "expected"),
+    [
+        # Velocities, and a gripper position.
+        ("droid", None, np.arange(1.0, 9), [0, 0, 0, 0, 0, 0, 0, 8]),
+        # Positions, relative in training.
+        ("droid", transforms.make_bool_mask(7, -1), np.arange(1.0, 9), range(1, 9)),
+        # Relative poses, from which the old pi0 recipes subtract the state all the same.
+        ("libero", None, np.arange(1.0, 9), [0] * 7),
+        ("libero", transforms.make_bool_mask(6, -1), np.arange(1.0, 9), [0] * 7),
+        ("aloha", transforms.make_bool_mask(6, -1, 6, -1), np.arange(1.0, 15), range(1, 15)),
+    ],
+)
+def test_every_robot_stands_still_in_its_own_way(robot, mask, state, expected):
+    inputs = {
+        "droid": droid_policy.DroidInputs(ModelType.PI0_FAST),
+        "libero": libero_policy.LiberoInputs(ModelType.PI0_FAST),
+        "aloha": aloha_policy.AlohaInputs(adapt_to_pi=False),
+    }[robot]
+    outputs = () if mask is None else (transforms.AbsoluteActions(mask),)
+    data = SimpleNamespace(
+        data_transforms=transforms.Group(inputs=(inputs,), outputs=outputs), norm_stats=None, use_quantile_norm=True
+    )
+    actions = transforms.compose(hold_transforms(data, 2))({"state": state})["actions"]
+    np.testing.assert_array_equal(actions, np.tile(np.array([*expected]), (2, 1)))
 
 
 def test_an_answer_that_is_no_chunk_is_an_error_and_is_counted():

@@ -63,7 +63,7 @@ def use_recorded_tokenizers(steps) -> None:
         text = getattr(tokenizer, "_text", tokenizer)
         text.__dict__["_model"] = CharacterModel()
         if text is not tokenizer:
-            tokenizer.__dict__["_codec"] = HundredthCodec()
+            tokenizer.__dict__["codec"] = HundredthCodec()
 
 
 class Chains:

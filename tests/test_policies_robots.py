@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from openpi.models.model_config import ModelType
-from openpi.policies import aloha_policy, droid_policy, libero_policy
+from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
 from openpi.policies.robot_spec import RobotSpec
 from openpi.transforms import flatten_dict, unflatten_dict
 
@@ -115,6 +115,8 @@ EXAMPLES = [
     (aloha_policy.make_aloha_example, aloha_policy.AlohaInputs(), 14),
     (droid_policy.make_droid_example, droid_policy.DroidInputs(ModelType.PI05), 8),
     (libero_policy.make_libero_example, libero_policy.LiberoInputs(ModelType.PI0), 8),
+    (ur5_policy.make_ur5_example, ur5_policy.UR5Inputs(ModelType.PI0), 7),
+    (calvin_policy.make_calvin_example, calvin_policy.CalvinInputs(ModelType.PI0), 15),
 ]
 
 
@@ -131,6 +133,17 @@ def test_the_example_observation_passes_the_robot_transform_and_fits_its_spec(ma
     for vector in spec.state:
         assert np.size(leaves[vector.key]) == vector.width
     assert {camera.slot for camera in spec.cameras if camera.slot} <= set(inputs["image"])
+
+
+def test_a_ur5_gripper_may_be_a_single_number_and_blocks_of_frames_pass():
+    example = ur5_policy.make_ur5_example()
+    transform = ur5_policy.UR5Inputs(ModelType.PI0)
+    scalar = transform({**example, "gripper": np.float64(0.25)})["state"]
+    np.testing.assert_array_equal(scalar, [*example["joints"], 0.25])
+    block = transform({**example, "joints": np.zeros((5, 6)), "gripper": np.ones((5, 1))})["state"]
+    assert block.shape == (5, 7)
+    actions = ur5_policy.UR5Outputs()({"actions": np.zeros((4, 32))})["actions"]
+    assert actions.shape == (4, 7)
 
 
 def aloha(**changes):
@@ -180,11 +193,13 @@ def test_another_robots_state_is_refused_where_joints_are_converted():
 
 
 @pytest.mark.parametrize(
-    ("make", "transform"), [(make, transform) for make, transform, _ in EXAMPLES[1:]], ids=["droid", "libero"]
+    ("make", "transform"),
+    [(make, transform) for make, transform, _ in EXAMPLES[1:]],
+    ids=["droid", "libero", "ur5", "calvin"],
 )
 def test_a_misspelled_key_is_named_with_what_was_sent(make, transform):
     example = make()
-    key = next(key for key in example if "wrist" in key)
+    key = next(key for key in example if "image" in key or "rgb" in key)
     example[key + "_x"] = example.pop(key)
     with pytest.raises(KeyError, match=f"'{key}', found: .*'{key}_x'.*Did you mean '{key}_x'"):
         transform(example)

@@ -36,8 +36,7 @@ DROID_SPEC = RobotSpec(
     ),
     actions=VectorSpec("actions", (*_JOINT_NAMES, "gripper"), (*("rad, or share of full speed",) * 7, _GRIPPER_UNIT)),
     action_kind="joint velocities (released checkpoints) or absolute joint positions, and absolute gripper",
-    # Joints by the released convention, velocities. Recipes with joint positions make them relative, which is 0 too.
-    follows_state=(*(False,) * 7, True),
+    follows_state=(*(None,) * 7, True),
 )
 
 

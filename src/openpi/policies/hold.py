@@ -16,17 +16,15 @@ class HoldStill:
     """Sets `actions` to a chunk that keeps the robot where its (unnormalised) `state` says it is.
 
     Attributes:
-        follows_state: per action dimension, true where the action that changes nothing equals the state, false where
-            it is zero.
+        factors: per action dimension, times the state.
         horizon: steps of the chunk.
     """
 
-    follows_state: tuple[bool, ...]
+    factors: tuple[int, ...]
     horizon: int
 
     def __call__(self, data: transforms.DataDict) -> transforms.DataDict:
-        width = len(self.follows_state)
-        step = np.where(self.follows_state, np.asarray(data["state"])[:width], 0.0)
+        step = self.factors * np.asarray(data["state"], np.float64)[: len(self.factors)]
         return {**data, "actions": np.tile(step, (self.horizon, 1))}
 
 
@@ -43,15 +41,18 @@ def hold_transforms(data_config: Any, horizon: int) -> list[transforms.DataTrans
             f"{robot} does not say how it stands still, so on_undecodable='hold' is not possible; use 'error', or set "
             "follows_state in its RobotSpec"
         )
-    relative = np.zeros(len(spec.follows_state), bool)
+    relative = [False] * len(spec.follows_state)
     for step in data_config.data_transforms.outputs:
         if isinstance(step, transforms.AbsoluteActions) and step.mask is not None:
-            mask = np.asarray(step.mask, bool)[: len(relative)]
-            relative[: len(mask)] |= mask
-    follows_state = tuple(bool(f and not r) for f, r in zip(spec.follows_state, relative, strict=True))
+            relative = [bool(i < len(step.mask) and step.mask[i]) for i in range(len(relative))]
+    # What the robot shall get, less what the output transforms will add.
+    factors = tuple(
+        int(is_relative if follows is None else follows) - int(is_relative)
+        for follows, is_relative in zip(spec.follows_state, relative, strict=True)
+    )
     state_stats = {key: value for key, value in (data_config.norm_stats or {}).items() if key == "state"}
     return [
         transforms.Unnormalize(state_stats or None, use_quantiles=data_config.use_quantile_norm),
-        HoldStill(follows_state, horizon),
+        HoldStill(factors, horizon),
         *data_config.data_transforms.outputs,
     ]

@@ -6,12 +6,12 @@ Source: the training specification, section 4.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.images import to_uint8_hwc
+from openpi.policies.images import scene_and_wrist, to_uint8_hwc
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared.errors import missing_key
 from openpi.shared.tree import flatten
@@ -71,19 +71,7 @@ class LiberoInputs:
             if key not in leaves:
                 raise missing_key(key, leaves, wanted_by="LiberoInputs", fix="Rename it on the client, or repack it.")
         base, wrist = to_uint8_hwc(leaves[_IMAGE], _IMAGE), to_uint8_hwc(leaves[_WRIST], _WRIST)
-        inputs: dict[str, Any] = {
-            "state": np.asarray(leaves[_STATE]),
-            "image": {
-                "base_0_rgb": base,
-                "left_wrist_0_rgb": wrist,
-                "right_wrist_0_rgb": np.zeros_like(base),
-            },
-            "image_mask": {
-                "base_0_rgb": np.True_,
-                "left_wrist_0_rgb": np.True_,
-                "right_wrist_0_rgb": np.bool_(self.model_type is ModelType.PI0_FAST),
-            },
-        }
+        inputs = {"state": np.asarray(leaves[_STATE]), **scene_and_wrist(base, wrist, self.model_type)}
         return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
 
 

@@ -74,8 +74,9 @@ class RobotSpec:
         state: vectors whose concatenation is the state.
         actions: one step of the returned chunk.
         action_kind: in words, e.g. `absolute joint positions`.
-        follows_state: how to stand still, per action dimension as the model has it: true where an action equal to
-            the state does, false where zero does. Empty = unknown.
+        follows_state: how to stand still, per action dimension: true where an action equal to the state does, false
+            where zero does; None = the former in recipes that train on relative actions, else the latter. Empty =
+            unknown.
     """
 
     robot: str
@@ -83,7 +84,7 @@ class RobotSpec:
     state: tuple[VectorSpec, ...]
     actions: VectorSpec
     action_kind: str = ""
-    follows_state: tuple[bool, ...] = ()
+    follows_state: tuple[bool | None, ...] = ()
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from openpi import transforms
 from openpi.models import tokenizer as _tokenizer
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType
-from openpi.policies import aloha_policy, droid_policy, libero_policy
+from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.shared import download, normalize
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
 
@@ -232,6 +232,7 @@ def with_delta_actions(group: transforms.Group, mask: Sequence[bool]) -> transfo
 
 ALOHA_DELTA_MASK = transforms.make_bool_mask(6, -1, 6, -1)
 LIBERO_DELTA_MASK = transforms.make_bool_mask(6, -1)
+UR5_DELTA_MASK = transforms.make_bool_mask(6, -1)
 DROID_DELTA_MASK = transforms.make_bool_mask(7, -1)
 
 
@@ -302,6 +303,25 @@ class LeRobotLiberoDataConfig(DataConfigFactory):
                 }
             ),
             data_transforms=data_transforms,
+            model_transforms=ModelTransformFactory()(model_config),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotUR5DataConfig(DataConfigFactory):
+    """One UR5 arm: six absolute joints, trained relative to the state, and an absolute gripper."""
+
+    def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
+        data_transforms = transforms.Group(
+            inputs=(ur5_policy.UR5Inputs(model_type=model_config.model_type),),
+            outputs=(ur5_policy.UR5Outputs(),),
+        )
+        names = {"base_rgb": "image", "wrist_rgb": "wrist_image"}
+        same = {key: key for key in ("joints", "gripper", "actions", "prompt")}
+        return dataclasses.replace(
+            self.create_base_config(assets_dirs, model_config),
+            repack_transforms=repack(names | same),
+            data_transforms=with_delta_actions(data_transforms, UR5_DELTA_MASK),
             model_transforms=ModelTransformFactory()(model_config),
         )
 

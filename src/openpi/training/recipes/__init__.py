@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from openpi.training.config import TrainConfig
-from openpi.training.recipes import aloha, debug, droid, libero, polaris, roboarena, tabletop, trossen
+from openpi.training.recipes import aloha, calvin, debug, droid, libero, polaris, roboarena, tabletop, trossen, ur5
 
-_FAMILIES = (aloha, droid, libero, tabletop, debug, roboarena, polaris, trossen)
+_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen)
 
 
 def all_recipes() -> Mapping[str, TrainConfig]:

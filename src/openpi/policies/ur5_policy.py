@@ -1,0 +1,79 @@
+"""UR5: one arm with a parallel gripper, a scene and a wrist camera. Source: the training specification, section 4.4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from openpi.models.model_config import ModelType
+from openpi.policies.images import scene_and_wrist, to_uint8_hwc
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.errors import missing_key
+from openpi.shared.tree import flatten
+
+_BASE, _WRIST, _JOINTS, _GRIPPER = "base_rgb", "wrist_rgb", "joints", "gripper"
+_JOINT_NAMES = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3")
+_UNITS = (*("rad",) * 6, "0 open .. 1 closed")
+_ACTION_DIM = 7
+
+UR5_SPEC = RobotSpec(
+    robot="ur5",
+    cameras=(CameraSpec(_BASE, slot="base_0_rgb"), CameraSpec(_WRIST, slot="left_wrist_0_rgb")),
+    state=(
+        VectorSpec.uniform(_JOINTS, _JOINT_NAMES, "rad"),
+        VectorSpec.uniform(_GRIPPER, ("gripper",), "0 open .. 1 closed"),
+    ),
+    actions=VectorSpec("actions", (*_JOINT_NAMES, "gripper"), _UNITS),
+    action_kind="absolute joint positions, and gripper",
+    follows_state=(True,) * _ACTION_DIM,
+)
+
+
+def make_ur5_example() -> dict:
+    """A random observation, as a robot client sends it."""
+    rng = np.random.default_rng()
+    return {
+        _JOINTS: rng.random(6),
+        _GRIPPER: rng.random(1),
+        _BASE: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
+        _WRIST: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
+        "prompt": "do something",
+    }
+
+
+@dataclass(frozen=True)
+class UR5Inputs:
+    """Client keys, or a dataset repacked to them, to the model's inputs; `actions` and `prompt` pass through.
+
+    Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h, w]. The third image slot stays black.
+
+    Attributes:
+        model_type: pi0-FAST was trained with the black image visible, the others with it masked.
+    """
+
+    model_type: ModelType
+
+    spec: ClassVar[RobotSpec] = UR5_SPEC
+
+    def __call__(self, data: dict) -> dict:
+        leaves = flatten(data)
+        for key in (_BASE, _WRIST, _JOINTS, _GRIPPER):
+            if key not in leaves:
+                raise missing_key(key, leaves, wanted_by="UR5Inputs", fix="Rename it on the client, or repack it.")
+        base, wrist = to_uint8_hwc(leaves[_BASE], _BASE), to_uint8_hwc(leaves[_WRIST], _WRIST)
+        joints = np.asarray(leaves[_JOINTS])
+        # A single gripper value may come without an axis of its own.
+        gripper = np.asarray(leaves[_GRIPPER])
+        gripper = gripper[..., None] if gripper.ndim < joints.ndim else gripper
+        inputs = {"state": np.concatenate([joints, gripper], axis=-1), **scene_and_wrist(base, wrist, self.model_type)}
+        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+
+
+@dataclass(frozen=True)
+class UR5Outputs:
+    """Cuts the model's padded actions to [..., 7]: six joints and the gripper."""
+
+    def __call__(self, data: dict) -> dict:
+        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}
