@@ -6,6 +6,7 @@ import sys
 # command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
 COMMANDS = {
     "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
+    "configs": "the registered recipes as a table",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
