@@ -33,6 +33,7 @@ NEW_FIELDS = {
         "tokenizer_path",
         "augmentation",
         "remat",
+        "loss_draws",
     },
     "Pi0FASTConfig": {
         "action_tokenizer_path",

@@ -99,6 +99,19 @@ def test_loss_equals_the_recording(kit: Kit) -> None:
     close(kit.loss(kit.params, all_cameras=True), kit.outputs["loss_all_cameras"], **LOSS)
 
 
+def test_draws_that_share_a_prefix_have_the_mean_loss_of_their_own(kit: Kit) -> None:
+    key, observation, actions = jax.random.key(0), kit.observation(), kit.array("actions")
+    noise = jax.random.normal(key, (3, *actions.shape))
+    time = pi0.draw_time(key, (3, len(actions)))
+    single = [pi0.loss(kit.config, kit.params, observation, actions, *pair) for pair in zip(noise, time, strict=True)]
+    prefix = pi0.encode_prefix(kit.config, kit.params, pi0.embed_prefix(kit.config, kit.params, observation))
+    shared = pi0.loss_over_draws(kit.config, kit.params, observation.state, actions, noise, time, *prefix)
+    close(shared, np.mean(single, axis=0), **LOSS)
+
+    model = dataclasses.replace(kit.config, loss_draws=3).load(kit.params)
+    assert model.compute_loss(key, observation, actions).shape == shared.shape
+
+
 def test_gradients_equal_the_recording(kit: Kit) -> None:
     gradients = flatten(jax.jit(jax.grad(lambda params: jnp.mean(kit.loss(params))))(kit.params))
     recorded = kit.meta["parameters"]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from openpi import transforms
+from openpi.cli import stats as stats_command
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import normalize
 from openpi.training import data_loader, norm_stats
-from openpi.training.config import TrainConfig
+from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import (
     AssetsConfig,
     DataConfig,
@@ -233,3 +234,31 @@ def test_channel_means_are_those_of_the_frames(tmp_path):
     expected = np.average([0, 40, 80], weights=LENGTHS)
     assert means.keys() == {"image", "wrist_image"}
     np.testing.assert_allclose(means["image"], [expected] * 3)
+
+
+def test_data_are_compared_with_statistics_from_elsewhere_without_writing(arm_dataset, tmp_path, capsys):
+    recipe = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
+    flags = [f"--data.repo-id={arm_dataset}", f"--assets-base-dir={tmp_path}"]
+    assert stats_command.main([recipe, "--compare", *flags]) == 1
+    assert "compute them first" in capsys.readouterr().err
+
+    assert stats_command.main([recipe, *flags]) == 0
+    file = tmp_path / "arm" / "dataset" / "norm_stats.json"
+    own = normalize.load(file.parent)
+    actions = own["actions"]
+    assert actions.q01 is not None and actions.q99 is not None
+    q99 = actions.q01 + (actions.q99 - actions.q01) * np.array([1.0, 0.2, 1e3])
+    normalize.save(file.parent, own | {"actions": dataclasses.replace(actions, q99=q99)})
+    before = file.read_bytes()
+    capsys.readouterr()
+    assert stats_command.main([recipe, "--compare", *flags]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert "reaches 4.0 ranges beyond" in lines["actions/1"]
+    assert "covers hardly any" in lines["actions/2"]
+    assert "use statistics" not in lines["actions/0"] + lines["state/0"]
+    assert file.read_bytes() == before
+
+
+def test_statistics_of_a_package_are_not_written_over():
+    with pytest.raises(ValueError, match=r"reads its statistics from package:.*cannot be written"):
+        norm_stats.compute(get_config("tabletop_place"))

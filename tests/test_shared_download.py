@@ -154,3 +154,11 @@ def test_a_missing_extra_is_named(url, extra, monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", unavailable)
     with pytest.raises(ImportError, match=rf"pip install 'openpi\[{extra}\]'"):
         download.maybe_download(url)
+
+
+def test_what_lies_inside_an_installed_package_is_found():
+    assert download.maybe_download("package:openpi.training/recipes").is_dir()
+    with pytest.raises(FileNotFoundError, match="does not exist in the installed package"):
+        download.maybe_download("package:openpi.training/nothing")
+    with pytest.raises(FileNotFoundError, match="'no_such_package', which is not installed"):
+        download.maybe_download("package:no_such_package")

@@ -18,7 +18,6 @@ from openpi.training.weight_loaders import (
     NoOpWeightLoader,
     PaliGemmaWeightLoader,
     merge,
-    resolve_path,
 )
 from openpi.weights import orbax_io
 
@@ -201,11 +200,3 @@ def test_paligemma_weights_are_placed_and_the_rest_starts_fresh(tmp_path):
     merged = flatten(PaliGemmaWeightLoader(str(tmp_path / "pt_224.npz")).load(reference))
     np.testing.assert_array_equal(merged["PaliGemma/llm/w"], [7.0, 7.0])
     assert isinstance(merged["action_in_proj/kernel"], jax.ShapeDtypeStruct)
-
-
-def test_weights_inside_a_package_are_found():
-    assert resolve_path("package:openpi.training/recipes").is_dir()
-    with pytest.raises(FileNotFoundError, match="does not exist in the installed package"):
-        resolve_path("package:openpi.training/nothing")
-    with pytest.raises(FileNotFoundError, match="'no_such_package', which is not installed"):
-        resolve_path("package:no_such_package")

@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     from openpi.training import norm_stats
 
     try:
+        if arguments.compare:
+            print(_comparison(norm_stats.compare(config, max_frames=arguments.max_frames)))
+            return 0
         computed = norm_stats.compute(config, max_frames=arguments.max_frames)
     except (ValueError, KeyError, OSError) as error:
         print(f"openpi stats: {error}", file=sys.stderr)
@@ -46,8 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
     parser.add_argument("--config-name", "--config_name", help="the same, as a flag")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="write nothing: show how the data lie within the statistics that the recipe reads, such as a base's",
+    )
     parser.add_argument("--max-frames", "--max_frames", type=int, help="look at so many frames; default: all")
     return parser
+
+
+def _comparison(rows: Any) -> str:
+    """One line per dimension: the range of the data, the range that training normalises by."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"  {'':{width}}{'data q01':>12}{'q99':>12}{'used q01':>12}{'q99':>12}"]
+    for row in rows:
+        numbers = "".join(f"{value:>12.4g}" for value in (*row.data, *row.used))
+        lines.append(f"  {row.name:{width}}{numbers}{'' if row.message is None else '   ' + row.message}")
+    return "\n".join(lines)
 
 
 def _table(stats: Any) -> str:

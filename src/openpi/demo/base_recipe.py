@@ -56,12 +56,11 @@ def pointing_transforms(model_config: BaseModelConfig) -> transforms.Group:
     return with_delta_actions(group, tabletop.DELTA_MASK)
 
 
-_MODEL_FIELDS = {
-    field.name: getattr(tabletop.TINY_PI05, field.name) for field in dataclasses.fields(tabletop.TINY_PI05)
-}
+_MODEL = dataclasses.replace(tabletop.TINY_PI05, loss_draws=2)
+_MODEL_FIELDS = {field.name: getattr(_MODEL, field.name) for field in dataclasses.fields(_MODEL)}
 
-# Held-out scenes with three blocks, 15 per colour: 11 % picked after 1000 steps, 89 % after 2000, 93 % after 2600. With
-# AdamW (1e-3) it was 71 % after 5500.
+# Of 120 held-out scenes with three blocks, half of them with plates, 120 picked (six steps per chunk: 109); of 30 with
+# plates to move to, 30. With AdamW (1e-3) and picking only, 71 % were picked after 5500 steps.
 RECIPE = TrainConfig(
     name="tabletop_pick_base",
     model=PointingPi0Config(**_MODEL_FIELDS),

@@ -51,7 +51,7 @@ class EvaluateOptions:
     port_file: Path | None = None
     episodes: int = 50
     task: Literal["pick", "reach", "place"] = "place"
-    execute_horizon: int = 6
+    execute_horizon: int = 2
     seed: int = 1_000_000
     videos: int = 0
     swap_prompts: bool = False

@@ -41,7 +41,7 @@ class DemoOptions:
         output: folder for everything.
         overwrite: replace the output of an earlier demo.
         quick: the same path in about a minute, to see that everything works; it learns nothing.
-        demonstrations: recorded episodes (default: 180).
+        demonstrations: recorded episodes (default: 400).
         episodes: closed-loop episodes before, and after (default: 50).
         train_steps: optimiser steps (default: the recipe's).
         from_scratch: also train without the base, for comparison; auto: if it fits into `time_budget_s`.
@@ -128,7 +128,7 @@ class _Demo:
         plan, runner, sizes = self._plan, self._runner, self._plan.sizes
         with runner.stage("record", "Record demonstrations of a new task: put a block on a plate"):
             runner.run(plan.record(), log="record", total=sizes.demonstrations)
-        with runner.stage("stats", "Compute normalisation statistics"):
+        with runner.stage("stats", "Compare normalisation statistics with those of the base, which training keeps"):
             runner.run(plan.stats(plan.recipe), log="stats")
         with runner.stage("evaluate_before", "Serve the base and try the new task with it"):
             server = runner.serve(plan.serve("base", plan.base), name="base")

@@ -56,7 +56,7 @@ class Sizes:
     holdout_episodes: int | None = None
 
 
-FULL = Sizes(demonstrations=180, episodes=50, swapped_episodes=24, films=6, films_of_failure=3)
+FULL = Sizes(demonstrations=400, episodes=50, swapped_episodes=24, films=6, films_of_failure=3)
 QUICK = Sizes(
     demonstrations=8,
     episodes=2,
@@ -100,7 +100,8 @@ class Plan:
         return _command("demo", "record", output=self.dataset, episodes=self.sizes.demonstrations, seed=RECORD_SEED)
 
     def stats(self, recipe: str) -> Command:
-        return _command("stats", recipe, **self._data_flags())
+        command = _command("stats", recipe, **self._data_flags())
+        return replace(command, args=(*command.args, "--compare"))
 
     def train(self, recipe: str) -> Command:
         sizes = {

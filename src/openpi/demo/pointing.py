@@ -25,11 +25,9 @@ class PointingPi0Config(Pi0Config):
 
     Attributes:
         pointing_weight: of the pointing loss beside the flow-matching loss.
-        num_draws: (noise, time) pairs per observation; the prefix is computed once for all of them.
     """
 
     pointing_weight: float = 0.2
-    num_draws: int = 2
 
     def create(self, rng: jax.Array) -> PointingPi0:
         return PointingPi0(self, self._init(rng))
@@ -56,7 +54,7 @@ class PointingPi0(pi0.Pi0):
     def compute_loss(
         self, rng: jax.Array, observation: Observation, actions: Actions, *, train: bool = False
     ) -> Float[Array, "b ah"]:
-        """Flow matching, mean over the draws, plus the weighted pointing loss of each sample.
+        """Flow matching plus the weighted pointing loss of each sample.
 
         `observation.extras[<camera key>]` holds int32[b], the patch of the asked object, -1 where out of view;
         without extras only the flow-matching loss is left (validation on data without labels).
@@ -64,18 +62,18 @@ class PointingPi0(pi0.Pi0):
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = self.preprocess(preprocess_rng, observation, train=train)
         prefix = pi0.embed_prefix(self.config, self.params, observation)
-        hidden, prefix_mask, kv_cache = self._encode(prefix)
-        draws = self.config.num_draws
-        flow = self._flow_loss(
-            noise_rng, time_rng, jnp.tile(observation.state, (draws, 1)), jnp.tile(actions, (draws, 1, 1)),
-            jnp.tile(prefix_mask, (draws, 1)), jax.tree.map(lambda x: jnp.tile(x, (1, draws, 1, 1, 1)), kv_cache),
-        )  # fmt: skip
-        flow = jnp.mean(flow.reshape(draws, -1, self.config.action_horizon), axis=0)
+        hidden, kv_cache = self._encode(prefix)
+        draws = self.config.loss_draws
+        noise = jax.random.normal(noise_rng, (draws, *actions.shape))
+        time = pi0.draw_time(time_rng, (draws, len(actions)))
+        flow = pi0.loss_over_draws(
+            self.config, self.params, observation.state, actions, noise, time, prefix.mask, kv_cache
+        )
         if observation.extras is None:
             return flow
         return flow + self.config.pointing_weight * self._pointing_loss(hidden, observation.extras)[:, None]
 
-    def _encode(self, prefix: pi0.Tokens) -> tuple[Array, Array, Any]:
+    def _encode(self, prefix: pi0.Tokens) -> tuple[Array, Any]:
         (hidden, _), kv_cache = pi0.transformer(
             self.config,
             self.params,
@@ -85,22 +83,7 @@ class PointingPi0(pi0.Pi0):
             cond=None,
         )
         assert hidden is not None
-        return hidden, prefix.mask, kv_cache
-
-    def _flow_loss(
-        self,
-        noise_rng: jax.Array,
-        time_rng: jax.Array,
-        state: Array,
-        actions: Array,
-        prefix_mask: Array,
-        cache: Any,
-    ) -> Float[Array, "b ah"]:
-        noise = jax.random.normal(noise_rng, actions.shape)
-        time = pi0.draw_time(time_rng, actions.shape[:1])
-        x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-        v_t = pi0.denoise(self.config, self.params, state, x_t, time, prefix_mask, cache)
-        return jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
+        return hidden, kv_cache
 
     def _pointing_loss(self, hidden: Float[Array, "b p d"], labels: dict[str, Array]) -> Float[Array, " b"]:
         """Softmax cross-entropy over each camera's patches, summed over the cameras that see the object."""

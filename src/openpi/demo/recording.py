@@ -21,7 +21,7 @@ class RecordOptions:
         output: folder of the dataset; must not exist.
         episodes: number of demonstrations.
         task: what is demonstrated.
-        prompts_per_scene: demonstrations that share a scene, so that only words separate them.
+        prompts_per_scene: demonstrations that share a scene; more scenes teach more than more prompts.
         num_blocks: in every scene, 1 to 3.
         seed: of the first scene; the following scenes count up from it.
         num_workers: processes; the dataset does not depend on it.
@@ -29,9 +29,9 @@ class RecordOptions:
     """
 
     output: Path
-    episodes: int = 180
+    episodes: int = 400
     task: Literal["pick", "reach", "place"] = "place"
-    prompts_per_scene: int = 3
+    prompts_per_scene: int = 1
     num_blocks: int = 3
     seed: int = 0
     num_workers: int = 2

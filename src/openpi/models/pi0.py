@@ -81,6 +81,36 @@ def loss(
     return jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
 
 
+def loss_over_draws(
+    config: Pi0Config,
+    params: Params,
+    state: Float[Array, "b ad"],
+    actions: Float[Array, "b ah ad"],
+    noise: Float[Array, "n b ah ad"],
+    time: Float[Array, "n b"],
+    prefix_mask: Bool[Array, "b p"],
+    kv_cache: gemma.KVCache,
+) -> Float[Array, "b ah"]:
+    """Mean of `loss` over n draws of noise and time, with one encoded prefix for all of them."""
+    n, b = time.shape
+
+    def repeat(x: Array) -> Array:
+        return jnp.tile(x, (n, *(1,) * (x.ndim - 1)))
+
+    t = time[..., None, None]
+    v_t = denoise(
+        config,
+        params,
+        repeat(state),
+        (t * noise + (1 - t) * actions).reshape(n * b, *actions.shape[1:]),
+        time.reshape(n * b),
+        repeat(prefix_mask),
+        jax.tree.map(lambda x: jnp.tile(x, (1, n, 1, 1, 1)), kv_cache),
+    )
+    errors = jnp.square(v_t.reshape(noise.shape) - (noise - actions))
+    return jnp.mean(errors, axis=(0, -1))
+
+
 def sample(
     config: Pi0Config,
     params: Params,
@@ -249,9 +279,15 @@ class Pi0(BaseModel):
     ) -> Float[Array, "b ah"]:
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = self.preprocess(preprocess_rng, observation, train=train)
-        noise = jax.random.normal(noise_rng, actions.shape)
-        time = draw_time(time_rng, actions.shape[:-2])
-        return loss(self.config, self.params, observation, actions, noise, time)
+        draws = self.config.loss_draws
+        if draws == 1:
+            noise = jax.random.normal(noise_rng, actions.shape)
+            time = draw_time(time_rng, actions.shape[:-2])
+            return loss(self.config, self.params, observation, actions, noise, time)
+        noise = jax.random.normal(noise_rng, (draws, *actions.shape))
+        time = draw_time(time_rng, (draws, len(actions)))
+        prefix = encode_prefix(self.config, self.params, embed_prefix(self.config, self.params, observation))
+        return loss_over_draws(self.config, self.params, observation.state, actions, noise, time, *prefix)
 
     def sample_actions(
         self,

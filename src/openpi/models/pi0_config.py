@@ -50,6 +50,7 @@ class Pi0Config(BaseModelConfig):
         augmentation: random crop, rotation and colour jitter while training.
         remat: what the backward pass recomputes: `full` keeps only layer inputs, `dots` also keeps matrix
             products, `none` keeps everything (fastest; for small models).
+        loss_draws: (noise, time) pairs per observation in the loss; the prefix is computed once for all of them.
     """
 
     dtype: str = "bfloat16"
@@ -69,6 +70,7 @@ class Pi0Config(BaseModelConfig):
     tokenizer_path: str | None = None
     augmentation: bool = True
     remat: str = "full"
+    loss_draws: int = 1
 
     def __post_init__(self) -> None:
         if self.max_token_len is None:
@@ -78,6 +80,8 @@ class Pi0Config(BaseModelConfig):
         _check_choice("pytorch_compile_mode", self.pytorch_compile_mode, (None, *_COMPILE_MODES))
         _check_choice("remat", self.remat, _REMAT)
         _check_choice("dtype", self.dtype, ("bfloat16", "float32"))
+        if self.loss_draws < 1:
+            raise ValueError(f"loss_draws={self.loss_draws}; expected at least 1")
         self._check_dims()
 
     def _check_dims(self) -> None:

@@ -9,12 +9,14 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 logger = logging.getLogger("openpi")
 
+_PACKAGE = "package:"
 _TIMEOUT_S = 60  # without any byte
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
@@ -43,7 +45,8 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: A
     it.
 
     Args:
-        url: local path, `file://`, `https://`, or a bucket: `gs://`, `s3://`.
+        url: local path, `file://`, `https://`, a bucket (`gs://`, `s3://`), or `package:<package>[/<path>]` for what
+            lies inside an installed Python package.
         force_download: fetch again even if cached.
         kwargs: per scheme, options for the fsspec file system, as in `gs={"token": "anon"}`.
     Raises:
@@ -52,6 +55,8 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: A
         ImportError: the scheme needs an extra that is not installed; it is named.
     """
     url = str(url)
+    if url.startswith(_PACKAGE):
+        return _packaged(url)
     if "://" not in url or url.startswith("file://"):
         return _local(Path(url.removeprefix("file://")))
     target = cache_path(url)
@@ -62,6 +67,17 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: A
         if force_download or not target.exists():
             _fetch_whole(url, target, kwargs)
     return target
+
+
+def _packaged(url: str) -> Path:
+    package, _, inside = url.removeprefix(_PACKAGE).partition("/")
+    try:
+        path = Path(str(resources.files(package).joinpath(inside)))
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed") from error
+    if not path.exists():
+        raise FileNotFoundError(f"'{url}' is not there: {path} does not exist in the installed package")
+    return path
 
 
 def _local(path: Path) -> Path:

@@ -33,6 +33,9 @@ STATS_KEYS = ("state", "actions")
 BLOCK_FRAMES = 4096
 ROWS_CHECKED_PER_BLOCK = 3
 _SEED = 0
+# Of the used range, before a comparison warns.
+_FAR_BEYOND = 1.0
+_HARDLY = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,65 @@ def compute(config: Any, *, max_frames: int | None = None) -> ComputedStats:
     return ComputedStats(stats, path, min(len(frames), max_frames or len(frames)), tuple(messages))
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The range of one dimension, q01 to q99, in a dataset and in the statistics that a recipe uses for it.
+
+    Attributes:
+        name: such as `actions/gripper`.
+        data, used: (q01, q99).
+        message: what to do about it where the two hardly fit; else None.
+    """
+
+    name: str
+    data: tuple[float, float]
+    used: tuple[float, float]
+    message: str | None
+
+
+def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
+    """Where a recipe's dataset lies within statistics that come from elsewhere, such as a base's. Writes nothing.
+
+    Raises:
+        FileNotFoundError: the recipe has no statistics yet.
+        ValueError, KeyError: see `compute`; or the statistics are of another width.
+    """
+    data_config = config.data.create(config.assets_dirs, config.model)
+    if data_config.norm_stats is None:
+        folder = config.data.stats_dir(config.assets_dirs)
+        raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
+    found = compute_norm_stats(TabularFrames(data_config, config.model), max_frames=max_frames)
+    names = _dimension_names(data_config)
+    rows = []
+    for key, data in found.items():
+        used = data_config.norm_stats[key]
+        if used.width != data.width:
+            raise ValueError(f"the statistics of '{key}' have {used.width} dimensions, the dataset has {data.width}")
+        labels = names.get(key, ())
+        labels = labels if len(labels) == data.width else [str(i) for i in range(data.width)]
+        for i, label in enumerate(labels):
+            rows.append(_compared(f"{key}/{label}", _range(data, i), _range(used, i)))
+    return rows
+
+
+def _range(stats: normalize.NormStats, i: int) -> tuple[float, float]:
+    """q01 and q99, or two standard deviations around the mean where there are no quantiles."""
+    if stats.q01 is None or stats.q99 is None:
+        return float(stats.mean[i] - 2 * stats.std[i]), float(stats.mean[i] + 2 * stats.std[i])
+    return float(stats.q01[i]), float(stats.q99[i])
+
+
+def _compared(name: str, data: tuple[float, float], used: tuple[float, float]) -> Comparison:
+    width = max(used[1] - used[0], 1e-9)
+    beyond = max(used[0] - data[0], data[1] - used[1]) / width
+    message = None
+    if beyond > _FAR_BEYOND:
+        message = f"reaches {beyond:.1f} ranges beyond; use statistics of your own data, or check units and order"
+    elif (data[1] - data[0]) / width < _HARDLY:
+        message = "covers hardly any of the range; use statistics of your own data, or check units and order"
+    return Comparison(name, data, used, message)
+
+
 def norm_stats_path(config: Any) -> Path:
     """The file from which the recipe reads its statistics, and to which they are written.
 
@@ -88,7 +150,7 @@ def norm_stats_path(config: Any) -> Path:
     folder = config.data.stats_dir(config.assets_dirs)
     if folder is None:
         raise ValueError(f"recipe '{config.name}' has no dataset and no asset id; set --data.repo-id")
-    if "://" in folder:
+    if "://" in folder or folder.startswith("package:"):
         raise ValueError(
             f"recipe '{config.name}' reads its statistics from {folder}, where they cannot be written; set "
             f"--data.assets.assets-dir to a local folder to compute your own"

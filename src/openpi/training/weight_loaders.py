@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,7 +54,7 @@ class CheckpointWeightLoader(WeightLoader):
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         from openpi.weights import orbax_io
 
-        loaded = orbax_io.read_params(resolve_path(self.params_path))
+        loaded = orbax_io.read_params(download.maybe_download(self.params_path))
         return merge(params, loaded, may_keep=".*lora.*", source=self.params_path)
 
 
@@ -96,26 +95,6 @@ def merge(reference: Mapping[str, Any], loaded: Mapping[str, Any], *, may_keep: 
     return unflatten(
         {path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf for path, leaf in wanted.items()}
     )
-
-
-def resolve_path(path: str) -> Path:
-    """A local folder for a path, URL or `package:` resource.
-
-    Raises:
-        FileNotFoundError: the package, or the folder in it, is not there.
-    """
-    if not path.startswith("package:"):
-        return download.maybe_download(path)
-    from importlib import resources
-
-    package, _, inside = path.removeprefix("package:").partition("/")
-    try:
-        folder = Path(str(resources.files(package).joinpath(inside)))
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"'{path}' names the package '{package}', which is not installed") from error
-    if not folder.exists():
-        raise FileNotFoundError(f"'{path}' is not there: {folder} does not exist in the installed package")
-    return folder
 
 
 def _mismatch(wanted: Any, found: Any, missing: list[str], misshaped: list[str], source: str) -> str:
