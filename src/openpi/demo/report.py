@@ -63,7 +63,7 @@ def _head(findings: Findings) -> str:
     )
     return (
         "<h1>A new task in a few minutes</h1>"
-        "<p>The small pi0.5 that comes with openpi can pick up blocks. It was shown "
+        "<p>The small pi0.5 that comes with openpi can pick up blocks and move to plates. It was shown "
         f"{findings['demonstrations']} demonstrations of a task that it had never seen, putting a block on a plate, "
         "fine-tuned on them, and served to a simulated robot over a websocket.</p>"
         f'{quick}<div class="tiles">{"".join(tiles)}</div>'
