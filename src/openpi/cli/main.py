@@ -1,6 +1,7 @@
 """`openpi COMMAND ...`: dispatch on the first word, importing only the command that was asked for."""
 
 import importlib
+import os
 import sys
 
 # command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
@@ -33,10 +34,25 @@ def main(argv: list[str] | None = None) -> int:
 
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        print(f"openpi: unknown command '{command}'{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"{usage()}\n\nopenpi: unknown command '{command}'{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"openpi.cli.{command.replace('-', '_')}")
-    return int(module.main(rest) or 0)
+    try:
+        return int(module.main(rest) or 0)
+    except BrokenPipeError:
+        if not _stdout_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _stdout_is_gone() -> bool:
+    """Whether the reader, such as `head`, has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 if __name__ == "__main__":
