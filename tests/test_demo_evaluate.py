@@ -16,7 +16,7 @@ from serving_live import server_thread
 
 SEED = 1_000_000
 CHUNK = 12
-EXECUTED = 6
+EXECUTED = EvaluateOptions.execute_horizon
 
 
 class Expert(BasePolicy):
