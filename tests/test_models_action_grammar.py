@@ -7,15 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openpi.models.fast_codec import UndecodableActionsError, load_codec
-from openpi.models.tokenizer import FASTTokenizer
+from openpi.models.fast_codec import _BYTE_OF_CHARACTER, UndecodableActionsError, fit_codec, load_codec
+from openpi.models.tokenizer import BinningTokenizer, FASTTokenizer
+from openpi.training.config import config_names, get_config
 
 HORIZON, DIM = 7, 3
 
 
-@pytest.fixture(scope="module")
-def tokenizer(golden: Path) -> FASTTokenizer:
+@pytest.fixture(scope="module", params=["published", "own"])
+def tokenizer(golden: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FASTTokenizer:
+    """With a codec like the published one, and one that was trained here (every byte is in its vocabulary)."""
     folder = golden / "tokenizers"
+    if request.param == "own":
+        own = tmp_path_factory.mktemp("codec")
+        rng = np.random.default_rng(0)
+        fit_codec(np.sin(rng.uniform(0, 6, (50, 1, DIM)) + np.arange(HORIZON)[:, None] / 3), vocab_size=256).save(own)
+        return FASTTokenizer(64, fast_tokenizer_path=own, model_path=folder / "tiny_paligemma_tokenizer.model")
     return FASTTokenizer(64, fast_tokenizer_path=folder / "fast", model_path=folder / "tiny_paligemma_tokenizer.model")
 
 
@@ -42,7 +49,8 @@ def write(tokenizer: FASTTokenizer, seed: int, *, batch: int = 4, steps: int = 6
 def test_whatever_is_written_under_the_grammar_is_a_chunk(tokenizer: FASTTokenizer, seed: int) -> None:
     for tokens in write(tokenizer, seed):
         actions = tokenizer.decode_actions(tokens, HORIZON, DIM)
-        assert actions.shape == (HORIZON, DIM) and np.isfinite(actions).all()
+        assert actions.shape == (HORIZON, DIM)
+        assert np.abs(actions).max() < 256, "no coefficient beyond what the codec was trained on"
         assert tokens[-1] == 1, "a finished sample repeats the end of the sequence"
 
 
@@ -81,3 +89,27 @@ def test_what_is_no_chunk_is_refused_and_never_silently_zero(tokenizer: FASTToke
         tokenizer.decode_actions(tokens, HORIZON, DIM)
     with pytest.raises(UndecodableActionsError, match=r"no 'Action: '"):
         tokenizer.decode_actions(np.zeros(5, np.int64), HORIZON, DIM)
+
+
+def test_coefficients_that_no_training_could_have_seen_are_refused():
+    codec = fit_codec(np.sin(np.arange(40.0)).reshape(4, 5, 2), vocab_size=256)
+    alphabet = codec.bpe.get_vocab()
+    pieces = {byte: piece for piece, byte in _BYTE_OF_CHARACTER.items()}
+    ids = [alphabet[pieces[byte]] for byte in b"\xf4\x8f\xbf\xbf"] + codec.bpe.encode("a" * 9).ids
+    with pytest.raises(UndecodableActionsError, match="beyond the codec's largest"):
+        codec.decode(ids, 5, 2)
+    table = codec.id_table()
+    for lead in (0xC0, 0xED, 0xF4):
+        assert table.missing_bytes_after[0, alphabet[pieces[lead]]] == -1
+
+
+def test_text_is_no_bin(golden: Path):
+    binning = BinningTokenizer(64, model_path=golden / "tokenizers" / "tiny_paligemma_tokenizer.model")
+    text = binning._text._model.encode("Action: pick up the cup and the bowl")
+    with pytest.raises(UndecodableActionsError, match="are no bins 0 to 255"):
+        binning.decode_actions(np.array(text), 2, 1)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_registered_model_can_be_a_static_argument(name: str):
+    hash(get_config(name).model)

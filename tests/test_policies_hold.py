@@ -8,7 +8,7 @@ import pytest
 from openpi import transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
-from openpi.policies import aloha_policy, droid_policy, libero_policy, tabletop_policy
+from openpi.policies import droid_policy, libero_policy, tabletop_policy, ur5_policy
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy
 from openpi.shared.normalize import NormStats
@@ -65,21 +65,18 @@ def test_standing_still_is_the_measured_state_whether_or_not_actions_are_relativ
 @pytest.mark.parametrize(
     ("robot", "mask", "state", "expected"),
     [
-        # Velocities, and a gripper position.
-        ("droid", None, np.arange(1.0, 9), [0, 0, 0, 0, 0, 0, 0, 8]),
-        # Positions, relative in training.
-        ("droid", transforms.make_bool_mask(7, -1), np.arange(1.0, 9), range(1, 9)),
         # Relative poses, from which the old pi0 recipes subtract the state all the same.
         ("libero", None, np.arange(1.0, 9), [0] * 7),
         ("libero", transforms.make_bool_mask(6, -1), np.arange(1.0, 9), [0] * 7),
-        ("aloha", transforms.make_bool_mask(6, -1, 6, -1), np.arange(1.0, 15), range(1, 15)),
+        # Positions, relative in training or not.
+        ("ur5", None, np.arange(1.0, 8), range(1, 8)),
+        ("ur5", transforms.make_bool_mask(6, -1), np.arange(1.0, 8), range(1, 8)),
     ],
 )
 def test_every_robot_stands_still_in_its_own_way(robot, mask, state, expected):
     inputs = {
-        "droid": droid_policy.DroidInputs(ModelType.PI0_FAST),
         "libero": libero_policy.LiberoInputs(ModelType.PI0_FAST),
-        "aloha": aloha_policy.AlohaInputs(adapt_to_pi=False),
+        "ur5": ur5_policy.UR5Inputs(ModelType.PI0_FAST),
     }[robot]
     outputs = () if mask is None else (transforms.AbsoluteActions(mask),)
     data = SimpleNamespace(
@@ -107,6 +104,17 @@ def test_or_the_robot_stands_still_and_the_answer_says_so(caplog):
 
 def test_a_robot_that_does_not_say_how_is_refused_when_the_policy_is_made():
     data = tabletop_data(delta=False)
-    data.data_transforms = transforms.Group()
-    with pytest.raises(ValueError, match=r"does not say how it stands still.*follows_state"):
-        hold_transforms(data, 4)
+    # Clients open or close a DROID gripper by a threshold: its measured position may drop what it holds.
+    for inputs in ((), (droid_policy.DroidInputs(ModelType.PI0_FAST),)):
+        data.data_transforms = transforms.Group(inputs=inputs)
+        with pytest.raises(ValueError, match=r"does not say how it stands still.*follows_state"):
+            hold_transforms(data, 4)
+
+
+def test_output_transforms_whose_sum_is_unknown_are_refused():
+    data = tabletop_data(delta=True)
+    absolute = data.data_transforms.outputs[0]
+    for outputs in ((absolute, absolute), (transforms.CompositeTransform([absolute]),)):
+        data.data_transforms = transforms.Group(inputs=data.data_transforms.inputs, outputs=outputs)
+        with pytest.raises(ValueError, match="flat list of output transforms"):
+            hold_transforms(data, 4)

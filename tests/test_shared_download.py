@@ -91,7 +91,7 @@ def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server,
     _, url, _ = server
     with pytest.raises(ConnectionError, match=rf"cannot download {url}/gone: .*404.*put it at .*/gone by hand"):
         download.maybe_download(f"{url}/gone")
-    assert [name for name in names(cache) if not name.endswith(".lock")] == []
+    assert [name for name in names(cache) if not name.endswith((".lock", ".openpi-part"))] == []
 
 
 def test_a_failed_refresh_keeps_what_was_there(server):
@@ -152,7 +152,7 @@ def test_a_missing_extra_is_named(url, extra, monkeypatch):
         raise ImportError(f"no backend for {protocol}")
 
     monkeypatch.setattr(fsspec, "filesystem", unavailable)
-    with pytest.raises(ImportError, match=rf"pip install 'openpi\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"uv sync --extra {extra}"):
         download.maybe_download(url)
 
 
@@ -162,3 +162,17 @@ def test_what_lies_inside_an_installed_package_is_found():
         download.maybe_download("package:openpi.training/nothing")
     with pytest.raises(FileNotFoundError, match="'no_such_package', which is not installed"):
         download.maybe_download("package:no_such_package")
+
+
+def test_a_folder_made_for_something_inside_it_is_not_taken_for_the_whole(cache):
+    remote = fsspec.filesystem("memory")
+    remote.pipe({"/parts/model/params/a": b"1", "/parts/model/assets/b": b"2"})
+    url = "memory://parts/model"
+    with pytest.raises(FileNotFoundError):
+        download.maybe_download(f"{url}/assets/missing")
+    assert (download.maybe_download(f"{url}/assets") / "b").read_bytes() == b"2"
+    whole = download.maybe_download(url)
+    assert (whole / "params" / "a").read_bytes() == b"1"
+    assert (whole / "assets" / "b").read_bytes() == b"2"
+    remote.rm("/parts", recursive=True)
+    assert download.maybe_download(url) == whole  # and now it is cached

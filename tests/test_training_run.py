@@ -198,6 +198,13 @@ def test_a_dataset_that_does_not_fit_is_refused_before_the_model_is_built(comman
     assert "Traceback" not in done.stderr
 
 
+def test_a_refused_start_does_not_block_the_corrected_one(command, environment):
+    refused = _train(command, environment, "refused", "--data.repo-id=./nowhere", "--num-train-steps=1")
+    assert refused.returncode == 1 and "nowhere" in refused.stderr
+    again = _train(command, environment, "refused", "--num-train-steps=1")
+    assert again.returncode == 0, again.stderr
+
+
 def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset, environment):
     where = workspace / "other_assets"
     flags = [f"--data.repo-id={dataset}", f"--assets-base-dir={where}", "--data.assets.asset-id=mine"]

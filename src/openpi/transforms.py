@@ -40,7 +40,7 @@ class ActionTokenizer(Protocol):
         self, prompt: str, state: np.ndarray, actions: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
 
-    def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray: ...
+    def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,9 +381,11 @@ class ExtractFASTActions:
         if "actions" not in data:
             return data
         tokens = np.asarray(data["actions"]).astype(np.int32)
+        # Tokenizers written for the published interface know only `extract_actions`.
+        decode = getattr(self.tokenizer, "decode_actions", None) or self.tokenizer.extract_actions
         return {
             **data,
-            "actions": self.tokenizer.decode_actions(tokens, self.action_horizon, self.action_dim),
+            "actions": decode(tokens, self.action_horizon, self.action_dim),
         }
 
     def grammar(self) -> Any | None:

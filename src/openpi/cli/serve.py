@@ -213,7 +213,7 @@ def run_server(
     try:
         asyncio.run(server.run())
         code = 0
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         code = refuse(error)
     except Exception:
         logger.exception("The server failed")

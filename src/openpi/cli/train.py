@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     loop.use_compilation_cache()
     try:
         result = loop.train(config)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi train: {error}", file=sys.stderr)
         return 1

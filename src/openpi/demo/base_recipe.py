@@ -111,6 +111,7 @@ def export(checkpoint: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     orbax_io.write_params(partial / "params", unflatten(kept))
+    (partial / "params" / "commit_success.txt").unlink(missing_ok=True)  # names this machine's folder
     shutil.copytree(checkpoint / "assets", partial / "assets")
     shutil.copyfile(checkpoint / "contract.json", partial / "contract.json")
     recipe_io.save_recipe(partial, get_config(SERVED_AS))

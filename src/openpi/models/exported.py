@@ -18,6 +18,7 @@ import jax
 import msgpack
 import numpy as np
 
+from openpi.shared.errors import install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import differences, flatten, unflatten
 from openpi.weights import orbax_io
@@ -130,7 +131,7 @@ def _deserialize(graph: bytes) -> Any:
     try:
         return export.deserialize(bytearray(graph))
     except ImportError as error:
-        raise ImportError("reading exported models needs flatbuffers: pip install 'openpi[exported]'") from error
+        raise ImportError(f"reading exported models needs flatbuffers; {install_hint('exported')}") from error
 
 
 def _stats(entry: Mapping[str, np.ndarray]) -> NormStats:

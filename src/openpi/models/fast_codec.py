@@ -17,6 +17,8 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
+from openpi.shared.errors import install_hint
+
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
 
@@ -56,8 +58,23 @@ class FastCodec:
             raise UndecodableActionsError(
                 f"the tokens hold {len(text)} coefficients; {num_steps} x {dim} actions have {num_steps * dim}"
             )
-        coefficients = np.array([ord(c) + self.min_token for c in text], dtype=np.float64)
+        characters = np.array([ord(c) for c in text])
+        if characters.max(initial=0) > self.largest_character:
+            raise UndecodableActionsError(
+                f"the tokens hold the coefficient {characters.max() + self.min_token}, beyond the codec's largest, "
+                f"{self.largest_character + self.min_token}"
+            )
+        coefficients = (characters + self.min_token).astype(np.float64)
         return _dct(num_steps).T @ (coefficients.reshape(num_steps, dim) / self.scale)
+
+    @property
+    def largest_character(self) -> int:
+        """Upper bound of the characters that were trained: a vocabulary is at least as large as their range.
+
+        Rounded up to the last character that begins with the same UTF-8 byte.
+        """
+        largest = chr(min(self.bpe.get_vocab_size(), 0xD7FF) - 1).encode()
+        return ord((largest[:1] + b"\xbf" * (len(largest) - 1)).decode()) if len(largest) > 1 else 0x7F
 
     def save(self, folder: Path) -> None:
         """Writes a processor folder that `load_codec`, and the published processor class, read."""
@@ -83,7 +100,7 @@ class FastCodec:
         for i, piece in pieces.items():
             written = _bytes_of(piece) if is_byte_level else piece.encode()
             characters[i] = sum(byte & 0xC0 != 0x80 for byte in written)
-            missing[:, i] = [_missing_after(written, before) for before in range(4)]
+            missing[:, i] = [_missing_after(written, before, self.largest_character) for before in range(4)]
         return IdTable(characters, missing)
 
 
@@ -145,6 +162,7 @@ def load_codec(path: str | Path) -> FastCodec:
     Raises:
         FileNotFoundError: a local folder lacks one of the two files.
         ImportError: a hub name, and `huggingface_hub` is not installed.
+        ConnectionError: a hub name, neither cached nor reachable.
     """
     folder = Path(path) if Path(path).is_dir() else _from_hub(str(path))
     for name in (_CONFIG_FILE, _BPE_FILE):
@@ -160,10 +178,21 @@ def _from_hub(repo_id: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"FAST processor '{repo_id}' is no local folder, and fetching it from the Hugging Face hub needs "
-            "`pip install 'openpi[hub]'`"
+            f"FAST processor '{repo_id}' is no local folder, and fetching it from the Hugging Face hub needs another "
+            f"package; {install_hint('hub')}"
         ) from error
-    return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=[_CONFIG_FILE, _BPE_FILE]))
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=[_CONFIG_FILE, _BPE_FILE]))
+    except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
+        raise ConnectionError(
+            f"action tokenizer '{repo_id}' is neither a local folder nor cached, and the hub cannot be reached "
+            f"({_first_line(error)}). Make one of your own with `openpi tokenizer fit`, and set "
+            "--model.action-tokenizer-path"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _dct(num_steps: int) -> np.ndarray:
@@ -191,11 +220,20 @@ def _printable_bytes() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _printable_bytes()
 
 
-def _missing_after(written: bytes, missing: int) -> int:
-    """Continuation bytes that the last character lacks after `written`, -1 if this is no UTF-8."""
+def _missing_after(written: bytes, missing: int, largest: int) -> int:
+    """Continuation bytes that the last character lacks after `written`.
+
+    -1 if this is no UTF-8, or surely a character above `largest`; a bound below 0x800 leaves no room for the byte
+    sequences that are well-formed and yet mean nothing, but for overlong ones, which begin with C0, C1 or E0.
+    """
     for byte in written:
         is_continuation = byte & 0xC0 == 0x80
-        if is_continuation != (missing > 0) or byte >= 0xF8:
+        if is_continuation != (missing > 0) or byte in (0xC0, 0xC1) or byte > _lead_byte(largest):
             return -1
         missing = missing - 1 if is_continuation else max(0, f"{byte:08b}".index("0") - 1)
     return missing
+
+
+def _lead_byte(character: int) -> int:
+    """The first byte of a character's UTF-8; continuation bytes are below every lead byte of more than one."""
+    return max(chr(min(character, 0xD7FF)).encode()[0], 0xBF)

@@ -48,7 +48,7 @@ class Pi0FASTConfig(BaseModelConfig):
     max_token_len: int = 250
 
     fast_model_tokenizer: Any | None = None
-    fast_model_tokenizer_kwargs: dict[str, Any] | None = None
+    fast_model_tokenizer_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     action_tokenizer_path: str | None = None
     tokenizer_path: str | None = None

@@ -111,13 +111,16 @@ class BinningTokenizer:
         """float64[action_horizon, action_dim] in [-1, 1), of the first tokens.
 
         Raises:
-            UndecodableActionsError: too few tokens.
+            UndecodableActionsError: too few tokens, or some that are no bins.
         """
         bins = self._text.action_ids(tokens)
         count = action_horizon * action_dim
         if len(bins) < count:
             raise UndecodableActionsError(f"{len(bins)} action tokens were generated; a chunk has {count}")
-        return np.array(bins[:count]).reshape(action_horizon, action_dim) / self.n_bins * 2 - 1
+        chosen = np.array(bins[:count])
+        if chosen.min(initial=0) < 0 or chosen.max(initial=0) >= self.n_bins:
+            raise UndecodableActionsError(f"{chosen.min()} to {chosen.max()} are no bins 0 to {self.n_bins - 1}")
+        return chosen.reshape(action_horizon, action_dim) / self.n_bins * 2 - 1
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """As `decode_actions`; float32 zeros, and a warning, if no chunk: the published form."""

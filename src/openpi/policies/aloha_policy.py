@@ -30,7 +30,6 @@ ALOHA_SPEC = RobotSpec(
     state=(VectorSpec("state", _NAMES, _UNITS),),
     actions=VectorSpec("actions", _NAMES, _UNITS),
     action_kind="absolute joint positions",
-    follows_state=(True,) * len(_NAMES),
 )
 
 _WIDTH = 14

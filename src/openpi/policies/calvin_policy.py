@@ -39,7 +39,6 @@ CALVIN_SPEC = RobotSpec(
         (*("share of the controller's step, -1 .. 1",) * 6, "-1 close, 1 open", *("none",) * (_ACTION_DIM - 7)),
     ),
     action_kind="relative end-effector poses, and gripper; the rest is padding",
-    follows_state=(False,) * _ACTION_DIM,
 )
 
 

@@ -36,7 +36,6 @@ DROID_SPEC = RobotSpec(
     ),
     actions=VectorSpec("actions", (*_JOINT_NAMES, "gripper"), (*("rad, or share of full speed",) * 7, _GRIPPER_UNIT)),
     action_kind="joint velocities (released checkpoints) or absolute joint positions, and absolute gripper",
-    follows_state=(*(None,) * 7, True),
 )
 
 

@@ -41,18 +41,25 @@ def hold_transforms(data_config: Any, horizon: int) -> list[transforms.DataTrans
             f"{robot} does not say how it stands still, so on_undecodable='hold' is not possible; use 'error', or set "
             "follows_state in its RobotSpec"
         )
-    relative = [False] * len(spec.follows_state)
-    for step in data_config.data_transforms.outputs:
-        if isinstance(step, transforms.AbsoluteActions) and step.mask is not None:
-            relative = [bool(i < len(step.mask) and step.mask[i]) for i in range(len(relative))]
+    relative = _relative_dims(data_config.data_transforms.outputs, len(spec.follows_state))
     # What the robot shall get, less what the output transforms will add.
-    factors = tuple(
-        int(is_relative if follows is None else follows) - int(is_relative)
-        for follows, is_relative in zip(spec.follows_state, relative, strict=True)
-    )
+    factors = tuple(int(follows) - int(added) for follows, added in zip(spec.follows_state, relative, strict=True))
     state_stats = {key: value for key, value in (data_config.norm_stats or {}).items() if key == "state"}
     return [
         transforms.Unnormalize(state_stats or None, use_quantiles=data_config.use_quantile_norm),
         HoldStill(factors, horizon),
         *data_config.data_transforms.outputs,
     ]
+
+
+def _relative_dims(outputs: Any, width: int) -> list[bool]:
+    """To which action dimensions the output transforms add the state.
+
+    Raises:
+        ValueError: they are nested, or several add it; what they do together is not known.
+    """
+    steps = [step for step in outputs if isinstance(step, transforms.AbsoluteActions)]
+    if len(steps) > 1 or any(isinstance(step, transforms.CompositeTransform) for step in outputs):
+        raise ValueError("on_undecodable='hold' needs a flat list of output transforms, at most one AbsoluteActions")
+    mask = () if not steps or steps[0].mask is None else steps[0].mask
+    return [bool(i < len(mask) and mask[i]) for i in range(width)]

@@ -71,7 +71,7 @@ def create_trained_policy(
         metadata=train_config.policy_metadata,
         contract=pipeline.contract,
         hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
-        if on_undecodable == "hold"
+        if on_undecodable == "hold" and _writes_tokens(pipeline)
         else None,
     )
 
@@ -131,8 +131,16 @@ def _check_is_jax(folder: Path, pytorch_device: str | None) -> None:
 def _with_own_tokenizer(train_config: Any, folder: Path) -> Any:
     """The recipe, with the tokenizers that the checkpoint was trained with, if it brings them."""
     files = {"tokenizer_path": folder / TOKENIZER_FILE, "action_tokenizer_path": folder / ACTION_TOKENIZER_DIR}
-    own = {field: str(path) for field, path in files.items() if path.exists() and hasattr(train_config.model, field)}
-    return dataclasses.replace(train_config, model=dataclasses.replace(train_config.model, **own))
+    own: dict[str, Any] = {
+        field: str(path) for field, path in files.items() if path.exists() and hasattr(train_config.model, field)
+    }
+    model = train_config.model
+    kwargs = getattr(model, "fast_model_tokenizer_kwargs", None)
+    if kwargs:  # what they name is where the checkpoint's own came from
+        known = {"tokenizer_path": "model_path", "action_tokenizer_path": "fast_tokenizer_path"}
+        replaced = {known[field] for field in own}
+        own["fast_model_tokenizer_kwargs"] = {key: v for key, v in kwargs.items() if key not in replaced}
+    return dataclasses.replace(train_config, model=dataclasses.replace(model, **own))
 
 
 def _with_own_assets(data: Any, folder: Path) -> Any:
@@ -203,7 +211,13 @@ def make_pipeline(
 def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """A model that writes its actions may only write what can be read; `grammar=None` lets it write anything."""
     grammar = _transforms.action_grammar(pipeline.outputs)
+    if sample_kwargs and "num_steps" in sample_kwargs and _writes_tokens(pipeline):
+        raise ValueError("num_steps is given, but pi0-FAST writes its actions token by token; leave it out")
     return {**({} if grammar is None else {"grammar": grammar}), **(sample_kwargs or {})}
+
+
+def _writes_tokens(pipeline: Pipeline) -> bool:
+    return any(isinstance(step, _transforms.ExtractFASTActions) for step in pipeline.outputs)
 
 
 def _hold_transforms(

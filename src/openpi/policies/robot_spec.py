@@ -75,8 +75,8 @@ class RobotSpec:
         actions: one step of the returned chunk.
         action_kind: in words, e.g. `absolute joint positions`.
         follows_state: how to stand still, per action dimension: true where an action equal to the state does, false
-            where zero does; None = the former in recipes that train on relative actions, else the latter. Empty =
-            unknown.
+            where zero does. Empty = neither does everywhere, as with a gripper that clients open or close by a
+            threshold, or whose command has another scale than its measured position.
     """
 
     robot: str
@@ -84,7 +84,7 @@ class RobotSpec:
     state: tuple[VectorSpec, ...]
     actions: VectorSpec
     action_kind: str = ""
-    follows_state: tuple[bool | None, ...] = ()
+    follows_state: tuple[bool, ...] = ()
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from openpi.shared.errors import install_hint
+
 logger = logging.getLogger("openpi")
 
 _PACKAGE = "package:"
+_PART = ".openpi-part"  # in folders of the cache that were made for something inside them
 _TIMEOUT_S = 60  # without any byte
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
@@ -60,13 +63,31 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: A
     if "://" not in url or url.startswith("file://"):
         return _local(Path(url.removeprefix("file://")))
     target = cache_path(url)
-    if target.exists() and not force_download:
+    if _is_whole(target) and not force_download:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(target)
     with _lock(target):
-        if force_download or not target.exists():
+        if force_download or not _is_whole(target):
             _fetch_whole(url, target, kwargs)
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a file or folder was fetched as such, or put there by hand, not only for something inside it."""
+    return target.exists() and not (target / _PART).exists()
+
+
+def _make_parents(target: Path) -> None:
+    """Creates the folders above a target, each marked as holding only a part of what is there remotely."""
+    missing = []
+    folder = target.parent
+    while not folder.exists() and folder != get_cache_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _PART).touch()
+    target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _packaged(url: str) -> Path:
@@ -127,7 +148,7 @@ def _fetch(url: str, destination: Path, options: dict[str, Any]) -> None:
 
 def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
     extra = _EXTRAS.get(scheme)
-    hint = f"install it with `pip install 'openpi[{extra}]'`" if extra else "install fsspec and its backend"
+    hint = install_hint(extra) if extra else "install fsspec and its backend"
     try:
         import fsspec
 

@@ -26,6 +26,11 @@ def missing_key(key: str, found: Iterable[object], *, wanted_by: str, fix: str =
     return MissingKeyError(message.rstrip())
 
 
+def install_hint(extra: str) -> str:
+    """How to add an extra, for the end of a message."""
+    return f"in the checkout: `uv sync --extra {extra}`, or `pip install '.[{extra}]'`"
+
+
 def closest_name(name: str, names: Iterable[str]) -> str | None:
     """The name most like the given one, or None when nothing is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1)

@@ -60,20 +60,27 @@ def fit(
         raise FileExistsError(f"{output} exists; choose another --output, or move it away")
     chunks = _normalised_chunks(config, max_frames)
     is_held_out = np.arange(len(chunks)) % _HELD_OUT == _HELD_OUT - 1
-    measured = chunks[is_held_out][:_MAX_MEASURED] if is_held_out.any() else chunks[:_MAX_MEASURED]
+    measured = _spread(chunks[is_held_out] if is_held_out.any() else chunks)
     codec = fit_codec(chunks[~is_held_out], vocab_size=vocab_size, scale=scale)
+    report = _measure(codec, measured, output, num_chunks=int((~is_held_out).sum()))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     codec.save(partial)
     partial.rename(output)
-    return _measure(codec, measured, output, num_chunks=int((~is_held_out).sum()))
+    return report
+
+
+def _spread(chunks: np.ndarray) -> np.ndarray:
+    """At most `_MAX_MEASURED` of them, from all over the dataset."""
+    return chunks[:: -(-len(chunks) // _MAX_MEASURED)]
 
 
 def _normalised_chunks(config: Any, max_frames: int | None) -> np.ndarray:
     """float64[n, t, d]"""
-    if not norm_stats.norm_stats_path(config).is_file():
-        norm_stats.compute(config)
     data_config = config.data.create(config.assets_dirs, config.model)
+    if data_config.norm_stats is None:
+        norm_stats.compute(config)
+        data_config = config.data.create(config.assets_dirs, config.model)
     stats: dict[str, normalize.NormStats] = data_config.norm_stats
     chunks = norm_stats.action_chunks(TabularFrames(data_config, config.model), max_frames=max_frames)
     to_model = transforms.Normalize({"actions": stats["actions"]}, use_quantiles=data_config.use_quantile_norm)

@@ -113,9 +113,10 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
     names = _dimension_names(data_config)
     rows = []
     for key, data in found.items():
-        used = data_config.norm_stats[key]
-        if used.width != data.width:
-            raise ValueError(f"the statistics of '{key}' have {used.width} dimensions, the dataset has {data.width}")
+        used = data_config.norm_stats.get(key)
+        if used is None or used.width < data.width:
+            has = "none" if used is None else f"{used.width} dimensions"
+            raise ValueError(f"'{key}' has {data.width} dimensions in the dataset, and the statistics have {has}")
         labels = names.get(key, ())
         labels = labels if len(labels) == data.width else [str(i) for i in range(data.width)]
         for i, label in enumerate(labels):

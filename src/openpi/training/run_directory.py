@@ -21,7 +21,7 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         ValueError: no experiment name.
     """
     directory = config.checkpoint_dir
-    if directory.exists() and not (config.overwrite or config.resume):
+    if _holds_a_run(directory) and not (config.overwrite or config.resume):
         raise FileExistsError(
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
             "choose another --exp-name"
@@ -37,6 +37,11 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         return checkpoints, None
     logger.info("resuming after step %d of %s", steps[-1], directory)
     return checkpoints, steps[-1]
+
+
+def _holds_a_run(directory: Path) -> bool:
+    """A start that was refused leaves nothing but its lock."""
+    return directory.exists() and (not directory.is_dir() or any(e.name != ".lock" for e in directory.iterdir()))
 
 
 def _wipe(directory: Path) -> None:

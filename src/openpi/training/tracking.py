@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from openpi.shared.errors import install_hint
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
@@ -124,7 +125,7 @@ def _optional(module: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        logger.warning("%s is not installed; going on without it (pip install 'openpi[%s]')", module, extra or module)
+        logger.warning("%s is not installed; going on without it (%s)", module, install_hint(extra or module))
         return None
 
 

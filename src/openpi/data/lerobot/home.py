@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from openpi.shared.errors import install_hint
+
 INFO_FILE = Path("meta/info.json")
 FORMAT_VERSIONS = ("v3.0", "v2.1", "v2.0")
 """On-disk formats we read, newest first. A published dataset carries its format as a git tag of this name."""
@@ -53,22 +55,28 @@ def _require_dataset(folder: Path) -> Path:
 
 
 def _download(repo_id: str, local: Path) -> Path:
+    if "/" not in repo_id:
+        raise FileNotFoundError(f"no dataset folder '{repo_id}' in {Path.cwd()} or {local.parent}; correct the path")
     try:
         import huggingface_hub
     except ImportError as error:
         raise FileNotFoundError(
-            f"dataset '{repo_id}' is not in {local}; install the extra 'openpi[hub]' to download it, or put "
-            f"a LeRobot dataset there (or pass its folder; $HF_LEROBOT_HOME moves the place)"
+            f"dataset '{repo_id}' is not in {local}; put a LeRobot dataset there, or pass its folder ($HF_LEROBOT_HOME "
+            f"moves the place). Downloading it needs another package; {install_hint('hub')}"
         ) from error
     try:
         revision = _published_revision(huggingface_hub.HfApi(), repo_id)
         huggingface_hub.snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=local)
-    except (OSError, ValueError) as error:  # HTTP and offline errors of the hub derive from OSError
+    except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
         raise FileNotFoundError(
-            f"dataset '{repo_id}' is neither in {local} nor available from the hub ({error}); "
+            f"dataset '{repo_id}' is neither in {local} nor available from the hub ({_first_line(error)}); "
             f"check the id, log in with `hf auth login`, or pass a local folder"
         ) from error
     return _require_dataset(local)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _published_revision(api, repo_id: str) -> str | None:
