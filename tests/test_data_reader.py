@@ -301,7 +301,7 @@ def test_unknown_episodes_and_frames_are_refused(golden):
 def test_a_dataset_that_is_nowhere_is_explained_with_and_without_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-    with pytest.raises(FileNotFoundError, match=r"not in .*install the extra 'openpi\[hub\]'"):
+    with pytest.raises(FileNotFoundError, match=r"not in .*uv sync --extra hub"):
         LeRobotDataset("nobody/nothing")
     script = "from openpi.data.lerobot.reader import LeRobotDataset; LeRobotDataset('nobody/nothing')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
