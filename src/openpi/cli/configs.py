@@ -55,7 +55,7 @@ def _row(config: TrainConfig) -> dict[str, str]:
         "robot": _robot(config),
         "model": config.model.model_type.value,
         "tunes": "-" if not trains else "LoRA" if _has_lora(config.model) else "full",
-        "memory": _memory(config, trains=trains),
+        "memory": _memory(config.model, trains=trains),
         "dataset": config.data.repo_id or "-",
         "weights": _weights(config.weight_loader) if trains else "-",
     }
@@ -74,20 +74,16 @@ def _robot(config: TrainConfig) -> str:
     return "-" if spec is None else spec.robot
 
 
-def _experts(model: Any) -> tuple[Any, ...]:
-    return model.experts if hasattr(model, "experts") else (model.expert,)
-
-
 def _has_lora(model: Any) -> bool:
-    return any(expert.has_lora for expert in _experts(model))
+    return any(expert.has_lora for expert in model.experts)
 
 
-def _memory(config: TrainConfig, *, trains: bool) -> str:
-    if _experts(config.model)[0].width < _SMALL_WIDTH:
+def _memory(model: Any, *, trains: bool) -> str:
+    if model.experts[0].width < _SMALL_WIDTH:
         return "any"
     if not trains:
         return "8 GB"
-    return "23 GB" if _has_lora(config.model) else "70 GB"
+    return "23 GB" if _has_lora(model) else "70 GB"
 
 
 def _weights(loader: Any) -> str:

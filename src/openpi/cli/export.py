@@ -80,8 +80,7 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
     params = restore_params(checkpoint / "params")
     model: Any = recipe.model
-    experts = model.experts if hasattr(model, "experts") else [model.expert]
-    merged = lora.merged(model.load(params).params, experts)
+    merged = lora.merged(model.load(params).params, model.experts)
     if verify:
         _check_same_outputs(model, params, plain, merged)
     partial = output.with_name(f".{output.name}.partial")

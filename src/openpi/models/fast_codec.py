@@ -17,7 +17,7 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
-from openpi.shared.errors import install_hint
+from openpi.shared.errors import first_line, install_hint
 
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
@@ -186,13 +186,9 @@ def _from_hub(repo_id: str) -> Path:
     except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
         raise ConnectionError(
             f"action tokenizer '{repo_id}' is neither a local folder nor cached, and the hub cannot be reached "
-            f"({_first_line(error)}). Make one of your own with `openpi tokenizer fit`, and set "
+            f"({first_line(error)}). Make one of your own with `openpi tokenizer fit`, and set "
             "--model.action-tokenizer-path"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _dct(num_steps: int) -> np.ndarray:

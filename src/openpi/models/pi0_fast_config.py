@@ -64,6 +64,11 @@ class Pi0FASTConfig(BaseModelConfig):
         return gemma_config.get_config(self.paligemma_variant)
 
     @property
+    def experts(self) -> tuple[GemmaConfig]:
+        """The one expert, as `Pi0Config` has two."""
+        return (self.expert,)
+
+    @property
     def image_encoder(self) -> SiglipConfig:
         """Dims of the image encoder."""
         return siglip_config.get_config(self.image_encoder_variant)

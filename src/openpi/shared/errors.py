@@ -26,6 +26,11 @@ def missing_key(key: str, found: Iterable[object], *, wanted_by: str, fix: str =
     return MissingKeyError(message.rstrip())
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow; its type if it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def install_hint(extra: str) -> str:
     """How to add an extra, for the end of a message."""
     return f"in the checkout: `uv sync --extra {extra}`, or `pip install '.[{extra}]'`"

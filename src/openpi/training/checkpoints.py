@@ -27,6 +27,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from openpi.shared.errors import first_line
 from openpi.training.step_jax import TrainState
 from openpi.weights import orbax_io
 
@@ -153,7 +154,8 @@ class Checkpoints:
             f"the checkpoints of step {', '.join(map(str, intact))} are intact" if intact else "there is none before it"
         )
         return OSError(
-            f"the checkpoint of step {step} could not be written to {self.directory}: {_first_line(error)}; {kept}. "
+            f"the checkpoint of step {step} could not be written to {self.directory}: "
+            f"{first_line(error)[:300]}; {kept}. "
             f"{shutil.disk_usage(self.directory).free / 1e9:.1f} GB are free there; make room, then continue with "
             "--resume"
         )
@@ -328,7 +330,3 @@ def _metadata() -> str:
             "custom_metadata": {},
         }
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -18,6 +18,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.models.tokenizer import load_sentencepiece
+from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
 from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
 from openpi.training.config import TrainConfig
@@ -31,8 +32,6 @@ from openpi.training.validation import Validation
 logger = logging.getLogger("openpi")
 
 LOOP_STATE_FILE = "loader_state.json"
-TOKENIZER_FILE = "tokenizer.model"
-ACTION_TOKENIZER_DIR = "action_tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +181,10 @@ class _Extras:
         tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
         if tokenizer_path is not None:
             model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
-            (assets / TOKENIZER_FILE).write_bytes(model_bytes)
+            (assets.parent / TOKENIZER_FILE).write_bytes(model_bytes)
         codec = transforms.action_codec(data_config.model_transforms.outputs)
         if codec is not None:
-            codec.save(assets / ACTION_TOKENIZER_DIR)
+            codec.save(assets.parent / ACTION_TOKENIZER_DIR)
 
 
 def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from openpi.shared.errors import install_hint
+from openpi.shared.errors import first_line, install_hint
 
 INFO_FILE = Path("meta/info.json")
 FORMAT_VERSIONS = ("v3.0", "v2.1", "v2.0")
@@ -69,14 +69,10 @@ def _download(repo_id: str, local: Path) -> Path:
         huggingface_hub.snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=local)
     except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
         raise FileNotFoundError(
-            f"dataset '{repo_id}' is neither in {local} nor available from the hub ({_first_line(error)}); "
+            f"dataset '{repo_id}' is neither in {local} nor available from the hub ({first_line(error)}); "
             f"check the id, log in with `hf auth login`, or pass a local folder"
         ) from error
     return _require_dataset(local)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _published_revision(api, repo_id: str) -> str | None:
