@@ -1,5 +1,6 @@
 """Action tokenizers of one's own."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from openpi.cli import tokenizer as tokenizer_command
 from openpi.models.fast_codec import fit_codec, load_codec
 from openpi.shared import normalize
+from openpi.training import preflight
+from openpi.training.config import get_config
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:fast"
 
@@ -62,3 +65,33 @@ def test_the_command_trains_on_a_recipe_s_dataset(tmp_path, arm_dataset, capsys)
     np.testing.assert_allclose(codec.decode(codec.encode(chunk), *chunk.shape), chunk, atol=0.1)
     assert tokenizer_command.main(["fit", RECIPE, f"--output={output}", *flags]) == 1
     assert "exists; choose another --output" in capsys.readouterr().err
+
+
+def test_a_model_without_action_tokens_is_refused(tmp_path, arm_dataset, capsys):
+    recipe = RECIPE.replace(":fast", ":arm")
+    assert tokenizer_command.main(["fit", recipe, f"--output={tmp_path / 'x'}", f"--data.repo-id={arm_dataset}"]) == 1
+    assert "is pi0, which takes no action tokenizer; name a recipe of pi0-FAST" in capsys.readouterr().err
+
+
+def test_actions_that_are_no_numbers_or_far_too_large_are_refused():
+    codec = fit_codec(smooth_chunks(50), vocab_size=256)
+    chunk = smooth_chunks(1)[0]
+    chunk[3, 2] = np.nan
+    with pytest.raises(ValueError, match="not finite in dimension 2"):
+        codec.encode(chunk)
+    with pytest.raises(ValueError, match=r"expected normalised actions, about -1\.\.1"):
+        codec.encode(1e6 * smooth_chunks(1)[0])
+
+
+def test_a_text_tokenizer_that_is_too_small_is_noticed_before_training(tmp_path, arm_dataset):
+    fit_codec(smooth_chunks(500), vocab_size=1000).save(tmp_path / "large")
+    config = get_config(RECIPE)
+    model = dataclasses.replace(config.model, action_tokenizer_path=str(tmp_path / "large"))
+    data = dataclasses.replace(config.data, repo_id=str(arm_dataset))
+    config = dataclasses.replace(config, model=model, data=data, assets_base_dir=str(tmp_path), exp_name="x")
+    with pytest.raises(ValueError, match=r"has no token of its own for \d+ of the 1000 action ids .*--vocab-size"):
+        preflight.open_data(config)
+    narrow = dataclasses.replace(config.model.expert, vocab_size=500)
+    config = dataclasses.replace(config, model=dataclasses.replace(model, paligemma_variant=narrow))
+    with pytest.raises(ValueError, match=r"the text tokenizer has 1105 tokens and the model 500"):
+        preflight.open_data(config)

@@ -233,12 +233,15 @@ def test_the_description_names_every_key_with_width_and_unit(droid):
     assert "default 'tidy up'" in with_prompt_default(droid).describe()
 
 
-def test_data_of_another_width_brings_its_own_names():
-    names = [f"servo_{i}" for i in range(6)]
-    contract = build("pi05_libero", norm_stats=stats(6, 6), state_names=names, action_names=["too", "few"])
-    assert contract.state_names == tuple(names)
-    assert contract.actions.names == tuple(f"actions_{i}" for i in range(6))
-    assert contract.stats_widths == {"state": 6, "actions": 6}
+def test_statistics_with_fewer_actions_than_the_robot_are_refused():
+    with pytest.raises(ValueError, match=r"'actions' have 6 dimensions; robot 'libero' .* has 7: dx, dy"):
+        build("pi05_libero", norm_stats=stats(8, 6))
+
+
+def test_padded_statistics_of_a_released_base_keep_the_names_of_the_robot():
+    contract = build("pi05_libero", norm_stats=stats(32, 32))
+    assert contract.actions.width == 7
+    assert contract.stats_widths == {"state": 32, "actions": 32}
 
 
 def test_a_robot_without_a_spec_is_described_from_a_sample():
@@ -255,6 +258,13 @@ def test_a_robot_without_a_spec_is_described_from_a_sample():
     contract.check(sample)
     with pytest.raises(ValueError, match="spec"):
         build("debug")
+
+
+def test_a_robot_without_a_spec_takes_the_names_of_the_dataset_where_they_are_as_many():
+    sample = {"joints": np.zeros(3, np.float32), "actions": np.zeros((10, 3), np.float32)}
+    contract = build("debug", norm_stats=stats(3, 3), sample=sample, state_names="abc", action_names=["too", "few"])
+    assert contract.state_names == ("a", "b", "c")
+    assert contract.actions.names == ("actions_0", "actions_1", "actions_2")
 
 
 def test_names_and_units_must_be_as_many():

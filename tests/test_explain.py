@@ -138,6 +138,20 @@ def test_images_of_the_stages_that_make_some_can_be_written(here, explain):
 # --- what it finds ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("wider_state", "joints", "has 3 dimensions; robot 'arm_of_4_and_3' has 4: joint_0, joint_1"),
+        ("fewer_actions", "actions", "has 3 dimensions; robot 'arm_of_3_and_2' has 2: joint_0, joint_1"),
+        ("padding_returned", "actions", "(3, 3) went in and (3, 4) came out: dimensions were lost or added"),
+    ],
+)
+def test_a_robot_that_is_not_the_one_of_the_dataset_is_shown(name, key, message, here, explain, arm_dataset):
+    recipe = Path(__file__).with_name("tiny_recipe.py")
+    document = explain(f"{recipe}:{name}", "--dataset", str(arm_dataset))
+    assert any(found == key and text.startswith(message) for found, text, is_bad in findings(document) if is_bad)
+
+
 def test_values_outside_the_quantiles_are_named_with_their_dimension(here, explain):
     def narrow(stats):
         q01, q99 = stats.q01.copy(), stats.q99.copy()

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tiny_recipe
 from openpi.models.fast_codec import _BYTE_OF_CHARACTER, UndecodableActionsError, fit_codec, load_codec
+from openpi.models.model import Observation
 from openpi.models.tokenizer import BinningTokenizer, FASTTokenizer
+from openpi.shared.tree import flatten, unflatten
 from openpi.training.config import config_names, get_config
 
 HORIZON, DIM = 7, 3
@@ -81,6 +84,59 @@ def test_the_table_of_ids_agrees_with_the_decoder(golden: Path) -> None:
             assert len(text) == table.num_characters[ids].sum()
             checked += 1
     assert checked > 20
+
+
+@pytest.fixture(scope="module")
+def model(golden: Path):
+    """A pi0-FAST of random weights, which knows nothing of actions."""
+    config = tiny_recipe.fast.model
+    rng = np.random.default_rng(3)
+    flat = flatten(config.abstract_params())
+    # What is attended to has to count: the output of attention is made large.
+    scales = {path: 10 if "attn_vec_einsum" in path else 0.3 for path in flat}
+    return config.load(unflatten({path: rng.normal(0, scales[path], flat[path].shape) for path in flat}))
+
+
+def seen(model, tokenizer: FASTTokenizer, masked: tuple[str, ...] = (), cameras=("a", "b", "c")) -> Observation:
+    """Two samples whose prompts differ in length; cameras `masked` are there and not real."""
+    rng = np.random.default_rng(0)
+    images = {key: rng.uniform(-1, 1, (2, *model.config.image_resolution, 3)).astype(np.float32) for key in "abc"}
+    rows = [tokenizer.tokenize(prompt, np.zeros(2), None) for prompt in ("up", "pick up the cup and put it down")]
+    tokens, mask, ar_mask, loss_mask = (jnp.asarray(np.stack(values)) for values in zip(*rows, strict=True))
+    return Observation(
+        images={key: jnp.asarray(images[key]) for key in cameras},
+        image_masks={key: jnp.full(2, key not in masked) for key in cameras},
+        state=jnp.zeros((2, 2)),
+        tokenized_prompt=tokens.astype(jnp.int32),
+        tokenized_prompt_mask=mask,
+        token_ar_mask=ar_mask.astype(jnp.int32),
+        token_loss_mask=loss_mask,
+    )
+
+
+def test_a_model_held_to_the_grammar_writes_chunks_that_end_at_different_tokens(model, tokenizer):
+    lengths = set()
+    for seed in range(3):
+        tokens = model.sample_actions(
+            jax.random.key(seed),
+            seen(model, tokenizer),
+            max_decoding_steps=48,
+            temperature=20.0,
+            grammar=tokenizer.grammar(HORIZON, DIM),
+        )
+        for row in np.asarray(tokens).astype(int):
+            assert tokenizer.decode_actions(row, HORIZON, DIM).shape == (HORIZON, DIM)
+            lengths.add(int(np.argmax(row == 1)))
+    assert len(lengths) > 1
+
+
+def test_a_masked_camera_changes_nothing_when_slots_are_exact(model, tokenizer):
+    key, options = jax.random.key(0), {"max_decoding_steps": 16}
+    without = model.sample_actions(key, seen(model, tokenizer, cameras=("a", "c")), **options)
+    masked = seen(model, tokenizer, masked=("b",))
+    np.testing.assert_array_equal(model.sample_actions(key, masked, exact_slots=True, **options), without)
+    as_published = model.sample_actions(key, masked, **options)
+    assert (np.asarray(as_published) != np.asarray(without)).any(), "counted from the end, a real token is lost"
 
 
 def test_what_is_no_chunk_is_refused_and_never_silently_zero(tokenizer: FASTTokenizer) -> None:

@@ -158,6 +158,31 @@ def test_recipes_that_cannot_train_are_refused_at_once(name, change, message):
         preflight.check_recipe(config)
 
 
+def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
+    config = get_config(f"{RECIPE.removesuffix(':tiny')}:{name}")
+    data = dataclasses.replace(config.data, repo_id=str(dataset))
+    return dataclasses.replace(config, data=data, assets_base_dir=str(folder), exp_name="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wider_state", r"'joints' has shape \(3,\); expected \(4,\): joint_0, joint_1"),
+        ("fewer_actions", r"the actions of .* have 3 dimensions; robot 'arm_of_3_and_2' of the recipe has 2: joint_0"),
+        ("padding_returned", r"the output transforms return 4 dimensions; robot 'arm_of_3_and_3' of the recipe has 3"),
+    ],
+)
+def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        preflight.open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_the_robot_of_the_dataset_keeps_its_own_names(arm_dataset, tmp_path):
+    contract = preflight.open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
+    assert contract is not None
+    assert contract.state_names == contract.actions.names == ("joint_0", "joint_1", "joint_2")
+
+
 def test_a_recipe_that_freezes_everything_is_refused():
     with pytest.raises(ValueError, match="freezes every parameter"):
         preflight.check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.optimizer import CosineDecaySchedule
@@ -108,3 +109,54 @@ fast = dataclasses.replace(
         remat="none",
     ),
 )
+
+
+def _vectors(state: int, actions: int) -> RobotSpec:
+    return RobotSpec(
+        robot=f"arm_of_{state}_and_{actions}",
+        cameras=(CameraSpec("camera", slot="base_0_rgb"),),
+        state=(VectorSpec.uniform("joints", [f"joint_{i}" for i in range(state)], "rad"),),
+        actions=VectorSpec.uniform("actions", [f"joint_{i}" for i in range(actions)], "rad"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsOfWiderState(ArmInputs):
+    spec: ClassVar[RobotSpec] = _vectors(4, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsOfFewerActions(ArmInputs):
+    spec: ClassVar[RobotSpec] = _vectors(3, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsAsRecorded(ArmInputs):
+    spec: ClassVar[RobotSpec] = _vectors(3, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputsOfPadding(ArmOutputs):
+    """The robot would get the model's padding as a fourth joint."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {"actions": np.asarray(data["actions"])[..., : NUM_JOINTS + 1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherArmData(ArmData):
+    """The same dataset, read for another robot."""
+
+    inputs: ArmInputs = InputsAsRecorded()
+    outputs: ArmOutputs = ArmOutputs()
+
+    def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
+        group = Group(inputs=(self.inputs,), outputs=(self.outputs,))
+        return dataclasses.replace(super().create(assets_dirs, model_config), data_transforms=group)
+
+
+_PROMPTS = DataConfig(prompt_from_task=True)
+as_recorded = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS))
+wider_state = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfWiderState()))
+fewer_actions = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfFewerActions()))
+padding_returned = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, outputs=OutputsOfPadding()))

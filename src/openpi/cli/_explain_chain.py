@@ -41,10 +41,10 @@ class Recording:
 
 
 def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    """The recipe on another dataset, with the statistics it had before."""
+    """The recipe on another dataset, with the statistics it had before, if it had any."""
     if dataset is None:
         return config
-    assets = dataclasses.replace(config.data.assets, asset_id=config.data.asset_id or dataset)
+    assets = dataclasses.replace(config.data.assets, asset_id=config.data.asset_id)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, repo_id=dataset, assets=assets))
 
 

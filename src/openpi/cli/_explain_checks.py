@@ -19,6 +19,7 @@ from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models.tokenizer import PaligemmaTokenizer, load_sentencepiece
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.robot_spec import find_spec
 from openpi.shared import normalize
 from openpi.shared.tree import flatten
 
@@ -79,6 +80,7 @@ def check_stage(stage: Stage, before: Sample | None, context: Context) -> list[F
             Finding(key, "the recipe does not read this camera", is_surprise=False) for key in context.unread_cameras
         ]
         return [*findings, *unread, *_raw_images(stage.sample), *_padding(stage.sample, context)]
+    findings += _another_robot(stage.step.transform, before)
     match stage.step.transform:
         case transforms.RepackTransform():
             findings += _dropped(before, stage.sample)
@@ -108,10 +110,10 @@ def check_inputs(sample: Sample, context: Context, *, is_training: bool) -> list
 
 def check_round_trip(recorded: np.ndarray, returned: np.ndarray) -> Finding:
     """Recorded actions that went to the model's space and back must be the recorded actions."""
-    width = min(recorded.shape[-1], returned.shape[-1])
-    if recorded.shape[:-1] != returned.shape[:-1]:
-        return Finding("actions", f"{recorded.shape} went in and {returned.shape} came out: steps were lost or added")
-    error = float(np.abs(recorded[..., :width].astype(np.float64) - returned[..., :width]).max(initial=0.0))
+    if recorded.shape != returned.shape:
+        what = "dimensions" if recorded.shape[:-1] == returned.shape[:-1] else "steps"
+        return Finding("actions", f"{recorded.shape} went in and {returned.shape} came out: {what} were lost or added")
+    error = float(np.abs(recorded.astype(np.float64) - returned).max(initial=0.0))
     message = f"recorded actions come back from the output chain within {error:.3g}"
     if error <= MAX_ROUND_TRIP_ERROR:
         return Finding("actions", message, is_surprise=False)
@@ -121,6 +123,19 @@ def check_round_trip(recorded: np.ndarray, returned: np.ndarray) -> Finding:
 def _told(warnings: list[str]) -> list[Finding]:
     """Warnings of a contract, `subject: text`."""
     return [Finding(key, text.strip()) for key, _, text in (warning.partition(":") for warning in warnings)]
+
+
+def _another_robot(transform: Any, before: Sample) -> Iterator[Finding]:
+    """Vectors that are not as wide as the spec of the robot transform says."""
+    spec = find_spec([transform])
+    if spec is None:
+        return
+    leaves = flatten(before)
+    for vector in (*spec.state, spec.actions):
+        width = np.shape(leaves.get(vector.key, np.zeros(vector.width)))[-1:]
+        if width not in ((), (vector.width,)):
+            message = f"has {width[0]} dimensions; robot '{spec.robot}' has {vector.width}: {', '.join(vector.names)}"
+            yield Finding(vector.key, message)
 
 
 # --- values -------------------------------------------------------------------------------------------------------

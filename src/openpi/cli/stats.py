@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from openpi.cli.console import configure_logging
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"openpi stats: {error}", file=sys.stderr)
         return 1
     for key, stats in computed.stats.items():
-        print(f"{key}\n{_table(stats)}")
+        print(f"{key}\n{_table(stats, computed.names[key])}")
     print(f"{computed.num_frames} frames; written to {computed.path}")
     return 0
 
@@ -68,12 +69,13 @@ def _comparison(rows: Any) -> str:
     return "\n".join(lines)
 
 
-def _table(stats: Any) -> str:
+def _table(stats: Any, names: Sequence[str]) -> str:
     """One line per dimension."""
     columns = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
-    header = "  dim " + "".join(f"{name:>12}" for name in columns)
+    width = max(3, *map(len, names))
+    header = f"  {'dim':{width}}" + "".join(f"{name:>12}" for name in columns)
     rows = (
-        f"  {i:>3} "
+        f"  {names[i]:{width}}"
         + "".join(f"{'-' if values is None else format(values[i], '.4g'):>12}" for values in columns.values())
         for i in range(stats.width)
     )

@@ -19,6 +19,7 @@ import tokenizers.trainers
 
 from openpi.shared.errors import first_line, install_hint
 
+_LAST_CHARACTER = 0xD7FF  # those that follow are no text
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
 
@@ -37,10 +38,21 @@ class FastCodec:
     min_token: int
 
     def encode(self, actions: np.ndarray) -> list[int]:
-        """Ids of float[t, d]; coefficients outside the trained range are lost."""
+        """Ids of float[t, d]; coefficients outside the trained range are lost.
+
+        Raises:
+            ValueError: actions that are not finite, or so large that no character stands for them.
+        """
         actions = np.asarray(actions, dtype=np.float64)
-        coefficients = np.around(_dct(len(actions)) @ actions * self.scale).astype(int)
-        characters = np.maximum(coefficients.ravel() - self.min_token, 0)
+        coefficients = np.around(_dct(len(actions)) @ actions * self.scale)
+        if not (np.abs(coefficients) < _LAST_CHARACTER + min(self.min_token, 0)).all():  # false for NaN, too
+            dim = int(np.argmin(np.isfinite(actions).all(axis=0))) if not np.isfinite(actions).all() else None
+            what = f"values that are not finite in dimension {dim}" if dim is not None else "values"
+            raise ValueError(
+                f"an action chunk has {what} in {actions.min():.4g}..{actions.max():.4g}; expected normalised actions, "
+                "about -1..1. Look for outliers with `openpi stats`"
+            )
+        characters = np.maximum(coefficients.astype(int).ravel() - self.min_token, 0)
         return self.bpe.encode("".join(map(chr, characters)), add_special_tokens=False).ids
 
     def decode(self, ids: list[int], num_steps: int, dim: int) -> np.ndarray:
@@ -73,7 +85,7 @@ class FastCodec:
 
         Rounded up to the last character that begins with the same UTF-8 byte.
         """
-        largest = chr(min(self.bpe.get_vocab_size(), 0xD7FF) - 1).encode()
+        largest = chr(min(self.bpe.get_vocab_size(), _LAST_CHARACTER) - 1).encode()
         return ord((largest[:1] + b"\xbf" * (len(largest) - 1)).decode()) if len(largest) > 1 else 0x7F
 
     def save(self, folder: Path) -> None:
@@ -232,4 +244,4 @@ def _missing_after(written: bytes, missing: int, largest: int) -> int:
 
 def _lead_byte(character: int) -> int:
     """The first byte of a character's UTF-8; continuation bytes are below every lead byte of more than one."""
-    return max(chr(min(character, 0xD7FF)).encode()[0], 0xBF)
+    return max(chr(min(character, _LAST_CHARACTER)).encode()[0], 0xBF)

@@ -167,6 +167,14 @@ class FASTTokenizer:
         """
         return self._text.tokens_and_masks(prompt, state, None if actions is None else self.codec.encode(actions))
 
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises ValueError unless every action id has a token, that the model has and that survives being text.
+
+        Args:
+            vocab_size: of the model.
+        """
+        self._text.check_fits(self.codec.bpe.get_vocab_size(), vocab_size)
+
     def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """float64[action_horizon, action_dim] from generated tokens.
 
@@ -293,6 +301,27 @@ class _ActionText:
     def last_action_token(self) -> int:
         """The token of action id 0."""
         return self._model.vocab_size() - 1 - self._NUM_SEG
+
+    def check_fits(self, num_ids: int, vocab_size: int) -> None:
+        """Raises ValueError unless `num_ids` action ids can be written by a model and read back."""
+        if self._model.vocab_size() > vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {self._model.vocab_size()} tokens and the model {vocab_size}; give the model "
+                "(paligemma_variant) at least as many, or use a smaller tokenizer_path"
+            )
+        if self._model_path is None:  # the published pair: known to fit
+            return
+        lost = [i for i in range(num_ids) if i > self.last_action_token or not self._comes_back(i)]
+        if lost:
+            raise ValueError(
+                f"the text tokenizer {self._model_path} ({self._model.vocab_size()} tokens) has no token of its own "
+                f"for {len(lost)} of the {num_ids} action ids (the first is {lost[0]}). Fit an action tokenizer with a "
+                "smaller vocabulary (openpi tokenizer fit --vocab-size), or use a larger one (tokenizer_path)"
+            )
+
+    def _comes_back(self, action_id: int) -> bool:
+        written = [*self.opening, *self._mirror([action_id]), *self.closing]
+        return self.action_ids(np.array(written)) == [action_id]
 
     def _mirror(self, ids: list[int]) -> list[int]:
         """Action ids <-> sentencepiece ids; its own inverse."""

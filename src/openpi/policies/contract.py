@@ -112,16 +112,18 @@ class Contract:
             sample: one sample under client keys, that is after the repack transforms; needed when the robot's
                 transforms bring no spec.
             control_hz: frames per second of the dataset.
-            state_names, action_names: of the dataset's features; used where the robot's own names do not fit.
+            state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
             camera_means: per client key, see `channel_means`.
         Raises:
-            ValueError: neither a spec nor a sample.
+            ValueError: neither a spec nor a sample, or statistics with fewer actions than the robot has.
         """
         stats = data_config.norm_stats or {}
         widths = {key: entry.width for key, entry in stats.items()}
-        spec = _fit_names(
-            _robot_spec(data_config, sample, widths), widths, tuple(state_names or ()), tuple(action_names or ())
-        )
+        spec = find_spec(data_config.data_transforms.inputs)
+        if spec is None:
+            spec = _with_names(_spec_of_sample(sample, widths), tuple(state_names or ()), tuple(action_names or ()))
+        if widths.get("actions", spec.actions.width) < spec.actions.width:
+            raise ValueError(_another_robot(spec, f"the statistics of 'actions' have {widths['actions']} dimensions"))
         state_stats = stats.get("state")
         return cls(
             robot=spec.robot,
@@ -171,14 +173,28 @@ class Contract:
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
         found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
         self._check_cameras(leaves, found_cameras)
-        for vector in self.state:
-            _check_vector(vector, leaves)
+        self.check_vectors(leaves)
         prompt = leaves.get("prompt")
         if prompt is None and self.default_prompt is None:
             raise ValueError(
                 f"observation has no 'prompt' (found: {listed(leaves)}); this policy has no default. Send "
                 "the task in words, or start the server with a default prompt"
             )
+
+    def check_vectors(self, observation: Mapping[str, Any]) -> None:
+        """Raises ValueError unless every vector of the state is there, of its width and finite."""
+        leaves = flatten(observation)
+        for vector in self.state:
+            _check_vector(vector, leaves)
+
+    def check_actions(self, width: int, *, where: str) -> None:
+        """Raises ValueError unless an action has as many dimensions as the robot.
+
+        Args:
+            where: what has this width, for the message.
+        """
+        if width != self.actions.width:
+            raise ValueError(_another_robot(self, f"{where} {width} dimensions"))
 
     def _check_cameras(self, leaves: Mapping[str, Any], found: list[str]) -> None:
         known = {camera.key: camera for camera in self.cameras}
@@ -287,10 +303,7 @@ class Contract:
         return facts
 
 
-def _robot_spec(data_config: DataDescription, sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
-    spec = find_spec(data_config.data_transforms.inputs)
-    if spec is not None:
-        return spec
+def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
     if sample is None:
         raise ValueError(
             "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
@@ -300,19 +313,21 @@ def _robot_spec(data_config: DataDescription, sample: Mapping[str, Any] | None, 
     return RobotSpec.from_sample(sample, action_dim=action_dim)
 
 
-def _fit_names(
-    spec: RobotSpec, widths: Mapping[str, int], state_names: tuple[str, ...], action_names: tuple[str, ...]
-) -> RobotSpec:
-    """The spec with the widths of the data; the dataset's names, or numbers, where the robot's do not fit."""
-    actions, width = spec.actions, widths.get("actions")
-    if width is not None and width != actions.width:
-        names = action_names if len(action_names) == width else numbered(actions.key, width)
-        actions = VectorSpec.uniform(actions.key, names, "unknown")
-    state, width = spec.state, widths.get("state")
-    if width is not None and len(state) == 1 and width != state[0].width:
-        names = state_names if len(state_names) == width else numbered(state[0].key, width)
-        state = (VectorSpec.uniform(state[0].key, names, "unknown"),)
+def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tuple[str, ...]) -> RobotSpec:
+    """The dataset's names instead of numbers, where they are as many."""
+    actions, state = spec.actions, spec.state
+    if len(action_names) == actions.width:
+        actions = VectorSpec.uniform(actions.key, action_names, "unknown")
+    if len(state) == 1 and len(state_names) == state[0].width:
+        state = (VectorSpec.uniform(state[0].key, state_names, "unknown"),)
     return dataclasses.replace(spec, actions=actions, state=state)
+
+
+def _another_robot(robot: Contract | RobotSpec, found: str) -> str:
+    return (
+        f"{found}; robot '{robot.robot}' of the recipe has {robot.actions.width}: {', '.join(robot.actions.names)}. "
+        "Use transforms written for your robot (docs/tutorial.md, step 2), or correct its RobotSpec"
+    )
 
 
 def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:

@@ -166,13 +166,7 @@ def _load_contract(folder: Path, data_config: Any, model_config: Any) -> Contrac
     contract = Contract.load(folder)
     contract.check_norm_stats(data_config.norm_stats)
     if find_spec(data_config.data_transforms.inputs) is not None:
-        served = Contract.build(
-            data_config,
-            model_config,
-            control_hz=contract.control_hz,
-            state_names=contract.state_names,
-            action_names=contract.actions.names,
-        )
+        served = Contract.build(data_config, model_config, control_hz=contract.control_hz)
         for difference in contract.diff(served):
             logger.warning("this recipe differs from the one the checkpoint was trained with: %s", difference)
     return contract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 
 from openpi import transforms
 from openpi.models.fast_codec import FastCodec, fit_codec
+from openpi.models.model_config import ModelType
 from openpi.shared import normalize
 from openpi.training import norm_stats
 from openpi.training.norm_stats import TabularFrames
 
-_HELD_OUT = 10  # every tenth chunk is for measuring only
-_MAX_MEASURED = 1000
+logger = logging.getLogger("openpi")
+
+_HELD_OUT = 10  # every tenth episode is for measuring only
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class FitReport:
         path: the processor folder.
         num_chunks: trained on.
         vocab_size: reached; below the asked size when the data holds no more pairs.
-        tokens_mean, tokens_max: per chunk.
+        tokens_mean: per chunk.
+        tokens_max: of any chunk of the dataset, those trained on included.
         values_per_chunk: numbers that these tokens stand for.
         error: root mean square of the reconstruction, in normalised units.
     """
@@ -58,11 +62,17 @@ def fit(
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another --output, or move it away")
-    chunks = _normalised_chunks(config, max_frames)
-    is_held_out = np.arange(len(chunks)) % _HELD_OUT == _HELD_OUT - 1
-    measured = _spread(chunks[is_held_out] if is_held_out.any() else chunks)
-    codec = fit_codec(chunks[~is_held_out], vocab_size=vocab_size, scale=scale)
-    report = _measure(codec, measured, output, num_chunks=int((~is_held_out).sum()))
+    if config.model.model_type is not ModelType.PI0_FAST:
+        raise ValueError(
+            f"the model of recipe '{config.name}' is {config.model.model_type.value}, which takes no action tokenizer; "
+            "name a recipe of pi0-FAST (`openpi configs` lists them), or replace its model by a Pi0FASTConfig"
+        )
+    chunks, episodes = _normalised_chunks(config, max_frames)
+    # Whole episodes: the chunks of neighbouring frames are nearly the same. A single one measures itself.
+    is_measured = episodes % _HELD_OUT == min(_HELD_OUT - 1, episodes.max())
+    trained_on = chunks if is_measured.all() else chunks[~is_measured]
+    codec = fit_codec(trained_on, vocab_size=vocab_size, scale=scale)
+    report = _measure(codec, chunks, is_measured, output, num_chunks=len(trained_on))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     codec.save(partial)
@@ -70,33 +80,32 @@ def fit(
     return report
 
 
-def _spread(chunks: np.ndarray) -> np.ndarray:
-    """At most `_MAX_MEASURED` of them, from all over the dataset."""
-    return chunks[:: -(-len(chunks) // _MAX_MEASURED)]
-
-
-def _normalised_chunks(config: Any, max_frames: int | None) -> np.ndarray:
-    """float64[n, t, d]"""
+def _normalised_chunks(config: Any, max_frames: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """float64[n, t, d] chunks, and int[n], the episode of each."""
     data_config = config.data.create(config.assets_dirs, config.model)
     if data_config.norm_stats is None:
-        norm_stats.compute(config)
+        computed = norm_stats.compute(config)
+        logger.info("normalisation statistics of %d frames written to %s", computed.num_frames, computed.path)
         data_config = config.data.create(config.assets_dirs, config.model)
     stats: dict[str, normalize.NormStats] = data_config.norm_stats
-    chunks = norm_stats.action_chunks(TabularFrames(data_config, config.model), max_frames=max_frames)
+    chunks, episodes = norm_stats.action_chunks(TabularFrames(data_config, config.model), max_frames=max_frames)
     to_model = transforms.Normalize({"actions": stats["actions"]}, use_quantiles=data_config.use_quantile_norm)
-    return np.asarray(to_model({"actions": chunks})["actions"], np.float64)
+    return np.asarray(to_model({"actions": chunks})["actions"], np.float64), episodes
 
 
-def _measure(codec: FastCodec, chunks: np.ndarray, path: Path, *, num_chunks: int) -> FitReport:
+def _measure(
+    codec: FastCodec, chunks: np.ndarray, is_measured: np.ndarray, path: Path, *, num_chunks: int
+) -> FitReport:
     ids = [codec.encode(chunk) for chunk in chunks]
-    restored = np.stack([codec.decode(i, *chunks.shape[1:]) for i in ids])
-    lengths = [len(i) for i in ids]
+    lengths = np.array([len(i) for i in ids])
+    rows = np.flatnonzero(is_measured)
+    restored = np.stack([codec.decode(ids[row], *chunks.shape[1:]) for row in rows])
     return FitReport(
         path=path,
         num_chunks=num_chunks,
         vocab_size=codec.bpe.get_vocab_size(),
-        tokens_mean=float(np.mean(lengths)),
-        tokens_max=max(lengths),
+        tokens_mean=float(lengths[rows].mean()),
+        tokens_max=int(lengths.max()),
         values_per_chunk=int(np.prod(chunks.shape[1:])),
-        error=float(np.sqrt(np.mean((restored - chunks) ** 2))),
+        error=float(np.sqrt(np.mean((restored - chunks[rows]) ** 2))),
     )

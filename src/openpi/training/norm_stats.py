@@ -23,6 +23,7 @@ from openpi.data.lerobot.columns import is_tabular
 from openpi.data.lerobot.metadata import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
+from openpi.policies.robot_spec import find_spec
 from openpi.shared import normalize
 from openpi.training import data_loader
 from openpi.training.data_config import DataConfig
@@ -46,12 +47,14 @@ class ComputedStats:
         stats: by key; widened where `messages` says so.
         path: the file written, which is the one that the recipe reads.
         num_frames: that were looked at.
+        names: of the dimensions, by key.
         messages: one for each dimension that hardly varies.
     """
 
     stats: dict[str, normalize.NormStats]
     path: Path
     num_frames: int
+    names: dict[str, tuple[str, ...]]
     messages: tuple[str, ...]
 
 
@@ -69,17 +72,15 @@ def compute(config: Any, *, max_frames: int | None = None) -> ComputedStats:
     data_config = config.data.create(config.assets_dirs, config.model)
     frames = TabularFrames(data_config, config.model)
     raw = compute_norm_stats(frames, max_frames=max_frames)
-    names = _dimension_names(data_config)
-    stats, messages = {}, []
+    stats, messages, names = {}, [], {}
     for key, value in raw.items():
-        labels = names.get(key, ())
-        labels = labels if len(labels) == value.width else [str(i) for i in range(value.width)]
-        stats[key], widened = normalize.floor_degenerate(value, [f"{key}/{label}" for label in labels])
+        names[key] = _labels(data_config, key, value.width)
+        stats[key], widened = normalize.floor_degenerate(value, [f"{key}/{label}" for label in names[key]])
         messages += widened
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
-    return ComputedStats(stats, path, min(len(frames), max_frames or len(frames)), tuple(messages))
+    return ComputedStats(stats, path, min(len(frames), max_frames or len(frames)), names, tuple(messages))
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,13 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
         folder = config.data.stats_dir(config.assets_dirs)
         raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
     found = compute_norm_stats(TabularFrames(data_config, config.model), max_frames=max_frames)
-    names = _dimension_names(data_config)
     rows = []
     for key, data in found.items():
         used = data_config.norm_stats.get(key)
         if used is None or used.width < data.width:
             has = "none" if used is None else f"{used.width} dimensions"
             raise ValueError(f"'{key}' has {data.width} dimensions in the dataset, and the statistics have {has}")
-        labels = names.get(key, ())
-        labels = labels if len(labels) == data.width else [str(i) for i in range(data.width)]
-        for i, label in enumerate(labels):
+        for i, label in enumerate(_labels(data_config, key, data.width)):
             rows.append(_compared(f"{key}/{label}", _range(data, i), _range(used, i)))
     return rows
 
@@ -181,13 +179,18 @@ def compute_norm_stats(frames: "TabularFrames", *, max_frames: int | None = None
     return {key: stats.get_statistics() for key, stats in running.items()}
 
 
-def action_chunks(frames: "TabularFrames", *, max_frames: int | None = None) -> np.ndarray:
-    """float[n, h, d]: the chunk of every frame, or of `max_frames` drawn ones, as training sees it unnormalised."""
+def action_chunks(frames: "TabularFrames", *, max_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The chunks of all frames, or of `max_frames` drawn ones, as training sees them unnormalised.
+
+    Returns:
+        float[n, h, d] chunks, and int[n], the episode that each is of.
+    """
     rows = _chosen_rows(len(frames), max_frames)
     try:
-        return np.concatenate([block["actions"] for block in _blocks(frames, rows)])
+        chunks = np.concatenate([block["actions"] for block in _blocks(frames, rows)])
     except _NotVectorizableError:
-        return np.stack([frames.evaluate(frames.sample(int(row)))["actions"] for row in rows])
+        chunks = np.stack([frames.evaluate(frames.sample(int(row)))["actions"] for row in rows])
+    return chunks, frames.episode_of(rows)
 
 
 class TabularFrames:
@@ -208,6 +211,10 @@ class TabularFrames:
 
     def __len__(self) -> int:
         return len(self._last_rows)
+
+    def episode_of(self, rows: np.ndarray) -> np.ndarray:
+        """int[n]: position of the episode that each row is in."""
+        return np.searchsorted(np.unique(self._last_rows), rows)
 
     def sample(self, row: int) -> Sample:
         """Frame `row` as the loader would hand it to the transforms, images aside."""
@@ -309,13 +316,11 @@ def _black_images(dataset: LeRobotDataset, data_config: DataConfig) -> dict[str,
     return images
 
 
-def _dimension_names(data_config: DataConfig) -> dict[str, Sequence[str]]:
-    """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
-    for transform in data_config.data_transforms.inputs:
-        spec = getattr(transform, "spec", None)
-        if spec is not None:
-            return {"state": spec.state_names, "actions": spec.actions.names}
-    return {}
+def _labels(data_config: DataConfig, key: str, width: int) -> tuple[str, ...]:
+    """Names of the dimensions of `state` or `actions`, where the robot's transforms say them; else numbers."""
+    spec = find_spec(data_config.data_transforms.inputs)
+    names = () if spec is None else {"state": spec.state_names, "actions": spec.actions.names}[key]
+    return names if len(names) == width else tuple(str(i) for i in range(width))
 
 
 def camera_channel_means(dataset: LeRobotDataset, n: int = 32) -> dict[str, np.ndarray]:

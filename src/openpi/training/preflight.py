@@ -15,6 +15,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.models.model_config import ModelType
+from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten
@@ -131,19 +132,30 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     Raises:
         ValueError: a transform fails, or its result is not what the model takes; the transform is named.
     """
+    _check_action_tokenizer(config, data_config)
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
     rows = np.unique(np.linspace(0, len(dataset) - 1, _NUM_SAMPLES_CHECKED).round().astype(int))
-    clients, raw_states = [], []
+    clients, raws = [], []
     for row in rows:
         client, raw, made = _run_chain(dataset[int(row)], chain, data_config, where=f"sample {row}")
         _check_model_inputs(config, made)
         clients.append(client)
-        raw_states.append(np.asarray(raw["state"]))
+        raws.append(raw)
     contract = _contract(data_config, config, clients)
-    for warning in dict.fromkeys(line for state in raw_states for line in contract.range_warnings(state)):
+    _check_contract(contract, data_config, config, clients[0], raws[0])
+    states = [np.asarray(raw["state"]) for raw in raws]
+    for warning in dict.fromkeys(line for state in states for line in contract.range_warnings(state)):
         logger.warning("the statistics may be of another robot: %s", warning)
     return contract
+
+
+def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> None:
+    """Raises ValueError unless a model that writes its actions can write every one of them."""
+    for step in data_config.model_transforms.inputs:
+        if isinstance(step, transforms.TokenizeFASTInputs) and isinstance(step.tokenizer, FASTTokenizer):
+            model: Any = config.model
+            step.tokenizer.check_fits(model.expert.vocab_size)
 
 
 def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) -> tuple[Any, Any, Any]:
@@ -189,6 +201,30 @@ def _check_model_inputs(config: TrainConfig, made: dict[str, Any]) -> None:
             f"{'; '.join(problems)}. Found: {', '.join(found)}. Correct model.action_dim, model.image_keys, or the "
             "data transforms"
         )
+
+
+def _check_contract(contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any) -> None:
+    """Raises ValueError unless the recipe's robot has the state and the actions of the dataset, and of its outputs.
+
+    Args:
+        client: a sample under client keys.
+        raw: the same after the robot's transforms, not normalised.
+    """
+    try:
+        contract.check_vectors(client)
+    except ValueError as error:
+        raise ValueError(
+            f"the samples of {data_config.repo_id} are not what the recipe's robot sends: {error}"
+        ) from error
+    actions = np.asarray(raw["actions"])
+    recorded = np.shape(client.get("actions", actions))[-1]
+    # The robot's transforms may train another form of action, or leave a recorded dimension out.
+    if contract.actions.width not in (recorded, actions.shape[-1]):
+        contract.check_actions(recorded, where=f"the actions of {data_config.repo_id} have")
+    padding = max(0, config.model.action_dim - actions.shape[-1])
+    padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
+    returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
+    contract.check_actions(np.shape(returned["actions"])[-1], where="the output transforms return")
 
 
 def _shape_text(value: Any) -> str:
