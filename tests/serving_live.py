@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from openpi.models.fast_codec import UndecodableActionsError
+from openpi.policies.guards import ObservationError
 from openpi.serving.server import PolicyServer
 from openpi_client.base_policy import BasePolicy
 
@@ -24,7 +26,7 @@ METADATA = {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
 class TestPolicy(BasePolicy):
     """Answers with what it was asked for: the sum of `x`, a failure, or after somebody wrote to a pipe.
 
-    obs: `x` array; `fail` text; `wait_for` path of a named pipe; `reply` the result.
+    obs: `x` array; `fail`, `refuse`, `undecodable` text; `wait_for` path of a named pipe; `reply` the result.
     """
 
     __test__ = False
@@ -47,6 +49,10 @@ class TestPolicy(BasePolicy):
     def _answer(self, obs: dict) -> dict:
         if "fail" in obs:
             raise ValueError(obs["fail"])
+        if "refuse" in obs:
+            raise ObservationError(obs["refuse"])
+        if "undecodable" in obs:
+            raise UndecodableActionsError(obs["undecodable"])
         if "reply" in obs:
             return {"value": REPLIES[obs["reply"]]}
         if "wait" in obs:

@@ -169,6 +169,19 @@ def test_the_traceback_shows_the_policy_and_not_the_server(client):
     assert "serving_live.py" in str(failure.value) and "inference_thread.py" not in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ({"refuse": "'state' has shape (7,)"}, "ObservationError: 'state' has shape (7,)"),
+        ({"undecodable": "the tokens hold 4 coefficients"}, "UndecodableActionsError: the tokens hold 4 coefficients"),
+    ],
+)
+def test_what_a_message_explains_comes_without_a_traceback(client, request_, text):
+    with pytest.raises(RuntimeError) as failure:
+        client.infer(request_)
+    assert str(failure.value) == f"Error in inference server:\n{text}"
+
+
 def test_one_failing_session_does_not_hurt_another(port, client):
     with WebsocketClientPolicy("127.0.0.1", port) as other:
         for _ in range(3):
@@ -252,7 +265,9 @@ def test_a_signal_ends_the_process_after_the_running_inference_with_exit_code_0(
 
 def test_a_port_in_use_is_refused_with_an_os_error(policy, port):
     server = WebsocketPolicyServer(policy, "127.0.0.1", port)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(
+        OSError, match=rf"cannot listen on 127.0.0.1:{port}: another program listens there; stop it, or"
+    ):
         server.serve_forever()
 
 

@@ -71,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parse(argv)
     configure_logging()
+    if "://" not in args.checkpoint:  # else it may take long: the port is open meanwhile
+        try:
+            find_checkpoint(args.checkpoint)
+        except OSError as error:
+            return refuse(error)
     load = functools.partial(
         load_policy,
         args.checkpoint,
@@ -251,6 +256,7 @@ def refuse(error: BaseException) -> int:
     """Prints why, without a traceback; returns the exit code."""
     logger.debug("", exc_info=error)
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else message
     print(f"openpi serve: {message}", file=sys.stderr)
     return 1
 

@@ -10,15 +10,23 @@ from openpi.policies.contract import Contract
 logger = logging.getLogger("openpi")
 
 
+class ObservationError(ValueError):
+    """An observation that does not fit the policy: the client's to correct, and no fault of the policy's."""
+
+
 class ContractGuard:
-    """An identity transform that checks observations against a contract; logs each kind of warning once."""
+    """An identity transform that raises `ObservationError` for what does not fit: it checks observations against a
+    contract, and logs each kind of warning once."""
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self._log = _LogOnce()
 
     def __call__(self, data: dict) -> dict:
-        self.contract.check(data)
+        try:
+            self.contract.check(data)
+        except ValueError as error:
+            raise ObservationError(str(error)) from error
         self._log(self.contract.warnings(data))
         return data
 

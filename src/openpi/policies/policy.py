@@ -33,6 +33,10 @@ class Sampler(Protocol):
         ...
 
 
+class ExampleError(ValueError):
+    """An observation made up for warming up is not what the transforms take."""
+
+
 class Policy(BasePolicy):
     """Runs one observation through transforms, model and back.
 
@@ -86,7 +90,7 @@ class Policy(BasePolicy):
             took. `held` true when the actions stand still because the model wrote no chunk.
         Raises:
             UndecodableActionsError: the model wrote no chunk, and the policy has no `hold_transforms`.
-            ValueError, KeyError: the observation does not fit; field, found, expected and fix are named.
+            ObservationError, KeyError: the observation does not fit; field, found, expected and fix are named.
         """
         inputs = self._to_model(_copied(obs))
         batched = {key: _with_batch_axis(value) for key, value in inputs.items()}
@@ -109,11 +113,19 @@ class Policy(BasePolicy):
         return {**self._hold({"state": state}), "held": True}
 
     def warm_up(self, obs: dict) -> None:
-        """Compiles for observations like this one, unchecked: an example need not look like the training data."""
+        """Compiles for observations like this one, unchecked: an example need not look like the training data.
+
+        Raises:
+            ExampleError: the transforms do not take it.
+        """
         warm_up = getattr(self._sampler, "warm_up", None)
-        if warm_up is not None:
+        if warm_up is None:
+            return
+        try:
             inputs = self._to_model_unchecked(_copied(obs))
-            warm_up({key: _with_batch_axis(value) for key, value in inputs.items()}, **self._sample_kwargs)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ExampleError(f"{type(error).__name__}: {error}") from error
+        warm_up({key: _with_batch_axis(value) for key, value in inputs.items()}, **self._sample_kwargs)
 
     def _batched_noise(self, noise: np.ndarray) -> np.ndarray:
         if not self._sampler.takes_noise:

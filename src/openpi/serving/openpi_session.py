@@ -5,7 +5,7 @@
       | <----------------- observation (bin) - |      received
       | -- result + server_timing (binary) --> |      replied
       |                 ...                    |
-      | -- traceback (text), close 1011 -----> |      failed, whatever went wrong in an exchange
+      | -- reason (text), close 1011 --------> |      failed, whatever went wrong in an exchange
 
 Clocks stay outside: every time is an argument, in seconds of any monotonic clock.
 Source: spec, "openpi websocket protocol"; recorded connection in the golden data.
@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from openpi.models.fast_codec import UndecodableActionsError
+from openpi.policies.guards import ObservationError
+from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 
 ERROR_CODE = 1011
@@ -97,9 +100,20 @@ class OpenpiSession:
         self._exchange_start_s = now_s
 
     def failed(self, error: BaseException) -> list[Frame]:
-        """The frames that end the session because an exchange failed. The text ends with the reason."""
-        text = "".join(traceback.format_exception(type(error), error, _from_policy(error)))
+        """The frames that end the session because an exchange failed. The text ends with the reason.
+
+        What a client can correct by itself, an observation that does not fit, is said without a traceback.
+        """
+        if is_explained(error):
+            text = f"{type(error).__name__}: {error}"
+        else:
+            text = "".join(traceback.format_exception(type(error), error, _from_policy(error)))
         return [Text(text), Close(ERROR_CODE, ERROR_REASON)]
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether the message alone says what happened and what to do."""
+    return isinstance(error, (ObservationError, MissingKeyError, UndecodableActionsError))
 
 
 def _from_policy(error: BaseException) -> TracebackType | None:

@@ -10,6 +10,7 @@ warm; every client of the protocol blocks until then (docs/decisions/0004).
 
 import asyncio
 import contextlib
+import errno
 import functools
 import hmac
 import logging
@@ -27,6 +28,7 @@ from websockets.protocol import State
 
 from openpi.serving import allocator, openpi_session
 from openpi.serving.inference_thread import InferenceThread
+from openpi.shared.errors import first_line
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
@@ -105,16 +107,22 @@ class PolicyServer:
         return self._inference.finish(timeout_s)
 
     async def _listen(self) -> ws.Server:
-        return await ws.serve(
-            self._session,
-            self._host,
-            self._port,
-            process_request=self._answer_http,
-            compression=None,
-            max_size=None,
-            close_timeout=_CLOSE_TIMEOUT_S,
-            logger=_quiet_logger(),
-        )
+        try:
+            return await ws.serve(
+                self._session,
+                self._host,
+                self._port,
+                process_request=self._answer_http,
+                compression=None,
+                max_size=None,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                logger=_quiet_logger(),
+            )
+        except OSError as error:
+            hint = "another program listens there; stop it, or choose another port (0 = any that is free)"
+            if error.errno != errno.EADDRINUSE:
+                hint = first_line(error)
+            raise OSError(error.errno, f"cannot listen on {self._host}:{self._port}: {hint}") from error
 
     async def _load_policy(self) -> None:
         start_s = time.monotonic()
@@ -190,7 +198,7 @@ class PolicyServer:
         except _NotWanted:
             return []
         except Exception as error:
-            logger.exception("A request of %s failed", _address(connection))
+            _log_failure(error, _address(connection))
             return session.failed(error)
 
 
@@ -226,6 +234,14 @@ def _has_key(request: Request, api_key: str) -> bool:
     """Compares in constant time, so that the time of a refusal says nothing about the key."""
     given = request.headers.get("Authorization", "")
     return hmac.compare_digest(given.encode(), f"Api-Key {api_key}".encode())
+
+
+def _log_failure(error: Exception, address: str) -> None:
+    if openpi_session.is_explained(error):
+        logger.error("A request of %s was refused: %s", address, error)
+        logger.debug("", exc_info=error)
+    else:
+        logger.error("A request of %s failed", address, exc_info=error)
 
 
 def _address(connection: ws.ServerConnection) -> str:

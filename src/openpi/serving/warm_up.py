@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from openpi.policies.policy import Policy
+from openpi.policies.policy import ExampleError, Policy
 from openpi.policies.robot_spec import CameraSpec, VectorSpec
 from openpi.shared.tree import unflatten
 
@@ -18,7 +18,10 @@ _MAX_RGB = 255
 
 
 def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[VectorSpec]) -> bool:
-    """Compiles what a robot with these cameras and state vectors will need; false, and logged, if that fails."""
+    """Compiles what a robot with these cameras and state vectors will need.
+
+    Returns false, and logs it, if the transforms do not take a made-up observation; what the model raises is raised.
+    """
     start_s = time.monotonic()
     flat = example_observation(cameras, state)
     error: Exception | None = None
@@ -26,7 +29,7 @@ def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[Vecto
     for observation in (flat, unflatten(flat)):
         try:
             policy.warm_up(observation)
-        except (ValueError, KeyError, TypeError) as raised:
+        except ExampleError as raised:
             error = raised
         else:
             logger.info("Warmed up in %.1f s", time.monotonic() - start_s)
