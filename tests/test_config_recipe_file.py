@@ -183,3 +183,26 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = (\n", r"broken_0\.py, line 2: SyntaxError"),
+        ("x = 1\n\nfirst = undefined\n", r"broken_1\.py, line 3: NameError: name 'undefined' is not defined"),
+        ("import no_such_package\n", r"broken_2\.py, line 1: ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_an_error_in_a_recipe_file_comes_in_one_line(text, message, request, tmp_path):
+    number = request.node.callspec.indices["text"]
+    file = tmp_path / f"broken_{number}.py"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as failure:
+        get_config(f"{file}:recipe")
+    assert "\n" not in str(failure.value)
+
+
+def test_a_recipe_file_without_an_attribute_lists_its_recipes():
+    file = Path(__file__).with_name("tiny_arm.py")
+    with pytest.raises(ValueError, match=r"is a file of recipes; name one of its recipes: .*tiny_arm\.py:recipe"):
+        get_config(str(file))

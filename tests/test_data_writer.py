@@ -267,3 +267,15 @@ def test_a_dataset_may_be_moved(tmp_path):
     write(tmp_path / "set", [make_episode(3)])
     shutil.move(tmp_path / "set", tmp_path / "elsewhere")
     assert len(LeRobotDataset(tmp_path / "elsewhere")) == 3
+
+
+def test_numbers_that_are_none_are_refused_and_the_writer_goes_on(tmp_path):
+    good = make_episode(5)
+    key = next(key for key, feature in FEATURES.items() if feature["dtype"] == "float32")
+    bad = good | {key: good[key].copy()}
+    bad[key][3, ..., -1] = np.nan
+    with LeRobotWriter(tmp_path / "set", fps=30, features=FEATURES) as writer:
+        writer.add_episode(good, "x")
+        with pytest.raises(ValueError, match=rf"feature '{key}' has nan in frame 3"):
+            writer.add_episode(bad, "x")
+    assert len(LeRobotDataset(tmp_path / "set")) == 5

@@ -126,6 +126,11 @@ def test_another_dataset_is_read_with_the_statistics_of_the_recipe(here, explain
     assert surprises(document) == {}
 
 
+def test_fields_of_the_recipe_can_be_set_as_for_training(here, explain):
+    document = explain(RECIPE, "--model.max-token-len=12")
+    assert "is cut to 12" in surprises(document)["tokenized_prompt"]
+
+
 def test_images_of_the_stages_that_make_some_can_be_written(here, explain):
     explain(RECIPE, "--images", here / "png")
     sizes = {}

@@ -94,3 +94,12 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, capsys):
     assert export.main([str(source), "--merge", f"--output={source}"]) == 1
     assert "exists; choose another --output" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
+
+
+def test_adapters_that_were_never_trained_are_warned_of(tmp_path, capfd):
+    fresh = MODELS["pi0"].create(jax.random.key(0)).params
+    tiny = {path: leaf * (1e-4 if "lora" in path else 1) for path, leaf in flatten(fresh).items()}
+    orbax_io.write_params(tmp_path / "0" / "params", unflatten(tiny))
+    recipe_io.save_recipe(tmp_path / "0", TrainConfig(name="tuned", exp_name="x", model=MODELS["pi0"]))
+    assert export.main([str(tmp_path / "0"), "--merge", f"--output={tmp_path / 'merged'}"]) == 0
+    assert "the adapters hardly change the model: were they trained?" in capfd.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openpi.training import preflight
+from openpi.training import preflight, run_directory
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
@@ -220,3 +220,31 @@ def test_a_full_disk_is_noticed_before_training(tmp_path):
     huge = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 10**9), leaf.dtype), spec)
     with pytest.raises(OSError, match=r"a checkpoint takes up to .* GB, and only .* GB are free"):
         preflight.check_disk_space(config, huge)
+
+
+def of_run(folder: Path, name: str, **changes) -> TrainConfig:
+    config = dataclasses.replace(get_config(RECIPE), checkpoint_base_dir=str(folder), exp_name=name, resume=True)
+    return dataclasses.replace(config, **changes)
+
+
+def finished(config: TrainConfig, step: int) -> None:
+    """Leaves what a complete checkpoint is recognised by."""
+    (config.checkpoint_dir / str(step) / "params").mkdir(parents=True)
+    (config.checkpoint_dir / str(step) / "params" / "_METADATA").touch()
+
+
+def test_a_run_that_is_not_there_starts_anew_and_those_that_are_get_listed(tmp_path, caplog):
+    finished(of_run(tmp_path, "first"), 3)
+    checkpoints, last_step = run_directory.open_run(of_run(tmp_path, "frist"))
+    checkpoints.close()
+    assert last_step is None
+    assert "starts anew; runs with checkpoints: first" in caplog.text
+
+
+def test_a_complete_run_says_that_nothing_is_left_to_do(tmp_path, caplog):
+    config = of_run(tmp_path, "first")
+    finished(config, config.num_train_steps - 1)
+    checkpoints, last_step = run_directory.open_run(config)
+    checkpoints.close()
+    assert last_step == config.num_train_steps - 1
+    assert "nothing is left to do. Raise --num-train-steps" in caplog.text

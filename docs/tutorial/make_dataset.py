@@ -53,6 +53,8 @@ def draw(joints: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python make_dataset.py OUTPUT, a folder that does not exist yet")
     output = Path(sys.argv[1])
     with LeRobotWriter(output, fps=FPS, features=FEATURES, robot_type="four_joint_arm") as writer:
         for frames, task in read_episodes():

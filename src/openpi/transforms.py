@@ -535,7 +535,7 @@ def _pop_prompt(data: DataDict) -> tuple[str, DataDict]:
     if data.get("prompt") is None:
         raise ValueError(
             f"Prompt is required, but the sample has no 'prompt'; found: {', '.join(data)}. Send one, start "
-            "the server with a default prompt, or keep 'prompt' in the repack transform and set "
+            "the server with --default-prompt, or keep 'prompt' in the repack transform and set "
             "prompt_from_task for training"
         )
     prompt = data["prompt"]

@@ -1,4 +1,4 @@
-"""`openpi explain RECIPE_OR_CHECKPOINT`: one sample through every stage of the pipeline, and back.
+"""`openpi explain RECIPE_OR_CHECKPOINT [--FIELD=VALUE ...]`: one sample through every stage of the pipeline, and back.
 
 Uses the very transforms of training (with a dataset) or of serving (with an observation). Exit codes: 0 = shown,
 whatever was found; 1 = a stage failed; 2 = bad command line.
@@ -34,10 +34,10 @@ class View(Protocol):
 def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import configure_logging
 
-    args = _parser().parse_args(argv)
+    args, overrides = _parser().parse_known_args(argv)
     configure_logging(logging.ERROR)  # what the stages would warn of is among the findings
     try:
-        return explain(args)
+        return explain(args, overrides)
     except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi explain: {_message(error)}", file=sys.stderr)
@@ -45,7 +45,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="openpi explain", description=SUMMARY)
+    parser = argparse.ArgumentParser(
+        prog="openpi explain",
+        description=SUMMARY,
+        epilog="Fields of the recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "source",
         metavar="RECIPE_OR_CHECKPOINT",
@@ -64,16 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def explain(args: argparse.Namespace) -> int:
+def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     """Walks the sample through the chains and reports every stage as it comes."""
     from openpi.cli import _explain_chain as chain
     from openpi.cli import _source
     from openpi.cli._explain_checks import Context
     from openpi.cli._explain_view import JsonView, TextView
     from openpi.cli._observation_file import load_observation
+    from openpi.training import overrides
 
     source = _source.resolve(args.source, config=args.config)
-    config = chain.with_dataset(source.config, args.dataset)
+    config = overrides.parse(source.config, flags, prog="openpi explain") if flags else source.config
+    config = chain.with_dataset(config, args.dataset)
     around = chain.pipeline(config, source.checkpoint)
     about = {"recipe": config.name, "checkpoint": str(source.checkpoint or "none"), "model": _model_line(config.model)}
     if args.observation:

@@ -27,15 +27,15 @@ class JaxSampler:
         self.action_dim: int = model.action_dim
 
     def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
-        """Action chunks for a batch; returns when they are there.
+        """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
 
         Args:
             inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...).
             noise: f32[b ah ad] to start from, or None to draw it.
-            sample_kwargs: hashable options of the model's `sample_actions`, such as `num_steps`; each new
-                combination compiles once.
+            sample_kwargs: hashable options of the model's `sample_actions`, such as `num_steps` or, for pi0-FAST,
+                `temperature` and `grammar`; each new combination compiles once.
         Returns:
-            f32[b ah ad].
+            f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
         self._rng, key = jax.random.split(self._rng)
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))

@@ -121,7 +121,7 @@ def ensure_norm_stats(config: TrainConfig) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
     if config.data.create(config.assets_dirs, config.model).norm_stats is not None:
         return
-    logger.info("no normalisation statistics yet; computing them from the columns of %s", config.data.repo_id)
+    logger.info("computing the normalisation statistics of %s, from its columns", config.data.repo_id)
     computed = norm_stats.compute(config)
     logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
 

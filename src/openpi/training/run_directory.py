@@ -33,9 +33,14 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         return checkpoints, None
     steps = complete_steps(directory)
     if not steps:
-        logger.warning("nothing to resume in %s; starting anew", directory)
+        others = sorted(run.name for run in directory.parent.iterdir() if complete_steps(run))
+        known = f"; runs with checkpoints: {', '.join(others)}" if others else ""
+        logger.warning("nothing to resume in %s, so it starts anew%s", directory, known)
         return checkpoints, None
-    logger.info("resuming after step %d of %s", steps[-1], directory)
+    if steps[-1] >= config.num_train_steps - 1:
+        logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
+    else:
+        logger.info("resuming after step %d of %s", steps[-1], directory)
     return checkpoints, steps[-1]
 
 

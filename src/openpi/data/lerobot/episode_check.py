@@ -85,6 +85,12 @@ def _check_values(key: str, values: np.ndarray, feature: Feature) -> np.ndarray:
         raise ValueError(f"feature '{key}' has frames of shape {values.shape[1:]}, expected {shape}")
     if not np.can_cast(values.dtype, feature["dtype"], "same_kind"):
         raise ValueError(f"feature '{key}' has dtype {values.dtype}, expected {feature['dtype']}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        frame, *where = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise ValueError(
+            f"feature '{key}' has {values[(frame, *where)]} in frame {frame}{f', dimension {where}' if where else ''}; "
+            "expected finite numbers: no policy can learn from others. Repair the frame, or leave the episode out"
+        )
     return values.astype(feature["dtype"], copy=False).reshape(len(values), *(() if shape == (1,) else shape))
 
 
