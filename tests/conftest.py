@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))
+os.environ.setdefault("OPENPI_OFFLINE", "1")
 
 # Shapes written in signatures are checked while tests run, and only then.
 jaxtyping.install_import_hook(

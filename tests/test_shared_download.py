@@ -16,6 +16,7 @@ from openpi.shared import download
 def cache(tmp_path, monkeypatch) -> Path:
     home = tmp_path / "cache"
     monkeypatch.setenv("OPENPI_DATA_HOME", str(home))
+    monkeypatch.delenv("OPENPI_OFFLINE", raising=False)
     return home
 
 
@@ -146,14 +147,16 @@ def test_what_a_bucket_does_not_have_is_a_missing_file():
         download.maybe_download("memory://assets/none")
 
 
-@pytest.mark.parametrize(("url", "extra"), [("gs://assets/a", "gcs"), ("s3://assets/a", "s3")])
-def test_a_missing_extra_is_named(url, extra, monkeypatch):
+@pytest.mark.parametrize(
+    ("scheme", "extra", "options"), [("gs", "gcs", {"token": "google_default"}), ("s3", "s3", {"anon": False})]
+)
+def test_a_missing_extra_is_named(scheme, extra, options, monkeypatch):
     def unavailable(protocol, **options):
         raise ImportError(f"no backend for {protocol}")
 
     monkeypatch.setattr(fsspec, "filesystem", unavailable)
     with pytest.raises(ImportError, match=rf"uv sync --extra {extra}"):
-        download.maybe_download(url)
+        download.maybe_download(f"{scheme}://assets/a", **{scheme: options})
 
 
 def test_what_lies_inside_an_installed_package_is_found():

@@ -1,27 +1,51 @@
-"""Files from elsewhere, fetched once: `$OPENPI_DATA_HOME` or `~/.cache/openpi`, then bucket and path."""
+"""Files from elsewhere, fetched once: `$OPENPI_DATA_HOME` or `~/.cache/openpi`, then bucket and path.
+
+<cache>/<bucket or host>/<path>       a file or folder, there only when all of it is there
+<cache>/hf/<org>/<repository>/...     a link into the Hugging Face cache
+.<name>.partial-<version>/            beside a target: what there is of it; the next call continues
+.openpi-part                          in a folder that was made for something inside it, and is not whole
+.locks/                               one file for each target that was ever fetched
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from openpi.shared.errors import install_hint
+from openpi.shared import hub, transfer
+from openpi.shared.remote import RefusedError, RemoteFile, find_files
 
 logger = logging.getLogger("openpi")
 
 _PACKAGE = "package:"
-_PART = ".openpi-part"  # in folders of the cache that were made for something inside them
-_TIMEOUT_S = 60  # without any byte
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+_PART = transfer.PART  # in folders of the cache that were made for something inside them
+_WITH_CREDENTIALS = ("gs", "gcs", "s3")  # where what is refused to everybody may be open to us
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a URL stands for, without fetching it.
+
+    Attributes:
+        path: where it is, or will be.
+        is_here: it is on this machine, all of it.
+        num_files, num_bytes: of it; None if not known.
+    """
+
+    path: Path
+    is_here: bool
+    num_files: int | None = None
+    num_bytes: int | None = None
 
 
 def get_cache_dir() -> Path:
@@ -30,7 +54,7 @@ def get_cache_dir() -> Path:
 
 
 def cache_path(url: str) -> Path:
-    """Where the cache keeps a URL: `<cache>/<bucket>/<path>`.
+    """Where the cache keeps a URL: `<cache>/<bucket>/<path>`, and what is of the Hugging Face hub below `hf`.
 
     Raises:
         ValueError: the path would leave the cache.
@@ -38,56 +62,110 @@ def cache_path(url: str) -> Path:
     parts = urlsplit(url)
     if ".." in parts.path.split("/"):
         raise ValueError(f"{url} has '..' in its path; write the path out")
-    return get_cache_dir() / parts.netloc / parts.path.strip("/")
+    root = get_cache_dir() / "hf" if url.startswith(hub.SCHEME) else get_cache_dir()
+    return root / parts.netloc / parts.path.strip("/")
 
 
 def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: Any) -> Path:
     """A local path of a file or folder, downloaded if it is remote and not cached.
 
-    A download appears under its name only when it is complete; a second process that wants the same waits for
-    it.
+    A download appears under its name only when it is complete; one that was cut, or killed, is continued by the next
+    call; a second process that wants the same, or something inside it, waits. Buckets are read anonymously first, and
+    what is refused then with the credentials of this machine.
 
     Args:
-        url: local path, `file://`, `https://`, a bucket (`gs://`, `s3://`), or `package:<package>[/<path>]` for what
-            lies inside an installed Python package.
+        url: local path, `file://`, `https://`, a bucket (`gs://`, `s3://`), `hf://<org>/<repository>[@<revision>]
+            [/<path>]`, or `package:<package>[/<path>]` for what lies inside an installed Python package.
+            `$OPENPI_MIRROR` may put other places in its stead, see `mirrored`.
         force_download: fetch again even if cached.
         kwargs: per scheme, options for the fsspec file system, as in `gs={"token": "anon"}`.
     Raises:
         FileNotFoundError: nothing there.
-        ConnectionError: not cached and not reachable; the message says where to put it by hand.
+        ConnectionError: not cached and not reachable, or refused; the message says where to put it by hand.
         ImportError: the scheme needs an extra that is not installed; it is named.
+        OSError: no room on the disk.
     """
     url = str(url)
-    if url.startswith(_PACKAGE):
-        return _packaged(url)
-    if "://" not in url or url.startswith("file://"):
-        return _local(Path(url.removeprefix("file://")))
-    target = cache_path(url)
-    if _is_whole(target) and not force_download:
-        return target
-    _make_parents(target)
-    with _lock(target):
+    here = _here(url)
+    if here is not None and (not force_download or _is_local(url)):
+        return here
+    source, target = mirrored(url), cache_path(url)
+    if _is_local(source):
+        return _local(source)
+    _check_online(url, target)
+    with _locked(target):
         if force_download or not _is_whole(target):
-            _fetch_whole(url, target, kwargs)
+            try:
+                _fetch_whole(source, target, kwargs, force_download)
+            except ConnectionError as error:
+                raise ConnectionError(
+                    f"cannot download {_named(url, source)}: {error}. {_kept(target)}Without a network, put it at "
+                    f"{target} by hand"
+                ) from error
     return target
 
 
-def _is_whole(target: Path) -> bool:
-    """Whether a file or folder was fetched as such, or put there by hand, not only for something inside it."""
-    return target.exists() and not (target / _PART).exists()
+def look_up(url: str | Path) -> Found:
+    """What is here of a URL, and how much there is to fetch; errors as of `maybe_download`."""
+    url = str(url)
+    here = _here(url)
+    if here is not None:
+        files = [path for path in ([here] if here.is_file() else here.rglob("*")) if path.is_file()]
+        return Found(here, True, len(files), sum(path.stat().st_size for path in files))
+    source, target = mirrored(url), cache_path(url)
+    if _is_local(source):
+        return look_up(_local(source))
+    _check_online(url, target)
+    if source.startswith(hub.SCHEME):
+        sizes = hub.sizes(source)
+        return Found(target, False, len(sizes), sum(sizes))
+    files = find_files(source)
+    return Found(target, False, len(files), transfer.total_size(files))
 
 
-def _make_parents(target: Path) -> None:
-    """Creates the folders above a target, each marked as holding only a part of what is there remotely."""
-    missing = []
-    folder = target.parent
-    while not folder.exists() and folder != get_cache_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for folder in reversed(missing):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _PART).touch()
-    target.parent.mkdir(parents=True, exist_ok=True)
+def mirrored(url: str) -> str:
+    """The place to fetch a URL from: `$OPENPI_MIRROR` holds `<prefix>=<replacement>` pairs separated by commas.
+
+    A prefix is a URL, or its beginning up to a slash; a replacement is a URL or a local folder, which is then used as
+    it is, not copied. The longest prefix that fits decides; where a file is cached does not change.
+
+    Raises:
+        ValueError: the variable is malformed.
+    """
+    best, source = "", url
+    for pair in filter(None, os.environ.get("OPENPI_MIRROR", "").split(",")):
+        prefix, equals, replacement = (part.strip() for part in pair.partition("="))
+        if not equals or "://" not in prefix or not replacement:
+            raise ValueError(
+                f"OPENPI_MIRROR has '{pair}'; expected <prefix>=<replacement>[,...], as in "
+                "gs://openpi-assets=https://mirror.example.org/openpi-assets"
+            )
+        rest = url.removeprefix(prefix)
+        fits = url.startswith(prefix) and (prefix.endswith("/") or rest[:1] in ("", "/"))
+        if fits and len(prefix) > len(best):
+            best, source = prefix, f"{replacement.rstrip('/')}/{rest.strip('/')}".rstrip("/")
+    return source
+
+
+def _here(url: str) -> Path | None:
+    """Where it is on this machine; None if it has to be fetched."""
+    if url.startswith(_PACKAGE):
+        return _packaged(url)
+    if _is_local(url):
+        return _local(url)
+    target = cache_path(url)
+    return target if _is_whole(target) else None
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def _local(url: str) -> Path:
+    path = Path(url.removeprefix("file://")).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()})")
+    return path.resolve()
 
 
 def _packaged(url: str) -> Path:
@@ -101,60 +179,141 @@ def _packaged(url: str) -> Path:
     return path
 
 
-def _local(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()})")
-    return path.resolve()
+def _check_online(url: str, target: Path) -> None:
+    if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
+        raise ConnectionError(
+            f"{url} is not cached, and OPENPI_OFFLINE is set. Run `openpi fetch {url}` where there is a network, and "
+            f"copy {target} here"
+        )
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a file or folder was fetched as such, or put there by hand, not only for something inside it."""
+    return target.exists() and not (target / _PART).exists()
 
 
 @contextlib.contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _locked(target: Path) -> Iterator[None]:
+    """Only we write `target`; nobody replaces a folder above it meanwhile. Locks are taken from the root downwards."""
+    folders = [folder for folder in target.parents if folder.is_relative_to(get_cache_dir())][:-1]
+    with contextlib.ExitStack() as stack:
+        for folder in reversed(folders):
+            stack.enter_context(_lock(folder, fcntl.LOCK_SH))
+        stack.enter_context(_lock(target, fcntl.LOCK_EX))
         yield
 
 
-def _fetch_whole(url: str, target: Path, options: dict[str, Any]) -> None:
-    """Downloads beside the target, then renames; leaves nothing behind when it fails."""
-    partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)  # of a process that was killed; the lock says that nobody writes it now
-    logger.info("downloading %s to %s", url, target)
-    try:
-        _fetch(url, partial, options)
-        _remove(target)
-        partial.rename(target)
-    except (ImportError, FileNotFoundError):
-        raise
-    except Exception as error:  # every fsspec backend raises its own types
-        raise ConnectionError(
-            f"cannot download {url}: {type(error).__name__}: {error}. Without a network, put it at {target} by hand"
-        ) from error
-    finally:
-        _remove(partial)
+@contextlib.contextmanager
+def _lock(path: Path, kind: int) -> Iterator[None]:
+    locks = get_cache_dir() / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{_digest(path.relative_to(get_cache_dir()))}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that downloads %s", path)
+            fcntl.flock(lock, kind)
+        yield
 
 
-def _fetch(url: str, destination: Path, options: dict[str, Any]) -> None:
-    scheme = urlsplit(url).scheme
-    if scheme in ("http", "https"):
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, destination.open("wb") as file:
-            shutil.copyfileobj(response, file)
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr([str(value) for value in values]).encode()).hexdigest()[:16]
+
+
+def _make_parents(target: Path) -> None:
+    """Creates the folders above a target, each marked as holding only a part of what is there remotely."""
+    missing = []
+    folder = target.parent
+    while not folder.exists() and folder != get_cache_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _PART).touch()
+
+
+def _fetch_whole(source: str, target: Path, options: Mapping[str, Any], force_download: bool) -> None:
+    if source.startswith(hub.SCHEME):
+        found = hub.fetch(source, force_download=force_download)
+        _make_parents(target)
+        _replace(target, lambda: target.symlink_to(found))
         return
-    filesystem = _filesystem(scheme, options.get(scheme, {}))
-    if not filesystem.exists(url):
-        raise FileNotFoundError(f"{url} does not exist")
-    filesystem.get(url.rstrip("/"), str(destination), recursive=filesystem.isdir(url))
-
-
-def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
-    extra = _EXTRAS.get(scheme)
-    hint = install_hint(extra) if extra else "install fsspec and its backend"
+    scheme = urlsplit(source).scheme
+    given = options.get(scheme)
+    if scheme == "gs" and given == {"token": "anon"}:
+        given = None  # the default, without gcsfs
     try:
-        import fsspec
+        _fetch_files(source, target, given, force_download)
+    except RefusedError as refused:
+        if given is not None or scheme not in _WITH_CREDENTIALS:
+            raise
+        logger.info("%s is not public (%s); trying the credentials of this machine", source, refused)
+        _fetch_files(source, target, {}, force_download)
 
-        return fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        raise ImportError(f"reading {scheme}:// needs a package that is missing ({error}); {hint}") from error
+
+def _fetch_files(source: str, target: Path, options: Mapping[str, Any] | None, force_download: bool) -> None:
+    """Downloads beside the target, then renames; what there is when it fails is continued by the next call."""
+    files = find_files(source, options)
+    _make_parents(target)
+    partial = target.with_name(_partial_name(target, _digest(*((f.name, f.size, f.version) for f in files))))
+    for other in _partials(target):
+        if other != partial:
+            _remove(other)  # of another version; the lock says that nobody writes it now
+    partial.mkdir(exist_ok=True)
+    if not force_download:
+        _reuse(files, target, partial)
+    logger.info("downloading %s to %s", source, target)
+    try:
+        transfer.fetch_files(files, partial, label=target.name)
+        is_file = files[0].name == ""
+        complete = transfer.local_path(files[0], partial) if is_file else partial
+        _replace(target, lambda: complete.rename(target))
+    finally:
+        if partial.exists() and _num_bytes(partial) == 0:
+            _remove(partial)
+
+
+def _partial_name(target: Path, version: str) -> str:
+    return f".{target.name}.partial-{version}"
+
+
+def _partials(target: Path) -> list[Path]:
+    """What there is of a target, of any version."""
+    start = f".{target.name}.partial"
+    return [path for path in target.parent.glob(".*.partial*") if path.name.startswith(start)]
+
+
+def _reuse(files: Sequence[RemoteFile], target: Path, partial: Path) -> None:
+    """Takes the files of a folder that were fetched before, for something inside it."""
+    for file in files:
+        have, wanted = target / file.name, transfer.local_path(file, partial)
+        if file.name and have.is_file() and have.stat().st_size == file.size and not wanted.exists():
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # no hard links here: it is fetched again
+                os.link(have, wanted)
+
+
+def _replace(target: Path, put: Callable[[], object]) -> None:
+    """Gives a place a new content; what was there is gone last."""
+    before = target.with_name(f".{target.name}.replaced")
+    _remove(before)
+    if target.exists() or target.is_symlink():
+        target.rename(before)
+    put()
+    _remove(before)
+
+
+def _named(url: str, source: str) -> str:
+    return url if source == url else f"{url} from {source} (OPENPI_MIRROR)"
+
+
+def _kept(target: Path) -> str:
+    num_bytes = sum(_num_bytes(path) for path in _partials(target))
+    return f"{transfer.as_text(num_bytes)} are kept, the next call continues. " if num_bytes else ""
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _remove(path: Path) -> None:

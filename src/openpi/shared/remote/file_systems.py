@@ -1,0 +1,83 @@
+"""Files of any fsspec file system: Amazon's buckets, Google's with credentials, and others by their URL schemes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from openpi.shared.errors import first_line, install_hint
+from openpi.shared.remote.files import Body, CutError, RefusedError, RemoteFile
+
+_BLOCK_BYTES = 16 << 20  # each is a request of its own
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+
+
+def fsspec_files(url: str, options: Mapping[str, Any]) -> list[RemoteFile]:
+    filesystem = _filesystem(urlsplit(url).scheme, options)
+    with _own_errors(url):
+        filesystem.invalidate_cache()
+        root = str(filesystem._strip_protocol(url)).rstrip("/")
+        if not filesystem.exists(root):
+            raise FileNotFoundError(f"{url} does not exist")
+        info = filesystem.info(root)
+        found = {root: info} if info["type"] == "file" else filesystem.find(root, detail=True)
+    return [
+        RemoteFile(
+            path.removeprefix(root).strip("/"),
+            info["size"],
+            _info_version(info),
+            functools.partial(_open, filesystem, path, info),
+        )
+        for path, info in found.items()
+    ]
+
+
+@contextlib.contextmanager
+def _open(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> Iterator[Body]:
+    yield Body(start, info["size"], _blocks(filesystem, path, info, start))
+
+
+def _blocks(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> Iterator[bytes]:
+    with _own_errors(path):
+        while start < info["size"]:
+            block = filesystem.cat_file(path, start=start, end=min(start + _BLOCK_BYTES, info["size"]))
+            if not block:
+                return
+            yield block
+            start += len(block)
+        filesystem.invalidate_cache()
+        if _info_version(filesystem.info(path)) != _info_version(info):
+            raise CutError(f"{path} was changed while it was read")
+
+
+def _info_version(info: Mapping[str, Any]) -> str | None:
+    """Each file system has its own name for it."""
+    known = (info.get(key) for key in ("ETag", "etag", "generation", "mtime", "created"))
+    return next((str(value) for value in known if value is not None), None)
+
+
+@contextlib.contextmanager
+def _own_errors(url: str) -> Iterator[None]:
+    """Every file system raises its own types."""
+    try:
+        yield
+    except (FileNotFoundError, CutError):
+        raise
+    except PermissionError as error:
+        raise RefusedError(f"{url}: {first_line(error)}") from error
+    except Exception as error:
+        raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
+    extra = _EXTRAS.get(scheme)
+    hint = install_hint(extra) if extra else "install fsspec and its backend"
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise ImportError(f"reading {scheme}:// needs a package that is missing ({error}); {hint}") from error

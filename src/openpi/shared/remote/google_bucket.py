@@ -1,0 +1,78 @@
+"""Public buckets of Google over their JSON API, without credentials and without Google's packages.
+
+`STORAGE_EMULATOR_HOST` names another server of the same API, as for Google's own clients.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import http.client
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from openpi.shared.remote.files import Body, RemoteFile
+from openpi.shared.remote.http_files import StatusError, chunks, request
+
+_GOOGLE = "https://storage.googleapis.com"
+_MISSING = (404, 410)
+
+
+def google_files(url: str) -> list[RemoteFile]:
+    bucket, path = urlsplit(url).netloc, urlsplit(url).path.strip("/")
+    objects = f"{_endpoint()}/storage/v1/b/{bucket}/o"
+    if path and not url.endswith("/"):
+        with contextlib.suppress(FileNotFoundError):
+            return [_file(objects, _json(f"{objects}/{quote(path, safe='')}"), name="")]
+    prefix = f"{path}/" if path else ""
+    items = [item for item in _listing(objects, prefix) if not item["name"].endswith("/")]
+    if not items:
+        raise FileNotFoundError(f"{url} does not exist")
+    return [_file(objects, item, item["name"].removeprefix(prefix)) for item in items]
+
+
+def _endpoint() -> str:
+    host = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not host:
+        return _GOOGLE
+    return (host if "://" in host else f"http://{host}").rstrip("/")
+
+
+def _listing(objects: str, prefix: str) -> Iterator[dict[str, Any]]:
+    query = {"prefix": prefix, "fields": "items(name,size,generation,md5Hash),nextPageToken"}
+    while True:
+        page = _json(f"{objects}?{urlencode(query)}")
+        yield from page.get("items", ())
+        if "nextPageToken" not in page:
+            return
+        query["pageToken"] = page["nextPageToken"]
+
+
+def _json(url: str) -> dict[str, Any]:
+    try:
+        with request(url) as response:
+            return json.load(response)
+    except StatusError as error:
+        if error.status in _MISSING:
+            raise FileNotFoundError(f"{url} does not exist") from error
+        raise
+
+
+def _file(objects: str, item: Mapping[str, Any], name: str) -> RemoteFile:
+    """The object at one generation: if it is overwritten meanwhile, the transfer fails rather than mixes."""
+    generation = str(item["generation"])
+    query = urlencode({"alt": "media", "generation": generation})
+    media = f"{objects}/{quote(item['name'], safe='')}?{query}"
+    md5 = base64.b64decode(item["md5Hash"]) if "md5Hash" in item else None  # composed objects have none
+    return RemoteFile(name, int(item["size"]), generation, functools.partial(_open, media), md5)
+
+
+@contextlib.contextmanager
+def _open(media: str, start: int) -> Iterator[Body]:
+    with request(media, {"Range": f"bytes={start}-"} if start else {}) as response:
+        begin = start if response.status == http.client.PARTIAL_CONTENT else 0
+        yield Body(begin, None, chunks(response))

@@ -1,0 +1,143 @@
+"""Files of web servers; folders where the server lists them, as nginx, Apache and `python -m http.server` do."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html.parser
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+from openpi.shared.errors import first_line
+from openpi.shared.remote.files import NUM_CONNECTIONS, Body, CutError, RefusedError, RemoteFile
+
+TIMEOUT_S = 60  # without any byte
+
+_CHUNK_BYTES = 1 << 20
+_REFUSED, _NO_SUCH_RANGE = (401, 403), 416
+_NO_HEAD = (403, 405, 501)  # servers without the method; signed links are signed for GET only
+_PASSING = (408, 429)  # and all from 500 on
+
+
+def http_files(url: str) -> list[RemoteFile]:
+    """A file, or what the listings of a folder lead to."""
+    base, is_folder, file = _probe(url, name="")
+    if not is_folder:
+        return [file]
+    links = _links_below(base)
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        probed = pool.map(lambda link: _probe(link, unquote(link.removeprefix(base)))[2], links)
+        return list(probed)
+
+
+def _probe(url: str, name: str) -> tuple[str, bool, RemoteFile]:
+    """Asks for everything but the content: the address after redirects, whether it is a folder's listing, the file."""
+    try:
+        response = request(url, method="HEAD")
+    except StatusError as error:
+        if error.status not in _NO_HEAD:
+            raise
+        response = request(url)  # its body is not read
+    with response:
+        is_folder = response.url.endswith("/") and response.headers.get_content_type() == "text/html"
+        version = _version(response)
+        file = RemoteFile(name, _length(response), version, functools.partial(_open_http, url, version))
+        return response.url, is_folder, file
+
+
+@contextlib.contextmanager
+def _open_http(url: str, version: str | None, start: int) -> Iterator[Body]:
+    headers = {"Range": f"bytes={start}-", "If-Range": version} if start and version else {}
+    try:
+        response = request(url, headers)
+    except StatusError as error:
+        if error.status != _NO_SUCH_RANGE:
+            raise
+        yield Body(start, start, iter(()))  # all of it is here already
+        return
+    if response.status == http.client.PARTIAL_CONTENT and not _continues(response, start, version):
+        response.close()
+        response = request(url)
+    with response:
+        begin = start if response.status == http.client.PARTIAL_CONTENT else 0
+        length = _length(response)
+        if length is None and response.headers.get("Transfer-Encoding") is None:
+            raise ConnectionError(f"{url} comes without a length, so that a cut could not be noticed")
+        yield Body(begin, None if length is None else begin + length, chunks(response))
+
+
+def _continues(response: Any, start: int, version: str | None) -> bool:
+    says = response.headers.get("Content-Range", "")
+    return says.startswith(f"bytes {start}-") and _version(response) in (None, version)
+
+
+def chunks(response: Any) -> Iterator[bytes]:
+    try:
+        while chunk := response.read(_CHUNK_BYTES):
+            yield chunk
+    except (OSError, http.client.HTTPException) as error:
+        raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+class StatusError(ConnectionError):
+    def __init__(self, url: str, status: int, reason: str):
+        super().__init__(f"HTTP {status} {reason} from {url}")
+        self.status = status
+
+
+class _RefusedStatusError(StatusError, RefusedError):
+    pass
+
+
+class _PassingStatusError(StatusError, CutError):
+    pass
+
+
+def request(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Any:
+    request = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        passes = error.code in _PASSING or error.code >= http.client.INTERNAL_SERVER_ERROR
+        kind = _RefusedStatusError if error.code in _REFUSED else _PassingStatusError if passes else StatusError
+        raise kind(url, error.code, error.reason) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise CutError(f"no answer from {urlsplit(url).netloc}: {reason}") from error
+
+
+def _version(response: Any) -> str | None:
+    """What `If-Range` accepts: a strong ETag or a date."""
+    etag = response.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _length(response: Any) -> int | None:
+    length = response.headers.get("Content-Length")
+    return None if length is None else int(length)
+
+
+def _links_below(folder: str) -> list[str]:
+    """Every file below a folder, through the listings of its sub-folders."""
+    with request(folder) as response:
+        parser = _LinkParser()
+        parser.feed(response.read().decode(errors="replace"))
+    links = {urldefrag(urljoin(folder, href)).url.partition("?")[0] for href in parser.hrefs}
+    below = sorted(link for link in links if link.startswith(folder) and link != folder)
+    return [file for link in below for file in (_links_below(link) if link.endswith("/") else [link])]
+
+
+class _LinkParser(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hrefs: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.hrefs += [value for name, value in attrs if name == "href" and value]

@@ -1,0 +1,316 @@
+"""Downloads from servers that fail: what is cut is continued, what is short is never taken for the whole."""
+
+import dataclasses
+import errno
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import fsspec
+import pytest
+from file_server import FileServer, GoogleServer, running
+
+from openpi.shared import download, transfer
+
+LARGE = random.Random(0).randbytes(3_000_000)
+FOLDER = {
+    "/ckpt/params/a": LARGE[:900_000],
+    "/ckpt/params/d/b": LARGE[900_000:],
+    "/ckpt/assets/x y.json": b"{}",
+    "/ckpt/empty": b"",
+}
+BELOW = {path.removeprefix("/ckpt/"): content for path, content in FOLDER.items()}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    home = tmp_path / "cache"
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(home))
+    monkeypatch.delenv("OPENPI_OFFLINE", raising=False)
+    monkeypatch.setattr(transfer, "RETRY_DELAYS_S", (0, 0))
+    return home
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with running(FileServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def google(monkeypatch) -> Iterator[GoogleServer]:
+    with running(GoogleServer()) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def left_over(cache: Path) -> list[str]:
+    """What no finished download leaves in the cache."""
+    return [str(path) for path in cache.rglob("*") if re.search(r"\.partial|\.replaced|.\.openpi-part$", path.name)]
+
+
+# --- one file -------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_transfer_continues_where_it_stopped(server, cache):
+    server.files["/model"], server.cuts = LARGE, [1_000_000, 1_500_000]
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE
+    assert server.requests == ["HEAD /model", "GET /model", "GET /model from 1000000", "GET /model from 2500000"]
+    assert left_over(cache) == []
+
+
+def test_a_server_without_ranges_sends_it_all_again(server):
+    server.files["/model"], server.cuts, server.has_ranges = LARGE, [1_000_000], False
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE
+
+
+def test_without_a_version_nothing_is_continued_from_an_earlier_call(server):
+    server.files["/model"], server.has_versions = LARGE, False
+    server.cuts = [1_000_000, 0, 0, 0]
+    with pytest.raises(ConnectionError):
+        download.maybe_download(f"{server.url}/model")
+    server.files["/model"] = LARGE[::-1]
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE[::-1]
+
+
+def test_a_short_file_is_never_accepted(server, cache):
+    server.files["/model"], server.extra_claimed = LARGE, 10
+    with pytest.raises(ConnectionError, match=r"sent 3000000 of 3000010 bytes.*3\.0 MB are kept, the next call contin"):
+        download.maybe_download(f"{server.url}/model")
+    assert not download.cache_path(f"{server.url}/model").exists()
+
+
+def test_a_file_of_unannounced_length_is_refused(server, cache):
+    def send_until_the_end(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(b"perhaps all")
+        request.close_connection = True
+
+    server.reply = send_until_the_end
+    with pytest.raises(ConnectionError, match="without a length, so that a cut could not be noticed"):
+        download.maybe_download(f"{server.url}/model")
+
+
+def test_a_server_without_head_requests_is_read(server):
+    server.files["/model"], server.has_head, server.cuts = LARGE, False, [0, 1_000_000]
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE
+
+
+def test_the_next_call_continues_what_the_last_one_could_not_finish(server):
+    server.files["/model"], server.cuts = LARGE, [1_000_000, 0, 0, 0]
+    with pytest.raises(ConnectionError, match="sent 1000000 of 3000000 bytes"):
+        download.maybe_download(f"{server.url}/model")
+    server.requests.clear()
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE
+    assert server.requests == ["HEAD /model", "GET /model from 1000000"]
+
+
+def test_a_file_that_was_changed_after_the_cut_is_fetched_anew(server, cache):
+    server.files["/model"], server.cuts = LARGE, [1_000_000, 0, 0, 0]
+    with pytest.raises(ConnectionError):
+        download.maybe_download(f"{server.url}/model")
+    server.files["/model"] = LARGE[::-1]
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE[::-1]
+    assert left_over(cache) == []
+
+
+def test_a_disk_too_small_is_noticed_before_anything_is_transferred(server):
+    server.files["/model"], server.extra_claimed = LARGE, 10**18
+    with pytest.raises(OSError, match=r"1\.0 EB to download, .* free; OPENPI_DATA_HOME moves the cache") as raised:
+        download.maybe_download(f"{server.url}/model")
+    assert raised.value.errno == errno.ENOSPC
+    assert server.requests == ["HEAD /model"]
+
+
+# --- processes ------------------------------------------------------------------------------------------------
+
+FETCH = """
+import logging, sys
+from openpi.shared.download import maybe_download
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+maybe_download(sys.argv[1])
+"""
+
+
+def start_fetching(url: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", FETCH, url], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    """Until the process says so; fails if it ends without."""
+    assert any(text in line for line in process.stderr)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.01)
+
+
+def test_a_killed_download_is_continued_by_the_next_process(server, cache):
+    server.files, server.held = FOLDER, "/ckpt/params/d/b"
+    with start_fetching(f"{server.url}/ckpt") as process:
+        wait_until(lambda: {path.name for path in cache.rglob("*")} >= {"a", "x y.json", "b.openpi-part"})
+        wait_until(lambda: next(cache.rglob("b.openpi-part")).stat().st_size > 0)
+        process.send_signal(signal.SIGKILL)
+    assert not download.cache_path(f"{server.url}/ckpt").exists()
+    server.release.set()
+    server.requests.clear()
+    assert contents(download.maybe_download(f"{server.url}/ckpt")) == BELOW
+    assert [request for request in server.requests if request.startswith("GET") and "." in request] == []
+    assert "GET /ckpt/params/a" not in server.requests  # it was all there
+    assert any(re.fullmatch(r"GET /ckpt/params/d/b from [1-9]\d+", request) for request in server.requests)
+    assert left_over(cache) == []
+
+
+def test_who_wants_what_lies_in_a_folder_waits_for_the_folder(server):
+    server.files, server.held = FOLDER, "/ckpt/params/d/b"
+    with start_fetching(f"{server.url}/ckpt") as whole:
+        server.is_held.wait()
+        with start_fetching(f"{server.url}/ckpt/params") as inside:
+            wait_for_line(inside, "waiting for another process")
+            server.release.set()
+    assert (whole.returncode, inside.returncode) == (0, 0)
+    assert sorted(request for request in server.requests if request in [f"GET {quote(path)}" for path in FOLDER]) == [
+        f"GET {quote(path)}" for path in sorted(FOLDER)
+    ]
+
+
+# --- folders --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_a_web_server_is_read_through_its_listings(server, cache):
+    server.files = FOLDER
+    path = download.maybe_download(f"{server.url}/ckpt")
+    assert path == download.cache_path(f"{server.url}/ckpt")
+    assert contents(path) == BELOW
+
+
+def test_a_folder_reuses_what_was_fetched_for_something_inside_it(server):
+    server.files = FOLDER
+    download.maybe_download(f"{server.url}/ckpt/params")
+    server.requests.clear()
+    assert contents(download.maybe_download(f"{server.url}/ckpt")) == BELOW
+    assert [request for request in server.requests if "params/a" in request] == ["HEAD /ckpt/params/a"]
+
+
+def test_a_folder_appears_only_when_every_file_is_there(server, cache):
+    server.files, server.cuts = FOLDER, [0] * 50
+    with pytest.raises(ConnectionError):
+        download.maybe_download(f"{server.url}/ckpt")
+    assert not download.cache_path(f"{server.url}/ckpt").exists()
+    server.cuts.clear()
+    assert contents(download.maybe_download(f"{server.url}/ckpt")) == BELOW
+
+
+# --- public buckets of Google ---------------------------------------------------------------------------------
+
+
+def test_a_public_bucket_is_read_without_any_extra(google, cache, monkeypatch):
+    monkeypatch.setattr(fsspec, "filesystem", None)
+    google.files, google.cuts = {f"/openpi-assets{path}": content for path, content in FOLDER.items()}, [0, 100]
+    path = download.maybe_download("gs://openpi-assets/ckpt")
+    assert path == cache / "openpi-assets" / "ckpt"
+    assert contents(path) == BELOW
+    assert download.maybe_download("gs://openpi-assets/ckpt/params/a", gs={"token": "anon"}) == path / "params" / "a"
+
+
+def test_one_object_is_a_file(google, cache):
+    google.files = {"/tokenizers/pali/model v1": b"pieces", "/tokenizers/pali/model v1.txt": b"notes"}
+    path = download.maybe_download("gs://tokenizers/pali/model v1")
+    assert path == cache / "tokenizers/pali/model v1" and path.read_bytes() == b"pieces"
+
+
+def test_a_listing_cannot_lead_out_of_the_folder(google):
+    google.files = {"/openpi-assets/ckpt/../../evil": b"1"}
+    with pytest.raises(ValueError, match=r"lists a file '\.\./\.\./evil', which lies outside"):
+        download.maybe_download("gs://openpi-assets/ckpt")
+
+
+def test_what_a_public_bucket_does_not_have_is_a_missing_file(google):
+    google.files = {"/openpi-assets/ckpt2/a": b"1"}
+    with pytest.raises(FileNotFoundError, match="gs://openpi-assets/ckpt does not exist"):
+        download.maybe_download("gs://openpi-assets/ckpt")
+
+
+def test_a_damaged_object_is_never_accepted(google):
+    google.files, google.is_damaging = {"/openpi-assets/model": LARGE}, True
+    with pytest.raises(ConnectionError, match="its digest is wrong"):
+        download.maybe_download("gs://openpi-assets/model")
+
+
+def test_a_private_bucket_asks_for_credentials(google, monkeypatch):
+    google.private = ("mine",)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"uv sync --extra gcs"):
+        download.maybe_download("gs://mine/ckpt")
+
+
+# --- mirrors, and no network ----------------------------------------------------------------------------------
+
+
+def test_a_mirror_is_read_instead_and_cached_under_the_original_name(server, cache, monkeypatch):
+    server.files = FOLDER
+    monkeypatch.setenv("OPENPI_MIRROR", f"gs://openpi-assets={server.url}, s3://other=https://192.0.2.1")
+    path = download.maybe_download("gs://openpi-assets/ckpt/params")
+    assert path == cache / "openpi-assets" / "ckpt" / "params"
+    assert contents(path).keys() == {"a", "d/b"}
+
+
+def test_a_mirror_may_be_a_folder_which_is_used_as_it_is(tmp_path, cache, monkeypatch):
+    (tmp_path / "assets/ckpt").mkdir(parents=True)
+    monkeypatch.setenv("OPENPI_MIRROR", f"gs://openpi-assets={tmp_path}/assets")
+    assert download.maybe_download("gs://openpi-assets/ckpt") == tmp_path / "assets/ckpt"
+    with pytest.raises(FileNotFoundError, match="assets/none does not exist"):
+        download.maybe_download("gs://openpi-assets/none")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("gs://a/b/c", "https://long/c"),
+        ("gs://a/bc", "https://short/bc"),
+        ("gs://ab/c", "s3://all/ab/c"),
+        ("gs://a", "https://short"),
+        ("https://a/b", "https://a/b"),
+    ],
+)
+def test_the_longest_prefix_up_to_a_slash_names_the_mirror(url, source, monkeypatch):
+    monkeypatch.setenv("OPENPI_MIRROR", "gs://a=https://short,gs://a/b=https://long/,gs://=s3://all")
+    assert download.mirrored(url) == source
+
+
+def test_a_malformed_mirror_is_refused(monkeypatch):
+    monkeypatch.setenv("OPENPI_MIRROR", "openpi-assets:/mnt/mirror")
+    with pytest.raises(ValueError, match=r"OPENPI_MIRROR has 'openpi-assets:/mnt/mirror'; expected <prefix>=<replac"):
+        download.maybe_download("gs://openpi-assets/ckpt")
+
+
+def test_offline_means_that_nobody_is_asked(server, monkeypatch):
+    server.files["/model"] = LARGE
+    monkeypatch.setenv("OPENPI_OFFLINE", "1")
+    with pytest.raises(ConnectionError, match=r"is not cached, and OPENPI_OFFLINE is set. Run `openpi fetch http"):
+        download.maybe_download(f"{server.url}/model")
+    assert server.requests == []
+
+
+def test_looking_up_transfers_nothing(server):
+    server.files = FOLDER
+    url = f"{server.url}/ckpt"
+    before = download.look_up(url)
+    assert before == download.Found(download.cache_path(url), False, num_files=4, num_bytes=len(LARGE) + 2)
+    assert not before.path.exists()
+    download.maybe_download(url)
+    assert download.look_up(url) == dataclasses.replace(before, is_here=True)
