@@ -7,7 +7,7 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -108,6 +108,51 @@ class GoogleServer(FileServer):
         }
 
 
+@dataclasses.dataclass
+class HubServer(FileServer):
+    """The few calls of the Hugging Face hub that reading takes; `files` are `/<org>/<repository>/<name>`.
+
+    Attributes:
+        commits: revision -> commit.
+    """
+
+    commits: dict[str, str] = dataclasses.field(default_factory=lambda: {"main": "a" * 40})
+
+    def reply(self, request: "_Request") -> None:
+        path = unquote(urlsplit(request.path).path)
+        if path.startswith("/api/models/"):
+            org, name, call, revision = path.removeprefix("/api/models/").split("/")
+            self._answer(request, f"/{org}/{name}/", call, revision)
+            return
+        repo, _, rest = path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        commit, content = self._commit(revision), self.files.get(f"{repo}/{name}")
+        if commit is None or content is None:
+            request.send_error(404)
+        else:
+            request.send_content(content, {"X-Repo-Commit": commit})
+
+    def _answer(self, request: "_Request", below: str, call: str, revision: str) -> None:
+        commit, names = self._commit(revision), [path for path in self.files if path.startswith(below)]
+        if commit is None or not names:
+            error = "RevisionNotFound" if names else "RepoNotFound"
+            request.send("application/json", b"{}", 404, {"X-Error-Code": error})
+        elif call == "tree":
+            entries = [self._entry("path", below, path) | {"type": "file"} for path in names]
+            request.send_json(200, entries)
+        else:
+            siblings = [self._entry("rfilename", below, path) for path in names]
+            request.send_json(200, {"id": below.strip("/"), "sha": commit, "siblings": siblings})
+
+    def _entry(self, key: str, below: str, path: str) -> dict[str, object]:
+        content = self.files[path]
+        blob = {"oid": hashlib.md5(content).hexdigest(), "blobId": hashlib.md5(content).hexdigest()}
+        return {key: path.removeprefix(below), "size": len(content)} | blob
+
+    def _commit(self, revision: str) -> str | None:
+        return revision if revision in self.commits.values() else self.commits.get(revision)
+
+
 Server = TypeVar("Server", bound=FileServer)
 
 
@@ -144,20 +189,24 @@ class _Request(http.server.BaseHTTPRequestHandler):
     def send_json(self, status: int, value: object) -> None:
         self.send("application/json", json.dumps(value).encode(), status)
 
-    def send(self, kind: str, content: bytes, status: int = 200) -> None:
+    def send(self, kind: str, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def send_content(self, content: bytes) -> None:
+    def send_content(self, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Honours `Range` and `If-Range`, as far as the server is told to."""
         version = f'"{hashlib.md5(content).hexdigest()}"'
         is_same = self.headers.get("If-Range", version) == version
         start = self._start() if self.served.has_ranges and is_same else 0
         self.send_response(206 if start else 200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if self.served.has_versions:

@@ -21,7 +21,7 @@ from openpi.shared.remote.files import NUM_CONNECTIONS, CutError, RemoteFile
 logger = logging.getLogger("openpi")
 
 PART = ".openpi-part"  # of a file that is not all there
-RETRY_DELAYS_S = (0, 1, 4)  # before each try that follows one without progress
+RETRY_DELAYS_S = (0, 1, 4)  # before the tries that follow one without progress
 _SECONDS_PER_LINE = 30
 
 
@@ -85,7 +85,7 @@ def _fetch(file: RemoteFile, path: Path, progress: _Progress) -> None:
             if failed > len(RETRY_DELAYS_S):
                 raise
             logger.info("%s: cut at %s (%s); continuing", path.name, as_text(reached), error)
-            progress.stop.wait(RETRY_DELAYS_S[max(failed - 1, 0)])
+            progress.stop.wait(RETRY_DELAYS_S[failed - 1] if failed else 0)
     part.rename(path)
 
 
