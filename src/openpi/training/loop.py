@@ -64,6 +64,8 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints, last_step = run_directory.open_run(config)
     start = 0 if last_step is None else last_step + 1
     with checkpoints, Interrupts() as interrupts:
+        if last_step is None:
+            preflight.check_weights(config)
         data = preflight.open_data(config)
         spec = step_jax.state_spec(config, mesh)
         preflight.check_disk_space(config, spec)

@@ -96,6 +96,18 @@ def _check_dataset_name(config: TrainConfig) -> None:
             raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
 
 
+def check_weights(config: TrainConfig) -> None:
+    """Fetches the weights that a fresh run starts from, and compares their shapes with the model's.
+
+    Raises:
+        ValueError: they do not fit, or are damaged.
+        FileNotFoundError, ConnectionError: they are not there.
+    """
+    check = getattr(config.weight_loader, "check", None)  # loaders of users need not have it
+    if check is not None:
+        check(config.model.abstract_params())
+
+
 def open_data(config: TrainConfig) -> TrainingData:
     """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
 

@@ -1,23 +1,62 @@
 """Where training starts from: parameters on disk, merged into a fresh initialisation.
 
 The published interface: `load(params)` takes the reference tree (arrays or shapes) and returns the tree to start
-from, NumPy where it was loaded and the reference's leaf where it keeps its initial value. Source: the checkpoint
-specification, section 3. JAX-free at import; `weights.orbax_io` is imported when something is read.
+from, NumPy where it was loaded and the reference's leaf where it keeps its initial value. Besides, `check(params)`
+says what would be loaded, from shapes alone. Source: the checkpoint specification, section 3. JAX-free at import;
+`weights.orbax_io` is imported when something is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+import math
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from openpi.shared import download
+from openpi.shared.errors import first_line
 from openpi.shared.tree import flatten, unflatten
 
+logger = logging.getLogger("openpi")
+
 PALIGEMMA_NPZ = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
+
+_MAX_SHOWN = 10
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What becomes of each parameter, by '/'-joined path.
+
+    Attributes:
+        source: the weights, as the recipe names them.
+        loaded: of the model, from the source.
+        kept: of the model, not in the source: they keep their initial values.
+        unused: in the source, not in the model.
+        num_values: how many numbers are loaded, and how many keep their initial value.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+    num_values: tuple[int, int]
+
+    def __str__(self) -> str:
+        loaded, kept = self.num_values
+        parts = [f"{len(self.loaded)} arrays ({loaded:,} values) loaded"]
+        if self.kept:
+            parts.append(f"{len(self.kept)} ({kept:,} values) keep their initial values: {_some(self.kept)}")
+        if self.unused:
+            parts.append(f"{len(self.unused)} unused: {_some(self.unused)}")
+        return f"weights from {self.source}: {'; '.join(parts)}"
 
 
 @runtime_checkable
@@ -28,7 +67,7 @@ class WeightLoader(Protocol):
         """A tree of the structure, shapes and dtypes of `params`; leaves may be those of `params` themselves.
 
         Raises:
-            ValueError: what is on disk does not fit; every differing path is named.
+            ValueError: what is on disk does not fit, or is damaged.
         """
         ...
 
@@ -37,7 +76,12 @@ class WeightLoader(Protocol):
 class NoOpWeightLoader(WeightLoader):
     """Random initialisation."""
 
+    def check(self, params: Mapping[str, Any]) -> LoadReport:
+        """Everything keeps its initial value."""
+        return compare(_shapes(flatten(params)), {}, may_keep=".*", source="nowhere (random initialisation)")
+
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        logger.info("%s", self.check(params))
         return dict(params)
 
 
@@ -51,11 +95,24 @@ class CheckpointWeightLoader(WeightLoader):
 
     params_path: str
 
+    def check(self, params: Mapping[str, Any]) -> LoadReport:
+        """What `load` would do, and its errors; reads shapes only, after the download.
+
+        Raises:
+            ValueError: as of `load`.
+            FileNotFoundError, ConnectionError: as of `maybe_download`.
+        """
+        from openpi.weights import orbax_io
+
+        stored = orbax_io.params_metadata(download.maybe_download(self.params_path))
+        return compare(_shapes(flatten(params)), _shapes(stored), may_keep=".*lora.*", source=self.params_path)
+
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         from openpi.weights import orbax_io
 
-        loaded = orbax_io.read_params(download.maybe_download(self.params_path))
-        return merge(params, loaded, may_keep=".*lora.*", source=self.params_path)
+        report = self.check(params)
+        logger.info("%s", report)
+        return overlay(params, orbax_io.read_params(download.maybe_download(self.params_path), only=set(report.loaded)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,41 +125,111 @@ class PaliGemmaWeightLoader(WeightLoader):
 
     npz_path: str = PALIGEMMA_NPZ
 
+    def check(self, params: Mapping[str, Any]) -> LoadReport:
+        """As of `CheckpointWeightLoader`."""
+        with self._opened() as archive:
+            stored = {_from_paligemma(name): _npy_shape(archive, name) for name in archive.namelist()}
+        stored = {path: shape for path, shape in stored.items() if path is not None}
+        return compare(_shapes(flatten(params)), stored, may_keep=".*", source=self.npz_path)
+
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        report = self.check(params)
+        logger.info("%s", report)
+        with self._opened() as archive:
+            names = {_from_paligemma(name): name for name in archive.namelist()}
+            loaded = {path: _read_npy(archive, names[path]) for path in report.loaded}
+        return overlay(params, unflatten(loaded))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
         path = download.maybe_download(self.npz_path, gs={"token": "anon"})
-        with np.load(path, allow_pickle=False) as archive:
-            flat = {name: archive[name] for name in archive.files if name.startswith("params/")}
-        if not flat:
-            raise ValueError(f"{path} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz")
-        loaded = {f"PaliGemma/{name.removeprefix('params/')}": array for name, array in flat.items()}
-        return merge(params, unflatten(loaded), may_keep=".*", source=self.npz_path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if not any(map(_from_paligemma, archive.namelist())):
+                    raise ValueError(f"{path} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz")
+                yield archive
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is damaged, or no npz file ({first_line(error)}); bring it here again") from error
+
+
+def compare(model: _Shapes, stored: _Shapes, *, may_keep: str, source: str) -> LoadReport:
+    """What loading `stored` into `model` does, both as shapes by path.
+
+    Args:
+        may_keep: pattern of whole paths that may be missing in `stored`.
+        source: named in the report and in errors.
+    Raises:
+        ValueError: leaves are missing or have another shape; they are counted, and ten are shown.
+    """
+    kept = tuple(path for path in model if path not in stored)
+    unused = tuple(path for path in stored if path not in model)
+    problems = [f"{path}: missing, the model has {model[path]}" for path in kept if not re.fullmatch(may_keep, path)]
+    problems += [
+        f"{path}: shape {stored[path]}, the model has {model[path]}"
+        for path in model
+        if path in stored and stored[path] != model[path]
+    ]
+    if problems:
+        raise ValueError(_mismatch(sorted(problems), unused, len(model), source))
+    loaded = tuple(path for path in model if path in stored)
+    num_values = (_num_values(model, loaded), _num_values(model, kept))
+    return LoadReport(source, loaded, kept, unused, num_values)
 
 
 def merge(reference: Mapping[str, Any], loaded: Mapping[str, Any], *, may_keep: str, source: str) -> dict[str, Any]:
-    """Overlays `loaded` on `reference`; unknown leaves are dropped, dtypes follow the reference.
+    """`overlay`, after `compare` has found that the two trees fit; arguments and errors are those of `compare`."""
+    compare(_shapes(flatten(reference)), _shapes(flatten(loaded)), may_keep=may_keep, source=source)
+    return overlay(reference, loaded)
 
-    Args:
-        may_keep: pattern of whole paths that may be missing in `loaded`.
-        source: named in errors.
-    Raises:
-        ValueError: leaves are missing or have another shape; all of them are listed.
-    """
-    wanted, found = flatten(reference), flatten(loaded)
-    missing = [path for path in wanted if path not in found and not re.fullmatch(may_keep, path)]
-    misshaped = [p for p in wanted if p in found and tuple(found[p].shape) != tuple(wanted[p].shape)]
-    if missing or misshaped:
-        raise ValueError(_mismatch(wanted, found, missing, misshaped, source))
+
+def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference."""
+    found = flatten(loaded)
     return unflatten(
-        {path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf for path, leaf in wanted.items()}
+        {
+            path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf
+            for path, leaf in flatten(reference).items()
+        }
     )
 
 
-def _mismatch(wanted: Any, found: Any, missing: list[str], misshaped: list[str], source: str) -> str:
-    lines = [f"{path}: missing, the model has {tuple(wanted[path].shape)}" for path in missing]
-    lines += [
-        f"{path}: shape {tuple(found[path].shape)}, the model has {tuple(wanted[path].shape)}" for path in misshaped
-    ]
-    lines += [f"{path}: not in the model" for path in found if path not in wanted]
-    return f"the weights in {source} do not fit the model (is it the same model family and width?):\n  " + "\n  ".join(
-        sorted(lines)
+def _shapes(leaves: Mapping[str, Any]) -> _Shapes:
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def _num_values(shapes: _Shapes, paths: Collection[str]) -> int:
+    return sum(math.prod(shapes[path]) for path in paths)
+
+
+def _mismatch(problems: list[str], unused: tuple[str, ...], num_model: int, source: str) -> str:
+    lines = problems[:_MAX_SHOWN]
+    if len(problems) > _MAX_SHOWN:
+        lines.append(f"and {len(problems) - _MAX_SHOWN} more")
+    if unused:
+        lines.append(f"{len(unused)} of the weights are not in the model: {_some(unused)}")
+    return (
+        f"the weights in {source} do not fit the model, {len(problems)} of {num_model} arrays differ (is it the same "
+        "model family and width?):\n  " + "\n  ".join(lines)
     )
+
+
+def _some(paths: tuple[str, ...]) -> str:
+    return ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+
+
+def _from_paligemma(member: str) -> str | None:
+    """Our path of a member of the released archive, `params/<path>.npy`; None for what is no parameter."""
+    path = member.removesuffix(".npy").removeprefix("params/")
+    return f"PaliGemma/{path}" if member.startswith("params/") else None
+
+
+def _npy_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)[0]
+
+
+def _read_npy(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

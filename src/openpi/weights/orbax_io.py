@@ -7,7 +7,7 @@ sibling that is renamed. Source: the checkpoint specification, sections 1.1 to 1
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
+from openpi.weights.integrity import check_complete
 
 # Orbax warns about files that only its newer layouts have.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -28,6 +29,7 @@ def read_params(
     dtype: Any = None,
     as_numpy: bool = True,
     sharding: jax.sharding.Sharding | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
 
@@ -35,15 +37,18 @@ def read_params(
         path: the `params/` folder, local or remote.
         dtype: cast while reading; None keeps each leaf's own.
         as_numpy: NumPy leaves, else `jax.Array`s on `sharding` (default: the first device).
+        only: '/'-joined paths of the leaves to read; None = all.
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: not an Orbax tree with the top key `params`.
+        ValueError: not an Orbax tree with the top key `params`, or one that is damaged.
     """
     folder = _existing(path)
-    tree = _metadata(folder)
-    if "params" not in tree:
-        raise ValueError(f"{folder} holds the top keys {sorted(tree)}; expected 'params'")
-    restored = _restore(folder, {"params": tree["params"]}, _restore_arg(dtype, as_numpy, sharding))
+    tree = _params_tree(folder)
+    if only is not None:
+        stored = flatten(tree)
+        suffix = _value_level(stored)
+        tree = unflatten({path: leaf for path, leaf in stored.items() if path.removesuffix(suffix) in only})
+    restored = _restore(folder, {"params": tree}, _restore_arg(dtype, as_numpy, sharding))
     return _strip_value_level(restored["params"])
 
 
@@ -51,9 +56,9 @@ def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by '/'-joined path, without reading any data.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError, ValueError: as of `read_params`.
     """
-    tree = _strip_value_level(_metadata(_existing(path))["params"])
+    tree = _strip_value_level(_params_tree(_existing(path)))
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
 
 
@@ -65,6 +70,7 @@ def read_tree(path: Path | str, template: Any = None) -> Any:
             a `sharding` come back as `jax.Array`s there. None: nested dicts as stored.
     Raises:
         FileNotFoundError: no such folder.
+        ValueError: it is damaged.
     """
     folder = _existing(path)
     if template is None:
@@ -110,7 +116,15 @@ def _existing(path: Path | str) -> Path:
             f"{folder} is not a parameter folder: it has no _METADATA file. Expected the `params` folder of a "
             "checkpoint, as in <checkpoint>/params"
         )
+    check_complete(folder)
     return folder
+
+
+def _params_tree(folder: Path) -> dict[str, Any]:
+    tree = _metadata(folder)
+    if "params" not in tree:
+        raise ValueError(f"{folder} holds the top keys {sorted(tree)}; expected 'params'")
+    return tree["params"]
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -125,7 +139,8 @@ def _metadata(folder: Path) -> dict[str, Any]:
 def _restore(folder: Path, tree: Any, restore_arg: Callable[[Any], ocp.RestoreArgs]) -> Any:
     args = jax.tree.map(restore_arg, tree)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args))
+        # Without transformations, the tree may be a part of what is stored.
+        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args, transforms={}))
 
 
 def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], ocp.RestoreArgs]:
@@ -137,8 +152,11 @@ def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], o
 
 
 def _strip_value_level(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Training trees carry one extra last key `value` on every leaf; released ones do not."""
     flat = flatten(tree)
-    if all(path.endswith("/value") for path in flat):
-        flat = {path.removesuffix("/value"): leaf for path, leaf in flat.items()}
-    return unflatten(flat)
+    suffix = _value_level(flat)
+    return unflatten({path.removesuffix(suffix): leaf for path, leaf in flat.items()})
+
+
+def _value_level(paths: Iterable[str]) -> str:
+    """Training trees carry one extra last key `value` on every leaf; released ones do not."""
+    return "/value" if all(path.endswith("/value") for path in paths) else ""

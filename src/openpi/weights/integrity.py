@@ -1,0 +1,87 @@
+"""Whether an Orbax folder is all there, from its index alone: no array is read, however large it is.
+
+An OCDBT folder has a tree of nodes, from `manifest.ocdbt` on, that says which bytes of which file hold which value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import tensorstore
+
+from openpi.shared.errors import first_line
+
+_MAX_SHOWN = 10
+
+
+def check_complete(folder: Path) -> None:
+    """Refuses what was cut while it was written or copied.
+
+    What only changes bytes inside an array is not noticed.
+
+    Raises:
+        ValueError: files are missing, shorter than the index says, or unreadable; they are named.
+    """
+    problems = list(_problems(folder))
+    if not problems:
+        return
+    shown = "\n  ".join(problems[:_MAX_SHOWN])
+    more = f"\n  and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
+    raise ValueError(
+        f"{folder} is damaged, or was not written to its end:\n  {shown}{more}\nTake another step, or bring it here "
+        "again: `openpi fetch URL --force`, for a download"
+    )
+
+
+def _problems(folder: Path) -> Iterator[str]:
+    for name in ("_METADATA", "_sharding"):
+        try:
+            json.loads((folder / name).read_text())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            yield f"{name} is cut off or no JSON ({first_line(error)})"
+    if not (folder / "manifest.ocdbt").exists():
+        if next(folder.glob("*/.zarray"), None) is None:  # one folder for each array, as old checkpoints have
+            yield "manifest.ocdbt is missing"
+        return
+    try:
+        extents = _extents(folder)
+    except (ValueError, OSError) as error:
+        yield f"the index cannot be read ({first_line(error)})"
+        return
+    for name, end in sorted(extents.items()):
+        file = folder / name
+        if not file.exists():
+            yield f"{name} is missing"
+        elif file.stat().st_size < end:
+            yield f"{name} has {file.stat().st_size} bytes and needs {end}"
+
+
+def _extents(folder: Path) -> dict[str, int]:
+    """File -> the first byte behind everything that the index finds in it."""
+    base = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    ends: dict[str, int] = defaultdict(int)
+    for location in _locations(base, tensorstore.ocdbt.dump(base).result()):
+        _, root, name, start, length = location.split(":")
+        file = unquote(root) + unquote(name)
+        ends[file] = max(ends[file], int(start) + int(length))
+    return ends
+
+
+def _locations(base: Any, manifest: Any) -> Iterator[str]:
+    """`<kind>:<root>:<file>:<start>:<length>` of every node and value of the latest version."""
+    waiting = [manifest["versions"][-1]["root"]]
+    while waiting:
+        entry = waiting.pop()
+        location = entry.get("location") or entry.get("indirect_value")
+        if location is None:
+            continue  # its value is in the node itself
+        yield location
+        if location.startswith("btreenode:"):
+            waiting += tensorstore.ocdbt.dump(base, location).result()["entries"]
