@@ -110,24 +110,28 @@ class GoogleServer(FileServer):
 
 @dataclasses.dataclass
 class HubServer(FileServer):
-    """The few calls of the Hugging Face hub that reading takes; `files` are `/<org>/<repository>/<name>`.
+    """The few calls of the Hugging Face hub that reading takes; `files` are `/[datasets/]<org>/<repository>/<name>`.
 
     Attributes:
-        commits: revision -> commit.
+        commits: branch or tag -> commit, of every repository.
+        missing: files that are listed and cannot be had.
     """
 
     commits: dict[str, str] = dataclasses.field(default_factory=lambda: {"main": "a" * 40})
+    missing: set[str] = dataclasses.field(default_factory=set)
 
     def reply(self, request: "_Request") -> None:
         path = unquote(urlsplit(request.path).path)
-        if path.startswith("/api/models/"):
-            org, name, call, revision = path.removeprefix("/api/models/").split("/")
-            self._answer(request, f"/{org}/{name}/", call, revision)
+        if path.startswith(("/api/models/", "/api/datasets/")):
+            kind, org, name, *rest = path.removeprefix("/api/").split("/")
+            call, revision = (rest + ["revision", "main"][len(rest) :])[:2]
+            below = f"/{org}/{name}/" if kind == "models" else f"/{kind}/{org}/{name}/"
+            self._answer(request, below, call, revision)
             return
         repo, _, rest = path.partition("/resolve/")
         revision, _, name = rest.partition("/")
         commit, content = self._commit(revision), self.files.get(f"{repo}/{name}")
-        if commit is None or content is None:
+        if commit is None or content is None or f"{repo}/{name}" in self.missing:
             request.send_error(404)
         else:
             request.send_content(content, {"X-Repo-Commit": commit})
@@ -137,6 +141,9 @@ class HubServer(FileServer):
         if commit is None or not names:
             error = "RevisionNotFound" if names else "RepoNotFound"
             request.send("application/json", b"{}", 404, {"X-Error-Code": error})
+        elif call == "refs":
+            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": self.commits[tag]} for tag in self.commits]
+            request.send_json(200, {"branches": [], "converts": [], "tags": tags})
         elif call == "tree":
             entries = [self._entry("path", below, path) | {"type": "file"} for path in names]
             request.send_json(200, entries)

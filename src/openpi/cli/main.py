@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
     "configs": "the registered recipes as a table",
+    "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",

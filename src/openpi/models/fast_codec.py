@@ -17,7 +17,8 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
-from openpi.shared.errors import first_line, install_hint
+from openpi.shared import download
+from openpi.shared.errors import first_line
 
 _LAST_CHARACTER = 0xD7FF  # those that follow are no text
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
@@ -176,26 +177,30 @@ def load_codec(path: str | Path) -> FastCodec:
         ImportError: a hub name, and `huggingface_hub` is not installed.
         ConnectionError: a hub name, neither cached nor reachable.
     """
-    folder = Path(path) if Path(path).is_dir() else _from_hub(str(path))
-    for name in (_CONFIG_FILE, _BPE_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; expected the folder of a FAST processor")
-    config = json.loads((folder / _CONFIG_FILE).read_text())
-    bpe = tokenizers.Tokenizer.from_file(str(folder / _BPE_FILE))
-    return FastCodec(bpe=bpe, scale=config["scale"], min_token=config["min_token"])
+    config_file, bpe_file = _in_folder(Path(path)) if Path(path).is_dir() else _from_hub(str(path))
+    config = json.loads(config_file.read_text())
+    return FastCodec(
+        bpe=tokenizers.Tokenizer.from_file(str(bpe_file)), scale=config["scale"], min_token=config["min_token"]
+    )
 
 
-def _from_hub(repo_id: str) -> Path:
+def codec_urls(path: str | Path) -> list[str]:
+    """The files that `load_codec` fetches; none if the processor is a local folder."""
+    return [] if Path(path).is_dir() else [f"hf://{path}/{name}" for name in (_CONFIG_FILE, _BPE_FILE)]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = [folder / _CONFIG_FILE, folder / _BPE_FILE]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} has no {file.name}; expected the folder of a FAST processor")
+    return files
+
+
+def _from_hub(repo_id: str) -> list[Path]:
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(
-            f"FAST processor '{repo_id}' is no local folder, and fetching it from the Hugging Face hub needs another "
-            f"package; {install_hint('hub')}"
-        ) from error
-    try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=[_CONFIG_FILE, _BPE_FILE]))
-    except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
+        return [download.maybe_download(url) for url in codec_urls(repo_id)]
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
         raise ConnectionError(
             f"action tokenizer '{repo_id}' is neither a local folder nor cached, and the hub cannot be reached "
             f"({first_line(error)}). Make one of your own with `openpi tokenizer fit`, and set "

@@ -66,7 +66,11 @@ def _download(repo_id: str, local: Path) -> Path:
         ) from error
     try:
         revision = _published_revision(huggingface_hub.HfApi(), repo_id)
-        huggingface_hub.snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=local)
+        # The file that a dataset is known by comes last, so that a download that was cut is not taken for one.
+        for later in ([str(INFO_FILE)], None):
+            huggingface_hub.snapshot_download(
+                repo_id, repo_type="dataset", revision=revision, local_dir=local, ignore_patterns=later
+            )
     except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
         raise FileNotFoundError(
             f"dataset '{repo_id}' is neither in {local} nor available from the hub ({first_line(error)}); "
