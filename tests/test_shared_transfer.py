@@ -212,6 +212,12 @@ def test_a_folder_appears_only_when_every_file_is_there(server, cache):
     assert contents(download.maybe_download(f"{server.url}/ckpt")) == BELOW
 
 
+def test_a_page_that_lists_nothing_is_no_folder(server):
+    server.reply = lambda request: request.send("text/html", b"<html><a href='https://example.org'>about</a></html>")
+    with pytest.raises(FileNotFoundError, match="/page/ is a folder without files"):
+        download.maybe_download(f"{server.url}/page/")
+
+
 # --- public buckets of Google ---------------------------------------------------------------------------------
 
 
@@ -299,7 +305,9 @@ def test_a_malformed_mirror_is_refused(monkeypatch):
 def test_offline_means_that_nobody_is_asked(server, monkeypatch):
     server.files["/model"] = LARGE
     monkeypatch.setenv("OPENPI_OFFLINE", "1")
-    with pytest.raises(ConnectionError, match=r"is not cached, and OPENPI_OFFLINE is set. Run `openpi fetch http"):
+    with pytest.raises(
+        ConnectionError, match=r"is not cached, and OPENPI_OFFLINE is set\. .* by hand, as `openpi fetch http"
+    ):
         download.maybe_download(f"{server.url}/model")
     assert server.requests == []
 

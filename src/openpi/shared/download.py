@@ -182,8 +182,8 @@ def _packaged(url: str) -> Path:
 def _check_online(url: str, target: Path) -> None:
     if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
         raise ConnectionError(
-            f"{url} is not cached, and OPENPI_OFFLINE is set. Run `openpi fetch {url}` where there is a network, and "
-            f"copy {target} here"
+            f"{url} is not cached, and OPENPI_OFFLINE is set. Unset it, or put it at {target} by hand, as "
+            f"`openpi fetch {url}` does where there is a network"
         )
 
 

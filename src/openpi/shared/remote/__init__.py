@@ -20,7 +20,7 @@ def find_files(url: str, options: Mapping[str, Any] | None = None) -> list[Remot
     Args:
         options: of the fsspec file system, such as credentials. None = anonymously.
     Raises:
-        FileNotFoundError: a bucket has nothing there.
+        FileNotFoundError: a bucket has nothing there, or a folder is empty.
         RefusedError: it is not for us.
         ConnectionError: no server, or one that answers something else.
         ImportError: the scheme needs an extra that is not installed; it is named.
@@ -33,6 +33,8 @@ def find_files(url: str, options: Mapping[str, Any] | None = None) -> list[Remot
         files = google_files(url)
     else:
         files = fsspec_files(url, {"anon": True} if scheme == "s3" and options is None else options or {})
+    if not files:
+        raise FileNotFoundError(f"{url} is a folder without files")
     for file in files:
         if ".." in file.name.split("/") or file.name.startswith("/"):
             raise ValueError(f"{url} lists a file '{file.name}', which lies outside of it")
