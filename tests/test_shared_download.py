@@ -165,6 +165,8 @@ def test_what_lies_inside_an_installed_package_is_found():
         download.maybe_download("package:openpi.training/nothing")
     with pytest.raises(FileNotFoundError, match="'no_such_package', which is not installed"):
         download.maybe_download("package:no_such_package")
+    with pytest.raises(FileNotFoundError, match="names no package"):
+        download.maybe_download("package:")
 
 
 def test_a_folder_made_for_something_inside_it_is_not_taken_for_the_whole(cache):

@@ -170,6 +170,8 @@ def _local(url: str) -> Path:
 
 def _packaged(url: str) -> Path:
     package, _, inside = url.removeprefix(_PACKAGE).partition("/")
+    if not package:
+        raise FileNotFoundError(f"'{url}' names no package; expected package:<package>[/<path>]")
     try:
         path = Path(str(resources.files(package).joinpath(inside)))
     except ModuleNotFoundError as error:
