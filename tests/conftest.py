@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of these tests is compiling, for models that then run for milliseconds.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))
 os.environ.setdefault("OPENPI_OFFLINE", "1")
 
