@@ -23,7 +23,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from openpi.shared.errors import first_line
 from openpi.training import roll_call, sharding
 from openpi.training.launch import Launch
 
