@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from openpi.models.activations import split_by_rows
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding
@@ -169,10 +170,15 @@ def _without_answer(observation: Observation) -> Observation:
 def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
     """`train_step` jitted over the mesh; the given state's buffers are reused for the next one."""
     placement = _shardings(state_spec(config, mesh))
-    everywhere = sharding.replicated(mesh)
+    everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
+
+    def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with split_by_rows(by_rows):
+            return train_step(config, key, state, batch)
+
     return jax.jit(
-        functools.partial(train_step, config),
-        in_shardings=(everywhere, placement, sharding.data_sharding(mesh)),
+        step,
+        in_shardings=(everywhere, placement, by_rows),
         out_shardings=(placement, everywhere),
         donate_argnums=1,
     )
