@@ -92,7 +92,8 @@ def _report(host: str, port: int, num_processes: int, process_id: int, deadline:
         answer = _read(connection)
     if answer is None or "problem" not in answer:
         raise RuntimeError(
-            f"process 0 at {host}:{port} did not answer within {timeout_s:g} s; is the coordinator's address right?"
+            f"what listens at {host}:{port} is no process 0 that waits for process {process_id}; correct the "
+            "coordinator's address, or end a run that has started there without this process"
         )
     if answer["problem"] is not None:
         raise RuntimeError(f"the processes of the run did not meet: {answer['problem']}")
