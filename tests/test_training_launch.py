@@ -25,6 +25,7 @@ SRUN = {
 LAUNCHERS = {
     "nothing said": ({}, None),
     "one process": ({"OPENPI_COORDINATOR_ADDRESS": "a:1", "OPENPI_NUM_PROCESSES": "1", "OPENPI_PROCESS_ID": "0"}, None),
+    "a run of its own within srun": ({**SRUN, "OPENPI_NUM_PROCESSES": "1"}, None),
     "own variables": (
         {
             "OPENPI_COORDINATOR_ADDRESS": "node1:29400",
@@ -66,7 +67,10 @@ def test_flags_complete_and_overrule_variables():
 
 
 BAD = {
-    "some are missing": ({"num_processes": "2"}, r"num_processes=2 .* without --coordinator-address .* and --process-id"),
+    "some are missing": (
+        {"num_processes": "2"},
+        r"num_processes=2 .* without --coordinator-address .* and --process-id",
+    ),
     "no such process": (
         {"coordinator_address": "a:1", "num_processes": "2", "process_id": "2"},
         "process_id is 2 of 2 processes; ids run from 0 to 1",

@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
-from openpi.training.launch import Launch, find_launch, split_flags
+from openpi.training.launch import Launch, find_launch, flags_help, split_flags
 from openpi.training.processor import split_processor
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     from openpi.training import config as _config
 
     flags, argv = split_flags(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv:
+        print(f"A run of several processes is told so in each of them, by flags or variables:\n{flags_help()}\n")
     config = _config.cli(argv, prog="openpi train")
     try:
         launch = find_launch(flags, os.environ)

@@ -75,7 +75,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._pending is not None and processes.count() > 1:
+            # The others may be gone, and then JAX ends this process while it waits for them.
+            logger.error("%s; waiting for the checkpoint that is being written", first_line(error))
         self.close()
 
     def steps(self) -> list[int]:

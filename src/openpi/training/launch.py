@@ -1,9 +1,9 @@
 """Which process of a run this one is, as the command line or the launcher says. No JAX here.
 
-    --coordinator-address, --num-processes, --process-id     flags of `openpi train`, on every node by hand
-    OPENPI_COORDINATOR_ADDRESS, OPENPI_NUM_PROCESSES, ...    the same from the environment; flags win
-    MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK               as torchrun sets them
-    SLURM_*                                                  inside `srun`
+--coordinator-address, --num-processes, --process-id     flags of `openpi train`, on every node by hand
+OPENPI_COORDINATOR_ADDRESS, OPENPI_NUM_PROCESSES, ...    the same from the environment; flags win
+MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK               as torchrun sets them
+SLURM_*                                                  inside `srun`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 _ENVIRONMENT_PREFIX = "OPENPI_"
 _REQUIRED = {
     "coordinator_address": "host:port of process 0, where the processes meet; the port must be free there",
-    "num_processes": "processes of the run, all nodes together",
+    "num_processes": "processes of the run, all nodes together; 1 = this one alone, whatever the launcher says",
     "process_id": "which one this is, from 0",
 }
 _OPTIONS = {**_REQUIRED, "coordinator_timeout_s": "seconds to wait for the other processes at the start"}
@@ -47,9 +47,11 @@ class Launch:
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The flags of this module by field name, and the other words."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="openpi train", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     for name in _OPTIONS:
-        parser.add_argument(_flag(name), _flag(name).replace("-", "_").replace("__", "--", 1))
+        parser.add_argument(_flag(name), f"--{name}")
     flags, rest = parser.parse_known_args(list(argv))
     return vars(flags), rest
 
@@ -60,13 +62,15 @@ def flags_help() -> str:
 
 
 def find_launch(flags: Mapping[str, str], environ: Mapping[str, str]) -> Launch | None:
-    """Where this process stands; None = it is the only one.
+    """Where this process stands; None = it is the only one, as `num_processes` of 1 says whatever the launcher says.
 
     Raises:
         ValueError: some of the three values are given and others are not, or one of them is no such thing.
     """
     given = {name: environ[_variable(name)] for name in _OPTIONS if environ.get(_variable(name))} | dict(flags)
     timeout_s = _number(given.pop("coordinator_timeout_s", str(_DEFAULT_TIMEOUT_S)), "coordinator_timeout_s", least=1)
+    if given.get("num_processes") == "1":
+        return None
     if given:
         launch = _explicit(given)
     elif all(environ.get(name) for name in _TORCHRUN):

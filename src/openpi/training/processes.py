@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ _FOREVER_MS = 7 * 24 * 3600 * 1000
 # Steps that a process may be ahead of the device; see `progress.Window`.
 _STEPS_IN_FLIGHT = 2
 
+_exchanges: Counter[str] = Counter()
 _all_know_of_the_failure = False
 
 
@@ -101,26 +102,28 @@ def is_first() -> bool:
 
 
 def exchange(what: str, value: Any) -> list[Any]:
-    """The JSON values of all processes, by process. Callable from any thread.
+    """The JSON values of all processes, by process.
 
     Args:
-        what: unique in the run; the same in all processes.
+        what: the same in all processes; each may be in use in one thread at a time.
     """
     if count() == 1:
         return [value]
     client = _client()
-    client.key_value_set(f"openpi/{what}/{index()}", json.dumps(value))
-    return [json.loads(client.blocking_key_value_get(f"openpi/{what}/{i}", _FOREVER_MS)) for i in range(count())]
+    place = f"openpi/{what}/{_exchanges[what]}"  # a key can be set only once
+    _exchanges[what] += 1
+    client.key_value_set(f"{place}/{index()}", json.dumps(value))
+    return [json.loads(client.blocking_key_value_get(f"{place}/{i}", _FOREVER_MS)) for i in range(count())]
 
 
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
     """Ends when all processes have come to its end; an error in one is an error in all.
 
-    Not to be nested, and nothing in it may wait for another process. Callable from any thread.
+    Not to be nested, and nothing in it may wait for another process.
 
     Args:
-        what: as in "could not ... while <what>"; unique in the run, the same in all processes.
+        what: as in "failed while <what>"; as of `exchange`.
     Raises:
         the error of this process, or a RuntimeError that tells that of another.
     """
@@ -161,7 +164,10 @@ def check_same(what: str, values: dict[str, Any]) -> None:
         if different:
             _all_know_of_the_failure = True
             changes = "; ".join(f"{key} is {first[key]} in process 0, {theirs.get(key)}" for key in different)
-            raise ValueError(f"{what}: {changes} in process {process}; start all processes with the same command")
+            raise ValueError(
+                f"{what}: {changes} in process {process}; start all processes with the same command, or with "
+                "--num-processes=1 those that are runs of their own"
+            )
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
@@ -175,7 +181,7 @@ def gather(rows: np.ndarray) -> np.ndarray:
 class Vote:
     """What any process says becomes what all say, at the same step, without waiting for the device.
 
-    A sum over the devices is started at every step and read when the device is done with it anyway.
+    A maximum over the devices is started at every step, and read when the device is done with it anyway.
     """
 
     def __init__(self, mesh: Mesh) -> None:
