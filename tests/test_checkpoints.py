@@ -18,7 +18,7 @@ from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.tree import flatten
-from openpi.training import checkpoints, sharding, step_jax
+from openpi.training import sharding, state_files, step_jax
 from openpi.training.checkpoints import Checkpoints, best_step, complete_steps, restore_state
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
@@ -237,7 +237,7 @@ def test_no_room_is_noticed_before_writing(state, tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as run:
         run.save(1, state, write_extras=_nothing)
         run.wait()
-        monkeypatch.setattr(checkpoints, "_SIZE_MARGIN", 1e18)
+        monkeypatch.setattr(state_files, "_SIZE_MARGIN", 1e18)
         with pytest.raises(
             OSError, match=r"step 2 could not be written .* no space left: it takes .*step 1 are intact"
         ):

@@ -1,4 +1,4 @@
-"""`openpi train NAME --exp-name=E ...`: trains a recipe.
+"""`openpi train NAME --exp-name=E ...`: trains a recipe, in one process or as one of several.
 
 Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 130 or 143 = stopped by Ctrl-C or SIGTERM, with a
 checkpoint of the last step: continue with `--resume`.
@@ -7,10 +7,17 @@ checkpoint of the last step: continue with `--resume`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
+from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
+from openpi.training.launch import Launch, find_launch, flags_help, split_flags
 from openpi.training.processor import split_processor
+
+if TYPE_CHECKING:
+    from openpi.training.config import TrainConfig
 
 SUMMARY = "train a recipe"
 
@@ -22,13 +29,35 @@ logger = logging.getLogger("openpi")
 def main(argv: list[str] | None = None) -> int:
     from openpi.training import config as _config
 
+    flags, argv = split_flags(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv:
+        print(f"A run of several processes is told so in each of them, by flags or variables:\n{flags_help()}\n")
     config = _config.cli(argv, prog="openpi train")
-    configure_logging()
+    try:
+        launch = find_launch(flags, os.environ)
+    except ValueError as error:
+        print(f"openpi train: {error}", file=sys.stderr)
+        return 2
+    configure_logging(process=launch.process_id if launch else 0)
     split_processor(config.cpu_devices)
-    from openpi.training import loop
+    from openpi.training import processes
+
+    exit_code = 1
+    try:
+        exit_code = _train(config, launch)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        processes.end(exit_code)
+    return exit_code
+
+
+def _train(config: TrainConfig, launch: Launch | None) -> int:
+    from openpi.training import loop, processes
 
     loop.use_compilation_cache()
     try:
+        processes.start(launch)
         result = loop.train(config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)

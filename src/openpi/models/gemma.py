@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from openpi.models import lora
+from openpi.models.activations import keep_rows
 from openpi.models.gemma_config import GemmaConfig
 
 Params = Mapping[str, Any]
@@ -68,7 +69,7 @@ def forward(
 
     def layer(xs: list, stacked: tuple[Params, tuple[Array, Array] | None]):
         layer_params, layer_cache = stacked
-        return block(layer_params, configs, xs, positions, mask, conds, layer_cache, write_at)
+        return block(layer_params, configs, keep_rows(xs), positions, mask, conds, layer_cache, write_at)
 
     scanned = (params["layers"], kv_cache)
     xs, new_cache = jax.lax.scan(rematerialised(layer, remat), xs, scanned, unroll=unroll(configs[0].depth))

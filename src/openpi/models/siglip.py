@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from openpi.models.activations import keep_rows
 from openpi.models.gemma import rematerialised, unroll
 from openpi.models.siglip_config import SiglipConfig
 
@@ -39,7 +40,7 @@ def forward(
     x = x + params["embedding"]["bias"].astype(jnp.float32) + params["pos_embedding"].astype(jnp.float32)
 
     def layer(x: Array, layer_params: Params) -> tuple[Array, None]:
-        return block(layer_params, x), None
+        return block(layer_params, keep_rows(x)), None
 
     encoder = params["Transformer"]
     x, _ = jax.lax.scan(

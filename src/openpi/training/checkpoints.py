@@ -7,7 +7,11 @@
 
 A step directory is named after the loop index; the stored step counts finished steps, so it is one more. Everything is
 written to a hidden sibling, flushed to disk and renamed; a process that dies at any moment leaves whole checkpoints
-and hidden left-overs, which the next start removes. Source: the checkpoint specification, section 1.2.
+and hidden left-overs, which the next start removes.
+
+In a run of several processes all of them call the same methods of their own `Checkpoints` on one folder of a shared
+file system. Each writes its parts of the arrays; process 0 does the rest, once all have written theirs.
+Source: the checkpoint specification, section 1.2.
 """
 
 from __future__ import annotations
@@ -22,45 +26,48 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
-
-import jax
-import numpy as np
+from typing import IO
 
 from openpi.shared.errors import first_line
+from openpi.training import processes, state_files
+from openpi.training.state_files import required_bytes, restore_state, write_state
 from openpi.training.step_jax import TrainState
-from openpi.weights import orbax_io
+
+__all__ = ["Checkpoints", "best_step", "complete_steps", "required_bytes", "restore_state", "write_state"]
 
 logger = logging.getLogger("openpi")
 
 METRICS_FILE = "eval_metrics.json"
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
-# Beyond the arrays themselves: indices, metadata, and the file system's own share.
-_SIZE_MARGIN = 1.05
 
 WriteExtras = Callable[[Path], None]
 
 
 class Checkpoints:
-    """The step directories of one run, owned by one process at a time.
+    """The step directories of one run, owned by the processes of one run at a time.
 
     Args:
         directory: of the run; created if need be.
         keep_period: keep steps that are multiples of it; None = only the latest.
         keep_best: also keep the step with the lowest `validation_loss`.
     Raises:
-        RuntimeError: another process is training in this directory.
+        RuntimeError: another run is training in this directory.
     """
 
     def __init__(self, directory: Path | str, *, keep_period: int | None = None, keep_best: bool = False) -> None:
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_period = keep_period
         self._keep_best = keep_best
-        self._lock = _lock(self.directory)
         self._writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._lock: IO[str] | None = None
+        if processes.is_first():
+            self._take_over()
+
+    def _take_over(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.directory)
         for leftover in [*self.directory.glob(f"{_PARTIAL}*"), *self.directory.glob(f"{_DISCARDED}*")]:
             logger.info("removing the unfinished checkpoint %s", leftover)
             shutil.rmtree(leftover)
@@ -68,7 +75,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._pending is not None and processes.count() > 1:
+            # The others may be gone, and then JAX ends this process while it waits for them.
+            logger.error("%s; waiting for the checkpoint that is being written", first_line(error))
         self.close()
 
     def steps(self) -> list[int]:
@@ -98,17 +108,11 @@ class Checkpoints:
         """
         self.wait()
         partial = self.directory / f"{_PARTIAL}{step}"
-        shutil.rmtree(partial, ignore_errors=True)
-        self._check_space(step, state)
-        try:
-            partial.mkdir()
-            write_extras(partial)
-            if metrics:
-                (partial / METRICS_FILE).write_text(json.dumps(metrics))
-        except OSError as error:
-            raise self._failure(step, partial, error) from error
-        host_state = jax.device_get(state)
-        self._pending = self._writer.submit(self._write, step, partial, host_state)
+        with processes.together(f"preparing the checkpoint of step {step}"):
+            if processes.is_first():
+                self._prepare(step, partial, state, write_extras, metrics)
+        write = state_files.begin_write(partial, state)
+        self._pending = self._writer.submit(self._write, step, partial, write)
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
@@ -125,7 +129,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._writer.shutdown()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """The state saved at `step`, placed as the template's leaves say.
@@ -135,20 +140,46 @@ class Checkpoints:
         """
         return restore_state(self.path(step), template)
 
-    def _write(self, step: int, partial: Path, state: TrainState) -> None:
+    def _prepare(
+        self,
+        step: int,
+        partial: Path,
+        state: TrainState,
+        write_extras: WriteExtras,
+        metrics: dict[str, float] | None,
+    ) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
         try:
-            write_state(partial, state)
-            (partial / "_CHECKPOINT_METADATA").write_text(_metadata())
-            _flush(partial)
-            partial.rename(self.path(step))
-            _flush_folder(self.directory)
+            self._check_space(state)
+            partial.mkdir()
+            write_extras(partial)
+            if metrics:
+                (partial / METRICS_FILE).write_text(json.dumps(metrics))
+        except OSError as error:
+            raise self._failure(step, partial, error) from error
+
+    def _write(self, step: int, partial: Path, write: Callable[[], None]) -> None:
+        try:
+            with processes.together(f"writing the arrays of the checkpoint of step {step}"):
+                write()
+            with processes.together(f"completing the checkpoint of step {step}"):
+                if processes.is_first():
+                    self._complete(step, partial)
         except Exception as error:  # Orbax reports a full disk as one of several types.
             raise self._failure(step, partial, error) from error
-        logger.info("checkpoint saved: %s", self.path(step))
-        self._prune()
+        if processes.is_first():
+            logger.info("checkpoint saved: %s", self.path(step))
+            self._prune()
+
+    def _complete(self, step: int, partial: Path) -> None:
+        (partial / "_CHECKPOINT_METADATA").write_text(_metadata())
+        _flush(partial)
+        partial.rename(self.path(step))
+        _flush_folder(self.directory)
 
     def _failure(self, step: int, partial: Path, error: Exception) -> OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(partial, ignore_errors=True)
         intact = self.steps()
         kept = (
             f"the checkpoints of step {', '.join(map(str, intact))} are intact" if intact else "there is none before it"
@@ -160,11 +191,10 @@ class Checkpoints:
             "--resume"
         )
 
-    def _check_space(self, step: int, state: TrainState) -> None:
+    def _check_space(self, state: TrainState) -> None:
         needed, free = required_bytes(state), shutil.disk_usage(self.directory).free
         if needed > free:
-            partial = self.directory / f"{_PARTIAL}{step}"
-            raise self._failure(step, partial, OSError(f"no space left: it takes {needed / 1e9:.2f} GB"))
+            raise OSError(f"no space left: it takes {needed / 1e9:.2f} GB")
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -196,94 +226,6 @@ def best_step(directory: Path | str) -> int | None:
         if file.is_file():
             losses[step] = json.loads(file.read_text()).get("validation_loss", float("inf"))
     return min(losses, key=lambda step: (losses[step], step), default=None)
-
-
-def required_bytes(state: TrainState) -> int:
-    """Disk space of one checkpoint, from shapes; an upper bound, because arrays are compressed."""
-    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state)]
-    return int(sum(sizes) * _SIZE_MARGIN)
-
-
-def write_state(directory: Path, state: TrainState) -> None:
-    """Writes the two items `params` and `train_state` (see the top of this file for what is in which)."""
-    has_average = state.ema_params is not None
-    orbax_io.write_params(directory / "params", state.inference_params)
-    train_state = {
-        "step": state.step,
-        "params": state.params if has_average else {},
-        "opt_state": state.opt_state,
-        "model_def": None,
-        "ema_params": None,
-    }
-    orbax_io.write_tree(directory / "train_state", train_state)
-
-
-def restore_state(directory: Path, template: TrainState) -> TrainState:
-    """Reads what `write_state`, or the reference trainer, wrote.
-
-    Args:
-        template: leaves with shape, dtype and, optionally, `sharding`.
-    Raises:
-        ValueError: leaves are missing or have another shape; they are named.
-    """
-    saved = _flat(orbax_io.read_tree(directory / "train_state"))
-    raw = {path.removeprefix("params/"): leaf for path, leaf in saved.items() if path.startswith("params/")}
-    params = _flat(orbax_io.read_params(directory / "params"))
-    flat = {"step": saved["step"], **_under("params", raw or params)}
-    if raw:
-        flat |= _under("ema_params", params)
-    elif template.ema_params is not None:
-        logger.warning("%s has no averaged weights; the average starts from its weights", directory)
-        flat |= _under("ema_params", params)
-    flat |= {path: leaf for path, leaf in saved.items() if path.startswith("opt_state/")}
-    return _fill(template, flat, directory)
-
-
-def _fill(template: TrainState, flat: dict[str, Any], directory: Path) -> TrainState:
-    """The template with every leaf replaced by the saved one of the same path."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
-    found, problems = [], []
-    for key_path, leaf in leaves:
-        path = "/".join(_key_name(key) for key in key_path)
-        value = flat.get(path)
-        if value is None and path.startswith("opt_state/") and path.endswith("/count"):
-            value = flat["step"]  # schedules count steps; an optimiser with a constant rate stores no count
-        if value is None:
-            problems.append(f"{path}: not in the checkpoint")
-        elif tuple(np.shape(value)) != tuple(leaf.shape):
-            problems.append(f"{path}: shape {tuple(np.shape(value))}, the recipe has {tuple(leaf.shape)}")
-        else:
-            found.append(_place(value, leaf))
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        raise ValueError(
-            f"{directory} does not fit the recipe ({len(problems)} leaves differ); has the model or the optimiser "
-            f"been changed since?\n  {shown}"
-        )
-    return jax.tree_util.tree_unflatten(treedef, found)
-
-
-def _place(value: Any, leaf: Any) -> jax.Array:
-    array = np.asarray(value).astype(leaf.dtype, copy=False)
-    return jax.device_put(array, getattr(leaf, "sharding", None))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path, through dicts and lists; the extra last level `value` of the reference trainer is dropped."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    paths = {"/".join(_key_name(key) for key in path): leaf for path, leaf in leaves}
-    return {path.removesuffix("/value"): leaf for path, leaf in paths.items()}
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise TypeError(f"unknown tree key {key!r}")
-
-
-def _under(prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{path}": leaf for path, leaf in flat.items()}
 
 
 def _lock(directory: Path) -> IO[str]:

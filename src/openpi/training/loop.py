@@ -20,7 +20,7 @@ from openpi import transforms
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
-from openpi.training import preflight, recipe_io, run_directory, sharding, step_jax
+from openpi.training import preflight, processes, recipe_io, run_directory, sharding, step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
@@ -59,16 +59,20 @@ def train(config: TrainConfig) -> TrainResult:
             before anything long starts.
         OSError: a checkpoint could not be written; those before it are intact.
     """
-    preflight.check_recipe(config)
-    mesh = sharding.make_mesh(config.fsdp_devices)
+    with processes.together("checking the recipe"):
+        preflight.check_recipe(config)
+        mesh = sharding.make_mesh(config.fsdp_devices)
+    processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     checkpoints, last_step = run_directory.open_run(config)
     start = 0 if last_step is None else last_step + 1
     with checkpoints, Interrupts() as interrupts:
         if last_step is None:
-            preflight.check_weights(config)
-        data = preflight.open_data(config)
+            processes.on_first("fetching the weights", lambda: preflight.check_weights(config))
+        processes.on_first("computing the statistics", lambda: preflight.ensure_norm_stats(config))
+        with processes.together("opening the data"):
+            data = preflight.open_data(config)
         spec = step_jax.state_spec(config, mesh)
-        preflight.check_disk_space(config, spec)
+        processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, spec))
         init_key, train_key = jax.random.split(jax.random.key(config.seed))
         window = Window()
         if last_step is None:
@@ -81,15 +85,16 @@ def train(config: TrainConfig) -> TrainResult:
 
         train_step = step_jax.compile_train_step(config, mesh)
         validate = Validation(config, data, mesh) if data.holdout is not None else None
-        observers = open_observers(config, checkpoints.directory, resume_step=start or None)
+        observers = _open_observers(config, checkpoints.directory, start)
+        vote = processes.Vote(mesh)
         batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(batch, mesh))
-        stopwatch, step, reported = Stopwatch(), start - 1, {}
+        stopwatch, step, reported, signum = Stopwatch(), start - 1, {}, 0
         try:
-            with Progress(num_steps=config.num_train_steps, start=start) as progress:
+            with Progress(num_steps=config.num_train_steps, start=start, is_shown=processes.is_first()) as progress:
                 for step in range(start, config.num_train_steps):
                     batch = next(batches)
                     if step == start:
-                        _show(observers, step, "first_batch", contact_sheet(jax.device_get(batch)))
+                        _show(observers, step, "first_batch", contact_sheet(sharding.local_rows(batch)))
                     state, metrics = train_step(train_key, state, batch)
                     window.add(metrics)
                     progress.step_done()
@@ -104,11 +109,11 @@ def train(config: TrainConfig) -> TrainResult:
                             evaluated = validate(state.inference_params)
                         reported |= evaluated
                         _report(observers, progress, step, evaluated)
-                    is_asked_to_stop = interrupts.signum is not None
-                    if _is_due(step, config.save_interval, is_last) or is_asked_to_stop:
+                    signum = vote(interrupts.signum or 0)
+                    if _is_due(step, config.save_interval, is_last) or signum:
                         extras = _Extras(config, data, batches.state, window)
                         checkpoints.save(step, state, write_extras=extras.write, metrics=evaluated)
-                    if is_asked_to_stop:
+                    if signum:
                         break
         finally:
             batches.close()
@@ -116,7 +121,12 @@ def train(config: TrainConfig) -> TrainResult:
             for observer in observers:
                 observer.close()
         checkpoints.wait()
-        return TrainResult(checkpoints.path(step), step, reported, interrupts.signum)
+        return TrainResult(checkpoints.path(step), step, reported, signum or None)
+
+
+def _open_observers(config: TrainConfig, directory: Path, start: int) -> list[Observer]:
+    """Of several processes the first reports."""
+    return open_observers(config, directory, resume_step=start or None) if processes.is_first() else []
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
@@ -150,11 +160,12 @@ def _log_size(config: TrainConfig, spec: step_jax.TrainState) -> None:
     trainable, frozen = step_jax.split_params(spec.params, config.freeze_filter)
     counts = [sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for part in (trainable, frozen)]
     logger.info(
-        "%s: %s parameters train, %s are frozen; %d devices (%s)",
+        "%s: %s parameters train, %s are frozen; %d devices (%s) of %d processes",
         config.name,
         *(f"{count:,}" for count in counts),
         jax.device_count(),
         jax.devices()[0].device_kind,
+        processes.count(),
     )
 
 

@@ -61,8 +61,8 @@ def check_recipe(config: TrainConfig) -> None:
     recipe_io.check_recipe_can_be_saved(config)
     if config.batch_size % jax.device_count():
         raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices of this machine; "
-            "every device takes an equal share"
+            f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices (of "
+            f"{jax.process_count()} processes); every device takes an equal share"
         )
     config.lr_schedule.create()
     paths = flatten(config.model.abstract_params())
@@ -116,21 +116,28 @@ def open_data(config: TrainConfig) -> TrainingData:
     """
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         data_config = config.data.create(config.assets_dirs, config.model)
-        return TrainingData(data_config, data_loader.create_data_loader(config), holdout=None, contract=None)
+        return TrainingData(data_config, _loader(config), holdout=None, contract=None)
     ensure_norm_stats(config)
     data_config = config.data.create(config.assets_dirs, config.model)
     contract = check_samples(config, data_config)
     return TrainingData(
         data_config,
-        train=data_loader.create_data_loader(config),
+        train=_loader(config),
         holdout=_open_holdout(config, data_config),
         contract=contract,
         action_names=_action_names(data_config, contract),
     )
 
 
+def _loader(config: TrainConfig, **options: Any) -> data_loader.DataLoader:
+    """Of this process's rows of every batch."""
+    return data_loader.create_data_loader(config, part=(jax.process_index(), jax.process_count()), **options)
+
+
 def ensure_norm_stats(config: TrainConfig) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
+    if config.data.repo_id == data_loader.FAKE_REPO_ID:
+        return
     if config.data.create(config.assets_dirs, config.model).norm_stats is not None:
         return
     logger.info("computing the normalisation statistics of %s, from its columns", config.data.repo_id)
@@ -287,7 +294,7 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig) -> Any | None:
     small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
     num_batches = min(config.eval_batches, num_frames // batch_size)
     logger.info("held out for validation: %d episodes, %d frames", len(held), num_frames)
-    return data_loader.create_data_loader(small, split="val", num_batches=num_batches)
+    return _loader(small, split="val", num_batches=num_batches)
 
 
 def check_disk_space(config: TrainConfig, spec: TrainState) -> None:

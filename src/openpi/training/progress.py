@@ -14,9 +14,13 @@ _SHOWN = ("loss", "grad_norm", "param_norm", "learning_rate", "samples_per_s", "
 
 
 class Progress:
-    """Counts steps; `with` it around the loop."""
+    """Counts steps; `with` it around the loop.
 
-    def __init__(self, *, num_steps: int, start: int) -> None:
+    Args:
+        is_shown: of several processes one has the bar.
+    """
+
+    def __init__(self, *, num_steps: int, start: int, is_shown: bool = True) -> None:
         import rich
         from rich import progress
 
@@ -29,7 +33,7 @@ class Progress:
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=rich.get_console(),
-            disable=not rich.get_console().is_terminal,
+            disable=not (is_shown and rich.get_console().is_terminal),
         )
         self._task = self._bar.add_task("training", total=num_steps, completed=start, rate="")
 

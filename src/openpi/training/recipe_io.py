@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
@@ -52,7 +53,16 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
 
 def check_recipe_can_be_saved(config: TrainConfig) -> None:
     """Raises what `save_recipe` would, and writes nothing."""
-    _Encoder().encode(config, "config")
+    recipe_values(config)
+
+
+def recipe_values(config: TrainConfig) -> dict[str, Any]:
+    """Every value of a recipe as JSON, by path, as in `data/repo_id`.
+
+    Raises:
+        ValueError: a field holds something that is not data.
+    """
+    return flatten(_Encoder().encode(config, "config"))
 
 
 def load_recipe(directory: Path | str) -> TrainConfig:

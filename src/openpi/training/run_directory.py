@@ -4,29 +4,53 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
+import time
+import uuid
 from pathlib import Path
 
+from openpi.training import processes
 from openpi.training.checkpoints import Checkpoints, complete_steps
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
 
+# Network file systems may show a new file late.
+_SHARED_WITHIN_S = 10
+
 
 def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     """The run's checkpoints, and the step to continue after; None = a fresh start.
 
+    Process 0 decides and cleans up; the others follow.
+
     Raises:
         FileExistsError: the folder exists, and neither `overwrite` nor `resume` is set.
-        RuntimeError: another process is training in it.
+        RuntimeError: another process is training in it; or this one does not see what process 0 writes there.
         ValueError: no experiment name.
     """
+    checkpoints, last_step = None, None
+    with processes.together("opening the run's folder"):
+        if processes.is_first():
+            checkpoints, last_step = _open(config)
+    if processes.count() > 1:
+        last_step = processes.exchange("the step to continue after", last_step)[0]
+        _check_shared(config.checkpoint_dir)
+    return checkpoints or _checkpoints(config), last_step
+
+
+def _checkpoints(config: TrainConfig) -> Checkpoints:
+    return Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+
+
+def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     directory = config.checkpoint_dir
     if _holds_a_run(directory) and not (config.overwrite or config.resume):
         raise FileExistsError(
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
             "choose another --exp-name"
         )
-    checkpoints = Checkpoints(directory, keep_period=config.keep_period, keep_best=config.keep_best)
+    checkpoints = _checkpoints(config)
     if config.overwrite:
         _wipe(directory)
     if not config.resume:
@@ -42,6 +66,28 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     else:
         logger.info("resuming after step %d of %s", steps[-1], directory)
     return checkpoints, steps[-1]
+
+
+def _check_shared(directory: Path) -> None:
+    """Raises RuntimeError in all processes unless all see a file that process 0 has just written."""
+    here = f"{socket.gethostname()}:{directory}"
+    name, where = processes.exchange("a sign in the run's folder", [f".seen-{uuid.uuid4().hex}", here])[0]
+    with processes.together("writing a sign"):
+        if processes.is_first():
+            (directory / name).touch()
+    try:
+        with processes.together("looking for the sign"):
+            deadline = time.monotonic() + _SHARED_WITHIN_S
+            while not (directory / name).exists():
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{here} is not the folder {where} of process 0; all processes write one checkpoint, so set "
+                        "--checkpoint-base-dir to a folder that all nodes share, and start all in the same directory"
+                    )
+                time.sleep(0.1)
+    finally:
+        if processes.is_first():
+            (directory / name).unlink()
 
 
 def _holds_a_run(directory: Path) -> bool:

@@ -1,17 +1,19 @@
-"""Devices as a mesh (`batch`, `fsdp`), and which axis of which parameter is split over it.
+"""Devices as a mesh (`batch`, `fsdp`), which axis of which parameter is split over it, and arrays placed on it.
 
-Source: the training specification, section 10.
+The devices are those of all processes, in the order of the processes, so that every process holds consecutive rows of
+a batch, and `fsdp` stays within a node where it can. Source: the training specification, section 10.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 logger = logging.getLogger("openpi")
 
@@ -27,16 +29,19 @@ def make_mesh(num_fsdp_devices: int) -> Mesh:
     """All devices as `[devices / num_fsdp_devices, num_fsdp_devices]`.
 
     Raises:
-        ValueError: the device count is not a multiple of it.
+        ValueError: the device count is not a multiple of it, or processes have different numbers of devices.
     """
     count = jax.device_count()
     if num_fsdp_devices < 1 or count % num_fsdp_devices:
         raise ValueError(
-            f"fsdp_devices={num_fsdp_devices} does not divide the {count} devices of this machine; choose one of "
+            f"fsdp_devices={num_fsdp_devices} does not divide the {count} devices; choose one of "
             f"{[n for n in range(1, count + 1) if count % n == 0]}"
         )
-    devices = np.asarray(jax.devices()).reshape(-1, num_fsdp_devices)
-    return Mesh(devices, DATA_AXES)
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    shares = collections.Counter(device.process_index for device in devices)
+    if len(set(shares.values())) > 1:
+        raise ValueError(f"processes have different numbers of devices ({dict(shares)}); give each the same")
+    return Mesh(np.asarray(devices).reshape(-1, num_fsdp_devices), DATA_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -47,6 +52,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def data_sharding(mesh: Mesh) -> NamedSharding:
     """The batch axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXES))
+
+
+def place(array: np.ndarray, where: Sharding) -> jax.Array:
+    """An array that every process has whole; each device takes its part."""
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def place_rows(rows: Any, mesh: Mesh) -> Any:
+    """A tree of this process's rows of a batch -> the global batch. Inverse: `local_rows`."""
+    where = data_sharding(mesh)
+    if where.is_fully_addressable:
+        return jax.device_put(rows, where)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), rows)
+
+
+def local_rows(batch: Any) -> Any:
+    """A tree of arrays split by rows -> this process's rows, as NumPy arrays."""
+    return jax.tree.map(_local_rows, batch)
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def fsdp_spec(shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int) -> PartitionSpec:

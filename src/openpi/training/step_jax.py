@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from openpi.models.activations import split_by_rows
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding
@@ -105,7 +106,8 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     """
     spec = state_spec(config, mesh)
     partial = load_weights(config)
-    placed = {path: jax.device_put(leaf, flatten(spec.params)[path].sharding) for path, leaf in partial.items()}
+    places = {path: leaf.sharding for path, leaf in flatten(spec.params).items()}
+    placed = {path: sharding.place(leaf, places[path]) for path, leaf in partial.items()}
     init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec), donate_argnums=1)
     with warnings.catch_warnings():
         # Frozen leaves change dtype, so their buffers cannot be used again.
@@ -168,10 +170,15 @@ def _without_answer(observation: Observation) -> Observation:
 def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
     """`train_step` jitted over the mesh; the given state's buffers are reused for the next one."""
     placement = _shardings(state_spec(config, mesh))
-    everywhere = sharding.replicated(mesh)
+    everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
+
+    def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with split_by_rows(by_rows):
+            return train_step(config, key, state, batch)
+
     return jax.jit(
-        functools.partial(train_step, config),
-        in_shardings=(everywhere, placement, sharding.data_sharding(mesh)),
+        step,
+        in_shardings=(everywhere, placement, by_rows),
         out_shardings=(placement, everywhere),
         donate_argnums=1,
     )
@@ -180,12 +187,13 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
 def place_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
     """A loader's batch on the devices, without what the model does not take (texts, for example).
 
-    Doubles become f32 and int64 becomes int32 on the host, before the transfer.
+    Doubles become f32 and int64 becomes int32 on the host, before the transfer. In a run of several processes `batch`
+    holds the rows of this one, and the result is the whole batch.
     """
     names = {"images": "image", "image_masks": "image_mask"}
     taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
     numbers = {key: jax.tree.map(_narrow, value) for key, value in batch.items() if key in taken}
-    return jax.device_put(numbers, sharding.data_sharding(mesh))
+    return sharding.place_rows(numbers, mesh)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

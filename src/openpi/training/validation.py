@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from openpi import transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
-from openpi.training import step_jax
+from openpi.training import processes, sharding, step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
@@ -26,7 +26,10 @@ _SEED = 0
 
 
 class Validation:
-    """Callable on parameters; the batches are read once and kept on the host."""
+    """Callable on parameters; the batches are read once and kept on the host.
+
+    Each process of a run reads its rows and turns them into the robot's units; all return the same numbers.
+    """
 
     def __init__(self, config: TrainConfig, data: TrainingData, mesh: Mesh) -> None:
         assert data.holdout is not None
@@ -37,10 +40,11 @@ class Validation:
         self._names = data.action_names
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
-        self._loss = jax.jit(functools.partial(step_jax.eval_step, config))
+        everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
+        self._loss = jax.jit(functools.partial(step_jax.eval_step, config), out_shardings=everywhere)
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
         options = {} if grammar is None else {"grammar": grammar}
-        self._sample = jax.jit(functools.partial(step_jax.sample_step, config, **options))
+        self._sample = jax.jit(functools.partial(step_jax.sample_step, config, **options), out_shardings=by_rows)
 
     def __call__(self, params: step_jax.Params) -> dict[str, float]:
         """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
@@ -48,31 +52,45 @@ class Validation:
         A model that writes actions as tokens also has `undecodable`, the share of samples that were no chunk; the
         error is that of the others, and missing when there are none.
         """
-        losses, errors, num_samples = [], [], 0
+        losses, decodable, errors = [], [], []
         for i, batch in enumerate(self._batches):
             key = jax.random.fold_in(jax.random.key(_SEED), i)
             placed = self._place(batch)
             losses.append(float(self._loss(key, params, placed)))
-            errors += self._action_errors(np.asarray(self._sample(key, params, placed)), batch)
-            num_samples += len(batch["state"])
+            sampled = sharding.local_rows(self._sample(key, params, placed))
+            decodable_rows, error_rows = self._action_errors(sampled, batch)
+            decodable.append(decodable_rows)
+            errors.append(error_rows)
         found = {"validation_loss": float(np.mean(losses))}
+        is_decodable, error = _of_all_processes(decodable), _of_all_processes(errors)
         if self._writes_tokens:
-            found["undecodable"] = 1 - len(errors) / num_samples
-        if not errors:
+            found["undecodable"] = 1 - int(is_decodable.sum()) / len(is_decodable)
+        if not is_decodable.any():
             return found
-        error = np.mean(errors, axis=0)
+        error = np.mean(error[is_decodable], axis=0)
         names = self._names if len(self._names) == len(error) else [str(i) for i in range(len(error))]
         per_dim = {f"action_error/{name}": float(e) for name, e in zip(names, error, strict=True)}
         return found | {"action_error": float(error.mean())} | per_dim
 
-    def _action_errors(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> list[np.ndarray]:
-        """Per decodable sample float[d]: mean over the horizon of |sampled - recorded|, in the robot's units."""
-        errors = []
-        for state, ours, theirs in zip(batch["state"], sampled, batch["actions"], strict=True):
+    def _action_errors(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Per sample whether it is decodable, bool[b], and the error f64[b d], zero where it is not.
+
+        The error is the mean over the horizon of |sampled - recorded|, in the robot's units.
+        """
+        recorded = [self._recorded_to_robot(*row) for row in zip(batch["state"], batch["actions"], strict=True)]
+        is_decodable = np.zeros(len(recorded), bool)
+        errors = np.zeros((len(recorded), recorded[0].shape[-1]))
+        for i, (state, ours, theirs) in enumerate(zip(batch["state"], sampled, recorded, strict=True)):
             with contextlib.suppress(UndecodableActionsError):
-                difference = self._sampled_to_robot(state, ours) - self._recorded_to_robot(state, theirs)
-                errors.append(np.abs(difference).mean(axis=0))
-        return errors
+                errors[i] = np.abs(self._sampled_to_robot(state, ours) - theirs).mean(axis=0)
+                is_decodable[i] = True
+        return is_decodable, errors
+
+
+def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
+    """This process's rows of every batch -> all rows, in the order in which one process would have had them."""
+    gathered = processes.gather(np.stack(batches))  # [process batch row ...]
+    return gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[3:])
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -4,6 +4,7 @@ Reads go straight to the wanted dtype, leaf by leaf, and never touch what was no
 sibling that is renamed. Source: the checkpoint specification, sections 1.1 to 1.3.
 """
 
+import functools
 import logging
 import shutil
 import uuid
@@ -18,6 +19,9 @@ import orbax.checkpoint as ocp
 from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
 from openpi.weights.integrity import check_complete
+
+# A process of several gives up on the others' parts of a checkpoint after this.
+_WRITE_TIMEOUT_S = 3600
 
 # Orbax warns about files that only its newer layouts have.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -62,6 +66,55 @@ def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
 
 
+def leaf_metadata(path: Path | str) -> dict[str, Any]:
+    """Every leaf of a stored tree as `leaves_by_path` names it; each has a shape and a dtype. No data is read.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    return leaves_by_path(_metadata(_existing(path)))
+
+
+def read_leaves(path: Path | str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Leaves of a stored tree as arrays on their devices; each process reads the parts that its devices hold.
+
+    Args:
+        wanted: dtype and sharding (None = the first device) by the names of `leaf_metadata`, all of them stored.
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = _existing(path)
+    tree = _metadata(folder)
+
+    def arg(key_path: Any, _: Any) -> ocp.RestoreArgs:
+        leaf = wanted.get(_path_text(key_path))
+        if leaf is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return _restore_arg(leaf.dtype, as_numpy=False, sharding=leaf.sharding)(leaf)
+
+    args = jax.tree_util.tree_map_with_path(arg, tree)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args))
+    return {path: leaf for path, leaf in leaves_by_path(restored).items() if path in wanted}
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by '/'-joined path through dicts, lists and dataclasses, without the extra last level `value`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_path_text(key_path): leaf for key_path, leaf in leaves}
+
+
+def _path_text(key_path: Any) -> str:
+    return "/".join(_key_text(key) for key in key_path).removesuffix("/value")
+
+
+def _key_text(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"unknown tree key {key!r}")
+
+
 def read_tree(path: Path | str, template: Any = None) -> Any:
     """A whole tree, such as `train_state/`, as NumPy leaves.
 
@@ -90,6 +143,28 @@ def write_params(path: Path | str, params: Mapping[str, Any]) -> None:
     write_tree(path, {"params": dict(params)})
 
 
+def begin_write(trees: Mapping[Path, Any]) -> Callable[[], None]:
+    """Copies trees of arrays off the devices; the function returned writes them, in whatever thread.
+
+    In a run of several processes all of them call both; each writes the parts that it holds.
+
+    Args:
+        trees: by the folder to write to, of which nothing may be there.
+    """
+    if jax.process_count() == 1:
+        copies = jax.device_get(dict(trees))
+        return functools.partial(_write_trees, copies)
+    writers = [ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), timeout_secs=_WRITE_TIMEOUT_S) for _ in trees]
+    for writer, (path, tree) in zip(writers, trees.items(), strict=True):
+        writer.save(path.absolute(), args=ocp.args.PyTreeSave(tree))
+
+    def finish() -> None:
+        for writer in writers:
+            writer.close()
+
+    return finish
+
+
 def write_tree(path: Path | str, tree: Any) -> None:
     """Writes any pytree of arrays as an Orbax (OCDBT, zarr v2) folder, all or nothing.
 
@@ -107,6 +182,11 @@ def write_tree(path: Path | str, tree: Any) -> None:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_trees(trees: Mapping[Path, Any]) -> None:
+    for path, tree in trees.items():
+        write_tree(path, tree)
 
 
 def _existing(path: Path | str) -> Path:
@@ -147,7 +227,7 @@ def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], o
     if as_numpy:
         return lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
     # The stored sharding names the devices of the machine that wrote the tree; always say where to go.
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return lambda _: ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=dtype, sharding=place)
 
 
