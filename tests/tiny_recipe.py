@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from openpi.models.gemma_config import GemmaConfig
+from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
@@ -160,3 +160,14 @@ as_recorded = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS))
 wider_state = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfWiderState()))
 fewer_actions = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfFewerActions()))
 padding_returned = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, outputs=OutputsOfPadding()))
+
+# Adapters on a frozen transformer.
+_ADAPTED = dataclasses.replace(_EXPERT, attn_lora=LoRAConfig(rank=2, alpha=2.0), ffn_lora=LoRAConfig(rank=2, alpha=2.0))
+_LORA = dataclasses.replace(MODEL, paligemma_variant=_ADAPTED, action_expert_variant=_ADAPTED)
+lora = dataclasses.replace(
+    arm, name="lora", model=_LORA, freeze_filter=_LORA.get_freeze_filter(), ema_decay=None, num_train_steps=4
+)
+
+
+def everything_but_the_head(path: str) -> bool:
+    return not path.startswith("action_out_proj")

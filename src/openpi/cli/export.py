@@ -1,8 +1,12 @@
-"""`openpi export CHECKPOINT --merge --output DIR`: the adapters of a LoRA checkpoint added to its weights.
+"""`openpi export CHECKPOINT --merge | --adapters | --full --output DIR`: a LoRA checkpoint in another form.
 
-The result has the published layout without any adapter, for tools that know none. The update is added in float32,
-and both models are run on the same random inputs before anything is written. Exit codes: 0 = written; 1 = refused or
-failed; 2 = bad command line.
+    --merge      the adapters added to the weights: the published layout, for tools that know no adapters. The update is
+                 added in float32, and both models are run on the same random inputs before anything is written
+    --adapters   without the frozen weights, which are read from their base: MBs instead of GBs
+    --full       with the frozen weights again
+
+The result is for inference: it has no optimiser state. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command
+line.
 """
 
 from __future__ import annotations
@@ -20,8 +24,10 @@ import numpy as np
 if TYPE_CHECKING:
     from openpi.models.model import BaseModel
     from openpi.models.model_config import BaseModelConfig
+    from openpi.training.config import TrainConfig
+    from openpi.weights.adapter_base import AdapterBase
 
-SUMMARY = "merge the adapters of a LoRA checkpoint into its weights"
+SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
 
 logger = logging.getLogger("openpi")
@@ -33,7 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     configure_logging()
     try:
-        merge_checkpoint(args.checkpoint, args.output, config=args.config, verify=args.verify)
+        if args.merge:
+            merge_checkpoint(args.checkpoint, args.output, config=args.config, verify=args.verify)
+        elif args.adapters:
+            extract_adapters(args.checkpoint, args.output, config=args.config, base=args.base)
+        else:
+            complete_checkpoint(args.checkpoint, args.output, config=args.config)
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi export: {error}", file=sys.stderr)
@@ -47,11 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="openpi export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
-    parser.add_argument("--merge", action="store_true", required=True, help="add the adapters to the weights")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--merge", action="store_true", help="add the adapters to the weights")
+    form.add_argument("--adapters", action="store_true", help="leave the frozen weights out; they stay in their base")
+    form.add_argument("--full", action="store_true", help="put the frozen weights of the base in")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--base", help="with --adapters: params/ folder of the base; default: the recipe's")
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     parser.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="do not compare the two models before writing"
+        "--no-verify", dest="verify", action="store_false", help="with --merge: do not compare the two models first"
     )
     return parser
 
@@ -64,17 +79,11 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
         FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
         ValueError: the model has no adapters, or the merged model computes something else.
     """
-    from openpi.cli import serve
     from openpi.models import lora
     from openpi.models.model import restore_params
     from openpi.models.model_config import freeze_nothing
-    from openpi.training import recipe_io
-    from openpi.weights import orbax_io
 
-    if output.exists():
-        raise FileExistsError(f"{output} exists; choose another --output, or move it away")
-    checkpoint = serve.find_checkpoint(place)
-    recipe = serve.choose_recipe(checkpoint, config)
+    checkpoint, recipe = _open(place, output, config)
     plain = lora.without_adapters(recipe.model)
     if plain == recipe.model:
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
@@ -83,15 +92,79 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     merged = lora.merged(model.load(params).params, model.experts)
     if verify:
         _check_same_outputs(model, params, plain, merged)
+    recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
+    _write(checkpoint, output, recipe, merged)
+
+
+def extract_adapters(place: str, output: Path, *, config: str | None = None, base: str | None = None) -> None:
+    """Writes the checkpoint without its frozen weights, all or nothing.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
+        ValueError: the recipe freezes nothing, names no base, or the frozen weights are not the base's.
+    """
+    from openpi.models.model import restore_params
+    from openpi.shared.tree import flatten, unflatten
+    from openpi.weights.adapter_base import AdapterBase
+
+    checkpoint, recipe = _open(place, output, config)
+    base = base or getattr(recipe.weight_loader, "params_path", None)
+    if base is None:
+        raise ValueError(f"recipe '{recipe.name}' starts from no checkpoint; name the base with --base")
+    params = flatten(restore_params(checkpoint / "params"))
+    frozen = {path: leaf for path, leaf in params.items() if recipe.freeze_filter(path)}
+    if not frozen:
+        raise ValueError(f"recipe '{recipe.name}' freezes nothing: every weight may differ from the base's")
+    trained = unflatten({path: leaf for path, leaf in params.items() if path not in frozen})
+    adapter_base = AdapterBase.of(base, frozen)
+    adapter_base.read(restore_params)  # checks that they are the base's
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), trained, adapter_base)
+
+
+def complete_checkpoint(place: str, output: Path, *, config: str | None = None) -> None:
+    """Writes the checkpoint with all its weights, all or nothing.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
+        ValueError: the checkpoint is whole already, or its base has changed.
+    """
+    from openpi.models.model import restore_params
+    from openpi.weights.adapter_base import AdapterBase
+
+    checkpoint, recipe = _open(place, output, config)
+    if AdapterBase.load(checkpoint) is None:
+        raise ValueError(f"{checkpoint} holds all its weights; there is nothing to put in")
+    params = restore_params(checkpoint / "params")
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=True), params)
+
+
+def _open(place: str, output: Path, config: str | None) -> tuple[Path, TrainConfig]:
+    from openpi.cli import serve
+
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another --output, or move it away")
+    checkpoint = serve.find_checkpoint(place)
+    return checkpoint, serve.choose_recipe(checkpoint, config)
+
+
+def _write(
+    checkpoint: Path, output: Path, recipe: TrainConfig, params: dict[str, Any], base: AdapterBase | None = None
+) -> None:
+    """The checkpoint with other parameters and another recipe."""
+    from openpi.training import recipe_io
+    from openpi.weights import orbax_io
+
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        orbax_io.write_params(partial / "params", merged)
+        orbax_io.write_params(partial / "params", params)
         if (checkpoint / "assets").is_dir():
             shutil.copytree(checkpoint / "assets", partial / "assets")
         if (checkpoint / "contract.json").is_file():
             shutil.copyfile(checkpoint / "contract.json", partial / "contract.json")
-        recipe_io.save_recipe(partial, dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing))
+        recipe_io.save_recipe(partial, recipe)
+        if base is not None:
+            base.save(partial)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

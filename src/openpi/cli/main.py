@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve a checkpoint to robots over websocket",
-    "export": "merge the adapters of a LoRA checkpoint into its weights",
+    "export": "a LoRA checkpoint merged, without its base, or whole",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",
 }

@@ -30,6 +30,7 @@ from typing import IO
 
 from openpi.shared.errors import first_line
 from openpi.training import processes, state_files
+from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.state_files import required_bytes, restore_state, write_state
 from openpi.training.step_jax import TrainState
 
@@ -95,6 +96,7 @@ class Checkpoints:
         *,
         write_extras: WriteExtras,
         metrics: dict[str, float] | None = None,
+        is_left_out: Filter = freeze_nothing,
     ) -> None:
         """Copies the state to the host, then writes in the background; waits for the save before.
 
@@ -103,6 +105,7 @@ class Checkpoints:
             write_extras: writes the small files into the given directory; called before this returns, so that
                 it sees the loop as it is now.
             metrics: of the validation at this step; `validation_loss` decides which is best.
+            is_left_out: parameters that are not written, see `state_files.begin_write`.
         Raises:
             OSError: this save, or the one before, did not succeed; complete checkpoints are untouched.
         """
@@ -110,8 +113,9 @@ class Checkpoints:
         partial = self.directory / f"{_PARTIAL}{step}"
         with processes.together(f"preparing the checkpoint of step {step}"):
             if processes.is_first():
-                self._prepare(step, partial, state, write_extras, metrics)
-        write = state_files.begin_write(partial, state)
+                self._check_space(step, partial, required_bytes(state, is_left_out=is_left_out))
+                self._prepare(step, partial, write_extras, metrics)
+        write = state_files.begin_write(partial, state, is_left_out=is_left_out)
         self._pending = self._writer.submit(self._write, step, partial, write)
 
     def wait(self) -> None:
@@ -144,13 +148,11 @@ class Checkpoints:
         self,
         step: int,
         partial: Path,
-        state: TrainState,
         write_extras: WriteExtras,
         metrics: dict[str, float] | None,
     ) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            self._check_space(state)
             partial.mkdir()
             write_extras(partial)
             if metrics:
@@ -191,10 +193,9 @@ class Checkpoints:
             "--resume"
         )
 
-    def _check_space(self, state: TrainState) -> None:
-        needed, free = required_bytes(state), shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise OSError(f"no space left: it takes {needed / 1e9:.2f} GB")
+    def _check_space(self, step: int, partial: Path, needed: int) -> None:
+        if needed > shutil.disk_usage(self.directory).free:
+            raise self._failure(step, partial, OSError(f"no space left: it takes {needed / 1e9:.2f} GB"))
 
     def _prune(self) -> None:
         steps = self.steps()

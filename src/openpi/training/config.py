@@ -79,6 +79,8 @@ class TrainConfig:
         num_workers: processes that decode and transform samples; 0 = in this one.
         log_interval: steps between log lines; also the only points where the host waits for the device.
         save_interval: steps between checkpoints.
+        save_frozen_params: whether checkpoints hold the frozen weights too, as published ones do. Without them, a
+            checkpoint of adapters takes MBs, and reads the rest from where `weight_loader` found it.
         keep_period: checkpoints at multiples of it stay; None = none but the latest.
         keep_best: also keep the checkpoint with the lowest validation loss.
         holdout_episodes: episodes kept out of training for validation: a number, or a fraction below 1.
@@ -119,6 +121,7 @@ class TrainConfig:
 
     log_interval: int = 100
     save_interval: int = 1000
+    save_frozen_params: bool = True
     keep_period: int | None = 5000
     keep_best: bool = False
 

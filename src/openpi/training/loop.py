@@ -20,7 +20,7 @@ from openpi import transforms
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
-from openpi.training import preflight, processes, recipe_io, run_directory, sharding, step_jax
+from openpi.training import adapters, preflight, processes, recipe_io, run_directory, sharding, step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
@@ -28,6 +28,7 @@ from openpi.training.prefetch import Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
 from openpi.training.tracking import Observer, open_observers
 from openpi.training.validation import Validation
+from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
@@ -82,6 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
             state = checkpoints.restore(last_step, spec)
             _restore_loop(checkpoints.path(last_step), data, window)
         _log_size(config, spec)
+        base = adapters.base_of(config, state)
 
         train_step = step_jax.compile_train_step(config, mesh)
         validate = Validation(config, data, mesh) if data.holdout is not None else None
@@ -111,8 +113,14 @@ def train(config: TrainConfig) -> TrainResult:
                         _report(observers, progress, step, evaluated)
                     signum = vote(interrupts.signum or 0)
                     if _is_due(step, config.save_interval, is_last) or signum:
-                        extras = _Extras(config, data, batches.state, window)
-                        checkpoints.save(step, state, write_extras=extras.write, metrics=evaluated)
+                        extras = _Extras(config, data, batches.state, window, base)
+                        checkpoints.save(
+                            step,
+                            state,
+                            write_extras=extras.write,
+                            metrics=evaluated,
+                            is_left_out=adapters.left_out(config),
+                        )
                     if signum:
                         break
         finally:
@@ -177,9 +185,12 @@ class _Extras:
     data: preflight.TrainingData
     loader_state: Any
     window: Window
+    base: AdapterBase | None
 
     def write(self, directory: Path) -> None:
         recipe_io.save_recipe(directory, self.config)
+        if self.base is not None:
+            self.base.save(directory)
         if self.data.contract is not None:
             self.data.contract.save(directory)
         loop_state = {"loader": self.loader_state, "window": self.window.values()}

@@ -19,7 +19,7 @@ from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten
-from openpi.training import data_loader, norm_stats, recipe_io
+from openpi.training import adapters, data_loader, norm_stats, recipe_io
 from openpi.training.checkpoints import required_bytes
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -59,6 +59,7 @@ def check_recipe(config: TrainConfig) -> None:
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
     recipe_io.check_recipe_can_be_saved(config)
+    adapters.check(config)
     if config.batch_size % jax.device_count():
         raise ValueError(
             f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices (of "
@@ -303,7 +304,8 @@ def check_disk_space(config: TrainConfig, spec: TrainState) -> None:
     Raises:
         OSError: they do not.
     """
-    needed, free = required_bytes(spec), shutil.disk_usage(config.checkpoint_dir).free
+    needed = required_bytes(spec, is_left_out=adapters.left_out(config))
+    free = shutil.disk_usage(config.checkpoint_dir).free
     if needed > free:
         raise OSError(
             f"a checkpoint takes up to {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free in "

@@ -1,11 +1,13 @@
 """The training state as the two Orbax items of a checkpoint, `params` and `train_state`.
 
 With an average (EMA), `params` holds the average and `train_state` the raw weights; without one, `params` holds the
-weights and `train_state` none. Source: the checkpoint specification, section 1.2.
+weights and `train_state` none. Frozen weights may be left out: they are read from where they came from.
+Source: the checkpoint specification, section 1.2.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,27 +17,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from openpi.shared.tree import flatten, unflatten
+from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.step_jax import TrainState
 from openpi.weights import orbax_io
+from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
 PARAMS, TRAIN_STATE = "params", "train_state"
+_BASE = "base"  # where the frozen weights of a checkpoint without them are
 # Beyond the arrays themselves: indices, metadata, and the file system's own share.
 _SIZE_MARGIN = 1.05
 
 
-def required_bytes(state: TrainState) -> int:
+def required_bytes(state: TrainState, *, is_left_out: Filter = freeze_nothing) -> int:
     """Disk space of one checkpoint, from shapes; an upper bound, because arrays are compressed."""
-    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state)]
+    leaves = jax.tree.leaves(_without(state, is_left_out))
+    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
     return int(sum(sizes) * _SIZE_MARGIN)
 
 
-def begin_write(directory: Path, state: TrainState) -> Callable[[], None]:
+def begin_write(directory: Path, state: TrainState, *, is_left_out: Filter = freeze_nothing) -> Callable[[], None]:
     """Copies the state off the devices; the function returned writes the two items, in whatever thread.
 
     All processes of a run call both; none needs more of the state than its devices hold.
+
+    Args:
+        is_left_out: parameters that are not written; an `AdapterBase` beside them has to say where they are.
     """
+    state = _without(state, is_left_out)
     has_average = state.ema_params is not None
     train_state = {
         "step": state.step,
@@ -48,9 +59,17 @@ def begin_write(directory: Path, state: TrainState) -> Callable[[], None]:
     return orbax_io.begin_write(items)
 
 
-def write_state(directory: Path, state: TrainState) -> None:
+def write_state(directory: Path, state: TrainState, *, is_left_out: Filter = freeze_nothing) -> None:
     """`begin_write`, and waits for it."""
-    begin_write(directory, state)()
+    begin_write(directory, state, is_left_out=is_left_out)()
+
+
+def _without(state: TrainState, is_left_out: Filter) -> TrainState:
+    def kept(params: Any) -> Any:
+        return unflatten({path: leaf for path, leaf in flatten(params).items() if not is_left_out(path)})
+
+    average = None if state.ema_params is None else kept(state.ema_params)
+    return dataclasses.replace(state, params=kept(state.params), ema_params=average)
 
 
 def restore_state(directory: Path, template: TrainState) -> TrainState:
@@ -75,7 +94,12 @@ class _Saved:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._leaves = {item: orbax_io.leaf_metadata(directory / item) for item in (PARAMS, TRAIN_STATE)}
+        self._folders = {item: directory / item for item in (PARAMS, TRAIN_STATE)}
+        self._base = AdapterBase.load(directory)
+        self._frozen = frozenset(() if self._base is None else self._base.frozen)
+        if self._base is not None:
+            self._folders[_BASE] = self._base.folder()
+        self._leaves = {item: orbax_io.leaf_metadata(folder) for item, folder in self._folders.items()}
         self.has_average = any(path.startswith("params/") for path in self._leaves[TRAIN_STATE])
 
     def check_fits(self, wanted: dict[str, Any]) -> None:
@@ -98,10 +122,12 @@ class _Saved:
         """Arrays by path in the state."""
         sources = {path: self._source(path) for path in wanted}
         read: dict[tuple[str, str], jax.Array] = {}
-        for item in (PARAMS, TRAIN_STATE):
+        for item, folder in self._folders.items():
             leaves = {stored: wanted[path] for path, (where, stored) in sources.items() if where == item}
             if leaves:
-                arrays = orbax_io.read_leaves(self._directory / item, leaves)
+                arrays = orbax_io.read_leaves(folder, leaves)
+                if item == _BASE and self._base is not None:
+                    self._base.check({stored.removeprefix("params/"): array for stored, array in arrays.items()})
                 read |= {(item, stored): array for stored, array in arrays.items()}
         found: dict[str, jax.Array] = {}
         given = set()
@@ -114,6 +140,8 @@ class _Saved:
     def _source(self, path: str) -> tuple[str, str]:
         """The item, and the path in it, of a leaf of the state."""
         kind, _, rest = path.partition("/")
+        if kind in ("params", "ema_params") and rest in self._frozen:
+            return _BASE, f"params/{rest}"
         if kind == "ema_params" or (kind == "params" and not self.has_average):
             return PARAMS, f"params/{rest}"
         if path.endswith("/count") and path not in self._leaves[TRAIN_STATE]:

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
+from openpi.weights.adapter_base import AdapterBase
 from openpi.weights.integrity import check_complete
 
 # A process of several gives up on the others' parts of a checkpoint after this.
@@ -37,23 +38,37 @@ def read_params(
 ) -> dict[str, Any]:
     """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
 
+    Of a checkpoint that holds adapters only, the frozen rest is read from its base.
+
     Args:
         path: the `params/` folder, local or remote.
         dtype: cast while reading; None keeps each leaf's own.
         as_numpy: NumPy leaves, else `jax.Array`s on `sharding` (default: the first device).
         only: '/'-joined paths of the leaves to read; None = all.
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: not an Orbax tree with the top key `params`, or one that is damaged.
+        FileNotFoundError: no such folder, or the base of adapters is not there.
+        ValueError: not an Orbax tree with the top key `params`, one that is damaged, or another base than the adapters
+            were trained on.
     """
     folder = _existing(path)
+    base = AdapterBase.load(folder.parent)
+    wanted = None if only is None else set(only)
+    params = _read_stored(folder, _restore_arg(dtype, as_numpy, sharding), wanted)
+    if base is None:
+        return params
+    read = functools.partial(read_params, dtype=dtype, as_numpy=as_numpy, sharding=sharding, only=base.frozen)
+    frozen = {path: leaf for path, leaf in base.read(read).items() if wanted is None or path in wanted}
+    as_asked = frozen if dtype is None else {path: leaf.astype(dtype) for path, leaf in frozen.items()}
+    return unflatten({**as_asked, **flatten(params)})
+
+
+def _read_stored(folder: Path, arg: Callable[[Any], ocp.RestoreArgs], only: Collection[str] | None) -> dict[str, Any]:
     tree = _params_tree(folder)
     if only is not None:
         stored = flatten(tree)
         suffix = _value_level(stored)
         tree = unflatten({path: leaf for path, leaf in stored.items() if path.removesuffix(suffix) in only})
-    restored = _restore(folder, {"params": tree}, _restore_arg(dtype, as_numpy, sharding))
-    return _strip_value_level(restored["params"])
+    return _strip_value_level(_restore(folder, {"params": tree}, arg)["params"])
 
 
 def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -62,8 +77,11 @@ def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
         FileNotFoundError, ValueError: as of `read_params`.
     """
-    tree = _strip_value_level(_params_tree(_existing(path)))
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
+    folder = _existing(path)
+    tree = _strip_value_level(_params_tree(folder))
+    found = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
+    base = AdapterBase.load(folder.parent)
+    return found if base is None else params_metadata(base.folder()) | found
 
 
 def leaf_metadata(path: Path | str) -> dict[str, Any]:

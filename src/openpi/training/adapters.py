@@ -1,0 +1,55 @@
+"""Checkpoints without the frozen weights (`save_frozen_params=False`): what is left out, and where it is read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openpi.shared.tree import flatten
+from openpi.training.config import TrainConfig
+from openpi.training.freeze import Filter, freeze_nothing
+from openpi.training.weight_loaders import CheckpointWeightLoader
+from openpi.weights.adapter_base import AdapterBase
+
+
+def left_out(config: TrainConfig) -> Filter:
+    """Which parameters a checkpoint of this recipe does not hold."""
+    return freeze_nothing if config.save_frozen_params else config.freeze_filter
+
+
+def check(config: TrainConfig) -> None:
+    """Raises ValueError, or FileNotFoundError, unless what checkpoints leave out can be read again. Reads no arrays."""
+    if config.save_frozen_params:
+        return
+    from openpi.weights import orbax_io
+
+    place = _params_path(config)
+    frozen = [path for path in flatten(config.model.abstract_params()) if config.freeze_filter(path)]
+    if not frozen:
+        raise ValueError(
+            "save_frozen_params=False, but freeze_filter freezes nothing: checkpoints would hold all weights anyway. "
+            "Leave it out, or set freeze_filter=model.get_freeze_filter()"
+        )
+    there = orbax_io.params_metadata(place)
+    missing = [path for path in frozen if path not in there]
+    if missing:
+        raise ValueError(
+            f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {place} and start at random, "
+            f"such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not freeze them"
+        )
+
+
+def base_of(config: TrainConfig, state: Any) -> AdapterBase | None:
+    """What checkpoints have to say about the frozen weights that they leave out; None when they hold all."""
+    if config.save_frozen_params:
+        return None
+    frozen = {path: leaf for path, leaf in flatten(state.params).items() if config.freeze_filter(path)}
+    return AdapterBase.of(_params_path(config), frozen)
+
+
+def _params_path(config: TrainConfig) -> str:
+    if not isinstance(config.weight_loader, CheckpointWeightLoader):
+        raise ValueError(
+            f"save_frozen_params=False needs frozen weights that lie in a checkpoint; weight_loader is a "
+            f"{type(config.weight_loader).__name__}. Use CheckpointWeightLoader, or leave save_frozen_params=True"
+        )
+    return config.weight_loader.params_path

@@ -1,0 +1,154 @@
+"""Fine-tuning with adapters: what changes, what is saved, and checkpoints without the frozen weights."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tiny_recipe
+from openpi.cli import export
+from openpi.models.model import restore_params
+from openpi.policies.policy_config import create_trained_policy
+from openpi.shared.tree import flatten
+from openpi.training import loop, preflight
+from openpi.training.config import TrainConfig
+from openpi.training.recipe_io import load_recipe
+from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
+from openpi.weights import orbax_io
+from openpi.weights.adapter_base import ADAPTERS_FILE
+
+OBSERVATION = {"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3, np.float32), "prompt": "put it down"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """Weights to start from, of the same model without adapters."""
+    folder = tmp_path_factory.mktemp("base") / "params"
+    orbax_io.write_params(folder, tiny_recipe.MODEL.create(jax.random.key(7)).params)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(base, arm_dataset, tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("runs")
+    return dataclasses.replace(
+        tiny_recipe.lora,
+        weight_loader=CheckpointWeightLoader(str(base)),
+        data=dataclasses.replace(tiny_recipe.lora.data, repo_id=str(arm_dataset)),
+        assets_base_dir=str(folder / "assets"),
+        checkpoint_base_dir=str(folder / "checkpoints"),
+        save_interval=2,
+        keep_period=2,
+    )
+
+
+def run(recipe: TrainConfig, name: str, **changes) -> Path:
+    return loop.train(dataclasses.replace(recipe, exp_name=name, **changes)).checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(recipe) -> Path:
+    """A checkpoint as published ones are: with everything."""
+    return run(recipe, "whole")
+
+
+@pytest.fixture(scope="module")
+def light(recipe) -> Path:
+    """The same training, interrupted once, with checkpoints that leave the frozen weights out."""
+    run(recipe, "light", save_frozen_params=False, num_train_steps=3)
+    return run(recipe, "light", save_frozen_params=False, resume=True)
+
+
+def params_of(checkpoint: Path) -> dict[str, np.ndarray]:
+    return flatten(restore_params(checkpoint / "params"))
+
+
+def assert_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for path, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[path], err_msg=path)
+
+
+def test_only_what_is_not_frozen_changes(recipe, whole, base):
+    start, end = flatten(restore_params(base, dtype="bfloat16")), params_of(whole)
+    frozen = {path for path in end if recipe.freeze_filter(path)}
+    assert any("llm" in path for path in frozen) and not any("lora" in path for path in frozen)
+    for path, leaf in end.items():
+        if "lora" in path:
+            assert leaf.dtype == np.float32
+        else:
+            assert (leaf.astype(start[path].dtype) == start[path]).all() == (path in frozen), path
+
+
+def test_a_checkpoint_without_frozen_weights_is_the_same_after_an_interruption_and_smaller(recipe, whole, light):
+    stored = {path.removeprefix("params/") for path in orbax_io.leaf_metadata(light / "params")}
+    assert stored == {path for path in params_of(whole) if not recipe.freeze_filter(path)}
+    assert orbax_io.params_metadata(light / "params").keys() == params_of(whole).keys()
+    assert_equal(params_of(light), params_of(whole))
+
+
+def test_both_are_served_alike(whole, light):
+    noise = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    chunks = []
+    for checkpoint in (whole, light):
+        policy = create_trained_policy(load_recipe(checkpoint), checkpoint, sample_kwargs={"num_steps": 2})
+        chunks.append(policy.infer(OBSERVATION, noise=noise)["actions"])
+    np.testing.assert_array_equal(*chunks)
+
+
+def test_each_form_is_made_from_the_other(whole, light, tmp_path):
+    assert export.main([str(whole), "--adapters", f"--output={tmp_path / 'light'}"]) == 0
+    assert (tmp_path / "light" / ADAPTERS_FILE).read_text() == (light / ADAPTERS_FILE).read_text()
+    assert_equal(params_of(tmp_path / "light"), params_of(whole))
+    assert export.main([str(light), "--full", f"--output={tmp_path / 'whole'}"]) == 0
+    assert not (tmp_path / "whole" / ADAPTERS_FILE).exists()
+    assert_equal(params_of(tmp_path / "whole"), params_of(whole))
+    assert export.main([str(light), "--merge", f"--output={tmp_path / 'merged'}"]) == 0
+    assert not any("lora" in path for path in params_of(tmp_path / "merged"))
+
+
+def moved(light: Path, folder: Path, base: Path | str) -> Path:
+    """The checkpoint with another base named in it."""
+    shutil.copytree(light, folder)
+    document = json.loads((folder / ADAPTERS_FILE).read_text())
+    (folder / ADAPTERS_FILE).write_text(json.dumps({**document, "base": str(base)}))
+    return folder
+
+
+def test_another_base_or_none_is_refused(recipe, light, tmp_path, capsys):
+    orbax_io.write_params(tmp_path / "other", tiny_recipe.MODEL.create(jax.random.key(8)).params)
+    other = moved(light, tmp_path / "light", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"the weights in .*other are others than before.*Correct 'base'"):
+        restore_params(other / "params")
+    gone = moved(light, tmp_path / "gone", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"adapters only, and its base is not there: .*nowhere.*export --full"):
+        restore_params(gone / "params")
+    (gone / ADAPTERS_FILE).write_text("{}")
+    with pytest.raises(ValueError, match=r"adapters\.json is damaged or of another version: 'version'"):
+        restore_params(gone / "params")
+
+    run_folder = Path(recipe.checkpoint_base_dir) / "lora" / "other_base"
+    shutil.copytree(other, run_folder / "2")
+    with pytest.raises(ValueError, match=r"the weights in .*other are others than before"):
+        run(recipe, "other_base", save_frozen_params=False, resume=True)
+    assert export.main([str(light), "--adapters", f"--base={tmp_path / 'other'}", f"--output={tmp_path / 'x'}"]) == 1
+    assert "are others than before" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_loader": NoOpWeightLoader()}, r"needs frozen weights that lie in a checkpoint; .* NoOpWeightLoader"),
+        ({"freeze_filter": tiny_recipe.arm.freeze_filter}, r"freeze_filter freezes nothing"),
+        ({"freeze_filter": tiny_recipe.everything_but_the_head}, r"are not in .* and start at random, such as .*lora"),
+    ],
+)
+def test_frozen_weights_that_could_not_be_read_again_are_not_left_out(recipe, changes, message):
+    config = dataclasses.replace(recipe, exp_name="x", save_frozen_params=False, **changes)
+    with pytest.raises(ValueError, match=message):
+        preflight.check_recipe(config)
