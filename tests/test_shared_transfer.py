@@ -257,8 +257,9 @@ def test_a_damaged_object_is_never_accepted(google):
 def test_a_private_bucket_asks_for_credentials(google, monkeypatch):
     google.private = ("mine",)
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r"uv sync --extra gcs"):
-        download.maybe_download("gs://mine/ckpt")
+    for ask in (download.maybe_download, download.look_up):
+        with pytest.raises(ImportError, match=r"uv sync --extra gcs"):
+            ask("gs://mine/ckpt")
 
 
 # --- mirrors, and no network ----------------------------------------------------------------------------------
