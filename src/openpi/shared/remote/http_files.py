@@ -52,14 +52,12 @@ def _probe(url: str, name: str) -> tuple[str, bool, RemoteFile]:
 
 @contextlib.contextmanager
 def _open_http(url: str, version: str | None, start: int) -> Iterator[Body]:
-    headers = {"Range": f"bytes={start}-", "If-Range": version} if start and version else {}
     try:
-        response = request(url, headers)
+        response = request(url, {"Range": f"bytes={start}-"} if start else {})
     except StatusError as error:
         if error.status != _NO_SUCH_RANGE:
             raise
-        yield Body(start, start, iter(()))  # all of it is here already
-        return
+        response = request(url)  # it has become shorter
     if response.status == http.client.PARTIAL_CONTENT and not _continues(response, start, version):
         response.close()
         response = request(url)
@@ -113,7 +111,7 @@ def request(url: str, headers: Mapping[str, str] | None = None, method: str = "G
 
 
 def _version(response: Any) -> str | None:
-    """What `If-Range` accepts: a strong ETag or a date."""
+    """Equal only for equal bytes, or as nearly so as the server knows: a strong ETag or a date."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
