@@ -75,6 +75,7 @@ def _continues(response: Any, start: int, version: str | None) -> bool:
 
 
 def chunks(response: Any) -> Iterator[bytes]:
+    """What a reply of `request` still holds; raises CutError."""
     try:
         while chunk := response.read(_CHUNK_BYTES):
             yield chunk
@@ -83,6 +84,8 @@ def chunks(response: Any) -> Iterator[bytes]:
 
 
 class StatusError(ConnectionError):
+    """The server's answer is not the file; RefusedError or CutError too, where it says so."""
+
     def __init__(self, url: str, status: int, reason: str):
         super().__init__(f"HTTP {status} {reason} from {url}")
         self.status = status
@@ -97,9 +100,15 @@ class _PassingStatusError(StatusError, CutError):
 
 
 def request(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
+    """The reply, after redirects, its body unread.
+
+    Raises:
+        StatusError: the server refuses, or has nothing there.
+        CutError: no answer.
+    """
+    question = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        return urllib.request.urlopen(question, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         passes = error.code in _PASSING or error.code >= http.client.INTERNAL_SERVER_ERROR
