@@ -57,7 +57,7 @@ def _blocks(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> 
 
 def _info_version(info: Mapping[str, Any]) -> str | None:
     """Each file system has its own name for it."""
-    known = (info.get(key) for key in ("ETag", "etag", "generation", "mtime", "created"))
+    known = (info.get(key) for key in ("ETag", "etag", "generation", "mtime"))
     return next((str(value) for value in known if value is not None), None)
 
 
