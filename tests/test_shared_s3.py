@@ -12,7 +12,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from openpi.shared import download, transfer
-from openpi.shared.remote import file_systems
+from openpi.shared.remote import CutError, file_systems, find_files
 
 LARGE = os.urandom(1_000_000)
 FILES = {"ckpt/params/a": LARGE, "ckpt/params/d/b": b"2", "ckpt/assets/c.json": b"{}"}
@@ -90,6 +90,19 @@ def test_what_a_bucket_does_not_have_is_a_missing_file(url):
 def test_looking_up_knows_the_size():
     found = download.look_up("s3://public/ckpt")
     assert (found.is_here, found.num_files, found.num_bytes) == (False, 3, len(LARGE) + 3)
+
+
+def test_an_object_that_is_changed_while_it_is_read_is_refused(endpoint, monkeypatch):
+    monkeypatch.setattr(file_systems, "_BLOCK_BYTES", 5)
+    owner = s3fs.S3FileSystem(key="owner", secret="secret", endpoint_url="http://{}:{}".format(*endpoint))
+    owner.pipe_file("public/changing", b"old content")
+    (file,) = find_files("s3://public/changing", {"key": "owner", "secret": "secret"})
+    with file.open(0) as body:
+        assert next(body.chunks) == b"old c"
+        owner.pipe_file("public/changing", b"new content")
+        with pytest.raises(ConnectionError, match="public/changing was changed while it was read") as raised:
+            list(body.chunks)
+    assert not isinstance(raised.value, CutError)  # which would be continued
 
 
 def test_a_transfer_continues_when_the_line_is_back(endpoint, machine, monkeypatch):

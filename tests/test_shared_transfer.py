@@ -125,6 +125,19 @@ def test_a_file_that_was_changed_after_the_cut_is_fetched_anew(server, cache):
     assert left_over(cache) == []
 
 
+def test_a_file_that_is_changed_between_two_tries_is_fetched_from_its_start(server):
+    server.files["/model"], server.cuts = LARGE, [1_000_000]
+    reply = server.reply
+
+    def reply_and_change(request):
+        reply(request)
+        server.files["/model"] = LARGE[::-1] if request.command == "GET" else LARGE
+
+    server.reply = reply_and_change
+    assert download.maybe_download(f"{server.url}/model").read_bytes() == LARGE[::-1]
+    assert server.requests == ["HEAD /model", "GET /model", "GET /model from 1000000", "GET /model"]
+
+
 def test_a_disk_too_small_is_noticed_before_anything_is_transferred(server):
     server.files["/model"], server.extra_claimed = LARGE, 10**18
     with pytest.raises(OSError, match=r"1\.0 EB to download, .* free; OPENPI_DATA_HOME moves the cache") as raised:
@@ -257,8 +270,9 @@ def test_a_damaged_object_is_never_accepted(google):
 def test_a_private_bucket_asks_for_credentials(google, monkeypatch):
     google.private = ("mine",)
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r"uv sync --extra gcs"):
-        download.maybe_download("gs://mine/ckpt")
+    for ask in (download.maybe_download, download.look_up):
+        with pytest.raises(ImportError, match=r"uv sync --extra gcs"):
+            ask("gs://mine/ckpt")
 
 
 # --- mirrors, and no network ----------------------------------------------------------------------------------

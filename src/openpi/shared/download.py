@@ -19,13 +19,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from openpi.shared import hub, transfer
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
 
 logger = logging.getLogger("openpi")
+
+_T = TypeVar("_T")
 
 _PACKAGE = "package:"
 _PART = transfer.PART  # in folders of the cache that were made for something inside them
@@ -119,7 +121,7 @@ def look_up(url: str | Path) -> Found:
     if source.startswith(hub.SCHEME):
         sizes = hub.sizes(source)
         return Found(target, False, len(sizes), sum(sizes))
-    files = find_files(source)
+    files = _with_access(source, {}, lambda options: find_files(source, options))
     return Found(target, False, len(files), transfer.total_size(files))
 
 
@@ -240,17 +242,22 @@ def _fetch_whole(source: str, target: Path, options: Mapping[str, Any], force_do
         _make_parents(target)
         _replace(target, lambda: target.symlink_to(found))
         return
+    _with_access(source, options, lambda given: _fetch_files(source, target, given, force_download))
+
+
+def _with_access(source: str, options: Mapping[str, Any], use: Callable[[Mapping[str, Any] | None], _T]) -> _T:
+    """`use` with the options given for the scheme; else anonymously, and where that is refused with credentials."""
     scheme = urlsplit(source).scheme
     given = options.get(scheme)
-    if scheme == "gs" and given == {"token": "anon"}:
+    if scheme in ("gs", "gcs") and given == {"token": "anon"}:
         given = None  # the default, without gcsfs
     try:
-        _fetch_files(source, target, given, force_download)
+        return use(given)
     except RefusedError as refused:
         if given is not None or scheme not in _WITH_CREDENTIALS:
             raise
         logger.info("%s is not public (%s); trying the credentials of this machine", source, refused)
-        _fetch_files(source, target, {}, force_download)
+        return use({})
 
 
 def _fetch_files(source: str, target: Path, options: Mapping[str, Any] | None, force_download: bool) -> None:

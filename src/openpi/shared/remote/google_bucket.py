@@ -23,6 +23,7 @@ _MISSING = (404, 410)
 
 
 def google_files(url: str) -> list[RemoteFile]:
+    """The object at `gs://<bucket>/<path>`, or all below it; read anonymously."""
     bucket, path = urlsplit(url).netloc, urlsplit(url).path.strip("/")
     objects = f"{_endpoint()}/storage/v1/b/{bucket}/o"
     if path and not url.endswith("/"):

@@ -52,14 +52,12 @@ def _probe(url: str, name: str) -> tuple[str, bool, RemoteFile]:
 
 @contextlib.contextmanager
 def _open_http(url: str, version: str | None, start: int) -> Iterator[Body]:
-    headers = {"Range": f"bytes={start}-", "If-Range": version} if start and version else {}
     try:
-        response = request(url, headers)
+        response = request(url, {"Range": f"bytes={start}-"} if start else {})
     except StatusError as error:
         if error.status != _NO_SUCH_RANGE:
             raise
-        yield Body(start, start, iter(()))  # all of it is here already
-        return
+        response = request(url)  # it has become shorter
     if response.status == http.client.PARTIAL_CONTENT and not _continues(response, start, version):
         response.close()
         response = request(url)
@@ -77,6 +75,7 @@ def _continues(response: Any, start: int, version: str | None) -> bool:
 
 
 def chunks(response: Any) -> Iterator[bytes]:
+    """What a reply of `request` still holds; raises CutError."""
     try:
         while chunk := response.read(_CHUNK_BYTES):
             yield chunk
@@ -85,6 +84,8 @@ def chunks(response: Any) -> Iterator[bytes]:
 
 
 class StatusError(ConnectionError):
+    """The server's answer is not the file; RefusedError or CutError too, where it says so."""
+
     def __init__(self, url: str, status: int, reason: str):
         super().__init__(f"HTTP {status} {reason} from {url}")
         self.status = status
@@ -99,9 +100,15 @@ class _PassingStatusError(StatusError, CutError):
 
 
 def request(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
+    """The reply, after redirects, its body unread.
+
+    Raises:
+        StatusError: the server refuses, or has nothing there.
+        CutError: no answer.
+    """
+    question = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        return urllib.request.urlopen(question, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         passes = error.code in _PASSING or error.code >= http.client.INTERNAL_SERVER_ERROR
@@ -113,7 +120,7 @@ def request(url: str, headers: Mapping[str, str] | None = None, method: str = "G
 
 
 def _version(response: Any) -> str | None:
-    """What `If-Range` accepts: a strong ETag or a date."""
+    """Equal only for equal bytes, or as nearly so as the server knows: a strong ETag or a date."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
