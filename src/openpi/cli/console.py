@@ -19,6 +19,7 @@ def configure_logging(level: int | None = None, *, process: int = 0) -> None:
     number = f"[process {process}] " if process else ""
     if rich.get_console().is_terminal:
         handler: logging.Handler = RichHandler(show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter(f"{number}%(message)s"))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {number}%(message)s", "%H:%M:%S"))
