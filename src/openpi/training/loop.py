@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> TrainResult:
         train_step = step_jax.compile_train_step(config, mesh)
         validate = Validation(config, data, mesh) if data.holdout is not None else None
         observers = open_observers(config, checkpoints.directory, resume_step=start or None)
-        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(batch, mesh))
+        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(step_jax.cut_batch(config, batch), mesh))
         stopwatch, step, reported = Stopwatch(), start - 1, {}
         try:
             with Progress(num_steps=config.num_train_steps, start=start) as progress:

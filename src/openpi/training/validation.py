@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi import transforms
+from openpi.models.compact import Extent, drops_cameras
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
 from openpi.training import step_jax
@@ -37,10 +38,12 @@ class Validation:
         self._names = data.action_names
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
-        self._loss = jax.jit(functools.partial(step_jax.eval_step, config))
+        self._extent = functools.partial(_extent, config, mesh=mesh)
+        self._loss = jax.jit(functools.partial(step_jax.eval_step, config), static_argnames="extent")
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
         options = {} if grammar is None else {"grammar": grammar}
-        self._sample = jax.jit(functools.partial(step_jax.sample_step, config, **options))
+        sample = functools.partial(step_jax.sample_step, config, **options)
+        self._sample = jax.jit(sample, static_argnames="extent")
 
     def __call__(self, params: step_jax.Params) -> dict[str, float]:
         """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
@@ -52,8 +55,9 @@ class Validation:
         for i, batch in enumerate(self._batches):
             key = jax.random.fold_in(jax.random.key(_SEED), i)
             placed = self._place(batch)
-            losses.append(float(self._loss(key, params, placed)))
-            errors += self._action_errors(np.asarray(self._sample(key, params, placed)), batch)
+            extent = self._extent(placed)
+            losses.append(float(self._loss(key, params, placed, extent=extent)))
+            errors += self._action_errors(np.asarray(self._sample(key, params, placed, extent=extent)), batch)
             num_samples += len(batch["state"])
         found = {"validation_loss": float(np.mean(losses))}
         if self._writes_tokens:
@@ -73,6 +77,12 @@ class Validation:
                 difference = self._sampled_to_robot(state, ours) - self._recorded_to_robot(state, theirs)
                 errors.append(np.abs(difference).mean(axis=0))
         return errors
+
+
+def _extent(config: TrainConfig, placed: Mapping[str, Any], mesh: Mesh) -> Extent | None:
+    if not config.model.skip_unused:
+        return None
+    return step_jax.used_extent(placed, mesh, drops_cameras=drops_cameras(config.model))
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
