@@ -24,7 +24,7 @@ class JaxSampler:
         self._model = jax.device_put(model)
         self._rng = jax.random.key(seed)
         self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
-        self._extents: dict[Any, list[Extent]] = {}  # compiled so far, by batch size and options
+        self._extents: dict[Any, set[Extent]] = {}  # compiled so far, by batch size and options
         self.takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
@@ -52,7 +52,7 @@ class JaxSampler:
         options = tuple(sorted(sample_kwargs.items()))
         used, whole = self._extent(inputs, options), compact.whole_extent(inputs)
         for extent in dict.fromkeys((used, compact.longer(used, whole), whole)):
-            self._compiled(inputs, options).append(extent)
+            self._compiled(inputs, options).add(extent)
             self._run(compact.cut(inputs, extent), None, options)
             self._rng = rng
 
@@ -72,11 +72,11 @@ class JaxSampler:
         compiled = self._compiled(inputs, options)
         enough = [extent for extent in compiled if extent.holds(used)]
         if not enough:
-            compiled.append(used)
+            compiled.add(used)
         return min(enough or [used], key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
 
-    def _compiled(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> list[Extent]:
-        return self._extents.setdefault((len(inputs["state"]), options), [])
+    def _compiled(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
+        return self._extents.setdefault((len(inputs["state"]), options), set())
 
 
 def _sample(
