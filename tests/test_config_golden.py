@@ -33,6 +33,7 @@ NEW_FIELDS = {
         "tokenizer_path",
         "augmentation",
         "remat",
+        "skip_unused",
         "loss_draws",
     },
     "Pi0FASTConfig": {
@@ -43,6 +44,7 @@ NEW_FIELDS = {
         "tokenizer_path",
         "augmentation",
         "remat",
+        "skip_unused",
     },
     "factory": {"use_quantile_norm"},
 }

@@ -71,7 +71,7 @@ class PointingPi0(pi0.Pi0):
         )
         if observation.extras is None:
             return flow
-        return flow + self.config.pointing_weight * self._pointing_loss(hidden, observation.extras)[:, None]
+        return flow + self.config.pointing_weight * self._pointing_loss(hidden, observation)[:, None]
 
     def _encode(self, prefix: pi0.Tokens) -> tuple[Array, Any]:
         (hidden, _), kv_cache = pi0.transformer(
@@ -85,14 +85,14 @@ class PointingPi0(pi0.Pi0):
         assert hidden is not None
         return hidden, kv_cache
 
-    def _pointing_loss(self, hidden: Float[Array, "b p d"], labels: dict[str, Array]) -> Float[Array, " b"]:
+    def _pointing_loss(self, hidden: Float[Array, "b p d"], observation: Observation) -> Float[Array, " b"]:
         """Softmax cross-entropy over each camera's patches, summed over the cameras that see the object."""
         height, width = self.config.image_resolution
         patch = self.config.image_encoder.patch_size
         num_patches = (height // patch) * (width // patch)
         logits = pi0.project(self.params["pointing_head"], hidden)[..., 0].astype(jnp.float32)
-        total = jnp.zeros(hidden.shape[0])
-        for i, key in enumerate(self.config.image_keys):
+        total, labels = jnp.zeros(hidden.shape[0]), observation.extras or {}
+        for i, key in enumerate(key for key in self.config.image_keys if key in observation.images):
             log_probs = jax.nn.log_softmax(logits[:, i * num_patches : (i + 1) * num_patches])
             label = labels[key]
             picked = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]

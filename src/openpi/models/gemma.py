@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from openpi.models import lora
@@ -22,6 +23,8 @@ from openpi.models.gemma_config import GemmaConfig
 Params = Mapping[str, Any]
 # The cached length differs between what goes in and what comes out, so it is not bound (leading underscore).
 KVCache = tuple[Float[Array, "l b _c k h"], Float[Array, "l b _c k h"]]
+# Whether this layer is the last, how many of an expert's first tokens are unread then, and `remat`.
+Unread = tuple[Bool[Array, ""], int, str]
 
 # The most negative finite value the published models were trained with; a row that is masked everywhere then
 # attends uniformly instead of turning into NaN.
@@ -40,10 +43,11 @@ def forward(
     adarms_cond: Sequence[Float[Array, "b _d"] | None] | None = None,
     kv_cache: KVCache | None = None,
     write_at: Int[Array, ""] | None = None,
+    unread: Sequence[int] | None = None,
     dtype: str = "bfloat16",
     remat: str = "full",
 ) -> tuple[list[Float[Array, "b _t _d"] | None], KVCache]:
-    """Runs the experts over their tokens with one joint attention per layer.
+    """Runs the experts over their tokens; in every layer each token attends to those of all experts.
 
     Args:
         params: the `llm` subtree.
@@ -54,8 +58,11 @@ def forward(
         adarms_cond: condition of each expert's adaptive norms; None = plain norms.
         kv_cache: keys (after RoPE) and values of earlier tokens.
         write_at: slot of the cache that the new keys go to; None = they are appended.
+        unread: per expert, how many of its first tokens have outputs that nobody reads: the last layer computes only
+            their keys and values. None = all outputs are read.
     Returns:
-        Outputs after each expert's final norm (None where absent), and the cache with the new keys.
+        Outputs after each expert's final norm (None where absent or wholly unread, meaningless for unread tokens), and
+        the cache with the new keys.
     Raises:
         ValueError: the mask does not cover the cached and the new tokens.
     """
@@ -67,15 +74,19 @@ def forward(
     if mask.shape[1:] != (num_new, num_keys):
         raise ValueError(f"attention mask has shape {mask.shape}, expected (batch, {num_new}, {num_keys})")
 
-    def layer(xs: list, stacked: tuple[Params, tuple[Array, Array] | None]):
-        layer_params, layer_cache = stacked
-        return block(layer_params, configs, keep_rows(xs), positions, mask, conds, layer_cache, write_at)
+    skipped = list(unread) if unread is not None else [0] * len(xs)
+    is_last = np.arange(configs[0].depth) == configs[0].depth - 1
 
-    scanned = (params["layers"], kv_cache)
+    def layer(xs: list, stacked: tuple[Params, tuple[Array, Array] | None, Array]):
+        layer_params, layer_cache, is_last = stacked
+        first_read = [(is_last, count, remat) if count else None for count in skipped]
+        return block(layer_params, configs, keep_rows(xs), positions, mask, conds, layer_cache, write_at, first_read)
+
+    scanned = (params["layers"], kv_cache, is_last)
     xs, new_cache = jax.lax.scan(rematerialised(layer, remat), xs, scanned, unroll=unroll(configs[0].depth))
     final = [
-        None if x is None else norm(params["final_norm" + suffix(i)], x, cond)[0]
-        for i, (x, cond) in enumerate(zip(xs, conds, strict=True))
+        None if x is None or x.shape[1] == count else norm(params["final_norm" + suffix(i)], x, cond)[0]
+        for i, (x, cond, count) in enumerate(zip(xs, conds, skipped, strict=True))
     ]
     return final, new_cache
 
@@ -89,58 +100,98 @@ def block(
     conds: Sequence[Float[Array, "b _d"] | None],
     cache: tuple[Array, Array] | None,
     write_at: Int[Array, ""] | None = None,
+    unread: Sequence[Unread | None] | None = None,
 ) -> tuple[list[Float[Array, "b _t _d"] | None], tuple[Array, Array]]:
-    """One layer: norm, joint attention, residual, norm, MLP, residual; no post-norms."""
-    present = [i for i, x in enumerate(xs) if x is not None]
-    normed, gates = _norms(params, "pre_attention_norm", xs, conds, present)
-    attended, cache = attention(params["attn"], configs, normed, positions, mask, cache, write_at)
-    xs = [_residual(x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
+    """One layer: norm, keys and values of all experts, then each expert's own tokens; no post-norms."""
+    normed: list = [None] * len(xs)
+    gates: list = [None] * len(xs)
+    for i, x in enumerate(xs):
+        if x is not None:
+            normed[i], gates[i] = norm(params["pre_attention_norm" + suffix(i)], x, conds[i])
+    k, v = keys_values(params["attn"], configs, normed, positions, cache, write_at)
 
-    normed, gates = _norms(params, "pre_ffw_norm", xs, conds, present)
-    outs: list = [None] * len(xs)
-    for i in present:
-        outs[i] = mlp(params["mlp" + suffix(i)], configs[i], normed[i])
-    return [_residual(x, y, gate) for x, y, gate in zip(xs, outs, gates, strict=True)], cache
+    outs, start = [], 0
+    for i, x in enumerate(xs):
+        if x is None:
+            outs.append(None)
+            continue
+        rows = slice(start, start + x.shape[1])
+        tokens = (x, normed[i], gates[i], positions[:, rows], mask[:, rows])
+        run = functools.partial(_tokens, configs[i], i)
+        outs.append(_but_unread(run, unread[i] if unread else None, params, tokens, (k, v), conds[i]))
+        start = rows.stop
+    return outs, (k, v)
 
 
-def attention(
+def _tokens(
+    config: GemmaConfig,
+    expert: int,
+    first: int,
+    params: Params,
+    tokens: tuple[Array, Array, Array | None, Array, Array],
+    keys: tuple[Array, Array],
+    cond: Array | None,
+) -> Float[Array, "b t d"]:
+    """What attention and MLP make of one expert's tokens from `first` on; those before stay as they are."""
+    x, normed, gate, positions, mask = tokens
+    if first == x.shape[1]:
+        return x
+    q = project_q(params["attn"], expert, config, normed[:, first:])
+    mixed = attend(q, *keys, positions[:, first:], mask[:, first:])
+    y = _residual(x[:, first:], project_out(params["attn"], expert, config, mixed), gate)
+    normed, gate = norm(params["pre_ffw_norm" + suffix(expert)], y, cond)
+    y = _residual(y, mlp(params["mlp" + suffix(expert)], config, normed), gate)
+    return jnp.concatenate([x[:, :first], y], axis=1) if first else y
+
+
+def _but_unread(run: Callable, unread: Unread | None, *args: Any) -> Float[Array, "b t d"]:
+    """`run(first, *args)` for all tokens; in the last layer for those that are read.
+
+    A branch inside the scan, because taking the last layer out of it would copy the stacked weights of all others.
+    Each branch is rematerialised on its own, so that no intermediate result has to leave it.
+    """
+    if unread is None:
+        return run(0, *args)
+    is_last, count, remat = unread
+    whole, part = (rematerialised(functools.partial(run, first), remat) for first in (0, count))
+    return jax.lax.cond(is_last, part, whole, *args)
+
+
+def keys_values(
     params: Params,
     configs: Sequence[GemmaConfig],
     xs: Sequence[Float[Array, "b _t _d"] | None],
     positions: Int[Array, "b t"],
-    mask: Bool[Array, "b t s"],
     cache: tuple[Array, Array] | None,
     write_at: Int[Array, ""] | None = None,
-) -> tuple[list[Float[Array, "b _t _d"] | None], tuple[Array, Array]]:
-    """Every expert projects its own tokens; one attention over all of them; every expert projects back."""
+) -> tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+    """Keys (after RoPE) and values of all experts' tokens, after those in the cache."""
     projected = [
-        project_qkv(params, i, config, x)
-        for i, (config, x) in enumerate(zip(configs, xs, strict=True))
-        if x is not None
+        project_kv(params, i, config, x) for i, (config, x) in enumerate(zip(configs, xs, strict=True)) if x is not None
     ]
-    q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
-    dtype, head_dim = q.dtype, q.shape[-1]
-    q = rope(q, positions).astype(dtype) * head_dim**-0.5
-    k = rope(k, positions).astype(dtype)
+    k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
+    k = rope(k, positions).astype(k.dtype)
     if cache is not None:
         k, v = _remember(cache[0], k, write_at), _remember(cache[1], v, write_at)
+    return k, v
 
+
+def attend(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    positions: Int[Array, "b t"],
+    mask: Bool[Array, "b t s"],
+) -> Float[Array, "b t n h"]:
+    """Attention of queries (before RoPE) to all keys that their mask row allows."""
+    dtype = q.dtype
+    q = rope(q, positions).astype(dtype) * q.shape[-1] ** -0.5
     b, t, n, h = q.shape
     q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)  # query head n uses kv head n // g
     logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
     probs = jax.nn.softmax(logits, axis=-1).astype(dtype)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", probs, v).reshape(b, t, n, h)
-
-    outs: list = []
-    start = 0
-    for i, (config, x) in enumerate(zip(configs, xs, strict=True)):
-        if x is None:
-            outs.append(None)
-            continue
-        outs.append(project_out(params, i, config, mixed[:, start : start + x.shape[1]]))
-        start += x.shape[1]
-    return outs, (k, v)
+    return jnp.einsum("bkgts,bskh->btkgh", probs, v).reshape(b, t, n, h)
 
 
 def _remember(cached: Array, new: Array, write_at: Int[Array, ""] | None) -> Array:
@@ -149,16 +200,20 @@ def _remember(cached: Array, new: Array, write_at: Int[Array, ""] | None) -> Arr
     return jax.lax.dynamic_update_slice_in_dim(cached, new, write_at, axis=1)
 
 
-def project_qkv(
+def project_q(params: Params, expert: int, config: GemmaConfig, x: Float[Array, "b t d"]) -> Float[Array, "b t n h"]:
+    p = params["q_einsum" + suffix(expert)]
+    q = jnp.einsum("btd,ndh->btnh", x, p["w"].astype(x.dtype))
+    return q if config.attn_lora is None else q + lora.q_delta(x, p, config.attn_lora)
+
+
+def project_kv(
     params: Params, expert: int, config: GemmaConfig, x: Float[Array, "b t d"]
-) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
-    q_params, kv_params = params["q_einsum" + suffix(expert)], params["kv_einsum" + suffix(expert)]
-    q = jnp.einsum("btd,ndh->btnh", x, q_params["w"].astype(x.dtype))
-    kv = jnp.einsum("btd,ckdh->cbtkh", x, kv_params["w"].astype(x.dtype))
+) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+    p = params["kv_einsum" + suffix(expert)]
+    kv = jnp.einsum("btd,ckdh->cbtkh", x, p["w"].astype(x.dtype))
     if config.attn_lora is not None:
-        q = q + lora.q_delta(x, q_params, config.attn_lora)
-        kv = kv + lora.kv_delta(x, kv_params, config.attn_lora)
-    return q, kv[0], kv[1]
+        kv = kv + lora.kv_delta(x, p, config.attn_lora)
+    return kv[0], kv[1]
 
 
 def project_out(params: Params, expert: int, config: GemmaConfig, x: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
@@ -184,16 +239,36 @@ def mlp(params: Params, config: GemmaConfig, x: Float[Array, "b t d"]) -> Float[
 
 def norm(
     params: Params, x: Float[Array, "b t d"], cond: Float[Array, "b d"] | None
-) -> tuple[Float[Array, "b t d"], Float[Array, "b 1 d"] | None]:
-    """RMS norm; with a condition, adaptive: scale, shift and residual gate come from it."""
+) -> tuple[Float[Array, "b t d"], Float[Array, "_b 1 d"] | None]:
+    """RMS norm; with a condition, adaptive: scale, shift and residual gate come from it, or from `modulations`."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)
-    if cond is None:
+    if "scale" in params:
         return (normed * (1 + params["scale"])).astype(x.dtype), None
-    dense = params["Dense_0"]
-    modulation = cond.astype(x.dtype) @ dense["kernel"].astype(x.dtype) + dense["bias"].astype(x.dtype)
+    modulation = params["modulation"][None] if cond is None else _modulation(params, cond.astype(x.dtype))
     scale, shift, gate = jnp.split(modulation[:, None], 3, axis=-1)
     return (normed * (1 + scale) + shift).astype(x.dtype), gate
+
+
+def _modulation(params: Params, cond: Float[Array, "b d"]) -> Float[Array, "b 3*d"]:
+    dense = params["Dense_0"]
+    return cond @ dense["kernel"].astype(cond.dtype) + dense["bias"].astype(cond.dtype)
+
+
+def modulations(params: Params, expert: int, conds: Float[Array, "steps d"], dtype: str) -> Params:
+    """What an expert's adaptive norms make of conditions that are the same for the whole batch.
+
+    Returns:
+        One tree per condition, stacked: its subtrees take the place of the norms', and `forward` then needs no
+        condition for this expert.
+    """
+    conds = conds.astype(dtype)
+    names = [name + suffix(expert) for name in ("pre_attention_norm", "pre_ffw_norm")]
+    per_layer = jax.vmap(_modulation, in_axes=(0, None), out_axes=1)
+    return {
+        "layers": {name: {"modulation": per_layer(params["layers"][name], conds)} for name in names},
+        "final_norm" + suffix(expert): {"modulation": _modulation(params["final_norm" + suffix(expert)], conds)},
+    }
 
 
 def rope(x: Float[Array, "b t heads h"], positions: Int[Array, "b t"]) -> Float[Array, "b t heads h"]:
@@ -231,17 +306,7 @@ def unroll(depth: int) -> int:
     return depth if depth <= 4 else 1
 
 
-def _norms(params: Params, name: str, xs: Sequence, conds: Sequence, present: list[int]) -> tuple[list, list]:
-    normed: list = [None] * len(xs)
-    gates: list = [None] * len(xs)
-    for i in present:
-        normed[i], gates[i] = norm(params[name + suffix(i)], xs[i], conds[i])
-    return normed, gates
-
-
-def _residual(x: Array | None, y: Array | None, gate: Array | None) -> Array | None:
-    if x is None or y is None:
-        return x
+def _residual(x: Array, y: Array, gate: Array | None) -> Array:
     return x + y if gate is None else x + y * gate
 
 

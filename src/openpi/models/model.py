@@ -52,7 +52,8 @@ class Observation:
 
     Attributes:
         images: per camera f32[*b h w 3] in [-1, 1], RGB.
-        image_masks: per camera bool[*b], false where the camera is padding.
+        image_masks: per camera bool[*b], false where the camera is padding. None = it is in the whole batch, and the
+            camera has no images (see `openpi.models.compact`).
         state: f32[*b s], normalised and padded.
         tokenized_prompt: int[*b l]; with `tokenized_prompt_mask` bool[*b l], true on real tokens.
         token_ar_mask: int[*b l], 1 where a token starts a new attention block (pi0-FAST).
@@ -118,6 +119,8 @@ def preprocess_observation(
     Raises:
         ValueError: a camera is missing (found and expected are named).
     """
+    dropped = [key for key, mask in observation.image_masks.items() if mask is None]
+    image_keys = [key for key in image_keys if key not in dropped]
     missing = [key for key in image_keys if key not in observation.images]
     if missing:
         raise ValueError(
@@ -134,7 +137,7 @@ def preprocess_observation(
         images = augment_images(rng, images)
     batch_shape = observation.state.shape[:-1]
     masks = {key: jnp.asarray(observation.image_masks.get(key, jnp.ones(batch_shape, bool))) for key in image_keys}
-    return dataclasses.replace(observation, images=images, image_masks=masks)
+    return dataclasses.replace(observation, images=images, image_masks=masks | dict.fromkeys(dropped))
 
 
 def resize_with_pad(images: Array, height: int, width: int) -> Array:

@@ -33,11 +33,13 @@ class BaseModelConfig(abc.ABC):
         action_dim: width of state and action vectors after zero padding.
         action_horizon: actions per chunk.
         max_token_len: prompt length after padding, in tokens.
+        skip_unused: the model takes batches without what changes no number (see `openpi.models.compact`).
     """
 
     action_dim: int
     action_horizon: int
     max_token_len: int
+    skip_unused: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     @abc.abstractmethod

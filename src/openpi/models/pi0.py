@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from openpi.models import gemma, siglip
@@ -76,6 +77,7 @@ def loss(
         positions=jnp.cumsum(mask, axis=1) - 1,
         mask=make_attention_mask(mask, ar_mask),
         cond=cond,
+        reads_prefix=False,
     )
     v_t = velocity(config, params, suffix_out)
     return jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
@@ -125,14 +127,45 @@ def sample(
     prefix_mask, kv_cache = encode_prefix(config, params, embed_prefix(config, params, observation))
     dt = jnp.float32(-1.0 / num_steps)
 
-    def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        x_t, t = carry
-        time = jnp.broadcast_to(t, noise.shape[:1])
-        v_t = denoise(config, params, observation.state, x_t, time, prefix_mask, kv_cache)
-        return x_t + dt * v_t, t + dt
+    def step(params: Params, x_t: Array, time: Array | None) -> Array:
+        return x_t + dt * denoise(config, params, observation.state, x_t, time, prefix_mask, kv_cache)
 
-    x_0, _ = jax.lax.fori_loop(0, num_steps, step, (noise, jnp.float32(1.0)))
-    return x_0
+    if config.skip_unused and isinstance(num_steps, int):
+        tables = time_tables(config, params, jnp.asarray(flow_times(num_steps)))
+        return jax.lax.scan(lambda x_t, table: (step(at_time(params, table), x_t, None), None), noise, tables)[0]
+
+    def timed_step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_t, t = carry
+        return step(params, x_t, jnp.broadcast_to(t, noise.shape[:1])), t + dt
+
+    return jax.lax.fori_loop(0, num_steps, timed_step, (noise, jnp.float32(1.0)))[0]
+
+
+def flow_times(num_steps: int) -> np.ndarray:
+    """f32[num_steps] from 1 downwards, added up as the loop would."""
+    steps = np.full(num_steps, -1.0 / num_steps, np.float32)
+    return np.cumsum(np.concatenate([np.ones(1, np.float32), steps[1:]]), dtype=np.float32)
+
+
+def time_tables(config: Pi0Config, params: Params, times: Float[Array, " steps"]) -> Params:
+    """What depends on the flow time only, for times that the whole batch shares: one tree for each, stacked.
+
+    Without it every step reads the weights of the adaptive norms again, half of the action expert's.
+    """
+    of_time = embed_time(config, params, times)
+    if not config.pi05:
+        return {"action_time_bias": of_time}
+    return {"llm": gemma.modulations(params["PaliGemma"]["llm"], 1, of_time, config.dtype)}
+
+
+def at_time(params: Params, table: Params) -> Params:
+    """Parameters of the velocity field at one flow time; `denoise` then takes no time."""
+    if "llm" not in table:
+        in_layer = {**params["action_time_mlp_in"], "bias": table["action_time_bias"]}
+        return {**params, "action_time_mlp_in": in_layer}
+    paligemma, fixed = params["PaliGemma"], table["llm"]
+    layers = {**paligemma["llm"]["layers"], **fixed["layers"]}
+    return {**params, "PaliGemma": {**paligemma, "llm": {**paligemma["llm"], **fixed, "layers": layers}}}
 
 
 def encode_prefix(config: Pi0Config, params: Params, prefix: Tokens) -> tuple[Bool[Array, "b p"], gemma.KVCache]:
@@ -144,6 +177,7 @@ def encode_prefix(config: Pi0Config, params: Params, prefix: Tokens) -> tuple[Bo
         positions=jnp.cumsum(prefix.mask, axis=1) - 1,
         mask=make_attention_mask(prefix.mask, prefix.ar_mask),
         cond=None,
+        reads_prefix=False,
     )
     return prefix.mask, kv_cache
 
@@ -153,11 +187,11 @@ def denoise(
     params: Params,
     state: Float[Array, "b ad"],
     x_t: Float[Array, "b ah ad"],
-    time: Float[Array, " b"],
+    time: Float[Array, " b"] | None,
     prefix_mask: Bool[Array, "b p"],
     kv_cache: gemma.KVCache,
 ) -> Float[Array, "b ah ad"]:
-    """Velocity at (x_t, time), the suffix attending to the cached prefix."""
+    """Velocity at (x_t, time), the suffix attending to the cached prefix. No time: `params` are `at_time`."""
     suffix, cond = embed_suffix(config, params, state, x_t, time)
     within = make_attention_mask(suffix.mask, suffix.ar_mask)
     to_prefix = jnp.broadcast_to(prefix_mask[:, None], (*within.shape[:2], prefix_mask.shape[1]))
@@ -174,10 +208,12 @@ def denoise(
 
 
 def embed_prefix(config: Pi0Config, params: Params, observation: Observation) -> Tokens:
-    """Image tokens of every camera, then the prompt; one bidirectional block."""
+    """Image tokens of every camera that the batch has, then the prompt; one bidirectional block."""
     embedded, masks = [], []
     paligemma = params["PaliGemma"]
     for key in config.image_keys:
+        if observation.image_masks[key] is None:
+            continue
         tokens = siglip.forward(
             paligemma["img"],
             config.image_encoder,
@@ -199,23 +235,37 @@ def embed_suffix(
     params: Params,
     state: Float[Array, "b ad"],
     x_t: Float[Array, "b ah ad"],
-    time: Float[Array, " b"],
+    time: Float[Array, " b"] | None,
 ) -> tuple[Tokens, Float[Array, "b d"] | None]:
     """Action tokens, for pi0 after a state token; and for pi0.5 the condition of the adaptive norms."""
+    of_time = None if time is None else embed_time(config, params, time)
     action_tokens = siglip.dense(params["action_in_proj"], x_t)
-    time_emb = posemb_sincos(time, action_tokens.shape[-1])
     ar_mask = jnp.zeros(config.action_horizon, jnp.int32).at[0].set(1)
     if config.pi05:
-        hidden = jax.nn.swish(siglip.dense(params["time_mlp_in"], time_emb))
-        # The trained condition has a second swish after the output layer.
-        cond = jax.nn.swish(siglip.dense(params["time_mlp_out"], hidden))
-        return Tokens(action_tokens, jnp.ones(action_tokens.shape[:2], bool), ar_mask), cond
+        return Tokens(action_tokens, jnp.ones(action_tokens.shape[:2], bool), ar_mask), of_time
 
-    with_time = jnp.concatenate([action_tokens, jnp.broadcast_to(time_emb[:, None], action_tokens.shape)], axis=-1)
-    hidden = jax.nn.swish(siglip.dense(params["action_time_mlp_in"], with_time))
+    time_mlp = params["action_time_mlp_in"]
+    bias = time_mlp["bias"] if of_time is None else of_time[:, None]
+    kernel = time_mlp["kernel"][: action_tokens.shape[-1]]
+    hidden = jax.nn.swish(siglip.dense({"kernel": kernel, "bias": bias}, action_tokens))
     state_token = siglip.dense(params["state_proj"], state)[:, None]
     tokens = jnp.concatenate([state_token, siglip.dense(params["action_time_mlp_out"], hidden)], axis=1)
     return Tokens(tokens, jnp.ones(tokens.shape[:2], bool), jnp.concatenate([jnp.ones(1, jnp.int32), ar_mask])), None
+
+
+def embed_time(config: Pi0Config, params: Params, time: Float[Array, " b"]) -> Float[Array, "b d"]:
+    """What the suffix needs of the flow time: pi0.5's condition; of pi0, the bias of its first action-time layer.
+
+    That layer takes [action token, embedded time] side by side. The time's half is the same for all tokens.
+    """
+    if config.pi05:
+        time_emb = posemb_sincos(time, params["time_mlp_in"]["kernel"].shape[0])
+        hidden = jax.nn.swish(siglip.dense(params["time_mlp_in"], time_emb))
+        # The trained condition has a second swish after the output layer.
+        return jax.nn.swish(siglip.dense(params["time_mlp_out"], hidden))
+    kernel, bias = params["action_time_mlp_in"]["kernel"], params["action_time_mlp_in"]["bias"]
+    width = kernel.shape[0] // 2
+    return siglip.dense({"kernel": kernel[width:], "bias": bias}, posemb_sincos(time, width))
 
 
 def transformer(
@@ -227,8 +277,10 @@ def transformer(
     mask: Bool[Array, "b n s"],
     cond: Float[Array, "b d"] | None,
     kv_cache: gemma.KVCache | None = None,
+    reads_prefix: bool = True,
 ) -> tuple[list[Any], gemma.KVCache]:
     """Both experts over their tokens (None = absent); returns their outputs and the cache, see `gemma.forward`."""
+    num_prefix = 0 if embedded[0] is None else embedded[0].shape[1]
     return gemma.forward(
         params["PaliGemma"]["llm"],
         config.experts,
@@ -237,6 +289,7 @@ def transformer(
         mask,
         adarms_cond=[None, cond],
         kv_cache=kv_cache,
+        unread=(0 if reads_prefix or not config.skip_unused else num_prefix, 0),
         dtype=config.dtype,
         remat=config.remat,
     )

@@ -51,6 +51,8 @@ class Pi0Config(BaseModelConfig):
         remat: what the backward pass recomputes: `full` keeps only layer inputs, `dots` also keeps matrix
             products, `none` keeps everything (fastest; for small models).
         loss_draws: (noise, time) pairs per observation in the loss; the prefix is computed once for all of them.
+        skip_unused: leave out what changes no number: cameras that the whole batch masks, the padding of prompts, the
+            last layer's answers that nobody reads, and flow times embedded anew at each step.
     """
 
     dtype: str = "bfloat16"
@@ -71,6 +73,7 @@ class Pi0Config(BaseModelConfig):
     augmentation: bool = True
     remat: str = "full"
     loss_draws: int = 1
+    skip_unused: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.max_token_len is None:

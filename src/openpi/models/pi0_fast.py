@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from openpi.models import gemma, siglip
@@ -30,11 +31,14 @@ _LOGITS_AT_ONCE = 32  # positions of the text; the vocabulary makes each of them
 
 
 class Tokens(NamedTuple):
-    """Embedded tokens f[b n d]; bool[b n], true on real ones; int[b n], 1 where a new attention block starts."""
+    """Embedded tokens f[b n d]; bool[b n], true on real ones; int[b n], 1 where a new attention block starts; int[n],
+    places in the sequence, which skip those of cameras that are not in the batch.
+    """
 
     embedded: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]
     ar_mask: Int[Array, "b n"]
+    places: Int[np.ndarray, " n"]
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -72,8 +76,9 @@ def predictions(config: Pi0FASTConfig, params: Params, tokens: Tokens, count: in
         params,
         tokens.embedded[:, :-1],
         # Not cumsum(mask) - 1: a masked camera advances the positions in training, as in the published model.
-        positions=jnp.broadcast_to(jnp.arange(n), (len(tokens.mask), n)),
+        positions=jnp.broadcast_to(tokens.places[:-1], (len(tokens.mask), n)),
         mask=make_attention_mask(tokens.mask, tokens.ar_mask)[:, :-1, :-1],
+        num_read=count,
     )
     return hidden[:, -count:]
 
@@ -172,7 +177,8 @@ def _prefill(
 ) -> tuple[Bool[Array, "b p"], Float[Array, "b v"], gemma.KVCache]:
     """Runs the right-aligned prefix: its mask, the logits of the first token, and a cache with `room` left."""
     embedded, mask, attention = right_align(prefix)
-    hidden, cache = transformer(config, params, embedded, positions=jnp.cumsum(mask, axis=1) - 1, mask=attention)
+    positions = jnp.cumsum(mask, axis=1) - 1
+    hidden, cache = transformer(config, params, embedded, positions=positions, mask=attention, num_read=1)
     widths = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
     k, v = (jnp.pad(x, widths) for x in cache)
     return mask, hidden[:, -1] @ embedding_table(params).T, (k, v)
@@ -206,8 +212,13 @@ def _choose(key: jax.Array, logits: Float[Array, "b v"], temperature: float) -> 
 def embed(config: Pi0FASTConfig, params: Params, observation: Observation) -> Tokens:
     """Image tokens of the observation's cameras by name, then the text; attention blocks as `token_ar_mask` says."""
     paligemma = params["PaliGemma"]
-    embedded, masks, ar_masks = [], [], []
-    for key in sorted(observation.images):
+    patch = config.image_encoder.patch_size
+    num_patches = (config.image_resolution[0] // patch) * (config.image_resolution[1] // patch)
+    embedded, masks, ar_masks, places = [], [], [], []
+    for i, key in enumerate(sorted(observation.image_masks)):
+        if observation.image_masks[key] is None:
+            continue
+        places.append(i * num_patches + np.arange(num_patches))
         tokens = siglip.forward(
             paligemma["img"], config.image_encoder, observation.images[key], dtype=config.dtype, remat=config.remat
         )
@@ -218,7 +229,9 @@ def embed(config: Pi0FASTConfig, params: Params, observation: Observation) -> To
     masks.append(observation.tokenized_prompt_mask)
     ar_mask = observation.token_ar_mask
     ar_masks.append(jnp.zeros_like(observation.tokenized_prompt) if ar_mask is None else ar_mask)
-    return Tokens(*(jnp.concatenate(parts, axis=1) for parts in (embedded, masks, ar_masks)))
+    places.append(len(observation.image_masks) * num_patches + np.arange(observation.tokenized_prompt.shape[1]))
+    joined = (jnp.concatenate(parts, axis=1) for parts in (embedded, masks, ar_masks))
+    return Tokens(*joined, places=np.concatenate(places))
 
 
 def transformer(
@@ -230,8 +243,10 @@ def transformer(
     mask: Bool[Array, "b n s"],
     kv_cache: gemma.KVCache | None = None,
     write_at: Int[Array, ""] | None = None,
+    num_read: int | None = None,
 ) -> tuple[Float[Array, "b n d"], gemma.KVCache]:
-    """The one expert over its tokens; see `gemma.forward`."""
+    """The one expert over its tokens; see `gemma.forward`. Outputs are read of the last `num_read`; None = of all."""
+    unread = 0 if num_read is None or not config.skip_unused else embedded.shape[1] - num_read
     (hidden,), cache = gemma.forward(
         params["PaliGemma"]["llm"],
         [config.expert],
@@ -240,6 +255,7 @@ def transformer(
         mask,
         kv_cache=kv_cache,
         write_at=write_at,
+        unread=(unread,),
         dtype=config.dtype,
         remat=config.remat,
     )

@@ -36,7 +36,7 @@ class Pi0FASTConfig(BaseModelConfig):
             `FASTTokenizer`.
         fast_model_tokenizer_kwargs: its further arguments.
         action_tokenizer_path: folder of a FAST processor, or its name on the Hugging Face hub; None = the published.
-        tokenizer_path, image_encoder_variant, image_resolution, augmentation, remat: as of `Pi0Config`.
+        tokenizer_path, image_encoder_variant, image_resolution, augmentation, remat, skip_unused: as of `Pi0Config`.
         image_keys: cameras that `inputs_spec` describes; the model itself takes those of the observation, by name.
     """
 
@@ -57,6 +57,7 @@ class Pi0FASTConfig(BaseModelConfig):
     image_keys: tuple[str, ...] = FAST_IMAGE_KEYS
     augmentation: bool = True
     remat: str = "full"
+    skip_unused: bool = dataclasses.field(default=True, kw_only=True)
 
     @property
     def expert(self) -> GemmaConfig:

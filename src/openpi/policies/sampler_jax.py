@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from openpi.models import compact
+from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
 
 
@@ -22,6 +24,7 @@ class JaxSampler:
         self._model = jax.device_put(model)
         self._rng = jax.random.key(seed)
         self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
+        self._extents: dict[Any, set[Extent]] = {}  # compiled so far, by batch size and options
         self.takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
@@ -37,17 +40,43 @@ class JaxSampler:
         Returns:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
+        options = tuple(sorted(sample_kwargs.items()))
+        return self._run(compact.cut(inputs, self._extent(inputs, options)), noise, options)
+
+    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
+        """Compiles `sample` for inputs like these; the sequence of noise stays where it is.
+
+        Also for prompts one step longer, and for anything that the inputs could hold: no later call has to compile.
+        """
+        rng = self._rng
+        options = tuple(sorted(sample_kwargs.items()))
+        used, whole = self._extent(inputs, options), compact.whole_extent(inputs)
+        for extent in dict.fromkeys((used, compact.longer(used, whole), whole)):
+            self._compiled(inputs, options).add(extent)
+            self._run(compact.cut(inputs, extent), None, options)
+            self._rng = rng
+
+    def _run(self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: tuple[tuple[str, Any], ...]) -> Any:
         self._rng, key = jax.random.split(self._rng)
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
         start = None if noise is None else jnp.asarray(noise, jnp.float32)
-        options = tuple(sorted(sample_kwargs.items()))
         return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))
 
-    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
-        """Compiles `sample` for inputs like these; the sequence of noise stays where it is."""
-        rng = self._rng
-        self.sample(inputs, None, **sample_kwargs)
-        self._rng = rng
+    def _extent(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
+        """What of the inputs to run: the least that a program exists for, or exactly what they use."""
+        if not self._model.config.skip_unused:
+            return compact.whole_extent(inputs)
+        exact_slots = dict(options).get("exact_slots", False)
+        drops = compact.drops_cameras(self._model.config, exact_slots=exact_slots)
+        used = compact.used_extent(inputs, drops_cameras=drops)
+        compiled = self._compiled(inputs, options)
+        enough = [extent for extent in compiled if extent.holds(used)]
+        if not enough:
+            compiled.add(used)
+        return min(enough or [used], key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
+
+    def _compiled(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
+        return self._extents.setdefault((len(inputs["state"]), options), set())
 
 
 def _sample(

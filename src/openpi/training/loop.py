@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> TrainResult:
         validate = Validation(config, data, mesh) if data.holdout is not None else None
         observers = _open_observers(config, checkpoints.directory, start)
         vote = processes.Vote(mesh)
-        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(batch, mesh))
+        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(step_jax.cut_batch(config, batch), mesh))
         stopwatch, step, reported, signum = Stopwatch(), start - 1, {}, 0
         try:
             with Progress(num_steps=config.num_train_steps, start=start, is_shown=processes.is_first()) as progress:

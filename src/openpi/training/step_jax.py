@@ -19,7 +19,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from openpi.models import compact
 from openpi.models.activations import split_by_rows
+from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding
@@ -122,18 +124,27 @@ def load_weights(config: TrainConfig) -> dict[str, Any]:
     return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
-def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def train_step(
+    config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch, *, extent: Extent | None = None
+) -> tuple[TrainState, Metrics]:
     """One optimiser step.
 
     Args:
         key: of the run; the step's own is folded in.
         batch: model-side arrays with a leading batch axis, and `actions`.
+        extent: what batches use as a rule: only that is computed, unless this one uses more. None = all of it.
     Returns:
         the next state, and f32 scalars: `loss`, `grad_norm` before clipping, `param_norm` of the kernels,
         `learning_rate`.
     """
     trainable, frozen = split_params(state.params, config.freeze_filter)
-    loss, grads = loss_and_grads(config, jax.random.fold_in(key, state.step), trainable, frozen, batch)
+    step_key = jax.random.fold_in(key, state.step)
+    if extent is None:
+        loss, grads = loss_and_grads(config, step_key, trainable, frozen, batch)
+    else:
+        found = functools.partial(loss_and_grads, config, step_key, trainable, frozen)
+        part = compact.cut(batch, extent)
+        loss, grads = jax.lax.cond(_is_within(batch, extent), lambda: found(part), lambda: found(batch))
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, trainable)
     trainable = cast(Params, optax.apply_updates(trainable, updates))
     params = join_params(trainable, frozen)
@@ -146,15 +157,33 @@ def train_step(config: TrainConfig, key: jax.Array, state: TrainState, batch: Ba
     return TrainState(state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)), metrics
 
 
-def eval_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch) -> jax.Array:
-    """Mean loss of a batch without augmentation; noise and time come from `key`, so equal keys compare models."""
-    observation, actions = _inputs(batch)
+def eval_step(
+    config: TrainConfig, key: jax.Array, params: Params, batch: Batch, *, extent: Extent | None = None
+) -> jax.Array:
+    """Mean loss of a batch without augmentation; noise and time come from `key`, so equal keys compare models.
+
+    Args:
+        extent: all that the batch uses (`used_extent`); None = not known.
+    """
+    observation, actions = _inputs(batch if extent is None else compact.cut(batch, extent))
     return jnp.mean(_model(config, params).compute_loss(key, observation, actions, train=False))
 
 
-def sample_step(config: TrainConfig, key: jax.Array, params: Params, batch: Batch, **sample_kwargs: Any) -> jax.Array:
-    """Action chunks f32[b ah ad] in the model's normalised space; of pi0-FAST, tokens f32[b m]."""
-    observation, _ = _inputs(batch)
+def sample_step(
+    config: TrainConfig,
+    key: jax.Array,
+    params: Params,
+    batch: Batch,
+    *,
+    extent: Extent | None = None,
+    **sample_kwargs: Any,
+) -> jax.Array:
+    """Action chunks f32[b ah ad] in the model's normalised space; of pi0-FAST, tokens f32[b m].
+
+    Args:
+        extent: as of `eval_step`.
+    """
+    observation, _ = _inputs(batch if extent is None else compact.cut(batch, extent))
     return _model(config, params).sample_actions(key, _without_answer(observation), **sample_kwargs)
 
 
@@ -168,20 +197,63 @@ def _without_answer(observation: Observation) -> Observation:
 
 
 def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
-    """`train_step` jitted over the mesh; the given state's buffers are reused for the next one."""
+    """`train_step` jitted over the mesh; the given state's buffers are reused for the next one.
+
+    Of many processes each sees its own samples only, but all have to run the same program. So what the first batch
+    uses, over all of them, becomes the `extent`, and the program holds the whole computation too.
+    """
     placement = _shardings(state_spec(config, mesh))
     everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
 
-    def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with split_by_rows(by_rows):
-            return train_step(config, key, state, batch)
+    def compiled(extent: Extent | None) -> Callable[[jax.Array, TrainState, Batch], Any]:
+        def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            with split_by_rows(by_rows):
+                return train_step(config, key, state, batch, extent=extent)
 
-    return jax.jit(
-        step,
-        in_shardings=(everywhere, placement, by_rows),
-        out_shardings=(placement, everywhere),
-        donate_argnums=1,
+        return jax.jit(
+            step,
+            in_shardings=(everywhere, placement, by_rows),
+            out_shardings=(placement, everywhere),
+            donate_argnums=1,
+        )
+
+    if jax.process_count() == 1 or not config.model.skip_unused:
+        return compiled(None)
+    first: list[Any] = []
+
+    def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if not first:
+            extent = used_extent(batch, mesh)
+            first.append(compiled(None if extent == compact.whole_extent(batch) else extent))
+        return first[0](key, state, batch)
+
+    return step
+
+
+def cut_batch(config: TrainConfig, batch: Batch) -> Batch:
+    """What the model needs of a loader's batch, on the host; everything if there are other processes."""
+    if jax.process_count() > 1 or not config.model.skip_unused:
+        return batch
+    return compact.cut(batch, compact.used_extent(batch))
+
+
+def used_extent(batch: Batch, mesh: Mesh, *, drops_cameras: bool = True) -> Extent:
+    """What a placed batch uses, the same on every process."""
+    masks = {"image_mask": {key: mask for key, mask in batch["image_mask"].items() if mask is not None}}
+    if "tokenized_prompt" in batch:
+        masks["tokenized_prompt_mask"] = batch["tokenized_prompt_mask"]
+    reduce = jax.jit(
+        functools.partial(jax.tree.map, functools.partial(jnp.any, axis=0)), out_shardings=sharding.replicated(mesh)
     )
+    return compact.used_extent({**batch, **jax.device_get(reduce(masks))}, drops_cameras=drops_cameras)
+
+
+def _is_within(batch: Batch, extent: Extent) -> jax.Array:
+    """Whether a batch uses nothing outside the extent."""
+    outside = [jnp.any(mask) for key, mask in batch["image_mask"].items() if key not in extent.cameras]
+    if extent.prompt_len is not None:
+        outside.append(jnp.any(batch["tokenized_prompt_mask"][:, extent.prompt_len :]))
+    return ~jnp.any(jnp.stack(outside)) if outside else jnp.bool_(True)
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi import transforms
+from openpi.models.compact import Extent, drops_cameras
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
 from openpi.training import processes, sharding, step_jax
@@ -41,10 +42,13 @@ class Validation:
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
         everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
-        self._loss = jax.jit(functools.partial(step_jax.eval_step, config), out_shardings=everywhere)
+        self._extent = functools.partial(_extent, config, mesh=mesh)
+        loss = functools.partial(step_jax.eval_step, config)
+        self._loss = jax.jit(loss, static_argnames="extent", out_shardings=everywhere)
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
         options = {} if grammar is None else {"grammar": grammar}
-        self._sample = jax.jit(functools.partial(step_jax.sample_step, config, **options), out_shardings=by_rows)
+        sample = functools.partial(step_jax.sample_step, config, **options)
+        self._sample = jax.jit(sample, static_argnames="extent", out_shardings=by_rows)
 
     def __call__(self, params: step_jax.Params) -> dict[str, float]:
         """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
@@ -56,8 +60,9 @@ class Validation:
         for i, batch in enumerate(self._batches):
             key = jax.random.fold_in(jax.random.key(_SEED), i)
             placed = self._place(batch)
-            losses.append(float(self._loss(key, params, placed)))
-            sampled = sharding.local_rows(self._sample(key, params, placed))
+            extent = self._extent(placed)
+            losses.append(float(self._loss(key, params, placed, extent=extent)))
+            sampled = sharding.local_rows(self._sample(key, params, placed, extent=extent))
             decodable_rows, error_rows = self._action_errors(sampled, batch)
             decodable.append(decodable_rows)
             errors.append(error_rows)
@@ -91,6 +96,12 @@ def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
     """This process's rows of every batch -> all rows, in the order in which one process would have had them."""
     gathered = processes.gather(np.stack(batches))  # [process batch row ...]
     return gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[3:])
+
+
+def _extent(config: TrainConfig, placed: Mapping[str, Any], mesh: Mesh) -> Extent | None:
+    if not config.model.skip_unused:
+        return None
+    return step_jax.used_extent(placed, mesh, drops_cameras=drops_cameras(config.model))
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
