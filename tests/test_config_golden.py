@@ -25,6 +25,7 @@ NEW_FIELDS = {
         "eval_batches",
         "tensorboard_enabled",
         "cpu_devices",
+        "note",
     },
     "Pi0Config": {
         "image_encoder_variant",
