@@ -7,11 +7,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
+from compile_cache import compiled_once
 from openpi.cli import serve
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model_config import BaseModelConfig, ModelType
@@ -57,23 +56,9 @@ _ADAPTERS = LoRAConfig(rank=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Families with the same kind of model share what was compiled for the first of them."""
-    options = {
-        "jax_disable_most_optimizations": True,  # they run for twenty steps
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", options["jax_compilation_cache_dir"])
-        for values in (options, before):
-            for name, value in values.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-            if values is options:
-                yield
+def _families_of_the_same_kind_of_model_compile_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def small(model: BaseModelConfig) -> BaseModelConfig:
