@@ -287,7 +287,6 @@ def test_names_of_a_dataset_never_become_code(telling_dataset, tmp_path):
     assert ast.literal_eval(values["NAMES"])[f"state {evil}"] == (evil, "b", "c")
     assert ast.literal_eval(values["DATASET"]) == str(dataset) == config.data.repo_id
     assert "/" not in config.data.assets.asset_id and "." not in config.data.assets.asset_id
-    assert is_formatted(file)
 
 
 def test_without_task_texts_the_prompt_is_asked_for_and_becomes_the_recipe_s(telling_dataset, tmp_path):
@@ -299,15 +298,13 @@ def test_without_task_texts_the_prompt_is_asked_for_and_becomes_the_recipe_s(tel
         writer.add_episode({wanted[0]: np.zeros((3, 32, 32, 3), np.uint8), **frames}, "")
     file = tmp_path / "drafted_mute.py"
     assert marked(drafted(folder, file)) == {"PROMPT"}
-    with pytest.raises(
-        ValueError, match="PROMPT is to be filled in: what is the robot told to do, in words.*the value"
-    ):
+    assert is_formatted(file)
+    with pytest.raises(ValueError, match=r"PROMPT is to be filled in: what is the robot told to do.*by the value"):
         get_config(f"{file}:config")
     fill_in(file, {"PROMPT": "wave"})
     config = get_config(f"{file}:config")
     data = config.data.create(config.assets_dirs, config.model)
     assert data.model_transforms.inputs[0].prompt == "wave" and not data.prompt_from_task
-    assert is_formatted(file)
 
 
 def test_at_a_terminal_it_asks_and_a_question_can_be_left_for_later(tmp_path):

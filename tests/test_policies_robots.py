@@ -171,6 +171,14 @@ def test_a_positronic_state_may_have_the_width_of_any_codec():
     assert positronic_policy.PositronicOutputs()({"actions": np.zeros((50, 32))})["actions"].shape == (50, 8)
 
 
+def test_a_mask_leaves_out_the_dimensions_that_are_named_and_knows_their_names():
+    vector = VectorSpec.uniform("actions", ["a", "b", "grip"], "rad")
+    assert vector.mask_without(["grip"]) == (True, True, False)
+    assert vector.mask_without(()) == (True, True, True)
+    with pytest.raises(ValueError, match="'actions' has no dimension 'gripper'; it has 'a', 'b', 'grip'"):
+        vector.mask_without(["gripper"])
+
+
 @pytest.mark.parametrize("model", list(ModelType))
 def test_any_robot_goes_by_its_spec(model):
     spec = RobotSpec(
