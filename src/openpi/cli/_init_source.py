@@ -157,7 +157,7 @@ _TEMPLATE = string.Template('''\
 
 Every choice has its reason above it: read them once. Then
 
-    openpi explain $name.py:config --index=0
+    openpi explain $name.py:tiny --index=0
     openpi train $name.py:tiny --exp-name=try  # on a CPU: does everything fit?
     openpi train $name.py:config --exp-name=first
 """

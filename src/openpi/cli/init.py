@@ -209,7 +209,7 @@ def _report(path: Path, text: str) -> str:
         lines += [f"  line {number}: {name}" for number, name in marked.items()]
     lines.append("Read it, then:")
     lines += [
-        f"  openpi explain {path}:config --index=0",
+        f"  openpi explain {path}:tiny --index=0",
         f"  openpi train {path}:tiny --exp-name=try",
         f"  openpi train {path}:config --exp-name=first",
     ]
