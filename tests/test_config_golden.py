@@ -45,6 +45,7 @@ NEW_FIELDS = {
         "augmentation",
         "remat",
     },
+    "DataConfig": {"local_files_only"},
     "factory": {"use_quantile_norm"},
 }
 REQUIRED = "<required>"

@@ -177,6 +177,18 @@ def test_an_observation_of_the_robot_becomes_model_inputs_and_its_chunk_comes_ba
     assert outputs["actions"].shape == (horizon, spec.actions.width)
 
 
+def test_a_recipe_of_the_first_release_may_forbid_to_ask_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    published = get_config("pi0_libero")
+    offline = dataclasses.replace(published.data.base_config, local_files_only=True)
+    config = with_local_files(published, repo_id="me/mine", base_config=offline)
+    data = config.data.create(config.assets_dirs, config.model)
+    with pytest.raises(FileNotFoundError, match="'me/mine' is not in .* the recipe says local_files_only"):
+        data_loader.open_metadata(data)
+    write_dataset(tmp_path / "me" / "mine", FORMATS["physical-intelligence/libero"])
+    assert data_loader.open_metadata(data).fps == 10
+
+
 def test_every_recipe_says_what_it_is_for():
     notes = {name: get_config(name).note for name in config_names()}
     assert [name for name, note in notes.items() if not note.endswith(".")] == []

@@ -62,6 +62,7 @@ class DataConfig:
         action_sequence_keys: dataset columns that are read as chunks of `action_horizon` steps.
         prompt_from_task: put the text of the frame's task under `prompt`.
         rlds_data_dir, action_space, datasets: of DROID in RLDS form.
+        local_files_only: never ask the hub for the dataset, as in configs of the first release.
     """
 
     repo_id: str | None = None
@@ -76,6 +77,7 @@ class DataConfig:
     rlds_data_dir: str | None = None
     action_space: DroidActionSpace | None = None
     datasets: Sequence[RLDSDataset] = ()
+    local_files_only: bool = False
 
 
 GroupFactory = Callable[[BaseModelConfig], transforms.Group]
