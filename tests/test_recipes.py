@@ -183,7 +183,7 @@ def test_a_recipe_of_the_first_release_may_forbid_to_ask_the_hub(tmp_path, monke
     offline = dataclasses.replace(published.data.base_config, local_files_only=True)
     config = with_local_files(published, repo_id="me/mine", base_config=offline)
     data = config.data.create(config.assets_dirs, config.model)
-    with pytest.raises(FileNotFoundError, match="'me/mine' is not in .* the recipe says local_files_only"):
+    with pytest.raises(FileNotFoundError, match=r"'me/mine' is not in .* the recipe says local_files_only"):
         data_loader.open_metadata(data)
     write_dataset(tmp_path / "me" / "mine", FORMATS["physical-intelligence/libero"])
     assert data_loader.open_metadata(data).fps == 10
