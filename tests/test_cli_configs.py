@@ -59,7 +59,8 @@ def test_a_recipe_of_ones_own_is_shown_too_and_a_wrong_reference_is_explained(ca
     assert configs.main([f"{file}:arm"]) == 0
     assert "reads front, joints, actions, task texts" in " ".join(capsys.readouterr().out.split())
     assert configs.main([f"{file}:leg"]) == 1
-    assert "has no 'leg'; recipes in it: tiny, arm, fast" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "has no 'leg'; name one of its recipes: " in told and "tiny_recipe.py:fast" in told
 
 
 def test_a_recipe_whose_data_cannot_be_expanded_is_not_passed_off_as_droid():

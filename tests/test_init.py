@@ -81,7 +81,7 @@ def test_a_recorded_dataset_becomes_a_recipe_that_trains_once_the_marked_lines_a
     assert is_formatted(file)
     line = next(i for i, text in enumerate(file.read_text().splitlines(), start=1) if "TRAIN_RELATIVE = F" in text)
     with pytest.raises(
-        ValueError, match=rf"{name}\.py, line {line}: TRAIN_RELATIVE .*by True or False.*GRIPPERS \(line"
+        ValueError, match=rf"{name}\.py, line {line}: ValueError: TRAIN_RELATIVE is .*by True or False.*GRIPPERS \(line"
     ):
         get_config(f"{file}:config")
 

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = _parser().parse_args(argv)
     try:
-        is_one = args.text in config_names() or ":" in args.text
+        is_one = args.text in config_names() or ":" in args.text or args.text.endswith(".py")
         if is_one and not args.json:
             print(details(get_config(args.text)))
             return 0

@@ -14,14 +14,15 @@ def FILL_IN(question: str, *choices: Any) -> Any:
     """Stands for a value that is still to be decided; replace the whole call by it.
 
     Raises:
-        ValueError: always, when the recipe is loaded. Names file and line, the choices, and the other marked lines.
+        ValueError: always, when the recipe is loaded, which adds file and line. Names the choices, and the other marked
+            lines.
     """
     caller = sys._getframe(1)
     file, line = Path(caller.f_code.co_filename), caller.f_lineno
     marked = marked_lines(file.read_text(encoding="utf-8") if file.is_file() else "")
     others = ", ".join(f"{name} (line {number})" for number, name in marked.items() if number != line)
     raise ValueError(
-        f"{file}, line {line}: {marked.get(line, 'this value')} is to be filled in: {question} "
+        f"{marked.get(line, 'this value')} is to be filled in: {question} "
         f"Replace FILL_IN(...) by {' or '.join(map(repr, choices)) or 'the value'}."
         + (f" Also to be filled in: {others}" if others else "")
     )
