@@ -85,7 +85,12 @@ def test_a_recorded_dataset_becomes_a_recipe_that_trains_once_the_marked_lines_a
     ):
         get_config(f"{file}:config")
 
-    fill_in(file, ANSWERS)
+    fill_in(file, {"TRAIN_RELATIVE": True})
+    with pytest.raises(
+        ValueError, match=r"GRIPPERS is to be filled in: .* by a tuple of some of 'a.*0', 'a.*1'.*, or \(\)"
+    ):
+        get_config(f"{file}:config")
+    fill_in(file, {"GRIPPERS": ()})
     drawn = get_config(f"{file}:config")
     model = dataclasses.replace(tiny_arm.MODEL, action_horizon=drawn.model.action_horizon, augmentation=False)
     config = dataclasses.replace(

@@ -166,8 +166,9 @@ def test_the_parts_of_a_ur5_state_are_checked_before_nobody_can_tell_them_apart(
 
 def test_a_positronic_state_may_have_the_width_of_any_codec():
     example = positronic_policy.make_positronic_example()
-    inputs = positronic_policy.PositronicInputs(ModelType.PI05)({**example, "observation/state": np.zeros(15)})
-    assert inputs["state"].shape == (15,)
+    transform = positronic_policy.PositronicInputs(ModelType.PI05, state_dim=15)
+    assert transform.spec.state[0].width == 15
+    assert transform({**example, "observation/state": np.zeros(15)})["state"].shape == (15,)
     assert positronic_policy.PositronicOutputs()({"actions": np.zeros((50, 32))})["actions"].shape == (50, 8)
 
 

@@ -1,33 +1,38 @@
 """Positronic: one arm with a gripper, an exterior and a wrist camera, in the keys of its codecs.
 
-Source: the serving specification, sections 6.3 and 6.7. The state's width depends on the codec (8 or 15 values); the
-spec shows the default codec's, and the contract of a checkpoint has those that it was trained with.
+Source: the serving specification, sections 6.3 and 6.7. What the 8 or 15 values of the state are, and the 8 of the
+actions, depends on the codec: a pose (x, y, z, then a quaternion, scalar first) or joints, and the gripper. So
+dimensions have numbers here, no names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from openpi.models.model_config import ModelType
 from openpi.policies.robot_inputs import robot_actions, robot_inputs
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, numbered
 
 _IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
-_POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")  # scalar first
-_POSE_UNITS = (*("m",) * 3, *("quaternion",) * 4)
-_GRIP_UNIT = "0 .. 1; which end is open depends on the deployment"
+_STATE_DIM = 8  # of the default codec
 _ACTION_DIM = 8
+_UNIT = "as the codec says"
 
-POSITRONIC_SPEC = RobotSpec(
-    robot="positronic",
-    cameras=(CameraSpec(_IMAGE, slot="base_0_rgb"), CameraSpec(_WRIST, slot="left_wrist_0_rgb")),
-    state=(VectorSpec(_STATE, (*_POSE, "grip"), (*_POSE_UNITS, _GRIP_UNIT)),),
-    actions=VectorSpec("actions", (*_POSE, "target_grip"), (*_POSE_UNITS, _GRIP_UNIT)),
-    action_kind="absolute: end-effector pose or joints, as the codec says, and gripper",
-)
+
+def positronic_spec(state_dim: int) -> RobotSpec:
+    """The client keys, with a state of some codec."""
+    return RobotSpec(
+        robot="positronic",
+        cameras=(CameraSpec(_IMAGE, slot="base_0_rgb"), CameraSpec(_WRIST, slot="left_wrist_0_rgb")),
+        state=(VectorSpec.uniform(_STATE, numbered(_STATE, state_dim), _UNIT),),
+        actions=VectorSpec.uniform("actions", numbered("actions", _ACTION_DIM), _UNIT),
+        action_kind="absolute: end-effector pose or joints, as the codec says, and gripper",
+    )
+
+
+POSITRONIC_SPEC = positronic_spec(_STATE_DIM)
 
 
 def make_positronic_example() -> dict:
@@ -43,17 +48,21 @@ def make_positronic_example() -> dict:
 
 @dataclass(frozen=True)
 class PositronicInputs:
-    """Client keys, or a dataset repacked to them, to the model's inputs; a state of any width.
+    """Client keys, or a dataset repacked to them, to the model's inputs.
 
     Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h, w]. The third image slot stays black.
 
     Attributes:
         model_type: pi0-FAST was trained with the black image visible, the others with it masked.
+        state_dim: of the codec.
     """
 
     model_type: ModelType
+    state_dim: int = _STATE_DIM
 
-    spec: ClassVar[RobotSpec] = POSITRONIC_SPEC
+    @property
+    def spec(self) -> RobotSpec:
+        return positronic_spec(self.state_dim)
 
     def __call__(self, data: dict) -> dict:
         return robot_inputs(data, self.spec, self.model_type, wanted_by="PositronicInputs")

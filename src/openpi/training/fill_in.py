@@ -13,6 +13,8 @@ _MARKED_LINE = re.compile(r"^\s*(\w+)\s*=\s*FILL_IN\(")
 def FILL_IN(question: str, *choices: Any) -> Any:
     """Stands for a value that is still to be decided; replace the whole call by it.
 
+    Args:
+        choices: what it may be; none = any text; one tuple = a tuple of some of its entries.
     Raises:
         ValueError: always, when the recipe is loaded, which adds file and line. Names the choices, and the other marked
             lines.
@@ -23,9 +25,14 @@ def FILL_IN(question: str, *choices: Any) -> Any:
     others = ", ".join(f"{name} (line {number})" for number, name in marked.items() if number != line)
     raise ValueError(
         f"{marked.get(line, 'this value')} is to be filled in: {question} "
-        f"Replace FILL_IN(...) by {' or '.join(map(repr, choices)) or 'the value'}."
-        + (f" Also to be filled in: {others}" if others else "")
+        f"Replace FILL_IN(...) by {_in_words(choices)}." + (f" Also to be filled in: {others}" if others else "")
     )
+
+
+def _in_words(choices: tuple[Any, ...]) -> str:
+    if len(choices) == 1 and isinstance(choices[0], tuple):
+        return f"a tuple of some of {', '.join(map(repr, choices[0]))}, or ()"
+    return " or ".join(map(repr, choices)) or "the value"
 
 
 def marked_lines(source: str) -> dict[int, str]:
