@@ -25,6 +25,7 @@ NEW_FIELDS = {
         "eval_batches",
         "tensorboard_enabled",
         "cpu_devices",
+        "note",
     },
     "Pi0Config": {
         "image_encoder_variant",
@@ -46,6 +47,7 @@ NEW_FIELDS = {
         "remat",
         "skip_unused",
     },
+    "DataConfig": {"local_files_only"},
     "factory": {"use_quantile_norm"},
 }
 REQUIRED = "<required>"

@@ -15,6 +15,7 @@ from openpi.models.augment import augment_images
 from openpi.models.gemma_config import GemmaConfig, get_config
 from openpi.models.model import Observation, preprocess_observation, resize_with_pad
 from openpi.models.pi0_config import Pi0Config
+from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.tree import flatten
 
@@ -215,6 +216,24 @@ def test_defaults_follow_the_family() -> None:
 def test_a_config_that_cannot_work_is_refused_at_once(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         Pi0Config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"paligemma_variant": "gemma_7b"}, "unknown Gemma variant 'gemma_7b'"),
+        ({"image_encoder_variant": "So400m"}, "expected NAME/PATCH"),
+        ({"image_resolution": (224, 100)}, "not a multiple of the patch size"),
+        ({"dtype": "float16"}, "dtype='float16'; expected one of 'bfloat16', 'float32'"),
+        ({"remat": "some"}, "remat='some'"),
+        ({"action_dim": 0}, "action_dim=0; expected at least 1"),
+        ({"image_keys": ()}, "image_keys is empty"),
+    ],
+)
+@pytest.mark.parametrize("config", [Pi0Config, Pi0FASTConfig])
+def test_what_all_models_share_is_checked_in_each(config: type, fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**fields)
 
 
 def test_explicit_dims_pass_through() -> None:

@@ -194,6 +194,11 @@ def test_a_pytorch_checkpoint_is_refused_by_name(recipe, tmp_path):
         create_trained_policy(recipe, tmp_path)
 
 
+def test_a_model_whose_actions_nobody_can_decode_is_refused_before_its_weights_are_looked_for():
+    with pytest.raises(ValueError, match="FSQTokenizer cannot decode actions"):
+        create_trained_policy(get_config("paligemma_vq_droid"), "gs://no/such/bucket")
+
+
 def test_a_folder_that_is_no_checkpoint_is_named_with_what_it_holds(recipe, tmp_path):
     (tmp_path / "29999").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no params/.*There is: 29999"):

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from openpi.models.model_config import ModelType
-from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
-from openpi.policies.robot_spec import RobotSpec
+from openpi.policies import (
+    aloha_policy,
+    calvin_policy,
+    droid_policy,
+    libero_policy,
+    positronic_policy,
+    ur5_policy,
+)
+from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.transforms import flatten_dict, unflatten_dict
 
 ATOL = 1e-6
@@ -117,6 +125,7 @@ EXAMPLES = [
     (libero_policy.make_libero_example, libero_policy.LiberoInputs(ModelType.PI0), 8),
     (ur5_policy.make_ur5_example, ur5_policy.UR5Inputs(ModelType.PI0), 7),
     (calvin_policy.make_calvin_example, calvin_policy.CalvinInputs(ModelType.PI0), 15),
+    (positronic_policy.make_positronic_example, positronic_policy.PositronicInputs(ModelType.PI05), 8),
 ]
 
 
@@ -144,6 +153,57 @@ def test_a_ur5_gripper_may_be_a_single_number_and_blocks_of_frames_pass():
     assert block.shape == (5, 7)
     actions = ur5_policy.UR5Outputs()({"actions": np.zeros((4, 32))})["actions"]
     assert actions.shape == (4, 7)
+
+
+def test_the_parts_of_a_ur5_state_are_checked_before_nobody_can_tell_them_apart():
+    example = ur5_policy.make_ur5_example()
+    swapped = {**example, "joints": example["gripper"], "gripper": example["joints"]}
+    with pytest.raises(ValueError, match=r"'joints' has shape \(1,\); expected 6 values: base, shoulder"):
+        ur5_policy.UR5Inputs(ModelType.PI0)(swapped)
+    with pytest.raises(ValueError, match=r"'gripper' has shape \(2,\); expected 1 values"):
+        ur5_policy.UR5Inputs(ModelType.PI0)({**example, "gripper": np.zeros(2)})
+
+
+def test_a_positronic_state_may_have_the_width_of_any_codec():
+    example = positronic_policy.make_positronic_example()
+    transform = positronic_policy.PositronicInputs(ModelType.PI05, state_dim=15)
+    assert transform.spec.state[0].width == 15
+    assert transform({**example, "observation/state": np.zeros(15)})["state"].shape == (15,)
+    assert positronic_policy.PositronicOutputs()({"actions": np.zeros((50, 32))})["actions"].shape == (50, 8)
+
+
+def test_a_mask_leaves_out_the_dimensions_that_are_named_and_knows_their_names():
+    vector = VectorSpec.uniform("actions", ["a", "b", "grip"], "rad")
+    assert vector.mask_without(["grip"]) == (True, True, False)
+    assert vector.mask_without(()) == (True, True, True)
+    with pytest.raises(ValueError, match="'actions' has no dimension 'gripper'; it has 'a', 'b', 'grip'"):
+        vector.mask_without(["gripper"])
+
+
+@pytest.mark.parametrize("model", list(ModelType))
+def test_any_robot_goes_by_its_spec(model):
+    spec = RobotSpec(
+        robot="one_eyed",
+        cameras=(CameraSpec("hand", slot="left_wrist_0_rgb"), CameraSpec("side", slot="base_0_rgb", required=False)),
+        state=(VectorSpec.uniform("height", ["z"], "m"), VectorSpec.uniform("arm", ["a", "b"], "rad")),
+        actions=VectorSpec.uniform("actions", ["a", "b"], "rad"),
+    )
+    hand = np.full((8, 9, 3), 7, np.uint8)
+    sample = {"hand": hand, "height": 0.5, "arm": np.array([1.0, 2.0]), "prompt": "go", "unrelated": 1}
+    inputs = RobotInputs(spec, model)(sample)
+    np.testing.assert_array_equal(inputs["state"], [0.5, 1, 2])
+    np.testing.assert_array_equal(inputs["image"]["left_wrist_0_rgb"], hand)
+    assert inputs["image"]["base_0_rgb"].shape == hand.shape and not inputs["image"]["base_0_rgb"].any()
+    sees_black = model is ModelType.PI0_FAST
+    assert {slot: bool(mask) for slot, mask in inputs["image_mask"].items()} == {
+        "base_0_rgb": sees_black,
+        "left_wrist_0_rgb": True,
+        "right_wrist_0_rgb": sees_black,
+    }
+    assert inputs["prompt"] == "go" and "unrelated" not in inputs
+    assert RobotOutputs(spec)({"actions": np.zeros((3, 32))})["actions"].shape == (3, 2)
+    with pytest.raises(KeyError, match="RobotInputs needs the key 'arm'"):
+        RobotInputs(spec, model)({key: sample[key] for key in ("hand", "height")})
 
 
 def aloha(**changes):
@@ -195,7 +255,7 @@ def test_another_robots_state_is_refused_where_joints_are_converted():
 @pytest.mark.parametrize(
     ("make", "transform"),
     [(make, transform) for make, transform, _ in EXAMPLES[1:]],
-    ids=["droid", "libero", "ur5", "calvin"],
+    ids=["droid", "libero", "ur5", "calvin", "positronic"],
 )
 def test_a_misspelled_key_is_named_with_what_was_sent(make, transform):
     example = make()
@@ -208,5 +268,5 @@ def test_a_misspelled_key_is_named_with_what_was_sent(make, transform):
 def test_a_droid_state_of_another_arm_is_refused():
     example = droid_policy.make_droid_example()
     example["observation/joint_position"] = np.zeros(6)
-    with pytest.raises(ValueError, match=r"shape \(6,\).*expected 7 joints"):
+    with pytest.raises(ValueError, match=r"joint_position' has shape \(6,\); expected 7 values: joint_1"):
         droid_policy.DroidInputs(ModelType.PI0)(example)

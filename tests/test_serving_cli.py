@@ -47,7 +47,12 @@ def test_underscores_and_dashes_are_the_same_in_flags():
 def test_the_defaults_are_recipes_that_exist():
     for checkpoint in [*serve_policy.DEFAULT_CHECKPOINT.values(), *serve_policy._REPLACEMENTS.values()]:
         assert get_config(checkpoint.config).name == checkpoint.config
-    assert set(serve_policy.DEFAULT_CHECKPOINT) == set(EnvMode)
+    assert set(serve_policy.DEFAULT_CHECKPOINT) == set(EnvMode) - {EnvMode.CALVIN}
+
+
+def test_the_environment_of_the_first_release_that_has_no_checkpoint_says_what_to_do(capsys):
+    assert serve_policy.main(["--env", "calvin"]) == 1
+    assert "train one with the recipe pi0_calvin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

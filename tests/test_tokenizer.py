@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openpi.models import tokenizer
+from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.tokenizer import BinningTokenizer, FASTTokenizer, FSQTokenizer, PaligemmaTokenizer
 
 FOLDER = Path(__file__).parent / "golden" / "tokenizers"
@@ -147,3 +148,14 @@ def test_baselines_make_the_prompt_of_pi0_fast_and_refuse_to_train(baseline):
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(NotImplementedError, match="FASTTokenizer"):
         baseline(64, model_path=MODEL).tokenize(prompt, state, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("baseline", [BinningTokenizer, FSQTokenizer])
+def test_an_action_tokenizer_of_another_class_is_refused_by_the_model_that_would_be_made_with_it(baseline):
+    with pytest.raises(ValueError, match=rf"{baseline.__name__} does not take .*'fast_tokenizer_path'.*Only FAST"):
+        Pi0FASTConfig(fast_model_tokenizer=baseline, action_tokenizer_path="mine")
+    with pytest.raises(ValueError, match=r"does not take its arguments .*'bins'"):
+        Pi0FASTConfig(fast_model_tokenizer=baseline, fast_model_tokenizer_kwargs={"bins": 3})
+    assert Pi0FASTConfig(fast_model_tokenizer=FASTTokenizer, action_tokenizer_path="mine").tokenizer_arguments() == {
+        "fast_tokenizer_path": "mine"
+    }

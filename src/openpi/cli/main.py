@@ -7,7 +7,8 @@ import sys
 # command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
 COMMANDS = {
     "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
-    "configs": "the registered recipes as a table",
+    "configs": "the registered recipes as a table, or one with its lab note",
+    "init": "a recipe file for your own robot, drafted from its dataset",
     "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",

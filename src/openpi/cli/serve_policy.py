@@ -24,12 +24,13 @@ logger = logging.getLogger("openpi")
 
 
 class EnvMode(enum.Enum):
-    """Robots that have a default checkpoint."""
+    """Robots that have a default checkpoint; CALVIN had one in the first release."""
 
     ALOHA = "aloha"
     ALOHA_SIM = "aloha_sim"
     DROID = "droid"
     LIBERO = "libero"
+    CALVIN = "calvin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +131,17 @@ def choose_checkpoint(args: Args) -> Checkpoint:
     """What the command line asks for.
 
     Raises:
-        ValueError: it asks for an exported model of the first release.
+        ValueError: it asks for something of the first release that is no longer published.
     """
     match args.policy:
         case Checkpoint():
             return args.policy
         case Default():
+            if args.env is EnvMode.CALVIN:
+                raise ValueError(
+                    "there is no published checkpoint for CALVIN since the first release; train one with the recipe "
+                    "pi0_calvin, then use policy:checkpoint --policy.config=pi0_calvin --policy.dir=..."
+                )
             return DEFAULT_CHECKPOINT[args.env]
         case Exported(folder):
             raise ValueError(_replacement_of(folder))

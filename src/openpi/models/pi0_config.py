@@ -81,8 +81,7 @@ class Pi0Config(BaseModelConfig):
         if self.discrete_state_input is None:
             object.__setattr__(self, "discrete_state_input", self.pi05)
         _check_choice("pytorch_compile_mode", self.pytorch_compile_mode, (None, *_COMPILE_MODES))
-        _check_choice("remat", self.remat, _REMAT)
-        _check_choice("dtype", self.dtype, ("bfloat16", "float32"))
+        check_shared_fields(self)
         if self.loss_draws < 1:
             raise ValueError(f"loss_draws={self.loss_draws}; expected at least 1")
         self._check_dims()
@@ -95,9 +94,6 @@ class Pi0Config(BaseModelConfig):
                     f"the experts attend jointly, so they need the same {field}: paligemma_variant has "
                     f"{getattr(prefix, field)}, action_expert_variant has {getattr(suffix, field)}"
                 )
-        patch = self.image_encoder.patch_size
-        if any(side % patch for side in self.image_resolution):
-            raise ValueError(f"image_resolution={self.image_resolution} is not a multiple of the patch size {patch}")
         if suffix.width % 2:
             raise ValueError(f"action expert width={suffix.width} must be even (sine and cosine of the flow time)")
 
@@ -165,6 +161,20 @@ class LoRAFreeze:
             return False
         is_suffix = re.search(r"llm.*_1", path) is not None
         return self.suffix if is_suffix else self.prefix
+
+
+def check_shared_fields(config: Any) -> None:
+    """Raises ValueError unless the fields that pi0, pi0.5 and pi0-FAST share describe a model."""
+    _check_choice("remat", config.remat, _REMAT)
+    _check_choice("dtype", config.dtype, ("bfloat16", "float32"))
+    for field in ("action_dim", "action_horizon", "max_token_len"):
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field}={getattr(config, field)}; expected at least 1")
+    if not config.image_keys:
+        raise ValueError("image_keys is empty; expected the names of the cameras, such as 'base_0_rgb'")
+    patch = config.image_encoder.patch_size
+    if any(side % patch for side in config.image_resolution):
+        raise ValueError(f"image_resolution={config.image_resolution} is not a multiple of the patch size {patch}")
 
 
 def _check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:

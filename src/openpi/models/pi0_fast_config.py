@@ -6,13 +6,14 @@ Source: the model specification, sections 1.2 and 9.2.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from openpi.models import gemma_config, siglip_config
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType, freeze_nothing
-from openpi.models.pi0_config import LoRAFreeze
+from openpi.models.pi0_config import LoRAFreeze, check_shared_fields
 from openpi.models.siglip_config import SiglipConfig
 
 if TYPE_CHECKING:
@@ -58,6 +59,33 @@ class Pi0FASTConfig(BaseModelConfig):
     augmentation: bool = True
     remat: str = "full"
     skip_unused: bool = dataclasses.field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_shared_fields(self)
+        _ = self.expert  # an unknown variant is named now
+        self._check_tokenizer_arguments()
+
+    def _check_tokenizer_arguments(self) -> None:
+        if self.fast_model_tokenizer is None:
+            return
+        try:
+            inspect.signature(self.fast_model_tokenizer).bind(self.max_token_len, **self.tokenizer_arguments())
+        except TypeError as error:
+            name = getattr(self.fast_model_tokenizer, "__name__", self.fast_model_tokenizer)
+            raise ValueError(
+                f"the action tokenizer {name} does not take its arguments ({error}): tokenizer_path is passed as "
+                "model_path, action_tokenizer_path as fast_tokenizer_path, the rest is fast_model_tokenizer_kwargs. "
+                "Only FAST has an action tokenizer that is trained: for another class leave action_tokenizer_path out"
+            ) from error
+
+    def tokenizer_arguments(self) -> dict[str, Any]:
+        """What the action tokenizer is made with, besides `max_token_len`."""
+        arguments = dict(self.fast_model_tokenizer_kwargs or {})
+        if self.tokenizer_path is not None:
+            arguments.setdefault("model_path", self.tokenizer_path)
+        if self.action_tokenizer_path is not None:
+            arguments.setdefault("fast_tokenizer_path", self.action_tokenizer_path)
+        return arguments
 
     @property
     def expert(self) -> GemmaConfig:

@@ -203,8 +203,14 @@ class FASTTokenizer:
 class FSQTokenizer:
     """Prompt in the form of pi0-FAST for the finite-scalar-quantisation baseline of RoboArena.
 
-    Its learned decoder is not part of this build: prompts can be made, actions cannot be extracted.
+    Its learned decoder is not part of this build, because how its checkpoint names the parameters is not known:
+    prompts can be made, a policy cannot (see `check_can_decode`).
     """
+
+    _NO_DECODER = (
+        "FSQTokenizer cannot decode actions: its learned decoder is not part of this build. Serve one of the other "
+        "DROID checkpoints, such as pi05_droid"
+    )
 
     def __init__(
         self,
@@ -224,12 +230,14 @@ class FSQTokenizer:
             raise NotImplementedError("FSQTokenizer serves existing checkpoints only; train with FASTTokenizer")
         return self._text.tokens_and_masks(prompt, state, None)
 
+    @classmethod
+    def check_can_decode(cls) -> None:
+        """Raises ValueError; a policy asks before it loads anything."""
+        raise ValueError(cls._NO_DECODER)
+
     def decode_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
-        """Raises NotImplementedError."""
-        raise NotImplementedError(
-            "the FSQ action decoder is not part of this build; serve one of the other DROID checkpoints, "
-            "such as pi05_droid"
-        )
+        """Raises ValueError."""
+        raise ValueError(self._NO_DECODER)
 
     extract_actions = decode_actions
 

@@ -12,10 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.images import scene_and_wrist, to_uint8_hwc
+from openpi.policies.robot_inputs import robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
-from openpi.shared.tree import flatten
 
 _STATIC, _WRIST, _STATE = "observation/rgb_static", "observation/rgb_gripper", "observation/state"
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw")
@@ -68,13 +66,7 @@ class CalvinInputs:
     spec: ClassVar[RobotSpec] = CALVIN_SPEC
 
     def __call__(self, data: dict) -> dict:
-        leaves = flatten(data)
-        for key in (_STATIC, _WRIST, _STATE):
-            if key not in leaves:
-                raise missing_key(key, leaves, wanted_by="CalvinInputs", fix="Rename it on the client, or repack it.")
-        static, wrist = to_uint8_hwc(leaves[_STATIC], _STATIC), to_uint8_hwc(leaves[_WRIST], _WRIST)
-        inputs = {"state": np.asarray(leaves[_STATE]), **scene_and_wrist(static, wrist, self.model_type)}
-        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+        return robot_inputs(data, self.spec, self.model_type, wanted_by="CalvinInputs")
 
 
 @dataclass(frozen=True)
@@ -82,4 +74,4 @@ class CalvinOutputs:
     """Cuts the model's padded actions to [..., 15]."""
 
     def __call__(self, data: dict) -> dict:
-        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}
+        return robot_actions(data, _ACTION_DIM)

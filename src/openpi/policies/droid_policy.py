@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from openpi.models.model_config import ModelType
-from openpi.policies.images import to_uint8_hwc
+from openpi.models.model_config import IMAGE_KEYS, ModelType
+from openpi.models.pi0_fast_config import FAST_IMAGE_KEYS
+from openpi.policies.robot_inputs import robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
-from openpi.shared.tree import flatten
 
 _EXTERIOR, _WRIST = "observation/exterior_image_1_left", "observation/wrist_image_left"
 _JOINTS, _GRIPPER = "observation/joint_position", "observation/gripper_position"
@@ -74,18 +73,9 @@ class DroidInputs:
         )
 
     def __call__(self, data: dict) -> dict:
-        leaves = flatten(data)
-        for key in (_EXTERIOR, _WRIST, _JOINTS, _GRIPPER):
-            if key not in leaves:
-                raise missing_key(key, leaves, wanted_by="DroidInputs", fix="Rename it on the client, or repack it.")
-        base, wrist = to_uint8_hwc(leaves[_EXTERIOR], _EXTERIOR), to_uint8_hwc(leaves[_WRIST], _WRIST)
-        images, masks = _slots(base, wrist, self.model_type)
-        inputs: dict[str, Any] = {"state": _state(leaves), "image": images, "image_mask": masks}
-        if "actions" in leaves:
-            inputs["actions"] = np.asarray(leaves["actions"])
-        if "prompt" in leaves:
-            inputs["prompt"] = _as_text(leaves["prompt"])
-        return inputs
+        slots = FAST_IMAGE_KEYS if self.model_type is ModelType.PI0_FAST else IMAGE_KEYS
+        inputs = robot_inputs(data, self.spec, self.model_type, slots=slots, wanted_by="DroidInputs")
+        return inputs | {"prompt": _as_text(inputs["prompt"])} if "prompt" in inputs else inputs
 
 
 @dataclass(frozen=True)
@@ -93,29 +83,7 @@ class DroidOutputs:
     """Cuts the model's padded actions to [..., 8]: seven joints and the gripper."""
 
     def __call__(self, data: dict) -> dict:
-        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}
-
-
-def _state(leaves: dict[str, Any]) -> np.ndarray:
-    joints, gripper = np.asarray(leaves[_JOINTS]), np.asarray(leaves[_GRIPPER])
-    column = gripper[..., None] if gripper.ndim < joints.ndim else gripper
-    if joints.shape[-1:] != (7,) or column.shape != (*joints.shape[:-1], 1):
-        raise ValueError(
-            f"'{_JOINTS}' has shape {joints.shape} and '{_GRIPPER}' {gripper.shape}; expected 7 joints in radians and "
-            "1 gripper value"
-        )
-    return np.concatenate([joints, column], axis=-1)
-
-
-def _slots(
-    base: np.ndarray, wrist: np.ndarray, model_type: ModelType
-) -> tuple[dict[str, np.ndarray], dict[str, np.bool_]]:
-    black = np.zeros_like(base)
-    if model_type is ModelType.PI0_FAST:  # trained with the black image visible
-        images = {"base_0_rgb": base, "base_1_rgb": black, "wrist_0_rgb": wrist}
-        return images, dict.fromkeys(images, np.True_)
-    images = {"base_0_rgb": base, "left_wrist_0_rgb": wrist, "right_wrist_0_rgb": black}
-    return images, {"base_0_rgb": np.True_, "left_wrist_0_rgb": np.True_, "right_wrist_0_rgb": np.False_}
+        return robot_actions(data, _ACTION_DIM)
 
 
 def _as_text(prompt: Any) -> Any:

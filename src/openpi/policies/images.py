@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 
-from openpi.models.model_config import ModelType
 from openpi.shared.image_tools import convert_to_uint8
 
 Layout = Literal["hwc", "chw"]
@@ -65,13 +64,3 @@ def check_values(image: np.ndarray, key: str) -> None:
             f"float image '{key}' has values from {low:g} to {high:g}; expected [0, 1], or uint8. Send the "
             "camera's uint8 image as it is, or divide by 255"
         )
-
-
-def scene_and_wrist(scene: np.ndarray, wrist: np.ndarray, model_type: ModelType) -> dict[str, dict]:
-    """`image` and `image_mask` of a robot with two cameras; the third slot of the model stays black.
-
-    pi0-FAST was trained with the black image visible, the other models with it masked.
-    """
-    is_seen = model_type is ModelType.PI0_FAST
-    images = {"base_0_rgb": scene, "left_wrist_0_rgb": wrist, "right_wrist_0_rgb": np.zeros_like(scene)}
-    return {"image": images, "image_mask": dict(zip(images, (np.True_, np.True_, np.bool_(is_seen)), strict=True))}

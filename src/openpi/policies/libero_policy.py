@@ -11,10 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.images import scene_and_wrist, to_uint8_hwc
+from openpi.policies.robot_inputs import robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
-from openpi.shared.tree import flatten
 
 _IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
 _ACTION_DIM = 7
@@ -66,13 +64,7 @@ class LiberoInputs:
     spec: ClassVar[RobotSpec] = LIBERO_SPEC
 
     def __call__(self, data: dict) -> dict:
-        leaves = flatten(data)
-        for key in (_IMAGE, _WRIST, _STATE):
-            if key not in leaves:
-                raise missing_key(key, leaves, wanted_by="LiberoInputs", fix="Rename it on the client, or repack it.")
-        base, wrist = to_uint8_hwc(leaves[_IMAGE], _IMAGE), to_uint8_hwc(leaves[_WRIST], _WRIST)
-        inputs = {"state": np.asarray(leaves[_STATE]), **scene_and_wrist(base, wrist, self.model_type)}
-        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+        return robot_inputs(data, self.spec, self.model_type, wanted_by="LiberoInputs")
 
 
 @dataclass(frozen=True)
@@ -80,4 +72,4 @@ class LiberoOutputs:
     """Cuts the model's padded actions to [..., 7]: a relative pose and the gripper."""
 
     def __call__(self, data: dict) -> dict:
-        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}
+        return robot_actions(data, _ACTION_DIM)

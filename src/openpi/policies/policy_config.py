@@ -52,8 +52,10 @@ def create_trained_policy(
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
     Raises:
         FileNotFoundError: no checkpoint, or no statistics in it.
-        ValueError: the recipe names no asset id, a PyTorch checkpoint, or statistics of another robot.
+        ValueError: the recipe names no asset id, a PyTorch checkpoint, or statistics of another robot; or its action
+            tokenizer cannot decode.
     """
+    _check_actions_can_be_decoded(train_config.model)
     folder = download.maybe_download(str(checkpoint_dir))
     _check_is_jax(folder, pytorch_device)
     pipeline = load_pipeline(
@@ -111,6 +113,13 @@ def load_pipeline(
     if contract is not None and default_prompt is not None:
         contract = dataclasses.replace(contract, default_prompt=default_prompt)
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
+
+
+def _check_actions_can_be_decoded(model_config: Any) -> None:
+    """Before weights are fetched or read."""
+    check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
+    if check is not None:
+        check()
 
 
 def _check_is_jax(folder: Path, pytorch_device: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openpi.shared.errors import listed
 from openpi.shared.tree import flatten
 
 ImageLayout = Literal["hwc", "chw", "any"]
@@ -56,6 +57,18 @@ class VectorSpec:
     @property
     def width(self) -> int:
         return len(self.names)
+
+    def mask_without(self, names: Iterable[str]) -> tuple[bool, ...]:
+        """bool[width]: true for every dimension but these.
+
+        Raises:
+            ValueError: there is no dimension of that name.
+        """
+        left_out = set(names)
+        unknown = sorted(left_out - set(self.names))
+        if unknown:
+            raise ValueError(f"'{self.key}' has no dimension {listed(unknown)}; it has {listed(self.names)}")
+        return tuple(name not in left_out for name in self.names)
 
     @classmethod
     def uniform(cls, key: str, names: Iterable[str], unit: str) -> VectorSpec:

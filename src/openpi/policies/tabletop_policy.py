@@ -7,14 +7,13 @@ Two cameras only: the third image slot of larger models is not filled, so use it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from openpi.policies.images import to_uint8_hwc
+from openpi.models.model_config import ModelType
+from openpi.policies.robot_inputs import robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
-from openpi.shared.tree import flatten
 
 _IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
 _JOINTS = ("base_yaw", "shoulder", "elbow", "wrist_pitch", "wrist_roll")
@@ -56,19 +55,8 @@ class TabletopInputs:
     spec: ClassVar[RobotSpec] = TABLETOP_SPEC
 
     def __call__(self, data: dict) -> dict:
-        leaves = flatten(data)
-        for key in (_IMAGE, _WRIST, _STATE):
-            if key not in leaves:
-                raise missing_key(key, leaves, wanted_by="TabletopInputs", fix="Rename it on the client, or repack it.")
-        inputs: dict[str, Any] = {
-            "state": np.asarray(leaves[_STATE]),
-            "image": {
-                "base_0_rgb": to_uint8_hwc(leaves[_IMAGE], _IMAGE),
-                "left_wrist_0_rgb": to_uint8_hwc(leaves[_WRIST], _WRIST),
-            },
-            "image_mask": {"base_0_rgb": np.True_, "left_wrist_0_rgb": np.True_},
-        }
-        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+        slots = [camera.slot for camera in self.spec.cameras if camera.slot]
+        return robot_inputs(data, self.spec, ModelType.PI05, slots=slots, wanted_by="TabletopInputs")
 
 
 @dataclass(frozen=True)
@@ -76,4 +64,4 @@ class TabletopOutputs:
     """Cuts the model's padded actions to float[..., 6]: joint targets in radians, gripper 0 to 1."""
 
     def __call__(self, data: dict) -> dict:
-        return {"actions": np.asarray(data["actions"])[..., :ACTION_DIM]}
+        return robot_actions(data, ACTION_DIM)

@@ -8,10 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.images import scene_and_wrist, to_uint8_hwc
+from openpi.policies.robot_inputs import robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
-from openpi.shared.tree import flatten
 
 _BASE, _WRIST, _JOINTS, _GRIPPER = "base_rgb", "wrist_rgb", "joints", "gripper"
 _JOINT_NAMES = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3")
@@ -58,17 +56,7 @@ class UR5Inputs:
     spec: ClassVar[RobotSpec] = UR5_SPEC
 
     def __call__(self, data: dict) -> dict:
-        leaves = flatten(data)
-        for key in (_BASE, _WRIST, _JOINTS, _GRIPPER):
-            if key not in leaves:
-                raise missing_key(key, leaves, wanted_by="UR5Inputs", fix="Rename it on the client, or repack it.")
-        base, wrist = to_uint8_hwc(leaves[_BASE], _BASE), to_uint8_hwc(leaves[_WRIST], _WRIST)
-        joints = np.asarray(leaves[_JOINTS])
-        # A single gripper value may come without an axis of its own.
-        gripper = np.asarray(leaves[_GRIPPER])
-        gripper = gripper[..., None] if gripper.ndim < joints.ndim else gripper
-        inputs = {"state": np.concatenate([joints, gripper], axis=-1), **scene_and_wrist(base, wrist, self.model_type)}
-        return inputs | {key: leaves[key] for key in ("actions", "prompt") if key in leaves}
+        return robot_inputs(data, self.spec, self.model_type, wanted_by="UR5Inputs")
 
 
 @dataclass(frozen=True)
@@ -76,4 +64,4 @@ class UR5Outputs:
     """Cuts the model's padded actions to [..., 7]: six joints and the gripper."""
 
     def __call__(self, data: dict) -> dict:
-        return {"actions": np.asarray(data["actions"])[..., :_ACTION_DIM]}
+        return robot_actions(data, _ACTION_DIM)

@@ -64,6 +64,7 @@ class TrainConfig:
 
     Attributes:
         name: of the recipe; folder below `assets_base_dir` and `checkpoint_base_dir`.
+        note: what it is for, which data it needs, why its numbers are what they are; `openpi configs NAME` shows it.
         project_name: where trackers file the run.
         exp_name: of this run; folder below the recipe's.
         weight_loader: what training starts from.
@@ -96,6 +97,7 @@ class TrainConfig:
     """
 
     name: str = dataclasses.field(metadata=HIDDEN)
+    note: str = dataclasses.field(default="", metadata=HIDDEN, kw_only=True)
     project_name: str = "openpi"
     exp_name: str = ""
 

@@ -62,6 +62,7 @@ class DataConfig:
         action_sequence_keys: dataset columns that are read as chunks of `action_horizon` steps.
         prompt_from_task: put the text of the frame's task under `prompt`.
         rlds_data_dir, action_space, datasets: of DROID in RLDS form.
+        local_files_only: never ask the hub for the dataset, as in configs of the first release.
     """
 
     repo_id: str | None = None
@@ -76,6 +77,7 @@ class DataConfig:
     rlds_data_dir: str | None = None
     action_space: DroidActionSpace | None = None
     datasets: Sequence[RLDSDataset] = ()
+    local_files_only: bool = False
 
 
 GroupFactory = Callable[[BaseModelConfig], transforms.Group]
@@ -113,12 +115,7 @@ def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transfor
 def _with_fast_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
     """No padding: the action width of this model is the robot's own."""
     tokenizer_class = model_config.fast_model_tokenizer or _tokenizer.FASTTokenizer
-    kwargs = dict(model_config.fast_model_tokenizer_kwargs or {})
-    if model_config.tokenizer_path is not None:
-        kwargs.setdefault("model_path", model_config.tokenizer_path)
-    if model_config.action_tokenizer_path is not None:
-        kwargs.setdefault("fast_tokenizer_path", model_config.action_tokenizer_path)
-    tokens = tokenizer_class(model_config.max_token_len, **kwargs)
+    tokens = tokenizer_class(model_config.max_token_len, **model_config.tokenizer_arguments())
     horizon, dim = model_config.action_horizon, model_config.action_dim
     return transforms.Group(
         inputs=(*prepare, transforms.TokenizeFASTInputs(tokens)),

@@ -145,7 +145,8 @@ def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
             f"the recipe names no recorded dataset (repo_id is {data_config.repo_id!r}); set --data.repo-id to a hub "
             f"id or a folder"
         )
-    return LeRobotMetadata.load(locate_dataset(data_config.repo_id))
+    root = locate_dataset(data_config.repo_id, may_download=not data_config.local_files_only)
+    return LeRobotMetadata.load(root)
 
 
 def input_transforms(

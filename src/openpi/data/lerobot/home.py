@@ -18,12 +18,13 @@ def lerobot_home() -> Path:
     return Path(hf_home).expanduser() / "lerobot"
 
 
-def locate_dataset(repo_id_or_path: str | Path, root: str | Path | None = None) -> Path:
+def locate_dataset(repo_id_or_path: str | Path, root: str | Path | None = None, *, may_download: bool = True) -> Path:
     """Returns the folder of a dataset, downloading it from the hub if it is nowhere on this machine.
 
     Args:
         repo_id_or_path: `user/name`, or a folder that holds `meta/info.json`.
         root: the folder to use regardless of the id.
+        may_download: ask the hub for what is not on this machine.
     Raises:
         FileNotFoundError: the folder given is no dataset, or the id is not local and cannot be fetched.
     """
@@ -37,6 +38,11 @@ def locate_dataset(repo_id_or_path: str | Path, root: str | Path | None = None) 
     local = lerobot_home() / repo_id_or_path
     if (local / INFO_FILE).is_file():
         return local
+    if not may_download:
+        raise FileNotFoundError(
+            f"dataset '{repo_id_or_path}' is not in {local}, and the recipe says local_files_only; put it there "
+            "($HF_LEROBOT_HOME moves the place), or pass its folder"
+        )
     return _download(str(repo_id_or_path), local)
 
 

@@ -3,9 +3,21 @@
 from collections.abc import Mapping
 
 from openpi.training.config import TrainConfig
-from openpi.training.recipes import aloha, calvin, debug, droid, libero, polaris, roboarena, tabletop, trossen, ur5
+from openpi.training.recipes import (
+    aloha,
+    calvin,
+    debug,
+    droid,
+    libero,
+    polaris,
+    positronic,
+    roboarena,
+    tabletop,
+    trossen,
+    ur5,
+)
 
-_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen)
+_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen, positronic)
 
 
 def all_recipes() -> Mapping[str, TrainConfig]:

@@ -22,10 +22,11 @@ _PEN_CAMERAS = repack(
 _PEN = "physical-intelligence/aloha_pen_uncap_diverse"
 
 
-def _serve(name: str, model: Pi0Config, default_prompt: str | None = None) -> TrainConfig:
+def _serve(name: str, model: Pi0Config, default_prompt: str | None = None, *, note: str) -> TrainConfig:
     """Serves a released checkpoint: the statistics `trossen` come with it, there is no dataset."""
     return TrainConfig(
         name=name,
+        note=note,
         model=model,
         data=LeRobotAlohaDataConfig(assets=AssetsConfig(asset_id="trossen"), default_prompt=default_prompt),
         policy_metadata=_METADATA,
@@ -33,16 +34,34 @@ def _serve(name: str, model: Pi0Config, default_prompt: str | None = None) -> Tr
 
 
 RECIPES = [
-    # The base models on an ALOHA, prompted by the client.
-    _serve("pi0_aloha", Pi0Config()),
-    _serve("pi05_aloha", Pi0Config(pi05=True)),
-    # One task each, so the prompt is fixed.
-    _serve("pi0_aloha_towel", Pi0Config(), "fold the towel"),
-    _serve("pi0_aloha_tupperware", Pi0Config(), "open the tupperware and put the food on the plate"),
-    # Simulated cube transfer, 50 episodes, one camera. Absolute actions: the simulator's controller takes joint
-    # targets and 20k steps suffice for one task.
+    _serve(
+        "pi0_aloha",
+        Pi0Config(),
+        note="Serves pi0_base on an ALOHA, prompted by the client. Chunks of 50 steps are one second at 50 Hz. For "
+        "tasks that the base has not seen, fine-tune (pi0_aloha_pen_uncap shows how).",
+    ),
+    _serve(
+        "pi05_aloha",
+        Pi0Config(pi05=True),
+        note="Serves pi05_base on an ALOHA, prompted by the client; the state goes in as text. Otherwise as pi0_aloha.",
+    ),
+    _serve(
+        "pi0_aloha_towel",
+        Pi0Config(),
+        "fold the towel",
+        note="Serves the released towel checkpoint. It knows one task, so the prompt is fixed and clients need none.",
+    ),
+    _serve(
+        "pi0_aloha_tupperware",
+        Pi0Config(),
+        "open the tupperware and put the food on the plate",
+        note="Serves the released tupperware checkpoint. It knows one task, so the prompt is fixed.",
+    ),
     TrainConfig(
         name="pi0_aloha_sim",
+        note="Full fine-tuning on simulated cube transfer: 50 episodes, one camera, one task, statistics of its own. "
+        "Absolute actions, because the published checkpoint was trained so: the simulator's controller takes joint "
+        "targets. 20k steps suffice for one task.",
         model=Pi0Config(),
         data=LeRobotAlohaDataConfig(
             repo_id="lerobot/aloha_sim_transfer_cube_human",
@@ -52,9 +71,11 @@ RECIPES = [
         weight_loader=weights("pi0_base"),
         num_train_steps=20_000,
     ),
-    # A real robot of the kind the base model knows: its statistics are reused, not computed.
     TrainConfig(
         name="pi0_aloha_pen_uncap",
+        note="Full fine-tuning on a real ALOHA with three cameras. The base knows this robot, so its statistics "
+        "`trossen` are reused: the weights then see the ranges that they know. Joints relative to the state, as in the "
+        "base's training. The start for an ALOHA of your own: change the dataset and the prompt.",
         model=Pi0Config(),
         data=LeRobotAlohaDataConfig(
             repo_id=_PEN,
@@ -65,9 +86,9 @@ RECIPES = [
         weight_loader=weights("pi0_base"),
         num_train_steps=20_000,
     ),
-    # The same with pi0.5; batch 64 as published.
     TrainConfig(
         name="pi05_aloha_pen_uncap",
+        note="As pi0_aloha_pen_uncap, from pi0.5. Batch 64 as published; --gradient-accumulation-steps makes it fit.",
         model=Pi0Config(pi05=True),
         data=LeRobotAlohaDataConfig(
             repo_id=_PEN,

@@ -26,9 +26,12 @@ _KEYS = {
 }
 
 RECIPES = [
-    # A LeRobot conversion of CALVIN with the simulator's names. The actions are relative already.
     TrainConfig(
         name="pi0_calvin",
+        note="Full fine-tuning on a LeRobot conversion of CALVIN that you make, with the simulator's names: "
+        "rgb_static, rgb_gripper, state (the 15 values of robot_obs), actions (15 wide; the simulator takes 7), "
+        "task texts. Brings back the environment CALVIN of the first release, whose checkpoint is no longer published. "
+        "The actions are relative already, so nothing is subtracted; everything else is the default.",
         model=Pi0Config(),
         data=SimpleDataConfig(
             repo_id="your_hf_username/calvin_dataset",

@@ -40,13 +40,33 @@ def _full_droid(droid_assets: AssetsConfig) -> RLDSDroidDataConfig:
 
 
 RECIPES = [
-    # Released checkpoints: actions are joint velocities.
-    TrainConfig(name="pi0_droid", model=Pi0Config(action_horizon=10), data=served_droid()),
-    TrainConfig(name="pi0_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=10), data=served_droid()),
-    TrainConfig(name="pi05_droid", model=Pi0Config(pi05=True, action_horizon=15), data=served_droid()),
-    # The whole of DROID, with joint positions because they can be replayed in simulation.
+    TrainConfig(
+        name="pi0_droid",
+        note="Serves the released pi0 for DROID. Actions are joint velocities; 10 steps are two thirds of a second at "
+        "15 Hz.",
+        model=Pi0Config(action_horizon=10),
+        data=served_droid(),
+    ),
+    TrainConfig(
+        name="pi0_fast_droid",
+        note="Serves the released pi0-FAST for DROID: joint velocities written as tokens, 8 wide because this model "
+        "pads nothing. One pass of the model for each token makes it the slowest of the three.",
+        model=Pi0FASTConfig(action_dim=8, action_horizon=10),
+        data=served_droid(),
+    ),
+    TrainConfig(
+        name="pi05_droid",
+        note="Serves the released pi0.5 for DROID; where `--env DROID` leads. Joint velocities; 15 steps are one "
+        "second.",
+        model=Pi0Config(pi05=True, action_horizon=15),
+        data=served_droid(),
+    ),
     TrainConfig(
         name="pi0_fast_full_droid_finetune",
+        note="pi0-FAST on the whole of DROID in RLDS form (1.8 TB), for which this build has no reader yet. Joint "
+        "positions relative to the state, because they can be replayed in simulation; frames in which the robot idles "
+        "are left out. Batch 256 and 100k steps are for a node of large GPUs. 180 tokens hold prompt, state "
+        "and 16 steps.",
         model=Pi0FASTConfig(action_dim=8, action_horizon=16, max_token_len=180),
         data=_full_droid(AssetsConfig()),
         weight_loader=weights("pi0_fast_base"),
@@ -59,6 +79,7 @@ RECIPES = [
     ),
     TrainConfig(
         name="pi05_full_droid_finetune",
+        note="As pi0_fast_full_droid_finetune, from pi0.5 and with the statistics `droid` of its base.",
         model=Pi0Config(pi05=True, action_dim=32, action_horizon=16),
         data=_full_droid(assets("pi05_base", "droid")),
         weight_loader=weights("pi05_base"),
@@ -69,9 +90,11 @@ RECIPES = [
         keep_period=10_000,
         num_workers=0,
     ),
-    # A small set of your own on a DROID robot: start from the DROID checkpoint and keep its statistics.
     TrainConfig(
         name="pi05_droid_finetune",
+        note="A small set of your own on a DROID robot, in LeRobot form with the keys of the conversion script. Starts "
+        "from the DROID checkpoint and keeps its statistics, so that states and velocities it knows keep their "
+        "meaning. Horizon 16 and 20k steps as published.",
         model=Pi0Config(pi05=True, action_dim=32, action_horizon=16),
         data=LeRobotDROIDDataConfig(
             repo_id="your_hf_username/my_droid_dataset",

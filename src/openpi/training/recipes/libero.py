@@ -22,41 +22,46 @@ def _data(*, extra_delta: bool) -> LeRobotLiberoDataConfig:
 
 
 RECIPES = [
-    # Full fine-tuning of pi0.
     TrainConfig(
         name="pi0_libero",
+        note="Full fine-tuning of pi0 on the four LIBERO suites, defaults throughout. The state is subtracted once "
+        "more from actions that are relative already: released pi0 checkpoints were trained so.",
         model=Pi0Config(),
         data=_data(extra_delta=True),
         weight_loader=weights("pi0_base"),
     ),
-    # Fits a 24 GB GPU: adapters only in both experts. No averaging: it would keep a second copy of all weights.
     TrainConfig(
         name="pi0_libero_low_mem_finetune",
+        note="As pi0_libero with adapters in both experts, for one 24 GB GPU. No averaging: it would keep a second "
+        "copy of all weights. The example to copy for LoRA.",
         model=_PI0_LORA,
         data=_data(extra_delta=True),
         weight_loader=weights("pi0_base"),
         freeze_filter=_PI0_LORA.get_freeze_filter(),
         ema_decay=None,
     ),
-    # The autoregressive model takes the robot's own action width; 180 tokens hold prompt, state and ten actions.
     TrainConfig(
         name="pi0_fast_libero",
+        note="Full fine-tuning of pi0-FAST. It takes the robot's own action width, 7; 180 tokens hold prompt, state "
+        "and ten actions.",
         model=_FAST,
         data=_data(extra_delta=True),
         weight_loader=weights("pi0_fast_base"),
     ),
     TrainConfig(
         name="pi0_fast_libero_low_mem_finetune",
+        note="As pi0_fast_libero with adapters, for one 24 GB GPU; averaging is off to save memory.",
         model=_FAST_LORA,
         data=_data(extra_delta=True),
         weight_loader=weights("pi0_fast_base"),
         freeze_filter=_FAST_LORA.get_freeze_filter(),
         ema_decay=None,
     ),
-    # The published best. It never sees the state: no text bins here, and pi0.5 has no other state input. The
-    # learning rate is constant after the warm-up, and slower averaging takes the place of the decay.
     TrainConfig(
         name="pi05_libero",
+        note="The published best on LIBERO. It never sees the state: no text bins here, and pi0.5 has no other state "
+        "input. The learning rate is constant after the warm-up, and slower averaging takes the place of the decay. "
+        "Batch 256 is for several large GPUs; accumulation makes it fit one.",
         model=Pi0Config(pi05=True, action_horizon=10, discrete_state_input=False),
         data=_data(extra_delta=False),
         batch_size=256,

@@ -20,10 +20,13 @@ _MIXTURE = (
 )
 
 
-def _cotrain(name: str, model: BaseModelConfig) -> TrainConfig:
+def _cotrain(name: str, model: BaseModelConfig, *, note: str) -> TrainConfig:
     """Continues the DROID joint-position checkpoint of the same name, with its statistics."""
     return TrainConfig(
         name=name,
+        note=f"{note} 1000 steps on DROID with 10 % simulated frames, so that the policy has seen the simulator; the "
+        "learning rate stays constant, because the run is short. Reads RLDS, for which this build has no reader "
+        "yet; serving works.",
         model=model,
         data=RLDSDroidDataConfig(
             rlds_data_dir=RLDS_DIR,
@@ -43,9 +46,25 @@ def _cotrain(name: str, model: BaseModelConfig) -> TrainConfig:
 
 
 RECIPES = [
-    _cotrain("pi05_droid_jointpos_polaris", Pi0Config(pi05=True, action_horizon=15)),
-    _cotrain("pi0_fast_droid_jointpos_polaris", Pi0FASTConfig(action_dim=8, action_horizon=10, max_token_len=180)),
-    # Longer instructions than pi0's usual 48 tokens.
-    _cotrain("pi0_droid_jointpos_polaris", Pi0Config(action_horizon=10, max_token_len=100)),
-    _cotrain("pi0_droid_jointpos_100k_polaris", Pi0Config(action_horizon=10, max_token_len=100)),
+    _cotrain(
+        "pi05_droid_jointpos_polaris",
+        Pi0Config(pi05=True, action_horizon=15),
+        note="Continues the pi0.5 joint-position checkpoint for evaluation in PolaRiS, with its statistics.",
+    ),
+    _cotrain(
+        "pi0_fast_droid_jointpos_polaris",
+        Pi0FASTConfig(action_dim=8, action_horizon=10, max_token_len=180),
+        note="Continues the pi0-FAST joint-position checkpoint for evaluation in PolaRiS.",
+    ),
+    _cotrain(
+        "pi0_droid_jointpos_polaris",
+        Pi0Config(action_horizon=10, max_token_len=100),
+        note="Continues the pi0 joint-position checkpoint for evaluation in PolaRiS; 100 tokens, because some "
+        "instructions are longer than pi0's usual 48.",
+    ),
+    _cotrain(
+        "pi0_droid_jointpos_100k_polaris",
+        Pi0Config(action_horizon=10, max_token_len=100),
+        note="As pi0_droid_jointpos_polaris, from the checkpoint after 100k steps.",
+    ),
 ]

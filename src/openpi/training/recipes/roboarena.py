@@ -1,4 +1,4 @@
-"""RoboArena baselines on DROID: PaliGemma with different action tokenisers, and a diffusion one. Inference only."""
+"""RoboArena baselines on DROID: PaliGemma with different action tokenizers, and a diffusion one. Inference only."""
 
 from openpi import transforms
 from openpi.models import tokenizer
@@ -20,9 +20,10 @@ def joint_position_transforms(model_config: BaseModelConfig) -> transforms.Group
 
 
 RECIPES = [
-    # 256 bins per dimension: 15 steps x 8 dims need 120 tokens on top of the prompt.
     TrainConfig(
         name="paligemma_binning_droid",
+        note="Serves a RoboArena baseline: 256 bins per action dimension, as in earlier autoregressive policies. 15 "
+        "steps of 8 take 120 tokens, hence 400 in all.",
         model=Pi0FASTConfig(
             action_dim=8,
             action_horizon=15,
@@ -31,11 +32,15 @@ RECIPES = [
         ),
         data=served_droid(),
     ),
-    # The universal FAST tokeniser.
-    TrainConfig(name="paligemma_fast_droid", model=Pi0FASTConfig(action_dim=8, action_horizon=15), data=served_droid()),
-    # A FAST tokeniser fitted to DROID.
+    TrainConfig(
+        name="paligemma_fast_droid",
+        note="Serves a RoboArena baseline: PaliGemma with the universal FAST tokenizer, trained on DROID alone.",
+        model=Pi0FASTConfig(action_dim=8, action_horizon=15),
+        data=served_droid(),
+    ),
     TrainConfig(
         name="paligemma_fast_specialist_droid",
+        note="As paligemma_fast_droid with a FAST tokenizer fitted to DROID: fewer tokens for the same actions.",
         model=Pi0FASTConfig(
             action_dim=8,
             action_horizon=15,
@@ -44,9 +49,10 @@ RECIPES = [
         ),
         data=served_droid(),
     ),
-    # A learned (finite scalar quantisation) tokeniser.
     TrainConfig(
         name="paligemma_vq_droid",
+        note="A RoboArena baseline with a learned tokenizer (finite scalar quantisation). Listed for completeness: its "
+        "decoder is not part of this build, so serving is refused before anything is loaded.",
         model=Pi0FASTConfig(
             action_dim=8,
             action_horizon=15,
@@ -55,15 +61,17 @@ RECIPES = [
         ),
         data=served_droid(),
     ),
-    # pi0 from scratch on PaliGemma, with the robot's own action width.
     TrainConfig(
         name="paligemma_diffusion_droid",
+        note="Serves a RoboArena baseline: pi0's flow matching on PaliGemma without the robot pre-training, 8 wide "
+        "because no other robot shares the weights.",
         model=Pi0Config(action_dim=8, action_horizon=10),
         data=served_droid(),
     ),
-    # Binning on joint positions.
     TrainConfig(
         name="paligemma_binning_droid_jointpos",
+        note="Serves the binning baseline on joint positions, predicted relative to the state and returned absolute. "
+        "600 tokens as published.",
         model=Pi0FASTConfig(
             action_dim=8,
             action_horizon=15,

@@ -16,9 +16,12 @@ def _data(checkpoint: str) -> LeRobotUR5DataConfig:
 
 
 RECIPES = [
-    # The published example; it forgets to repack the actions, this one does not.
     TrainConfig(
         name="pi0_ur5",
+        note="Full fine-tuning on a UR5 with a gripper; your LeRobot dataset has the features image, wrist_image, "
+        "joints [6], gripper [1], actions [7] and task texts. Joints relative to the state, gripper absolute, and the "
+        "statistics `ur5e` of the base, which knows this arm. The published example forgets to repack the actions, "
+        "this one does not.",
         model=Pi0Config(),
         data=_data("pi0_base"),
         weight_loader=weights("pi0_base"),
