@@ -96,21 +96,22 @@ def loss_over_draws(
     """Mean of `loss` over n draws of noise and time, with one encoded prefix for all of them."""
     n, b = time.shape
 
-    def repeat(x: Array) -> Array:
-        return jnp.tile(x, (n, *(1,) * (x.ndim - 1)))
+    # Draws of one sample lie side by side, so that a device keeps those of its samples.
+    def flat(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(b * n, *x.shape[2:])
 
     t = time[..., None, None]
     v_t = denoise(
         config,
         params,
-        repeat(state),
-        (t * noise + (1 - t) * actions).reshape(n * b, *actions.shape[1:]),
-        time.reshape(n * b),
-        repeat(prefix_mask),
-        jax.tree.map(lambda x: jnp.tile(x, (1, n, 1, 1, 1)), kv_cache),
+        jnp.repeat(state, n, axis=0),
+        flat(t * noise + (1 - t) * actions),
+        flat(time),
+        jnp.repeat(prefix_mask, n, axis=0),
+        jax.tree.map(lambda x: jnp.repeat(x, n, axis=1), kv_cache),
     )
-    errors = jnp.square(v_t.reshape(noise.shape) - (noise - actions))
-    return jnp.mean(errors, axis=(0, -1))
+    errors = jnp.square(v_t - flat(noise - actions)).reshape(b, n, *actions.shape[1:])
+    return jnp.mean(errors, axis=(1, -1))
 
 
 def sample(
