@@ -21,6 +21,7 @@ PROGRAM = """
     import dataclasses, json, sys
     import jax
     import numpy as np
+    from openpi.models.activations import keep_rows, split_by_rows
     from openpi.training import data_loader, sharding, step_jax
     from openpi.training.config import get_config
 
@@ -45,6 +46,9 @@ PROGRAM = """
         parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         shares = {name: held(tree) / whole(tree) for name, tree in parts.items()}
         found[name] = {"loss": losses, "grad_norm": norms, "held": shares}
+    with split_by_rows(sharding.data_sharding(meshes["8"])):
+        kept = [jax.jit(keep_rows)(np.zeros((rows, 5))) for rows in (16, 12)]
+    found["rows held"] = [array.addressable_shards[0].data.shape[0] for array in kept]
     print(json.dumps(found))
 """
 
@@ -75,3 +79,7 @@ def test_parameters_optimiser_and_average_are_shared_equally(found, ways):
     for part in ("params", "opt_state", "ema_params"):
         assert 1 / ways <= held[part] < 1 / ways + 0.1, part
     assert held["step"] == 1
+
+
+def test_activations_are_split_by_rows_where_the_devices_can_share_them_equally(found):
+    assert found["rows held"] == [16 / 8, 12]
