@@ -1,4 +1,4 @@
-"""The memory plan: agrees with the compiler, counts the state exactly, and is there within seconds for the real model."""
+"""The memory plan: agrees with the compiler, counts the state exactly, and takes seconds for the real model."""
 
 import dataclasses
 import functools
