@@ -254,8 +254,8 @@ _NOTES = [
     *(f"- `{case.recipe}`, {case.prompt_len}: {case.why}" for case in CASES),
     "",
     "PaliGemma's tokenizer was not at hand: common English words are one token each in its vocabulary of 257152, and "
-    "it splits numbers into digits; the lengths follow from that. Training measures its own batches: a longer prompt "
-    "costs time and never changes a number. Of pi0-FAST a chunk takes as many steps as it has tokens, so it "
+    "it splits numbers into digits; the lengths follow from that. Training measures its own batches, so a longer "
+    "prompt costs time and never changes a number. Of pi0-FAST a chunk takes as many steps as it has tokens, so it "
     "has no count here.",
 ]
 

@@ -1,5 +1,7 @@
 """`openpi train NAME --exp-name=E ...`: trains a recipe, in one process or as one of several.
 
+`openpi train NAME --plan ...` trains nothing: it says how much memory that would need.
+
 Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 130 or 143 = stopped by Ctrl-C or SIGTERM, with a
 checkpoint of the last step: continue with `--resume`.
 """
@@ -29,7 +31,10 @@ logger = logging.getLogger("openpi")
 def main(argv: list[str] | None = None) -> int:
     from openpi.training import config as _config
 
-    flags, argv = split_flags(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--plan" in argv:
+        return _plan([arg for arg in argv if arg != "--plan"])
+    flags, argv = split_flags(argv)
     if "--help" in argv or "-h" in argv:
         print(f"A run of several processes is told so in each of them, by flags or variables:\n{flags_help()}\n")
     config = _config.cli(argv, prog="openpi train")
@@ -67,6 +72,21 @@ def _train(config: TrainConfig, launch: Launch | None) -> int:
         logger.warning("stopped after step %d; continue with --resume", result.step)
         return _SIGNAL_EXIT + result.signum
     logger.info("done; the checkpoint is in %s", result.checkpoint)
+    return 0
+
+
+def _plan(argv: list[str]) -> int:
+    from openpi.training import config as _config
+
+    config = _config.cli(argv, prog="openpi train")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes only: leaves the accelerator to whoever is using it
+    from openpi.training import plan
+
+    try:
+        print(plan.report(config, config.fsdp_devices))
+    except ValueError as error:
+        print(f"openpi train: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
