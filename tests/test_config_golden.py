@@ -26,6 +26,7 @@ NEW_FIELDS = {
         "tensorboard_enabled",
         "cpu_devices",
         "note",
+        "save_frozen_params",
     },
     "Pi0Config": {
         "image_encoder_variant",

@@ -147,7 +147,7 @@ def test_a_default_prompt_is_used_only_where_the_observation_has_none(golden, re
 def test_without_any_prompt_the_error_says_what_to_do(policy):
     example = make_droid_example()
     example.pop("prompt")
-    with pytest.raises(ValueError, match=r"Prompt is required.*default prompt"):
+    with pytest.raises(ValueError, match=r"Prompt is required.*--default-prompt"):
         policy.infer(example)
 
 
