@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from openpi.shared.tree import flatten, unflatten
 
@@ -86,6 +86,7 @@ class AdamW(OptimizerConfig):
 
     Attributes:
         weight_decay: next to nothing by default: the published recipes regularise by averaging, not by decay.
+        state_bits: of each moment; 8 saves 6 of the 8 bytes per trained parameter, see `adam_8bit`.
     """
 
     b1: float = 0.9
@@ -93,13 +94,18 @@ class AdamW(OptimizerConfig):
     eps: float = 1e-8
     weight_decay: float = 1e-10
     clip_gradient_norm: float = 1.0
+    state_bits: Literal[32, 8] = 32
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
+        """Raises ValueError for a `state_bits` that does not exist."""
         import optax
 
-        adam = optax.adamw(
-            lr, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=weight_decay_mask
-        )
+        from openpi.training import adam_8bit
+
+        if self.state_bits not in (8, 32):
+            raise ValueError(f"optimizer.state_bits={self.state_bits}; expected 32, or 8 to save memory")
+        adamw = optax.adamw if self.state_bits == 32 else adam_8bit.adamw
+        adam = adamw(lr, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=weight_decay_mask)
         return optax.chain(optax.clip_by_global_norm(self.clip_gradient_norm), adam)
 
 

@@ -18,6 +18,7 @@ from openpi.models.gemma_config import VARIANTS
 from openpi.shared.tree import flatten
 from openpi.training import liveness, sharding, step_jax
 from openpi.training.config import TrainConfig
+from openpi.training.optimizer import AdamW
 
 GIB = 2**30
 CARDS_GIB = (24, 32, 48, 80, 141)
@@ -86,6 +87,10 @@ def alternatives(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         if parts > config.gradient_accumulation_steps and config.batch_size % parts == 0:
             flag = f"--gradient-accumulation-steps={parts}"
             yield flag, dataclasses.replace(config, gradient_accumulation_steps=parts)
+    optimizer = config.optimizer
+    if isinstance(optimizer, AdamW) and optimizer.state_bits == 32:
+        small = dataclasses.replace(optimizer, state_bits=8)
+        yield "--optimizer.state-bits=8", dataclasses.replace(config, optimizer=small)
     if config.ema_decay is not None:
         yield "--ema-decay=None", dataclasses.replace(config, ema_decay=None)
     adapted = _with_adapters(config)
