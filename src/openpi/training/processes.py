@@ -170,6 +170,28 @@ def check_same(what: str, values: dict[str, Any]) -> None:
             )
 
 
+def in_step(what: str, function: Any) -> Callable[..., Any]:
+    """A jitted function that no process runs before all have compiled it for arguments of such shapes.
+
+    Keyword arguments are the static ones.
+
+    Compiling may take one process much longer than another, and between CPUs a collective waits for 30 s only.
+    """
+    if count() == 1:
+        return function
+    compiled = set()
+
+    def call(*args: Any, **static: Any) -> Any:
+        kind = (*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args)), *static.items())
+        if kind not in compiled:
+            function.lower(*args, **static).compile()  # the call below finds it compiled
+            exchange(f"compiling {what}", None)
+            compiled.add(kind)
+        return function(*args, **static)
+
+    return call
+
+
 def gather(rows: np.ndarray) -> np.ndarray:
     """Arrays of equal shape of all processes on a new leading axis, bit for bit. Only in the main thread."""
     if count() == 1:

@@ -24,7 +24,7 @@ from openpi.models.activations import split_by_rows
 from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import sharding
+from openpi.training import processes, sharding
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import create_optimizer
@@ -114,7 +114,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     with warnings.catch_warnings():
         # Frozen leaves change dtype, so their buffers cannot be used again.
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return init(key, unflatten(placed))
+        return processes.in_step("the initialisation", init)(key, unflatten(placed))
 
 
 def load_weights(config: TrainConfig) -> dict[str, Any]:
@@ -210,12 +210,13 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
             with split_by_rows(by_rows):
                 return train_step(config, key, state, batch, extent=extent)
 
-        return jax.jit(
+        function = jax.jit(
             step,
             in_shardings=(everywhere, placement, by_rows),
             out_shardings=(placement, everywhere),
             donate_argnums=1,
         )
+        return processes.in_step("the training step", function)
 
     if jax.process_count() == 1 or not config.model.skip_unused:
         return compiled(None)
@@ -245,7 +246,8 @@ def used_extent(batch: Batch, mesh: Mesh, *, drops_cameras: bool = True) -> Exte
     reduce = jax.jit(
         functools.partial(jax.tree.map, functools.partial(jnp.any, axis=0)), out_shardings=sharding.replicated(mesh)
     )
-    return compact.used_extent({**batch, **jax.device_get(reduce(masks))}, drops_cameras=drops_cameras)
+    used = jax.device_get(processes.in_step("the extent", reduce)(masks))
+    return compact.used_extent({**batch, **used}, drops_cameras=drops_cameras)
 
 
 def _is_within(batch: Batch, extent: Extent) -> jax.Array:

@@ -43,12 +43,16 @@ class Validation:
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
         everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
         self._extent = functools.partial(_extent, config, mesh=mesh)
-        loss = functools.partial(step_jax.eval_step, config)
-        self._loss = jax.jit(loss, static_argnames="extent", out_shardings=everywhere)
+        loss = jax.jit(
+            functools.partial(step_jax.eval_step, config), static_argnames="extent", out_shardings=everywhere
+        )
+        self._loss = processes.in_step("the validation loss", loss)
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
         options = {} if grammar is None else {"grammar": grammar}
-        sample = functools.partial(step_jax.sample_step, config, **options)
-        self._sample = jax.jit(sample, static_argnames="extent", out_shardings=by_rows)
+        sample = jax.jit(
+            functools.partial(step_jax.sample_step, config, **options), static_argnames="extent", out_shardings=by_rows
+        )
+        self._sample = processes.in_step("sampling", sample)
 
     def __call__(self, params: step_jax.Params) -> dict[str, float]:
         """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
