@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import training_processes
 from openpi.models import compact
 from openpi.models.compact import Extent
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
@@ -240,6 +241,28 @@ def test_a_step_made_for_an_extent_is_right_for_batches_within_it_and_beyond(rec
         expected, found = whole(sample), made_for_less(sample)
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(found[name], expected[name], rtol=TOLERANCE, err_msg=name)
+
+
+def test_two_processes_that_share_the_parameters_leave_out_the_same(tmp_path, arm_dataset) -> None:
+    flags = {
+        "data.repo-id": arm_dataset,
+        "checkpoint-base-dir": tmp_path / "checkpoints",
+        "assets-base-dir": tmp_path / "assets",
+        "num-train-steps": 3,
+        "model.max-token-len": 96,  # of which the dataset's prompts take less than 32
+    }
+    words = [f"{Path(__file__).parent / 'tiny_recipe.py'}:arm", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = training_processes.environment(tmp_path)
+    padded = training_processes.train_command(*words, "--exp-name=padded", "--model.no-skip-unused")
+    training_processes.run(padded, 1, environment, tmp_path / "padded")
+    shared = training_processes.train_command(*words, "--exp-name=shared", "--fsdp-devices=2")
+    training_processes.run(shared, 2, environment, tmp_path / "shared")
+    expected, found = (
+        training_processes.metrics(tmp_path / "checkpoints" / "arm" / name) for name in ("padded", "shared")
+    )
+    assert found.keys() == expected.keys() == {0, 1, 2}
+    for step, row in expected.items():
+        np.testing.assert_allclose([found[step][name] for name in row], list(row.values()), rtol=1e-3, err_msg=str(row))
 
 
 # --- serving --------------------------------------------------------------------------------------------------
