@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import training_processes
 from openpi.models import compact
 from openpi.models.compact import Extent
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
@@ -147,14 +148,17 @@ def test_a_number_of_steps_that_is_only_known_at_run_time_gives_the_same_actions
 
 
 def test_tokens_are_those_of_the_padded_computation() -> None:
-    """pi0-FAST reads the slots of masked cameras unless told not to, so without `exact_slots` they have to stay."""
-    config = fast_config(max_token_len=PROMPT)
-    batch = padded_batch(config)
-    del batch["token_loss_mask"], batch["token_ar_mask"]
-    for exact_slots in (False, True):
-        drops = compact.drops_cameras(config, exact_slots=exact_slots)
-        assert drops == exact_slots
-        part = compact.cut(batch, compact.used_extent(batch, drops_cameras=drops))
+    """pi0-FAST reads places of masked cameras, unless told `exact_slots`: then nothing may go if one is masked."""
+    config = fast_config()
+    masked = padded_batch(config)
+    del masked["token_loss_mask"], masked["token_ar_mask"]
+    visible = {**masked, "image_mask": dict.fromkeys(masked["image"], np.ones(BATCH, bool))}
+    assert compact.used_extent(masked, reads_masked=compact.reads_masked(config)) == compact.whole_extent(masked)
+    for batch, exact_slots in ((visible, False), (masked, True)):
+        reads_masked = compact.reads_masked(config, exact_slots=exact_slots)
+        extent = compact.used_extent(batch, reads_masked=reads_masked)
+        assert (len(extent.cameras), extent.prompt_len) == (2 if exact_slots else 3, 32)
+        part = compact.cut(batch, extent)
         options = {"max_decoding_steps": 12, "exact_slots": exact_slots, "temperature": 1.0}
         expected = actions(dataclasses.replace(config, skip_unused=False), batch, **options)
         assert len(np.unique(expected)) > 3
@@ -167,7 +171,6 @@ def test_tokens_are_those_of_the_padded_computation() -> None:
 def test_the_extent_is_what_at_least_one_sample_uses() -> None:
     batch = padded_batch(VARIANTS["pi0"])
     assert compact.used_extent(batch) == Extent(("base_0_rgb", "right_wrist_0_rgb"), 32)
-    assert compact.used_extent(batch, drops_cameras=False).cameras == VARIANTS["pi0"].image_keys
     batch["tokenized_prompt_mask"][0, 66] = True
     assert compact.used_extent(batch).prompt_len == PROMPT  # 96 would be more than there is
 
@@ -217,6 +220,7 @@ def test_a_placed_batch_has_the_extent_that_the_host_sees(recipe) -> None:
     mesh = sharding.make_mesh(1)
     placed = step_jax.place_batch({**batch, "state": batch["state"].astype(np.float64)}, mesh)
     assert step_jax.used_extent(placed, mesh) == compact.used_extent(batch)
+    assert step_jax.used_extent(placed, mesh, reads_masked=True) == compact.whole_extent(batch)
     part = step_jax.place_batch(used(batch), mesh)
     assert step_jax.used_extent(part, mesh) == compact.used_extent(batch)
 
@@ -237,6 +241,28 @@ def test_a_step_made_for_an_extent_is_right_for_batches_within_it_and_beyond(rec
         expected, found = whole(sample), made_for_less(sample)
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(found[name], expected[name], rtol=TOLERANCE, err_msg=name)
+
+
+def test_two_processes_that_share_the_parameters_leave_out_the_same(tmp_path, arm_dataset) -> None:
+    flags = {
+        "data.repo-id": arm_dataset,
+        "checkpoint-base-dir": tmp_path / "checkpoints",
+        "assets-base-dir": tmp_path / "assets",
+        "num-train-steps": 3,
+        "model.max-token-len": 96,  # of which the dataset's prompts take less than 32
+    }
+    words = [f"{Path(__file__).parent / 'tiny_recipe.py'}:arm", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = training_processes.environment(tmp_path)
+    padded = training_processes.train_command(*words, "--exp-name=padded", "--model.no-skip-unused")
+    training_processes.run(padded, 1, environment, tmp_path / "padded")
+    shared = training_processes.train_command(*words, "--exp-name=shared", "--fsdp-devices=2")
+    training_processes.run(shared, 2, environment, tmp_path / "shared")
+    expected, found = (
+        training_processes.metrics(tmp_path / "checkpoints" / "arm" / name) for name in ("padded", "shared")
+    )
+    assert found.keys() == expected.keys() == {0, 1, 2}
+    for step, row in expected.items():
+        np.testing.assert_allclose([found[step][name] for name in row], list(row.values()), rtol=1e-3, err_msg=str(row))
 
 
 # --- serving --------------------------------------------------------------------------------------------------

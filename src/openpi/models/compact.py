@@ -36,12 +36,12 @@ class Extent:
         return set(other.cameras) <= set(self.cameras) and (other.prompt_len or 0) <= (self.prompt_len or 0)
 
 
-def drops_cameras(config: BaseModelConfig, *, exact_slots: bool = False) -> bool:
-    """Whether sampling gives the same without masked cameras.
+def reads_masked(config: BaseModelConfig, *, exact_slots: bool = False) -> bool:
+    """Whether sampling reads places of masked tokens, so that batches with a masked camera have to stay as they are.
 
-    pi0-FAST, unless told `exact_slots`, reads their slots while it decodes (the model specification, section 7.2).
+    pi0-FAST does while it decodes, unless told `exact_slots` (the model specification, section 7.2).
     """
-    return exact_slots or config.model_type is not ModelType.PI0_FAST
+    return config.model_type is ModelType.PI0_FAST and not exact_slots
 
 
 def whole_extent(inputs: Mapping[str, Any]) -> Extent:
@@ -50,15 +50,20 @@ def whole_extent(inputs: Mapping[str, Any]) -> Extent:
     return Extent(tuple(inputs["image"]), None if prompt is None else prompt.shape[-1])
 
 
-def used_extent(inputs: Mapping[str, Any], *, drops_cameras: bool = True) -> Extent:
+def used_extent(inputs: Mapping[str, Any], *, reads_masked: bool = False) -> Extent:
     """What a batch of model inputs (`image`, `image_mask`, `tokenized_prompt`, ...) uses.
 
     A camera without a mask is used. One camera stays, and one step of prompt, where nothing is used at all.
+
+    Args:
+        reads_masked: of the model, see there.
     """
     whole = whole_extent(inputs)
     masks = inputs["image_mask"]
+    if reads_masked and not all(np.all(mask) for mask in masks.values() if mask is not None):
+        return whole
     used = tuple(key for key in whole.cameras if masks.get(key) is None or np.any(masks[key]))
-    cameras = (used or whole.cameras[:1]) if drops_cameras else whole.cameras
+    cameras = used or whole.cameras[:1]
     if whole.prompt_len is None:
         return Extent(cameras, None)
     is_token = np.asarray(inputs["tokenized_prompt_mask"]).reshape(-1, whole.prompt_len).any(axis=0)

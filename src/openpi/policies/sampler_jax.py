@@ -67,8 +67,8 @@ class JaxSampler:
         if not self._model.config.skip_unused:
             return compact.whole_extent(inputs)
         exact_slots = dict(options).get("exact_slots", False)
-        drops = compact.drops_cameras(self._model.config, exact_slots=exact_slots)
-        used = compact.used_extent(inputs, drops_cameras=drops)
+        reads_masked = compact.reads_masked(self._model.config, exact_slots=exact_slots)
+        used = compact.used_extent(inputs, reads_masked=reads_masked)
         compiled = self._compiled(inputs, options)
         enough = [extent for extent in compiled if extent.holds(used)]
         if not enough:

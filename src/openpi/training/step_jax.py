@@ -238,16 +238,21 @@ def cut_batch(config: TrainConfig, batch: Batch) -> Batch:
     return compact.cut(batch, compact.used_extent(batch))
 
 
-def used_extent(batch: Batch, mesh: Mesh, *, drops_cameras: bool = True) -> Extent:
-    """What a placed batch uses, the same on every process."""
-    masks = {"image_mask": {key: mask for key, mask in batch["image_mask"].items() if mask is not None}}
-    if "tokenized_prompt" in batch:
-        masks["tokenized_prompt_mask"] = batch["tokenized_prompt_mask"]
-    reduce = jax.jit(
-        functools.partial(jax.tree.map, functools.partial(jnp.any, axis=0)), out_shardings=sharding.replicated(mesh)
-    )
-    used = jax.device_get(processes.in_step("the extent", reduce)(masks))
-    return compact.used_extent({**batch, **used}, drops_cameras=drops_cameras)
+def used_extent(batch: Batch, mesh: Mesh, *, reads_masked: bool = False) -> Extent:
+    """`compact.used_extent` of a placed batch, the same on every process."""
+    # Of one function JAX keeps what it has compiled, however often it is wrapped.
+    summary = jax.jit(_mask_summary, static_argnames="reads_masked", out_shardings=sharding.replicated(mesh))
+    summary = processes.in_step("the extent", functools.partial(summary, reads_masked=reads_masked))
+    found = jax.device_get(summary(batch))
+    return compact.used_extent({**batch, **found}, reads_masked=reads_masked)
+
+
+def _mask_summary(batch: Batch, *, reads_masked: bool) -> dict[str, Any]:
+    """All samples' masks as one."""
+    found = {"image_mask": jax.tree.map(jnp.all if reads_masked else jnp.any, batch["image_mask"])}
+    if "tokenized_prompt_mask" in batch:
+        found["tokenized_prompt_mask"] = jnp.any(batch["tokenized_prompt_mask"], axis=0)
+    return found
 
 
 def _is_within(batch: Batch, extent: Extent) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi import transforms
-from openpi.models.compact import Extent, drops_cameras
+from openpi.models.compact import Extent, reads_masked
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
 from openpi.training import processes, sharding, step_jax
@@ -105,7 +105,7 @@ def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
 def _extent(config: TrainConfig, placed: Mapping[str, Any], mesh: Mesh) -> Extent | None:
     if not config.model.skip_unused:
         return None
-    return step_jax.used_extent(placed, mesh, drops_cameras=drops_cameras(config.model))
+    return step_jax.used_extent(placed, mesh, reads_masked=reads_masked(config.model))
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
