@@ -1,6 +1,7 @@
 """Strictness that only tests switch on: run-time shape checks, no implicit dtype promotion surprises, fixed seeds."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -33,6 +34,14 @@ hypothesis.settings.register_profile("openpi", deadline=None)
 hypothesis.settings.load_profile("openpi")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_forgotten():
+    """They fill gigabytes, and no other file runs them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

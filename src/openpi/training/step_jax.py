@@ -242,8 +242,8 @@ def used_extent(batch: Batch, mesh: Mesh, *, reads_masked: bool = False) -> Exte
     """`compact.used_extent` of a placed batch, the same on every process."""
     # Of one function JAX keeps what it has compiled, however often it is wrapped.
     summary = jax.jit(_mask_summary, static_argnames="reads_masked", out_shardings=sharding.replicated(mesh))
-    summary = processes.in_step("the extent", functools.partial(summary, reads_masked=reads_masked))
-    found = jax.device_get(summary(batch))
+    summary = processes.in_step("the extent", summary)
+    found = jax.device_get(summary(batch, reads_masked=reads_masked))
     return compact.used_extent({**batch, **found}, reads_masked=reads_masked)
 
 
