@@ -112,8 +112,8 @@ _NOTES = [
     'which `openpi train --plan` predicts more. So "fits" errs on the safe side.',
     "",
     "The full-size LoRA row is an artefact of that: the compiler keeps float32 copies of all frozen bfloat16 weights "
-    "outside the loop over layers (4.5 + 2.3 + 0.6 GiB for the MLPs alone, seen in its list of buffers), which bfloat16 "
-    "computation on a GPU has no use for. Without them the ratio would be about 0.7.",
+    "outside the loop over layers (4.5 + 2.3 + 0.6 GiB for the MLPs alone, seen in its list of buffers), which "
+    "bfloat16 computation on a GPU has no use for. Without them the ratio would be about 0.7.",
 ]
 
 
