@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,6 +92,44 @@ def test_a_checkpoint_without_frozen_weights_is_the_same_after_an_interruption_a
     assert_equal(params_of(light), params_of(whole))
 
 
+def test_averaging_leaves_frozen_weights_alone(recipe, base):
+    averaged = run(recipe, "averaged", ema_decay=0.9, save_frozen_params=False, num_train_steps=3)
+    start, end = flatten(restore_params(base, dtype="bfloat16")), params_of(averaged)
+    for path, leaf in end.items():
+        if recipe.freeze_filter(path):
+            np.testing.assert_array_equal(leaf.astype(start[path].dtype), start[path], err_msg=path)
+
+
+def test_adapters_on_adapters_continue(recipe, light):
+    """A second fine-tune that freezes what the first has trained: its base has a base of its own."""
+    start = CheckpointWeightLoader(str(light / "params"))
+    changes = {
+        "weight_loader": start,
+        "freeze_filter": tiny_recipe.everything_but_adapters,
+        "save_frozen_params": False,
+    }
+    run(recipe, "second", **changes, num_train_steps=3)
+    second = run(recipe, "second", **changes, resume=True)
+    first, end = params_of(light), params_of(second)
+    for path, leaf in end.items():
+        start = first[path] if "lora" in path else first[path].astype(jnp.bfloat16)
+        assert (leaf == start).all() == ("lora" not in path), path
+
+
+def test_a_run_goes_on_with_the_base_that_it_began_with(recipe, light, whole, base, tmp_path):
+    run_folder = Path(recipe.checkpoint_base_dir) / "lora" / "other_loader"
+    shutil.copytree(light.with_name("2"), run_folder / "2")
+    orbax_io.write_params(tmp_path / "other", tiny_recipe.MODEL.create(jax.random.key(8)).params)
+    other = CheckpointWeightLoader(str(tmp_path / "other"))
+    end = run(recipe, "other_loader", save_frozen_params=False, resume=True, weight_loader=other)
+    assert json.loads((end / ADAPTERS_FILE).read_text())["base"] == str(base)
+    assert_equal(params_of(end), params_of(whole))
+
+    shutil.copytree(whole.with_name("2"), run_folder.with_name("was_whole") / "2")
+    with pytest.raises(ValueError, match="are others than before"):
+        run(recipe, "was_whole", save_frozen_params=False, resume=True, weight_loader=other)
+
+
 def test_both_are_served_alike(whole, light):
     noise = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     chunks = []
@@ -152,3 +191,4 @@ def test_frozen_weights_that_could_not_be_read_again_are_not_left_out(recipe, ch
     config = dataclasses.replace(recipe, exp_name="x", save_frozen_params=False, **changes)
     with pytest.raises(ValueError, match=message):
         preflight.check_recipe(config)
+        preflight.check_weights(config)

@@ -281,11 +281,22 @@ def test_after_warming_up_no_request_compiles_and_short_ones_are_cut() -> None:
     before = sampler._sample._cache_size()
     sampler.warm_up(request, num_steps=2)
     programs = sampler._sample._cache_size()
-    assert programs - before == 3  # what the request uses, one step of prompt more, everything
+    assert programs - before == 2  # what the request uses and one step of prompt more; everything
     for inputs, actions in zip(requests, expected, strict=True):
         found = sampler.sample(inputs, None, num_steps=2)
         np.testing.assert_allclose(found, actions, atol=TOLERANCE * np.abs(actions).max())
     assert sampler._sample._cache_size() == programs
+
+
+def test_without_warming_up_there_is_one_program_for_all_requests() -> None:
+    config = pi0_config(SHALLOW)
+    sampler = JaxSampler(config.load(random_params(config)))
+    request = {key: value for key, value in padded_batch(config).items() if key != "actions"}
+    longest = {**request, "tokenized_prompt_mask": np.ones((BATCH, PROMPT), bool)}
+    before = sampler._sample._cache_size()
+    for inputs in (request, longest):
+        sampler.sample(inputs, None, num_steps=2)
+    assert sampler._sample._cache_size() - before == 1
 
 
 # --- counted work ---------------------------------------------------------------------------------------------

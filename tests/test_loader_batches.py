@@ -287,7 +287,7 @@ def test_random_data_has_the_shapes_of_the_model_and_depends_on_the_index_only()
     assert sample["actions"].shape == actions.shape[1:]
     assert -1 <= sample["state"].min() < sample["state"].max() < 1
     assert 0 <= sample["tokenized_prompt"].min() <= sample["tokenized_prompt"].max() < 2048
-    assert not sample["image_mask"]["base_0_rgb"]
+    assert all(sample["image_mask"].values()) and sample["tokenized_prompt_mask"].all()
     np.testing.assert_array_equal(dataset[4]["actions"], sample["actions"])
     assert not np.array_equal(dataset[5]["actions"], sample["actions"])
     assert len(list(iter_all(dataset))) == 10

@@ -51,6 +51,17 @@ def test_changes_smaller_than_a_code_are_not_lost():
     np.testing.assert_allclose(found.mean(), expected, rtol=0.05)
 
 
+def test_what_is_kept_is_right_on_average():
+    """Also for values far below the largest of their block."""
+    values = jnp.concatenate([jnp.ones((64, 1)), jnp.full((64, 255), 1e-4)], axis=1)
+    for is_squares in (False, True):
+        draws = [
+            np.asarray(adam_8bit.decode(adam_8bit.encode(values, jax.random.key(i), is_squares=is_squares)))
+            for i in range(8)
+        ]
+        np.testing.assert_allclose(np.mean(draws, axis=(0, 1))[1:].mean(), 1e-4, rtol=0.05)
+
+
 def test_a_network_learns_as_with_adam():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(256, 32)).astype(np.float32)

@@ -270,3 +270,23 @@ def test_a_droid_state_of_another_arm_is_refused():
     example["observation/joint_position"] = np.zeros(6)
     with pytest.raises(ValueError, match=r"joint_position' has shape \(6,\); expected 7 values: joint_1"):
         droid_policy.DroidInputs(ModelType.PI0)(example)
+
+
+def with_slots(*slots: str | None) -> RobotInputs:
+    cameras = tuple(CameraSpec(f"camera_{i}", slot, required=False) for i, slot in enumerate(slots))
+    joint = VectorSpec.uniform("joint", ("joint",), "rad")
+    return RobotInputs(RobotSpec("arm", cameras, (joint,), joint), ModelType.PI05)
+
+
+def test_a_camera_that_the_model_would_not_see_is_refused():
+    image = np.zeros((8, 9, 3), np.uint8)
+    sent = {"camera_0": image, "camera_1": image, "joint": np.zeros(1)}
+    assert with_slots("base_0_rgb", None)(sent)["image_mask"]["base_0_rgb"]
+    with pytest.raises(
+        ValueError, match=r"camera 'camera_1' .* has the slot 'wrist_0_rgb'; the model's are 'base_0_rgb'"
+    ):
+        with_slots("base_0_rgb", "wrist_0_rgb")(sent)
+    with pytest.raises(ValueError, match="cameras 'camera_0' and 'camera_1' have the same slot 'base_0_rgb'"):
+        with_slots("base_0_rgb", "base_0_rgb")(sent)
+    with pytest.raises(ValueError, match="found no camera; expected at least one of 'camera_0'"):
+        with_slots("base_0_rgb")({"joint": np.zeros(1)})

@@ -208,12 +208,11 @@ def test_a_folder_of_a_web_server_is_read_through_its_listings(server, cache):
     assert contents(path) == BELOW
 
 
-def test_a_folder_reuses_what_was_fetched_for_something_inside_it(server):
-    server.files = FOLDER
-    download.maybe_download(f"{server.url}/ckpt/params")
-    server.requests.clear()
-    assert contents(download.maybe_download(f"{server.url}/ckpt")) == BELOW
-    assert [request for request in server.requests if "params/a" in request] == ["HEAD /ckpt/params/a"]
+def test_what_was_fetched_for_something_inside_a_folder_may_have_changed_since(server):
+    server.files = dict(FOLDER)
+    download.maybe_download(f"{server.url}/ckpt/params/a")
+    server.files["/ckpt/params/a"] = changed = bytes(reversed(FOLDER["/ckpt/params/a"]))
+    assert contents(download.maybe_download(f"{server.url}/ckpt")) == {**BELOW, "params/a": changed}
 
 
 def test_a_folder_appears_only_when_every_file_is_there(server, cache):
@@ -241,6 +240,14 @@ def test_a_public_bucket_is_read_without_any_extra(google, cache, monkeypatch):
     assert path == cache / "openpi-assets" / "ckpt"
     assert contents(path) == BELOW
     assert download.maybe_download("gs://openpi-assets/ckpt/params/a", gs={"token": "anon"}) == path / "params" / "a"
+
+
+def test_a_folder_reuses_what_was_fetched_for_something_inside_it_if_it_is_the_same(google):
+    google.files = {f"/openpi-assets{path}": content for path, content in FOLDER.items()}
+    download.maybe_download("gs://openpi-assets/ckpt/params")
+    google.requests.clear()
+    assert contents(download.maybe_download("gs://openpi-assets/ckpt")) == BELOW
+    assert not [request for request in google.requests if "alt=media" in request and "params" in request]
 
 
 def test_one_object_is_a_file(google, cache):

@@ -17,7 +17,6 @@ from openpi.training.weight_loaders import (
     CheckpointWeightLoader,
     NoOpWeightLoader,
     PaliGemmaWeightLoader,
-    merge,
 )
 from openpi.weights import orbax_io
 
@@ -175,18 +174,21 @@ def _reference() -> dict:
     return unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
 
 
-def test_adapters_that_the_weights_lack_keep_their_start():
+def test_adapters_that_the_weights_lack_keep_their_start(tmp_path):
     loaded = unflatten({"a/w": np.ones((2, 3), np.float16), "b/w": np.ones(4), "extra/w": np.ones(1)})
-    merged = flatten(merge(_reference(), loaded, may_keep=".*lora.*", source="here"))
+    orbax_io.write_params(tmp_path / "params", loaded)
+    merged = flatten(CheckpointWeightLoader(str(tmp_path / "params")).load(_reference()))
     assert isinstance(merged["a/lora_a"], jax.ShapeDtypeStruct)
     assert merged["a/w"].dtype == np.float32
     assert "extra/w" not in merged
 
 
-def test_every_leaf_that_does_not_fit_is_named_at_once():
-    loaded = unflatten({"a/w": np.ones((3, 2)), "extra/w": np.ones(1)})
-    with pytest.raises(ValueError, match=r"weights in here[\s\S]*a/w: shape \(3, 2\)[\s\S]*b/w: missing[\s\S]*extra/w"):
-        merge(_reference(), loaded, may_keep=".*lora.*", source="here")
+def test_every_leaf_that_does_not_fit_is_named_at_once(tmp_path):
+    orbax_io.write_params(tmp_path / "params", unflatten({"a/w": np.ones((3, 2)), "extra/w": np.ones(1)}))
+    with pytest.raises(
+        ValueError, match=r"weights in .*params[\s\S]*a/w: shape \(3, 2\)[\s\S]*b/w: missing[\s\S]*extra/w"
+    ):
+        CheckpointWeightLoader(str(tmp_path / "params")).load(_reference())
 
 
 def test_paligemma_weights_are_placed_and_the_rest_starts_fresh(tmp_path):

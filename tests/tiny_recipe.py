@@ -171,3 +171,7 @@ lora = dataclasses.replace(
 
 def everything_but_the_head(path: str) -> bool:
     return not path.startswith("action_out_proj")
+
+
+def everything_but_adapters(path: str) -> bool:
+    return "lora" not in path

@@ -51,7 +51,9 @@ _SCENE_WORDS = frozenset(
     | {"overhead", "scene", "side", "static", "third", "top", "workspace"}
 )
 _GRIPPER_WORDS = frozenset({"gripper", "grip", "finger", "fingers", "claw", "jaw"})
-_POSITION_WORDS = frozenset({"pos", "position", "angle"})
+_POSITION_WORDS = frozenset({"pos", "position"})
+# Angles of an orientation: they jump by a turn, and their difference is no rotation.
+_ORIENTATION_WORDS = frozenset({"euler", "orientation", "pitch", "quat", "roll", "rot", "rotation", "rpy", "yaw"})
 _CHANGE_WORDS = frozenset({"delta", "rel", "relative", "vel", "velocity", "velocities"})
 
 
@@ -233,7 +235,7 @@ def _choose_relative(features: Features, state: Choice, action: Choice) -> Choic
         return Decision(name, False, "the names of their dimensions say that the actions are changes already")
     if names and isinstance(state, Decision) and len(state.value) == 1 and state.value[0] in features.named:
         same_place = dict(zip(features.vectors[key], features.vectors[state.value[0]], strict=False))
-        if all(same_place.get(n) == n and _POSITION_WORDS & set(words(n)) for n in names):
+        if all(same_place.get(n) == n and _says_position(n) for n in names):
             reason = (
                 "state and actions have the same dimensions, and their names say position: action i is where "
                 "dimension i of the state shall go. The released models were trained so"
@@ -256,6 +258,10 @@ def _choose_grippers(features: Features, action: Choice, relative: Choice) -> Ch
         return Decision(name, (), "not needed: all actions are trained as recorded")
     hint = "They are never relative. A tuple of names; () if there are none, or TRAIN_RELATIVE is False."
     return Question(name, "which dimensions of the actions are grippers?", hint, names, is_list=True)
+
+
+def _says_position(dimension: str) -> bool:
+    return bool(_POSITION_WORDS & set(words(dimension))) and not _ORIENTATION_WORDS & set(words(dimension))
 
 
 def _is_gripper(dimension: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from openpi.models.model_config import IMAGE_KEYS, ModelType
 from openpi.policies.images import to_uint8_hwc
 from openpi.policies.robot_spec import RobotSpec, VectorSpec
-from openpi.shared.errors import missing_key
+from openpi.shared.errors import listed, missing_key
 from openpi.shared.tree import flatten
 
 
@@ -34,14 +34,19 @@ def robot_inputs(
         `image` (uint8[h, w, 3] by slot), `image_mask`, `state`, and what passes through.
     Raises:
         KeyError: a required camera or a vector is missing.
-        ValueError: something that is no RGB image, or a part of the state of another width.
+        ValueError: something that is no RGB image, a part of the state of another width, no camera at all, or a spec
+            whose slots are not the model's.
     """
     leaves = flatten(data)
+    _check_slots(spec, slots)
     for key in (*(camera.key for camera in spec.cameras if camera.required), *(vector.key for vector in spec.state)):
         if key not in leaves:
             raise missing_key(key, leaves, wanted_by=wanted_by, fix="Rename it on the client, or repack it.")
     cameras = [camera for camera in spec.cameras if camera.slot is not None and camera.key in leaves]
     images = {camera.slot: to_uint8_hwc(leaves[camera.key], camera.key) for camera in cameras}
+    if not images:
+        known = listed(camera.key for camera in spec.cameras if camera.slot is not None)
+        raise ValueError(f"{wanted_by} found no camera; expected at least one of {known}")
     black = np.zeros_like(next(iter(images.values())))
     is_black_seen = model_type is ModelType.PI0_FAST
     return {
@@ -76,6 +81,22 @@ class RobotOutputs:
 
     def __call__(self, data: dict) -> dict:
         return robot_actions(data, self.spec.actions.width)
+
+
+def _check_slots(spec: RobotSpec, slots: Sequence[str]) -> None:
+    """Raises ValueError for a camera that the model would not see, or would see in another's place."""
+    filled: dict[str, str] = {}
+    for camera in spec.cameras:
+        if camera.slot is None:
+            continue
+        if camera.slot not in slots:
+            raise ValueError(
+                f"camera '{camera.key}' of robot '{spec.robot}' has the slot '{camera.slot}'; the model's are "
+                f"{listed(slots)}. Correct the slot in the RobotSpec, or set it to None for a camera that is not used"
+            )
+        if camera.slot in filled:
+            raise ValueError(f"cameras '{filled[camera.slot]}' and '{camera.key}' have the same slot '{camera.slot}'")
+        filled[camera.slot] = camera.key
 
 
 def _state(leaves: Mapping[str, Any], vectors: Sequence[VectorSpec]) -> np.ndarray:

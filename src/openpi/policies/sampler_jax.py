@@ -46,12 +46,13 @@ class JaxSampler:
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles `sample` for inputs like these; the sequence of noise stays where it is.
 
-        Also for prompts one step longer, and for anything that the inputs could hold: no later call has to compile.
+        Twice: for anything that the inputs could hold, so that no later call has to compile, and for what these use
+        and prompts a little longer, which is less work.
         """
         rng = self._rng
         options = tuple(sorted(sample_kwargs.items()))
-        used, whole = self._extent(inputs, options), compact.whole_extent(inputs)
-        for extent in dict.fromkeys((used, compact.longer(used, whole), whole)):
+        whole = compact.whole_extent(inputs)
+        for extent in dict.fromkeys((whole, compact.longer(self._used(inputs, options), whole))):
             self._compiled(inputs, options).add(extent)
             self._run(compact.cut(inputs, extent), None, options)
             self._rng = rng
@@ -63,17 +64,19 @@ class JaxSampler:
         return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))
 
     def _extent(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
-        """What of the inputs to run: the least that a program exists for, or exactly what they use."""
+        """What of the inputs to run: the least of what was warmed up, else everything. A robot must not wait for the
+        compiler because its prompt has grown by a token.
+        """
+        used, whole = self._used(inputs, options), compact.whole_extent(inputs)
+        enough = [extent for extent in (*self._compiled(inputs, options), whole) if extent.holds(used)]
+        return min(enough, key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
+
+    def _used(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
         if not self._model.config.skip_unused:
             return compact.whole_extent(inputs)
         exact_slots = dict(options).get("exact_slots", False)
         reads_masked = compact.reads_masked(self._model.config, exact_slots=exact_slots)
-        used = compact.used_extent(inputs, reads_masked=reads_masked)
-        compiled = self._compiled(inputs, options)
-        enough = [extent for extent in compiled if extent.holds(used)]
-        if not enough:
-            compiled.add(used)
-        return min(enough or [used], key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
+        return compact.used_extent(inputs, reads_masked=reads_masked)
 
     def _compiled(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
         return self._extents.setdefault((len(inputs["state"]), options), set())

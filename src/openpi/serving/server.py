@@ -28,7 +28,7 @@ from websockets.protocol import State
 
 from openpi.serving import allocator, openpi_session
 from openpi.serving.inference_thread import InferenceThread
-from openpi.shared.errors import first_line
+from openpi.shared.errors import MissingKeyError, first_line
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
@@ -237,10 +237,10 @@ def _has_key(request: Request, api_key: str) -> bool:
 
 
 def _log_failure(error: Exception, address: str) -> None:
-    if openpi_session.is_explained(error):
+    if openpi_session.is_explained(error) and not isinstance(error, MissingKeyError):
         logger.error("A request of %s was refused: %s", address, error)
         logger.debug("", exc_info=error)
-    else:
+    else:  # a missing key may be the recipe's fault as well
         logger.error("A request of %s failed", address, exc_info=error)
 
 

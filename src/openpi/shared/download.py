@@ -293,10 +293,10 @@ def _partials(target: Path) -> list[Path]:
 
 
 def _reuse(files: Sequence[RemoteFile], target: Path, partial: Path) -> None:
-    """Takes the files of a folder that were fetched before, for something inside it."""
+    """Takes the files of a folder that were fetched before, for something inside it, if they are surely the same."""
     for file in files:
         have, wanted = target / file.name, transfer.local_path(file, partial)
-        if file.name and have.is_file() and have.stat().st_size == file.size and not wanted.exists():
+        if file.name and have.is_file() and not wanted.exists() and transfer.is_same(file, have):
             wanted.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # no hard links here: it is fetched again
                 os.link(have, wanted)

@@ -117,6 +117,11 @@ def _continue(file: RemoteFile, part: Path, progress: _Progress) -> None:
         raise CutError("its digest is wrong" if is_damaged else f"the server sent {found} bytes instead of {size}")
 
 
+def is_same(file: RemoteFile, path: Path) -> bool:
+    """Whether a file here has the content of the remote one, for sure."""
+    return file.md5 is not None and path.stat().st_size == file.size and _md5(path) == file.md5
+
+
 def _md5(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()

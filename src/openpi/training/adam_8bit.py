@@ -2,9 +2,9 @@
 
 A moment is stored in blocks of neighbours along the last axis: the largest magnitude of the block, and for every value
 a code for its share of that. Shares are companded (square root for the mean, fourth root for the squares), so that
-small values keep a relative precision of a few per cent, and rounded up or down at random, so that changes smaller than
-a code are not lost. Small arrays stay in f32. After Dettmers et al. 2022, "8-bit Optimizers via Block-wise
-Quantization", whose codes are other ones.
+small values keep a relative precision of a few per cent, and rounded up or down at random, right on average, so that
+changes smaller than a code are not lost. Small arrays stay in f32. After Dettmers et al. 2022, "8-bit Optimizers via
+Block-wise Quantization", whose codes are other ones.
 """
 
 from __future__ import annotations
@@ -88,10 +88,14 @@ def encode(values: jax.Array, key: jax.Array, *, is_squares: bool) -> Coded:
     scales = jnp.max(jnp.abs(blocks), axis=-1)
     shares = jnp.abs(blocks) / jnp.where(scales == 0, 1, scales)[..., None]
     chance = jax.random.bits(key, values.shape, jnp.uint8).reshape(blocks.shape).astype(jnp.float32) / 256
+    top, power = (255, 4) if is_squares else (127, 2)
+    below = jnp.clip(jnp.floor(top * shares ** (1 / power)), 0, top - 1)
+    low, high = (below / top) ** power, ((below + 1) / top) ** power
+    # Up with the probability that makes the decoded value right on average.
+    magnitudes = below + (chance < (shares - low) / (high - low))
     if is_squares:
-        codes = jnp.clip(jnp.floor(255 * shares**0.25 + chance), shares > 0, 255).astype(jnp.uint8)
+        codes = jnp.maximum(magnitudes, shares > 0).astype(jnp.uint8)
     else:
-        magnitudes = jnp.clip(jnp.floor(127 * jnp.sqrt(shares) + chance), 0, 127)
         codes = (jnp.sign(blocks) * magnitudes).astype(jnp.int8)
     return Coded(codes.reshape(values.shape), scales)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 from openpi.shared.tree import flatten
@@ -16,19 +18,25 @@ def left_out(config: TrainConfig) -> Filter:
     return freeze_nothing if config.save_frozen_params else config.freeze_filter
 
 
-def check(config: TrainConfig) -> None:
-    """Raises ValueError, or FileNotFoundError, unless what checkpoints leave out can be read again. Reads no arrays."""
+def check_recipe(config: TrainConfig) -> None:
+    """Raises ValueError for a recipe whose frozen weights could not be read again."""
     if config.save_frozen_params:
         return
-    from openpi.weights import orbax_io
-
-    place = _params_path(config)
-    frozen = [path for path in flatten(config.model.abstract_params()) if config.freeze_filter(path)]
-    if not frozen:
+    _params_path(config)
+    if not _frozen_paths(config):
         raise ValueError(
             "save_frozen_params=False, but freeze_filter freezes nothing: checkpoints would hold all weights anyway. "
             "Leave it out, or set freeze_filter=model.get_freeze_filter()"
         )
+
+
+def check_base(config: TrainConfig) -> None:
+    """Raises ValueError unless the base, fetched if need be, has what checkpoints leave out. Reads no arrays."""
+    if config.save_frozen_params:
+        return
+    from openpi.weights import orbax_io
+
+    place, frozen = _params_path(config), _frozen_paths(config)
     there = orbax_io.params_metadata(place)
     missing = [path for path in frozen if path not in there]
     if missing:
@@ -38,12 +46,28 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def base_of(config: TrainConfig, state: Any) -> AdapterBase | None:
-    """What checkpoints have to say about the frozen weights that they leave out; None when they hold all."""
+def base_of(config: TrainConfig, state: Any, resumed_from: Path | None) -> AdapterBase | None:
+    """What checkpoints have to say about the frozen weights that they leave out; None when they hold all.
+
+    Raises:
+        ValueError: the run continues with weights that are not those of the recipe's `weight_loader`.
+    """
     if config.save_frozen_params:
         return None
+    before = None if resumed_from is None else AdapterBase.load(resumed_from)
+    if before is not None:
+        return before  # whatever the recipe says now: this is where they were read
+    from openpi.weights import orbax_io
+
     frozen = {path: leaf for path, leaf in flatten(state.params).items() if config.freeze_filter(path)}
-    return AdapterBase.of(_params_path(config), frozen)
+    base = AdapterBase.of(_params_path(config), frozen)
+    if resumed_from is not None:
+        base.read(functools.partial(orbax_io.read_params, only=base.frozen))
+    return base
+
+
+def _frozen_paths(config: TrainConfig) -> list[str]:
+    return [path for path in flatten(config.model.abstract_params()) if config.freeze_filter(path)]
 
 
 def _params_path(config: TrainConfig) -> str:

@@ -171,7 +171,10 @@ class Checkpoints:
             raise self._failure(step, partial, error) from error
         if processes.is_first():
             logger.info("checkpoint saved: %s", self.path(step))
-            self._prune()
+            try:
+                self._prune()
+            except OSError as error:  # the new checkpoint is whole; the next start removes what is left
+                logger.warning("an older checkpoint could not be removed: %s", error)
 
     def _complete(self, step: int, partial: Path) -> None:
         (partial / "_CHECKPOINT_METADATA").write_text(_metadata())

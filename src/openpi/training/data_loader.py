@@ -221,7 +221,7 @@ def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], li
 
 
 class FakeDataset:
-    """Random samples of the shapes that a model takes: floats in [-1, 1), tokens below 2048, all masks false.
+    """Random samples of the shapes that a model takes: floats in [-1, 1), tokens below 2048, all masks true.
 
     Sample i is a function of i only.
     """
@@ -298,4 +298,4 @@ def _draw_leaf(leaf: Any, rng: np.random.Generator) -> Any:
         return rng.uniform(-1, 1, shape).astype(dtype)
     if dtype.kind == "i":
         return rng.integers(0, FAKE_TOKEN_RANGE, shape, dtype=dtype)
-    return np.zeros(shape, dtype)
+    return np.ones(shape, dtype)  # masks: with everything real, a step takes what it takes on data

@@ -113,18 +113,22 @@ def _torchrun(environ: Mapping[str, str]) -> Launch:
             "process_id": environ["RANK"],
         }
     )
-    is_alone = environ.get("LOCAL_WORLD_SIZE", "1") == "1"
-    return launch if is_alone else dataclasses.replace(launch, local_device_ids=(int(environ["LOCAL_RANK"]),))
+    if environ.get("LOCAL_WORLD_SIZE", "1") == "1":
+        return launch
+    local_rank = _number(environ.get("LOCAL_RANK", ""), "LOCAL_RANK", least=0)
+    return dataclasses.replace(launch, local_device_ids=(local_rank,))
 
 
 def _slurm(environ: Mapping[str, str]) -> Launch:
-    num_tasks = int(environ["SLURM_NTASKS"])
-    one_task_per_node = num_tasks == int(environ.get("SLURM_STEP_NUM_NODES", "0"))
+    num_tasks = _number(environ["SLURM_NTASKS"], "SLURM_NTASKS", least=1)
+    one_task_per_node = num_tasks == _number(environ.get("SLURM_STEP_NUM_NODES", "0"), "SLURM_STEP_NUM_NODES", least=0)
     num_visible = _visible_gpus(environ)
-    takes_all = num_visible is not None and (one_task_per_node or num_visible == 1)
+    # Bound to its own GPUs, a task has all that it sees; otherwise all tasks of a node see the same.
+    is_bound = any(environ.get(name) for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"))
+    takes_all = num_visible is not None and (one_task_per_node or is_bound or num_visible == 1)
     return Launch(
         num_tasks,
-        int(environ["SLURM_PROCID"]),
+        _number(environ["SLURM_PROCID"], "SLURM_PROCID", least=0),
         local_device_ids=tuple(range(num_visible)) if takes_all and num_visible else None,
     )
 

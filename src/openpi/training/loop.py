@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
             state = checkpoints.restore(last_step, spec)
             _restore_loop(checkpoints.path(last_step), data, window)
         _log_size(config, spec)
-        base = adapters.base_of(config, state)
+        base = adapters.base_of(config, state, None if last_step is None else checkpoints.path(last_step))
 
         train_step = step_jax.compile_train_step(config, mesh)
         validate = Validation(config, data, mesh) if data.holdout is not None else None

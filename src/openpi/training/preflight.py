@@ -59,7 +59,7 @@ def check_recipe(config: TrainConfig) -> None:
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
     recipe_io.check_recipe_can_be_saved(config)
-    adapters.check(config)
+    adapters.check_recipe(config)
     if config.batch_size % jax.device_count():
         raise ValueError(
             f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices (of "
@@ -104,6 +104,7 @@ def check_weights(config: TrainConfig) -> None:
         ValueError: they do not fit, or are damaged.
         FileNotFoundError, ConnectionError: they are not there.
     """
+    adapters.check_base(config)
     check = getattr(config.weight_loader, "check", None)  # loaders of users need not have it
     if check is not None:
         check(config.model.abstract_params())

@@ -77,7 +77,9 @@ def _listen(port: int) -> socket.socket:
 
 
 def _objection(said: dict[str, int], peer: str, num_processes: int, present: dict[int, socket.socket]) -> str | None:
-    process_id, count = said["process_id"], said["num_processes"]
+    process_id, count = said.get("process_id"), said.get("num_processes")
+    if not isinstance(process_id, int) or not isinstance(count, int):
+        return f"{peer} called without process_id and num_processes; is it another version of openpi?"
     if count != num_processes:
         return f"process {process_id} ({peer}) was started for {count} processes, process 0 for {num_processes}"
     if process_id in present:

@@ -96,9 +96,10 @@ class _Saved:
         self._directory = directory
         self._folders = {item: directory / item for item in (PARAMS, TRAIN_STATE)}
         self._base = AdapterBase.load(directory)
-        self._frozen = frozenset(() if self._base is None else self._base.frozen)
-        if self._base is not None:
-            self._folders[_BASE] = self._base.folder()
+        # Frozen weights are items of their own, one for each folder that they are in.
+        holders = {} if self._base is None else self._base.folders()
+        self._frozen = {path: f"{_BASE}:{folder}" for path, folder in holders.items()}
+        self._folders |= {f"{_BASE}:{folder}": folder for folder in holders.values()}
         self._leaves = {item: orbax_io.leaf_metadata(folder) for item, folder in self._folders.items()}
         self.has_average = any(path.startswith("params/") for path in self._leaves[TRAIN_STATE])
 
@@ -122,13 +123,16 @@ class _Saved:
         """Arrays by path in the state."""
         sources = {path: self._source(path) for path in wanted}
         read: dict[tuple[str, str], jax.Array] = {}
+        frozen: dict[str, jax.Array] = {}
         for item, folder in self._folders.items():
             leaves = {stored: wanted[path] for path, (where, stored) in sources.items() if where == item}
             if leaves:
                 arrays = orbax_io.read_leaves(folder, leaves)
-                if item == _BASE and self._base is not None:
-                    self._base.check({stored.removeprefix("params/"): array for stored, array in arrays.items()})
+                if item.startswith(_BASE):
+                    frozen |= {stored.removeprefix("params/"): array for stored, array in arrays.items()}
                 read |= {(item, stored): array for stored, array in arrays.items()}
+        if self._base is not None:
+            self._base.check(frozen)
         found: dict[str, jax.Array] = {}
         given = set()
         for path, source in sources.items():
@@ -141,7 +145,7 @@ class _Saved:
         """The item, and the path in it, of a leaf of the state."""
         kind, _, rest = path.partition("/")
         if kind in ("params", "ema_params") and rest in self._frozen:
-            return _BASE, f"params/{rest}"
+            return self._frozen[rest], f"params/{rest}"
         if kind == "ema_params" or (kind == "params" and not self.has_average):
             return PARAMS, f"params/{rest}"
         if path.endswith("/count") and path not in self._leaves[TRAIN_STATE]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ from openpi.training import processes, sharding
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import create_optimizer
+
+logger = logging.getLogger("openpi")
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -154,7 +157,9 @@ def train_step(
         "param_norm": norm(_kernels(params)),
         "learning_rate": jnp.asarray(config.lr_schedule.create()(state.step), jnp.float32),
     }
-    return TrainState(state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params)), metrics
+    return TrainState(
+        state.step + 1, params, opt_state, average(config.ema_decay, state.ema_params, params, config.freeze_filter)
+    ), metrics
 
 
 def eval_step(
@@ -235,7 +240,15 @@ def cut_batch(config: TrainConfig, batch: Batch) -> Batch:
     """What the model needs of a loader's batch, on the host; everything if there are other processes."""
     if jax.process_count() > 1 or not config.model.skip_unused:
         return batch
-    return compact.cut(batch, compact.used_extent(batch))
+    extent = compact.used_extent(batch)
+    if extent not in _seen_extents:
+        _seen_extents.add(extent)
+        cameras, tokens = ", ".join(extent.cameras), extent.prompt_len
+        logger.info("a step for %s and prompts of %s tokens is compiled: batches use no more", cameras, tokens)
+    return compact.cut(batch, extent)
+
+
+_seen_extents: set[Extent] = set()  # for the log; JAX keeps the programs
 
 
 def used_extent(batch: Batch, mesh: Mesh, *, reads_masked: bool = False) -> Extent:
@@ -321,11 +334,17 @@ def loss_and_grads(
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def average(decay: float | None, old: Params | None, new: Params) -> Params | None:
-    """The running average one step on; None without one."""
+def average(decay: float | None, old: Params | None, new: Params, is_frozen: Filter) -> Params | None:
+    """The running average one step on; None without one.
+
+    Frozen weights are their own average. To compute it would change them: in bfloat16 a decayed value and its rest do
+    not add up to the value.
+    """
     if decay is None or old is None:
         return None
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    trainable, frozen = split_params(new, is_frozen)
+    before, _ = split_params(old, is_frozen)
+    return join_params(jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, before, trainable), frozen)
 
 
 def _kernels(params: Params) -> list[jax.Array]:

@@ -43,6 +43,7 @@ class Validation:
         self._place = functools.partial(step_jax.place_batch, mesh=mesh)
         everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
         self._extent = functools.partial(_extent, config, mesh=mesh)
+        self._extents: list[Extent | None] = []  # of the batches
         loss = jax.jit(
             functools.partial(step_jax.eval_step, config), static_argnames="extent", out_shardings=everywhere
         )
@@ -64,7 +65,9 @@ class Validation:
         for i, batch in enumerate(self._batches):
             key = jax.random.fold_in(jax.random.key(_SEED), i)
             placed = self._place(batch)
-            extent = self._extent(placed)
+            if i == len(self._extents):
+                self._extents.append(self._extent(placed))
+            extent = self._extents[i]
             losses.append(float(self._loss(key, params, placed, extent=extent)))
             sampled = sharding.local_rows(self._sample(key, params, placed, extent=extent))
             decodable_rows, error_rows = self._action_errors(sampled, batch)

@@ -176,12 +176,6 @@ def compare(model: _Shapes, stored: _Shapes, *, may_keep: str, source: str) -> L
     return LoadReport(source, loaded, kept, unused, num_values)
 
 
-def merge(reference: Mapping[str, Any], loaded: Mapping[str, Any], *, may_keep: str, source: str) -> dict[str, Any]:
-    """`overlay`, after `compare` has found that the two trees fit; arguments and errors are those of `compare`."""
-    compare(_shapes(flatten(reference)), _shapes(flatten(loaded)), may_keep=may_keep, source=source)
-    return overlay(reference, loaded)
-
-
 def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference."""
     found = flatten(loaded)

@@ -21,7 +21,7 @@ from openpi.shared.tree import flatten
 
 ADAPTERS_FILE = "adapters.json"
 _VERSION = 1
-_POINTS_PER_AXIS = 8
+_NUM_POINTS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,13 @@ class AdapterBase:
                 "that needs none"
             ) from error
 
+    def folders(self) -> dict[str, Path]:
+        """Per frozen path the `params/` folder that holds it, also where the base has left it in a base of its own."""
+        folder = self.folder()
+        further = AdapterBase.load(folder.parent)
+        below = {} if further is None else further.folders()
+        return {path: below.get(path, folder) for path in self.frozen}
+
     def read(self, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """The frozen parameters by path, in bfloat16: as training held them, and as whole checkpoints have them.
 
@@ -111,7 +118,7 @@ class AdapterBase:
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """Of parameters by path, from their shapes and a few thousand values of each, rounded to bfloat16."""
+    """Of parameters by path, from their shapes and some thousand values of each, rounded to bfloat16."""
     digest = hashlib.sha256()
     for path in sorted(params):
         leaf = params[path]
@@ -122,7 +129,8 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 def _spread(shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Points all over an array; slices, so that an array in parts is not put together for it."""
-    return tuple(slice(None, None, max(1, -(-size // _POINTS_PER_AXIS))) for size in shape)
+    per_axis = round(_NUM_POINTS ** (1 / max(1, len(shape))))
+    return tuple(slice(None, None, max(1, -(-size // per_axis))) for size in shape)
 
 
 def _on_host(values: Any) -> np.ndarray:
