@@ -3,8 +3,9 @@
     python benchmarks/multi_process.py [--steps 6] [--report benchmarks/multi_process.md]
 
 Trains the tutorial's tiny pi0.5 on the tutorial's dataset, on CPUs: as one device, as eight devices of one process
-(forced by XLA), and in real processes that meet on loopback. Every parameter array is split, however small. The last
-rows continue the checkpoint of four processes with another number. Loss, gradient norm and validation are compared.
+(forced by XLA), and in real processes that meet on loopback. Where parameters are split, all are, however small. The
+last rows continue the checkpoint of four processes with another number. Loss, gradient norm and validation are
+compared.
 """
 
 import argparse
