@@ -48,6 +48,7 @@ NEW_FIELDS = {
         "remat",
         "skip_unused",
     },
+    "AdamW": {"state_bits"},
     "DataConfig": {"local_files_only"},
     "factory": {"use_quantile_norm"},
 }

@@ -16,7 +16,7 @@ import pytest
 import tiny_arm
 from arm_files import run
 from compile_cache import compiled_once
-from openpi.cli import _init_choices, init
+from openpi.cli import _init_choices, _init_source, init
 from openpi.cli._init_choices import Decision, Features, Question
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
@@ -61,6 +61,13 @@ def fill_in(file: Path, answers: dict[str, object]) -> None:
             assert call.end_lineno is not None
             lines[call.lineno - 1 : call.end_lineno] = [f"{name} = {answers[name]!r}"]
     file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("length", range(70, 100, 3))
+def test_a_long_path_is_written_as_ruff_would(length, tmp_path):
+    file = tmp_path / "long.py"
+    file.write_text(_init_source._assignment("DATASET", "x" * length, "A reason."))
+    assert is_formatted(file)
 
 
 def is_formatted(file: Path) -> bool:

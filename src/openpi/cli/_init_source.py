@@ -101,7 +101,10 @@ def _constant(choice: Choice) -> str:
 
 
 def _assignment(name: str, value: Any, reason: str) -> str:
-    return f"{_comment(reason[:1].upper() + reason[1:])}{name} = {_literal(value, start=len(name) + 3)}\n"
+    literal = _literal(value, start=len(name) + 3)
+    if isinstance(value, str) and len(name) + 3 + len(literal) > _WIDTH >= 4 + len(literal):
+        literal = f"(\n    {literal}\n)"
+    return f"{_comment(reason[:1].upper() + reason[1:])}{name} = {literal}\n"
 
 
 def _comment(text: str) -> str:
