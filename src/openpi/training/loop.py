@@ -21,6 +21,7 @@ from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
 from openpi.training import adapters, preflight, processes, recipe_io, run_directory, sharding, step_jax
+from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
@@ -79,9 +80,7 @@ def train(config: TrainConfig) -> TrainResult:
         if last_step is None:
             state = step_jax.create_state(config, init_key, mesh)
         else:
-            _log_changes(checkpoints.path(last_step), config)
-            state = checkpoints.restore(last_step, spec)
-            _restore_loop(checkpoints.path(last_step), data, window)
+            state = _continue(config, checkpoints, last_step, spec, data, window)
         _log_size(config, spec)
         base = adapters.base_of(config, state, None if last_step is None else checkpoints.path(last_step))
 
@@ -114,12 +113,9 @@ def train(config: TrainConfig) -> TrainResult:
                     signum = vote(interrupts.signum or 0)
                     if _is_due(step, config.save_interval, is_last) or signum:
                         extras = _Extras(config, data, batches.state, window, base)
+                        left_out = adapters.left_out(config)
                         checkpoints.save(
-                            step,
-                            state,
-                            write_extras=extras.write,
-                            metrics=evaluated,
-                            is_left_out=adapters.left_out(config),
+                            step, state, write_extras=extras.write, metrics=evaluated, is_left_out=left_out
                         )
                     if signum:
                         break
@@ -209,6 +205,21 @@ class _Extras:
         codec = transforms.action_codec(data_config.model_transforms.outputs)
         if codec is not None:
             codec.save(assets.parent / ACTION_TOKENIZER_DIR)
+
+
+def _continue(
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    step: int,
+    spec: step_jax.TrainState,
+    data: preflight.TrainingData,
+    window: Window,
+) -> step_jax.TrainState:
+    """The state after `step`; data order and metrics go on, too."""
+    _log_changes(checkpoints.path(step), config)
+    state = checkpoints.restore(step, spec)
+    _restore_loop(checkpoints.path(step), data, window)
+    return state
 
 
 def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:
