@@ -27,7 +27,7 @@ from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import processes, sharding
 from openpi.training.config import TrainConfig
-from openpi.training.freeze import Filter
+from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer
 
 logger = logging.getLogger("openpi")
@@ -334,7 +334,7 @@ def loss_and_grads(
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def average(decay: float | None, old: Params | None, new: Params, is_frozen: Filter) -> Params | None:
+def average(decay: float | None, old: Params | None, new: Params, is_frozen: Filter = freeze_nothing) -> Params | None:
     """The running average one step on; None without one.
 
     Frozen weights are their own average. To compute it would change them: in bfloat16 a decayed value and its rest do
