@@ -233,9 +233,12 @@ def test_the_description_names_every_key_with_width_and_unit(droid):
     assert "default 'tidy up'" in with_prompt_default(droid).describe()
 
 
-def test_statistics_with_fewer_actions_than_the_robot_are_refused():
-    with pytest.raises(ValueError, match=r"'actions' have 6 dimensions; robot 'libero' .* has 7: dx, dy"):
-        build("pi05_libero", norm_stats=stats(8, 6))
+def test_an_image_without_colours_and_a_prompt_that_is_no_text_are_named(droid):
+    with pytest.raises(ValueError, match=rf"'{WRIST}'"):
+        droid.check({**make_droid_example(), WRIST: np.zeros((120, 160), np.uint8)})
+    for prompt in (3, ["a", "b"]):
+        with pytest.raises(ValueError, match=f"'prompt' is a {type(prompt).__name__}; expected text"):
+            droid.check({**make_droid_example(), "prompt": prompt})
 
 
 def test_padded_statistics_of_a_released_base_keep_the_names_of_the_robot():

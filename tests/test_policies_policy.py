@@ -16,7 +16,7 @@ from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
-from openpi.policies.policy import Policy, PolicyRecorder
+from openpi.policies.policy import ActionsError, Policy, PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy, load_pipeline
 from openpi.policies.sampler_jax import JaxSampler
 from openpi.shared import download, normalize
@@ -91,6 +91,15 @@ def test_equal_noise_gives_equal_actions_with_or_without_a_batch_axis_and_drawn_
     flat = policy.infer(observation, noise=noise())["actions"]
     np.testing.assert_array_equal(flat, policy.infer(observation, noise=noise()[None])["actions"])
     assert not np.array_equal(policy.infer(observation)["actions"], policy.infer(observation)["actions"])
+
+
+def test_actions_that_are_no_numbers_never_reach_a_robot(policy):
+    broken = noise()
+    broken[3, 2] = np.nan
+    with pytest.raises(
+        ActionsError, match=r"are not finite \(first at \[step, dimension\] \[\d, \d\]\).*earlier checkpoint"
+    ):
+        policy.infer(make_droid_example(), noise=broken)
 
 
 def test_inference_leaves_the_observation_alone(policy):

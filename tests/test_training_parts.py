@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.shared import normalize
 from openpi.training import preflight, run_directory
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.first_batch import contact_sheet
@@ -175,6 +176,19 @@ def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
 def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
         preflight.open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
+    config = of_arm("as_recorded", arm_dataset, tmp_path)
+    preflight.open_data(config)
+    folder = Path(str(config.data.stats_dir(config.assets_dirs)))
+    stats = normalize.load(folder)
+    six = normalize.NormStats(*(np.arange(6.0) + i for i in range(4)))
+    normalize.save(folder, {**stats, "actions": six})
+    with pytest.raises(
+        ValueError, match=r"statistics of 'actions' have 6 dimensions, and the samples of .* 3: they are"
+    ):
+        preflight.open_data(config)
 
 
 def test_the_robot_of_the_dataset_keeps_its_own_names(arm_dataset, tmp_path):

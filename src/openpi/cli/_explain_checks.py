@@ -72,15 +72,16 @@ class Context:
         return known + [f"{key}[{i}]" for i in range(len(known), width)]
 
 
-def check_stage(stage: Stage, before: Sample | None, context: Context) -> list[Finding]:
-    """All findings of one stage; `before` is None for the first one."""
+def check_stage(stage: Stage, before: Sample | None, context: Context, *, is_output: bool = False) -> list[Finding]:
+    """All findings of one stage; `before` is None for the first one, `is_output` true on the way back."""
     findings = list(_not_finite(stage.sample, before))
     if before is None or stage.step is None:
         unread = [
             Finding(key, "the recipe does not read this camera", is_surprise=False) for key in context.unread_cameras
         ]
         return [*findings, *unread, *_raw_images(stage.sample), *_padding(stage.sample, context)]
-    findings += _another_robot(stage.step.transform, before)
+    if not is_output:  # where the padding is still to be cut
+        findings += _another_robot(stage.step.transform, before)
     match stage.step.transform:
         case transforms.RepackTransform():
             findings += _dropped(before, stage.sample)

@@ -146,7 +146,7 @@ class Walk:
             return
         before, stage = None, None
         for stage in trace.run(trace.Stage("model output", first), steps):
-            findings = [] if before is None else checks.check_stage(stage, before, self._context)
+            findings = [] if before is None else checks.check_stage(stage, before, self._context, is_output=True)
             self._report("output", stage, before, findings)
             before = stage.sample
         if actions_file is None and self._client_actions is not None and before is not None:

@@ -37,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import configure_logging
 
     args = _parser().parse_args(argv)
+    if args.base is not None and not args.adapters:
+        _parser().error(
+            "--base goes with --adapters; where the base of adapters has moved, correct 'base' in adapters.json"
+        )
     configure_logging()
     try:
         if args.merge:

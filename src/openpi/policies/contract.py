@@ -115,15 +115,13 @@ class Contract:
             state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
             camera_means: per client key, see `channel_means`.
         Raises:
-            ValueError: neither a spec nor a sample, or statistics with fewer actions than the robot has.
+            ValueError: neither a spec nor a sample.
         """
         stats = data_config.norm_stats or {}
         widths = {key: entry.width for key, entry in stats.items()}
         spec = find_spec(data_config.data_transforms.inputs)
         if spec is None:
             spec = _with_names(_spec_of_sample(sample, widths), tuple(state_names or ()), tuple(action_names or ()))
-        if widths.get("actions", spec.actions.width) < spec.actions.width:
-            raise ValueError(_another_robot(spec, f"the statistics of 'actions' have {widths['actions']} dimensions"))
         state_stats = stats.get("state")
         return cls(
             robot=spec.robot,
@@ -180,6 +178,8 @@ class Contract:
                 f"observation has no 'prompt' (found: {listed(leaves)}); this policy has no default. Send "
                 "the task in words, or start the server with a default prompt"
             )
+        if prompt is not None and (isinstance(prompt, (list, tuple)) or np.asarray(prompt).dtype.kind not in "USO"):
+            raise ValueError(f"'prompt' is a {type(prompt).__name__}; expected text: the task in words")
 
     def check_vectors(self, observation: Mapping[str, Any]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
@@ -194,7 +194,11 @@ class Contract:
             where: what has this width, for the message.
         """
         if width != self.actions.width:
-            raise ValueError(_another_robot(self, f"{where} {width} dimensions"))
+            raise ValueError(
+                f"{where} {width} dimensions; robot '{self.robot}' of the recipe has {self.actions.width}: "
+                f"{', '.join(self.actions.names)}. Use transforms written for your robot (docs/tutorial.md, step 2), "
+                "or correct its RobotSpec"
+            )
 
     def _check_cameras(self, leaves: Mapping[str, Any], found: list[str]) -> None:
         known = {camera.key: camera for camera in self.cameras}
@@ -211,8 +215,9 @@ class Contract:
                 f"observation has the camera {listed(extra)}, which this policy was not trained with; it "
                 f"takes {listed(known)}. Leave it out, or rename it to the camera it stands for"
             )
-        for key in found:
-            _check_image(known[key], np.asarray(leaves[key]))
+        for key in known:
+            if key in leaves:
+                _check_image(known[key], np.asarray(leaves[key]))
 
     def warnings(self, observation: Mapping[str, Any]) -> list[str]:
         """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.
@@ -321,13 +326,6 @@ def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tup
     if len(state) == 1 and len(state_names) == state[0].width:
         state = (VectorSpec.uniform(state[0].key, state_names, "unknown"),)
     return dataclasses.replace(spec, actions=actions, state=state)
-
-
-def _another_robot(robot: Contract | RobotSpec, found: str) -> str:
-    return (
-        f"{found}; robot '{robot.robot}' of the recipe has {robot.actions.width}: {', '.join(robot.actions.names)}. "
-        "Use transforms written for your robot (docs/tutorial.md, step 2), or correct its RobotSpec"
-    )
 
 
 def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:

@@ -33,6 +33,10 @@ class Sampler(Protocol):
         ...
 
 
+class ActionsError(ValueError):
+    """Actions that no robot may get."""
+
+
 class ExampleError(ValueError):
     """An observation made up for warming up is not what the transforms take."""
 
@@ -90,6 +94,7 @@ class Policy(BasePolicy):
             took. `held` true when the actions stand still because the model wrote no chunk.
         Raises:
             UndecodableActionsError: the model wrote no chunk, and the policy has no `hold_transforms`.
+            ActionsError: the actions are not finite.
             ObservationError, KeyError: the observation does not fit; field, found, expected and fix are named.
         """
         inputs = self._to_model(_copied(obs))
@@ -103,6 +108,7 @@ class Policy(BasePolicy):
             outputs = self._to_robot({"state": state, "actions": np.asarray(actions)[0]})
         except UndecodableActionsError as error:
             outputs = self._stand_still(state, error)
+        _check_finite(outputs)
         return {**outputs, "policy_timing": {"infer_ms": infer_ms}}
 
     def _stand_still(self, state: np.ndarray, error: UndecodableActionsError) -> dict:
@@ -136,6 +142,17 @@ class Policy(BasePolicy):
         if batched.shape != expected:
             raise ValueError(f"noise has shape {noise.shape}; expected {expected[1:]}, or {expected}")
         return batched
+
+
+def _check_finite(outputs: Mapping[str, Any]) -> None:
+    """Raises ActionsError for NaN or infinity among the actions, which motors would get."""
+    actions = np.asarray(outputs.get("actions", 0.0))
+    if actions.dtype.kind == "f" and not np.isfinite(actions).all():
+        where = np.argwhere(~np.isfinite(actions))[0].tolist()
+        raise ActionsError(
+            f"the policy's actions are not finite (first at [step, dimension] {where}): its weights or statistics are "
+            "damaged, as by training on NaN. Serve an earlier checkpoint"
+        )
 
 
 def _copied(tree: Any) -> Any:

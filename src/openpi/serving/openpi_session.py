@@ -19,6 +19,7 @@ from typing import Any
 
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.guards import ObservationError
+from openpi.policies.policy import ActionsError
 from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 
@@ -113,7 +114,7 @@ class OpenpiSession:
 
 def is_explained(error: BaseException) -> bool:
     """Whether the message alone says what happened and what to do."""
-    return isinstance(error, (ObservationError, MissingKeyError, UndecodableActionsError))
+    return isinstance(error, (ObservationError, MissingKeyError, ActionsError, UndecodableActionsError))
 
 
 def _from_policy(error: BaseException) -> TracebackType | None:

@@ -102,6 +102,7 @@ def train(config: TrainConfig) -> TrainResult:
                     is_last = step == config.num_train_steps - 1
                     if is_last or step % config.log_interval == 0:
                         samples = len(window) * config.batch_size
+                        _check_finite(step, metrics, checkpoints)
                         reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
                         _report(observers, progress, step, reported)
                     evaluated = {}
@@ -112,6 +113,7 @@ def train(config: TrainConfig) -> TrainResult:
                         _report(observers, progress, step, evaluated)
                     signum = vote(interrupts.signum or 0)
                     if _is_due(step, config.save_interval, is_last) or signum:
+                        _check_finite(step, metrics, checkpoints)
                         extras = _Extras(config, data, batches.state, window, base)
                         left_out = adapters.left_out(config)
                         checkpoints.save(
@@ -136,6 +138,18 @@ def _open_observers(config: TrainConfig, directory: Path, start: int) -> list[Ob
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
     """Step 0 is no milestone; the last step always is one."""
     return (step > 0 and step % interval == 0) or is_last
+
+
+def _check_finite(step: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+    """Raises RuntimeError when the loss is no number: nothing is learnt any more, and good checkpoints must not go."""
+    loss = float(metrics["loss"])
+    if not np.isfinite(loss):
+        steps = checkpoints.steps()
+        good = f"the checkpoint of step {steps[-1]} is from before" if steps else "there is no checkpoint from before"
+        raise RuntimeError(
+            f"the loss of step {step} is {loss}; {good}. Look for NaN and outliers in the data (`openpi stats`, "
+            "`openpi explain`), or lower the learning rate"
+        )
 
 
 def _report(observers: list[Observer], progress: Progress, step: int, metrics: Mapping[str, float]) -> None:

@@ -168,15 +168,22 @@ def compute_norm_stats(frames: "TabularFrames", *, max_frames: int | None = None
     try:
         for block in _blocks(frames, rows):
             for key in STATS_KEYS:
-                running[key].update(block[key])
+                _update(running[key], key, block[key])
     except _NotVectorizableError as reason:
         logger.info("computing statistics sample by sample: %s", reason)
         running = {key: normalize.RunningStats() for key in STATS_KEYS}
         for row in rows:
             sample = frames.evaluate(frames.sample(int(row)))
             for key in STATS_KEYS:
-                running[key].update(sample[key])
+                _update(running[key], key, sample[key])
     return {key: stats.get_statistics() for key, stats in running.items()}
+
+
+def _update(running: normalize.RunningStats, key: str, values: np.ndarray) -> None:
+    try:
+        running.update(values)
+    except ValueError as error:
+        raise ValueError(f"'{key}' of the dataset, after the recipe's transforms: {error}") from error
 
 
 def action_chunks(frames: "TabularFrames", *, max_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -237,6 +237,16 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
         raise ValueError(
             f"the samples of {data_config.repo_id} are not what the recipe's robot sends: {error}"
         ) from error
+    for key, stats in (data_config.norm_stats or {}).items():
+        width = np.shape(raw.get(key, np.zeros(stats.width)))[-1]
+        if stats.width not in (
+            width,
+            config.model.action_dim,
+        ):  # those of released bases are padded to the model's width
+            raise ValueError(
+                f"the statistics of '{key}' have {stats.width} dimensions, and the samples of {data_config.repo_id} "
+                f"{width}: they are of another robot, or of other data. Compute them anew with `openpi stats`"
+            )
     actions = np.asarray(raw["actions"])
     recorded = np.shape(client.get("actions", actions))[-1]
     # The robot's transforms may train another form of action, or leave a recorded dimension out.
