@@ -299,11 +299,6 @@ def _padding(sample: Sample, context: Context) -> Iterator[Finding]:
             yield Finding(key.removesuffix("_is_pad"), message, is_surprise=share > 0.5)
 
 
-def _unread(context: Context) -> Iterator[Finding]:
-    for key in context.unread_cameras:
-        yield Finding(key, "the recipe does not read this camera", is_surprise=False)
-
-
 def _dropped(before: Sample, after: Sample) -> Iterator[Finding]:
     kept = {id(value) for value in flatten(after).values()}
     for key, value in flatten(before).items():

@@ -155,7 +155,7 @@ def _has_lora(model: Any) -> bool:
 
 
 def _memory(config: TrainConfig) -> str:
-    if config.model.experts[0].width < _SMALL_WIDTH:  # type: ignore[attr-defined]  # of all published models
+    if config.model.experts[0].width < _SMALL_WIDTH:  # type: ignore[attr-defined]  # every model config has it
         return "any"
     if not _trains(config):
         return "8 GB"

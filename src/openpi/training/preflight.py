@@ -239,10 +239,8 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
         ) from error
     for key, stats in (data_config.norm_stats or {}).items():
         width = np.shape(raw.get(key, np.zeros(stats.width)))[-1]
-        if stats.width not in (
-            width,
-            config.model.action_dim,
-        ):  # those of released bases are padded to the model's width
+        # Those of released bases are padded to the model's width.
+        if stats.width not in (width, config.model.action_dim):
             raise ValueError(
                 f"the statistics of '{key}' have {stats.width} dimensions, and the samples of {data_config.repo_id} "
                 f"{width}: they are of another robot, or of other data. Compute them anew with `openpi stats`"
