@@ -1,0 +1,360 @@
+"""Gemma for any number of experts that attend jointly: pi0, pi0.5 (two experts) and pi0-FAST (one).
+
+The PyTorch twin of `openpi.models.gemma`. A block holds one layer of every expert, so that it is the unit that is
+rematerialised, sharded (FSDP) and compiled. Source: the model specification, sections 4, 5.1 and 9.
+
+Legend: b batch, t query tokens, s key tokens, d model width, n query heads, k key/value heads, g = n/k, h head width,
+f MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from openpi.models.gemma_config import GemmaConfig
+from openpi.models_pytorch.lora import DenseAdapter, HeadsAdapter, OutAdapter
+from openpi.models_pytorch.remat import rematerialised
+from openpi.models_pytorch.siglip import Linear
+
+# Per layer, keys (after RoPE) and values [b s k h].
+KVCache = list[tuple[Tensor, Tensor]]
+
+# The most negative finite value the published models were trained with; a row that is masked everywhere then
+# attends uniformly instead of turning into NaN.
+MASKED_LOGIT = -2.3819763e38
+NORM_EPSILON = 1e-6
+ROPE_BASE = 10_000
+
+
+class Modulations(NamedTuple):
+    """What the adaptive norms of an expert make of a condition that the whole batch shares; takes its place.
+
+    Attributes:
+        layers: f[l 2 1 3*d], of the norms before attention and before the MLP.
+        final: f[1 3*d].
+    """
+
+    layers: Tensor
+    final: Tensor
+
+
+Condition = Tensor | Modulations | None  # of an expert's norms: f[b d] or its modulations; None = they are plain
+
+
+class Gemma(nn.Module):
+    """The `llm` subtree: the token table of the first expert, and the layers and final norms of all.
+
+    Args:
+        adaptive: per expert, whether its norms are adaptive.
+    """
+
+    def __init__(self, configs: Sequence[GemmaConfig], *, adaptive: Sequence[bool]) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(configs[0].vocab_size, configs[0].width)
+        self.blocks = nn.ModuleList(Block(configs, adaptive) for _ in range(configs[0].depth))
+        pairs = zip(configs, adaptive, strict=True)
+        self.norms = nn.ModuleList(RMSNorm(config.width, is_adaptive=is_adaptive) for config, is_adaptive in pairs)
+
+    def forward(
+        self,
+        embedded: Sequence[Float[Tensor, "b _t _d"] | None],
+        positions: Int[Tensor, "b t"],
+        mask: Bool[Tensor, "b t s"],
+        *,
+        adarms_cond: Sequence[Condition] | None = None,
+        kv_cache: KVCache | None = None,
+        write_at: Int[Tensor, ""] | None = None,
+        unread: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        remat: str = "full",
+    ) -> tuple[list[Tensor | None], KVCache]:
+        """Runs the experts over their tokens; in every layer each token attends to those of all experts.
+
+        Args:
+            embedded: tokens of each expert, concatenated in this order for attention; None = expert absent.
+            positions: RoPE positions of the concatenated tokens.
+            mask: true where a query may attend to a key; keys are cached ones first, then the new ones.
+            adarms_cond: condition of each expert's adaptive norms.
+            kv_cache: keys and values of earlier tokens.
+            write_at: int64 scalar, slot of the cache that the new keys are written to, in place; None = they are
+                appended.
+            unread: per expert, how many of its first tokens have outputs that nobody reads: the last layer computes
+                only their keys and values. None = all outputs are read.
+        Returns:
+            Outputs after each expert's final norm (None where absent or wholly unread, meaningless for unread tokens),
+            and the cache with the new keys.
+        Raises:
+            ValueError: the mask does not cover the cached and the new tokens.
+        """
+        xs = [None if x is None else x.to(dtype) for x in embedded]
+        conds = list(adarms_cond) if adarms_cond is not None else [None] * len(xs)
+        skipped = list(unread) if unread is not None else [0] * len(xs)
+        num_new = sum(x.shape[1] for x in xs if x is not None)
+        num_cached = kv_cache[0][0].shape[1] if kv_cache is not None else 0
+        num_keys = num_cached if write_at is not None else num_cached + num_new
+        if mask.shape[1:] != (num_new, num_keys):
+            raise ValueError(f"attention mask has shape {tuple(mask.shape)}, expected (batch, {num_new}, {num_keys})")
+        rotation, bias = rotations(positions, self.blocks[0].head_dim), additive(mask, dtype)
+        cache: KVCache = []
+        for i, block in enumerate(self.blocks):
+            is_last = i == len(self.blocks) - 1
+            earlier = None if kv_cache is None else kv_cache[i]
+            first_read = skipped if is_last else [0] * len(xs)
+            of_layer = [cond.layers[i] if isinstance(cond, Modulations) else cond for cond in conds]
+            xs, keys_values = rematerialised(block, remat, xs, rotation, bias, of_layer, earlier, write_at, first_read)
+            cache.append(keys_values)
+        of_final = [cond.final if isinstance(cond, Modulations) else cond for cond in conds]
+        final = [
+            None if x is None or x.shape[1] == count else norm(x, cond)[0]
+            for norm, x, cond, count in zip(self.norms, xs, of_final, skipped, strict=True)
+        ]
+        return final, cache
+
+    def modulations(self, expert: int, cond: Float[Tensor, "b d"]) -> Modulations:
+        """What an expert's adaptive norms make of a condition; `forward` takes it in the condition's place."""
+        layers = [block.experts[expert] for block in self.blocks]
+        pairs = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
+        stacked = [torch.stack([norm.modulation(cond) for norm in pair]) for pair in pairs]
+        return Modulations(torch.stack(stacked), self.norms[expert].modulation(cond))
+
+
+class Block(nn.Module):
+    """One layer of every expert: norm, keys and values of all, then each expert's own tokens; no post-norms."""
+
+    def __init__(self, configs: Sequence[GemmaConfig], adaptive: Sequence[bool]) -> None:
+        super().__init__()
+        self.head_dim = configs[0].head_dim
+        self.experts = nn.ModuleList(Layer(*pair) for pair in zip(configs, adaptive, strict=True))
+
+    def forward(
+        self,
+        xs: Sequence[Float[Tensor, "b _t _d"] | None],
+        rotation: tuple[Tensor, Tensor],
+        bias: Float[Tensor, "b 1 t s"],
+        conds: Sequence[Tensor | None],
+        cache: tuple[Tensor, Tensor] | None,
+        write_at: Int[Tensor, ""] | None,
+        first_read: Sequence[int],
+    ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
+        """
+        Args:
+            conds: of each expert, the condition f[b d], or its modulations f[2 1 3*d] in this layer.
+            first_read: of each expert, the first token whose output is read; those before stay as they are.
+        """
+        present = [i for i, x in enumerate(xs) if x is not None]
+        before, after = zip(*map(_of_norms, conds), strict=True)
+        qkv, gates = {}, {}
+        for i in present:
+            normed, gates[i] = self.experts[i].input_layernorm(xs[i], before[i])
+            qkv[i] = self.experts[i].self_attn.project(normed, first_read[i])
+        k, v = (torch.cat([qkv[i][part] for i in present], dim=1) for part in (1, 2))
+        k = rope(k, *rotation)
+        if cache is not None:
+            k, v = _remember(cache[0], k, write_at), _remember(cache[1], v, write_at)
+
+        outs: list[Tensor | None] = [None] * len(xs)
+        start = 0
+        for i in present:
+            x, first = xs[i], first_read[i]
+            assert x is not None
+            rows, start = slice(start + first, start + x.shape[1]), start + x.shape[1]
+            if first == x.shape[1]:
+                outs[i] = x
+                continue
+            expert: Layer = self.experts[i]  # type: ignore[assignment]
+            q = rope(qkv[i][0], *(part[:, rows] for part in rotation))
+            mixed = expert.self_attn.o_proj(attend(q, k, v, bias[:, :, rows]))
+            y = _residual(x[:, first:], mixed, gates[i])
+            inner, gate = expert.post_attention_layernorm(y, after[i])
+            y = _residual(y, expert.mlp(inner), gate)
+            outs[i] = torch.cat([x[:, :first], y], dim=1) if first else y
+        return outs, (k, v)
+
+
+class Layer(nn.Module):
+    """One expert's weights of a layer; `Block` runs them."""
+
+    def __init__(self, config: GemmaConfig, is_adaptive: bool) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, is_adaptive=is_adaptive)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, is_adaptive=is_adaptive)
+        self.mlp = Mlp(config)
+
+
+class Attention(nn.Module):
+    """The projections of one expert."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        d, n, k, h, lora = config.width, config.num_heads, config.num_kv_heads, config.head_dim, config.attn_lora
+        self.num_heads, self.num_kv_heads = n, k
+        adapters = [None if lora is None else HeadsAdapter(heads, d, h, lora) for heads in (n, k, k)]
+        self.q_proj = AdaptedLinear(d, n * h, adapters[0])
+        self.k_proj = AdaptedLinear(d, k * h, adapters[1])
+        self.v_proj = AdaptedLinear(d, k * h, adapters[2])
+        self.o_proj = AdaptedLinear(n * h, d, None if lora is None else OutAdapter(n, h, d, lora))
+        self.widths = [n * h, k * h, k * h]
+        self.qkv_proj: Linear | None = None
+
+    def fuse(self) -> None:
+        """Makes one weight of three: one product instead of three, for inference."""
+        self.qkv_proj = fused(self.q_proj, self.k_proj, self.v_proj)
+        del self.q_proj, self.k_proj, self.v_proj
+
+    def project(self, x: Float[Tensor, "b t d"], first_read: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b t-first_read n h], keys and values [b t k h], before RoPE."""
+        if self.qkv_proj is not None:
+            q, k, v = self.qkv_proj(x).split(self.widths, dim=-1)
+            q = q[:, first_read:]
+        else:
+            q, k, v = self.q_proj(x[:, first_read:]), self.k_proj(x), self.v_proj(x)
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        q, k, v = (y.unflatten(-1, (count, -1)) for y, count in zip((q, k, v), heads, strict=True))
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    """GeGLU: `gelu(x W_gate) * (x W_up) W_out`, without biases."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        d, f, lora = config.width, config.mlp_dim, config.ffn_lora
+
+        def linear(i: int, o: int) -> AdaptedLinear:
+            return AdaptedLinear(i, o, None if lora is None else DenseAdapter(i, o, lora))
+
+        self.gate_proj, self.up_proj, self.down_proj = linear(d, f), linear(d, f), linear(f, d)
+        self.gate_up_proj: Linear | None = None
+
+    def fuse(self) -> None:
+        """As of `Attention`."""
+        self.gate_up_proj = fused(self.gate_proj, self.up_proj)
+        del self.gate_proj, self.up_proj
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            return self.down_proj(F.gelu(gate, approximate="tanh") * up)
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class AdaptedLinear(Linear):
+    """A weight without bias, and its adapter if it has one."""
+
+    def __init__(self, in_features: int, out_features: int, lora: nn.Module | None) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.lora = lora
+
+    def forward(self, x: Float[Tensor, "b t i"]) -> Float[Tensor, "b t o"]:
+        y = super().forward(x)
+        return y if self.lora is None else y + self.lora(x)
+
+    def merged_weight(self) -> Float[Tensor, "o i"]:
+        """The weight with its adapter's update, added in f32, in the weight's dtype."""
+        if self.lora is None:
+            return self.weight.detach()
+        return (self.weight.detach().float() + self.lora.update().T).to(self.weight.dtype)
+
+
+def fused(*linears: AdaptedLinear) -> Linear:
+    """One layer that gives the outputs of several side by side, their adapters merged into it."""
+    weights = [linear.merged_weight() for linear in linears]
+    one = Linear(weights[0].shape[1], sum(len(weight) for weight in weights), bias=False)
+    one.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    return one
+
+
+class RMSNorm(nn.Module):
+    """RMS norm; if adaptive, scale, shift and residual gate come from a condition."""
+
+    def __init__(self, width: int, *, is_adaptive: bool) -> None:
+        super().__init__()
+        self.weight = None if is_adaptive else nn.Parameter(torch.empty(width))
+        self.dense = Linear(width, 3 * width) if is_adaptive else None
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], cond: Tensor | None
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b 1 d"] | None]:
+        """
+        Args:
+            cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d].
+        """
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+        if self.weight is not None:
+            return (normed * (1 + self.weight.float())).to(x.dtype), None
+        assert cond is not None, "adaptive norms need a condition"
+        modulation = cond if cond.shape[-1] == 3 * x.shape[-1] else self.modulation(cond.to(x.dtype))
+        scale, shift, gate = modulation[:, None].chunk(3, dim=-1)
+        return (normed * (1 + scale) + shift).to(x.dtype), gate
+
+    def modulation(self, cond: Float[Tensor, "b d"]) -> Float[Tensor, "b 3*d"]:
+        assert self.dense is not None
+        return self.dense(cond)
+
+
+class Embedding(nn.Module):
+    """Token embeddings times sqrt(d), the root rounded to the table's dtype as the weights were trained with."""
+
+    def __init__(self, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tokens, width))
+
+    def forward(self, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t d"]:
+        root = torch.tensor(float(self.weight.shape[-1]) ** 0.5, dtype=self.weight.dtype)
+        return (F.embedding(tokens, self.weight) * root.item()).to(dtype)
+
+
+def attend(
+    q: Float[Tensor, "b t n h"],
+    k: Float[Tensor, "b s k h"],
+    v: Float[Tensor, "b s k h"],
+    bias: Float[Tensor, "b 1 t s"],
+) -> Float[Tensor, "b t nh"]:
+    """Attention of rotated queries to keys; query head n uses key/value head n // g."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def additive(mask: Bool[Tensor, "b t s"], dtype: torch.dtype) -> Float[Tensor, "b 1 t s"]:
+    """What is added to the logits of every head; finite, see `MASKED_LOGIT`."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(~mask, MASKED_LOGIT)[:, None]
+
+
+def rotations(positions: Int[Tensor, "b t"], head_dim: int) -> tuple[Tensor, Tensor]:
+    """Sine and cosine f32[b t 1 h/2] of the rotary position embedding."""
+    half = head_dim // 2
+    period = ROPE_BASE ** (torch.arange(half, dtype=torch.float32, device=positions.device) / half)
+    angle = (positions[..., None] / period)[:, :, None]
+    return torch.sin(angle), torch.cos(angle)
+
+
+def rope(x: Float[Tensor, "b t heads h"], sin: Tensor, cos: Tensor) -> Float[Tensor, "b t heads h"]:
+    """Rotary position embedding, half-split layout, computed in f32."""
+    x1, x2 = x.float().chunk(2, dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
+
+
+def _of_norms(cond: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What the norms before attention and before the MLP get: the same condition, or each its modulation."""
+    return (cond[0], cond[1]) if cond is not None and cond.ndim == 3 else (cond, cond)
+
+
+def _remember(cached: Tensor, new: Tensor, write_at: Tensor | None) -> Tensor:
+    if write_at is None:
+        return torch.cat([cached, new], dim=1)
+    slots = write_at + torch.arange(new.shape[1], device=new.device)
+    return cached.index_copy_(1, slots, new)
+
+
+def _residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    return x + y if gate is None else x + y * gate

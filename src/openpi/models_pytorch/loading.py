@@ -1,0 +1,94 @@
+"""PyTorch models from parameters in the published tree, and back. Source: the checkpoint specification, section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openpi.models.model_config import BaseModelConfig, ModelType
+from openpi.models_pytorch.pi0 import Pi0
+from openpi.shared.tree import flatten
+from openpi.weights import names
+
+
+def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:
+    """The model with empty f32 parameters; on "meta" they take no memory."""
+    with torch.device(device):
+        return _family(config)(config)
+
+
+def _family(config: BaseModelConfig) -> Callable[[Any], nn.Module]:
+    if config.model_type is ModelType.PI0_FAST:
+        from openpi.models_pytorch.pi0_fast import Pi0FAST
+
+        return Pi0FAST
+    return Pi0
+
+
+def load(
+    config: BaseModelConfig,
+    read: Callable[[names.Row], Any],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: Callable[[names.Row, torch.dtype], torch.dtype] = lambda row, stored: stored,
+) -> nn.Module:
+    """A model on a device, filled tensor by tensor, so that no second copy of it is ever in memory.
+
+    Args:
+        read: the tensor (or array) of a row.
+        dtype: of the parameter, from that of what was read.
+    """
+    model = create(config)
+    for row in names.rows(config):
+        tensor = as_tensor(read(row))
+        set_parameter(model, row.torch, tensor.to(device, dtype(row, tensor.dtype)))
+    return model
+
+
+def from_tree(config: BaseModelConfig, params: Mapping[str, Any], **options: Any) -> nn.Module:
+    """As `load`, from the published tree (nested dicts of NumPy arrays)."""
+    flat = flatten(params)
+    return load(config, lambda row: row.to_torch(flat[row.tree][row.index]), **options)
+
+
+def to_tree(config: BaseModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The published tree (NumPy) of parameters, or gradients, by our names."""
+    return names.to_tree(names.rows(config), lambda row: as_array(tensors[row.torch]))
+
+
+def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replaces a parameter, which may be on "meta".
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, leaf)
+    if old.shape != tensor.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the model has {tuple(old.shape)}")
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+
+
+def as_tensor(array: Any) -> Tensor:
+    """A tensor of an array of any float dtype; bfloat16 arrays (ml_dtypes) included."""
+    if isinstance(array, Tensor):
+        return array
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Inverse of `as_tensor`."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
