@@ -250,14 +250,13 @@ class Pi0(nn.Module):
     ) -> Tokens:
         """Action tokens, for pi0 after a state token."""
         action_tokens = self.action_in_proj(x_t)
-        starts = [1] + [0] * (action_tokens.shape[1] - 1)
         if self.config.pi05:
-            return _all_real(action_tokens, starts)
+            return _in_blocks(action_tokens, num_blocks=1)
         assert isinstance(of_time, Tensor)
         kernel = self.action_time_mlp_in.weight[:, : action_tokens.shape[-1]].to(action_tokens.dtype)
         hidden = F.silu(F.linear(action_tokens, kernel) + of_time[:, None])
         state_token = self.state_proj(state)[:, None]
-        return _all_real(torch.cat([state_token, self.action_time_mlp_out(hidden)], dim=1), [1, *starts])
+        return _in_blocks(torch.cat([state_token, self.action_time_mlp_out(hidden)], dim=1), num_blocks=2)
 
     def embed_time(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """What the suffix needs of the flow time: pi0.5's condition; of pi0, the bias of its first action-time layer.
@@ -304,9 +303,11 @@ class Pi0(nn.Module):
         return layer(x.to(torch.promote_types(x.dtype, layer.weight.dtype)))
 
 
-def _all_real(embedded: Tensor, starts: list[int]) -> Tokens:
+def _in_blocks(embedded: Float[Tensor, "b n d"], *, num_blocks: int) -> Tokens:
+    """Real tokens; each of the first `num_blocks` starts an attention block."""
     mask = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
-    return Tokens(embedded, mask, torch.tensor(starts, device=embedded.device))
+    places = torch.arange(embedded.shape[1], device=embedded.device)
+    return Tokens(embedded, mask, (places < num_blocks).long())
 
 
 def posemb_sincos(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.models import compact
-from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
+from openpi.policies.extents import Extents
 
 
 class JaxSampler:
@@ -24,7 +24,7 @@ class JaxSampler:
         self._model = jax.device_put(model)
         self._rng = jax.random.key(seed)
         self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
-        self._extents: dict[Any, set[Extent]] = {}  # compiled so far, by batch size and options
+        self._extents = Extents(model.config)
         self.takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
@@ -41,19 +41,13 @@ class JaxSampler:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
         options = tuple(sorted(sample_kwargs.items()))
-        return self._run(compact.cut(inputs, self._extent(inputs, options)), noise, options)
+        return self._run(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
-        """Compiles `sample` for inputs like these; the sequence of noise stays where it is.
-
-        Twice: for anything that the inputs could hold, so that no later call has to compile, and for what these use
-        and prompts a little longer, which is less work.
-        """
+        """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
         rng = self._rng
         options = tuple(sorted(sample_kwargs.items()))
-        whole = compact.whole_extent(inputs)
-        for extent in dict.fromkeys((whole, compact.longer(self._used(inputs, options), whole))):
-            self._compiled(inputs, options).add(extent)
+        for extent in self._extents.make_ready(inputs, options):
             self._run(compact.cut(inputs, extent), None, options)
             self._rng = rng
 
@@ -62,24 +56,6 @@ class JaxSampler:
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
         start = None if noise is None else jnp.asarray(noise, jnp.float32)
         return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))
-
-    def _extent(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
-        """What of the inputs to run: the least of what was warmed up, else everything. A robot must not wait for the
-        compiler because its prompt has grown by a token.
-        """
-        used, whole = self._used(inputs, options), compact.whole_extent(inputs)
-        enough = [extent for extent in (*self._compiled(inputs, options), whole) if extent.holds(used)]
-        return min(enough, key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
-
-    def _used(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
-        if not self._model.config.skip_unused:
-            return compact.whole_extent(inputs)
-        exact_slots = dict(options).get("exact_slots", False)
-        reads_masked = compact.reads_masked(self._model.config, exact_slots=exact_slots)
-        return compact.used_extent(inputs, reads_masked=reads_masked)
-
-    def _compiled(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
-        return self._extents.setdefault((len(inputs["state"]), options), set())
 
 
 def _sample(

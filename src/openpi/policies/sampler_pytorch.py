@@ -1,0 +1,223 @@
+"""A PyTorch model made fast on a device: fused weights, flow times tabulated, and on a GPU one CUDA graph per shape."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openpi.models import compact
+from openpi.models_pytorch.action_grammar import ActionGrammar
+from openpi.models_pytorch.model import Observation
+from openpi.policies.extents import Extents
+
+logger = logging.getLogger("openpi")
+
+# Modes of the configuration that bring CUDA graphs of their own; here the whole sampler is one graph.
+_WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
+_WARM_UP_RUNS = 3
+_TEXTS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask")
+
+Options = tuple[tuple[str, Any], ...]
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of a name such as `cuda:1`; None = a GPU if there is one, else the processor.
+
+    Raises:
+        ValueError: there is no such device; those that there are are listed.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return torch.device("cuda" if num_gpus else "cpu")
+    present = ["cpu", *(f"cuda:{i}" for i in range(num_gpus))]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if (
+        device is None
+        or (device.type == "cuda" and (device.index or 0) >= num_gpus)
+        or device.type
+        not in (
+            "cpu",
+            "cuda",
+        )
+    ):
+        raise ValueError(f"device '{name}' does not exist here; there is: {', '.join(present)}")
+    return device
+
+
+class PytorchSampler:
+    """Runs `sample_actions` of a PyTorch model on batches of NumPy inputs.
+
+    Without given noise, successive calls draw from a generator seeded with `seed`: a fresh process repeats the same
+    sequence, on any device. Calls must not overlap: the caller (a server) runs one at a time.
+
+    Args:
+        model: with its parameters; they are fused in place, which makes it one for inference only.
+        device: see `resolve_device`.
+        compile_mode: of `torch.compile`, on a GPU; None = not compiled.
+        uses_graphs: capture CUDA graphs; None = on a GPU.
+    Raises:
+        ValueError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: str | None = None,
+        seed: int = 0,
+        compile_mode: str | None = None,
+        uses_graphs: bool | None = None,
+    ) -> None:
+        self._device = resolve_device(device)
+        self._model: Any = model.to(self._device).eval().requires_grad_(False)
+        for module in model.modules():
+            if hasattr(module, "fuse"):
+                module.fuse()
+        config = self._model.config
+        self._compile_mode = _WITHOUT_GRAPHS.get(compile_mode or "", compile_mode)
+        on_gpu = self._device.type == "cuda"
+        self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self._model.takes_noise
+        self._has_programs = self._uses_graphs or self._compile_mode is not None
+        self._generator = torch.Generator().manual_seed(seed)
+        self._extents = Extents(config)
+        self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}
+        self.takes_noise: bool = self._model.takes_noise
+        self.action_horizon: int = config.action_horizon
+        self.action_dim: int = config.action_dim
+
+    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+        """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
+
+        Args:
+            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...).
+            noise: f32[b ah ad] to start from, or None to draw it.
+            sample_kwargs: options of the model's `sample_actions`, such as `num_steps` or, for pi0-FAST, `temperature`
+                and `grammar`.
+        Returns:
+            f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
+        """
+        options = tuple(sorted(sample_kwargs.items()))
+        find = self._extents.choose if self._has_programs else self._extents.used
+        return self._run(compact.cut(inputs, find(inputs, options)), noise, options)
+
+    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
+        """Compiles and captures `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays
+        where it is.
+        """
+        options = tuple(sorted(sample_kwargs.items()))
+        state = self._generator.get_state()
+        for extent in self._extents.make_ready(inputs, options):
+            self._run(compact.cut(inputs, extent), None, options)
+            self._generator.set_state(state)
+
+    @torch.no_grad()
+    def _run(self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options) -> np.ndarray:
+        host = _host_tensors(inputs)
+        if self.takes_noise:
+            shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
+            drawn = torch.randn(shape, generator=self._generator) if noise is None else torch.as_tensor(noise)
+            host["noise"] = drawn.float()
+        dropped = tuple(key for key, mask in inputs["image_mask"].items() if mask is None)
+        signature = (options, dropped, *((key, tuple(value.shape), value.dtype) for key, value in host.items()))
+        if signature not in self._programs:
+            self._programs[signature] = self._program(host, dropped, options)
+        return self._programs[signature](host).float().cpu().numpy()
+
+    def _program(
+        self, host: dict[str, Tensor], dropped: tuple[str, ...], options: Options
+    ) -> Callable[[dict[str, Tensor]], Tensor]:
+        """A function of host tensors of these shapes."""
+        on_device = self._of_flow(dropped, options) if self.takes_noise else self._of_tokens(dropped, options)
+        if self._uses_graphs:
+            return Graph(on_device, host, self._device)
+        return lambda host: on_device({key: value.to(self._device) for key, value in host.items()})
+
+    def _of_flow(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
+        num_steps = dict(options).get("num_steps", 10)
+        unknown = [key for key, _ in options if key != "num_steps"]
+        if unknown or not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f"sampling options are {dict(options)}; expected num_steps, at least 1")
+        tables = self._model.time_tables(num_steps)
+        sample = self._model.sample
+        if self._compile_mode is not None:
+            sample = torch.compile(sample, mode=self._compile_mode, dynamic=False)
+
+        def run(tensors: dict[str, Tensor]) -> Tensor:
+            observation = self._model.preprocess(_observation(tensors, dropped))
+            return sample(observation, tensors["noise"], tables)
+
+        return run
+
+    def _of_tokens(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
+        kwargs = dict(options)
+        if kwargs.get("grammar") is not None:
+            kwargs["grammar"] = ActionGrammar(kwargs["grammar"], self._device)
+        if kwargs.get("temperature"):
+            kwargs["generator"] = torch.Generator(self._device)
+        write = functools.partial(self._model.sample_actions, **kwargs)
+
+        def run(tensors: dict[str, Tensor]) -> Tensor:
+            if "generator" in kwargs:
+                seed = torch.randint(2**62, (1,), generator=self._generator)
+                kwargs["generator"].manual_seed(int(seed))
+            return write(_observation(tensors, dropped))
+
+        return run
+
+
+class Graph:
+    """A function captured on a GPU: replayed as one launch, with inputs and output at fixed places.
+
+    Args:
+        run: device tensors by name -> device tensor, with no other input.
+        example: host tensors, as every call will have them.
+    """
+
+    def __init__(
+        self, run: Callable[[dict[str, Tensor]], Tensor], example: dict[str, Tensor], device: torch.device
+    ) -> None:
+        self._staged = {key: value.pin_memory() for key, value in example.items()}
+        self._inputs = {key: value.to(device) for key, value in self._staged.items()}
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
+                run(self._inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = run(self._inputs)
+
+    def __call__(self, host: dict[str, Tensor]) -> Tensor:
+        for key, value in host.items():
+            self._staged[key].copy_(value)
+            self._inputs[key].copy_(self._staged[key], non_blocking=True)
+        self._graph.replay()
+        return self._output
+
+
+def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The inputs as one flat dict; images stay uint8 for the transfer."""
+    images = {f"image/{key}": image for key, image in inputs["image"].items()}
+    masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
+    texts = {key: inputs[key] for key in _TEXTS if inputs.get(key) is not None}
+    arrays = {**images, **masks, "state": np.asarray(inputs["state"], np.float32), **texts}
+    return {key: torch.as_tensor(np.ascontiguousarray(value)) for key, value in arrays.items()}
+
+
+def _observation(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
+    def below(prefix: str) -> dict[str, Any]:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    texts = {key: tensors[key] for key in _TEXTS if key in tensors}
+    masks = below("image_mask/") | dict.fromkeys(dropped)
+    return Observation.from_dict({"image": below("image/"), "image_mask": masks, "state": tensors["state"], **texts})
