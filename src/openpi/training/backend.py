@@ -116,8 +116,7 @@ class Backend(Protocol):
         ...
 
     def published_params(self, state: State, paths: Iterable[str]) -> dict[str, Any]:
-        """Weights by path, not their average: anything with `shape` that gives NumPy values, or what `np.asarray`
-        takes, when it is sliced."""
+        """Weights by path, not their average: arrays, or anything with `shape` whose slices `np.asarray` takes."""
         ...
 
     def place(self, batch: Batch) -> PlacedBatch:

@@ -66,7 +66,7 @@ class JaxBackend:
 
     def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
         params = flatten(state.params)
-        return {path: params[path] for path in paths}
+        return {path: sharding.sliceable(params[path]) for path in paths}
 
     def place(self, batch: Batch) -> Batch:
         return step_jax.place_batch(step_jax.cut_batch(self._config, batch), self._mesh)

@@ -91,7 +91,7 @@ class TrainConfig:
         resume: continue an existing run of the same name.
         wandb_enabled, tensorboard_enabled: observers; the console and `metrics.jsonl` are always on.
         policy_metadata: sent to robots when a checkpoint of this recipe is served.
-        backend: framework that trains. Recipes, data, checkpoints' small files and the loop are the same.
+        backend: framework that trains; recipes, data and the small files of checkpoints are the same.
         fsdp_devices: devices that share one copy of the parameters.
         cpu_devices: on a machine without accelerator, parts that the processor is split into; each takes its share of
             every batch, with a copy of the parameters. For small models: one part leaves most cores idle.

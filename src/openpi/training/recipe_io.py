@@ -81,8 +81,8 @@ def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str,
 
 def _differences(before: Any, now: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
     """Of two encoded values, the leaves that differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        is_same_class = "$type" in now and before.get("$type") == now["$type"]
+    if isinstance(before, dict) and isinstance(now, dict) and _tag(before) == _tag(now):
+        is_same_class = "$type" in now and before["$type"] == now["$type"]
         for key in {**now, **before}:
             where = field if key.startswith("$") else f"{field}.{key}".removeprefix(".")
             if key in before and key in now:
@@ -94,6 +94,11 @@ def _differences(before: Any, now: Any, field: str) -> Iterator[tuple[str, Any, 
             yield from _differences(old, new, f"{field}[{i}]")
     elif before != now:
         yield field, before, now
+
+
+def _tag(value: dict[str, Any]) -> str | None:
+    """What kind of value a dict encodes; None = a dict."""
+    return next((key for key in value if key.startswith("$")), None)
 
 
 def load_recipe(directory: Path | str) -> TrainConfig:
@@ -215,7 +220,7 @@ class _Decoder:
             return [self.decode(item, f"{field}[{i}]") for i, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
-        tag = next((key for key in value if key.startswith("$")), None)
+        tag = _tag(value)
         if tag is None:
             return {key: self.decode(item, f"{field}.{key}") for key, item in value.items()}
         return self._tagged(tag, value, field)

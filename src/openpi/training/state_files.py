@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.shared.tree import flatten, unflatten
+from openpi.training import sharding
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.step_jax import TrainState
 from openpi.weights import orbax_io
@@ -157,7 +158,7 @@ class _Saved:
                     frozen |= {stored.removeprefix("params/"): array for stored, array in arrays.items()}
                 read |= {(item, stored): array for stored, array in arrays.items()}
         if self._base is not None:
-            self._base.check(frozen)
+            self._base.check({path: sharding.sliceable(leaf) for path, leaf in frozen.items()})
         found: dict[str, jax.Array] = {}
         given = set()
         for path, source in sources.items():
