@@ -16,6 +16,7 @@ from openpi.models.model import restore_params
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten
 from openpi.training import loop, preflight
+from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
@@ -192,8 +193,8 @@ def test_another_base_or_none_is_refused(recipe, light, tmp_path, capsys):
 def test_frozen_weights_that_could_not_be_read_again_are_not_left_out(recipe, changes, message):
     config = dataclasses.replace(recipe, exp_name="x", save_frozen_params=False, **changes)
     with pytest.raises(ValueError, match=message):
-        preflight.check_recipe(config)
-        preflight.check_weights(config)
+        preflight.check_recipe(config, open_backend(config))
+        preflight.check_weights(config, open_backend(config))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint_before(recipe, whole):

@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent: round trips, the published layout, what is kept, and sudden deaths."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -19,9 +20,10 @@ from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.tree import flatten
 from openpi.training import sharding, state_files, step_jax
-from openpi.training.checkpoints import Checkpoints, best_step, complete_steps, restore_state
+from openpi.training.checkpoints import Checkpoints, best_step, complete_steps
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
+from openpi.training.state_files import restore_state
 from openpi.weights import orbax_io
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
@@ -32,7 +34,7 @@ CHILD = """
     from pathlib import Path
     import jax.numpy as jnp
     import numpy as np
-    from openpi.training import checkpoints
+    from openpi.training import checkpoints, state_files
     from openpi.training.step_jax import TrainState
     from openpi.weights import orbax_io
 
@@ -44,7 +46,11 @@ CHILD = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     run = checkpoints.Checkpoints(sys.argv[1])
-    save = lambda step: run.save(step, state(float(step)), write_extras=lambda folder: None)
+    def save(step, value=None, write_extras=lambda folder: None):
+        value = state(float(step)) if value is None else value
+        begin_write = lambda folder: state_files.begin_write(folder, value)
+        run.save(step, begin_write, required_bytes=state_files.required_bytes(value), write_extras=write_extras)
+
     save(1)
     run.wait()
 """
@@ -76,7 +82,13 @@ def _nothing(folder: Path) -> None:
 
 def _save(directory: Path, step: int, state: step_jax.TrainState, **kwargs) -> None:
     with Checkpoints(directory, **kwargs) as run:
-        run.save(step, state, write_extras=_nothing)
+        _save_in(run, step, state)
+
+
+def _save_in(run: Checkpoints, step: int, state: step_jax.TrainState, write_extras=_nothing, **kwargs) -> None:
+    begin_write = functools.partial(state_files.begin_write, state=state)
+    needed = state_files.required_bytes(state)
+    run.save(step, begin_write, required_bytes=needed, write_extras=write_extras, **kwargs)
 
 
 def _assert_equal(found, expected) -> None:
@@ -93,7 +105,7 @@ def test_a_state_survives(config, ema_decay, tmp_path):
     _save(tmp_path, 7, state)
     with Checkpoints(tmp_path) as run:
         assert run.steps() == [7]
-        _assert_equal(run.restore(7, _spec(config)), state)
+        _assert_equal(restore_state(run.path(7), _spec(config)), state)
 
 
 def test_frozen_leaves_survive_in_bfloat16_without_optimiser_state(config, tmp_path):
@@ -158,7 +170,7 @@ def test_another_model_is_refused_with_the_differing_leaves(config, state, tmp_p
 def test_the_latest_and_every_multiple_of_the_period_stay(state, keep_period, expected, tmp_path):
     with Checkpoints(tmp_path, keep_period=keep_period) as run:
         for step in range(6):
-            run.save(step, state, write_extras=_nothing)
+            _save_in(run, step, state)
     assert complete_steps(tmp_path) == expected
     assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in expected} | {".lock"}
 
@@ -167,14 +179,14 @@ def test_the_best_stays(state, tmp_path):
     losses = [0.5, 0.2, 0.4, 0.9]
     with Checkpoints(tmp_path, keep_best=True) as run:
         for step, loss in enumerate(losses):
-            run.save(step, state, write_extras=_nothing, metrics={"validation_loss": loss})
+            _save_in(run, step, state, metrics={"validation_loss": loss})
     assert complete_steps(tmp_path) == [1, 3]
     assert best_step(tmp_path) == 1
 
 
 def test_small_files_are_written_before_the_arrays_are_done(state, tmp_path):
     with Checkpoints(tmp_path) as run:
-        run.save(0, state, write_extras=lambda folder: (folder / "loader_state.json").write_text("{}") and None)
+        _save_in(run, 0, state, write_extras=lambda folder: (folder / "loader_state.json").write_text("{}") and None)
     assert (tmp_path / "0" / "loader_state.json").read_text() == "{}"
 
 
@@ -184,7 +196,7 @@ def test_two_processes_cannot_train_in_one_directory(tmp_path):
 
 
 DEATHS = {
-    "before anything is written": "run.save(2, state(2.0), write_extras=die)",
+    "before anything is written": "save(2, write_extras=die)",
     "between the two items": "orbax_io.write_tree = die; save(2)",
     "before the rename": "Path.rename = die; save(2)",
     "while the old one goes": "shutil.rmtree = lambda *a, **k: a[0].exists() and die(); save(2)",
@@ -213,8 +225,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 big = np.random.default_rng(0).normal(size=1_000_000)  # random, or it would be compressed away
 try:
-    run.save(2, state(jnp.asarray(2.0), 1_000_000).__class__(
-        jnp.asarray(2), {"w": jnp.asarray(big)}, {"mu": {"w": jnp.asarray(big)}}, None), write_extras=lambda f: None)
+    save(2, TrainState(jnp.asarray(2), {"w": jnp.asarray(big)}, {"mu": {"w": jnp.asarray(big)}}, None))
     run.wait()
 except OSError as error:
     print(error)
@@ -235,13 +246,13 @@ run.wait()
 
 def test_no_room_is_noticed_before_writing(state, tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as run:
-        run.save(1, state, write_extras=_nothing)
+        _save_in(run, 1, state)
         run.wait()
         monkeypatch.setattr(state_files, "_SIZE_MARGIN", 1e18)
         with pytest.raises(
             OSError, match=r"step 2 could not be written .* no space left: it takes .*step 1 are intact"
         ):
-            run.save(2, state, write_extras=_nothing)
+            _save_in(run, 2, state)
         assert run.steps() == [1]
 
 

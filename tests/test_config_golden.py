@@ -24,6 +24,7 @@ NEW_FIELDS = {
         "eval_interval",
         "eval_batches",
         "tensorboard_enabled",
+        "backend",
         "cpu_devices",
         "note",
         "save_frozen_params",

@@ -17,8 +17,9 @@ from openpi import transforms
 from openpi.shared.normalize import NormStats
 from openpi.training.config import TrainConfig, config_names, get_config
 from openpi.training.data_config import DataConfig, SimpleDataConfig
-from openpi.training.freeze import All, Any, Not, PathRegex
-from openpi.training.recipe_io import load_recipe, save_recipe
+from openpi.training.freeze import All, Any, Not, PathRegex, freeze_nothing
+from openpi.training.recipe_io import changes_since, load_recipe, save_recipe
+from openpi.training.weight_loaders import NoOpWeightLoader
 
 USER_RECIPE = """
     import dataclasses
@@ -128,6 +129,38 @@ def test_a_field_of_another_version_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"config\.optimizer has the fields \['momentum'\]"):
         load_recipe(tmp_path)
+
+
+def test_what_has_changed_since_a_checkpoint_is_named_by_field(tmp_path):
+    config = get_config("pi0_libero_low_mem_finetune")
+    save_recipe(tmp_path, config)
+    assert changes_since(tmp_path, get_config("pi0_libero_low_mem_finetune")) == []
+    changed = dataclasses.replace(
+        config,
+        seed=7,
+        model=dataclasses.replace(config.model, action_dim=24),
+        freeze_filter=freeze_nothing,
+        weight_loader=NoOpWeightLoader(),
+        policy_metadata={"reset_pose": [0, 1]},
+    )
+    changes = {field: (old, new) for field, old, new in changes_since(tmp_path, changed)}
+    assert changes["seed"] == (42, 7)
+    assert changes["model.action_dim"] == (32, 24)
+    assert changes["weight_loader"][1] == "openpi.training.weight_loaders:NoOpWeightLoader"
+    assert changes["weight_loader.params_path"] == (config.weight_loader.params_path, None)
+    assert changes["freeze_filter"][1] == {"$ref": "openpi.models.model_config:freeze_nothing"}
+    assert changes["policy_metadata"] == (None, {"reset_pose": [0, 1]})
+    assert len(changes) == 6
+
+
+def test_a_recipe_from_before_a_field_was_there_loads_and_has_not_changed(tmp_path):
+    config = get_config("debug")
+    file = save_recipe(tmp_path, config)
+    document = json.loads(file.read_text())
+    del document["config"]["backend"]
+    file.write_text(json.dumps(document))
+    assert load_recipe(tmp_path) == config
+    assert changes_since(tmp_path, config) == []
 
 
 def test_a_checkpoint_without_recipe_says_so(tmp_path):

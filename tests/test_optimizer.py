@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.shared.tree import flatten
-from openpi.training import checkpoints, optimizer, step_jax
+from openpi.training import optimizer, state_files, step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.recipes.tabletop import TINY_PI05
 
@@ -44,7 +44,7 @@ def test_muon_lowers_the_loss_and_its_state_survives_a_checkpoint(tmp_path: Path
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
-    checkpoints.write_state(tmp_path, state)
-    restored = checkpoints.restore_state(tmp_path, jax.eval_shape(lambda: state))
+    state_files.write_state(tmp_path, state)
+    restored = state_files.restore_state(tmp_path, jax.eval_shape(lambda: state))
     for saved, read in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(saved, read)

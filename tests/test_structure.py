@@ -1,5 +1,6 @@
 """What the house promises about itself: who may import whom, what stays importable, and what is not loaded."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -43,7 +44,7 @@ PUBLIC = {
         "cli",
         "get_config",
     ],
-    "openpi.training.checkpoints": ["Checkpoints", "restore_state"],
+    "openpi.training.checkpoints": ["Checkpoints"],
     "openpi.training.data_loader": ["create_data_loader"],
     "openpi.training.optimizer": [
         "AdamW",
@@ -76,6 +77,8 @@ FRAMEWORK_FREE = [
     "openpi.training.freeze",
     "openpi.training.optimizer",
     "openpi.training.weight_loaders",
+    "openpi.training.loop",
+    "openpi.cli.train",
     "openpi.transforms",
     "openpi.models.pi0_config",
     "openpi.models.pi0_fast_config",
@@ -112,6 +115,45 @@ def test_imports_point_downwards():
 def test_configurations_transforms_and_protocols_load_no_framework():
     loaded = _loaded_after(f"import {', '.join(FRAMEWORK_FREE)}")
     assert [name for name in ("jax", "torch", "tensorflow", "optax", "orbax") if name in loaded] == []
+
+
+# Besides `openpi.models`, whose configurations import it within their methods.
+JAX = {
+    "openpi.demo.pointing",
+    "openpi.policies.sampler_jax",
+    "openpi.training.adam_8bit",
+    "openpi.training.backend_jax",
+    "openpi.training.plan",
+    "openpi.training.processes_jax",
+    "openpi.training.sharding",
+    "openpi.training.state_files",
+    "openpi.training.step_jax",
+    "openpi.weights.orbax_io",
+}
+# Within functions that run with JAX only.
+JAX_LAZILY = {"openpi.cli.export", "openpi.cli.infer", "openpi.training.optimizer"}
+
+
+def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
+    source = Path(__file__).parents[1] / "src"
+    found = {True: set(), False: set()}
+    for file in source.rglob("*.py"):
+        module = ".".join(file.relative_to(source).with_suffix("").parts)
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if not module.startswith("openpi.models.") and _imports(node) & {"jax", "optax", "orbax"}:
+                found[node in tree.body].add(module)
+    assert found == {True: JAX, False: JAX_LAZILY | {"openpi.training.processes_jax"}}
+
+
+def _imports(node: ast.AST) -> set[str]:
+    """Top-level packages that a statement imports."""
+    match node:
+        case ast.Import():
+            return {alias.name.partition(".")[0] for alias in node.names}
+        case ast.ImportFrom(level=0, module=str(module)):
+            return {module.partition(".")[0]}
+    return set()
 
 
 def test_help_answers_without_loading_anything_heavy():

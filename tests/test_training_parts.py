@@ -1,6 +1,7 @@
 """The parts of the loop on their own: metrics on disk, batches ahead of time, what is shown, what is refused."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import signal
@@ -12,8 +13,11 @@ import pytest
 
 from openpi.shared import normalize
 from openpi.training import preflight, run_directory
-from openpi.training.config import TrainConfig, get_config
+from openpi.training.backend import open_backend
+from openpi.training.checkpoints import complete_steps
+from openpi.training.config import TrainConfig, cli, get_config
 from openpi.training.first_batch import contact_sheet
+from openpi.training.freeze import freeze_nothing
 from openpi.training.interrupts import Interrupts
 from openpi.training.prefetch import Prefetcher
 from openpi.training.progress import Stopwatch, Window
@@ -91,8 +95,6 @@ def test_trackers_that_are_not_installed_are_done_without(tmp_path, caplog):
 
 
 def _is_installed(name: str) -> bool:
-    import importlib.util
-
     return importlib.util.find_spec(name) is not None
 
 
@@ -144,6 +146,14 @@ def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
     assert (black == 0).all(axis=-1).sum() >= 2 * 20 * 120
 
 
+def check_recipe(config: TrainConfig) -> None:
+    preflight.check_recipe(config, open_backend(config))
+
+
+def open_data(config: TrainConfig) -> preflight.TrainingData:
+    return preflight.open_data(config, num_devices=1)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -156,7 +166,7 @@ def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
 def test_recipes_that_cannot_train_are_refused_at_once(name, change, message):
     config = dataclasses.replace(get_config(name), **{"exp_name": "x", **change})
     with pytest.raises(ValueError, match=message):
-        preflight.check_recipe(config)
+        check_recipe(config)
 
 
 def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
@@ -175,12 +185,12 @@ def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
 )
 def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
-        preflight.open_data(of_arm(name, arm_dataset, tmp_path))
+        open_data(of_arm(name, arm_dataset, tmp_path))
 
 
 def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     config = of_arm("as_recorded", arm_dataset, tmp_path)
-    preflight.open_data(config)
+    open_data(config)
     folder = Path(str(config.data.stats_dir(config.assets_dirs)))
     stats = normalize.load(folder)
     six = normalize.NormStats(*(np.arange(6.0) + i for i in range(4)))
@@ -188,24 +198,24 @@ def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     with pytest.raises(
         ValueError, match=r"statistics of 'actions' have 6 dimensions, and the samples of .* 3: they are"
     ):
-        preflight.open_data(config)
+        open_data(config)
 
 
 def test_the_robot_of_the_dataset_keeps_its_own_names(arm_dataset, tmp_path):
-    contract = preflight.open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
+    contract = open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
     assert contract is not None
     assert contract.state_names == contract.actions.names == ("joint_0", "joint_1", "joint_2")
 
 
 def test_a_recipe_that_freezes_everything_is_refused():
     with pytest.raises(ValueError, match="freezes every parameter"):
-        preflight.check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))
+        check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))
 
 
 def test_a_recipe_that_no_checkpoint_could_hold_is_refused_before_it_trains():
     config = dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=lambda path: "llm" in path)
     with pytest.raises(ValueError, match=r"config\.freeze_filter holds .*<lambda>, which has no import path"):
-        preflight.check_recipe(config)
+        check_recipe(config)
 
 
 def _everything(path: str) -> bool:
@@ -216,24 +226,25 @@ def _everything(path: str) -> bool:
 def test_averaging_of_frozen_weights_is_warned_of(caplog):
     config = get_config("pi0_libero_low_mem_finetune")
     with caplog.at_level(logging.WARNING, logger="openpi"):
-        preflight.check_recipe(dataclasses.replace(config, exp_name="x"))
+        check_recipe(dataclasses.replace(config, exp_name="x"))
         assert caplog.text == ""
-        preflight.check_recipe(dataclasses.replace(config, exp_name="x", ema_decay=0.99))
+        check_recipe(dataclasses.replace(config, exp_name="x", ema_decay=0.99))
     assert "keeps a second copy of all weights" in caplog.text
 
 
 def test_a_full_disk_is_noticed_before_training(tmp_path):
-    from openpi.training import sharding, step_jax
-
     config = dataclasses.replace(get_config("debug"), exp_name="x", checkpoint_base_dir=str(tmp_path))
     config.checkpoint_dir.mkdir(parents=True)
-    spec = step_jax.state_spec(config, sharding.make_mesh(1))
-    preflight.check_disk_space(config, spec)
-    import jax
-
-    huge = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 10**9), leaf.dtype), spec)
+    needed = open_backend(config).required_bytes(freeze_nothing)
+    preflight.check_disk_space(config, needed)
     with pytest.raises(OSError, match=r"a checkpoint takes up to .* GB, and only .* GB are free"):
-        preflight.check_disk_space(config, huge)
+        preflight.check_disk_space(config, needed * 10**9)
+
+
+def test_a_backend_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"backend=pytorch needs PyTorch; .*--extra torch"):
+        open_backend(cli([RECIPE, "--backend=pytorch"]))
 
 
 def of_run(folder: Path, name: str, **changes) -> TrainConfig:
@@ -253,6 +264,14 @@ def test_a_run_that_is_not_there_starts_anew_and_those_that_are_get_listed(tmp_p
     checkpoints.close()
     assert last_step is None
     assert "starts anew; runs with checkpoints: first" in caplog.text
+
+
+def test_checkpoints_of_both_frameworks_are_recognised_by_their_weights(tmp_path):
+    for name in ("1/params/_METADATA", "3/model.safetensors", "4/params/unfinished", "x/model.safetensors"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert complete_steps(tmp_path) == [1, 3]
 
 
 def test_a_complete_run_says_that_nothing_is_left_to_do(tmp_path, caplog):

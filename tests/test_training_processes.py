@@ -166,10 +166,11 @@ TALK = """
     import dataclasses, json, os, sys
     from pathlib import Path
     import numpy as np
-    from openpi.training import launch, processes, run_directory, sharding
+    from jax._src import distributed
+    from openpi.training import launch, processes, processes_jax, run_directory, sharding
     from openpi.training.config import get_config
 
-    processes.start(launch.find_launch({}, os.environ))
+    processes.start(launch.find_launch({}, os.environ), "jax")
     here = processes.index()
 
     def error_of(action):
@@ -185,13 +186,16 @@ TALK = """
 
     recipe = get_config(sys.argv[2])
     own = dataclasses.replace(recipe, exp_name="x", checkpoint_base_dir=f"{sys.argv[1]}/node{here}")
-    vote = processes.Vote(sharding.make_mesh(1))
+    client = distributed.global_state.client
+    vote = processes_jax.Vote(sharding.make_mesh(1))
     found = {
         "failure": error_of(one_fails),
         "difference": error_of(lambda: processes.check_same("the recipes differ", {"seed": 0, "batch_size": 4 + here})),
         "folder": error_of(lambda: run_directory.open_run(own)),
         "of the first": processes.on_first("counting", lambda: {"from": here}),
         "gathered": processes.gather(np.full((1, 2), 1 / 3 + here)).tolist(),
+        "counted": [processes.exchange("counting up", [here, i]) for i in range(3)],
+        "left in the store": len(client.key_value_dir_get("openpi/counting up/")),
         "votes": [vote(15 if here == 1 and i == 1 else 0) for i in range(5)],
     }
     Path(sys.argv[1], f"{here}.json").write_text(json.dumps(found))
@@ -230,4 +234,6 @@ def test_what_one_process_knows_all_get_to_know(told):
     for found in told:
         assert found["of the first"] == {"from": 0}
         assert found["gathered"] == [[[1 / 3] * 2], [[4 / 3] * 2]]  # to the last bit
+        assert found["counted"] == [[[0, i], [1, i]] for i in range(3)]
+        assert found["left in the store"] <= 3  # the last round, and what the other has not removed yet
         assert found["votes"] == [0, 0, 0, 15, 0]

@@ -60,9 +60,14 @@ def main(argv: list[str] | None = None) -> int:
 def _train(config: TrainConfig, launch: Launch | None) -> int:
     from openpi.training import loop, processes
 
-    loop.use_compilation_cache()
+    if config.backend == "jax":
+        from openpi.training.backend_jax import use_compilation_cache
+
+        use_compilation_cache()
+    else:  # configs and weight files still use it, and it would take most of an accelerator's memory
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
-        processes.start(launch)
+        processes.start(launch, config.backend)
         result = loop.train(config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)

@@ -121,7 +121,7 @@ class Pi0Config(BaseModelConfig):
 
         from openpi.models import pi0
 
-        return jax.eval_shape(lambda key: pi0.init(self, key), jax.random.key(0))
+        return jax.eval_shape(lambda: pi0.init(self, jax.random.key(0)))  # touches no device
 
     def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> Pi0:
         import jax

@@ -116,7 +116,7 @@ class Pi0FASTConfig(BaseModelConfig):
 
         from openpi.models import pi0_fast
 
-        return jax.eval_shape(lambda key: pi0_fast.init(self, key), jax.random.key(0))
+        return jax.eval_shape(lambda: pi0_fast.init(self, jax.random.key(0)))  # touches no device
 
     def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> Pi0FAST:
         import jax

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
-from openpi.shared.tree import flatten
+from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
@@ -18,25 +17,25 @@ def left_out(config: TrainConfig) -> Filter:
     return freeze_nothing if config.save_frozen_params else config.freeze_filter
 
 
-def check_recipe(config: TrainConfig) -> None:
+def check_recipe(config: TrainConfig, backend: Backend) -> None:
     """Raises ValueError for a recipe whose frozen weights could not be read again."""
     if config.save_frozen_params:
         return
     _params_path(config)
-    if not _frozen_paths(config):
+    if not _frozen_paths(config, backend):
         raise ValueError(
             "save_frozen_params=False, but freeze_filter freezes nothing: checkpoints would hold all weights anyway. "
             "Leave it out, or set freeze_filter=model.get_freeze_filter()"
         )
 
 
-def check_base(config: TrainConfig) -> None:
+def check_base(config: TrainConfig, backend: Backend) -> None:
     """Raises ValueError unless the base, fetched if need be, has what checkpoints leave out. Reads no arrays."""
     if config.save_frozen_params:
         return
     from openpi.weights import orbax_io
 
-    place, frozen = _params_path(config), _frozen_paths(config)
+    place, frozen = _params_path(config), _frozen_paths(config, backend)
     there = orbax_io.params_metadata(place)
     missing = [path for path in frozen if path not in there]
     if missing:
@@ -46,7 +45,7 @@ def check_base(config: TrainConfig) -> None:
         )
 
 
-def base_of(config: TrainConfig, state: Any, resumed_from: Path | None) -> AdapterBase | None:
+def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: Path | None) -> AdapterBase | None:
     """What checkpoints have to say about the frozen weights that they leave out; None when they hold all.
 
     Raises:
@@ -59,15 +58,15 @@ def base_of(config: TrainConfig, state: Any, resumed_from: Path | None) -> Adapt
         return before  # whatever the recipe says now: this is where they were read
     from openpi.weights import orbax_io
 
-    frozen = {path: leaf for path, leaf in flatten(state.params).items() if config.freeze_filter(path)}
+    frozen = backend.published_params(state, _frozen_paths(config, backend))
     base = AdapterBase.of(_params_path(config), frozen)
     if resumed_from is not None:
         base.read(functools.partial(orbax_io.read_params, only=base.frozen))
     return base
 
 
-def _frozen_paths(config: TrainConfig) -> list[str]:
-    return [path for path in flatten(config.model.abstract_params()) if config.freeze_filter(path)]
+def _frozen_paths(config: TrainConfig, backend: Backend) -> list[str]:
+    return [path for path in backend.param_specs() if config.freeze_filter(path)]
 
 
 def _params_path(config: TrainConfig) -> str:

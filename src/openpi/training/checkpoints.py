@@ -1,7 +1,7 @@
 """Checkpoints of a run: complete or absent, in the published layout, written beside the training.
 
-    <run>/<step>/params/                    what inference reads: the averaged weights if there is an average
-                 train_state/               step, optimiser state, and the raw weights if there is an average
+    <run>/<step>/params/  train_state/      what the backend writes: JAX the weights that inference reads, and the rest;
+                 model.safetensors  ...     PyTorch its weights, and the rest
                  assets/<asset id>/norm_stats.json
                  recipe.json  contract.json  loader_state.json  ...      small files given by the caller
 
@@ -23,25 +23,22 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from openpi.shared.errors import first_line
-from openpi.training import processes, state_files
-from openpi.training.freeze import Filter, freeze_nothing
-from openpi.training.state_files import required_bytes, restore_state, write_state
-from openpi.training.step_jax import TrainState
-
-__all__ = ["Checkpoints", "best_step", "complete_steps", "required_bytes", "restore_state", "write_state"]
+from openpi.training import processes
 
 logger = logging.getLogger("openpi")
 
 METRICS_FILE = "eval_metrics.json"
+# Of JAX and of PyTorch, a file that a folder of weights is known by.
+_MARKS = ("params/_METADATA", "model.safetensors")
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
 
+BeginWrite = Callable[[Path], Callable[[], None]]
 WriteExtras = Callable[[Path], None]
 
 
@@ -78,7 +75,7 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and self._pending is not None and processes.count() > 1:
-            # The others may be gone, and then JAX ends this process while it waits for them.
+            # The others may be gone, and then the framework ends this process while it waits for them.
             logger.error("%s; waiting for the checkpoint that is being written", first_line(error))
         self.close()
 
@@ -92,20 +89,21 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: TrainState,
+        begin_write: BeginWrite,
         *,
+        required_bytes: int,
         write_extras: WriteExtras,
         metrics: dict[str, float] | None = None,
-        is_left_out: Filter = freeze_nothing,
     ) -> None:
         """Copies the state to the host, then writes in the background; waits for the save before.
 
         Args:
             step: loop index.
+            begin_write: as of `Backend`: copies the state; what it returns writes it into the given directory.
+            required_bytes: that it may take there.
             write_extras: writes the small files into the given directory; called before this returns, so that
                 it sees the loop as it is now.
             metrics: of the validation at this step; `validation_loss` decides which is best.
-            is_left_out: parameters that are not written, see `state_files.begin_write`.
         Raises:
             OSError: this save, or the one before, did not succeed; complete checkpoints are untouched.
         """
@@ -113,10 +111,9 @@ class Checkpoints:
         partial = self.directory / f"{_PARTIAL}{step}"
         with processes.together(f"preparing the checkpoint of step {step}"):
             if processes.is_first():
-                self._check_space(step, partial, required_bytes(state, is_left_out=is_left_out))
+                self._check_space(step, partial, required_bytes)
                 self._prepare(step, partial, write_extras, metrics)
-        write = state_files.begin_write(partial, state, is_left_out=is_left_out)
-        self._pending = self._writer.submit(self._write, step, partial, write)
+        self._pending = self._writer.submit(self._write, step, partial, begin_write(partial))
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
@@ -135,14 +132,6 @@ class Checkpoints:
             self._writer.shutdown()
             if self._lock is not None:
                 self._lock.close()
-
-    def restore(self, step: int, template: TrainState) -> TrainState:
-        """The state saved at `step`, placed as the template's leaves say.
-
-        Raises:
-            ValueError: the checkpoint is of another model or optimiser; the differing leaves are named.
-        """
-        return restore_state(self.path(step), template)
 
     def _prepare(
         self,
@@ -167,7 +156,7 @@ class Checkpoints:
             with processes.together(f"completing the checkpoint of step {step}"):
                 if processes.is_first():
                     self._complete(step, partial)
-        except Exception as error:  # Orbax reports a full disk as one of several types.
+        except Exception as error:  # a full disk is reported as one of several types
             raise self._failure(step, partial, error) from error
         if processes.is_first():
             logger.info("checkpoint saved: %s", self.path(step))
@@ -177,7 +166,6 @@ class Checkpoints:
                 logger.warning("an older checkpoint could not be removed: %s", error)
 
     def _complete(self, step: int, partial: Path) -> None:
-        (partial / "_CHECKPOINT_METADATA").write_text(_metadata())
         _flush(partial)
         partial.rename(self.path(step))
         _flush_folder(self.directory)
@@ -219,7 +207,7 @@ def complete_steps(directory: Path | str) -> list[int]:
     if not directory.is_dir():
         return []
     numbered = [entry for entry in directory.iterdir() if re.fullmatch(r"\d+", entry.name)]
-    return sorted(int(entry.name) for entry in numbered if (entry / "params" / "_METADATA").is_file())
+    return sorted(int(entry.name) for entry in numbered if any((entry / mark).is_file() for mark in _MARKS))
 
 
 def best_step(directory: Path | str) -> int | None:
@@ -260,19 +248,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _metadata() -> str:
-    """The step metadata that Orbax's checkpoint manager looks for."""
-    now = time.time_ns()
-    handler = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
-    return json.dumps(
-        {
-            "item_handlers": {"params": handler, "train_state": handler},
-            "metrics": {},
-            "performance_metrics": {},
-            "init_timestamp_nsecs": now,
-            "commit_timestamp_nsecs": now,
-            "custom_metadata": {},
-        }
-    )

@@ -91,6 +91,7 @@ class TrainConfig:
         resume: continue an existing run of the same name.
         wandb_enabled, tensorboard_enabled: observers; the console and `metrics.jsonl` are always on.
         policy_metadata: sent to robots when a checkpoint of this recipe is served.
+        backend: framework that trains; recipes, data and the small files of checkpoints are the same.
         fsdp_devices: devices that share one copy of the parameters.
         cpu_devices: on a machine without accelerator, parts that the processor is split into; each takes its share of
             every batch, with a copy of the parameters. For small models: one part leaves most cores idle.
@@ -136,6 +137,7 @@ class TrainConfig:
     wandb_enabled: bool = False
     tensorboard_enabled: bool = False
     policy_metadata: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=HIDDEN)
+    backend: Literal["jax", "pytorch"] = "jax"
     fsdp_devices: int = 1
     cpu_devices: int = 1
 

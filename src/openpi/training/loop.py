@@ -6,28 +6,28 @@ continues on resume, and a signal ends the run with a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from openpi import transforms
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
-from openpi.training import adapters, preflight, processes, recipe_io, run_directory, sharding, step_jax
+from openpi.training import adapters, preflight, processes, recipe_io, run_directory
+from openpi.training.backend import Backend, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts
 from openpi.training.prefetch import Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
-from openpi.training.tracking import Observer, open_observers
+from openpi.training.tracking import open_observers
 from openpi.training.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
 
@@ -57,82 +57,140 @@ def train(config: TrainConfig) -> TrainResult:
     """Runs a recipe from its first step, or from its latest checkpoint, to its last.
 
     Raises:
+        ImportError: the recipe's backend is not installed.
         ValueError, FileNotFoundError, FileExistsError: the recipe, the data or the run's folder do not fit; raised
             before anything long starts.
         OSError: a checkpoint could not be written; those before it are intact.
     """
     with processes.together("checking the recipe"):
-        preflight.check_recipe(config)
-        mesh = sharding.make_mesh(config.fsdp_devices)
+        backend = open_backend(config)
+        preflight.check_recipe(config, backend)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     checkpoints, last_step = run_directory.open_run(config)
-    start = 0 if last_step is None else last_step + 1
     with checkpoints, Interrupts() as interrupts:
         if last_step is None:
-            processes.on_first("fetching the weights", lambda: preflight.check_weights(config))
-        processes.on_first("computing the statistics", lambda: preflight.ensure_norm_stats(config))
-        with processes.together("opening the data"):
-            data = preflight.open_data(config)
-        spec = step_jax.state_spec(config, mesh)
-        processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, spec))
-        init_key, train_key = jax.random.split(jax.random.key(config.seed))
+            processes.on_first("fetching the weights", lambda: preflight.check_weights(config, backend))
+        data = preflight.open_data(config, num_devices=backend.num_devices)
+        needed = backend.required_bytes(adapters.left_out(config))
+        processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
         window = Window()
         if last_step is None:
-            state = step_jax.create_state(config, init_key, mesh)
+            state = backend.create_state()
         else:
-            state = _continue(config, checkpoints, last_step, spec, data, window)
-        _log_size(config, spec)
-        base = adapters.base_of(config, state, None if last_step is None else checkpoints.path(last_step))
-
-        train_step = step_jax.compile_train_step(config, mesh)
-        validate = Validation(config, data, mesh) if data.holdout is not None else None
-        observers = _open_observers(config, checkpoints.directory, start)
-        vote = processes.Vote(mesh)
-        batches = Prefetcher(data.train, lambda batch: step_jax.place_batch(step_jax.cut_batch(config, batch), mesh))
-        stopwatch, step, reported, signum = Stopwatch(), start - 1, {}, 0
-        try:
-            with Progress(num_steps=config.num_train_steps, start=start, is_shown=processes.is_first()) as progress:
-                for step in range(start, config.num_train_steps):
-                    batch = next(batches)
-                    if step == start:
-                        _show(observers, step, "first_batch", contact_sheet(sharding.local_rows(batch)))
-                    state, metrics = train_step(train_key, state, batch)
-                    window.add(metrics)
-                    progress.step_done()
-                    is_last = step == config.num_train_steps - 1
-                    if is_last or step % config.log_interval == 0:
-                        samples = len(window) * config.batch_size
-                        _check_finite(step, metrics, checkpoints)
-                        reported = window.means() | stopwatch.read(samples=samples, waited_s=batches.waited_s)
-                        _report(observers, progress, step, reported)
-                    evaluated = {}
-                    if validate is not None and _is_due(step, config.eval_interval or config.save_interval, is_last):
-                        with stopwatch.paused():
-                            evaluated = validate(state.inference_params)
-                        reported |= evaluated
-                        _report(observers, progress, step, evaluated)
-                    signum = vote(interrupts.signum or 0)
-                    if _is_due(step, config.save_interval, is_last) or signum:
-                        _check_finite(step, metrics, checkpoints)
-                        extras = _Extras(config, data, batches.state, window, base)
-                        left_out = adapters.left_out(config)
-                        checkpoints.save(
-                            step, state, write_extras=extras.write, metrics=evaluated, is_left_out=left_out
-                        )
-                    if signum:
-                        break
-        finally:
-            batches.close()
-            data.train.close()
-            for observer in observers:
-                observer.close()
+            state = _continue(config, backend, checkpoints.path(last_step), data, window)
+        _log_size(config, backend)
+        base = adapters.base_of(config, backend, state, None if last_step is None else checkpoints.path(last_step))
+        run = _Run(config, backend, data, checkpoints, base, window)
+        result = run.steps(state, 0 if last_step is None else last_step + 1, lambda: interrupts.signum or 0)
         checkpoints.wait()
-        return TrainResult(checkpoints.path(step), step, reported, signum or None)
+        return result
 
 
-def _open_observers(config: TrainConfig, directory: Path, start: int) -> list[Observer]:
-    """Of several processes the first reports."""
-    return open_observers(config, directory, resume_step=start or None) if processes.is_first() else []
+@dataclasses.dataclass
+class _Run:
+    """The steps, and what is done after some of them."""
+
+    config: TrainConfig
+    backend: Backend
+    data: preflight.TrainingData
+    checkpoints: Checkpoints
+    base: AdapterBase | None
+    window: Window
+
+    def steps(self, state: State, start: int, signum_here: Callable[[], int]) -> TrainResult:
+        """From step `start` to the last one, or until a process has a signal; the last checkpoint is being written."""
+        config, backend = self.config, self.backend
+        step, signum = start - 1, 0
+        with self._opened(start):
+            for step in range(start, config.num_train_steps):
+                batch = next(self.batches)
+                if step == start:
+                    self._show(step, batch)
+                state, metrics = backend.train_step(state, batch)
+                self.window.add(metrics)
+                self.progress.step_done()
+                is_last = step == config.num_train_steps - 1
+                if is_last or step % config.log_interval == 0:
+                    self._report_means(step, metrics)
+                evaluated = {}
+                if _is_due(step, config.eval_interval or config.save_interval, is_last):
+                    evaluated = self._evaluate(step, state)
+                signum = backend.vote(signum_here())
+                if _is_due(step, config.save_interval, is_last) or signum:
+                    self._save(step, state, metrics, evaluated)
+                if signum:
+                    break
+        return TrainResult(self.checkpoints.path(step), step, self.reported, signum or None)
+
+    @contextlib.contextmanager
+    def _opened(self, start: int) -> Iterator[None]:
+        """What lives as long as the steps do. Of several processes the first reports."""
+        config, data, is_first = self.config, self.data, processes.is_first()
+        self.reported: dict[str, float] = {}
+        with contextlib.ExitStack() as closing:
+            closing.callback(data.train.close)
+            self.validate = None if data.holdout is None else Validation(config, data, self.backend)
+            directory = self.checkpoints.directory
+            self.observers = open_observers(config, directory, resume_step=start or None) if is_first else []
+            for observer in self.observers:
+                closing.callback(observer.close)
+            self.batches = Prefetcher(data.train, self.backend.place)
+            closing.callback(self.batches.close)
+            self.stopwatch = Stopwatch()
+            self.progress = Progress(num_steps=config.num_train_steps, start=start, is_shown=is_first)
+            closing.enter_context(self.progress)
+            yield
+
+    def _show(self, step: int, batch: PlacedBatch) -> None:
+        sheet = contact_sheet(self.backend.local_rows(batch))
+        for observer in self.observers:
+            observer.image(step, "first_batch", sheet)
+
+    def _report_means(self, step: int, metrics: Mapping[str, Any]) -> None:
+        samples = len(self.window) * self.config.batch_size
+        self._check_finite(step, metrics)
+        means = self.window.means()  # waits for the device
+        self.reported = means | self.stopwatch.read(samples=samples, waited_s=self.batches.waited_s)
+        self._report(step, self.reported)
+
+    def _evaluate(self, step: int, state: State) -> dict[str, float]:
+        if self.validate is None:
+            return {}
+        with self.stopwatch.paused():
+            evaluated = self.validate(state)
+        self.reported |= evaluated
+        self._report(step, evaluated)
+        return evaluated
+
+    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.progress.report(step, metrics)
+        for observer in self.observers:
+            observer.log(step, metrics)
+
+    def _save(self, step: int, state: State, metrics: Mapping[str, Any], evaluated: dict[str, float]) -> None:
+        self._check_finite(step, metrics)
+        left_out = adapters.left_out(self.config)
+        extras = _Extras(self.config, self.data, self.batches.state, self.window, self.base)
+        self.checkpoints.save(
+            step,
+            lambda directory: self.backend.begin_write(directory, state, left_out),
+            required_bytes=self.backend.required_bytes(left_out),
+            write_extras=extras.write,
+            metrics=evaluated,
+        )
+
+    def _check_finite(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Raises RuntimeError when the loss is no number: nothing is learnt any more; good checkpoints must not go."""
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            steps = self.checkpoints.steps()
+            good = (
+                f"the checkpoint of step {steps[-1]} is from before" if steps else "there is no checkpoint from before"
+            )
+            raise RuntimeError(
+                f"the loss of step {step} is {loss}; {good}. Look for NaN and outliers in the data (`openpi stats`, "
+                "`openpi explain`), or lower the learning rate"
+            )
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
@@ -140,49 +198,16 @@ def _is_due(step: int, interval: int, is_last: bool) -> bool:
     return (step > 0 and step % interval == 0) or is_last
 
 
-def _check_finite(step: int, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> None:
-    """Raises RuntimeError when the loss is no number: nothing is learnt any more, and good checkpoints must not go."""
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
-        steps = checkpoints.steps()
-        good = f"the checkpoint of step {steps[-1]} is from before" if steps else "there is no checkpoint from before"
-        raise RuntimeError(
-            f"the loss of step {step} is {loss}; {good}. Look for NaN and outliers in the data (`openpi stats`, "
-            "`openpi explain`), or lower the learning rate"
-        )
-
-
-def _report(observers: list[Observer], progress: Progress, step: int, metrics: Mapping[str, float]) -> None:
-    progress.report(step, metrics)
-    for observer in observers:
-        observer.log(step, metrics)
-
-
-def _show(observers: list[Observer], step: int, name: str, image: np.ndarray) -> None:
-    for observer in observers:
-        observer.image(step, name, image)
-
-
-def _log_changes(checkpoint: Path, config: TrainConfig) -> None:
-    """A resumed run may have other flags than before; they hold from here on."""
-    if not (checkpoint / recipe_io.RECIPE_FILE).is_file():
-        return
-    before = recipe_io.load_recipe(checkpoint)
-    for field in dataclasses.fields(config):
-        old, new = getattr(before, field.name), getattr(config, field.name)
-        if old != new and field.name not in ("resume", "overwrite"):
-            logger.warning("changed since the checkpoint: %s was %s, is %s", field.name, old, new)
-
-
-def _log_size(config: TrainConfig, spec: step_jax.TrainState) -> None:
-    trainable, frozen = step_jax.split_params(spec.params, config.freeze_filter)
-    counts = [sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for part in (trainable, frozen)]
+def _log_size(config: TrainConfig, backend: Backend) -> None:
+    sizes = {path: math.prod(spec.shape) for path, spec in backend.param_specs().items()}
+    num_frozen = sum(size for path, size in sizes.items() if config.freeze_filter(path))
     logger.info(
         "%s: %s parameters train, %s are frozen; %d devices (%s) of %d processes",
         config.name,
-        *(f"{count:,}" for count in counts),
-        jax.device_count(),
-        jax.devices()[0].device_kind,
+        f"{sum(sizes.values()) - num_frozen:,}",
+        f"{num_frozen:,}",
+        backend.num_devices,
+        backend.device_kind,
         processes.count(),
     )
 
@@ -222,18 +247,20 @@ class _Extras:
 
 
 def _continue(
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-    step: int,
-    spec: step_jax.TrainState,
-    data: preflight.TrainingData,
-    window: Window,
-) -> step_jax.TrainState:
-    """The state after `step`; data order and metrics go on, too."""
-    _log_changes(checkpoints.path(step), config)
-    state = checkpoints.restore(step, spec)
-    _restore_loop(checkpoints.path(step), data, window)
+    config: TrainConfig, backend: Backend, checkpoint: Path, data: preflight.TrainingData, window: Window
+) -> State:
+    """The state of a checkpoint; data order and metrics go on, too."""
+    _log_changes(checkpoint, config)
+    state = backend.restore_state(checkpoint)
+    _restore_loop(checkpoint, data, window)
     return state
+
+
+def _log_changes(checkpoint: Path, config: TrainConfig) -> None:
+    """A resumed run may have other flags than before; they hold from here on."""
+    for field, old, new in recipe_io.changes_since(checkpoint, config):
+        if field not in ("resume", "overwrite"):
+            logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
 
 
 def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:
@@ -245,9 +272,3 @@ def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window
     loop_state = json.loads(file.read_text())
     data.train.restore(loop_state["loader"])
     window.restore(loop_state["window"])
-
-
-def use_compilation_cache() -> None:
-    """Compiled steps are kept in `~/.cache/jax`, unless JAX has been told otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # defined at run time
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jax"))

@@ -102,7 +102,13 @@ def alternatives(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 
 def report(config: TrainConfig, num_devices: int) -> str:
-    """The plan as a table, in GiB per device."""
+    """The plan as a table, in GiB per device.
+
+    Raises:
+        ValueError: as of `predict`; or the recipe trains with another backend, of whose memory nothing is known.
+    """
+    if config.backend != "jax":
+        raise ValueError(f"--plan traces the JAX step; it cannot tell what backend={config.backend} needs")
     num_devices = max(num_devices, config.fsdp_devices)
     lines = [
         f"{config.name}: batch {config.batch_size} on {num_devices} device(s), GiB on each; predicted from shapes",

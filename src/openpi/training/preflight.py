@@ -10,7 +10,6 @@ import logging
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 
 from openpi import transforms
@@ -18,12 +17,11 @@ from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
-from openpi.shared.tree import flatten
-from openpi.training import adapters, data_loader, norm_stats, recipe_io
-from openpi.training.checkpoints import required_bytes
+from openpi.shared.tree import flatten, unflatten
+from openpi.training import adapters, data_loader, norm_stats, processes, recipe_io
+from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
-from openpi.training.step_jax import TrainState
 
 logger = logging.getLogger("openpi")
 
@@ -50,7 +48,7 @@ class TrainingData:
     action_names: tuple[str, ...] = ()
 
 
-def check_recipe(config: TrainConfig) -> None:
+def check_recipe(config: TrainConfig, backend: Backend) -> None:
     """Refuses recipes that cannot train, and warns of those that waste.
 
     Raises:
@@ -59,14 +57,9 @@ def check_recipe(config: TrainConfig) -> None:
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
     recipe_io.check_recipe_can_be_saved(config)
-    adapters.check_recipe(config)
-    if config.batch_size % jax.device_count():
-        raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of the {jax.device_count()} devices (of "
-            f"{jax.process_count()} processes); every device takes an equal share"
-        )
-    config.lr_schedule.create()
-    paths = flatten(config.model.abstract_params())
+    adapters.check_recipe(config, backend)
+    backend.check()
+    paths = backend.param_specs()
     frozen = [path for path in paths if config.freeze_filter(path)]
     if len(frozen) == len(paths):
         raise ValueError("freeze_filter freezes every parameter; nothing would be trained")
@@ -97,35 +90,44 @@ def _check_dataset_name(config: TrainConfig) -> None:
             raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
 
 
-def check_weights(config: TrainConfig) -> None:
+def check_weights(config: TrainConfig, backend: Backend) -> None:
     """Fetches the weights that a fresh run starts from, and compares their shapes with the model's.
 
     Raises:
         ValueError: they do not fit, or are damaged.
         FileNotFoundError, ConnectionError: they are not there.
     """
-    adapters.check_base(config)
+    adapters.check_base(config, backend)
     check = getattr(config.weight_loader, "check", None)  # loaders of users need not have it
     if check is not None:
-        check(config.model.abstract_params())
+        check(unflatten(backend.param_specs()))
 
 
-def open_data(config: TrainConfig) -> TrainingData:
+def open_data(config: TrainConfig, *, num_devices: int) -> TrainingData:
     """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
 
+    Called by all processes of a run; the first computes the statistics.
+
+    Args:
+        num_devices: of all processes together; every batch is a multiple of it.
     Raises:
         FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe.
     """
+    processes.on_first("computing the statistics", lambda: ensure_norm_stats(config))
+    with processes.together("opening the data"):
+        return _open_data(config, num_devices)
+
+
+def _open_data(config: TrainConfig, num_devices: int) -> TrainingData:
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         data_config = config.data.create(config.assets_dirs, config.model)
         return TrainingData(data_config, _loader(config), holdout=None, contract=None)
-    ensure_norm_stats(config)
     data_config = config.data.create(config.assets_dirs, config.model)
     contract = check_samples(config, data_config)
     return TrainingData(
         data_config,
         train=_loader(config),
-        holdout=_open_holdout(config, data_config),
+        holdout=_open_holdout(config, data_config, num_devices),
         contract=contract,
         action_names=_action_names(data_config, contract),
     )
@@ -133,7 +135,7 @@ def open_data(config: TrainConfig) -> TrainingData:
 
 def _loader(config: TrainConfig, **options: Any) -> data_loader.DataLoader:
     """Of this process's rows of every batch."""
-    return data_loader.create_data_loader(config, part=(jax.process_index(), jax.process_count()), **options)
+    return data_loader.create_data_loader(config, part=(processes.index(), processes.count()), **options)
 
 
 def ensure_norm_stats(config: TrainConfig) -> None:
@@ -290,15 +292,14 @@ def _feature_names(feature: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _open_holdout(config: TrainConfig, data_config: DataConfig) -> Any | None:
+def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int) -> Any | None:
     """At most one pass over the episodes held out, in batches that fit however few frames there are."""
     if not config.holdout_episodes:
         return None
     episodes = data_loader.open_metadata(data_config).episodes
     _, held = data_loader.split_episodes(len(episodes), config.holdout_episodes, config.seed)
     num_frames = sum(episodes[position].length for position in held)
-    devices = jax.device_count()
-    batch_size = min(config.batch_size, num_frames // devices * devices)
+    batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
     if batch_size == 0:
         raise ValueError(f"holdout_episodes={config.holdout_episodes} holds {num_frames} frames; hold out more")
     small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
@@ -307,13 +308,14 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig) -> Any | None:
     return _loader(small, split="val", num_batches=num_batches)
 
 
-def check_disk_space(config: TrainConfig, spec: TrainState) -> None:
+def check_disk_space(config: TrainConfig, needed: int) -> None:
     """Two checkpoints have to fit for a moment: the new one is complete before the old one goes.
 
+    Args:
+        needed: bytes of one.
     Raises:
         OSError: they do not.
     """
-    needed = required_bytes(spec, is_left_out=adapters.left_out(config))
     free = shutil.disk_usage(config.checkpoint_dir).free
     if needed > free:
         raise OSError(

@@ -1,75 +1,87 @@
-"""Several processes as one run: the start, what they tell each other, and the end.
+"""Several processes as one run: the start, what they tell each other, and the end. No framework here.
 
-All processes run the same program on the same global arrays, each holding its devices' parts; collectives inside
-compiled steps keep them together. What is here is for the rest: files that one process writes, failures of one that
-all must hear of, a signal that reached one. With one process everything is a plain call.
+All processes run the same program, each on its own devices; collectives inside the steps keep them together. What is
+here is for the rest: files that one process writes, failures of one that all must hear of. They go through a store of
+keys and values that the framework keeps (`Peers`). With one process everything is a plain call.
 Source: the design, "working at the scale of one machine and past it".
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from openpi.training import roll_call, sharding
+from openpi.training import roll_call
+from openpi.training.backend import framework_module
 from openpi.training.launch import Launch
 
 logger = logging.getLogger("openpi")
 
 T = TypeVar("T")
 
-# Longer than anything takes. A process that dies is noticed by JAX's heartbeat, which ends those that wait for it.
-_FOREVER_MS = 7 * 24 * 3600 * 1000
-# Steps that a process may be ahead of the device; see `progress.Window`.
-_STEPS_IN_FLIGHT = 2
 
+class Peers(Protocol):
+    """This process among those that have met, and the store of keys and values that they share.
+
+    Made by `processes_<backend>.join(launch)`. Methods may be called in any thread; a process that dies must not leave
+    the others waiting in `get` for ever.
+    """
+
+    index: int
+    count: int
+
+    def set(self, key: str, value: str) -> None:
+        """Once for each key."""
+        ...
+
+    def get(self, key: str) -> str:
+        """Waits until somebody has set it."""
+        ...
+
+    def delete(self, key: str) -> None: ...
+
+    def leave(self) -> None:
+        """Waits for the others to leave, too."""
+        ...
+
+
+_peers: Peers | None = None
+_is_one_of_several = False
 _exchanges: Counter[str] = Counter()
 _all_know_of_the_failure = False
 
 
-def start(launch: Launch | None) -> None:
-    """Joins the other processes; to be called before anything asks JAX for its devices.
+def start(launch: Launch | None, backend: str) -> None:
+    """Joins the other processes; to be called before anything asks the framework for its devices.
 
+    Args:
+        backend: as of `TrainConfig.backend`.
     Raises:
         RuntimeError: the processes do not find each other within the time limit, or contradict each other.
+        ImportError: the framework is not installed.
     """
+    global _peers, _is_one_of_several
     if launch is None:
         return
-    # Without it, processes on CPUs cannot exchange arrays; accelerators have their own.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if launch.coordinator_address is None:
-        jax.distributed.initialize(
-            local_device_ids=launch.local_device_ids,
-            cluster_detection_method="slurm",
-            initialization_timeout=launch.timeout_s,
-        )
-    else:
+    join = framework_module("processes", backend).join
+    if launch.coordinator_address is not None:
         roll_call.meet(
             launch.coordinator_address,
             num_processes=launch.num_processes,
             process_id=launch.process_id,
             timeout_s=launch.timeout_s,
         )
-        jax.distributed.initialize(
-            launch.coordinator_address,
-            launch.num_processes,
-            launch.process_id,
-            local_device_ids=launch.local_device_ids,
-            cluster_detection_method="deactivate",
-            initialization_timeout=launch.timeout_s,
-        )
+    _is_one_of_several = True  # from here on a failure must not wait for the others
+    _peers = join(launch)
     logger.info("%d processes have met; this is process %d", count(), index())
 
 
@@ -77,24 +89,27 @@ def end(exit_code: int) -> None:
     """Leaves the run; returns in an orderly end.
 
     A process that fails alone leaves at once, by `os._exit`: the usual way out waits for the other processes, and they
-    wait for this one in a collective. They end with an error of the collective, or of JAX's heartbeat (100 s).
+    wait for this one in a collective. They end with an error of the collective, or when the framework misses this one.
     """
-    if _client() is None:
+    global _peers, _is_one_of_several
+    if not _is_one_of_several:
         return
     if exit_code == 1 and not _all_know_of_the_failure:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
-    jax.distributed.shutdown()
+    if _peers is not None:
+        _peers.leave()
+    _peers, _is_one_of_several = None, False
 
 
 def index() -> int:
     """Number of this process; 0 writes files and talks."""
-    return jax.process_index()
+    return 0 if _peers is None else _peers.index
 
 
 def count() -> int:
-    return jax.process_count()
+    return 1 if _peers is None else _peers.count
 
 
 def is_first() -> bool:
@@ -107,13 +122,19 @@ def exchange(what: str, value: Any) -> list[Any]:
     Args:
         what: the same in all processes; each may be in use in one thread at a time.
     """
-    if count() == 1:
+    if _peers is None:
         return [value]
-    client = _client()
-    place = f"openpi/{what}/{_exchanges[what]}"  # a key can be set only once
+    number = _exchanges[what]
     _exchanges[what] += 1
-    client.key_value_set(f"{place}/{index()}", json.dumps(value))
-    return [json.loads(client.blocking_key_value_get(f"{place}/{i}", _FOREVER_MS)) for i in range(count())]
+    _peers.set(_key(what, number, _peers.index), json.dumps(value))
+    values = [json.loads(_peers.get(_key(what, number, i))) for i in range(_peers.count)]
+    if number > 0:  # all have begun this exchange, so all have read the one before
+        _peers.delete(_key(what, number - 1, _peers.index))
+    return values
+
+
+def _key(what: str, number: int, process: int) -> str:
+    return f"openpi/{what}/{number}/{process}"
 
 
 @contextlib.contextmanager
@@ -170,58 +191,9 @@ def check_same(what: str, values: dict[str, Any]) -> None:
             )
 
 
-def in_step(what: str, function: Any) -> Callable[..., Any]:
-    """A jitted function that no process runs before all have compiled it for arguments of such shapes.
-
-    Keyword arguments are the static ones.
-
-    Compiling may take one process much longer than another, and between CPUs a collective waits for 30 s only.
-    """
-    if count() == 1:
-        return function
-    compiled = set()
-
-    def call(*args: Any, **static: Any) -> Any:
-        kind = (*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args)), *static.items())
-        if kind not in compiled:
-            function.lower(*args, **static).compile()  # the call below finds it compiled
-            exchange(f"compiling {what}", None)
-            compiled.add(kind)
-        return function(*args, **static)
-
-    return call
-
-
 def gather(rows: np.ndarray) -> np.ndarray:
     """Arrays of equal shape of all processes on a new leading axis, bit for bit. Only in the main thread."""
     if count() == 1:
         return rows[None]
-    raw = np.ascontiguousarray(rows).view(np.uint8)  # JAX would make doubles single
-    return np.asarray(multihost_utils.process_allgather(raw)).view(rows.dtype)
-
-
-class Vote:
-    """What any process says becomes what all say, at the same step, without waiting for the device.
-
-    A maximum over the devices is started at every step, and read when the device is done with it anyway.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._place = sharding.data_sharding(mesh)
-        self._max = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
-        self._cast: deque[jax.Array] = deque()
-
-    def __call__(self, value: int) -> int:
-        """The largest value given by any process `_STEPS_IN_FLIGHT` calls ago; with one process, `value`."""
-        if count() == 1:
-            return value
-        ballot = np.full(jax.local_device_count(), value, np.int32)
-        self._cast.append(self._max(jax.make_array_from_process_local_data(self._place, ballot)))
-        return int(self._cast.popleft()) if len(self._cast) > _STEPS_IN_FLIGHT else 0
-
-
-def _client() -> Any:
-    """JAX's store of keys and values; no public name gives it. None outside of a run of several processes."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
+    texts = exchange("gathering rows", base64.b64encode(np.ascontiguousarray(rows).tobytes()).decode())
+    return np.stack([np.frombuffer(base64.b64decode(text), rows.dtype).reshape(rows.shape) for text in texts])

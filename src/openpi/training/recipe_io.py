@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -63,6 +63,42 @@ def recipe_values(config: TrainConfig) -> dict[str, Any]:
         ValueError: a field holds something that is not data.
     """
     return flatten(_Encoder().encode(config, "config"))
+
+
+def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """The values in which a recipe differs from the one of a checkpoint: dotted field, before, now.
+
+    Functions and classes are compared, and shown, by name, so nothing is imported. Fields that only one version of
+    openpi has are no difference. Empty where the checkpoint has no recipe.
+    """
+    path = Path(directory) / RECIPE_FILE
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())["config"]
+    now = json.loads(json.dumps(_Encoder().encode(config, "config")))
+    return list(_differences(before, now, ""))
+
+
+def _differences(before: Any, now: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
+    """Of two encoded values, the leaves that differ."""
+    if isinstance(before, dict) and isinstance(now, dict) and _tag(before) == _tag(now):
+        is_same_class = "$type" in now and before["$type"] == now["$type"]
+        for key in {**now, **before}:
+            where = field if key.startswith("$") else f"{field}.{key}".removeprefix(".")
+            if key in before and key in now:
+                yield from _differences(before[key], now[key], where)
+            elif not is_same_class:
+                yield where, before.get(key), now.get(key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{field}[{i}]")
+    elif before != now:
+        yield field, before, now
+
+
+def _tag(value: dict[str, Any]) -> str | None:
+    """What kind of value a dict encodes; None = a dict."""
+    return next((key for key in value if key.startswith("$")), None)
 
 
 def load_recipe(directory: Path | str) -> TrainConfig:
@@ -184,7 +220,7 @@ class _Decoder:
             return [self.decode(item, f"{field}[{i}]") for i, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
-        tag = next((key for key in value if key.startswith("$")), None)
+        tag = _tag(value)
         if tag is None:
             return {key: self.decode(item, f"{field}.{key}") for key, item in value.items()}
         return self._tagged(tag, value, field)

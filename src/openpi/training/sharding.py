@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 logger = logging.getLogger("openpi")
@@ -79,6 +80,22 @@ def _local_rows(array: jax.Array) -> np.ndarray:
         return np.asarray(array)
     shards = {shard.index[0].start: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def sliceable(array: jax.Array) -> Any:
+    """Something with the array's shape whose slices are there in every process; all have to take the same ones."""
+    return array if array.is_fully_addressable else _InParts(array)
+
+
+class _InParts:
+    """An array of which each process holds a part."""
+
+    def __init__(self, array: jax.Array) -> None:
+        self.shape = array.shape
+        self._array = array
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(multihost_utils.process_allgather(self._array[index], tiled=True))
 
 
 def fsdp_spec(shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int) -> PartitionSpec:

@@ -8,7 +8,9 @@ Source: the checkpoint specification, section 1.2.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.shared.tree import flatten, unflatten
+from openpi.training import sharding
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.step_jax import TrainState
 from openpi.weights import orbax_io
@@ -56,12 +59,35 @@ def begin_write(directory: Path, state: TrainState, *, is_left_out: Filter = fre
         "ema_params": None,
     }
     items = {directory / PARAMS: {"params": state.inference_params}, directory / TRAIN_STATE: train_state}
-    return orbax_io.begin_write(items)
+    write_items = orbax_io.begin_write(items)
+
+    def write() -> None:
+        write_items()
+        if jax.process_index() == 0:
+            (directory / "_CHECKPOINT_METADATA").write_text(_metadata())
+
+    return write
 
 
 def write_state(directory: Path, state: TrainState, *, is_left_out: Filter = freeze_nothing) -> None:
     """`begin_write`, and waits for it."""
     begin_write(directory, state, is_left_out=is_left_out)()
+
+
+def _metadata() -> str:
+    """The step metadata that Orbax's checkpoint manager looks for."""
+    now = time.time_ns()
+    handler = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+    return json.dumps(
+        {
+            "item_handlers": {PARAMS: handler, TRAIN_STATE: handler},
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": now,
+            "commit_timestamp_nsecs": now,
+            "custom_metadata": {},
+        }
+    )
 
 
 def _without(state: TrainState, is_left_out: Filter) -> TrainState:
@@ -132,7 +158,7 @@ class _Saved:
                     frozen |= {stored.removeprefix("params/"): array for stored, array in arrays.items()}
                 read |= {(item, stored): array for stored, array in arrays.items()}
         if self._base is not None:
-            self._base.check(frozen)
+            self._base.check({path: sharding.sliceable(leaf) for path, leaf in frozen.items()})
         found: dict[str, jax.Array] = {}
         given = set()
         for path, source in sources.items():

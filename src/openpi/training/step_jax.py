@@ -25,7 +25,7 @@ from openpi.models.activations import split_by_rows
 from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import processes, sharding
+from openpi.training import processes_jax, sharding
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer
@@ -117,7 +117,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     with warnings.catch_warnings():
         # Frozen leaves change dtype, so their buffers cannot be used again.
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return processes.in_step("the initialisation", init)(key, unflatten(placed))
+        return processes_jax.in_step("the initialisation", init)(key, unflatten(placed))
 
 
 def load_weights(config: TrainConfig) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
             out_shardings=(placement, everywhere),
             donate_argnums=1,
         )
-        return processes.in_step("the training step", function)
+        return processes_jax.in_step("the training step", function)
 
     if jax.process_count() == 1 or not config.model.skip_unused:
         return compiled(None)
@@ -255,7 +255,7 @@ def used_extent(batch: Batch, mesh: Mesh, *, reads_masked: bool = False) -> Exte
     """`compact.used_extent` of a placed batch, the same on every process."""
     # Of one function JAX keeps what it has compiled, however often it is wrapped.
     summary = jax.jit(_mask_summary, static_argnames="reads_masked", out_shardings=sharding.replicated(mesh))
-    summary = processes.in_step("the extent", summary)
+    summary = processes_jax.in_step("the extent", summary)
     found = jax.device_get(summary(batch, reads_masked=reads_masked))
     return compact.used_extent({**batch, **found}, reads_masked=reads_masked)
 

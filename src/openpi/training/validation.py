@@ -6,56 +6,40 @@ Noise and flow time are the same at every validation and for every model, so tha
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from openpi import transforms
-from openpi.models.compact import Extent, reads_masked
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
-from openpi.training import processes, sharding, step_jax
+from openpi.training import processes
+from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
 
-_SEED = 0
-
 
 class Validation:
-    """Callable on parameters; the batches are read once and kept on the host.
+    """Callable on a state; the batches are read once and kept on the host.
 
     Each process of a run reads its rows and turns them into the robot's units; all return the same numbers.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData, mesh: Mesh) -> None:
+    def __init__(self, config: TrainConfig, data: TrainingData, backend: Backend) -> None:
         assert data.holdout is not None
+        self._backend = backend
         self._batches = list(data.holdout)
         data.holdout.close()
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
         self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
         self._names = data.action_names
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
-        self._place = functools.partial(step_jax.place_batch, mesh=mesh)
-        everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
-        self._extent = functools.partial(_extent, config, mesh=mesh)
-        self._extents: list[Extent | None] = []  # of the batches
-        loss = jax.jit(
-            functools.partial(step_jax.eval_step, config), static_argnames="extent", out_shardings=everywhere
-        )
-        self._loss = processes.in_step("the validation loss", loss)
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
-        options = {} if grammar is None else {"grammar": grammar}
-        sample = jax.jit(
-            functools.partial(step_jax.sample_step, config, **options), static_argnames="extent", out_shardings=by_rows
-        )
-        self._sample = processes.in_step("sampling", sample)
+        self._sample_options = {} if grammar is None else {"grammar": grammar}
 
-    def __call__(self, params: step_jax.Params) -> dict[str, float]:
+    def __call__(self, state: State) -> dict[str, float]:
         """`validation_loss`, `action_error` (mean absolute) and `action_error/<name>` per action dimension.
 
         A model that writes actions as tokens also has `undecodable`, the share of samples that were no chunk; the
@@ -63,13 +47,8 @@ class Validation:
         """
         losses, decodable, errors = [], [], []
         for i, batch in enumerate(self._batches):
-            key = jax.random.fold_in(jax.random.key(_SEED), i)
-            placed = self._place(batch)
-            if i == len(self._extents):
-                self._extents.append(self._extent(placed))
-            extent = self._extents[i]
-            losses.append(float(self._loss(key, params, placed, extent=extent)))
-            sampled = sharding.local_rows(self._sample(key, params, placed, extent=extent))
+            loss, sampled = self._backend.evaluate(state, batch, i, **self._sample_options)
+            losses.append(loss)
             decodable_rows, error_rows = self._action_errors(sampled, batch)
             decodable.append(decodable_rows)
             errors.append(error_rows)
@@ -103,12 +82,6 @@ def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
     """This process's rows of every batch -> all rows, in the order in which one process would have had them."""
     gathered = processes.gather(np.stack(batches))  # [process batch row ...]
     return gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[3:])
-
-
-def _extent(config: TrainConfig, placed: Mapping[str, Any], mesh: Mesh) -> Extent | None:
-    if not config.model.skip_unused:
-        return None
-    return step_jax.used_extent(placed, mesh, reads_masked=reads_masked(config.model))
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

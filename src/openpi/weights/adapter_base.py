@@ -123,7 +123,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     for path in sorted(params):
         leaf = params[path]
         digest.update(f"{path}{tuple(leaf.shape)}".encode())
-        digest.update(_on_host(leaf[_spread(leaf.shape)]).astype(ml_dtypes.bfloat16).tobytes())
+        digest.update(np.asarray(leaf[_spread(leaf.shape)]).astype(ml_dtypes.bfloat16).tobytes())
     return digest.hexdigest()
 
 
@@ -131,11 +131,3 @@ def _spread(shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Points all over an array; slices, so that an array in parts is not put together for it."""
     per_axis = round(_NUM_POINTS ** (1 / max(1, len(shape))))
     return tuple(slice(None, None, max(1, -(-size // per_axis))) for size in shape)
-
-
-def _on_host(values: Any) -> np.ndarray:
-    if getattr(values, "is_fully_addressable", True):
-        return np.asarray(values)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
