@@ -59,14 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(config: TrainConfig, launch: Launch | None) -> int:
     from openpi.training import loop, processes
+    from openpi.training.backend import framework_module
 
-    if config.backend == "jax":
-        from openpi.training.backend_jax import use_compilation_cache
-
-        use_compilation_cache()
-    else:  # configs and weight files still use it, and it would take most of an accelerator's memory
+    if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
+        framework_module("backend", config.backend).use_compilation_cache()
         processes.start(launch, config.backend)
         result = loop.train(config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:

@@ -60,8 +60,8 @@ def to_tree(config: BaseModelConfig, tensors: Mapping[str, Tensor]) -> dict[str,
     return names.to_tree(names.rows(config), lambda row: as_array(tensors[row.torch]))
 
 
-def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replaces a parameter, which may be on "meta".
+def set_parameter(model: nn.Module, name: str, tensor: Tensor, *, requires_grad: bool = True) -> None:
+    """Replaces a parameter, which may be on "meta", by one of the same shape.
 
     Raises:
         ValueError: the shape is another.
@@ -71,7 +71,7 @@ def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
     old = getattr(module, leaf)
     if old.shape != tensor.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the model has {tuple(old.shape)}")
-    setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=requires_grad))
 
 
 def as_tensor(array: Any) -> Tensor:

@@ -5,8 +5,10 @@ Source: the model specification, section 2.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -162,12 +164,29 @@ def make_attention_mask(input_mask: Bool[Tensor, "b n"], ar_mask: Int[Tensor, "*
     return (blocks[:, None, :] <= blocks[:, :, None]) & input_mask[:, None, :] & input_mask[:, :, None]
 
 
-def init_parameters(model: nn.Module, generator: torch.Generator) -> None:
-    """Fresh parameters in place, distributed as those of the JAX models.
+def fresh_parameters(model: nn.Module, names: Collection[str], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Initial values, f32, of the named parameters of a model that may be on "meta"; module by module.
 
-    Weights are LeCun normal, truncated at two standard deviations; biases, plain norms, modulations and the image
-    encoder's head are zero; its norms are one. The draws themselves differ from JAX's.
+    A parameter's values depend on its name and the seed only. They are distributed as those of the JAX models: weights
+    LeCun normal, truncated at two standard deviations; biases, plain norms, modulations and the image encoder's head
+    zero; its norms one. The draws themselves are others.
     """
+    for path, module in model.named_modules():
+        wanted = [name for name, _ in module.named_parameters(recurse=False) if _join(path, name) in names]
+        if not wanted:
+            continue
+        made = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
+        with torch.no_grad():
+            _init_module(path, made, torch.Generator().manual_seed(zlib.crc32(f"{seed}/{path}".encode())))
+        for name in wanted:
+            yield _join(path, name), getattr(made, name).detach()
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _init_module(path: str, module: nn.Module, generator: torch.Generator) -> None:
     from openpi.models_pytorch import gemma, siglip
 
     def truncated(weight: Tensor, fan_in: int) -> None:
@@ -175,44 +194,39 @@ def init_parameters(model: nn.Module, generator: torch.Generator) -> None:
         std = fan_in**-0.5 / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            match module:
-                case Adapter():
-                    nn.init.normal_(module.a, std=LORA_STDDEV, generator=generator)
-                    nn.init.normal_(module.b, std=LORA_STDDEV, generator=generator)
-                case gemma.RMSNorm():
-                    _fill(module.weight, 0)
-                case siglip.LayerNorm():
-                    _fill(module.weight, 1)
-                    _fill(module.bias, 0)
-                case gemma.Embedding():
-                    nn.init.normal_(module.weight, std=0.01, generator=generator)
-                case siglip.PatchEmbedding():
-                    truncated(module.weight, module.weight[0].numel())
-                    _fill(module.bias, 0)
-                case siglip.Siglip():
-                    width = module.position_embedding.shape[1]
-                    nn.init.normal_(module.position_embedding, std=width**-0.5, generator=generator)
-                case siglip.Linear() if name.endswith((".dense", "vision.head")):
-                    _fill(module.weight, 0)
-                    _fill(module.bias, 0)
-                case siglip.Linear() if name.startswith("vision."):
-                    nn.init.xavier_uniform_(module.weight, generator=generator)
-                    if ".mlp." in name and module.bias is not None:
-                        nn.init.normal_(module.bias, std=1e-6, generator=generator)
-                    else:
-                        _fill(module.bias, 0)
-                case siglip.Linear():
-                    truncated(module.weight, module.weight.shape[1])
-                    _fill(module.bias, 0)
+    match module:
+        case Adapter():
+            nn.init.normal_(module.a, std=LORA_STDDEV, generator=generator)
+            nn.init.normal_(module.b, std=LORA_STDDEV, generator=generator)
+        case gemma.RMSNorm():
+            _fill(module.weight, 0)
+        case siglip.LayerNorm():
+            _fill(module.weight, 1)
+            _fill(module.bias, 0)
+        case gemma.Embedding():
+            nn.init.normal_(module.weight, std=0.01, generator=generator)
+        case siglip.PatchEmbedding():
+            truncated(module.weight, module.weight[0].numel())
+            _fill(module.bias, 0)
+        case siglip.Siglip():
+            width = module.position_embedding.shape[1]
+            nn.init.normal_(module.position_embedding, std=width**-0.5, generator=generator)
+        case siglip.Linear() if path.endswith((".dense", "vision.head")):
+            _fill(module.weight, 0)
+            _fill(module.bias, 0)
+        case siglip.Linear() if path.startswith("vision."):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            if ".mlp." in path and module.bias is not None:
+                nn.init.normal_(module.bias, std=1e-6, generator=generator)
+            else:
+                _fill(module.bias, 0)
+        case siglip.Linear():
+            truncated(module.weight, module.weight.shape[1])
+            _fill(module.bias, 0)
+        case _:
+            raise TypeError(f"{path} ({type(module).__name__}) has parameters, and no initialisation")
 
 
 def _fill(parameter: Tensor | None, value: float) -> None:
     if parameter is not None:
         parameter.fill_(value)
-
-
-def linears(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose weights can be fused for inference."""
-    return (module for module in model.modules() if hasattr(module, "fuse"))

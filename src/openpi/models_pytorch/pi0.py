@@ -23,7 +23,6 @@ from openpi.models_pytorch.gemma import Gemma, KVCache, Modulations
 from openpi.models_pytorch.model import (
     DTYPES,
     Observation,
-    init_parameters,
     make_attention_mask,
     preprocess_observation,
 )
@@ -48,7 +47,8 @@ class Tokens:
 
 
 class Pi0(nn.Module):
-    """pi0 or pi0.5 (`config.pi05`). Parameters are empty until they are loaded, or made by `init_parameters`."""
+    """pi0 or pi0.5 (`config.pi05`). Parameters are empty until they are loaded, or made by
+    `fresh_parameters`."""
 
     takes_noise = True
 
@@ -70,9 +70,6 @@ class Pi0(nn.Module):
             self.state_proj = Linear(ad, d)
             self.action_time_mlp_in = Linear(2 * d, d)
             self.action_time_mlp_out = Linear(d, d)
-
-    def init_parameters(self, generator: torch.Generator) -> None:
-        init_parameters(self, generator)
 
     # --- the mathematics --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Legend: b batch, n sequence, l tokens of the text, d width, v vocabulary, p pref
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,6 @@ from openpi.models_pytorch.gemma import Gemma, KVCache
 from openpi.models_pytorch.model import (
     DTYPES,
     Observation,
-    init_parameters,
     make_attention_mask,
     preprocess_observation,
 )
@@ -43,7 +43,8 @@ class Tokens(NamedTuple):
 
 
 class Pi0FAST(nn.Module):
-    """pi0-FAST. Parameters are empty until they are loaded, or made by `init_parameters`."""
+    """pi0-FAST. Parameters are empty until they are loaded, or made by
+    `fresh_parameters`."""
 
     takes_noise = False
 
@@ -55,9 +56,6 @@ class Pi0FAST(nn.Module):
         self.num_patches = (config.image_resolution[0] // patch) * (config.image_resolution[1] // patch)
         self.vision = Siglip(config.image_encoder, num_tokens=self.num_patches, out_width=config.expert.width)
         self.language = Gemma([config.expert], adaptive=(False,))
-
-    def init_parameters(self, generator: torch.Generator) -> None:
-        init_parameters(self, generator)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -118,6 +116,7 @@ class Pi0FAST(nn.Module):
         grammar: ActionGrammar | None = None,
         exact_slots: bool = False,
         generator: torch.Generator | None = None,
+        agree: Callable[[bool], bool] = bool,
     ) -> Int[Tensor, "b m"]:
         """Token ids, one after another, until every sample ends in the same step; 0 where nothing was written.
 
@@ -128,6 +127,7 @@ class Pi0FAST(nn.Module):
             exact_slots: attend to exactly the real prefix tokens. The published model counts them from the end, which
                 is the same unless a camera in the middle is masked.
             generator: of the draws with a temperature.
+            agree: whether all processes that share the parameters have ended; they must write equally often.
         """
         prefix = self.embed(self.preprocess(observation))
         num_prefix, device = prefix.mask.shape[1], prefix.mask.device
@@ -146,7 +146,7 @@ class Pi0FAST(nn.Module):
                 logits = grammar.constrain(state, logits)
             token = _choose(logits, temperature, generator)
             output[:, s] = token
-            if bool((token == EOS).all()) or s + 1 == max_decoding_steps:
+            if s + 1 == max_decoding_steps or agree(bool((token == EOS).all())):
                 break
             hidden, cache = self.transformer(
                 self.language.embed_tokens(token[:, None], self.dtype),

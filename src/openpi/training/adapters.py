@@ -70,9 +70,9 @@ def _frozen_paths(config: TrainConfig, backend: Backend) -> list[str]:
 
 
 def _params_path(config: TrainConfig) -> str:
-    if not isinstance(config.weight_loader, CheckpointWeightLoader):
+    if not isinstance(config.start_weights, CheckpointWeightLoader):
         raise ValueError(
             f"save_frozen_params=False needs frozen weights that lie in a checkpoint; weight_loader is a "
-            f"{type(config.weight_loader).__name__}. Use CheckpointWeightLoader, or leave save_frozen_params=True"
+            f"{type(config.start_weights).__name__}. Use CheckpointWeightLoader, or leave save_frozen_params=True"
         )
-    return config.weight_loader.params_path
+    return config.start_weights.params_path

@@ -69,7 +69,9 @@ class TrainConfig:
         exp_name: of this run; folder below the recipe's.
         weight_loader: what training starts from.
         pytorch_weight_path: folder of a PyTorch checkpoint to start from, for the PyTorch trainer.
-        pytorch_training_precision: of the PyTorch trainer.
+        pytorch_training_precision: of the PyTorch trainer: it computes in `bfloat16` with f32 weights, or all in
+            `float32`; `pure_bfloat16` also keeps the weights in bfloat16, which saves memory and learns worse.
+        pytorch_compile: whether the PyTorch trainer compiles the transformer blocks (`torch.compile`).
         ema_decay: per step, of the averaged weights that are saved for inference; None = no averaging.
         freeze_filter: predicate on parameter paths; frozen ones get no gradient and no optimiser state, and are
             kept in bfloat16.
@@ -105,7 +107,8 @@ class TrainConfig:
     model: BaseModelConfig = dataclasses.field(default_factory=lambda: Pi0Config())
     weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
     pytorch_weight_path: str | None = None
-    pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    pytorch_training_precision: Literal["bfloat16", "float32", "pure_bfloat16"] = "bfloat16"
+    pytorch_compile: bool = dataclasses.field(default=False, kw_only=True)
 
     lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
@@ -167,6 +170,13 @@ class TrainConfig:
         if not self.exp_name:
             raise ValueError("exp_name is empty; name this run with --exp-name=NAME")
         return (Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
+
+    @property
+    def start_weights(self) -> weight_loaders.WeightLoader:
+        """What training starts from: for the PyTorch trainer `pytorch_weight_path`, if given."""
+        if self.backend == "pytorch" and self.pytorch_weight_path is not None:
+            return weight_loaders.CheckpointWeightLoader(self.pytorch_weight_path)
+        return self.weight_loader
 
     @property
     def trainable_filter(self) -> freeze.Filter:

@@ -192,3 +192,17 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """The gradient transformation of a recipe."""
     return optimizer.create(lr_schedule.create(), weight_decay_mask)
+
+
+# Norms, biases and tables say little about whether weights grow.
+_NO_KERNEL = re.compile(r".*(bias|scale|pos_embedding|input_embedding)")
+
+
+def is_kernel(path: str, ndim: int) -> bool:
+    """Whether a parameter counts for `param_norm`."""
+    return ndim > 1 and not _NO_KERNEL.fullmatch(path)
+
+
+def is_matrix(path: str) -> bool:
+    """Whether Muon takes a parameter as a matrix, or a stack of them."""
+    return any(re.fullmatch(pattern, path) for pattern, _, _ in _MATRICES)

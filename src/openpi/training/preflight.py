@@ -98,7 +98,7 @@ def check_weights(config: TrainConfig, backend: Backend) -> None:
         FileNotFoundError, ConnectionError: they are not there.
     """
     adapters.check_base(config, backend)
-    check = getattr(config.weight_loader, "check", None)  # loaders of users need not have it
+    check = getattr(config.start_weights, "check", None)  # loaders of users need not have it
     if check is not None:
         check(unflatten(backend.param_specs()))
 

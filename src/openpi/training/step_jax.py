@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -28,16 +27,13 @@ from openpi.shared.tree import flatten, unflatten
 from openpi.training import processes_jax, sharding
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
-from openpi.training.optimizer import create_optimizer
+from openpi.training.optimizer import create_optimizer, is_kernel
 
 logger = logging.getLogger("openpi")
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
-
-# Norms, biases and tables say little about whether weights grow.
-_NO_KERNEL = re.compile(r".*(bias|scale|pos_embedding|input_embedding)")
 
 
 @jax.tree_util.register_dataclass
@@ -123,7 +119,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
 def load_weights(config: TrainConfig) -> dict[str, Any]:
     """By path, the parameters that the recipe's loader has; the rest starts at random."""
     reference = config.model.abstract_params()
-    loaded = flatten(config.weight_loader.load(reference))
+    loaded = flatten(config.start_weights.load(reference))
     return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
@@ -348,7 +344,7 @@ def average(decay: float | None, old: Params | None, new: Params, is_frozen: Fil
 
 
 def _kernels(params: Params) -> list[jax.Array]:
-    return [leaf for path, leaf in flatten(params).items() if leaf.ndim > 1 and not _NO_KERNEL.fullmatch(path)]
+    return [leaf for path, leaf in flatten(params).items() if is_kernel(path, leaf.ndim)]
 
 
 def norm(tree: Any) -> jax.Array:

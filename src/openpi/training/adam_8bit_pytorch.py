@@ -1,0 +1,121 @@
+"""AdamW with moments of eight bits: the codes of `adam_8bit`, which explains them, in PyTorch.
+
+Of parameters that are split over devices each device codes its own rows: blocks lie along the last axis, which is not
+split. Vectors stay in f32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+BLOCK = 256
+MIN_SIZE = 4096  # of a parameter; below it, codes save nothing worth having
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """As `torch.optim.AdamW`; each step computes in f32 and rounds what it keeps."""
+
+    def __init__(
+        self,
+        params: Iterable[torch.nn.Parameter],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        del closure
+        for group in self.param_groups:
+            for param in group["params"]:
+                self._update(param, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
+
+    def _update(
+        self, param: torch.nn.Parameter, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        state = self.state[param]
+        if not state:
+            state |= {"step": torch.tensor(0.0), **_zeros(param, "exp_avg"), **_zeros(param, "exp_avg_sq")}
+        state["step"] += 1
+        step = int(state["step"].item())
+        b1, b2 = betas
+        grad, values = _local(param.grad).float(), _local(param)
+        mean = b1 * _decoded(state, "exp_avg") + (1 - b1) * grad
+        square = b2 * _decoded(state, "exp_avg_sq") + (1 - b2) * grad.square()
+        change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
+        values.sub_(lr * (change + weight_decay * values.float()))
+        _remember(state, "exp_avg", mean)
+        _remember(state, "exp_avg_sq", square)
+
+
+def _zeros(param: Tensor, name: str) -> dict[str, Tensor]:
+    if not is_coded(param):
+        return {name: torch.zeros_like(param, dtype=torch.float32)}
+    size = math.gcd(param.shape[-1], BLOCK)
+    scales = param.new_zeros((*param.shape[:-1], param.shape[-1] // size), dtype=torch.float32)
+    dtype = torch.uint8 if name == "exp_avg_sq" else torch.int8
+    return {f"{name}_codes": torch.zeros_like(param, dtype=dtype), f"{name}_scales": scales}
+
+
+def is_coded(param: Tensor) -> bool:
+    """Whether a parameter's moments are codes."""
+    return param.ndim > 1 and param.numel() >= MIN_SIZE
+
+
+def _decoded(state: dict[str, Tensor], name: str) -> Tensor:
+    if name in state:
+        return _local(state[name])
+    return decode(_local(state[f"{name}_codes"]), _local(state[f"{name}_scales"]))
+
+
+def _remember(state: dict[str, Tensor], name: str, values: Tensor) -> None:
+    if name in state:
+        _local(state[name]).copy_(values)
+        return
+    codes, scales = encode(values, is_squares=name == "exp_avg_sq")
+    _local(state[f"{name}_codes"]).copy_(codes)
+    _local(state[f"{name}_scales"]).copy_(scales)
+
+
+def encode(values: Tensor, *, is_squares: bool) -> tuple[Tensor, Tensor]:
+    """Codes and scales of f32 values; none but zero becomes zero where they are squares, which get divided by."""
+    blocks = _blocks(values)
+    scales = blocks.abs().amax(dim=-1)
+    shares = blocks.abs() / torch.where(scales == 0, 1, scales)[..., None]
+    top, power = (255, 4) if is_squares else (127, 2)
+    below = (top * shares ** (1 / power)).floor().clamp(0, top - 1)
+    low, high = (below / top) ** power, ((below + 1) / top) ** power
+    # Up with the probability that makes the decoded value right on average.
+    magnitudes = below + (torch.rand_like(shares) < (shares - low) / (high - low))
+    if is_squares:
+        codes = torch.maximum(magnitudes, (shares > 0).float()).to(torch.uint8)
+    else:
+        codes = (blocks.sign() * magnitudes).to(torch.int8)
+    return codes.reshape(values.shape), scales
+
+
+def decode(codes: Tensor, scales: Tensor) -> Tensor:
+    """f32 values of codes."""
+    is_squares = codes.dtype == torch.uint8
+    blocks = _blocks(codes).float()
+    shares = (blocks / 255) ** 4 if is_squares else blocks.sign() * (blocks / 127).square()
+    return (shares * scales[..., None]).reshape(codes.shape)
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """[..., n] -> [..., blocks, size]: as many neighbours as divide the axis and `BLOCK`."""
+    size = math.gcd(values.shape[-1], BLOCK)
+    return values.reshape(*values.shape[:-1], values.shape[-1] // size, size)
+
+
+def _local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,261 @@
+"""`Backend` in PyTorch: the recipe's devices, parameters and random numbers around `step_pytorch`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openpi.models import compact
+from openpi.models_pytorch import loading
+from openpi.models_pytorch.action_grammar import ActionGrammar
+from openpi.models_pytorch.gemma import Block
+from openpi.models_pytorch.model import fresh_parameters
+from openpi.shared.tree import flatten, unflatten
+from openpi.training import (
+    optimizer_pytorch,
+    parallel_pytorch,
+    processes,
+    processes_pytorch,
+    state_files_pytorch,
+    step_pytorch,
+)
+from openpi.training.config import TrainConfig
+from openpi.training.freeze import Filter
+from openpi.training.optimizer import is_matrix
+from openpi.training.step_pytorch import TrainState
+from openpi.weights import names
+
+logger = logging.getLogger("openpi")
+
+# Indices, metadata, and the file system's own share.
+_SIZE_MARGIN = 1.02
+_TAKEN = (
+    *("image", "image_mask", "state", "actions"),
+    *("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask"),
+)
+_NARROWER = {np.dtype(np.float64): np.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    shape: tuple[int, ...]
+    dtype: Any = np.dtype(np.float32)
+
+
+class PyTorchBackend:
+    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches dicts of this process's rows."""
+
+    name = "pytorch"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        has_gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
+        self._table = names.rows(config.model)
+        self._vote = processes_pytorch.Vote()
+        self._seen_extents: set[compact.Extent] = set()
+
+    @property
+    def num_devices(self) -> int:
+        return processes.count()
+
+    @property
+    def device_kind(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def check(self) -> None:
+        config, count = self._config, processes.count()
+        each = count * config.gradient_accumulation_steps
+        if config.batch_size % each:
+            raise ValueError(
+                f"batch_size={config.batch_size} is not a multiple of {each}: {count} processes, each with "
+                f"gradient_accumulation_steps={config.gradient_accumulation_steps} parts of equal size"
+            )
+        if config.fsdp_devices < 1 or count % config.fsdp_devices:
+            raise ValueError(
+                f"fsdp_devices={config.fsdp_devices} does not divide the {count} processes, one for each device; "
+                f"choose one of {[n for n in range(1, count + 1) if count % n == 0]}, or start more with torchrun"
+            )
+        if config.cpu_devices != 1:
+            raise ValueError(
+                f"cpu_devices={config.cpu_devices} splits the processor for JAX; PyTorch uses all cores as it is. "
+                "Set --cpu-devices=1"
+            )
+        optimizer_pytorch.create(config.optimizer, {"": nn.Parameter(torch.zeros(1))}, lambda name: False)
+        config.lr_schedule.create()
+
+    def param_specs(self) -> Mapping[str, _Spec]:
+        return {path: _Spec(shape) for path, shape in names.tree_shapes(self._config.model).items()}
+
+    def required_bytes(self, is_left_out: Filter) -> int:
+        total = 0
+        for row in self._table:
+            if is_left_out(row.tree):
+                continue
+            size = math.prod(row.shape)
+            if self._config.freeze_filter(row.tree):
+                total += 2 * size
+            else:
+                has_average = self._config.ema_decay is not None
+                moments = 2 if getattr(self._config.optimizer, "state_bits", 32) == 8 else 8
+                total += size * (4 * (1 + has_average) + moments)
+        return int(total * _SIZE_MARGIN)
+
+    def create_state(self) -> TrainState:
+        state = self._empty_state()
+        params = dict(state.model.named_parameters())
+        loaded = self._load_weights()
+        for row in self._table:
+            if row.tree in loaded:
+                tensor = loading.as_tensor(row.to_torch(loaded[row.tree][row.index]))
+                parallel_pytorch.assign(params[row.torch], tensor)
+        missing = {row.torch for row in self._table if row.tree not in loaded}
+        for name, tensor in fresh_parameters(loading.create(self._config.model), missing, self._config.seed):
+            parallel_pytorch.assign(params[name], tensor)
+        for name, average in (state.average or {}).items():
+            average.copy_(params[name].detach())
+        return state
+
+    def restore_state(self, directory: Path) -> TrainState:
+        state = self._empty_state()
+        state_files_pytorch.restore(directory, self._table, state)
+        return state
+
+    def begin_write(self, directory: Path, state: TrainState, is_left_out: Filter) -> Callable[[], None]:
+        return state_files_pytorch.begin_write(directory, self._table, state, is_left_out)
+
+    def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
+        return state_files_pytorch.published(self._table, dict(state.model.named_parameters()), paths)
+
+    def place(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        cut = compact.cut(batch, self._extent(batch)) if self._config.model.skip_unused else batch
+        return self._on_device({key: cut[key] for key in _TAKEN if cut.get(key) is not None})
+
+    def local_rows(self, placed: Mapping[str, Any]) -> dict[str, Any]:
+        return step_pytorch.take_rows(placed, lambda x: x.cpu().numpy())
+
+    def train_step(self, state: TrainState, placed: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        return state, self._step(state, placed)
+
+    @torch.no_grad()
+    def evaluate(
+        self, state: TrainState, batch: Mapping[str, Any], index: int, **sample_options: Any
+    ) -> tuple[float, np.ndarray]:
+        model, count = self._config.model, len(batch["state"])
+        extent = compact.used_extent(batch, reads_masked=compact.reads_masked(model))
+        cut = compact.cut(batch, extent) if model.skip_unused else batch
+        placed = self._on_device({key: cut[key] for key in _TAKEN if cut.get(key) is not None})
+        random = step_pytorch.draw_for_validation(self._config, index, count * processes.count())
+        first = processes.index() * count
+        mine = random.rows(lambda x: x[first : first + count].to(self._device))
+        if sample_options.get("grammar") is not None:
+            sample_options["grammar"] = ActionGrammar(sample_options["grammar"], self._device)
+        with step_pytorch.averaged(state) as averaged:
+            averaged.eval()
+            loss = step_pytorch.batch_loss(averaged, placed, mine)
+            actions = step_pytorch.sample(state, placed, mine, **sample_options)
+        return float(processes_pytorch.mean_of_all(loss)), actions
+
+    def vote(self, value: int) -> int:
+        return self._vote(value)
+
+    @functools.cached_property
+    def _step(self) -> step_pytorch.Step:
+        return step_pytorch.Step(self._config, self._table, self._device)
+
+    def _empty_state(self) -> TrainState:
+        """A state of the right shapes and dtypes, split over the devices, with any values."""
+        config = self._config
+        computes_in_f32 = config.pytorch_training_precision == "float32"
+        model_config: Any = dataclasses.replace(config.model, **({"dtype": "float32"} if computes_in_f32 else {}))
+        model = loading.create(model_config)
+        is_frozen = {row.torch: config.freeze_filter(row.tree) for row in self._table}
+        masters = torch.bfloat16 if config.pytorch_training_precision == "pure_bfloat16" else torch.float32
+        for name, param in list(model.named_parameters()):
+            dtype = torch.bfloat16 if is_frozen[name] else masters
+            loading.set_parameter(model, name, param.detach().to(dtype), requires_grad=not is_frozen[name])
+        parallel_pytorch.split(model, config.fsdp_devices, self._device)
+        model.to_empty(device=self._device)
+        if config.pytorch_compile:
+            _compile_blocks(model)
+        trees = {row.torch: row.tree for row in self._table}
+        trainable = step_pytorch.trainable_params(model)
+        optimizer = optimizer_pytorch.create(config.optimizer, trainable, lambda name: is_matrix(trees[name]))
+        _allocate(optimizer)
+        average = None
+        if config.ema_decay is not None:
+            # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
+            average = {name: torch.empty_like(param, dtype=torch.float32) for name, param in trainable.items()}
+        forward = parallel_pytorch.replicated(model, config.fsdp_devices, self._device)
+        return TrainState(0, model, forward, optimizer, average)
+
+    def _load_weights(self) -> dict[str, np.ndarray]:
+        """By path, the parameters that the recipe starts from; the rest starts at random."""
+        reference = unflatten({path: _Spec(spec.shape) for path, spec in self.param_specs().items()})
+        loaded = flatten(self._config.start_weights.load(reference))
+        return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, _Spec)}
+
+    def _extent(self, batch: Mapping[str, Any]) -> compact.Extent:
+        extent = compact.used_extent(batch)
+        if extent not in self._seen_extents:
+            self._seen_extents.add(extent)
+            logger.info("batches of %s and prompts of %s tokens", ", ".join(extent.cameras), extent.prompt_len)
+        return extent
+
+    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        def moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: moved(item) for key, item in value.items()}
+            if value is None:
+                return None
+            array = np.ascontiguousarray(value)
+            tensor: Tensor = torch.from_numpy(array.astype(_NARROWER.get(array.dtype, array.dtype)))
+            if self._device.type == "cuda":
+                return tensor.pin_memory().to(self._device, non_blocking=True)
+            return tensor
+
+        return moved(batch)
+
+
+def open_backend(config: TrainConfig) -> PyTorchBackend:
+    """As of `backend.open_backend`."""
+    return PyTorchBackend(config)
+
+
+def use_compilation_cache() -> None:
+    """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told otherwise."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
+
+
+def _allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the optimiser's state, which it would make at its first step; a checkpoint is read into it.
+
+    By a step of gradients that are zero. The weights may be anything yet.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Block by block: all blocks of a kind share one program."""
+    from openpi.models_pytorch import siglip
+
+    for module in model.modules():
+        if isinstance(module, (Block, siglip.Block)):
+            module.compile(dynamic=False)

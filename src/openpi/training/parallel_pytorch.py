@@ -1,0 +1,74 @@
+"""Parameters over several processes: whole on each (DDP), or split (FSDP2), over all of them or within groups.
+
+`fsdp_devices` of a recipe is how many devices share one copy of the parameters, as in JAX; groups of devices each have
+one. Source: the training specification, section 10.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from openpi.models_pytorch import gemma, siglip
+from openpi.training import processes
+
+
+def split(model: nn.Module, num_fsdp_devices: int, device: torch.device) -> None:
+    """Splits the parameters in place, block by block; nothing if every process keeps them whole."""
+    if num_fsdp_devices == 1:
+        return
+    shape = (processes.count() // num_fsdp_devices, num_fsdp_devices)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    options: Any = {"mesh": mesh["shard"] if shape[0] == 1 else mesh}
+    for module in model.modules():
+        if isinstance(module, (gemma.Block, siglip.Block)):
+            fully_shard(module, **options)
+    fully_shard(model, **options)
+    register_fsdp_forward_method(model, "sample_actions")
+
+
+def replicated(model: nn.Module, num_fsdp_devices: int, device: torch.device) -> nn.Module:
+    """What to call for the loss, so that gradients become the mean over all processes."""
+    if processes.count() == 1 or num_fsdp_devices > 1:
+        return model
+    ids = [device.index or 0] if device.type == "cuda" else None
+    # The last layer's answers for the prefix are read by nobody, so some weights get no gradient.
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+def set_exchanges_gradients(forward: nn.Module, is_on: bool) -> None:
+    """Off for all but the last part of a batch that is run in parts."""
+    if isinstance(forward, DistributedDataParallel):
+        forward.require_backward_grad_sync = is_on
+    elif hasattr(forward, "set_requires_gradient_sync"):
+        forward.set_requires_gradient_sync(is_on)  # type: ignore[operator]  # added by `fully_shard`
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor from its parts; all processes have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def distributed(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, which every process has, on the device and in the parts of `example`."""
+    if not isinstance(example, DTensor):
+        return tensor.to(example.device)
+    local = tensor.to(example.device)
+    return distribute_tensor(local, example.device_mesh, example.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor, which every process has, into a parameter or a part of it."""
+    if isinstance(target, DTensor):
+        part = distributed(value, target)
+        assert isinstance(part, DTensor)
+        target.to_local().copy_(part.to_local())
+    else:
+        target.copy_(value)

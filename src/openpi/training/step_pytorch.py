@@ -1,0 +1,239 @@
+"""One training step in PyTorch: state, randomness, loss, gradients, update, averaging. The twin of `step_jax`.
+
+Trainable parameters are f32 masters that the model casts where it computes; frozen ones are bfloat16, and have neither
+gradient nor optimiser state nor average. All random numbers of a step are drawn for the whole batch from (seed, step),
+so that neither the number of processes nor a restart changes them. Source: the training specification, section 10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openpi.models_pytorch.augment import Draws
+from openpi.models_pytorch.model import Observation
+from openpi.training import optimizer_pytorch, parallel_pytorch, processes, processes_pytorch
+from openpi.training.config import TrainConfig
+from openpi.training.optimizer import is_kernel
+from openpi.weights import names
+
+Metrics = dict[str, Any]
+
+TIME_BETA = (1.5, 1.0)
+TIME_OFFSET = 0.001
+_TRAIN, _EVAL = 0, 1  # purposes that random numbers are drawn for
+_EVAL_SEED = 0  # validations can be compared with each other, whatever the run's seed
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Everything that changes from step to step; a step changes it in place.
+
+    Attributes:
+        step: optimiser steps done.
+        model: with its parameters, which may be split over devices.
+        forward: what to call for the loss.
+        optimizer: over the trainable parameters.
+        average: running average of the trainable parameters by name, or None.
+    """
+
+    step: int
+    model: nn.Module
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor] | None
+
+
+class Randomness(NamedTuple):
+    """The random numbers of a batch: for flow models noise f32[(n) b ah ad] and time f32[(n) b]; and for training the
+    draws of the image augmentation.
+    """
+
+    noise: Tensor | None
+    time: Tensor | None
+    augmentation: Draws | None
+
+    def rows(self, take: Callable[[Tensor], Tensor]) -> Randomness:
+        """Those of some samples, `take` being given tensors with the batch first."""
+
+        def of_flow(x: Tensor | None, batch_axis: int) -> Tensor | None:
+            return None if x is None else take(x.movedim(batch_axis, 0)).movedim(0, batch_axis)
+
+        axis = 0 if self.time is None else self.time.ndim - 1
+        augmentation = None if self.augmentation is None else self.augmentation.map(take)
+        return Randomness(of_flow(self.noise, axis), of_flow(self.time, axis), augmentation)
+
+
+def draw(config: TrainConfig, step: int, batch_size: int) -> Randomness:
+    """The random numbers of a training step, for the batch of all processes."""
+    model: Any = config.model
+    rng = np.random.default_rng([config.seed, _TRAIN, step])
+    noise, time = draw_flow(model, rng, batch_size, getattr(model, "loss_draws", 1))
+    return Randomness(noise, time, Draws.draw(rng, batch_size) if model.augmentation else None)
+
+
+def draw_for_validation(config: TrainConfig, index: int, batch_size: int) -> Randomness:
+    """Those of a validation batch, which depend on nothing else."""
+    rng = np.random.default_rng([_EVAL_SEED, _EVAL, index])
+    return Randomness(*draw_flow(config.model, rng, batch_size, 1), None)
+
+
+def draw_flow(
+    model: Any, rng: np.random.Generator, batch_size: int, num_draws: int
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Noise, and flow times in (0.001, 1], denser near noise; none for a model without flow."""
+    if len(model.experts) == 1:
+        return None, None
+    lead = (batch_size,) if num_draws == 1 else (num_draws, batch_size)
+    noise = rng.standard_normal((*lead, model.action_horizon, model.action_dim), np.float32)
+    time = rng.beta(*TIME_BETA, lead) * (1 - TIME_OFFSET) + TIME_OFFSET
+    return torch.as_tensor(noise), torch.as_tensor(time, dtype=torch.float32)
+
+
+class Step:
+    """The step of a recipe.
+
+    Args:
+        table: `names.rows` of the model.
+    """
+
+    def __init__(self, config: TrainConfig, table: tuple[names.Row, ...], device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._schedule = config.lr_schedule.create()
+        ndims = {path: len(shape) for path, shape in names.tree_shapes(config.model).items()}
+        self._kernels = {row.torch for row in table if is_kernel(row.tree, ndims[row.tree])}
+
+    def __call__(self, state: TrainState, batch: Mapping[str, Any], random: Randomness | None = None) -> Metrics:
+        """One optimiser step, in place.
+
+        Args:
+            batch: this process's rows, as tensors on the device: model-side, and `actions`.
+            random: for the rows of all processes; None = drawn.
+        Returns:
+            `loss`, `grad_norm` before clipping, `param_norm` of the kernels, `learning_rate`; tensors on the device.
+        """
+        config = self._config
+        count = len(batch["state"])
+        random = random or draw(config, state.step, count * processes.count())
+        first = processes.index() * count
+        mine = random.rows(lambda x: x[first : first + count].to(self._device))
+        loss = self._backward(state, batch, mine)
+        trainable = trainable_params(state.model)
+        for param in trainable.values():
+            if param.grad is None:  # read by nobody
+                param.grad = torch.zeros_like(param)
+        grads = [param.grad for param in trainable.values() if param.grad is not None]
+        norm = optimizer_pytorch.global_norm(grads)
+        max_norm = optimizer_pytorch.clip_norm(config.optimizer)
+        if max_norm is not None:
+            optimizer_pytorch.clip(grads, norm, max_norm)
+        learning_rate = float(self._schedule(state.step))
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None and config.ema_decay is not None:
+            update_average(state.average, trainable, config.ema_decay)
+        state.step += 1
+        kernels = [param for name, param in state.model.named_parameters() if name in self._kernels]
+        return {
+            "loss": processes_pytorch.mean_of_all(loss),
+            "grad_norm": norm,
+            "param_norm": optimizer_pytorch.global_norm(param.detach() for param in kernels),
+            "learning_rate": learning_rate,
+        }
+
+    def _backward(self, state: TrainState, batch: Mapping[str, Any], random: Randomness) -> Tensor:
+        """Gradients of the mean loss; the batch is run in parts that take every so-many-th sample."""
+        parts = self._config.gradient_accumulation_steps
+        total = torch.zeros((), device=self._device)
+        state.forward.train()
+        for i in range(parts):
+            part = take_rows(batch, lambda x, i=i: x[i::parts])
+            parallel_pytorch.set_exchanges_gradients(state.forward, i == parts - 1)
+            loss = batch_loss(state.forward, part, random.rows(lambda x, i=i: x[i::parts])) / parts
+            loss.backward()
+            total += loss.detach()
+        return total
+
+
+def batch_loss(forward: nn.Module, batch: Mapping[str, Any], random: Randomness) -> Tensor:
+    """Mean loss of a batch."""
+    observation = Observation.from_dict({key: value for key, value in batch.items() if key != "actions"})
+    if random.time is None:
+        return forward(observation, random.augmentation).mean()
+    return forward(observation, batch["actions"], random.noise, random.time, random.augmentation).mean()
+
+
+def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A batch of some rows; None stays None."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: of(item) for key, item in value.items()}
+        return None if value is None else take(value)
+
+    return {key: of(value) for key, value in batch.items()}
+
+
+def trainable_params(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name."""
+    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], params: Mapping[str, Tensor], decay: float) -> None:
+    """The running average one step on, in place."""
+    for name, old in average.items():
+        old.mul_(decay).add_(params[name].detach().to(old.dtype), alpha=1 - decay)
+
+
+@contextlib.contextmanager
+def averaged(state: TrainState) -> Iterator[nn.Module]:
+    """The model with the weights that are evaluated and served: the average in their place where there is one."""
+    if state.average is None:
+        yield state.model
+        return
+    _swap(state)
+    try:
+        yield state.model
+    finally:
+        _swap(state)
+
+
+@torch.no_grad()
+def _swap(state: TrainState) -> None:
+    assert state.average is not None
+    params = trainable_params(state.model)
+    for name, average in state.average.items():
+        kept = params[name].detach().clone()
+        params[name].copy_(average)
+        average.copy_(kept)
+
+
+def without_answer(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt without the action tokens that training adds to it (pi0-FAST)."""
+    if batch.get("token_loss_mask") is None:
+        return dict(batch)
+    is_prompt = batch["tokenized_prompt_mask"] & ~batch["token_loss_mask"]
+    return {**batch, "tokenized_prompt_mask": is_prompt, "token_ar_mask": torch.zeros_like(batch["token_ar_mask"])}
+
+
+@torch.no_grad()
+def sample(state: TrainState, batch: Mapping[str, Any], random: Randomness, **options: Any) -> np.ndarray:
+    """Action chunks f32[b ah ad] of this process's rows; of pi0-FAST, tokens f32[b m]."""
+    observed = {key: value for key, value in without_answer(batch).items() if key != "actions"}
+    observation = Observation.from_dict(observed)
+    model: Any = state.model
+    if random.noise is not None:
+        return model.sample_actions(observation, random.noise).float().cpu().numpy()
+    agree = functools.partial(processes_pytorch.all_agree)
+    return model.sample_actions(observation, agree=agree, **options).float().cpu().numpy()
