@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from golden_kits import Kit, load_kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")

@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from openpi.models.model_config import IMAGE_KEYS, IMAGE_RESOLUTION
 from openpi.models_pytorch.augment import Draws, augment_images
-from openpi.models_pytorch.lora import Adapter
 from openpi.models_pytorch.lora import INIT_STDDEV as LORA_STDDEV
+from openpi.models_pytorch.lora import Adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -85,9 +85,7 @@ class MuonAndAdam(torch.optim.Optimizer):
     `optax.contrib.muon`.
     """
 
-    def __init__(
-        self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], config: Muon
-    ) -> None:
+    def __init__(self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], config: Muon) -> None:
         groups = [{"params": matrices, "is_muon": True}, {"params": others, "is_muon": False}]
         super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
         self._config = config

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from openpi.models_pytorch import loading
@@ -192,7 +191,9 @@ def _check_fits(
                 wanted[f"{_OPTIMIZER}{slot}/{name}"] = tuple(tensor.shape)
     stored = model.shapes | rest.shapes
     problems = [
-        f"{name}: not in the checkpoint" if name not in stored else f"{name}: shape {stored[name]}, the recipe has {shape}"
+        f"{name}: not in the checkpoint"
+        if name not in stored
+        else f"{name}: shape {stored[name]}, the recipe has {shape}"
         for name, shape in wanted.items()
         if stored.get(name) != shape
     ]

@@ -175,9 +175,7 @@ def _spec(dtype: str, shape: Any) -> Spec:
     return Spec(tuple(shape), np.dtype(_DTYPES[dtype]))
 
 
-def _checked(
-    file: Path, entries: Mapping[str, tuple[Spec, int, int]], *, first: int, size: int
-) -> dict[str, _Place]:
+def _checked(file: Path, entries: Mapping[str, tuple[Spec, int, int]], *, first: int, size: int) -> dict[str, _Place]:
     """Places whose bytes follow one another and fill the file."""
     end = 0
     for name, (spec, start, stop) in sorted(entries.items(), key=lambda entry: entry[1][1:]):
