@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -242,9 +243,10 @@ def test_a_full_disk_is_noticed_before_training(tmp_path):
 
 
 def test_a_backend_that_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = cli([RECIPE, "--backend=pytorch"])
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"backend=pytorch needs PyTorch; .*--extra torch"):
-        open_backend(cli([RECIPE, "--backend=pytorch"]))
+        open_backend(config)
 
 
 def of_run(folder: Path, name: str, **changes) -> TrainConfig:
