@@ -1,5 +1,6 @@
 """Strictness that only tests switch on: run-time shape checks, no implicit dtype promotion surprises, fixed seeds."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of these tests is compiling, for models that then run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# As many threads as test processes there are cores for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))
 os.environ.setdefault("OPENPI_OFFLINE", "1")
 
@@ -25,6 +28,7 @@ jaxtyping.install_import_hook(
         "openpi.models.pi0_fast",
         "openpi.models.action_grammar",
         "openpi.models.augment",
+        *(f"openpi.models_pytorch.{name}" for name in ("gemma", "siglip", "lora", "pi0", "pi0_fast")),
     ],
     "beartype.beartype",
 )
@@ -34,6 +38,15 @@ hypothesis.settings.register_profile("openpi", deadline=None)
 hypothesis.settings.load_profile("openpi")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+collect_ignore_glob = [] if HAS_TORCH else ["test_torch_*.py"]
+
+
+def pytest_report_header() -> str | None:
+    if HAS_TORCH:
+        return None
+    return "PyTorch is not installed: its tests are left out. All tests: uv run --extra torch pytest"
 
 
 @pytest.fixture(scope="module", autouse=True)

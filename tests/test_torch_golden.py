@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from golden_kits import Kit, load_kit
-
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")
-
 from openpi.models_pytorch import loading
 from openpi.models_pytorch.augment import Draws, Jitter, augment_images
 from openpi.models_pytorch.model import Observation, make_attention_mask, resize_with_pad
@@ -263,7 +261,7 @@ def test_augmentation_equals_the_recording_of_jax_for_its_draws(golden: Path) ->
 
 
 def draws_of_jax(*, seed: int, count: int) -> Draws:
-    """What the JAX model's augmentation draws from `key(seed)`: one key per sample, split over nested chains of steps."""
+    """What the JAX model's augmentation draws from `key(seed)`: one key per sample, split over nested chains."""
     import jax
 
     from openpi.models_pytorch import augment

@@ -10,7 +10,7 @@ f MLP width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +57,9 @@ class Gemma(nn.Module):
     def __init__(self, configs: Sequence[GemmaConfig], *, adaptive: Sequence[bool]) -> None:
         super().__init__()
         self.embed_tokens = Embedding(configs[0].vocab_size, configs[0].width)
-        self.blocks = nn.ModuleList(Block(configs, adaptive) for _ in range(configs[0].depth))
+        self.blocks: Any = nn.ModuleList(Block(configs, adaptive) for _ in range(configs[0].depth))
         pairs = zip(configs, adaptive, strict=True)
-        self.norms = nn.ModuleList(RMSNorm(config.width, is_adaptive=is_adaptive) for config, is_adaptive in pairs)
+        self.norms: Any = nn.ModuleList(RMSNorm(config.width, is_adaptive=is_adaptive) for config, is_adaptive in pairs)
 
     def forward(
         self,
@@ -130,7 +130,7 @@ class Block(nn.Module):
     def __init__(self, configs: Sequence[GemmaConfig], adaptive: Sequence[bool]) -> None:
         super().__init__()
         self.head_dim = configs[0].head_dim
-        self.experts = nn.ModuleList(Layer(*pair) for pair in zip(configs, adaptive, strict=True))
+        self.experts: Any = nn.ModuleList(Layer(*pair) for pair in zip(configs, adaptive, strict=True))
 
     def forward(
         self,
@@ -167,7 +167,7 @@ class Block(nn.Module):
             if first == x.shape[1]:
                 outs[i] = x
                 continue
-            expert: Layer = self.experts[i]  # type: ignore[assignment]
+            expert = self.experts[i]
             q = rope(qkv[i][0], *(part[:, rows] for part in rotation))
             mixed = expert.self_attn.o_proj(attend(q, k, v, bias[:, :, rows]))
             y = _residual(x[:, first:], mixed, gates[i])
@@ -250,7 +250,7 @@ class AdaptedLinear(Linear):
 
     def __init__(self, in_features: int, out_features: int, lora: nn.Module | None) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self.lora = lora
+        self.lora: Any = lora
 
     def forward(self, x: Float[Tensor, "b t i"]) -> Float[Tensor, "b t o"]:
         y = super().forward(x)

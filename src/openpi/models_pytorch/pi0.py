@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +78,8 @@ class Pi0(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "b ah ad"],
-        noise: Float[Tensor, "b ah ad"],
-        time: Float[Tensor, " b"],
+        noise: Float[Tensor, "*b ah ad"],
+        time: Float[Tensor, " *b"],
         draws: Draws | None = None,
     ) -> Float[Tensor, "b ah"]:
         """Flow-matching loss per action step: mean over the action dims of (v - (noise - actions))^2.
@@ -235,7 +236,8 @@ class Pi0(nn.Module):
         images = torch.cat([observation.images[key] for key in keys])
         tokens = self.vision(images, dtype=self.dtype, remat=self.config.remat).chunk(len(keys))
         embedded = list(tokens)
-        masks = [observation.image_masks[key][:, None].expand(tokens[0].shape[:2]) for key in keys]
+        camera_masks: Any = observation.image_masks
+        masks = [camera_masks[key][:, None].expand(tokens[0].shape[:2]) for key in keys]
         if observation.tokenized_prompt is not None:
             embedded.append(self.language.embed_tokens(observation.tokenized_prompt, self.dtype))
             masks.append(observation.tokenized_prompt_mask)
@@ -279,7 +281,7 @@ class Pi0(nn.Module):
         of_time: Tensor | Modulations | None,
         kv_cache: KVCache | None = None,
         reads_prefix: bool = True,
-    ) -> tuple[list[Tensor | None], KVCache]:
+    ) -> tuple[list[Any], KVCache]:
         """Both experts over their tokens (None = absent); returns their outputs and the cache, see `Gemma.forward`."""
         num_prefix = 0 if embedded[0] is None else embedded[0].shape[1]
         return self.language(

@@ -8,7 +8,7 @@ Legend: b batch, n sequence, l tokens of the text, d width, v vocabulary, p pref
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,7 +181,8 @@ class Pi0FAST(nn.Module):
         shown = [(i, key) for i, key in enumerate(order) if observation.image_masks[key] is not None]
         images = torch.cat([observation.images[key] for _, key in shown])
         tokens = self.vision(images, dtype=self.dtype, remat=self.config.remat).chunk(len(shown))
-        masks = [observation.image_masks[key][:, None].expand(tokens[0].shape[:2]) for _, key in shown]
+        camera_masks: Any = observation.image_masks
+        masks = [camera_masks[key][:, None].expand(tokens[0].shape[:2]) for _, key in shown]
         patches = torch.arange(self.num_patches, device=prompt.device)
         text = torch.arange(prompt.shape[1], device=prompt.device)
         ar_mask = observation.token_ar_mask

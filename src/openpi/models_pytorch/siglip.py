@@ -100,7 +100,8 @@ class Attention(nn.Module):
         def heads(y: Tensor) -> Float[Tensor, "b n t h"]:
             return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(*(heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj)))
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openpi.models import compact
 from openpi.models_pytorch.action_grammar import ActionGrammar
+from openpi.models_pytorch.gemma import Attention, Mlp
 from openpi.models_pytorch.model import Observation
 from openpi.policies.extents import Extents
 
@@ -80,7 +81,7 @@ class PytorchSampler:
         self._device = resolve_device(device)
         self._model: Any = model.to(self._device).eval().requires_grad_(False)
         for module in model.modules():
-            if hasattr(module, "fuse"):
+            if isinstance(module, (Attention, Mlp)):
                 module.fuse()
         config = self._model.config
         self._compile_mode = _WITHOUT_GRAPHS.get(compile_mode or "", compile_mode)

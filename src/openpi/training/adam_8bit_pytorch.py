@@ -32,7 +32,7 @@ class AdamW8bit(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
             for param in group["params"]:

@@ -49,7 +49,7 @@ _NARROWER = {np.dtype(np.float64): np.float32}
 @dataclasses.dataclass(frozen=True)
 class _Spec:
     shape: tuple[int, ...]
-    dtype: Any = np.dtype(np.float32)
+    dtype: type = np.float32
 
 
 class PyTorchBackend:
@@ -233,7 +233,7 @@ def open_backend(config: TrainConfig) -> PyTorchBackend:
 
 
 def use_compilation_cache() -> None:
-    """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told otherwise."""
+    """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told another."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
 
 

@@ -91,7 +91,7 @@ class MuonAndAdam(torch.optim.Optimizer):
         self._config = config
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
             for param in group["params"]:

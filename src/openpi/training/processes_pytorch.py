@@ -1,4 +1,7 @@
-"""Several processes in PyTorch: the start, and a vote that waits for nobody. `processes` holds what needs no framework."""
+"""Several processes in PyTorch: the start, and a vote that waits for nobody.
+
+`processes` holds what needs no framework.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections import deque
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from openpi.training import processes
 from openpi.training.launch import Launch
@@ -22,7 +26,7 @@ _STEPS_IN_FLIGHT = 2
 class TorchPeers:
     """`processes.Peers` over the store that process 0 keeps."""
 
-    def __init__(self, store: dist.Store, launch: Launch) -> None:
+    def __init__(self, store: distributed_c10d.Store, launch: Launch) -> None:
         self._store = store
         self.index = launch.process_id
         self.count = launch.num_processes
@@ -58,7 +62,7 @@ def join(launch: Launch) -> TorchPeers:
             "--num-processes and --process-id"
         )
     host, _, port = launch.coordinator_address.rpartition(":")
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[reportPrivateImportUsage]
         host.strip("[]"),
         int(port),
         launch.num_processes,
@@ -70,7 +74,7 @@ def join(launch: Launch) -> TorchPeers:
         torch.cuda.set_device((launch.local_device_ids or (0,))[0])
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-        store=dist.PrefixStore("collectives", store),
+        store=distributed_c10d.PrefixStore("collectives", store),
         rank=launch.process_id,
         world_size=launch.num_processes,
         timeout=_COLLECTIVE_TIMEOUT,

@@ -1,7 +1,7 @@
 """The training state as the files of a checkpoint.
 
     model.safetensors         the weights that inference reads, in the released layout: the average if there is one
-    train_state.safetensors   optimiser state, and the raw weights if there is an average; names are those of our modules
+    train_state.safetensors   optimiser state, and the raw weights if there is an average, by the names of our modules
     train_state.json          how many steps are done
 
 Frozen weights may be left out: they are read from where they came from. Every tensor is written whole, so that a run
@@ -200,6 +200,6 @@ def _check_fits(
     if problems:
         shown = "\n  ".join(problems[:20])
         raise ValueError(
-            f"{directory} does not fit the recipe ({len(problems)} tensors differ); has the model or the optimiser been "
-            f"changed since?\n  {shown}"
+            f"{directory} does not fit the recipe ({len(problems)} tensors differ); has the model or the optimiser "
+            f"been changed since?\n  {shown}"
         )

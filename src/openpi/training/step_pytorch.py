@@ -135,7 +135,7 @@ class Step:
         max_norm = optimizer_pytorch.clip_norm(config.optimizer)
         if max_norm is not None:
             optimizer_pytorch.clip(grads, norm, max_norm)
-        learning_rate = float(self._schedule(state.step))
+        learning_rate = float(np.asarray(self._schedule(state.step)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()
@@ -173,7 +173,7 @@ def batch_loss(forward: nn.Module, batch: Mapping[str, Any], random: Randomness)
     return forward(observation, batch["actions"], random.noise, random.time, random.augmentation).mean()
 
 
-def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Any]) -> dict[str, Any]:
     """A batch of some rows; None stays None."""
 
     def of(value: Any) -> Any:

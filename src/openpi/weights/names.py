@@ -120,13 +120,11 @@ def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any
 def assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarray:
     """One array of the tree from all rows that are parts of it."""
     lead = tuple(1 + max(row.index[axis] for row in members) for axis in range(len(members[0].index)))
-    whole: np.ndarray | None = None
-    for row in members:
-        part = row.to_tree(np.asarray(tensor(row)))
-        if whole is None:
-            whole = np.empty(lead + part.shape, part.dtype)
-        whole[row.index] = part
-    assert whole is not None
+    parts = {row.index: row.to_tree(np.asarray(tensor(row))) for row in members}
+    example = next(iter(parts.values()))
+    whole = np.empty(lead + example.shape, example.dtype)
+    for index, part in parts.items():
+        whole[index] = part
     return whole
 
 
@@ -143,7 +141,7 @@ def stored_name(row: Row, stored: Mapping[str, Any]) -> str | None:
 def is_known_unused(name: str) -> bool:
     """Names that files may hold and no model reads: the action expert's output layer, and second names."""
     bare = name.removeprefix(LEROBOT_PREFIX)
-    return bare == UNUSED_TABLE or bare in _TABLE_ALIASES or bare == _TABLE
+    return bare in (UNUSED_TABLE, _TABLE, *_TABLE_ALIASES)
 
 
 def tied_names(*, prefix: str = "") -> dict[str, str]:

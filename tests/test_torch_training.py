@@ -1,0 +1,291 @@
+"""Training in PyTorch: the same numbers as JAX, however many processes, and however often it is continued."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_recipe
+import torch
+
+from openpi.models.gemma_config import LoRAConfig
+from openpi.models.pi0 import draw_time
+from openpi.models_pytorch import loading
+from openpi.shared.tree import flatten
+from openpi.training import data_loader, loop, step_jax, step_pytorch
+from openpi.training.backend_jax import JaxBackend
+from openpi.training.backend_pytorch import PyTorchBackend
+from openpi.training.config import TrainConfig
+from openpi.training.optimizer import SGD, AdamW, CosineDecaySchedule, Muon, OptimizerConfig
+
+BOTH = dataclasses.replace(
+    tiny_recipe.tiny,
+    exp_name="both",
+    model=dataclasses.replace(tiny_recipe.MODEL, pi05=True, max_token_len=8),
+    lr_schedule=CosineDecaySchedule(warmup_steps=10, peak_lr=1e-3, decay_steps=200, decay_lr=1e-4),
+    ema_decay=0.95,
+    pytorch_training_precision="float32",
+)
+
+
+@dataclasses.dataclass
+class Pair:
+    """A recipe in both backends, from the same weights, on the same batches with the same random numbers."""
+
+    config: TrainConfig
+
+    def __post_init__(self) -> None:
+        self.jax = JaxBackend(self.config)
+        self.torch = PyTorchBackend(dataclasses.replace(self.config, backend="pytorch"))
+        for backend in (self.jax, self.torch):
+            backend.check()
+        self.of_jax = self.jax.create_state()
+        self.of_torch = self.torch.create_state()
+        self._start_alike()
+        self.batches = iter(data_loader.create_data_loader(self.config))
+
+    def _start_alike(self) -> None:
+        tree = jax.tree.map(np.asarray, self.of_jax.params)
+        weights = dict(loading.from_tree(self.config.model, tree).named_parameters())
+        with torch.no_grad():
+            for name, param in self.of_torch.model.named_parameters():
+                param.copy_(weights[name])
+            for name, average in (self.of_torch.average or {}).items():
+                average.copy_(weights[name])
+
+    def step(self) -> tuple[dict[str, float], dict[str, float]]:
+        batch = next(self.batches)
+        random = self._draws_of_jax()
+        self.of_jax, of_jax = self.jax.train_step(self.of_jax, self.jax.place(batch))
+        of_torch = self.torch._step(self.of_torch, self.torch.place(batch), random)
+        return {k: float(v) for k, v in of_jax.items()}, {k: float(v) for k, v in of_torch.items()}
+
+    def _draws_of_jax(self) -> step_pytorch.Randomness:
+        """What `Pi0.compute_loss` draws in the step to come."""
+        model = self.config.model
+        key = jax.random.fold_in(self.jax._keys[1], self.of_jax.step)
+        _, noise_key, time_key = jax.random.split(key, 3)
+        count = self.config.batch_size
+        noise = jax.random.normal(noise_key, (count, model.action_horizon, model.action_dim))
+        as_tensors = (torch.as_tensor(np.array(x)) for x in (noise, draw_time(time_key, (count,))))
+        return step_pytorch.Randomness(*as_tensors, None)
+
+    def weights(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        return self._trees(self.of_jax.params, dict(self.of_torch.model.named_parameters()))
+
+    def averages(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        params = dict(self.of_torch.model.named_parameters())
+        return self._trees(self.of_jax.ema_params, params | (self.of_torch.average or {}))
+
+    def _trees(self, of_jax: Any, of_torch: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+        theirs = flatten(loading.to_tree(self.config.model, of_torch))
+        return {path: np.asarray(leaf) for path, leaf in flatten(of_jax).items()}, theirs
+
+
+def assert_alike(pair: tuple[dict[str, np.ndarray], dict[str, np.ndarray]], atol: float) -> None:
+    ours, theirs = pair
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        np.testing.assert_allclose(
+            theirs[path].astype(np.float32), value.astype(np.float32), atol=atol, rtol=1e-3, err_msg=path
+        )
+
+
+def test_200_steps_give_the_losses_and_the_average_of_jax() -> None:
+    pair = Pair(BOTH)
+    curves = [pair.step() for _ in range(200)]
+    losses = np.asarray([[metrics["loss"] for metrics in both] for both in curves])
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=1e-3)
+    rates = np.asarray([[metrics["learning_rate"] for metrics in both] for both in curves])
+    np.testing.assert_allclose(rates[:, 1], rates[:, 0], rtol=1e-6)
+    for name in ("grad_norm", "param_norm"):
+        values = np.asarray([[metrics[name] for metrics in both] for both in curves])
+        # Rounding grows from step to step, most of all where samples disagree.
+        np.testing.assert_allclose(values[:50, 1], values[:50, 0], rtol=1e-3)
+        np.testing.assert_allclose(np.median(values[:, 1] / values[:, 0]), 1, rtol=1e-3)
+    assert losses[-20:, 0].mean() < losses[:20, 0].mean(), "it learns"
+    # Biases of keys change no loss; Adam makes steps of their rounding errors, in whatever direction.
+    assert_alike(tuple(without_idle(tree) for tree in pair.averages()), atol=2e-3)  # type: ignore[arg-type]
+
+
+def test_200_steps_in_mixed_precision_stay_close_to_jax() -> None:
+    # Both compute in bfloat16 (8 bits of mantissa) but add up in another order; per step the losses differ by that.
+    model = dataclasses.replace(BOTH.model, dtype="bfloat16")
+    pair = Pair(dataclasses.replace(BOTH, model=model, pytorch_training_precision="bfloat16"))
+    assert all(param.dtype == torch.float32 for param in pair.of_torch.model.parameters())
+    losses = np.asarray([[metrics["loss"] for metrics in pair.step()] for _ in range(200)])
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=0.05)
+    np.testing.assert_allclose(losses[-50:, 1].mean(), losses[-50:, 0].mean(), rtol=5e-3)
+
+
+def without_idle(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: leaf for path, leaf in tree.items() if not path.endswith("key/bias")}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "atol"),
+    [
+        (AdamW(weight_decay=0.1), 2e-5),
+        (SGD(nesterov=True), 1e-6),
+        (Muon(weight_decay=0.1), 2e-5),
+        (AdamW(state_bits=8), 1.5e-4),  # rounds at random
+    ],
+    ids=lambda value: type(value).__name__ + str(getattr(value, "state_bits", "")),
+)
+def test_optimisers_make_the_steps_of_jax(optimizer: OptimizerConfig, atol: float) -> None:
+    pair = Pair(dataclasses.replace(BOTH, optimizer=optimizer, gradient_accumulation_steps=1))
+    before, _ = pair.weights()
+    for _ in range(4):
+        pair.step()
+    moved = max(np.abs(leaf - before[path]).max() for path, leaf in pair.weights()[0].items())
+    assert moved > 5 * atol
+    assert_alike(tuple(without_idle(tree) for tree in pair.weights()), atol)  # type: ignore[arg-type]
+
+
+def lora_config() -> TrainConfig:
+    adapters = LoRAConfig(rank=2, alpha=4.0)
+    expert = dataclasses.replace(tiny_recipe.MODEL.experts[0], attn_lora=adapters, ffn_lora=adapters)
+    # Not pi0.5: the gates of its fresh adaptive norms are shut, and frozen here.
+    model = dataclasses.replace(tiny_recipe.MODEL, action_expert_variant=expert)
+    return dataclasses.replace(BOTH, model=model, freeze_filter=model.get_freeze_filter(), ema_decay=None)
+
+
+def test_adapters_and_what_is_not_frozen_train_as_in_jax_and_nothing_else_changes() -> None:
+    pair = Pair(lora_config())
+    before, _ = pair.weights()
+    for _ in range(5):
+        ours, theirs = pair.step()
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+    _, after = pair.weights()
+    assert_alike(tuple(without_idle(tree) for tree in pair.weights()), atol=5e-5)  # type: ignore[arg-type]
+    is_frozen = pair.config.freeze_filter
+    changed = {path for path in after if not np.array_equal(after[path], before[path].astype(after[path].dtype))}
+    assert not [path for path in changed if is_frozen(path)]
+    assert {path for path in after if "lora" in path} <= changed
+    frozen = [param for param in pair.of_torch.model.parameters() if not param.requires_grad]
+    assert frozen and all(param.dtype == torch.bfloat16 and param.grad is None for param in frozen)
+
+
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole() -> None:
+    whole, parts = (
+        Pair(dataclasses.replace(BOTH, gradient_accumulation_steps=count, optimizer=SGD())) for count in (1, 2)
+    )
+    batch = next(whole.batches)
+    random = step_pytorch.draw(whole.config, 0, whole.config.batch_size)
+    metrics = [pair.torch._step(pair.of_torch, pair.torch.place(batch), random) for pair in (whole, parts)]
+    for name in ("loss", "grad_norm"):
+        assert float(metrics[1][name]) == pytest.approx(float(metrics[0][name]), rel=1e-5)
+
+
+def test_random_numbers_depend_on_seed_and_step_only() -> None:
+    config = dataclasses.replace(BOTH, model=dataclasses.replace(BOTH.model, augmentation=True))
+    first, again = (step_pytorch.draw(config, 3, 64) for _ in range(2))
+    assert first.noise is not None and first.time is not None and first.augmentation is not None
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    other = step_pytorch.draw(config, 4, 64)
+    assert not torch.equal(first.noise, other.noise)  # type: ignore[arg-type]
+    assert 0 < first.time.min() and first.time.max() <= 1 and first.time.mean() > 0.5
+    part = first.rows(lambda x: x[10:12])
+    torch.testing.assert_close(part.noise, first.noise[10:12])
+    torch.testing.assert_close(part.augmentation.wrist.hue, first.augmentation.wrist.hue[10:12])  # type: ignore[union-attr]
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arm(tmp_path: Path, arm_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.chdir(tmp_path)
+    data = dataclasses.replace(tiny_recipe.arm.data, repo_id=str(arm_dataset))
+    return dataclasses.replace(
+        tiny_recipe.arm, exp_name="run", data=data, backend="pytorch", ema_decay=0.9, holdout_episodes=1, eval_batches=1
+    )
+
+
+def metrics_of(run: Path) -> dict[int, dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        kept = {key: value for key, value in row.items() if key not in ("step", "samples_per_s", "data_wait")}
+        found.setdefault(row["step"], {}).update(kept)
+    return found
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), AdamW(state_bits=8), Muon()], ids=["adamw", "8bit", "muon"])
+def test_a_continued_run_is_the_run_that_never_stopped(arm: TrainConfig, optimizer: OptimizerConfig) -> None:
+    torch.manual_seed(0)
+    arm = dataclasses.replace(arm, optimizer=optimizer)
+    whole = loop.train(dataclasses.replace(arm, exp_name="whole"))
+    loop.train(dataclasses.replace(arm, num_train_steps=3))
+    rest = loop.train(dataclasses.replace(arm, resume=True))
+    assert rest.step == whole.step == 5
+    expected, found = metrics_of(whole.checkpoint.parent), metrics_of(rest.checkpoint.parent)
+    rel = 1e-2 if getattr(optimizer, "state_bits", 32) == 8 else 1e-6  # eight bits are rounded at random
+    for step in (3, 4, 5):
+        for name in ("loss", "grad_norm", "param_norm"):
+            assert found[step][name] == pytest.approx(expected[step][name], rel=rel), (step, name)
+    assert {"validation_loss", "action_error"} <= found[5].keys()
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused_by_name(arm: TrainConfig) -> None:
+    loop.train(dataclasses.replace(arm, num_train_steps=1))
+    with pytest.raises(ValueError, match=r"optimizer/exp_avg_sq_codes/.*not in the checkpoint"):
+        loop.train(dataclasses.replace(arm, resume=True, optimizer=AdamW(state_bits=8)))
+
+
+def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:
+    recipe = dataclasses.replace(tiny_recipe.fast, exp_name="fast", data=arm.data, backend="pytorch")
+    result = loop.train(dataclasses.replace(recipe, num_train_steps=2, holdout_episodes=1, eval_batches=1))
+    assert {"validation_loss", "undecodable"} <= metrics_of(result.checkpoint.parent)[1].keys()
+    assert (result.checkpoint / "model.safetensors").is_file()
+
+
+REFUSED: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
+    "cpu_devices": (lambda c: dataclasses.replace(c, cpu_devices=2), "cpu_devices=2"),
+    "batch_size": (lambda c: dataclasses.replace(c, gradient_accumulation_steps=4, batch_size=4, fsdp_devices=3), "fsdp"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_it_cannot_honour_are_refused_before_work_starts(arm: TrainConfig, case: str) -> None:
+    change, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        loop.train(change(arm))
+    assert not Path("checkpoints").exists()
+
+
+def test_layers_and_gradients_of_a_random_model_agree_with_jax() -> None:
+    """Also where the recorded kits have nothing: augmentation off, several draws sharing a prefix."""
+    config = dataclasses.replace(BOTH, model=dataclasses.replace(BOTH.model, loss_draws=3))
+    pair = Pair(config)
+    batch = next(pair.batches)
+    rng = np.random.default_rng(0)
+    noise, time = step_pytorch.draw_flow(config.model, rng, config.batch_size, 3)
+    assert noise is not None and time is not None
+    random = step_pytorch.Randomness(noise, time, None)
+    loss = step_pytorch.batch_loss(pair.of_torch.model, pair.torch.place(batch), random)
+    loss.backward()
+
+    def of_jax(params: Any) -> jax.Array:
+        from openpi.models import pi0
+
+        model = config.model
+        observation, actions = step_jax._inputs(pair.jax.place(batch))
+        observation = model.load(params).preprocess(None, observation, train=False)
+        prefix = pi0.encode_prefix(model, params, pi0.embed_prefix(model, params, observation))
+        draws = (jnp.asarray(noise.numpy()), jnp.asarray(time.numpy()))
+        return jnp.mean(pi0.loss_over_draws(model, params, observation.state, actions, *draws, *prefix))
+
+    expected, gradients = jax.value_and_grad(of_jax)(pair.of_jax.params)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    found = {
+        name: torch.zeros_like(param) if param.grad is None else param.grad
+        for name, param in pair.of_torch.model.named_parameters()
+    }
+    scale = max(float(jnp.abs(leaf).max()) for leaf in flatten(gradients).values())
+    assert_alike(pair._trees(gradients, found), atol=1e-6 * scale)
