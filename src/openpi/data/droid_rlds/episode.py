@@ -11,13 +11,15 @@ import numpy as np
 
 from openpi.data.dataset import Sample
 from openpi.data.droid_rlds.example import Values, required
-from openpi.data.droid_rlds.frame_ranges import episode_key
+from openpi.data.droid_rlds.frame_ranges import FrameRanges, episode_key
 from openpi.data.lerobot.images import decode_image
 from openpi.shared.errors import missing_key
 
 ArmAction: TypeAlias = Literal["joint_position", "joint_velocity"]
 
 NUM_JOINTS = 7
+CONTROL_HZ = 15
+IMAGE_SHAPE = (180, 320, 3)
 EXTERIOR_CAMERAS = ("steps/observation/exterior_image_1_left", "steps/observation/exterior_image_2_left")
 WRIST_CAMERA = "steps/observation/wrist_image_left"
 INSTRUCTIONS = tuple(f"steps/language_instruction{suffix}" for suffix in ("", "_2", "_3"))
@@ -141,8 +143,8 @@ class Visit:
 
 def draw_visit(episode: Episode, rng: np.random.Generator) -> Visit:
     """One exterior camera and one phrasing for the whole episode, uniformly."""
-    camera = EXTERIOR_CAMERAS[rng.integers(len(EXTERIOR_CAMERAS))]
-    return Visit(episode, camera, episode.instructions[rng.integers(len(episode.instructions))])
+    camera = EXTERIOR_CAMERAS[int(rng.integers(len(EXTERIOR_CAMERAS)))]
+    return Visit(episode, camera, episode.instructions[int(rng.integers(len(episode.instructions)))])
 
 
 def make_episode(features: dict[str, Values], kind: ArmAction, where: str) -> Episode:
@@ -173,6 +175,11 @@ def make_episode(features: dict[str, Values], kind: ArmAction, where: str) -> Ep
     actions = np.concatenate([arm, columns[GRIPPER_ACTION]], axis=1)
     is_success = SUCCESS in file_path
     return Episode(episode_key(folder, file_path), is_success, columns[JOINTS], columns[GRIPPER], actions, phrasings)
+
+
+def kept_frames(episode: Episode, ranges: FrameRanges) -> np.ndarray:
+    """int64[n]: those to train on; none of an episode that is no success."""
+    return ranges.kept(episode.key, len(episode)) if episode.is_success else np.zeros(0, np.int64)
 
 
 def images_of(features: dict[str, Values], camera: str, num_frames: int, where: str) -> Sequence[memoryview]:

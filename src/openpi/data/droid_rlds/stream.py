@@ -33,6 +33,7 @@ from openpi.data.droid_rlds.episode import (
     draw_visit,
     feature_names,
     images_of,
+    kept_frames,
     make_episode,
 )
 from openpi.data.droid_rlds.example import MalformedError, not_an_example, parse_example
@@ -305,7 +306,7 @@ class FrameStream:
         except MalformedError as error:
             raise not_an_example(record.where, error) from error
         episode = make_episode(features, self._mixture.arm_action, record.where)
-        kept = self._ranges.kept(episode.key, len(episode)) if episode.is_success else np.zeros(0, int)
+        kept = kept_frames(episode, self._ranges)
         self._check_barren(len(kept), record.where)
         if not len(kept):
             return
@@ -338,5 +339,5 @@ class FrameStream:
         if self._num_barren == MAX_BARREN:
             raise ValueError(
                 f"{MAX_BARREN} episodes in a row, up to {where}, have no frame to train on: they are no successes "
-                f"by their paths, or {self._ranges.source} do not name them. Are the ranges of this dataset and version?"
+                f"by their paths, or not named in {self._ranges.source}. Is that file of this dataset and version?"
             )
