@@ -67,7 +67,7 @@ class BatchOrder:
 class BatchSource(Protocol):
     """What batches are made of: items that say which sample to make, a batch of them at a time.
 
-    States are JSON values. Those of the processes of one run, merged key by key, are the state of the run.
+    States are JSON values. Those of the processes of one run make up the state of the run; see `merged_state`.
     """
 
     identity: Mapping[str, Any]
@@ -80,6 +80,16 @@ class BatchSource(Protocol):
     def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Any], dict[str, Any]], None, None]:
         """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
         ...
+
+
+def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of a run from those of its processes: where they have the same key, dicts are merged in turn."""
+    merged = dict(states[0])
+    for state in states[1:]:
+        for key, value in state.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merged_state([merged[key], value]) if both else value
+    return merged
 
 
 class IndexSource:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from openpi import transforms
+from openpi.data.batch_loader import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
@@ -114,7 +115,8 @@ def train(config: TrainConfig) -> TrainResult:
                     signum = vote(interrupts.signum or 0)
                     if _is_due(step, config.save_interval, is_last) or signum:
                         _check_finite(step, metrics, checkpoints)
-                        extras = _Extras(config, data, batches.state, window, base)
+                        loader_state = merged_state(processes.exchange("where the data are", batches.state))
+                        extras = _Extras(config, data, loader_state, window, base)
                         left_out = adapters.left_out(config)
                         checkpoints.save(
                             step, state, write_extras=extras.write, metrics=evaluated, is_left_out=left_out

@@ -248,7 +248,8 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
         if stats.width not in (width, config.model.action_dim):
             raise ValueError(
                 f"the statistics of '{key}' have {stats.width} dimensions, and the samples of "
-                f"{data_config.dataset_name} {width}: they are of another robot, or of other data. Compute them anew with `openpi stats`"
+                f"{data_config.dataset_name} {width}: they are of another robot, or of other data. Compute them anew "
+                "with `openpi stats`"
             )
     actions = np.asarray(raw["actions"])
     recorded = np.shape(client.get("actions", actions))[-1]
