@@ -1,5 +1,6 @@
 """Small datasets in the form of DROID, as TFDS writes them, through the real `protobuf`."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
 from openpi.data.droid_rlds.tfrecord import framed
+from openpi.training.data_config import RLDSDroidDataConfig
 
 HEIGHT, WIDTH = 180, 320
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
@@ -100,7 +102,7 @@ def episode(name: str, number: int, length: int, *, is_success: bool = True) -> 
     features: dict[str, Sequence] = {
         "episode_metadata/file_path": [f"{path}/trajectory.h5".encode()],
         "episode_metadata/recording_folderpath": [f"{path}/recordings/MP4".encode()],
-        "steps/is_first": np.arange(length) == 0,
+        "steps/is_first": (np.arange(length) == 0).astype(np.int64),
         "steps/reward": np.zeros(length, np.float32),
         "steps/observation/joint_position": walk(7),
         "steps/observation/gripper_position": walk(1),
@@ -131,6 +133,19 @@ def write(data_dir: Path, name: str, version: str, episodes: Sequence[RecordedEp
     info = {"fileFormat": "tfrecord", "name": name, "splits": [split], "version": version}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
+
+
+def of_recipe(data: RLDSDroidDataConfig, folder: Path) -> RLDSDroidDataConfig:
+    """The data half of a recipe on small datasets of the names it reads, all but the first frames of which are kept."""
+    datasets = []
+    for dataset in data.datasets:
+        episodes = [episode(dataset.name, i, 12, is_success=i != 1) for i in range(4)]
+        if not (folder / dataset.name).exists():
+            write(folder, dataset.name, dataset.version, episodes)
+        ranges = folder / f"{dataset.name}.json"
+        ranges.write_text(json.dumps({each.key: [[2, len(each)]] for each in episodes}))
+        datasets.append(dataclasses.replace(dataset, filter_dict_path=str(ranges)))
+    return dataclasses.replace(data, rlds_data_dir=str(folder), datasets=datasets, shuffle_buffer_size=32)
 
 
 def _image(number: int, camera: int, t: int) -> np.ndarray:

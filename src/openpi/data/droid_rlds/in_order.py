@@ -63,14 +63,14 @@ class FramesInOrder:
             shards = [shard for shard, n in zip(part.folder.shards, part.folder.shard_lengths, strict=True) if n]
             places = np.unique(np.linspace(0, len(shards) - 1, -(-num_samples // len(self.mixture.parts))).astype(int))
             for place in places:
-                found = next(self._walk(part, [*shards[place:], *shards[:place]]), None)
-                if found is None:
+                for file, span, episode, kept in self._walk(part, [*shards[place:], *shards[:place]]):
+                    samples.append(self._load(file, span, episode, int(kept[len(kept) // 2])))
+                    break
+                else:
                     raise ValueError(
                         f"no frame of {part.folder.root} can be used: no episode is a success by its path and named in "
                         f"{part.ranges.source}. Is that file of this dataset and version?"
                     )
-                file, span, episode, kept = found
-                samples.append(self._load(file, span, episode, int(kept[len(kept) // 2])))
         return samples
 
     def _walk(
