@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import rlds_datasets
+import training_processes
 from openpi import transforms
 from openpi.cli import main as cli
 from openpi.shared import normalize
@@ -203,3 +204,29 @@ def test_fetching_a_mixture_brings_its_ranges_and_not_its_data():
     assert len(ranges) == 2
     assert ranges[0] == DROID_FRAME_RANGES
     assert not [each for each in found if each.kind == "dataset"]
+
+
+def test_a_checkpoint_of_two_processes_knows_where_the_streams_of_both_are(folder, tmp_path):
+    """And so they read what one process would have read."""
+    datasets = f"(RLDSDataset('droid', '1.0.0', 1.0, {str(folder / 'ranges.json')!r}),)"
+    (tmp_path / "read_by_two.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import dataclasses\n"
+        "import tiny_recipe\n"
+        "from openpi.training.data_config import RLDSDroidDataConfig\n"
+        "from openpi.training.droid_rlds_dataset import RLDSDataset\n"
+        f"data = RLDSDroidDataConfig(repo_id='droid', rlds_data_dir={str(folder)!r}, datasets={datasets},\n"
+        "    shuffle_buffer_size=60)\n"
+        "model = dataclasses.replace(tiny_recipe.MODEL, action_dim=8)\n"
+        "recipe = dataclasses.replace(tiny_recipe.tiny, name='mine', model=model, data=data, batch_size=4,\n"
+        f"    num_workers=0, assets_base_dir={str(tmp_path)!r}, checkpoint_base_dir={str(tmp_path)!r})\n"
+    )
+    recipe = f"{tmp_path / 'read_by_two.py'}:recipe"
+    command = training_processes.train_command(recipe, "--exp-name=two", "--num-train-steps=3")
+    training_processes.run(command, 2, training_processes.environment(tmp_path), tmp_path / "logs")
+    found = json.loads((tmp_path / "mine" / "two" / "2" / "loader_state.json").read_text())["loader"]
+    loader = data_loader.create_data_loader(get_config(recipe))
+    for _ in zip(range(3), loader, strict=False):
+        pass
+    assert found == loader.state()
+    assert len(found["streams"]) == 4

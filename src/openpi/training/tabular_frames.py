@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +25,12 @@ from openpi.training import data_loader
 from openpi.training.data_config import DataConfig
 from openpi.training.droid_rlds_dataset import open_mixture
 
+logger = logging.getLogger("openpi")
+
 BLOCK_FRAMES = 4096
 _SEED = 0
 _FILES_AHEAD = 8
+_FILES_PER_LINE = 200
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,9 @@ class RldsFrames(_Evaluating):
         ahead: deque[Future[list[Episode]]] = deque()
         with ThreadPoolExecutor(_FILES_AHEAD, thread_name_prefix="columns") as readers:
             try:
-                for shard in shards:
+                for i, shard in enumerate(shards):
+                    if i and i % _FILES_PER_LINE == 0:
+                        logger.info("columns of %d of %d files of %s read", i, len(shards), part.folder.root)
                     ahead.append(readers.submit(self._episodes_of, shard))
                     if len(ahead) == _FILES_AHEAD:
                         yield from ahead.popleft().result()
