@@ -25,6 +25,7 @@ from openpi.data.droid_rlds.frame_ranges import FrameRanges
 from openpi.data.droid_rlds.in_order import FramesInOrder, episodes
 from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
 from openpi.data.droid_rlds.tfrecord import TFRecordFile, framed
+from openpi.data.images import decode_image
 
 HORIZON = 4
 LENGTHS = {"droid": (30, 12, 21, 16, 9, 25), "simulated": (11, 8)}
@@ -110,7 +111,7 @@ def test_what_tfds_wrote_is_read_as_tfds_reads_it(golden):
                     assert [text.decode() for text in texts] == expected[name.removeprefix("steps/")].tolist()
                 for camera in (*episode_module.EXTERIOR_CAMERAS, episode_module.WRIST_CAMERA):
                     images = episode_module.images_of(features, camera, len(found), "here")
-                    decoded = [episode_module.decode_image(bytes(content), "here") for content in images]
+                    decoded = [decode_image(bytes(content), "here") for content in images]
                     np.testing.assert_array_equal(decoded, expected[camera.removeprefix("steps/")])
                 number += 1
             assert file.next() is None

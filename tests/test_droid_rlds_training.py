@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -206,27 +208,42 @@ def test_fetching_a_mixture_brings_its_ranges_and_not_its_data():
     assert not [each for each in found if each.kind == "dataset"]
 
 
-def test_a_checkpoint_of_two_processes_knows_where_the_streams_of_both_are(folder, tmp_path):
-    """And so they read what one process would have read."""
-    datasets = f"(RLDSDataset('droid', '1.0.0', 1.0, {str(folder / 'ranges.json')!r}),)"
+READ = """
+    import json, os, sys
+    from pathlib import Path
+    from openpi.training import data_loader, launch, loop, processes
+    from openpi.training.config import get_config
+
+    processes.start(launch.find_launch({}, os.environ))
+    here = processes.index(), processes.count()
+    loader = data_loader.create_data_loader(get_config(sys.argv[1]), part=here)
+    rows = [batch["state"].tolist() for batch, _ in zip(loader, range(3))]
+    state = loop.loader_state(loader.state())
+    Path(f"{sys.argv[2]}.{here[0]}").write_text(json.dumps({"rows": rows, "state": state}))
+    processes.end(0)
+"""
+
+
+def test_two_processes_read_the_batches_of_one_and_a_checkpoint_knows_where_both_are(folder, tmp_path):
     (tmp_path / "read_by_two.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import dataclasses\n"
-        "import tiny_recipe\n"
-        "from openpi.training.data_config import RLDSDroidDataConfig\n"
+        "from openpi.training.config import get_config\n"
         "from openpi.training.droid_rlds_dataset import RLDSDataset\n"
-        f"data = RLDSDroidDataConfig(repo_id='droid', rlds_data_dir={str(folder)!r}, datasets={datasets},\n"
-        "    shuffle_buffer_size=60)\n"
-        "model = dataclasses.replace(tiny_recipe.MODEL, action_dim=8)\n"
-        "recipe = dataclasses.replace(tiny_recipe.tiny, name='mine', model=model, data=data, batch_size=4,\n"
-        f"    num_workers=0, assets_base_dir={str(tmp_path)!r}, checkpoint_base_dir={str(tmp_path)!r})\n"
+        "published = get_config('pi0_fast_full_droid_finetune')\n"
+        f"data = dataclasses.replace(published.data, rlds_data_dir={str(folder)!r}, shuffle_buffer_size=60,\n"
+        f"    datasets=(RLDSDataset('droid', '1.0.0', 1.0, {str(folder / 'ranges.json')!r}),))\n"
+        f"model = dataclasses.replace(published.model, action_tokenizer_path={str(GOLDEN / 'tokenizers' / 'fast')!r},\n"
+        f"    tokenizer_path={SMALL['tokenizer_path']!r})\n"
+        "recipe = dataclasses.replace(published, data=data, model=model, batch_size=4,\n"
+        f"    assets_base_dir={str(tmp_path)!r})\n"
     )
     recipe = f"{tmp_path / 'read_by_two.py'}:recipe"
-    command = training_processes.train_command(recipe, "--exp-name=two", "--num-train-steps=3")
+    norm_stats.compute(get_config(recipe))
+    command = [sys.executable, "-c", textwrap.dedent(READ), recipe, str(tmp_path / "read")]
     training_processes.run(command, 2, training_processes.environment(tmp_path), tmp_path / "logs")
-    found = json.loads((tmp_path / "mine" / "two" / "2" / "loader_state.json").read_text())["loader"]
+    first, second = (json.loads((tmp_path / f"read.{i}").read_text()) for i in range(2))
     loader = data_loader.create_data_loader(get_config(recipe))
-    for _ in zip(range(3), loader, strict=False):
-        pass
-    assert found == loader.state()
-    assert len(found["streams"]) == 4
+    expected = [batch["state"].tolist() for batch, _ in zip(loader, range(3), strict=False)]
+    assert [one + other for one, other in zip(first["rows"], second["rows"], strict=True)] == expected
+    assert first["state"] == second["state"] == json.loads(json.dumps(loader.state()))
+    assert len(first["state"]["streams"]) == 4

@@ -16,15 +16,18 @@ from openpi import transforms
 from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.droid_rlds.episode import Frame
+from openpi.data.droid_rlds.folder import open_folder
+from openpi.data.droid_rlds.frame_ranges import FrameRanges
 from openpi.data.droid_rlds.in_order import FramesInOrder
-from openpi.data.droid_rlds.stream import MixtureSource
+from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
+from openpi.shared import download
 from openpi.shared.errors import missing_key
 from openpi.training.data_config import DataConfig
-from openpi.training.droid_rlds_dataset import open_mixture
+from openpi.training.droid_rlds_dataset import DroidActionSpace
 
 FAKE_REPO_ID = "fake"
 FAKE_TOKEN_RANGE = 2048
@@ -162,6 +165,25 @@ def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
         )
     root = locate_dataset(data_config.repo_id, may_download=not data_config.local_files_only)
     return LeRobotMetadata.load(root)
+
+
+def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
+    """The datasets of a recipe, opened, with their frame ranges fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: a dataset or its ranges are not there or cannot be used; or the weights do not
+            add up to 1.
+    """
+    assert data_config.rlds_data_dir is not None
+    parts = []
+    for dataset in data_config.datasets:
+        folder = open_folder(data_config.rlds_data_dir, dataset.name, dataset.version)
+        ranges = FrameRanges()
+        if dataset.filter_dict_path is not None:
+            ranges = FrameRanges.load(download.maybe_download(dataset.filter_dict_path))
+        parts.append(MixturePart(folder, dataset.weight, ranges))
+    is_velocity = data_config.action_space is DroidActionSpace.JOINT_VELOCITY
+    return Mixture(tuple(parts), "joint_velocity" if is_velocity else "joint_position", horizon)
 
 
 def input_transforms(

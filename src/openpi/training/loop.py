@@ -115,8 +115,7 @@ def train(config: TrainConfig) -> TrainResult:
                     signum = vote(interrupts.signum or 0)
                     if _is_due(step, config.save_interval, is_last) or signum:
                         _check_finite(step, metrics, checkpoints)
-                        loader_state = merged_state(processes.exchange("where the data are", batches.state))
-                        extras = _Extras(config, data, loader_state, window, base)
+                        extras = _Extras(config, data, loader_state(batches.state), window, base)
                         left_out = adapters.left_out(config)
                         checkpoints.save(
                             step, state, write_extras=extras.write, metrics=evaluated, is_left_out=left_out
@@ -135,6 +134,11 @@ def train(config: TrainConfig) -> TrainResult:
 def _open_observers(config: TrainConfig, directory: Path, start: int) -> list[Observer]:
     """Of several processes the first reports."""
     return open_observers(config, directory, resume_step=start or None) if processes.is_first() else []
+
+
+def loader_state(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the data are, from what each process knows: of a stream, each reads its own part."""
+    return merged_state(processes.exchange("where the data are", own))
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:

@@ -23,7 +23,6 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
 from openpi.training.data_config import DataConfig
-from openpi.training.droid_rlds_dataset import open_mixture
 
 logger = logging.getLogger("openpi")
 
@@ -144,7 +143,7 @@ class RldsFrames(_Evaluating):
     """Of DROID in RLDS form: those that training would draw. No image is read."""
 
     def __init__(self, data_config: DataConfig, model_config: BaseModelConfig):
-        self._mixture = open_mixture(data_config, model_config.action_horizon)
+        self._mixture = data_loader.open_mixture(data_config, model_config.action_horizon)
         super().__init__(data_config, FramesInOrder(self._mixture))
         black = np.zeros(IMAGE_SHAPE, np.uint8)
         self._images = {"image": black, "wrist_image": black}

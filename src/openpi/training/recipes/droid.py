@@ -74,7 +74,7 @@ RECIPES = [
         batch_size=256,
         save_interval=5000,
         keep_period=20_000,
-        num_workers=0,  # threads of this process; raise it where they do not keep up
+        num_workers=0,  # threads: worker processes take twice the processor time for these frames
     ),
     TrainConfig(
         name="pi05_full_droid_finetune",
