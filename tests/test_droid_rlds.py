@@ -350,9 +350,12 @@ def test_a_frame_waits_for_as_long_as_it_would_in_a_buffer_of_that_size(tmp_path
     part = MixturePart(open_folder(tmp_path, "droid", "1.0.1"), 1.0, FrameRanges())
     waiting = 300
     source = MixtureSource(Mixture([part], "joint_position", HORIZON), batch_size=1, seed=0, buffer_size=waiting)
-    numbers = [state["streams"]["0/0"][4] for _, state in batches(source, 3000)]
+    streams = [state["streams"]["0/0"] for _, state in batches(source, 3000)]
+    numbers, times = (np.array([stream[i] for stream in streams]) for i in (4, 3))
+    # From the first one on, a frame leaves for each that comes.
+    np.testing.assert_allclose(times, waiting + np.arange(len(times)), atol=60)
     assert sorted(numbers)[:1500] == list(range(1500))  # every frame once
-    late = np.arange(len(numbers)) + waiting - np.array(numbers)  # one came in for each that left
+    late = np.arange(len(numbers)) + waiting - numbers  # one came in for each that left
     settled = late[4 * waiting :]
     assert settled.mean() == pytest.approx(waiting, rel=0.1)
     assert settled.min() > -60  # luck, and an episode
