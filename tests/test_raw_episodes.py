@@ -1,17 +1,16 @@
 """Positronic's raw recordings: read as recorded, written and read back, whole or marked as unfinished."""
 
 import json
-import os
 import pickle
 
 import numpy as np
-import packed_arrays
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import packed_arrays
 from openpi.data.raw_episodes import Episode, RawDataset, RawDatasetWriter
 
 MAX_GREY_LEVELS = 3  # between H.264 decoders and colour conversions
@@ -83,7 +82,7 @@ def test_windows_carry_the_value_before_them_and_steps_are_stamped_as_asked(data
     for number, episode in enumerate(dataset):
         begin, end = recorded[f"{number}/window/target_grip/bounds"].tolist()
         signal = episode.signal("target_grip")
-        window, stepped = signal.time[begin:end], signal.time[begin : end : 50_000_000]
+        window, stepped = signal.time[begin:end], signal.time[begin:end:50_000_000]
         for found, kind in ((window, "window"), (stepped, "stepped")):
             np.testing.assert_array_equal(found.timestamps, recorded[f"{number}/{kind}/target_grip/ts"])
             assert_same(found.values, recorded[f"{number}/{kind}/target_grip/values"])
@@ -99,7 +98,7 @@ def test_what_has_no_answer_is_refused(dataset):
         episode.time[0:10]
     with pytest.raises(KeyError, match="needs a start"):
         signal.time[:10:5]
-    with pytest.raises(KeyError, match="robot_state.q"):
+    with pytest.raises(KeyError, match=r"robot_state\.q"):
         episode.signal("robot_state.p")
     for times in ("now", None, [[1]], ["1"], True):
         with pytest.raises(TypeError):
@@ -150,7 +149,9 @@ NUMBERS = st.sampled_from(["float32", "float64", "int64", "int8", "bool"])
 
 @settings(max_examples=25)
 @given(
-    signals=st.dictionaries(st.sampled_from(["a", "a.b", "robot_state.q"]), st.tuples(NUMBERS, st.integers(0, 4)), min_size=1),
+    signals=st.dictionaries(
+        st.sampled_from(["a", "a.b", "robot_state.q"]), st.tuples(NUMBERS, st.integers(0, 4)), min_size=1
+    ),
     steps=st.lists(st.integers(1, 10**9), min_size=1, max_size=8),
     start=st.sampled_from([0, 1_732_000_000_000_000_000]),
     seed=st.integers(0, 2**32 - 1),
@@ -215,7 +216,7 @@ def test_a_recording_is_marked_until_it_is_finished_and_gone_when_aborted(tmp_pa
 
 
 def test_the_thousandth_episode_starts_a_block(tmp_path):
-    os.makedirs(tmp_path / "000000000000" / "000000000999")
+    (tmp_path / "000000000000" / "000000000999").mkdir(parents=True)
     with RawDatasetWriter(tmp_path).new_episode() as writer:
         writer.append("grip", 0.0, 1)
     assert writer.path == tmp_path / "000000001000" / "000000001000"

@@ -70,7 +70,9 @@ class ActionCodec(Codec):
             )
         if not np.isfinite(chunk).all():
             step, value = np.argwhere(~np.isfinite(chunk))[0]
-            raise ValueError(f"step {step} of the actions has {chunk[step, value]} at {value}; no robot may be sent that")
+            raise ValueError(
+                f"step {step} of the actions has {chunk[step, value]} at {value}; no robot may be sent that"
+            )
         return chunk
 
 
@@ -168,7 +170,9 @@ def _rotation_matrices(quaternions_wxyz: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(quaternions_wxyz, axis=1, keepdims=True)
     if (norms < _SHORTEST_QUATERNION).any():
         step = int(np.argmin(norms))
-        raise ValueError(f"step {step} of the actions has the quaternion {quaternions_wxyz[step]}, which is no rotation")
+        raise ValueError(
+            f"step {step} of the actions has the quaternion {quaternions_wxyz[step]}, which is no rotation"
+        )
     w, x, y, z = (quaternions_wxyz / norms).T
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),

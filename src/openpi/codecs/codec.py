@@ -15,7 +15,6 @@ NumPy only; nothing here reads files.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -55,7 +54,7 @@ class RawSignals(Mapping[str, Column]):
         return 0
 
 
-class Codec(abc.ABC):
+class Codec:
     """One part of the way between robot and policy. The base changes nothing.
 
     Attributes:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openpi.data.raw_episodes import layout
 from openpi.data.raw_episodes.signals import Signal, as_times, is_time, open_signals, stepped_times
 from openpi.shared.errors import missing_key

@@ -143,7 +143,9 @@ class EpisodeWriter:
         if name in self._static:
             raise ValueError(f"'{name}' is a constant of this episode; a signal needs another name")
         is_image = value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3
-        return _VideoSink(self.path, name, value, timelines) if is_image else _TableSink(self.path, name, value, timelines)
+        return (
+            _VideoSink(self.path, name, value, timelines) if is_image else _TableSink(self.path, name, value, timelines)
+        )
 
     def _meta(self) -> dict[str, Any]:
         first = max(sink.first_ts for sink in self._sinks.values())
@@ -185,7 +187,10 @@ class _Rows:
 
     def _flush(self) -> None:
         if self._rows:
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema)]
+            columns = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
             self._writer.write_table(pa.table(columns, schema=self._schema))
             self._rows = []
 
