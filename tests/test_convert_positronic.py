@@ -1,6 +1,7 @@
 """Positronic's recordings to LeRobot datasets: what training reads is what was recorded, and no run loses anything."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 from hypothesis import given
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 import packed_arrays
 from openpi.cli.main import main
@@ -263,26 +266,70 @@ def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, caps
     assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 2
 
 
-def test_recordings_are_read_from_a_bucket(raw, tmp_path, monkeypatch):
-    moto_server = pytest.importorskip("moto.server")
-    import boto3
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """The command sends log lines to the standard error of the test, which ends with it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
-    server = moto_server.ThreadedMotoServer(port=0)
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """An S3 server of this machine: its client, an empty bucket, and the options that lead there."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    for key, value in (("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "x"), ("AWS_DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(key, value)
-    monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENPI_OFFLINE", "0")
-    try:
-        s3 = boto3.client("s3", endpoint_url=url)
-        s3.create_bucket(Bucket="lab")
-        for path in raw.rglob("*"):
-            if path.is_file():
-                s3.upload_file(str(path), "lab", f"recordings/{path.relative_to(raw)}")
-        options = ["--endpoint-url", url, "--workers", "0"]
-        assert main(["convert", "positronic", "s3://lab/recordings", str(tmp_path / "set"), *options]) == 0
-    finally:
-        server.stop()
-    assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 3
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("OPENPI_DATA_HOME", str(tmp_path / "cache")),
+        ("OPENPI_OFFLINE", "0"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3 = s3fs.S3FileSystem(endpoint_url=url)
+    name = f"lab-{tmp_path.name.replace('_', '-')[-40:].strip('-')}"  # the server's memory outlives it
+    s3.mkdir(name)
+    yield s3, name, ["--endpoint-url", url, "--workers", "0"]
+    server.stop()
+
+
+def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_path, bucket, capsys, monkeypatch):
+    s3, lab, options = bucket
+    s3.put(f"{raw}/", f"{lab}/recordings/", recursive=True)
+    command = ["convert", "positronic", f"s3://{lab}/recordings", f"s3://{lab}/sets/ee", *options]
+    failing = [True]
+    original = s3fs.S3FileSystem.put_file
+
+    def put_file(self, *args, **kwargs):
+        if failing.pop() if failing else False:
+            raise OSError("the line broke")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "put_file", put_file)
+    assert main(command) == 1
+    assert "the line broke" in capsys.readouterr().err
+    assert not s3.exists(f"{lab}/sets/ee/meta/info.json")  # nobody takes it for a dataset
+    monkeypatch.setattr(positronic, "prepare_episode", None)  # all is made; it is only sent again
+    assert main(command) == 0
+    monkeypatch.undo()
+    s3.invalidate_cache()
+    s3.get(f"{lab}/sets/ee/", str(tmp_path / "got"), recursive=True)
+    assert len(LeRobotDataset(tmp_path / "got").metadata.episodes) == 3
+
+
+def test_recordings_are_appended_to_a_dataset_in_a_bucket(raw, converted, tmp_path, bucket, capsys):
+    s3, lab, options = bucket
+    s3.put(f"{converted}/", f"{lab}/ee/", recursive=True)
+    before = {path: s3.info(path)["ETag"] for path in s3.find(f"{lab}/ee")}
+    assert main(["convert", "positronic", str(raw), f"s3://{lab}/ee", *options]) == 1
+    assert "choose another place, append" in capsys.readouterr().err
+    assert main(["convert", "positronic", str(raw), f"s3://{lab}/ee", "--append", "--repeat", *options]) == 0
+    s3.invalidate_cache()
+    after = {path: s3.info(path)["ETag"] for path in s3.find(f"{lab}/ee")}
+    kept = {path for path in before if before[path] == after[path]}
+    rewritten = {"info.json", "stats.json"}
+    assert {Path(path).name for path in before.keys() - kept} <= rewritten | {"tasks.parquet"}
+    s3.get(f"{lab}/ee/", str(tmp_path / "got"), recursive=True)
+    assert len(LeRobotDataset(tmp_path / "got").metadata.episodes) == 6

@@ -1,6 +1,7 @@
 """`openpi convert positronic INPUT OUTPUT [options]`: recordings in another format to a LeRobot dataset.
 
-INPUT is a raw dataset of Positronic, or a folder of several, on this machine or at a URL (s3://, gs://, https://).
+INPUT is a raw dataset of Positronic, or a folder of several; INPUT and OUTPUT are on this machine or at URLs (s3://,
+gs://). What goes to a URL is made on this machine, and sent when it is complete.
 A conversion that is stopped goes on when the same command is given again. Exit codes: 0 = written; 1 = refused or
 failed; 2 = bad command line; 130 = stopped by Ctrl-C.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 SUMMARY = "recordings in another format to a LeRobot dataset"
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     positronic = formats.add_parser("positronic", help="raw recordings of Positronic, by a codec")
     positronic.add_argument("input", help="folder or URL")
-    positronic.add_argument("output", type=Path, help="folder of the dataset")
+    positronic.add_argument("output", help="folder of the dataset, or a URL (s3://, gs://) to send it to")
     positronic.add_argument(
         "--codec", default="ee", help="a name, path/to/file.py:attribute or package.module:attribute"
     )
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _positronic(args: argparse.Namespace) -> None:
     from openpi.codecs.catalog import get_codec
     from openpi.convert import positronic
+    from openpi.convert.destination import write_to
     from openpi.data.raw_episodes import RawDataset
     from openpi.shared.download import maybe_download
 
@@ -71,21 +73,25 @@ def _positronic(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {}
     if args.endpoint_url:
         options["s3"] = {"endpoint_url": args.endpoint_url, "anon": args.anonymous}
+    sent_to = options.get(urlsplit(args.output).scheme)
     source = RawDataset(maybe_download(args.input, force_download=args.refresh, **options))
     for path in source.unfinished:
         logger.warning("left out: %s is not finished", path)
-    positronic.convert(
-        source,
+    chosen = {
+        "fps": args.fps,
+        "task": args.task,
+        "use_videos": not args.images,
+        "append": args.append,
+        "overwrite": args.overwrite,
+        "repeat": args.repeat,
+        "skip_unusable": args.skip_unusable,
+    }
+    write_to(
         args.output,
-        codec,
-        fps=args.fps,
-        task=args.task,
-        use_videos=not args.images,
+        lambda folder: positronic.convert(source, folder, codec, num_workers=args.workers, **chosen),
+        key=repr((source.paths, codec, chosen)),
         append=args.append,
-        overwrite=args.overwrite,
-        repeat=args.repeat,
-        skip_unusable=args.skip_unusable,
-        num_workers=args.workers,
+        options=sent_to,
     )
 
 
