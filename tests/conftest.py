@@ -1,5 +1,6 @@
 """Strictness that only tests switch on: run-time shape checks, no implicit dtype promotion surprises, fixed seeds."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,15 @@ def _compiled_programs_are_forgotten():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture
+def logging_as_before():
+    """For commands run in this process: they log to the standard error of the test, which ends with it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

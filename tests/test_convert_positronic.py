@@ -1,7 +1,6 @@
 """Positronic's recordings to LeRobot datasets: what training reads is what was recorded, and no run loses anything."""
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,9 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
 
 MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
+
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 @pytest.fixture
@@ -264,15 +266,6 @@ def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, caps
     assert f"{late.path}: its signals have no time in common" in capsys.readouterr().err
     assert main([*command, "--skip-unusable"]) == 0
     assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 2
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """The command sends log lines to the standard error of the test, which ends with it."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture
