@@ -209,7 +209,7 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
 
 
 def test_two_conversions_do_not_write_one_dataset(raw, tmp_path, capsys):
-    with WorkFolder(tmp_path / "set", {}):
+    with WorkFolder(tmp_path / "set"):
         assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]) == 1
     assert "another conversion is writing" in capsys.readouterr().err
 

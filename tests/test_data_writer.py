@@ -377,6 +377,28 @@ def test_a_failed_append_leaves_the_dataset_as_it_was(tmp_path, golden):
         LeRobotWriter(golden / "lerobot_v21/video", fps=10, features=FEATURES, append=True)
 
 
+def test_a_dataset_that_cannot_be_moved_into_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    root = write(tmp_path / "set", [make_episode(3)])
+    before = contents(root)
+    original, moved = Path.rename, []
+
+    def rename(path, target):
+        moved.append((path.name, Path(target).name))
+        if len(moved) == 2:
+            raise PermissionError("not here")
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PermissionError):
+        write(root, [make_episode(3)], append=True)
+    assert contents(root) == before
+    assert siblings(tmp_path) == ["set"]
+    monkeypatch.undo()
+    root.rename(tmp_path / ".set.tmp-x.replaced")  # as a kill at that moment leaves it
+    with pytest.raises(FileNotFoundError, match=r"left it as .*\.set\.tmp-x\.replaced"):
+        write(root, [make_episode(3)], append=True)
+
+
 def test_a_camera_may_come_as_a_stream_and_is_stored_the_same(tmp_path):
     episode = make_video_episode(6, 40)
     whole = write(tmp_path / "whole", [episode], features=WITH_VIDEO)

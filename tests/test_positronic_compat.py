@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.codecs import catalog
 from openpi.codecs.catalog import get_codec
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import normalize
@@ -153,11 +154,7 @@ def test_what_is_mistyped_or_impossible_ends_in_one_line(run, recordings, tmp_pa
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ee", "ee_joints", "ee_traj", "ee_joints_traj", "joints_traj", "droid", "eepose_absolute", "openpi_positronic"]
-    + ["eepose_q", "joints", "eepose"],
-)
+@pytest.mark.parametrize("name", [*catalog.CURRENT, *catalog.OLDER, "eepose"])
 def test_every_published_codec_name_is_the_codec_of_that_name(name):
     from positronic.vendors.openpi import codecs
 
@@ -175,11 +172,7 @@ def test_fields_of_a_codec_can_be_set():
 def test_the_public_recordings_are_read_without_credentials():
     from positronic.cfg.ds import phail
 
-    for name, place in (
-        ("phail", "phail"),
-        ("sim_stack_cubes", "sim-stack-cubes"),
-        ("sim_pick_place", "sim-pick-place"),
-    ):
+    for name in ("phail", "sim_stack_cubes", "sim_pick_place"):
         recordings = getattr(phail, name).instantiate()
-        assert recordings.place == f"s3://positronic-public/datasets/{place}/"
+        assert recordings.place == f"s3://positronic-public/datasets/{name.replace('_', '-')}/"
         assert recordings.options["s3"]["anon"] is True

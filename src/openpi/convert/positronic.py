@@ -16,13 +16,12 @@ import dataclasses
 import hashlib
 import logging
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -85,6 +84,7 @@ def convert(
     if append and not repeat:
         provenance.refuse_repeats(output, paths)
     with (
+        WorkFolder(output) as work,
         LeRobotWriter(
             output,
             fps=rate,
@@ -92,13 +92,11 @@ def convert(
             robot_type=ROBOT_TYPE,
             append=append,
             overwrite=overwrite,
+            scratch=work.path,
         ) as writer,
-        WorkFolder(output, _plan(codec, rate, writer)) as work,
     ):
-        jobs = [
-            _Job(path, work.place(_fingerprint(path)), codec, dict(writer.features), rate, writer.encoder)
-            for path in paths
-        ]
+        options = (codec, dict(writer.features), rate, writer.encoder)
+        jobs = [_Job(path, work.path / _digest(path, codec, rate, writer), *options) for path in paths]
         unusable = _prepare_all(jobs, num_workers)
         if unusable and not skip_unusable:
             raise ValueError(_unusable_message(unusable))
@@ -111,8 +109,6 @@ def convert(
         provenance.record(
             writer.temporary, [job.path for job in used], is_append=append, codec=codec, fps=rate, task=task
         )
-        writer.finish()
-        work.remove()
     return output
 
 
@@ -179,9 +175,8 @@ def _prepare(job: _Job) -> str | None:
     times = sample_times(start, end, job.fps)
     if not len(times):
         return "its signals have no time in common"
-    partial = job.folder.with_name(f"{job.folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    # A name of its own: a process whose conversion was killed may still be busy with the same episode.
+    partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     frames = sampled(episode, columns, job.features, times)
     try:
         prepared = prepare_episode(
@@ -190,12 +185,18 @@ def _prepare(job: _Job) -> str | None:
     except ValueError as error:
         raise ValueError(f"episode {job.path}: {error}") from error
     prepared.save(partial)
-    partial.rename(job.folder)
+    try:
+        partial.rename(job.folder)
+    except OSError:
+        if not job.folder.is_dir():
+            raise
     return None
 
 
 def _prepare_all(jobs: Sequence[_Job], num_workers: int | None) -> dict[Path, str]:
     """Prepares what is not; returns the unusable ones with the reason."""
+    if done := sum(job.folder.is_dir() for job in jobs):
+        logger.info("going on with %d prepared episodes", done)
     cores = os.cpu_count() or 1
     processes = min(cores if num_workers is None else num_workers, len(jobs))
     unusable: dict[Path, str] = {}
@@ -279,12 +280,8 @@ def _signal_names(columns: Mapping[str, Column]) -> list[str]:
     return list(dict.fromkeys(name for column in columns.values() for name in column.signals))
 
 
-def _plan(codec: Codec, fps: int, writer: LeRobotWriter) -> dict[str, Any]:
-    """What prepared episodes depend on."""
-    return {"codec": repr(codec), "fps": fps, "features": dict(writer.features), "encoder": writer.encoder}
-
-
-def _fingerprint(path: Path) -> str:
-    """Of an episode's files: changes when it is recorded anew."""
+def _digest(path: Path, codec: Codec, fps: int, writer: LeRobotWriter) -> str:
+    """Of an episode's files, and of the options that its preparation depends on."""
     files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
-    return hashlib.sha256(repr((str(path.absolute()), files)).encode()).hexdigest()[:20]
+    options = (codec, fps, dict(writer.features), writer.encoder)
+    return hashlib.sha256(repr((str(path.absolute()), files, options)).encode()).hexdigest()[:20]

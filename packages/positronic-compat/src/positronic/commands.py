@@ -63,8 +63,9 @@ def local_output(place: str) -> str:
 def _explained(error: BaseException) -> str:
     """With what caused it, which configuronic leaves to the traceback."""
     caused_by = error.__cause__ if isinstance(error, cfn.ConfigError) else None
-    is_said = caused_by is None or str(caused_by) in str(error)
-    return str(error) if is_said else f"{error}: {_explained(caused_by)}"
+    if caused_by is None or str(caused_by) in str(error):
+        return str(error)
+    return f"{error}: {_explained(caused_by)}"
 
 
 def _program() -> str:

@@ -21,6 +21,8 @@ from openpi.data.lerobot.stats import FeatureStats
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
 
 APPENDABLE = "v3.0"
+REPLACED = ".replaced"
+"""End of the name that a dataset has, beside its place, while another takes that."""
 _REWRITTEN = ("info.json", "stats.json", "tasks.parquet")
 
 
@@ -41,7 +43,9 @@ class ExistingDataset:
             ValueError: a format that cannot be appended to.
         """
         if not (root / "meta/info.json").is_file():
-            raise FileNotFoundError(f"{root} holds no LeRobot dataset to append to; convert into a new folder instead")
+            left = next(root.parent.glob(f".{root.name}.*{REPLACED}"), None)
+            what = f"a run that was killed left it as {left}: rename that" if left else "write to a new folder instead"
+            raise FileNotFoundError(f"{root} holds no LeRobot dataset to append to; {what}")
         metadata = LeRobotMetadata.load(root)
         if metadata.version != APPENDABLE:
             raise ValueError(

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from av.error import FFmpegError
 
+from openpi.data.lerobot import existing, video_writer
 from openpi.data.lerobot import stats as feature_stats
-from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import FrameStream, complete_features, size_hw
 from openpi.data.lerobot.existing import ExistingDataset
 from openpi.data.lerobot.metadata import Feature
@@ -45,6 +45,7 @@ class LeRobotWriter:
             they are there.
         use_videos: store `image` cameras as video.
         data_file_mb, video_file_mb: a file is closed before it would grow beyond this.
+        scratch: where the dataset is until it is complete, on the same disk; None = beside `root`.
     Raises:
         FileExistsError: `root` exists.
         FileNotFoundError: there is nothing to append to.
@@ -63,6 +64,7 @@ class LeRobotWriter:
         use_videos: bool = False,
         data_file_mb: float = 100,
         video_file_mb: float = 200,
+        scratch: Path | None = None,
     ):
         self._root = Path(root).expanduser()
         self._replaces = overwrite or append
@@ -82,7 +84,7 @@ class LeRobotWriter:
         self._num_frames = 0
         self._num_episodes_before = 0
         self._root.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self._root.name}.tmp-", dir=self._root.parent))
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self._root.name}.tmp-", dir=scratch or self._root.parent))
         if self._before is not None:
             self._start_behind(self._before)
         self._data = TableFiles(self._temporary, data_file_mb * _MB, self._first_file("data"))
@@ -278,7 +280,8 @@ class LeRobotWriter:
         if not self._root.exists():
             self._temporary.rename(self._root)
             return
-        replaced = self._temporary.with_name(self._temporary.name + ".replaced")
+        # Beside it, where nothing is ever cleaned up: this is the user's dataset.
+        replaced = self._root.with_name(f"{self._temporary.name}{existing.REPLACED}")
         self._root.rename(replaced)
         try:
             self._temporary.rename(self._root)
