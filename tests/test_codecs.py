@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +181,48 @@ def test_any_codec_can_speak_the_keys_of_the_recipe(recorded, name):
     assert len(codec.decode(vectors["decode_in/actions"])) == len(get_codec(name).decode(vectors["decode_in/actions"]))
 
 
+# --- training and serving are one ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "current/droid"])
+def test_a_policy_is_served_exactly_what_it_was_trained_on(golden, name):
+    """At any moment of a recording, the encoded observation is the row of the dataset."""
+    options = {"observed_binary": True} if "traj" in name else {}
+    codec = get_codec(name.replace("current/", "").replace("legacy/", "older/"), **options)
+    for episode in RawDataset(golden / "positronic_raw" / "dataset"):
+        times = np.linspace(episode.start_ts, episode.last_ts, 5).astype(np.int64)
+        columns = {key: column for key, column in codec.training_columns().items() if key != "action"}
+        for time in times.tolist():
+            encoded = codec.encode(episode.time[time])
+            for key, column in columns.items():
+                signals = {signal: episode.signal(signal) for signal in column.signals}
+                rows = {signal: entry.values(entry.rows_at([time])) for signal, entry in signals.items()}
+                served_key = key if key in encoded else catalog.SLASH_KEYS[key]
+                np.testing.assert_array_equal(encoded[served_key], column.derive(rows)[0])
+
+
+@pytest.mark.parametrize("name", ["ee", "ee_joints", "joints_traj", "eepose_absolute"])
+def test_a_trained_action_decodes_to_the_command_that_was_recorded(golden, name):
+    """What a policy that has learnt its data by heart would do."""
+    codec = get_codec(name, horizon_s=None) if name in catalog.CURRENT else get_codec(name)
+    episode = RawDataset(golden / "positronic_raw" / "dataset")[0]
+    column = codec.training_columns()["action"]
+    times = np.arange(episode.start_ts, episode.last_ts, 200_000_000)
+    values = {signal: episode.signal(signal).time[times].values for signal in column.signals}
+    arm, grip = (values[signal] for signal in column.signals)
+    for row, step in enumerate(codec.decode(column.derive(values))):
+        command = step["robot_command"]
+        if command["type"] == "joint_pos":
+            np.testing.assert_allclose(command["positions"], arm[row], atol=1e-6)
+            assert step["target_grip"] == float(grip[row] > 0.5)
+            continue
+        np.testing.assert_allclose(command["pose"][:3], arm[row][:3], atol=1e-6)
+        w, x, y, z = arm[row][3:] / np.linalg.norm(arm[row][3:])
+        np.testing.assert_allclose(np.trace(command["pose"][3:].reshape(3, 3)), 4 * w * w - 1, atol=1e-5)
+        np.testing.assert_allclose(command["pose"][3:].reshape(3, 3) @ [x, y, z], [x, y, z], atol=1e-5)  # its axis
+        assert step["target_grip"] == pytest.approx(float(grip[row]), abs=1e-6)
+
+
 # --- properties ---------------------------------------------------------------------------------------------
 
 finite = st.floats(-1e3, 1e3, width=32)
@@ -308,6 +351,17 @@ def test_a_codec_of_ones_own_is_found_by_its_file(tmp_path):
         get_codec(f"{file}:number")
     with pytest.raises(ValueError, match="has no 'ee_far'"):
         get_codec(f"{file}:ee_far")
+
+
+def test_the_codec_of_the_guide_works(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "codecs.md"
+    (code,) = [block for block in page.read_text().split("```python\n") if block.startswith("# my_codec.py")]
+    (tmp_path / "my_codec.py").write_text(code.split("```")[0])
+    codec = get_codec(str(tmp_path / "my_codec.py"))
+    raw = {"robot_state.q": np.zeros(7), "grip": 1, "image.front": np.zeros((48, 64, 3), np.uint8)}
+    assert codec.encode(raw)["observation/state"].tolist() == [0] * 7 + [1]
+    assert len(codec.decode(np.zeros((50, 8)))) == 15
+    assert set(codec.training_columns()) == set(codec.training_meta["lerobot_features"])
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,19 @@ def local_path(place: str) -> str:
     from openpi.shared.download import maybe_download
 
     return str(maybe_download(text(place)))
+
+
+@contextlib.contextmanager
+def sent_output(place: str) -> Iterator[str]:
+    """A folder to write small files to; those of a URL are sent there at the end, unless it fails."""
+    from openpi.shared.upload import is_remote, upload_folder
+
+    if not is_remote(text(place)):
+        yield local_output(place)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+        upload_folder(Path(folder), place)
 
 
 def local_output(place: str) -> str:

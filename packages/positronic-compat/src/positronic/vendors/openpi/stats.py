@@ -13,10 +13,9 @@ def stats(input_path: str, output_path: str, config_name: str) -> None:
     """Computes them, and writes <output_path>/assets/<config_name>/lerobot/norm_stats.json."""
     from openpi.cli import stats as openpi_stats
 
-    folder = commands.local_output(output_path)
-    commands.finish(
-        openpi_stats.main([commands.text(config_name), *data_flags(input_path), f"--assets-base-dir={folder}/assets"])
-    )
+    with commands.sent_output(output_path) as folder:
+        arguments = [commands.text(config_name), *data_flags(input_path), f"--assets-base-dir={folder}/assets"]
+        commands.finish(openpi_stats.main(arguments))
 
 
 def main() -> None:
