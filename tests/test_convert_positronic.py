@@ -11,7 +11,6 @@ import pytest
 import s3fs
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 import packed_arrays
 from openpi.cli.main import main
@@ -268,28 +267,9 @@ def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, caps
     assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 2
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """An S3 server of this machine: its client, an empty bucket, and the options that lead there."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "x"),
-        ("AWS_SECRET_ACCESS_KEY", "x"),
-        ("OPENPI_DATA_HOME", str(tmp_path / "cache")),
-        ("OPENPI_OFFLINE", "0"),
-    ):
-        monkeypatch.setenv(name, value)
-    s3 = s3fs.S3FileSystem(endpoint_url=url)
-    name = f"lab-{tmp_path.name.replace('_', '-')[-40:].strip('-')}"  # the server's memory outlives it
-    s3.mkdir(name)
-    yield s3, name, ["--endpoint-url", url, "--workers", "0"]
-    server.stop()
-
-
 def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_path, bucket, capsys, monkeypatch):
-    s3, lab, options = bucket
+    s3, lab, url = bucket
+    options = ["--endpoint-url", url, "--workers", "0"]
     s3.put(f"{raw}/", f"{lab}/recordings/", recursive=True)
     command = ["convert", "positronic", f"s3://{lab}/recordings", f"s3://{lab}/sets/ee", *options]
     failing = [True]
@@ -313,7 +293,8 @@ def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_
 
 
 def test_recordings_are_appended_to_a_dataset_in_a_bucket(raw, converted, tmp_path, bucket, capsys):
-    s3, lab, options = bucket
+    s3, lab, url = bucket
+    options = ["--endpoint-url", url, "--workers", "0"]
     s3.put(f"{converted}/", f"{lab}/ee/", recursive=True)
     before = {path: s3.info(path)["ETag"] for path in s3.find(f"{lab}/ee")}
     assert main(["convert", "positronic", str(raw), f"s3://{lab}/ee", *options]) == 1

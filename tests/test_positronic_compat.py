@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 
 from openpi.codecs import catalog
 from openpi.codecs.catalog import get_codec
@@ -122,6 +123,24 @@ def test_the_recipe_of_the_documents_takes_what_the_converter_writes(run, record
     assert not run("openpi-stats", f"--input_path={tmp_path / 'set'}", f"--output_path={tmp_path / 'stats'}")
     stats = normalize.load(tmp_path / "stats" / "assets" / "pi05_positronic_lowmem" / "lerobot")
     np.testing.assert_allclose(stats["state"].mean[:8], dataset.column("observation.state").mean(axis=0), atol=1e-5)
+
+
+def test_datasets_and_statistics_may_lie_in_buckets(run, golden, bucket, monkeypatch, tmp_path):
+    s3, lab, url = bucket
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    s3fs.S3FileSystem.clear_instance_cache()  # they remember where they lead
+    assert not run(
+        "positronic-to-lerobot",
+        "convert",
+        f"--dataset.dataset.path={golden / 'positronic_raw' / 'dataset'}",
+        f"--output_dir=s3://{lab}/set",
+        "--num_workers=0",
+    )
+    assert not run("openpi-stats", f"--input_path=s3://{lab}/set", f"--output_path=s3://{lab}/stats")
+    s3.invalidate_cache()
+    content = s3.cat(f"{lab}/stats/assets/pi05_positronic_lowmem/lerobot/norm_stats.json")
+    assert normalize.deserialize_json(content.decode())["state"].width == 8
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_recordings_are_appended_once_unless_asked_again(run, recordings, tmp_path, capsys):
