@@ -137,20 +137,20 @@ def test_a_stopped_conversion_goes_on_where_it_was(raw, tmp_path, capsys, monkey
     assert main(command) == 1
     assert "image.wrist.mp4" in capsys.readouterr().err
     assert names(tmp_path) == [".set.converting", "raw"]  # no dataset, and no half of one
-    (prepared,) = [path for path in (tmp_path / ".set.converting").iterdir() if path.is_dir() and not path.suffix]
-    made = prepared.stat().st_mtime_ns
+    prepared = [path for path in (tmp_path / ".set.converting").iterdir() if path.is_dir()]
+    made = [path.stat().st_mtime_ns for path in prepared]
     video.write_bytes(whole)
     seen = []
     original = positronic.prepare_episode
 
     def counted(*args, **kwargs):
         seen.append(kwargs["folder"])
-        assert prepared.stat().st_mtime_ns == made
+        assert [path.stat().st_mtime_ns for path in prepared] == made
         return original(*args, **kwargs)
 
     monkeypatch.setattr(positronic, "prepare_episode", counted)
     assert main(command) == 0
-    assert len(seen) == 2
+    assert (len(prepared), len(seen)) == (2, 1)
     assert names(tmp_path) == ["raw", "set"]
     assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 3
 
@@ -263,8 +263,11 @@ def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, caps
     shutil.rmtree(paths[1])
     assert main(command) == 1
     assert f"{late.path}: its signals have no time in common" in capsys.readouterr().err
+    (paths[2] / "image.wrist.mp4").write_bytes(b"no video")
+    assert main(command) == 1
+    assert "2 episodes cannot be converted" in capsys.readouterr().err
     assert main([*command, "--skip-unusable"]) == 0
-    assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 2
+    assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 1
 
 
 def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_path, bucket, capsys, monkeypatch):

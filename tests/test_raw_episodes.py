@@ -215,6 +215,16 @@ def test_a_recording_is_marked_until_it_is_finished_and_gone_when_aborted(tmp_pa
     assert RawDataset(tmp_path)[0].meta["schema_version"] == 1
 
 
+def test_a_recording_that_cannot_be_completed_is_kept_and_marked(tmp_path):
+    writer = RawDatasetWriter(tmp_path).new_episode()
+    writer.append("grip", 0.5, 1)
+    (writer.path / "static.json").mkdir()  # in the way, as a full disk is
+    with pytest.raises(OSError):
+        writer.finish()
+    assert (writer.path / "grip.parquet").stat().st_size > 0
+    assert (writer.path / ".unfinished").exists()
+
+
 def test_the_thousandth_episode_starts_a_block(tmp_path):
     (tmp_path / "000000000000" / "000000000999").mkdir(parents=True)
     with RawDatasetWriter(tmp_path).new_episode() as writer:

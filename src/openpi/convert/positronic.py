@@ -16,12 +16,15 @@ import dataclasses
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT
+from signal import signal as set_handler
 
 import numpy as np
 
@@ -67,8 +70,9 @@ def convert(
         use_videos: cameras as video; else as images. When appending, as they are in the dataset.
         append: behind the episodes that are in the dataset.
         repeat: append recordings again that are in the dataset already.
-        skip_unusable: leave out episodes that lack a signal or are too short; else they are an error.
-        num_workers: processes; 0 = this one, None = one for each processor.
+        skip_unusable: leave out episodes that lack a signal, are too short or cannot be read; else they are an error.
+        num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
+            guards itself with `if __name__ == "__main__"`.
     Returns:
         `output`.
     Raises:
@@ -167,9 +171,14 @@ class _Job:
 
 
 def _prepare(job: _Job) -> str | None:
-    """Prepares an episode; says why if it cannot be used."""
-    if job.folder.is_dir():
-        return None
+    """Prepares an episode, if it is not; says why if it cannot be used."""
+    try:
+        return None if job.folder.is_dir() else _prepare_anew(job)
+    except ValueError as error:  # damaged, or holding what no dataset may hold
+        return str(error)
+
+
+def _prepare_anew(job: _Job) -> str | None:
     episode, columns = Episode(job.path), job.codec.training_columns()
     start, end = span(episode, columns)
     times = sample_times(start, end, job.fps)
@@ -177,19 +186,18 @@ def _prepare(job: _Job) -> str | None:
         return "its signals have no time in common"
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
-    frames = sampled(episode, columns, job.features, times)
     try:
+        frames = sampled(episode, columns, job.features, times)
         prepared = prepare_episode(
             frames, job.features, folder=partial, fps=job.fps, encoder=job.encoder, threads=job.threads
         )
-    except ValueError as error:
-        raise ValueError(f"episode {job.path}: {error}") from error
-    prepared.save(partial)
-    try:
+        prepared.save(partial)
         partial.rename(job.folder)
     except OSError:
-        if not job.folder.is_dir():
+        if not job.folder.is_dir():  # else somebody was faster
             raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return None
 
 
@@ -214,7 +222,9 @@ def _each(jobs: Sequence[_Job], processes: int, threads: int) -> Iterator[tuple[
         for job in jobs:
             yield job.path, _prepare(job)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    # On Ctrl-C they finish the episode they are at.
+    on_start = {"initializer": set_handler, "initargs": (SIGINT, SIG_IGN)}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), **on_start) as pool:
         running: dict[Future[str | None], Path] = {pool.submit(_prepare, job): job.path for job in jobs}
         try:
             for future in as_completed(running):
@@ -271,8 +281,8 @@ def _usable(paths: Sequence[Path], columns: Mapping[str, Column], skip_unusable:
 def _unusable_message(reasons: Mapping[Path, str]) -> str:
     shown = "\n".join(f"  {path}: {reason}" for path, reason in list(reasons.items())[:10])
     return (
-        f"{len(reasons)} episodes cannot be converted with this codec:\n{shown}\nChoose another codec, or leave them "
-        "out with skip_unusable (--skip-unusable)"
+        f"{len(reasons)} episodes cannot be converted with this codec:\n{shown}\nRepair them, choose another codec, or "
+        "leave them out with skip_unusable (--skip-unusable)"
     )
 
 

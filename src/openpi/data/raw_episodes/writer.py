@@ -105,18 +105,15 @@ class EpisodeWriter:
 
         Raises:
             ValueError: no sample was added.
+            OSError: the disk is full or the like; what is there stays, marked as unfinished.
         """
         if not self._sinks:
             self.abort()
             raise ValueError(f"no sample was added to {self.path}; an episode needs at least one signal")
-        try:
-            for sink in self._sinks.values():
-                sink.close()
-            _write_json(self.path / layout.STATIC_FILE, self._static)
-            _write_json(self.path / layout.META_FILE, self._meta())
-        except BaseException:
-            self.abort()
-            raise
+        for sink in self._sinks.values():
+            sink.close()
+        _write_json(self.path / layout.STATIC_FILE, self._static)
+        _write_json(self.path / layout.META_FILE, self._meta())
         (self.path / layout.UNFINISHED).unlink()
         return self.path
 
