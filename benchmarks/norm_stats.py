@@ -24,6 +24,7 @@ from openpi.shared.normalize import RunningStats
 from openpi.training import data_loader, norm_stats
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
+from openpi.training.tabular_frames import TabularFrames
 
 HORIZON = 10
 
@@ -37,7 +38,7 @@ def recipe(dataset: Path) -> TrainConfig:
 
 def from_columns(config: TrainConfig) -> int:
     """Everything, opening the dataset included; returns the number of frames."""
-    frames = norm_stats.TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+    frames = TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
     norm_stats.compute_norm_stats(frames)
     return len(frames)
 

@@ -1,6 +1,7 @@
 """Strictness that only tests switch on: run-time shape checks, no implicit dtype promotion surprises, fixed seeds."""
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,38 @@ def _compiled_programs_are_forgotten():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture
+def logging_as_before():
+    """For commands run in this process: they log to the standard error of the test, which ends with it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """An S3 server of this machine, which it may write to: its client, the name of an empty bucket, its URL."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("OPENPI_DATA_HOME", str(tmp_path / "cache")),
+        ("OPENPI_OFFLINE", "0"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3 = s3fs.S3FileSystem(endpoint_url=url)
+    name = f"lab-{tmp_path.name.replace('_', '-')[-40:].strip('-')}"  # the server's memory outlives it
+    s3.mkdir(name)
+    yield s3, name, url
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,8 @@ NEW_FIELDS = {
         "skip_unused",
     },
     "AdamW": {"state_bits"},
-    "DataConfig": {"local_files_only"},
+    "DataConfig": {"local_files_only", "shuffle_buffer_size"},
+    "RLDSDroidDataConfig": {"shuffle_buffer_size"},
     "factory": {"use_quantile_norm"},
 }
 REQUIRED = "<required>"
@@ -204,7 +205,7 @@ def _compare_struct(path: str, found: Any, expected: dict[str, Any], *, factory:
             continue
         lines += _compare(f"{path}.{key}", getattr(found, key), value)
     if dataclasses.is_dataclass(found):
-        new = NEW_FIELDS["factory"] if factory else NEW_FIELDS.get(type(found).__name__, set())
+        new = NEW_FIELDS.get(type(found).__name__, set()) | (NEW_FIELDS["factory"] if factory else set())
         extra = {f.name for f in dataclasses.fields(found)} - expected.keys() - new
         if type(found).__name__ in ("Pi0Config", "DataConfig"):
             extra -= {"pytorch_compile_mode", "datasets"}  # absent in the recording of the older fork

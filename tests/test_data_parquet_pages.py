@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from openpi.data.images import decode_image
 from openpi.data.lerobot import parquet_pages
-from openpi.data.lerobot.images import ImageColumns, decode_image
+from openpi.data.lerobot.images import ImageColumns
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 from openpi.data.lerobot.reader import LeRobotDataset
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 
@@ -279,3 +280,148 @@ def test_numbers_that_are_none_are_refused_and_the_writer_goes_on(tmp_path):
         with pytest.raises(ValueError, match=rf"feature '{key}' has nan in frame 3"):
             writer.add_episode(bad, "x")
     assert len(LeRobotDataset(tmp_path / "set")) == 5
+
+
+# --- appending ----------------------------------------------------------------------------------------------
+
+VIDEO = {"dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channel"]}
+WITH_VIDEO = {"cam": VIDEO, "state": STATE}
+
+
+def make_video_episode(length: int, offset: int) -> dict[str, np.ndarray]:
+    return {"cam": smooth_frames(length, offset), "state": make_episode(length, seed=offset)["state"]}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_appended_episodes_come_behind_the_others(tmp_path):
+    episodes = [make_video_episode(length, 20 * length) for length in (5, 3, 4)]
+    root = write(tmp_path / "set", episodes[:1], features=WITH_VIDEO)
+    (root / "notes.yaml").write_text("kept")
+    write(root, episodes[1:], features=WITH_VIDEO | {"cam": VIDEO | {"dtype": "image"}}, append=True)
+    whole = write(tmp_path / "whole", [episodes[i] for i in (0, 1, 2)], features=WITH_VIDEO)
+    assert siblings(tmp_path) == ["set", "whole"]
+    assert (root / "notes.yaml").read_text() == "kept"
+    found, expected = LeRobotDataset(root), LeRobotDataset(whole)
+    tasks = ["task 0"] * 5 + ["task 0"] * 3 + ["task 1"] * 4
+    assert [found[i]["task"] for i in range(12)] == tasks
+    for i in range(12):
+        for key in ("state", "index", "episode_index", "frame_index", "timestamp"):
+            np.testing.assert_array_equal(found[i][key], expected[i][key])
+        assert abs(found[i]["cam"].mean() - expected[i]["cam"].mean()) < VIDEO_BRIGHTNESS_DIFFERENCE
+    found, expected = (json.loads((folder / "meta/stats.json").read_text()) for folder in (root, whole))
+    for key in WITH_VIDEO:
+        for name, values in expected[key].items():
+            np.testing.assert_allclose(found[key][name], values, rtol=1e-6, atol=1e-9)
+    found, expected = (json.loads((folder / "meta/info.json").read_text()) for folder in (root, whole))
+    assert found == expected
+
+
+def test_episodes_are_appended_to_a_dataset_of_the_library_and_its_files_stay_as_they_are(golden, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(golden / "lerobot_v30/video", root)
+    before = contents(root)
+    old = LeRobotDataset(golden / "lerobot_v30/video")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    keys = [key for key in features if key.startswith(("observation", "action"))]
+    samples = [old[i] for i in range(4)]
+    with LeRobotWriter(root, fps=10, features=features, append=True) as writer:
+        writer.add_episode({key: np.stack([sample[key] for sample in samples]) for key in keys}, "another task")
+    after = contents(root)
+    rewritten = {"meta/info.json", "meta/stats.json", "meta/tasks.parquet"}
+    assert {name for name, data in before.items() if after.get(name) != data} == rewritten
+    new = LeRobotDataset(root)
+    assert len(new) == len(old) + 4
+    for i in (0, len(old) - 1):
+        assert all(np.array_equal(new[i][key], old[i][key]) for key in keys)
+    assert new[len(old)]["task"] == "another task"
+    np.testing.assert_array_equal(new[len(old) + 3]["observation.state"], samples[3]["observation.state"])
+    rows = pq.ParquetDataset(root / "meta/episodes").read()
+    assert len(rows) == len(old.metadata.episodes) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fps", "message"),
+    [
+        ({"state": STATE | {"shape": [4]}}, 10, r"other features than the new episodes: \['state'\]"),
+        ({"state": STATE | {"names": list("abcde")}}, 10, r"other features"),
+        ({"more": ACTION}, 10, r"'more' is not there"),
+        ({}, 15, r"10 frames per second, and the new episodes 15"),
+    ],
+)
+def test_episodes_that_are_not_like_the_others_are_not_appended(tmp_path, change, fps, message):
+    root = write(tmp_path / "set", [make_episode(3)])
+    before = contents(root)
+    with pytest.raises(ValueError, match=message):
+        LeRobotWriter(root, fps=fps, features=FEATURES | change, append=True)
+    assert contents(root) == before
+    assert siblings(tmp_path) == ["set"]
+
+
+def test_a_failed_append_leaves_the_dataset_as_it_was(tmp_path, golden):
+    root = write(tmp_path / "set", [make_episode(3)])
+    before = contents(root)
+    with (
+        pytest.raises(ZeroDivisionError),
+        LeRobotWriter(root, fps=10, features=FEATURES, append=True) as writer,
+    ):
+        writer.add_episode(make_episode(3), "task")
+        raise ZeroDivisionError
+    assert contents(root) == before
+    assert siblings(tmp_path) == ["set"]
+    with pytest.raises(FileNotFoundError, match="no LeRobot dataset"):
+        LeRobotWriter(tmp_path / "nothing", fps=10, features=FEATURES, append=True)
+    with pytest.raises(ValueError, match=r"format v2\.1"):
+        LeRobotWriter(golden / "lerobot_v21/video", fps=10, features=FEATURES, append=True)
+
+
+def test_a_dataset_that_cannot_be_moved_into_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    root = write(tmp_path / "set", [make_episode(3)])
+    before = contents(root)
+    original, moved = Path.rename, []
+
+    def rename(path, target):
+        moved.append((path.name, Path(target).name))
+        if len(moved) == 2:
+            raise PermissionError("not here")
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PermissionError):
+        write(root, [make_episode(3)], append=True)
+    assert contents(root) == before
+    assert siblings(tmp_path) == ["set"]
+    monkeypatch.undo()
+    root.rename(tmp_path / ".set.tmp-x.replaced")  # as a kill at that moment leaves it
+    with pytest.raises(FileNotFoundError, match=r"left it as .*\.set\.tmp-x\.replaced"):
+        write(root, [make_episode(3)], append=True)
+
+
+def test_a_camera_may_come_as_a_stream_and_is_stored_the_same(tmp_path):
+    episode = make_video_episode(6, 40)
+    whole = write(tmp_path / "whole", [episode], features=WITH_VIDEO)
+    stream = FrameStream(6, (frame for frame in episode["cam"]))
+    streamed = write(tmp_path / "streamed", [episode | {"cam": stream}], features=WITH_VIDEO)
+    assert (whole / "meta/stats.json").read_text() == (streamed / "meta/stats.json").read_text()
+    first, second = LeRobotDataset(whole), LeRobotDataset(streamed)
+    assert all(np.array_equal(first[i]["cam"], second[i]["cam"]) for i in range(6))
+
+
+@pytest.mark.parametrize(
+    ("length", "frames", "message"),
+    [
+        (6, smooth_frames(5, 0), "gave 5 frames; the episode has 6"),
+        (6, smooth_frames(6, 0, (32, 64)), r"frames of shape \(32, 64, 3\)"),
+        (5, smooth_frames(5, 0), "same number of frames"),
+    ],
+)
+def test_a_stream_that_does_not_fit_is_refused_and_the_rest_survives(tmp_path, length, frames, message):
+    episode = make_video_episode(6, 0)
+    with LeRobotWriter(tmp_path / "set", fps=10, features=WITH_VIDEO) as writer:
+        writer.add_episode(episode, "task")
+        with pytest.raises(ValueError, match=message):
+            writer.add_episode(episode | {"cam": FrameStream(length, frames)}, "task")
+    assert len(LeRobotDataset(tmp_path / "set")) == 6
+    assert not list((tmp_path / "set").glob(".*"))

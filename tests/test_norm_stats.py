@@ -15,7 +15,7 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import normalize
-from openpi.training import data_loader, norm_stats
+from openpi.training import data_loader, norm_stats, tabular_frames
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import (
     AssetsConfig,
@@ -25,6 +25,7 @@ from openpi.training.data_config import (
     LeRobotLiberoDataConfig,
     SimpleDataConfig,
 )
+from openpi.training.tabular_frames import TabularFrames
 
 HORIZON = 5
 LENGTHS = (7, 3, 11)
@@ -100,8 +101,8 @@ def assert_stats_equal(found: dict[str, normalize.NormStats], expected: dict[str
             np.testing.assert_allclose(getattr(found[key], name), getattr(expected[key], name), rtol=1e-9, atol=1e-12)
 
 
-def frames_of(config: TrainConfig) -> norm_stats.TabularFrames:
-    return norm_stats.TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+def frames_of(config: TrainConfig) -> TabularFrames:
+    return TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
 
 
 RECIPES = {
@@ -130,7 +131,7 @@ def test_statistics_from_columns_equal_those_of_all_samples(tmp_path, name, capl
 def test_blocks_of_any_size_give_the_same_statistics(tmp_path, monkeypatch):
     frames = frames_of(recipe(tmp_path, ALOHA, LeRobotAlohaDataConfig))
     whole = norm_stats.compute_norm_stats(frames)
-    monkeypatch.setattr(norm_stats, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr(tabular_frames, "BLOCK_FRAMES", 4)
     assert_stats_equal(norm_stats.compute_norm_stats(frames), whole)
 
 

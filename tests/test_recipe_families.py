@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rlds_datasets
 from compile_cache import compiled_once
 from openpi.cli import serve
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
@@ -48,6 +49,7 @@ FAMILIES = {
         lambda: make_positronic_example() | {"observation/state": np.zeros(15)},
         8,
     ),
+    "droid_rlds": ("pi05_droid_jointpos_polaris", make_droid_example, 8),
     "tabletop": ("tabletop_place", make_tabletop_example, 6),
 }
 
@@ -87,12 +89,16 @@ def on_this_machine(name: str, folder: Path) -> TrainConfig:
     """The registered recipe with a small model, on a small dataset of its robot, in a folder of its own."""
     published = get_config(name)
     model = small(published.model)
-    dataset = write_dataset(folder / "dataset", FORMATS[published.data.repo_id])
     assets = dataclasses.replace(published.data.assets, assets_dir=None)
+    if hasattr(published.data, "rlds_data_dir"):
+        data = rlds_datasets.of_recipe(published.data, folder / "dataset")
+    else:
+        dataset = write_dataset(folder / "dataset", FORMATS[published.data.repo_id])
+        data = dataclasses.replace(published.data, repo_id=str(dataset))
     return dataclasses.replace(
         published,
         model=model,
-        data=dataclasses.replace(published.data, repo_id=str(dataset), assets=assets),
+        data=dataclasses.replace(data, assets=assets),
         weight_loader=NoOpWeightLoader(),
         assets_base_dir=str(folder / "assets"),
         checkpoint_base_dir=str(folder / "checkpoints"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rlds_datasets
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies import policy_config
@@ -44,6 +45,11 @@ def datasets(tmp_path_factory) -> dict[str, Path]:
     """By the repo id that the recipes name."""
     home = tmp_path_factory.mktemp("datasets")
     return {name: write_dataset(home / name.replace("/", "_"), robot) for name, robot in FORMATS.items()}
+
+
+@pytest.fixture(scope="module")
+def rlds_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("rlds")
 
 
 def with_local_files(config: TrainConfig, **data_changes) -> TrainConfig:
@@ -133,26 +139,24 @@ def test_random_samples_have_the_shapes_of_the_model(name):
 
 
 @pytest.mark.parametrize("name", RLDS)
-def test_a_frame_of_droid_in_rlds_form_becomes_model_inputs_but_the_loader_says_that_it_has_no_reader(name):
-    config = with_local_files(get_config(name), rlds_data_dir="./droid")
-    with pytest.raises(ValueError, match=r"reads RLDS data \(\./droid\), which this loader does not"):
-        data_loader.create_data_loader(config)
-    rng = np.random.default_rng(0)
-    frame = {
-        "actions": rng.normal(size=(config.model.action_horizon, 8)).astype(np.float32),
-        "observation": {
-            "image": rng.integers(256, size=(180, 320, 3), dtype=np.uint8),
-            "wrist_image": rng.integers(256, size=(180, 320, 3), dtype=np.uint8),
-            "joint_position": rng.random(7, dtype=np.float32),
-            "gripper_position": rng.random(1, dtype=np.float32),
-        },
-        "prompt": b"pick up the red cube",
-        "step_id": b"episode--3",
-    }
-    data = config.data.create(config.assets_dirs, config.model)
-    for step in (*data.repack_transforms.inputs, *data.data_transforms.inputs, *data.model_transforms.inputs):
-        frame = step(frame)
-    assert_fits(config, {key: _with_batch_axis(value) for key, value in frame.items()})
+def test_droid_in_rlds_form_becomes_batches_for_the_model(name, rlds_folder, tmp_path):
+    published = get_config(name)
+    local = with_local_files(published)
+    config = dataclasses.replace(
+        local, data=rlds_datasets.of_recipe(local.data, rlds_folder), batch_size=2, assets_base_dir=str(tmp_path)
+    )
+    computed = norm_stats.compute(config)
+    datasets = len(config.data.datasets)
+    assert computed.num_frames == 3 * 10 * datasets  # three successes, the first two frames of each left out
+    assert computed.stats["actions"].width == 8
+    loader = data_loader.create_data_loader(config, num_batches=2)
+    for batch in loader:
+        assert_fits(config, batch)
+        assert np.isfinite(batch["actions"]).all()
+        assert (np.abs(batch["state"][..., :8]) < 3).all()
+    cameras = {slot: image.mean() for slot, image in batch["image"].items() if image.any()}
+    assert len(cameras) == 2
+    assert all(mean > 20 for mean in cameras.values())
 
 
 @pytest.mark.parametrize("name", [n for n in config_names() if n not in ON_FAKE])

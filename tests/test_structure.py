@@ -90,6 +90,9 @@ FRAMEWORK_FREE = [
     "openpi.serving.openpi_session",
     "openpi.shared.normalize",
     "openpi.data.lerobot.reader",
+    "openpi.data.raw_episodes",
+    "openpi.codecs.catalog",
+    "openpi.convert.positronic",
     "openpi_client",
 ]
 

@@ -12,6 +12,7 @@ import numpy as np
 from openpi import transforms
 from openpi.cli._explain_trace import Step
 from openpi.data.dataset import Sample
+from openpi.data.droid_rlds.in_order import FramesInOrder
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies import policy_config
 from openpi.policies.contract import Contract
@@ -64,11 +65,13 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
     """
     from openpi.training import data_loader
 
-    if data_config.repo_id is None:
+    if data_config.dataset_name is None:
         raise ValueError(f"recipe '{config.name}' has no dataset; name one with --dataset, or pass --observation")
     dataset = data_loader.create_dataset(data_config, config.model)
     no_stats = data_config.norm_stats is None  # a finding, not a reason to show nothing
     steps = steps_of(data_loader.input_transforms(data_config, dataset, skip_norm_stats=no_stats), data_config)
+    if isinstance(dataset, FramesInOrder):
+        return Recording(dataset[index], f"frame {index} of {data_config.dataset_name}", steps)
     if not -len(dataset) <= index < len(dataset):
         raise IndexError(f"frame {index} of a dataset of {len(dataset)} frames")
     about = f"frame {index} of {data_config.repo_id} ({len(dataset)} frames)"

@@ -73,10 +73,12 @@ def _of_recipe(config: TrainConfig | None) -> list[Requirement]:
 
     assert config is not None
     needed = requirements(config)
-    if config.data.repo_id is None:
+    is_rlds = hasattr(config.data, "rlds_data_dir")
+    if config.data.repo_id is None and not is_rlds:
         print(f"recipe '{config.name}' only serves: fetch a checkpoint with `openpi fetch URL --config {config.name}`")
-    if hasattr(config.data, "rlds_data_dir"):
-        print("datasets in RLDS form are not fetched; bring them to data.rlds_data_dir yourself")
+    if is_rlds:
+        names = ", ".join(f"{dataset.name}/{dataset.version}" for dataset in getattr(config.data, "datasets", ()))
+        print(f"data in RLDS form are not fetched; bring {names} to data.rlds_data_dir yourself")
     if not needed:
         print(f"recipe '{config.name}' reads nothing from elsewhere")
     return needed

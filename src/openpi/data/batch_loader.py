@@ -1,21 +1,24 @@
-"""Batches of samples in an order that is a pure function of (seed, epoch, index).
+"""Batches of samples in an order that is a pure function of a seed, whatever makes them.
 
-Nothing but the number of batches taken so far decides what comes next. So the order is the same for any
-number of workers, and a run resumes at the very batch at which it stopped by remembering one number.
+A source says which samples make up the next batch, and where it is then; workers make them. So the order is the same
+for any number of workers, and a run resumes at the very batch at which it stopped. Of a dataset with random access,
+the order is a function of (seed, epoch, index), and where we are is one number, the batches taken so far.
 
-    index lists  ->  workers: dataset[i], i in list; stack  ->  batches, in order, a few ahead
+    items  ->  workers: make(item), of each; stack  ->  batches, in order, a few ahead
 """
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
 import signal
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,14 +64,152 @@ class BatchOrder:
         return self._epoch[1]
 
 
-class BatchLoader:
-    """Iterates over batches, forever or `num_batches` at a time.
+class BatchSource(Protocol):
+    """What batches are made of: items that say which sample to make, a batch of them at a time.
+
+    States are JSON values. Those of the processes of one run make up the state of the run; see `merged_state`.
+    """
+
+    identity: Mapping[str, Any]
+    """What the order depends on; part of every state."""
+
+    def start(self) -> dict[str, Any]:
+        """The state before the first batch, without the identity."""
+        ...
+
+    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Any], dict[str, Any]], None, None]:
+        """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
+        ...
+
+
+def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of a run from those of its processes: where they have the same key, dicts are merged in turn."""
+    merged = dict(states[0])
+    for state in states[1:]:
+        for key, value in state.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merged_state([merged[key], value]) if both else value
+    return merged
+
+
+class IndexSource:
+    """Batches of indices, by a `BatchOrder`; see `BatchLoader`."""
+
+    def __init__(self, order: BatchOrder, identity: Mapping[str, Any], part: tuple[int, int]):
+        self.identity = identity
+        self._order = order
+        self._part = part
+
+    def start(self) -> dict[str, Any]:
+        return {"next_batch": 0}
+
+    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
+        for batch in itertools.count(int(state["next_batch"])):
+            indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]]
+            yield indices.tolist(), {"next_batch": batch + 1}
+
+
+class SourceLoader:
+    """Iterates over the batches of a source, forever or `num_batches` at a time.
+
+    Args:
+        source: which samples.
+        make: from an item of the source to its sample; with workers it is pickled, once.
+        num_workers: processes that make batches; 0 = threads of this process.
+        num_batches: an iteration ends after so many, and the next one begins anew; None = endless.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource,
+        make: Callable[[Any], Sample],
+        *,
+        num_workers: int = 0,
+        num_batches: int | None = None,
+    ):
+        self._source = source
+        self._make = make
+        self._num_batches = num_batches
+        self._num_workers = num_workers
+        self._state = source.start()
+        self._executor: Executor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Where we are, as JSON values: restoring it makes the next batch the one that would come now."""
+        return {**self._state, **self._source.identity}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken; running iterators are not affected.
+
+        Raises:
+            ValueError: the state is of a loader with another dataset, batch size or seed.
+        """
+        identity = self._source.identity
+        different = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
+        if different:
+            changes = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
+            raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
+        self._state = {key: value for key, value in state.items() if key not in identity}
+
+    def __iter__(self) -> Iterator[Batch]:
+        ahead: deque[tuple[Callable[[], Batch], dict[str, Any]]] = deque()
+        submitted = self._state["next_batch"]
+        end = None if self._num_batches is None else max(submitted, self._num_batches)
+        limit = BATCHES_AHEAD + self._num_workers
+        with contextlib.closing(self._source.batches(self._state)) as batches:
+            while True:
+                while len(ahead) < limit and (end is None or submitted < end):
+                    items, state = next(batches)
+                    ahead.append((self._submit(items), state))
+                    submitted += 1
+                if not ahead:
+                    self._state = self._source.start()
+                    return
+                wait, state = ahead.popleft()
+                batch = wait()
+                self._state = state
+                yield batch
+
+    def close(self) -> None:
+        """Ends the workers. Iterating again starts new ones."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def _submit(self, items: Sequence[Any]) -> Callable[[], Batch]:
+        """Starts work on a batch; the function returned waits for it."""
+        if self._executor is None:
+            self._executor = self._start()
+            weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
+        if self._num_workers:
+            future = self._executor.submit(_make_batch, items)
+            return lambda: _result(future)
+        samples = [self._executor.submit(self._make, item) for item in items]
+        return lambda: stack([sample.result() for sample in samples])
+
+    def _start(self) -> Executor:
+        if not self._num_workers:
+            return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="loader")
+        try:
+            pickled = pickle.dumps(self._make, protocol=pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"the dataset or a transform cannot be sent to worker processes ({error}); define it at the "
+                f"top level of a module, or use num_workers=0"
+            ) from error
+        # Not fork: a process that runs JAX or a video decoder has threads, which a fork would lose in
+        # mid-air.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._num_workers, context, initializer=_start_worker, initargs=(pickled,))
+
+
+class BatchLoader(SourceLoader):
+    """Batches of a dataset with random access.
 
     Args:
         dataset: samples; with workers it is pickled, once.
         batch_size: of the global batch, over all processes of a distributed run.
-        num_workers: processes that make batches; 0 = threads of this process.
-        num_batches: an iteration ends after so many, and the next one begins anew; None = endless.
+        num_workers, num_batches: see `SourceLoader`.
         part: (i, n): yield only the i-th of n equal parts of every batch, for distributed runs.
     Raises:
         ValueError: the dataset is smaller than a batch, or the batch has no n equal parts.
@@ -85,90 +226,19 @@ class BatchLoader:
         num_batches: int | None = None,
         part: tuple[int, int] = (0, 1),
     ):
-        if batch_size % part[1]:
-            raise ValueError(f"batch_size {batch_size} is not divisible by {part[1]} processes")
-        self._order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle)
-        self._dataset = dataset
-        self._identity = {"num_samples": len(dataset), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-        self._num_batches = num_batches
-        self._part = part
-        self._num_workers = num_workers
-        self._next_batch = 0
-        self._executor: Executor | None = None
+        check_divisible(batch_size, part)
+        order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        identity = {"num_samples": len(dataset), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        super().__init__(
+            IndexSource(order, identity, part), dataset.__getitem__, num_workers=num_workers, num_batches=num_batches
+        )
+        self.batches_per_epoch = order.batches_per_epoch
+        self.num_samples = len(dataset)
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return self._order.batches_per_epoch
 
-    @property
-    def num_samples(self) -> int:
-        return self._identity["num_samples"]
-
-    def state(self) -> dict[str, Any]:
-        """Where we are, as JSON values: restoring it makes the next batch the one that would come now."""
-        return {"next_batch": self._next_batch, **self._identity}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken; running iterators are not affected.
-
-        Raises:
-            ValueError: the state is of a loader with another dataset, batch size or seed.
-        """
-        different = {key: (state.get(key), value) for key, value in self._identity.items() if state.get(key) != value}
-        if different:
-            changes = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
-            raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
-        self._next_batch = int(state["next_batch"])
-
-    def __iter__(self) -> Iterator[Batch]:
-        ahead: deque[Callable[[], Batch]] = deque()
-        begin = self._next_batch
-        end = None if self._num_batches is None else max(begin, self._num_batches)
-        submitted = begin
-        limit = BATCHES_AHEAD + self._num_workers
-        while True:
-            while len(ahead) < limit and (end is None or submitted < end):
-                ahead.append(self._submit(submitted))
-                submitted += 1
-            if not ahead:
-                self._next_batch = 0
-                return
-            batch = ahead.popleft()()
-            self._next_batch = submitted - len(ahead)
-            yield batch
-
-    def close(self) -> None:
-        """Ends the workers. Iterating again starts new ones."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
-
-    def _submit(self, batch: int) -> Callable[[], Batch]:
-        """Starts work on a batch; the function returned waits for it."""
-        indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]].tolist()
-        if self._executor is None:
-            self._executor = self._start()
-            weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
-        if self._num_workers:
-            future = self._executor.submit(_make_batch, indices)
-            return lambda: _result(future)
-        samples = [self._executor.submit(self._dataset.__getitem__, index) for index in indices]
-        return lambda: stack([sample.result() for sample in samples])
-
-    def _start(self) -> Executor:
-        if not self._num_workers:
-            return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="loader")
-        try:
-            pickled = pickle.dumps(self._dataset, protocol=pickle.HIGHEST_PROTOCOL)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"the dataset or a transform cannot be sent to worker processes ({error}); define it at the "
-                f"top level of a module, or use num_workers=0"
-            ) from error
-        # Not fork: a process that runs JAX or a video decoder has threads, which a fork would lose in
-        # mid-air.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, context, initializer=_start_worker, initargs=(pickled,))
+def check_divisible(batch_size: int, part: tuple[int, int]) -> None:
+    if batch_size % part[1]:
+        raise ValueError(f"batch_size {batch_size} is not divisible by {part[1]} processes")
 
 
 def stack(samples: Sequence[Sample]) -> Batch:
@@ -202,21 +272,21 @@ def _stack_leaves(key: str, values: Sequence[Any]) -> np.ndarray:
 # --- inside a worker process
 # --------------------------------------------------------------------------------------
 
-_dataset: Dataset | None = None
+_make: Callable[[Any], Sample] | None = None
 
 
 def _start_worker(pickled: bytes) -> None:
-    global _dataset
+    global _make
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     # Should a transform bring in JAX: workers compute on the host and leave the accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    _dataset = pickle.loads(pickled)
+    _make = pickle.loads(pickled)
 
 
-def _make_batch(indices: Sequence[int]) -> Batch:
-    assert _dataset is not None
-    return stack([_dataset[index] for index in indices])
+def _make_batch(items: Sequence[Any]) -> Batch:
+    assert _make is not None
+    return stack([_make(item) for item in items])
 
 
 def _result(future: "Future[Batch]") -> Batch:

@@ -120,6 +120,15 @@ class RunningStats:
         for mine, theirs in zip(self._counters, other._counters, strict=True):
             mine.merge(theirs)
 
+    def repeated(self, times: int) -> RunningStats:
+        """As if all had been seen so many times; for mixtures. A new object."""
+        self._flush()
+        copy = RunningStats(max_distinct=self._max_distinct)
+        copy.count = self.count * times
+        copy._mean, copy._sum_of_squares = self._mean, self._sum_of_squares * times
+        copy._counters = [counter.repeated(times) for counter in self._counters]
+        return copy
+
     def get_statistics(self) -> NormStats:
         """The statistics so far; unaltered, see `floor_degenerate`.
 
@@ -178,6 +187,12 @@ class _ValueCounter:
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
         self._mantissa_bits = min(self._mantissa_bits, other._mantissa_bits)
         self._add_counts(other._values, other._counts)
+
+    def repeated(self, times: int) -> _ValueCounter:
+        copy = _ValueCounter(self._max_distinct)
+        copy.merge(self)
+        copy._counts = copy._counts * times
+        return copy
 
     def quantile(self, q: float) -> float:
         """The smallest value such that at least the fraction `q` of all values is not greater."""

@@ -15,7 +15,7 @@ from openpi.models.fast_codec import FastCodec, fit_codec
 from openpi.models.model_config import ModelType
 from openpi.shared import normalize
 from openpi.training import norm_stats
-from openpi.training.norm_stats import TabularFrames
+from openpi.training.tabular_frames import open_frames
 
 logger = logging.getLogger("openpi")
 
@@ -88,7 +88,7 @@ def _normalised_chunks(config: Any, max_frames: int | None) -> tuple[np.ndarray,
         logger.info("normalisation statistics of %d frames written to %s", computed.num_frames, computed.path)
         data_config = config.data.create(config.assets_dirs, config.model)
     stats: dict[str, normalize.NormStats] = data_config.norm_stats
-    chunks, episodes = norm_stats.action_chunks(TabularFrames(data_config, config.model), max_frames=max_frames)
+    chunks, episodes = norm_stats.action_chunks(open_frames(data_config, config.model), max_frames=max_frames)
     to_model = transforms.Normalize({"actions": stats["actions"]}, use_quantiles=data_config.use_quantile_norm)
     return np.asarray(to_model({"actions": chunks})["actions"], np.float64), episodes
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import importlib
-import importlib.util
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
-from openpi.shared.errors import first_line
+from openpi.shared import references
 from openpi.training import freeze, weight_loaders
 from openpi.training import optimizer as _optimizer
 from openpi.training.data_config import (
@@ -191,7 +187,7 @@ def get_config(name: str) -> TrainConfig:
         ValueError: unknown name (the closest is suggested), or the attribute is no recipe.
         FileNotFoundError, ModuleNotFoundError: no such file or module.
     """
-    if ":" in name or name.endswith(".py"):
+    if references.is_reference(name):
         return _config_of_attribute(name)
     recipes = _registered()
     if name not in recipes:
@@ -246,8 +242,7 @@ def _registered() -> Mapping[str, TrainConfig]:
 
 
 def _config_of_attribute(reference: str) -> TrainConfig:
-    where, _, attribute = (reference if ":" in reference else f"{reference}:").rpartition(":")
-    module = module_of_file(Path(where)) if where.endswith(".py") else _imported(where, where)
+    where, module, attribute = references.resolve(reference, "recipe")
     if not attribute or not hasattr(module, attribute):
         recipes = [f"{where}:{name}" for name, value in vars(module).items() if isinstance(value, TrainConfig)]
         what = f"has no '{attribute}'" if attribute else "is a file of recipes"
@@ -258,45 +253,3 @@ def _config_of_attribute(reference: str) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"'{reference}' is a {type(config).__name__}; expected a TrainConfig")
     return config
-
-
-def module_of_file(path: Path) -> ModuleType:
-    """Imports a Python file under its stem, so that worker processes can import its classes too.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another module of that name is in the way, or the file has an error; its line is named.
-    """
-    path = path.resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe file {path} does not exist")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    spec = importlib.util.find_spec(path.stem)
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
-        raise ValueError(
-            f"recipe file {path} cannot be imported as '{path.stem}': that name belongs to "
-            f"{spec.origin if spec else 'nothing importable'}. Rename the file"
-        )
-    return _imported(path.stem, str(path))
-
-
-def _imported(module: str, where: str) -> ModuleType:
-    """A user's module; an error in it comes in one line."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and module.startswith(error.name):
-            raise
-        raise ValueError(_failure(where, error)) from error
-    except Exception as error:
-        raise ValueError(_failure(where, error)) from error
-
-
-def _failure(where: str, error: Exception) -> str:
-    """What went wrong while a file was imported, and in which of its lines."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    for frame in traceback.extract_tb(error.__traceback__):
-        line = frame.lineno if line is None and frame.filename == where else line
-    at = "" if line is None else f", line {line}"
-    return f"{where}{at}: {type(error).__name__}: {first_line(error)}"

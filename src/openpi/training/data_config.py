@@ -24,6 +24,7 @@ logger = logging.getLogger("openpi")
 
 HIDDEN: dict[str, Any] = {"cli": False}  # metadata of fields that are data structures, not command-line flags
 
+DROID_SHUFFLE_BUFFER = 250_000
 DROID_FRAME_RANGES = "gs://openpi-assets/droid/droid_sample_ranges_v1_0_1.json"
 
 
@@ -61,7 +62,7 @@ class DataConfig:
         use_quantile_norm: q01..q99 to [-1, 1] instead of z-scores.
         action_sequence_keys: dataset columns that are read as chunks of `action_horizon` steps.
         prompt_from_task: put the text of the frame's task under `prompt`.
-        rlds_data_dir, action_space, datasets: of DROID in RLDS form.
+        rlds_data_dir, action_space, datasets, shuffle_buffer_size: of DROID in RLDS form.
         local_files_only: never ask the hub for the dataset, as in configs of the first release.
     """
 
@@ -77,7 +78,15 @@ class DataConfig:
     rlds_data_dir: str | None = None
     action_space: DroidActionSpace | None = None
     datasets: Sequence[RLDSDataset] = ()
+    shuffle_buffer_size: int = DROID_SHUFFLE_BUFFER
     local_files_only: bool = False
+
+    @property
+    def dataset_name(self) -> str | None:
+        """For messages; None in recipes that only serve."""
+        if self.rlds_data_dir is None:
+            return self.repo_id
+        return " and ".join(f"{Path(self.rlds_data_dir) / each.name / each.version}" for each in self.datasets)
 
 
 GroupFactory = Callable[[BaseModelConfig], transforms.Group]
@@ -359,8 +368,11 @@ class RLDSDroidDataConfig(DataConfigFactory):
 
     Attributes:
         rlds_data_dir: the folder that holds `<name>/<version>` of every dataset.
-        action_space: joint positions are trained relative to the state.
+        action_space: what the arm's actions are: positions, which are trained relative to the state, or velocities;
+            None = positions as they are.
         datasets: mixture.
+        shuffle_buffer_size: frames that wait in memory, of all processes together, some 25 KB each; below 100 000 the
+            batches of DROID are noticeably less random.
     """
 
     rlds_data_dir: str | None = None
@@ -368,6 +380,7 @@ class RLDSDroidDataConfig(DataConfigFactory):
     datasets: Sequence[RLDSDataset] = (
         RLDSDataset(name="droid", version="1.0.1", weight=1.0, filter_dict_path=DROID_FRAME_RANGES),
     )
+    shuffle_buffer_size: int = DROID_SHUFFLE_BUFFER
 
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
         if self.rlds_data_dir is None:
@@ -395,4 +408,5 @@ class RLDSDroidDataConfig(DataConfigFactory):
             rlds_data_dir=self.rlds_data_dir,
             action_space=self.action_space,
             datasets=self.datasets,
+            shuffle_buffer_size=self.shuffle_buffer_size,
         )

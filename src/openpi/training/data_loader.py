@@ -13,14 +13,21 @@ from typing import Any, Literal
 import numpy as np
 
 from openpi import transforms
-from openpi.data.batch_loader import Batch, BatchLoader
+from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
+from openpi.data.droid_rlds.episode import Frame
+from openpi.data.droid_rlds.folder import open_folder
+from openpi.data.droid_rlds.frame_ranges import FrameRanges
+from openpi.data.droid_rlds.in_order import FramesInOrder
+from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
+from openpi.shared import download
 from openpi.shared.errors import missing_key
 from openpi.training.data_config import DataConfig
+from openpi.training.droid_rlds_dataset import DroidActionSpace
 
 FAKE_REPO_ID = "fake"
 FAKE_TOKEN_RANGE = 2048
@@ -35,7 +42,7 @@ class DataLoader:
     the very batch that would have come next, whatever the number of workers.
     """
 
-    def __init__(self, batches: BatchLoader, data_config: DataConfig):
+    def __init__(self, batches: SourceLoader, data_config: DataConfig):
         self._batches = batches
         self._data_config = data_config
 
@@ -43,8 +50,9 @@ class DataLoader:
         return iter(self._batches)
 
     @property
-    def batches_per_epoch(self) -> int:
-        return self._batches.batches_per_epoch
+    def batches_per_epoch(self) -> int | None:
+        """None of a stream, which has no epochs."""
+        return self._batches.batches_per_epoch if isinstance(self._batches, BatchLoader) else None
 
     def data_config(self) -> DataConfig:
         """The expanded data half of the recipe, with the statistics in use."""
@@ -84,7 +92,8 @@ def create_data_loader(
         keep_padding_flags: add `actions_is_pad`, bool[b ah], true for steps beyond the end of the episode.
         part: (process, number of processes) of a distributed run.
     Raises:
-        ValueError: statistics are missing, the dataset is too small, or the recipe names none.
+        ValueError: statistics are missing, the dataset is too small, the recipe names none, or it wants episodes held
+            out of data in RLDS form.
         FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
     """
     data_config = config.data.create(config.assets_dirs, config.model)
@@ -92,30 +101,32 @@ def create_data_loader(
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
         chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)
-    batches = BatchLoader(
-        TransformedDataset(dataset, chain),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        shuffle=shuffle,
-        num_workers=config.num_workers if num_workers is None else num_workers,
-        num_batches=num_batches,
-        part=part,
-    )
-    return DataLoader(batches, data_config)
+    order: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "shuffle": shuffle, "part": part}
+    work: dict[str, Any] = {
+        "num_workers": config.num_workers if num_workers is None else num_workers,
+        "num_batches": num_batches,
+    }
+    if isinstance(dataset, FramesInOrder):
+        source = MixtureSource(dataset.mixture, buffer_size=data_config.shuffle_buffer_size, **order)
+        return DataLoader(SourceLoader(source, DecodeAndTransform(chain), **work), data_config)
+    return DataLoader(BatchLoader(TransformedDataset(dataset, chain), **order, **work), data_config)
 
 
 def create_dataset(
     data_config: DataConfig, model_config: BaseModelConfig, episodes: Sequence[int] | None = None
-) -> Dataset:
+) -> Dataset | FramesInOrder:
     """The samples of a recipe before any transform.
 
-    Cameras that the repack transform does not mention are not decoded.
+    Cameras that the repack transform does not mention are not decoded. Data in RLDS form have no random access, only
+    an order.
 
     Args:
-        episodes: numbers of the episodes to read; None = all.
+        episodes: numbers of the episodes to read; None = all. Not for data in RLDS form.
     Raises:
-        ValueError: the recipe names no dataset, or one in RLDS form.
+        ValueError: the recipe names no dataset.
     """
+    if data_config.rlds_data_dir is not None:
+        return FramesInOrder(open_mixture(data_config, model_config.action_horizon))
     if data_config.repo_id == FAKE_REPO_ID:
         return FakeDataset(model_config)
     metadata = open_metadata(data_config)
@@ -129,16 +140,23 @@ def create_dataset(
     )
 
 
+def samples_of(dataset: Dataset | FramesInOrder, num_samples: int) -> list[tuple[str, Sample]]:
+    """Samples from all over a dataset, before any transform, each with what to call it."""
+    if isinstance(dataset, FramesInOrder):
+        return [(f"frame {sample['step_id'].decode()}", sample) for sample in dataset.spread(num_samples)]
+    rows = np.unique(np.linspace(0, len(dataset) - 1, num_samples).round().astype(int))
+    return [(f"sample {row}", dataset[int(row)]) for row in rows]
+
+
 def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
-    """The description of the recipe's dataset.
+    """The description of the recipe's dataset in LeRobot form.
 
     Raises:
         ValueError: the recipe names no dataset, random data, or one in RLDS form.
     """
     if data_config.rlds_data_dir is not None:
         raise ValueError(
-            f"the recipe reads RLDS data ({data_config.rlds_data_dir}), which this loader does not; convert it to a "
-            f"LeRobot dataset"
+            f"the recipe reads data in RLDS form ({data_config.rlds_data_dir}), which have no LeRobot metadata"
         )
     if data_config.repo_id is None or data_config.repo_id == FAKE_REPO_ID:
         raise ValueError(
@@ -149,8 +167,27 @@ def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
     return LeRobotMetadata.load(root)
 
 
+def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
+    """The datasets of a recipe, opened, with their frame ranges fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: a dataset or its ranges are not there or cannot be used; or the weights do not
+            add up to 1.
+    """
+    assert data_config.rlds_data_dir is not None
+    parts = []
+    for dataset in data_config.datasets:
+        folder = open_folder(data_config.rlds_data_dir, dataset.name, dataset.version)
+        ranges = FrameRanges()
+        if dataset.filter_dict_path is not None:
+            ranges = FrameRanges.load(download.maybe_download(dataset.filter_dict_path))
+        parts.append(MixturePart(folder, dataset.weight, ranges))
+    is_velocity = data_config.action_space is DroidActionSpace.JOINT_VELOCITY
+    return Mixture(tuple(parts), "joint_velocity" if is_velocity else "joint_position", horizon)
+
+
 def input_transforms(
-    data_config: DataConfig, dataset: Dataset, *, skip_norm_stats: bool = False
+    data_config: DataConfig, dataset: Dataset | FramesInOrder, *, skip_norm_stats: bool = False
 ) -> tuple[Callable[[Sample], Sample], ...]:
     """Everything between a sample of `create_dataset` and the model, in order.
 
@@ -160,7 +197,7 @@ def input_transforms(
     if isinstance(dataset, FakeDataset):
         return ()
     prompt: tuple[Callable[[Sample], Sample], ...] = ()
-    if data_config.prompt_from_task:
+    if data_config.prompt_from_task and not isinstance(dataset, FramesInOrder):  # whose frames carry a prompt
         _check_prompt_survives(data_config)
         assert isinstance(dataset, LeRobotDataset)
         prompt = (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
@@ -220,6 +257,16 @@ def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], li
     return sorted(order[num_held:].tolist()), sorted(order[:num_held].tolist())
 
 
+@dataclass(frozen=True)
+class DecodeAndTransform:
+    """From an encoded frame of the stream to a sample for the model."""
+
+    chain: Sequence[Callable[[Sample], Sample]]
+
+    def __call__(self, frame: Frame) -> Sample:
+        return transforms.compose(self.chain)(frame.decode())
+
+
 class FakeDataset:
     """Random samples of the shapes that a model takes: floats in [-1, 1), tokens below 2048, all masks true.
 
@@ -254,11 +301,21 @@ class KeepPaddingFlags:
 
 def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int] | None:
     """None = all. Fake data has no episodes, and so nothing to hold out."""
+    check_holdout(config, data_config)
     if split == "all" or not config.holdout_episodes or data_config.repo_id in (None, FAKE_REPO_ID):
         return None
     numbers = [episode.index for episode in open_metadata(data_config).episodes]
     train, held = split_episodes(len(numbers), config.holdout_episodes, config.seed)
     return [numbers[position] for position in (train if split == "train" else held)]
+
+
+def check_holdout(config: Any, data_config: DataConfig) -> None:
+    """Raises ValueError where episodes cannot be held out."""
+    if config.holdout_episodes and data_config.rlds_data_dir is not None:
+        raise ValueError(
+            f"holdout_episodes={config.holdout_episodes:g}, but data in RLDS form are a stream without a list of "
+            "episodes to choose from; set it to 0"
+        )
 
 
 def _leaves(structure: Any) -> Iterator[str]:

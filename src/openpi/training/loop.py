@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi import transforms
+from openpi.data.batch_loader import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
@@ -170,7 +171,7 @@ class _Run:
     def _save(self, step: int, state: State, metrics: Mapping[str, Any], evaluated: dict[str, float]) -> None:
         self._check_finite(step, metrics)
         left_out = adapters.left_out(self.config)
-        extras = _Extras(self.config, self.data, self.batches.state, self.window, self.base)
+        extras = _Extras(self.config, self.data, loader_state(self.batches.state), self.window, self.base)
         self.checkpoints.save(
             step,
             lambda directory: self.backend.begin_write(directory, state, left_out),
@@ -191,6 +192,11 @@ class _Run:
                 f"the loss of step {step} is {loss}; {good}. Look for NaN and outliers in the data (`openpi stats`, "
                 "`openpi explain`), or lower the learning rate"
             )
+
+
+def loader_state(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the data are, from what each process knows: of a stream, each reads its own part."""
+    return merged_state(processes.exchange("where the data are", own))
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:

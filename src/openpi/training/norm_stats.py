@@ -1,8 +1,8 @@
-"""Normalisation statistics of a recipe's dataset, from the columns of its tables: no video is opened.
+"""Normalisation statistics of a recipe's dataset, from its columns: no image is read.
 
 Statistics are taken of `state` and `actions` as training sees them just before they are normalised: after repacking,
 robot conventions and relative actions, over every step of every chunk, the repeated last steps of an episode
-included. Source: the training specification, sections 5.3 and 14.
+included. The datasets of a mixture count by their weights. Source: the training specification, sections 5.3 and 14.
 
 Robot transforms are written for one sample, but most of them are arithmetic on the last axis and work as well on a
 block of thousands of samples at once. We do not take that on trust: some rows of every block are computed one by one
@@ -10,30 +10,26 @@ as well, and at the first difference (or error) the whole dataset is done sample
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openpi import transforms
-from openpi.data.dataset import Sample
-from openpi.data.lerobot.columns import is_tabular
-from openpi.data.lerobot.metadata import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.models.model_config import BaseModelConfig
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import normalize
-from openpi.training import data_loader
 from openpi.training.data_config import DataConfig
+from openpi.training.tabular_frames import Block, Frames, open_frames
 
 logger = logging.getLogger("openpi")
 
 STATS_KEYS = ("state", "actions")
-BLOCK_FRAMES = 4096
 ROWS_CHECKED_PER_BLOCK = 3
 _SEED = 0
+# The datasets of a mixture are repeated by whole numbers, of which this is the smallest.
+_WEIGHT_STEPS = 100
 # Of the used range, before a comparison warns.
 _FAR_BEYOND = 1.0
 _HARDLY = 0.05
@@ -70,8 +66,7 @@ def compute(config: Any, *, max_frames: int | None = None) -> ComputedStats:
     """
     path = norm_stats_path(config)
     data_config = config.data.create(config.assets_dirs, config.model)
-    frames = TabularFrames(data_config, config.model)
-    raw = compute_norm_stats(frames, max_frames=max_frames)
+    raw, num_frames = _compute(open_frames(data_config, config.model), max_frames)
     stats, messages, names = {}, [], {}
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
@@ -80,7 +75,7 @@ def compute(config: Any, *, max_frames: int | None = None) -> ComputedStats:
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
-    return ComputedStats(stats, path, min(len(frames), max_frames or len(frames)), names, tuple(messages))
+    return ComputedStats(stats, path, num_frames, names, tuple(messages))
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
     if data_config.norm_stats is None:
         folder = config.data.stats_dir(config.assets_dirs)
         raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
-    found = compute_norm_stats(TabularFrames(data_config, config.model), max_frames=max_frames)
+    found = compute_norm_stats(open_frames(data_config, config.model), max_frames=max_frames)
     rows = []
     for key, data in found.items():
         used = data_config.norm_stats.get(key)
@@ -157,26 +152,48 @@ def norm_stats_path(config: Any) -> Path:
     return Path(folder) / normalize.STATS_FILE
 
 
-def compute_norm_stats(frames: "TabularFrames", *, max_frames: int | None = None) -> dict[str, normalize.NormStats]:
+def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict[str, normalize.NormStats]:
     """Statistics of `state` and `actions`, unaltered.
 
     Raises:
         KeyError: the transforms give no `state` or no `actions`.
     """
-    running = {key: normalize.RunningStats() for key in STATS_KEYS}
-    rows = _chosen_rows(len(frames), max_frames)
+    return _compute(frames, max_frames)[0]
+
+
+def _compute(frames: Frames, max_frames: int | None) -> tuple[dict[str, normalize.NormStats], int]:
+    """The statistics, and the number of frames looked at."""
     try:
-        for block in _blocks(frames, rows):
-            for key in STATS_KEYS:
-                _update(running[key], key, block[key])
+        parts = [_together(frames, blocks) for _, blocks in frames.parts(max_frames)]
     except _NotVectorizableError as reason:
         logger.info("computing statistics sample by sample: %s", reason)
-        running = {key: normalize.RunningStats() for key in STATS_KEYS}
-        for row in rows:
-            sample = frames.evaluate(frames.sample(int(row)))
+        parts = [_one_by_one(frames, blocks) for _, blocks in frames.parts(max_frames)]
+    counts = [part["state"].count for part in parts]
+    per_frame = [weight / max(1, n) for (weight, _), n in zip(frames.parts(max_frames), counts, strict=True)]
+    total = {key: normalize.RunningStats() for key in STATS_KEYS}
+    for part, share in zip(parts, per_frame, strict=True):
+        times = 1 if len(parts) == 1 else round(_WEIGHT_STEPS * share / min(per_frame))
+        for key, running in part.items():
+            total[key].merge(running.repeated(times))
+    return {key: running.get_statistics() for key, running in total.items()}, sum(counts)
+
+
+def _together(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.RunningStats]:
+    running = {key: normalize.RunningStats() for key in STATS_KEYS}
+    for found, _ in _evaluated(frames, blocks):
+        for key in STATS_KEYS:
+            _update(running[key], key, found[key])
+    return running
+
+
+def _one_by_one(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.RunningStats]:
+    running = {key: normalize.RunningStats() for key in STATS_KEYS}
+    for block in blocks:
+        for row in range(len(block)):
+            sample = frames.evaluate(block.alone(row))
             for key in STATS_KEYS:
                 _update(running[key], key, sample[key])
-    return {key: stats.get_statistics() for key, stats in running.items()}
+    return running
 
 
 def _update(running: normalize.RunningStats, key: str, values: np.ndarray) -> None:
@@ -186,141 +203,47 @@ def _update(running: normalize.RunningStats, key: str, values: np.ndarray) -> No
         raise ValueError(f"'{key}' of the dataset, after the recipe's transforms: {error}") from error
 
 
-def action_chunks(frames: "TabularFrames", *, max_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def action_chunks(frames: Frames, *, max_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The chunks of all frames, or of `max_frames` drawn ones, as training sees them unnormalised.
 
     Returns:
         float[n, h, d] chunks, and int[n], the episode that each is of.
     """
-    rows = _chosen_rows(len(frames), max_frames)
     try:
-        chunks = np.concatenate([block["actions"] for block in _blocks(frames, rows)])
+        evaluated = [each for _, blocks in frames.parts(max_frames) for each in _evaluated(frames, blocks)]
+        chunks = [found["actions"] for found, _ in evaluated]
+        episodes = [block.episodes for _, block in evaluated]
     except _NotVectorizableError:
-        chunks = np.stack([frames.evaluate(frames.sample(int(row)))["actions"] for row in rows])
-    return chunks, frames.episode_of(rows)
-
-
-class TabularFrames:
-    """The frames of a recipe's dataset with black images in place of the cameras, one by one or in blocks."""
-
-    def __init__(self, data_config: DataConfig, model_config: BaseModelConfig):
-        dataset = _tabular_dataset(data_config)
-        self._chain = transforms.compose(_chain(data_config, dataset))
-        self._horizon = model_config.action_horizon
-        self._action_keys = tuple(data_config.action_sequence_keys)
-        self._tasks = dataset.metadata.tasks
-        self._images = _black_images(dataset, data_config)
-        features = dataset.metadata.features
-        names = [key for key in dataset.keys if key in INDEX_FEATURES or is_tabular(features[key])]
-        self._columns = {name: dataset.column(name) for name in names}
-        lengths = np.diff(dataset.episode_bounds, axis=1)[:, 0]
-        self._last_rows = np.repeat(dataset.episode_bounds[:, 1] - 1, lengths)
-
-    def __len__(self) -> int:
-        return len(self._last_rows)
-
-    def episode_of(self, rows: np.ndarray) -> np.ndarray:
-        """int[n]: position of the episode that each row is in."""
-        return np.searchsorted(np.unique(self._last_rows), rows)
-
-    def sample(self, row: int) -> Sample:
-        """Frame `row` as the loader would hand it to the transforms, images aside."""
-        return self._build(np.array([row]), lambda values: np.array(values[0]))
-
-    def block(self, rows: np.ndarray) -> Sample:
-        """Many frames as one sample whose numbers have a leading axis; images and texts are those of one frame."""
-        return self._build(rows, lambda values: values)
-
-    def evaluate(self, sample: Sample) -> dict[str, np.ndarray]:
-        """`state` and `actions` after the recipe's transforms."""
-        made = self._chain(sample)
-        if missing := [key for key in STATS_KEYS if key not in made]:
-            raise KeyError(
-                f"the recipe's transforms give no {missing}, of which statistics are needed; they give {list(made)}"
-            )
-        return {key: np.asarray(made[key]) for key in STATS_KEYS}
-
-    def _build(self, rows: np.ndarray, shape: Callable[[np.ndarray], Any]) -> Sample:
-        sample: Sample = dict(self._images)
-        for name, column in self._columns.items():
-            if name not in self._action_keys:
-                sample[name] = shape(column[rows])
-                continue
-            steps = rows[:, None] + np.arange(self._horizon)
-            inside = np.minimum(steps, self._last_rows[rows][:, None])
-            sample[name] = shape(column[inside])
-            sample[f"{name}_is_pad"] = shape(steps != inside)
-        task_index = self._columns["task_index"][rows[0]]
-        sample["task_index"] = np.array(task_index)
-        sample["task"] = self._tasks.get(int(task_index), "")
-        return sample
+        blocks = [block for _, blocks in frames.parts(max_frames) for block in blocks]
+        chunks = [[frames.evaluate(block.alone(row))["actions"] for row in range(len(block))] for block in blocks]
+        episodes = [block.episodes for block in blocks]
+    return np.concatenate(chunks), np.concatenate(episodes)
 
 
 class _NotVectorizableError(Exception):
     """A transform that needs its samples one at a time."""
 
 
-def _blocks(frames: TabularFrames, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def _evaluated(frames: Frames, blocks: Iterable[Block]) -> Iterator[tuple[dict[str, np.ndarray], Block]]:
+    """`state` and `actions` of whole blocks, some rows of which are done again alone."""
     rng = np.random.default_rng(_SEED)
-    for begin in range(0, len(rows), BLOCK_FRAMES):
-        chosen = rows[begin : begin + BLOCK_FRAMES]
+    for block in blocks:
         try:
-            block = frames.evaluate(frames.block(chosen))
+            found = frames.evaluate(block.together())
         except Exception as error:
             # Whatever a transform throws at a shape it does not know; a genuine error comes again one by one.
             raise _NotVectorizableError(f"{type(error).__name__}: {error}") from error
-        checked = {0, len(chosen) - 1, *rng.integers(0, len(chosen), ROWS_CHECKED_PER_BLOCK).tolist()}
-        for position in checked:
-            _check_row(frames, int(chosen[position]), {key: block[key][position] for key in block}, block, len(chosen))
-        yield block
+        checked = {0, len(block) - 1, *rng.integers(0, len(block), ROWS_CHECKED_PER_BLOCK).tolist()}
+        for row in checked:
+            _check_row(frames, block, row, found)
+        yield found, block
 
 
-def _check_row(
-    frames: TabularFrames, row: int, found: dict[str, np.ndarray], block: dict[str, np.ndarray], num_rows: int
-) -> None:
-    expected = frames.evaluate(frames.sample(row))
-    for key, value in expected.items():
-        same_shape = block[key].shape == (num_rows, *value.shape)
-        if not same_shape or not np.allclose(found[key], value, rtol=1e-6, atol=1e-9, equal_nan=True):
-            raise _NotVectorizableError(f"'{key}' of frame {row} differs between a block and the frame alone")
-
-
-def _chosen_rows(num_frames: int, max_frames: int | None) -> np.ndarray:
-    if max_frames is None or max_frames >= num_frames:
-        return np.arange(num_frames)
-    if max_frames < 1:
-        raise ValueError(f"max_frames is {max_frames}; give at least 1, or None for all {num_frames} frames")
-    return np.sort(np.random.default_rng(_SEED).choice(num_frames, max_frames, replace=False))
-
-
-def _tabular_dataset(data_config: DataConfig) -> LeRobotDataset:
-    """The recipe's dataset without its cameras."""
-    metadata = data_loader.open_metadata(data_config)
-    used = data_loader.features_read(data_config, metadata)
-    columns = [
-        key
-        for key, feature in metadata.features.items()
-        if is_tabular(feature) and (used is None or key in used or key in data_config.action_sequence_keys)
-    ]
-    return LeRobotDataset(metadata.root, columns=[*columns, *data_config.action_sequence_keys], metadata=metadata)
-
-
-def _chain(data_config: DataConfig, dataset: LeRobotDataset) -> Sequence[Callable[[Sample], Sample]]:
-    """The loader's transforms up to normalisation."""
-    chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
-    end = next(i for i, transform in enumerate(chain) if isinstance(transform, transforms.Normalize))
-    return chain[:end]
-
-
-def _black_images(dataset: LeRobotDataset, data_config: DataConfig) -> dict[str, np.ndarray]:
-    """uint8 [h, w, 3] per camera that the recipe reads, as the reader would deliver it."""
-    used = data_loader.features_read(data_config, dataset.metadata)
-    images = {}
-    for key in dataset.metadata.camera_keys:
-        if used is None or key in used:
-            shape = tuple(dataset.metadata.features[key]["shape"])
-            images[key] = np.zeros(shape if shape[-1] == 3 else (*shape[1:], shape[0]), np.uint8)
-    return images
+def _check_row(frames: Frames, block: Block, row: int, found: dict[str, np.ndarray]) -> None:
+    for key, value in frames.evaluate(block.alone(row)).items():
+        same_shape = found[key].shape == (len(block), *value.shape)
+        if not same_shape or not np.allclose(found[key][row], value, rtol=1e-6, atol=1e-9, equal_nan=True):
+            raise _NotVectorizableError(f"'{key}' of frame {row} of a block differs from that of the frame alone")
 
 
 def _labels(data_config: DataConfig, key: str, width: int) -> tuple[str, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from openpi import transforms
+from openpi.data.droid_rlds.episode import CONTROL_HZ
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
@@ -56,6 +58,8 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     """
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
+    if config.holdout_episodes:
+        data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
     recipe_io.check_recipe_can_be_saved(config)
     adapters.check_recipe(config, backend)
     backend.check()
@@ -78,12 +82,13 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
 
 def _check_dataset_name(config: TrainConfig) -> None:
     repo_id = config.data.repo_id
-    if repo_id is None:
+    rlds_data_dir = getattr(config.data, "rlds_data_dir", None)
+    if repo_id is None and rlds_data_dir is None:
         raise ValueError(
             f"recipe '{config.name}' has no dataset: it serves a released checkpoint. Name one with --data.repo-id, or "
             "train another recipe"
         )
-    values = {"data.repo_id": repo_id, "data.rlds_data_dir": getattr(config.data, "rlds_data_dir", None)}
+    values = {"data.repo_id": repo_id, "data.rlds_data_dir": rlds_data_dir}
     for field, value in values.items():
         if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
             flag = field.replace("_", "-")
@@ -142,9 +147,10 @@ def ensure_norm_stats(config: TrainConfig) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         return
-    if config.data.create(config.assets_dirs, config.model).norm_stats is not None:
+    data_config = config.data.create(config.assets_dirs, config.model)
+    if data_config.norm_stats is not None:
         return
-    logger.info("computing the normalisation statistics of %s, from its columns", config.data.repo_id)
+    logger.info("computing the normalisation statistics of %s, from its columns", data_config.dataset_name)
     computed = norm_stats.compute(config)
     logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
 
@@ -158,11 +164,10 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     _check_action_tokenizer(config, data_config)
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
-    rows = np.unique(np.linspace(0, len(dataset) - 1, _NUM_SAMPLES_CHECKED).round().astype(int))
     clients, raws = [], []
-    for row in rows:
-        client, raw, made = _run_chain(dataset[int(row)], chain, data_config, where=f"sample {row}")
-        _check_model_inputs(config, made)
+    for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
+        client, raw, made = _run_chain(sample, chain, data_config, where=where)
+        _check_model_inputs(config, data_config, made)
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
@@ -192,7 +197,7 @@ def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) 
             sample = transform(sample)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise ValueError(
-                f"{where} of {data_config.repo_id} does not pass {type(transform).__name__} (step {i + 1} of "
+                f"{where} of {data_config.dataset_name} does not pass {type(transform).__name__} (step {i + 1} of "
                 f"{len(chain)}): {error}\nThe step was given: {_described(sample)}"
             ) from error
         if i + 1 == num_client:
@@ -206,7 +211,7 @@ def _described(sample: Any) -> str:
     )
 
 
-def _check_model_inputs(config: TrainConfig, made: dict[str, Any]) -> None:
+def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict[str, Any]) -> None:
     """Raises ValueError, naming every difference, unless the sample has the shapes of the model's inputs."""
     observation, actions = config.model.inputs_spec(batch_size=1)
     expected = flatten({**observation.to_dict(), "actions": actions})
@@ -220,7 +225,7 @@ def _check_model_inputs(config: TrainConfig, made: dict[str, Any]) -> None:
     problems = [] if is_fast and "actions" in found else problems  # takes any cameras, and the robot's own widths
     if problems:
         raise ValueError(
-            f"the samples of {config.data.repo_id} do not fit the model of recipe '{config.name}': "
+            f"the samples of {data_config.dataset_name} do not fit the model of recipe '{config.name}': "
             f"{'; '.join(problems)}. Found: {', '.join(found)}. Correct model.action_dim, model.image_keys, or the "
             "data transforms"
         )
@@ -237,21 +242,22 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
         contract.check_vectors(client)
     except ValueError as error:
         raise ValueError(
-            f"the samples of {data_config.repo_id} are not what the recipe's robot sends: {error}"
+            f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
     for key, stats in (data_config.norm_stats or {}).items():
         width = np.shape(raw.get(key, np.zeros(stats.width)))[-1]
         # Those of released bases are padded to the model's width.
         if stats.width not in (width, config.model.action_dim):
             raise ValueError(
-                f"the statistics of '{key}' have {stats.width} dimensions, and the samples of {data_config.repo_id} "
-                f"{width}: they are of another robot, or of other data. Compute them anew with `openpi stats`"
+                f"the statistics of '{key}' have {stats.width} dimensions, and the samples of "
+                f"{data_config.dataset_name} {width}: they are of another robot, or of other data. Compute them anew "
+                "with `openpi stats`"
             )
     actions = np.asarray(raw["actions"])
     recorded = np.shape(client.get("actions", actions))[-1]
     # The robot's transforms may train another form of action, or leave a recorded dimension out.
     if contract.actions.width not in (recorded, actions.shape[-1]):
-        contract.check_actions(recorded, where=f"the actions of {data_config.repo_id} have")
+        contract.check_actions(recorded, where=f"the actions of {data_config.dataset_name} have")
     padding = max(0, config.model.action_dim - actions.shape[-1])
     padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
     returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
@@ -263,23 +269,31 @@ def _shape_text(value: Any) -> str:
 
 
 def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) -> Contract:
-    metadata = data_loader.open_metadata(data_config)
+    control_hz, features = _rate_and_features(data_config)
     action_key = data_config.action_sequence_keys[0]
-    state_key = next((key for key in ("observation.state", "state") if key in metadata.features), "")
+    state_key = next((key for key in ("observation.state", "state") if key in features), "")
     return Contract.build(
         data_config,
         config.model,
         sample=clients[0],
-        control_hz=metadata.fps,
-        state_names=_feature_names(metadata.features.get(state_key)),
-        action_names=_feature_names(metadata.features.get(action_key)),
+        control_hz=control_hz,
+        state_names=_feature_names(features.get(state_key)),
+        action_names=_feature_names(features.get(action_key)),
         camera_means=channel_means(clients),
     )
 
 
+def _rate_and_features(data_config: DataConfig) -> tuple[float, Mapping[str, Any]]:
+    """Frames per second, and the features as LeRobot describes them; data in RLDS form are DROID's and name nothing."""
+    if data_config.rlds_data_dir is not None:
+        return CONTROL_HZ, {}
+    metadata = data_loader.open_metadata(data_config)
+    return metadata.fps, metadata.features
+
+
 def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
-    features = data_loader.open_metadata(data_config).features
+    _, features = _rate_and_features(data_config)
     names = _feature_names(features.get(data_config.action_sequence_keys[0]))
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 

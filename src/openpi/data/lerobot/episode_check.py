@@ -1,19 +1,26 @@
 """Do these features fit the format, and does this episode fit its features? Asked before anything is
 written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature
 
 
-class CheckedEpisode:
-    """Frames that fit the features; cameras are [n, h, w, 3]."""
+@dataclass(frozen=True)
+class FrameStream:
+    """The frames of a camera, one after the other, uint8 RGB [h, w, 3]; how many there are is known."""
 
-    def __init__(self, frames: dict[str, np.ndarray], length: int):
-        self.frames = frames
-        self.length = length
+    length: int
+    frames: Iterable[np.ndarray]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.frames)
 
 
 def complete_features(features: Mapping[str, Feature], use_videos: bool) -> dict[str, Feature]:
@@ -34,8 +41,9 @@ def complete_features(features: Mapping[str, Feature], use_videos: bool) -> dict
 
 
 def check_episode(
-    frames: Mapping[str, np.ndarray], task: str | Sequence[str], features: Mapping[str, Feature]
-) -> CheckedEpisode:
+    frames: Mapping[str, np.ndarray | FrameStream], features: Mapping[str, Feature]
+) -> tuple[dict[str, np.ndarray | FrameStream], int]:
+    """Frames that fit the features, cameras [n, h, w, 3], and n. Frames of streams are checked as they come."""
     expected = features.keys() - INDEX_FEATURES.keys()
     given = frames.keys() - INDEX_FEATURES.keys()
     if expected != given:
@@ -43,13 +51,11 @@ def check_episode(
             f"an episode has the features {sorted(expected)}; missing are {sorted(expected - given)}, "
             f"unknown are {sorted(given - expected)}"
         )
-    checked = {key: _check_values(key, np.asarray(frames[key]), features[key]) for key in expected}
+    checked = {key: _check_values(key, frames[key], features[key]) for key in expected}
     lengths = {key: len(values) for key, values in checked.items()}
-    if not isinstance(task, str):
-        lengths["task"] = len(task)
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"all features of an episode need the same number of frames, above 0; found {lengths}")
-    return CheckedEpisode(checked, next(iter(lengths.values())))
+    return checked, next(iter(lengths.values()))
 
 
 def size_hw(feature: Feature) -> tuple[int, int]:
@@ -75,7 +81,12 @@ def _check_feature(key: str, feature: Feature) -> None:
         ) from None
 
 
-def _check_values(key: str, values: np.ndarray, feature: Feature) -> np.ndarray:
+def _check_values(key: str, values: np.ndarray | FrameStream, feature: Feature) -> np.ndarray | FrameStream:
+    if isinstance(values, FrameStream):
+        if feature["dtype"] != "video":
+            raise ValueError(f"feature '{key}' has dtype '{feature['dtype']}'; only video is taken as a stream")
+        return FrameStream(len(values), (_check_camera(key, frame[None], feature)[0] for frame in values))
+    values = np.asarray(values)
     if feature["dtype"] in CAMERA_DTYPES:
         return _check_camera(key, values, feature)
     if feature["dtype"] == "string":

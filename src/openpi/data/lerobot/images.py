@@ -3,15 +3,14 @@
 Nothing is decoded or copied ahead of time: datasets of this kind are tens of GB of PNG.
 """
 
-import io
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
+from openpi.data.images import decode_image
 from openpi.data.lerobot.metadata import open_parquet
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 
@@ -96,13 +95,3 @@ class _WholeColumn:
             self._group = held
         cell = held[1][row - int(self._first_rows[group])].as_py()
         return None if cell is None else cell[self._field]
-
-
-def decode_image(content: bytes | str, where: str) -> np.ndarray:
-    """PNG, JPEG, ... -> uint8 RGB [h, w, 3]. `where` names the image in errors."""
-    assert isinstance(content, bytes)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except OSError as error:  # PIL's UnidentifiedImageError is one
-        raise ValueError(f"{where}: not a readable image ({error})") from error

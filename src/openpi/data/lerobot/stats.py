@@ -4,7 +4,7 @@ Numbers are taken over all frames of an episode; cameras over some frames and pi
 with shape [3, 1, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,11 +24,34 @@ def vector_stats(values: np.ndarray) -> FeatureStats:
 
 def image_stats(frames_hwc: np.ndarray) -> FeatureStats:
     """Statistics per channel of uint8 `[n, h, w, 3]`; `count` is the number of frames looked at."""
-    step = max(1, -(-max(frames_hwc.shape[1:3]) // MAX_SIDE_PX))
-    chosen = np.unique(np.linspace(0, len(frames_hwc) - 1, MAX_FRAMES).round().astype(int))
-    pixels = frames_hwc[chosen, ::step, ::step].reshape(-1, frames_hwc.shape[-1])
-    stats = {name: (stat / 255).reshape(-1, 1, 1) for name, stat in _stats(pixels).items()}
-    return stats | {"count": np.array([len(chosen)])}
+    sampler = ImageSampler(len(frames_hwc))
+    for _ in sampler.watch(frames_hwc):
+        pass
+    return sampler.stats()
+
+
+class ImageSampler:
+    """Takes the statistics of a camera from frames that pass by, of which it keeps what it needs.
+
+    Args:
+        length: number of frames to come.
+    """
+
+    def __init__(self, length: int):
+        self._chosen = set(np.linspace(0, length - 1, MAX_FRAMES).round().astype(int).tolist())
+        self._pixels: list[np.ndarray] = []
+
+    def watch(self, frames_hwc: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Passes the frames on, uint8 [h, w, 3] each."""
+        for i, frame in enumerate(frames_hwc):
+            if i in self._chosen:
+                step = max(1, -(-max(frame.shape[:2]) // MAX_SIDE_PX))
+                self._pixels.append(frame[::step, ::step].reshape(-1, frame.shape[-1]))
+            yield frame
+
+    def stats(self) -> FeatureStats:
+        stats = {name: (stat / 255).reshape(-1, 1, 1) for name, stat in _stats(np.concatenate(self._pixels)).items()}
+        return stats | {"count": np.array([len(self._pixels)])}
 
 
 def merge(episodes: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:
@@ -55,7 +78,7 @@ def _merge(parts: Sequence[FeatureStats]) -> FeatureStats:
         "mean": mean,
         "std": np.sqrt(variance),
         "count": np.array([counts.sum()]),
-        **{name: average([part[name] for part in parts]) for name in QUANTILES},
+        **{name: average([part[name] for part in parts]) for name in QUANTILES if all(name in part for part in parts)},
     }
 
 

@@ -25,11 +25,11 @@ _ROWS_PER_CHECK = 16  # after so many rows Parquet asks whether a page is full (
 class TableFiles:
     """Data files, rolled over by size; one row group per episode."""
 
-    def __init__(self, root: Path, max_bytes: float):
+    def __init__(self, root: Path, max_bytes: float, first_file: int = 0):
         self._root = root
         self._max_bytes = max_bytes
         self._writer: pq.ParquetWriter | None = None
-        self._number = -1
+        self._number = first_file - 1
         self._bytes = 0
 
     def append(self, table: pa.Table) -> dict[str, int]:

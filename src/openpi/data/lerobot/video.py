@@ -20,9 +20,14 @@ MAX_OPEN_VIDEOS = 16  # per thread: each takes a file handle, of which a process
 
 
 class VideoFile:
-    """One open video. Not safe to share between threads."""
+    """One open video. Not safe to share between threads.
 
-    def __init__(self, path: Path, fps: float):
+    Args:
+        fps: None = what the container says.
+        gop_frames: how far key frames are known to be apart; more is learnt on the way.
+    """
+
+    def __init__(self, path: Path, fps: float | None = None, *, gop_frames: int = 2):
         if not path.is_file():
             raise FileNotFoundError(f"dataset file {path} is missing; copy or download the dataset again")
         try:
@@ -32,16 +37,20 @@ class VideoFile:
         if not self._container.streams.video:
             raise ValueError(f"{path} has no video stream")
         self._path = path
-        self._fps = fps
         self._stream = self._container.streams.video[0]
+        self.fps = float(self._stream.average_rate or 1) if fps is None else fps
         # Frame threads would hold back as many frames as there are threads: bad for reading two.
         self._stream.codec_context.thread_count = 1
         self._to_rgb = VideoReformatter()
-        self._ticks_per_s = 1 / float(self._stream.time_base or 1 / fps)
+        self._ticks_per_s = 1 / float(self._stream.time_base or 1 / self.fps)
         self._first_pts = self._stream.start_time or 0
         self._frames: Iterator[VideoFrame] | None = None
         self._last: VideoFrame | None = None
-        self._gop_frames = 2
+        self._gop_frames = gop_frames
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self._stream.height, self._stream.width
 
     @property
     def num_frames(self) -> int:
@@ -49,8 +58,8 @@ class VideoFile:
         if self._stream.frames:
             return self._stream.frames
         if self._stream.duration:
-            return round(self._stream.duration / self._ticks_per_s * self._fps)
-        return round((self._container.duration or 0) / av.time_base * self._fps)
+            return round(self._stream.duration / self._ticks_per_s * self.fps)
+        return round((self._container.duration or 0) / av.time_base * self.fps)
 
     def frame_at(self, time_s: float) -> np.ndarray:
         """The frame shown nearest to `time_s`, as uint8 RGB [h, w, 3].
@@ -58,7 +67,7 @@ class VideoFile:
         Raises:
             ValueError: no frame lies within half a frame period of `time_s`.
         """
-        half_period = self._ticks_per_s / self._fps / 2
+        half_period = self._ticks_per_s / self.fps / 2
         target = self._first_pts + time_s * self._ticks_per_s
         try:
             frame = self._decode_to(target, half_period)
@@ -66,7 +75,7 @@ class VideoFile:
             raise ValueError(f"{self._path} cannot be decoded at {time_s:.4f} s ({error})") from error
         if frame is None:
             raise ValueError(
-                f"{self._path} has no frame at {time_s:.4f} s (within half a frame at {self._fps} fps); "
+                f"{self._path} has no frame at {time_s:.4f} s (within half a frame at {self.fps} fps); "
                 f"it holds {self.num_frames} frames. The video and the table come from different recordings"
             )
         return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()

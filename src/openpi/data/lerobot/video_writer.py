@@ -27,13 +27,17 @@ _ENCODERS = {
 }
 
 
-def choose_encoder() -> str:
-    """AV1 if this FFmpeg can write it, else H.264."""
-    available = av.codecs_available
-    for encoder in _ENCODERS:
-        if encoder in available:
+def choose_encoder(codec: str | None = None) -> str:
+    """AV1 if this FFmpeg can write it, else H.264; or the given one of the two.
+
+    Raises:
+        ValueError: this FFmpeg has no encoder for it.
+    """
+    wanted = [encoder for encoder, (name, _) in _ENCODERS.items() if codec in (None, name)]
+    for encoder in wanted:
+        if encoder in av.codecs_available:
             return encoder
-    raise ValueError(f"this build of PyAV has none of the encoders {list(_ENCODERS)}; store cameras as images")
+    raise ValueError(f"this build of PyAV has none of the encoders {wanted} for {codec or 'video'}")
 
 
 def codec_name(encoder: str) -> str:
@@ -41,14 +45,18 @@ def codec_name(encoder: str) -> str:
     return _ENCODERS[encoder][0]
 
 
-def encode_video(path: Path, frames_hwc: Iterable[np.ndarray], fps: float, encoder: str) -> None:
-    """Writes an mp4 of uint8 RGB [h, w, 3] frames; h and w must be even."""
+def encode_video(path: Path, frames_hwc: Iterable[np.ndarray], fps: float, encoder: str, threads: int = 0) -> None:
+    """Writes an mp4 of uint8 RGB [h, w, 3] frames; h and w must be even.
+
+    Args:
+        threads: of the encoder; 0 = as many as it likes.
+    """
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     with av.open(str(path), "w", format="mp4") as container:
         stream: VideoStream | None = None
         for frame in frames_hwc:
             if stream is None:
-                stream = _add_stream(container, frame.shape[:2], fps, encoder)
+                stream = _add_stream(container, frame.shape[:2], fps, encoder, threads)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())
@@ -95,24 +103,20 @@ class JoinedVideo:
 class VideoFiles:
     """Video files of one camera, rolled over by size."""
 
-    def __init__(self, root: Path, key: str, fps: float, encoder: str, max_bytes: float):
+    def __init__(self, root: Path, key: str, fps: float, max_bytes: float, first_file: int = 0):
         self._root = root
         self._key = key
         self._fps = fps
-        self._encoder = encoder
         self._max_bytes = max_bytes
         self._joined: JoinedVideo | None = None
-        self._number = -1
+        self._number = first_file - 1
 
-    def append(self, frames_hwc: np.ndarray) -> dict[str, int | float]:
-        """Encodes the frames; says in which file and at what time they lie."""
-        encoded = self._root / f".{self._key}.mp4"
-        encode_video(encoded, frames_hwc, self._fps, self._encoder)
+    def append(self, encoded: Path) -> dict[str, int | float]:
+        """Adds an encoded episode; says in which file and at what time it lies."""
         if self._joined is None or self._joined.num_bytes + encoded.stat().st_size > self._max_bytes:
             self._joined = self._next_file()
         begin_s = self._joined.duration_s
         self._joined.append(encoded)
-        encoded.unlink()
         chunk, file = divmod(self._number, FILES_PER_CHUNK)
         place = {
             "chunk_index": chunk,
@@ -135,9 +139,15 @@ class VideoFiles:
         return JoinedVideo(self._root / path, self._fps)
 
 
-def _add_stream(container: OutputContainer, size_hw: tuple[int, ...], fps: float, encoder: str) -> VideoStream:
-    stream = container.add_stream(encoder, rate=_rate(fps), options=dict(_ENCODERS[encoder][1]))
+def _add_stream(
+    container: OutputContainer, size_hw: tuple[int, ...], fps: float, encoder: str, threads: int
+) -> VideoStream:
+    options = dict(_ENCODERS[encoder][1])
+    if encoder == "libsvtav1" and threads:  # the only one that does not go by the count below
+        options["svtav1-params"] = f"lp={threads}"
+    stream = container.add_stream(encoder, rate=_rate(fps), options=options)
     assert isinstance(stream, VideoStream)
+    stream.codec_context.thread_count = threads
     stream.height, stream.width = size_hw
     stream.pix_fmt = PIXEL_FORMAT
     return stream

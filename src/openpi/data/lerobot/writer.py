@@ -4,6 +4,8 @@ writer  ->  .<name>.tmp-xxxx/  data/   one row group per episode, rolled over by
                                videos/ one file per camera, rolled over by size, each camera on its own
                                meta/   written by finish()
 finish  ->  <name>/            one rename: a dataset is there whole or not at all
+
+Appending makes a new dataset of the same name, into which the files of the old one are linked.
 """
 
 import json
@@ -19,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from av.error import FFmpegError
 
+from openpi.data.lerobot import existing, video_writer
 from openpi.data.lerobot import stats as feature_stats
-from openpi.data.lerobot import video_writer
-from openpi.data.lerobot.episode_check import CheckedEpisode, check_episode, complete_features, size_hw
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.episode_check import FrameStream, complete_features, size_hw
+from openpi.data.lerobot.existing import ExistingDataset
+from openpi.data.lerobot.metadata import Feature
+from openpi.data.lerobot.prepared import PreparedEpisode, index_stats, prepare_episode
 from openpi.data.lerobot.table_writer import DATA_PATH, FILES_PER_CHUNK, TableFiles, to_table
 
 _MB = 2**20
@@ -37,11 +41,15 @@ class LeRobotWriter:
         features: by name, `{"dtype", "shape", "names"}`; cameras are `image` or `video` with shape (h, w, 3)
             or (3, h, w). The five index columns are added.
         overwrite: replace an existing dataset once the new one is complete.
+        append: put the episodes behind those of an existing dataset, once they are complete; cameras are stored as
+            they are there.
         use_videos: store `image` cameras as video.
         data_file_mb, video_file_mb: a file is closed before it would grow beyond this.
+        scratch: where the dataset is until it is complete, on the same disk; None = beside `root`.
     Raises:
         FileExistsError: `root` exists.
-        ValueError: a feature that the format cannot hold.
+        FileNotFoundError: there is nothing to append to.
+        ValueError: a feature that the format cannot hold, or that is not what the existing dataset has.
     """
 
     def __init__(
@@ -52,42 +60,84 @@ class LeRobotWriter:
         features: Mapping[str, Feature],
         robot_type: str | None = None,
         overwrite: bool = False,
+        append: bool = False,
         use_videos: bool = False,
         data_file_mb: float = 100,
         video_file_mb: float = 200,
+        scratch: Path | None = None,
     ):
         self._root = Path(root).expanduser()
-        self._overwrite = overwrite
+        self._replaces = overwrite or append
         self._refuse_existing()
+        self._before = ExistingDataset.load(self._root) if append else None
         self._fps = fps
         self._robot_type = robot_type
-        self._features = complete_features(features, use_videos)
-        self._encoder = video_writer.choose_encoder() if self._video_keys else ""
+        features = complete_features(features, use_videos)
+        self._features = self._before.fitting(features, fps) if self._before else features
+        self._encoder = ""
+        if self._video_keys:
+            self._encoder = video_writer.choose_encoder(self._before.video_codec if self._before else None)
         self._limits_mb = (data_file_mb, video_file_mb)
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
         self._stats: list[dict[str, feature_stats.FeatureStats]] = []
         self._num_frames = 0
+        self._num_episodes_before = 0
         self._root.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self._root.name}.tmp-", dir=self._root.parent))
-        self._data = TableFiles(self._temporary, data_file_mb * _MB)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self._root.name}.tmp-", dir=scratch or self._root.parent))
+        if self._before is not None:
+            self._start_behind(self._before)
+        self._data = TableFiles(self._temporary, data_file_mb * _MB, self._first_file("data"))
         self._videos = {
-            key: video_writer.VideoFiles(self._temporary, key, fps, self._encoder, video_file_mb * _MB)
+            key: video_writer.VideoFiles(
+                self._temporary, key, fps, video_file_mb * _MB, self._first_file(f"videos/{key}")
+            )
             for key in self._video_keys
         }
 
-    def add_episode(self, frames: Mapping[str, np.ndarray], task: str | Sequence[str]) -> None:
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """As they are stored, index columns included."""
+        return self._features
+
+    @property
+    def encoder(self) -> str:
+        """Of the videos; empty without."""
+        return self._encoder
+
+    @property
+    def temporary(self) -> Path:
+        """Folder of the dataset before it is finished; further files to belong to it may be put there."""
+        return self._temporary
+
+    def add_episode(self, frames: Mapping[str, np.ndarray | FrameStream], task: str | Sequence[str]) -> None:
         """Appends one episode.
 
         Args:
             frames: every feature but the index columns, with a leading time axis of equal length; cameras
-                uint8 RGB, [n, h, w, 3] or [n, 3, h, w].
+                uint8 RGB, [n, h, w, 3] or [n, 3, h, w], and those stored as video also as streams.
             task: one for the episode, or one for each frame.
         Raises:
             KeyError, ValueError: `frames` does not fit the features. The dataset so far is unharmed.
             OSError: the disk is full or the like. The unfinished dataset is removed.
         """
-        episode = check_episode(frames, task, self._features)
+        if not isinstance(task, str) and any(len(values) != len(task) for values in frames.values()):
+            lengths = {key: len(values) for key, values in frames.items()} | {"task": len(task)}
+            raise ValueError(f"all features of an episode need the same number of frames, above 0; found {lengths}")
+        folder = Path(tempfile.mkdtemp(prefix=".episode-", dir=self._temporary))
+        try:
+            episode = prepare_episode(frames, self._features, folder=folder, fps=self._fps, encoder=self._encoder)
+            self.add_prepared(episode, task)
+        except (KeyError, ValueError):
+            raise
+        except BaseException:
+            self.discard()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add_prepared(self, episode: PreparedEpisode, task: str | Sequence[str]) -> None:
+        """Appends an episode that was prepared for this dataset's `features` and `encoder`; errors as above."""
         try:
             self._write_episode(episode, [task] * episode.length if isinstance(task, str) else list(task))
         except BaseException:
@@ -135,16 +185,23 @@ class LeRobotWriter:
     def _video_keys(self) -> list[str]:
         return [key for key, feature in self._features.items() if feature["dtype"] == "video"]
 
-    def _write_episode(self, episode: CheckedEpisode, tasks: Sequence[str]) -> None:
-        columns = {**episode.frames, **self._index_columns(episode.length, tasks)}
-        stats = {
-            key: _feature_stats(columns[key], feature)
-            for key, feature in self._features.items()
-            if feature["dtype"] != "string"
-        }
+    def _start_behind(self, before: ExistingDataset) -> None:
+        before.link_into(self._temporary)
+        self._tasks = {text: index for index, text in before.metadata.tasks.items()}
+        self._num_frames = before.metadata.num_frames
+        self._num_episodes_before = len(before.metadata.episodes)
+        self._robot_type = before.metadata.robot_type
+
+    def _first_file(self, below: str) -> int:
+        return self._before.next_file(below) if self._before else 0
+
+    def _write_episode(self, episode: PreparedEpisode, tasks: Sequence[str]) -> None:
+        index_columns = self._index_columns(episode.length, tasks)
+        columns = {**episode.columns, **index_columns}
+        stats = {**episode.stats, **index_stats(index_columns)}
         table = to_table(columns, self._features)
         row: dict[str, Any] = {
-            "episode_index": len(self._episodes),
+            "episode_index": self._num_episodes_before + len(self._episodes),
             "tasks": list(dict.fromkeys(tasks)),
             "length": episode.length,
             "dataset_from_index": self._num_frames,
@@ -152,10 +209,11 @@ class LeRobotWriter:
             **self._data.append(table),
         }
         for key, files in self._videos.items():
-            row |= files.append(columns[key])
-        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+            row |= files.append(episode.videos[key])
+        chunk, file = divmod(self._first_file("meta/episodes"), FILES_PER_CHUNK)
+        row |= {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
         self._episodes.append(row)
-        self._stats.append(stats)
+        self._stats.append({key: stats[key] for key in self._features if key in stats})
         self._num_frames += episode.length
 
     def _index_columns(self, length: int, tasks: Sequence[str]) -> dict[str, np.ndarray]:
@@ -163,10 +221,13 @@ class LeRobotWriter:
         return {
             "timestamp": (frame / self._fps).astype(np.float32),
             "frame_index": frame,
-            "episode_index": np.full(length, len(self._episodes)),
+            "episode_index": np.full(length, self._num_episodes_before + len(self._episodes)),
             "index": self._num_frames + frame,
-            "task_index": np.array([self._tasks.setdefault(task, len(self._tasks)) for task in tasks]),
+            "task_index": np.array([self._task_index(task) for task in tasks]),
         }
+
+    def _task_index(self, task: str) -> int:
+        return self._tasks.setdefault(task, max(self._tasks.values(), default=-1) + 1)
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -180,13 +241,14 @@ class LeRobotWriter:
 
     def _write_metadata(self) -> None:
         meta = self._temporary / "meta"
-        meta.mkdir()
+        meta.mkdir(exist_ok=True)
         _write_json(meta / "info.json", self._info())
-        stats = feature_stats.merge(self._stats)
+        stats = feature_stats.merge([*([self._before.stats] if self._before else []), *self._stats])
         _write_json(meta / "stats.json", _to_lists(stats))
         pq.write_table(_tasks_table(self._tasks), meta / "tasks.parquet")
-        episodes = meta / "episodes/chunk-000/file-000.parquet"
-        episodes.parent.mkdir(parents=True)
+        chunk, file = divmod(self._first_file("meta/episodes"), FILES_PER_CHUNK)
+        episodes = meta / f"episodes/chunk-{chunk:03d}/file-{file:03d}.parquet"
+        episodes.parent.mkdir(parents=True, exist_ok=True)
         rows = [row | _stats_columns(stats) for row, stats in zip(self._episodes, self._stats, strict=True)]
         pq.write_table(pa.Table.from_pylist(rows), episodes)
 
@@ -195,17 +257,18 @@ class LeRobotWriter:
         for key in self._video_keys:
             features[key]["info"] = _video_info(features[key], self._fps, self._encoder)
         data_mb, video_mb = self._limits_mb
+        num_episodes = self._num_episodes_before + len(self._episodes)
         return {
             "codebase_version": "v3.0",
             "robot_type": self._robot_type,
-            "total_episodes": len(self._episodes),
+            "total_episodes": num_episodes,
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
             "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": data_mb,
             "video_files_size_in_mb": video_mb,
             "fps": self._fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
+            "splits": {"train": f"0:{num_episodes}"},
             "data_path": DATA_PATH,
             "video_path": video_writer.VIDEO_PATH if self._video_keys else None,
             "features": features,
@@ -217,21 +280,21 @@ class LeRobotWriter:
         if not self._root.exists():
             self._temporary.rename(self._root)
             return
-        replaced = self._temporary.with_name(self._temporary.name + ".replaced")
+        # Beside it, where nothing is ever cleaned up: this is the user's dataset.
+        replaced = self._root.with_name(f"{self._temporary.name}{existing.REPLACED}")
         self._root.rename(replaced)
-        self._temporary.rename(self._root)
+        try:
+            self._temporary.rename(self._root)
+        except BaseException:
+            replaced.rename(self._root)
+            raise
         shutil.rmtree(replaced)
 
     def _refuse_existing(self) -> None:
-        if self._root.exists() and not self._overwrite:
+        if self._root.exists() and not self._replaces:
             raise FileExistsError(
                 f"{self._root} exists; choose another folder, or replace it with overwrite=True (--overwrite)"
             )
-
-
-def _feature_stats(values: np.ndarray, feature: Feature) -> feature_stats.FeatureStats:
-    is_camera = feature["dtype"] in CAMERA_DTYPES
-    return feature_stats.image_stats(values) if is_camera else feature_stats.vector_stats(values)
 
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:

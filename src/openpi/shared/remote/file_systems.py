@@ -17,20 +17,20 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 def fsspec_files(url: str, options: Mapping[str, Any]) -> list[RemoteFile]:
     """The file at a URL, or all below it; `options` are those of the scheme's file system."""
-    filesystem = _filesystem(urlsplit(url).scheme, options)
+    opened = filesystem(urlsplit(url).scheme, options)
     with _own_errors(url):
-        filesystem.invalidate_cache()
-        root = str(filesystem._strip_protocol(url)).rstrip("/")
-        if not filesystem.exists(root):
+        opened.invalidate_cache()
+        root = str(opened._strip_protocol(url)).rstrip("/")
+        if not opened.exists(root):
             raise FileNotFoundError(f"{url} does not exist")
-        info = filesystem.info(root)
-        found = {root: info} if info["type"] == "file" else filesystem.find(root, detail=True)
+        info = opened.info(root)
+        found = {root: info} if info["type"] == "file" else opened.find(root, detail=True)
     return [
         RemoteFile(
             path.removeprefix(root).strip("/"),
             info["size"],
             _info_version(info),
-            functools.partial(_open, filesystem, path, info),
+            functools.partial(_open, opened, path, info),
         )
         for path, info in found.items()
     ]
@@ -74,7 +74,12 @@ def _own_errors(url: str) -> Iterator[None]:
         raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
+def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
+    """The file system of a scheme.
+
+    Raises:
+        ImportError: it needs an extra that is not installed; it is named.
+    """
     extra = _EXTRAS.get(scheme)
     hint = install_hint(extra) if extra else "install fsspec and its backend"
     try:
@@ -82,4 +87,4 @@ def _filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
 
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        raise ImportError(f"reading {scheme}:// needs a package that is missing ({error}); {hint}") from error
+        raise ImportError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error

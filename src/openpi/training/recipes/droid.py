@@ -63,10 +63,9 @@ RECIPES = [
     ),
     TrainConfig(
         name="pi0_fast_full_droid_finetune",
-        note="pi0-FAST on the whole of DROID in RLDS form (1.8 TB), for which this build has no reader yet. Joint "
-        "positions relative to the state, because they can be replayed in simulation; frames in which the robot idles "
-        "are left out. Batch 256 and 100k steps are for a node of large GPUs. 180 tokens hold prompt, state "
-        "and 16 steps.",
+        note="pi0-FAST on the whole of DROID in RLDS form (1.8 TB), read without TensorFlow. Joint positions relative "
+        "to the state, because they can be replayed in simulation; frames in which the robot idles are left out. "
+        "Batch 256 and 100k steps are for a node of large GPUs. 180 tokens hold prompt, state and 16 steps.",
         model=Pi0FASTConfig(action_dim=8, action_horizon=16, max_token_len=180),
         data=_full_droid(AssetsConfig()),
         weight_loader=weights("pi0_fast_base"),
@@ -75,7 +74,7 @@ RECIPES = [
         batch_size=256,
         save_interval=5000,
         keep_period=20_000,
-        num_workers=0,  # the RLDS pipeline has its own threads
+        num_workers=0,  # threads: worker processes take twice the processor time for these frames
     ),
     TrainConfig(
         name="pi05_full_droid_finetune",

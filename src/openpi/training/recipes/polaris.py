@@ -25,8 +25,7 @@ def _cotrain(name: str, model: BaseModelConfig, *, note: str) -> TrainConfig:
     return TrainConfig(
         name=name,
         note=f"{note} 1000 steps on DROID with 10 % simulated frames, so that the policy has seen the simulator; the "
-        "learning rate stays constant, because the run is short. Reads RLDS, for which this build has no reader "
-        "yet; serving works.",
+        "learning rate stays constant, because the run is short. Reads both datasets in RLDS form.",
         model=model,
         data=RLDSDroidDataConfig(
             rlds_data_dir=RLDS_DIR,

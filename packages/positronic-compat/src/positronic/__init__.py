@@ -1,0 +1,1 @@
+"""Names of Positronic that its users write in commands, forwarding to openpi."""

@@ -1,0 +1,88 @@
+"""Running a command in configuronic's syntax: `--a.b=value`, values as Python literals, `@module.name`, `.name`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import configuronic as cfn
+
+logger = logging.getLogger("openpi")
+
+CommandTree = dict[str, "cfn.Config | CommandTree"]
+
+
+def run(commands: cfn.Config | CommandTree) -> None:
+    """Runs what the command line asks for, and exits: 0 = done, 1 = refused or failed, 130 = stopped by Ctrl-C."""
+    from openpi.cli.console import configure_logging
+
+    configure_logging()
+    try:
+        cfn.cli(commands)
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, cfn.ConfigError) as error:
+        logger.debug("", exc_info=True)
+        print(f"{_program()}: {_explained(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def finish(exit_code: int) -> None:
+    """Ends a command that an openpi command did the work of."""
+    if exit_code:
+        raise SystemExit(exit_code)
+
+
+def text(value: Any) -> str:
+    """What was typed: names of digits alone arrive as numbers."""
+    return str(value)
+
+
+def local_path(place: str) -> str:
+    """A path of this machine: `~` expanded, and what is at a URL fetched."""
+    from openpi.shared.download import maybe_download
+
+    return str(maybe_download(text(place)))
+
+
+@contextlib.contextmanager
+def sent_output(place: str) -> Iterator[str]:
+    """A folder to write small files to; those of a URL are sent there at the end, unless it fails."""
+    from openpi.shared.upload import is_remote, upload_folder
+
+    if not is_remote(text(place)):
+        yield local_output(place)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+        upload_folder(Path(folder), place)
+
+
+def local_output(place: str) -> str:
+    """A path of this machine to write to.
+
+    Raises:
+        ValueError: a URL.
+    """
+    from openpi.shared.upload import is_remote
+
+    if is_remote(text(place)):
+        raise ValueError(f"output_path is {place}; expected a folder of this machine. Copy what is in it afterwards")
+    return str(Path(text(place)).expanduser().absolute())
+
+
+def _explained(error: BaseException) -> str:
+    """With what caused it, which configuronic leaves to the traceback."""
+    caused_by = error.__cause__ if isinstance(error, cfn.ConfigError) else None
+    if caused_by is None or str(caused_by) in str(error):
+        return str(error)
+    return f"{error}: {_explained(caused_by)}"
+
+
+def _program() -> str:
+    return sys.argv[0].rpartition("/")[2]

@@ -1,0 +1,1 @@
+"""openpi: codecs, statistics, training."""

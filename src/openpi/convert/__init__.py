@@ -1,0 +1,1 @@
+"""Recordings in other formats to LeRobot datasets, one format a file."""

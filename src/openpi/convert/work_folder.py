@@ -1,0 +1,51 @@
+"""A folder beside a dataset for what is prepared for it, used by one conversion at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+logger = logging.getLogger("openpi")
+
+_LOCK = "lock"
+
+
+class WorkFolder:
+    """`.<name>.converting` beside `output`. A context manager: while it is entered, nobody else has it.
+
+    What is in it stays after an error, for the next run; after a success it is removed.
+
+    Attributes:
+        path: the folder.
+    Raises:
+        ValueError: another conversion is using it.
+    """
+
+    def __init__(self, output: Path):
+        self.path = output.with_name(f".{output.name}.converting")
+        self._output = output
+
+    def __enter__(self) -> WorkFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(
+                f"another conversion is writing {self._output}; wait for it, or choose another folder"
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        is_empty = {path.name for path in self.path.iterdir()} <= {_LOCK}
+        if kind is None or is_empty:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            logger.info("what is prepared is kept in %s: the same command goes on from there", self.path)
+        self._lock.close()

@@ -1,0 +1,312 @@
+"""Positronic's recordings to LeRobot datasets: what training reads is what was recorded, and no run loses anything."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3fs
+from hypothesis import given
+from hypothesis import strategies as st
+
+import packed_arrays
+from openpi.cli.main import main
+from openpi.codecs.catalog import get_codec
+from openpi.convert import positronic
+from openpi.convert.positronic import convert, sample_times
+from openpi.convert.work_folder import WorkFolder
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
+
+MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
+
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+
+@pytest.fixture
+def raw(golden, tmp_path) -> Path:
+    """A copy of the recordings, which a test may change."""
+    return Path(shutil.copytree(golden / "positronic_raw" / "dataset", tmp_path / "raw"))
+
+
+@pytest.fixture(scope="module")
+def converted(golden, tmp_path_factory) -> Path:
+    """By two processes, from the command line."""
+    folder = tmp_path_factory.mktemp("converted")
+    command = ["-m", "openpi.cli.main", "convert", "positronic", golden / "positronic_raw" / "dataset", folder / "ee"]
+    subprocess.run([sys.executable, *map(str, command), "--workers", "2"], check=True, capture_output=True)
+    assert [path.name for path in folder.iterdir()] == ["ee"]
+    return folder / "ee"
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_dataset_has_what_the_codec_derives(golden, converted):
+    vectors = packed_arrays.load(golden / "codecs" / "packed", "current/ee")
+    described = json.loads((golden / "codecs" / "current" / "ee.json").read_text())
+    dataset = LeRobotDataset(converted)
+    features = {key: feature for key, feature in dataset.metadata.features.items() if "." in key or key == "action"}
+    for key, feature in described["training_meta"]["lerobot_features"].items():
+        assert {name: features[key][name] for name in feature} == feature
+    assert dataset.metadata.fps == 15
+    for number, (begin, end) in enumerate(dataset.episode_bounds):
+        expected = described["training"][str(number)]
+        assert end - begin == expected["n_frames"]
+        assert dataset[int(begin)]["task"] == expected["task"]
+        for key in ("observation.state", "action"):
+            np.testing.assert_allclose(dataset.column(key)[begin:end], vectors[f"train/{number}/{key}"], atol=1e-6)
+    begin, end = dataset.episode_bounds[0]
+    for key in ("observation.images.left", "observation.images.side"):
+        frames = vectors[f"train/0/{key}/frames_0_1_last"]
+        for row, frame in zip((begin, begin + 1, end - 1), frames, strict=True):
+            assert np.abs(dataset[int(row)][key].astype(float) - frame).mean() < MAX_GREY_LEVELS
+
+
+def test_images_are_stored_exactly_and_the_number_of_processes_changes_nothing(golden, tmp_path):
+    source = RawDataset(golden / "positronic_raw" / "dataset")
+    recorded = packed_arrays.load(golden / "codecs" / "packed", "current/ee")
+    for workers in (0, 2):
+        convert(source, tmp_path / str(workers), get_codec("ee"), use_videos=False, num_workers=workers)
+    alone, together = LeRobotDataset(tmp_path / "0"), LeRobotDataset(tmp_path / "2")
+    for i in range(len(alone)):
+        for key in ("observation.images.left", "observation.state", "action"):
+            np.testing.assert_array_equal(alone[i][key], together[i][key])
+    expected = recorded["train/0/observation.images.side/frames_0_1_last"]
+    assert np.abs(alone[0]["observation.images.side"].astype(int) - expected[0]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "codec", ["ee_joints", "ee_traj", "ee_joints_traj", "joints_traj", "eepose_absolute", "joints"]
+)
+def test_every_codec_with_an_action_converts(golden, tmp_path, codec):
+    source = RawDataset(golden / "positronic_raw" / "dataset")
+    fps = None if codec in ("ee_joints", "ee_traj", "ee_joints_traj", "joints_traj") else 15
+    convert(source.paths[:1], tmp_path / "set", get_codec(codec), fps=fps, num_workers=0)
+    folder = "current" if fps is None else "legacy"
+    expected = packed_arrays.load(golden / "codecs" / "packed", f"{folder}/{codec}")
+    dataset = LeRobotDataset(tmp_path / "set")
+    for key in ("observation.state", "action"):
+        np.testing.assert_allclose(dataset.column(key), expected[f"train/0/{key}"], atol=1e-6)
+
+
+@given(start=st.integers(0, 2 * 10**18), length=st.integers(-5, 10**12), fps=st.integers(1, 240))
+def test_times_are_exact_whatever_the_clock(start, length, fps):
+    times = sample_times(start, start + length, fps)
+    assert len(times) == max(0, -(-length * fps // 10**9))
+    assert set(np.diff(times).tolist()) <= {10**9 // fps}
+    assert len(times) == 0 or (times[0] == start and times[-1] < start + length)
+
+
+def test_no_frame_is_decoded_twice(golden, monkeypatch, tmp_path):
+    from openpi.data.lerobot.video import VideoFile
+
+    decoded = []
+    original = VideoFile.frame_at
+    monkeypatch.setattr(
+        VideoFile, "frame_at", lambda self, time_s: decoded.append((id(self), time_s)) or original(self, time_s)
+    )
+    source = RawDataset(golden / "positronic_raw" / "dataset")
+    convert(source.paths[:1], tmp_path / "set", get_codec("ee"), fps=60, num_workers=0)  # more than the cameras give
+    assert len(decoded) == len(set(decoded)) > 0
+
+
+def test_a_task_for_all_replaces_those_of_the_recordings_and_is_one_text(raw, tmp_path):
+    task = "x" * 24  # as many letters as the episode has frames
+    assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--task", task, "--workers", "0"]) == 0
+    assert dict(LeRobotDataset(tmp_path / "set").metadata.tasks) == {0: task}
+
+
+# --- stopped, continued, appended ---------------------------------------------------------------------------
+
+
+def test_a_stopped_conversion_goes_on_where_it_was(raw, tmp_path, capsys, monkeypatch):
+    video = RawDataset(raw).paths[1] / "image.wrist.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    command = ["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]
+    assert main(command) == 1
+    assert "image.wrist.mp4" in capsys.readouterr().err
+    assert names(tmp_path) == [".set.converting", "raw"]  # no dataset, and no half of one
+    prepared = [path for path in (tmp_path / ".set.converting").iterdir() if path.is_dir()]
+    made = [path.stat().st_mtime_ns for path in prepared]
+    video.write_bytes(whole)
+    seen = []
+    original = positronic.prepare_episode
+
+    def counted(*args, **kwargs):
+        seen.append(kwargs["folder"])
+        assert [path.stat().st_mtime_ns for path in prepared] == made
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(positronic, "prepare_episode", counted)
+    assert main(command) == 0
+    assert (len(prepared), len(seen)) == (2, 1)
+    assert names(tmp_path) == ["raw", "set"]
+    assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 3
+
+
+def test_what_was_prepared_for_other_options_or_of_another_recording_is_not_used(raw, tmp_path):
+    video = RawDataset(raw).paths[1] / "image.wrist.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(b"")
+    assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]) == 1
+    video.write_bytes(whole)
+    grip = RawDataset(raw).paths[0] / "grip.parquet"
+    shutil.copyfile(RawDataset(raw).paths[0] / "target_grip.parquet", grip)
+    options = ["--codec", "joints_traj", "--fps", "10", "--workers", "0"]
+    assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), *options]) == 0
+    fresh = convert(RawDataset(raw), tmp_path / "fresh", get_codec("joints_traj"), fps=10, num_workers=0)
+    found, expected = LeRobotDataset(tmp_path / "set"), LeRobotDataset(fresh)
+    np.testing.assert_array_equal(found.column("observation.state"), expected.column("observation.state"))
+
+
+def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
+    root = Path(shutil.copytree(converted, tmp_path / "set"))
+    with RawDatasetWriter(raw).new_episode() as writer:
+        for i in range(60):
+            stamp = i * 20_000_000
+            writer.append("robot_state.ee_pose", np.arange(7.0) + i, stamp)
+            writer.append("robot_commands.pose", np.arange(7.0) - i, stamp)
+            writer.append("grip", i / 60, stamp)
+            writer.append("target_grip", 1 - i / 60, stamp)
+            for name in ("wrist", "exterior"):
+                writer.append(f"image.{name}", np.full((48, 64, 3), 4 * i, np.uint8), stamp)
+        writer.set_static("task", "a new task")
+    before = contents(root)
+    command = ["convert", "positronic", str(raw), str(root), "--append", "--workers", "0"]
+    assert main(command) == 1
+    assert "3 of 4 recordings are in" in capsys.readouterr().err
+    assert contents(root) == before
+    new = tmp_path / "new" / "000000000000"
+    new.mkdir(parents=True)
+    shutil.move(writer.path, new / writer.path.name)
+    command[2] = str(tmp_path / "new")
+    assert main(command) == 0
+    dataset = LeRobotDataset(root)
+    assert len(dataset.metadata.episodes) == 4
+    sample = dataset[int(dataset.episode_bounds[3, 0])]
+    assert sample["task"] == "a new task"
+    np.testing.assert_array_equal(sample["observation.state"], [*np.arange(7.0), 0])
+    assert len(list(root.glob("append_metadata_*.yaml"))) == 1
+    assert main(command) == 1
+    assert main([*command, "--repeat"]) == 0
+    assert len(LeRobotDataset(root).metadata.episodes) == 5
+    assert main([*command, "--repeat", "--fps", "10"]) == 1
+    assert "15 frames per second" in capsys.readouterr().err
+    assert main([*command, "--repeat", "--codec", "ee_joints"]) == 1
+    assert "lacks robot_state.q" in capsys.readouterr().err
+
+
+def test_two_conversions_do_not_write_one_dataset(raw, tmp_path, capsys):
+    with WorkFolder(tmp_path / "set"):
+        assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]) == 1
+    assert "another conversion is writing" in capsys.readouterr().err
+
+
+def test_an_existing_dataset_is_not_touched_without_being_asked(raw, converted, tmp_path, capsys):
+    root = Path(shutil.copytree(converted, tmp_path / "set"))
+    before = contents(root)
+    assert main(["convert", "positronic", str(raw), str(root), "--workers", "0"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert contents(root) == before
+    assert (
+        main(["convert", "positronic", str(raw), str(root), "--overwrite", "--codec", "ee_traj", "--workers", "0"]) == 0
+    )
+    assert contents(root) != before
+
+
+# --- what cannot be converted -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--codec", "droid"], "inference only"),
+        (["--codec", "openpi_positronic", "--fps", "15"], "convert with 'ee'"),
+        (["--codec", "eepose_absolute"], "no rate of its own"),
+        (["--fps", "7.5"], "whole number"),
+        (["--codec", "eee"], "no codec 'eee'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_work_starts(raw, tmp_path, capsys, options, message):
+    assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert names(tmp_path) == ["raw"]
+
+
+def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, capsys):
+    paths = RawDataset(raw).paths
+    (paths[1] / "target_grip.parquet").unlink()
+    late = RawDatasetWriter(raw).new_episode()
+    with late:  # a signal that starts with the last sample of all
+        for name in ("robot_state.ee_pose", "robot_commands.pose"):
+            late.append(name, np.zeros(7), 100)
+        for name in ("grip", "target_grip"):
+            late.append(name, 0.0, 100)
+        for name in ("image.wrist", "image.exterior"):
+            late.append(name, np.zeros((16, 16, 3), np.uint8), 100)
+    command = ["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]
+    assert main(command) == 1
+    assert f"{paths[1]}: it lacks target_grip" in capsys.readouterr().err
+    assert names(tmp_path) == ["raw"]
+    shutil.copyfile(paths[0] / "target_grip.parquet", paths[1] / "target_grip.parquet")
+    shutil.rmtree(paths[1])
+    assert main(command) == 1
+    assert f"{late.path}: its signals have no time in common" in capsys.readouterr().err
+    (paths[2] / "image.wrist.mp4").write_bytes(b"no video")
+    assert main(command) == 1
+    assert "2 episodes cannot be converted" in capsys.readouterr().err
+    assert main([*command, "--skip-unusable"]) == 0
+    assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 1
+
+
+def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_path, bucket, capsys, monkeypatch):
+    s3, lab, url = bucket
+    options = ["--endpoint-url", url, "--workers", "0"]
+    s3.put(f"{raw}/", f"{lab}/recordings/", recursive=True)
+    command = ["convert", "positronic", f"s3://{lab}/recordings", f"s3://{lab}/sets/ee", *options]
+    failing = [True]
+    original = s3fs.S3FileSystem.put_file
+
+    def put_file(self, *args, **kwargs):
+        if failing.pop() if failing else False:
+            raise OSError("the line broke")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "put_file", put_file)
+    assert main(command) == 1
+    assert "the line broke" in capsys.readouterr().err
+    assert not s3.exists(f"{lab}/sets/ee/meta/info.json")  # nobody takes it for a dataset
+    monkeypatch.setattr(positronic, "prepare_episode", None)  # all is made; it is only sent again
+    assert main(command) == 0
+    monkeypatch.undo()
+    s3.invalidate_cache()
+    s3.get(f"{lab}/sets/ee/", str(tmp_path / "got"), recursive=True)
+    assert len(LeRobotDataset(tmp_path / "got").metadata.episodes) == 3
+
+
+def test_recordings_are_appended_to_a_dataset_in_a_bucket(raw, converted, tmp_path, bucket, capsys):
+    s3, lab, url = bucket
+    options = ["--endpoint-url", url, "--workers", "0"]
+    s3.put(f"{converted}/", f"{lab}/ee/", recursive=True)
+    before = {path: s3.info(path)["ETag"] for path in s3.find(f"{lab}/ee")}
+    assert main(["convert", "positronic", str(raw), f"s3://{lab}/ee", *options]) == 1
+    assert "choose another place, append" in capsys.readouterr().err
+    assert main(["convert", "positronic", str(raw), f"s3://{lab}/ee", "--append", "--repeat", *options]) == 0
+    s3.invalidate_cache()
+    after = {path: s3.info(path)["ETag"] for path in s3.find(f"{lab}/ee")}
+    kept = {path for path in before if before[path] == after[path]}
+    rewritten = {"info.json", "stats.json"}
+    assert {Path(path).name for path in before.keys() - kept} <= rewritten | {"tasks.parquet"}
+    s3.get(f"{lab}/ee/", str(tmp_path / "got"), recursive=True)
+    assert len(LeRobotDataset(tmp_path / "got").metadata.episodes) == 6
