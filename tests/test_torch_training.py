@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_recipe
 import torch
 
+import tiny_recipe
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
@@ -189,7 +189,7 @@ def test_random_numbers_depend_on_seed_and_step_only() -> None:
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     other = step_pytorch.draw(config, 4, 64)
     assert not torch.equal(first.noise, other.noise)  # type: ignore[arg-type]
-    assert 0 < first.time.min() and first.time.max() <= 1 and first.time.mean() > 0.5
+    assert first.time.min() > 0 and first.time.max() <= 1 and first.time.mean() > 0.5
     part = first.rows(lambda x: x[10:12])
     torch.testing.assert_close(part.noise, first.noise[10:12])
     torch.testing.assert_close(part.augmentation.wrist.hue, first.augmentation.wrist.hue[10:12])  # type: ignore[union-attr]
@@ -247,7 +247,10 @@ def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:
 
 REFUSED: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
     "cpu_devices": (lambda c: dataclasses.replace(c, cpu_devices=2), "cpu_devices=2"),
-    "batch_size": (lambda c: dataclasses.replace(c, gradient_accumulation_steps=4, batch_size=4, fsdp_devices=3), "fsdp"),
+    "batch_size": (
+        lambda c: dataclasses.replace(c, gradient_accumulation_steps=4, batch_size=4, fsdp_devices=3),
+        "fsdp",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ one. Source: the training specification, section 10.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def split(model: nn.Module, num_fsdp_devices: int, device: torch.device) -> None
         return
     shape = (processes.count() // num_fsdp_devices, num_fsdp_devices)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    # It warns of outputs that are views, which in-place operations would spoil; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     options: Any = {"mesh": mesh["shard"] if shape[0] == 1 else mesh}
     for module in model.modules():
         if isinstance(module, (gemma.Block, siglip.Block)):

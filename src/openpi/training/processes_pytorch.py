@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -15,8 +19,9 @@ from torch.distributed import distributed_c10d
 from openpi.training import processes
 from openpi.training.launch import Launch
 
-# Longer than anything takes; a process that dies closes the store, or is missed by a collective, before that.
-_FOREVER = datetime.timedelta(days=7)
+_BEATS, _LEFT = "openpi/lives", "openpi/left"
+_BEAT_S, _GONE_S = 5, 100
+_PATIENCE = datetime.timedelta(seconds=5)
 # Between processes that compute alike: one that is slower than this is gone.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 # Steps that a process may be ahead of the device; see `progress.Window`.
@@ -24,30 +29,70 @@ _STEPS_IN_FLIGHT = 2
 
 
 class TorchPeers:
-    """`processes.Peers` over the store that process 0 keeps."""
+    """`processes.Peers` over the store that process 0 keeps.
 
-    def __init__(self, store: distributed_c10d.Store, launch: Launch) -> None:
-        self._store = store
+    Every thread has a connection of its own: one that waits would keep the others from asking. Each process says every
+    few seconds that it lives, so that nobody waits for one that is gone.
+    """
+
+    def __init__(
+        self, launch: Launch, keeper: distributed_c10d.Store, connect: Callable[[], distributed_c10d.Store]
+    ) -> None:
+        self._keeper = keeper  # of process 0 the store itself, which lives as long as this
         self.index = launch.process_id
         self.count = launch.num_processes
+        self._connect = connect
+        self._of_thread = threading.local()
+        self._has_left = threading.Event()
+        self._beats = {i: ("", time.monotonic()) for i in range(self.count)}
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def set(self, key: str, value: str) -> None:
         self._store.set(key, value)
 
     def get(self, key: str) -> str:
-        self._store.wait([key], _FOREVER)
-        return self._store.get(key).decode()
+        while True:
+            try:
+                self._store.wait([key], _PATIENCE)
+                return self._store.get(key).decode()
+            except dist.DistStoreError:  # not yet
+                self._check_all_live()
 
     def delete(self, key: str) -> None:
         self._store.delete_key(key)
 
     def leave(self) -> None:
         # Process 0 keeps the store, so it goes last.
-        self.set(f"openpi/left/{self.index}", "")
+        self.set(f"{_LEFT}/{self.index}", "")
         if self.index == 0:
             for index in range(self.count):
-                self.get(f"openpi/left/{index}")
+                self.get(f"{_LEFT}/{index}")
+        self._has_left.set()
         dist.destroy_process_group()
+
+    @property
+    def _store(self) -> distributed_c10d.Store:
+        if not hasattr(self._of_thread, "store"):
+            self._of_thread.store = self._connect()
+        return self._of_thread.store
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, which whoever needs it will notice
+            while not self._has_left.wait(_BEAT_S):
+                self.set(f"{_BEATS}/{self.index}", str(time.time()))
+
+    def _check_all_live(self) -> None:
+        """Raises RuntimeError when a process has not been heard of for long."""
+        now = time.monotonic()
+        for index, (before, since) in self._beats.items():
+            key = f"{_BEATS}/{index}"
+            beat = self._store.get(key).decode() if self._store.check([key]) else ""
+            if beat != before:
+                self._beats[index] = (beat, now)
+            elif now - since > _GONE_S:
+                raise RuntimeError(
+                    f"process {index} of {self.count} has not been heard of for {_GONE_S} s; see its log"
+                )
 
 
 def join(launch: Launch) -> TorchPeers:
@@ -62,13 +107,18 @@ def join(launch: Launch) -> TorchPeers:
             "--num-processes and --process-id"
         )
     host, _, port = launch.coordinator_address.rpartition(":")
-    store = dist.TCPStore(  # type: ignore[reportPrivateImportUsage]
-        host.strip("[]"),
-        int(port),
-        launch.num_processes,
-        is_master=launch.process_id == 0,
-        timeout=datetime.timedelta(seconds=launch.timeout_s),
-    )
+
+    def connect(is_master: bool = False) -> distributed_c10d.Store:
+        return dist.TCPStore(  # type: ignore[reportPrivateImportUsage]
+            host.strip("[]"),
+            int(port),
+            launch.num_processes if is_master else None,
+            is_master=is_master,
+            wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=launch.timeout_s),
+        )
+
+    store = connect(is_master=launch.process_id == 0)
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device((launch.local_device_ids or (0,))[0])
@@ -79,7 +129,7 @@ def join(launch: Launch) -> TorchPeers:
         world_size=launch.num_processes,
         timeout=_COLLECTIVE_TIMEOUT,
     )
-    return TorchPeers(store, launch)
+    return TorchPeers(launch, store, connect)
 
 
 def mean_of_all(value: torch.Tensor) -> torch.Tensor:

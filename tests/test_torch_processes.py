@@ -1,0 +1,84 @@
+"""PyTorch runs of several real processes (gloo on this machine): the numbers of one, whole or split parameters."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny_recipe
+import training_processes
+from test_torch_training import metrics_of
+
+# Several runs one after another in the same processes: most of their time is importing.
+TRAIN_SEVERAL = """
+import json, os, sys
+if __name__ == "__main__":
+    from openpi.cli.console import configure_logging
+    from openpi.training import config, loop, processes
+    from openpi.training.launch import find_launch
+    launch = find_launch({}, os.environ)
+    configure_logging(process=launch.process_id)
+    processes.start(launch, "pytorch")
+    for words in json.loads(sys.argv[1]):
+        loop.train(config.cli(words))
+    processes.end(0)
+"""
+
+RECIPE = f"{tiny_recipe.__file__}:tiny"
+LORA = f"{tiny_recipe.__file__}:lora"
+
+
+def words(recipe: str, name: str, *flags: str) -> list[str]:
+    return [recipe, f"--exp-name={name}", "--backend=pytorch", *flags]
+
+
+def train(folder: Path, count: int, runs: list[list[str]]) -> None:
+    environment = training_processes.environment(folder)
+    command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
+    training_processes.run(command, count, environment | {"OMP_NUM_THREADS": "1"}, folder / f"logs-{count}")
+
+
+def assert_same_numbers(found: Path, expected: Path, steps: range) -> None:
+    ours, theirs = metrics_of(found), metrics_of(expected)
+    for step in steps:
+        for name in ("loss", "grad_norm", "param_norm"):
+            assert ours[step][name] == pytest.approx(theirs[step][name], rel=1e-4), (found.name, step, name)
+
+
+def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm_dataset: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapters = (LORA, "lora", f"--data.repo-id={arm_dataset}")
+    half, rest = "--num-train-steps=3", "--resume"
+    train(
+        tmp_path,
+        4,
+        [
+            words(RECIPE, "ddp4", half),
+            words(RECIPE, "fsdp4", half, "--fsdp-devices=4"),
+            words(RECIPE, "groups", half, "--fsdp-devices=2"),
+            words(*adapters, "--num-train-steps=2", "--fsdp-devices=4"),
+        ],
+    )
+    train(
+        tmp_path,
+        2,
+        [
+            words(RECIPE, "ddp2"),
+            words(RECIPE, "fsdp2", "--fsdp-devices=2"),
+            words(RECIPE, "fsdp4", rest),
+            words(RECIPE, "ddp4", rest, "--fsdp-devices=2"),
+            words(*adapters, rest),
+        ],
+    )
+    from openpi.training import config, loop
+
+    for run in (words(RECIPE, "one"), words(RECIPE, "groups", rest), words(*adapters, "--exp-name=lora-one")):
+        loop.train(config.cli(run))
+    runs = tmp_path / "checkpoints" / "tiny"
+    for name in ("ddp2", "fsdp2", "ddp4", "fsdp4", "groups"):
+        assert_same_numbers(runs / name, runs / "one", range(6))
+    lora = tmp_path / "checkpoints" / "lora"
+    assert_same_numbers(lora / "lora", lora / "lora-one", range(4))
