@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import tiny_recipe
+import training_processes
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
@@ -245,11 +248,38 @@ def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:
     assert (result.checkpoint / "model.safetensors").is_file()
 
 
+def test_gradients_freed_in_the_backward_pass_make_the_same_steps(arm: TrainConfig) -> None:
+    arm = dataclasses.replace(arm, optimizer=AdamW(clip_gradient_norm=math.inf), num_train_steps=4, holdout_episodes=0)
+    usual = loop.train(dataclasses.replace(arm, exp_name="usual"))
+    loop.train(dataclasses.replace(arm, num_train_steps=2, pytorch_free_gradients=True))
+    freed = loop.train(dataclasses.replace(arm, pytorch_free_gradients=True, resume=True))
+    expected, found = metrics_of(usual.checkpoint.parent), metrics_of(freed.checkpoint.parent)
+    for step in range(4):
+        assert found[step] == pytest.approx(expected[step], rel=1e-5), step
+
+
+@pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes a minute and a C++ compiler: OPENPI_COMPILE=1")
+def test_compiled_blocks_make_the_same_steps(arm: TrainConfig, tmp_path: Path) -> None:
+    flags = ("--exp-name=compiled", "--backend=pytorch", "--num-train-steps=3")
+    recipe = [f"{tiny_recipe.__file__}:arm", f"--data.repo-id={arm.data.repo_id}", "--ema-decay=0.9"]
+    # In a process of its own, where no shapes are checked: the compiler would compile the checks.
+    command = training_processes.train_command(*recipe, *flags, "--pytorch-compile")
+    training_processes.run(command, 1, training_processes.environment(tmp_path), tmp_path / "logs")
+    eager = loop.train(dataclasses.replace(arm, num_train_steps=3, holdout_episodes=0))
+    expected, found = metrics_of(eager.checkpoint.parent), metrics_of(Path("checkpoints/arm/compiled"))
+    for step in range(3):
+        assert found[step] == pytest.approx(expected[step], rel=1e-4), step
+
+
 REFUSED: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
     "cpu_devices": (lambda c: dataclasses.replace(c, cpu_devices=2), "cpu_devices=2"),
-    "batch_size": (
-        lambda c: dataclasses.replace(c, gradient_accumulation_steps=4, batch_size=4, fsdp_devices=3),
-        "fsdp",
+    "clipping": (
+        lambda c: dataclasses.replace(c, pytorch_free_gradients=True),
+        "optimizer.clip_gradient_norm must be inf; it is 1.0",
+    ),
+    "fsdp_devices": (
+        lambda c: dataclasses.replace(c, fsdp_devices=3),
+        "fsdp_devices=3 does not divide the 1 processes",
     ),
 }
 

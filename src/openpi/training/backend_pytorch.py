@@ -91,6 +91,8 @@ class PyTorchBackend:
                 f"cpu_devices={config.cpu_devices} splits the processor for JAX; PyTorch uses all cores as it is. "
                 "Set --cpu-devices=1"
             )
+        if config.pytorch_free_gradients:
+            _check_gradients_can_be_freed(config)
         optimizer_pytorch.create(config.optimizer, {"": nn.Parameter(torch.zeros(1))}, lambda name: False)
         config.lr_schedule.create()
 
@@ -190,7 +192,12 @@ class PyTorchBackend:
             _compile_blocks(model)
         trees = {row.torch: row.tree for row in self._table}
         trainable = step_pytorch.trainable_params(model)
-        optimizer = optimizer_pytorch.create(config.optimizer, trainable, lambda name: is_matrix(trees[name]))
+
+        def make(params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+            return optimizer_pytorch.create(config.optimizer, params, lambda name: is_matrix(trees[name]))
+
+        frees = config.pytorch_free_gradients
+        optimizer = optimizer_pytorch.InBackward(trainable, make) if frees else make(trainable)
         _allocate(optimizer)
         average = None
         if config.ema_decay is not None:
@@ -237,7 +244,7 @@ def use_compilation_cache() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
 
 
-def _allocate(optimizer: torch.optim.Optimizer) -> None:
+def _allocate(optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward) -> None:
     """Makes the optimiser's state, which it would make at its first step; a checkpoint is read into it.
 
     By a step of gradients that are zero. The weights may be anything yet.
@@ -247,9 +254,25 @@ def _allocate(optimizer: torch.optim.Optimizer) -> None:
             param.grad = torch.zeros_like(param)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(optimizer, optimizer_pytorch.InBackward):
+        optimizer.take_norm()
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].zero_()
+
+
+def _check_gradients_can_be_freed(config: TrainConfig) -> None:
+    wanted = {
+        "optimizer.clip_gradient_norm": (optimizer_pytorch.clip_norm(config.optimizer), math.inf),
+        "gradient_accumulation_steps": (config.gradient_accumulation_steps, 1),
+        "processes": (processes.count(), 1),
+    }
+    for field, (found, expected) in wanted.items():
+        if found != expected:
+            raise ValueError(
+                f"pytorch_free_gradients updates each weight before the other gradients are there, so {field} must be "
+                f"{expected}; it is {found}. Change it, or leave pytorch_free_gradients out"
+            )
 
 
 def _compile_blocks(model: nn.Module) -> None:

@@ -67,6 +67,8 @@ class TrainConfig:
         pytorch_weight_path: folder of a PyTorch checkpoint to start from, for the PyTorch trainer.
         pytorch_training_precision: of the PyTorch trainer: it computes in `bfloat16` with f32 weights, or all in
             `float32`; `pure_bfloat16` also keeps the weights in bfloat16, which saves memory and learns worse.
+        pytorch_free_gradients: whether the PyTorch trainer updates each weight during the backward pass and frees its
+            gradient, which saves a copy of the weights; on one device, without clipping.
         pytorch_compile: whether the PyTorch trainer compiles the transformer blocks (`torch.compile`).
         ema_decay: per step, of the averaged weights that are saved for inference; None = no averaging.
         freeze_filter: predicate on parameter paths; frozen ones get no gradient and no optimiser state, and are
@@ -105,6 +107,7 @@ class TrainConfig:
     pytorch_weight_path: str | None = None
     pytorch_training_precision: Literal["bfloat16", "float32", "pure_bfloat16"] = "bfloat16"
     pytorch_compile: bool = dataclasses.field(default=False, kw_only=True)
+    pytorch_free_gradients: bool = dataclasses.field(default=False, kw_only=True)
 
     lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)

@@ -62,9 +62,9 @@ def create(
     )
 
 
-def clip_norm(config: OptimizerConfig) -> float | None:
-    """The global gradient norm that an optimiser clips to; None = it does not."""
-    return getattr(config, "clip_gradient_norm", None)
+def clip_norm(config: OptimizerConfig) -> float:
+    """The global gradient norm that an optimiser clips to; infinity = it does not."""
+    return getattr(config, "clip_gradient_norm", math.inf)
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -78,6 +78,55 @@ def clip(grads: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     scale = torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
     for grad in grads:
         _local(grad).mul_(scale.to(grad.dtype))
+
+
+class InBackward:
+    """An optimiser that updates each parameter as soon as its gradient is there, and frees that: no two gradients are
+    in memory together, except where a layer makes them together. Gradients cannot be clipped to a global norm then.
+
+    Has of `torch.optim.Optimizer` what a step and a checkpoint use.
+
+    Args:
+        make: the optimiser of some named parameters.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, torch.nn.Parameter],
+        make: Callable[[Mapping[str, torch.nn.Parameter]], torch.optim.Optimizer],
+    ) -> None:
+        self._of_param = {param: make({name: param}) for name, param in params.items()}
+        self._norms: list[Tensor] = []
+        for param in self._of_param:
+            param.register_post_accumulate_grad_hook(self._update)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._of_param.values() for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[torch.nn.Parameter, dict[str, Tensor]]:
+        return {param: optimizer.state[param] for param, optimizer in self._of_param.items()}
+
+    def step(self) -> None:
+        """Updates the parameters that have a gradient now."""
+        for param in self._of_param:
+            if param.grad is not None:
+                self._update(param)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """There are none left."""
+
+    def take_norm(self) -> Tensor:
+        """The global norm of all gradients since the last call."""
+        norms, self._norms = self._norms, []
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _update(self, param: Tensor) -> None:
+        assert isinstance(param, torch.nn.Parameter) and param.grad is not None
+        self._norms.append(torch.linalg.vector_norm(param.grad, dtype=torch.float32))
+        self._of_param[param].step()
+        param.grad = None
 
 
 class MuonAndAdam(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class TrainState:
     step: int
     model: nn.Module
     forward: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward
     average: dict[str, Tensor] | None
 
 
@@ -125,21 +126,12 @@ class Step:
         random = random or draw(config, state.step, count * processes.count())
         first = processes.index() * count
         mine = random.rows(lambda x: x[first : first + count].to(self._device))
-        loss = self._backward(state, batch, mine)
-        trainable = trainable_params(state.model)
-        for param in trainable.values():
-            if param.grad is None:  # read by nobody
-                param.grad = torch.zeros_like(param)
-        grads = [param.grad for param in trainable.values() if param.grad is not None]
-        norm = optimizer_pytorch.global_norm(grads)
-        max_norm = optimizer_pytorch.clip_norm(config.optimizer)
-        if max_norm is not None:
-            optimizer_pytorch.clip(grads, norm, max_norm)
         learning_rate = float(np.asarray(self._schedule(state.step)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(state, batch, mine)
+        trainable = trainable_params(state.model)
+        norm = self._update(state.optimizer, list(trainable.values()))
         if state.average is not None and config.ema_decay is not None:
             update_average(state.average, trainable, config.ema_decay)
         state.step += 1
@@ -150,6 +142,24 @@ class Step:
             "param_norm": optimizer_pytorch.global_norm(param.detach() for param in kernels),
             "learning_rate": learning_rate,
         }
+
+    def _update(
+        self, optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward, params: list[nn.Parameter]
+    ) -> Tensor:
+        """Updates the parameters and frees the gradients; returns their global norm before clipping."""
+        if isinstance(optimizer, optimizer_pytorch.InBackward):
+            return optimizer.take_norm()
+        for param in params:
+            if param.grad is None:  # read by nobody
+                param.grad = torch.zeros_like(param)
+        grads = [param.grad for param in params if param.grad is not None]
+        norm = optimizer_pytorch.global_norm(grads)
+        max_norm = optimizer_pytorch.clip_norm(self._config.optimizer)
+        if math.isfinite(max_norm):
+            optimizer_pytorch.clip(grads, norm, max_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _backward(self, state: TrainState, batch: Mapping[str, Any], random: Randomness) -> Tensor:
         """Gradients of the mean loss; the batch is run in parts that take every so-many-th sample."""
