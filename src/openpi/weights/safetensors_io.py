@@ -1,0 +1,311 @@
+"""The safetensors format: a JSON header with dtype, shape and place of every tensor, then their bytes.
+
+Tensors are read where they lie, one at a time; a file is written tensor by tensor, so that no more than one of them has
+to be in memory. Several files (shards) with a `.index.json` are read as one. NumPy only; bfloat16 and the 8-bit floats
+come from ml_dtypes. Source: the checkpoint specification, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import ml_dtypes
+import numpy as np
+
+from openpi.shared.errors import first_line
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    file: Path
+    spec: Spec
+    offset: int
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Tensors by name, of one file or of shards; each is a read-only map of its part of the file.
+
+    Attributes:
+        metadata: of the file (text by text); of shards, of all of them together.
+    """
+
+    def __init__(self, places: Mapping[str, _Place], metadata: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self.metadata = dict(metadata)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        place = self._places[name]
+        if not place.spec.nbytes:
+            return np.empty(place.spec.shape, place.spec.dtype)
+        count = math.prod(place.spec.shape)
+        # One map for each tensor: its pages go when the tensor does.
+        mapped = np.memmap(place.file, place.spec.dtype, "r", place.offset, (count,))
+        return mapped.reshape(place.spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def spec(self, name: str) -> Spec:
+        return self._places[name].spec
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        return {name: place.spec for name, place in self._places.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: place.spec.shape for name, place in self._places.items()}
+
+
+def is_here(folder: Path) -> bool:
+    """Whether a folder has `model.safetensors`, or shards of it."""
+    return (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
+
+
+def open_tensors(path: Path | str) -> Tensors:
+    """Of a file, a `.index.json`, or a folder with `model.safetensors` or `model.safetensors.index.json`.
+
+    Only headers are read.
+
+    Raises:
+        FileNotFoundError: nothing of this is there, or a shard is missing.
+        ValueError: a file is cut off, damaged, or no safetensors file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        single, index = path / SINGLE_FILE, path / INDEX_FILE
+        if not single.is_file() and not index.is_file():
+            raise FileNotFoundError(f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+        path = single if single.is_file() else index
+    return _open_shards(path) if path.suffix == ".json" else Tensors(*_read_header(path))
+
+
+def _open_shards(index: Path) -> Tensors:
+    try:
+        shard_of = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged ({first_line(error)}); expected an object with 'weight_map'") from error
+    places: dict[str, _Place] = {}
+    metadata: dict[str, str] = {}
+    for shard in sorted(set(shard_of.values())):
+        file = index.parent / Path(shard).name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; {index.name} names it. Bring the whole folder here again")
+        found, texts = _read_header(file)
+        metadata |= texts
+        listed = [name for name, its_shard in shard_of.items() if its_shard == shard]
+        lacking = [name for name in listed if name not in found]
+        if lacking:
+            raise ValueError(f"{file} has no {lacking[0]} ({len(lacking)} missing), which {index.name} says it has")
+        places |= {name: found[name] for name in listed}
+    return Tensors(places, metadata)
+
+
+def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = int.from_bytes(stream.read(8), "little")
+        if size < 8 or start > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"{file} is cut off or no safetensors file: its {size} bytes do not hold its header")
+        text = stream.read(start)
+    try:
+        header = dict(json.loads(text))
+        metadata = dict(header.pop(_METADATA, {}))
+        entries = {
+            name: (_spec(entry["dtype"], entry["shape"]), *map(int, entry["data_offsets"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} has a damaged header ({first_line(error)})") from error
+    return _checked(file, entries, first=8 + start, size=size), metadata
+
+
+def _spec(dtype: str, shape: Any) -> Spec:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known here; known are {', '.join(_DTYPES)}")
+    if any(not isinstance(extent, int) or extent < 0 for extent in shape):
+        raise ValueError(f"shape {shape!r}")
+    return Spec(tuple(shape), np.dtype(_DTYPES[dtype]))
+
+
+def _checked(
+    file: Path, entries: Mapping[str, tuple[Spec, int, int]], *, first: int, size: int
+) -> dict[str, _Place]:
+    """Places whose bytes follow one another and fill the file."""
+    end = 0
+    for name, (spec, start, stop) in sorted(entries.items(), key=lambda entry: entry[1][1:]):
+        if start != end or stop - start != spec.nbytes:
+            raise ValueError(
+                f"{file} is damaged: {name} lies at bytes {start} to {stop}; expected {spec.nbytes} bytes from {end} on"
+            )
+        end = stop
+    if first + end != size:
+        what = "is cut off" if size < first + end else "has bytes that no tensor owns"
+        raise ValueError(f"{file} {what}: it has {size} bytes, and its header says {first + end}. Bring it here again")
+    return {name: _Place(file, spec, first + start) for name, (spec, start, _) in entries.items()}
+
+
+class Writer:
+    """Writes a file tensor by tensor, in any order; a context manager.
+
+    The file appears under its name when the context ends well and every tensor is there; else nothing is left.
+
+    Args:
+        specs: shape and dtype of every tensor that will be written.
+        metadata: text by text.
+    Attributes:
+        checksums: CRC-32 of the bytes of each tensor that is whole so far.
+    """
+
+    def __init__(self, path: Path | str, specs: Mapping[str, Spec], *, metadata: Mapping[str, str] | None = None):
+        self._path = Path(path)
+        self._partial = self._path.with_name(f".{self._path.name}.partial-{uuid.uuid4().hex[:8]}")
+        self._specs = dict(specs)
+        self._metadata = dict(metadata or {})
+        self._starts: dict[str, int] = {}
+        self._filled = dict.fromkeys(self._specs, 0)  # rows so far
+        self._crc = dict.fromkeys(self._specs, 0)
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        header, self._starts, size = _layout(self._specs, self._metadata)
+        self._file = self._partial.open("wb")
+        self._file.write(header)
+        self._file.truncate(size)
+        return self
+
+    def write(self, name: str, tensor: np.ndarray) -> None:
+        """A whole tensor, or its next rows (along axis 0).
+
+        Raises:
+            ValueError: the name, the dtype or the shape is not what was announced.
+        """
+        spec, filled = self._specs.get(name), self._filled.get(name, 0)
+        if spec is None or np.dtype(tensor.dtype) != spec.dtype or not self._fits(spec, filled, tensor.shape):
+            raise ValueError(f"{name}: {tensor.dtype}{tuple(tensor.shape)} is written; announced is {spec}")
+        data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        row_bytes = spec.nbytes // max(1, spec.shape[0]) if spec.shape else 0
+        self._file.seek(self._starts[name] + filled * row_bytes)
+        self._file.write(data.data)
+        self._crc[name] = zlib.crc32(data.data, self._crc[name])
+        self._filled[name] += tensor.shape[0] if spec.shape else 1
+
+    def write_zeros(self, name: str) -> None:
+        """A tensor of zeros, which takes no room on file systems with holes."""
+        spec = self._specs[name]
+        zeros = bytes(min(spec.nbytes, 1 << 20))
+        for start in range(0, spec.nbytes, 1 << 20):
+            self._crc[name] = zlib.crc32(zeros[: spec.nbytes - start], self._crc[name])
+        self._filled[name] = spec.shape[0] if spec.shape else 1
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        return {name: self._crc[name] for name, spec in self._specs.items() if self._is_whole(name, spec)}
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        lacking = [name for name, spec in self._specs.items() if not self._is_whole(name, spec)]
+        try:
+            if kind is None and not lacking:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._partial.replace(self._path)
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+        if kind is None and lacking:
+            raise ValueError(f"{len(lacking)} announced tensors were not written, such as {lacking[0]}")
+
+    def _is_whole(self, name: str, spec: Spec) -> bool:
+        return not spec.nbytes or self._filled[name] == (spec.shape[0] if spec.shape else 1)
+
+    @staticmethod
+    def _fits(spec: Spec, filled: int, shape: tuple[int, ...]) -> bool:
+        if not spec.shape:
+            return shape == () and not filled
+        return shape[1:] == spec.shape[1:] and len(shape) > 0 and filled + shape[0] <= spec.shape[0]
+
+
+def save(path: Path | str, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors that are in memory already."""
+    specs = {name: Spec(tuple(array.shape), np.dtype(array.dtype)) for name, array in tensors.items()}
+    with Writer(path, specs, metadata=metadata) as writer:
+        for name, array in tensors.items():
+            writer.write(name, np.asarray(array))
+
+
+def _layout(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
+    """Header, first byte of each tensor in the file, size of the file.
+
+    The largest items come first, as the format wants tensors aligned to them.
+    """
+    for name, spec in specs.items():
+        if spec.dtype not in _NAMES:
+            raise ValueError(f"{name} has dtype {spec.dtype}, which the format does not have; it has {list(_DTYPES)}")
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in order:
+        spec, offsets[name] = specs[name], end
+        end += spec.nbytes
+        header[name] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    return (
+        len(text).to_bytes(8, "little") + text,
+        {name: first + offset for name, offset in offsets.items()},
+        first + end,
+    )
