@@ -50,6 +50,8 @@ class StoredArray:
         """All of it, or what basic indexing selects; decodes every chunk that it touches."""
         return np.asarray(self._store[index].read().result())
 
+    __getitem__ = read
+
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """Consecutive rows along axis 0, with the index of the first of them."""
         if self.nbytes <= _WHOLE_BYTES:
