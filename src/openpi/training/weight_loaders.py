@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +20,7 @@ import numpy as np
 from openpi.shared import download
 from openpi.shared.errors import first_line
 from openpi.shared.tree import flatten, unflatten
+from openpi.weights import layout, names, safetensors_io
 from openpi.weights.compare import LoadReport, Shapes, compare
 
 logger = logging.getLogger("openpi")
@@ -56,10 +56,11 @@ class NoOpWeightLoader(WeightLoader):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeightLoader(WeightLoader):
-    """A `params/` folder, released or from training; adapters (`lora`) that it lacks keep their initial values.
+    """A checkpoint's weights; adapters (`lora`) that it lacks keep their initial values.
 
     Attributes:
-        params_path: local folder, URL, or `package:<package>[/<folder>]` for weights inside an installed package.
+        params_path: a `params/` folder, released or from training, or a folder with `model.safetensors` (PyTorch,
+            LeRobot). Local, a URL, or `package:<package>[/<folder>]` for weights inside an installed package.
     """
 
     params_path: str
@@ -71,17 +72,23 @@ class CheckpointWeightLoader(WeightLoader):
             ValueError: as of `load`.
             FileNotFoundError, ConnectionError: as of `maybe_download`.
         """
+        folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
+        if safetensors_io.is_here(folder):
+            return layout.check_tree(shapes, folder)
         from openpi.weights import orbax_io
 
-        stored = orbax_io.params_metadata(download.maybe_download(self.params_path))
-        return compare(_shapes(flatten(params)), _shapes(stored), may_keep=".*lora.*", source=self.params_path)
+        return compare(shapes, _shapes(orbax_io.params_metadata(folder)), may_keep=".*lora.*", source=self.params_path)
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        from openpi.weights import orbax_io
-
         report = self.check(params)
         logger.info("%s", report)
-        return overlay(params, orbax_io.read_params(download.maybe_download(self.params_path), only=set(report.loaded)))
+        folder, wanted = download.maybe_download(self.params_path), set(report.loaded)
+        if safetensors_io.is_here(folder):
+            dims = names.dims_of(_shapes(flatten(params)))
+            return overlay(params, layout.read_tree(dims, folder, only=wanted, may_lack_adapters=True))
+        from openpi.weights import orbax_io
+
+        return overlay(params, orbax_io.read_params(folder, only=wanted))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,19 +13,22 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from openpi.shared.errors import first_line
 from openpi.shared.tree import unflatten
-from openpi.weights import names, orbax_parts, safetensors_io
+from openpi.weights import names, safetensors_io
 from openpi.weights.adapter_base import AdapterBase
-from openpi.weights.compare import LoadReport, compare
+from openpi.weights.compare import LoadReport, Shapes, compare
 from openpi.weights.names import Row
+
+if TYPE_CHECKING:
+    from openpi.weights.orbax_parts import StoredArray
 
 CONFIG_FILE = "config.json"
 
@@ -33,6 +36,8 @@ CONFIG_FILE = "config.json"
 _WHOLE_BYTES = 256 << 20
 _BLOCK_BYTES = 64 << 20
 _NONE = "(?!)"  # pattern that nothing matches
+
+Select = Callable[[str], Any]
 
 
 class Layout(enum.Enum):
@@ -101,8 +106,12 @@ class Weights(Protocol):
         """As stored."""
         ...
 
-    def blocks(self) -> Iterator[Block]:
-        """All tensors that are there, in an order that suits the files; rows of one tensor follow one another."""
+    def blocks(self, only: Select | None = None) -> Iterator[Block]:
+        """Tensors that are there, in an order that suits the files; rows of one tensor follow one another.
+
+        Args:
+            only: of a tensor's released name, whether it is wanted; None = all are.
+        """
         ...
 
 
@@ -124,7 +133,12 @@ def open_weights(config: Any, folder: Path, *, may_lack_adapters: bool = False) 
 
 
 def read_tree(
-    config: Any, folder: Path, *, dtype: Any = None, only: Collection[str] | None = None, may_lack_adapters: bool = False
+    config: Any,
+    folder: Path,
+    *,
+    dtype: Any = None,
+    only: Collection[str] | None = None,
+    may_lack_adapters: bool = False,
 ) -> dict[str, Any]:
     """The published tree (NumPy) of a checkpoint in any layout; arguments and errors as of `open_weights`.
 
@@ -141,10 +155,26 @@ def read_tree(
             same = dtypes.get(row.tree, stored) == stored
             dtypes[row.tree] = np.dtype(dtype) if dtype is not None else stored if same else np.dtype(np.float32)
     flat = {path: np.empty(shapes[path], found) for path, found in dtypes.items()}
-    for block in weights.blocks():
-        if (whole := flat.get(block.row.tree)) is not None:
-            put_into_tree(whole, block)
+    wanted = {row.released for row in names.rows(config) if row.tree in flat}
+    for block in weights.blocks(only=wanted.__contains__):
+        put_into_tree(flat[block.row.tree], block)
     return unflatten(flat)
+
+
+def check_tree(shapes: Shapes, folder: Path) -> LoadReport:
+    """What loading a safetensors folder into a tree does, by paths of the tree; adapters may be missing.
+
+    Args:
+        shapes: of the whole tree.
+    Raises:
+        FileNotFoundError, ValueError: as of `open_weights`.
+    """
+    dims = names.dims_of(shapes)
+    found = open_weights(dims, folder, may_lack_adapters=True).report
+    lacking = {row.tree for row in names.rows(dims) if row.released in found.kept}
+    stored = {path: shape for path, shape in shapes.items() if path not in lacking}
+    report = compare(shapes, stored, may_keep=".*", source=found.source)
+    return dataclasses.replace(report, unused=found.unused)
 
 
 def put_into_tree(whole: np.ndarray, block: Block) -> None:
@@ -158,6 +188,8 @@ def put_into_tree(whole: np.ndarray, block: Block) -> None:
 
 class _OrbaxWeights:
     def __init__(self, config: Any, folder: Path, may_keep: str) -> None:
+        from openpi.weights import orbax_parts
+
         self._table = names.rows(config)
         params = _params_folder(folder)
         assert params is not None
@@ -177,10 +209,11 @@ class _OrbaxWeights:
     def _is_frozen(self, path: str) -> bool:
         return path in self._frozen and path not in self._arrays
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Select | None = None) -> Iterator[Block]:
         members: dict[str, dict[tuple[int, ...], Row]] = {}
         for row in self._table:
-            members.setdefault(row.tree, {})[row.index] = row
+            if only is None or only(row.released):
+                members.setdefault(row.tree, {})[row.index] = row
         for path, rows in members.items():
             array = (self._frozen | self._arrays).get(path)
             if array is None:
@@ -191,7 +224,7 @@ class _OrbaxWeights:
                 yield dataclasses.replace(block, values=frozen)
 
 
-def _blocks_of(array: orbax_parts.StoredArray, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Block]:
+def _blocks_of(array: StoredArray, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Block]:
     is_stacked = () not in rows
     if not is_stacked and not rows[()].is_plain:
         yield Block(rows[()], 0, rows[()].to_torch(array.read()))
@@ -205,7 +238,9 @@ def _blocks_of(array: orbax_parts.StoredArray, rows: Mapping[tuple[int, ...], Ro
                 yield Block(row, 0, row.to_torch(some[(index[0] - start, *index[1:])]))
 
 
-def _frozen_arrays(base: AdapterBase) -> dict[str, orbax_parts.StoredArray]:
+def _frozen_arrays(base: AdapterBase) -> dict[str, StoredArray]:
+    from openpi.weights import orbax_parts
+
     folders = base.folders()
     opened = {folder: orbax_parts.open_arrays(folder) for folder in set(folders.values())}
     missing = [path for path, folder in folders.items() if path not in opened[folder]]
@@ -229,9 +264,7 @@ class _SafetensorsWeights:
         self._table = names.rows(config)
         _refuse_other_family(config, self._tensors, folder)
         self._names = {
-            row.released: name
-            for row in self._table
-            if (name := names.stored_name(row, self._tensors)) is not None
+            row.released: name for row in self._table if (name := names.stored_name(row, self._tensors)) is not None
         }
         shapes = self._tensors.shapes
         stored = {released: shapes[name] for released, name in self._names.items()}
@@ -244,9 +277,9 @@ class _SafetensorsWeights:
     def dtype(self, row: Row) -> np.dtype:
         return self._tensors.spec(self._names[row.released]).dtype
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Select | None = None) -> Iterator[Block]:
         for row in self._table:
-            if row.released not in self._names:
+            if row.released not in self._names or not (only is None or only(row.released)):
                 continue
             tensor = self._tensors[self._names[row.released]]
             if tensor.nbytes <= _WHOLE_BYTES or not row.is_plain:

@@ -162,7 +162,7 @@ def stored_name(row: Row, stored: Mapping[str, Any]) -> str | None:
 def is_known_unused(name: str) -> bool:
     """Names that files may hold and no model reads: the action expert's output layer, and second names."""
     bare = name.removeprefix(LEROBOT_PREFIX)
-    return bare == UNUSED_TABLE or bare in _TABLE_ALIASES or bare == _TABLE
+    return bare in (UNUSED_TABLE, _TABLE, *_TABLE_ALIASES)
 
 
 def tied_names(*, prefix: str = "") -> dict[str, str]:

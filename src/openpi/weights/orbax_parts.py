@@ -56,7 +56,7 @@ class StoredArray:
         """Consecutive rows along axis 0, with the index of the first of them."""
         if self.nbytes <= _WHOLE_BYTES:
             yield 0, self.read()
-        elif self._is_stream():
+        elif self.is_stream:
             yield from self._streamed()
         else:
             per_block = self._rows_per_block()
@@ -66,11 +66,14 @@ class StoredArray:
     def _rows_per_block(self) -> int:
         return max(1, _BLOCK_BYTES // max(1, self.nbytes // self.shape[0]))
 
-    def _is_stream(self) -> bool:
+    @property
+    def is_stream(self) -> bool:
         """Whether its chunks are files with their bytes in C order, plain or behind zstd."""
         layout = self._store.spec().to_json().get("metadata", {})
         compressor = (layout.get("compressor") or {"id": None})["id"]
-        grid = itertools.product(*(range(-(-s // c)) for s, c in zip(self.shape, layout.get("chunks", ()), strict=False)))
+        grid = itertools.product(
+            *(range(-(-s // c)) for s, c in zip(self.shape, layout.get("chunks", ()), strict=False))
+        )
         return (
             layout.get("zarr_format", 2) == 2
             and layout.get("order") == "C"
@@ -95,9 +98,7 @@ class StoredArray:
                     count = min(self._rows_per_block(), num_rows - start)
                     yield first + start, self._assembled(streams, cells, (count, *extents[1:]))
 
-    def _assembled(
-        self, streams: list[Any], cells: list[tuple[int, ...]], extents: tuple[int, ...]
-    ) -> np.ndarray:
+    def _assembled(self, streams: list[Any], cells: list[tuple[int, ...]], extents: tuple[int, ...]) -> np.ndarray:
         """The next rows of chunks side by side."""
         block = np.empty((extents[0], *self.shape[1:]), self.dtype)
         for stream, cell in zip(streams, cells, strict=True):
@@ -192,7 +193,7 @@ def _stream(place: tuple[Path, int, int], *, is_plain: bool) -> Any:
 
 
 def _fill(stream: Any, array: np.ndarray) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     while len(view):
         count = stream.readinto(view[: 4 << 20])
         if not count:
