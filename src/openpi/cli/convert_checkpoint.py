@@ -1,6 +1,6 @@
 """`openpi convert-checkpoint SRC DST --to pytorch|jax|lerobot`: a checkpoint in another layout.
 
-Tensors pass one by one: writing `pytorch` and `lerobot` takes less than 2 GB of memory, however large the model is.
+Tensors pass one by one: it takes less than 2 GB of memory, however large the model is.
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
@@ -17,7 +17,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
-    from openpi.weights.layout import Block, Weights
+    from openpi.weights.layout import Weights
 
 SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"
 
@@ -141,12 +140,11 @@ def _write(
     def dtype_of(row: names.Row) -> np.dtype:
         return weights.dtype(row) if dtype is None else _numpy_dtype(dtype)
 
-    needed = released.num_bytes(model, dtype_of) * (2 if to == "jax" else 1)
-    _check_space(folder, needed)
+    _check_space(folder, released.num_bytes(model, dtype_of))
     witness = Witness(Probe(model))
     blocks = witness.watch(released.cast(weights, None if dtype is None else _numpy_dtype(dtype)))
     if to == "jax":
-        _write_jax(folder, model, blocks, dtype_of)
+        released.write_params(folder / "params", model, blocks, dtype_of)
     else:
         prefix = names.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
@@ -177,27 +175,6 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _write_jax(folder: Path, model: Any, blocks: Iterator[Block], dtype_of: Any) -> None:
-    """By way of files that the arrays are mapped to: a stacked array may be larger than memory."""
-    from openpi.shared.tree import unflatten
-    from openpi.weights import layout, names, orbax_io
-
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    shapes = names.tree_shapes(model)
-    dtypes = {row.tree: dtype_of(row) for row in names.rows(model)}
-    places = {path: scratch / f"{number}.bin" for number, path in enumerate(shapes)}
-    for path, file in places.items():
-        np.memmap(file, dtypes[path], "w+", shape=shapes[path])
-    for block in blocks:
-        path = block.row.tree
-        layout.put_into_tree(np.memmap(places[path], dtypes[path], "r+", shape=shapes[path]), block)
-    arrays = {path: np.memmap(file, dtypes[path], "r", shape=shapes[path]) for path, file in places.items()}
-    orbax_io.write_params(folder / "params", unflatten(arrays))
-    del arrays
-    shutil.rmtree(scratch)
-
-
 def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
     """What lies beside the weights; returns the statistics, None if there are none."""
     from openpi.policies import policy_config
@@ -224,7 +201,6 @@ def _write_config(folder: Path, model: Any, dtype: str) -> None:
     found = {field: getattr(model, field) for field in fields if hasattr(model, field)}
     document = json.dumps({**found, "precision": dtype}, indent=2, default=dataclasses.asdict)
     (folder / "config.json").write_text(document + "\n")
-
 
 
 if __name__ == "__main__":

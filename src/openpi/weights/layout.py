@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -282,13 +283,19 @@ class _SafetensorsWeights:
             if row.released not in self._names or not (only is None or only(row.released)):
                 continue
             tensor = self._tensors[self._names[row.released]]
-            if tensor.nbytes <= _WHOLE_BYTES or not row.is_plain:
+            per_block = rows_per_block(tensor.shape, tensor.dtype.itemsize) if row.is_plain else len(tensor)
+            if per_block >= len(tensor):
                 yield Block(row, 0, tensor)
                 continue
-            per_block = max(1, _BLOCK_BYTES // (tensor.nbytes // len(tensor)))
             for start in range(0, len(tensor), per_block):
                 # Opened anew each time: pages that were read are let go.
                 yield Block(row, start, self._tensors[self._names[row.released]][start : start + per_block])
+
+
+def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:
+    """Along axis 0; all of them, unless the tensor is very large."""
+    row_bytes = math.prod(shape[1:]) * itemsize
+    return shape[0] if row_bytes * shape[0] <= _WHOLE_BYTES else max(1, _BLOCK_BYTES // row_bytes)
 
 
 def _refuse_other_family(config: Any, stored: Mapping[str, Any], folder: Path) -> None:

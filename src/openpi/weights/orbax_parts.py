@@ -138,9 +138,7 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
         store = tensorstore.open(
             {
                 "driver": "zarr3" if document.get("use_zarr3") else "zarr",
-                "kvstore": {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{name}/"}
-                if is_ocdbt
-                else {"driver": "file", "path": f"{folder / name}/"},
+                "kvstore": _ocdbt(folder, name) if is_ocdbt else {"driver": "file", "path": f"{folder / name}/"},
             },
             read=True,
             open=True,
@@ -148,6 +146,56 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
         dtype = np.dtype(store.dtype.numpy_dtype)
         found["/".join(leaf[1:levels])] = StoredArray(tuple(store.shape), dtype, store, places.get(name, {}))
     return found
+
+
+def create_arrays(
+    folder: Path, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], chunks: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """A `params/` folder in the layout of the released checkpoints, for writing its arrays a chunk at a time.
+
+    Orbax itself writes all arrays at once, with copies of them in memory.
+
+    Args:
+        specs: shape and dtype by '/'-joined path.
+        chunks: shape of each array's chunks; what is written at once should be whole chunks.
+    Returns:
+        Of each array a tensorstore to write to: `stores[path][index].write(values).result()`.
+    """
+    folder.mkdir(parents=True)
+    leaves = {}
+    for path, (shape, _) in specs.items():
+        keys = ("params", *path.split("/"))
+        leaves[str(keys)] = {
+            "key_metadata": [{"key": key, "key_type": 2} for key in keys],
+            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(shape)},
+        }
+    document = {
+        "tree_metadata": leaves,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    (folder / "_METADATA").write_text(json.dumps(document))
+    return {
+        path: tensorstore.open(
+            {
+                "driver": "zarr",
+                "kvstore": _ocdbt(folder, ".".join(("params", *path.split("/")))),
+                "metadata": {"compressor": {"id": "zstd", "level": 1}, "chunks": list(chunks[path])},
+                "store_data_equal_to_fill_value": True,
+            },
+            create=True,
+            open=True,
+            shape=shape,
+            dtype=str(dtype),
+        ).result()
+        for path, (shape, dtype) in specs.items()
+    }
+
+
+def _ocdbt(folder: Path, array: str) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}, "path": f"{array}/"}
 
 
 def _chunk_places(folder: Path, is_ocdbt: bool) -> dict[str, dict[tuple[int, ...], tuple[Path, int, int]]]:

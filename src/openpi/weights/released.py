@@ -1,6 +1,6 @@
-"""Writing `model.safetensors` in the released PyTorch layout, and LeRobot's, tensor by tensor.
+"""Writing weights tensor by tensor: `params/`, and `model.safetensors` in the released PyTorch layout and LeRobot's.
 
-Source: the checkpoint specification, sections 4, 4.1 and 5.
+Source: the checkpoint specification, sections 1.1, 4, 4.1 and 5.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from openpi.weights import names
-from openpi.weights.layout import Block, Weights
+from openpi.weights.layout import Block, Weights, rows_per_block
 from openpi.weights.names import Row
 from openpi.weights.safetensors_io import Spec, Writer
 
@@ -45,6 +45,33 @@ def write_tensors(
             writer.write(prefix + block.row.released, block.values)
         if unused in specs:
             writer.write_zeros(unused)
+
+
+def write_params(folder: Path, config: Any, blocks: Iterable[Block], dtype: Callable[[Row], np.dtype]) -> None:
+    """Writes a `params/` folder, with a chunk for each tensor.
+
+    Args:
+        blocks: of all rows, in `dtype`.
+    """
+    from openpi.weights import orbax_parts
+
+    shapes = names.tree_shapes(config)
+    specs, chunks = {}, {}
+    for row in names.rows(config):
+        specs[row.tree] = (shapes[row.tree], np.dtype(dtype(row)))
+        chunks[row.tree] = (1,) * len(row.index) + _chunk_rows(row.part_shape, specs[row.tree][1].itemsize)
+    stores = orbax_parts.create_arrays(folder, specs, chunks)
+    for block in blocks:
+        store, index = stores[block.row.tree], block.row.index
+        if block.is_whole:
+            store[(*index, ...)].write(np.ascontiguousarray(block.row.to_tree(block.values))).result()
+        else:
+            store[(*index, slice(block.start, block.start + len(block.values)), ...)].write(block.values).result()
+
+
+def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """All of a part, or as many of its rows as a block of a large tensor has."""
+    return (min(shape[0], rows_per_block(shape, itemsize)), *shape[1:])
 
 
 def num_bytes(config: Any, dtype: Callable[[Row], np.dtype]) -> int:
