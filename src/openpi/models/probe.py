@@ -17,10 +17,12 @@ def run(config: BaseModelConfig, params: Mapping[str, Any], inputs: Mapping[str,
     model: Any = config.load(params)
     observation = jax.tree.map(jnp.asarray, Observation.from_dict(nested(inputs)))
     with jax.default_matmul_precision("highest"):
-        if config.model_type is ModelType.PI0_FAST:
-            empty = jnp.zeros((1, config.action_horizon, config.action_dim))
-            found = jax.jit(model.compute_loss)(jax.random.key(0), observation, empty)
-        else:
-            sample = jax.jit(model.sample_actions, static_argnames="num_steps")
-            found = sample(jax.random.key(0), observation, noise=jnp.asarray(inputs["noise"]), num_steps=2)
+        # The model is an argument: parameters that a program closes over are copied into it.
+        found = jax.jit(_run)(model, observation, jnp.asarray(inputs["noise"]))
     return np.asarray(found, np.float32)
+
+
+def _run(model: Any, observation: Observation, noise: jax.Array) -> jax.Array:
+    if model.config.model_type is ModelType.PI0_FAST:
+        return model.compute_loss(jax.random.key(0), observation, jnp.zeros_like(noise))
+    return model.sample_actions(jax.random.key(0), observation, noise=noise, num_steps=2)

@@ -147,7 +147,11 @@ def read_tree(
         dtype: of the arrays; None = as stored, float32 where parts of one array differ.
         only: paths of the arrays to read; None = all.
     """
-    weights = open_weights(config, folder, may_lack_adapters=may_lack_adapters)
+    return tree_of(config, open_weights(config, folder, may_lack_adapters=may_lack_adapters), dtype=dtype, only=only)
+
+
+def tree_of(config: Any, weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
+    """As `read_tree`, of weights that are open."""
     shapes = names.tree_shapes(config)
     dtypes: dict[str, np.dtype] = {}
     for row in names.rows(config):
