@@ -13,6 +13,7 @@ import datetime
 import itertools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -95,12 +96,16 @@ def run(argv: list[str]) -> tuple[float, float]:
     process = subprocess.Popen(
         [sys.executable, "-m", "openpi.cli.main", *argv], env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    print(f"{' '.join(argv)}: {usage.ru_maxrss * 1024 / 1e9:.2f} GB", flush=True)
+    peak = 0
+    while process.poll() is None:
+        # Of this program alone; what `wait4` says includes the memory of the one that started it.
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = max([peak, *(int(kilobytes) for kilobytes in re.findall(r"VmHWM:\s+(\d+)", status))])
+        time.sleep(0.1)
+    print(f"{' '.join(argv)}: {peak * 1024 / 1e9:.2f} GB", flush=True)
     if process.returncode:
         raise SystemExit(f"openpi {' '.join(argv)} failed")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - start, peak * 1024 / 1e9
 
 
 def report(rows: list[tuple[str, float, float, float]]) -> str:

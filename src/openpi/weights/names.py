@@ -139,13 +139,11 @@ def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any
 def assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarray:
     """One array of the tree from all rows that are parts of it."""
     lead = tuple(1 + max(row.index[axis] for row in members) for axis in range(len(members[0].index)))
-    whole: np.ndarray | None = None
-    for row in members:
-        part = row.to_tree(np.asarray(tensor(row)))
-        if whole is None:
-            whole = np.empty(lead + part.shape, part.dtype)
-        whole[row.index] = part
-    assert whole is not None
+    parts = {row.index: row.to_tree(np.asarray(tensor(row))) for row in members}
+    first = next(iter(parts.values()))
+    whole = np.empty(lead + first.shape, first.dtype)
+    for index, part in parts.items():
+        whole[index] = part
     return whole
 
 
