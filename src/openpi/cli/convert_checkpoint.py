@@ -133,7 +133,7 @@ def _write(
     from openpi.policies import parity
     from openpi.training import recipe_io
     from openpi.weights import names, released
-    from openpi.weights.probe import Probe, Witness
+    from openpi.weights.probe import Witness
 
     model: Any = recipe.model
 
@@ -141,7 +141,7 @@ def _write(
         return weights.dtype(row) if dtype is None else _numpy_dtype(dtype)
 
     _check_space(folder, released.num_bytes(model, dtype_of))
-    witness = Witness(Probe(model))
+    witness = Witness()
     blocks = witness.watch(released.cast(weights, None if dtype is None else _numpy_dtype(dtype)))
     if to == "jax":
         released.write_params(folder / "params", model, blocks, dtype_of)

@@ -45,14 +45,14 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
     Raises:
         ValueError: the checkpoint holds other numbers than meant, or a backend computes something else.
     """
-    found = _witness(folder, config)
-    if meant is None:
-        meant = found
-    _compare_tensors(folder, _tensors_of(meant), found)
-    inputs = meant.probe.inputs()
-    backends = installed_backends()
-    outputs = _run(backends[0], meant.probe, meant.tree(), inputs)
-    errors = {name: _error(name, _run(name, meant.probe, found.tree(), inputs), outputs) for name in backends}
+    probe = Probe(config)
+    found = _witness(folder, config, probe)
+    tensors = _tensors_of(found if meant is None else meant)
+    _compare_tensors(folder, tensors, found)
+    inputs, params = probe.inputs(), found.tree()
+    results = {name: _run(name, probe, params, inputs) for name in installed_backends()}
+    outputs = next(iter(results.values()))
+    errors = {name: _error(name, result, outputs) for name, result in results.items()}
     document = {
         "version": _VERSION,
         "tolerance": TOLERANCE,
@@ -60,7 +60,7 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
             name: {"version": importlib.metadata.version(_PACKAGES[name]), "max_error": error}
             for name, error in errors.items()
         },
-        "tensors": _tensors_of(meant),
+        "tensors": tensors,
     }
     arrays = {f"inputs/{key}": value for key, value in inputs.items()}
     np.savez_compressed(folder / ARRAYS_FILE, **{"outputs": outputs, **arrays})  # type: ignore[arg-type]
@@ -80,14 +80,15 @@ def verify(folder: Path, config: Any, backends: Sequence[str] | None = None) -> 
         ValueError: a tensor or an output is another than when the certificate was written; the first is named.
     """
     document, inputs, outputs = _load(folder)
-    found = _witness(folder, config)
+    probe = Probe(config)
+    found = _witness(folder, config, probe)
     _compare_tensors(folder, document["tensors"], found)
     names = installed_backends() if backends is None else backends
-    return {name: _error(name, _run(name, found.probe, found.tree(), inputs), outputs) for name in names}
+    return {name: _error(name, _run(name, probe, found.tree(), inputs), outputs) for name in names}
 
 
-def _witness(folder: Path, config: Any) -> Witness:
-    witness = Witness(Probe(config))
+def _witness(folder: Path, config: Any, probe: Probe) -> Witness:
+    witness = Witness(probe)
     for block in open_weights(config, folder).blocks():
         witness.see(block)
     return witness

@@ -105,14 +105,14 @@ class Probe:
 
 @dataclasses.dataclass
 class Witness:
-    """Remembers of tensors that pass by: what the probe needs, and a checksum of each.
+    """Remembers of tensors that pass by: what the probe needs, if there is one, and a checksum of each.
 
     Attributes:
         checksums: CRC-32 of the bytes of each tensor, by released name.
         dtypes: by released name.
     """
 
-    probe: Probe
+    probe: Probe | None = None
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -129,8 +129,8 @@ class Witness:
         name, values = block.row.released, np.ascontiguousarray(block.values)
         self.checksums[name] = zlib.crc32(values.reshape(-1).view(np.uint8).data, self.checksums.get(name, 0))
         self.dtypes[name] = str(values.dtype)
-        place = self.probe.place(block.row)
-        if place is None:
+        place = None if self.probe is None else self.probe.place(block.row)
+        if self.probe is None or place is None:
             return
         where, picked = self.probe.picked(block)
         path = block.row.tree
