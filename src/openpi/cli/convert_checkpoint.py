@@ -1,6 +1,6 @@
 """`openpi convert-checkpoint SRC DST --to pytorch|jax|lerobot`: a checkpoint in another layout.
 
-Tensors pass one by one: it takes less than 2 GB of memory, however large the model is.
+Tensors pass one by one: it takes less than 2 GB of memory beside the libraries' own, however large the model is.
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
