@@ -115,7 +115,8 @@ def report(rows: list[tuple[str, float, float, float]]) -> str:
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores. pi0.5, random weights, float32 Orbax "
         f"checkpoint of 13.4 GB in chunks as of {DEVICES} devices. Each row is a program of its own, with reading the "
         "result again and running its certificate on both backends; importing both frameworks takes 0.9 GB. "
-        "The random numbers repeat, so a compressed size says nothing. Command: `python benchmarks/convert_checkpoint.py`.",
+        "The random numbers repeat, so a compressed size says nothing. "
+        "Command: `python benchmarks/convert_checkpoint.py`.",
         "",
         "| program | s | largest resident memory, GB | written, GB |",
         "|---|---|---|---|",

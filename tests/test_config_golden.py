@@ -25,6 +25,8 @@ NEW_FIELDS = {
         "eval_batches",
         "tensorboard_enabled",
         "backend",
+        "pytorch_compile",
+        "pytorch_free_gradients",
         "cpu_devices",
         "note",
         "save_frozen_params",

@@ -20,6 +20,7 @@ from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
 from openpi.shared.tree import flatten
+from openpi.policies.policy_config import create_trained_policy
 from openpi.training import data_loader, loop, step_jax, step_pytorch
 from openpi.training.backend_jax import JaxBackend
 from openpi.training.backend_pytorch import PyTorchBackend
@@ -246,6 +247,16 @@ def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:
     result = loop.train(dataclasses.replace(recipe, num_train_steps=2, holdout_episodes=1, eval_batches=1))
     assert {"validation_loss", "undecodable"} <= metrics_of(result.checkpoint.parent)[1].keys()
     assert (result.checkpoint / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_is_served_as_it_is_by_both_backends(arm: TrainConfig) -> None:
+    checkpoint = loop.train(dataclasses.replace(arm, num_train_steps=2)).checkpoint
+    observation = {"camera": np.full((32, 32, 3), 90, np.uint8), "joints": np.zeros(3), "prompt": "pick up the cube"}
+    noise = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    policies = [create_trained_policy(arm, checkpoint, backend=name) for name in (None, "jax")]
+    actions = [policy.infer(observation, noise=noise)["actions"] for policy in policies]
+    assert actions[0].shape == (3, 3)
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-4)
 
 
 def test_gradients_freed_in_the_backward_pass_make_the_same_steps(arm: TrainConfig) -> None:

@@ -105,10 +105,8 @@ def report(config: TrainConfig, num_devices: int) -> str:
     """The plan as a table, in GiB per device.
 
     Raises:
-        ValueError: as of `predict`; or the recipe trains with another backend, of whose memory nothing is known.
+        ValueError: as of `predict`.
     """
-    if config.backend != "jax":
-        raise ValueError(f"--plan traces the JAX step; it cannot tell what backend={config.backend} needs")
     num_devices = max(num_devices, config.fsdp_devices)
     lines = [
         f"{config.name}: batch {config.batch_size} on {num_devices} device(s), GiB on each; predicted from shapes",
@@ -126,13 +124,16 @@ def report(config: TrainConfig, num_devices: int) -> str:
             continue
         numbers = (f"{n / GIB:.1f}" for n in (*dataclasses.astuple(memory), memory.total))
         lines.append(_row(label, *numbers, " ".join(map(str, memory.fits)) or "none of these"))
-    return "\n".join([*lines, "", _NOTE])
+    return "\n".join([*lines, "", _NOTES[config.backend]])
 
 
 _NOTE = (
     "A card fits if nine tenths of it hold the peak. Activations are estimated, for all cameras and longest prompts.\n"
-    "JAX takes three quarters of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 or so is set."
 )
+_NOTES = {
+    "jax": _NOTE + "JAX takes three quarters of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 or so is set.",
+    "pytorch": _NOTE + "They are those of the JAX step; PyTorch's were not compared. Everything else is the same.",
+}
 
 
 def _row(label: str, *columns: str) -> str:
