@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
@@ -19,13 +20,22 @@ import training_processes
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
-from openpi.shared.tree import flatten
 from openpi.policies.policy_config import create_trained_policy
-from openpi.training import data_loader, loop, step_jax, step_pytorch
+from openpi.shared.tree import flatten, unflatten
+from openpi.training import data_loader, loop, optimizer_pytorch, step_jax, step_pytorch
 from openpi.training.backend_jax import JaxBackend
 from openpi.training.backend_pytorch import PyTorchBackend
 from openpi.training.config import TrainConfig
-from openpi.training.optimizer import SGD, AdamW, CosineDecaySchedule, Muon, OptimizerConfig
+from openpi.training.optimizer import (
+    SGD,
+    AdamW,
+    CosineDecaySchedule,
+    Muon,
+    OptimizerConfig,
+    create_optimizer,
+    is_matrix,
+)
+from openpi.weights import names
 
 BOTH = dataclasses.replace(
     tiny_recipe.tiny,
@@ -118,13 +128,14 @@ def test_200_steps_give_the_losses_and_the_average_of_jax() -> None:
 
 
 def test_200_steps_in_mixed_precision_stay_close_to_jax() -> None:
-    # Both compute in bfloat16 (8 bits of mantissa) but add up in another order; per step the losses differ by that.
+    # Both compute in bfloat16 (8 bits of mantissa) but add up in another order, and differences grow from step to step.
     model = dataclasses.replace(BOTH.model, dtype="bfloat16")
     pair = Pair(dataclasses.replace(BOTH, model=model, pytorch_training_precision="bfloat16"))
     assert all(param.dtype == torch.float32 for param in pair.of_torch.model.parameters())
     losses = np.asarray([[metrics["loss"] for metrics in pair.step()] for _ in range(200)])
-    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=0.05)
-    np.testing.assert_allclose(losses[-50:, 1].mean(), losses[-50:, 0].mean(), rtol=5e-3)
+    np.testing.assert_allclose(losses[:20, 1], losses[:20, 0], rtol=5e-3)
+    windows = losses.reshape(4, 50, 2).mean(axis=1)
+    np.testing.assert_allclose(windows[:, 1], windows[:, 0], rtol=1e-2)
 
 
 def without_idle(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -134,21 +145,47 @@ def without_idle(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("optimizer", "atol"),
     [
-        (AdamW(weight_decay=0.1), 2e-5),
+        (AdamW(weight_decay=0.1), 1e-6),
         (SGD(nesterov=True), 1e-6),
         (Muon(weight_decay=0.1), 2e-5),
-        (AdamW(state_bits=8), 1.5e-4),  # rounds at random
+        (AdamW(state_bits=8), 5e-3),  # rounds at random
     ],
     ids=lambda value: type(value).__name__ + str(getattr(value, "state_bits", "")),
 )
 def test_optimisers_make_the_steps_of_jax(optimizer: OptimizerConfig, atol: float) -> None:
-    pair = Pair(dataclasses.replace(BOTH, optimizer=optimizer, gradient_accumulation_steps=1))
-    before, _ = pair.weights()
-    for _ in range(4):
-        pair.step()
-    moved = max(np.abs(leaf - before[path]).max() for path, leaf in pair.weights()[0].items())
-    assert moved > 5 * atol
-    assert_alike(tuple(without_idle(tree) for tree in pair.weights()), atol)  # type: ignore[arg-type]
+    """On random gradients, with the schedule, and clipping in some steps."""
+    rng = np.random.default_rng(0)
+    shapes, table = names.tree_shapes(BOTH.model), names.rows(BOTH.model)
+    schedule = CosineDecaySchedule(warmup_steps=1, peak_lr=1e-2, decay_steps=10)
+
+    def random_tree(scale: float) -> dict[str, np.ndarray]:
+        return {path: scale * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+
+    before = random_tree(1.0)
+    ours: Any = unflatten(dict(before))
+    theirs = {
+        row.torch: torch.nn.Parameter(loading.as_tensor(row.to_torch(before[row.tree][row.index]).copy()))
+        for row in table
+    }
+    in_jax = create_optimizer(optimizer, schedule)
+    trees = {row.torch: row.tree for row in table}
+    in_torch = optimizer_pytorch.create(optimizer, theirs, lambda name: is_matrix(trees[name]))
+    state = in_jax.init(ours)
+    for step, scale in enumerate((1e-5, 1e-2, 1.0, 1e-4)):
+        grads = random_tree(scale)
+        updates, state = in_jax.update(unflatten(dict(grads)), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        for row in table:
+            theirs[row.torch].grad = loading.as_tensor(row.to_torch(grads[row.tree][row.index]).copy())
+        found = [param.grad for param in theirs.values() if param.grad is not None]
+        if np.isfinite(limit := optimizer_pytorch.clip_norm(optimizer)):
+            optimizer_pytorch.clip(found, optimizer_pytorch.global_norm(found), limit)
+        for group in in_torch.param_groups:
+            group["lr"] = float(np.asarray(schedule.create()(step)))
+        in_torch.step()
+    after = {path: np.asarray(leaf) for path, leaf in flatten(ours).items()}
+    assert_alike((after, flatten(loading.to_tree(BOTH.model, theirs))), atol)
+    assert max(np.abs(after[path] - before[path]).max() for path in after) > 1e-3
 
 
 def lora_config() -> TrainConfig:
