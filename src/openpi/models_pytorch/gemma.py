@@ -319,15 +319,17 @@ def attend(
     bias: Float[Tensor, "b 1 t s"],
 ) -> Float[Tensor, "b t nh"]:
     """Attention of rotated queries to keys; query head n uses key/value head n // g."""
+    num_kv_heads, g = k.shape[2], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, _of_queries(k, q), _of_queries(v, q), attn_mask=bias)
+    if num_kv_heads == 1:
+        k, v = (x.expand(-1, g, -1, -1) for x in (k, v))  # views
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    else:
+        # The queries of a key/value head side by side: not all kernels know of fewer such heads than queries have.
+        grouped = q.unflatten(1, (num_kv_heads, g)).flatten(2, 3)
+        mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias.repeat(1, 1, g, 1))
+        mixed = mixed.unflatten(2, (g, -1)).flatten(1, 2)
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _of_queries(x: Float[Tensor, "b k s h"], q: Float[Tensor, "b n t h"]) -> Float[Tensor, "b n s h"]:
-    """A view where there is one key/value head: not all attention kernels know of fewer heads than queries have."""
-    n, k = q.shape[1], x.shape[1]
-    return x.expand(-1, n, -1, -1) if k == 1 else x.repeat_interleave(n // k, dim=1)
 
 
 def additive(mask: Bool[Tensor, "b t s"], dtype: torch.dtype) -> Float[Tensor, "b 1 t s"]:
