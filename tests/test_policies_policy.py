@@ -197,9 +197,9 @@ def test_a_recipe_without_asset_id_is_refused(golden, recipe):
         create_trained_policy(nameless, golden / "pi05" / "checkpoint")
 
 
-def test_a_pytorch_checkpoint_is_refused_by_name(recipe, tmp_path):
+def test_a_damaged_pytorch_checkpoint_is_refused(recipe, tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"PyTorch checkpoint.*not part of this build"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is cut off"):
         create_trained_policy(recipe, tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_a_model_whose_actions_nobody_can_decode_is_refused_before_its_weights_a
 
 def test_a_folder_that_is_no_checkpoint_is_named_with_what_it_holds(recipe, tmp_path):
     (tmp_path / "29999").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no params/.*There is: 29999"):
+    with pytest.raises(FileNotFoundError, match=r"has neither params/ nor model\.safetensors.*There is: 29999"):
         create_trained_policy(recipe, tmp_path)
 
 

@@ -84,17 +84,18 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
         ValueError: the model has no adapters, or the merged model computes something else.
     """
     from openpi.models import lora
-    from openpi.models.model import restore_params
     from openpi.models.model_config import freeze_nothing
+    from openpi.weights import layout
+    from openpi.weights.merging import MergedWeights
 
     checkpoint, recipe = _open(place, output, config)
     plain = lora.without_adapters(recipe.model)
     if plain == recipe.model:
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
-    params = restore_params(checkpoint / "params")
     model: Any = recipe.model
-    merged = lora.merged(model.load(params).params, model.experts)
+    merged = layout.tree_of(plain, MergedWeights(model, layout.open_weights(model, checkpoint)))
     if verify:
+        params = layout.read_tree(model, checkpoint)
         _check_same_outputs(model, params, plain, merged)
     recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
     _write(checkpoint, output, recipe, merged)

@@ -98,10 +98,13 @@ def _of_url(url: str, config: TrainConfig | None) -> list[Requirement]:
 def _is_checkpoint(url: str) -> bool:
     from openpi.shared import download
 
-    try:
-        return bool(download.look_up(f"{url.rstrip('/')}/params/_METADATA"))
-    except _FAILURES:
-        return False
+    for name in ("params/_METADATA", "model.safetensors", "model.safetensors.index.json"):
+        try:
+            if download.look_up(f"{url.rstrip('/')}/{name}"):
+                return True
+        except _FAILURES:
+            continue
+    return False
 
 
 def _fetch(requirement: Requirement, force: bool) -> str:

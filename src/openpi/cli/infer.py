@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="draws the noise when no file is given (default 0)")
     parser.add_argument("--num-steps", type=int, metavar="N", help="denoising steps; default: the model's (10)")
     parser.add_argument("--default-prompt", metavar="TEXT", help="for an observation without a prompt")
+    parser.add_argument(
+        "--backend", choices=("jax", "pytorch"), help="default: PyTorch for model.safetensors, else JAX"
+    )
+    parser.add_argument("--pytorch-device", metavar="DEVICE", help="such as cuda:1 or cpu; implies --backend pytorch")
     return parser
 
 
@@ -77,7 +81,10 @@ def infer(args: argparse.Namespace) -> Path:
     else:
         noise = draw_noise(args.seed, (model.action_horizon, model.action_dim))
     sample_kwargs = {} if args.num_steps is None else {"num_steps": args.num_steps}
-    policy = load_policy(source.config, source.checkpoint, sample_kwargs, args.default_prompt)
+    chosen = {"backend": args.backend, "pytorch_device": args.pytorch_device}
+    if source.checkpoint is None and set(chosen.values()) - {None, "jax"}:
+        raise ValueError("a recipe without a checkpoint runs with JAX; name a checkpoint, or leave --backend out")
+    policy = load_policy(source.config, source.checkpoint, sample_kwargs, args.default_prompt, **chosen)
     result = policy.infer(observation, noise=noise)
     actions = np.asarray(result["actions"], dtype=np.float32)
     used = {} if noise is None else {"noise": noise}
@@ -90,14 +97,18 @@ def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def load_policy(
-    config: TrainConfig, checkpoint: Path | None, sample_kwargs: dict[str, Any], default_prompt: str | None
+    config: TrainConfig,
+    checkpoint: Path | None,
+    sample_kwargs: dict[str, Any],
+    default_prompt: str | None,
+    **chosen: Any,
 ) -> Policy:
     """The policy of a checkpoint; or of a recipe alone, with the weights that its training would start from."""
     from openpi.policies import policy_config
 
     if checkpoint is not None:
         return policy_config.create_trained_policy(
-            config, checkpoint, sample_kwargs=sample_kwargs, default_prompt=default_prompt
+            config, checkpoint, sample_kwargs=sample_kwargs, default_prompt=default_prompt, **chosen
         )
     from openpi.policies.policy import Policy
     from openpi.policies.sampler_jax import JaxSampler

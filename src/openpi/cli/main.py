@@ -15,13 +15,15 @@ COMMANDS = {
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve a checkpoint to robots over websocket",
     "export": "a LoRA checkpoint merged, without its base, or whole",
+    "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
+    "verify": "whether a checkpoint is whole and both backends agree on it",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",
 }
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:<18} {summary}" for name, summary in COMMANDS.items())
     return f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command."
 
 

@@ -50,6 +50,8 @@ class Args:
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still,
             marked with `held`.
         dtype: of the model's activations, instead of the recipe's.
+        backend: what runs the model; default: PyTorch for model.safetensors, else JAX. Either runs every checkpoint.
+        pytorch_device: such as cuda:1 or cpu; implies --backend pytorch.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
     """
 
@@ -63,6 +65,8 @@ class Args:
     num_steps: int | None = None
     on_undecodable: Literal["error", "hold"] = "error"
     dtype: Literal["float32", "bfloat16"] | None = None
+    backend: Literal["jax", "pytorch"] | None = None
+    pytorch_device: str | None = None
     api_key: str | None = None
 
 
@@ -85,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         record=args.record,
         num_steps=args.num_steps,
         on_undecodable=args.on_undecodable,
+        backend=args.backend,
+        pytorch_device=args.pytorch_device,
     )
     return run_server(load, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
 
@@ -102,11 +108,13 @@ def find_checkpoint(place: str) -> Path:
         FileNotFoundError: there is no checkpoint; says what is there.
     """
     from openpi.shared import download
+    from openpi.weights import safetensors_io
 
     folder = download.maybe_download(place)
-    if (folder / "params").is_dir() or (folder / "model.safetensors").is_file():
+    if (folder / "params").is_dir() or safetensors_io.is_here(folder):
         return folder
     complete = [file.parents[1].name for file in folder.glob("*/params/_METADATA")]
+    complete += [entry.name for entry in folder.glob("*") if safetensors_io.is_here(entry)]
     steps = [int(name) for name in complete if name.isdigit()]
     if steps:
         return folder / str(max(steps))
@@ -169,6 +177,8 @@ def load_policy(
     record: Path | None = None,
     num_steps: int | None = None,
     on_undecodable: Literal["error", "hold"] = "error",
+    backend: Literal["jax", "pytorch"] | None = None,
+    pytorch_device: str | None = None,
 ) -> BasePolicy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
     checkpoint = find_checkpoint(place)
@@ -188,6 +198,8 @@ def load_policy(
         default_prompt=default_prompt,
         sample_kwargs=sample_kwargs,
         on_undecodable=on_undecodable,
+        backend=backend,
+        pytorch_device=pytorch_device,
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())

@@ -14,6 +14,7 @@ import functools
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 from openpi.cli import serve
 
@@ -74,6 +75,8 @@ class Args:
         port: port to listen on, on all addresses.
         record: record every request and answer in policy_records/.
         policy: what to serve.
+        backend: what runs the model; default: PyTorch for model.safetensors, else JAX.
+        pytorch_device: such as cuda:1 or cpu; implies --backend=pytorch.
     """
 
     env: EnvMode = EnvMode.ALOHA_SIM
@@ -81,6 +84,8 @@ class Args:
     port: int = 8000
     record: bool = False
     policy: Checkpoint | Default | Exported = dataclasses.field(default_factory=Default)
+    backend: Literal["jax", "pytorch"] | None = None
+    pytorch_device: str | None = None
 
 
 DEFAULT_CHECKPOINT = {
@@ -116,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         chosen.config,
         default_prompt=args.default_prompt,
         record=_RECORD_FOLDER if args.record else None,
+        backend=args.backend,
+        pytorch_device=args.pytorch_device,
     )
     return serve.run_server(load, host="0.0.0.0", port=args.port)
 

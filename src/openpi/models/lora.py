@@ -5,17 +5,14 @@ gate, up).
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig, get_config
-from openpi.shared.tree import flatten, unflatten
 
 INIT_STDDEV = 0.01
 
@@ -50,27 +47,6 @@ def out_delta(x: Float[Array, "b t n h"], p: Mapping[str, jax.Array], lora: LoRA
     return lora.scaling * jnp.einsum("btr,nrd->btd", low, p["lora_b"].astype(x.dtype))
 
 
-# --- merging --------------------------------------------------------------------------------------------------
-
-
-def merged(params: Mapping[str, Any], experts: Sequence[GemmaConfig]) -> dict[str, Any]:
-    """The tree without adapters, their update added to the weights in f32 (NumPy). Other leaves stay as they are.
-
-    Args:
-        experts: dims of each expert, with its adapters.
-    """
-    flat = flatten(params)
-    for path in [path for path in flat if path.endswith("lora_a")]:
-        a, b = (np.asarray(flat.pop(path[:-1] + factor), np.float32) for factor in "ab")
-        in_attention = path.endswith("/lora_a")
-        weight = path.removesuffix("/lora_a") + "/w" if in_attention else path.removesuffix("_lora_a")
-        scale = _attention_scaling(weight, experts) if in_attention else 1.0
-        if "attn_vec_einsum" in weight:  # one update for all heads, see `out_delta`
-            b = np.broadcast_to(b.sum(axis=-3, keepdims=True), b.shape)
-        flat[weight] = np.asarray(flat[weight], np.float32) + scale * (a @ b)
-    return unflatten(flat)
-
-
 def without_adapters(model_config: Any) -> Any:
     """The configuration of the merged model."""
     variants = [field.name for field in dataclasses.fields(model_config) if field.name.endswith("_variant")]
@@ -82,11 +58,3 @@ def without_adapters(model_config: Any) -> Any:
         elif name != "image_encoder_variant" and get_config(variant).has_lora:
             plain[name] = variant.removesuffix("_lora")
     return dataclasses.replace(model_config, **plain)
-
-
-def _attention_scaling(path: str, experts: Sequence[GemmaConfig]) -> float:
-    suffix = re.search(r"einsum(?:_(\d+))?/w$", path)
-    assert suffix is not None, path
-    adapters = experts[int(suffix[1] or 0)].attn_lora
-    assert adapters is not None, path
-    return adapters.scaling

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from openpi.models.model_config import BaseModelConfig, ModelType
+from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
 from openpi.shared.tree import flatten
 from openpi.weights import names
+from openpi.weights.layout import open_weights
 
 
 def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:
@@ -53,6 +56,46 @@ def from_tree(config: BaseModelConfig, params: Mapping[str, Any], **options: Any
     """As `load`, from the published tree (nested dicts of NumPy arrays)."""
     flat = flatten(params)
     return load(config, lambda row: row.to_torch(flat[row.tree][row.index]), **options)
+
+
+def load_checkpoint(
+    config: BaseModelConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> nn.Module:
+    """A model from a checkpoint of any layout, read as it is: no conversion, no second copy in memory.
+
+    Args:
+        folder: local; a checkpoint, or a `params/` folder.
+        dtype: of the parameters, see `served_dtype`; None = as stored.
+    Raises:
+        FileNotFoundError, ValueError: as of `weights.layout.open_weights`.
+    """
+    weights = open_weights(config, folder)
+    model = create(config)
+    whole = torch.empty(0)
+    for block in weights.blocks():
+        values = as_tensor(block.values)
+        if block.start == 0:
+            as_asked = values.dtype if dtype is None else served_dtype(block.row, DTYPES[dtype])
+            whole = torch.empty(block.row.shape, dtype=as_asked, device=device)
+            set_parameter(model, block.row.torch, whole)  # filled below
+        whole[block.start : block.start + len(values)].copy_(values)
+    return model
+
+
+def served_dtype(row: names.Row, dtype: torch.dtype) -> torch.dtype:
+    """Of a parameter in a model that is served in `dtype`: what the model computes with in float32 stays so.
+
+    That is plain norms, patch and position embeddings, and the projections of state, actions and time. They are less
+    than 1 % of a model; it comes closer to float32, and none of them has to be widened in every call.
+    """
+    is_norm = "norm" in row.torch and ".dense." not in row.torch
+    is_embedding = row.torch.startswith(("vision.patch_embedding", "vision.position_embedding"))
+    is_projection = not row.torch.startswith(("vision.", "language."))
+    return torch.float32 if is_norm or is_embedding or is_projection else dtype
 
 
 def to_tree(config: BaseModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
+import numpy as np
+
 from openpi import transforms as _transforms
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
-from openpi.policies.policy import Policy
+from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
 from openpi.shared.normalize import NormStats
+from openpi.weights import layout, lerobot_files
 
 logger = logging.getLogger("openpi")
+
+Backend = Literal["jax", "pytorch"]
 
 TOKENIZER_FILE = "assets/tokenizer.model"
 ACTION_TOKENIZER_DIR = "assets/action_tokenizer"
@@ -32,7 +39,8 @@ def create_trained_policy(
     default_prompt: str | None = None,
     norm_stats: Mapping[str, NormStats] | None = None,
     pytorch_device: str | None = None,
-    dtype: Any = None,
+    backend: Backend | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     on_undecodable: Literal["error", "hold"] = "error",
 ) -> Policy:
     """A policy from a checkpoint of training, or a released one.
@@ -41,23 +49,29 @@ def create_trained_policy(
 
     Args:
         train_config: the recipe, with the fields of `TrainConfig`.
-        checkpoint_dir: folder with `params/` and `assets/`, local or remote.
+        checkpoint_dir: folder with `params/` or `model.safetensors`, and `assets/`, local or remote; see
+            `docs/reference/checkpoints.md`.
         repack_transforms: applied before and after everything else, to adapt a client's keys.
         sample_kwargs: passed to the model with every call, such as `num_steps`. pi0-FAST is held to the grammar of
             its tokenizer unless `grammar` is among them.
         default_prompt: for observations without one; wins over the recipe's.
         norm_stats: used instead of the checkpoint's.
-        pytorch_device: of PyTorch checkpoints, which this build does not run.
+        pytorch_device: such as `cuda:1` or `cpu`; implies the PyTorch backend. None = a GPU if there is one.
+        backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
     Raises:
         FileNotFoundError: no checkpoint, or no statistics in it.
-        ValueError: the recipe names no asset id, a PyTorch checkpoint, or statistics of another robot; or its action
-            tokenizer cannot decode.
+        ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
+            holds; its action tokenizer cannot decode; or there is no such device.
+        ImportError: PyTorch is needed and not installed.
     """
     _check_actions_can_be_decoded(train_config.model)
+    _check_backend(backend, pytorch_device)
     folder = download.maybe_download(str(checkpoint_dir))
-    _check_is_jax(folder, pytorch_device)
+    backend = backend or choose_backend(folder, pytorch_device)
+    _check_backend(backend, pytorch_device)
+    _warn_of_other_horizon(train_config.model, folder)
     pipeline = load_pipeline(
         train_config,
         folder,
@@ -66,7 +80,7 @@ def create_trained_policy(
         norm_stats=norm_stats,
     )
     return Policy(
-        _load_sampler(train_config.model, folder, dtype),
+        _load_sampler(train_config.model, folder, backend, pytorch_device, dtype),
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
@@ -107,7 +121,7 @@ def load_pipeline(
     train_config = _with_own_tokenizer(train_config, folder)
     data_config = _with_own_assets(train_config.data, folder).create(folder / "assets", train_config.model)
     if norm_stats is None:
-        norm_stats = _load_norm_stats(folder, data_config.asset_id)
+        norm_stats = _load_norm_stats(folder, data_config)
     data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
     contract = _load_contract(folder, data_config, train_config.model)
     if contract is not None and default_prompt is not None:
@@ -122,18 +136,41 @@ def _check_actions_can_be_decoded(model_config: Any) -> None:
         check()
 
 
-def _check_is_jax(folder: Path, pytorch_device: str | None) -> None:
-    if (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"{folder} is a PyTorch checkpoint (it has model.safetensors); the PyTorch backend is not part "
-            "of this build. Serve the JAX checkpoint, the folder with params/"
-        )
-    if pytorch_device is not None:
-        logger.warning("pytorch_device=%s has no effect: this is a JAX checkpoint", pytorch_device)
-    if not (folder / "params").is_dir():
-        raise FileNotFoundError(
-            f"{folder} has no params/; expected a checkpoint, such as checkpoints/<recipe>/<run>/<step>. "
-            f"There is: {', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
+def choose_backend(folder: Path, pytorch_device: str | None = None) -> Backend:
+    """What runs a checkpoint unless one asks for something else.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint.
+    """
+    is_jax = layout.find_layout(folder) is layout.Layout.JAX
+    return "jax" if is_jax and pytorch_device is None else "pytorch"
+
+
+def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
+    """Before weights are fetched or read."""
+    if backend == "jax" and pytorch_device is not None:
+        raise ValueError(f"pytorch_device={pytorch_device} goes with backend=pytorch; backend is jax. Leave one out")
+    if backend == "pytorch" or pytorch_device is not None:
+        if importlib.util.find_spec("torch") is None:
+            raise ImportError(
+                "PyTorch is not installed; `uv sync --extra torch` or `pip install 'openpi[torch]'` brings it. JAX "
+                "runs every checkpoint, too: backend=jax"
+            )
+        from openpi.policies.sampler_pytorch import resolve_device
+
+        resolve_device(pytorch_device)
+
+
+def _warn_of_other_horizon(model_config: Any, folder: Path) -> None:
+    """Shapes of weights do not tell how many actions a chunk has."""
+    stored = layout.read_config(folder)
+    horizon = stored.get("action_horizon", stored.get("chunk_size"))
+    if horizon is not None and horizon != model_config.action_horizon:
+        logger.warning(
+            "the recipe's action_horizon is %s, and %s says %s: the model was trained on chunks of that length",
+            model_config.action_horizon,
+            folder / layout.CONFIG_FILE,
+            horizon,
         )
 
 
@@ -159,12 +196,26 @@ def _with_own_assets(data: Any, folder: Path) -> Any:
     return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(folder / "assets")))
 
 
-def _load_norm_stats(folder: Path, asset_id: str | None) -> dict[str, NormStats]:
+def find_norm_stats(train_config: Any, folder: Path) -> tuple[str, dict[str, NormStats]]:
+    """Asset id and statistics that a checkpoint is served with.
+
+    Raises:
+        ValueError: the recipe names no asset id, or the statistics are of another kind.
+        FileNotFoundError: there are none.
+    """
+    data_config = train_config.data.create_base_config(folder / "assets", train_config.model)
+    return data_config.asset_id, _load_norm_stats(folder, data_config)
+
+
+def _load_norm_stats(folder: Path, data_config: Any) -> dict[str, NormStats]:
+    asset_id = data_config.asset_id
     if asset_id is None:
         raise ValueError(
             "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
             "use; set data.assets.asset_id, or pass norm_stats"
         )
+    if not (folder / "assets").is_dir() and layout.find_layout(folder) is layout.Layout.LEROBOT:
+        return lerobot_files.read_norm_stats(folder, use_quantiles=data_config.use_quantile_norm)
     return normalize.load(folder / "assets" / asset_id)
 
 
@@ -230,11 +281,23 @@ def _hold_transforms(
     return [*hold_transforms(pipeline.data_config, horizon), *repack]
 
 
-def _load_sampler(model_config: Any, folder: Path, dtype: Any) -> Any:
-    """Imports JAX, which nothing else here needs."""
+def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_device: str | None, dtype: Any) -> Sampler:
+    """Imports the framework, which nothing else here needs."""
+    if dtype is None:
+        dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
+    if backend == "pytorch":
+        from openpi.models_pytorch.loading import load_checkpoint
+        from openpi.policies.sampler_pytorch import PytorchSampler, resolve_device
+
+        device = resolve_device(pytorch_device)
+        model = load_checkpoint(model_config, folder, device=device, dtype=dtype)
+        compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
+        return PytorchSampler(model, device=str(device), compile_mode=compile_mode)
     from openpi.models.model import restore_params
     from openpi.policies.sampler_jax import JaxSampler
 
-    if dtype is None:
-        dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
-    return JaxSampler(model_config.load(restore_params(folder / "params", dtype=dtype)))
+    if layout.find_layout(folder) is layout.Layout.JAX:
+        params = restore_params(folder / "params", dtype=dtype)
+    else:
+        params = layout.read_tree(model_config, folder, dtype=np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    return JaxSampler(model_config.load(params))

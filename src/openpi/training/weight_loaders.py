@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
-import re
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,41 +20,12 @@ import numpy as np
 from openpi.shared import download
 from openpi.shared.errors import first_line
 from openpi.shared.tree import flatten, unflatten
+from openpi.weights import layout, names, safetensors_io
+from openpi.weights.compare import LoadReport, Shapes, compare
 
 logger = logging.getLogger("openpi")
 
 PALIGEMMA_NPZ = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
-
-_MAX_SHOWN = 10
-_Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """What becomes of each parameter, by '/'-joined path.
-
-    Attributes:
-        source: the weights, as the recipe names them.
-        loaded: of the model, from the source.
-        kept: of the model, not in the source: they keep their initial values.
-        unused: in the source, not in the model.
-        num_values: how many numbers are loaded, and how many keep their initial value.
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    kept: tuple[str, ...]
-    unused: tuple[str, ...]
-    num_values: tuple[int, int]
-
-    def __str__(self) -> str:
-        loaded, kept = self.num_values
-        parts = [f"{len(self.loaded)} arrays ({loaded:,} values) loaded"]
-        if self.kept:
-            parts.append(f"{len(self.kept)} ({kept:,} values) keep their initial values: {_some(self.kept)}")
-        if self.unused:
-            parts.append(f"{len(self.unused)} unused: {_some(self.unused)}")
-        return f"weights from {self.source}: {'; '.join(parts)}"
 
 
 @runtime_checkable
@@ -87,10 +56,11 @@ class NoOpWeightLoader(WeightLoader):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeightLoader(WeightLoader):
-    """A `params/` folder, released or from training; adapters (`lora`) that it lacks keep their initial values.
+    """A checkpoint's weights; adapters (`lora`) that it lacks keep their initial values.
 
     Attributes:
-        params_path: local folder, URL, or `package:<package>[/<folder>]` for weights inside an installed package.
+        params_path: a `params/` folder, released or from training, or a folder with `model.safetensors` (PyTorch,
+            LeRobot). Local, a URL, or `package:<package>[/<folder>]` for weights inside an installed package.
     """
 
     params_path: str
@@ -102,17 +72,23 @@ class CheckpointWeightLoader(WeightLoader):
             ValueError: as of `load`.
             FileNotFoundError, ConnectionError: as of `maybe_download`.
         """
+        folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
+        if safetensors_io.is_here(folder):
+            return layout.check_tree(shapes, folder)
         from openpi.weights import orbax_io
 
-        stored = orbax_io.params_metadata(download.maybe_download(self.params_path))
-        return compare(_shapes(flatten(params)), _shapes(stored), may_keep=".*lora.*", source=self.params_path)
+        return compare(shapes, _shapes(orbax_io.params_metadata(folder)), may_keep=".*lora.*", source=self.params_path)
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        from openpi.weights import orbax_io
-
         report = self.check(params)
         logger.info("%s", report)
-        return overlay(params, orbax_io.read_params(download.maybe_download(self.params_path), only=set(report.loaded)))
+        folder, wanted = download.maybe_download(self.params_path), set(report.loaded)
+        if safetensors_io.is_here(folder):
+            dims = names.dims_of(_shapes(flatten(params)))
+            return overlay(params, layout.read_tree(dims, folder, only=wanted, may_lack_adapters=True))
+        from openpi.weights import orbax_io
+
+        return overlay(params, orbax_io.read_params(folder, only=wanted))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,30 +128,6 @@ class PaliGemmaWeightLoader(WeightLoader):
             raise ValueError(f"{path} is damaged, or no npz file ({first_line(error)}); bring it here again") from error
 
 
-def compare(model: _Shapes, stored: _Shapes, *, may_keep: str, source: str) -> LoadReport:
-    """What loading `stored` into `model` does, both as shapes by path.
-
-    Args:
-        may_keep: pattern of whole paths that may be missing in `stored`.
-        source: named in the report and in errors.
-    Raises:
-        ValueError: leaves are missing or have another shape; they are counted, and ten are shown.
-    """
-    kept = tuple(path for path in model if path not in stored)
-    unused = tuple(path for path in stored if path not in model)
-    problems = [f"{path}: missing, the model has {model[path]}" for path in kept if not re.fullmatch(may_keep, path)]
-    problems += [
-        f"{path}: shape {stored[path]}, the model has {model[path]}"
-        for path in model
-        if path in stored and stored[path] != model[path]
-    ]
-    if problems:
-        raise ValueError(_mismatch(sorted(problems), unused, len(model), source))
-    loaded = tuple(path for path in model if path in stored)
-    num_values = (_num_values(model, loaded), _num_values(model, kept))
-    return LoadReport(source, loaded, kept, unused, num_values)
-
-
 def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference."""
     found = flatten(loaded)
@@ -187,28 +139,8 @@ def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str
     )
 
 
-def _shapes(leaves: Mapping[str, Any]) -> _Shapes:
+def _shapes(leaves: Mapping[str, Any]) -> Shapes:
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-
-
-def _num_values(shapes: _Shapes, paths: Collection[str]) -> int:
-    return sum(math.prod(shapes[path]) for path in paths)
-
-
-def _mismatch(problems: list[str], unused: tuple[str, ...], num_model: int, source: str) -> str:
-    lines = problems[:_MAX_SHOWN]
-    if len(problems) > _MAX_SHOWN:
-        lines.append(f"and {len(problems) - _MAX_SHOWN} more")
-    if unused:
-        lines.append(f"{len(unused)} of the weights are not in the model: {_some(unused)}")
-    return (
-        f"the weights in {source} do not fit the model, {len(problems)} of {num_model} arrays differ (is it the same "
-        "model family and width?):\n  " + "\n  ".join(lines)
-    )
-
-
-def _some(paths: tuple[str, ...]) -> str:
-    return ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def _from_paligemma(member: str) -> str | None:

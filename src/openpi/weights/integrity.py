@@ -63,25 +63,47 @@ def _problems(folder: Path) -> Iterator[str]:
             yield f"{name} has {file.stat().st_size} bytes and needs {end}"
 
 
+def value_places(folder: Path) -> dict[str, tuple[Path, int, int]]:
+    """File, first byte and length of every value of the folder's store, by key; without those inside the index."""
+    base, manifest = _opened(folder)
+    return {
+        key: place
+        for key, location in _locations(base, manifest)
+        if location.startswith("value:")
+        for place in [_place(folder, location)]
+    }
+
+
 def _extents(folder: Path) -> dict[str, int]:
     """File -> the first byte behind everything that the index finds in it."""
-    base = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
     ends: dict[str, int] = defaultdict(int)
-    for location in _locations(base, tensorstore.ocdbt.dump(base).result()):
-        _, root, name, start, length = location.split(":")
-        file = unquote(root) + unquote(name)
-        ends[file] = max(ends[file], int(start) + int(length))
+    for _, location in _locations(*_opened(folder)):
+        file, start, length = _place(folder, location)
+        name = str(file.relative_to(folder))
+        ends[name] = max(ends[name], start + length)
     return ends
 
 
-def _locations(base: Any, manifest: Any) -> Iterator[str]:
-    """`<kind>:<root>:<file>:<start>:<length>` of every node and value of the latest version."""
-    waiting = [manifest["versions"][-1]["root"]]
+def _opened(folder: Path) -> tuple[Any, Any]:
+    base = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    return base, tensorstore.ocdbt.dump(base).result()
+
+
+def _place(folder: Path, location: str) -> tuple[Path, int, int]:
+    _, root, name, start, length = location.split(":")
+    return folder / (unquote(root) + unquote(name)), int(start), int(length)
+
+
+def _locations(base: Any, manifest: Any) -> Iterator[tuple[str, str]]:
+    """Key and `<kind>:<root>:<file>:<start>:<length>` of every node and value of the latest version."""
+    waiting = [(b"", manifest["versions"][-1]["root"])]
     while waiting:
-        entry = waiting.pop()
+        prefix, entry = waiting.pop()
+        key = prefix + entry.get("key", b"")
         location = entry.get("location") or entry.get("indirect_value")
         if location is None:
             continue  # its value is in the node itself
-        yield location
+        yield key.decode(errors="replace"), location
         if location.startswith("btreenode:"):
-            waiting += tensorstore.ocdbt.dump(base, location).result()["entries"]
+            prefix += entry.get("subtree_common_prefix", b"")
+            waiting += ((prefix, inner) for inner in tensorstore.ocdbt.dump(base, location).result()["entries"])

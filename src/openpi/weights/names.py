@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,12 @@ class Row:
     @property
     def shape(self) -> tuple[int, ...]:
         return self._extent(self.axes.split("->")[1])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensor is the part as it is, so that rows of one are rows of the other."""
+        left, right = self.axes.split("->")
+        return left.split() == right.split()
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -106,6 +113,18 @@ def tree_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """What `rows` needs of a configuration, from path -> shape of a whole published tree.
+
+    Raises:
+        ValueError: the tree is none of these models.
+    """
+    try:
+        return _dims_of(shapes)
+    except KeyError as error:
+        raise ValueError(f"this is the tree of none of the models: it has no {error.args[0]}") from error
+
+
 def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any]:
     """The published tree, from the tensors that `tensor` gives for each row; NumPy."""
     flat: dict[str, np.ndarray] = {}
@@ -143,12 +162,51 @@ def stored_name(row: Row, stored: Mapping[str, Any]) -> str | None:
 def is_known_unused(name: str) -> bool:
     """Names that files may hold and no model reads: the action expert's output layer, and second names."""
     bare = name.removeprefix(LEROBOT_PREFIX)
-    return bare == UNUSED_TABLE or bare in _TABLE_ALIASES or bare == _TABLE
+    return bare in (UNUSED_TABLE, _TABLE, *_TABLE_ALIASES)
 
 
 def tied_names(*, prefix: str = "") -> dict[str, str]:
     """Second name -> name in the file, as the released files say in their metadata."""
     return {prefix + second: prefix + first for second, first in _TIED.items()}
+
+
+def _dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    patch, _, _, width = shapes["PaliGemma/img/embedding/kernel"]
+    blocks = "PaliGemma/img/Transformer/encoderblock"
+    depth, _, num_heads, _ = shapes[f"{blocks}/MultiHeadDotProductAttention_0/query/kernel"]
+    mlp_dim = shapes[f"{blocks}/MlpBlock_0/Dense_0/bias"][-1]
+    is_flow = "action_in_proj/kernel" in shapes
+    return types.SimpleNamespace(
+        image_encoder=types.SimpleNamespace(
+            width=width, depth=depth, mlp_dim=mlp_dim, num_heads=num_heads, patch_size=patch
+        ),
+        # Only the number of patches shows.
+        image_resolution=(shapes["PaliGemma/img/pos_embedding"][1] * patch, patch),
+        experts=tuple(_expert_dims(shapes, suffix) for suffix in (("", "_1") if is_flow else ("",))),
+        pi05="time_mlp_in/kernel" in shapes,
+        action_dim=shapes["action_in_proj/kernel"][0] if is_flow else None,
+    )
+
+
+def _expert_dims(shapes: Mapping[str, tuple[int, ...]], suffix: str) -> Any:
+    layers = "PaliGemma/llm/layers"
+    depth, num_heads, width, head_dim = shapes[f"{layers}/attn/q_einsum{suffix}/w"]
+
+    def lora(factor: str) -> Any:
+        shape = shapes.get(f"{layers}/{factor}")
+        return None if shape is None else types.SimpleNamespace(rank=shape[-1])
+
+    return types.SimpleNamespace(
+        width=width,
+        depth=depth,
+        mlp_dim=shapes[f"{layers}/mlp{suffix}/linear"][1],
+        num_heads=num_heads,
+        num_kv_heads=shapes[f"{layers}/attn/kv_einsum{suffix}/w"][2],
+        head_dim=head_dim,
+        vocab_size=shapes["PaliGemma/llm/embedder/input_embedding"][0],
+        attn_lora=lora(f"attn/q_einsum{suffix}/lora_a"),
+        ffn_lora=lora(f"mlp{suffix}/linear_lora_a"),
+    )
 
 
 # --- the table ------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
 from openpi.weights.adapter_base import AdapterBase
 from openpi.weights.integrity import check_complete
+from openpi.weights.safetensors_io import is_here
 
 # A process of several gives up on the others' parts of a checkpoint after this.
 _WRITE_TIMEOUT_S = 3600
@@ -209,6 +210,11 @@ def _write_trees(trees: Mapping[Path, Any]) -> None:
 
 def _existing(path: Path | str) -> Path:
     folder = Path(download.maybe_download(str(path))).absolute()
+    if is_here(folder):
+        raise ValueError(
+            f"{folder} holds PyTorch weights, which cannot be read here without the model's dimensions; expected a "
+            "`params` folder. `openpi convert-checkpoint --to jax` makes one"
+        )
     if not (folder / "_METADATA").exists():
         raise FileNotFoundError(
             f"{folder} is not a parameter folder: it has no _METADATA file. Expected the `params` folder of a "

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -159,8 +158,9 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
         header = dict(json.loads(text))
         metadata = dict(header.pop(_METADATA, {}))
         entries = {
-            name: (_spec(entry["dtype"], entry["shape"]), *map(int, entry["data_offsets"]))
+            name: (_spec(entry["dtype"], entry["shape"]), int(start), int(stop))
             for name, entry in header.items()
+            for start, stop in [entry["data_offsets"]]
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} has a damaged header ({first_line(error)})") from error
@@ -198,8 +198,6 @@ class Writer:
     Args:
         specs: shape and dtype of every tensor that will be written.
         metadata: text by text.
-    Attributes:
-        checksums: CRC-32 of the bytes of each tensor that is whole so far.
     """
 
     def __init__(self, path: Path | str, specs: Mapping[str, Spec], *, metadata: Mapping[str, str] | None = None):
@@ -209,7 +207,6 @@ class Writer:
         self._metadata = dict(metadata or {})
         self._starts: dict[str, int] = {}
         self._filled = dict.fromkeys(self._specs, 0)  # rows so far
-        self._crc = dict.fromkeys(self._specs, 0)
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
@@ -232,20 +229,12 @@ class Writer:
         row_bytes = spec.nbytes // max(1, spec.shape[0]) if spec.shape else 0
         self._file.seek(self._starts[name] + filled * row_bytes)
         self._file.write(data.data)
-        self._crc[name] = zlib.crc32(data.data, self._crc[name])
         self._filled[name] += tensor.shape[0] if spec.shape else 1
 
     def write_zeros(self, name: str) -> None:
         """A tensor of zeros, which takes no room on file systems with holes."""
         spec = self._specs[name]
-        zeros = bytes(min(spec.nbytes, 1 << 20))
-        for start in range(0, spec.nbytes, 1 << 20):
-            self._crc[name] = zlib.crc32(zeros[: spec.nbytes - start], self._crc[name])
         self._filled[name] = spec.shape[0] if spec.shape else 1
-
-    @property
-    def checksums(self) -> dict[str, int]:
-        return {name: self._crc[name] for name, spec in self._specs.items() if self._is_whole(name, spec)}
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         lacking = [name for name, spec in self._specs.items() if not self._is_whole(name, spec)]

@@ -1,0 +1,155 @@
+"""The parity certificate of a checkpoint: proof that its weights are what was meant, and that both backends agree.
+
+    parity.json   a checksum of every tensor, and how far each backend was from the recorded outputs
+    parity.npz    inputs of a small model cut out of the checkpoint (`openpi.weights.probe`), and its outputs
+
+Running the whole model would take minutes and tens of GB on a processor; the small one has a layer at each end, parts
+of the MLPs and of the token table, and takes seconds. What it leaves out, the checksums cover. Always in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.shared.errors import first_line
+from openpi.weights.layout import open_weights
+from openpi.weights.probe import Probe, Witness
+
+PARITY_FILE = "parity.json"
+ARRAYS_FILE = "parity.npz"
+TOLERANCE = 1e-4  # of outputs around 1; relative above
+
+_VERSION = 1
+_PACKAGES = {"jax": "jax", "pytorch": "torch"}
+
+
+def installed_backends() -> tuple[str, ...]:
+    return tuple(name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is not None)
+
+
+def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str, float]:
+    """Writes the certificate of a checkpoint, after reading its weights again and running them.
+
+    Args:
+        config: of the model.
+        meant: has seen the tensors on their way into the checkpoint; None = those that are there are meant.
+    Returns:
+        The largest error of each installed backend.
+    Raises:
+        ValueError: the checkpoint holds other numbers than meant, or a backend computes something else.
+    """
+    found = _witness(folder, config)
+    if meant is None:
+        meant = found
+    _compare_tensors(folder, _tensors_of(meant), found)
+    inputs = meant.probe.inputs()
+    backends = installed_backends()
+    outputs = _run(backends[0], meant.probe, meant.tree(), inputs)
+    errors = {name: _error(name, _run(name, meant.probe, found.tree(), inputs), outputs) for name in backends}
+    document = {
+        "version": _VERSION,
+        "tolerance": TOLERANCE,
+        "backends": {
+            name: {"version": importlib.metadata.version(_PACKAGES[name]), "max_error": error}
+            for name, error in errors.items()
+        },
+        "tensors": _tensors_of(meant),
+    }
+    arrays = {f"inputs/{key}": value for key, value in inputs.items()}
+    np.savez_compressed(folder / ARRAYS_FILE, **{"outputs": outputs, **arrays})  # type: ignore[arg-type]
+    (folder / PARITY_FILE).write_text(json.dumps(document, indent=1) + "\n")
+    return errors
+
+
+def verify(folder: Path, config: Any, backends: Sequence[str] | None = None) -> dict[str, float]:
+    """Checks a checkpoint against its certificate.
+
+    Args:
+        backends: to run; None = those that are installed.
+    Returns:
+        The largest error of each backend.
+    Raises:
+        FileNotFoundError: there is no certificate.
+        ValueError: a tensor or an output is another than when the certificate was written; the first is named.
+    """
+    document, inputs, outputs = _load(folder)
+    found = _witness(folder, config)
+    _compare_tensors(folder, document["tensors"], found)
+    names = installed_backends() if backends is None else backends
+    return {name: _error(name, _run(name, found.probe, found.tree(), inputs), outputs) for name in names}
+
+
+def _witness(folder: Path, config: Any) -> Witness:
+    witness = Witness(Probe(config))
+    for block in open_weights(config, folder).blocks():
+        witness.see(block)
+    return witness
+
+
+def _tensors_of(witness: Witness) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"dtype": witness.dtypes[name], "crc32": f"{crc:08x}"} for name, crc in sorted(witness.checksums.items())
+    }
+
+
+def _compare_tensors(folder: Path, meant: Mapping[str, Mapping[str, Any]], witness: Witness) -> None:
+    found = _tensors_of(witness)
+    others = [name for name in sorted(meant.keys() | found.keys()) if meant.get(name) != found.get(name)]
+    if others:
+        name = others[0]
+        raise ValueError(
+            f"{len(others)} of {len(meant)} tensors in {folder} are not those that were written; the first is {name}: "
+            f"{_described(found.get(name))}, expected {_described(meant.get(name))}. Bring the checkpoint here again"
+        )
+
+
+def _described(tensor: Mapping[str, Any] | None) -> str:
+    return "none" if tensor is None else f"{tensor['dtype']} with checksum {tensor['crc32']}"
+
+
+def _run(backend: str, probe: Probe, params: dict[str, Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    if backend == "jax":
+        from openpi.models import probe as runner
+    else:
+        from openpi.models_pytorch import probe as runner
+    return runner.run(probe.config, params, inputs)
+
+
+def _error(backend: str, found: np.ndarray, expected: np.ndarray) -> float:
+    if found.shape != expected.shape:
+        raise ValueError(f"{backend} gives outputs of shape {found.shape}; recorded are {expected.shape}")
+    error = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    wrong = np.argwhere(~(error <= TOLERANCE))
+    if len(wrong):
+        index = tuple(int(i) for i in wrong[0])
+        raise ValueError(
+            f"{backend} computes something else: {len(wrong)} of {error.size} outputs differ by more than {TOLERANCE}, "
+            f"the first is outputs{list(index)} = {found[index]:.6f}, recorded {expected[index]:.6f}"
+        )
+    return float(error.max())
+
+
+def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
+    for name in (PARITY_FILE, ARRAYS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {name}, so there is nothing to compare with; `openpi verify --write` makes a "
+                "certificate of the weights as they are now"
+            )
+    try:
+        document = json.loads((folder / PARITY_FILE).read_text())
+        if document["version"] != _VERSION:
+            raise ValueError(f"version {document['version']}, expected {_VERSION}")
+        with np.load(folder / ARRAYS_FILE) as archive:
+            arrays = dict(archive)
+        outputs = arrays.pop("outputs")
+        return document, {key.removeprefix("inputs/"): value for key, value in arrays.items()}, outputs
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"the certificate in {folder} is damaged ({first_line(error)})") from error

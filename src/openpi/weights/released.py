@@ -1,0 +1,79 @@
+"""Writing weights tensor by tensor: `params/`, and `model.safetensors` in the released PyTorch layout and LeRobot's.
+
+Source: the checkpoint specification, sections 1.1, 4, 4.1 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.weights import names
+from openpi.weights.layout import Block, Weights, rows_per_block
+from openpi.weights.names import Row
+from openpi.weights.safetensors_io import Spec, Writer
+
+
+def cast(weights: Weights, dtype: Any = None) -> Iterator[Block]:
+    """The tensors in another dtype (None = as stored), each with its bytes in order."""
+    for block in weights.blocks():
+        wanted = weights.dtype(block.row) if dtype is None else np.dtype(dtype)
+        yield Block(block.row, block.start, np.ascontiguousarray(block.values, dtype=wanted))
+
+
+def write_tensors(
+    file: Path, config: Any, blocks: Iterable[Block], dtype: Callable[[Row], np.dtype], *, prefix: str = ""
+) -> None:
+    """Writes every tensor of a model under its released name; the file is whole or not there.
+
+    Args:
+        blocks: of all rows, in `dtype`.
+        prefix: before each name; LeRobot's is `names.LEROBOT_PREFIX`.
+    Raises:
+        ValueError: blocks are missing, or not of that dtype.
+    """
+    table = names.rows(config)
+    specs = {prefix + row.released: Spec(row.shape, np.dtype(dtype(row))) for row in table}
+    unused = prefix + names.UNUSED_TABLE
+    if len(config.experts) > 1:  # the reference's strict loader wants it
+        specs[unused] = Spec((config.experts[0].vocab_size, config.experts[1].width), np.dtype(dtype(table[0])))
+    with Writer(file, specs, metadata=names.tied_names(prefix=prefix)) as writer:
+        for block in blocks:
+            writer.write(prefix + block.row.released, block.values)
+        if unused in specs:
+            writer.write_zeros(unused)
+
+
+def write_params(folder: Path, config: Any, blocks: Iterable[Block], dtype: Callable[[Row], np.dtype]) -> None:
+    """Writes a `params/` folder, with a chunk for each tensor.
+
+    Args:
+        blocks: of all rows, in `dtype`.
+    """
+    from openpi.weights import orbax_parts
+
+    shapes = names.tree_shapes(config)
+    specs, chunks = {}, {}
+    for row in names.rows(config):
+        specs[row.tree] = (shapes[row.tree], np.dtype(dtype(row)))
+        chunks[row.tree] = (1,) * len(row.index) + _chunk_rows(row.part_shape, specs[row.tree][1].itemsize)
+    stores = orbax_parts.create_arrays(folder, specs, chunks)
+    for block in blocks:
+        store, index = stores[block.row.tree], block.row.index
+        if block.is_whole:
+            store[(*index, ...)].write(np.ascontiguousarray(block.row.to_tree(block.values))).result()
+        else:
+            store[(*index, slice(block.start, block.start + len(block.values)), ...)].write(block.values).result()
+
+
+def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """All of a part, or as many of its rows as a block of a large tensor has."""
+    return (min(shape[0], rows_per_block(shape, itemsize)), *shape[1:])
+
+
+def num_bytes(config: Any, dtype: Callable[[Row], np.dtype]) -> int:
+    """Of the tensors, about as large as the file."""
+    return sum(Spec(row.shape, np.dtype(dtype(row))).nbytes for row in names.rows(config))
