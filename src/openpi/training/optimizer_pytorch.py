@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from openpi.training import adam_8bit_pytorch
 from openpi.training.optimizer import SGD, AdamW, Muon, OptimizerConfig
@@ -70,9 +70,13 @@ def clip_norm(config: OptimizerConfig) -> float | None:
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm over all tensors, in f32; of sharded ones, over all shards."""
-    norms = torch._foreach_norm(list(tensors), dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack([_whole(norm) for norm in norms]))
+    """Euclidean norm over all tensors, in f32. Sharded ones are all sharded alike; the norm is over all shards."""
+    found = list(tensors)
+    square = torch.stack(torch._foreach_norm(_locals(found), dtype=torch.float32)).square().sum()
+    if isinstance(found[0], DTensor):
+        shares = [Partial() if placement.is_shard() else Replicate() for placement in found[0].placements]
+        square = DTensor.from_local(square, found[0].device_mesh, shares, run_check=False).full_tensor()
+    return square.sqrt()
 
 
 def clip(grads: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
