@@ -319,16 +319,10 @@ def attend(
     bias: Float[Tensor, "b 1 t s"],
 ) -> Float[Tensor, "b t nh"]:
     """Attention of rotated queries to keys; query head n uses key/value head n // g."""
-    num_kv_heads, g = k.shape[2], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if num_kv_heads == 1:
-        k, v = (x.expand(-1, g, -1, -1) for x in (k, v))  # views
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    else:
-        # The queries of a key/value head side by side: not all kernels know of fewer such heads than queries have.
-        grouped = q.unflatten(1, (num_kv_heads, g)).flatten(2, 3)
-        mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias.repeat(1, 1, g, 1))
-        mixed = mixed.unflatten(2, (g, -1)).flatten(1, 2)
+    if k.shape[1] == 1:  # a view; not all kernels know of fewer key/value heads than queries have
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2).flatten(2)
 
 
