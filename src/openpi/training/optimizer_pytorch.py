@@ -4,6 +4,8 @@ All are `torch.optim.Optimizer`s whose state is tensors shaped like the paramete
 resumed like them. The learning rate is set before each step. Source: the training specification, section 6.1.
 """
 
+# `torch._foreach_*` are operations on lists of tensors, which PyTorch's own optimisers are made of.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math

@@ -194,8 +194,8 @@ def update_average(average: dict[str, Tensor], params: Mapping[str, Tensor], dec
     """The running average one step on, in place."""
     old = [parallel_pytorch.local(tensor) for tensor in average.values()]
     new = [parallel_pytorch.local(params[name].detach()).to(torch.float32) for name in average]
-    torch._foreach_mul_(old, decay)
-    torch._foreach_add_(old, new, alpha=1 - decay)
+    torch._foreach_mul_(old, decay)  # type: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(old, new, alpha=1 - decay)  # type: ignore[reportPrivateImportUsage]
 
 
 @contextlib.contextmanager
