@@ -30,6 +30,7 @@ def findings(folder: Path) -> dict:
         "peak_memory_mb": 1234.0,
         "peak_memory_mb_per_stage": dict.fromkeys(STAGES, 1234.0),
         "quick": False,
+        "backend": "pytorch",
         "commands": ["openpi demo record --output='a & b/dataset'", "openpi train tabletop_place --exp-name=demo"],
         "evaluations": evaluations,
         "training": {

@@ -1,5 +1,6 @@
 """`openpi demo`: its command line, its folder, and once the whole way."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import demo
+from openpi.cli import demo, serve
 from openpi.demo import pipeline
 from openpi.demo.pipeline import DemoOptions, read_metrics, run_demo
 from openpi.demo.plan import BASE, FULL, QUICK, Plan
 from openpi.training import config
+
+HAS_BASE = (BASE / "params").is_dir()
+NO_BASE = "the base checkpoint is not in this installation"
 
 
 def test_printed_commands_are_commands_that_exist_with_flags_they_know(tmp_path):
@@ -22,6 +26,25 @@ def test_printed_commands_are_commands_that_exist_with_flags_they_know(tmp_path)
     assert parsed.num_train_steps == QUICK.train_steps
     assert parsed.data.repo_id == str(plan.dataset)
     assert parsed.checkpoint_dir == plan.run_dir("tabletop_place")
+
+
+def test_with_pytorch_the_commands_that_train_and_serve_say_so_and_no_others(tmp_path):
+    plan = Plan(tmp_path / "out", QUICK, backend="pytorch")
+    parsed = config.cli(plan.train("tabletop_place").args[1:])
+    assert (parsed.backend, parsed.cpu_devices) == ("pytorch", 1)
+    assert serve.parse(list(plan.serve("base", plan.base).args[1:])).backend == "pytorch"
+    plain = Plan(tmp_path / "out", QUICK)
+    commands = [plain.train("tabletop_place"), plain.serve("base", plain.base), plain.record(), plan.record()]
+    assert not any("backend" in str(command) or "cpu" in str(command) for command in commands)
+
+
+def test_a_missing_pytorch_is_one_line_before_anything_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert demo.main([f"--output={tmp_path / 'out'}", "--backend=pytorch"]) == 1
+    message = capsys.readouterr().err
+    assert "--extra torch" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_full_demo_trains_for_as_long_as_the_recipe_says(tmp_path):
@@ -84,14 +107,17 @@ def test_metrics_are_read_line_by_line(tmp_path):
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory) -> tuple[Path, str]:
     """Output folder and terminal output of one quick demo."""
-    output = tmp_path_factory.mktemp("quick") / "out"
-    argv = [sys.executable, "-m", "openpi.cli.main", "demo", f"--output={output}", "--quick", "--from-scratch=no"]
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    return run_quick(tmp_path_factory.mktemp("quick") / "out")
+
+
+def run_quick(output: Path, *flags: str) -> tuple[Path, str]:
+    demo = [sys.executable, "-m", "openpi.cli.main", "demo", f"--output={output}", "--quick", "--from-scratch=no"]
+    done = subprocess.run([*demo, *flags], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stdout + done.stderr
     return output, done.stdout
 
 
-@pytest.mark.skipif(not (BASE / "params").is_dir(), reason="the base checkpoint is not in this installation")
+@pytest.mark.skipif(not HAS_BASE, reason=NO_BASE)
 class TestQuickDemo:
     def test_it_leaves_a_report_with_what_it_promises(self, quick_run):
         output, _ = quick_run
@@ -127,3 +153,21 @@ class TestQuickDemo:
         assert (checkpoint / "params").is_dir()
         assert (checkpoint / "recipe.json").is_file()
         assert list((checkpoint / "assets").glob("**/norm_stats.json"))
+
+
+@pytest.mark.skipif(not HAS_BASE, reason=NO_BASE)
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: --extra torch")
+def test_the_whole_way_with_pytorch(tmp_path):
+    output, printed = run_quick(tmp_path / "out", "--backend=pytorch", "--episodes=1", "--demonstrations=4")
+    found = json.loads((output / "report.json").read_text())
+    assert found["backend"] == "pytorch"
+    assert "torch" in found["versions"]
+    assert "with PyTorch" in printed
+    assert "trained and served with PyTorch" in (output / "report.html").read_text()
+    assert [row["step"] for row in found["training"]["finetuned"]][-1] == 3
+    assert QUICK.train_steps is not None
+    checkpoint = output / "checkpoints" / "tabletop_place" / "demo" / str(QUICK.train_steps - 1)
+    assert (checkpoint / "model.safetensors").is_file()
+    assert not (checkpoint / "params").exists()
+    assert "The policy is ready" in (output / "logs" / "serve_finetuned.log").read_text()
+    assert "Warning" not in (output / "logs" / "serve_finetuned.log").read_text()

@@ -109,6 +109,10 @@ def test_a_missing_film_is_an_error_rather_than_an_empty_frame(tmp_path):
         render(found, tmp_path)
 
 
+def test_the_page_names_what_trained_and_served(page):
+    assert "trained and served with PyTorch" in text_of(page)
+
+
 def test_machine_and_versions_are_filled_in():
     described = machine.describe_machine()
     assert int(described["cores"]) >= 1

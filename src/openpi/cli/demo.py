@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv and argv[0] in actions:
             return actions[argv[0]](argv[1:])
         return _demo(argv)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         print(f"openpi demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # of an action; the demo itself cleans up first

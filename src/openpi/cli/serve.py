@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openpi.training.processor import wait_asleep
+
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
     from openpi_client.base_policy import BasePolicy
@@ -185,6 +187,7 @@ def load_policy(
     recipe = with_dtype(choose_recipe(checkpoint, config), dtype)
     # Set before JAX is imported: a restarted server then compiles nothing anew.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jax").expanduser()))
+    wait_asleep()
     from openpi.policies import policy_config
     from openpi.policies.policy import PolicyRecorder
     from openpi.policies.robot_spec import find_spec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
 from openpi.training.launch import Launch, find_launch, flags_help, split_flags
-from openpi.training.processor import split_processor
+from openpi.training.processor import split_processor, wait_asleep
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     configure_logging(process=launch.process_id if launch else 0)
     split_processor(config.cpu_devices)
+    wait_asleep()
     from openpi.training import processes
 
     exit_code = 1

@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 _PACKAGES = ("openpi", "openpi-client", "jax", "numpy", "mujoco", "optax", "orbax-checkpoint", "av", "pyarrow")
+_OF_BACKENDS = {"pytorch": ("torch",)}
 
 
 def describe_machine() -> dict[str, str]:
@@ -18,9 +19,10 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(backend: str = "jax") -> dict[str, str]:
     """Python and the packages that matter here."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    packages = (*_PACKAGES, *_OF_BACKENDS.get(backend, ()))
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _processor() -> str:

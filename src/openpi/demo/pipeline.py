@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openpi.demo import machine, report
-from openpi.demo.plan import FULL, QUICK, SCRATCH_RECIPE, Plan
+from openpi.demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
 from openpi.demo.processes import Child, Children
 from openpi.demo.stages import StageRunner
 from openpi.demo.terminal import Terminal
 from openpi.evaluation.rollout import Tally
+from openpi.training.backend import require_framework
 from openpi.training.config import get_config
 
 MARKER_FILE = ".openpi-demo"
@@ -41,6 +42,7 @@ class DemoOptions:
         output: folder for everything.
         overwrite: replace the output of an earlier demo.
         quick: the same path in about a minute, to see that everything works; it learns nothing.
+        backend: framework that trains and serves.
         demonstrations: recorded episodes (default: 400).
         episodes: closed-loop episodes before, and after (default: 50).
         train_steps: optimiser steps (default: the recipe's).
@@ -51,6 +53,7 @@ class DemoOptions:
     output: Path = Path("openpi_demo")
     overwrite: bool = False
     quick: bool = False
+    backend: Backend = "jax"
     demonstrations: int | None = None
     episodes: int | None = None
     train_steps: int | None = None
@@ -64,7 +67,7 @@ class DemoOptions:
         for name, value in given.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
-        return Plan(self.output, replace(QUICK if self.quick else FULL, **given))
+        return Plan(self.output, replace(QUICK if self.quick else FULL, **given), backend=self.backend)
 
 
 def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
@@ -73,9 +76,11 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
     Raises:
         FileExistsError: the output folder is in use.
         OSError: too little disk space.
+        ImportError: the backend is not installed.
         StageFailedError: a command failed. Nothing keeps running.
     """
     plan = options.plan()
+    require_framework(options.backend)
     terminal = terminal or Terminal(NUM_STAGES)
     open_output(options)
     with Children() as children:
@@ -119,6 +124,7 @@ class _Demo:
         self._plan = plan
         self._runner = runner
         self._terminal = terminal
+        self._framework = report.FRAMEWORKS[options.backend]
         self._started = time.perf_counter()
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._metrics: dict[str, list[dict[str, float]]] = {}
@@ -134,7 +140,7 @@ class _Demo:
             server = runner.serve(plan.serve("base", plan.base), name="base")
             self._evaluate("before", server, "base")
             server.stop()
-        with runner.stage("train", "Fine-tune the base on the demonstrations"):
+        with runner.stage("train", f"Fine-tune the base on the demonstrations, with {self._framework}"):
             run_dir = self._train("finetuned", plan.recipe)
         with runner.stage("evaluate_after", "Serve the checkpoint and evaluate it in scenes it has not seen"):
             server = runner.serve(plan.serve("finetuned", run_dir), name="finetuned")
@@ -216,11 +222,12 @@ class _Demo:
             "peak_memory_mb": max(stage.peak_memory_bytes for stage in stages) / 1e6,
             "peak_memory_mb_per_stage": {stage.name: stage.peak_memory_bytes / 1e6 for stage in stages},
             "quick": self._options.quick,
+            "backend": self._options.backend,
             "commands": [str(command) for command in self._runner.commands],
             "evaluations": self._evaluations,
             "training": self._metrics,
             "machine": machine.describe_machine(),
-            "versions": machine.versions(),
+            "versions": machine.versions(self._options.backend),
         }
 
 

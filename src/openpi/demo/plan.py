@@ -8,6 +8,9 @@ import sys
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Literal
+
+Backend = Literal["jax", "pytorch"]
 
 RECIPE = "tabletop_place"
 SCRATCH_RECIPE = "openpi.demo.scratch:tabletop_place_scratch"
@@ -72,12 +75,17 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Plan:
-    """The demo in one folder. Paths are as the user gave them, so that printed commands work where they are read."""
+    """The demo in one folder. Paths are as the user gave them, so that printed commands work where they are read.
+
+    Attributes:
+        backend: what trains, and what serves, the base included.
+    """
 
     output: Path
     sizes: Sizes
     base: Path = BASE
     recipe: str = RECIPE
+    backend: Backend = "jax"
 
     @property
     def dataset(self) -> Path:
@@ -115,11 +123,14 @@ class Plan:
             exp_name=EXP_NAME,
             **self._data_flags(),
             checkpoint_base_dir=self.output / "checkpoints",
+            # The recipe's `cpu_devices` split the processor for JAX.
+            **({} if self.backend == "jax" else {"backend": self.backend, "cpu_devices": 1}),
             **{name: value for name, value in sizes.items() if value is not None},
         )
 
     def serve(self, name: str, checkpoint: Path) -> Command:
-        command = _command("serve", str(checkpoint), port=0, port_file=self.port_file(name))
+        flags = {} if self.backend == "jax" else {"backend": self.backend}
+        command = _command("serve", str(checkpoint), port=0, port_file=self.port_file(name), **flags)
         return replace(command, in_background=True)
 
     def evaluate(self, name: str, *, server: str, episodes: int, films: int, swap_prompts: bool = False) -> Command:

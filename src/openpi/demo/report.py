@@ -11,6 +11,9 @@ from openpi.demo.charts import Line, Rate, line_chart, rate_chart, smooth
 
 Findings = Mapping[str, Any]
 
+FRAMEWORKS = {"jax": "JAX", "pytorch": "PyTorch"}
+"""Names of backends, as people write them."""
+
 _STAGE_NAMES = {
     "record": "Record demonstrations",
     "stats": "Statistics",
@@ -65,7 +68,8 @@ def _head(findings: Findings) -> str:
         "<h1>A new task in a few minutes</h1>"
         "<p>The small pi0.5 that comes with openpi can pick up blocks and move to plates. It was shown "
         f"{findings['demonstrations']} demonstrations of a task that it had never seen, putting a block on a plate, "
-        "fine-tuned on them, and served to a simulated robot over a websocket.</p>"
+        "fine-tuned on them, and served to a simulated robot over a websocket, trained and served with "
+        f"{FRAMEWORKS[findings['backend']]}.</p>"
         f'{quick}<div class="tiles">{"".join(tiles)}</div>'
     )
 

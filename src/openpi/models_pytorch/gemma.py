@@ -320,14 +320,10 @@ def attend(
 ) -> Float[Tensor, "b t nh"]:
     """Attention of rotated queries to keys; query head n uses key/value head n // g."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, _of_queries(k, q), _of_queries(v, q), attn_mask=bias)
+    if k.shape[1] == 1:  # a view; not all kernels know of fewer key/value heads than queries have
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _of_queries(x: Float[Tensor, "b k s h"], q: Float[Tensor, "b n t h"]) -> Float[Tensor, "b n s h"]:
-    """A view where there is one key/value head: not all attention kernels know of fewer heads than queries have."""
-    n, k = q.shape[1], x.shape[1]
-    return x.expand(-1, n, -1, -1) if k == 1 else x.repeat_interleave(n // k, dim=1)
 
 
 def additive(mask: Bool[Tensor, "b t s"], dtype: torch.dtype) -> Float[Tensor, "b 1 t s"]:

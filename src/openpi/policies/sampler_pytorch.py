@@ -212,7 +212,7 @@ def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
     texts = {key: inputs[key] for key in _TEXTS if inputs.get(key) is not None}
     arrays = {**images, **masks, "state": np.asarray(inputs["state"], np.float32), **texts}
-    return {key: torch.as_tensor(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    return {key: torch.as_tensor(np.require(value, requirements=["C", "W"])) for key, value in arrays.items()}
 
 
 def _observation(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:

@@ -167,6 +167,11 @@ def framework_module(part: str, name: str) -> ModuleType:
     Raises:
         ImportError: as of `open_backend`.
     """
+    require_framework(name)
+    return importlib.import_module(f"openpi.training.{part}_{name}")
+
+
+def require_framework(name: str) -> None:
+    """Raises ImportError, with the extra to install, where the framework of a backend is not installed."""
     if name == "pytorch" and importlib.util.find_spec("torch") is None:
         raise ImportError(f"backend=pytorch needs PyTorch; {install_hint('torch')}")
-    return importlib.import_module(f"openpi.training.{part}_{name}")

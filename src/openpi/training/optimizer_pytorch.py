@@ -4,21 +4,25 @@ All are `torch.optim.Optimizer`s whose state is tensors shaped like the paramete
 resumed like them. The learning rate is set before each step. Source: the training specification, section 6.1.
 """
 
+# `torch._foreach_*` are operations on lists of tensors, which PyTorch's own optimisers are made of.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from openpi.training import adam_8bit_pytorch
 from openpi.training.optimizer import SGD, AdamW, Muon, OptimizerConfig
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration
 _NEWTON_SCHULZ_STEPS = 5
+_STACK_ELEMENTS = 2**24  # orthogonalised at once; more than that fills a GPU, and is memory
 _EPSILON = 1e-8
 _ADAM_B1 = 0.9
 
@@ -68,16 +72,20 @@ def clip_norm(config: OptimizerConfig) -> float:
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm over all tensors, in f32; of sharded ones, over all shards."""
-    norms = [_whole(torch.linalg.vector_norm(tensor, dtype=torch.float32)) for tensor in tensors]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    """Euclidean norm over all tensors, in f32. Sharded ones are all sharded alike; the norm is over all shards."""
+    found = list(tensors)
+    square = torch.stack(torch._foreach_norm(_locals(found), dtype=torch.float32)).square().sum()
+    if isinstance(found[0], DTensor):
+        shares = [Partial() if placement.is_shard() else Replicate() for placement in found[0].placements]
+        square = DTensor.from_local(square, found[0].device_mesh, shares, run_check=False).full_tensor()
+    return square.sqrt()
 
 
 def clip(grads: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scales gradients in place to a global norm of `max_norm` where `norm` is larger. Does not wait for the device."""
     scale = torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
-    for grad in grads:
-        _local(grad).mul_(scale.to(grad.dtype))
+    parts = _locals(grads)
+    torch._foreach_mul_(parts, scale.to(parts[0].dtype))
 
 
 class InBackward:
@@ -143,61 +151,97 @@ class MuonAndAdam(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state[param]
-                if not state:
-                    state["step"] = torch.tensor(0.0)
-                    state["exp_avg"] = torch.zeros_like(param)
-                    if not group["is_muon"]:
-                        state["exp_avg_sq"] = torch.zeros_like(param)
-                state["step"] += 1
-                update = self._muon if group["is_muon"] else self._adam
-                change = update(param.grad, state, int(state["step"].item()))
-                decay = self._config.weight_decay if group["is_muon"] else 0.0
-                _local(param).sub_(group["lr"] * (_local(change) + decay * _local(param)))
+            params = group["params"]
+            states = [self._state_of(param, is_muon=group["is_muon"]) for param in params]
+            torch._foreach_add_([state["step"] for state in states], 1)
+            step = int(states[0]["step"].item())
+            grads = _locals(param.grad for param in params)
+            means = _locals(state["exp_avg"] for state in states)
+            if group["is_muon"]:
+                ahead = _nesterov(grads, means, self._config.momentum, step)
+                changes = _muon([_in_place_of(x, param) for x, param in zip(ahead, params, strict=True)])
+                torch._foreach_add_(changes, _locals(params), alpha=self._config.weight_decay)
+            else:
+                squares = _locals(state["exp_avg_sq"] for state in states)
+                changes = _adam(grads, means, squares, self._config.adam_b2, step)
+            torch._foreach_add_(_locals(params), changes, alpha=-group["lr"])
 
-    def _muon(self, grad: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
-        ahead = _nesterov(grad, state["exp_avg"], self._config.momentum, step)
-        # 0.2 is the root mean square of AdamW's updates.
-        change = 0.2 * math.sqrt(max(grad.shape[0], grad[0].numel())) * orthogonalised(_whole(ahead).flatten(1))
-        return _placed_like(change.reshape(grad.shape), grad)
-
-    def _adam(self, grad: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
-        b2 = self._config.adam_b2
-        square = state["exp_avg_sq"].lerp_(grad.square(), 1 - b2) / (1 - b2**step)
-        return _nesterov(grad, state["exp_avg"], _ADAM_B1, step) / (square.sqrt() + _EPSILON)
-
-
-def _nesterov(grad: Tensor, mean: Tensor, beta: float, step: int) -> Tensor:
-    """Updates the mean of the gradients in place; returns it one step ahead, without the bias of its start."""
-    mean.lerp_(grad, 1 - beta)
-    return beta * mean / (1 - beta ** (step + 1)) + (1 - beta) * grad / (1 - beta**step)
+    def _state_of(self, param: torch.nn.Parameter, *, is_muon: bool) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name in ("exp_avg",) if is_muon else ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(param)
+        return state
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """About the nearest matrix with orthonormal rows or columns, by Newton-Schulz iteration."""
-    is_tall = matrix.shape[0] < matrix.shape[1]  # weights are [out, in]; the iteration is on the transpose
-    x = matrix if is_tall else matrix.T
-    x = x / (torch.linalg.matrix_norm(x) + _EPSILON)
+def _muon(ahead: Sequence[Tensor]) -> list[Tensor]:
+    """Changes of (this process's parts of) matrices, from their momentum. Matrices of a shape are run as a stack."""
+    changes: list[Tensor] = [ahead[0]] * len(ahead)
+    shape_of = {i: (x.shape[0], math.prod(x.shape[1:])) for i, x in enumerate(ahead)}
+    for shape in set(shape_of.values()):
+        alike = [i for i in shape_of if shape_of[i] == shape]
+        count = max(1, _STACK_ELEMENTS // math.prod(shape))
+        for some in (alike[start : start + count] for start in range(0, len(alike), count)):
+            stack = orthogonalised(torch.stack([_whole(ahead[i]).flatten(1) for i in some]))
+            stack *= 0.2 * math.sqrt(max(shape))  # 0.2 is the root mean square of AdamW's updates
+            for i, change in zip(some, stack, strict=True):
+                changes[i] = _placed_like(change.reshape(ahead[i].shape), ahead[i])
+    return changes
+
+
+def _adam(grads: list[Tensor], means: list[Tensor], squares: list[Tensor], b2: float, step: int) -> list[Tensor]:
+    torch._foreach_mul_(squares, b2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
+    roots = torch._foreach_div(squares, 1 - b2**step)
+    torch._foreach_sqrt_(roots)
+    torch._foreach_add_(roots, _EPSILON)
+    changes = _nesterov(grads, means, _ADAM_B1, step)
+    torch._foreach_div_(changes, roots)
+    return changes
+
+
+def _nesterov(grads: list[Tensor], means: list[Tensor], beta: float, step: int) -> list[Tensor]:
+    """Updates the means of the gradients in place; returns them one step ahead, without the bias of their start."""
+    torch._foreach_lerp_(means, grads, 1 - beta)
+    ahead = torch._foreach_mul(means, beta / (1 - beta ** (step + 1)))
+    torch._foreach_add_(ahead, grads, alpha=(1 - beta) / (1 - beta**step))
+    return list(ahead)
+
+
+def orthogonalised(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
+    """About the nearest matrices with orthonormal rows or columns, by Newton-Schulz iteration."""
+    is_wide = matrices.shape[1] < matrices.shape[2]  # weights are [out, in]; the iteration is on the transpose
+    x = matrices if is_wide else matrices.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + _EPSILON)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if is_tall else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if is_wide else x.mT
 
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _locals(tensors: Iterable[Any]) -> list[Tensor]:
+    """Of each tensor this process's part."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def _in_place_of(part: Tensor, example: Tensor) -> Tensor:
+    """This process's part of a tensor that is split as `example` is."""
+    if not isinstance(example, DTensor):
+        return part
+    mesh, placements = example.device_mesh, example.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=example.shape, stride=example.stride())
 
 
 def _placed_like(whole: Tensor, example: Tensor) -> Tensor:
-    """The whole tensor, which every process has, split as `example` is."""
+    """This process's part, split as `example` is, of a whole tensor that every process has."""
     if not isinstance(example, DTensor):
         return whole
     from openpi.training.parallel_pytorch import distributed
 
-    return distributed(whole, example)
+    return _locals([distributed(whole, example)])[0]

@@ -58,6 +58,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def distributed(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, which every process has, on the device and in the parts of `example`."""
     if not isinstance(example, DTensor):

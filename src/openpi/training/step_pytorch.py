@@ -202,8 +202,10 @@ def trainable_params(model: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], params: Mapping[str, Tensor], decay: float) -> None:
     """The running average one step on, in place."""
-    for name, old in average.items():
-        old.mul_(decay).add_(params[name].detach().to(old.dtype), alpha=1 - decay)
+    old = [parallel_pytorch.local(tensor) for tensor in average.values()]
+    new = [parallel_pytorch.local(params[name].detach()).to(torch.float32) for name in average]
+    torch._foreach_mul_(old, decay)  # type: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(old, new, alpha=1 - decay)  # type: ignore[reportPrivateImportUsage]
 
 
 @contextlib.contextmanager
