@@ -121,7 +121,9 @@ def join(launch: Launch) -> TorchPeers:
     store = connect(is_master=launch.process_id == 0)
     on_gpus = torch.cuda.is_available()
     if on_gpus:
-        torch.cuda.set_device((launch.local_device_ids or (0,))[0])
+        # Started by hand, processes of a node have consecutive numbers, one for each of its GPUs.
+        own = launch.local_device_ids or (launch.process_id % torch.cuda.device_count(),)
+        torch.cuda.set_device(own[0])
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
         store=distributed_c10d.PrefixStore("collectives", store),
