@@ -137,16 +137,35 @@ JAX = {
 JAX_LAZILY = {"openpi.cli.export", "openpi.cli.infer", "openpi.training.optimizer"}
 
 
+PYTORCH = {
+    "openpi.policies.sampler_pytorch",
+    *(
+        f"openpi.training.{name}_pytorch"
+        for name in ("adam_8bit", "backend", "optimizer", "parallel", "processes", "state_files", "step")
+    ),
+}
+
+
 def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
+    found = _importers({"jax", "optax", "orbax"}, outside="openpi.models.")
+    assert found == {True: JAX, False: JAX_LAZILY | {"openpi.training.processes_jax"}}
+
+
+def test_pytorch_is_imported_where_the_architecture_says_and_nowhere_else():
+    assert _importers({"torch"}, outside="openpi.models_pytorch.") == {True: PYTORCH, False: set()}
+
+
+def _importers(packages: set[str], *, outside: str) -> dict[bool, set[str]]:
+    """Modules that import one of the packages at their top (true), or within functions (false)."""
     source = Path(__file__).parents[1] / "src"
     found = {True: set(), False: set()}
     for file in source.rglob("*.py"):
         module = ".".join(file.relative_to(source).with_suffix("").parts)
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
-            if not module.startswith("openpi.models.") and _imports(node) & {"jax", "optax", "orbax"}:
+            if not module.startswith(outside) and _imports(node) & packages:
                 found[node in tree.body].add(module)
-    assert found == {True: JAX, False: JAX_LAZILY | {"openpi.training.processes_jax"}}
+    return found
 
 
 def _imports(node: ast.AST) -> set[str]:
