@@ -281,7 +281,7 @@ class RMSNorm(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b t d"], cond: Tensor | None
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b 1 d"] | None]:
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "_b 1 d"] | None]:
         """
         Args:
             cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d].
