@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from openpi.envs.franka import stacking
 from openpi.envs.franka.render import HEIGHT, WIDTH, make_renderer
-from openpi.envs.franka.world import EXTERIOR_CAMERA, JOINTS, MODEL_PATH, NUM_JOINTS, WRIST_CAMERA, FrankaWorld
+from openpi.envs.franka.world import EXTERIOR_CAMERA, JOINTS, MODEL_PATH, NUM_JOINTS, WRIST_CAMERA, FrankaWorld, signals
 
 CONTROL_HZ = 15
 MAX_STEPS = 15 * CONTROL_HZ
@@ -118,16 +118,11 @@ class FrankaStackEnv(gymnasium.Env):
 
     def _observation(self) -> dict[str, Any]:
         images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
-        return {**signals(self.world), "grip": np.array([self.world.grip]), **images, "prompt": stacking.TASK}
+        return {**signals(self.world), **images, "grip": np.array([self.world.grip]), "prompt": stacking.TASK}
 
     def _info(self) -> dict[str, Any]:
         scores = stacking.scores(self.world)
         return {"success": scores[stacking.SUCCESS] >= stacking.SOLVED_SCORE, "scores": scores, "arm_failed": False}
-
-
-def signals(world: FrankaWorld) -> dict[str, np.ndarray]:
-    """The state of the arm, by the names of its recordings."""
-    return {"robot_state.q": world.q, "robot_state.dq": world.dq, "robot_state.ee_pose": world.ee_pose}
 
 
 def franka_observation(observation: dict[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,16 @@ class FrankaWorld:
         self.data.ctrl[self._actuators] = np.clip(joints, low, high)
 
 
+def signals(world: FrankaWorld) -> dict[str, np.ndarray | float]:
+    """What the robot measures of itself, by the names of its recordings."""
+    return {
+        "robot_state.q": world.q,
+        "robot_state.dq": world.dq,
+        "robot_state.ee_pose": world.ee_pose,
+        "grip": world.grip,
+    }
+
+
 def execute(world: FrankaWorld, command: Mapping[str, Any]) -> None:
     """Carries out a `robot_command` as codecs decode them. Source: the spec, section 6.2.
 
