@@ -1,6 +1,5 @@
 """A policy that lives behind a websocket."""
 
-import inspect
 import logging
 import socket
 import ssl
@@ -14,7 +13,7 @@ import websockets.sync.client
 from typing_extensions import override
 from websockets.protocol import State
 
-from openpi_client import base_policy, msgpack_numpy
+from openpi_client import base_policy, connection, msgpack_numpy
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +23,6 @@ _LOG_INTERVAL_S = 5.0
 
 # What a proxy in front of a starting server answers.
 _NOT_READY_STATUSES = (502, 503, 504)
-
-# One attempt: TCP, TLS and websocket handshake.
-_HANDSHAKE_TIMEOUT_S = 10.0
-
-# The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
-# same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
-# dropped.
-_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 _Self = TypeVar("_Self", bound="WebsocketClientPolicy")
 
@@ -70,7 +61,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             RuntimeError: the server could not load its policy.
             websockets.exceptions.InvalidStatus: the server refused the connection (401: its API key).
         """
-        self._uri = _uri(host, port)
+        self._uri = connection.uri(host, port)
         self._api_key = api_key
         self._request_timeout_s = request_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
@@ -165,7 +156,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     def _drop(self) -> None:
         if self._ws is not None:
-            _hang_up(self._ws)
+            connection.hang_up(self._ws)
         self._ws = None
 
     def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
@@ -194,52 +185,18 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         ws = websockets.sync.client.connect(
             self._uri,
             additional_headers={"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None,
-            open_timeout=min(_HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic())),
-            **_CONNECT_OPTIONS,
+            open_timeout=min(connection.HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic())),
+            **connection.CONNECT_OPTIONS,
         )
         try:
-            _set_keepalive(ws.socket)
+            connection.set_keepalive(ws.socket)
             metadata = ws.recv(None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic()))
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
             return ws, msgpack_numpy.unpackb(metadata)
         except BaseException:
-            _hang_up(ws)
+            connection.hang_up(ws)
             raise
-
-
-def _uri(host: str, port: Optional[int]) -> str:
-    if not host.startswith(("ws://", "wss://")):
-        is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
-        host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
-    return host if port is None else f"{host}:{port}"
-
-
-def _connect_options() -> Dict[str, Any]:
-    """Options of `connect`, as far as the installed version of websockets has them."""
-    known = inspect.signature(websockets.sync.client.connect).parameters
-    # Pings: see _KEEPALIVE. `legacy` keeps `connect` returning a connection.
-    by_version = {"ping_interval": None, "legacy": True}
-    wanted = {name: value for name, value in by_version.items() if name in known}
-    return {"compression": None, "max_size": None, "close_timeout": 1.0, **wanted}
-
-
-_CONNECT_OPTIONS = _connect_options()
-
-
-def _set_keepalive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # not on every operating system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _hang_up(ws: websockets.sync.client.ClientConnection) -> None:
-    """Closes without complaint: the other side may be gone already."""
-    try:
-        ws.close()
-    except (OSError, websockets.exceptions.WebSocketException) as error:
-        logger.debug("closing the connection failed: %s", error)
 
 
 def _may_pass(error: Exception, *, is_limited: bool) -> bool:
