@@ -14,8 +14,12 @@ import functools
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openpi.cli import serve
+
+if TYPE_CHECKING:
+    from openpi_client.base_policy import BasePolicy
 
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
 _RECORD_FOLDER = Path("policy_records")
@@ -110,14 +114,16 @@ def main(argv: list[str] | None = None) -> int:
         chosen = choose_checkpoint(args)
     except ValueError as error:
         return serve.refuse(error)
-    load = functools.partial(
-        serve.load_policy,
-        chosen.dir,
-        chosen.config,
-        default_prompt=args.default_prompt,
-        record=_RECORD_FOLDER if args.record else None,
-    )
+    load = functools.partial(load_policy, chosen, args.default_prompt, record=args.record)
     return serve.run_server(load, host="0.0.0.0", port=args.port)
+
+
+def load_policy(chosen: Checkpoint, default_prompt: str | None, *, record: bool) -> BasePolicy:
+    """The policy, warm; one that records all requests in one folder, as documented, if asked to."""
+    from openpi.policies.policy import PolicyRecorder
+
+    policy = serve.load_policy(chosen.dir, chosen.config, default_prompt=default_prompt)
+    return PolicyRecorder(policy, _RECORD_FOLDER) if record else policy
 
 
 def parse(argv: list[str] | None) -> Args:

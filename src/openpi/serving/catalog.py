@@ -1,14 +1,17 @@
 """Which models a server has: one policy, or the checkpoints of an experiment and others beside them."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from openpi.serving.errors import UnknownModelError
-from openpi.shared.errors import listed
+from openpi.shared.remote import find_files
 from openpi_client.base_policy import BasePolicy
+
+logger = logging.getLogger("openpi")
 
 _STEP_FOLDER = re.compile(r"(checkpoint-)?(\d+)")
 
@@ -64,35 +67,34 @@ class Checkpoints:
     """The checkpoints of an experiment (folders such as `10000` or `checkpoint-10000`), and others by name.
 
     Attributes:
-        load_folder: a checkpoint's folder -> its policy.
-        experiment: folder with the steps; they are listed anew each time, so that a running training shows up. None =
-            there are only `named` ones.
+        load_place: a checkpoint's folder or URL -> its policy.
+        steps: lists the experiment's checkpoints, name -> place, ascending; called anew each time, so that those of a
+            running training show up.
         named: further checkpoints, such as the adapters of another task.
         default: id that clients get who ask for none; None = the latest step, else the first named.
         description: see `Catalog.describe`.
     """
 
-    load_folder: Callable[[Path], BasePolicy]
-    experiment: Path | None = None
-    named: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    load_place: Callable[[str], BasePolicy]
+    steps: Callable[[], Mapping[str, str]] = dict
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default: str | None = None
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def ids(self) -> list[str]:
-        return [*self._steps(), *self.named]
+        return [*self.steps(), *self.named]
 
     def resolve(self, requested: str | None) -> str:
         """Steps match by number: `5000`, `005000` and `checkpoint-5000` are the same.
 
         Raises:
             UnknownModelError: there is no such checkpoint.
-            ValueError: there is none at all.
         """
         requested = self.default if requested is None else requested
-        steps = self._steps()
+        steps = self.steps()
         if requested is None:
             if not steps and not self.named:
-                raise ValueError(f"{self.experiment} has no checkpoints (found: {listed(_entries(self.experiment))})")
+                raise UnknownModelError("There are no checkpoints.")
             return list(steps)[-1] if steps else next(iter(self.named))
         if requested in self.named:
             return requested
@@ -103,24 +105,35 @@ class Checkpoints:
         raise unknown_model(requested)
 
     def load(self, model_id: str) -> BasePolicy:
-        return self.load_folder(self.folder(model_id))
-
-    def folder(self, model_id: str) -> Path:
-        return self.named[model_id] if model_id in self.named else self._steps()[model_id]
+        return self.load_place(self.named[model_id] if model_id in self.named else self.steps()[model_id])
 
     def describe(self, model_id: str) -> Mapping[str, Any]:
         return self.description
 
-    def _steps(self) -> dict[str, Path]:
-        return {} if self.experiment is None else step_folders(self.experiment)
 
-
-def step_folders(experiment: Path) -> dict[str, Path]:
+def steps_in(experiment: Path) -> dict[str, str]:
     """The complete checkpoints in a folder by name, ascending by step."""
-    if not experiment.is_dir():
+    entries = list(experiment.iterdir()) if experiment.is_dir() else []
+    return {name: str(experiment / name) for name in _by_step(entry.name for entry in entries if is_complete(entry))}
+
+
+def steps_at(url: str) -> dict[str, str]:
+    """The complete checkpoints below a URL by name, ascending by step; empty where they cannot be listed, as offline or
+    for a checkpoint itself.
+    """
+    try:
+        names = [file.name for file in find_files(url)]
+    except (OSError, ValueError, ImportError) as error:
+        logger.debug("%s cannot be listed", url, exc_info=error)
         return {}
-    found = [(step_number(entry.name), entry) for entry in experiment.iterdir() if is_complete(entry)]
-    return {entry.name: entry for number, entry in sorted(found, key=lambda item: item[0] or 0) if number is not None}
+    markers = ("/params/_METADATA", "/model.safetensors")
+    complete = {name.removesuffix(marker) for name in names for marker in markers if name.endswith(marker)}
+    return {name: f"{url.rstrip('/')}/{name}" for name in _by_step(complete)}
+
+
+def _by_step(names: Iterable[str]) -> list[str]:
+    numbers = {name: number for name in names if (number := step_number(name)) is not None}
+    return sorted(numbers, key=lambda name: (numbers[name], name))
 
 
 def is_complete(folder: Path) -> bool:
@@ -136,7 +149,3 @@ def step_number(name: str) -> int | None:
 
 def unknown_model(requested: object) -> UnknownModelError:
     return UnknownModelError(f"Checkpoint not found or invalid ID: {requested}.")
-
-
-def _entries(folder: Path | None) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())[:10] if folder is not None and folder.is_dir() else []

@@ -178,7 +178,7 @@ class PolicyServer:
         assert self._pool is not None
         try:
             self._pool.preload().add_done_callback(self._default_is_settled)
-        except (ValueError, LookupError) as error:
+        except Exception as error:  # A catalog is anybody's.
             self._load_error = error
             self._stop.set()
 

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import socket
-from typing import Any, Dict, Optional
+from typing import Any, Dict, FrozenSet, Optional
 
 import websockets.exceptions
 import websockets.sync.client
@@ -43,6 +43,13 @@ def set_keepalive(sock: socket.socket) -> None:
     for name, value in _KEEPALIVE:
         if hasattr(socket, name):  # not on every operating system
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def features(ws: websockets.sync.client.ClientConnection) -> FrozenSet[str]:
+    """Extensions of the protocol that the server names in its handshake; none of the published servers does."""
+    response = ws.response
+    named = "" if response is None else response.headers.get("Openpi-Features", "")
+    return frozenset(name.strip() for name in named.split(","))
 
 
 def hang_up(ws: websockets.sync.client.ClientConnection) -> None:
