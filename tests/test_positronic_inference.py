@@ -1,9 +1,8 @@
 """`positronic-inference`, as its users type it, with a real server on the other side of the wire."""
 
 import contextlib
-import importlib
+import functools
 import json
-import sys
 import threading
 
 import numpy as np
@@ -16,24 +15,13 @@ from openpi.data.raw_episodes import RawDataset
 from openpi.envs.franka import stacking
 from openpi_client import msgpack_numpy
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 QUICK = ("--camera_fps=2", "--driver.simulation_time=1.5", "--seed=4")
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(positronic):
     """Runs the command in this process; returns its exit code."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["positronic-inference", *map(str, arguments)])
-        try:
-            importlib.import_module("positronic.inference").main()
-        except SystemExit as end:
-            return end.code or 0
-        return 0
-
-    return call
+    return functools.partial(positronic, "positronic-inference")
 
 
 class Server:
