@@ -2,7 +2,11 @@
 
 import os
 import pty
+import shutil
+import subprocess
 import sys
+import tty
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +267,7 @@ def test_steps_that_no_robot_understands_say_what_to_do(station):
 
 def test_keys_start_save_reset_and_quit(station, tmp_path, monkeypatch, capsys):
     ours, theirs = pty.openpty()
+    tty.setcbreak(theirs)  # keys that wait in line mode are not there yet
     with open(theirs, closefd=True) as terminal:  # noqa: PTH123  a file descriptor
         monkeypatch.setattr(sys, "stdin", terminal)
         policy = Chunks()
@@ -292,3 +297,22 @@ def test_the_world_does_not_run_ahead_of_those_who_watch(station, world, monkeyp
     robot = station(Chunks(), recordings=None, is_real_time=True)
     robot.run_for(1.0)
     assert 0.97 < sum(slept) < 1.01
+
+
+@pytest.mark.parametrize("check", ["cameras", "judging"])
+def test_windows_work_on_a_screen(check, tmp_path):
+    """In a process of its own: one that has used a screen ends when the screen does."""
+    if (program := shutil.which("Xvfb")) is None:
+        pytest.skip("Xvfb is not installed")
+    read, write = os.pipe()
+    arguments = ["-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+    with subprocess.Popen([program, *arguments], pass_fds=[write], stderr=subprocess.DEVNULL) as screen:
+        os.close(write)
+        with open(read) as numbers:  # noqa: PTH123  a file descriptor
+            environment = {**os.environ, "DISPLAY": f":{numbers.readline().strip()}"}
+        script = [sys.executable, "-W", "error", Path(__file__).with_name("windows_live.py"), check, tmp_path]
+        try:
+            done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120)
+        finally:
+            screen.terminate()
+    assert done.returncode == 0, done.stderr

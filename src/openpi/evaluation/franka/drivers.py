@@ -1,4 +1,4 @@
-"""Who says when an episode begins and ends: a clock, or somebody at the keyboard."""
+"""Who says when an episode begins and ends: a clock, or somebody at the keyboard or at a window."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import logging
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from openpi.envs.franka import stacking
+from openpi.evaluation.franka.eval_panel import OUTCOME_OF_BUTTON, QUIT, RESET, START, SUBMIT, EvalPanel
 from openpi.evaluation.franka.station import Station
+from openpi.evaluation.franka.window import open_window
 
 logger = logging.getLogger("openpi")
 
@@ -108,6 +111,55 @@ class Keyboard:
                 station.run_for(_LISTEN_EVERY_S)
 
 
+@dataclass(frozen=True)
+class EvalUi:
+    """Somebody at a window, who begins and ends episodes and judges each; what is judged is recorded with it."""
+
+    show_gui: bool = False
+    task: str = stacking.TASK
+    make_panel: Callable[[], EvalPanel] = EvalPanel
+
+    is_real_time = True
+
+    def check(self) -> None:
+        open_window("", "--driver=.eval_ui").destroy()
+
+    def run(self, station: Station) -> None:
+        with contextlib.closing(self.make_panel()) as panel, _discarded_at_end(station):
+            iteration = began_ns = 0
+            while (event := panel.next_event()) != QUIT:
+                if event == START:
+                    began_ns = station.world.time_ns
+                    station.start({"task": self.task}, {"simulation.iteration": str(iteration)})
+                    panel.await_end()
+                elif event == RESET:
+                    station.discard()
+                    station.reset()
+                    panel.await_start()
+                elif event in OUTCOME_OF_BUTTON:
+                    duration_s = (station.world.time_ns - began_ns) / 1e9
+                    if not self._judged(panel, station, OUTCOME_OF_BUTTON[event], duration_s):
+                        return
+                    iteration += 1
+                    panel.await_start()
+                station.run_for(_LISTEN_EVERY_S)
+
+    def _judged(self, panel: EvalPanel, station: Station, outcome: str, duration_s: float) -> bool:
+        """Whether the episode was judged, or dropped by `reset`; the world stands still meanwhile. False at the end."""
+        panel.ask(outcome)
+        while (event := panel.next_event()) != QUIT:
+            if event == RESET:
+                station.discard()
+            elif event == SUBMIT and (verdict := panel.verdict()) is not None:
+                station.save(verdict.static(duration_s))
+            else:
+                time.sleep(_LISTEN_EVERY_S)
+                continue
+            station.reset()
+            return True
+        return False
+
+
 @contextlib.contextmanager
 def _saved(station: Station, context: dict[str, str], iteration: int, total: int) -> Iterator[None]:
     """An episode that is saved at its end, and also when its policy fails: what was recorded up to then is true."""
@@ -139,7 +191,7 @@ def _keys() -> Iterator[Callable[[], str]]:
 
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
-    tty.setcbreak(terminal)
+    tty.setcbreak(terminal, termios.TCSANOW)
 
     def next_key() -> str:
         # Not sys.stdin.read: what that has buffered, select does not know of.

@@ -1,4 +1,4 @@
-"""A window with what the cameras see, by Tk, which comes with Python."""
+"""Windows by Tk, which comes with Python: what the cameras see."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ if TYPE_CHECKING:
 _ENLARGED = 2
 
 
+def open_window(title: str, wanted_by: str) -> tkinter.Tk:
+    """An empty window.
+
+    Args:
+        wanted_by: the flag that asks for it.
+    Raises:
+        ValueError: no display, or a Python without Tk.
+    """
+    try:
+        import tkinter
+    except ImportError as error:
+        raise ValueError(f"{wanted_by} needs Tk, which this Python lacks ({error}); leave it out") from error
+    try:
+        root = tkinter.Tk()
+    except tkinter.TclError as error:
+        raise ValueError(f"{wanted_by} needs a display ({error}); leave it out on this machine") from error
+    root.title(title)
+    return root
+
+
 class CameraWindow:
     """Shows pictures beside each other; closing it stops the showing, nothing else.
 
     Raises:
-        ValueError: no display, or a Python without Tk.
+        ValueError: see `open_window`.
     """
 
     def __init__(self, title: str = "openpi"):
-        try:
-            import tkinter
-        except ImportError as error:
-            raise ValueError(
-                f"--driver.show_gui=True needs Tk, which this Python lacks ({error}); leave it out"
-            ) from error
-        try:
-            self._root = tkinter.Tk()
-        except tkinter.TclError as error:
-            raise ValueError(
-                f"--driver.show_gui=True needs a display ({error}); leave it out on this machine"
-            ) from error
-        self._root.title(title)
+        self._root = open_window(title, "--driver.show_gui=True")
         self._root.protocol("WM_DELETE_WINDOW", self.close)
         self._labels: dict[str, tkinter.Label] = {}
         self._images: dict[str, tkinter.PhotoImage] = {}
