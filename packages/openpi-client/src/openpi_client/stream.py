@@ -22,6 +22,7 @@ _CONTROL = 0x8
 _LARGEST_CONTROL_BYTES = 125
 _BUFFER_BYTES = 2**16
 _NO_MASK = bytes(4)
+_SHORTEST_S = 0.001
 _MESSAGE_TOO_BIG, _PROTOCOL_ERROR, _BAD_TEXT, _ABNORMAL, _NO_CODE = 1009, 1002, 1007, 1006, 1005
 
 Message = Union[memoryview, str]
@@ -76,14 +77,18 @@ class MessageStream:
         self._num_answers = 0  # frames since the last ping
         self.is_open = True
 
-    def read(self, timeout_s: Optional[float] = None) -> Message:
+    def read(self, timeout_s: Optional[float] = None, *, deadline_s: Optional[float] = None) -> Message:
         """The next message; pings are answered meanwhile. A binary one is read-only memory of its own.
 
+        Args:
+            deadline_s: on the clock of `time.monotonic`, instead of `timeout_s`; pings do not move it.
         Raises:
             SilenceError: nothing at all came for `timeout_s`; what is there of a message is kept.
             StreamClosed: the peer closed the connection, went away, or broke the protocol.
         """
         while True:
+            if deadline_s is not None:
+                timeout_s = max(_SHORTEST_S, deadline_s - time.monotonic())
             opcode, is_last, payload = self._read_frame(timeout_s)
             if opcode & _CONTROL:
                 self._control(opcode, payload)
@@ -93,6 +98,16 @@ class MessageStream:
                     return whole
             else:
                 return self._message(opcode, payload)
+
+    def attend(self) -> None:
+        """Answers what came while nobody read: pings, or the end. Does not wait; drops messages that nobody asked for.
+
+        Raises:
+            StreamClosed: as of `read`.
+        """
+        with contextlib.suppress(SilenceError):
+            while self._start < self._end or self._io.is_readable():
+                self.read(_SHORTEST_S)
 
     def write(self, payload: Any, opcode: int = BINARY, timeout_s: Optional[float] = None) -> None:
         """Sends a message: bytes, or any contiguous memory.
@@ -136,6 +151,17 @@ class MessageStream:
         if not self._close_sent:
             self._close_sent = True
             self._write_quietly(struct.pack("!H", code) + reason.encode()[: _LARGEST_CONTROL_BYTES - 2], CLOSE)
+
+    def hang_up(self, timeout_s: float = 1.0) -> None:
+        """Says goodbye, waits for the answer so long at most, and closes the socket. The peer may be gone already."""
+        if self.is_open:
+            self.close()
+            deadline_s = time.monotonic() + timeout_s
+            with contextlib.suppress(StreamClosed, SilenceError):
+                while time.monotonic() < deadline_s:
+                    self.read(deadline_s=deadline_s)
+        self.is_open = False
+        self._socket.close()
 
     def abort(self) -> None:
         """Ends the connection at once; wakes a thread that reads."""
@@ -343,6 +369,9 @@ class _PlainIo:
     def wait_writable(self, timeout_s: Optional[float]) -> bool:
         return bool(select.select([], [self._socket], [], timeout_s)[1])
 
+    def is_readable(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
+
 
 class _TlsIo:
     """An encrypted socket. OpenSSL lets one thread at a time use it, so nobody waits inside of it."""
@@ -376,6 +405,9 @@ class _TlsIo:
 
     def wait_writable(self, timeout_s: Optional[float]) -> bool:
         return bool(select.select([], [self._socket], [], timeout_s)[1])
+
+    def is_readable(self) -> bool:
+        return self._socket.pending() > 0 or bool(select.select([self._socket], [], [], 0)[0])
 
 
 def _without(parts: List[memoryview], count: int) -> List[memoryview]:
