@@ -1,12 +1,11 @@
 """Several models, several clients: who gets which, what runs together, and what one client cannot do to others."""
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -263,48 +262,44 @@ def test_a_server_without_batches_is_not_sent_any():
         thread.join(PATIENCE_S)
 
 
-def run_on_thread(policy, batching, work):
-    async def main():
-        thread = ModelThread(batching)
-        await thread.load(lambda: policy)
-        try:
-            return await work(thread)
-        finally:
-            assert thread.finish(PATIENCE_S)
-
-    return asyncio.run(main())
+@contextlib.contextmanager
+def model_thread(policy, batching=None):
+    thread = ModelThread(batching)
+    thread.load(lambda: policy).result(PATIENCE_S)
+    yield thread
+    assert thread.finish(PATIENCE_S)
 
 
-def job(x: float) -> Job:
-    return Job(lambda: [{"x": x}], lambda results, infer_s: results[0])
+def submitted(thread, *xs: float) -> Future:
+    """The results for a message with these observations."""
+    outcome: Future = Future()
+
+    def done(answer, error):
+        outcome.set_result(answer) if error is None else outcome.set_exception(error)
+
+    thread.submit(Job(lambda: [{"x": x} for x in xs], lambda results, infer_s: results), done)
+    return outcome
 
 
 def test_a_lone_client_never_waits_for_others():
     """However long a batch may wait: nothing comes here, so waiting would never end in time."""
     policy = CountingPolicy()
     policy.gate.set()
-
-    async def work(thread):
-        return [await asyncio.wait_for(thread.run(job(float(i))), PATIENCE_S) for i in range(5)]
-
-    answers = run_on_thread(policy, Batching(max_wait_s=1e6), work)
-    assert [answer["actions"][0] for answer in answers] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    with model_thread(policy, Batching(max_wait_s=1e6)) as thread:
+        answers = [submitted(thread, float(i)).result(PATIENCE_S) for i in range(5)]
+    assert [answer[0]["actions"][0] for answer in answers] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_full_queue_is_an_error_that_says_so():
     policy = CountingPolicy()
-
-    async def work(thread):
-        first = asyncio.create_task(thread.run(job(0.0)))
-        await asyncio.to_thread(policy.entered.wait, PATIENCE_S)
-        waiting = [asyncio.create_task(thread.run(job(1.0))) for _ in range(2)]
-        await asyncio.sleep(0)
+    with model_thread(policy, Batching(max_queue=2)) as thread:
+        waiting = [submitted(thread, 0.0)]
+        assert policy.entered.wait(PATIENCE_S)
+        waiting += [submitted(thread, 1.0), submitted(thread, 1.0)]
         with pytest.raises(ServerBusyError, match="2 requests are waiting already"):
-            await thread.run(job(2.0))
+            submitted(thread, 2.0)
         policy.gate.set()
-        await asyncio.gather(first, *waiting)
-
-    run_on_thread(policy, Batching(max_queue=2), work)
+        assert [answer.result(PATIENCE_S)[0]["actions"][0] for answer in waiting] == [0.0, 1.0, 1.0]
 
 
 class CompilingPolicy(CountingPolicy):
@@ -319,14 +314,10 @@ class CompilingPolicy(CountingPolicy):
 def test_larger_batches_are_compiled_when_they_are_first_needed_and_not_before():
     policy = CompilingPolicy()
     policy.gate.set()
-
-    async def work(thread):
-        await thread.run(job(1.0))
-        alone = policy.batch_sizes
-        await thread.run(Job(lambda: [{"x": 1.0}] * 3, lambda results, infer_s: results))
-        return alone
-
-    assert run_on_thread(policy, Batching(), work) == (1,)
+    with model_thread(policy) as thread:
+        submitted(thread, 1.0).result(PATIENCE_S)
+        assert policy.batch_sizes == (1,)
+        submitted(thread, 1.0, 2.0, 3.0).result(PATIENCE_S)
     assert policy.batch_sizes == (1, 4)
 
 
@@ -416,7 +407,7 @@ def test_a_client_that_takes_no_answers_is_dropped_and_others_go_on():
 
     with (
         server_thread(LargeAnswers, limits=Limits(send_timeout_s=0.2)) as (_, port),
-        raw_connection(port, max_queue=1) as slow,
+        raw_connection(port, max_queue=1, close_timeout=0.1) as slow,
         WebsocketClientPolicy("127.0.0.1", port) as client,
     ):
         for _ in range(8):

@@ -6,7 +6,6 @@ stopped by SIGTERM or Ctrl-C; 2 = bad command line; 1 = refused or failed.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
@@ -370,7 +369,7 @@ def run_server(
         **options,
     )
     try:
-        asyncio.run(server.run())
+        server.run()
         code = 0
     except (ValueError, LookupError, OSError, ImportError) as error:
         code = refuse(error)

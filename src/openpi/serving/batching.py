@@ -7,7 +7,7 @@ Only when a batch had several requests does the next one wait for as many, a few
 simulators that ask in step would otherwise split into one early and many late. So a lone client never waits.
 """
 
-import asyncio
+import concurrent.futures
 import dataclasses
 import logging
 import queue
@@ -22,6 +22,8 @@ from openpi_client.base_policy import BasePolicy
 logger = logging.getLogger("openpi")
 
 Result = dict[str, Any] | Exception
+Done = Callable[[Any, BaseException | None], None]
+"""Told the outcome of a job, in the model's thread: the answer, or what was raised. Must not raise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,10 @@ class NotWantedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """Work for the thread, and where its outcome goes."""
+    """Work for the thread, and whom to tell its outcome."""
 
     work: Job | Callable[[], Any]  # anything but a job is run by itself
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future
+    done: Done
 
     @property
     def job(self) -> Job:
@@ -73,7 +74,7 @@ class _Entry:
 
 
 class ModelThread:
-    """Loads one policy and runs it, while the event loop stays free.
+    """Loads one policy and runs it, while the threads of the sessions read from their sockets.
 
     One thread, because a model runs one batch at a time, and because CUDA contexts and MuJoCo renderers belong to the
     thread that made them. It is a daemon: a process that has to stop does not wait for a compile.
@@ -97,50 +98,50 @@ class ModelThread:
         self._thread = threading.Thread(target=self._run, name="openpi-model", daemon=True)
         self._thread.start()
 
-    async def load(self, load: Callable[[], BasePolicy]) -> BasePolicy:
-        """Loads the policy in the thread, and returns it."""
+    def load(self, load: Callable[[], BasePolicy]) -> "concurrent.futures.Future[BasePolicy]":
+        """Loads the policy in the thread."""
+        loaded: concurrent.futures.Future[BasePolicy] = concurrent.futures.Future()
 
-        def keep() -> BasePolicy:
-            self._policy = load()
-            return self._policy
+        def done(policy: Any, error: BaseException | None) -> None:
+            if error is None:
+                self._policy = policy
+                loaded.set_result(policy)
+            else:
+                loaded.set_exception(error)
 
-        return await self._ask(keep)
+        self._queue.put(_Entry(load, done))
+        return loaded
 
-    async def run(self, job: Job) -> Any:
-        """The encoded answer; raises what the job or the policy raised. A job cancelled before its turn is never run.
+    def submit(self, job: Job, done: Done) -> None:
+        """Queues a job.
 
         Raises:
             ServerBusyError: too many are waiting.
         """
         if self._queue.qsize() >= self._batching.max_queue:
             raise ServerBusyError(f"{self._batching.max_queue} requests are waiting already; ask again later")
-        return await self._ask(job)
+        self._queue.put(_Entry(job, done))
 
     def num_waiting(self) -> int:
         return self._queue.qsize()
 
+    def end(self) -> None:
+        """Ends the thread after the jobs that are waiting."""
+        self._queue.put(None)
+
     def finish(self, timeout_s: float | None) -> bool:
         """Drops the policy after the jobs that are waiting; false when something still runs after `timeout_s`."""
-        self._queue.put(None)
+        self.end()
         self._thread.join(timeout_s)
         compiling = self._compiling is not None and self._compiling.is_alive()
         return not self._thread.is_alive() and not compiling
-
-    async def _ask(self, work: Job | Callable[[], Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        answer = loop.create_future()
-        self._queue.put(_Entry(work, loop, answer))
-        result, error = await answer
-        if error is not None:
-            raise error
-        return result
 
     def _run(self) -> None:
         while (entry := self._put_back.pop() if self._put_back else self._queue.get()) is not None:
             if isinstance(entry.work, Job):
                 self._run_batch(self._with_others(entry))
-            elif not entry.answer.cancelled():
-                _hand_over(entry, *_outcome(entry.work))
+            else:
+                entry.done(*_outcome(entry.work))
             del entry  # Or the thread would hold on to an observation while it is idle.
         self._policy = None
 
@@ -174,9 +175,9 @@ class ModelThread:
         for entry, items, error in decoded:
             if error is None:
                 own = [next(results) for _ in items]
-                _hand_over(entry, *_outcome(lambda entry=entry, own=own: entry.job.encode(own, infer_s)))
+                entry.done(*_outcome(lambda entry=entry, own=own: entry.job.encode(own, infer_s)))
             else:
-                _hand_over(entry, None, error)
+                entry.done(None, error)
         if len(observations) > 1:
             self._compile_for(len(observations), observations[0])
 
@@ -220,7 +221,7 @@ class ModelThread:
 
 
 def _decoded(entry: _Entry) -> Sequence[dict]:
-    if entry.answer.cancelled() or not entry.job.is_wanted():
+    if not entry.job.is_wanted():
         raise NotWantedError
     return entry.job.decode()
 
@@ -243,15 +244,3 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return function(), None
     except BaseException as error:  # Whatever a policy raises is for the caller; the thread must go on.
         return None, error
-
-
-def _hand_over(entry: _Entry, *outcome: Any) -> None:
-    try:
-        entry.loop.call_soon_threadsafe(_resolve, entry.answer, outcome)
-    except RuntimeError:
-        assert entry.loop.is_closed()  # The server is gone, and so is whoever asked.
-
-
-def _resolve(answer: asyncio.Future, outcome: tuple) -> None:
-    if not answer.done():
-        answer.set_result(outcome)

@@ -4,17 +4,18 @@
                                 `--> failed: told to whoever waits; the next session tries again
 
 A slot belongs to one model for its whole life, and a session to one slot, so that no checkpoint answers for another.
-Everything here runs on the event loop; the slow work is in each slot's `ModelThread`.
+Called from the threads of the sessions; the slow work is in each slot's `ModelThread`.
 """
 
-import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import gc
 import itertools
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable, Iterator
 
 from openpi.serving.batching import Batching, ModelThread
 from openpi.serving.catalog import Catalog
@@ -26,7 +27,11 @@ logger = logging.getLogger("openpi")
 # Clients of Positronic's protocol give up after 30 s without a word.
 _REPORT_INTERVAL_S = 5.0
 
-Report = Callable[[str, str], Awaitable[None]]
+Report = Callable[[str, str], None]
+
+
+class StoppingError(Exception):
+    """The server stops while a session waits for its model."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,15 +46,14 @@ class ModelSlot:
 
     model_id: str
     thread: ModelThread
-    loaded: "asyncio.Future[BasePolicy]"
+    loaded: "concurrent.futures.Future[BasePolicy]"
     num_sessions: int = 0
     last_use: int = 0
 
     @property
     def policy(self) -> BasePolicy | None:
         """None while there is none."""
-        settled = self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
-        return self.loaded.result() if settled else None
+        return self.loaded.result() if self.loaded.done() and self.loaded.exception() is None else None
 
 
 class ModelPool:
@@ -61,65 +65,80 @@ class ModelPool:
         self._metrics = metrics
         self._max_models = max_models
         self._slots: dict[str, ModelSlot] = {}
-        self._changed = asyncio.Event()
+        self._changed = threading.Condition()  # guards everything below and the slots
         self._uses = itertools.count(1)
-        self._tasks: set[asyncio.Task] = set()
         self._threads: set[ModelThread] = set()
         self._num_closing = 0  # their memory is not free yet
+        self._stopping = False
 
     def slots(self) -> list[ModelSlot]:
-        return list(self._slots.values())
+        with self._changed:
+            return list(self._slots.values())
 
-    def default_slot(self) -> ModelSlot | None:
-        return self._slots.get(self.catalog.resolve(None))
-
-    def preload(self) -> "asyncio.Future[BasePolicy]":
+    def preload(self) -> "concurrent.futures.Future[BasePolicy]":
         """Begins to load the default model."""
-        return self._open(self.catalog.resolve(None)).loaded
+        model_id = self.catalog.resolve(None)
+        with self._changed:
+            return (self._slots.get(model_id) or self._open(model_id)).loaded
 
-    @contextlib.asynccontextmanager
-    async def lease(self, model_id: str, report: Report) -> AsyncIterator[ModelSlot]:
+    @contextlib.contextmanager
+    def lease(self, model_id: str, report: Report) -> Iterator[ModelSlot]:
         """A slot whose policy is loaded, kept for as long as the block runs.
 
         Args:
             report: told `loading` or `waiting` and a text, at once and then every few seconds, while it takes.
         Raises:
+            StoppingError: `stop_waiting` was called meanwhile.
             Exception: whatever loading raised.
         """
-        slot = await self._place(model_id, report)
-        slot.num_sessions += 1
-        slot.last_use = next(self._uses)
+        slot = self._place(model_id, report)
         try:
-            await self._until_loaded(slot, report)
+            self._until_loaded(slot, report)
             yield slot
         finally:
-            slot.num_sessions -= 1
-            slot.last_use = next(self._uses)
-            self._wake()
+            with self._changed:
+                slot.num_sessions -= 1
+                slot.last_use = next(self._uses)
+                self._changed.notify_all()
+
+    def stop_waiting(self) -> None:
+        """Ends the waiting of sessions that have no model yet."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
     def finish(self, timeout_s: float) -> bool:
         """Ends all threads; false when one is still busy (a compile, say) after `timeout_s`."""
         deadline_s = time.monotonic() + timeout_s
-        finished = [thread.finish(max(0.0, deadline_s - time.monotonic())) for thread in self._threads]
+        finished = [thread.finish(max(0.0, deadline_s - time.monotonic())) for thread in list(self._threads)]
         return all(finished)
 
-    async def _place(self, model_id: str, report: Report) -> ModelSlot:
-        """The model's slot, as soon as there is room for one."""
+    def _place(self, model_id: str, report: Report) -> ModelSlot:
+        """The model's slot, as soon as there is room for one; it counts a session more."""
         start_s = time.monotonic()
         while True:
-            if slot := self._slots.get(model_id):
-                return slot
-            if len(self._slots) + self._num_closing < self._max_models:
-                return self._open(model_id)
-            if (victim := self._least_recently_used()) is not None:
-                await self._close(victim)
+            with self._changed:
+                slot = self._slots.get(model_id)
+                if slot is None and len(self._slots) + self._num_closing < self._max_models:
+                    slot = self._open(model_id)
+                if slot is not None:
+                    slot.num_sessions += 1
+                    slot.last_use = next(self._uses)
+                    return slot
+                victim = self._least_recently_used()
+                if victim is not None:
+                    self._forget(victim)
+                    self._num_closing += 1
+                busy = sum(slot.num_sessions for slot in self._slots.values())
+            if victim is not None:
+                self._close(victim)
                 continue
-            busy = sum(slot.num_sessions for slot in self._slots.values())
-            text = f"Waiting for {busy} active session(s) to finish... ({time.monotonic() - start_s:.0f}s elapsed)"
-            await report("waiting", text)
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _REPORT_INTERVAL_S)
+            elapsed_s = time.monotonic() - start_s
+            report("waiting", f"Waiting for {busy} active session(s) to finish... ({elapsed_s:.0f}s elapsed)")
+            self._wait(lambda: model_id in self._slots or self._has_room())
+
+    def _has_room(self) -> bool:
+        return len(self._slots) + self._num_closing < self._max_models or self._least_recently_used() is not None
 
     def _least_recently_used(self) -> ModelSlot | None:
         """Of the slots that nobody uses; one that is being loaded stays."""
@@ -127,72 +146,59 @@ class ModelPool:
         return min(idle, key=lambda slot: slot.last_use, default=None)
 
     def _open(self, model_id: str) -> ModelSlot:
-        if model_id in self._slots:
-            return self._slots[model_id]
         thread = ModelThread(
             self._batching, on_batch=lambda size, infer_s: self._metrics.batch_ran(model_id, size, infer_s)
         )
         self._threads.add(thread)
-        loaded = asyncio.get_running_loop().create_future()
-        loaded.add_done_callback(_retrieve)
-        slot = self._slots[model_id] = ModelSlot(model_id, thread, loaded)
+        start_s = time.monotonic()
+        slot = ModelSlot(model_id, thread, thread.load(lambda: self.catalog.load(model_id)))
+        self._slots[model_id] = slot
         self._metrics.watch_queue(model_id, thread.num_waiting)
-        self._start(self._load(slot))
+        slot.loaded.add_done_callback(lambda loaded: self._settled(slot, time.monotonic() - start_s))
         return slot
 
-    async def _load(self, slot: ModelSlot) -> None:
-        start_s = time.monotonic()
-        try:
-            policy = await slot.thread.load(lambda: self.catalog.load(slot.model_id))
-        except Exception as error:
-            self._forget(slot)
-            self._threads.discard(slot.thread)
-            slot.thread.finish(timeout_s=0)
-            slot.loaded.set_exception(error)
-        else:
-            logger.info("Model '%s' is ready after %.1f s", slot.model_id, time.monotonic() - start_s)
-            self._metrics.model_loaded(slot.model_id, time.monotonic() - start_s)
-            slot.loaded.set_result(policy)
-        self._wake()
+    def _settled(self, slot: ModelSlot, load_s: float) -> None:
+        """Called in the slot's thread."""
+        with self._changed:
+            if slot.loaded.exception() is None:
+                logger.info("Model '%s' is ready after %.1f s", slot.model_id, load_s)
+                self._metrics.model_loaded(slot.model_id, load_s)
+            else:  # The next session tries again.
+                self._forget(slot)
+                self._threads.discard(slot.thread)
+                slot.thread.end()
+            self._changed.notify_all()
 
-    async def _until_loaded(self, slot: ModelSlot, report: Report) -> None:
+    def _until_loaded(self, slot: ModelSlot, report: Report) -> None:
         start_s = time.monotonic()
         while not slot.loaded.done():
             elapsed_s = time.monotonic() - start_s
-            await report("loading", f"Loading checkpoint {slot.model_id}... ({elapsed_s:.0f}s elapsed)")
-            await asyncio.wait([slot.loaded], timeout=_REPORT_INTERVAL_S)
-        await slot.loaded
+            report("loading", f"Loading checkpoint {slot.model_id}... ({elapsed_s:.0f}s elapsed)")
+            self._wait(slot.loaded.done)
+        if (error := slot.loaded.exception()) is not None:
+            raise error
 
-    async def _close(self, slot: ModelSlot) -> None:
-        """Frees the model's memory before anything takes its place."""
+    def _wait(self, is_enough: Callable[[], bool]) -> None:
+        """Until something has changed for good, or it is time for a report."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or is_enough(), _REPORT_INTERVAL_S)
+            if self._stopping and not is_enough():
+                raise StoppingError
+
+    def _close(self, slot: ModelSlot) -> None:
+        """Frees the memory of a model that is forgotten, before anything takes its place."""
         logger.info("Model '%s' makes room", slot.model_id)
-        self._forget(slot)
-        slot.loaded = asyncio.get_running_loop().create_future()  # the old one holds the policy
-        slot.loaded.cancel()
-        self._num_closing += 1
         try:
-            await asyncio.to_thread(slot.thread.finish, None)
+            slot.thread.finish(None)
+            slot.loaded = concurrent.futures.Future()  # the old one holds the policy
             gc.collect()
         finally:
-            self._num_closing -= 1
-            self._threads.discard(slot.thread)
-            self._wake()
+            with self._changed:
+                self._num_closing -= 1
+                self._threads.discard(slot.thread)
+                self._changed.notify_all()
 
     def _forget(self, slot: ModelSlot) -> None:
-        del self._slots[slot.model_id]
+        if self._slots.get(slot.model_id) is slot:
+            del self._slots[slot.model_id]
         self._metrics.model_gone(slot.model_id)
-
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        self._tasks.add(task)  # The loop itself keeps no reference.
-        task.add_done_callback(self._tasks.discard)
-
-    def _wake(self) -> None:
-        self._changed.set()
-
-
-def _retrieve(loaded: asyncio.Future) -> None:
-    """Keeps asyncio from logging a failure that nobody waited for as never retrieved."""
-    if not loaded.cancelled():
-        loaded.exception()

@@ -55,7 +55,7 @@ class OpenpiSession:
         self._exchange_start_s = now_s
         return [Binary(self._packer.pack(dict(metadata)))]
 
-    def received(self, message: bytes | str) -> list[dict]:
+    def received(self, message: bytes | memoryview | str) -> list[dict]:
         """The observations in a message: one, or those of a list. Arrays are read-only views of it.
 
         Raises:

@@ -56,8 +56,17 @@ def models_json(catalog: Catalog) -> Page:
 
 
 def not_found(path: str) -> Page:
-    text = f"There is nothing at {path}; see /, /healthz, /readyz, /metrics, /api/v1/models\n"
-    return Page(text.encode(), "text/plain; charset=utf-8", 404)
+    return text(f"There is nothing at {path}; see /, /healthz, /readyz, /metrics, /api/v1/models\n", 404)
+
+
+def wrong_key() -> Page:
+    """Browsers then ask for it."""
+    headers = {"WWW-Authenticate": 'Basic realm="openpi: any name, the API key as password"'}
+    return dataclasses.replace(text("Missing or wrong API key.\n", 401), headers=headers)
+
+
+def text(content: str, status: int = 200) -> Page:
+    return Page(content.encode(), "text/plain; charset=utf-8", status)
 
 
 def status_json(slots: Sequence[ModelSlot], sessions: Sequence[LiveSession], *, ids: Callable[[], list[str]]) -> Page:

@@ -55,7 +55,7 @@ class PositronicSession:
         """The frames that open a session."""
         return _frames({"status": "ready", "meta": dict(meta)})
 
-    def received(self, message: bytes | str) -> list[dict]:
+    def received(self, message: bytes | memoryview | str) -> list[dict]:
         """The observation in a message, as the policy takes it.
 
         Raises:

@@ -1,7 +1,7 @@
 """The socket shell of the policy server: listens, finds each connection its model, and runs its session.
 
-    event loop      accepts, answers pings and pages, moves messages; never computes
-    model threads   one per model in memory: load it, decode messages, run batches, encode answers
+    session threads  one per connection: handshake and pages, then read messages and answer pings; never compute
+    model threads    one per model in memory: load it, decode messages, run batches, encode and send answers
 
     /                             websocket: the openpi protocol (also /?model=ID); HTTP: the status page
     /api/v1/session[/ID]          websocket: Positronic's protocol
@@ -9,16 +9,17 @@
 
 The port is open from the start: `/healthz` says that the process lives, `/readyz` that the default model is warm. A
 client that comes early gets its websocket at once and its first message, the metadata, when the policy is warm; every
-client of the protocol blocks until then (docs/decisions/0004).
+client of the protocol blocks until then (docs/decisions/0004). Why threads, and where the messages are read from the
+sockets: docs/decisions/0007.
 """
 
-import asyncio
 import contextlib
+import dataclasses
 import errno
-import functools
 import itertools
 import logging
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -27,12 +28,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import websockets.asyncio.server as ws
-from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
-from websockets.protocol import State
-
 from openpi.codecs.codec import Codec
 from openpi.serving import allocator, pages
 from openpi.serving.access import Limits, has_key, is_foreign_page
@@ -40,15 +35,18 @@ from openpi.serving.batching import Batching, Job, NotWantedError
 from openpi.serving.catalog import Catalog, OnePolicy, unknown_model
 from openpi.serving.errors import UnknownModelError, error_number, error_text, is_explained
 from openpi.serving.frames import Binary, Close, Frame, Text
+from openpi.serving.handshake import Handshake, HandshakeError
 from openpi.serving.live import LiveSession
 from openpi.serving.metrics import Metrics
-from openpi.serving.model_slot import ModelPool, ModelSlot
+from openpi.serving.model_slot import ModelPool, ModelSlot, StoppingError
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi.serving.recording import SessionLog, SessionRecorder
 from openpi.serving.wire import FEATURES_HEADER
 from openpi.shared.errors import MissingKeyError, first_line
+from openpi_client import stream as streams
 from openpi_client.base_policy import BasePolicy
+from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +54,17 @@ DEFAULT_PORT = 8000
 FEATURES = "batch, jpeg"
 _SESSION_PATH = "/api/v1/session"
 _GOING_AWAY = 1001
-# How long a client may take to answer our goodbye.
+# How long a client may take to answer our goodbye, and to finish its handshake.
 _CLOSE_TIMEOUT_S = 3.0
+_HANDSHAKE_TIMEOUT_S = 10.0
+# A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
+_PING_INTERVAL_S = 20.0
+# While a client waits for its model.
+_READ_AHEAD_TICK_S = 0.1
+_MAX_EARLY_MESSAGES = 4
+# Connections beside the sessions: pages, handshakes, refusals.
+_MAX_OTHER_CONNECTIONS = 64
+_BACKLOG = 128
 
 Session = OpenpiSession | PositronicSession
 
@@ -105,69 +112,65 @@ class PolicyServer:
         self._codec = codec
         self._batching = batching or Batching()
         self._limits = limits or Limits()
-        self._max_models = max_models
         self._recorder = recorder
         self._debug = debug
         self._on_listening = on_listening
         self._metrics = Metrics()
-        self._load_error: Exception | None = None
-        self._stop = asyncio.Event()
-        self._idle: set[ws.ServerConnection] = set()
-        self._waiting: set[asyncio.Task] = set()  # sessions without a model yet
-        self._num_open = 0
-        self._live: dict[ws.ServerConnection, LiveSession] = {}
+        self._load_error: BaseException | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()  # guards what follows
+        self._connections: set[threading.Thread] = set()
+        self._sessions: dict[int, _Connection] = {}
         self._numbers = itertools.count(1)
-        self._pool: ModelPool | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool = ModelPool(self._catalog, self._batching, self._metrics, max_models=max_models)
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Serves until `stop`, SIGTERM or SIGINT; then finishes the requests it has, and closes the sessions.
 
         Raises:
             OSError: the port cannot be opened.
             Exception: whatever loading the default model raised; waiting clients were told.
         """
-        self._loop = asyncio.get_running_loop()
         allocator.keep_freed_memory()
-        self._pool = ModelPool(self._catalog, self._batching, self._metrics, max_models=self._max_models)
-        server = await self._listen()
-        self._port = server.sockets[0].getsockname()[1]
-        logger.info("Listening on %s:%d", self._host, self._port)
-        if self._on_listening:
-            self._on_listening(self._port)
-        with _stop_signals(self.stop):
-            self._preload()
-            await self._stop.wait()
-            await self._drain(server)
+        listeners = self._listen()
+        try:
+            self._port = listeners[0].getsockname()[1]
+            logger.info("Listening on %s:%d", self._host, self._port)
+            for listener in listeners:
+                threading.Thread(target=self._accept, args=(listener,), name="openpi-accept", daemon=True).start()
+            if self._on_listening:
+                self._on_listening(self._port)
+            with _stop_signals(self.stop):
+                self._preload()
+                self._stop.wait()
+                self._drain(listeners)
+        finally:
+            _close_all(listeners)
         if self._recorder:
-            await asyncio.to_thread(self._recorder.finish)
+            self._recorder.finish()
         if self._load_error:
             raise self._load_error
 
     def stop(self) -> None:
         """Asks `run` to end. Safe from any thread, and more than once."""
-        assert self._loop is not None, "the server does not run"
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._stop.set()
 
     def finish_thread(self, timeout_s: float) -> bool:
         """Ends the models' threads; false when one is still busy (a compile, say) after `timeout_s`."""
-        return self._pool is None or self._pool.finish(timeout_s)
+        return self._pool.finish(timeout_s)
 
-    async def _listen(self) -> ws.Server:
+    def _listen(self) -> list[socket.socket]:
+        """One socket for each address of the host, all with the same port."""
+        listeners: list[socket.socket] = []
         try:
-            return await ws.serve(
-                self._connected,
-                self._host,
-                self._port,
-                ssl=self._tls,
-                process_request=self._answer_http,
-                process_response=_name_features,
-                compression=None,
-                max_size=self._limits.max_message_bytes,
-                close_timeout=_CLOSE_TIMEOUT_S,
-                logger=_quiet_logger(),
-            )
+            infos = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, *_, address in dict.fromkeys(infos):
+                port = listeners[0].getsockname()[1] if listeners else address[1]
+                listener = socket.create_server((address[0], port), family=family, backlog=_BACKLOG)
+                listeners.append(listener)
+            return listeners
         except OSError as error:
+            _close_all(listeners)
             hint = "another program listens there; stop it, or choose another port (0 = any that is free)"
             if error.errno != errno.EADDRINUSE:
                 hint = first_line(error)
@@ -175,133 +178,168 @@ class PolicyServer:
 
     def _preload(self) -> None:
         """Loads the default model; a server that has none ends."""
-        assert self._pool is not None
         try:
             self._pool.preload().add_done_callback(self._default_is_settled)
         except Exception as error:  # A catalog is anybody's.
             self._load_error = error
             self._stop.set()
 
-    def _default_is_settled(self, loaded: asyncio.Future) -> None:
-        error = None if loaded.cancelled() else loaded.exception()
-        if error is not None and self._load_error is None:
-            assert isinstance(error, Exception)
+    def _default_is_settled(self, loaded: Any) -> None:
+        if (error := loaded.exception()) is not None:
             self._load_error = error
             self._stop.set()
 
-    async def _drain(self, server: ws.Server) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        limit = self._limits.max_sessions + _MAX_OTHER_CONNECTIONS
+        while not self._stop.is_set():
+            try:
+                sock, address = listener.accept()
+            except OSError:  # The listener is closed; or the system has no more sockets, and then has some again.
+                if self._stop.wait(0.05):
+                    return
+                continue
+            with self._lock:
+                is_full = len(self._connections) >= limit
+            if is_full:
+                self._metrics.connection_refused("connections")
+                sock.close()
+                continue
+            thread = threading.Thread(
+                target=self._connected, args=(sock, _text(address)), name="openpi-session", daemon=True
+            )
+            with self._lock:
+                self._connections.add(thread)
+            thread.start()
+
+    def _drain(self, listeners: list[socket.socket]) -> None:
         """Closes idle sessions and waits for the busy ones, which close themselves after their reply."""
         logger.info("Stopping")
-        server.close(close_connections=False)
+        _close_all(listeners)
         if self._load_error is None:
-            for task in self._waiting:
-                task.cancel()
-            goodbyes = [connection.close(_GOING_AWAY, "server is stopping") for connection in self._idle]
-            await asyncio.gather(*goodbyes)
-        await server.wait_closed()
+            self._pool.stop_waiting()
+        with self._lock:
+            sessions, threads = list(self._sessions.values()), list(self._connections)
+        for session in sessions:
+            if session.live:  # the others wait for a model, and are told what becomes of it
+                session.say_goodbye()
+        for thread in threads:
+            thread.join()
 
-    # Requests over HTTP
+    # One connection
 
-    async def _answer_http(self, connection: ws.ServerConnection, request: Request) -> Response | None:
-        """Pages and refusals; None lets the websocket through."""
-        url = urlsplit(request.path)
-        is_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
-        if url.path == "/healthz":
-            return connection.respond(HTTPStatus.OK, "OK\n")
-        if url.path == "/readyz":
-            if self._is_ready():
-                return connection.respond(HTTPStatus.OK, "OK\n")
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The policy is not ready.\n")
-        if self._api_key and not has_key(request.headers, self._api_key):
-            self._metrics.connection_refused("api key")
-            response = connection.respond(HTTPStatus.UNAUTHORIZED, "Missing or wrong API key.\n")
-            response.headers["WWW-Authenticate"] = 'Basic realm="openpi: any name, the API key as password"'
-            return response
-        if not is_websocket:
-            return _response(await self._page(url.path))
-        if is_foreign_page(request.headers):
-            self._metrics.connection_refused("origin")
-            return connection.respond(HTTPStatus.FORBIDDEN, "Pages of other servers may not connect.\n")
-        if self._num_open >= self._limits.max_sessions:
+    def _connected(self, sock: socket.socket, address: str) -> None:
+        try:
+            with contextlib.suppress(OSError, HandshakeError), contextlib.ExitStack() as stack:
+                stack.callback(sock.close)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(_HANDSHAKE_TIMEOUT_S)
+                if self._tls:
+                    sock = self._tls.wrap_socket(sock, server_side=True)
+                    stack.callback(sock.close)
+                self._answer(Handshake.read(sock), sock, address)
+        except Exception:
+            logger.exception("The connection of %s failed", address)
+        finally:
+            with self._lock:
+                self._connections.discard(threading.current_thread())
+
+    def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
+        """Pages and refusals over HTTP, or a session."""
+        page = self._page(handshake)
+        if page is not None:
+            handshake.respond(page)
+            return
+        number = next(self._numbers)
+        connection = _Connection(number, address, self._limits, self._stop)
+        with self._lock:
+            is_full = len(self._sessions) >= self._limits.max_sessions
+            if not is_full:
+                self._sessions[number] = connection
+        if is_full:
             self._metrics.connection_refused("sessions")
             text = f"All {self._limits.max_sessions} sessions are in use; try again later.\n"
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)
-        return None
+            handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE))
+            return
+        try:
+            if not handshake.accept({FEATURES_HEADER: FEATURES}):
+                return
+            connection.stream = MessageStream(
+                sock,
+                is_client=False,
+                received=handshake.behind,
+                max_message_bytes=self._limits.max_message_bytes,
+            )
+            session, requested = self._session_of(handshake.path)
+            self._metrics.session_opened(session.protocol)
+            try:
+                self._serve(connection, session, requested)
+            finally:
+                self._metrics.session_closed(session.protocol)
+        finally:
+            with self._lock:
+                del self._sessions[number]
 
-    def _is_ready(self) -> bool:
-        assert self._pool is not None
-        slots = self._pool.slots()
-        return not self._stop.is_set() and any(slot.policy is not None for slot in slots)
-
-    async def _page(self, path: str) -> pages.Page:
-        assert self._pool is not None
+    def _page(self, handshake: Handshake) -> pages.Page | None:
+        """What to answer over HTTP; None lets the websocket through."""
+        path = urlsplit(handshake.path).path
+        if path == "/healthz":
+            return pages.text("OK\n")
+        if path == "/readyz":
+            is_ready = not self._stop.is_set() and any(slot.policy is not None for slot in self._pool.slots())
+            return pages.text("OK\n") if is_ready else pages.text("The policy is not ready.\n", 503)
+        if self._api_key and not has_key(handshake.headers, self._api_key):
+            self._metrics.connection_refused("api key")
+            return pages.wrong_key()
+        if handshake.is_websocket:
+            if not is_foreign_page(handshake.headers):
+                return None
+            self._metrics.connection_refused("origin")
+            return pages.text("Pages of other servers may not connect.\n", HTTPStatus.FORBIDDEN)
         match path:
             case "/":
                 return pages.status_page()
             case "/status.json":
-                # Images are resized and compressed: not on the loop, and only while somebody looks.
-                return await asyncio.to_thread(
-                    pages.status_json, self._pool.slots(), list(self._live.values()), ids=self._catalog.ids
-                )
+                with self._lock:
+                    live = [connection.live for connection in self._sessions.values() if connection.live]
+                return pages.status_json(self._pool.slots(), live, ids=self._catalog.ids)
             case "/metrics":
                 return pages.metrics_text(self._metrics)
             case "/api/v1/models":
-                return await asyncio.to_thread(pages.models_json, self._catalog)
-            case _:
-                return pages.not_found(path)
+                return pages.models_json(self._catalog)
+        return pages.not_found(path)
 
     # Sessions
 
-    async def _connected(self, connection: ws.ServerConnection) -> None:
-        session, requested = self._session_of(connection)
-        self._num_open += 1
-        self._idle.add(connection)
-        if session:
-            self._metrics.session_opened(session.protocol)
-        try:
-            await self._serve(connection, session, requested)
-        except (ConnectionClosed, TimeoutError):
-            pass  # A client that leaves, or takes nothing any more, is no error.
-        finally:
-            self._num_open -= 1
-            self._idle.discard(connection)
-            self._live.pop(connection, None)
-            if session:
-                self._metrics.session_closed(session.protocol)
-
-    def _session_of(self, connection: ws.ServerConnection) -> tuple[Session, str | None]:
+    def _session_of(self, path: str) -> tuple[Session, str | None]:
         """The protocol that a path stands for, and the model it asks for."""
-        assert connection.request is not None
-        url = urlsplit(connection.request.path)
+        url = urlsplit(path)
         if url.path == _SESSION_PATH or url.path.startswith(f"{_SESSION_PATH}/"):
             requested = unquote(url.path.removeprefix(_SESSION_PATH).strip("/")) or None
             return PositronicSession(self._codec, debug=self._debug), requested
         return OpenpiSession(debug=self._debug), parse_qs(url.query).get("model", [None])[0]
 
-    async def _serve(self, connection: ws.ServerConnection, session: Session, requested: str | None) -> None:
-        assert self._pool is not None
-        task = asyncio.current_task()
-        assert task is not None
+    def _serve(self, connection: "_Connection", session: Session, requested: str | None) -> None:
+        def report(status: str, message: str) -> None:
+            connection.read_ahead()
+            connection.send(session.loading(status, message))
 
-        async def report(status: str, message: str) -> None:
-            await self._send(connection, session.loading(status, message))
-
-        self._waiting.add(task)
         try:
-            async with self._pool.lease(self._resolve(requested), report) as slot:
-                self._waiting.discard(task)
-                await self._converse(connection, session, slot)
-        except (ConnectionClosed, TimeoutError):
-            raise
-        except asyncio.CancelledError:
-            if task not in self._waiting:
-                raise
-            await connection.close(_GOING_AWAY, "server is stopping")
+            with self._pool.lease(self._resolve(requested), report) as slot:
+                connection.stop_reading_ahead()
+                self._converse(connection, session, slot)
+        except StreamClosed:
+            pass  # A client that leaves, or takes nothing any more, is no error.
+        except StoppingError:
+            connection.stop_reading_ahead()
+            connection.say_goodbye()
         except Exception as error:
-            number = _log_failure(error, _address(connection), "connection")
-            await self._send(connection, session.refused(error, number))
+            connection.stop_reading_ahead()
+            number = _log_failure(error, connection.address, "connection")
+            with contextlib.suppress(StreamClosed):
+                connection.send(session.refused(error, number))
         finally:
-            self._waiting.discard(task)
+            connection.stop_reading_ahead()
+        connection.wait_closed()
 
     def _resolve(self, requested: str | None) -> str:
         try:
@@ -311,34 +349,30 @@ class PolicyServer:
         except (ValueError, OSError) as error:
             raise unknown_model(requested) from error
 
-    async def _converse(self, connection: ws.ServerConnection, session: Session, slot: ModelSlot) -> None:
-        live = LiveSession(next(self._numbers), session.protocol, slot.model_id, _address(connection))
+    def _converse(self, connection: "_Connection", session: Session, slot: ModelSlot) -> None:
+        live = LiveSession(connection.number, session.protocol, slot.model_id, connection.address)
         opening = self._opening_of(session, slot)
         log = self._recorder.open(live, opening) if self._recorder else None
-        await self._send(connection, session.opening(opening, time.monotonic()))
-        self._live[connection] = live
-        while not self._stop.is_set():
-            self._idle.add(connection)
-            message = await self._next_message(connection)
-            self._idle.discard(connection)
-            if message is None:
-                break
-            frames = await self._exchange(connection, session, slot, live, log, message)
-            del message
-            await self._send(connection, frames)
-            session.sent(time.monotonic())
-            if frames and isinstance(frames[-1], Close):
+        connection.live = live
+        if self._stop.is_set():
+            raise StoppingError
+        connection.send(session.opening(opening, time.monotonic()))
+        while True:
+            message = connection.next_message()
+            # One exchange at a time: a client that does not wait is answered in order.
+            connection.turn.acquire()
+            if connection.is_over:
+                connection.turn.release()
                 return
-        reason = "server is stopping" if self._stop.is_set() else f"no request for {self._limits.idle_timeout_s:g} s"
-        await connection.close(_GOING_AWAY, reason)
+            self._begin_exchange(_Exchange(self._metrics, connection, session, slot, live, log, message))
+            del message
 
-    async def _next_message(self, connection: ws.ServerConnection) -> bytes | str | None:
-        """None = the client was silent for too long."""
+    def _begin_exchange(self, exchange: "_Exchange") -> None:
+        job = Job(exchange.decode, exchange.encode, exchange.is_wanted)
         try:
-            async with asyncio.timeout(self._limits.idle_timeout_s):
-                return await connection.recv()
-        except TimeoutError:
-            return None
+            exchange.slot.thread.submit(job, exchange.done)
+        except Exception as error:
+            exchange.done(None, error)
 
     def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, Any]:
         """The metadata of an openpi session, the `meta` of a Positronic one."""
@@ -352,87 +386,208 @@ class PolicyServer:
         told = {} if contract is None else {"contract": contract.as_metadata()}
         return {**getattr(slot.policy, "metadata", {}), **told}
 
-    async def _exchange(
-        self,
-        connection: ws.ServerConnection,
-        session: Session,
-        slot: ModelSlot,
-        live: LiveSession,
-        log: SessionLog | None,
-        message: bytes | str,
-    ) -> list[Frame]:
-        """One message -> the frames that answer it, errors included."""
-        start_s = time.perf_counter()
-        exchange = _Exchange(session, message, lambda: connection.state is State.OPEN)
-        answered = functools.partial(self._metrics.answered, slot.model_id, session.protocol, num_bytes=len(message))
-        try:
-            frames = await slot.thread.run(Job(exchange.decode, exchange.encode, exchange.is_wanted))
-        except NotWantedError:
-            return []
-        except Exception as error:
-            number = _log_failure(error, _address(connection), "request")
-            live.failed(error_text(error))
-            answered(outcome="refused" if is_explained(error) else "failed", seconds=time.perf_counter() - start_s)
-            return session.failed(error, number)
-        seconds = time.perf_counter() - start_s
-        answered(outcome="ok", seconds=seconds)
-        live.answered(exchange.observations, exchange.results, seconds)
-        if any(isinstance(result, dict) and result.get("warnings") for result in exchange.results):
-            self._metrics.warned(slot.model_id)
-        if log:
-            log.write(session.request, [frame.data for frame in frames if isinstance(frame, Binary)])
-        return frames
 
-    async def _send(self, connection: ws.ServerConnection, frames: list[Frame]) -> None:
-        """Raises TimeoutError for a client that does not take what it asked for; it is dropped."""
+class _Connection:
+    """One websocket and what is known about it.
+
+    Attributes:
+        turn: held while a message is being answered, and for good once the end is said.
+    """
+
+    def __init__(self, number: int, address: str, limits: Limits, stop: threading.Event) -> None:
+        self.number = number
+        self.address = address
+        self.live: LiveSession | None = None
+        self.turn = threading.Lock()
+        self.is_over = False
+        self.stream: MessageStream | None = None
+        self._limits = limits
+        self._stop = stop
+        self._early: list[memoryview | str] = []
+        self._reader: threading.Thread | None = None
+        self._has_model = threading.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return self.stream is not None and self.stream.is_open and not self.is_over
+
+    def next_message(self) -> memoryview | str:
+        """The next message. A peer that is silent is asked for a sign of life; one without requests is sent away.
+
+        Raises:
+            StreamClosed: it left, or was dropped.
+        """
+        assert self.stream is not None
+        if self._early:
+            return self._early.pop(0)
+        limit_s = self._limits.idle_timeout_s
+        tick_s = _PING_INTERVAL_S if limit_s is None else min(_PING_INTERVAL_S, limit_s)
+        start_s, num_silent = time.monotonic(), 0
+        while True:
+            try:
+                return self.stream.read(tick_s)
+            except SilenceError:
+                num_silent += 1
+                is_idle = limit_s is not None and time.monotonic() - start_s >= limit_s
+                if is_idle and self.turn.acquire(blocking=False):
+                    self._end(_GOING_AWAY, f"no request for {limit_s:g} s")
+                    self.turn.release()
+                    raise StreamClosed(_GOING_AWAY) from None
+                if num_silent * tick_s >= 2 * _PING_INTERVAL_S and not self.stream.has_answered():
+                    self.stream.abort()
+                    raise StreamClosed(1006, "no sign of life") from None
+                self.stream.ping()
+
+    def read_ahead(self) -> None:
+        """Lets another thread answer pings while this one waits for a model."""
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read_ahead, name="openpi-waiting", daemon=True)
+            self._reader.start()
+
+    def stop_reading_ahead(self) -> None:
+        self._has_model.set()
+        if self._reader is not None:
+            self._reader.join()
+
+    def _read_ahead(self) -> None:
+        assert self.stream is not None
+        with contextlib.suppress(StreamClosed):
+            while not self._has_model.is_set() and len(self._early) < _MAX_EARLY_MESSAGES:
+                with contextlib.suppress(SilenceError):
+                    self._early.append(self.stream.read(_READ_AHEAD_TICK_S))
+
+    def send(self, frames: list[Frame]) -> None:
+        """Waits for a slow client, not for long. For the session's own thread."""
+        assert self.stream is not None
         for frame in frames:
             match frame:
-                case Binary(data) | Text(data):
-                    try:
-                        async with asyncio.timeout(self._limits.send_timeout_s):
-                            await connection.send(data)
-                    except TimeoutError:
-                        connection.transport.abort()
-                        raise
+                case Binary(data):
+                    self.stream.write(data, timeout_s=self._limits.send_timeout_s)
+                case Text(text):
+                    self.stream.write(text.encode(), streams.TEXT, self._limits.send_timeout_s)
                 case Close(code, reason, linger_s):
                     if linger_s:
-                        await asyncio.wait([asyncio.ensure_future(connection.wait_closed())], timeout=linger_s)
-                    await connection.close(code, reason)
+                        self.wait_closed(linger_s)
+                    self._end(code, reason)
+
+    def send_soon(self, frames: list[Frame]) -> None:
+        """Sends an answer without waiting for a slow client; the turn ends when it has left. For the model's thread."""
+        for i, frame in enumerate(frames):
+            rest = self._start(frame)
+            if rest is not None:
+                work = (rest, frames[i + 1 :])
+                threading.Thread(target=self._send_rest, args=work, name="openpi-slow-client", daemon=True).start()
+                return
+        self.end_turn()
+
+    def _start(self, frame: Frame) -> Callable[[float], None] | None:
+        assert self.stream is not None
+        match frame:
+            case Binary(data):
+                return self.stream.start_write(data)
+            case Text(text):
+                return self.stream.start_write(text.encode(), streams.TEXT)
+            case Close(code, reason, _):
+                self._end(code, reason)
+        return None
+
+    def _send_rest(self, rest: Callable[[float], None], frames: list[Frame]) -> None:
+        try:
+            with contextlib.suppress(StreamClosed):  # The session's thread notices.
+                rest(self._limits.send_timeout_s)
+                self.send(frames)
+        finally:
+            self.end_turn()
+
+    def say_goodbye(self) -> None:
+        """Ends the session, unless a message is being answered: then it ends after that."""
+        if self.turn.acquire(blocking=False):
+            self._end(_GOING_AWAY, "server is stopping")
+            self.turn.release()
+
+    def end_turn(self) -> None:
+        """The message is answered; the next may come, unless the server stops."""
+        if self._stop.is_set() and not self.is_over:
+            self._end(_GOING_AWAY, "server is stopping")
+        self.turn.release()
+
+    def wait_closed(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+        """Reads until the client has closed too, for so long at most."""
+        deadline_s = time.monotonic() + timeout_s
+        with contextlib.suppress(StreamClosed, SilenceError):
+            while self.stream is not None and self.stream.is_open and (left_s := deadline_s - time.monotonic()) > 0:
+                self.stream.read(left_s)
+
+    def _end(self, code: int, reason: str) -> None:
+        self.is_over = True
+        if self.stream is not None:
+            self.stream.close(code, reason)
 
 
+@dataclasses.dataclass
 class _Exchange:
-    """One message on its way through the model, and what is kept of it for the log and the status page."""
+    """One message on its way through the model, and back to the client. Its methods run in the model's thread."""
 
-    def __init__(self, session: Session, message: bytes | str, is_wanted: Callable[[], bool]) -> None:
-        self._session = session
-        self._message = message
-        self.is_wanted = is_wanted
-        self.observations: list[dict] = []
-        self.results: list[Any] = []
+    metrics: Metrics
+    connection: _Connection
+    session: Session
+    slot: ModelSlot
+    live: LiveSession
+    log: SessionLog | None
+    message: memoryview | str
+    observations: list[dict] = dataclasses.field(default_factory=list)
+    results: Any = ()
+    start_s: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def is_wanted(self) -> bool:
+        return self.connection.is_open
 
     def decode(self) -> list[dict]:
-        self.observations = self._session.received(self._message)
+        self.observations = self.session.received(self.message)
         return self.observations
 
     def encode(self, results: Any, infer_s: float) -> list[Frame]:
         self.results = results
-        return self._session.replied(results, infer_s)
+        return self.session.replied(results, infer_s)
+
+    def done(self, frames: list[Frame] | None, error: BaseException | None) -> None:
+        """Sends the answer, errors included."""
+        try:
+            if error is not None:
+                frames = [] if isinstance(error, NotWantedError) else self._failed(error)
+            else:
+                self._note(frames or [])
+            self.session.sent(time.monotonic())
+        except Exception:
+            logger.exception("A request of %s cannot be noted", self.connection.address)
+        try:
+            self.connection.send_soon(frames or [])
+        except StreamClosed:
+            self.connection.end_turn()
+
+    def _failed(self, error: BaseException) -> list[Frame]:
+        number = _log_failure(error, self.connection.address, "request")
+        self.live.failed(error_text(error))
+        self._count("refused" if is_explained(error) else "failed")
+        return self.session.failed(error, number)
+
+    def _note(self, frames: list[Frame]) -> None:
+        seconds = self._count("ok")
+        self.live.answered(self.observations, self.results, seconds)
+        if any(isinstance(result, dict) and result.get("warnings") for result in self.results):
+            self.metrics.warned(self.slot.model_id)
+        if self.log:
+            self.log.write(self.session.request, [frame.data for frame in frames if isinstance(frame, Binary)])
+
+    def _count(self, outcome: str) -> float:
+        seconds = time.perf_counter() - self.start_s
+        self.metrics.answered(
+            self.slot.model_id, self.session.protocol, outcome, num_bytes=len(self.message), seconds=seconds
+        )
+        return seconds
 
 
-def _name_features(connection: ws.ServerConnection, request: Request, response: Response) -> None:
-    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-        response.headers[FEATURES_HEADER] = FEATURES
-
-
-def _response(page: pages.Page) -> Response:
-    headers = Headers([("Content-Type", page.content_type), ("Content-Length", str(len(page.body)))])
-    headers["Connection"] = "close"
-    headers["Cache-Control"] = "no-store"
-    headers.update(page.headers)
-    return Response(page.status, HTTPStatus(page.status).phrase, headers, page.body)
-
-
-def _log_failure(error: Exception, address: str, what: str) -> str:
+def _log_failure(error: BaseException, address: str, what: str) -> str:
     """Logs what a client was not told; returns the number that it was told."""
     if is_explained(error) and not isinstance(error, MissingKeyError):
         logger.error("A %s of %s was refused: %s", what, address, error)
@@ -444,8 +599,15 @@ def _log_failure(error: Exception, address: str, what: str) -> str:
     return number
 
 
-def _address(connection: ws.ServerConnection) -> str:
-    return ":".join(str(part) for part in connection.remote_address[:2])
+def _text(address: Any) -> str:
+    return ":".join(str(part) for part in address[:2])
+
+
+def _close_all(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # or `accept` goes on waiting
+        listener.close()
 
 
 @contextlib.contextmanager
@@ -454,30 +616,16 @@ def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Signals belong to the main thread, and to whoever runs it.
         return
-    loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
 
-    def on_signal() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+    def on_signal(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
         stop()
 
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        loop.add_signal_handler(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
-            loop.remove_signal_handler(number)
             signal.signal(number, handler)
-
-
-def _quiet_logger() -> logging.Logger:
-    """Keeps websockets from logging every port probe of an orchestrator as an error with a traceback."""
-    quiet = logging.getLogger("openpi.serving.websockets")
-    if not quiet.filters:
-        quiet.setLevel(logging.WARNING)
-        quiet.addFilter(lambda record: not record.getMessage().startswith("opening handshake failed"))
-    return quiet

@@ -5,21 +5,24 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from types import TracebackType
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Type, TypeVar
 
 import websockets.exceptions
-import websockets.sync.client
 from typing_extensions import override
-from websockets.protocol import State
 
 from openpi_client import base_policy, connection, msgpack_numpy, wire_images
+from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
 
 # Pause between two attempts to reach a server that is not there yet, and between two log lines about it.
 _RETRY_INTERVAL_S = 1.0
 _LOG_INTERVAL_S = 5.0
+
+# Servers give up on a client that leaves a ping unanswered for 20 s.
+_ATTEND_INTERVAL_S = 5.0
 
 # What a proxy in front of a starting server answers.
 _NOT_READY_STATUSES = (502, 503, 504)
@@ -76,8 +79,11 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
         self._packer = msgpack_numpy.Packer(autoreset=False)
         self._closed = False
-        self._ws: Optional[websockets.sync.client.ClientConnection] = None
-        self._ws, self._server_metadata = self._wait_for_server(connect_timeout_s)
+        self._stream: Optional[MessageStream] = None
+        self._stream, self._server_metadata = self._wait_for_server(connect_timeout_s)
+        self._finished = threading.Event()
+        attendant = threading.Thread(target=_attend, args=(weakref.ref(self), self._finished), daemon=True)
+        attendant.start()
 
     def get_server_metadata(self) -> Dict:
         """Returns what the server said about its policy when the connection was opened."""
@@ -135,6 +141,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Closes the connection; further calls of `infer` fail."""
         with self._lock:
             self._closed = True
+            self._finished.set()
             self._drop()
 
     def __enter__(self: _Self) -> _Self:
@@ -152,43 +159,56 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Sends a request and returns the answer, over a new connection when the old one is gone."""
         retries = 1 if self._resend and self._reconnect_timeout_s > 0 else 0
         while True:
-            ws = self._connection()
+            stream = self._connection()
             try:
-                ws.send(request)
-                return ws.recv(self._request_timeout_s)
-            except TimeoutError:
+                stream.write(request)
+                if self._request_timeout_s is None:
+                    return stream.read()
+                return stream.read(deadline_s=time.monotonic() + self._request_timeout_s)
+            except SilenceError:
                 self._drop()  # Otherwise the late answer would be taken for that of the next request.
                 raise TimeoutError(
                     f"{self._uri} gave no answer within {self._request_timeout_s} s (request_timeout_s)"
                 ) from None
-            except websockets.exceptions.ConnectionClosed as dropped:
+            except StreamClosed as dropped:
                 self._drop()
                 if retries == 0:
                     raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
                 logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
                 retries -= 1
+            except BaseException:
+                self._drop()  # Interrupted in the middle of a message.
+                raise
 
-    def _connection(self) -> websockets.sync.client.ClientConnection:
+    def _connection(self) -> MessageStream:
         if self._closed:
             raise ConnectionError(f"this client of {self._uri} was closed")
-        if self._ws is not None and self._ws.protocol.state is not State.OPEN:
-            logger.warning("The connection to %s dropped while it was idle", self._uri)
-            self._drop()
-        if self._ws is None:
+        self._attend()
+        if self._stream is None:
             if self._reconnect_timeout_s <= 0:
                 raise ConnectionError(f"the connection to {self._uri} dropped, and reconnect_timeout_s is 0")
             try:
-                self._ws, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
+                self._stream, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
             except TimeoutError as error:
                 raise ConnectionError(str(error)) from error
-        return self._ws
+        return self._stream
+
+    def _attend(self) -> None:
+        """Answers the server's pings, and notices when it has left."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.attend()
+        except StreamClosed as dropped:
+            logger.warning("The connection to %s dropped while it was idle (%s)", self._uri, dropped)
+            self._drop()
 
     def _drop(self) -> None:
-        if self._ws is not None:
-            connection.hang_up(self._ws)
-        self._ws = None
+        if self._stream is not None:
+            self._stream.hang_up()
+        self._stream = None
 
-    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
+    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[MessageStream, Dict]:
         """Opens a connection and reads the metadata, trying again while there is no server."""
         deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         next_log_s = 0.0
@@ -210,23 +230,33 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                     next_log_s = now_s + _LOG_INTERVAL_S
             time.sleep(_RETRY_INTERVAL_S)
 
-    def _connect(self, deadline_s: float) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
-        ws = websockets.sync.client.connect(
-            self._uri,
-            additional_headers={"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None,
-            open_timeout=min(connection.HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic())),
-            **connection.CONNECT_OPTIONS,
-        )
+    def _connect(self, deadline_s: float) -> Tuple[MessageStream, Dict]:
+        headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
+        timeout_s = min(connection.HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic()))
+        stream, answered = connection.open_stream(self._uri, headers, timeout_s)
         try:
-            connection.set_keepalive(ws.socket)
-            metadata = ws.recv(None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic()))
+            metadata = stream.read(deadline_s=None if deadline_s == float("inf") else deadline_s)
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
-            self._server_features = connection.features(ws)
-            return ws, msgpack_numpy.unpackb(metadata)
+            self._server_features = connection.features(answered)
+            return stream, msgpack_numpy.unpackb(metadata)
         except BaseException:
-            connection.hang_up(ws)
+            stream.hang_up()
             raise
+
+
+def _attend(policy: "weakref.ref[WebsocketClientPolicy]", finished: threading.Event) -> None:
+    """Keeps the connection of a robot that does not ask for anything alive. While it asks, it attends by itself."""
+    while not finished.wait(_ATTEND_INTERVAL_S):
+        client = policy()
+        if client is None:
+            return
+        if client._lock.acquire(blocking=False):
+            try:
+                client._attend()
+            finally:
+                client._lock.release()
+        del client
 
 
 def _may_pass(error: Exception, *, is_limited: bool) -> bool:
@@ -243,4 +273,4 @@ def _may_pass(error: Exception, *, is_limited: bool) -> bool:
         return False
     if isinstance(error, websockets.exceptions.InvalidMessage):
         return isinstance(error.__cause__, (EOFError, OSError))
-    return isinstance(error, (OSError, EOFError, websockets.exceptions.ConnectionClosed))
+    return isinstance(error, (OSError, EOFError))
