@@ -1,5 +1,9 @@
 """The Franka world: the real arm's kinematics, reproducible scenes, an expert that stacks, scores that tell."""
 
+import os
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -255,3 +259,36 @@ def test_the_expert_solves_the_environment_and_codecs_read_it():
 def test_a_reset_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=min(options)):
         FrankaStackEnv(image_width=8, image_height=8).reset(options=options)
+
+
+OPENGL_CENTROIDS = """
+import sys
+import numpy as np
+from openpi.envs.franka.render import make_renderer
+from openpi.envs.franka.world import EXTERIOR_CAMERA, WRIST_CAMERA, FrankaWorld
+
+world = FrankaWorld()
+world.reset(np.random.default_rng(1))
+try:
+    renderers = [make_renderer(world, kind) for kind in ("rays", "gl")]
+except RuntimeError as error:
+    sys.exit(str(error))
+for camera in (WRIST_CAMERA, EXTERIOR_CAMERA):
+    for renderer in renderers:
+        picture = renderer.render(camera).astype(int)
+        green = (picture[..., 1] > 1.6 * picture[..., 0]) & (picture[..., 1] > 1.6 * picture[..., 2])
+        print(*np.argwhere(green).mean(axis=0))
+"""
+
+
+def test_ray_cast_and_opengl_pictures_agree_on_where_the_green_cube_is():
+    """Runs where EGL is installed."""
+    script = [sys.executable, "-c", OPENGL_CENTROIDS]
+    environment = {**os.environ, "MUJOCO_GL": "egl"}
+    run = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120)
+    if run.returncode != 0 and ("OpenGL" in run.stderr or "EGL" in run.stderr):
+        pytest.skip("no working EGL on this machine")
+    assert run.returncode == 0, run.stderr
+    rays_wrist, gl_wrist, rays_exterior, gl_exterior = np.loadtxt(run.stdout.splitlines())
+    np.testing.assert_allclose(rays_wrist, gl_wrist, atol=1.0)  # pixels of 320 x 240
+    np.testing.assert_allclose(rays_exterior, gl_exterior, atol=1.0)

@@ -157,4 +157,4 @@ def test_what_cannot_be_ends_in_one_line_before_anything_is_recorded(
     assert message in error
     assert len(error.splitlines()) <= 2
     assert "Traceback" not in error
-    assert not list((tmp_path / "logs").glob("0*"))
+    assert not (tmp_path / "logs").exists()

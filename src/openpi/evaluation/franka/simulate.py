@@ -63,11 +63,6 @@ def simulate(policy: RobotPolicy, driver: Driver, options: SimulationOptions) ->
         window = stack.enter_context(contextlib.closing(CameraWindow())) if driver.show_gui else None
         policy.reset()
         stack.callback(getattr(policy, "close", lambda: None))
-        recordings = None
-        if options.output_dir is not None:
-            options.output_dir.mkdir(parents=True, exist_ok=True)
-            run_metadata.write(options.output_dir, {"seed": seed})
-            recordings = RawDatasetWriter(options.output_dir)
         station = Station(
             world,
             policy,
@@ -75,11 +70,14 @@ def simulate(policy: RobotPolicy, driver: Driver, options: SimulationOptions) ->
             cameras=options.cameras,
             camera_fps=options.camera_fps,
             observers=options.observers,
-            recordings=recordings,
+            recordings=None if options.output_dir is None else RawDatasetWriter(options.output_dir),
             seed=seed,
             simulate_timeout=options.simulate_timeout,
             on_frames=None if window is None else window.show,
             is_real_time=driver.is_real_time,
         )
         logger.info("scenes of seed %d", seed)
+        if options.output_dir is not None:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+            run_metadata.write(options.output_dir, {"seed": seed})
         driver.run(station)
