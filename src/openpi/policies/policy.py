@@ -185,7 +185,7 @@ class Policy(BasePolicy):
             if isinstance(step, _transforms.Normalize):
                 seen["state"] = data.get("state")
             data = step(data)
-        return {**seen, "image": data.get("image", {})}
+        return {"state": data.get("state"), **seen, "image": data.get("image", {})}
 
     def warm_up(self, obs: dict, *, batch_size: int = 1) -> None:
         """Compiles for observations like this one, unchecked: an example need not look like the training data.

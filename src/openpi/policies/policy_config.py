@@ -16,6 +16,7 @@ from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
 from openpi.shared.normalize import NormStats
+from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
@@ -231,10 +232,11 @@ def _hold_transforms(
 
 
 def _load_sampler(model_config: Any, folder: Path, dtype: Any) -> Any:
-    """Imports JAX, which nothing else here needs."""
-    from openpi.models.model import restore_params
+    """Imports JAX, which nothing else here needs. Adapters share the weights of a base that is loaded already."""
+    from openpi.models.model import restore_on_device, restore_params
     from openpi.policies.sampler_jax import JaxSampler
 
     if dtype is None:
         dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
-    return JaxSampler(model_config.load(restore_params(folder / "params", dtype=dtype)))
+    restore = restore_on_device if AdapterBase.load(folder) else restore_params
+    return JaxSampler(model_config.load(restore(folder / "params", dtype=dtype)))

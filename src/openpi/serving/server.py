@@ -55,7 +55,7 @@ FEATURES = "batch, jpeg"
 _SESSION_PATH = "/api/v1/session"
 _GOING_AWAY = 1001
 # How long a client may take to answer our goodbye, and to finish its handshake.
-_CLOSE_TIMEOUT_S = 3.0
+_CLOSE_TIMEOUT_S = 1.0
 _HANDSHAKE_TIMEOUT_S = 10.0
 # A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
 _PING_INTERVAL_S = 20.0
@@ -222,6 +222,12 @@ class PolicyServer:
         for session in sessions:
             if session.live:  # the others wait for a model, and are told what becomes of it
                 session.say_goodbye()
+        deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
+        while time.monotonic() < deadline_s and any(session.is_leaving for session in sessions):
+            time.sleep(0.01)
+        for session in sessions:
+            if session.is_leaving:
+                session.abort()
         for thread in threads:
             thread.join()
 
@@ -410,6 +416,15 @@ class _Connection:
     @property
     def is_open(self) -> bool:
         return self.stream is not None and self.stream.is_open and not self.is_over
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the end is said, and the client has not answered."""
+        return self.is_over and self.stream is not None and self.stream.is_open
+
+    def abort(self) -> None:
+        assert self.stream is not None
+        self.stream.abort()
 
     def next_message(self) -> memoryview | str:
         """The next message. A peer that is silent is asked for a sign of life; one without requests is sent away.
