@@ -4,7 +4,7 @@
 
 16 clients ask a policy that takes 5 ms per batch for chunks, three 224x224 RGB images each time: 13 of them as fast as
 they can, one reads its answers slowly and little by little, one sends rubbish and comes back, one is killed in the
-middle of a message and started again. In the middle of the run the server is killed (kill -9) and started anew on its port. No
+middle of a message and started again. Half-way the server is killed (kill -9) and started anew on its port. No
 good client may see an error; each request after the restart has to be answered. Exit code 1 if one is not.
 """
 

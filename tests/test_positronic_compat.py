@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +15,17 @@ import s3fs
 from openpi.codecs import catalog
 from openpi.codecs.catalog import get_codec
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.raw_episodes import RawDataset
 from openpi.shared import normalize
+from openpi_client.positronic_client import PositronicClient
+from positronic.vendors.openpi import server
 
 CODECS = "positronic.vendors.openpi.codecs"
 MODULES = {
     "positronic-to-lerobot": "positronic.to_lerobot",
     "openpi-stats": "positronic.vendors.openpi.stats",
     "openpi-train": "positronic.vendors.openpi.train",
+    "openpi-server": "positronic.vendors.openpi.server",
 }
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
@@ -50,7 +56,7 @@ def test_the_commands_are_installed(golden):
     folder = Path(sys.executable).parent
     for program in MODULES:
         done = subprocess.run([folder / program, "--help"], capture_output=True, text=True, check=True)
-        assert "_path" in done.stdout or "output_dir" in done.stdout
+        assert any(flag in done.stdout for flag in ("_path", "output_dir", "checkpoints_dir"))
 
 
 TINY = """
@@ -105,6 +111,49 @@ def test_the_documented_way_from_recordings_to_a_checkpoint(run, recordings, tmp
     assert (step / "assets" / "lerobot" / "norm_stats.json").read_text() == (folder / "norm_stats.json").read_text()
     contract = json.loads((step / "contract.json").read_text())
     assert "observation/image" in json.dumps(contract)
+    assert_is_served(step.parent, recipe, recordings, tmp_path)
+
+
+def assert_is_served(experiment: Path, recipe: Path, recordings: Path, tmp_path: Path) -> None:
+    """The checkpoint answers recorded observations with robot commands, by the documented command."""
+    records, port_file = tmp_path / "records", tmp_path / "port"
+    command = [Path(sys.executable).parent / "openpi-server", "serve", f"--checkpoints_dir={experiment}"]
+    command += [f"--codec=@{CODECS}.ee_joints", f"--config_name={recipe}:recipe", "--host=127.0.0.1", "--port=0"]
+    command += [f"--recording_dir={records}", f"--extra_args=['--num-steps=1', '--port-file={port_file}']"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".cache" / "jax")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            assert any("Policy server on ws://" in line for line in process.stderr)
+            robot = PositronicClient("127.0.0.1", int(port_file.read_text()), model_id="000001")
+            raw = RawDataset(recordings)[0]
+            at_start = raw.time[raw.start_ts]
+            wanted = ("robot_state.ee_pose", "robot_state.q", "grip", "image.wrist", "image.exterior")
+            steps = robot.infer({name: at_start[name] for name in wanted} | {"task": "stack the cubes"})
+            meta = robot.meta
+            robot.close()
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+    assert steps[0]["robot_command"]["type"] == "cartesian_pos"
+    assert steps[0]["robot_command"]["pose"].shape == (12,) and "timestamp" in steps[-1]
+    assert (meta["type"], meta["server.checkpoint_id"], meta["server.experiment_name"]) == ("remote", "1", "20240101")
+    assert len(list(records.glob("*/step_0.npy"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["serve", "--port=1"], ["--port=1"]),
+        (["eepose_absolute", "--port=1"], [f"--codec=@{CODECS}.eepose_absolute", "--port=1"]),
+        (["--port=1"], ["--port=1"]),
+        ([], []),
+    ],
+)
+def test_older_and_newer_forms_of_the_server_s_command_line_are_taken(words, meant):
+    assert server.with_codec_flag(words) == meant
 
 
 def test_the_recipe_of_the_documents_takes_what_the_converter_writes(run, recordings, tmp_path):

@@ -110,15 +110,19 @@ def parse(argv: list[str] | None) -> Args:
     return tyro.cli(Args, args=argv, prog="openpi serve", config=config)
 
 
-def serve(args: Args) -> int:
-    """Serves until SIGTERM or Ctrl-C; returns the exit code."""
+def serve(args: Args, *, codec: Codec | None = None) -> int:
+    """Serves until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        codec: of Positronic sessions, instead of the one that is named.
+    """
     from openpi.serving.access import Limits
     from openpi.serving.batching import Batching
     from openpi.serving.recording import SessionRecorder
 
     try:
         options = {
-            "codec": served_codec(args.codec),
+            "codec": codec or served_codec(args.codec),
             "tls": tls_context(args.tls_cert, args.tls_key),
             "limits": Limits(
                 max_message_bytes=args.max_message_mib * 2**20,
