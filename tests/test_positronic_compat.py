@@ -12,6 +12,7 @@ from openpi.codecs import catalog
 from openpi.codecs.catalog import get_codec
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import normalize
+from positronic.vendors.openpi import server
 
 CODECS = "positronic.vendors.openpi.codecs"
 PROGRAMS = ("positronic-to-lerobot", "openpi-stats", "openpi-train", "openpi-server", "positronic-inference")
@@ -28,6 +29,19 @@ def test_the_commands_are_installed(golden):
     for program in PROGRAMS:
         done = subprocess.run([folder / program, "--help"], capture_output=True, text=True, check=True)
         assert any(flag in done.stdout for flag in ("_path", "_dir", "sim"))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["serve", "--port=1"], ["--port=1"]),
+        (["eepose_absolute", "--port=1"], [f"--codec=@{CODECS}.eepose_absolute", "--port=1"]),
+        (["--port=1"], ["--port=1"]),
+        ([], []),
+    ],
+)
+def test_older_and_newer_forms_of_the_server_s_command_line_are_taken(words, meant):
+    assert server.with_codec_flag(words) == meant
 
 
 def test_the_recipe_of_the_documents_takes_what_the_converter_writes(positronic, recordings, tmp_path):

@@ -68,7 +68,8 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
     assert (step / "assets" / "lerobot" / "norm_stats.json").read_text() == (folder / "norm_stats.json").read_text()
     assert "observation/image" in json.dumps(json.loads((step / "contract.json").read_text()))
 
-    with Server(experiment) as server:
+    records = tmp_path / "records"
+    with Server(experiment, f"--recording_dir={records}", "--extra_args=['--num-steps=1']") as server:
         assert not positronic(
             "positronic-inference",
             "sim",
@@ -80,6 +81,7 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
             f"--output_dir={logs}",
         )
         assert server.stop() == 0
+    assert list(records.glob("*/step_0.npy"))
     (log,) = RawDataset(logs)
     said = {key.rpartition(".")[2]: value for key, value in log.static.items() if "policy.server" in key}
     assert (said["type"], said["checkpoint_id"], said["experiment_name"]) == ("openpi", "1", "20240101")
@@ -93,10 +95,10 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
 class Server:
     """`openpi-server` as a program; its log line tells the port."""
 
-    def __init__(self, experiment: Path):
+    def __init__(self, experiment: Path, *more: str):
         program = Path(sys.executable).parent / "openpi-server"
         arguments = [f"--checkpoints_dir={experiment}", f"--codec={CODEC}", "--host=127.0.0.1", "--port=0"]
-        self._process = subprocess.Popen([program, *arguments], stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen([program, "serve", *arguments, *more], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         heard = []
         for line in self._process.stderr:

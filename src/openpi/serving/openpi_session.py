@@ -17,9 +17,9 @@ Source: spec, "openpi websocket protocol"; recorded connection in the golden dat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
-from openpi.serving.wire import WireDecoder
 from openpi_client import msgpack_numpy
 
 ERROR_CODE = 1011
@@ -33,14 +33,12 @@ class OpenpiSession:
 
     protocol = "openpi"
 
-    def __init__(self, *, debug: bool = False, decoder: WireDecoder | None = None) -> None:
+    def __init__(self, *, debug: bool = False) -> None:
         """
         Args:
             debug: send whole tracebacks.
-            decoder: of messages; None = arrays as the published protocol has them.
         """
         self._debug = debug
-        self._decoder = decoder or WireDecoder()
         self._packer = msgpack_numpy.Packer()
         self.request: Any = None  # what the last message held, for the log
         self._exchange_start_s = 0.0
@@ -63,7 +61,7 @@ class OpenpiSession:
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        content = self._decoder.decode(message)
+        content = wire.decode(message)
         self.request = content
         observations = content if isinstance(content, list) else [content]
         for observation in observations:

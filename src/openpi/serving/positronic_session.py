@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from openpi.codecs.codec import Codec
+from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained
 from openpi.serving.frames import Binary, Close, Frame
-from openpi.serving.wire import WireDecoder
 from openpi_client import msgpack_numpy
 
 REFUSED_CODE = 1008
@@ -36,7 +36,7 @@ class PositronicSession:
 
     protocol = "positronic"
 
-    def __init__(self, codec: Codec | None = None, *, debug: bool = False, decoder: WireDecoder | None = None) -> None:
+    def __init__(self, codec: Codec | None = None, *, debug: bool = False) -> None:
         """
         Args:
             codec: raw observation -> the policy's, its actions -> robot commands; None = both as they are.
@@ -44,7 +44,6 @@ class PositronicSession:
         """
         self._codec = codec
         self._debug = debug
-        self._decoder = decoder or WireDecoder()
         self.request: Any = None  # what the last message held, for the log
 
     def loading(self, status: str, message: str) -> list[Frame]:
@@ -63,7 +62,7 @@ class PositronicSession:
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        self.request = raw = self._decoder.decode(message)
+        self.request = raw = wire.decode(message)
         if not isinstance(raw, dict):
             raise ValueError(f"received a {type(raw).__name__}; an observation is a map of named values")
         return [raw if self._codec is None else self._codec.encode(raw)]

@@ -1,12 +1,16 @@
-"""`openpi-server`: the checkpoints of an experiment, for `positronic-inference --policy=.remote`."""
+"""`openpi-server`, `python -m positronic.vendors.openpi.server [serve]`: checkpoints of an experiment for Positronic's
+clients. The policy runs in this process, so `openpi_ws_port` is accepted and not used.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import configuronic as cfn
 
+from openpi.codecs import catalog
 from openpi.codecs.codec import Codec
 from positronic import commands
 from positronic.vendors.openpi import codecs
@@ -22,56 +26,75 @@ _CONFIG_NAME = "pi05_positronic_lowmem"
     port=8000,
     openpi_ws_port=8001,
     recording_dir=None,
+    api_key=None,
+    max_models=1,
+    extra_args=(),
 )
-def server(
+def serve(
     checkpoints_dir: str,
-    checkpoint: str | None,
+    checkpoint: str | int | None,
     codec: Codec | None,
     config_name: str | None,
     host: str,
     port: int,
     openpi_ws_port: int,
     recording_dir: str | None,
+    api_key: str | None,
+    max_models: int,
+    extra_args: Sequence[str],
 ) -> None:
-    """Serves until stopped. Nothing listens at `openpi_ws_port`: the policy is in this process."""
-    from openpi.cli import serve
-    from openpi.codecs.catalog import for_slash_keys
+    """Serves until it is stopped; the latest checkpoint is the default."""
+    from openpi.cli import serve as openpi_serve
 
-    place = commands.text(checkpoints_dir)
-    arguments = serve.Args(
-        checkpoint=place if "://" in place else str(Path(place).expanduser()),
-        default_model=None if checkpoint is None else commands.text(checkpoint),
-        config=_config_name(place, config_name),
-        host=commands.text(host),
-        port=port,
-        record=None if recording_dir is None else Path(commands.local_output(recording_dir)),
-    )
-    commands.finish(serve.serve(arguments, codec=None if codec is None else for_slash_keys(codec)))
+    place = _place(commands.text(checkpoints_dir))
+    arguments = [
+        place,
+        f"--host={host}",
+        f"--port={port}",
+        f"--max-models={max_models}",
+    ]
+    optional = {
+        "--config": _recipe_name(place, config_name),
+        "--default-model": checkpoint,
+        "--record": None if recording_dir is None else commands.local_output(recording_dir),
+        "--api-key": api_key,
+    }
+    arguments += [f"{flag}={commands.text(value)}" for flag, value in optional.items() if value is not None]
+    extra = [extra_args] if isinstance(extra_args, str) else [commands.text(arg) for arg in extra_args]
+    served = None if codec is None else catalog.for_slash_keys(codec)
+    commands.finish(openpi_serve.serve(openpi_serve.parse([*arguments, *extra]), codec=served))
 
 
-def _config_name(place: str, config_name: str | None) -> str | None:
-    """The recipe named; else that of the checkpoints (None), and where they bring none, what guides train."""
+def _place(text: str) -> str:
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def _recipe_name(place: str, config_name: str | None) -> str | None:
+    """The one named; else None where the checkpoints bring their own, and what guides train where they do not."""
     from openpi.shared.remote import find_files
 
     if config_name is not None:
-        return commands.text(config_name)
+        return config_name
     if "://" in place:
         has_recipe = any(file.name.endswith("recipe.json") for file in find_files(place))
     else:
-        has_recipe = any(
-            file for name in ("recipe.json", "*/recipe.json") for file in Path(place).expanduser().glob(name)
-        )
+        has_recipe = any(file for name in ("recipe.json", "*/recipe.json") for file in Path(place).glob(name))
     return None if has_recipe else _CONFIG_NAME
 
 
 def main() -> None:
-    """Also in the words of other releases: `serve`, or the name of a codec, before the flags."""
-    words = sys.argv[1:2]
-    if words == ["serve"]:
-        sys.argv[1:2] = []
-    elif words and not words[0].startswith("-"):
-        sys.argv[1:2] = [f"--codec=@{codecs.__name__}.{words[0]}"]
-    commands.run(server)
+    sys.argv[1:] = with_codec_flag(sys.argv[1:])
+    commands.run(serve)
+
+
+def with_codec_flag(words: Sequence[str]) -> list[str]:
+    """Older command lines name the codec first, newer ones say `serve`."""
+    first, *rest = words or [""]
+    if first == "serve":
+        return rest
+    if first and not first.startswith("-"):
+        return [f"--codec=@positronic.vendors.openpi.codecs.{first}", *rest]
+    return list(words)
 
 
 if __name__ == "__main__":
