@@ -387,10 +387,9 @@ def noise() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(10, 8)).astype(np.float32)
 
 
-@pytest.mark.parametrize("backend", ["jax", "pytorch"])
-def test_requests_run_together_on_either_backend(backend: str, converted: dict[str, Path]) -> None:
+def test_requests_run_together_in_pytorch(converted: dict[str, Path]) -> None:
     """As the server does: another size is warmed up when it is wanted, which takes nothing of the noise."""
-    args = serve.parse([str(converted["pi05"]), "--num-steps=1", "--backend", backend])
+    args = serve.parse([str(converted["pi05"]), "--num-steps=1", "--pytorch-device=cpu"])
     models = serve.find_models(args)
     policy, untouched = (models.load(models.resolve(None)) for _ in range(2))
     policy.warm_up(EXAMPLE, batch_size=2)

@@ -132,9 +132,11 @@ class ModelThread:
     def finish(self, timeout_s: float | None) -> bool:
         """Drops the policy after the jobs that are waiting; false when something still runs after `timeout_s`."""
         self.end()
+        start_s = time.monotonic()
         self._thread.join(timeout_s)
-        compiling = self._compiling is not None and self._compiling.is_alive()
-        return not self._thread.is_alive() and not compiling
+        if self._compiling is not None:
+            self._compiling.join(None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - start_s)))
+        return not any(thread is not None and thread.is_alive() for thread in (self._thread, self._compiling))
 
     def _run(self) -> None:
         while (entry := self._put_back.pop() if self._put_back else self._queue.get()) is not None:
