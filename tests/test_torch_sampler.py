@@ -73,7 +73,7 @@ def test_sampling_has_nothing_that_a_capture_forbids(kit: Kit, dropped: tuple[st
     for key in dropped:
         del inputs["image"][key]
         inputs["image_mask"][key] = None
-    host = sampler_pytorch._host_tensors(inputs) | {"noise": torch.as_tensor(kit.inputs["sample_noise"])}
+    host = sampler_pytorch.host_tensors(inputs) | {"noise": torch.as_tensor(kit.inputs["sample_noise"])}
     sampler._model.to(DEVICE)
     run = sampler._of_flow(dropped, ())
     on_device = {key: value.to(DEVICE) for key, value in host.items()}

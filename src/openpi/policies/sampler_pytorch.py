@@ -80,8 +80,10 @@ class PytorchSampler:
     ) -> None:
         self._device = resolve_device(device)
         self._model: Any = model.to(self._device).eval().requires_grad_(False)
-        for module in [module for module in model.modules() if hasattr(module, "fuse")]:
-            module.fuse()
+        for module in list(model.modules()):
+            fuse: Any = getattr(module, "fuse", None)
+            if fuse is not None:
+                fuse()
         config = self._model.config
         self.takes_noise: bool = self._model.takes_noise
         if self.takes_noise and compile_mode is not None:
@@ -128,7 +130,7 @@ class PytorchSampler:
 
     @torch.no_grad()
     def _run(self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options) -> np.ndarray:
-        host = _host_tensors(inputs)
+        host = host_tensors(inputs)
         if self.takes_noise:
             shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
             drawn = torch.randn(shape, generator=self._generator) if noise is None else torch.as_tensor(noise)
@@ -156,7 +158,7 @@ class PytorchSampler:
         tables = self._model.time_tables(num_steps)
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
-            observation = self._model.preprocess(_observation(tensors, dropped))
+            observation = self._model.preprocess(observation_of(tensors, dropped))
             return self._model.sample(observation, tensors["noise"], tables)
 
         return run
@@ -173,7 +175,7 @@ class PytorchSampler:
             if "generator" in kwargs:
                 seed = torch.randint(2**62, (1,), generator=self._generator)
                 kwargs["generator"].manual_seed(int(seed))
-            return write(_observation(tensors, dropped))
+            return write(observation_of(tensors, dropped))
 
         return run
 
@@ -212,11 +214,24 @@ class Graph:
 
     def __call__(self, host: dict[str, Tensor]) -> Tensor:
         """The output on the host; nothing is under way any more when it returns."""
+        self.send(host)
+        self.replay()
+        return self.fetch()
+
+    def send(self, host: dict[str, Tensor]) -> None:
+        """Starts the transfer of the inputs."""
         for key, value in host.items():
             self._staged[key].copy_(value)
         with torch.cuda.stream(self._stream):
             self._buffer.copy_(self._staging, non_blocking=True)
+
+    def replay(self) -> None:
+        with torch.cuda.stream(self._stream):
             self._graph.replay()
+
+    def fetch(self) -> Tensor:
+        """Waits for the output."""
+        with torch.cuda.stream(self._stream):
             self._fetched.copy_(self._output, non_blocking=True)
         self._stream.synchronize()
         return self._fetched.clone()  # the next call writes there
@@ -240,7 +255,7 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The inputs as one flat dict; images stay uint8 for the transfer."""
     images = {f"image/{key}": image for key, image in inputs["image"].items()}
     masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
@@ -249,7 +264,7 @@ def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(np.require(value, requirements=["C", "W"])) for key, value in arrays.items()}
 
 
-def _observation(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
+def observation_of(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
     def below(prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
