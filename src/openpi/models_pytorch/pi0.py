@@ -175,13 +175,16 @@ class Pi0(nn.Module):
 
     @torch.no_grad()
     def sample_actions(
-        self, observation: Observation, noise: Float[Tensor, "b ah ad"], *, num_steps: int = 10
+        self, observation: Observation, noise: Float[Tensor, "b ah ad"], *, num_steps: int = 10, tabulate: bool = True
     ) -> Float[Tensor, "b ah ad"]:
         """Action chunks, f32: integrates the velocity field from noise (t = 1) to actions (t = 0) in Euler steps.
 
         The prefix runs once; every step reuses its keys and values.
+
+        Args:
+            tabulate: see `time_tables`.
         """
-        return self.sample(self.preprocess(observation), noise, self.time_tables(num_steps))
+        return self.sample(self.preprocess(observation), noise, self.time_tables(num_steps, tabulate=tabulate))
 
     def sample(
         self,
@@ -211,16 +214,18 @@ class Pi0(nn.Module):
         return x_t + dt * self.denoise(state, x_t, of_time, context)
 
     @torch.no_grad()
-    def time_tables(self, num_steps: int) -> list[Tensor | Modulations]:
+    def time_tables(self, num_steps: int, *, tabulate: bool = True) -> list[Tensor | Modulations]:
         """What depends on the flow time only, for each Euler step.
 
-        Without it every step reads the weights of the adaptive norms again, half of the action expert's.
+        Args:
+            tabulate: also what the adaptive norms make of it. Without, every step reads their weights again, half of
+                the action expert's.
         """
         # Added up in f32, as a loop would.
         steps = torch.full((num_steps,), -1.0 / num_steps)
         times = torch.cumsum(torch.cat([torch.ones(1), steps[1:]]), dim=0)
         of_times = self.embed_time(times.to(self.action_in_proj.weight.device))
-        if not self.config.pi05:
+        if not (self.config.pi05 and tabulate):
             return list(of_times[:, None])
         return [self.language.modulations(1, row[None].to(self.dtype)) for row in of_times]
 
