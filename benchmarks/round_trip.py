@@ -77,11 +77,11 @@ async def serve_plain() -> None:
         await server.serve_forever()
 
 
-async def serve_ours() -> None:
+def serve_ours() -> None:
     from openpi.serving.server import PolicyServer
 
     server = PolicyServer(NoPolicy, port=0, metadata={}, on_listening=lambda port: print(port, flush=True))
-    await server.run()
+    server.run()
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve_plain() if args.serve == "plain" else serve_ours())
+            asyncio.run(serve_plain()) if args.serve == "plain" else serve_ours()
         return
     report = table(measure(args.rounds, args.requests)) + "\n\n" + setting(args.rounds, args.requests)
     print(report)

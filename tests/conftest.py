@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import hypothesis
@@ -65,6 +66,22 @@ def logging_as_before():
     yield
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
+
+
+@pytest.fixture
+def positronic(monkeypatch, logging_as_before):
+    """Runs an installed command of `positronic-compat` in this process; returns its exit code."""
+
+    def call(program: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        (command,) = metadata.entry_points(group="console_scripts", name=program)
+        try:
+            command.load()()
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return call
 
 
 @pytest.fixture

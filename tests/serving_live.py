@@ -3,7 +3,6 @@
 Run as a program it serves `TestPolicy` on a port: `python serving_live.py PORT`.
 """
 
-import asyncio
 import contextlib
 import queue
 import subprocess
@@ -76,7 +75,7 @@ def server_thread(load: Callable[[], BasePolicy], **options) -> Iterator[tuple[P
 
     def run() -> None:
         try:
-            asyncio.run(server.run())
+            server.run()
         except Exception as error:
             errors.append(error)
 
@@ -126,6 +125,4 @@ class ServerProcess:
 
 
 if __name__ == "__main__":
-    asyncio.run(
-        PolicyServer(TestPolicy, port=int(sys.argv[1]), on_listening=lambda port: print(port, flush=True)).run()
-    )
+    PolicyServer(TestPolicy, port=int(sys.argv[1]), on_listening=lambda port: print(port, flush=True)).run()

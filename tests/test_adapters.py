@@ -1,6 +1,7 @@
 """Fine-tuning with adapters: what changes, what is saved, and checkpoints without the frozen weights."""
 
 import dataclasses
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -204,3 +205,17 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint_before(r
     with pytest.raises(RuntimeError, match=r"the loss of step \d+ is nan; the checkpoint of step 2 is from before"):
         run(recipe, "too_fast", resume=True, lr_schedule=fast, num_train_steps=8)
     assert [entry.name for entry in run_folder.iterdir() if entry.name.isdigit()] == ["2"]
+
+
+def test_adapters_over_one_base_share_it_in_memory_and_it_goes_with_the_last_of_them(light, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(light, other)
+    policies = [create_trained_policy(load_recipe(folder), folder) for folder in (light, other)]
+    first, second = (flatten(policy._sampler._model.params) for policy in policies)
+    frozen = json.loads((light / ADAPTERS_FILE).read_text())["frozen"]
+    assert frozen and all(first[path] is second[path] for path in frozen)
+    assert [path for path in first if path not in frozen and first[path] is second[path]] == []
+    assert policies[1].infer(OBSERVATION)["actions"].shape == policies[0].infer(OBSERVATION)["actions"].shape
+    del policies, first, second
+    gc.collect()
+    assert all(not kept for kept in orbax_io._frozen_on_device.values())

@@ -13,7 +13,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.server
 
-from openpi_client import msgpack_numpy, websocket_client_policy
+from openpi_client import connection, msgpack_numpy, websocket_client_policy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread
 
@@ -80,7 +80,7 @@ def test_the_client_understands_the_recorded_server(golden):
     ],
 )
 def test_hosts_and_urls_are_understood(host, port, uri):
-    assert websocket_client_policy._uri(host, port) == uri
+    assert connection.uri(host, port) == uri
 
 
 def test_the_api_key_travels_in_the_upgrade_request():

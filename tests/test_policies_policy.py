@@ -304,3 +304,34 @@ def test_serving_never_reaches_for_statistics_outside_the_checkpoint(golden, tmp
     pipeline = load_pipeline(recipe, tmp_path)
     np.testing.assert_array_equal(pipeline.data_config.norm_stats["state"].mean, stats["state"].mean)
     assert not [url for url in asked if "://" in url]
+
+
+def test_a_batch_gives_each_observation_what_it_gets_alone(recipe, golden):
+    policy = create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
+    observations = [make_droid_example() for _ in range(3)]
+    noises = np.random.default_rng(2).normal(size=(3, 10, 8)).astype(np.float32)
+    one_by_one = policy.infer_batch(observations, noise=noises)  # nothing else is compiled yet
+    assert policy.batch_sizes == (1,)
+    policy.warm_up(make_droid_example(), batch_size=4)
+    assert policy.batch_sizes == (1, 4)
+    together = policy.infer_batch(observations, noise=noises)
+    for single, batched, observation, noise_ in zip(one_by_one, together, observations, noises, strict=True):
+        alone = policy.infer(observation, noise=noise_)["actions"]
+        np.testing.assert_array_equal(single["actions"], alone)
+        np.testing.assert_allclose(batched["actions"], alone, atol=F32, rtol=F32)
+
+
+def test_an_observation_of_a_batch_that_does_not_fit_leaves_the_others_alone(policy):
+    good = make_droid_example()
+    bad = {key: value for key, value in good.items() if key != "observation/exterior_image_1_left"}
+    first, failed, last = policy.infer_batch([good, bad, good])
+    assert first["actions"].shape == last["actions"].shape == (10, 8)
+    assert isinstance(failed, KeyError) and "observation/exterior_image_1_left" in str(failed)
+
+
+def test_the_view_of_an_observation_is_what_the_model_gets_before_normalisation(policy):
+    observation = make_droid_example()
+    seen = policy.view(observation)
+    assert {image.shape for image in seen["image"].values()} == {(224, 224, 3)}
+    joints = [observation["observation/joint_position"], observation["observation/gripper_position"]]
+    np.testing.assert_allclose(seen["state"], np.concatenate(joints))

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import threading
@@ -163,10 +164,20 @@ def test_a_failed_request_gets_its_traceback_and_close_1011(port, request_frame,
         assert closed.value.rcvd.reason == "Internal server error. Traceback included in previous frame."
 
 
-def test_the_traceback_shows_the_policy_and_not_the_server(client):
-    with pytest.raises(RuntimeError, match="Error in inference server:\nTraceback") as failure:
+def test_the_traceback_of_a_server_in_debug_mode_shows_the_policy_and_not_the_server(policy):
+    with server_thread(lambda: policy, debug=True) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        with pytest.raises(RuntimeError, match="Error in inference server:\nTraceback") as failure:
+            client.infer({"fail": "deliberate failure"})
+        assert "serving_live.py" in str(failure.value) and "batching.py" not in str(failure.value)
+
+
+def test_other_servers_send_the_reason_and_where_the_log_has_the_rest(client, caplog):
+    with pytest.raises(RuntimeError, match="ValueError: deliberate failure") as failure:
         client.infer({"fail": "deliberate failure"})
-    assert "serving_live.py" in str(failure.value) and "inference_thread.py" not in str(failure.value)
+    assert "serving_live.py" not in str(failure.value)
+    [number] = re.findall(r"error ([0-9a-f]{8}) in the server's log", str(failure.value))
+    [record] = [record for record in caplog.records if number in record.getMessage()]
+    assert record.exc_info is not None
 
 
 @pytest.mark.parametrize(

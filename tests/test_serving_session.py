@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from openpi.serving.openpi_session import Binary, Close, OpenpiSession, Text
+from openpi.codecs.catalog import get_codec
+from openpi.policies.guards import ObservationError
+from openpi.serving.frames import Binary, Close, Text
+from openpi.serving.openpi_session import OpenpiSession
+from openpi.serving.positronic_session import PositronicSession
 from openpi_client import msgpack_numpy
 
 
@@ -19,23 +23,23 @@ def transcript(golden):
 
 
 @pytest.fixture
-def session(transcript):
-    steps, _ = transcript
-    return OpenpiSession(msgpack_numpy.unpackb(steps["00_metadata"]))
+def session():
+    return OpenpiSession()
 
 
 def test_a_session_opens_with_the_recorded_metadata_frame(session, transcript):
-    assert session.opening(0.0) == [Binary(transcript[0]["00_metadata"])]
+    metadata = msgpack_numpy.unpackb(transcript[0]["00_metadata"])
+    assert session.opening(metadata, 0.0) == [Binary(transcript[0]["00_metadata"])]
 
 
 def test_replies_have_the_recorded_bytes(session, transcript):
     steps, _ = transcript
-    session.opening(0.0)
+    session.opening({}, 0.0)
     for name in ("01", "02"):
         session.received(steps[f"{name}_request"])
         recorded = msgpack_numpy.unpackb(steps[f"{name}_response"])
         timing = recorded.pop("server_timing")
-        [reply] = session.replied(recorded, timing["infer_ms"] / 1000)
+        [reply] = session.replied([recorded], timing["infer_ms"] / 1000)
         ours = msgpack_numpy.unpackb(reply.data)
         assert list(ours["server_timing"]) == list(timing)
         # Measurements differ in their last digit; with the recorded ones in place the frame must be the same.
@@ -45,7 +49,7 @@ def test_replies_have_the_recorded_bytes(session, transcript):
 
 
 def test_requests_decode_to_observations(session, transcript):
-    observation = session.received(transcript[0]["01_request"])
+    [observation] = session.received(transcript[0]["01_request"])
     assert all(isinstance(key, str) for key in observation)
     arrays = [value for value in observation.values() if isinstance(value, np.ndarray)]
     assert all(not array.flags.writeable for array in arrays)
@@ -53,7 +57,7 @@ def test_requests_decode_to_observations(session, transcript):
 
 def test_a_failure_sends_the_traceback_and_closes_as_recorded(session, transcript):
     steps, recorded = transcript
-    observation = session.received(steps["03_bad_request"])
+    [observation] = session.received(steps["03_bad_request"])
     try:
         raise ValueError("deliberate failure")
     except ValueError as error:
@@ -66,10 +70,10 @@ def test_a_failure_sends_the_traceback_and_closes_as_recorded(session, transcrip
 
 
 def test_the_time_of_the_previous_exchange_comes_with_the_second_reply(session):
-    session.opening(10.0)
+    session.opening({}, 10.0)
     timings = []
     for now_s in (11.0, 11.5, 14.0):
-        [reply] = session.replied({"actions": np.zeros(3)}, 0.25)
+        [reply] = session.replied([{"actions": np.zeros(3)}], 0.25)
         timings.append(msgpack_numpy.unpackb(reply.data)["server_timing"])
         session.sent(now_s)
     assert timings == [
@@ -81,7 +85,7 @@ def test_the_time_of_the_previous_exchange_comes_with_the_second_reply(session):
 
 def test_a_policy_s_own_result_is_not_changed(session):
     result = {"actions": np.zeros(3)}
-    session.replied(result, 0.1)
+    session.replied([result], 0.1)
     assert list(result) == ["actions"]
 
 
@@ -89,7 +93,7 @@ def test_a_policy_s_own_result_is_not_changed(session):
     ("message", "reason"),
     [
         ("text", "text frame"),
-        (msgpack_numpy.packb([1, 2]), "received a list"),
+        (msgpack_numpy.packb([1, 2]), "received a int"),
         (msgpack_numpy.packb(np.zeros(3)), "received a ndarray"),
         (b"", "incomplete"),
     ],
@@ -104,3 +108,95 @@ def test_recorded_bad_messages_are_refused(session, golden):
     for case in manifest["refused_on_decode"]:
         with pytest.raises((ValueError, TypeError, KeyError)):
             session.received((golden / "wire" / "openpi" / case["file"]).read_bytes())
+
+
+def test_a_list_of_observations_is_answered_as_one_batch(session):
+    session.opening({}, 0.0)
+    assert len(session.received(msgpack_numpy.packb([{"x": 1}, {"x": 2}]))) == 2
+    [frame] = session.replied([{"actions": np.ones(2)}, ObservationError("'x' is odd")], 0.5)
+    answer = msgpack_numpy.unpackb(frame.data)
+    assert answer["batch"][1] == {"error": "ObservationError: 'x' is odd"}
+    np.testing.assert_array_equal(answer["batch"][0]["actions"], np.ones(2))
+    assert answer["server_timing"] == {"infer_ms": 500.0}
+
+
+def test_an_observation_that_does_not_fit_leaves_the_session_open(session):
+    assert session.failed(ObservationError("'x' is odd")) == [Text("ObservationError: 'x' is odd")]
+
+
+def test_only_a_server_in_debug_mode_sends_the_lines_of_a_traceback(transcript):
+    try:
+        raise ValueError("deliberate failure")
+    except ValueError as error:
+        short, _ = OpenpiSession().failed(error, "1234abcd")
+        whole, _ = OpenpiSession(debug=True).failed(error, "1234abcd")
+    assert "1234abcd" in short.text and "test_serving_session.py" not in short.text
+    assert "test_serving_session.py" in whole.text
+
+
+# Positronic's protocol
+
+
+@pytest.fixture(scope="module")
+def positronic(golden):
+    """name -> bytes of a recorded frame, and the recording's steps."""
+    folder = golden / "wire" / "positronic_session"
+    steps = json.loads((folder / "transcript.json").read_text())["steps"]
+    return {step["name"]: (folder / step["file"]).read_bytes() for step in steps if "file" in step}, {
+        step["name"]: step["closed"] for step in steps if "closed" in step
+    }
+
+
+def test_ready_and_loading_frames_have_the_recorded_bytes(positronic):
+    frames, _ = positronic
+    session = PositronicSession()
+    loading = msgpack_numpy.unpackb(frames["20_load_0"])
+    assert session.loading("loading", loading["message"]) == [Binary(frames["20_load_0"])]
+    for name in ("00_ready", "20_load_1"):
+        assert session.opening(msgpack_numpy.unpackb(frames[name])["meta"], 0.0) == [Binary(frames[name])]
+
+
+def test_recorded_positronic_requests_are_answered_with_the_recorded_bytes(positronic):
+    frames, _ = positronic
+    session = PositronicSession(get_codec("ee"))
+    for number in ("01", "04"):
+        [observation] = session.received(frames["01_request"])
+        assert observation["observation/state"].shape == (8,)
+        assert observation["observation/image"].shape == (224, 224, 3)
+        # What the recorded policy gave: a constant pose, with an identity rotation, and an open gripper.
+        answer = frames[f"{number}_response" if number == "01" else "04_response_after_errors"]
+        steps = msgpack_numpy.unpackb(answer)["result"]
+        row = np.array([*steps[0]["robot_command"]["pose"][:3], 1, 0, 0, 0, steps[0]["target_grip"]], np.float32)
+        assert session.replied([{"actions": np.tile(row, (50, 1))}], 0.1) == [Binary(answer)]
+
+
+def test_positronic_errors_have_the_recorded_form_and_a_text(positronic):
+    frames, _ = positronic
+    session = PositronicSession(get_codec("ee"))
+    with pytest.raises(KeyError, match=r"'grip'.*robot_state\.q"):
+        session.received(frames["02_request_missing_grip"])
+    recorded = msgpack_numpy.unpackb(frames["02_error_session_stays_open"])["error"]
+    # The recorded text is that of a KeyError, with its quotes.
+    assert session.failed(KeyError(recorded[1:-1])) == [Binary(frames["02_error_session_stays_open"])]
+    for message in (b"\xc1", "a text frame", msgpack_numpy.packb([1])):
+        with pytest.raises(ValueError) as failure:
+            session.received(message)
+        [frame] = session.failed(failure.value)
+        assert msgpack_numpy.unpackb(frame.data)["error"]
+
+
+def test_an_unknown_checkpoint_ends_the_session_as_recorded(positronic):
+    frames, closed = positronic
+    error = msgpack_numpy.unpackb(frames["10_unknown_checkpoint"])["error"]
+    frame, close = PositronicSession().refused(LookupError(error))
+    assert frame == Binary(frames["10_unknown_checkpoint"])
+    assert (close.code, close.reason) == (closed["10_close"]["code"], closed["10_close"]["reason"])
+
+
+def test_without_a_codec_observations_and_actions_pass_as_they_are():
+    session = PositronicSession()
+    assert session.received(msgpack_numpy.packb({"x": 1})) == [{"x": 1}]
+    [frame] = session.replied([{"actions": np.arange(4.0).reshape(2, 2), "warnings": ["far"]}], 0.1)
+    answer = msgpack_numpy.unpackb(frame.data)
+    assert [step["action"].tolist() for step in answer["result"]] == [[0.0, 1.0], [2.0, 3.0]]
+    assert answer["warnings"] == ["far"]

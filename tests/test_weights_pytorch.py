@@ -387,6 +387,23 @@ def noise() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(10, 8)).astype(np.float32)
 
 
+@pytest.mark.parametrize("backend", ["jax", "pytorch"])
+def test_requests_run_together_on_either_backend(backend: str, converted: dict[str, Path]) -> None:
+    """As the server does: another size is warmed up when it is wanted, which takes nothing of the noise."""
+    args = serve.parse([str(converted["pi05"]), "--num-steps=1", "--backend", backend])
+    models = serve.find_models(args)
+    policy, untouched = (models.load(models.resolve(None)) for _ in range(2))
+    policy.warm_up(EXAMPLE, batch_size=2)
+    assert policy.batch_sizes == (1, 2)
+    np.testing.assert_array_equal(policy.infer(EXAMPLE)["actions"], untouched.infer(EXAMPLE)["actions"])
+    observations = [EXAMPLE, {**EXAMPLE, "prompt": "fold the towel"}, {"prompt": "no state"}]
+    given = np.stack([noise(), -noise(), noise()])
+    *found, refused = policy.infer_batch(observations, noise=given)
+    assert isinstance(refused, Exception)
+    for obs, start, answer in zip(observations, given, found, strict=False):
+        np.testing.assert_allclose(answer["actions"], policy.infer(obs, noise=start)["actions"], atol=2e-2)
+
+
 @pytest.mark.parametrize("family", ["pi05", "pi0_lora"])
 def test_either_backend_serves_either_layout_with_the_same_actions(
     family: str, sources: dict[str, Source], converted: dict[str, Path], tmp_path: Path

@@ -1,28 +1,32 @@
-"""`openpi serve DIR`: serves a checkpoint to robots.
+"""`openpi serve DIR`: serves checkpoints to robots.
 
-The checkpoint says everything that is needed: weights, statistics, recipe and contract. Exit codes: 0 =
+A checkpoint says everything that is needed: weights, statistics, recipe and contract. Exit codes: 0 =
 stopped by SIGTERM or Ctrl-C; 2 = bad command line; 1 = refused or failed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openpi.training.processor import wait_asleep
 
 if TYPE_CHECKING:
+    import ssl
+
+    from openpi.codecs.codec import Codec
+    from openpi.policies.policy import Policy
+    from openpi.serving.catalog import Catalog
     from openpi.training.config import TrainConfig
     from openpi_client.base_policy import BasePolicy
 
-SUMMARY = "serve a checkpoint to robots over websocket"
+SUMMARY = "serve checkpoints to robots over websocket"
 
 API_KEY_VARIABLE = "OPENPI_API_KEY"
 
@@ -37,28 +41,45 @@ logger = logging.getLogger("openpi")
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Serves a checkpoint to robots over websocket.
+    """Serves checkpoints to robots over websocket.
 
     Attributes:
-        checkpoint: a step's folder, or a run's folder (its latest complete step is served); a URL is
-            downloaded.
+        checkpoint: a step's folder, or a run's folder: its latest complete step is the default, the others are loaded
+            when a client asks for them; a URL is downloaded.
+        model: further checkpoints, NAME=PLACE each, such as adapters of another task; adapters over one base share it.
+        default_model: step or name that clients get who ask for none.
+        max_models: in memory at once; the least recently used makes room.
         config: recipe to use instead of the checkpoint's own.
+        codec: of Positronic sessions (/api/v1/session), such as ee; without one, observations and actions pass as they
+            are.
         host: address to listen on; 0.0.0.0 opens the server to the network.
         port: 0 chooses a free one.
         port_file: file to write the port into once it is open.
         default_prompt: for requests that have no prompt.
-        record: folder to record every request and answer in.
+        record: folder to record every session in, for `openpi replay`.
         num_steps: denoising steps per chunk.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still,
             marked with `held`.
         dtype: of the model's activations, instead of the recipe's.
         backend: what runs the model; default: PyTorch for model.safetensors, else JAX. Either runs every checkpoint.
         pytorch_device: such as cuda:1 or cpu; implies --backend pytorch.
+        max_batch: requests that wait are run together, so many at most; 1 = one at a time.
+        batch_wait_ms: how long to wait for others after a batch of several; a lone client never waits.
+        max_sessions: open at once; more are refused.
+        max_message_mib: larger messages end their session.
+        idle_timeout_s: a session without requests for so long is closed; 0 = never.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
+        tls_cert: certificate chain (PEM), for wss:// and https://.
+        tls_key: its private key (PEM).
+        debug: send whole tracebacks to clients.
     """
 
     checkpoint: str
+    model: tuple[str, ...] = ()
+    default_model: str | None = None
+    max_models: int = 1
     config: str | None = None
+    codec: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     port_file: Path | None = None
@@ -69,7 +90,15 @@ class Args:
     dtype: Literal["float32", "bfloat16"] | None = None
     backend: Literal["jax", "pytorch"] | None = None
     pytorch_device: str | None = None
+    max_batch: int = 8
+    batch_wait_ms: float = 2.0
+    max_sessions: int = 128
+    max_message_mib: int = 256
+    idle_timeout_s: float = 3600.0
     api_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    debug: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,30 +106,149 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parse(argv)
     configure_logging()
-    if "://" not in args.checkpoint:  # else it may take long: the port is open meanwhile
-        try:
-            find_checkpoint(args.checkpoint)
-        except OSError as error:
-            return refuse(error)
-    load = functools.partial(
-        load_policy,
-        args.checkpoint,
-        args.config,
-        dtype=args.dtype,
-        default_prompt=args.default_prompt,
-        record=args.record,
-        num_steps=args.num_steps,
-        on_undecodable=args.on_undecodable,
-        backend=args.backend,
-        pytorch_device=args.pytorch_device,
-    )
-    return run_server(load, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
+    return serve(args)
 
 
 def parse(argv: list[str] | None) -> Args:
     import tyro
 
-    return tyro.cli(Args, args=argv, prog="openpi serve", config=(tyro.conf.PositionalRequiredArgs,))
+    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction)
+    return tyro.cli(Args, args=argv, prog="openpi serve", config=config)
+
+
+def serve(args: Args, *, codec: Codec | None = None) -> int:
+    """Serves until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        codec: of Positronic sessions, instead of one by name.
+    """
+    from openpi.serving.access import Limits
+    from openpi.serving.batching import Batching
+    from openpi.serving.recording import SessionRecorder
+
+    try:
+        options = {
+            "codec": codec or served_codec(args.codec),
+            "tls": tls_context(args.tls_cert, args.tls_key),
+            "limits": Limits(
+                max_message_bytes=args.max_message_mib * 2**20,
+                max_sessions=args.max_sessions,
+                idle_timeout_s=args.idle_timeout_s or None,
+            ),
+            "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
+            "max_models": args.max_models,
+            "debug": args.debug,
+        }
+        models = find_models(args)
+        options["recorder"] = SessionRecorder(args.record) if args.record else None
+    except (ValueError, LookupError, OSError, ImportError) as error:
+        return refuse(error)
+    return run_server(
+        models, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key, options=options
+    )
+
+
+def find_models(args: Args) -> Catalog:
+    """What the command line offers. Checkpoints on this machine are looked for at once; what is at a URL is fetched
+    when it is used.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint; says what is there.
+        ValueError: a further model is not written as NAME=PLACE.
+        LookupError: the default model is none of them.
+    """
+    from openpi.serving.catalog import Checkpoints, is_complete, steps_at, steps_in
+
+    load = functools.partial(
+        load_policy,
+        config=args.config,
+        dtype=args.dtype,
+        default_prompt=args.default_prompt,
+        num_steps=args.num_steps,
+        on_undecodable=args.on_undecodable,
+        backend=args.backend,
+        pytorch_device=args.pytorch_device,
+    )
+    named = dict(_name_and_place(text) for text in args.model)
+    if "://" in args.checkpoint:
+        found = steps_at(args.checkpoint)
+        steps = (lambda: found) if found else dict
+        named = named if found else {_last_part(args.checkpoint): args.checkpoint, **named}
+    else:
+        step = find_checkpoint(args.checkpoint)
+        place = Path(args.checkpoint).expanduser()
+        if is_complete(place) or step == place:
+            steps = functools.partial(dict, {_last_part(str(place.absolute())): str(place)})
+        else:
+            steps = functools.partial(steps_in, place)
+    described = {
+        "config_name": args.config or _recipe_name(args.checkpoint),
+        "checkpoint_path": args.checkpoint,
+        "experiment_name": _last_part(args.checkpoint),
+    }
+    catalog = Checkpoints(load, steps, named, args.default_model, described)
+    catalog.resolve(None)
+    return catalog
+
+
+def _name_and_place(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not (name and equals and place):
+        raise ValueError(f"--model {text} is not NAME=PLACE, such as fold=checkpoints/fold/20000")
+    if "://" not in place:
+        find_checkpoint(place)
+    return name, place
+
+
+def _last_part(place: str) -> str:
+    return place.rstrip("/").rpartition("/")[2] or place
+
+
+def _recipe_name(place: str) -> str | None:
+    """Of a checkpoint on this machine that brings its recipe."""
+    from openpi.training.recipe_io import load_recipe
+
+    try:
+        return None if "://" in place else load_recipe(find_checkpoint(place)).name
+    except (OSError, ValueError):
+        return None
+
+
+def served_codec(name: str | None) -> Codec | None:
+    """The codec of Positronic sessions; the published ones speak the keys of the recipes, whichever those of the
+    dataset are.
+
+    Raises:
+        ValueError, OSError, ImportError: there is none of that name.
+    """
+    from openpi.codecs import catalog
+
+    if name is None:
+        return None
+    codec = catalog.get_codec(name)
+    is_published = name.removeprefix("older/") in {*catalog.CURRENT, *catalog.OLDER, "eepose"}
+    return catalog.for_slash_keys(codec) if is_published else codec
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """For a server with this certificate; None without one.
+
+    Raises:
+        ValueError: only one of the two is given, or they do not belong together.
+        OSError: they cannot be read.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ValueError("--tls-cert and --tls-key go together; give both, or neither")
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ValueError(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
+    return context
 
 
 def find_checkpoint(place: str) -> Path:
@@ -109,17 +257,15 @@ def find_checkpoint(place: str) -> Path:
     Raises:
         FileNotFoundError: there is no checkpoint; says what is there.
     """
+    from openpi.serving.catalog import steps_in
     from openpi.shared import download
     from openpi.weights import safetensors_io
 
     folder = download.maybe_download(place)
     if (folder / "params").is_dir() or safetensors_io.is_here(folder):
         return folder
-    complete = [file.parents[1].name for file in folder.glob("*/params/_METADATA")]
-    complete += [entry.name for entry in folder.glob("*") if safetensors_io.is_here(entry)]
-    steps = [int(name) for name in complete if name.isdigit()]
-    if steps:
-        return folder / str(max(steps))
+    if steps := steps_in(folder):
+        return Path(list(steps.values())[-1])
     found = sorted(entry.name for entry in folder.iterdir())[:10] if folder.is_dir() else []
     raise FileNotFoundError(
         f"{folder} is neither a checkpoint (a folder with params/ or model.safetensors) nor the folder of a run "
@@ -176,12 +322,11 @@ def load_policy(
     *,
     dtype: str | None = None,
     default_prompt: str | None = None,
-    record: Path | None = None,
     num_steps: int | None = None,
     on_undecodable: Literal["error", "hold"] = "error",
     backend: Literal["jax", "pytorch"] | None = None,
     pytorch_device: str | None = None,
-) -> BasePolicy:
+) -> Policy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
     checkpoint = find_checkpoint(place)
     recipe = with_dtype(choose_recipe(checkpoint, config), dtype)
@@ -189,7 +334,6 @@ def load_policy(
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jax").expanduser()))
     wait_asleep()
     from openpi.policies import policy_config
-    from openpi.policies.policy import PolicyRecorder
     from openpi.policies.robot_spec import find_spec
     from openpi.serving.warm_up import warm_up
 
@@ -209,31 +353,39 @@ def load_policy(
     robot = policy.contract or find_spec(recipe.data.create(recipe.assets_dirs, recipe.model).data_transforms.inputs)
     if robot is not None:
         warm_up(policy, robot.cameras, robot.state)
-    return policy if record is None else PolicyRecorder(policy, str(record))
+    return policy
 
 
 def run_server(
-    load: Callable[[], BasePolicy],
+    models: Catalog | Callable[[], BasePolicy],
     *,
     host: str,
     port: int,
     port_file: Path | None = None,
     api_key: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> int:
-    """Serves what `load` makes until SIGTERM or Ctrl-C; returns the exit code."""
+    """Serves models, or what a function makes, until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        options: further ones of `PolicyServer`.
+    """
     from openpi.serving.server import PolicyServer
 
+    options = options or {}
+    scheme = "wss" if options.get("tls") else "ws"
     server = PolicyServer(
-        load,
+        models,
         host=host,
         port=port,
         api_key=api_key or os.environ.get(API_KEY_VARIABLE),
-        on_listening=functools.partial(announce, host, port_file),
+        on_listening=functools.partial(announce, host, port_file, scheme),
+        **options,
     )
     try:
-        asyncio.run(server.run())
+        server.run()
         code = 0
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, LookupError, OSError, ImportError) as error:
         code = refuse(error)
     except Exception:
         logger.exception("The server failed")
@@ -246,13 +398,14 @@ def run_server(
     return code
 
 
-def announce(host: str, port_file: Path | None, port: int) -> None:
+def announce(host: str, port_file: Path | None, scheme: str, port: int) -> None:
     """Says where the server is: in `port_file` (whole or not at all), and in the log."""
     if port_file is not None:
         partial = port_file.with_name(f".{port_file.name}.partial")
         partial.write_text(f"{port}\n")
         partial.rename(port_file)
-    logger.info("Policy server on ws://%s:%d; health: http://%s:%d/healthz", host, port, host, port)
+    page = f"{scheme.replace('ws', 'http')}://{host}:{port}"
+    logger.info("Policy server on %s://%s:%d; status: %s; health: %s/healthz", scheme, host, port, page, page)
     if host in ("0.0.0.0", "::"):
         logger.info("Reachable from the network as %s", _network_names())
 

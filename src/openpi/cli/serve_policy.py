@@ -14,9 +14,12 @@ import functools
 import logging
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from openpi.cli import serve
+
+if TYPE_CHECKING:
+    from openpi_client.base_policy import BasePolicy
 
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
 _RECORD_FOLDER = Path("policy_records")
@@ -116,15 +119,31 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return serve.refuse(error)
     load = functools.partial(
-        serve.load_policy,
-        chosen.dir,
-        chosen.config,
-        default_prompt=args.default_prompt,
-        record=_RECORD_FOLDER if args.record else None,
+        load_policy,
+        chosen,
+        args.default_prompt,
+        record=args.record,
         backend=args.backend,
         pytorch_device=args.pytorch_device,
     )
     return serve.run_server(load, host="0.0.0.0", port=args.port)
+
+
+def load_policy(
+    chosen: Checkpoint,
+    default_prompt: str | None,
+    *,
+    record: bool,
+    backend: Literal["jax", "pytorch"] | None = None,
+    pytorch_device: str | None = None,
+) -> BasePolicy:
+    """The policy, warm; one that records all requests in one folder, as documented, if asked to."""
+    from openpi.policies.policy import PolicyRecorder
+
+    policy = serve.load_policy(
+        chosen.dir, chosen.config, default_prompt=default_prompt, backend=backend, pytorch_device=pytorch_device
+    )
+    return PolicyRecorder(policy, _RECORD_FOLDER) if record else policy
 
 
 def parse(argv: list[str] | None) -> Args:

@@ -242,6 +242,11 @@ def restore_params(
     return orbax_io.read_params(params_path, dtype=dtype, as_numpy=restore_type is np.ndarray, sharding=sharding)
 
 
+def restore_on_device(params_path: Path | str, *, dtype: Any = None) -> dict[str, Any]:
+    """`restore_params` as `jax.Array`s on the first device. The base of adapters is there once, whatever uses it."""
+    return restore_params(params_path, restore_type=jax.Array, dtype=dtype)
+
+
 def match_params(expected: Mapping[str, Any], params: Mapping[str, Any], *, remove_extra: bool) -> dict[str, Any]:
     """Checks a parameter tree against the model's; returns it without unknown leaves if `remove_extra`.
 

@@ -272,6 +272,27 @@ class Contract:
             if mine.get(key) != theirs.get(key)
         ]
 
+    def as_metadata(self) -> dict[str, Any]:
+        """What a robot's program needs, as plain data for the handshake of a server."""
+        return {
+            "robot": self.robot,
+            "model_type": self.model_type,
+            "cameras": [
+                {
+                    "key": camera.key,
+                    "shape": None if camera.shape is None else [*camera.shape, 3],
+                    "layout": camera.layout,
+                    "dtype": "uint8",
+                    "required": camera.required,
+                }
+                for camera in self.cameras
+            ],
+            "state": [_vector_metadata(vector) for vector in self.state],
+            "actions": {**_vector_metadata(self.actions), "kind": self.action_kind, "horizon": self.action_horizon},
+            "control_hz": self.control_hz,
+            "default_prompt": self.default_prompt,
+        }
+
     def describe(self) -> str:
         """The contract in lines for people."""
         rate = f" at {self.control_hz:g} Hz" if self.control_hz else ""
@@ -389,6 +410,10 @@ def _from_json(document: dict[str, Any]) -> Contract:
         fields[name] = None if fields[name] is None else tuple(fields[name])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
     return Contract(**fields)
+
+
+def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
+    return {"key": vector.key, "width": vector.width, "names": list(vector.names), "units": list(vector.units)}
 
 
 def _camera(entry: dict[str, Any]) -> CameraSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.contract import Contract
-from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.guards import ContractGuard, RangeGuard, collected_warnings
 from openpi.policies.recorder import PolicyRecorder
 from openpi_client.base_policy import BasePolicy
 
@@ -74,12 +75,13 @@ class Policy(BasePolicy):
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
         self._sampler = sampler
         self._to_model = _transforms.compose([*guards, *transforms])
-        unguarded = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
-        self._to_model_unchecked = _transforms.compose(unguarded)
+        self._unchecked_steps = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
+        self._to_model_unchecked = _transforms.compose(self._unchecked_steps)
         self._to_robot = _transforms.compose(output_transforms)
         self._hold = None if hold_transforms is None else _transforms.compose(hold_transforms)
         self.num_undecodable = 0
         self._sample_kwargs = dict(sample_kwargs or {})
+        self._compiled_sizes: tuple[int, ...] = (1,)
         self.metadata = dict(metadata or {})
         self.contract = contract
 
@@ -91,25 +93,80 @@ class Policy(BasePolicy):
             noise: f32[ah, ad] or [1, ah, ad] that the chunk is made from; None = drawn.
         Returns:
             `actions` float[ah, d] in the robot's units, and `policy_timing/infer_ms`, the time the model
-            took. `held` true when the actions stand still because the model wrote no chunk.
+            took. `held` true when the actions stand still because the model wrote no chunk; `warnings` where the
+            observation is suspicious, such as far outside of the training data.
         Raises:
             UndecodableActionsError: the model wrote no chunk, and the policy has no `hold_transforms`.
             ActionsError: the actions are not finite.
             ObservationError, KeyError: the observation does not fit; field, found, expected and fix are named.
         """
-        inputs = self._to_model(_copied(obs))
-        batched = {key: _with_batch_axis(value) for key, value in inputs.items()}
-        noise = None if noise is None else self._batched_noise(noise)
-        start = time.perf_counter()
-        actions = self._sampler.sample(batched, noise, **self._sample_kwargs)
-        infer_ms = 1000 * (time.perf_counter() - start)
-        state = np.asarray(inputs["state"])
+        [result] = self.infer_batch([obs], noise=noise)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def infer_batch(
+        self, observations: Sequence[dict], *, noise: np.ndarray | None = None
+    ) -> list[dict[str, Any] | Exception]:
+        """Chunks of actions for several observations, run by the model together.
+
+        Args:
+            observations: as of `infer`.
+            noise: f32[b, ah, ad] that the chunks are made from; None = drawn.
+        Returns:
+            for each observation what `infer` returns, or the exception that it raises: the others are not affected.
+        """
+        noise = None if noise is None else self._checked_noise(noise, len(observations))
+        results: list[Any] = [self._prepared(obs) for obs in observations]
+        alike: dict[Any, list[int]] = {}
+        for i, item in enumerate(results):
+            if isinstance(item, _Prepared):
+                alike.setdefault(_shapes(item.inputs), []).append(i)
+        for indices in alike.values():
+            for part in _parts(indices, self.batch_sizes):
+                answers = self._sample([results[i] for i in part], None if noise is None else noise[part])
+                for i, answer in zip(part, answers, strict=True):
+                    results[i] = answer
+        return results
+
+    def _prepared(self, obs: dict) -> _Prepared | Exception:
+        """An observation as the model takes it; or why it does not fit."""
         try:
-            outputs = self._to_robot({"state": state, "actions": np.asarray(actions)[0]})
+            with collected_warnings() as warnings:
+                return _Prepared(self._to_model(_copied(obs)), warnings)
+        except Exception as error:  # Transforms are anybody's; what they raise is for whoever sent the observation.
+            return error
+
+    def _sample(self, items: Sequence[_Prepared], noise: np.ndarray | None) -> list[dict[str, Any] | Exception]:
+        """Runs the model once; a batch that is smaller than what was compiled is filled with its last item."""
+        size = _size_for(len(items), self.batch_sizes)
+        batch = _stacked([item.inputs for item in items], size)
+        if noise is not None:
+            noise = np.concatenate([noise, np.repeat(noise[-1:], size - len(noise), axis=0)])
+        start = time.perf_counter()
+        try:
+            actions = np.asarray(self._sampler.sample(batch, noise, **self._sample_kwargs))
+        except Exception as error:
+            return [error] * len(items)
+        infer_ms = 1000 * (time.perf_counter() - start)
+        return [self._finished(item, actions[i], infer_ms) for i, item in enumerate(items)]
+
+    def _finished(self, item: _Prepared, actions: np.ndarray, infer_ms: float) -> dict[str, Any] | Exception:
+        state = np.asarray(item.inputs["state"])
+        try:
+            outputs = self._outputs(state, actions)
+        except Exception as error:
+            return error
+        warnings = {"warnings": item.warnings} if item.warnings else {}
+        return {**outputs, **warnings, "policy_timing": {"infer_ms": infer_ms}}
+
+    def _outputs(self, state: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
+        try:
+            outputs = self._to_robot({"state": state, "actions": actions})
         except UndecodableActionsError as error:
             outputs = self._stand_still(state, error)
         _check_finite(outputs)
-        return {**outputs, "policy_timing": {"infer_ms": infer_ms}}
+        return outputs
 
     def _stand_still(self, state: np.ndarray, error: UndecodableActionsError) -> dict:
         self.num_undecodable += 1
@@ -118,8 +175,22 @@ class Policy(BasePolicy):
             raise error
         return {**self._hold({"state": state}), "held": True}
 
-    def warm_up(self, obs: dict) -> None:
+    def view(self, obs: dict) -> dict[str, Any]:
+        """What the model sees of an observation, unchecked: `image` {slot: [h, w, 3]}, `state` before it is normalised,
+        `prompt`. For people to look at.
+        """
+        data = _copied(obs)
+        seen: dict[str, Any] = {"prompt": data.get("prompt")}
+        for step in self._unchecked_steps:
+            if isinstance(step, _transforms.Normalize):
+                seen["state"] = data.get("state")
+            data = step(data)
+        return {"state": data.get("state"), **seen, "image": data.get("image", {})}
+
+    def warm_up(self, obs: dict, *, batch_size: int = 1) -> None:
         """Compiles for observations like this one, unchecked: an example need not look like the training data.
+
+        `infer_batch` then runs batches of this size. May be called while another thread infers.
 
         Raises:
             ExampleError: the transforms do not take it.
@@ -131,17 +202,48 @@ class Policy(BasePolicy):
             inputs = self._to_model_unchecked(_copied(obs))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ExampleError(f"{type(error).__name__}: {error}") from error
-        warm_up({key: _with_batch_axis(value) for key, value in inputs.items()}, **self._sample_kwargs)
+        warm_up(_stacked([inputs], batch_size), **self._sample_kwargs)
+        self._compiled_sizes = tuple(sorted({*self._compiled_sizes, batch_size}))
 
-    def _batched_noise(self, noise: np.ndarray) -> np.ndarray:
+    @property
+    def batch_sizes(self) -> tuple[int, ...] | None:
+        """Sizes of batches that run without compiling, ascending; None = any."""
+        return self._compiled_sizes if hasattr(self._sampler, "warm_up") else None
+
+    def _checked_noise(self, noise: np.ndarray, batch_size: int) -> np.ndarray:
         if not self._sampler.takes_noise:
             raise ValueError("noise was given, but this model writes its actions token by token; leave noise out")
-        noise = np.asarray(noise, dtype=np.float32)
-        batched = noise[None] if noise.ndim == 2 else noise
-        expected = (1, self._sampler.action_horizon, self._sampler.action_dim)
-        if batched.shape != expected:
-            raise ValueError(f"noise has shape {noise.shape}; expected {expected[1:]}, or {expected}")
-        return batched
+        given, noise = noise, np.asarray(noise, dtype=np.float32)
+        noise = noise[None] if noise.ndim == 2 and batch_size == 1 else noise
+        expected = (batch_size, self._sampler.action_horizon, self._sampler.action_dim)
+        if noise.shape != expected:
+            raise ValueError(f"noise has shape {np.shape(given)}; expected {expected[1:]}, or {expected}")
+        return noise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Un-batched model inputs, and what was suspicious about the observation."""
+
+    inputs: Mapping[str, Any]
+    warnings: list[str]
+
+
+def _shapes(inputs: Mapping[str, Any]) -> Any:
+    """What has to be equal for two inputs to be in one batch."""
+    return tuple(
+        (key, _shapes(value) if isinstance(value, Mapping) else np.shape(value)) for key, value in inputs.items()
+    )
+
+
+def _parts(indices: list[int], sizes: tuple[int, ...] | None) -> list[list[int]]:
+    """Batches of at most the largest size."""
+    largest = max(sizes) if sizes else len(indices)
+    return [indices[start : start + largest] for start in range(0, len(indices), largest)]
+
+
+def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
+    return count if sizes is None else min((size for size in sizes if size >= count), default=count)
 
 
 def _check_finite(outputs: Mapping[str, Any]) -> None:
@@ -160,7 +262,13 @@ def _copied(tree: Any) -> Any:
     return {key: _copied(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _with_batch_axis(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_batch_axis(item) for key, item in value.items()}
-    return np.asarray(value)[None]
+def _stacked(inputs: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+    """One batch of un-batched inputs; the last one again up to `size`."""
+    rows = [*inputs, *[inputs[-1]] * (size - len(inputs))]
+    return {key: _stacked_values([row[key] for row in rows]) for key in inputs[0]}
+
+
+def _stacked_values(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Mapping):
+        return _stacked(values, len(values))
+    return np.asarray(values[0])[None] if len(values) == 1 else np.stack([np.asarray(value) for value in values])

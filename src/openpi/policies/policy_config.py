@@ -21,6 +21,7 @@ from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
 from openpi.shared.normalize import NormStats
 from openpi.weights import layout, lerobot_files
+from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
@@ -282,7 +283,9 @@ def _hold_transforms(
 
 
 def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_device: str | None, dtype: Any) -> Sampler:
-    """Imports the framework, which nothing else here needs."""
+    """Imports the framework, which nothing else here needs. In JAX, adapters share the weights of a base that is loaded
+    already.
+    """
     if dtype is None:
         dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
     if backend == "pytorch":
@@ -293,11 +296,12 @@ def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_dev
         model = load_checkpoint(model_config, folder, device=device, dtype=dtype)
         compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
         return PytorchSampler(model, device=str(device), compile_mode=compile_mode)
-    from openpi.models.model import restore_params
+    from openpi.models.model import restore_on_device, restore_params
     from openpi.policies.sampler_jax import JaxSampler
 
     if layout.find_layout(folder) is layout.Layout.JAX:
-        params = restore_params(folder / "params", dtype=dtype)
+        restore = restore_on_device if AdapterBase.load(folder) else restore_params
+        params = restore(folder / "params", dtype=dtype)
     else:
         params = layout.read_tree(model_config, folder, dtype=np.dtype(getattr(ml_dtypes, dtype, dtype)))
     return JaxSampler(model_config.load(params))

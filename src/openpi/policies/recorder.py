@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,34 @@ class PolicyRecorder(BasePolicy):
         self._write(flatten({"inputs": obs, "outputs": result}))
         return result
 
+    def infer_batch(self, observations: Sequence[dict], **kwargs: Any) -> list[dict | Exception]:
+        """The wrapped policy's answers, each written before they are returned; those that failed are not."""
+        results = self._policy.infer_batch(observations, **kwargs)  # type: ignore[attr-defined]
+        for obs, result in zip(observations, results, strict=True):
+            if not isinstance(result, Exception):
+                self._write(flatten({"inputs": obs, "outputs": result}))
+        return results
+
     def reset(self) -> None:
         self._policy.reset()
 
-    @property
-    def metadata(self) -> dict:
-        """The wrapped policy's."""
-        return getattr(self._policy, "metadata", {})
+    def __getattr__(self, name: str) -> Any:
+        """`metadata`, `contract`, ...: the wrapped policy's."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._policy, name)
 
     def _write(self, record: dict[str, Any]) -> None:
-        path = self._dir / f"step_{self._step}.npy"
-        partial = self._dir / f".{path.name}.{os.getpid()}"
-        with partial.open("wb") as file:
-            np.save(file, np.asarray(record, dtype=object))
-        partial.replace(path)
+        write_record(self._dir / f"step_{self._step}.npy", record)
         self._step += 1
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes one record in the documented form, complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.save(file, np.asarray(record, dtype=object))
+    partial.replace(path)
 
 
 def _step_of(path: Path) -> int:

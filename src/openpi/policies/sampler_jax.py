@@ -41,18 +41,24 @@ class JaxSampler:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
         options = tuple(sorted(sample_kwargs.items()))
-        return self._run(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options)
+        self._rng, key = jax.random.split(self._rng)
+        return self._run(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options, key)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
-        """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
-        rng = self._rng
+        """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is.
+        Another batch size may be warmed up while another thread samples.
+        """
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
-            self._run(compact.cut(inputs, extent), None, options)
-            self._rng = rng
+            self._run(compact.cut(inputs, extent), None, options, jax.random.key(0))
 
-    def _run(self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: tuple[tuple[str, Any], ...]) -> Any:
-        self._rng, key = jax.random.split(self._rng)
+    def _run(
+        self,
+        inputs: Mapping[str, Any],
+        noise: np.ndarray | None,
+        options: tuple[tuple[str, Any], ...],
+        key: jax.Array,
+    ) -> Any:
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
         start = None if noise is None else jnp.asarray(noise, jnp.float32)
         return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +94,8 @@ class PytorchSampler:
         self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
         self._has_programs = self.takes_noise and (self._uses_graphs or compile_mode is not None)
         self._generator = torch.Generator().manual_seed(seed)
+        # Nothing may run on the GPU while a graph is captured.
+        self._capturing = threading.Lock() if self._uses_graphs else contextlib.nullcontext()
         self._extents = Extents(config)
         self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}
         self.action_horizon: int = config.action_horizon
@@ -116,30 +120,33 @@ class PytorchSampler:
         """
         options = tuple(sorted(sample_kwargs.items()))
         find = self._extents.choose if self._has_programs else self._extents.used
-        return self._run(compact.cut(inputs, find(inputs, options)), noise, options)
+        return self._run(compact.cut(inputs, find(inputs, options)), noise, options, self._generator)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles and captures `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays
-        where it is.
+        where it is. Another batch size may be warmed up while another thread samples.
         """
         options = tuple(sorted(sample_kwargs.items()))
-        state = self._generator.get_state()
         for extent in self._extents.make_ready(inputs, options):
-            self._run(compact.cut(inputs, extent), None, options)
-            self._generator.set_state(state)
+            self._run(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def _run(self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options) -> np.ndarray:
+    def _run(
+        self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options, generator: torch.Generator
+    ) -> np.ndarray:
         host = host_tensors(inputs)
         if self.takes_noise:
             shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
-            drawn = torch.randn(shape, generator=self._generator) if noise is None else torch.as_tensor(noise)
+            drawn = torch.randn(shape, generator=generator) if noise is None else torch.as_tensor(noise)
             host["noise"] = drawn.float()
+        elif dict(options).get("temperature"):
+            host["seed"] = torch.randint(2**62, (1,), generator=generator)
         dropped = tuple(key for key, mask in inputs["image_mask"].items() if mask is None)
         signature = (options, dropped, *((key, tuple(value.shape), value.dtype) for key, value in host.items()))
         if signature not in self._programs:
             self._programs[signature] = self._program(host, dropped, options)
-        return self._programs[signature](host).float().cpu().numpy()
+        with self._capturing:
+            return self._programs[signature](host).float().cpu().numpy()
 
     def _program(
         self, host: dict[str, Tensor], dropped: tuple[str, ...], options: Options
@@ -147,7 +154,7 @@ class PytorchSampler:
         """A function of host tensors of these shapes."""
         on_device = self._of_flow(dropped, options) if self.takes_noise else self._of_tokens(dropped, options)
         if self._uses_graphs:
-            return Graph(on_device, host, self._device)
+            return Graph(on_device, host, self._device, self._capturing)
         return lambda host: on_device({key: value.to(self._device) for key, value in host.items()})
 
     def _of_flow(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
@@ -173,8 +180,7 @@ class PytorchSampler:
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
             if "generator" in kwargs:
-                seed = torch.randint(2**62, (1,), generator=self._generator)
-                kwargs["generator"].manual_seed(int(seed))
+                kwargs["generator"].manual_seed(int(tensors["seed"]))
             return write(observation_of(tensors, dropped))
 
         return run
@@ -189,10 +195,15 @@ class Graph:
         run: device tensors by name -> device tensor, with no other input; see `test_torch_sampler.py` for what a
             capture forbids.
         example: host tensors, as every call will have them.
+        capturing: held during the capture; compiling before it disturbs no other thread.
     """
 
     def __init__(
-        self, run: Callable[[dict[str, Tensor]], Tensor], example: dict[str, Tensor], device: torch.device
+        self,
+        run: Callable[[dict[str, Tensor]], Tensor],
+        example: dict[str, Tensor],
+        device: torch.device,
+        capturing: contextlib.AbstractContextManager[Any],
     ) -> None:
         # In one buffer, so that one transfer moves them all; pinned, so that the GPU fetches it.
         self._staging = torch.empty(_num_bytes(example), dtype=torch.uint8, pin_memory=True)
@@ -208,7 +219,7 @@ class Graph:
                 for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
                     run(inputs)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            with capturing, torch.cuda.graph(self._graph, stream=self._stream):
                 self._output = run(inputs)
         self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
 

@@ -4,23 +4,22 @@
       | -- metadata (binary) ----------------> |      opening
       | <----------------- observation (bin) - |      received
       | -- result + server_timing (binary) --> |      replied
+      | <--- list of observations (binary) --- |      received: worlds that are stepped together
+      | -- batch + server_timing (binary) ---> |      replied
       |                 ...                    |
-      | -- reason (text), close 1011 --------> |      failed, whatever went wrong in an exchange
+      | -- reason (text) --------------------> |      failed: the observation does not fit, the session lives on
+      | -- traceback (text), close 1011 -----> |      failed: anything else
 
 Clocks stay outside: every time is an argument, in seconds of any monotonic clock.
-Source: spec, "openpi websocket protocol"; recorded connection in the golden data.
+Source: spec, "openpi websocket protocol"; recorded connection in the golden data. Lists are an extension.
 """
 
-import dataclasses
-import traceback
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openpi.models.fast_codec import UndecodableActionsError
-from openpi.policies.guards import ObservationError
-from openpi.policies.policy import ActionsError
-from openpi.shared.errors import MissingKeyError
+from openpi.serving import wire
+from openpi.serving.errors import error_text, is_explained, traceback_text
+from openpi.serving.frames import Binary, Close, Frame, Text
 from openpi_client import msgpack_numpy
 
 ERROR_CODE = 1011
@@ -29,97 +28,88 @@ ERROR_CODE = 1011
 ERROR_REASON = "Internal server error. Traceback included in previous frame."
 
 
-@dataclasses.dataclass(frozen=True)
-class Binary:
-    """A binary frame."""
-
-    data: bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A text frame."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Close:
-    """The end of the connection, from our side."""
-
-    code: int
-    reason: str
-
-
-Frame = Binary | Text | Close
-
-
 class OpenpiSession:
     """One connection. Use: `opening`, then for every message `received`, `replied` (or `failed`), `sent`."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._metadata = dict(metadata)
+    protocol = "openpi"
+
+    def __init__(self, *, debug: bool = False) -> None:
+        """
+        Args:
+            debug: send whole tracebacks.
+        """
+        self._debug = debug
         self._packer = msgpack_numpy.Packer()
+        self.request: Any = None  # what the last message held, for the log
         self._exchange_start_s = 0.0
         self._prev_total_ms: float | None = None
 
-    def opening(self, now_s: float) -> list[Frame]:
+    def loading(self, status: str, message: str) -> list[Frame]:
+        """Nothing: clients of this protocol wait for the metadata, however long."""
+        return []
+
+    def opening(self, metadata: Mapping[str, Any], now_s: float) -> list[Frame]:
         """The frames that open a session."""
         self._exchange_start_s = now_s
-        return [Binary(self._packer.pack(self._metadata))]
+        return [Binary(self._packer.pack(dict(metadata)))]
 
-    def received(self, message: bytes | str) -> dict:
-        """The observation in a message; arrays are read-only views of it.
+    def received(self, message: bytes | memoryview | str) -> list[dict]:
+        """The observations in a message: one, or those of a list. Arrays are read-only views of it.
 
         Raises:
-            ValueError, TypeError, KeyError, OverflowError: the message is not an observation; answer with
-            `failed`.
+            ValueError, TypeError, KeyError, OverflowError: the message holds no observation; answer with `failed`.
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        observation = msgpack_numpy.unpackb(message)
-        if not isinstance(observation, dict):
-            found = type(observation).__name__
-            raise ValueError(f"received a {found}; an observation is a map of named values")
-        return observation
+        content = wire.decode(message)
+        self.request = content
+        observations = content if isinstance(content, list) else [content]
+        for observation in observations:
+            if not isinstance(observation, dict):
+                found = type(observation).__name__
+                raise ValueError(
+                    f"received a {found}; an observation is a map of named values, and a message one or a list"
+                )
+        return observations
 
-    def replied(self, result: Mapping[str, Any], infer_s: float) -> list[Frame]:
-        """The frames that answer an observation; `result` is left as it is.
+    def replied(self, results: Sequence[Mapping[str, Any] | Exception], infer_s: float) -> list[Frame]:
+        """The frames that answer the observations; `results` are left as they are.
 
         Raises:
-            ValueError, TypeError: a value that the wire cannot carry (bfloat16, JAX array); answer with
-            `failed`.
+            ValueError, TypeError: a value that the wire cannot carry (bfloat16, JAX array); answer with `failed`.
+            Exception: the one result is that.
         """
         timing = {"infer_ms": infer_s * 1000}
         if self._prev_total_ms is not None:
             timing["prev_total_ms"] = self._prev_total_ms
-        return [Binary(self._packer.pack({**result, "server_timing": timing}))]
+        if isinstance(self.request, list):
+            answer = {"batch": [_item(result) for result in results]}
+        else:
+            [result] = results
+            if isinstance(result, Exception):
+                raise result
+            answer = result
+        return [Binary(self._packer.pack({**answer, "server_timing": timing}))]
 
     def sent(self, now_s: float) -> None:
         """The reply has left. All the time since the last one counts, the client's thinking included."""
         self._prev_total_ms = (now_s - self._exchange_start_s) * 1000
         self._exchange_start_s = now_s
 
-    def failed(self, error: BaseException) -> list[Frame]:
-        """The frames that end the session because an exchange failed. The text ends with the reason.
+    def failed(self, error: BaseException, number: str = "") -> list[Frame]:
+        """The frames that answer a message that failed. The text ends with the reason.
 
-        What a client can correct by itself, an observation that does not fit, is said without a traceback.
+        What a client can correct by itself, an observation that does not fit, is said without a traceback, and the
+        session lives on; anything else ends it, as recorded.
         """
         if is_explained(error):
-            text = f"{type(error).__name__}: {error}"
-        else:
-            text = "".join(traceback.format_exception(type(error), error, _from_policy(error)))
-        return [Text(text), Close(ERROR_CODE, ERROR_REASON)]
+            return [Text(f"{type(error).__name__}: {error}")]
+        return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
+
+    def refused(self, error: BaseException, number: str = "") -> list[Frame]:
+        """The frames that end a connection that has no model to talk to."""
+        return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
 
 
-def is_explained(error: BaseException) -> bool:
-    """Whether the message alone says what happened and what to do."""
-    return isinstance(error, (ObservationError, MissingKeyError, ActionsError, UndecodableActionsError))
-
-
-def _from_policy(error: BaseException) -> TracebackType | None:
-    """The traceback without the server's own frames, which tell a robot's programmer nothing."""
-    frame = error.__traceback__
-    while frame and frame.tb_frame.f_globals.get("__name__", "").startswith(__package__):
-        frame = frame.tb_next
-    return frame or error.__traceback__
+def _item(result: Mapping[str, Any] | Exception) -> Mapping[str, Any]:
+    return {"error": f"{type(result).__name__}: {error_text(result)}"} if isinstance(result, Exception) else result

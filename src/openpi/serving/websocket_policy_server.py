@@ -41,7 +41,7 @@ class WebsocketPolicyServer:
     def serve_forever(self) -> None:
         """Blocks until SIGTERM or SIGINT, then finishes the running requests and returns."""
         try:
-            asyncio.run(self.run())
+            self._server.run()
         finally:
             self._server.finish_thread(timeout_s=0)
 
@@ -50,5 +50,11 @@ class WebsocketPolicyServer:
         self._server.stop()
 
     async def run(self) -> None:
-        """`serve_forever` for programs that have an event loop already."""
-        await self._server.run()
+        """`serve_forever` for programs that have an event loop already; ends when it is cancelled."""
+        serving = asyncio.ensure_future(asyncio.to_thread(self._server.run))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            self._server.stop()
+            await serving
+            raise

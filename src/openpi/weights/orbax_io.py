@@ -8,6 +8,7 @@ import functools
 import logging
 import shutil
 import uuid
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from openpi.weights.safetensors_io import is_here
 # A process of several gives up on the others' parts of a checkpoint after this.
 _WRITE_TIMEOUT_S = 3600
 
+# The frozen weights that are on a device, for as long as a model uses them: further adapters over the same base take
+# them from here, so that a server holds a base once.
+_frozen_on_device: dict[tuple, weakref.WeakValueDictionary[str, jax.Array]] = {}
+
 # Orbax warns about files that only its newer layouts have.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -39,7 +44,8 @@ def read_params(
 ) -> dict[str, Any]:
     """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
 
-    Of a checkpoint that holds adapters only, the frozen rest is read from its base.
+    Of a checkpoint that holds adapters only, the frozen rest is read from its base; as `jax.Array`s it is shared
+    with whatever else of this process has it.
 
     Args:
         path: the `params/` folder, local or remote.
@@ -57,10 +63,17 @@ def read_params(
     params = _read_stored(folder, _restore_arg(dtype, as_numpy, sharding), wanted)
     if base is None:
         return params
-    read = functools.partial(read_params, dtype=dtype, as_numpy=as_numpy, sharding=sharding, only=base.frozen)
-    frozen = {path: leaf for path, leaf in base.read(read).items() if wanted is None or path in wanted}
-    as_asked = frozen if dtype is None else {path: leaf.astype(dtype) for path, leaf in frozen.items()}
-    return unflatten({**as_asked, **flatten(params)})
+    kept = _frozen_on_device.setdefault(
+        (base.params_path, base.fingerprint, str(dtype), str(sharding)), weakref.WeakValueDictionary()
+    )
+    frozen = {} if as_numpy else dict(kept)  # Held, or they could go meanwhile.
+    if not frozen.keys() >= set(base.frozen):
+        read = functools.partial(read_params, dtype=dtype, as_numpy=as_numpy, sharding=sharding, only=base.frozen)
+        frozen = base.read(read)
+        frozen = frozen if dtype is None else {path: leaf.astype(dtype) for path, leaf in frozen.items()}
+        if not as_numpy:
+            kept.update(frozen)
+    return unflatten({**{path: frozen[path] for path in frozen if wanted is None or path in wanted}, **flatten(params)})
 
 
 def _read_stored(folder: Path, arg: Callable[[Any], ocp.RestoreArgs], only: Collection[str] | None) -> dict[str, Any]:

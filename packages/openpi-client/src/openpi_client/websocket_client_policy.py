@@ -1,20 +1,19 @@
 """A policy that lives behind a websocket."""
 
-import inspect
 import logging
 import socket
 import ssl
 import threading
 import time
+import weakref
 from types import TracebackType
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Type, TypeVar
 
 import websockets.exceptions
-import websockets.sync.client
 from typing_extensions import override
-from websockets.protocol import State
 
-from openpi_client import base_policy, msgpack_numpy
+from openpi_client import base_policy, connection, msgpack_numpy, wire_images
+from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +21,11 @@ logger = logging.getLogger(__name__)
 _RETRY_INTERVAL_S = 1.0
 _LOG_INTERVAL_S = 5.0
 
+# Servers give up on a client that leaves a ping unanswered for 20 s.
+_ATTEND_INTERVAL_S = 5.0
+
 # What a proxy in front of a starting server answers.
 _NOT_READY_STATUSES = (502, 503, 504)
-
-# One attempt: TCP, TLS and websocket handshake.
-_HANDSHAKE_TIMEOUT_S = 10.0
-
-# The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
-# same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
-# dropped.
-_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 _Self = TypeVar("_Self", bound="WebsocketClientPolicy")
 
@@ -53,6 +47,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         request_timeout_s: Optional[float] = None,
         reconnect_timeout_s: float = 60.0,
         resend: bool = True,
+        jpeg_quality: Optional[int] = None,
     ) -> None:
         """Blocks until the server is there and ready.
 
@@ -65,22 +60,30 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 request to a server that compiles on demand can take minutes.
             reconnect_timeout_s: how long to wait for a server whose connection dropped; 0 never reconnects.
             resend: whether a request that was under way when the connection dropped is sent once more.
+            jpeg_quality: 1 to 95: camera images travel as JPEG, a tenth of the bytes, for a slow network; it costs the
+                robot about 1 ms for each of 224x224. The policy then sees what compression leaves, so use the quality
+                of the training data or better (90). None = as they are; also with servers that take no JPEG.
         Raises:
             TimeoutError: no server, or none that got ready, within `connect_timeout_s`.
             RuntimeError: the server could not load its policy.
             websockets.exceptions.InvalidStatus: the server refused the connection (401: its API key).
         """
-        self._uri = _uri(host, port)
+        self._uri = connection.uri(host, port)
         self._api_key = api_key
         self._request_timeout_s = request_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._resend = resend
+        self._jpeg_quality = jpeg_quality
+        self._server_features: FrozenSet[str] = frozenset()
         self._lock = threading.Lock()
         # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
         self._packer = msgpack_numpy.Packer(autoreset=False)
         self._closed = False
-        self._ws: Optional[websockets.sync.client.ClientConnection] = None
-        self._ws, self._server_metadata = self._wait_for_server(connect_timeout_s)
+        self._stream: Optional[MessageStream] = None
+        self._stream, self._server_metadata = self._wait_for_server(connect_timeout_s)
+        self._finished = threading.Event()
+        attendant = threading.Thread(target=_attend, args=(weakref.ref(self), self._finished), daemon=True)
+        attendant.start()
 
     def get_server_metadata(self) -> Dict:
         """Returns what the server said about its policy when the connection was opened."""
@@ -96,16 +99,39 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             TimeoutError: no answer within `request_timeout_s`. The answer is lost; the next call asks anew.
             ConnectionError: the connection dropped and could not be opened again.
         """
+        return self._ask(obs)
+
+    def infer_batch(self, observations: Sequence[Dict]) -> List[Dict]:
+        """Asks for several worlds at once, which the server's model then runs together.
+
+        Returns:
+            for each observation what `infer` returns, without `server_timing`; `{"error": text}` for one that failed.
+        Raises:
+            NotImplementedError: the server is not one of openpi's.
+            RuntimeError, TimeoutError, ConnectionError: as of `infer`.
+        """
+        if "batch" not in self._server_features:
+            raise NotImplementedError(f"{self._uri} takes one observation at a time; call infer for each")
+        return self._ask(list(observations))["batch"]
+
+    def _ask(self, content: Any) -> Dict:
         with self._lock:
             self._packer.reset()
-            self._packer.pack(obs)
+            self._packer.pack(self._compressed(content))
             # Released even if an exception keeps the view: the packer cannot be used again while it is.
             with self._packer.getbuffer() as request:
                 answer = self._exchange(request)
             if isinstance(answer, str):
-                self._drop()  # The server closes after an error.
+                if answer.startswith("Traceback"):
+                    self._drop()  # After a failure of its own the server closes.
                 raise RuntimeError(f"Error in inference server:\n{answer}")
             return msgpack_numpy.unpackb(answer)
+
+    def _compressed(self, content: Any) -> Any:
+        """The content with its camera images as JPEG, if that is wanted and the server takes them."""
+        if self._jpeg_quality is None or "jpeg" not in self._server_features:
+            return content
+        return wire_images.with_jpeg(content, self._jpeg_quality)
 
     @override
     def reset(self) -> None:
@@ -115,6 +141,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Closes the connection; further calls of `infer` fail."""
         with self._lock:
             self._closed = True
+            self._finished.set()
             self._drop()
 
     def __enter__(self: _Self) -> _Self:
@@ -132,43 +159,56 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Sends a request and returns the answer, over a new connection when the old one is gone."""
         retries = 1 if self._resend and self._reconnect_timeout_s > 0 else 0
         while True:
-            ws = self._connection()
+            stream = self._connection()
             try:
-                ws.send(request)
-                return ws.recv(self._request_timeout_s)
-            except TimeoutError:
+                stream.write(request)
+                if self._request_timeout_s is None:
+                    return stream.read()
+                return stream.read(deadline_s=time.monotonic() + self._request_timeout_s)
+            except SilenceError:
                 self._drop()  # Otherwise the late answer would be taken for that of the next request.
                 raise TimeoutError(
                     f"{self._uri} gave no answer within {self._request_timeout_s} s (request_timeout_s)"
                 ) from None
-            except websockets.exceptions.ConnectionClosed as dropped:
+            except StreamClosed as dropped:
                 self._drop()
                 if retries == 0:
                     raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
                 logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
                 retries -= 1
+            except BaseException:
+                self._drop()  # Interrupted in the middle of a message.
+                raise
 
-    def _connection(self) -> websockets.sync.client.ClientConnection:
+    def _connection(self) -> MessageStream:
         if self._closed:
             raise ConnectionError(f"this client of {self._uri} was closed")
-        if self._ws is not None and self._ws.protocol.state is not State.OPEN:
-            logger.warning("The connection to %s dropped while it was idle", self._uri)
-            self._drop()
-        if self._ws is None:
+        self._attend()
+        if self._stream is None:
             if self._reconnect_timeout_s <= 0:
                 raise ConnectionError(f"the connection to {self._uri} dropped, and reconnect_timeout_s is 0")
             try:
-                self._ws, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
+                self._stream, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
             except TimeoutError as error:
                 raise ConnectionError(str(error)) from error
-        return self._ws
+        return self._stream
+
+    def _attend(self) -> None:
+        """Answers the server's pings, and notices when it has left."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.attend()
+        except StreamClosed as dropped:
+            logger.warning("The connection to %s dropped while it was idle (%s)", self._uri, dropped)
+            self._drop()
 
     def _drop(self) -> None:
-        if self._ws is not None:
-            _hang_up(self._ws)
-        self._ws = None
+        if self._stream is not None:
+            self._stream.hang_up()
+        self._stream = None
 
-    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
+    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[MessageStream, Dict]:
         """Opens a connection and reads the metadata, trying again while there is no server."""
         deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         next_log_s = 0.0
@@ -190,56 +230,33 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                     next_log_s = now_s + _LOG_INTERVAL_S
             time.sleep(_RETRY_INTERVAL_S)
 
-    def _connect(self, deadline_s: float) -> Tuple[websockets.sync.client.ClientConnection, Dict]:
-        ws = websockets.sync.client.connect(
-            self._uri,
-            additional_headers={"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None,
-            open_timeout=min(_HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic())),
-            **_CONNECT_OPTIONS,
-        )
+    def _connect(self, deadline_s: float) -> Tuple[MessageStream, Dict]:
+        headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
+        timeout_s = min(connection.HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic()))
+        stream, answered = connection.open_stream(self._uri, headers, timeout_s)
         try:
-            _set_keepalive(ws.socket)
-            metadata = ws.recv(None if deadline_s == float("inf") else max(0.1, deadline_s - time.monotonic()))
+            metadata = stream.read(deadline_s=None if deadline_s == float("inf") else deadline_s)
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
-            return ws, msgpack_numpy.unpackb(metadata)
+            self._server_features = connection.features(answered)
+            return stream, msgpack_numpy.unpackb(metadata)
         except BaseException:
-            _hang_up(ws)
+            stream.hang_up()
             raise
 
 
-def _uri(host: str, port: Optional[int]) -> str:
-    if not host.startswith(("ws://", "wss://")):
-        is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
-        host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
-    return host if port is None else f"{host}:{port}"
-
-
-def _connect_options() -> Dict[str, Any]:
-    """Options of `connect`, as far as the installed version of websockets has them."""
-    known = inspect.signature(websockets.sync.client.connect).parameters
-    # Pings: see _KEEPALIVE. `legacy` keeps `connect` returning a connection.
-    by_version = {"ping_interval": None, "legacy": True}
-    wanted = {name: value for name, value in by_version.items() if name in known}
-    return {"compression": None, "max_size": None, "close_timeout": 1.0, **wanted}
-
-
-_CONNECT_OPTIONS = _connect_options()
-
-
-def _set_keepalive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # not on every operating system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _hang_up(ws: websockets.sync.client.ClientConnection) -> None:
-    """Closes without complaint: the other side may be gone already."""
-    try:
-        ws.close()
-    except (OSError, websockets.exceptions.WebSocketException) as error:
-        logger.debug("closing the connection failed: %s", error)
+def _attend(policy: "weakref.ref[WebsocketClientPolicy]", finished: threading.Event) -> None:
+    """Keeps the connection of a robot that does not ask for anything alive. While it asks, it attends by itself."""
+    while not finished.wait(_ATTEND_INTERVAL_S):
+        client = policy()
+        if client is None:
+            return
+        if client._lock.acquire(blocking=False):
+            try:
+                client._attend()
+            finally:
+                client._lock.release()
+        del client
 
 
 def _may_pass(error: Exception, *, is_limited: bool) -> bool:
@@ -256,4 +273,4 @@ def _may_pass(error: Exception, *, is_limited: bool) -> bool:
         return False
     if isinstance(error, websockets.exceptions.InvalidMessage):
         return isinstance(error.__cause__, (EOFError, OSError))
-    return isinstance(error, (OSError, EOFError, websockets.exceptions.ConnectionClosed))
+    return isinstance(error, (OSError, EOFError))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,16 @@ def run(commands: cfn.Config | CommandTree) -> None:
     configure_logging()
     try:
         cfn.cli(commands)
-    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, cfn.ConfigError) as error:
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        cfn.ConfigError,
+    ) as error:
         logger.debug("", exc_info=True)
         print(f"{_program()}: {_explained(error)}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -61,6 +72,29 @@ def sent_output(place: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         yield folder
         upload_folder(Path(folder), place)
+
+
+@contextlib.contextmanager
+def sent_recordings(place: str | None) -> Iterator[Path | None]:
+    """A folder to record in. At the end, however it comes, what was recorded is sent to a URL, below a name of its own:
+    recordings of several runs must not replace each other. They stay on this machine if that fails.
+    """
+    from openpi.shared.download import get_cache_dir
+    from openpi.shared.upload import is_remote, upload_folder
+
+    if place is None or not is_remote(text(place)):
+        yield None if place is None else Path(text(place)).expanduser().absolute()
+        return
+    folder = get_cache_dir() / "recordings" / datetime.now(UTC).strftime("%Y%m%d_%H%M%S_%f")
+    try:
+        yield folder
+    finally:
+        if folder.exists():
+            try:
+                upload_folder(folder, f"{text(place).rstrip('/')}/{folder.name}")
+            except (OSError, ImportError) as error:
+                raise ConnectionError(f"{error}. The recordings are in {folder}") from error
+            shutil.rmtree(folder)
 
 
 def local_output(place: str) -> str:

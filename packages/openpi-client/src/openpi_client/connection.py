@@ -1,0 +1,133 @@
+"""Opening and closing websocket connections to a policy server, whatever is spoken over them."""
+
+import inspect
+import logging
+import socket
+import ssl
+import time
+from typing import Any, Dict, FrozenSet, Optional, Tuple
+
+import websockets.exceptions
+import websockets.sync.client
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidMessage
+from websockets.http11 import Response
+from websockets.uri import parse_uri
+
+from openpi_client.stream import MessageStream
+
+logger = logging.getLogger(__name__)
+
+# One attempt: TCP, TLS and websocket handshake.
+HANDSHAKE_TIMEOUT_S = 10.0
+
+_HEAD_END = b"\r\n\r\n"
+_MAX_HEAD_BYTES = 2**16
+
+# The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
+# same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
+# dropped.
+_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+
+def uri(host: str, port: Optional[int]) -> str:
+    if not host.startswith(("ws://", "wss://")):
+        is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
+        host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
+    return host if port is None else f"{host}:{port}"
+
+
+def _connect_options() -> Dict[str, Any]:
+    """Options of `connect`, as far as the installed version of websockets has them."""
+    known = inspect.signature(websockets.sync.client.connect).parameters
+    # Pings: see _KEEPALIVE. `legacy` keeps `connect` returning a connection.
+    by_version = {"ping_interval": None, "legacy": True}
+    wanted = {name: value for name, value in by_version.items() if name in known}
+    return {"compression": None, "max_size": None, "close_timeout": 1.0, **wanted}
+
+
+CONNECT_OPTIONS = _connect_options()
+
+
+def set_keepalive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # not on every operating system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[MessageStream, Headers]:
+    """Connects to ws://... or wss://..., and returns the connection and the headers of the server's answer.
+
+    Raises:
+        OSError: no connection, or no answer within `timeout_s`.
+        websockets.exceptions.InvalidHandshake: an answer that is no upgrade; InvalidStatus names its status.
+        websockets.exceptions.InvalidURI: `place` is no such address.
+    """
+    target = parse_uri(place)
+    deadline_s = time.monotonic() + timeout_s
+    sock = socket.create_connection((target.host, target.port), timeout_s)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(sock)
+        if target.secure:
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=target.host)
+        protocol = ClientProtocol(target, max_size=None)
+        request = protocol.connect()
+        request.headers.update(headers)
+        protocol.send_request(request)
+        sock.sendall(b"".join(protocol.data_to_send()))
+        head, behind = _read_head(sock, deadline_s)
+        protocol.receive_data(head)
+        if not head.startswith(b"HTTP/1.1 101"):
+            _read_refusal(protocol, sock, behind)
+        if protocol.handshake_exc is not None:
+            raise protocol.handshake_exc
+        [response] = protocol.events_received()
+        assert isinstance(response, Response)
+        return MessageStream(sock, is_client=True, received=behind), response.headers
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _read_head(sock: socket.socket, deadline_s: float) -> Tuple[bytes, bytes]:
+    """The server's answer up to the empty line, and what came behind it."""
+    received = b""
+    while _HEAD_END not in received:
+        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+        part = sock.recv(2**13)
+        if not part:
+            raise InvalidMessage("the server closed the connection during the handshake") from EOFError()
+        received += part
+        if len(received) > _MAX_HEAD_BYTES:
+            raise InvalidMessage("the server's answer is no HTTP response")
+    head, end, behind = received.partition(_HEAD_END)
+    return head + end, behind
+
+
+def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes) -> None:
+    """Gives the protocol the body of an answer that is no upgrade; it then knows the status."""
+    total = 0
+    while protocol.handshake_exc is None:
+        if received:
+            protocol.receive_data(received)
+        total += len(received)
+        if protocol.handshake_exc is None:
+            received = sock.recv(2**13) if total < _MAX_HEAD_BYTES else b""
+            if not received:
+                protocol.receive_eof()
+
+
+def features(headers: Headers) -> FrozenSet[str]:
+    """Extensions of the protocol that the server names in its handshake; none of the published servers does."""
+    return frozenset(name.strip() for name in headers.get("Openpi-Features", "").split(","))
+
+
+def hang_up(ws: websockets.sync.client.ClientConnection) -> None:
+    """Closes without complaint: the other side may be gone already."""
+    try:
+        ws.close()
+    except (OSError, websockets.exceptions.WebSocketException) as error:
+        logger.debug("closing the connection failed: %s", error)

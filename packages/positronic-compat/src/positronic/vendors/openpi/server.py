@@ -1,0 +1,101 @@
+"""`openpi-server`, `python -m positronic.vendors.openpi.server [serve]`: checkpoints of an experiment for Positronic's
+clients. The policy runs in this process, so `openpi_ws_port` is accepted and not used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import configuronic as cfn
+
+from openpi.codecs import catalog
+from openpi.codecs.codec import Codec
+from positronic import commands
+from positronic.vendors.openpi import codecs
+
+_CONFIG_NAME = "pi05_positronic_lowmem"
+
+
+@cfn.config(
+    checkpoint=None,
+    codec=codecs.ee,
+    config_name=None,
+    host="0.0.0.0",
+    port=8000,
+    openpi_ws_port=8001,
+    recording_dir=None,
+    api_key=None,
+    max_models=1,
+    extra_args=(),
+)
+def serve(
+    checkpoints_dir: str,
+    checkpoint: str | int | None,
+    codec: Codec | None,
+    config_name: str | None,
+    host: str,
+    port: int,
+    openpi_ws_port: int,
+    recording_dir: str | None,
+    api_key: str | None,
+    max_models: int,
+    extra_args: Sequence[str],
+) -> None:
+    """Serves until it is stopped; the latest checkpoint is the default."""
+    from openpi.cli import serve as openpi_serve
+
+    place = _place(commands.text(checkpoints_dir))
+    arguments = [
+        place,
+        f"--host={host}",
+        f"--port={port}",
+        f"--max-models={max_models}",
+    ]
+    optional = {
+        "--config": _recipe_name(place, config_name),
+        "--default-model": checkpoint,
+        "--record": None if recording_dir is None else commands.local_output(recording_dir),
+        "--api-key": api_key,
+    }
+    arguments += [f"{flag}={commands.text(value)}" for flag, value in optional.items() if value is not None]
+    extra = [extra_args] if isinstance(extra_args, str) else [commands.text(arg) for arg in extra_args]
+    served = None if codec is None else catalog.for_slash_keys(codec)
+    commands.finish(openpi_serve.serve(openpi_serve.parse([*arguments, *extra]), codec=served))
+
+
+def _place(text: str) -> str:
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def _recipe_name(place: str, config_name: str | None) -> str | None:
+    """The one named; else None where the checkpoints bring their own, and what guides train where they do not."""
+    from openpi.shared.remote import find_files
+
+    if config_name is not None:
+        return config_name
+    if "://" in place:
+        has_recipe = any(file.name.endswith("recipe.json") for file in find_files(place))
+    else:
+        has_recipe = any(file for name in ("recipe.json", "*/recipe.json") for file in Path(place).glob(name))
+    return None if has_recipe else _CONFIG_NAME
+
+
+def main() -> None:
+    sys.argv[1:] = with_codec_flag(sys.argv[1:])
+    commands.run(serve)
+
+
+def with_codec_flag(words: Sequence[str]) -> list[str]:
+    """Older command lines name the codec first, newer ones say `serve`."""
+    first, *rest = words or [""]
+    if first == "serve":
+        return rest
+    if first and not first.startswith("-"):
+        return [f"--codec=@positronic.vendors.openpi.codecs.{first}", *rest]
+    return list(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Which models a server has: one policy, or the checkpoints of an experiment and others beside them."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from openpi.serving.errors import UnknownModelError
+from openpi.shared.remote import find_files
+from openpi.weights import safetensors_io
+from openpi_client.base_policy import BasePolicy
+
+logger = logging.getLogger("openpi")
+
+_STEP_FOLDER = re.compile(r"(checkpoint-)?(\d+)")
+
+
+class Catalog(Protocol):
+    """What a server has to offer. A model's id is text."""
+
+    def ids(self) -> list[str]:
+        """All models, those of an experiment by ascending step."""
+        ...
+
+    def resolve(self, requested: str | None) -> str:
+        """The id of what a client asks for; None = the default.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        ...
+
+    def load(self, model_id: str) -> BasePolicy:
+        """The policy, warm. Slow; runs in the model's own thread."""
+        ...
+
+    def describe(self, model_id: str) -> Mapping[str, Any]:
+        """What Positronic's clients are told: `config_name`, `checkpoint_path`, `experiment_name`, ..."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePolicy:
+    """A server with a single policy."""
+
+    make: Callable[[], BasePolicy]
+    name: str = "default"
+
+    def ids(self) -> list[str]:
+        return [self.name]
+
+    def resolve(self, requested: str | None) -> str:
+        if requested not in (None, self.name):
+            raise unknown_model(requested)
+        return self.name
+
+    def load(self, model_id: str) -> BasePolicy:
+        return self.make()
+
+    def describe(self, model_id: str) -> Mapping[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of an experiment (folders such as `10000` or `checkpoint-10000`), and others by name.
+
+    Attributes:
+        load_place: a checkpoint's folder or URL -> its policy.
+        steps: lists the experiment's checkpoints, name -> place, ascending; called anew each time, so that those of a
+            running training show up.
+        named: further checkpoints, such as the adapters of another task.
+        default: id that clients get who ask for none; None = the latest step, else the first named.
+        description: see `Catalog.describe`.
+    """
+
+    load_place: Callable[[str], BasePolicy]
+    steps: Callable[[], Mapping[str, str]] = dict
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default: str | None = None
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def ids(self) -> list[str]:
+        return [*self.steps(), *self.named]
+
+    def resolve(self, requested: str | None) -> str:
+        """Steps match by number: `5000`, `005000` and `checkpoint-5000` are the same.
+
+        Raises:
+            UnknownModelError: there is no such checkpoint.
+        """
+        requested = self.default if requested is None else requested
+        steps = self.steps()
+        if requested is None:
+            if not steps and not self.named:
+                raise UnknownModelError("There are no checkpoints.")
+            return list(steps)[-1] if steps else next(iter(self.named))
+        if requested in self.named:
+            return requested
+        number = step_number(requested)
+        for model_id in steps:
+            if number is not None and step_number(model_id) == number:
+                return model_id
+        raise unknown_model(requested)
+
+    def load(self, model_id: str) -> BasePolicy:
+        return self.load_place(self.named[model_id] if model_id in self.named else self.steps()[model_id])
+
+    def describe(self, model_id: str) -> Mapping[str, Any]:
+        return self.description
+
+
+def steps_in(experiment: Path) -> dict[str, str]:
+    """The complete checkpoints in a folder by name, ascending by step."""
+    entries = list(experiment.iterdir()) if experiment.is_dir() else []
+    return {name: str(experiment / name) for name in _by_step(entry.name for entry in entries if is_complete(entry))}
+
+
+def steps_at(url: str) -> dict[str, str]:
+    """The complete checkpoints below a URL by name, ascending by step; empty where they cannot be listed, as offline or
+    for a checkpoint itself.
+    """
+    try:
+        names = [file.name for file in find_files(url)]
+    except (OSError, ValueError, ImportError) as error:
+        logger.debug("%s cannot be listed", url, exc_info=error)
+        return {}
+    markers = ("/params/_METADATA", f"/{safetensors_io.SINGLE_FILE}", f"/{safetensors_io.INDEX_FILE}")
+    complete = {name.removesuffix(marker) for name in names for marker in markers if name.endswith(marker)}
+    return {name: f"{url.rstrip('/')}/{name}" for name in _by_step(complete)}
+
+
+def _by_step(names: Iterable[str]) -> list[str]:
+    numbers = {name: number for name in names if (number := step_number(name)) is not None}
+    return sorted(numbers, key=lambda name: (numbers[name], name))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds weights, all written."""
+    return (folder / "params" / "_METADATA").is_file() or safetensors_io.is_here(folder)
+
+
+def step_number(name: str) -> int | None:
+    """10000 of `10000`, `010000` and `checkpoint-10000`; None of anything else."""
+    match = _STEP_FOLDER.fullmatch(name)
+    return int(match.group(2)) if match else None
+
+
+def unknown_model(requested: object) -> UnknownModelError:
+    return UnknownModelError(f"Checkpoint not found or invalid ID: {requested}.")

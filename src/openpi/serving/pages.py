@@ -1,0 +1,189 @@
+"""What the server answers over plain HTTP, without sockets."""
+
+import base64
+import dataclasses
+import functools
+import importlib.resources
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from openpi.serving.catalog import Catalog
+from openpi.serving.live import LiveSession
+from openpi.serving.metrics import CONTENT_TYPE, Metrics
+from openpi.serving.model_slot import ModelSlot
+
+logger = logging.getLogger("openpi")
+
+# Nothing from elsewhere: the page works without a network, and no other page may show it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_JPEG_QUALITY = 70
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """An answer to a GET."""
+
+    body: bytes
+    content_type: str = "application/json"
+    status: int = 200
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def status_page() -> Page:
+    """The page for people; it asks for `/status.json` once a second, while it is visible."""
+    headers = {"Content-Security-Policy": f"{_POLICY}; frame-ancestors 'none'"}
+    return Page(_html(), "text/html; charset=utf-8", headers=headers)
+
+
+def metrics_text(metrics: Metrics) -> Page:
+    return Page(metrics.text(), CONTENT_TYPE)
+
+
+def models_json(catalog: Catalog) -> Page:
+    """`{"models": [id, ...]}`; an empty list when they cannot be listed, as clients expect."""
+    try:
+        ids = catalog.ids()
+    except (OSError, ValueError):
+        logger.exception("The models cannot be listed")
+        ids = []
+    return _json({"models": ids})
+
+
+def not_found(path: str) -> Page:
+    return text(f"There is nothing at {path}; see /, /healthz, /readyz, /metrics, /api/v1/models\n", 404)
+
+
+def wrong_key() -> Page:
+    """Browsers then ask for it."""
+    headers = {"WWW-Authenticate": 'Basic realm="openpi: any name, the API key as password"'}
+    return dataclasses.replace(text("Missing or wrong API key.\n", 401), headers=headers)
+
+
+def text(content: str, status: int = 200) -> Page:
+    return Page(content.encode(), "text/plain; charset=utf-8", status)
+
+
+def status_json(slots: Sequence[ModelSlot], sessions: Sequence[LiveSession], *, ids: Callable[[], list[str]]) -> Page:
+    """Everything that the status page shows; images as the model sees them, as JPEG in data URLs."""
+    policies = {slot.model_id: slot.policy for slot in slots}
+    return _json(
+        {
+            "now_s": time.time(),
+            "ids": ids(),
+            "models": [_model(slot) for slot in slots],
+            "sessions": [_session(session, policies.get(session.model_id)) for session in sessions],
+        }
+    )
+
+
+def _model(slot: ModelSlot) -> dict[str, Any]:
+    contract = getattr(slot.policy, "contract", None)
+    return {
+        "id": slot.model_id,
+        "state": "loading" if slot.policy is None else "ready",
+        "num_sessions": slot.num_sessions,
+        "num_waiting": slot.thread.num_waiting(),
+        "contract": None if contract is None else contract.describe(),
+    }
+
+
+def _session(session: LiveSession, policy: Any) -> dict[str, Any]:
+    latencies = list(session.latencies_ms)
+    quantiles = np.percentile(latencies, [50, 90, 99]).tolist() if latencies else None
+    return {
+        "number": session.number,
+        "protocol": session.protocol,
+        "model": session.model_id,
+        "address": session.address,
+        "since_s": session.since_s,
+        "last_s": session.last_s,
+        "num_requests": session.num_requests,
+        "num_errors": session.num_errors,
+        "last_error": session.last_error,
+        "latencies_ms": [round(value, 2) for value in latencies],
+        "quantiles_ms": quantiles,
+        **_last_exchange(session.observation, session.result, policy),
+    }
+
+
+def _last_exchange(observation: dict | None, result: dict | None, policy: Any) -> dict[str, Any]:
+    if observation is None or result is None:
+        return {}
+    seen = _seen(policy, observation)
+    actions = np.asarray(result.get("actions", []), np.float64)
+    contract = getattr(policy, "contract", None)
+    names = list(contract.actions.names) if contract is not None else []
+    return {
+        "prompt": str(seen["prompt"]) if seen.get("prompt") is not None else None,
+        "cameras": {name: _data_url(image) for name, image in seen["image"].items()},
+        "state": _state(seen.get("state"), contract),
+        "actions": np.round(actions, 5).tolist() if actions.ndim == 2 else [],
+        "action_names": names,
+        "warnings": list(result.get("warnings", [])),
+    }
+
+
+def _seen(policy: Any, observation: dict) -> dict[str, Any]:
+    """As the model sees it; as it was sent where the policy cannot say."""
+    if hasattr(policy, "view"):
+        try:
+            return policy.view(observation)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            logger.debug("the status page cannot show an observation", exc_info=error)
+    images = {key: value for key, value in observation.items() if np.ndim(value) == 3 and np.shape(value)[-1] == 3}
+    return {"image": images, "prompt": observation.get("prompt")}
+
+
+def _state(state: Any, contract: Any) -> list[dict[str, Any]]:
+    if state is None:
+        return []
+    values = np.asarray(state, np.float64).reshape(-1)
+    names = contract.state_names if contract is not None else ()
+    low, high = (contract.state_q01, contract.state_q99) if contract is not None else (None, None)
+    return [
+        {
+            "name": names[i] if i < len(names) else f"state_{i}",
+            "value": float(value),
+            "low": low[i] if low is not None and i < len(low) else None,
+            "high": high[i] if high is not None and i < len(high) else None,
+        }
+        for i, value in enumerate(values[: len(names) or len(values)])
+    ]
+
+
+def _data_url(image: np.ndarray) -> str:
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.dtype != np.uint8:  # models take [-1, 1]
+        image = np.clip((image + 1) * 127.5, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@functools.cache
+def _html() -> bytes:
+    return importlib.resources.files("openpi.serving").joinpath("status.html").read_bytes()
+
+
+def _json(content: Any) -> Page:
+    return Page(json.dumps(_finite(content), separators=(",", ":")).encode())
+
+
+def _finite(content: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    match content:
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list():
+            return [_finite(value) for value in content]
+        case float() if not np.isfinite(content):
+            return None
+    return content

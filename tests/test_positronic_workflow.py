@@ -1,0 +1,120 @@
+"""The whole way of Positronic's documents, each command as it is typed: from recordings to a policy that moves a robot,
+and from its logs to a dataset again. The model has the true architecture and is tiny.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.raw_episodes import RawDataset
+from openpi.shared import normalize
+
+CODEC = "@positronic.vendors.openpi.codecs.ee_joints"
+TINY = """
+import dataclasses
+import sys
+sys.path.insert(0, {tests!r})
+import tiny_arm
+from openpi.training.config import get_config
+from openpi.training.weight_loaders import NoOpWeightLoader
+
+model = dataclasses.replace(tiny_arm.MODEL, action_dim=16, max_token_len=200)
+recipe = dataclasses.replace(
+    get_config("pi05_positronic_lowmem"), name="pi05_positronic_tiny", model=model, batch_size=2, num_workers=0,
+    weight_loader=NoOpWeightLoader(), freeze_filter=tiny_arm.recipe.freeze_filter,
+)
+"""
+
+
+def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    recipe = tmp_path / "tiny_positronic.py"
+    recipe.write_text(TINY.format(tests=str(Path(__file__).parent)))
+    raw, dataset, stats, checkpoints, logs = (
+        tmp_path / name for name in ("raw", "cubes lerobot", "stats", "checkpoints", "logs")
+    )
+    convert = ("positronic-to-lerobot", "convert", f"--dataset.codec={CODEC}", "--num_workers=0")
+    quick = ("--camera_fps=2", "--seed=0")
+
+    assert not positronic("positronic-inference", "sim", "--policy=.scripted", *quick, f"--output_dir={raw / 'sim'}")
+    (raw / "real").symlink_to(golden / "positronic_raw" / "dataset")
+    assert not positronic(
+        *convert, "--dataset.dataset=.local", f"--dataset.dataset.path={raw}", f"--output_dir={dataset}", "--fps=15"
+    )
+    converted = LeRobotDataset(dataset)
+    assert len(converted.metadata.episodes) == 4
+    assert converted.metadata.features["observation.state"]["shape"] == [15]
+
+    named = f"--config_name={recipe}:recipe"
+    assert not positronic("openpi-stats", f"--input_path={dataset}", f"--output_path={stats}", named)
+    folder = stats / "assets" / "pi05_positronic_tiny" / "lerobot"
+    assert normalize.load(folder)["state"].width == 15
+    assert not positronic(
+        "openpi-train",
+        f"--input_path={dataset}",
+        f"--stats_path={stats}/assets/",
+        f"--output_path={checkpoints}",
+        named,
+        "--exp_name=20240101",
+        "--num_train_steps=2",
+        "--extra_args=['--log-interval=1']",
+    )
+    experiment = checkpoints / "pi05_positronic_tiny" / "20240101"
+    (step,) = experiment.glob("[0-9]*")
+    assert step.name == "1"
+    assert (step / "assets" / "lerobot" / "norm_stats.json").read_text() == (folder / "norm_stats.json").read_text()
+    assert "observation/image" in json.dumps(json.loads((step / "contract.json").read_text()))
+
+    records = tmp_path / "records"
+    with Server(experiment, f"--recording_dir={records}", "--extra_args=['--num-steps=1']") as server:
+        assert not positronic(
+            "positronic-inference",
+            "sim",
+            "--policy=.remote",
+            "--policy.host=127.0.0.1",
+            f"--policy.port={server.port}",
+            "--driver.simulation_time=1",
+            *quick,
+            f"--output_dir={logs}",
+        )
+        assert server.stop() == 0
+    assert list(records.glob("*/step_0.npy"))
+    (log,) = RawDataset(logs)
+    said = {key.rpartition(".")[2]: value for key, value in log.static.items() if "policy.server" in key}
+    assert (said["type"], said["checkpoint_id"], said["experiment_name"]) == ("openpi", "1", "20240101")
+    assert said["config_name"] == "pi05_positronic_tiny"
+    assert len(log.signal("target_grip")) > 10
+
+    assert not positronic(*convert, f"--dataset.dataset.path={logs}", f"--output_dir={tmp_path / 'again'}")
+    assert LeRobotDataset(tmp_path / "again").metadata.features == converted.metadata.features
+
+
+class Server:
+    """`openpi-server` as a program; its log line tells the port."""
+
+    def __init__(self, experiment: Path, *more: str):
+        program = Path(sys.executable).parent / "openpi-server"
+        arguments = [f"--checkpoints_dir={experiment}", f"--codec={CODEC}", "--host=127.0.0.1", "--port=0"]
+        self._process = subprocess.Popen([program, "serve", *arguments, *more], stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr is not None
+        heard = []
+        for line in self._process.stderr:
+            heard.append(line)
+            if "Listening on" in line:
+                self.port = int(line.rpartition(":")[2])
+                return
+        raise AssertionError("".join(heard))
+
+    def stop(self) -> int:
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(60)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()

@@ -1,0 +1,189 @@
+"""The status page and its data, seen by a browser; recordings, and playing them again."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openpi.cli import replay
+from openpi.codecs.catalog import get_codec
+from openpi.models.model_config import ModelType
+from openpi.policies.contract import Contract
+from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
+from openpi.policies.guards import RangeGuard
+from openpi.policies.policy import Policy
+from openpi.serving.recording import SessionRecorder, read_record
+from openpi_client.positronic_client import PositronicClient
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from serving_live import PATIENCE_S, TestPolicy, server_thread
+from test_serving_server import get
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class SwingSampler:
+    """Joints that swing; no model, so that pages and recordings have something to show."""
+
+    takes_noise = True
+    action_horizon, action_dim = 15, 32
+
+    def sample(self, inputs, noise, **_):
+        batch = len(inputs["state"])
+        phase = np.linspace(0, 2 * np.pi, self.action_horizon)[None, :, None] + np.arange(32)[None, None] / 3
+        return np.broadcast_to(np.sin(phase), (batch, self.action_horizon, 32)).astype(np.float32)
+
+
+def droid_policy() -> Policy:
+    spec = DroidInputs(ModelType.PI05).spec
+    contract = Contract(
+        robot="droid",
+        model_type="pi05",
+        cameras=spec.cameras,
+        state=spec.state,
+        actions=spec.actions,
+        action_kind=spec.action_kind,
+        trained_relative=(),
+        action_horizon=15,
+        control_hz=15.0,
+        state_q01=(-1.0,) * 8,
+        state_q99=(1.0,) * 8,
+    )
+    transforms = [DroidInputs(ModelType.PI05), RangeGuard(contract)]
+    return Policy(SwingSampler(), transforms=transforms, output_transforms=[DroidOutputs()], contract=contract)
+
+
+def observation(joint_3: float = 0.5) -> dict:
+    example = make_droid_example()
+    rows = np.linspace(0, 255, 224, dtype=np.uint8)
+    example["observation/exterior_image_1_left"] = np.stack(
+        [np.tile(rows, (224, 1)), np.tile(rows, (224, 1)).T, np.full((224, 224), 90, np.uint8)], -1
+    )
+    example["observation/joint_position"] = np.array([0.1, -0.4, joint_3, -0.9, 0.2, 0.8, 0.0])
+    return {**example, "prompt": "put the cup on the plate"}
+
+
+def test_the_handshake_tells_the_contract_and_an_answer_what_is_far_outside_of_it():
+    with server_thread(droid_policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        contract = client.get_server_metadata()["contract"]
+        required = [camera["key"] for camera in contract["cameras"] if camera["required"]]
+        assert "observation/exterior_image_1_left" in required
+        assert contract["actions"]["width"] == 8 and contract["actions"]["horizon"] == 15
+        assert contract["control_hz"] == 15.0
+        assert {"key", "width", "names", "units"} == contract["state"][0].keys()
+        assert "warnings" not in client.infer(observation())
+        [warning] = client.infer(observation(joint_3=9.0))["warnings"]
+        assert "9 is far outside the training range -1..1" in warning
+        assert 'openpi_warned_total{model="default"} 1.0' in get(port, "/metrics")[2]
+        for key, value, text in (
+            ("observation/joint_position", np.zeros(6), "has shape (6,)"),
+            ("observation/joint_position", np.full(7, np.nan), "NaN"),
+            ("observation/extra_camera", np.zeros((224, 224, 3), np.uint8), "extra_camera"),
+        ):
+            with pytest.raises(RuntimeError, match="ObservationError") as failure:
+                client.infer({**observation(), key: value})
+            assert (text in str(failure.value) and "expected" in str(failure.value)) or "takes" in str(failure.value)
+
+
+def test_the_status_tells_what_is_served_and_what_the_model_sees():
+    with server_thread(droid_policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        for _ in range(3):
+            client.infer(observation(joint_3=9.0))
+        status = json.loads(get(port, "/status.json")[2])
+        assert status["models"][0]["state"] == "ready" and "droid" in status["models"][0]["contract"]
+        [session] = status["sessions"]
+        assert session["num_requests"] == 3 and len(session["latencies_ms"]) == 3
+        assert session["prompt"] == "put the cup on the plate"
+        assert set(session["cameras"]) == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
+        third = session["state"][2]
+        assert (third["value"], third["low"], third["high"]) == (9.0, -1.0, 1.0) and third["name"] == "joint_3"
+        assert np.shape(session["actions"]) == (15, 8) and session["warnings"]
+
+
+def test_the_page_shows_nothing_from_elsewhere():
+    with server_thread(TestPolicy) as (_, port):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as answer:
+            page = answer.read().decode()
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert 'src="http' not in page and "@import" not in page and "//cdn" not in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+def test_a_browser_shows_live_cameras_state_chunk_and_latency(tmp_path):
+    shot = Path(os.environ.get("OPENPI_SCREENSHOT", tmp_path / "status.png"))
+    with server_thread(droid_policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        for i in range(20):
+            client.infer(observation(joint_3=9.0 if i == 19 else 0.5))
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1150,1250"]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
+        dump = subprocess.run(
+            [*command, f"--screenshot={shot}", "--dump-dom", f"http://127.0.0.1:{port}/"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+    for text in (
+        "put the cup on the plate",
+        "base_0_rgb",
+        "data:image/jpeg",
+        "Last chunk, 15 steps",
+        "polyline",
+        "p50",
+    ):
+        assert text in dump
+    assert "20 requests" in dump and "far outside the training range" in dump
+
+
+# Recordings
+
+
+def test_each_session_is_recorded_and_can_be_played_again(tmp_path, capsys):
+    folder = tmp_path / "records"
+    with server_thread(droid_policy, recorder=SessionRecorder(folder), codec=get_codec("droid")) as (_, port):
+        for _ in range(2):
+            with WebsocketClientPolicy("127.0.0.1", port) as client:
+                answers = [client.infer(observation()) for _ in range(3)]
+        with WebsocketClientPolicy("127.0.0.1", port) as client:
+            client.infer_batch([observation(), observation()])
+        robot = PositronicClient("127.0.0.1", port)
+        image = np.zeros((48, 64, 3), np.uint8)
+        robot.infer(
+            {"robot_state.q": np.zeros(7), "grip": 0.0, "image.wrist": image, "image.exterior": image, "task": "x"}
+        )
+        robot.close()
+    sessions = sorted(folder.iterdir())
+    assert [len(list(session.glob("step_*.npy"))) for session in sessions] == [3, 3, 1, 1]
+    record = np.load(sessions[0] / "step_0.npy", allow_pickle=True).item()
+    np.testing.assert_array_equal(record["outputs/actions"], answers[0]["actions"])
+    assert record["inputs/prompt"] == "put the cup on the plate"
+    assert json.loads((sessions[0] / "session.json").read_text())["opening"]["contract"]["robot"] == "droid"
+
+    with server_thread(droid_policy, codec=get_codec("droid")) as (_, port):
+        assert replay.main([str(folder), "--port", str(port), "--tolerance", "1e-6"]) == 0
+        assert "8 requests" in capsys.readouterr().out
+    with server_thread(TestPolicy) as (_, port):
+        assert replay.main([str(sessions[0]), "--port", str(port), "--tolerance", "1e-6"]) == 1
+
+
+class Exploit:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/exploited",))
+
+
+def test_a_record_that_is_more_than_data_is_refused(tmp_path):
+    path = tmp_path / "step_0.npy"
+    np.save(path, np.asarray({"inputs/x": Exploit()}, dtype=object))
+    with pytest.raises(ValueError, match=r"it asks for posix\.system, which is no data"):
+        read_record(path)
+    np.save(path, np.zeros(3))
+    with pytest.raises(ValueError, match="is no record of a request"):
+        read_record(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="is no record of a request"):
+        read_record(path)
