@@ -21,7 +21,7 @@ from openpi.serving import wire
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi_client import msgpack_numpy
-from openpi_client.stream import MessageStream, SilenceError, StreamClosed
+from openpi_client.stream import MessageStream, SilenceError, StreamClosed, _PollingIo
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_client.wire_images import with_jpeg
 from serving_live import PATIENCE_S, TestPolicy, server_thread
@@ -41,14 +41,33 @@ def frames(*parts: tuple[Opcode, bytes, bool]) -> bytes:
     return b"".join(Frame(opcode, data, fin).serialize(mask=True) for opcode, data, fin in parts)
 
 
-@hypothesis.given(st.lists(st.binary(max_size=300), max_size=5), st.sampled_from([0, 125, 126, 65535, 65536, 200_000]))
+MESSAGES = st.lists(st.binary(max_size=300), max_size=5)
+
+
+@hypothesis.given(MESSAGES, st.sampled_from([0, 125, 126, 65535, 65536, 200_000]))
 def test_messages_of_any_length_arrive_as_they_were_sent(messages, large):
     with pair() as (client, server):
-        sender = threading.Thread(target=lambda: [client.write(m) for m in [*messages, bytes(large)]])
-        sender.start()
-        assert [bytes(server.read(PATIENCE_S)) for _ in messages] == messages
-        assert len(server.read(PATIENCE_S)) == large
-        sender.join()
+        assert_arrive(client, server, messages, large)
+
+
+@hypothesis.given(MESSAGES, st.sampled_from([0, 65536, 2_000_000]))
+def test_so_they_do_on_systems_without_sendmsg(messages, large):
+    with pair() as (client, server):
+        client._io, server._io = _PollingIo(client._socket), _PollingIo(server._socket)
+        assert_arrive(client, server, messages, large)
+
+
+def assert_arrive(client: MessageStream, server: MessageStream, messages: list[bytes], large: int) -> None:
+    sender = threading.Thread(target=lambda: [client.write(message) for message in [*messages, bytes(large)]])
+    sender.start()
+    assert [bytes(server.read(PATIENCE_S)) for _ in messages] == messages
+    assert len(server.read(PATIENCE_S)) == large
+    sender.join()
+    server.ping()
+    client.attend()
+    with pytest.raises(SilenceError):
+        server.read(0.001)
+    assert server.has_answered()
 
 
 @hypothesis.given(st.data())

@@ -4,6 +4,7 @@ Parsing and the rules of the upgrade are those of the websockets library, withou
 """
 
 import socket
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -37,15 +38,17 @@ class Handshake:
         self.behind = behind
 
     @classmethod
-    def read(cls, sock: socket.socket) -> "Handshake":
-        """Reads a request within the socket's timeout.
+    def read(cls, sock: socket.socket, timeout_s: float) -> "Handshake":
+        """Reads a request, however slowly it comes, within `timeout_s`.
 
         Raises:
             HandshakeError: what comes is none, or too long.
             OSError: nothing comes.
         """
         received = b""
+        deadline_s = time.monotonic() + timeout_s
         while _END not in received:
+            sock.settimeout(max(0.001, deadline_s - time.monotonic()))
             part = sock.recv(2**13)
             if not part or len(received) > _MAX_HEAD_BYTES:
                 raise HandshakeError("no HTTP request")

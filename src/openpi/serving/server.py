@@ -57,6 +57,7 @@ _GOING_AWAY = 1001
 # How long a client may take to answer our goodbye, and to finish its handshake.
 _CLOSE_TIMEOUT_S = 1.0
 _HANDSHAKE_TIMEOUT_S = 10.0
+_DRAIN_TICK_S = 0.02
 # A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
 _PING_INTERVAL_S = 20.0
 # While a client waits for its model.
@@ -222,14 +223,11 @@ class PolicyServer:
         for session in sessions:
             if session.live:  # the others wait for a model, and are told what becomes of it
                 session.say_goodbye()
-        deadline_s = time.monotonic() + _CLOSE_TIMEOUT_S
-        while time.monotonic() < deadline_s and any(session.is_leaving for session in sessions):
-            time.sleep(0.01)
-        for session in sessions:
-            if session.is_leaving:
-                session.abort()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_DRAIN_TICK_S)
+                for session in sessions:
+                    session.abort_if_silent()
 
     # One connection
 
@@ -242,7 +240,7 @@ class PolicyServer:
                 if self._tls:
                     sock = self._tls.wrap_socket(sock, server_side=True)
                     stack.callback(sock.close)
-                self._answer(Handshake.read(sock), sock, address)
+                self._answer(Handshake.read(sock, _HANDSHAKE_TIMEOUT_S), sock, address)
         except Exception:
             logger.exception("The connection of %s failed", address)
         finally:
@@ -409,6 +407,7 @@ class _Connection:
         self.stream: MessageStream | None = None
         self._limits = limits
         self._stop = stop
+        self._answer_by_s = 0.0
         self._early: list[memoryview | str] = []
         self._reader: threading.Thread | None = None
         self._has_model = threading.Event()
@@ -417,14 +416,10 @@ class _Connection:
     def is_open(self) -> bool:
         return self.stream is not None and self.stream.is_open and not self.is_over
 
-    @property
-    def is_leaving(self) -> bool:
-        """Whether the end is said, and the client has not answered."""
-        return self.is_over and self.stream is not None and self.stream.is_open
-
-    def abort(self) -> None:
-        assert self.stream is not None
-        self.stream.abort()
+    def abort_if_silent(self) -> None:
+        """Drops a client that has not answered the goodbye in time."""
+        if self.is_over and time.monotonic() > self._answer_by_s and self.stream is not None:
+            self.stream.abort()
 
     def next_message(self) -> memoryview | str:
         """The next message. A peer that is silent is asked for a sign of life; one without requests is sent away.
@@ -534,6 +529,7 @@ class _Connection:
                 self.stream.read(left_s)
 
     def _end(self, code: int, reason: str) -> None:
+        self._answer_by_s = time.monotonic() + _CLOSE_TIMEOUT_S
         self.is_over = True
         if self.stream is not None:
             self.stream.close(code, reason)

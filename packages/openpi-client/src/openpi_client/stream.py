@@ -61,7 +61,8 @@ class MessageStream:
             received: what came behind the handshake already.
             max_message_bytes: a larger message ends the connection with code 1009; None = no limit.
         """
-        self._io = _TlsIo(sock) if isinstance(sock, ssl.SSLSocket) else _PlainIo(sock)
+        is_plain = hasattr(sock, "sendmsg") and not isinstance(sock, ssl.SSLSocket)
+        self._io = _PlainIo(sock) if is_plain else _PollingIo(sock)
         self._socket = sock
         self._is_client = is_client
         self._max_bytes = max_message_bytes
@@ -373,10 +374,12 @@ class _PlainIo:
         return bool(select.select([self._socket], [], [], 0)[0])
 
 
-class _TlsIo:
-    """An encrypted socket. OpenSSL lets one thread at a time use it, so nobody waits inside of it."""
+class _PollingIo:
+    """An encrypted socket: OpenSSL lets one thread at a time use it, so nobody waits inside of it. Also any socket of a
+    system without `sendmsg` (Windows).
+    """
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(0.0)
         self._socket = sock
         self._lock = threading.Lock()
@@ -386,7 +389,7 @@ class _TlsIo:
             try:
                 with self._lock:
                     count = self._socket.recv_into(view)
-            except ssl.SSLWantReadError:
+            except (ssl.SSLWantReadError, BlockingIOError):
                 if not select.select([self._socket], [], [], timeout_s)[0]:
                     raise SilenceError(f"nothing came for {timeout_s} s") from None
             except ssl.SSLWantWriteError:
@@ -400,14 +403,15 @@ class _TlsIo:
         try:
             with self._lock:
                 return self._socket.send(parts[0])
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
             return 0
 
     def wait_writable(self, timeout_s: Optional[float]) -> bool:
         return bool(select.select([], [self._socket], [], timeout_s)[1])
 
     def is_readable(self) -> bool:
-        return self._socket.pending() > 0 or bool(select.select([self._socket], [], [], 0)[0])
+        waits_inside = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+        return waits_inside or bool(select.select([self._socket], [], [], 0)[0])
 
 
 def _without(parts: List[memoryview], count: int) -> List[memoryview]:
