@@ -120,8 +120,7 @@ def test_prefix_suffix_and_joint_pass_equal_the_recording(flow: Subject) -> None
     np.testing.assert_array_equal(positions, out["positions"])
     (prefix_out, suffix_out), _ = model.transformer(
         [prefix.embedded, suffix.embedded],
-        positions=positions,
-        mask=make_attention_mask(mask, torch.cat([prefix.ar_mask, suffix.ar_mask])),
+        places=model.places(positions, make_attention_mask(mask, torch.cat([prefix.ar_mask, suffix.ar_mask]))),
         of_time=of_time,
     )
     close(suffix_out, out["suffix_hidden_joint"], HIDDEN)
@@ -135,8 +134,7 @@ def test_cached_prefix_and_first_step_equal_the_recording(flow: Subject) -> None
     prefix = model.embed_prefix(observation)
     (hidden, _), cache = model.transformer(
         [prefix.embedded, None],
-        positions=torch.cumsum(prefix.mask, dim=1) - 1,
-        mask=make_attention_mask(prefix.mask, prefix.ar_mask),
+        places=model.places(torch.cumsum(prefix.mask, dim=1) - 1, make_attention_mask(prefix.mask, prefix.ar_mask)),
         of_time=None,
     )
     close_where_real(hidden, out["prefix_hidden_every4"], prefix.mask)
@@ -144,8 +142,11 @@ def test_cached_prefix_and_first_step_equal_the_recording(flow: Subject) -> None
         for found, name in zip(pair, ("kv_cache_k_every4", "kv_cache_v_every4"), strict=True):
             close_where_real(found, out[name][layer], prefix.mask)
     of_time = model.embed_time(torch.ones(2))
-    v_t = model.denoise(observation.state, flow.array("sample_noise"), of_time, prefix.mask, cache)
-    close(v_t, out["v_t_step0"], HIDDEN)
+    for in_place in (False, True):
+        context = model.context(prefix.mask, [(k.detach(), v.detach()) for k, v in cache], in_place=in_place)
+        with torch.no_grad():
+            v_t = model.denoise(observation.state, flow.array("sample_noise"), of_time, context)
+        close(v_t, out["v_t_step0"], HIDDEN)
 
 
 @pytest.mark.parametrize("num_steps", [10, 3])

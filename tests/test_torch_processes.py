@@ -26,6 +26,7 @@ if __name__ == "__main__":
 """
 
 RECIPE = f"{tiny_recipe.__file__}:tiny"
+ARM = f"{tiny_recipe.__file__}:arm"
 LORA = f"{tiny_recipe.__file__}:lora"
 
 
@@ -62,6 +63,8 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
             words(*adapters, "--num-train-steps=2", "--fsdp-devices=4"),
         ],
     )
+    pi05 = (ARM, "pi05", f"--data.repo-id={arm_dataset}", "--model.pi05", "--holdout-episodes=1", "--eval-batches=1")
+    pi05 += ("--ema-decay=0.9", "--save-interval=1")
     train(
         tmp_path,
         2,
@@ -71,14 +74,29 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
             words(RECIPE, "fsdp4", rest),
             words(RECIPE, "ddp4", rest, "--fsdp-devices=2"),
             words(*adapters, rest),
+            words(*pi05, "--fsdp-devices=2", "--num-train-steps=3"),
+            words(RECIPE, "8bit", "--fsdp-devices=2", "--optimizer.state-bits=8", half),
         ],
     )
     from openpi.training import config, loop
 
-    for run in (words(RECIPE, "one"), words(RECIPE, "groups", rest), words(*adapters, "--exp-name=lora-one")):
+    for run in (
+        words(RECIPE, "one"),
+        words(RECIPE, "groups", rest),
+        words(*adapters, "--exp-name=lora-one"),
+        words(*pi05, rest, "--num-train-steps=5"),
+        words(*pi05, "--exp-name=pi05-one", "--num-train-steps=5"),
+        words(RECIPE, "8bit", "--optimizer.state-bits=8", rest),
+    ):
         loop.train(config.cli(run))
     runs = tmp_path / "checkpoints" / "tiny"
     for name in ("ddp2", "fsdp2", "ddp4", "fsdp4", "groups"):
         assert_same_numbers(runs / name, runs / "one", range(6))
+    assert_same_numbers(runs.parent / "arm" / "pi05", runs.parent / "arm" / "pi05-one", range(5))
+    found, expected = (metrics_of(runs.parent / "arm" / name) for name in ("pi05", "pi05-one"))
+    for step in range(1, 5):
+        for name in ("validation_loss", "action_error"):
+            assert found[step][name] == pytest.approx(expected[step][name], rel=1e-3), (step, name)
+    assert metrics_of(runs / "8bit")[5]["loss"] == pytest.approx(metrics_of(runs / "one")[5]["loss"], rel=0.05)
     lora = tmp_path / "checkpoints" / "lora"
     assert_same_numbers(lora / "lora", lora / "lora-one", range(4))

@@ -9,6 +9,7 @@ f MLP width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,19 @@ class Modulations(NamedTuple):
 Condition = Tensor | Modulations | None  # of an expert's norms: f[b d] or its modulations; None = they are plain
 
 
+class Places(NamedTuple):
+    """Where the tokens of a pass stand, and what they may attend to; all layers share it.
+
+    Attributes:
+        sin, cos: of the rotary position embedding, f32[b t 1 h/2].
+        bias: f[b 1 t s], added to the logits of every head.
+    """
+
+    sin: Tensor
+    cos: Tensor
+    bias: Tensor
+
+
 class Gemma(nn.Module):
     """The `llm` subtree: the token table of the first expert, and the layers and final norms of all.
 
@@ -64,12 +78,11 @@ class Gemma(nn.Module):
     def forward(
         self,
         embedded: Sequence[Float[Tensor, "b _t _d"] | None],
-        positions: Int[Tensor, "b t"],
-        mask: Bool[Tensor, "b t s"],
+        places: Places,
         *,
         adarms_cond: Sequence[Condition] | None = None,
         kv_cache: KVCache | None = None,
-        write_at: Int[Tensor, ""] | None = None,
+        slots: Int[Tensor, " t"] | None = None,
         unread: Sequence[int] | None = None,
         dtype: torch.dtype = torch.bfloat16,
         remat: str = "full",
@@ -78,11 +91,10 @@ class Gemma(nn.Module):
 
         Args:
             embedded: tokens of each expert, concatenated in this order for attention; None = expert absent.
-            positions: RoPE positions of the concatenated tokens.
-            mask: true where a query may attend to a key; keys are cached ones first, then the new ones.
+            places: of the concatenated tokens, see `places`; keys are cached ones first, then the new ones.
             adarms_cond: condition of each expert's adaptive norms.
             kv_cache: keys and values of earlier tokens.
-            write_at: int64 scalar, slot of the cache that the new keys are written to, in place; None = they are
+            slots: int64, places in the cache that the new keys and values are written to, in place; None = they are
                 appended.
             unread: per expert, how many of its first tokens have outputs that nobody reads: the last layer computes
                 only their keys and values. None = all outputs are read.
@@ -97,17 +109,17 @@ class Gemma(nn.Module):
         skipped = list(unread) if unread is not None else [0] * len(xs)
         num_new = sum(x.shape[1] for x in xs if x is not None)
         num_cached = kv_cache[0][0].shape[1] if kv_cache is not None else 0
-        num_keys = num_cached if write_at is not None else num_cached + num_new
-        if mask.shape[1:] != (num_new, num_keys):
-            raise ValueError(f"attention mask has shape {tuple(mask.shape)}, expected (batch, {num_new}, {num_keys})")
-        rotation, bias = rotations(positions, self.blocks[0].head_dim), additive(mask, dtype)
+        num_keys = num_cached if slots is not None else num_cached + num_new
+        covered = places.bias.shape[2:]
+        if covered != (num_new, num_keys):
+            raise ValueError(f"the attention mask is of {tuple(covered)} (queries, keys), expected {num_new, num_keys}")
         cache: KVCache = []
         for i, block in enumerate(self.blocks):
             is_last = i == len(self.blocks) - 1
             earlier = None if kv_cache is None else kv_cache[i]
             first_read = skipped if is_last else [0] * len(xs)
             of_layer = [cond.layers[i] if isinstance(cond, Modulations) else cond for cond in conds]
-            xs, keys_values = rematerialised(block, remat, xs, rotation, bias, of_layer, earlier, write_at, first_read)
+            xs, keys_values = rematerialised(block, remat, xs, places, of_layer, earlier, slots, first_read)
             cache.append(keys_values)
         of_final = [cond.final if isinstance(cond, Modulations) else cond for cond in conds]
         final = [
@@ -115,6 +127,15 @@ class Gemma(nn.Module):
             for norm, x, cond, count in zip(self.norms, xs, of_final, skipped, strict=True)
         ]
         return final, cache
+
+    def places(self, positions: Int[Tensor, "b t"], mask: Bool[Tensor, "b t s"], dtype: torch.dtype) -> Places:
+        """Of tokens at RoPE `positions`.
+
+        Args:
+            mask: true where a query may attend to a key.
+            dtype: of the activations.
+        """
+        return Places(*rotations(positions, self.blocks[0].head_dim), additive(mask, dtype))
 
     def modulations(self, expert: int, cond: Float[Tensor, "b d"]) -> Modulations:
         """What an expert's adaptive norms make of a condition; `forward` takes it in the condition's place."""
@@ -135,11 +156,10 @@ class Block(nn.Module):
     def forward(
         self,
         xs: Sequence[Float[Tensor, "b _t _d"] | None],
-        rotation: tuple[Tensor, Tensor],
-        bias: Float[Tensor, "b 1 t s"],
+        places: Places,
         conds: Sequence[Tensor | None],
         cache: tuple[Tensor, Tensor] | None,
-        write_at: Int[Tensor, ""] | None,
+        slots: Int[Tensor, " t"] | None,
         first_read: Sequence[int],
     ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
         """
@@ -149,27 +169,26 @@ class Block(nn.Module):
         """
         present = [i for i, x in enumerate(xs) if x is not None]
         before, after = zip(*map(_of_norms, conds), strict=True)
+        ends = list(itertools.accumulate(0 if x is None else x.shape[1] for x in xs))
         qkv, gates = {}, {}
         for i in present:
-            normed, gates[i] = self.experts[i].input_layernorm(xs[i], before[i])
-            qkv[i] = self.experts[i].self_attn.project(normed, first_read[i])
-        k, v = (torch.cat([qkv[i][part] for i in present], dim=1) for part in (1, 2))
-        k = rope(k, *rotation)
-        if cache is not None:
-            k, v = _remember(cache[0], k, write_at), _remember(cache[1], v, write_at)
-
-        outs: list[Tensor | None] = [None] * len(xs)
-        start = 0
-        for i in present:
-            x, first = xs[i], first_read[i]
+            x = xs[i]
             assert x is not None
-            rows, start = slice(start + first, start + x.shape[1]), start + x.shape[1]
+            rows = slice(ends[i] - x.shape[1], ends[i])
+            normed, gates[i] = self.experts[i].input_layernorm(x, before[i])
+            qkv[i] = self.experts[i].self_attn.project(normed, places.sin[:, rows], places.cos[:, rows], first_read[i])
+        k, v = (_joined([qkv[i][part] for i in present]) for part in (1, 2))
+        if cache is not None:
+            k, v = _remember(cache[0], k, slots), _remember(cache[1], v, slots)
+
+        outs: list[Tensor | None] = list(xs)
+        for i in present:
+            x, first, expert = xs[i], first_read[i], self.experts[i]
+            assert x is not None
             if first == x.shape[1]:
-                outs[i] = x
                 continue
-            expert = self.experts[i]
-            q = rope(qkv[i][0], *(part[:, rows] for part in rotation))
-            mixed = expert.self_attn.o_proj(attend(q, k, v, bias[:, :, rows]))
+            rows = slice(ends[i] - x.shape[1] + first, ends[i])
+            mixed = expert.self_attn.o_proj(attend(qkv[i][0], k, v, places.bias[:, :, rows]))
             y = _residual(x[:, first:], mixed, gates[i])
             inner, gate = expert.post_attention_layernorm(y, after[i])
             y = _residual(y, expert.mlp(inner), gate)
@@ -194,30 +213,35 @@ class Attention(nn.Module):
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         d, n, k, h, lora = config.width, config.num_heads, config.num_kv_heads, config.head_dim, config.attn_lora
-        self.num_heads, self.num_kv_heads = n, k
+        self.num_heads, self.num_kv_heads, self.head_dim = n, k, h
         adapters = [None if lora is None else HeadsAdapter(heads, d, h, lora) for heads in (n, k, k)]
         self.q_proj = AdaptedLinear(d, n * h, adapters[0])
         self.k_proj = AdaptedLinear(d, k * h, adapters[1])
         self.v_proj = AdaptedLinear(d, k * h, adapters[2])
-        self.o_proj = AdaptedLinear(n * h, d, None if lora is None else OutAdapter(n, h, d, lora))
-        self.widths = [n * h, k * h, k * h]
+        self.o_proj: Linear = AdaptedLinear(n * h, d, None if lora is None else OutAdapter(n, h, d, lora))
         self.qkv_proj: Linear | None = None
 
     def fuse(self) -> None:
-        """Makes one weight of three: one product instead of three, for inference."""
+        """Makes one weight of three: one product instead of three, for inference. Adapters are merged."""
         self.qkv_proj = fused(self.q_proj, self.k_proj, self.v_proj)
+        self.o_proj = fused(self.o_proj)
         del self.q_proj, self.k_proj, self.v_proj
 
-    def project(self, x: Float[Tensor, "b t d"], first_read: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b t-first_read n h], keys and values [b t k h], before RoPE."""
-        if self.qkv_proj is not None:
-            q, k, v = self.qkv_proj(x).split(self.widths, dim=-1)
-            q = q[:, first_read:]
-        else:
-            q, k, v = self.q_proj(x[:, first_read:]), self.k_proj(x), self.v_proj(x)
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        q, k, v = (y.unflatten(-1, (count, -1)) for y, count in zip((q, k, v), heads, strict=True))
-        return q, k, v
+    def project(
+        self, x: Float[Tensor, "b t d"], sin: Tensor, cos: Tensor, first_read: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [b t-first_read n h] and keys [b t k h], and values [b t k h]."""
+
+        def heads(y: Tensor) -> Float[Tensor, "b t _n h"]:
+            return y.unflatten(-1, (-1, self.head_dim))
+
+        if self.qkv_proj is None:
+            q = rope(heads(self.q_proj(x[:, first_read:])), sin[:, first_read:], cos[:, first_read:])
+            return q, rope(heads(self.k_proj(x)), sin, cos), heads(self.v_proj(x))
+        # Queries and keys lie side by side: one rotation does for both.
+        qk, v = heads(self.qkv_proj(x)).split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
+        q, k = rope(qk, sin, cos).split([self.num_heads, self.num_kv_heads], dim=2)
+        return q[:, first_read:], k, v
 
 
 class Mlp(nn.Module):
@@ -230,12 +254,14 @@ class Mlp(nn.Module):
         def linear(i: int, o: int) -> AdaptedLinear:
             return AdaptedLinear(i, o, None if lora is None else DenseAdapter(i, o, lora))
 
-        self.gate_proj, self.up_proj, self.down_proj = linear(d, f), linear(d, f), linear(f, d)
+        self.gate_proj, self.up_proj = linear(d, f), linear(d, f)
+        self.down_proj: Linear = linear(f, d)
         self.gate_up_proj: Linear | None = None
 
     def fuse(self) -> None:
         """As of `Attention`."""
         self.gate_up_proj = fused(self.gate_proj, self.up_proj)
+        self.down_proj = fused(self.down_proj)
         del self.gate_proj, self.up_proj
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -263,11 +289,11 @@ class AdaptedLinear(Linear):
         return (self.weight.detach().float() + self.lora.update().T).to(self.weight.dtype)
 
 
-def fused(*linears: AdaptedLinear) -> Linear:
+def fused(*linears: Any) -> Linear:
     """One layer that gives the outputs of several side by side, their adapters merged into it."""
     weights = [linear.merged_weight() for linear in linears]
     one = Linear(weights[0].shape[1], sum(len(weight) for weight in weights), bias=False)
-    one.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    one.weight = nn.Parameter(_joined(weights, dim=0), requires_grad=False)
     return one
 
 
@@ -286,8 +312,7 @@ class RMSNorm(nn.Module):
         Args:
             cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d].
         """
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPSILON)
         if self.weight is not None:
             return (normed * (1 + self.weight.float())).to(x.dtype), None
         assert cond is not None, "adaptive norms need a condition"
@@ -308,8 +333,13 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_tokens, width))
 
     def forward(self, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t d"]:
-        root = torch.tensor(float(self.weight.shape[-1]) ** 0.5, dtype=self.weight.dtype)
-        return (F.embedding(tokens, self.weight) * root.item()).to(dtype)
+        return (F.embedding(tokens, self.weight) * _root(self.weight.shape[-1], self.weight.dtype)).to(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _root(width: int, dtype: torch.dtype) -> float:
+    """Rounded on the host, so that nothing is read from a device."""
+    return torch.tensor(width**0.5, dtype=dtype, device="cpu").item()
 
 
 def attend(
@@ -351,11 +381,13 @@ def _of_norms(cond: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return (cond[0], cond[1]) if cond is not None and cond.ndim == 3 else (cond, cond)
 
 
-def _remember(cached: Tensor, new: Tensor, write_at: Tensor | None) -> Tensor:
-    if write_at is None:
-        return torch.cat([cached, new], dim=1)
-    slots = write_at + torch.arange(new.shape[1], device=new.device)
-    return cached.index_copy_(1, slots, new)
+def _joined(parts: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """`torch.cat`, which copies even a single tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def _remember(cached: Tensor, new: Tensor, slots: Tensor | None) -> Tensor:
+    return torch.cat([cached, new], dim=1) if slots is None else cached.index_copy_(1, slots, new)
 
 
 def _residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:

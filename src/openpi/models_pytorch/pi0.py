@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openpi.models.pi0_config import Pi0Config
 from openpi.models_pytorch.augment import Draws
-from openpi.models_pytorch.gemma import Gemma, KVCache, Modulations
+from openpi.models_pytorch.gemma import Gemma, KVCache, Modulations, Places
 from openpi.models_pytorch.model import (
     DTYPES,
     Observation,
@@ -30,6 +30,7 @@ from openpi.models_pytorch.model import (
 from openpi.models_pytorch.siglip import Linear, Siglip
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the flow-time embedding
+ALIGNED_KEYS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,29 @@ class Tokens:
     ar_mask: Int[Tensor, " n"]
 
 
+class Context(NamedTuple):
+    """What the suffix meets at every flow time: where it stands, what it may attend to, and the prefix.
+
+    Attributes:
+        kv_cache: of the prefix.
+        slots: int64[s], room in the cache for the suffix's keys and values; None = they are appended to a copy.
+    """
+
+    places: Places
+    kv_cache: KVCache
+    slots: Int[Tensor, " s"] | None
+
+
 class Pi0(nn.Module):
     """pi0 or pi0.5 (`config.pi05`). Parameters are empty until they are loaded, or made by
-    `fresh_parameters`."""
+    `fresh_parameters`.
+
+    Attributes:
+        sampled_by: names of the methods that `sample` is made of: functions of tensors, for a compiler.
+    """
 
     takes_noise = True
+    sampled_by = ("embed_prefix", "prepare", "euler_step")
 
     def __init__(self, config: Pi0Config) -> None:
         super().__init__()
@@ -119,8 +138,7 @@ class Pi0(nn.Module):
         ar_mask = torch.cat([prefix.ar_mask, suffix.ar_mask])
         (_, suffix_out), _ = self.transformer(
             [prefix.embedded, suffix.embedded],
-            positions=torch.cumsum(mask, dim=1) - 1,
-            mask=make_attention_mask(mask, ar_mask),
+            places=self.places(torch.cumsum(mask, dim=1) - 1, make_attention_mask(mask, ar_mask)),
             of_time=of_time,
             reads_prefix=False,
         )
@@ -150,21 +168,23 @@ class Pi0(nn.Module):
             repeated(state),
             flat(t * noise + (1 - t) * actions),
             self.embed_time(flat(time)),
-            repeated(prefix_mask),
-            [(repeated(k), repeated(v)) for k, v in kv_cache],
+            self.context(repeated(prefix_mask), [(repeated(k), repeated(v)) for k, v in kv_cache]),
         )
         errors = (v_t - flat(noise - actions)).square().reshape(b, n, *actions.shape[1:])
         return errors.mean(dim=(1, -1))
 
     @torch.no_grad()
     def sample_actions(
-        self, observation: Observation, noise: Float[Tensor, "b ah ad"], *, num_steps: int = 10
+        self, observation: Observation, noise: Float[Tensor, "b ah ad"], *, num_steps: int = 10, tabulate: bool = True
     ) -> Float[Tensor, "b ah ad"]:
         """Action chunks, f32: integrates the velocity field from noise (t = 1) to actions (t = 0) in Euler steps.
 
         The prefix runs once; every step reuses its keys and values.
+
+        Args:
+            tabulate: see `time_tables`.
         """
-        return self.sample(self.preprocess(observation), noise, self.time_tables(num_steps))
+        return self.sample(self.preprocess(observation), noise, self.time_tables(num_steps, tabulate=tabulate))
 
     def sample(
         self,
@@ -173,23 +193,39 @@ class Pi0(nn.Module):
         tables: list[Tensor | Modulations],
     ) -> Float[Tensor, "b ah ad"]:
         """As `sample_actions`, of a preprocessed observation, with one Euler step for each of `time_tables`."""
-        prefix_mask, kv_cache = self.encode_prefix(self.embed_prefix(observation))
+        context = self.prepare(self.embed_prefix(observation))
         x_t, dt = noise.float(), -1.0 / len(tables)
         for of_time in tables:
-            x_t = x_t + dt * self.denoise(observation.state, x_t, of_time, prefix_mask, kv_cache)
+            x_t = self.euler_step(observation.state, x_t, of_time, context, dt)
         return x_t
 
+    def prepare(self, prefix: Tokens) -> Context:
+        """What all Euler steps share."""
+        return self.context(*self.encode_prefix(prefix), in_place=True)
+
+    def euler_step(
+        self,
+        state: Float[Tensor, "b ad"],
+        x_t: Float[Tensor, "b ah ad"],
+        of_time: Tensor | Modulations,
+        context: Context,
+        dt: float,
+    ) -> Float[Tensor, "b ah ad"]:
+        return x_t + dt * self.denoise(state, x_t, of_time, context)
+
     @torch.no_grad()
-    def time_tables(self, num_steps: int) -> list[Tensor | Modulations]:
+    def time_tables(self, num_steps: int, *, tabulate: bool = True) -> list[Tensor | Modulations]:
         """What depends on the flow time only, for each Euler step.
 
-        Without it every step reads the weights of the adaptive norms again, half of the action expert's.
+        Args:
+            tabulate: also what the adaptive norms make of it. Without, every step reads their weights again, half of
+                the action expert's.
         """
         # Added up in f32, as a loop would.
         steps = torch.full((num_steps,), -1.0 / num_steps)
         times = torch.cumsum(torch.cat([torch.ones(1), steps[1:]]), dim=0)
         of_times = self.embed_time(times.to(self.action_in_proj.weight.device))
-        if not self.config.pi05:
+        if not (self.config.pi05 and tabulate):
             return list(of_times[:, None])
         return [self.language.modulations(1, row[None].to(self.dtype)) for row in of_times]
 
@@ -197,35 +233,49 @@ class Pi0(nn.Module):
         """Runs PaliGemma over the prefix; the suffix needs only its keys and values."""
         _, kv_cache = self.transformer(
             [prefix.embedded, None],
-            positions=torch.cumsum(prefix.mask, dim=1) - 1,
-            mask=make_attention_mask(prefix.mask, prefix.ar_mask),
+            places=self.places(torch.cumsum(prefix.mask, dim=1) - 1, make_attention_mask(prefix.mask, prefix.ar_mask)),
             of_time=None,
             reads_prefix=False,
         )
         return prefix.mask, kv_cache
+
+    def context(self, prefix_mask: Bool[Tensor, "b p"], kv_cache: KVCache, *, in_place: bool = False) -> Context:
+        """
+        Args:
+            in_place: make room in the cache, so that steps need not copy the prefix; for sampling, which needs no
+                gradients.
+        """
+        suffix_mask, ar_mask = self.suffix_blocks(len(prefix_mask), prefix_mask.device)
+        within = make_attention_mask(suffix_mask, ar_mask)
+        num_prefix, num_suffix = prefix_mask.shape[1], suffix_mask.shape[1]
+        mask = torch.cat([prefix_mask[:, None].expand(-1, num_suffix, -1), within], dim=2)
+        positions = prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(suffix_mask, dim=1) - 1
+        if not in_place:
+            return Context(self.places(positions, mask), kv_cache, None)
+        # Attention kernels copy masks whose rows are not aligned, in each layer again.
+        room = -(num_prefix + num_suffix) % ALIGNED_KEYS + num_suffix
+        padded = [(F.pad(k, (0, 0, 0, 0, 0, room)), F.pad(v, (0, 0, 0, 0, 0, room))) for k, v in kv_cache]
+        slots = num_prefix + torch.arange(num_suffix, device=prefix_mask.device)
+        return Context(self.places(positions, F.pad(mask, (0, room - num_suffix))), padded, slots)
 
     def denoise(
         self,
         state: Float[Tensor, "b ad"],
         x_t: Float[Tensor, "b ah ad"],
         of_time: Tensor | Modulations,
-        prefix_mask: Bool[Tensor, "b p"],
-        kv_cache: KVCache,
+        context: Context,
     ) -> Float[Tensor, "b ah ad"]:
         """Velocity at x_t, the suffix attending to the cached prefix.
 
         Args:
             of_time: `embed_time` of the flow times, or an entry of `time_tables`.
         """
-        suffix = self.embed_suffix(state, x_t, of_time)
-        within = make_attention_mask(suffix.mask, suffix.ar_mask)
-        to_prefix = prefix_mask[:, None].expand(-1, within.shape[1], -1)
         (_, suffix_out), _ = self.transformer(
-            [None, suffix.embedded],
-            positions=prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(suffix.mask, dim=1) - 1,
-            mask=torch.cat([to_prefix, within], dim=2),
+            [None, self.suffix_tokens(state, x_t, of_time)],
+            places=context.places,
             of_time=of_time,
-            kv_cache=kv_cache,
+            kv_cache=context.kv_cache,
+            slots=context.slots,
         )
         return self.velocity(suffix_out)
 
@@ -248,14 +298,26 @@ class Pi0(nn.Module):
         self, state: Float[Tensor, "b ad"], x_t: Float[Tensor, "b ah ad"], of_time: Tensor | Modulations
     ) -> Tokens:
         """Action tokens, for pi0 after a state token."""
+        return Tokens(self.suffix_tokens(state, x_t, of_time), *self.suffix_blocks(len(x_t), x_t.device))
+
+    def suffix_tokens(
+        self, state: Float[Tensor, "b ad"], x_t: Float[Tensor, "b ah ad"], of_time: Tensor | Modulations
+    ) -> Float[Tensor, "b s d"]:
         action_tokens = self.action_in_proj(x_t)
         if self.config.pi05:
-            return _in_blocks(action_tokens, num_blocks=1)
+            return action_tokens
         assert isinstance(of_time, Tensor)
         kernel = self.action_time_mlp_in.weight[:, : action_tokens.shape[-1]].to(action_tokens.dtype)
         hidden = F.silu(F.linear(action_tokens, kernel) + of_time[:, None])
         state_token = self.state_proj(state)[:, None]
-        return _in_blocks(torch.cat([state_token, self.action_time_mlp_out(hidden)], dim=1), num_blocks=2)
+        return torch.cat([state_token, self.action_time_mlp_out(hidden)], dim=1)
+
+    def suffix_blocks(self, batch_size: int, device: torch.device) -> tuple[Bool[Tensor, "b s"], Int[Tensor, " s"]]:
+        """`mask` and `ar_mask` of the suffix: the actions are a block, and so is the state."""
+        num_blocks = 1 if self.config.pi05 else 2
+        num_tokens = self.config.action_horizon + num_blocks - 1
+        mask = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=device)
+        return mask, (torch.arange(num_tokens, device=device) < num_blocks).long()
 
     def embed_time(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """What the suffix needs of the flow time: pi0.5's condition; of pi0, the bias of its first action-time layer.
@@ -276,37 +338,33 @@ class Pi0(nn.Module):
         self,
         embedded: list[Tensor | None],
         *,
-        positions: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n s"],
+        places: Places,
         of_time: Tensor | Modulations | None,
         kv_cache: KVCache | None = None,
+        slots: Int[Tensor, " n"] | None = None,
         reads_prefix: bool = True,
     ) -> tuple[list[Any], KVCache]:
         """Both experts over their tokens (None = absent); returns their outputs and the cache, see `Gemma.forward`."""
         num_prefix = 0 if embedded[0] is None else embedded[0].shape[1]
         return self.language(
             embedded,
-            positions,
-            mask,
+            places,
             adarms_cond=[None, of_time if self.config.pi05 else None],
             kv_cache=kv_cache,
+            slots=slots,
             unread=(0 if reads_prefix or not self.config.skip_unused else num_prefix, 0),
             dtype=self.dtype,
             remat=self.config.remat,
         )
+
+    def places(self, positions: Int[Tensor, "b n"], mask: Bool[Tensor, "b n s"]) -> Places:
+        return self.language.places(positions, mask, self.dtype)
 
     def velocity(self, suffix_out: Float[Tensor, "b s d"]) -> Float[Tensor, "b ah ad"]:
         """Plain type promotion: f32 weights keep f32 velocities."""
         layer = self.action_out_proj
         x = suffix_out[:, -self.config.action_horizon :]
         return layer(x.to(torch.promote_types(x.dtype, layer.weight.dtype)))
-
-
-def _in_blocks(embedded: Float[Tensor, "b n d"], *, num_blocks: int) -> Tokens:
-    """Real tokens; each of the first `num_blocks` starts an attention block."""
-    mask = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
-    places = torch.arange(embedded.shape[1], device=embedded.device)
-    return Tokens(embedded, mask, (places < num_blocks).long())
 
 
 def posemb_sincos(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:

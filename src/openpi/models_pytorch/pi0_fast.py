@@ -153,7 +153,7 @@ class Pi0FAST(nn.Module):
                 positions=(num_valid + s + 1)[:, None],  # the published models skip one position here
                 mask=(readable & (slots < num_prefix + s + 1))[:, None],
                 kv_cache=cache,
-                write_at=torch.tensor(num_prefix + s, device=device),
+                slots=slots[num_prefix + s, None],
             )
             logits = self.logits(hidden[:, 0])
             if grammar is not None:
@@ -201,17 +201,16 @@ class Pi0FAST(nn.Module):
         positions: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n s"],
         kv_cache: KVCache | None = None,
-        write_at: Int[Tensor, ""] | None = None,
+        slots: Int[Tensor, " n"] | None = None,
         num_read: int | None = None,
     ) -> tuple[Float[Tensor, "b n d"], KVCache]:
         """The one expert over its tokens; outputs are read of the last `num_read`; None = of all."""
         unread = 0 if num_read is None or not self.config.skip_unused else embedded.shape[1] - num_read
         (hidden,), cache = self.language(
             [embedded],
-            positions,
-            mask,
+            self.language.places(positions, mask, self.dtype),
             kv_cache=kv_cache,
-            write_at=write_at,
+            slots=slots,
             unread=(unread,),
             dtype=self.dtype,
             remat=self.config.remat,

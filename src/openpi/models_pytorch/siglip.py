@@ -95,12 +95,26 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.width, config.width)
         self.v_proj = Linear(config.width, config.width)
         self.out_proj = Linear(config.width, config.width)
+        self.qkv_proj: Linear | None = None
+
+    def fuse(self) -> None:
+        """Makes one layer of three: one product instead of three, for inference."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        self.qkv_proj = Linear(parts[0].weight.shape[1], sum(len(part.weight) for part in parts))
+        self.qkv_proj.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+        biases = [part.bias.detach() for part in parts if part.bias is not None]
+        self.qkv_proj.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+        del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         def heads(y: Tensor) -> Float[Tensor, "b n t h"]:
             return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        if self.qkv_proj is None:
+            projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        else:
+            projected = self.qkv_proj(x).chunk(3, dim=-1)
+        q, k, v = map(heads, projected)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 

@@ -63,8 +63,11 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
         "tensors": tensors,
     }
     arrays = {f"inputs/{key}": value for key, value in inputs.items()}
-    np.savez_compressed(folder / ARRAYS_FILE, **{"outputs": outputs, **arrays})  # type: ignore[arg-type]
-    (folder / PARITY_FILE).write_text(json.dumps(document, indent=1) + "\n")
+    partial = [folder / f".partial-{name}" for name in (ARRAYS_FILE, PARITY_FILE)]
+    np.savez_compressed(partial[0], **{"outputs": outputs, **arrays})  # type: ignore[arg-type]
+    partial[1].write_text(json.dumps(document, indent=1) + "\n")
+    for file, name in zip(partial, (ARRAYS_FILE, PARITY_FILE), strict=True):
+        file.replace(folder / name)
     return errors
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from openpi.models import compact
 from openpi.models_pytorch.action_grammar import ActionGrammar
-from openpi.models_pytorch.gemma import Attention, Mlp
 from openpi.models_pytorch.model import Observation
 from openpi.policies.extents import Extents
 
@@ -24,6 +23,7 @@ logger = logging.getLogger("openpi")
 # Modes of the configuration that bring CUDA graphs of their own; here the whole sampler is one graph.
 _WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
 _WARM_UP_RUNS = 3
+_ALIGNMENT = 256  # bytes, of tensors in a buffer
 _TEXTS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask")
 
 Options = tuple[tuple[str, Any], ...]
@@ -82,22 +82,30 @@ class PytorchSampler:
     ) -> None:
         self._device = resolve_device(device)
         self._model: Any = model.to(self._device).eval().requires_grad_(False)
-        for module in model.modules():
-            if isinstance(module, (Attention, Mlp)):
-                module.fuse()
+        for module in list(model.modules()):
+            fuse: Any = getattr(module, "fuse", None)
+            if fuse is not None:
+                fuse()
         config = self._model.config
-        self._compile_mode = _WITHOUT_GRAPHS.get(compile_mode or "", compile_mode)
+        self.takes_noise: bool = self._model.takes_noise
+        if self.takes_noise and compile_mode is not None:
+            self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode))
         on_gpu = self._device.type == "cuda"
-        self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self._model.takes_noise
-        self._has_programs = self._uses_graphs or self._compile_mode is not None
+        self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
+        self._has_programs = self.takes_noise and (self._uses_graphs or compile_mode is not None)
         self._generator = torch.Generator().manual_seed(seed)
         # Nothing may run on the GPU while a graph is captured.
         self._capturing = threading.Lock() if self._uses_graphs else contextlib.nullcontext()
         self._extents = Extents(config)
         self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}
-        self.takes_noise: bool = self._model.takes_noise
         self.action_horizon: int = config.action_horizon
         self.action_dim: int = config.action_dim
+
+    def _compile(self, mode: str) -> None:
+        """In place, part by part: all Euler steps are one program."""
+        for name in self._model.sampled_by:
+            part = torch.compile(getattr(self._model, name), mode=mode, dynamic=False, fullgraph=True)
+            setattr(self._model, name, part)
 
     def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
@@ -126,7 +134,7 @@ class PytorchSampler:
     def _run(
         self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options, generator: torch.Generator
     ) -> np.ndarray:
-        host = _host_tensors(inputs)
+        host = host_tensors(inputs)
         if self.takes_noise:
             shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
             drawn = torch.randn(shape, generator=generator) if noise is None else torch.as_tensor(noise)
@@ -155,13 +163,10 @@ class PytorchSampler:
         if unknown or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"sampling options are {dict(options)}; expected num_steps, at least 1")
         tables = self._model.time_tables(num_steps)
-        sample = self._model.sample
-        if self._compile_mode is not None:
-            sample = torch.compile(sample, mode=self._compile_mode, dynamic=False)
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
-            observation = self._model.preprocess(_observation(tensors, dropped))
-            return sample(observation, tensors["noise"], tables)
+            observation = self._model.preprocess(observation_of(tensors, dropped))
+            return self._model.sample(observation, tensors["noise"], tables)
 
         return run
 
@@ -176,7 +181,7 @@ class PytorchSampler:
         def run(tensors: dict[str, Tensor]) -> Tensor:
             if "generator" in kwargs:
                 kwargs["generator"].manual_seed(int(tensors["seed"]))
-            return write(_observation(tensors, dropped))
+            return write(observation_of(tensors, dropped))
 
         return run
 
@@ -184,8 +189,11 @@ class PytorchSampler:
 class Graph:
     """A function captured on a GPU: replayed as one launch, with inputs and output at fixed places.
 
+    Calls must not overlap: they share those places.
+
     Args:
-        run: device tensors by name -> device tensor, with no other input.
+        run: device tensors by name -> device tensor, with no other input; see `test_torch_sampler.py` for what a
+            capture forbids.
         example: host tensors, as every call will have them.
         capturing: held during the capture; compiling before it disturbs no other thread.
     """
@@ -197,27 +205,68 @@ class Graph:
         device: torch.device,
         capturing: contextlib.AbstractContextManager[Any],
     ) -> None:
-        self._staged = {key: value.pin_memory() for key, value in example.items()}
-        self._inputs = {key: value.to(device) for key, value in self._staged.items()}
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
-                run(self._inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with capturing, torch.cuda.graph(self._graph):
-            self._output = run(self._inputs)
+        # In one buffer, so that one transfer moves them all; pinned, so that the GPU fetches it.
+        self._staging = torch.empty(_num_bytes(example), dtype=torch.uint8, pin_memory=True)
+        self._staged = within(self._staging, example)
+        for key, value in example.items():
+            self._staged[key].copy_(value)
+        self._buffer = self._staging.to(device)
+        inputs = within(self._buffer, example)
+        with torch.cuda.device(device):  # captures are of the current one
+            self._stream = torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
+                    run(inputs)
+            self._graph = torch.cuda.CUDAGraph()
+            with capturing, torch.cuda.graph(self._graph, stream=self._stream):
+                self._output = run(inputs)
+        self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
 
     def __call__(self, host: dict[str, Tensor]) -> Tensor:
+        """The output on the host; nothing is under way any more when it returns."""
+        self.send(host)
+        self.replay()
+        return self.fetch()
+
+    def send(self, host: dict[str, Tensor]) -> None:
+        """Starts the transfer of the inputs."""
         for key, value in host.items():
             self._staged[key].copy_(value)
-            self._inputs[key].copy_(self._staged[key], non_blocking=True)
-        self._graph.replay()
-        return self._output
+        with torch.cuda.stream(self._stream):
+            self._buffer.copy_(self._staging, non_blocking=True)
+
+    def replay(self) -> None:
+        with torch.cuda.stream(self._stream):
+            self._graph.replay()
+
+    def fetch(self) -> Tensor:
+        """Waits for the output."""
+        with torch.cuda.stream(self._stream):
+            self._fetched.copy_(self._output, non_blocking=True)
+        self._stream.synchronize()
+        return self._fetched.clone()  # the next call writes there
 
 
-def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def within(buffer: Tensor, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like those of the example, side by side in a buffer of bytes."""
+    found, start = {}, 0
+    for key, value in example.items():
+        end = start + value.numel() * value.element_size()
+        found[key] = buffer[start:end].view(value.dtype).view(value.shape)
+        start = _aligned(end)
+    return found
+
+
+def _num_bytes(example: Mapping[str, Tensor]) -> int:
+    return sum(_aligned(value.numel() * value.element_size()) for value in example.values())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The inputs as one flat dict; images stay uint8 for the transfer."""
     images = {f"image/{key}": image for key, image in inputs["image"].items()}
     masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
@@ -226,7 +275,7 @@ def _host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(np.require(value, requirements=["C", "W"])) for key, value in arrays.items()}
 
 
-def _observation(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
+def observation_of(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
     def below(prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 

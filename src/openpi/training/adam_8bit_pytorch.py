@@ -30,6 +30,7 @@ class AdamW8bit(torch.optim.Optimizer):
         weight_decay: float,
     ) -> None:
         super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._numbers = {param: i for i, param in enumerate(p for group in self.param_groups for p in group["params"])}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
@@ -52,17 +53,35 @@ class AdamW8bit(torch.optim.Optimizer):
         square = b2 * _decoded(state, "exp_avg_sq") + (1 - b2) * grad.square()
         change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
         values.sub_(lr * (change + weight_decay * values.float()))
-        _remember(state, "exp_avg", mean)
-        _remember(state, "exp_avg_sq", square)
+        if is_coded(param):
+            rounding = torch.Generator(values.device).manual_seed(self._seed(param, step))
+            _remember(state, "exp_avg", mean, rounding)
+            _remember(state, "exp_avg_sq", square, rounding)
+        else:
+            state["exp_avg"], state["exp_avg_sq"] = (_like(param, part) for part in (mean, square))
+
+    def _seed(self, param: torch.nn.Parameter, step: int) -> int:
+        """Of the rounding: the same in every run, and on every device that holds the same part of the parameter."""
+        number = self._numbers[param]
+        part = param.device_mesh.get_local_rank(param.device_mesh.ndim - 1) if isinstance(param, DTensor) else 0
+        return (step << 32) + (part << 20) + number
 
 
 def _zeros(param: Tensor, name: str) -> dict[str, Tensor]:
     if not is_coded(param):
         return {name: torch.zeros_like(param, dtype=torch.float32)}
     size = math.gcd(param.shape[-1], BLOCK)
-    scales = param.new_zeros((*param.shape[:-1], param.shape[-1] // size), dtype=torch.float32)
+    scales = _like(param, _local(param).new_zeros((*_local(param).shape[:-1], param.shape[-1] // size)).float())
     dtype = torch.uint8 if name == "exp_avg_sq" else torch.int8
     return {f"{name}_codes": torch.zeros_like(param, dtype=dtype), f"{name}_scales": scales}
+
+
+def moment_bytes(shape: tuple[int, ...]) -> int:
+    """What one moment of a parameter takes."""
+    size = math.prod(shape)
+    if len(shape) < 2 or size < MIN_SIZE:
+        return 4 * size
+    return size + 4 * size // math.gcd(shape[-1], BLOCK)
 
 
 def is_coded(param: Tensor) -> bool:
@@ -76,16 +95,13 @@ def _decoded(state: dict[str, Tensor], name: str) -> Tensor:
     return decode(_local(state[f"{name}_codes"]), _local(state[f"{name}_scales"]))
 
 
-def _remember(state: dict[str, Tensor], name: str, values: Tensor) -> None:
-    if name in state:
-        _local(state[name]).copy_(values)
-        return
-    codes, scales = encode(values, is_squares=name == "exp_avg_sq")
+def _remember(state: dict[str, Tensor], name: str, values: Tensor, rounding: torch.Generator) -> None:
+    codes, scales = encode(values, rounding, is_squares=name == "exp_avg_sq")
     _local(state[f"{name}_codes"]).copy_(codes)
     _local(state[f"{name}_scales"]).copy_(scales)
 
 
-def encode(values: Tensor, *, is_squares: bool) -> tuple[Tensor, Tensor]:
+def encode(values: Tensor, rounding: torch.Generator, *, is_squares: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales of f32 values; none but zero becomes zero where they are squares, which get divided by."""
     blocks = _blocks(values)
     scales = blocks.abs().amax(dim=-1)
@@ -94,7 +110,8 @@ def encode(values: Tensor, *, is_squares: bool) -> tuple[Tensor, Tensor]:
     below = (top * shares ** (1 / power)).floor().clamp(0, top - 1)
     low, high = (below / top) ** power, ((below + 1) / top) ** power
     # Up with the probability that makes the decoded value right on average.
-    magnitudes = below + (torch.rand_like(shares) < (shares - low) / (high - low))
+    chance = torch.rand(shares.shape, generator=rounding, device=shares.device)
+    magnitudes = below + (chance < (shares - low) / (high - low))
     if is_squares:
         codes = torch.maximum(magnitudes, (shares > 0).float()).to(torch.uint8)
     else:
@@ -114,6 +131,15 @@ def _blocks(values: Tensor) -> Tensor:
     """[..., n] -> [..., blocks, size]: as many neighbours as divide the axis and `BLOCK`."""
     size = math.gcd(values.shape[-1], BLOCK)
     return values.reshape(*values.shape[:-1], values.shape[-1] // size, size)
+
+
+def _like(param: Tensor, part: Tensor) -> Tensor:
+    """This device's rows as a tensor that is split as the parameter is; they may be of another width."""
+    if not isinstance(param, DTensor):
+        return part
+    shape = torch.Size((*param.shape[:-1], part.shape[-1]) if param.ndim > 1 else param.shape)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride)
 
 
 def _local(tensor: Tensor | None) -> Tensor:

@@ -40,6 +40,11 @@ class JaxBackend:
         return jax.devices()[0].device_kind
 
     def check(self) -> None:
+        for field in ("pytorch_compile", "pytorch_free_gradients"):
+            if getattr(self._config, field):
+                raise ValueError(f"{field} is set, which backend=jax has not; add --backend=pytorch, or leave it out")
+        if self._config.pytorch_training_precision == "pure_bfloat16":
+            raise ValueError("pytorch_training_precision=pure_bfloat16 is of backend=pytorch; add it, or leave it out")
         if self._config.batch_size % self.num_devices:
             raise ValueError(
                 f"batch_size={self._config.batch_size} is not a multiple of the {self.num_devices} devices (of "
@@ -59,6 +64,11 @@ class JaxBackend:
         return step_jax.create_state(self._config, init_key, self._mesh)
 
     def restore_state(self, directory: Path) -> TrainState:
+        if not (directory / state_files.PARAMS).is_dir():
+            raise ValueError(
+                f"{directory} was not written by backend=jax; continue the run with --backend=pytorch, or start "
+                "another from its weights (weight_loader)"
+            )
         return state_files.restore_state(directory, self._spec)
 
     def begin_write(self, directory: Path, state: TrainState, is_left_out: Filter) -> Callable[[], None]:

@@ -22,6 +22,7 @@ from openpi.models_pytorch.gemma import Block
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import (
+    adam_8bit_pytorch,
     optimizer_pytorch,
     parallel_pytorch,
     processes,
@@ -109,13 +110,14 @@ class PyTorchBackend:
                 total += 2 * size
             else:
                 has_average = self._config.ema_decay is not None
-                moments = 2 if getattr(self._config.optimizer, "state_bits", 32) == 8 else 8
-                total += size * (4 * (1 + has_average) + moments)
+                is_coded = getattr(self._config.optimizer, "state_bits", 32) == 8
+                moments = 2 * adam_8bit_pytorch.moment_bytes(row.shape) if is_coded else 8 * size
+                total += 4 * size * (1 + has_average) + moments
         return int(total * _SIZE_MARGIN)
 
     def create_state(self) -> TrainState:
         state = self._empty_state()
-        params = dict(state.model.named_parameters())
+        params = state.params
         loaded = self._load_weights()
         for row in self._table:
             if row.tree in loaded:
@@ -137,7 +139,7 @@ class PyTorchBackend:
         return state_files_pytorch.begin_write(directory, self._table, state, is_left_out)
 
     def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
-        return state_files_pytorch.published(self._table, dict(state.model.named_parameters()), paths)
+        return state_files_pytorch.published(self._table, state.params, paths)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         cut = compact.cut(batch, self._extent(batch)) if self._config.model.skip_unused else batch
@@ -165,6 +167,7 @@ class PyTorchBackend:
         with step_pytorch.averaged(state) as averaged:
             averaged.eval()
             loss = step_pytorch.batch_loss(averaged, placed, mine)
+            parallel_pytorch.split_again(averaged)
             actions = step_pytorch.sample(state, placed, mine, **sample_options)
         return float(processes_pytorch.mean_of_all(loss)), actions
 
@@ -191,7 +194,8 @@ class PyTorchBackend:
         if config.pytorch_compile:
             _compile_blocks(model)
         trees = {row.torch: row.tree for row in self._table}
-        trainable = step_pytorch.trainable_params(model)
+        params = dict(model.named_parameters())
+        trainable = {name: param for name, param in params.items() if param.requires_grad}
 
         def make(params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
             return optimizer_pytorch.create(config.optimizer, params, lambda name: is_matrix(trees[name]))
@@ -204,7 +208,7 @@ class PyTorchBackend:
             # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
             average = {name: torch.empty_like(param, dtype=torch.float32) for name, param in trainable.items()}
         forward = parallel_pytorch.replicated(model, config.fsdp_devices, self._device)
-        return TrainState(0, model, forward, optimizer, average)
+        return TrainState(0, model, params, forward, optimizer, average)
 
     def _load_weights(self) -> dict[str, np.ndarray]:
         """By path, the parameters that the recipe starts from; the rest starts at random."""

@@ -173,8 +173,10 @@ class TrainConfig:
     @property
     def start_weights(self) -> weight_loaders.WeightLoader:
         """What training starts from: for the PyTorch trainer `pytorch_weight_path`, if given."""
-        if self.backend == "pytorch" and self.pytorch_weight_path is not None:
-            return weight_loaders.CheckpointWeightLoader(self.pytorch_weight_path)
+        path = self.pytorch_weight_path
+        is_given = path is not None and not path.startswith("/path/to/your")  # as a published recipe has it
+        if self.backend == "pytorch" and is_given:
+            return weight_loaders.CheckpointWeightLoader(str(path))
         return self.weight_loader
 
     @property

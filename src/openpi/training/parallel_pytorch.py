@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,6 +51,17 @@ def set_exchanges_gradients(forward: nn.Module, is_on: bool) -> None:
         forward.require_backward_grad_sync = is_on
     elif hasattr(forward, "set_requires_gradient_sync"):
         forward.set_requires_gradient_sync(is_on)  # type: ignore[operator]  # added by `fully_shard`
+
+
+def is_split(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def split_again(model: nn.Module) -> None:
+    """Lets go of parameters that a forward pass has put together; only a backward pass would do it for all of them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ _NOTE = (
 )
 _NOTES = {
     "jax": _NOTE + "JAX takes three quarters of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 or so is set.",
-    "pytorch": _NOTE + "They are those of the JAX step; PyTorch's were not compared. Everything else is the same.",
+    "pytorch": _NOTE
+    + "They are those of the JAX step; PyTorch's were not compared. What --pytorch-* options save is not counted.",
 }
 
 

@@ -23,7 +23,7 @@ from openpi.models_pytorch import loading
 from openpi.shared.tree import flatten
 from openpi.training import parallel_pytorch, processes
 from openpi.training.freeze import Filter
-from openpi.training.step_pytorch import TrainState, trainable_params
+from openpi.training.step_pytorch import TrainState
 from openpi.weights import names, orbax_io, safetensors_io
 from openpi.weights.adapter_base import AdapterBase
 
@@ -59,20 +59,22 @@ def begin_write(directory: Path, table: Table, state: TrainState, is_left_out: F
 
 
 def _served(state: TrainState, rows: Iterable[names.Row]) -> Iterator[tuple[str, Tensor]]:
-    params = dict(state.model.named_parameters())
+    params = state.params
     for row in rows:
         yield row.released, (state.average or {}).get(row.torch, params[row.torch])
 
 
 def _rest(state: TrainState, rows: Iterable[names.Row]) -> Iterator[tuple[str, Tensor]]:
-    params = trainable_params(state.model)
+    params = state.trainable
     for row in rows:
         param = params.get(row.torch)
         if param is None:
             continue
         if state.average is not None:
             yield _WEIGHTS + row.torch, param
-        for slot, tensor in state.optimizer.state[param].items():
+        slots = state.optimizer.state[param]
+        assert slots, f"the optimiser knows nothing of {row.torch}"
+        for slot, tensor in slots.items():
             if slot != _COUNT:
                 yield f"{_OPTIMIZER}{slot}/{row.torch}", tensor
 
@@ -106,7 +108,7 @@ def restore(directory: Path, table: Table, state: TrainState) -> None:
     if state.average is not None and not step["has_average"]:
         logger.warning("%s has no averaged weights; the average starts from its weights", directory)
 
-    params = dict(state.model.named_parameters())
+    params = state.params
     for row in table:
         if row.tree in left_out:
             continue
@@ -117,7 +119,7 @@ def restore(directory: Path, table: Table, state: TrainState) -> None:
             parallel_pytorch.assign(state.average[row.torch], served)
     if base is not None:
         assign_frozen(base, table, params)
-    for name, param in trainable_params(state.model).items():
+    for name, param in state.trainable.items():
         for slot, tensor in state.optimizer.state[param].items():
             if slot == _COUNT:
                 tensor.fill_(step["step"])
@@ -183,7 +185,7 @@ def _check_fits(
     for row in table:
         if row.tree not in left_out:
             wanted[names.stored_name(row, model) or row.released] = row.shape
-    for name, param in trainable_params(state.model).items():
+    for name, param in state.trainable.items():
         if has_average:
             wanted[_WEIGHTS + name] = tuple(param.shape)
         for slot, tensor in state.optimizer.state[param].items():

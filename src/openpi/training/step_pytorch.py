@@ -40,6 +40,7 @@ class TrainState:
     Attributes:
         step: optimiser steps done.
         model: with its parameters, which may be split over devices.
+        params: all of them by name. While a model that is split computes, others take their place in it.
         forward: what to call for the loss.
         optimizer: over the trainable parameters.
         average: running average of the trainable parameters by name, or None.
@@ -47,9 +48,15 @@ class TrainState:
 
     step: int
     model: nn.Module
+    params: dict[str, nn.Parameter]
     forward: nn.Module
     optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward
     average: dict[str, Tensor] | None
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: param for name, param in self.params.items() if param.requires_grad}
 
 
 class Randomness(NamedTuple):
@@ -130,12 +137,12 @@ class Step:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._backward(state, batch, mine)
-        trainable = trainable_params(state.model)
+        trainable = state.trainable
         norm = self._update(state.optimizer, list(trainable.values()))
         if state.average is not None and config.ema_decay is not None:
             update_average(state.average, trainable, config.ema_decay)
         state.step += 1
-        kernels = [param for name, param in state.model.named_parameters() if name in self._kernels]
+        kernels = [param for name, param in state.params.items() if name in self._kernels]
         return {
             "loss": processes_pytorch.mean_of_all(loss),
             "grad_norm": norm,
@@ -194,11 +201,6 @@ def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Any]) -> dict[s
     return {key: of(value) for key, value in batch.items()}
 
 
-def trainable_params(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name."""
-    return {name: param for name, param in model.named_parameters() if param.requires_grad}
-
-
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], params: Mapping[str, Tensor], decay: float) -> None:
     """The running average one step on, in place."""
@@ -211,24 +213,17 @@ def update_average(average: dict[str, Tensor], params: Mapping[str, Tensor], dec
 @contextlib.contextmanager
 def averaged(state: TrainState) -> Iterator[nn.Module]:
     """The model with the weights that are evaluated and served: the average in their place where there is one."""
-    if state.average is None:
-        yield state.model
-        return
-    _swap(state)
+    raw = {}
     try:
+        for name, average in (state.average or {}).items():
+            param = parallel_pytorch.local(state.params[name].detach())
+            raw[name] = param.to("cpu", copy=True)  # a device may have no room for one more copy
+            param.copy_(parallel_pytorch.local(average))
         yield state.model
     finally:
-        _swap(state)
-
-
-@torch.no_grad()
-def _swap(state: TrainState) -> None:
-    assert state.average is not None
-    params = trainable_params(state.model)
-    for name, average in state.average.items():
-        kept = params[name].detach().clone()
-        params[name].copy_(average)
-        average.copy_(kept)
+        parallel_pytorch.split_again(state.model)
+        for name, values in raw.items():
+            parallel_pytorch.local(state.params[name].detach()).copy_(values)
 
 
 def without_answer(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,6 +241,8 @@ def sample(state: TrainState, batch: Mapping[str, Any], random: Randomness, **op
     observation = Observation.from_dict(observed)
     model: Any = state.model
     if random.noise is not None:
-        return model.sample_actions(observation, random.noise).float().cpu().numpy()
+        # The weights of norms are at hand only while their block runs, where parameters are split.
+        tabulate = not parallel_pytorch.is_split(model)
+        return model.sample_actions(observation, random.noise, tabulate=tabulate).float().cpu().numpy()
     agree = functools.partial(processes_pytorch.all_agree)
     return model.sample_actions(observation, agree=agree, **options).float().cpu().numpy()

@@ -215,11 +215,7 @@ class _OrbaxWeights:
         return path in self._frozen and path not in self._arrays
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
-        members: dict[str, dict[tuple[int, ...], Row]] = {}
-        for row in self._table:
-            if only is None or only(row.released):
-                members.setdefault(row.tree, {})[row.index] = row
-        for path, rows in members.items():
+        for path, rows in _by_path(self._table, only).items():
             array = (self._frozen | self._arrays).get(path)
             if array is None:
                 continue
@@ -227,6 +223,15 @@ class _OrbaxWeights:
                 # As training held them.
                 frozen = block.values.astype(ml_dtypes.bfloat16) if self._is_frozen(path) else block.values
                 yield dataclasses.replace(block, values=frozen)
+
+
+def _by_path(table: Collection[Row], only: Select | None) -> dict[str, dict[tuple[int, ...], Row]]:
+    """Per array of the tree, its parts by index."""
+    members: dict[str, dict[tuple[int, ...], Row]] = {}
+    for row in table:
+        if only is None or only(row.released):
+            members.setdefault(row.tree, {})[row.index] = row
+    return members
 
 
 def _blocks_of(array: StoredArray, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Block]:
@@ -271,8 +276,16 @@ class _SafetensorsWeights:
         self._names = {
             row.released: name for row in self._table if (name := names.stored_name(row, self._tensors)) is not None
         }
-        shapes = self._tensors.shapes
+        base = AdapterBase.load(folder) if folder.is_dir() else None
+        self._frozen = _frozen_arrays(base) if base is not None else {}
+        if base is not None:
+            base.check(self._frozen)
+        self._elsewhere = [row for row in self._table if row.released not in self._names and row.tree in self._frozen]
+        shapes, trees = self._tensors.shapes, names.tree_shapes(config)
         stored = {released: shapes[name] for released, name in self._names.items()}
+        for row in self._elsewhere:
+            whole = tuple(self._frozen[row.tree].shape)
+            stored[row.released] = row.shape if whole == trees[row.tree] else whole
         used = set(self._names.values())
         unused = {name: shapes[name] for name in shapes if name not in used and not names.is_known_unused(name)}
         model = {row.released: row.shape for row in self._table}
@@ -280,6 +293,8 @@ class _SafetensorsWeights:
         _refuse_adapters(self.report)
 
     def dtype(self, row: Row) -> np.dtype:
+        if row.released not in self._names:
+            return np.dtype(ml_dtypes.bfloat16)
         return self._tensors.spec(self._names[row.released]).dtype
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
@@ -294,6 +309,11 @@ class _SafetensorsWeights:
             for start in range(0, len(tensor), per_block):
                 # Opened anew each time: pages that were read are let go.
                 yield Block(row, start, self._tensors[self._names[row.released]][start : start + per_block])
+        for path, rows in _by_path(self._elsewhere, only).items():
+            for block in _blocks_of(self._frozen[path], rows):
+                yield dataclasses.replace(
+                    block, values=block.values.astype(ml_dtypes.bfloat16)
+                )  # as training held them
 
 
 def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:

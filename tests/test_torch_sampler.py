@@ -1,0 +1,162 @@
+"""The PyTorch sampler: nothing that a CUDA graph cannot capture, and equal answers however it runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from golden_kits import Kit, load_kit
+from openpi.models_pytorch import loading
+from openpi.policies import sampler_pytorch
+from openpi.policies.sampler_pytorch import PytorchSampler
+
+DEVICE = torch.device("meta")  # stands in for a GPU: it refuses to tell numbers, and shapes that depend on them
+RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout")
+
+
+class NothingThatACaptureForbids(TorchDispatchMode):
+    """Raises for what waits for the GPU, moves data between it and the host, or would be drawn only once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.__name__
+        out = function(*args, **(kwargs or {}))
+        given = {x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0}
+        made = {x.device for x in pytree.tree_leaves(out) if isinstance(x, Tensor)}
+        if len(given | made) > 1:
+            raise AssertionError(f"{name} moves data between {given} and {made}")
+        if name.startswith("lift_fresh") and DEVICE in made:
+            raise AssertionError(f"{name}: a tensor of the device is made from numbers of the host")
+        if any(word in name for word in RANDOM):
+            raise AssertionError(f"{name} draws random numbers")
+        self.num_operations += 1
+        return out
+
+
+@pytest.fixture(scope="module", params=["pi0", "pi05", "pi0_lora"])
+def kit(request: pytest.FixtureRequest, golden: Path) -> Kit:
+    return load_kit(golden / request.param)
+
+
+def sampler_of(kit: Kit, **options: Any) -> PytorchSampler:
+    return PytorchSampler(loading.from_tree(kit.config, kit.params), device="cpu", **options)
+
+
+def inputs_of(kit: Kit, row: slice = slice(None), **options: bool) -> dict[str, Any]:
+    def part(value: Any) -> Any:
+        return {key: part(item) for key, item in value.items()} if isinstance(value, dict) else value[row]
+
+    return part(kit.observation(**options))
+
+
+# --- what a CUDA graph captures -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dropped", [(), ("right_wrist_0_rgb",)])
+def test_sampling_has_nothing_that_a_capture_forbids(kit: Kit, dropped: tuple[str, ...]) -> None:
+    sampler, inputs = sampler_of(kit), inputs_of(kit)
+    for key in dropped:
+        del inputs["image"][key]
+        inputs["image_mask"][key] = None
+    host = sampler_pytorch.host_tensors(inputs) | {"noise": torch.as_tensor(kit.inputs["sample_noise"])}
+    sampler._model.to(DEVICE)
+    run = sampler._of_flow(dropped, ())
+    on_device = {key: value.to(DEVICE) for key, value in host.items()}
+    with NothingThatACaptureForbids() as seen:
+        actions = run(on_device)
+    assert actions.shape == host["noise"].shape and actions.device == DEVICE
+    assert seen.num_operations > 1000
+
+
+FORBIDDEN: dict[str, Callable[[Tensor], Any]] = {
+    "numbers of the host": lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    "a transfer to the device": lambda x: x + torch.ones(2).to(x.device),
+    "a transfer to the host": lambda x: x.cpu(),
+    "a number read": lambda x: x.sum().item(),
+    "a branch": lambda x: x if x.all() else -x,
+    "a shape that depends on numbers": lambda x: x[x > 0],
+    "random numbers": lambda x: torch.randn(2, device=x.device),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_what_a_capture_forbids_would_be_found(what: str) -> None:
+    on_device = torch.ones(2, device=DEVICE)
+    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), NothingThatACaptureForbids():
+        FORBIDDEN[what](on_device)
+
+
+@given(st.lists(st.tuples(st.sampled_from([np.uint8, bool, np.int32, np.float32]), st.integers(1, 700)), min_size=1))
+def test_inputs_lie_side_by_side_in_one_buffer(fields: list[tuple[Any, int]]) -> None:
+    rng = np.random.default_rng(0)
+    values = {str(i): torch.as_tensor(rng.integers(0, 2, size).astype(kind)) for i, (kind, size) in enumerate(fields)}
+    buffer = torch.zeros(sampler_pytorch._num_bytes(values), dtype=torch.uint8)
+    places = sampler_pytorch.within(buffer, values)
+    for key, value in values.items():
+        places[key].copy_(value)
+    for key, value in sampler_pytorch.within(buffer.clone(), values).items():
+        assert value.dtype == values[key].dtype and torch.equal(value, values[key])
+        assert value.storage_offset() * value.element_size() % 16 == 0
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def test_calls_leave_nothing_behind_for_the_next(kit: Kit) -> None:
+    sampler, noise = sampler_of(kit), kit.inputs["sample_noise"]
+    first = sampler.sample(inputs_of(kit), noise)
+    np.testing.assert_allclose(first, kit.outputs["sampled_actions_10"], atol=1e-4)
+    other = sampler.sample(inputs_of(kit, all_cameras=True), noise)
+    np.testing.assert_allclose(other, kit.outputs["sampled_actions_10_all_cameras"], atol=1e-4)
+    np.testing.assert_array_equal(sampler.sample(inputs_of(kit), noise), first)
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+import numpy as np
+from golden_kits import load_kit
+from openpi.models_pytorch import loading
+from openpi.policies.sampler_pytorch import PytorchSampler
+
+kit = load_kit(Path(sys.argv[1]))
+sampler = PytorchSampler(loading.from_tree(kit.config, kit.params), device="cpu", compile_mode="default")
+for all_cameras, name in ((False, "sampled_actions_10"), (True, "sampled_actions_10_all_cameras")):
+    actions = sampler.sample(kit.observation(all_cameras=all_cameras), kit.inputs["sample_noise"])
+    np.testing.assert_allclose(actions, kit.outputs[name], atol=1e-4)
+"""
+
+
+@pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes minutes and a C++ compiler: OPENPI_COMPILE=1")
+@pytest.mark.parametrize("family", ["pi0", "pi05"])
+def test_compiled_without_a_break_it_gives_the_recorded_actions(family: str, golden: Path) -> None:
+    # In a process of its own, where no shapes are checked: the compiler would compile the checks.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", COMPILED, str(golden / family)], env=environment, check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+def test_a_graph_replays_what_was_captured_for_other_inputs(kit: Kit, compile_mode: str | None) -> None:
+    model = loading.from_tree(kit.config, kit.params)
+    sampler = PytorchSampler(model, device="cuda", compile_mode=compile_mode, uses_graphs=True)
+    sampler.warm_up(inputs_of(kit, all_cameras=True))
+    for row in (slice(0, 1), slice(1, 2), slice(0, 1)):
+        actions = sampler.sample(inputs_of(kit, row), kit.inputs["sample_noise"][row])
+        np.testing.assert_allclose(actions, kit.outputs["sampled_actions_10"][row], atol=1e-3)
