@@ -203,7 +203,7 @@ class Graph:
         run: Callable[[dict[str, Tensor]], Tensor],
         example: dict[str, Tensor],
         device: torch.device,
-        capturing: contextlib.AbstractContextManager[Any],
+        capturing: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
         # In one buffer, so that one transfer moves them all; pinned, so that the GPU fetches it.
         self._staging = torch.empty(_num_bytes(example), dtype=torch.uint8, pin_memory=True)
@@ -219,7 +219,7 @@ class Graph:
                 for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
                     run(inputs)
             self._graph = torch.cuda.CUDAGraph()
-            with capturing, torch.cuda.graph(self._graph, stream=self._stream):
+            with capturing or contextlib.nullcontext(), torch.cuda.graph(self._graph, stream=self._stream):
                 self._output = run(inputs)
         self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
 
