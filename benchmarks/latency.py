@@ -46,8 +46,8 @@ def main() -> None:
     size = args.size or ("full" if on_gpu else "small")
     mode = args.compile_mode or (SIZES[size].pytorch_compile_mode if on_gpu else "default")
     options = [f"--size={size}", f"--compile-mode={mode}", f"--tokenizer={args.tokenizer}", f"--seconds={args.seconds}"]
-    setting = {"size": size, "compile_mode": mode, "gpu": on_gpu, "date": str(datetime.date.today())}
-    results: dict[str, Any] = {"setting": setting | {"cores": os.cpu_count(), "python": platform.python_version()}}
+    setting = {"size": size, "compile_mode": mode, "gpu": on_gpu, "load": os.getloadavg()[0]}
+    results: dict[str, Any] = {"setting": setting | machine()}
     end = time.monotonic() + args.limit
     with tempfile.TemporaryDirectory() as cache:  # what is compiled for one side serves the other
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
@@ -59,6 +59,10 @@ def main() -> None:
                 args.report.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
                 args.report.write_text(report(results))
     print(report(results))
+
+
+def machine() -> dict[str, Any]:
+    return {"date": str(datetime.date.today()), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def has_gpu() -> bool:
@@ -110,14 +114,15 @@ def report(results: dict[str, Any]) -> str:
         f"{setting['date']}, {device}, {setting['cores']} cores, Python {setting['python']}, PyTorch "
         f"{limits.get('torch', '?')}. Command: `python benchmarks/latency.py --size {setting['size']}`. Size "
         f"`{setting['size']}`: {described(setting['size'])}, random weights. `torch.compile` mode "
-        f"`{setting['compile_mode']}`. Times in ms.",
+        f"`{setting['compile_mode']}`. Load average before it: {setting['load']:.1f}. Times in ms.",
         "",
     ]
     if not setting["gpu"]:
         lines += [
-            "**Without a GPU.** The numbers below are of a small model on a processor that others used, too: they show "
-            "that the program runs, and nothing about serving. Open: every number on a GPU. Targets for the full size "
-            f"on an H200, measured by nobody yet: under {TARGETS_MS[0]:g} ms, then under {TARGETS_MS[1]:g} ms.",
+            "**Without a GPU.** The numbers below show that the program runs, and nothing else: a small model on a "
+            "processor that others used, too, and more of it during one side than during another. Sides cannot be "
+            "compared, and a part, being a difference, can come out negative. Open: every number on a GPU. Targets for "
+            f"the full size on an H200, reached by nobody yet: under {TARGETS_MS[0]:g} ms, then {TARGETS_MS[1]:g} ms.",
             "",
         ]
     lines += whole_table(done, limits)

@@ -113,6 +113,8 @@ def test_anything_for_bytes_is_a_message_or_the_end_of_the_connection(data):
         (frames((Opcode.BINARY, bytes(2000), True)), 1009),
         (frames((Opcode.BINARY, bytes(600), False), (Opcode.CONT, bytes(600), True)), 1009),
     ],
+    # Masks are drawn at random, and names of tests must not be.
+    ids=["unmasked", "no beginning", "two beginnings", "no text", "too long", "too long in parts"],
 )
 def test_a_peer_that_breaks_the_protocol_is_told_the_code(sent, code):
     left, right = socket.socketpair()
