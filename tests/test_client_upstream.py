@@ -10,10 +10,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from openpi.policies.aloha_policy import make_aloha_example
+from openpi.policies.droid_policy import make_droid_example
+from openpi.policies.libero_policy import make_libero_example
+from openpi.shared.tree import flatten
 from serving_live import METADATA, PATIENCE_S, TestPolicy, server_thread
 
+ROBOTS = {"aloha": make_aloha_example, "droid": make_droid_example, "libero": make_libero_example}
 PROGRAM = Path(__file__).parent / "compat" / "upstream_client.py"
 # typing_extensions: this release imports it without declaring it.
 PACKAGES = ["openpi-client==0.1.2", "typing_extensions"]
@@ -53,8 +59,15 @@ def assert_is_served(report: dict) -> None:
 
 
 def test_the_published_client_is_served(python):
-    with server_thread(TestPolicy) as (_, port):
+    policy = TestPolicy()
+    with server_thread(lambda: policy) as (_, port):
         assert_is_served(run(python, port))
+    sent = {obs["name"]: flatten(obs) for obs in policy.seen if obs.get("name") in ROBOTS}
+    for robot, example in ROBOTS.items():
+        wanted = flatten(example())
+        arrays = {key for key, value in wanted.items() if isinstance(value, np.ndarray)}
+        assert arrays <= sent[robot].keys(), robot
+        assert all(sent[robot][key].dtype.kind == wanted[key].dtype.kind for key in arrays)
 
 
 def test_the_published_client_waits_while_the_policy_is_loaded(python):

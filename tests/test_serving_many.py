@@ -306,6 +306,7 @@ class CompilingPolicy(CountingPolicy):
     """Says, as a compiled policy does, which sizes run without compiling."""
 
     batch_sizes = (1,)
+    warms_up_beside = True
 
     def warm_up(self, obs, *, batch_size):
         self.batch_sizes = (1, batch_size)

@@ -19,6 +19,8 @@ def main(port: int) -> None:
     second = policy.infer({"x": image})
     broker = action_chunk_broker.ActionChunkBroker(policy, action_horizon=4)
     rows = [float(broker.infer({"x": float(i)})["actions"][0]) for i in range(5)]
+    for name, observation in robots().items():
+        assert policy.infer({**observation, "name": name})["name"] == name
     try:
         policy.infer({"fail": "deliberate failure"})
         failure = ""
@@ -36,6 +38,32 @@ def main(port: int) -> None:
         "failure": failure,
     }
     print(json.dumps(report))
+
+
+def robots() -> dict:
+    """What the published examples send."""
+    image = np.zeros((224, 224, 3), dtype=np.uint8)
+    cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    return {
+        "aloha": {
+            "state": np.ones(14),
+            "images": {camera: np.zeros((3, 224, 224), dtype=np.uint8) for camera in cameras},
+            "prompt": "do something",
+        },
+        "droid": {
+            "observation/exterior_image_1_left": image,
+            "observation/wrist_image_left": image,
+            "observation/joint_position": np.random.rand(7),
+            "observation/gripper_position": np.random.rand(1),
+            "prompt": "do something",
+        },
+        "libero": {
+            "observation/state": np.random.rand(8),
+            "observation/image": image,
+            "observation/wrist_image": image,
+            "prompt": "do something",
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class Policy(BasePolicy):
     def warm_up(self, obs: dict, *, batch_size: int = 1) -> None:
         """Compiles for observations like this one, unchecked: an example need not look like the training data.
 
-        `infer_batch` then runs batches of this size. May be called while another thread infers.
+        `infer_batch` then runs batches of this size.
 
         Raises:
             ExampleError: the transforms do not take it.
@@ -208,7 +208,12 @@ class Policy(BasePolicy):
     @property
     def batch_sizes(self) -> tuple[int, ...] | None:
         """Sizes of batches that run without compiling, ascending; None = any."""
-        return self._compiled_sizes if hasattr(self._sampler, "warm_up") else None
+        return self._compiled_sizes if getattr(self._sampler, "compiles", hasattr(self._sampler, "warm_up")) else None
+
+    @property
+    def warms_up_beside(self) -> bool:
+        """Whether another batch size may be warmed up while another thread infers."""
+        return getattr(self._sampler, "warms_up_beside", False)
 
     def _checked_noise(self, noise: np.ndarray, batch_size: int) -> np.ndarray:
         if not self._sampler.takes_noise:

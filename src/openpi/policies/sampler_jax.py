@@ -20,6 +20,8 @@ class JaxSampler:
     same sequence. Calls must not overlap: the caller (a server) runs one at a time.
     """
 
+    warms_up_beside = True  # another batch size, while another thread samples
+
     def __init__(self, model: BaseModel, *, seed: int = 0) -> None:
         self._model = jax.device_put(model)
         self._rng = jax.random.key(seed)
@@ -45,9 +47,7 @@ class JaxSampler:
         return self._run(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options, key)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
-        """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is.
-        Another batch size may be warmed up while another thread samples.
-        """
+        """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
             self._run(compact.cut(inputs, extent), None, options, jax.random.key(0))

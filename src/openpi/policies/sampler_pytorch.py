@@ -93,6 +93,7 @@ class PytorchSampler:
         on_gpu = self._device.type == "cuda"
         self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
         self._has_programs = self.takes_noise and (self._uses_graphs or compile_mode is not None)
+        self.compiles = self._has_programs  # each batch size anew
         self._generator = torch.Generator().manual_seed(seed)
         # Nothing may run on the GPU while a graph is captured.
         self._capturing = threading.Lock() if self._uses_graphs else contextlib.nullcontext()

@@ -132,11 +132,11 @@ class ModelThread:
     def finish(self, timeout_s: float | None) -> bool:
         """Drops the policy after the jobs that are waiting; false when something still runs after `timeout_s`."""
         self.end()
-        start_s = time.monotonic()
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._thread.join(timeout_s)
         if self._compiling is not None:
-            self._compiling.join(None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - start_s)))
-        return not any(thread is not None and thread.is_alive() for thread in (self._thread, self._compiling))
+            self._compiling.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+        return not self._thread.is_alive() and not self._is_compiling()
 
     def _run(self) -> None:
         while (entry := self._put_back.pop() if self._put_back else self._queue.get()) is not None:
@@ -202,7 +202,7 @@ class ModelThread:
         Not before they come: a lone robot would wait longer at the start for batches it never sends.
         """
         sizes = getattr(self._policy, "batch_sizes", None)
-        if sizes is None or (self._compiling is not None and self._compiling.is_alive()):
+        if sizes is None or not getattr(self._policy, "warms_up_beside", False) or self._is_compiling():
             return
         size = min(1 << (count - 1).bit_length(), self._batching.max_batch)
         if size > max(sizes) and size not in self._cannot_compile:
@@ -210,6 +210,9 @@ class ModelThread:
                 target=self._compile, args=(self._policy, size, example), name="openpi-compile", daemon=True
             )
             self._compiling.start()
+
+    def _is_compiling(self) -> bool:
+        return self._compiling is not None and self._compiling.is_alive()
 
     def _compile(self, policy: Any, size: int, example: dict) -> None:
         logger.info("Compiling for batches of %d", size)

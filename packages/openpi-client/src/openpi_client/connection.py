@@ -1,5 +1,6 @@
 """Opening and closing websocket connections to a policy server, whatever is spoken over them."""
 
+import contextlib
 import inspect
 import logging
 import socket
@@ -51,10 +52,11 @@ CONNECT_OPTIONS = _connect_options()
 
 
 def set_keepalive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # not on every operating system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with contextlib.suppress(OSError):  # closed by the other side already, as whoever reads next will hear
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):  # not on every operating system
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[MessageStream, Headers]:
