@@ -169,5 +169,5 @@ def test_the_whole_way_with_pytorch(tmp_path):
     checkpoint = output / "checkpoints" / "tabletop_place" / "demo" / str(QUICK.train_steps - 1)
     assert (checkpoint / "model.safetensors").is_file()
     assert not (checkpoint / "params").exists()
-    assert "The policy is ready" in (output / "logs" / "serve_finetuned.log").read_text()
+    assert " is ready after " in (output / "logs" / "serve_finetuned.log").read_text()
     assert "Warning" not in (output / "logs" / "serve_finetuned.log").read_text()

@@ -17,6 +17,7 @@ from openpi import transforms
 from openpi.cli import main as cli
 from openpi.shared import normalize
 from openpi.training import data_loader, norm_stats, preflight, recipe_io, tabular_frames
+from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
@@ -145,7 +146,7 @@ def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_i
 
 def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
     config = recipe(folder, tmp_path, holdout_episodes=2, checkpoint_base_dir=str(tmp_path / "runs"))
-    for refuse in (preflight.check_recipe, data_loader.create_data_loader):
+    for refuse in (lambda config: preflight.check_recipe(config, open_backend(config)), data_loader.create_data_loader):
         with pytest.raises(ValueError, match=r"holdout_episodes=2, but data in RLDS form are a stream"):
             refuse(config)
 
@@ -214,7 +215,7 @@ READ = """
     from openpi.training import data_loader, launch, loop, processes
     from openpi.training.config import get_config
 
-    processes.start(launch.find_launch({}, os.environ))
+    processes.start(launch.find_launch({}, os.environ), "jax")
     here = processes.index(), processes.count()
     loader = data_loader.create_data_loader(get_config(sys.argv[1]), part=here)
     rows = [batch["state"].tolist() for batch, _ in zip(loader, range(3))]
