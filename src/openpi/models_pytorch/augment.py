@@ -9,6 +9,7 @@ Legend: b batch, h w height and width in pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -57,14 +58,10 @@ class Draws(NamedTuple):
         crop, angle = rng.uniform(-1, 1, (count, 2)), rng.uniform(-top, top, count)
         return cls(_f32(crop), _f32(angle), Jitter.draw(rng, count), Jitter.draw(rng, count))
 
-    def map(self, function: object) -> Draws:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Draws:
         """`function` of every tensor."""
-        move: object = function
-
-        def jitter(part: Jitter) -> Jitter:
-            return Jitter(*(move(x) for x in part))  # type: ignore[operator]
-
-        return Draws(move(self.crop), move(self.angle), jitter(self.scene), jitter(self.wrist))  # type: ignore[operator]
+        scene, wrist = (Jitter(*map(function, part)) for part in (self.scene, self.wrist))
+        return Draws(function(self.crop), function(self.angle), scene, wrist)
 
 
 def augment_images(draws: Draws, images: dict[str, Float[Tensor, "b h w 3"]]) -> dict[str, Float[Tensor, "b h w 3"]]:

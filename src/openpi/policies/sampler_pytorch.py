@@ -39,21 +39,9 @@ def resolve_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if num_gpus else "cpu")
     present = ["cpu", *(f"cuda:{i}" for i in range(num_gpus))]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if (
-        device is None
-        or (device.type == "cuda" and (device.index or 0) >= num_gpus)
-        or device.type
-        not in (
-            "cpu",
-            "cuda",
-        )
-    ):
+    if name not in (*present, *(["cuda"] if num_gpus else [])):
         raise ValueError(f"device '{name}' does not exist here; there is: {', '.join(present)}")
-    return device
+    return torch.device(name)
 
 
 class PytorchSampler:

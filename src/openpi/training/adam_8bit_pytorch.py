@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from openpi.training.parallel_pytorch import local, part_of
+
 BLOCK = 256
 MIN_SIZE = 4096  # of a parameter; below it, codes save nothing worth having
 
@@ -48,7 +50,8 @@ class AdamW8bit(torch.optim.Optimizer):
         state["step"] += 1
         step = int(state["step"].item())
         b1, b2 = betas
-        grad, values = _local(param.grad).float(), _local(param)
+        assert param.grad is not None
+        grad, values = local(param.grad).float(), local(param)
         mean = b1 * _decoded(state, "exp_avg") + (1 - b1) * grad
         square = b2 * _decoded(state, "exp_avg_sq") + (1 - b2) * grad.square()
         change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
@@ -58,7 +61,7 @@ class AdamW8bit(torch.optim.Optimizer):
             _remember(state, "exp_avg", mean, rounding)
             _remember(state, "exp_avg_sq", square, rounding)
         else:
-            state["exp_avg"], state["exp_avg_sq"] = (_like(param, part) for part in (mean, square))
+            state["exp_avg"], state["exp_avg_sq"] = (part_of(param, part) for part in (mean, square))
 
     def _seed(self, param: torch.nn.Parameter, step: int) -> int:
         """Of the rounding: the same in every run, and on every device that holds the same part of the parameter."""
@@ -71,7 +74,7 @@ def _zeros(param: Tensor, name: str) -> dict[str, Tensor]:
     if not is_coded(param):
         return {name: torch.zeros_like(param, dtype=torch.float32)}
     size = math.gcd(param.shape[-1], BLOCK)
-    scales = _like(param, _local(param).new_zeros((*_local(param).shape[:-1], param.shape[-1] // size)).float())
+    scales = part_of(param, local(param).new_zeros((*local(param).shape[:-1], param.shape[-1] // size)).float())
     dtype = torch.uint8 if name == "exp_avg_sq" else torch.int8
     return {f"{name}_codes": torch.zeros_like(param, dtype=dtype), f"{name}_scales": scales}
 
@@ -91,14 +94,14 @@ def is_coded(param: Tensor) -> bool:
 
 def _decoded(state: dict[str, Tensor], name: str) -> Tensor:
     if name in state:
-        return _local(state[name])
-    return decode(_local(state[f"{name}_codes"]), _local(state[f"{name}_scales"]))
+        return local(state[name])
+    return decode(local(state[f"{name}_codes"]), local(state[f"{name}_scales"]))
 
 
 def _remember(state: dict[str, Tensor], name: str, values: Tensor, rounding: torch.Generator) -> None:
     codes, scales = encode(values, rounding, is_squares=name == "exp_avg_sq")
-    _local(state[f"{name}_codes"]).copy_(codes)
-    _local(state[f"{name}_scales"]).copy_(scales)
+    local(state[f"{name}_codes"]).copy_(codes)
+    local(state[f"{name}_scales"]).copy_(scales)
 
 
 def encode(values: Tensor, rounding: torch.Generator, *, is_squares: bool) -> tuple[Tensor, Tensor]:
@@ -131,17 +134,3 @@ def _blocks(values: Tensor) -> Tensor:
     """[..., n] -> [..., blocks, size]: as many neighbours as divide the axis and `BLOCK`."""
     size = math.gcd(values.shape[-1], BLOCK)
     return values.reshape(*values.shape[:-1], values.shape[-1] // size, size)
-
-
-def _like(param: Tensor, part: Tensor) -> Tensor:
-    """This device's rows as a tensor that is split as the parameter is; they may be of another width."""
-    if not isinstance(param, DTensor):
-        return part
-    shape = torch.Size((*param.shape[:-1], part.shape[-1]) if param.ndim > 1 else param.shape)
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride)
-
-
-def _local(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

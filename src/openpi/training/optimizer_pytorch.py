@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from openpi.training import adam_8bit_pytorch
 from openpi.training.optimizer import SGD, AdamW, Muon, OptimizerConfig
+from openpi.training.parallel_pytorch import distributed, local, part_of, whole
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration
 _NEWTON_SCHULZ_STEPS = 5
@@ -159,7 +160,7 @@ class MuonAndAdam(torch.optim.Optimizer):
             means = _locals(state["exp_avg"] for state in states)
             if group["is_muon"]:
                 ahead = _nesterov(grads, means, self._config.momentum, step)
-                changes = _muon([_in_place_of(x, param) for x, param in zip(ahead, params, strict=True)])
+                changes = _muon([part_of(param, x) for x, param in zip(ahead, params, strict=True)])
                 torch._foreach_add_(changes, _locals(params), alpha=self._config.weight_decay)
             else:
                 squares = _locals(state["exp_avg_sq"] for state in states)
@@ -183,10 +184,10 @@ def _muon(ahead: Sequence[Tensor]) -> list[Tensor]:
         alike = [i for i in shape_of if shape_of[i] == shape]
         count = max(1, _STACK_ELEMENTS // math.prod(shape))
         for some in (alike[start : start + count] for start in range(0, len(alike), count)):
-            stack = orthogonalised(torch.stack([_whole(ahead[i]).flatten(1) for i in some]))
+            stack = orthogonalised(torch.stack([whole(ahead[i]).flatten(1) for i in some]))
             stack *= 0.2 * math.sqrt(max(shape))  # 0.2 is the root mean square of AdamW's updates
             for i, change in zip(some, stack, strict=True):
-                changes[i] = _placed_like(change.reshape(ahead[i].shape), ahead[i])
+                changes[i] = local(distributed(change.reshape(ahead[i].shape), ahead[i]))
     return changes
 
 
@@ -221,27 +222,6 @@ def orthogonalised(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     return x if is_wide else x.mT
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _locals(tensors: Iterable[Any]) -> list[Tensor]:
     """Of each tensor this process's part."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-
-
-def _in_place_of(part: Tensor, example: Tensor) -> Tensor:
-    """This process's part of a tensor that is split as `example` is."""
-    if not isinstance(example, DTensor):
-        return part
-    mesh, placements = example.device_mesh, example.placements
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=example.shape, stride=example.stride())
-
-
-def _placed_like(whole: Tensor, example: Tensor) -> Tensor:
-    """This process's part, split as `example` is, of a whole tensor that every process has."""
-    if not isinstance(example, DTensor):
-        return whole
-    from openpi.training.parallel_pytorch import distributed
-
-    return _locals([distributed(whole, example)])[0]
+    return [local(tensor) for tensor in tensors]

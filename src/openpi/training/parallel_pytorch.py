@@ -74,6 +74,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def part_of(example: Tensor, rows: Tensor) -> Tensor:
+    """This process's rows as a tensor that is split as `example` is; they may be of another width."""
+    if not isinstance(example, DTensor):
+        return rows
+    shape = torch.Size((*example.shape[:-1], rows.shape[-1]) if example.ndim > 1 else example.shape)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        rows, example.device_mesh, example.placements, run_check=False, shape=shape, stride=stride
+    )
+
+
 def distributed(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, which every process has, on the device and in the parts of `example`."""
     if not isinstance(example, DTensor):
