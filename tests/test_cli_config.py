@@ -85,7 +85,7 @@ def test_a_misspelt_recipe_is_answered_with_the_closest_name(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli(["pi0_aloha_simm"])
     assert exit_.value.code == 2
-    assert "did you mean 'pi0_aloha_sim'" in capsys.readouterr().err
+    assert "did you mean 'pi0_aloha_sim' or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,10 @@ def _read_all(terminal: int) -> str:
 def test_answers_are_numbers_or_words():
     question = Question("STATE", "which?", choices=("a", "b", "c"), is_list=True)
     assert init._parsed(question, "3, 1") == ("c", "a")
+    assert init._parsed(question, "c,a") == ("c", "a")
     assert init._parsed(question, "-") == ()
+    relative = Question("TRAIN_RELATIVE", "are they?", choices=(True, False))
+    assert [init._parsed(relative, answer) for answer in ("1", "y", "True", "no", "2")] == [True] * 3 + [False] * 2
     assert init._parsed(Question("PROMPT", "what?"), "fold it") == "fold it"
     with pytest.raises(ValueError, match="expected numbers from 1 to 3"):
-        init._parsed(question, "a")
+        init._parsed(question, "d")

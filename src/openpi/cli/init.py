@@ -131,7 +131,7 @@ def _answered(choice: Choice, ask: Ask) -> Choice:
     lines = [f"\n{choice.name}: {choice.question} {choice.hint}".rstrip()]
     lines += [f"  {i}  {option}" for i, option in enumerate(map(repr, choice.choices), start=1)]
     if choice.is_list:
-        how = "numbers with commas between, - for none"
+        how = "numbers or names with commas between, - for none"
     else:
         how = "a number" if choice.choices else "the words"
     prompt = "\n".join([*lines, f"{how}; Enter to decide later, in the file: "])
@@ -153,10 +153,14 @@ def _parsed(question: Question, answer: str) -> Any:
         return answer
     if question.is_list and answer == "-":
         return ()
-    numbers = answer.split(",") if question.is_list else [answer]
-    if not all(n.strip().isdigit() and 1 <= int(n) <= len(question.choices) for n in numbers):
-        raise ValueError(f"'{answer}' is not understood; expected numbers from 1 to {len(question.choices)}")
-    chosen = tuple(question.choices[int(n) - 1] for n in numbers)
+    options = {str(number): choice for number, choice in enumerate(question.choices, start=1)}
+    options |= {str(choice): choice for choice in question.choices}
+    if set(question.choices) == {True, False}:
+        options |= {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
+    given = [part.strip() for part in (answer.split(",") if question.is_list else [answer])]
+    if not all(part in options for part in given):
+        raise ValueError(f"'{answer}' is not understood; expected numbers from 1 to {len(question.choices)}, or names")
+    chosen = tuple(options[part] for part in given)
     return chosen if question.is_list else chosen[0]
 
 

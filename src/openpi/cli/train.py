@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -51,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     exit_code = 1
     try:
         exit_code = _train(config, launch)
+    except KeyboardInterrupt:  # the second: the first is waited for
+        print(
+            "openpi train: left at once; --resume continues from the last checkpoint, if there is one", file=sys.stderr
+        )
+        exit_code = _SIGNAL_EXIT + signal.SIGINT
     except Exception:
         traceback.print_exc()
     finally:

@@ -196,10 +196,10 @@ def get_config(name: str) -> TrainConfig:
         return _config_of_attribute(name)
     recipes = _registered()
     if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)
+        close = difflib.get_close_matches(name, recipes, n=3, cutoff=0.0)
         raise ValueError(
-            f"config '{name}' not found; did you mean '{close[0]}'? Registered: {', '.join(recipes)}. A recipe of "
-            "your own is named path/to/file.py:attribute or package.module:attribute"
+            f"config '{name}' not found; did you mean {' or '.join(map(repr, close))}? `openpi configs` lists all "
+            f"{len(recipes)}; a recipe of your own is named path/to/file.py:attribute or package.module:attribute"
         )
     return recipes[name]
 
