@@ -59,8 +59,8 @@ def _compiled_programs_are_forgotten():
         sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture
-def logging_as_before():
+@pytest.fixture(autouse=True)
+def _logging_as_before():
     """For commands run in this process: they log to the standard error of the test, which ends with it."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
@@ -69,7 +69,7 @@ def logging_as_before():
 
 
 @pytest.fixture
-def positronic(monkeypatch, logging_as_before):
+def positronic(monkeypatch):
     """Runs an installed command of `positronic-compat` in this process; returns its exit code."""
 
     def call(program: str, *arguments: object) -> int:

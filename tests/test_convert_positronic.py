@@ -24,9 +24,6 @@ from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
 MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
 
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
-
 @pytest.fixture
 def raw(golden, tmp_path) -> Path:
     """A copy of the recordings, which a test may change."""

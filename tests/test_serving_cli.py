@@ -18,8 +18,6 @@ from openpi.training.config import get_config
 from openpi.training.recipe_io import save_recipe
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 ROOT = Path(__file__).parents[1]
 RECIPE = f"{ROOT / 'tests' / 'recipes' / 'golden_droid.py'}:recipe"
 PATIENCE_S = 300.0

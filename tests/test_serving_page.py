@@ -24,8 +24,6 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -393,7 +393,7 @@ def test_requests_run_together_in_pytorch(converted: dict[str, Path]) -> None:
     models = serve.find_models(args)
     policy, untouched = (models.load(models.resolve(None)) for _ in range(2))
     policy.warm_up(EXAMPLE, batch_size=2)
-    assert policy.batch_sizes == (1, 2)
+    assert policy.batch_sizes is None  # nothing is compiled on a CPU
     np.testing.assert_array_equal(policy.infer(EXAMPLE)["actions"], untouched.infer(EXAMPLE)["actions"])
     observations = [EXAMPLE, {**EXAMPLE, "prompt": "fold the towel"}, {"prompt": "no state"}]
     given = np.stack([noise(), -noise(), noise()])

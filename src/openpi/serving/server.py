@@ -58,6 +58,8 @@ _GOING_AWAY = 1001
 _CLOSE_TIMEOUT_S = 1.0
 _HANDSHAKE_TIMEOUT_S = 10.0
 _DRAIN_TICK_S = 0.02
+# A signal may reach the process in another thread, which does not wake the main one: its handler runs at the next tick.
+_SIGNAL_TICK_S = 0.2
 # A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
 _PING_INTERVAL_S = 20.0
 # While a client waits for its model.
@@ -143,7 +145,8 @@ class PolicyServer:
                 self._on_listening(self._port)
             with _stop_signals(self.stop):
                 self._preload()
-                self._stop.wait()
+                while not self._stop.wait(_SIGNAL_TICK_S):
+                    pass
                 self._drain(listeners)
         finally:
             _close_all(listeners)
