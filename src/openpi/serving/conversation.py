@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from openpi.serving.batching import Job, NotWantedError
@@ -76,20 +76,32 @@ class Conversation:
         connection, session = self.connection, self.session
         live = LiveSession(connection.number, session.protocol, slot.model_id, connection.address)
         opening = self.opening_of(session, slot)
-        log = self.recorder.open(live, opening) if self.recorder else None
         connection.live = live
         if connection.is_stopping:
             raise StoppingError
-        connection.send(session.opening(opening, time.monotonic()))
-        while True:
-            message = connection.next_message()
-            # One exchange at a time: a client that does not wait is answered in order.
-            connection.turn.acquire()
-            if connection.is_over:
-                connection.turn.release()
-                return
-            _begin(_Exchange(self.metrics, connection, session, slot, live, log, message))
-            del message
+        with self._log(live, opening) as log:
+            connection.send(session.opening(opening, time.monotonic()))
+            while True:
+                message = connection.next_message()
+                # One exchange at a time: a client that does not wait is answered in order.
+                connection.turn.acquire()
+                if connection.is_over:
+                    connection.turn.release()
+                    return
+                _begin(_Exchange(self.metrics, connection, session, slot, live, log, message))
+                del message
+
+    @contextlib.contextmanager
+    def _log(self, live: LiveSession, opening: Mapping[str, Any]) -> Iterator[SessionLog | None]:
+        if self.recorder is None:
+            yield None
+            return
+        log = self.recorder.open(live, opening)
+        try:
+            yield log
+        finally:
+            with self.connection.turn:  # What the model still works on belongs to it.
+                log.close()
 
 
 @dataclasses.dataclass
@@ -145,7 +157,7 @@ class _Exchange:
         if any(isinstance(result, dict) and result.get("warnings") for result in self.results):
             self.metrics.warned(self.slot.model_id)
         if self.log:
-            self.log.write(self.session.request, [frame.data for frame in frames if isinstance(frame, Binary)])
+            self.log.write(self.session.request, [frame.data for frame in frames if isinstance(frame, Binary)], seconds)
 
     def _count(self, outcome: str) -> float:
         seconds = time.perf_counter() - self.start_s
