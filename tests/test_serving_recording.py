@@ -30,8 +30,6 @@ from test_serving_many import until
 from test_serving_page import droid_policy, observation
 from test_wire_msgpack import TREES
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
 INFO = SessionInfo("default", "openpi", "127.0.0.1:1", 1.7e9, {"robot": "droid"})
 RECIPE = f"{Path(__file__).parent / 'recipes' / 'golden_droid.py'}:recipe"
 
