@@ -1,9 +1,11 @@
 """Live policy servers for the tests: in a thread of this process, or a process of their own.
 
-Run as a program it serves `TestPolicy` on a port: `python serving_live.py PORT`.
+Run as a program it serves `TestPolicy` on a port: `python serving_live.py PORT [--record FOLDER --record-format FORM]`.
 """
 
+import argparse
 import contextlib
+import functools
 import queue
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.guards import ObservationError
+from openpi.serving.recording import SessionRecorder
 from openpi.serving.server import PolicyServer
 from openpi_client.base_policy import BasePolicy
 
@@ -95,9 +98,9 @@ def server_thread(load: Callable[[], BasePolicy], **options) -> Iterator[tuple[P
 class ServerProcess:
     """A server in a process of its own; `line` waits for what it prints."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(port)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-W", "error", __file__, str(port), *arguments], stdout=subprocess.PIPE, text=True
         )
         self.port = int(self.line())
 
@@ -125,4 +128,11 @@ class ServerProcess:
 
 
 if __name__ == "__main__":
-    PolicyServer(TestPolicy, port=int(sys.argv[1]), on_listening=lambda port: print(port, flush=True)).run()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--record-format", default="npy")
+    arguments = parser.parse_args()
+    recorder = SessionRecorder(arguments.record, arguments.record_format) if arguments.record else None
+    announce = functools.partial(print, flush=True)
+    PolicyServer(TestPolicy, port=arguments.port, recorder=recorder, on_listening=announce).run()

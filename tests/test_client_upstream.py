@@ -1,8 +1,11 @@
-"""The published `openpi-client` against our server. Needs a package index, so it runs only when asked for:
+"""The published clients, `openpi-client` and `positronic`, against our server. They need a package index, and
+`positronic` brings 2 GB of packages, so this runs only when asked for:
 
 OPENPI_UPSTREAM=1 pytest -m upstream
 """
 
+import ctypes.util
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,16 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.codecs.catalog import get_codec
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example
+from openpi.serving.catalog import Checkpoints
 from openpi.shared.tree import flatten
+from openpi_client.base_policy import BasePolicy
 from serving_live import METADATA, PATIENCE_S, TestPolicy, server_thread
 
 ROBOTS = {"aloha": make_aloha_example, "droid": make_droid_example, "libero": make_libero_example}
-PROGRAM = Path(__file__).parent / "compat" / "upstream_client.py"
+PROGRAMS = Path(__file__).parent / "compat"
 # typing_extensions: this release imports it without declaring it.
 PACKAGES = ["openpi-client==0.1.2", "typing_extensions"]
+# mujoco: what that release's simulator can use, of the versions that it allows.
+POSITRONIC = {"0.2.1": ["positronic==0.2.1", "mujoco<3.4"], "0.4.1": ["positronic==0.4.1"]}
 
 pytestmark = [
     pytest.mark.upstream,
@@ -30,22 +38,27 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["websockets==11.0.3", "websockets>=15"])
-def python(request, tmp_path_factory) -> Path:
-    """Interpreter of an environment with the published client, with old and with new websockets."""
-    environment = tmp_path_factory.mktemp("upstream")
-    subprocess.run(["uv", "venv", "--quiet", "--clear", str(environment)], check=True)
+def interpreter_with(packages: list[str], environment: Path) -> Path:
+    """Of an environment of its own."""
+    subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", "3.11", str(environment)], check=True)
     interpreter = environment / "bin" / "python"
     install = ["uv", "pip", "install", "--quiet", "--python", str(interpreter)]
     # Elsewhere than in this project, whose own constraints uv would apply.
-    subprocess.run([*install, *PACKAGES, request.param], check=True, cwd=environment)
+    subprocess.run([*install, *packages], check=True, cwd=environment)
     return interpreter
 
 
-def run(python: Path, port: int) -> dict:
-    result = subprocess.run([python, PROGRAM, str(port)], capture_output=True, text=True, timeout=PATIENCE_S)
+@pytest.fixture(scope="module", params=["websockets==11.0.3", "websockets>=15"])
+def python(request, tmp_path_factory) -> Path:
+    """Interpreter of an environment with the published client, with old and with new websockets."""
+    return interpreter_with([*PACKAGES, request.param], tmp_path_factory.mktemp("upstream"))
+
+
+def run(python: Path, port: int, program: str = "upstream_client.py", *arguments: str) -> dict:
+    command = [python, PROGRAMS / program, str(port), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def assert_is_served(report: dict) -> None:
@@ -83,3 +96,79 @@ def test_the_published_client_waits_while_the_policy_is_loaded(python):
         assert not loading.wait(12.0) and not report.done()
         loading.set()
         assert_is_served(report.result(PATIENCE_S))
+
+
+# Positronic
+
+
+@dataclasses.dataclass
+class StayPolicy(BasePolicy):
+    """Holds the pose that it sees; the gripper tells the checkpoint."""
+
+    place: str
+    seen: list[dict]
+
+    def infer(self, obs: dict) -> dict:
+        self.seen.append(obs)
+        row = [*obs["observation/state"][:7], int(Path(self.place).name) / 1e5]
+        return {"actions": np.tile(np.array(row, np.float32), (50, 1))}
+
+
+@pytest.fixture
+def seen() -> list[dict]:
+    return []
+
+
+@pytest.fixture
+def port(seen):
+    """Of a server with two checkpoints."""
+    places = {"5000": "exp/5000", "10000": "exp/10000"}
+    described = {"config_name": "c", "checkpoint_path": "exp", "experiment_name": "exp"}
+    catalog = Checkpoints(lambda place: StayPolicy(place, seen), lambda: places, description=described)
+    with server_thread(catalog, codec=get_codec("ee"), max_models=2) as (_, port):
+        yield port
+
+
+@pytest.fixture(scope="module", params=POSITRONIC)
+def positronic_python(request, tmp_path_factory) -> Path:
+    return interpreter_with(POSITRONIC[request.param], tmp_path_factory.mktemp("positronic"))
+
+
+def test_the_published_positronic_client_is_served(positronic_python, port, seen):
+    report = run(positronic_python, port, "upstream_positronic.py", "5000")
+    assert report["meta"] == {
+        "type": "openpi",
+        "host": "127.0.0.1",
+        "port": port,
+        "config_name": "c",
+        "checkpoint_path": "exp",
+        "experiment_name": "exp",
+        "checkpoint_id": "5000",
+        "action_fps": 15.0,
+        "action_horizon_sec": 1.0,
+        "image_sizes": [224, 224],
+    }
+    half_turn = [1, 0, 0, 0, -1, 0, 0, 0, -1]
+    np.testing.assert_allclose(report["pose"], [0.4, 0.1, 0.3, *half_turn], atol=1e-6)
+    np.testing.assert_allclose(report["grips"], [0.05] * 15)
+    np.testing.assert_allclose(report["timestamps"], np.arange(15) / 15)
+    assert report["again"] == 15
+    assert "'grip'" in report["lacking"]
+    assert report["unknown"] == "Server error: Checkpoint not found or invalid ID: 777."
+    assert seen[0]["observation/image"].shape == (224, 224, 3) and seen[0]["prompt"] == "stack the cubes"
+
+
+@pytest.mark.skipif(ctypes.util.find_library("EGL") is None, reason="its simulator draws with EGL")
+def test_the_published_simulator_is_moved(tmp_path_factory, tmp_path, port, seen):
+    """Its own `positronic-inference`, of the last version whose `.remote` speaks this protocol."""
+    python = interpreter_with(POSITRONIC["0.2.1"], tmp_path_factory.mktemp("simulator"))
+    command = [python.with_name("positronic-inference"), "sim", "--policy=.remote", "--policy.host=127.0.0.1"]
+    command += [f"--policy.port={port}", "--driver.simulation_time=2", "--camera_fps=5", f"--output_dir={tmp_path}"]
+    environment = {**os.environ, "MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(seen) >= 2  # a chunk lasts a second
+    assert seen[0]["observation/wrist_image"].std() > 1 and seen[0]["prompt"].startswith("Pick up the green cube")
+    first, last = (obs["observation/state"] for obs in (seen[0], seen[-1]))
+    np.testing.assert_allclose(last[:3], first[:3], atol=0.06)  # told to stay, it sinks a little with each chunk
+    assert first[7] < 0.02 and last[7] == pytest.approx(0.1, abs=0.05)

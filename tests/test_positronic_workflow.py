@@ -8,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.raw_episodes import RawDataset
+from openpi.serving.recording import find_sessions, read_session
 from openpi.shared import normalize
+from openpi_client.positronic_client import PositronicClient
 
 CODEC = "@positronic.vendors.openpi.codecs.ee_joints"
 TINY = """
@@ -76,17 +81,37 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
             "--policy=.remote",
             "--policy.host=127.0.0.1",
             f"--policy.port={server.port}",
+            "--policy.model_id=0001",
             "--driver.simulation_time=1",
             *quick,
             f"--output_dir={logs}",
         )
+        with pytest.raises(RuntimeError, match="Checkpoint not found or invalid ID: 777"):
+            PositronicClient("127.0.0.1", server.port, model_id="777").reset()
         assert server.stop() == 0
-    assert list(records.glob("*/step_0.npy"))
     (log,) = RawDataset(logs)
     said = {key.rpartition(".")[2]: value for key, value in log.static.items() if "policy.server" in key}
-    assert (said["type"], said["checkpoint_id"], said["experiment_name"]) == ("openpi", "1", "20240101")
-    assert said["config_name"] == "pi05_positronic_tiny"
+    assert said == {
+        "type": "openpi",
+        "host": "127.0.0.1",
+        "port": server.port,
+        "config_name": "pi05_positronic_tiny",
+        "checkpoint_path": str(experiment),
+        "experiment_name": "20240101",
+        "checkpoint_id": "1",
+        "action_fps": 15.0,
+        "action_horizon_sec": 1.0,
+        "image_sizes": [224, 224],
+    }
     assert len(log.signal("target_grip")) > 10
+    (session,) = find_sessions(records)
+    for exchange in read_session(session):
+        steps = exchange.outputs["result"]
+        assert [step["timestamp"] for step in steps] == pytest.approx(np.arange(len(steps)) / 15)
+        for step in steps:
+            assert step["robot_command"]["type"] == "cartesian_pos"
+            assert step["robot_command"]["pose"].shape == (12,) and np.isfinite(step["robot_command"]["pose"]).all()
+            assert isinstance(step["target_grip"], float)
 
     assert not positronic(*convert, f"--dataset.dataset.path={logs}", f"--output_dir={tmp_path / 'again'}")
     assert LeRobotDataset(tmp_path / "again").metadata.features == converted.metadata.features

@@ -13,6 +13,7 @@ import pytest
 from openpi.cli import serve, serve_policy
 from openpi.cli.serve_policy import Checkpoint, EnvMode
 from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
+from openpi.serving.recording import find_sessions, read_session
 from openpi.serving.warm_up import example_observation
 from openpi.training.config import get_config
 from openpi.training.recipe_io import save_recipe
@@ -132,7 +133,8 @@ def test_a_place_without_a_checkpoint_ends_the_command_with_code_1(tmp_path):
 
 def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
     command = [sys.executable, "-m", "openpi.cli.main", "serve", str(golden / "pi05" / "checkpoint")]
-    command += ["--config", RECIPE, "--num-steps", "1", "--record", str(tmp_path / "records")]
+    command += ["--config", RECIPE, "--num-steps", "1"]
+    command += ["--record", str(tmp_path / "records"), "--record-format", "mcap"]
     command += ["--port", "0", "--port-file", str(tmp_path / "port")]
     # Compiled once for all runs of this test.
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "tests" / ".cache" / "jax")}
@@ -151,9 +153,10 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
             assert process.returncode == 0
         finally:
             process.kill()
-    [file] = (tmp_path / "records").glob("*/step_0.npy")
-    record = np.load(file, allow_pickle=True).item()
-    np.testing.assert_array_equal(record["outputs/actions"], actions)
+    [session] = find_sessions(tmp_path / "records")
+    [exchange] = read_session(session)
+    assert session.suffix == ".mcap"
+    np.testing.assert_array_equal(exchange.outputs["actions"], actions)
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:

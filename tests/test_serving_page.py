@@ -1,8 +1,7 @@
-"""The status page and its data, seen by a browser; recordings, and playing them again."""
+"""The status page and its data, seen by a browser."""
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import urllib.request
@@ -11,15 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openpi.cli import replay
-from openpi.codecs.catalog import get_codec
 from openpi.models.model_config import ModelType
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
-from openpi.serving.recording import SessionRecorder, read_record
-from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get
@@ -138,52 +133,3 @@ def test_a_browser_shows_live_cameras_state_chunk_and_latency(tmp_path):
     ):
         assert text in dump
     assert "20 requests" in dump and "far outside the training range" in dump
-
-
-# Recordings
-
-
-def test_each_session_is_recorded_and_can_be_played_again(tmp_path, capsys):
-    folder = tmp_path / "records"
-    with server_thread(droid_policy, recorder=SessionRecorder(folder), codec=get_codec("droid")) as (_, port):
-        for _ in range(2):
-            with WebsocketClientPolicy("127.0.0.1", port) as client:
-                answers = [client.infer(observation()) for _ in range(3)]
-        with WebsocketClientPolicy("127.0.0.1", port) as client:
-            client.infer_batch([observation(), observation()])
-        robot = PositronicClient("127.0.0.1", port)
-        image = np.zeros((48, 64, 3), np.uint8)
-        robot.infer(
-            {"robot_state.q": np.zeros(7), "grip": 0.0, "image.wrist": image, "image.exterior": image, "task": "x"}
-        )
-        robot.close()
-    sessions = sorted(folder.iterdir())
-    assert [len(list(session.glob("step_*.npy"))) for session in sessions] == [3, 3, 1, 1]
-    record = np.load(sessions[0] / "step_0.npy", allow_pickle=True).item()
-    np.testing.assert_array_equal(record["outputs/actions"], answers[0]["actions"])
-    assert record["inputs/prompt"] == "put the cup on the plate"
-    assert json.loads((sessions[0] / "session.json").read_text())["opening"]["contract"]["robot"] == "droid"
-
-    with server_thread(droid_policy, codec=get_codec("droid")) as (_, port):
-        assert replay.main([str(folder), "--port", str(port), "--tolerance", "1e-6"]) == 0
-        assert "8 requests" in capsys.readouterr().out
-    with server_thread(TestPolicy) as (_, port):
-        assert replay.main([str(sessions[0]), "--port", str(port), "--tolerance", "1e-6"]) == 1
-
-
-class Exploit:
-    def __reduce__(self):
-        return (os.system, ("touch /tmp/exploited",))
-
-
-def test_a_record_that_is_more_than_data_is_refused(tmp_path):
-    path = tmp_path / "step_0.npy"
-    np.save(path, np.asarray({"inputs/x": Exploit()}, dtype=object))
-    with pytest.raises(ValueError, match=r"it asks for posix\.system, which is no data"):
-        read_record(path)
-    np.save(path, np.zeros(3))
-    with pytest.raises(ValueError, match="is no record of a request"):
-        read_record(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match="is no record of a request"):
-        read_record(path)

@@ -1,8 +1,9 @@
-"""`openpi replay FOLDER --port N`: sends what a server recorded to a server again, and compares the answers.
+"""`openpi replay PLACE --port N`: sends what a server recorded to a server again, and compares the answers.
 
-FOLDER is one session of `openpi serve --record`, a folder of several, or one of `scripts/serve_policy.py --record`. A
-policy draws its noise anew, so answers differ unless the model is deterministic; `--tolerance` makes a difference an
-error. Exit codes: 0 = done; 1 = refused, failed, or different; 2 = bad command line.
+PLACE is a session of `openpi serve --record` (a folder, or a .mcap file), a folder of several, or that of
+`scripts/serve_policy.py --record`. A policy draws its noise anew, so answers differ unless the model is deterministic;
+`--tolerance` makes a difference an error. Exit codes: 0 = done; 1 = refused, failed, or different; 2 = bad command
+line.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         is_same = replay(args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi replay: {error}", file=sys.stderr)
         return 1
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="openpi replay", description=SUMMARY)
-    parser.add_argument("folder", type=Path, help="a recorded session, or a folder of sessions")
+    parser.add_argument("place", type=Path, help="a recorded session (folder or .mcap file), or a folder of sessions")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--model", help="of the server; default: its own")
@@ -57,20 +58,23 @@ def replay(args: argparse.Namespace) -> bool:
         ValueError: a damaged record.
         RuntimeError: the server answered a request with an error.
         ConnectionError, TimeoutError: no server.
+        ImportError: a form of recording needs an extra that is not installed; it is named.
     """
-    from openpi.serving.recording import read_steps
+    from openpi.serving.recording import find_sessions, protocol_of, read_session
 
     largest, times_ms = 0.0, []
-    for session in sessions_in(args.folder):
-        with open_client(session, args) as ask:
-            for path, record in read_steps(session):
-                inputs, recorded = part(record, "inputs"), part(record, "outputs")
+    for session in find_sessions(args.place):
+        with open_client(protocol_of(session), args) as ask:
+            for exchange in read_session(session):
                 start_s = time.perf_counter()
-                answer = ask(inputs)
+                answer = ask(exchange.inputs)
                 times_ms.append(1000 * (time.perf_counter() - start_s))
-                difference = largest_difference(recorded, answer)
+                difference = largest_difference(exchange.outputs, answer)
                 largest = max(largest, difference)
-                print(f"{path}: {times_ms[-1]:.1f} ms, largest difference of the actions {difference:.4g}")
+                what = f"{session} step {exchange.step}"
+                print(f"{what}: {times_ms[-1]:.1f} ms, largest difference of the actions {difference:.4g}")
+    if not times_ms:
+        raise ValueError(f"{args.place} holds no complete request; the server was killed before its first answer")
     p50, p90 = np.percentile(times_ms, [50, 90])
     print(f"{len(times_ms)} requests, p50 {p50:.1f} ms, p90 {p90:.1f} ms; largest difference {largest:.4g}")
     if args.tolerance is None or largest <= args.tolerance:
@@ -79,27 +83,11 @@ def replay(args: argparse.Namespace) -> bool:
     return False
 
 
-def sessions_in(folder: Path) -> list[Path]:
-    """The folder, if it is a session, else those in it.
-
-    Raises:
-        FileNotFoundError: neither.
-    """
-    if any(folder.glob("step_*.npy")):
-        return [folder]
-    found = sorted({path.parent for path in folder.glob("*/step_*.npy")})
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} has no step_<n>.npy, nor has any folder in it; expected what --record writes"
-        )
-    return found
-
-
 class open_client:
     """Asks the server in the protocol of a recorded session. `with open_client(...) as ask: ask(inputs) -> answer`."""
 
-    def __init__(self, session: Path, args: argparse.Namespace) -> None:
-        self._is_positronic = _protocol(session) == "positronic"
+    def __init__(self, protocol: str, args: argparse.Namespace) -> None:
+        self._is_positronic = protocol == "positronic"
         self._args = args
 
     def __enter__(self) -> Any:
@@ -122,27 +110,6 @@ class open_client:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
-
-
-def _protocol(session: Path) -> str:
-    import json
-
-    told = session / "session.json"
-    return json.loads(told.read_text())["protocol"] if told.is_file() else "openpi"
-
-
-def part(record: Mapping[str, Any], name: str) -> Any:
-    """`inputs` or `outputs` of a flat record, nested where its keys are not those that clients join themselves."""
-    if name in record:  # a list of observations
-        return record[name]
-    flat = {key.removeprefix(f"{name}/"): value for key, value in record.items() if key.startswith(f"{name}/")}
-    return flat if name == "inputs" and any(key.startswith("observation/") for key in flat) else _nested(flat)
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    from openpi.shared.tree import unflatten
-
-    return unflatten(flat)
 
 
 def largest_difference(recorded: Any, answered: Any) -> float:

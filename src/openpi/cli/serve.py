@@ -57,6 +57,8 @@ class Args:
         port_file: file to write the port into once it is open.
         default_prompt: for requests that have no prompt.
         record: folder to record every session in, for `openpi replay`.
+        record_format: npy, a file per request in the published form; or mcap, a file per session that viewers such as
+            Foxglove open (extra `recording`).
         num_steps: denoising steps per chunk.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still,
             marked with `held`.
@@ -85,6 +87,7 @@ class Args:
     port_file: Path | None = None
     default_prompt: str | None = None
     record: Path | None = None
+    record_format: Literal["npy", "mcap"] = "npy"
     num_steps: int | None = None
     on_undecodable: Literal["error", "hold"] = "error"
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -140,7 +143,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
             "debug": args.debug,
         }
         models = find_models(args)
-        options["recorder"] = SessionRecorder(args.record) if args.record else None
+        options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
     except (ValueError, LookupError, OSError, ImportError) as error:
         return refuse(error)
     return run_server(

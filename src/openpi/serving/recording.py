@@ -1,29 +1,23 @@
-"""Records what sessions ask and get: a folder for each, in the form of `PolicyRecorder`.
+"""Records what sessions ask and get, each session in a place of its own, and reads it again.
 
-    <folder>/20261121T181500_0001/session.json      model, protocol, client, what it was told at the start
-                                  step_0.npy        0-d object array around one flat dict: inputs/..., outputs/...
+    npy     <folder>/20261121T181500_0001/       session.json, step_<n>.npy     recording_npy.py
+    mcap    <folder>/20261121T181500_0001.mcap                                  recording_mcap.py
 
 Files are written by a thread of their own, so that robots do not wait for the disk.
 """
 
-import dataclasses
-import io
-import json
+import functools
 import logging
-import pickle
 import queue
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from openpi.policies.recorder import write_record
 from openpi.serving.live import LiveSession
-from openpi.shared.tree import flatten
+from openpi.serving.recorded import Exchange, SessionInfo
 from openpi_client import msgpack_numpy
 
 logger = logging.getLogger("openpi")
@@ -31,140 +25,185 @@ logger = logging.getLogger("openpi")
 # Exchanges that wait for the disk; each holds its message. More are left out, with a warning.
 _MAX_WAITING = 256
 
+Form = Literal["npy", "mcap"]
+
+
+class SessionWriter(Protocol):
+    """The files of one session. Made by a class of `Form`'s module, from a path without a suffix and a `SessionInfo`;
+    a path that is taken is a `FileExistsError`.
+
+    Attributes:
+        place: where the session is.
+    """
+
+    place: Path
+
+    def write(self, exchange: Exchange) -> None:
+        """Afterwards the exchange survives the end of the process.
+
+        Raises:
+            OSError: nothing more can be written.
+            ValueError, TypeError: this exchange has no place in the form; others may follow.
+        """
+        ...
+
+    def finish(self) -> None: ...
+
 
 class SessionRecorder:
     """Writes sessions below a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, form: Form = "npy") -> None:
+        """
+        Raises:
+            OSError: the folder cannot be made.
+            ImportError: a package for the form is missing; its extra is named.
+        """
+        self._make_writer = _module_of(form).Writer
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._queue: queue.Queue[_Entry | None] = queue.Queue(_MAX_WAITING)
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.num_lost = 0
         self._thread = threading.Thread(target=self._run, name="openpi-recording", daemon=True)
         self._thread.start()
 
     def open(self, session: LiveSession, opening: Mapping[str, Any]) -> "SessionLog":
-        """The log of a session that begins."""
-        folder = self._new_folder()
-        told = {
-            "model": session.model_id,
-            "protocol": session.protocol,
-            "client": session.address,
-            "start_s": session.since_s,
-            "opening": opening,
-        }
-        (folder / "session.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
-        logger.info("Recording session %d in %s", session.number, folder)
-        return SessionLog(self, folder)
-
-    def put(self, entry: "_Entry") -> None:
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            self.num_lost += 1
-            if self.num_lost & (self.num_lost - 1) == 0:  # 1, 2, 4, 8, ...
-                logger.warning("%s is too slow: %d exchanges are not recorded", self._folder, self.num_lost)
+        """The log of a session that begins. It has files from its first exchange on."""
+        info = SessionInfo(session.model_id, session.protocol, session.address, session.since_s, opening)
+        return SessionLog(self, info)
 
     def finish(self) -> None:
         """Writes what waits."""
         self._queue.put(None)
         self._thread.join()
 
-    def _new_folder(self) -> Path:
-        name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    def put(self, work: Callable[[], None]) -> None:
+        """Has work done by the recording thread, after what it was given before."""
+        self._queue.put(work)
+
+    def put_exchange(self, work: Callable[[], None]) -> None:
+        """The same, unless too much waits: then it is left out."""
+        if self._queue.qsize() < _MAX_WAITING:
+            self._queue.put(work)
+            return
+        self.num_lost += 1
+        if self.num_lost & (self.num_lost - 1) == 0:  # 1, 2, 4, 8, ...
+            logger.warning("%s is too slow: %d exchanges are not recorded", self._folder, self.num_lost)
+
+    def new_writer(self, info: SessionInfo) -> SessionWriter:
+        """Opens the files of a session. For the recording thread."""
+        name = time.strftime("%Y%m%dT%H%M%S", time.gmtime(info.start_s))
         for number in range(1, 100_000):
-            folder = self._folder / f"{name}_{number:04d}"
             try:
-                folder.mkdir()
-                return folder
+                return self._make_writer(self._folder / f"{name}_{number:04d}", info)
             except FileExistsError:
                 continue
         raise FileExistsError(f"{self._folder} has no free name left for {name}")
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while (work := self._queue.get()) is not None:
             try:
-                entry.write()
-            except (OSError, ValueError, TypeError) as error:
+                work()
+            except Exception as error:
                 self.num_lost += 1
-                logger.warning("%s cannot be written: %s", entry.path, error)
+                logger.warning("An exchange cannot be recorded in %s: %s", self._folder, error)
+            del work  # Or the thread would hold on to a message while it is idle.
 
 
 class SessionLog:
-    """The log of one session."""
+    """The log of one session. `write` and `close` only leave a note for the recording thread."""
 
-    def __init__(self, recorder: SessionRecorder, folder: Path) -> None:
+    def __init__(self, recorder: SessionRecorder, info: SessionInfo) -> None:
         self._recorder = recorder
-        self._folder = folder
-        self._step = 0
+        self._info = info
+        self._num_exchanges = 0
+        # Of the recording thread:
+        self._writer: SessionWriter | None = None
+        self._has_failed = False
 
-    def write(self, request: Any, answers: Sequence[bytes]) -> None:
-        """Queues one exchange.
+    def write(self, request: Any, answers: Sequence[bytes], seconds: float) -> None:
+        """Records an exchange that ends now.
 
         Args:
             request: what the client's message held.
             answers: the frames that it got.
+            seconds: that it took.
         """
+        answered_ns = time.time_ns()
+        received_ns = answered_ns - int(seconds * 1e9)
         for answer in answers:
-            self._recorder.put(_Entry(self._folder / f"step_{self._step}.npy", request, answer))
-            self._step += 1
+            step, self._num_exchanges = self._num_exchanges, self._num_exchanges + 1
+            work = functools.partial(self._write, step, request, answer, received_ns, answered_ns)
+            self._recorder.put_exchange(work)
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._recorder.put(self._finish)
+
+    def _write(self, step: int, request: Any, answer: bytes, received_ns: int, answered_ns: int) -> None:
+        if self._has_failed:
+            return
+        exchange = Exchange(step, request, msgpack_numpy.unpackb(answer), received_ns, answered_ns)
+        try:
+            if self._writer is None:
+                self._writer = self._recorder.new_writer(self._info)
+                logger.info("Recording the session of %s in %s", self._info.client, self._writer.place)
+            self._writer.write(exchange)
+        except OSError as error:  # A file may end in the middle of something now: nothing goes behind it.
+            self._has_failed = True
+            raise OSError(f"{error}; the rest of this session is not recorded") from error
+
+    def _finish(self) -> None:
+        if self._writer is not None and not self._has_failed:
+            self._writer.finish()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    path: Path
-    request: Any
-    answer: bytes
-
-    def write(self) -> None:
-        write_record(self.path, flatten({"inputs": self.request, "outputs": msgpack_numpy.unpackb(self.answer)}))
-
-
-def read_steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The records of a session in order, as (file, flat dict).
+def find_sessions(place: Path) -> list[Path]:
+    """The recorded sessions there, in order of time: the place itself, or those in the folder.
 
     Raises:
-        FileNotFoundError: no records there.
-        ValueError: a file is damaged, or holds more than data.
+        FileNotFoundError: there is none.
     """
-    found = {int(match.group(1)): path for path in folder.glob("step_*.npy") if (match := _STEP.fullmatch(path.name))}
+    if place.is_file() and place.suffix == ".mcap":
+        return [place]
+    alone = [place] if any(place.glob("step_*.npy")) else []
+    found = alone + sorted({*place.glob("*.mcap"), *(path.parent for path in place.glob("*/step_*.npy"))})
     if not found:
-        raise FileNotFoundError(f"{folder} has no step_<n>.npy; expected a folder that a server recorded a session in")
-    for number in sorted(found):
-        yield found[number], read_record(found[number])
+        raise FileNotFoundError(
+            f"{place} is no .mcap file, and no folder with such files or step_<n>.npy; expected what --record writes"
+        )
+    return found
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """One record. The documented form is a pickle, which could run anything: only arrays and plain values are taken.
+def protocol_of(session: Path) -> str:
+    """`openpi` or `positronic`.
 
     Raises:
-        ValueError: damaged, or holds more than data.
+        ValueError, OSError, ImportError: as `read_session`.
     """
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
-            if shape != () or dtype != np.dtype(object):
-                raise ValueError(f"it holds an array of shape {shape} and dtype {dtype}")
-            record = _DataOnly(io.BytesIO(file.read())).load()
-        content = record.item() if isinstance(record, np.ndarray) else record
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
-        return content
-    except (ValueError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"{path} is no record of a request: {error}") from error
+    return _module_of(_form_of(session)).protocol_of(session)
 
 
-_STEP = re.compile(r"step_(\d+)\.npy")
-_ALLOWED = re.compile(r"numpy(\._?core)?(\.(multiarray|numeric|_multiarray_umath))?")
-_ALLOWED_NAMES = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}
+def read_session(session: Path) -> Iterator[Exchange]:
+    """What was recorded, in order; with the dtypes, shapes and values that went over the wire.
+
+    Raises:
+        ValueError: a file is damaged, or holds more than data.
+        OSError: it cannot be read.
+        ImportError: a package for the form is missing; its extra is named.
+    """
+    return _module_of(_form_of(session)).read_session(session)
 
 
-class _DataOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if _ALLOWED.fullmatch(module) and name in _ALLOWED_NAMES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+def _form_of(session: Path) -> Form:
+    return "mcap" if session.suffix == ".mcap" else "npy"
+
+
+def _module_of(form: Form) -> ModuleType:
+    if form == "npy":
+        from openpi.serving import recording_npy
+
+        return recording_npy
+    from openpi.serving import recording_mcap
+
+    return recording_mcap

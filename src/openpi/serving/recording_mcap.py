@@ -1,0 +1,330 @@
+"""A recorded session as one MCAP file, for `openpi replay` and for viewers such as Foxglove.
+
+    metadata openpi.session           model, protocol, client, start_s, opening
+    /inputs/<key>, /outputs/<key>     a message for each value of an exchange:
+        foxglove.RawImage             an RGB image (Protobuf); the channel's metadata say which axes it came with
+        openpi.Array                  a vector or the like (JSON): {"dtype", "shape", "data": [numbers, row by row]}
+        openpi.Value                  anything else (JSON): {"value": ...}
+    /exchange                         openpi.Exchange (JSON): ends each exchange, and says where its values belong
+
+Nothing is lost on the way: `read_session` gives the dtypes, shapes and bits that were written. Each exchange is in the
+file before the next one begins. So what a killed server leaves lacks nothing but the index at the end, and, if it was
+being written, the last exchange. Nothing is compressed: camera images hardly shrink, and robots need the processor.
+
+Sources: the MCAP specification; Foxglove's schema of raw images.
+"""
+
+import base64
+import contextlib
+import json
+import logging
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.shared.errors import install_hint
+from openpi_client import msgpack_numpy
+
+try:
+    from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+    from google.protobuf.message import DecodeError
+    from mcap.exceptions import McapError
+    from mcap.records import Channel, DataEnd, McapRecord, Message, Metadata, Schema
+    from mcap.stream_reader import StreamReader
+    from mcap.well_known import MessageEncoding, SchemaEncoding
+    from mcap.writer import CompressionType
+    from mcap.writer import Writer as RecordWriter
+except ImportError as missing:
+    raise ImportError(f"MCAP recordings need another package ({missing}); {install_hint('recording')}") from missing
+
+logger = logging.getLogger("openpi")
+
+_INFO = "openpi.session"
+_EXCHANGE_TOPIC = "/exchange"
+# Longer arrays are kept as bytes: nobody plots them.
+_LONGEST_LISTED = 10_000
+# Of values that JSON has no form for: in the encoding of the wire.
+_PACKED, _ARRAY = "__msgpack__", "__ndarray__"
+_HWC, _CHW = "hwc", "chw"
+
+_IMAGE = RawImage.DESCRIPTOR.full_name
+_ARRAY_SCHEMA, _VALUE, _EXCHANGE = "openpi.Array", "openpi.Value", "openpi.Exchange"
+
+_INTEGER, _TEXT = {"type": "integer"}, {"type": "string"}
+_PATHS = {"type": "array", "items": {"type": "object", "properties": {"path": {"type": "array", "items": _TEXT}}}}
+_JSON_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    _ARRAY_SCHEMA: {
+        "dtype": _TEXT,
+        "shape": {"type": "array", "items": _INTEGER},
+        "data": {"type": "array", "items": {"type": "number"}},
+    },
+    _VALUE: {},
+    _EXCHANGE: {"step": _INTEGER, "inputs": _PATHS, "outputs": _PATHS},
+}
+
+_Path = tuple[str, ...]
+
+
+class Writer:
+    """See `recording.SessionWriter`."""
+
+    def __init__(self, place: Path, info: SessionInfo) -> None:
+        self.place = place.with_name(f"{place.name}.mcap")
+        self._file = self.place.open("xb")
+        self._writer = RecordWriter(self._file, compression=CompressionType.NONE)
+        self._schemas: dict[str, int] = {}
+        self._channels: dict[tuple[str, str, str], int] = {}
+        opening = json.dumps(info.opening, default=str)
+        told = {"model": info.model, "protocol": info.protocol, "client": info.client, "start_s": f"{info.start_s:.6f}"}
+        with self._closed_on_error():
+            self._writer.start()
+            self._writer.add_metadata(_INFO, {**told, "opening": opening})
+            self._writer.flush()
+
+    def write(self, exchange: Exchange) -> None:
+        received_ns, answered_ns = exchange.received_ns or 0, exchange.answered_ns or 0
+        sides = {"inputs": (exchange.inputs, received_ns), "outputs": (exchange.outputs, answered_ns)}
+        paths: dict[str, list[dict[str, _Path]]] = {}
+        messages: list[tuple[str, str, str, int, bytes]] = []  # All are made before the first is written.
+        for side, (tree, time_ns) in sides.items():
+            paths[side] = [{"path": path} for path, _ in _leaves(tree)]
+            for path, value in _leaves(tree):
+                messages.append(("/".join(("", side, *path)), *_encoded(value, time_ns)))
+        end = _json({"step": exchange.step, **paths})
+        messages.append((_EXCHANGE_TOPIC, _EXCHANGE, "", answered_ns, end))
+        with self._closed_on_error():
+            for topic, schema, axes, time_ns, data in messages:
+                channel = self._channel(topic, schema, axes)
+                self._writer.add_message(channel, time_ns, data, time_ns, sequence=exchange.step)
+            self._writer.flush()
+
+    def finish(self) -> None:
+        with self._closed_on_error():
+            self._writer.finish()
+        self._file.close()
+
+    def _channel(self, topic: str, schema: str, axes: str) -> int:
+        if schema not in self._schemas:
+            self._schemas[schema] = self._writer.register_schema(schema, *_definition(schema))
+        key = (topic, schema, axes)
+        if key not in self._channels:
+            encoding = MessageEncoding.Protobuf if schema == _IMAGE else MessageEncoding.JSON
+            told = {"axes": axes} if axes else {}
+            self._channels[key] = self._writer.register_channel(topic, encoding, self._schemas[schema], told)
+        return self._channels[key]
+
+    @contextlib.contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise
+
+
+def protocol_of(file: Path) -> str:
+    """The protocol of a recorded session.
+
+    Raises:
+        ValueError: no recording of ours, or damaged.
+    """
+    for record in _records(file):
+        if isinstance(record, Metadata) and record.name == _INFO:
+            return record.metadata["protocol"]
+        if isinstance(record, DataEnd):
+            raise ValueError(f"{file} is no recording of openpi serve: it has no metadata '{_INFO}'")
+    return "openpi"  # Cut short before it was told; nothing was asked either.
+
+
+def read_session(file: Path) -> Iterator[Exchange]:
+    """The exchanges of a session in order; of a server that was killed, all that it had finished.
+
+    Raises:
+        ValueError: damaged, or no recording of ours.
+    """
+    schemas: dict[int, str] = {}
+    channels: dict[int, Channel] = {}
+    values: list[Any] = []
+    for record in _records(file):
+        try:
+            match record:
+                case Schema():
+                    schemas[record.id] = record.name
+                case Channel():
+                    channels[record.id] = record
+                case Message() if channels[record.channel_id].topic == _EXCHANGE_TOPIC:
+                    yield _exchange(record, values)
+                    values = []
+                case Message():
+                    channel = channels[record.channel_id]
+                    values.append((record.log_time, _decoded(record, channel, schemas[channel.schema_id])))
+        except (KeyError, TypeError, ValueError, IndexError, DecodeError) as error:
+            raise ValueError(f"{file} is no recording of openpi serve, or damaged: {error!r}") from error
+
+
+# Values as messages
+
+
+def _leaves(tree: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    if isinstance(tree, Mapping) and tree and all(isinstance(key, str) for key in tree):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, tree
+
+
+def _definition(schema: str) -> tuple[str, bytes]:
+    """The encoding and text of a schema."""
+    if schema != _IMAGE:
+        return SchemaEncoding.JSONSchema, _json(
+            {"title": schema, "type": "object", "properties": _JSON_SCHEMAS[schema]}
+        )
+    files = FileDescriptorSet()
+    for file in (*RawImage.DESCRIPTOR.file.dependencies, RawImage.DESCRIPTOR.file):
+        file.CopyToProto(files.file.add())
+    return SchemaEncoding.Protobuf, files.SerializeToString()
+
+
+def _encoded(value: Any, time_ns: int) -> tuple[str, str, int, bytes]:
+    """Schema, axes of an image, time and content of the message for a value."""
+    if axes := _image_axes(value):
+        return _IMAGE, axes, time_ns, _raw_image(value, axes, time_ns)
+    if isinstance(value, np.ndarray) and _is_listed(value):
+        return _ARRAY_SCHEMA, "", time_ns, _json(_listed(value))
+    return _VALUE, "", time_ns, _json({"value": _plain(value)})
+
+
+def _image_axes(value: Any) -> str:
+    if not (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.size):
+        return ""
+    return _HWC if value.shape[-1] == 3 else _CHW if value.shape[0] == 3 else ""
+
+
+def _raw_image(value: np.ndarray, axes: str, time_ns: int) -> bytes:
+    image = value if axes == _HWC else np.moveaxis(value, 0, -1)
+    height, width, _ = image.shape
+    content = RawImage(width=width, height=height, encoding="rgb8", step=3 * width, data=image.tobytes())
+    content.timestamp.FromNanoseconds(time_ns)
+    return content.SerializeToString()
+
+
+def _is_listed(value: np.ndarray) -> bool:
+    """Whether JSON's numbers hold the array exactly."""
+    is_numeric = value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    return is_numeric and value.size <= _LONGEST_LISTED and bool(np.isfinite(value).all())
+
+
+def _listed(value: np.ndarray) -> dict[str, Any]:
+    return {"dtype": value.dtype.str, "shape": value.shape, "data": value.ravel().tolist()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if type(value) is list:
+        return [_plain(item) for item in value]
+    if type(value) is dict and all(type(key) is str and not key.startswith("__") for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and _is_listed(value):
+        return {_ARRAY: _listed(value)}
+    return {_PACKED: base64.b64encode(msgpack_numpy.Packer().pack(value)).decode()}
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+# Messages as values
+
+
+def _exchange(end: Message, values: Sequence[tuple[int, Any]]) -> Exchange:
+    """From its last message, and the times and values of the ones before."""
+    told = json.loads(end.data)
+    paths = {side: [tuple(item["path"]) for item in told[side]] for side in ("inputs", "outputs")}
+    num_inputs = len(paths["inputs"])
+    if len(values) != num_inputs + len(paths["outputs"]):
+        raise ValueError(f"step {told['step']} has {len(values)} values, and says that they are others")
+    inputs = _tree(paths["inputs"], [value for _, value in values[:num_inputs]])
+    outputs = _tree(paths["outputs"], [value for _, value in values[num_inputs:]])
+    return Exchange(told["step"], inputs, outputs, values[0][0], end.log_time)
+
+
+def _decoded(message: Message, channel: Channel, schema: str) -> Any:
+    if schema == _IMAGE:
+        content = RawImage.FromString(message.data)
+        image = np.frombuffer(content.data, np.uint8).reshape(content.height, content.width, 3)
+        return image if channel.metadata["axes"] == _HWC else np.moveaxis(image, -1, 0)
+    if schema == _ARRAY_SCHEMA:
+        return _unlisted(json.loads(message.data))
+    if schema == _VALUE:
+        return _unplain(json.loads(message.data)["value"])
+    raise ValueError(f"{channel.topic} has messages of {schema}")
+
+
+def _tree(paths: Sequence[_Path], values: Sequence[Any]) -> Any:
+    tree: dict[str, Any] = {}
+    for path, value in zip(paths, values, strict=True):
+        if not path:
+            return value
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree
+
+
+def _unlisted(content: Mapping[str, Any]) -> np.ndarray:
+    return np.array(content["data"], np.dtype(content["dtype"])).reshape(content["shape"])
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unplain(item) for item in value]
+    if isinstance(value, dict) and _ARRAY in value:
+        return _unlisted(value[_ARRAY])
+    if isinstance(value, dict) and _PACKED in value:
+        return msgpack_numpy.unpackb(base64.b64decode(value[_PACKED]))
+    if isinstance(value, dict):
+        return {key: _unplain(item) for key, item in value.items()}
+    return value
+
+
+# The file
+
+
+class _CutShort(Exception):
+    """The file ends within a record."""
+
+
+class _WholeReads:
+    """A file whose reads give all they are asked for."""
+
+    def __init__(self, file: IO[bytes], num_bytes: int) -> None:
+        self._file = file
+        self._left = num_bytes
+
+    def read(self, count: int) -> bytes:
+        if count > self._left:
+            raise _CutShort
+        self._left -= count
+        return self._file.read(count)
+
+
+def _records(path: Path) -> Iterator[McapRecord]:
+    """In the order of the file, as far as it goes."""
+    with path.open("rb") as file:
+        stream: Any = _WholeReads(file, path.stat().st_size)
+        try:
+            yield from StreamReader(stream, validate_crcs=True).records
+        except _CutShort:
+            logger.warning("%s has no end: its server was killed, or is recording still", path)
+        except (McapError, struct.error, ValueError) as error:
+            raise ValueError(f"{path} is damaged, or no MCAP file: {error}") from error
