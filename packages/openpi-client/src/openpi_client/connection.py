@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 import time
-from typing import Any, Dict, FrozenSet, Mapping, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Tuple
 
 import websockets.exceptions
 import websockets.sync.client
@@ -153,9 +153,9 @@ def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes
                 protocol.receive_eof()
 
 
-def features(headers: Mapping[str, str]) -> FrozenSet[str]:
+def features(headers: Headers) -> FrozenSet[str]:
     """Extensions of the protocol that the other side names in its handshake; published ones name none."""
-    return frozenset(name.strip() for name in headers.get(FEATURES_HEADER, "").split(","))
+    return frozenset(name.strip() for line in headers.get_all(FEATURES_HEADER) for name in line.split(","))
 
 
 def hang_up(ws: websockets.sync.client.ClientConnection) -> None:
