@@ -1,4 +1,4 @@
-"""HTTP proxies of the environment: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, in either case.
+"""HTTP proxies of the environment: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, or the system's settings.
 
 A websocket takes the proxy for HTTPS, or failing that the one for HTTP (RFC 6455, section 4.1), as a tunnel (CONNECT).
 """
