@@ -1,11 +1,12 @@
-"""Round trip of one observation: our client and server against plain `websockets` and `msgpack`.
+"""Round trip of one observation: our client and server, over a socket and through shared memory, against plain
+`websockets` and `msgpack`.
 
     python benchmarks/round_trip.py [--rounds 40] [--requests 50] [--report benchmarks/round_trip.md]
 
 Each side is a server process with a policy that computes nothing (a [50, 32] float32 chunk), and a blocking client
-in this process; the observation is three 224x224 RGB images and a state. The plain side is the shortest program
-that speaks the same protocol: it runs the policy on its event loop, has no timing, no health checks, no reconnect.
-The sides alternate in rounds, so that a change of the machine's load meets both. Times are of the whole `infer`.
+in this process; the observation is three RGB images and a state. The plain side is the shortest program that speaks the
+same protocol: it runs the policy on its event loop, has no timing, no health checks, no reconnect. The sides take turns
+in rounds, so that a change of the machine's load meets all of them. Times are of the whole `infer`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgpack
@@ -30,7 +31,9 @@ from openpi_client.base_policy import BasePolicy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 CHUNK = np.zeros((50, 32), np.float32)
-WARM_UP_REQUESTS = 100
+SIDES = ("plain", "ours", "ours, shared memory")
+SIZES_HW = ((224, 224), (480, 640), (1080, 1920))
+WARM_UP_ROUNDS = 2
 
 
 class NoPolicy(BasePolicy):
@@ -40,8 +43,8 @@ class NoPolicy(BasePolicy):
         return {"actions": CHUNK}
 
 
-def observation(rng: np.random.Generator) -> dict:
-    images = rng.integers(0, 256, (3, 224, 224, 3), np.uint8)
+def observation(rng: np.random.Generator, size_hw: tuple[int, int]) -> dict:
+    images = rng.integers(0, 256, (3, *size_hw, 3), np.uint8)
     return {
         "observation/exterior_image_1_left": images[0],
         "observation/exterior_image_2_left": images[1],
@@ -77,11 +80,13 @@ async def serve_plain() -> None:
         await server.serve_forever()
 
 
-def serve_ours() -> None:
+def serve_ours(*, shared_memory: bool) -> None:
     from openpi.serving.server import PolicyServer
 
-    server = PolicyServer(NoPolicy, port=0, metadata={}, on_listening=lambda port: print(port, flush=True))
-    server.run()
+    def tell(port: int) -> None:
+        print(port, flush=True)
+
+    PolicyServer(NoPolicy, port=0, metadata={}, shared_memory=shared_memory, on_listening=tell).run()
 
 
 @contextlib.contextmanager
@@ -97,7 +102,7 @@ def server_process(side: str) -> Iterator[int]:
 
 
 def plain_client(port: int) -> Callable[[dict], dict]:
-    connection = websockets.sync.client.connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+    connection = websockets.sync.client.connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, legacy=True)
 
     def infer(obs: dict) -> dict:
         connection.send(msgpack.packb(obs, default=plain_encode))
@@ -116,34 +121,41 @@ def times_ms(infer: Callable[[dict], dict], obs: dict, num_requests: int) -> lis
     return times
 
 
-def measure(num_rounds: int, num_requests: int) -> dict[str, np.ndarray]:
-    """side -> times in ms[num_rounds, num_requests]."""
-    obs = observation(np.random.default_rng(0))
-    with server_process("plain") as plain_port, server_process("ours") as our_port:
+def measure(sizes_hw: Iterable[tuple[int, int]], num_rounds: int, num_requests: int) -> Iterator[tuple[str, str]]:
+    """For each size of image: its name, and the table."""
+    with contextlib.ExitStack() as stack:
+        ports = {side: stack.enter_context(server_process(side)) for side in SIDES}
         clients = {
-            "plain": plain_client(plain_port),
-            "ours": WebsocketClientPolicy("127.0.0.1", our_port).infer,
+            side: plain_client(port) if side == "plain" else WebsocketClientPolicy("127.0.0.1", port).infer
+            for side, port in ports.items()
         }
-        for infer in clients.values():
-            times_ms(infer, obs, WARM_UP_REQUESTS)
-        rounds = {side: [] for side in clients}
-        for index in range(num_rounds):
-            order = list(clients) if index % 2 == 0 else list(clients)[::-1]
-            for side in order:
-                rounds[side].append(times_ms(clients[side], obs, num_requests))
-        return {side: np.array(times) for side, times in rounds.items()}
+        for height, width in sizes_hw:
+            obs = observation(np.random.default_rng(0), (height, width))
+            # About as many seconds for each size.
+            count = max(5, num_requests * 224 * 224 // (height * width))
+            for infer in clients.values():
+                times_ms(infer, obs, WARM_UP_ROUNDS * count)
+            rounds = {side: [] for side in clients}
+            for index in range(num_rounds):
+                for side in SIDES[index % len(SIDES) :] + SIDES[: index % len(SIDES)]:
+                    rounds[side].append(times_ms(clients[side], obs, count))
+            yield f"Three images of {width}x{height}", table({side: np.array(times) for side, times in rounds.items()})
 
 
 def table(times: dict[str, np.ndarray]) -> str:
+    """Of times in ms[num_rounds, num_requests] by side."""
     rows = ["| side | p50 ms | p90 ms | p99 ms | mean ms |", "|---|---|---|---|---|"]
     for side, values in times.items():
         p50, p90, p99 = np.percentile(values, [50, 90, 99])
         rows.append(f"| {side} | {p50:.3f} | {p90:.3f} | {p99:.3f} | {values.mean():.3f} |")
-    plain, ours = times["plain"], times["ours"]
-    ratios = [f"{np.percentile(ours, p) / np.percentile(plain, p):.2f}" for p in (50, 90, 99)]
-    rows.append(f"| ours / plain | {' | '.join(ratios)} | {ours.mean() / plain.mean():.2f} |")
-    wins = int(np.sum(np.median(ours, axis=1) < np.median(plain, axis=1)))
-    rows.append(f"\nRounds in which our median was lower: {wins} of {len(ours)}.")
+    wins = []
+    for side, base in (("ours", "plain"), ("ours, shared memory", "plain"), ("ours, shared memory", "ours")):
+        mine, other = times[side], times[base]
+        ratios = [f"{np.percentile(mine, p) / np.percentile(other, p):.2f}" for p in (50, 90, 99)]
+        rows.append(f"| ({side}) / {base} | {' | '.join(ratios)} | {mine.mean() / other.mean():.2f} |")
+        won = int(np.sum(np.median(mine, axis=1) < np.median(other, axis=1)))
+        wins.append(f"({side}) before {base} in {won}")
+    rows.append(f"\nRounds in which the median was lower: {', '.join(wins)} of {len(times['plain'])}.")
     return "\n".join(rows)
 
 
@@ -155,7 +167,8 @@ def setting(num_rounds: int, num_requests: int) -> str:
     return (
         f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"websockets {websockets.__version__}, msgpack {'.'.join(map(str, msgpack.version))}, NumPy {np.__version__}; "
-        f"{num_rounds} alternating rounds of {num_requests} requests; load average {os.getloadavg()[0]:.1f}."
+        f"{num_rounds} rounds of {num_requests} requests, fewer of larger images; "
+        f"load average {os.getloadavg()[0]:.1f}."
     )
 
 
@@ -164,16 +177,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--report", type=Path, help="also write the result here")
-    parser.add_argument("--serve", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve_plain()) if args.serve == "plain" else serve_ours()
+            if args.serve == "plain":
+                asyncio.run(serve_plain())
+            else:
+                serve_ours(shared_memory="shared" in args.serve)
         return
-    report = table(measure(args.rounds, args.requests)) + "\n\n" + setting(args.rounds, args.requests)
-    print(report)
+    tables = []
+    for title, text in measure(SIZES_HW, args.rounds, args.requests):
+        print(f"{title}\n\n{text}\n", flush=True)
+        tables.append(f"## {title}\n\n{text}")
+    where = setting(args.rounds, args.requests)
+    print(where)
     if args.report:
-        args.report.write_text(f"# Round trip\n\n`python benchmarks/round_trip.py`\n\n{report}\n")
+        parts = ["# Round trip", "`python benchmarks/round_trip.py`", *tables, where]
+        args.report.write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

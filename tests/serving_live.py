@@ -102,6 +102,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", __file__, str(port), *arguments], stdout=subprocess.PIPE, text=True
         )
+        self.pid = self._process.pid
         self.port = int(self.line())
 
     def line(self) -> str:
@@ -135,4 +136,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     recorder = SessionRecorder(arguments.record, arguments.record_format) if arguments.record else None
     announce = functools.partial(print, flush=True)
-    PolicyServer(TestPolicy, port=arguments.port, recorder=recorder, on_listening=announce).run()
+    PolicyServer(TestPolicy, port=arguments.port, recorder=recorder, shared_memory=True, on_listening=announce).run()

@@ -113,10 +113,17 @@ REFUSED = [
     (broken(exterior=None), r"missing the camera 'observation/exterior_image_1_left' \(cameras found: "),
     (broken(side_camera=np.zeros((8, 9, 3), np.uint8)), r"'side_camera', which this policy was not trained with"),
     (
-        broken(exterior=np.full((8, 9, 3), 200.0)),
-        r"exterior_image_1_left' has values from 200 to 200; expected \[0, 1\]",
+        broken(exterior=np.linspace(0, 1, 216).reshape(8, 9, 3)),
+        r"image_1_left' has dtype float64 and values from 0 to 1; expected uint8 in 0\.\.255\. .*convert_to_uint8",
     ),
-    (broken(exterior=np.zeros((8, 9, 3), np.int32)), r"exterior_image_1_left' has dtype int32; expected uint8"),
+    (broken(exterior=np.full((8, 9, 3), 200, np.float32)), r"dtype float32 and values from 200 to 200; .*astype"),
+    (
+        broken(exterior=np.full((8, 9, 3), np.nan)),
+        r"image_1_left' has dtype float64 and values from nan to nan",
+    ),
+    (broken(exterior=np.zeros((8, 9, 3), np.int32)), r"has dtype int32 and values from 0 to 0; .*astype\(np\.uint8\)"),
+    (broken(exterior=np.full((8, 9, 3), "x")), r"exterior_image_1_left' has dtype <U1; expected uint8"),
+    (broken(exterior=np.zeros((0, 9, 3), np.uint8)), r"shape \(0, 9, 3\); expected one RGB image"),
     (broken(exterior=np.zeros((1, 8, 9, 3), np.uint8)), r"shape \(1, 8, 9, 3\); expected one RGB image"),
     (broken(exterior=np.zeros((8, 9, 4), np.uint8)), r"shape \(8, 9, 4\)"),
     (broken(joints=np.zeros(6)), r"joint_position' has shape \(6,\); expected \(7,\): joint_1, .*another robot"),
@@ -148,12 +155,12 @@ def test_optional_cameras_may_be_left_out_and_known_unused_ones_sent(droid):
     build("pi0_aloha").check(example)
 
 
-def test_float_images_in_unit_range_nested_keys_and_scalar_grippers_are_accepted(droid):
+def test_nested_keys_either_layout_lists_and_scalar_grippers_are_accepted(droid):
     example = make_droid_example()
     droid.check(
         {
             "observation": {
-                "exterior_image_1_left": example[EXTERIOR] / 255.0,
+                "exterior_image_1_left": example[EXTERIOR],
                 "wrist_image_left": np.moveaxis(example[WRIST], -1, 0),
                 "joint_position": example[JOINTS].tolist(),
                 "gripper_position": 0.5,

@@ -18,6 +18,7 @@ from openpi.serving.warm_up import example_observation
 from openpi.training.config import get_config
 from openpi.training.recipe_io import save_recipe
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from test_shared_memory import held_by
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"{ROOT / 'tests' / 'recipes' / 'golden_droid.py'}:recipe"
@@ -133,9 +134,10 @@ def test_a_place_without_a_checkpoint_ends_the_command_with_code_1(tmp_path):
 
 def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
     command = [sys.executable, "-m", "openpi.cli.main", "serve", str(golden / "pi05" / "checkpoint")]
-    command += ["--config", RECIPE, "--num-steps", "1"]
+    command += ["--config", RECIPE, "--num-steps", "1", "--shared-memory"]
     command += ["--record", str(tmp_path / "records"), "--record-format", "mcap"]
     command += ["--port", "0", "--port-file", str(tmp_path / "port")]
+    example = make_droid_example()
     # Compiled once for all runs of this test.
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "tests" / ".cache" / "jax")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -144,7 +146,8 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
             port = int((tmp_path / "port").read_text())
             with WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=PATIENCE_S) as client:
                 assert client.get_server_metadata() == {"robot": "golden"}
-                actions = client.infer(make_droid_example())["actions"]
+                assert held_by(process.pid)
+                actions = client.infer(example)["actions"]
                 assert actions.shape == (10, 8) and np.isfinite(actions).all()
                 with pytest.raises(RuntimeError, match="observation/exterior_image_1_left"):
                     client.infer({"prompt": "do something"})
@@ -157,6 +160,8 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
     [exchange] = read_session(session)
     assert session.suffix == ".mcap"
     np.testing.assert_array_equal(exchange.outputs["actions"], actions)
+    camera = "observation/wrist_image_left"
+    np.testing.assert_array_equal(exchange.inputs[camera], example[camera])
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:

@@ -15,9 +15,10 @@ from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
+from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, TestPolicy, server_thread
-from test_serving_server import get
+from test_serving_server import get, raw_connection
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -83,6 +84,23 @@ def test_the_handshake_tells_the_contract_and_an_answer_what_is_far_outside_of_i
             with pytest.raises(RuntimeError, match="ObservationError") as failure:
                 client.infer({**observation(), key: value})
             assert (text in str(failure.value) and "expected" in str(failure.value)) or "takes" in str(failure.value)
+
+
+def test_a_float_image_is_refused_with_field_found_expected_and_fix_and_the_session_lives_on():
+    camera = "observation/exterior_image_1_left"
+    with server_thread(droid_policy) as (_, port), raw_connection(port) as connection:
+        connection.recv(PATIENCE_S)
+        for image, found in (
+            (observation()[camera] / np.float32(255), "dtype float32 and values from 0 to 1"),
+            (np.full((224, 224, 3), np.nan), "dtype float64 and values from nan to nan"),
+        ):
+            connection.send(msgpack_numpy.packb({**observation(), camera: image}))
+            text = connection.recv(PATIENCE_S)
+            assert text.startswith(
+                f"ObservationError: image '{camera}' has {found}; expected uint8 in 0..255. Send the"
+            )
+        connection.send(msgpack_numpy.packb(observation()))
+        assert msgpack_numpy.unpackb(connection.recv(PATIENCE_S))["actions"].shape == (15, 8)
 
 
 def test_the_status_tells_what_is_served_and_what_the_model_sees():

@@ -73,6 +73,7 @@ class Args:
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
         tls_cert: certificate chain (PEM), for wss:// and https://.
         tls_key: its private key (PEM).
+        shared_memory: take the images of robots on this host from memory instead of the socket (Linux).
         debug: send whole tracebacks to clients.
     """
 
@@ -101,6 +102,7 @@ class Args:
     api_key: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    shared_memory: bool = False
     debug: bool = False
 
 
@@ -140,6 +142,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
             ),
             "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
             "max_models": args.max_models,
+            "shared_memory": shared_memory_here(args.shared_memory),
             "debug": args.debug,
         }
         models = find_models(args)
@@ -252,6 +255,15 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     except ssl.SSLError as error:
         raise ValueError(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
     return context
+
+
+def shared_memory_here(is_wanted: bool) -> bool:
+    """Raises OSError when it is wanted and not there."""
+    from openpi_client import shared_memory
+
+    if is_wanted and not shared_memory.is_supported():
+        raise OSError("--shared-memory needs memory files (Linux), which this system does not have; leave it out")
+    return is_wanted
 
 
 def find_checkpoint(place: str) -> Path:

@@ -300,7 +300,7 @@ class Contract:
         for camera in self.cameras:
             optional = "" if camera.required else ", optional"
             use = camera.slot or "not used"
-            lines.append(f"  {camera.key}: RGB, uint8 or [0, 1], {_size(camera)}{optional} -> {use}")
+            lines.append(f"  {camera.key}: RGB, uint8, {_size(camera)}{optional} -> {use}")
         lines += [f"  {vector.key}: float[{vector.width}] {_dims(vector)}" for vector in self.state]
         default = f", default {self.default_prompt!r}" if self.default_prompt else ""
         lines.append(f"  prompt: text{default}")
@@ -377,7 +377,22 @@ def _check_image(camera: CameraSpec, image: np.ndarray) -> None:
             f"image '{camera.key}' is {size[0]} x {size[1]}; expected {camera.shape[0]} x {camera.shape[1]} "
             "(height x width). Resize it on the client with resize_with_pad"
         )
-    _images.check_values(image, camera.key)
+    if image.dtype != np.uint8:
+        raise ValueError(_not_uint8(image, camera.key))
+
+
+def _not_uint8(image: np.ndarray, key: str) -> str:
+    """Why an image of another dtype is refused, floats in [0, 1] included: the transforms take those because datasets
+    hold them, but from a robot they are four times the bytes, and a dark image in 0..255 passes for one in [0, 1].
+    """
+    if image.dtype.kind not in "fiub":
+        return f"image '{key}' has dtype {image.dtype}; expected uint8 in 0..255. Send the camera's image as it is"
+    low, high = float(image.min()), float(image.max())
+    fix = "image_tools.convert_to_uint8(image)" if image.dtype.kind == "f" and high <= 1 else "image.astype(np.uint8)"
+    return (
+        f"image '{key}' has dtype {image.dtype} and values from {low:g} to {high:g}; expected uint8 in 0..255. Send "
+        f"the camera's image as it is, or convert it with {fix}"
+    )
 
 
 def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:

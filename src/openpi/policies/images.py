@@ -25,7 +25,7 @@ def to_uint8_hwc(image: np.ndarray, key: str) -> np.ndarray:
     """
     image = np.asarray(image)
     layout = layout_of(image, key)
-    check_values(image, key)
+    _check_values(image, key)
     hwc = np.moveaxis(image, 0, -1) if layout == "chw" else image
     return convert_to_uint8(hwc)
 
@@ -36,7 +36,8 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     Raises:
         ValueError: no RGB image, or a shape that could be either.
     """
-    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if image.ndim == 3 else (False, False)
+    is_image = image.ndim == 3 and 0 not in image.shape
+    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if is_image else (False, False)
     if first and last:
         raise ValueError(
             f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of another size"
@@ -49,7 +50,7 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     return "chw" if first else "hwc"
 
 
-def check_values(image: np.ndarray, key: str) -> None:
+def _check_values(image: np.ndarray, key: str) -> None:
     """Raises ValueError unless the image is uint8, or floats in [0, 1]."""
     if image.dtype == np.uint8:
         return

@@ -67,7 +67,7 @@ class Handshake:
         return self._request.path
 
     @property
-    def headers(self) -> Mapping[str, str]:
+    def headers(self) -> Headers:
         return self._request.headers
 
     @property

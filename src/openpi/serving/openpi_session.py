@@ -20,6 +20,7 @@ from typing import Any
 from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
+from openpi.serving.shared_memory import SharedMemory
 from openpi_client import msgpack_numpy
 
 ERROR_CODE = 1011
@@ -33,11 +34,13 @@ class OpenpiSession:
 
     protocol = "openpi"
 
-    def __init__(self, *, debug: bool = False) -> None:
+    def __init__(self, *, debug: bool = False, shared: SharedMemory | None = None) -> None:
         """
         Args:
             debug: send whole tracebacks.
+            shared: where messages may have their arrays.
         """
+        self._shared = shared
         self._debug = debug
         self._packer = msgpack_numpy.Packer()
         self.request: Any = None  # what the last message held, for the log
@@ -61,7 +64,7 @@ class OpenpiSession:
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        content = wire.decode(message)
+        content = wire.decode(message) if self._shared is None else wire.decode(message, self._shared.reader())
         self.request = content
         observations = content if isinstance(content, list) else [content]
         for observation in observations:

@@ -39,8 +39,9 @@ from openpi.serving.model_slot import ModelPool, ModelSlot
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi.serving.recording import SessionRecorder
-from openpi.serving.wire import FEATURES_HEADER
+from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
+from openpi_client.connection import FEATURES_HEADER
 from openpi_client.stream import MessageStream
 
 logger = logging.getLogger("openpi")
@@ -72,6 +73,7 @@ class PolicyServer:
         limits: Limits | None = None,
         max_models: int = 1,
         recorder: SessionRecorder | None = None,
+        shared_memory: bool = False,
         debug: bool = False,
         on_listening: Callable[[int], None] | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class PolicyServer:
             codec: of Positronic sessions; None = observations and actions as they are.
             max_models: in memory at once.
             recorder: writes what sessions ask and get.
+            shared_memory: clients on this host may hand their images over in memory.
             debug: send whole tracebacks to clients.
             on_listening: called with the port once it is open, before the policy is loaded.
         """
@@ -99,6 +102,7 @@ class PolicyServer:
         self._batching = batching or Batching()
         self._limits = limits or Limits()
         self._recorder = recorder
+        self._has_shared_memory = shared_memory
         self._debug = debug
         self._on_listening = on_listening
         self._metrics = Metrics()
@@ -193,8 +197,10 @@ class PolicyServer:
             text = f"All {self._limits.max_sessions} sessions are in use; try again later.\n"
             handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE))
             return
+        shared: SharedMemory | None = None
         try:
-            if not handshake.accept({FEATURES_HEADER: FEATURES}):
+            shared = self._shared_memory(handshake, address)
+            if not handshake.accept({FEATURES_HEADER: FEATURES, **(shared.headers if shared else {})}):
                 return
             connection.stream = MessageStream(
                 sock,
@@ -202,7 +208,7 @@ class PolicyServer:
                 received=handshake.behind,
                 max_message_bytes=self._limits.max_message_bytes,
             )
-            session, requested = self._session_of(handshake.path)
+            session, requested = self._session_of(handshake.path, shared)
             self._metrics.session_opened(session.protocol)
             try:
                 Conversation(connection, session, self._pool, self._metrics, self._opening_of, self._recorder).run(
@@ -211,8 +217,15 @@ class PolicyServer:
             finally:
                 self._metrics.session_closed(session.protocol)
         finally:
+            if shared:
+                shared.close()
             with self._lock:
                 del self._sessions[number]
+
+    def _shared_memory(self, handshake: Handshake, address: str) -> SharedMemory | None:
+        if not self._has_shared_memory or handshake.path.startswith(_SESSION_PATH):
+            return None
+        return SharedMemory.open_for(handshake.headers, address.rpartition(":")[0], self._limits.max_message_bytes)
 
     def _page(self, handshake: Handshake) -> pages.Page | None:
         """What to answer over HTTP; None lets the websocket through."""
@@ -245,13 +258,13 @@ class PolicyServer:
 
     # Sessions
 
-    def _session_of(self, path: str) -> tuple[Session, str | None]:
+    def _session_of(self, path: str, shared: SharedMemory | None) -> tuple[Session, str | None]:
         """The protocol that a path stands for, and the model it asks for."""
         url = urlsplit(path)
         if url.path == _SESSION_PATH or url.path.startswith(f"{_SESSION_PATH}/"):
             requested = unquote(url.path.removeprefix(_SESSION_PATH).strip("/")) or None
             return PositronicSession(self._codec, debug=self._debug), requested
-        return OpenpiSession(debug=self._debug), parse_qs(url.query).get("model", [None])[0]
+        return OpenpiSession(debug=self._debug, shared=shared), parse_qs(url.query).get("model", [None])[0]
 
     def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, Any]:
         """The metadata of an openpi session, the `meta` of a Positronic one."""

@@ -16,6 +16,7 @@ from websockets.exceptions import InvalidMessage
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from openpi_client.proxy import find_proxy
 from openpi_client.stream import MessageStream
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,12 @@ logger = logging.getLogger(__name__)
 # One attempt: TCP, TLS and websocket handshake.
 HANDSHAKE_TIMEOUT_S = 10.0
 
+# Names extensions of the protocol: in a request those that the client knows, in the answer those that the server takes.
+FEATURES_HEADER = "Openpi-Features"
+
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 2**16
+_SHORTEST_S = 0.001
 
 # The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
 # same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
@@ -69,8 +74,9 @@ def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[
     """
     target = parse_uri(place)
     deadline_s = time.monotonic() + timeout_s
-    sock = socket.create_connection((target.host, target.port), timeout_s)
+    sock = open_socket(place, timeout_s)
     try:
+        sock.settimeout(max(_SHORTEST_S, deadline_s - time.monotonic()))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_keepalive(sock)
         if target.secure:
@@ -94,11 +100,36 @@ def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[
         raise
 
 
+def open_socket(place: str, timeout_s: float) -> socket.socket:
+    """A socket to the server at ws://... or wss://..., blocking, by way of the environment's proxy if it names one.
+
+    Raises:
+        OSError: server or proxy is out of reach, or says nothing within `timeout_s`.
+        ValueError: what the environment names is no HTTP proxy.
+        openpi_client.proxy.ProxyStatus, websockets.exceptions.InvalidMessage: the proxy opens no tunnel.
+    """
+    target = parse_uri(place)
+    deadline_s = time.monotonic() + timeout_s
+    proxy = find_proxy(target.host, target.port, is_secure=target.secure)
+    if proxy is None:
+        sock = socket.create_connection((target.host, target.port), timeout_s)
+    else:
+        sock = proxy.connect(timeout_s)
+        try:
+            proxy.ask_for_tunnel(sock, target.host, target.port)
+            proxy.check_answer(_read_head(sock, deadline_s)[0])
+        except BaseException:
+            sock.close()
+            raise
+    sock.settimeout(None)
+    return sock
+
+
 def _read_head(sock: socket.socket, deadline_s: float) -> Tuple[bytes, bytes]:
     """The server's answer up to the empty line, and what came behind it."""
     received = b""
     while _HEAD_END not in received:
-        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+        sock.settimeout(max(_SHORTEST_S, deadline_s - time.monotonic()))
         part = sock.recv(2**13)
         if not part:
             raise InvalidMessage("the server closed the connection during the handshake") from EOFError()
@@ -123,8 +154,8 @@ def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes
 
 
 def features(headers: Headers) -> FrozenSet[str]:
-    """Extensions of the protocol that the server names in its handshake; none of the published servers does."""
-    return frozenset(name.strip() for name in headers.get("Openpi-Features", "").split(","))
+    """Extensions of the protocol that the other side names in its handshake; published ones name none."""
+    return frozenset(name.strip() for line in headers.get_all(FEATURES_HEADER) for name in line.split(","))
 
 
 def hang_up(ws: websockets.sync.client.ClientConnection) -> None:

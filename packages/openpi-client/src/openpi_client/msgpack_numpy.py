@@ -11,7 +11,7 @@ strings, and travel as such.
 
 import functools
 import re
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import msgpack
 import numpy as np
@@ -30,15 +30,25 @@ _DTYPE_TEXT = re.compile(r"[<>|=]?[A-Za-z]\w*(\[\w+\])?")
 _SMALL_NBYTES = 4096
 
 
-def pack_array(obj: Any) -> Any:
+def c_bytes(array: np.ndarray) -> Any:
+    """The array's bytes in C order; a view of its memory when that is large and already in C order."""
+    if array.nbytes <= _SMALL_NBYTES:
+        return array.tobytes()
+    # The detour over uint8 lets dtypes that have no buffer format (datetime64) share their memory too.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def pack_array(obj: Any, bytes_of: Callable[[np.ndarray], Any] = c_bytes) -> Any:
     """What MessagePack packs in place of an object it does not know.
 
+    Args:
+        bytes_of: what to pack as the array's data.
     Raises:
         ValueError: an array or scalar of object, complex or void (structured, bfloat16) dtype.
     """
     if isinstance(obj, np.ndarray):
         _check_kind(obj.dtype)
-        return {_NDARRAY: True, b"data": _c_bytes(obj), b"dtype": obj.dtype.str, b"shape": obj.shape}
+        return {_NDARRAY: True, b"data": bytes_of(obj), b"dtype": obj.dtype.str, b"shape": obj.shape}
     if isinstance(obj, np.generic):
         _check_kind(obj.dtype)
         return {_SCALAR: True, b"data": obj.item(), b"dtype": obj.dtype.str}
@@ -55,14 +65,6 @@ def unpack_array(obj: Dict[Any, Any]) -> Any:
     if _SCALAR in obj:
         return _scalar(obj[b"data"], _dtype(obj[b"dtype"]))
     return obj
-
-
-def _c_bytes(array: np.ndarray) -> Any:
-    """The array's bytes in C order; a view of its memory when that is large and already in C order."""
-    if array.nbytes <= _SMALL_NBYTES:
-        return array.tobytes()
-    # The detour over uint8 lets dtypes that have no buffer format (datetime64) share their memory too.
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _array(data: bytes, dtype: np.dtype, shape: Any) -> np.ndarray:

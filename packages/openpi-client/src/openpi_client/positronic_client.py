@@ -130,6 +130,7 @@ class PositronicClient:
         try:
             ws = websockets.sync.client.connect(
                 self._uri,
+                sock=connection.open_socket(self._uri, connection.HANDSHAKE_TIMEOUT_S),
                 additional_headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
                 open_timeout=connection.HANDSHAKE_TIMEOUT_S,
                 **connection.CONNECT_OPTIONS,
