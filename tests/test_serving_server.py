@@ -6,8 +6,11 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +260,23 @@ def test_stopping_finishes_the_running_inference_and_closes_idle_sessions(policy
         policy.gate.set()
         assert "actions" in slow.result(PATIENCE_S)
         client.close()
+
+
+def test_a_signal_that_another_thread_receives_ends_the_process_as_well():
+    """As the kernel may choose while threads are born; it wakes the thread that received it, and not the main one."""
+    program = """
+import signal, threading
+from openpi.serving.server import PolicyServer
+from serving_live import TestPolicy
+
+def interrupt(port):
+    accepting = next(thread for thread in threading.enumerate() if thread.name == "openpi-accept")
+    threading.Timer(1.0, signal.pthread_kill, (accepting.ident, signal.SIGTERM)).start()
+
+PolicyServer(TestPolicy, port=0, on_listening=interrupt).run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=PATIENCE_S)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
