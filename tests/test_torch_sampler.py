@@ -13,38 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from golden_kits import Kit, load_kit
+from meta_device import DEVICE, NothingWaits
 from openpi.models_pytorch import loading
 from openpi.policies import sampler_pytorch
 from openpi.policies.sampler_pytorch import PytorchSampler
-
-DEVICE = torch.device("meta")  # stands in for a GPU: it refuses to tell numbers, and shapes that depend on them
-RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout")
-
-
-class NothingThatACaptureForbids(TorchDispatchMode):
-    """Raises for what waits for the GPU, moves data between it and the host, or would be drawn only once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_operations = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.__name__
-        out = function(*args, **(kwargs or {}))
-        given = {x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0}
-        made = {x.device for x in pytree.tree_leaves(out) if isinstance(x, Tensor)}
-        if len(given | made) > 1:
-            raise AssertionError(f"{name} moves data between {given} and {made}")
-        if name.startswith("lift_fresh") and DEVICE in made:
-            raise AssertionError(f"{name}: a tensor of the device is made from numbers of the host")
-        if any(word in name for word in RANDOM):
-            raise AssertionError(f"{name} draws random numbers")
-        self.num_operations += 1
-        return out
 
 
 @pytest.fixture(scope="module", params=["pi0", "pi05", "pi0_lora"])
@@ -77,7 +51,7 @@ def test_sampling_has_nothing_that_a_capture_forbids(kit: Kit, dropped: tuple[st
     sampler._model.to(DEVICE)
     run = sampler._of_flow(dropped, ())
     on_device = {key: value.to(DEVICE) for key, value in host.items()}
-    with NothingThatACaptureForbids() as seen:
+    with NothingWaits() as seen:
         actions = run(on_device)
     assert actions.shape == host["noise"].shape and actions.device == DEVICE
     assert seen.num_operations > 1000
@@ -97,7 +71,7 @@ FORBIDDEN: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_what_a_capture_forbids_would_be_found(what: str) -> None:
     on_device = torch.ones(2, device=DEVICE)
-    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), NothingThatACaptureForbids():
+    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), NothingWaits():
         FORBIDDEN[what](on_device)
 
 

@@ -76,8 +76,10 @@ class Pair:
     def step(self) -> tuple[dict[str, float], dict[str, float]]:
         batch = next(self.batches)
         random = self._draws_of_jax()
-        self.of_jax, of_jax = self.jax.train_step(self.of_jax, self.jax.place(batch))
-        of_torch = self.torch._step(self.of_torch, self.torch.place(batch), random)
+        step = self.of_torch.step
+        self.of_jax, of_jax = self.jax.train_step(self.of_jax, self.jax.place(batch, step))
+        placed = self.torch.place(batch, step)._replace(random=random)
+        self.of_torch, of_torch = self.torch.train_step(self.of_torch, placed)
         return {k: float(v) for k, v in of_jax.items()}, {k: float(v) for k, v in of_torch.items()}
 
     def _draws_of_jax(self) -> step_pytorch.Randomness:
@@ -218,8 +220,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole() -> None:
         Pair(dataclasses.replace(BOTH, gradient_accumulation_steps=count, optimizer=SGD())) for count in (1, 2)
     )
     batch = next(whole.batches)
-    random = step_pytorch.draw(whole.config, 0, whole.config.batch_size)
-    metrics = [pair.torch._step(pair.of_torch, pair.torch.place(batch), random) for pair in (whole, parts)]
+    metrics = [pair.torch.train_step(pair.of_torch, pair.torch.place(batch, 0))[1] for pair in (whole, parts)]
     for name in ("loss", "grad_norm"):
         assert float(metrics[1][name]) == pytest.approx(float(metrics[0][name]), rel=1e-5)
 
@@ -372,14 +373,14 @@ def test_layers_and_gradients_of_a_random_model_agree_with_jax() -> None:
     noise, time = step_pytorch.draw_flow(config.model, rng, config.batch_size, 3)
     assert noise is not None and time is not None
     random = step_pytorch.Randomness(noise, time, None)
-    loss = step_pytorch.batch_loss(pair.of_torch.model, pair.torch.place(batch), random)
+    loss = step_pytorch.batch_loss(pair.of_torch.model, pair.torch.place(batch, 0).rows, random)
     loss.backward()
 
     def of_jax(params: Any) -> jax.Array:
         from openpi.models import pi0
 
         model = config.model
-        observation, actions = step_jax._inputs(pair.jax.place(batch))
+        observation, actions = step_jax._inputs(pair.jax.place(batch, 0))
         observation = model.load(params).preprocess(None, observation, train=False)
         prefix = pi0.encode_prefix(model, params, pi0.embed_prefix(model, params, observation))
         draws = (jnp.asarray(noise.numpy()), jnp.asarray(time.numpy()))

@@ -1,0 +1,135 @@
+"""What a step in PyTorch costs: it waits for nothing, and holds no more than it has to."""
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny_recipe
+from meta_device import DEVICE, NothingWaits
+from openpi.models.gemma_config import LoRAConfig
+from openpi.training import optimizer_pytorch, step_pytorch
+from openpi.training.backend_pytorch import Metrics, PyTorchBackend
+from openpi.training.config import TrainConfig
+from openpi.training.optimizer import SGD, AdamW, Muon
+
+Change = Callable[[TrainConfig], TrainConfig]
+
+
+def model(**fields: Any) -> Change:
+    return lambda config: dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+
+
+def run(**fields: Any) -> Change:
+    return lambda config: dataclasses.replace(config, **fields)
+
+
+def of_torch(config: TrainConfig, *changes: Change) -> TrainConfig:
+    config = dataclasses.replace(config, exp_name="step", backend="pytorch")
+    for change in changes:
+        config = change(config)
+    return config
+
+
+def adapted(config: TrainConfig) -> TrainConfig:
+    lora = LoRAConfig(rank=2, alpha=2.0)
+    expert = dataclasses.replace(tiny_recipe.MODEL.experts[0], attn_lora=lora, ffn_lora=lora)
+    found = dataclasses.replace(config.model, action_expert_variant=expert)
+    return dataclasses.replace(config, model=found, freeze_filter=found.get_freeze_filter(), ema_decay=None)
+
+
+# --- the host does not wait ---------------------------------------------------------------------------------------
+
+STEPS: dict[str, TrainConfig] = {
+    "pi0": of_torch(tiny_recipe.tiny, model(augmentation=True, remat="full")),
+    "pi05": of_torch(tiny_recipe.tiny, model(pi05=True, augmentation=True, remat="dots"), run(optimizer=Muon())),
+    "draws": of_torch(tiny_recipe.tiny, model(loss_draws=3), run(optimizer=SGD(), gradient_accumulation_steps=2)),
+    "lora": of_torch(tiny_recipe.tiny, adapted),
+    "fast": of_torch(tiny_recipe.fast, model(augmentation=True)),
+}
+
+
+def sample_batch(config: TrainConfig) -> dict[str, Any]:
+    """Of the shapes that the recipe's loader gives."""
+    rng, model, count = np.random.default_rng(0), config.model, config.batch_size
+    images = {key: rng.integers(0, 256, (count, *model.image_resolution, 3), np.uint8) for key in model.image_keys}
+    words = rng.integers(0, 2048, (count, model.max_token_len))
+    batch = {
+        "image": images,
+        "image_mask": {key: np.ones(count, bool) for key in images},
+        "state": rng.standard_normal((count, model.action_dim)),
+        "actions": rng.standard_normal((count, model.action_horizon, model.action_dim)),
+        "tokenized_prompt": words,
+        "tokenized_prompt_mask": np.ones(words.shape, bool),
+    }
+    if len(model.experts) == 1:
+        is_answer = np.arange(words.shape[1]) >= words.shape[1] // 2
+        batch |= {"token_ar_mask": np.tile(is_answer.astype(int), (count, 1))}
+        batch |= {"token_loss_mask": np.tile(is_answer, (count, 1))}
+    return batch
+
+
+def moved(tree: Any) -> Any:
+    return pytree.tree_map(lambda x: x.to(DEVICE) if isinstance(x, Tensor) else x, tree)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_does_not_wait_for_the_device(name: str) -> None:
+    config = STEPS[name]
+    backend = PyTorchBackend(config)
+    placed = moved(backend.place(sample_batch(config), 0))
+    backend._device = DEVICE
+    state = backend._empty_state()
+    assert all(param.device == DEVICE for param in state.params.values())
+    with NothingWaits() as seen:
+        metrics = backend._step(state, placed.rows, placed.random)
+    assert {name: x.device for name, x in metrics.items() if isinstance(x, Tensor)} == dict.fromkeys(
+        ("loss", "grad_norm", "param_norm"), DEVICE
+    )
+    assert state.step == 1 and seen.num_operations > 500
+
+
+def test_a_step_gets_the_random_numbers_drawn_for_it() -> None:
+    config = STEPS["pi0"]
+    backend = PyTorchBackend(config)
+    for step in (0, 7):
+        placed = backend.place(sample_batch(config), step)
+        drawn = step_pytorch.draw(config, step, config.batch_size)
+        torch.testing.assert_close(placed.random, drawn, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="the batch of step 7 is given to step 0"):
+        backend.train_step(backend._empty_state(), placed)
+
+
+def test_metrics_are_numbers_once_they_are_read() -> None:
+    found = {"loss": torch.tensor(0.5), "learning_rate": 0.25, "grad_norm": torch.tensor(2.0, dtype=torch.float64)}
+    metrics = Metrics(found)
+    found["loss"] += 1  # the next step may reuse the memory
+    assert dict(metrics) == {"loss": 0.5, "learning_rate": 0.25, "grad_norm": 2.0}
+    assert {name: type(value) for name, value in metrics.items()} == dict.fromkeys(found, float)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_does_not_wait_for_a_gpu(name: str) -> None:
+    config = STEPS[name]
+    backend = PyTorchBackend(config)
+    state = backend.create_state()
+    for step in range(3):
+        placed = backend.place(sample_batch(config), step)
+        # The first step opens libraries.
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            state, metrics = backend.train_step(state, placed)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        backend.wait(metrics)
+        assert math.isfinite(metrics["loss"])
