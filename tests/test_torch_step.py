@@ -133,3 +133,58 @@ def test_a_step_does_not_wait_for_a_gpu(name: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
         backend.wait(metrics)
         assert math.isfinite(metrics["loss"])
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all tensors made in it: that live, and that lived at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _freed(self, number: int, size: int) -> None:
+        self._seen.discard(number)
+        self.now -= size
+
+
+DEEP = dataclasses.replace(tiny_recipe.MODEL.experts[0], depth=8, width=64, mlp_dim=256, vocab_size=64)
+STATES: dict[str, Change] = {
+    "adamw": run(optimizer=AdamW()),
+    "8bit": run(optimizer=AdamW(state_bits=8)),
+    "muon": run(optimizer=Muon()),
+    "sgd": run(optimizer=SGD()),
+    "freed gradients": run(optimizer=AdamW(clip_gradient_norm=math.inf), pytorch_free_gradients=True),
+    "pure bfloat16": run(pytorch_training_precision="pure_bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_is_made_without_all_gradients_at_once(name: str) -> None:
+    deep = model(paligemma_variant=DEEP, action_expert_variant=DEEP)
+    # An average is made afterwards, and would hide what was there before.
+    backend = PyTorchBackend(of_torch(tiny_recipe.tiny, deep, run(ema_decay=None), STATES[name]))
+    with Allocated() as allocated:
+        state = backend._empty_state()
+        sizes = [param.nbytes for param in state.trainable.values()]
+        kept = sum(x.nbytes for slots in state.optimizer.state.values() for x in slots.values())
+        kept += sum(sizes)
+        assert allocated.now == pytest.approx(kept, rel=0.01)
+        assert max(sizes) < 0.05 * sum(sizes)
+        # A gradient, and what the update of one parameter computes with; in f32, whatever the weights are.
+        assert allocated.peak - allocated.now < 0.25 * sum(sizes)
+        assert all(param.grad is None for param in state.params.values())

@@ -38,7 +38,7 @@ class AdamW8bit(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
-            for param in group["params"]:
+            for param in [param for param in group["params"] if param.grad is not None]:
                 self._update(param, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
 
     def _update(

@@ -253,7 +253,7 @@ class PyTorchBackend:
 
         frees = config.pytorch_free_gradients
         optimizer = optimizer_pytorch.InBackward(trainable, make) if frees else make(trainable)
-        _allocate(optimizer)
+        optimizer_pytorch.allocate(optimizer)
         average = None
         if config.ema_decay is not None:
             # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
@@ -303,23 +303,6 @@ def open_backend(config: TrainConfig) -> PyTorchBackend:
 def use_compilation_cache() -> None:
     """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told another."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
-
-
-def _allocate(optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward) -> None:
-    """Makes the optimiser's state, which it would make at its first step; a checkpoint is read into it.
-
-    By a step of gradients that are zero. The weights may be anything yet.
-    """
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.zeros_like(param)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if isinstance(optimizer, optimizer_pytorch.InBackward):
-        optimizer.take_norm()
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"].zero_()
 
 
 def _check_gradients_can_be_freed(config: TrainConfig) -> None:
