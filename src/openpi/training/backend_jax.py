@@ -155,9 +155,3 @@ class JaxBackend:
 def open_backend(config: TrainConfig) -> JaxBackend:
     """As of `backend.open_backend`."""
     return JaxBackend(config)
-
-
-def use_compilation_cache() -> None:
-    """Compiled steps are kept in `~/.cache/jax`, unless JAX has been told otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # defined at run time
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jax"))

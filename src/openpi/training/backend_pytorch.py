@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,11 +297,6 @@ class PyTorchBackend:
 def open_backend(config: TrainConfig) -> PyTorchBackend:
     """As of `backend.open_backend`."""
     return PyTorchBackend(config)
-
-
-def use_compilation_cache() -> None:
-    """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told another."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
 
 
 def _check_gradients_can_be_freed(config: TrainConfig) -> None:
