@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny_recipe
 from meta_device import DEVICE, NothingWaits
 from openpi.models.gemma_config import LoRAConfig
-from openpi.training import optimizer_pytorch, step_pytorch
+from openpi.training import step_pytorch
 from openpi.training.backend_pytorch import Metrics, PyTorchBackend
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import SGD, AdamW, Muon
@@ -95,6 +95,19 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
         ("loss", "grad_norm", "param_norm"), DEVICE
     )
     assert state.step == 1 and seen.num_operations > 500
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("skip_unused", [True, False])
+def test_a_model_knows_which_parameters_get_no_gradient(name: str, skip_unused: bool) -> None:
+    """DDP is told; it would otherwise look for them in every step, and wait for the device."""
+    backend = PyTorchBackend(model(skip_unused=skip_unused)(STEPS[name]))
+    state = backend.create_state()
+    placed = backend.place(sample_batch(STEPS[name]), 0)
+    step_pytorch.batch_loss(state.forward, placed.rows, placed.random).backward()
+    found: Any = state.model
+    without = {name for name, param in state.trainable.items() if param.grad is None}
+    assert without == set(found.unread_parameters()) & state.trainable.keys()
 
 
 def test_a_step_gets_the_random_numbers_drawn_for_it() -> None:
