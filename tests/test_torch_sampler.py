@@ -1,8 +1,5 @@
 """The PyTorch sampler: nothing that a CUDA graph cannot capture, and equal answers however it runs."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,30 +95,6 @@ def test_calls_leave_nothing_behind_for_the_next(kit: Kit) -> None:
     other = sampler.sample(inputs_of(kit, all_cameras=True), noise)
     np.testing.assert_allclose(other, kit.outputs["sampled_actions_10_all_cameras"], atol=1e-4)
     np.testing.assert_array_equal(sampler.sample(inputs_of(kit), noise), first)
-
-
-COMPILED = """
-import sys
-from pathlib import Path
-import numpy as np
-from golden_kits import load_kit
-from openpi.models_pytorch import loading
-from openpi.policies.sampler_pytorch import PytorchSampler
-
-kit = load_kit(Path(sys.argv[1]))
-sampler = PytorchSampler(loading.from_tree(kit.config, kit.params), device="cpu", compile_mode="default")
-for all_cameras, name in ((False, "sampled_actions_10"), (True, "sampled_actions_10_all_cameras")):
-    actions = sampler.sample(kit.observation(all_cameras=all_cameras), kit.inputs["sample_noise"])
-    np.testing.assert_allclose(actions, kit.outputs[name], atol=1e-4)
-"""
-
-
-@pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes minutes and a C++ compiler: OPENPI_COMPILE=1")
-@pytest.mark.parametrize("family", ["pi0", "pi05"])
-def test_compiled_without_a_break_it_gives_the_recorded_actions(family: str, golden: Path) -> None:
-    # In a process of its own, where no shapes are checked: the compiler would compile the checks.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", COMPILED, str(golden / family)], env=environment, check=True)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 import tiny_recipe
-import training_processes
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
@@ -328,19 +326,6 @@ def test_gradients_freed_in_the_backward_pass_make_the_same_steps(arm: TrainConf
     expected, found = metrics_of(usual.checkpoint.parent), metrics_of(freed.checkpoint.parent)
     for step in range(4):
         assert found[step] == pytest.approx(expected[step], rel=1e-5), step
-
-
-@pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes a minute and a C++ compiler: OPENPI_COMPILE=1")
-def test_compiled_blocks_make_the_same_steps(arm: TrainConfig, tmp_path: Path) -> None:
-    flags = ("--exp-name=compiled", "--backend=pytorch", "--num-train-steps=3")
-    recipe = [f"{tiny_recipe.__file__}:arm", f"--data.repo-id={arm.data.repo_id}", "--ema-decay=0.9"]
-    # In a process of its own, where no shapes are checked: the compiler would compile the checks.
-    command = training_processes.train_command(*recipe, *flags, "--pytorch-compile")
-    training_processes.run(command, 1, training_processes.environment(tmp_path), tmp_path / "logs")
-    eager = loop.train(dataclasses.replace(arm, num_train_steps=3, holdout_episodes=0))
-    expected, found = metrics_of(eager.checkpoint.parent), metrics_of(Path("checkpoints/arm/compiled"))
-    for step in range(3):
-        assert found[step] == pytest.approx(expected[step], rel=1e-4), step
 
 
 REFUSED: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {

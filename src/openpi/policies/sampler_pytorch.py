@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
+from openpi.models_pytorch import compiling
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import Observation
 from openpi.policies.extents import Extents
@@ -53,7 +54,8 @@ class PytorchSampler:
     Args:
         model: with its parameters; they are fused in place, which makes it one for inference only.
         device: see `resolve_device`.
-        compile_mode: of `torch.compile`, on a GPU; None = not compiled.
+        compile_mode: of `torch.compile`; None = not compiled.
+        compile_backend: of `torch.compile`.
         uses_graphs: capture CUDA graphs; None = on a GPU.
     Raises:
         ValueError: there is no such device.
@@ -66,6 +68,7 @@ class PytorchSampler:
         device: str | None = None,
         seed: int = 0,
         compile_mode: str | None = None,
+        compile_backend: compiling.Backend = "inductor",
         uses_graphs: bool | None = None,
     ) -> None:
         self._device = resolve_device(device)
@@ -77,7 +80,7 @@ class PytorchSampler:
         config = self._model.config
         self.takes_noise: bool = self._model.takes_noise
         if self.takes_noise and compile_mode is not None:
-            self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode))
+            self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode), compile_backend)
         on_gpu = self._device.type == "cuda"
         self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
         self._has_programs = self.takes_noise and (self._uses_graphs or compile_mode is not None)
@@ -90,10 +93,10 @@ class PytorchSampler:
         self.action_horizon: int = config.action_horizon
         self.action_dim: int = config.action_dim
 
-    def _compile(self, mode: str) -> None:
+    def _compile(self, mode: str, backend: compiling.Backend) -> None:
         """In place, part by part: all Euler steps are one program."""
         for name in self._model.sampled_by:
-            part = torch.compile(getattr(self._model, name), mode=mode, dynamic=False, fullgraph=True)
+            part = compiling.compiled(getattr(self._model, name), mode=mode, backend=backend)
             setattr(self._model, name, part)
 
     def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:

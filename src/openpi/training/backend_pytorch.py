@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
-from openpi.models_pytorch import loading
+from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
-from openpi.models_pytorch.gemma import Block
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import (
@@ -100,12 +99,17 @@ class Metrics(Mapping[str, float]):
 
 
 class PyTorchBackend:
-    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches `Placed`."""
+    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches `Placed`.
+
+    Args:
+        compile_backend: of `torch.compile`, where the recipe asks for it.
+    """
 
     name = "pytorch"
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, compile_backend: compiling.Backend = "inductor") -> None:
         self._config = config
+        self._compile_backend: compiling.Backend = compile_backend
         has_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
         self._table = names.rows(config.model)
@@ -203,6 +207,7 @@ class PyTorchBackend:
     def wait(self, metrics: Metrics) -> None:
         metrics.wait()
 
+    @torch.compiler.set_stance("force_eager")  # it would take programs of its own, and minutes to make them
     @torch.no_grad()
     def evaluate(
         self, state: TrainState, batch: Mapping[str, Any], index: int, **sample_options: Any
@@ -242,7 +247,7 @@ class PyTorchBackend:
         parallel_pytorch.split(model, config.fsdp_devices, self._device)
         model.to_empty(device=self._device)
         if config.pytorch_compile:
-            _compile_blocks(model)
+            compiling.compile_blocks(model, backend=self._compile_backend)
         trees = {row.torch: row.tree for row in self._table}
         params = dict(model.named_parameters())
         trainable = {name: param for name, param in params.items() if param.requires_grad}
@@ -311,12 +316,3 @@ def _check_gradients_can_be_freed(config: TrainConfig) -> None:
                 f"pytorch_free_gradients updates each weight before the other gradients are there, so {field} must be "
                 f"{expected}; it is {found}. Change it, or leave pytorch_free_gradients out"
             )
-
-
-def _compile_blocks(model: nn.Module) -> None:
-    """Block by block: all blocks of a kind share one program."""
-    from openpi.models_pytorch import siglip
-
-    for module in model.modules():
-        if isinstance(module, (Block, siglip.Block)):
-            module.compile(dynamic=False)
