@@ -1,5 +1,6 @@
 """The PyTorch sampler: nothing that a CUDA graph cannot capture, and equal answers however it runs."""
 
+import concurrent.futures
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def test_calls_leave_nothing_behind_for_the_next(kit: Kit) -> None:
     np.testing.assert_array_equal(sampler.sample(inputs_of(kit), noise), first)
 
 
+def test_of_many_kinds_of_inputs_the_one_used_longest_ago_is_forgotten(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sampler_pytorch, "_MAX_PROGRAMS", 2)
+    sampler, noise = sampler_of(kit), kit.inputs["sample_noise"]
+    rows = (slice(0, 1), slice(0, 2))
+    expected = [sampler.sample(inputs_of(kit, row), noise[row], num_steps=1) for row in rows]
+    kept = list(sampler._programs)
+    assert not caplog.text
+    sampler.sample(inputs_of(kit, rows[0]), noise[rows[0]], num_steps=1)
+    sampler.sample(inputs_of(kit, rows[0]), noise[rows[0]], num_steps=2)
+    assert "inputs of more than 2 kinds" in caplog.text
+    assert kept[0] in sampler._programs and kept[1] not in sampler._programs and len(sampler._programs) == 2
+    for row, before in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(sampler.sample(inputs_of(kit, row), noise[row], num_steps=1), before)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile_mode", [None, "default"])
@@ -107,3 +125,36 @@ def test_a_graph_replays_what_was_captured_for_other_inputs(kit: Kit, compile_mo
     for row in (slice(0, 1), slice(1, 2), slice(0, 1)):
         actions = sampler.sample(inputs_of(kit, row), kit.inputs["sample_noise"][row])
         np.testing.assert_allclose(actions, kit.outputs["sampled_actions_10"][row], atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graphs_that_share_their_memory_are_replayed_in_any_order(kit: Kit) -> None:
+    sampler, noise = (
+        PytorchSampler(loading.from_tree(kit.config, kit.params), device="cuda"),
+        kit.inputs["sample_noise"],
+    )
+    rows = (slice(0, 1), slice(0, 2))
+    for row in rows:
+        sampler.warm_up(inputs_of(kit, row))
+    for row in (*rows, *reversed(rows), *rows):
+        for all_cameras, name in ((False, "sampled_actions_10"), (True, "sampled_actions_10_all_cameras")):
+            actions = sampler.sample(inputs_of(kit, row, all_cameras=all_cameras), noise[row])
+            np.testing.assert_allclose(actions, kit.outputs[name][row], atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_sampler_answers_while_others_are_made_ready(kit: Kit) -> None:
+    """As in a server that loads further models."""
+    first, *others = (PytorchSampler(loading.from_tree(kit.config, kit.params), device="cuda") for _ in range(3))
+    first.warm_up(inputs_of(kit))
+    noise, expected = kit.inputs["sample_noise"], kit.outputs["sampled_actions_10"]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        ready = [threads.submit(other.warm_up, inputs_of(kit)) for other in others]
+        while not all(future.done() for future in ready):
+            np.testing.assert_allclose(first.sample(inputs_of(kit), noise), expected, atol=1e-3)
+        for future in ready:
+            future.result()
+    for other in others:
+        np.testing.assert_allclose(other.sample(inputs_of(kit), noise), expected, atol=1e-3)

@@ -59,7 +59,8 @@ STEPS: dict[str, TrainConfig] = {
 
 def sample_batch(config: TrainConfig) -> dict[str, Any]:
     """Of the shapes that the recipe's loader gives."""
-    rng, model, count = np.random.default_rng(0), config.model, config.batch_size
+    model: Any = config.model
+    rng, count = np.random.default_rng(0), config.batch_size
     images = {key: rng.integers(0, 256, (count, *model.image_resolution, 3), np.uint8) for key in model.image_keys}
     words = rng.integers(0, 2048, (count, model.max_token_len))
     batch = {

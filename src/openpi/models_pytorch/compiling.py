@@ -27,7 +27,7 @@ def compiled(function: Callable[..., Any], *, backend: Backend = "inductor", mod
     Raises:
         torch._dynamo.exc.Unsupported: (when called) a part of the function cannot be compiled.
     """
-    options = {"mode": mode} if backend == "inductor" else {}
+    options: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
     program = torch.compile(function, backend=backend, dynamic=False, fullgraph=True, **options)
 
     @functools.wraps(function)
