@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SIDE = Path(__file__).parent / "compiled_side.py"
 
@@ -33,3 +34,9 @@ def test_without_a_break_programs_are_traced_for_any_number_of_shapes_and_comput
 )
 def test_compiled_programs_compute_the_same(part: str) -> None:
     run(part)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_compiled_programs_are_captured_in_a_graph() -> None:
+    run("actions,inductor,pi0,cuda", "actions,inductor,pi05,cuda")
