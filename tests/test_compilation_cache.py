@@ -30,7 +30,7 @@ def refused_by_infer(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", [refused_by_train, refused_by_serve, refused_by_infer])
 def test_commands_say_where_before_a_framework_looks(
-    command: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_as_before: None
+    command: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/chosen")  # by the user
