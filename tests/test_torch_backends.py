@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,13 +14,14 @@ from compile_cache import compiled_once
 from openpi.models.gemma_config import LoRAConfig
 from openpi.policies import sampler_jax, sampler_pytorch
 from openpi.policies.policy_config import create_trained_policy
+from openpi.shared.tree import unflatten
 from openpi.training import loop
 from openpi.training.backend import Backend, open_backend
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import PathRegex
 from openpi.training.optimizer import SGD, AdamW, CosineDecaySchedule, Muon, RsqrtDecaySchedule
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights import orbax_io
+from openpi.weights import names, orbax_io
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reference" / "backends.md"
 BACKENDS = {"jax": "JAX", "pytorch": "PyTorch"}
@@ -86,8 +86,8 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("pi0.5", "LoRA on attention and MLP, any expert", "checkpoints of adapters only", "all in f32"),
         *("AdamW with 8-bit state", "inverse square root schedule", "rematerialisation: all but products", SERVED),
     ),
-    "fast": ("pi0-FAST", "freezing by path", "SGD", "rematerialisation: nothing"),
-    "muon": ("pi0", "Muon", "several noise draws for one prefix", "image augmentation"),
+    "fast": ("pi0-FAST", "freezing by path", "Muon", "rematerialisation: nothing"),
+    "augmented": ("pi0", "SGD", "several noise draws for one prefix", "image augmentation"),
 }
 
 
@@ -168,8 +168,9 @@ def recipe(name: str, run: str, dataset: Path, folder: Path) -> TrainConfig:
     config = dataclasses.replace(config, data=dataclasses.replace(tiny_recipe.arm.data, repo_id=str(dataset)))
     if not config.save_frozen_params:
         base = dataclasses.replace(config.model, paligemma_variant=tiny_recipe.MODEL.experts[0])
-        params = base.create(jax.random.key(0)).params
-        orbax_io.write_params(folder / "base" / "params", jax.tree.map(np.asarray, params))
+        rng = np.random.default_rng(0)
+        params = {path: 0.1 * rng.standard_normal(shape, np.float32) for path, shape in names.tree_shapes(base).items()}
+        orbax_io.write_params(folder / "base" / "params", unflatten(params))
         loader = CheckpointWeightLoader(str(folder / "base" / "params"))
         config = dataclasses.replace(config, weight_loader=loader)
     return config
