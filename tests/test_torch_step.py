@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny_recipe
 from meta_device import DEVICE, NothingWaits
 from openpi.models.gemma_config import LoRAConfig
-from openpi.training import step_pytorch
+from openpi.training import adam_8bit_pytorch, optimizer_pytorch, step_pytorch
 from openpi.training.backend_pytorch import Metrics, PyTorchBackend
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import SGD, AdamW, Muon
@@ -168,21 +168,27 @@ class Allocated(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._count((args, kwargs), is_made=False)
         out = function(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._seen:
-                storage = tensor.untyped_storage()
-                self._seen.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
+        self._count(out, is_made=True)
         self.peak = max(self.peak, self.now)
         return out
 
+    def _count(self, tensors: Any, *, is_made: bool) -> None:
+        for tensor in pytree.tree_leaves(tensors):
+            if not isinstance(tensor, Tensor) or id(tensor.untyped_storage()) in self._known:
+                continue
+            storage = tensor.untyped_storage()
+            size = storage.nbytes() if is_made else 0
+            self._known.add(id(storage))
+            self.now += size
+            weakref.finalize(storage, self._freed, id(storage), size)
+
     def _freed(self, number: int, size: int) -> None:
-        self._seen.discard(number)
+        self._known.discard(number)
         self.now -= size
 
 
@@ -195,6 +201,22 @@ STATES: dict[str, Change] = {
     "freed gradients": run(optimizer=AdamW(clip_gradient_norm=math.inf), pytorch_free_gradients=True),
     "pure bfloat16": run(pytorch_training_precision="pure_bfloat16"),
 }
+
+
+def test_an_update_with_8_bits_computes_with_a_part_of_a_large_parameter_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    param = torch.nn.Parameter(torch.ones(1024, 64))
+    peaks = []
+    for at_once in (param.numel(), param.numel() // 16):
+        monkeypatch.setattr(adam_8bit_pytorch, "_ELEMENTS_AT_ONCE", at_once)
+        optimizer = optimizer_pytorch.create(AdamW(state_bits=8), {"x": param}, lambda name: False)
+        optimizer_pytorch.allocate(optimizer)
+        param.grad = torch.ones_like(param)
+        with Allocated() as allocated:
+            optimizer.step()
+        peaks.append(allocated.peak)
+    assert peaks[0] > 8 * param.nbytes and peaks[1] < peaks[0] / 8  # one part's tensors live until the next has its own
 
 
 @pytest.mark.parametrize("name", STATES)
