@@ -82,21 +82,28 @@ def run(side: str, options: list[str], environment: dict[str, str], seconds: flo
     )
     try:
         output, _ = process.communicate(timeout=seconds)
+        trouble = None
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # the compiler's workers, too
         output, _ = process.communicate()
-        print(output[-3000:], flush=True)
-        return {"skipped": f"not done after {seconds:.0f} s"}
+        trouble = f"not done after {seconds:.0f} s"
     lines = output.strip().splitlines() or [""]
-    if process.returncode:
+    if trouble is None and process.returncode:
+        trouble = f"failed: {lines[-1][:200]}"
+    if trouble is not None:
         print(output[-6000:], flush=True)
-        return {"skipped": f"failed: {lines[-1][:200]}"}
-    answer = next(line for line in reversed(lines) if line.startswith("{"))
-    return json.loads(answer) | {"side_s": time.monotonic() - start}
+    answer = next((line for line in reversed(lines) if line.startswith("{")), None)
+    if answer is None:
+        return {"skipped": trouble}
+    return json.loads(answer) | {"side_s": time.monotonic() - start} | ({"trouble": trouble} if trouble else {})
 
 
 def summary(result: dict[str, Any]) -> str:
-    short = {key: result[key] for key in ("skipped", "ready_s", "infer_ms", "parts_ms", "memory_gb") if key in result}
+    short = {
+        key: result[key]
+        for key in ("skipped", "trouble", "ready_s", "infer_ms", "parts_ms", "memory_gb")
+        if key in result
+    }
     return json.dumps(short or {key: value for key, value in result.items() if key != "actions"})
 
 
@@ -127,6 +134,7 @@ def report(results: dict[str, Any]) -> str:
         ]
     lines += whole_table(done, limits)
     lines += [f"- {name}: left out, {value['skipped']}." for name, value in sides.items() if "skipped" in value]
+    lines += [f"- {name}: measured, then {value['trouble']}." for name, value in done.items() if "trouble" in value]
     lines += ["", "## Parts (median)", "", *parts_table(done), "", *work_table(done, limits)]
     for name, value in done.items():
         if value.get("kernels"):

@@ -14,7 +14,7 @@ import pytest
 
 from openpi.shared import normalize
 from openpi.training import preflight, run_directory
-from openpi.training.backend import open_backend
+from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, cli, get_config
 from openpi.training.first_batch import contact_sheet
@@ -46,17 +46,17 @@ class CountingLoader:
 
 
 def test_batches_come_in_order_with_the_state_of_the_batch_returned():
-    batches = Prefetcher(CountingLoader(), lambda batch: batch["x"] * 10)
+    batches = Prefetcher(CountingLoader(), lambda batch, step: (batch["x"] * 10, step), first=7)
     try:
         assert batches.state == {"next": 0}
-        assert [int(next(batches)) for _ in range(5)] == [0, 10, 20, 30, 40]
+        assert [next(batches) for _ in range(5)] == [(0, 7), (10, 8), (20, 9), (30, 10), (40, 11)]
         assert batches.state == {"next": 5}  # although the thread is further
     finally:
         batches.close()
 
 
 def test_an_error_of_the_loader_surfaces_where_its_batch_was_due():
-    batches = Prefetcher(CountingLoader(fails_at=2), lambda batch: batch)
+    batches = Prefetcher(CountingLoader(fails_at=2), lambda batch, step: batch)
     assert [int(next(batches)["x"]) for _ in range(2)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
@@ -64,7 +64,7 @@ def test_an_error_of_the_loader_surfaces_where_its_batch_was_due():
 
 
 def test_closing_ends_the_thread_in_the_middle_of_the_data():
-    batches = Prefetcher(CountingLoader(), lambda batch: batch)
+    batches = Prefetcher(CountingLoader(), lambda batch, step: batch)
     next(batches)
     batches.close()
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
@@ -99,8 +99,25 @@ def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def window_of(done: list | None = None) -> Window:
+    """Notes the metrics that it has waited for."""
+    return Window((done if done is not None else []).append)
+
+
+def test_the_host_is_a_few_steps_ahead_of_the_device_and_no_more():
+    done: list = []
+    window = window_of(done)
+    for step in range(6):
+        window.add({"loss": step})
+        assert len(done) == max(0, step + 1 - STEPS_IN_FLIGHT)
+    assert [metrics["loss"] for metrics in done] == [0, 1, 2, 3]
+    window.means()
+    window.add({"loss": 6})
+    assert done[-1]["loss"] == 4  # across reports, too
+
+
 def test_a_window_reports_means_and_starts_anew():
-    window = Window()
+    window = window_of()
     for loss in (1.0, 2.0, 6.0):
         window.add({"loss": np.float32(loss)})
     assert window.means() == {"loss": 3.0}
@@ -108,7 +125,7 @@ def test_a_window_reports_means_and_starts_anew():
 
 
 def test_a_restored_window_reports_as_if_it_had_never_stopped():
-    window, resumed = Window(), Window()
+    window, resumed = window_of(), window_of()
     window.add({"loss": np.float32(0.1)})
     resumed.restore(json.loads(json.dumps(window.values())))
     for either in (window, resumed):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.shared.compilation_cache import use_compilation_cache
+
 if TYPE_CHECKING:
     from openpi.policies.policy import Policy
     from openpi.training.config import TrainConfig
@@ -104,6 +106,7 @@ def load_policy(
     **chosen: Any,
 ) -> Policy:
     """The policy of a checkpoint; or of a recipe alone, with the weights that its training would start from."""
+    use_compilation_cache()
     from openpi.policies import policy_config
 
     if checkpoint is not None:

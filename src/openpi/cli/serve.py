@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.processor import wait_asleep
 
 if TYPE_CHECKING:
@@ -343,11 +344,10 @@ def load_policy(
     pytorch_device: str | None = None,
 ) -> Policy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
+    use_compilation_cache()
+    wait_asleep()
     checkpoint = find_checkpoint(place)
     recipe = with_dtype(choose_recipe(checkpoint, config), dtype)
-    # Set before JAX is imported: a restarted server then compiles nothing anew.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jax").expanduser()))
-    wait_asleep()
     from openpi.policies import policy_config
     from openpi.policies.robot_spec import find_spec
     from openpi.serving.warm_up import warm_up

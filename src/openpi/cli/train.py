@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
+from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.launch import Launch, find_launch, flags_help, split_flags
 from openpi.training.processor import split_processor, wait_asleep
 
@@ -65,13 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(config: TrainConfig, launch: Launch | None) -> int:
-    from openpi.training import loop, processes
-    from openpi.training.backend import framework_module
-
     if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    use_compilation_cache()
+    from openpi.training import loop, processes
+
     try:
-        framework_module("backend", config.backend).use_compilation_cache()
         processes.start(launch, config.backend)
         result = loop.train(config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:

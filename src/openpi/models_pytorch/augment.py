@@ -87,16 +87,21 @@ def crop_and_rotate(
     images: Float[Tensor, "b h w 3"], crop: Float[Tensor, "b 2"], angle: Float[Tensor, " b"]
 ) -> Float[Tensor, "b h w 3"]:
     """A crop, enlarged to the whole again, and rotated: one bilinear look-up, black outside."""
-    h, w = images.shape[1:3]
-    cropped = torch.tensor([int(CROP_FRACTION * h), int(CROP_FRACTION * w)], device=images.device)
-    size = torch.tensor([h, w], device=images.device)
-    rows, columns = (torch.arange(n, device=images.device) - (n / 2 - 0.5) for n in (h, w))
+    sizes = images.shape[1:3]
+    rows, columns = (torch.arange(n, device=images.device) - (n / 2 - 0.5) for n in sizes)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     sin, cos = torch.sin(angle)[:, None, None], torch.cos(angle)[:, None, None]
-    rotated = torch.stack([y * cos + x * sin, x * cos - y * sin], dim=-1)  # of each pixel, where it comes from
-    offset = crop * (size - cropped) / 2
-    source = rotated * (cropped / size) + offset[:, None, None] + (size / 2 - 0.5)
-    grid = (source * 2 / (size - 1) - 1).flip(-1)
+    rotated = (y * cos + x * sin, x * cos - y * sin)  # of each pixel, where it comes from
+
+    def looked_up(axis: int) -> Float[Tensor, "b h w"]:
+        """In [-1, 1]. With numbers of Python: a tensor made of them would keep the host waiting for the device."""
+        size = sizes[axis]
+        cropped = int(CROP_FRACTION * size)
+        offset = crop[:, axis, None, None] * (size - cropped) / 2
+        source = rotated[axis] * (cropped / size) + offset + (size / 2 - 0.5)
+        return source * 2 / (size - 1) - 1
+
+    grid = torch.stack([looked_up(1), looked_up(0)], dim=-1)
     planes = images.movedim(-1, 1)
     return F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=True).movedim(1, -1)
 
@@ -131,7 +136,7 @@ def to_hsv(images: Float[Tensor, "*b 3"]) -> tuple[Tensor, Tensor, Tensor]:
 
 def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Float[Tensor, "*b 3"]:
     """Inverse of `to_hsv`."""
-    k = (torch.tensor([5.0, 3.0, 1.0], device=hue.device) + hue[..., None] * 6) % 6
+    k = torch.stack([first + hue * 6 for first in (5.0, 3.0, 1.0)], dim=-1) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return value[..., None] * (1 - saturation[..., None] * ramp)
 

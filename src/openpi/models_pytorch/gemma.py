@@ -119,7 +119,7 @@ class Gemma(nn.Module):
             earlier = None if kv_cache is None else kv_cache[i]
             first_read = skipped if is_last else [0] * len(xs)
             of_layer = [cond.layers[i] if isinstance(cond, Modulations) else cond for cond in conds]
-            xs, keys_values = rematerialised(block, remat, xs, places, of_layer, earlier, slots, first_read)
+            xs, keys_values = block(xs, places, of_layer, earlier, slots, first_read, remat=remat)
             cache.append(keys_values)
         of_final = [cond.final if isinstance(cond, Modulations) else cond for cond in conds]
         final = [
@@ -161,12 +161,25 @@ class Block(nn.Module):
         cache: tuple[Tensor, Tensor] | None,
         slots: Int[Tensor, " t"] | None,
         first_read: Sequence[int],
+        *,
+        remat: str,
     ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
         """
         Args:
             conds: of each expert, the condition f[b d], or its modulations f[2 1 3*d] in this layer.
             first_read: of each expert, the first token whose output is read; those before stay as they are.
         """
+        return rematerialised(self._run, remat, xs, places, conds, cache, slots, first_read)
+
+    def _run(
+        self,
+        xs: Sequence[Float[Tensor, "b _t _d"] | None],
+        places: Places,
+        conds: Sequence[Tensor | None],
+        cache: tuple[Tensor, Tensor] | None,
+        slots: Int[Tensor, " t"] | None,
+        first_read: Sequence[int],
+    ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
         present = [i for i, x in enumerate(xs) if x is not None]
         before, after = zip(*map(_of_norms, conds), strict=True)
         ends = list(itertools.accumulate(0 if x is None else x.shape[1] for x in xs))

@@ -91,6 +91,13 @@ class Pi0(nn.Module):
             self.action_time_mlp_in = Linear(2 * d, d)
             self.action_time_mlp_out = Linear(d, d)
 
+    def unread_parameters(self) -> list[str]:
+        """Names of the parameters that no loss depends on: in its last layer the prefix only gives keys and values."""
+        last = f"language.blocks.{len(self.language.blocks) - 1}.experts.0."
+        parts = ("self_attn.q_proj.", "self_attn.o_proj.", "post_attention_layernorm.", "mlp.")
+        unread = (*(last + part for part in parts), "language.norms.0.")
+        return [name for name, _ in self.named_parameters() if name.startswith(unread)]
+
     # --- the mathematics --------------------------------------------------------------------------------------
 
     def forward(

@@ -57,6 +57,10 @@ class Pi0FAST(nn.Module):
         self.vision = Siglip(config.image_encoder, num_tokens=self.num_patches, out_width=config.expert.width)
         self.language = Gemma([config.expert], adaptive=(False,))
 
+    def unread_parameters(self) -> list[str]:
+        """As of `Pi0`: there are none."""
+        return []
+
     # --- training ---------------------------------------------------------------------------------------------
 
     def forward(self, observation: Observation, draws: Draws | None = None) -> Float[Tensor, " b"]:

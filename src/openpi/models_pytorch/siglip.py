@@ -47,7 +47,7 @@ class Siglip(nn.Module):
         x = self.patch_embedding(images) + self.position_embedding.float()
         x = x.to(dtype)
         for layer in self.layers:
-            x = rematerialised(layer, remat, x)
+            x = layer(x, remat=remat)
         return self.head(self.post_layernorm(x))
 
 
@@ -80,7 +80,10 @@ class Block(nn.Module):
         self.layer_norm2 = LayerNorm(config.width)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def forward(self, x: Float[Tensor, "b t d"], *, remat: str) -> Float[Tensor, "b t d"]:
+        return rematerialised(self._run, remat, x)
+
+    def _run(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
+from openpi.models_pytorch import compiling
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import Observation
 from openpi.policies.extents import Extents
@@ -23,10 +23,15 @@ logger = logging.getLogger("openpi")
 # Modes of the configuration that bring CUDA graphs of their own; here the whole sampler is one graph.
 _WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
 _WARM_UP_RUNS = 3
+_MAX_PROGRAMS = 32  # kinds of inputs that a sampler keeps something for
 _ALIGNMENT = 256  # bytes, of tensors in a buffer
 _TEXTS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask")
 
 Options = tuple[tuple[str, Any], ...]
+
+# A capture begins with waiting for the whole device, as does a compiler that tries kernels before it; no thread may do
+# that while a stream of the device is being captured. Threads that only replay graphs are not kept.
+_one_capture_at_a_time = threading.Lock()
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -48,12 +53,14 @@ class PytorchSampler:
     """Runs `sample_actions` of a PyTorch model on batches of NumPy inputs.
 
     Without given noise, successive calls draw from a generator seeded with `seed`: a fresh process repeats the same
-    sequence, on any device. Calls must not overlap: the caller (a server) runs one at a time.
+    sequence, on any device. Calls must not overlap, those of `warm_up` included: the caller (a server) runs one at a
+    time. Samplers of one device may run side by side.
 
     Args:
         model: with its parameters; they are fused in place, which makes it one for inference only.
         device: see `resolve_device`.
-        compile_mode: of `torch.compile`, on a GPU; None = not compiled.
+        compile_mode: of `torch.compile`; None = not compiled.
+        compile_backend: of `torch.compile`.
         uses_graphs: capture CUDA graphs; None = on a GPU.
     Raises:
         ValueError: there is no such device.
@@ -66,6 +73,7 @@ class PytorchSampler:
         device: str | None = None,
         seed: int = 0,
         compile_mode: str | None = None,
+        compile_backend: compiling.Backend = "inductor",
         uses_graphs: bool | None = None,
     ) -> None:
         self._device = resolve_device(device)
@@ -77,23 +85,22 @@ class PytorchSampler:
         config = self._model.config
         self.takes_noise: bool = self._model.takes_noise
         if self.takes_noise and compile_mode is not None:
-            self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode))
+            self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode), compile_backend)
         on_gpu = self._device.type == "cuda"
-        self._uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
-        self._has_programs = self.takes_noise and (self._uses_graphs or compile_mode is not None)
+        uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
+        self._has_programs = self.takes_noise and (uses_graphs or compile_mode is not None)
         self.compiles = self._has_programs  # each batch size anew
         self._generator = torch.Generator().manual_seed(seed)
-        # Nothing may run on the GPU while a graph is captured.
-        self._capturing = threading.Lock() if self._uses_graphs else contextlib.nullcontext()
+        self._graphs = Graphs(self._device) if uses_graphs else None
         self._extents = Extents(config)
-        self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}
+        self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}  # the last one used comes last
         self.action_horizon: int = config.action_horizon
         self.action_dim: int = config.action_dim
 
-    def _compile(self, mode: str) -> None:
+    def _compile(self, mode: str, backend: compiling.Backend) -> None:
         """In place, part by part: all Euler steps are one program."""
         for name in self._model.sampled_by:
-            part = torch.compile(getattr(self._model, name), mode=mode, dynamic=False, fullgraph=True)
+            part = compiling.compiled(getattr(self._model, name), mode=mode, backend=backend)
             setattr(self._model, name, part)
 
     def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
@@ -113,7 +120,7 @@ class PytorchSampler:
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles and captures `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays
-        where it is. Another batch size may be warmed up while another thread samples.
+        where it is.
         """
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
@@ -132,18 +139,22 @@ class PytorchSampler:
             host["seed"] = torch.randint(2**62, (1,), generator=generator)
         dropped = tuple(key for key, mask in inputs["image_mask"].items() if mask is None)
         signature = (options, dropped, *((key, tuple(value.shape), value.dtype) for key, value in host.items()))
-        if signature not in self._programs:
-            self._programs[signature] = self._program(host, dropped, options)
-        with self._capturing:
-            return self._programs[signature](host).float().cpu().numpy()
+        program = self._programs.pop(signature, None)
+        if program is None:
+            if len(self._programs) >= _MAX_PROGRAMS:
+                logger.warning("inputs of more than %d kinds: that used longest ago is forgotten", _MAX_PROGRAMS)
+                del self._programs[next(iter(self._programs))]
+            program = self._program(host, dropped, options)
+        self._programs[signature] = program
+        return program(host).float().cpu().numpy()
 
     def _program(
         self, host: dict[str, Tensor], dropped: tuple[str, ...], options: Options
     ) -> Callable[[dict[str, Tensor]], Tensor]:
         """A function of host tensors of these shapes."""
         on_device = self._of_flow(dropped, options) if self.takes_noise else self._of_tokens(dropped, options)
-        if self._uses_graphs:
-            return Graph(on_device, host, self._device, self._capturing)
+        if self._graphs is not None:
+            return self._graphs.capture(on_device, host)
         return lambda host: on_device({key: value.to(self._device) for key, value in host.items()})
 
     def _of_flow(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
@@ -175,42 +186,66 @@ class PytorchSampler:
         return run
 
 
-class Graph:
-    """A function captured on a GPU: replayed as one launch, with inputs and output at fixed places.
-
-    Calls must not overlap: they share those places.
-
-    Args:
-        run: device tensors by name -> device tensor, with no other input; see `test_torch_sampler.py` for what a
-            capture forbids.
-        example: host tensors, as every call will have them.
-        capturing: held during the capture; compiling before it disturbs no other thread.
+class Graphs:
+    """Captures functions on a GPU. Its graphs are replayed one at a time, in any order. So they share a stream, with it
+    the workspaces of libraries, and the memory for everything between their inputs and outputs.
     """
 
-    def __init__(
-        self,
-        run: Callable[[dict[str, Tensor]], Tensor],
-        example: dict[str, Tensor],
-        device: torch.device,
-        capturing: contextlib.AbstractContextManager[Any] | None = None,
-    ) -> None:
-        # In one buffer, so that one transfer moves them all; pinned, so that the GPU fetches it.
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.stream = torch.cuda.Stream()
+            self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, run: Callable[[dict[str, Tensor]], Tensor], example: dict[str, Tensor]) -> Graph:
+        """A graph of `run`.
+
+        Args:
+            run: device tensors by name -> device tensor, with no other input; see `test_torch_sampler.py` for what a
+                capture forbids.
+            example: host tensors, as every call will have them.
+        """
+        captured = torch.cuda.CUDAGraph()
+        with _one_capture_at_a_time, torch.cuda.device(self.device):  # captures are of the current device
+            transfers = _Inputs(example, self.device)
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
+                    run(transfers.on_device)
+            # Of this thread only: others may go on to allocate memory meanwhile.
+            how: Any = {"pool": self._pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(captured, **how):
+                output = run(transfers.on_device)
+        return Graph(captured, transfers, output, self.stream)
+
+
+class _Inputs:
+    """Tensors at fixed places on the host and on the device, in one buffer each, so that one transfer moves them all;
+    the host's is pinned, so that the device fetches it.
+    """
+
+    def __init__(self, example: dict[str, Tensor], device: torch.device) -> None:
         self._staging = torch.empty(_num_bytes(example), dtype=torch.uint8, pin_memory=True)
         self._staged = within(self._staging, example)
-        for key, value in example.items():
+        self._buffer = torch.empty(self._staging.shape, dtype=torch.uint8, device=device)
+        self.on_device = within(self._buffer, example)
+        self.send(example)
+
+    def send(self, host: dict[str, Tensor]) -> None:
+        """Starts the transfer in the current stream. The one before must have ended."""
+        for key, value in host.items():
             self._staged[key].copy_(value)
-        self._buffer = self._staging.to(device)
-        inputs = within(self._buffer, example)
-        with torch.cuda.device(device):  # captures are of the current one
-            self._stream = torch.cuda.Stream()
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
-                    run(inputs)
-            self._graph = torch.cuda.CUDAGraph()
-            with capturing or contextlib.nullcontext(), torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = run(inputs)
-        self._fetched = torch.empty(self._output.shape, dtype=self._output.dtype, pin_memory=True)
+        self._buffer.copy_(self._staging, non_blocking=True)
+
+
+class Graph:
+    """A captured function: replayed as one launch, with inputs and output at fixed places. Calls must not overlap, nor
+    with those of other graphs of the same `Graphs`.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: _Inputs, output: Tensor, stream: torch.cuda.Stream) -> None:
+        self._graph, self._inputs, self._output, self._stream = graph, inputs, output, stream
+        self._fetched = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
 
     def __call__(self, host: dict[str, Tensor]) -> Tensor:
         """The output on the host; nothing is under way any more when it returns."""
@@ -220,10 +255,8 @@ class Graph:
 
     def send(self, host: dict[str, Tensor]) -> None:
         """Starts the transfer of the inputs."""
-        for key, value in host.items():
-            self._staged[key].copy_(value)
         with torch.cuda.stream(self._stream):
-            self._buffer.copy_(self._staging, non_blocking=True)
+            self._inputs.send(host)
 
     def replay(self) -> None:
         with torch.cuda.stream(self._stream):

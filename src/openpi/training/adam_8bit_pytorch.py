@@ -18,6 +18,7 @@ from openpi.training.parallel_pytorch import local, part_of
 
 BLOCK = 256
 MIN_SIZE = 4096  # of a parameter; below it, codes save nothing worth having
+_ELEMENTS_AT_ONCE = 2**24  # what an update computes with takes ten times their bytes, and a token table has 5e8
 
 
 class AdamW8bit(torch.optim.Optimizer):
@@ -38,7 +39,7 @@ class AdamW8bit(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
-            for param in group["params"]:
+            for param in [param for param in group["params"] if param.grad is not None]:
                 self._update(param, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
 
     def _update(
@@ -51,23 +52,31 @@ class AdamW8bit(torch.optim.Optimizer):
         step = int(state["step"].item())
         b1, b2 = betas
         assert param.grad is not None
-        grad, values = local(param.grad).float(), local(param)
-        mean = b1 * _decoded(state, "exp_avg") + (1 - b1) * grad
-        square = b2 * _decoded(state, "exp_avg_sq") + (1 - b2) * grad.square()
-        change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
-        values.sub_(lr * (change + weight_decay * values.float()))
-        if is_coded(param):
-            rounding = torch.Generator(values.device).manual_seed(self._seed(param, step))
-            _remember(state, "exp_avg", mean, rounding)
-            _remember(state, "exp_avg_sq", square, rounding)
-        else:
-            state["exp_avg"], state["exp_avg_sq"] = (part_of(param, part) for part in (mean, square))
+        all_values = _rows(local(param))
+        all_grads = local(param.grad).reshape(all_values.shape)
+        slots = {name: _rows(local(tensor)) for name, tensor in state.items() if name != "step"}
+        rounding = torch.Generator(all_values.device).manual_seed(self._seed(param, step))
+        num_rows = max(1, _ELEMENTS_AT_ONCE // param.shape[-1])
+        for start in range(0, len(all_values), num_rows):
+            some = slice(start, start + num_rows)
+            values, grad, moments = all_values[some], all_grads[some].float(), {k: x[some] for k, x in slots.items()}
+            mean = b1 * _decoded(moments, "exp_avg") + (1 - b1) * grad
+            square = b2 * _decoded(moments, "exp_avg_sq") + (1 - b2) * grad.square()
+            change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
+            values.sub_(lr * (change + weight_decay * values.float()))
+            _remember(moments, "exp_avg", mean, rounding)
+            _remember(moments, "exp_avg_sq", square, rounding)
 
     def _seed(self, param: torch.nn.Parameter, step: int) -> int:
         """Of the rounding: the same in every run, and on every device that holds the same part of the parameter."""
         number = self._numbers[param]
         part = param.device_mesh.get_local_rank(param.device_mesh.ndim - 1) if isinstance(param, DTensor) else 0
         return (step << 32) + (part << 20) + number
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """As a matrix, its last axis kept; the same memory."""
+    return tensor.view(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor[None]
 
 
 def _zeros(param: Tensor, name: str) -> dict[str, Tensor]:
@@ -93,15 +102,16 @@ def is_coded(param: Tensor) -> bool:
 
 
 def _decoded(state: dict[str, Tensor], name: str) -> Tensor:
-    if name in state:
-        return local(state[name])
-    return decode(local(state[f"{name}_codes"]), local(state[f"{name}_scales"]))
+    return state[name] if name in state else decode(state[f"{name}_codes"], state[f"{name}_scales"])
 
 
 def _remember(state: dict[str, Tensor], name: str, values: Tensor, rounding: torch.Generator) -> None:
+    if name in state:
+        state[name].copy_(values)
+        return
     codes, scales = encode(values, rounding, is_squares=name == "exp_avg_sq")
-    local(state[f"{name}_codes"]).copy_(codes)
-    local(state[f"{name}_scales"]).copy_(scales)
+    state[f"{name}_codes"].copy_(codes)
+    state[f"{name}_scales"].copy_(scales)
 
 
 def encode(values: Tensor, rounding: torch.Generator, *, is_squares: bool) -> tuple[Tensor, Tensor]:

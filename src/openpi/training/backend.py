@@ -30,6 +30,9 @@ State = Any
 PlacedBatch = Any
 Batch = Mapping[str, Any]
 
+# How far the host may be ahead of the device: enough to keep it busy, and a request to stop is noticed soon.
+STEPS_IN_FLIGHT = 2
+
 
 class Spec(Protocol):
     """A parameter without its values."""
@@ -44,14 +47,10 @@ class Spec(Protocol):
 
 
 class Metric(Protocol):
-    """A number that may still be being computed.
-
-    Where it has `block_until_ready()`, the loop calls that on the metrics of a few steps ago, so that the host does not
-    run away from the device.
-    """
+    """A number that may still be being computed."""
 
     def __float__(self) -> float:
-        """Waits for the device."""
+        """Waits for the step that computes it."""
         ...
 
 
@@ -119,8 +118,12 @@ class Backend(Protocol):
         """Weights by path, not their average: arrays, or anything with `shape` whose slices `np.asarray` takes."""
         ...
 
-    def place(self, batch: Batch) -> PlacedBatch:
-        """A loader's batch on the devices, without what the model does not use. Called in the prefetch thread."""
+    def place(self, batch: Batch, step: int) -> PlacedBatch:
+        """A loader's batch on the devices, without what the model does not use. Called in the prefetch thread.
+
+        Args:
+            step: that takes the batch. Random numbers that the host draws for it go to the devices with it.
+        """
         ...
 
     def local_rows(self, placed: PlacedBatch) -> dict[str, Any]:
@@ -131,7 +134,14 @@ class Backend(Protocol):
         """The next state, and `loss`, `grad_norm`, `param_norm`, `learning_rate`. The state given is used up.
 
         Does not wait for the device.
+
+        Args:
+            placed: for this step.
         """
+        ...
+
+    def wait(self, metrics: Mapping[str, Metric]) -> None:
+        """Returns when the device is done with the step that gave these metrics; later ones go on."""
         ...
 
     def evaluate(self, state: State, batch: Batch, index: int, **sample_options: Any) -> tuple[float, np.ndarray]:

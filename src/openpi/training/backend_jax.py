@@ -78,7 +78,8 @@ class JaxBackend:
         params = flatten(state.params)
         return {path: sharding.sliceable(params[path]) for path in paths}
 
-    def place(self, batch: Batch) -> Batch:
+    def place(self, batch: Batch, step: int) -> Batch:
+        del step  # the devices draw their random numbers
         return step_jax.place_batch(step_jax.cut_batch(self._config, batch), self._mesh)
 
     def local_rows(self, placed: Batch) -> dict[str, Any]:
@@ -87,6 +88,9 @@ class JaxBackend:
     def train_step(self, state: TrainState, placed: Batch) -> tuple[TrainState, Metrics]:
         _, train_key = self._keys
         return self._train_step(train_key, state, placed)
+
+    def wait(self, metrics: Metrics) -> None:
+        jax.block_until_ready(metrics)
 
     def evaluate(self, state: TrainState, batch: Batch, index: int, **sample_options: Any) -> tuple[float, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(_EVAL_SEED), index)
@@ -151,9 +155,3 @@ class JaxBackend:
 def open_backend(config: TrainConfig) -> JaxBackend:
     """As of `backend.open_backend`."""
     return JaxBackend(config)
-
-
-def use_compilation_cache() -> None:
-    """Compiled steps are kept in `~/.cache/jax`, unless JAX has been told otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # defined at run time
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jax"))

@@ -6,19 +6,17 @@ import dataclasses
 import functools
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
-from openpi.models_pytorch import loading
+from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
-from openpi.models_pytorch.gemma import Block
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import (
@@ -33,7 +31,7 @@ from openpi.training import (
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import is_matrix
-from openpi.training.step_pytorch import TrainState
+from openpi.training.step_pytorch import Randomness, TrainState
 from openpi.weights import names
 
 logger = logging.getLogger("openpi")
@@ -53,13 +51,65 @@ class _Spec:
     dtype: type = np.float32
 
 
+class Placed(NamedTuple):
+    """This process's rows of a batch on its device, with the random numbers of the step that takes them."""
+
+    step: int
+    rows: dict[str, Any]
+    random: Randomness
+
+
+class Metrics(Mapping[str, float]):
+    """Numbers of a step on their way to the host. Reading one waits for that step, and for none begun since.
+
+    Args:
+        found: numbers, and tensors of one device.
+    """
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._numbers = dict(found)
+        tensors = {name: value.float() for name, value in found.items() if isinstance(value, Tensor)}
+        values = torch.stack(list(tensors.values()))
+        on_gpu = values.device.type == "cuda"
+        self._coming = tuple(tensors)
+        self._values = torch.empty(values.shape, pin_memory=on_gpu)
+        self._values.copy_(values, non_blocking=on_gpu)
+        self._sent = torch.cuda.Event(blocking=True) if on_gpu else None  # who waits leaves the core to the loader
+        if self._sent is not None:
+            self._sent.record()
+
+    def wait(self) -> None:
+        if self._sent is not None:
+            self._sent.synchronize()
+        # Pinned memory is given back; to get new would wait for the device.
+        values, self._values = self._values.tolist(), torch.empty(0)
+        self._numbers |= dict(zip(self._coming, values, strict=True))
+        self._coming = ()
+
+    def __getitem__(self, name: str) -> float:
+        if self._coming:
+            self.wait()
+        return self._numbers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 class PyTorchBackend:
-    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches dicts of this process's rows."""
+    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches `Placed`.
+
+    Args:
+        compile_backend: of `torch.compile`, where the recipe asks for it.
+    """
 
     name = "pytorch"
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, compile_backend: compiling.Backend = "inductor") -> None:
         self._config = config
+        self._compile_backend: compiling.Backend = compile_backend
         has_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
         self._table = names.rows(config.model)
@@ -141,16 +191,23 @@ class PyTorchBackend:
     def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
         return state_files_pytorch.published(self._table, state.params, paths)
 
-    def place(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def place(self, batch: Mapping[str, Any], step: int) -> Placed:
         cut = compact.cut(batch, self._extent(batch)) if self._config.model.skip_unused else batch
-        return self._on_device({key: cut[key] for key in _TAKEN if cut.get(key) is not None})
+        count = len(batch["state"])
+        random = step_pytorch.draw(self._config, step, count * processes.count())
+        return Placed(step, self._rows(cut), self._of_rows(random, count))
 
-    def local_rows(self, placed: Mapping[str, Any]) -> dict[str, Any]:
-        return step_pytorch.take_rows(placed, lambda x: x.cpu().numpy())
+    def local_rows(self, placed: Placed) -> dict[str, Any]:
+        return step_pytorch.take_rows(placed.rows, lambda x: x.cpu().numpy())
 
-    def train_step(self, state: TrainState, placed: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        return state, self._step(state, placed)
+    def train_step(self, state: TrainState, placed: Placed) -> tuple[TrainState, Metrics]:
+        assert placed.step == state.step, f"the batch of step {placed.step} is given to step {state.step}"
+        return state, Metrics(self._step(state, placed.rows, placed.random))
 
+    def wait(self, metrics: Metrics) -> None:
+        metrics.wait()
+
+    @torch.compiler.set_stance("force_eager")  # it would take programs of its own, and minutes to make them
     @torch.no_grad()
     def evaluate(
         self, state: TrainState, batch: Mapping[str, Any], index: int, **sample_options: Any
@@ -158,17 +215,15 @@ class PyTorchBackend:
         model, count = self._config.model, len(batch["state"])
         extent = compact.used_extent(batch, reads_masked=compact.reads_masked(model))
         cut = compact.cut(batch, extent) if model.skip_unused else batch
-        placed = self._on_device({key: cut[key] for key in _TAKEN if cut.get(key) is not None})
-        random = step_pytorch.draw_for_validation(self._config, index, count * processes.count())
-        first = processes.index() * count
-        mine = random.rows(lambda x: x[first : first + count].to(self._device))
+        rows = self._rows(cut)
+        random = self._of_rows(step_pytorch.draw_for_validation(self._config, index, count * processes.count()), count)
         if sample_options.get("grammar") is not None:
             sample_options["grammar"] = ActionGrammar(sample_options["grammar"], self._device)
         with step_pytorch.averaged(state) as averaged:
             averaged.eval()
-            loss = step_pytorch.batch_loss(averaged, placed, mine)
+            loss = step_pytorch.batch_loss(averaged, rows, random)
             parallel_pytorch.split_again(averaged)
-            actions = step_pytorch.sample(state, placed, mine, **sample_options)
+            actions = step_pytorch.sample(state, rows, random, **sample_options)
         return float(processes_pytorch.mean_of_all(loss)), actions
 
     def vote(self, value: int) -> int:
@@ -192,7 +247,7 @@ class PyTorchBackend:
         parallel_pytorch.split(model, config.fsdp_devices, self._device)
         model.to_empty(device=self._device)
         if config.pytorch_compile:
-            _compile_blocks(model)
+            compiling.compile_blocks(model, backend=self._compile_backend)
         trees = {row.torch: row.tree for row in self._table}
         params = dict(model.named_parameters())
         trainable = {name: param for name, param in params.items() if param.requires_grad}
@@ -202,7 +257,7 @@ class PyTorchBackend:
 
         frees = config.pytorch_free_gradients
         optimizer = optimizer_pytorch.InBackward(trainable, make) if frees else make(trainable)
-        _allocate(optimizer)
+        optimizer_pytorch.allocate(optimizer)
         average = None
         if config.ema_decay is not None:
             # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
@@ -223,46 +278,30 @@ class PyTorchBackend:
             logger.info("batches of %s and prompts of %s tokens", ", ".join(extent.cameras), extent.prompt_len)
         return extent
 
-    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        def moved(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: moved(item) for key, item in value.items()}
-            if value is None:
-                return None
-            array = np.ascontiguousarray(value)
-            tensor: Tensor = torch.from_numpy(array.astype(_NARROWER.get(array.dtype, array.dtype)))
-            if self._device.type == "cuda":
-                return tensor.pin_memory().to(self._device, non_blocking=True)
-            return tensor
+    def _rows(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of this process's rows, on the device."""
 
-        return moved(batch)
+        def moved(value: Any) -> Tensor:
+            array = np.ascontiguousarray(value)
+            return self._moved(torch.from_numpy(array.astype(_NARROWER.get(array.dtype, array.dtype))))
+
+        return step_pytorch.take_rows({key: batch[key] for key in _TAKEN if batch.get(key) is not None}, moved)
+
+    def _of_rows(self, random: Randomness, count: int) -> Randomness:
+        """Those of this process's rows, of the random numbers of the whole batch; on the device."""
+        first = processes.index() * count
+        return random.rows(lambda x: self._moved(x[first : first + count]))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the device. The host does not wait, and the copy comes before the steps that are launched later."""
+        if self._device.type != "cuda":
+            return tensor
+        return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
 
 
 def open_backend(config: TrainConfig) -> PyTorchBackend:
     """As of `backend.open_backend`."""
     return PyTorchBackend(config)
-
-
-def use_compilation_cache() -> None:
-    """What `torch.compile` makes is kept in `~/.cache/openpi/torch_inductor`, unless PyTorch has been told another."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "openpi" / "torch_inductor"))
-
-
-def _allocate(optimizer: torch.optim.Optimizer | optimizer_pytorch.InBackward) -> None:
-    """Makes the optimiser's state, which it would make at its first step; a checkpoint is read into it.
-
-    By a step of gradients that are zero. The weights may be anything yet.
-    """
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.zeros_like(param)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if isinstance(optimizer, optimizer_pytorch.InBackward):
-        optimizer.take_norm()
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"].zero_()
 
 
 def _check_gradients_can_be_freed(config: TrainConfig) -> None:
@@ -277,12 +316,3 @@ def _check_gradients_can_be_freed(config: TrainConfig) -> None:
                 f"pytorch_free_gradients updates each weight before the other gradients are there, so {field} must be "
                 f"{expected}; it is {found}. Change it, or leave pytorch_free_gradients out"
             )
-
-
-def _compile_blocks(model: nn.Module) -> None:
-    """Block by block: all blocks of a kind share one program."""
-    from openpi.models_pytorch import siglip
-
-    for module in model.modules():
-        if isinstance(module, (Block, siglip.Block)):
-            module.compile(dynamic=False)

@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> TrainResult:
         data = preflight.open_data(config, num_devices=backend.num_devices)
         needed = backend.required_bytes(adapters.left_out(config))
         processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
-        window = Window()
+        window = Window(backend.wait)
         if last_step is None:
             state = backend.create_state()
         else:
@@ -135,7 +135,7 @@ class _Run:
             self.observers = open_observers(config, directory, resume_step=start or None) if is_first else []
             for observer in self.observers:
                 closing.callback(observer.close)
-            self.batches = Prefetcher(data.train, self.backend.place)
+            self.batches = Prefetcher(data.train, self.backend.place, first=start)
             closing.callback(self.batches.close)
             self.stopwatch = Stopwatch()
             self.progress = Progress(num_steps=config.num_train_steps, start=start, is_shown=is_first)

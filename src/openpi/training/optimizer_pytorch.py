@@ -89,6 +89,23 @@ def clip(grads: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     torch._foreach_mul_(parts, scale.to(parts[0].dtype))
 
 
+def allocate(optimizer: torch.optim.Optimizer | InBackward) -> None:
+    """Makes the optimiser's state, which it would make at its first step; a checkpoint is read into it.
+
+    By a step for one parameter after another, with a gradient of zero: all gradients together would take as much memory
+    as the weights. The weights may be anything yet.
+    """
+    for param in [param for group in optimizer.param_groups for param in group["params"]]:
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        param.grad = None
+    if isinstance(optimizer, InBackward):
+        optimizer.take_norm()
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
+
+
 class InBackward:
     """An optimiser that updates each parameter as soon as its gradient is there, and frees that: no two gradients are
     in memory together, except where a layer makes them together. Gradients cannot be clipped to a global norm then.
@@ -152,7 +169,9 @@ class MuonAndAdam(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
-            params = group["params"]
+            params = [param for param in group["params"] if param.grad is not None]
+            if not params:
+                continue
             states = [self._state_of(param, is_muon=group["is_muon"]) for param in params]
             torch._foreach_add_([state["step"] for state in states], 1)
             step = int(states[0]["step"].item())

@@ -41,8 +41,10 @@ def replicated(model: nn.Module, num_fsdp_devices: int, device: torch.device) ->
     if processes.count() == 1 or num_fsdp_devices > 1:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
-    # The last layer's answers for the prefix are read by nobody, so some weights get no gradient.
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True)
+    # They get no gradient in any process. Left to look for such, DDP would wait for the device in every step.
+    unread: Any = model.unread_parameters
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unread())
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def set_exchanges_gradients(forward: nn.Module, is_on: bool) -> None:

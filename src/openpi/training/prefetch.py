@@ -22,17 +22,20 @@ class Loader(Protocol):
 class Prefetcher:
     """Iterates over a loader one batch ahead, in a thread that also moves the batch to the device.
 
+    Args:
+        place: given a batch of the loader and its number.
+        first: number of the first batch.
     Attributes:
         state: the loader's state after the batch returned last, which is not where the thread is.
         waited_s: seconds that `next` has been waiting for data in all.
     """
 
-    def __init__(self, loader: Loader, place: Callable[[Any], Any], *, depth: int = 2) -> None:
+    def __init__(self, loader: Loader, place: Callable[[Any, int], Any], *, first: int = 0, depth: int = 2) -> None:
         self.state: Any = loader.state()
         self.waited_s = 0.0
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(loader, place), name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._fill, args=(loader, place, first), name="prefetch", daemon=True)
         self._thread.start()
 
     def __next__(self) -> Any:
@@ -56,10 +59,10 @@ class Prefetcher:
             raise item
         return item
 
-    def _fill(self, loader: Loader, place: Callable[[Any], Any]) -> None:
+    def _fill(self, loader: Loader, place: Callable[[Any, int], Any], first: int) -> None:
         try:
-            for batch in loader:
-                self._put((place(batch), loader.state()))
+            for number, batch in enumerate(loader, first):
+                self._put((place(batch, number), loader.state()))
                 if self._stop.is_set():
                     return
             self._put(RuntimeError("the data loader ran out of batches; it is expected to repeat for ever"))

@@ -15,12 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from openpi.training import processes, sharding
+from openpi.training.backend import STEPS_IN_FLIGHT
 from openpi.training.launch import Launch
 
 # Longer than anything takes. A process that dies is noticed by JAX's heartbeat, which ends those that wait for it.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
-# Steps that a process may be ahead of the device; see `progress.Window`.
-_STEPS_IN_FLIGHT = 2
 
 
 class JaxPeers:
@@ -109,9 +108,9 @@ class Vote:
         self._cast: deque[jax.Array] = deque()
 
     def __call__(self, value: int) -> int:
-        """The largest value given by any process `_STEPS_IN_FLIGHT` calls ago; with one process, `value`."""
+        """The largest value given by any process `STEPS_IN_FLIGHT` calls ago; with one process, `value`."""
         if processes.count() == 1:
             return value
         ballot = np.full(jax.local_device_count(), value, np.int32)
         self._cast.append(self._max(jax.make_array_from_process_local_data(self._place, ballot)))
-        return int(self._cast.popleft()) if len(self._cast) > _STEPS_IN_FLIGHT else 0
+        return int(self._cast.popleft()) if len(self._cast) > STEPS_IN_FLIGHT else 0

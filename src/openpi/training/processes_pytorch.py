@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from openpi.training import processes
+from openpi.training.backend import STEPS_IN_FLIGHT
 from openpi.training.launch import Launch
 
 _BEATS, _LEFT = "openpi/lives", "openpi/left"
@@ -24,8 +25,6 @@ _BEAT_S, _GONE_S = 5, 100
 _PATIENCE = datetime.timedelta(seconds=5)
 # Between processes that compute alike: one that is slower than this is gone.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-# Steps that a process may be ahead of the device; see `progress.Window`.
-_STEPS_IN_FLIGHT = 2
 
 
 class TorchPeers:
@@ -162,14 +161,14 @@ class Vote:
         self._cast: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
     def __call__(self, value: int) -> int:
-        """The largest value given by any process `_STEPS_IN_FLIGHT` calls ago; with one process, `value`."""
+        """The largest value given by any process `STEPS_IN_FLIGHT` calls ago; with one process, `value`."""
         if processes.count() == 1:
             return value
         ballot = torch.tensor([value])  # on the processor: it must not wait for a GPU
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, async_op=True)
         assert work is not None
         self._cast.append((work, ballot))
-        if len(self._cast) <= _STEPS_IN_FLIGHT:
+        if len(self._cast) <= STEPS_IN_FLIGHT:
             return 0
         work, ballot = self._cast.popleft()
         work.wait()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from openpi.training.backend import STEPS_IN_FLIGHT
 
 logger = logging.getLogger("openpi")
 
@@ -81,21 +84,25 @@ class Stopwatch:
 
 
 class Window:
-    """Metrics of the steps since the last report, left on the device until they are asked for."""
+    """Metrics of the steps since the last report, not read until they are asked for.
 
-    def __init__(self, *, steps_in_flight: int = 2) -> None:
+    Args:
+        wait: as of `Backend`.
+    """
+
+    def __init__(self, wait: Callable[[Mapping[str, Any]], None]) -> None:
+        self._wait = wait
         self._steps: list[Mapping[str, Any]] = []
-        self._steps_in_flight = steps_in_flight
+        self._in_flight: deque[Mapping[str, Any]] = deque()
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Also keeps the host from running ahead of the device by more than a few steps.
-
-        The device stays busy, and a request to stop, or an error, is noticed within these steps.
+        """Also keeps the host from running ahead of the device by more than `STEPS_IN_FLIGHT`, so that times measured
+        between reports are those of the device, and a request to stop, or an error, is noticed within these steps.
         """
         self._steps.append(metrics)
-        if len(self._steps) > self._steps_in_flight:
-            for value in self._steps[-1 - self._steps_in_flight].values():
-                getattr(value, "block_until_ready", lambda: None)()
+        self._in_flight.append(metrics)
+        if len(self._in_flight) > STEPS_IN_FLIGHT:
+            self._wait(self._in_flight.popleft())
 
     def values(self) -> list[dict[str, float]]:
         """Per step, as plain numbers; waits for the device."""

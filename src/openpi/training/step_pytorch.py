@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openpi.models_pytorch.augment import Draws
 from openpi.models_pytorch.model import Observation
-from openpi.training import optimizer_pytorch, parallel_pytorch, processes, processes_pytorch
+from openpi.training import optimizer_pytorch, parallel_pytorch, processes_pytorch
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import is_kernel
 from openpi.weights import names
@@ -119,24 +119,20 @@ class Step:
         ndims = {path: len(shape) for path, shape in names.tree_shapes(config.model).items()}
         self._kernels = {row.torch for row in table if is_kernel(row.tree, ndims[row.tree])}
 
-    def __call__(self, state: TrainState, batch: Mapping[str, Any], random: Randomness | None = None) -> Metrics:
-        """One optimiser step, in place.
+    def __call__(self, state: TrainState, batch: Mapping[str, Any], random: Randomness) -> Metrics:
+        """One optimiser step, in place. Does not wait for the device.
 
         Args:
             batch: this process's rows, as tensors on the device: model-side, and `actions`.
-            random: for the rows of all processes; None = drawn.
+            random: for these rows, on the device.
         Returns:
             `loss`, `grad_norm` before clipping, `param_norm` of the kernels, `learning_rate`; tensors on the device.
         """
         config = self._config
-        count = len(batch["state"])
-        random = random or draw(config, state.step, count * processes.count())
-        first = processes.index() * count
-        mine = random.rows(lambda x: x[first : first + count].to(self._device))
         learning_rate = float(np.asarray(self._schedule(state.step)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._backward(state, batch, mine)
+        loss = self._backward(state, batch, random)
         trainable = state.trainable
         norm = self._update(state.optimizer, list(trainable.values()))
         if state.average is not None and config.ema_decay is not None:

@@ -1,0 +1,78 @@
+"""What is compiled, in a process of its own, where no shapes are checked: the compiler would compile the checks.
+
+    python compiled_side.py PART,BACKEND,... PART,BACKEND,...
+
+Every part is compiled whole: a graph break is an error.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import tiny_recipe
+from golden_kits import load_kit
+from openpi.models_pytorch import compiling, loading
+from openpi.models_pytorch.model import fresh_parameters
+from openpi.policies.sampler_pytorch import PytorchSampler
+from openpi.training import data_loader
+from openpi.training.backend_pytorch import PyTorchBackend
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def actions(backend: str, family: str, device: str = "cpu") -> None:
+    """Sampling gives the recorded ones; on a GPU as a CUDA graph."""
+    kit = load_kit(GOLDEN / family)
+    model = loading.from_tree(kit.config, kit.params)
+    sampler = PytorchSampler(model, device=device, compile_mode="default", compile_backend=backend)
+    for all_cameras, name in ((False, "sampled_actions_10"), (True, "sampled_actions_10_all_cameras")):
+        found = sampler.sample(kit.observation(all_cameras=all_cameras), kit.inputs["sample_noise"])
+        np.testing.assert_allclose(found, kit.outputs[name], atol=1e-4 if device == "cpu" else 1e-3)
+
+
+def shapes(backend: str, count: str) -> None:
+    """As many as there may be: PyTorch's own limit is eight, and then an error."""
+    vision = random_model().vision
+    images = torch.rand(int(count), 28, 28, 3, generator=torch.Generator().manual_seed(0))
+    expected = vision(images, dtype=torch.float32)
+    compiling.compile_blocks(vision, backend=backend)
+    for n in range(1, len(images) + 1):
+        torch.testing.assert_close(vision(images[:n], dtype=torch.float32), expected[:n])
+
+
+def random_model() -> nn.Module:
+    model = loading.create(tiny_recipe.MODEL, device="cpu")
+    for name, value in fresh_parameters(model, dict(model.named_parameters()), seed=0):
+        loading.set_parameter(model, name, value)
+    return model
+
+
+def steps(backend: str, remat: str) -> None:
+    """Training steps, and validation, give what they give without."""
+    config = dataclasses.replace(
+        tiny_recipe.tiny,
+        exp_name="compiled",
+        backend="pytorch",
+        model=dataclasses.replace(tiny_recipe.MODEL, pi05=True, remat=remat),
+        pytorch_training_precision="float32",
+    )
+    found: tuple[list[float], list[float]] = [], []
+    for numbers, is_compiled in zip(found, (True, False), strict=True):
+        side = PyTorchBackend(dataclasses.replace(config, pytorch_compile=is_compiled), compile_backend=backend)
+        state, batches = side.create_state(), iter(data_loader.create_data_loader(config))
+        for step in range(2):
+            state, metrics = side.train_step(state, side.place(next(batches), step))
+            numbers += [metrics["loss"], metrics["grad_norm"]]
+        numbers.append(side.evaluate(state, next(batches), 0)[0])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+if __name__ == "__main__":
+    for words in sys.argv[1:]:
+        part, *arguments = words.split(",")
+        {"actions": actions, "shapes": shapes, "steps": steps}[part](*arguments)
+        torch.compiler.reset()

@@ -1,0 +1,42 @@
+"""`torch.compile`: nothing is left out of a program, there may be many, and they compute the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SIDE = Path(__file__).parent / "compiled_side.py"
+
+
+def run(*parts: str) -> None:
+    subprocess.run([sys.executable, SIDE, *parts], check=True)
+
+
+def test_without_a_break_programs_are_traced_for_any_number_of_shapes_and_compute_the_same() -> None:
+    """Without the compiler proper: what is traced is run as it is."""
+    run("actions,eager,pi0", "shapes,eager,10", "steps,aot_eager,dots")
+
+
+@pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes minutes and a C++ compiler: OPENPI_COMPILE=1")
+@pytest.mark.parametrize(
+    "part",
+    [
+        "actions,inductor,pi0",
+        "actions,inductor,pi05",
+        "shapes,inductor,10",
+        "steps,inductor,full",
+        "steps,inductor,dots",
+        "steps,inductor,none",
+    ],
+)
+def test_compiled_programs_compute_the_same(part: str) -> None:
+    run(part)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_compiled_programs_are_captured_in_a_graph() -> None:
+    run("actions,inductor,pi0,cuda", "actions,inductor,pi05,cuda")
