@@ -24,6 +24,9 @@ from openpi.shared.errors import first_line
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Tensors beyond this size come in blocks of rows.
+_WHOLE_BYTES = 256 << 20
+_BLOCK_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 _DTYPES = {
@@ -91,6 +94,21 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def rows(self, name: str, *, whole: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """A tensor, or, if it is very large, blocks of its rows one after another, with the index of the first of each.
+
+        Args:
+            whole: never in blocks.
+        """
+        shape, dtype = self._places[name].spec.shape, self._places[name].spec.dtype
+        per_block = rows_per_block(shape, dtype.itemsize)
+        if whole or not shape or per_block >= shape[0]:
+            yield 0, self[name]
+            return
+        for start in range(0, shape[0], per_block):
+            # Opened anew each time: pages that were read are let go.
+            yield start, self[name][start : start + per_block]
+
     def spec(self, name: str) -> Spec:
         return self._places[name].spec
 
@@ -101,6 +119,12 @@ class Tensors(Mapping[str, np.ndarray]):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: place.spec.shape for name, place in self._places.items()}
+
+
+def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:
+    """Along axis 0; all of them, unless the tensor is very large."""
+    row_bytes = math.prod(shape[1:]) * itemsize
+    return shape[0] if row_bytes * shape[0] <= _WHOLE_BYTES else max(1, _BLOCK_BYTES // row_bytes)
 
 
 def is_here(folder: Path) -> bool:
