@@ -80,13 +80,19 @@ class Tensors(Mapping[str, np.ndarray]):
         self.metadata = dict(metadata)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self._mapped(name, 0, self._places[name].spec.shape)
+
+    def _mapped(self, name: str, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        """From byte `start` of a tensor on."""
         place = self._places[name]
-        if not place.spec.nbytes:
-            return np.empty(place.spec.shape, place.spec.dtype)
-        count = math.prod(place.spec.shape)
-        # One map for each tensor: its pages go when the tensor does.
-        mapped = np.memmap(place.file, place.spec.dtype, "r", place.offset, (count,))
-        return mapped.reshape(place.spec.shape)
+        count = math.prod(shape)
+        if not count:
+            return np.empty(shape, place.spec.dtype)
+        # A map for each piece: its pages go when the array does.
+        return np.memmap(place.file, place.spec.dtype, "r", place.offset + start, (count,)).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -100,14 +106,15 @@ class Tensors(Mapping[str, np.ndarray]):
         Args:
             whole: never in blocks.
         """
-        shape, dtype = self._places[name].spec.shape, self._places[name].spec.dtype
-        per_block = rows_per_block(shape, dtype.itemsize)
-        if whole or not shape or per_block >= shape[0]:
+        spec = self._places[name].spec
+        per_block = rows_per_block(spec.shape, spec.dtype.itemsize) if spec.shape and not whole else 0
+        if not per_block or per_block >= spec.shape[0]:
             yield 0, self[name]
             return
-        for start in range(0, shape[0], per_block):
-            # Opened anew each time: pages that were read are let go.
-            yield start, self[name][start : start + per_block]
+        row_bytes = spec.nbytes // spec.shape[0]
+        for start in range(0, spec.shape[0], per_block):
+            count = min(per_block, spec.shape[0] - start)
+            yield start, self._mapped(name, start * row_bytes, (count, *spec.shape[1:]))
 
     def spec(self, name: str) -> Spec:
         return self._places[name].spec
@@ -122,7 +129,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:
-    """Along axis 0; all of them, unless the tensor is very large."""
+    """How many rows (along axis 0) of an array are read or written at once: all, unless it is very large."""
     row_bytes = math.prod(shape[1:]) * itemsize
     return shape[0] if row_bytes * shape[0] <= _WHOLE_BYTES else max(1, _BLOCK_BYTES // row_bytes)
 
