@@ -178,7 +178,9 @@ def stored_shapes(folder: Path) -> Shapes:
 
 
 def open_base(table: Sequence[Row], base: AdapterBase) -> Weights:
-    """What adapters read from their base, in bfloat16, as training held it, and compared with what they expect.
+    """What adapters read from their base, in bfloat16, as training held it.
+
+    Arrays of the tree that are read whole are compared with what the adapters expect.
 
     Args:
         table: arrays of it that are frozen are read.
@@ -287,7 +289,7 @@ def by_path(weights: Weights) -> LoadReport:
 def _open(
     table: Sequence[Row], folder: Path, *, may_keep: str = _NONE, source: str | None = None, is_base: bool = False
 ) -> Weights:
-    """Args: is_base: the table has only a part of what is there."""
+    """As of `open_tree`; `is_base`: there may be more than the table has."""
     is_jax = find_layout(folder) is Layout.JAX
     params = _params_folder(folder) if is_jax else None
     base = AdapterBase.load(folder if params is None else params.parent)
