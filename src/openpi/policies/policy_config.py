@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-
 from openpi import transforms as _transforms
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
