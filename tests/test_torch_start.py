@@ -1,6 +1,7 @@
 """What training starts from is read tensor by tensor: little memory beside the state, and nothing before all fits."""
 
 import dataclasses
+import itertools
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_paligemma_arrays_come_in_rows(tmp_path: Path, read_bytes: list[int]) ->
     assert found.keys() == arrays.keys()
     for path, array in arrays.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", weight_layouts.LAYOUTS)
+def test_a_device_s_part_of_an_array_is_filled_from_whatever_comes(
+    kind: str, source: Path, tmp_path: Path, read_bytes: list[int]
+) -> None:
+    place = weight_layouts.write(source, LARGE, tmp_path / "weights", kind)
+    weights = layout.open_weights(LARGE, Path(place))
+    for path, whole in layout.arrays(weights):
+        halves = [[(0, size)] if size % 2 else [(0, size // 2), (size // 2, size)] for size in whole.shape]
+        for box in list(itertools.product(*halves))[-3:]:
+            part = np.empty([end - begin for begin, end in box], whole.dtype)
+            for block in weights.blocks([row.released for row in weights.table if row.tree == path].__contains__):
+                layout.put_into(part, block, box)
+            np.testing.assert_array_equal(part, whole[tuple(slice(*bounds) for bounds in box)], err_msg=path)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
