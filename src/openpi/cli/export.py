@@ -165,8 +165,8 @@ def _write(
     blocks = released.cast(weights, only=kept.__contains__)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         if layout.find_layout(checkpoint) is layout.Layout.JAX:
             released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
         else:
