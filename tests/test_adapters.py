@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tiny_recipe
+import weight_layouts
 from openpi.cli import export
 from openpi.models.model import restore_params
 from openpi.policies.policy_config import create_trained_policy
@@ -21,7 +22,7 @@ from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
-from openpi.weights import orbax_io
+from openpi.weights import layout, on_device, orbax_io
 from openpi.weights.adapter_base import ADAPTERS_FILE
 
 OBSERVATION = {"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3, np.float32), "prompt": "put it down"}
@@ -90,7 +91,7 @@ def test_only_what_is_not_frozen_changes(recipe, whole, base):
 def test_a_checkpoint_without_frozen_weights_is_the_same_after_an_interruption_and_smaller(recipe, whole, light):
     stored = {path.removeprefix("params/") for path in orbax_io.leaf_metadata(light / "params")}
     assert stored == {path for path in params_of(whole) if not recipe.freeze_filter(path)}
-    assert orbax_io.params_metadata(light / "params").keys() == params_of(whole).keys()
+    assert layout.stored_shapes(light / "params").keys() == params_of(whole).keys()
     assert_equal(params_of(light), params_of(whole))
 
 
@@ -132,6 +133,32 @@ def test_a_run_goes_on_with_the_base_that_it_began_with(recipe, light, whole, ba
     shutil.copytree(whole.with_name("2"), run_folder.with_name("was_whole") / "2")
     with pytest.raises(ValueError, match="are others than before"):
         run(recipe, "was_whole", save_frozen_params=False, resume=True, weight_loader=other)
+
+
+def test_a_base_in_another_layout_trains_and_continues_alike(recipe, base, whole, tmp_path):
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "lerobot", "lerobot")
+    changes = {"weight_loader": CheckpointWeightLoader(place), "save_frozen_params": False}
+    run(recipe, "lerobot", **changes, num_train_steps=3)
+    end = run(recipe, "lerobot", **changes, resume=True)
+    assert json.loads((end / ADAPTERS_FILE).read_text())["base"] == place
+    assert_equal(params_of(end), params_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("pytorch", "float32"), ("lerobot", "float32"), ("jax", "bfloat16"), ("pytorch", "bfloat16")],
+)
+def test_adapters_go_with_the_same_base_in_another_layout_or_rounded_as_training_does(
+    kind, dtype, base, light, tmp_path
+):
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", kind, np.dtype(dtype))
+    assert_equal(params_of(moved(light, tmp_path / "light", place)), params_of(light))
+
+
+def test_a_base_that_was_rounded_to_less_is_another(base, light, tmp_path):
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "half", "pytorch", np.float16)
+    with pytest.raises(ValueError, match=r"half are others than before: PaliGemma/llm/.* differs.*such as float16"):
+        params_of(moved(light, tmp_path / "light", place))
 
 
 def test_both_are_served_alike(whole, light):
@@ -207,15 +234,16 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint_before(r
     assert [entry.name for entry in run_folder.iterdir() if entry.name.isdigit()] == ["2"]
 
 
-def test_adapters_over_one_base_share_it_in_memory_and_it_goes_with_the_last_of_them(light, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(light, other)
-    policies = [create_trained_policy(load_recipe(folder), folder) for folder in (light, other)]
+def test_adapters_over_one_base_share_it_in_memory_and_it_goes_with_the_last_of_them(base, light, tmp_path):
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    folders = [moved(light, tmp_path / name, place) for name in ("one", "other")]
+    policies = [create_trained_policy(load_recipe(folder), folder) for folder in folders]
     first, second = (flatten(policy._sampler._model.params) for policy in policies)
     frozen = json.loads((light / ADAPTERS_FILE).read_text())["frozen"]
     assert frozen and all(first[path] is second[path] for path in frozen)
     assert [path for path in first if path not in frozen and first[path] is second[path]] == []
-    assert policies[1].infer(OBSERVATION)["actions"].shape == policies[0].infer(OBSERVATION)["actions"].shape
+    noise = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(*(policy.infer(OBSERVATION, noise=noise)["actions"] for policy in policies))
     del policies, first, second
     gc.collect()
-    assert all(not kept for kept in orbax_io._frozen_on_device.values())
+    assert not list(on_device._shared)

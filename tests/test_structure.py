@@ -131,6 +131,7 @@ JAX = {
     "openpi.training.sharding",
     "openpi.training.state_files",
     "openpi.training.step_jax",
+    "openpi.weights.on_device",
     "openpi.weights.orbax_io",
 }
 # Within functions that run with JAX only.

@@ -4,10 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import tiny_recipe
 import training_processes
+import weight_layouts
+from openpi.weights import orbax_io
 from test_torch_training import metrics_of
 
 # Several runs one after another in the same processes: most of their time is importing.
@@ -17,6 +20,8 @@ if __name__ == "__main__":
     from openpi.cli.console import configure_logging
     from openpi.training import config, loop, processes
     from openpi.training.launch import find_launch
+    from openpi.weights import safetensors_io
+    safetensors_io._WHOLE_BYTES, safetensors_io._BLOCK_BYTES = 0, 1000  # so that tensors come in rows
     launch = find_launch({}, os.environ)
     configure_logging(process=launch.process_id)
     processes.start(launch, "pytorch")
@@ -51,7 +56,10 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm_dataset: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    adapters = (LORA, "lora", f"--data.repo-id={arm_dataset}")
+    orbax_io.write_params(tmp_path / "jax" / "params", tiny_recipe.MODEL.create(jax.random.key(7)).params)
+    base = weight_layouts.write(tmp_path / "jax" / "params", tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    adapters = (LORA, "lora", f"--data.repo-id={arm_dataset}", f"--pytorch-weight-path={base}")
+    adapters += ("--no-save-frozen-params",)
     half, rest = "--num-train-steps=3", "--resume"
     train(
         tmp_path,

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import tiny_recipe
+import weight_layouts
+from openpi.cli import export
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adam_8bit_pytorch, data_loader, loop, optimizer_pytorch, step_jax, step_pytorch
+from openpi.training import adam_8bit_pytorch, data_loader, loop, optimizer_pytorch, recipe_io, step_jax, step_pytorch
 from openpi.training.backend_jax import JaxBackend
 from openpi.training.backend_pytorch import PyTorchBackend
 from openpi.training.config import TrainConfig
@@ -34,7 +36,7 @@ from openpi.training.optimizer import (
     is_matrix,
 )
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights import names, orbax_io
+from openpi.weights import layout, names, orbax_io, safetensors_io
 
 BOTH = dataclasses.replace(
     tiny_recipe.tiny,
@@ -298,27 +300,76 @@ def test_a_checkpoint_is_served_as_it_is_by_both_backends(arm: TrainConfig) -> N
     np.testing.assert_allclose(actions[0], actions[1], atol=1e-4)
 
 
-def test_adapters_alone_are_served_with_the_base_that_they_were_trained_on(arm: TrainConfig, tmp_path: Path) -> None:
-    tree = jax.tree.map(np.asarray, arm.model.create(jax.random.key(0)).params)
-    orbax_io.write_params(tmp_path / "base" / "params", tree)
-    recipe = dataclasses.replace(
-        tiny_recipe.lora,
-        exp_name="adapters",
-        data=arm.data,
-        backend="pytorch",
-        num_train_steps=2,
-        weight_loader=CheckpointWeightLoader(str(tmp_path / "base" / "params")),
-    )
-    whole = loop.train(dataclasses.replace(recipe, exp_name="whole")).checkpoint
-    alone = loop.train(dataclasses.replace(recipe, save_frozen_params=False)).checkpoint
-    sizes = [(checkpoint / "model.safetensors").stat().st_size for checkpoint in (whole, alone)]
-    assert sizes[1] < sizes[0]
+def lora_from(arm: TrainConfig, place: str, **changes: Any) -> TrainConfig:
+    loader = CheckpointWeightLoader(place)
+    recipe = dataclasses.replace(tiny_recipe.lora, data=arm.data, backend="pytorch", weight_loader=loader)
+    return dataclasses.replace(recipe, **{"num_train_steps": 3, "exp_name": "whole", **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "params"
+    orbax_io.write_params(folder, tiny_recipe.MODEL.create(jax.random.key(7)).params)
+    return folder
+
+
+def params_of(checkpoint: Path) -> dict[str, np.ndarray]:
+    return flatten(layout.read_tree(recipe_io.load_recipe(checkpoint).model, checkpoint))
+
+
+def actions_of(checkpoint: Path, backend: str) -> np.ndarray:
     observation = {"camera": np.full((32, 32, 3), 90, np.uint8), "joints": np.zeros(3), "prompt": "pick up the cube"}
     noise = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    for name in ("pytorch", "jax"):
-        policies = [create_trained_policy(recipe, folder, backend=name) for folder in (whole, alone)]
-        actions = [policy.infer(observation, noise=noise)["actions"] for policy in policies]
-        np.testing.assert_allclose(actions[0], actions[1], atol=1e-5, err_msg=name)
+    policy = create_trained_policy(recipe_io.load_recipe(checkpoint), checkpoint, backend=backend)
+    return policy.infer(observation, noise=noise)["actions"]
+
+
+@pytest.mark.parametrize("kind", weight_layouts.LAYOUTS)
+def test_adapters_are_trained_continued_and_served_over_a_base_in_any_layout(
+    kind: str, arm: TrainConfig, base: Path, tmp_path: Path
+) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", kind)
+    whole = loop.train(lora_from(arm, place)).checkpoint
+    light = {"exp_name": "light", "save_frozen_params": False}
+    loop.train(lora_from(arm, place, **light, num_train_steps=2))
+    alone = loop.train(lora_from(arm, place, **light, resume=True)).checkpoint
+    assert json.loads((alone / "adapters.json").read_text())["base"] == place
+    np.testing.assert_equal(params_of(alone), params_of(whole))
+    stored = set(safetensors_io.open_tensors(alone))
+    is_frozen = tiny_recipe.lora.freeze_filter
+    assert stored == {row.released for row in names.rows(tiny_recipe.lora.model) if not is_frozen(row.tree)}
+    expected = actions_of(whole, "pytorch")
+    np.testing.assert_array_equal(actions_of(alone, "pytorch"), expected)
+    if kind == "lerobot":
+        np.testing.assert_allclose(actions_of(alone, "jax"), expected, atol=1e-4)
+
+
+def test_each_form_of_a_pytorch_checkpoint_is_made_from_the_other(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    whole = loop.train(lora_from(arm, place)).checkpoint
+    for form, source, target in (("--adapters", whole, "light"), ("--full", tmp_path / "light", "full")):
+        assert export.main([str(source), form, f"--output={tmp_path / target}"]) == 0
+    np.testing.assert_equal(params_of(tmp_path / "full"), params_of(whole))
+    assert not (tmp_path / "full" / "adapters.json").exists()
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "light", tmp_path / "full")]
+    assert sizes[0] < sizes[1]
+    assert export.main([str(tmp_path / "light"), "--merge", f"--output={tmp_path / 'merged'}"]) == 0
+    assert not any("lora" in name for name in safetensors_io.open_tensors(tmp_path / "merged"))
+    expected = actions_of(whole, "pytorch")
+    for folder in ("light", "full", "merged"):
+        np.testing.assert_allclose(actions_of(tmp_path / folder, "pytorch"), expected, atol=1e-5, err_msg=folder)
+
+
+def test_a_run_does_not_continue_over_another_base(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    light = {"exp_name": "light", "save_frozen_params": False}
+    loop.train(lora_from(arm, place, **light, num_train_steps=2))
+    tensors = {name: np.array(tensor) for name, tensor in safetensors_io.open_tensors(Path(place)).items()}
+    (changed,) = (name for name in tensors if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
+    tensors[changed] += 0.01
+    safetensors_io.save(Path(place) / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"others than before: PaliGemma/llm/layers/mlp/gating_einsum differs"):
+        loop.train(lora_from(arm, place, **light, resume=True))
 
 
 def test_gradients_freed_in_the_backward_pass_make_the_same_steps(arm: TrainConfig) -> None:

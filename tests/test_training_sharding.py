@@ -34,7 +34,7 @@ PROGRAM = """
     found = {}
     for name, mesh in meshes.items():
         places = jax.tree.map(lambda leaf: leaf.sharding, step_jax.state_spec(config, mesh))
-        state = jax.tree.map(sharding.place, start, places)
+        state = jax.device_put(start, places)
         step = step_jax.compile_train_step(config, mesh)
         losses, norms = [], []
         for _, batch in zip(range(3), data_loader.create_data_loader(config)):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import sharding, step_jax
+from openpi.training import sharding, step_jax, weight_loaders
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
 from openpi.training.optimizer import CosineDecaySchedule
@@ -166,7 +166,8 @@ def test_a_state_starts_from_the_recipes_weights(config, params, tmp_path):
 
 
 def test_no_weights_mean_a_fresh_start(config):
-    assert step_jax.load_weights(dataclasses.replace(config, weight_loader=NoOpWeightLoader())) == {}
+    weights = weight_loaders.open_weights(NoOpWeightLoader(), config.model.abstract_params())
+    assert weights.report.loaded == () and list(weights.blocks()) == []
 
 
 def _reference() -> dict:

@@ -18,6 +18,7 @@ from golden_kits import load_kit
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")
 
 from openpi.cli import convert_checkpoint, infer, serve, verify  # noqa: E402
+from openpi.models.model import restore_params  # noqa: E402
 from openpi.models_pytorch import loading  # noqa: E402
 from openpi.policies import parity  # noqa: E402
 from openpi.policies.droid_policy import make_droid_example  # noqa: E402
@@ -456,18 +457,20 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
     source = sources["pi0_lora"]
     flat = flatten(source.params)
     is_frozen = source.recipe.model.get_freeze_filter()
-    frozen = {path: leaf for path, leaf in flat.items() if is_frozen(path)}
+    frozen = layout.frozen_arrays(
+        layout.open_weights(source.recipe.model, source.folder), {path for path in flat if is_frozen(path)}
+    )
     trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
     orbax_io.write_params(tmp_path / "alone" / "params", unflatten(trained))
     AdapterBase.of(str(source.folder / "params"), frozen).save(tmp_path / "alone")
     found = layout.read_tree(source.recipe.model, tmp_path / "alone")
-    assert_same_trees(found, orbax_io.read_params(tmp_path / "alone" / "params"))
+    assert_same_trees(found, restore_params(tmp_path / "alone" / "params"))
     changed = {path: leaf + 1 if "q_einsum/w" in path else leaf for path, leaf in flat.items()}
     shutil.rmtree(source.folder / "params")
     orbax_io.write_params(source.folder / "params", unflatten(changed))
     try:
         with pytest.raises(ValueError, match="are others than before"):
-            layout.open_weights(source.recipe.model, tmp_path / "alone")
+            layout.read_tree(source.recipe.model, tmp_path / "alone")
     finally:
         shutil.rmtree(source.folder / "params")
         orbax_io.write_params(source.folder / "params", source.params)

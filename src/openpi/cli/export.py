@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.config import TrainConfig
     from openpi.weights.adapter_base import AdapterBase
+    from openpi.weights.layout import Weights
 
 SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
@@ -67,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--adapters", action="store_true", help="leave the frozen weights out; they stay in their base")
     form.add_argument("--full", action="store_true", help="put the frozen weights of the base in")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--base", help="with --adapters: params/ folder of the base; default: the recipe's")
+    parser.add_argument(
+        "--base",
+        help="with --adapters: the base's params/, or folder with model.safetensors; default: the recipe's",
+    )
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="with --merge: do not compare the two models first"
@@ -92,11 +96,10 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     plain = lora.without_adapters(recipe.model)
     if plain == recipe.model:
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
-    model: Any = recipe.model
-    merged = layout.tree_of(plain, MergedWeights(model, layout.open_weights(model, checkpoint)))
+    weights = layout.open_weights(recipe.model, checkpoint)
+    merged = MergedWeights(recipe.model, weights)
     if verify:
-        params = layout.read_tree(model, checkpoint)
-        _check_same_outputs(model, params, plain, merged)
+        _check_same_outputs(recipe.model, layout.tree_of(weights), plain, layout.tree_of(merged))
     recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
     _write(checkpoint, output, recipe, merged)
 
@@ -108,22 +111,21 @@ def extract_adapters(place: str, output: Path, *, config: str | None = None, bas
         FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
         ValueError: the recipe freezes nothing, names no base, or the frozen weights are not the base's.
     """
-    from openpi.models.model import restore_params
-    from openpi.shared.tree import flatten, unflatten
+    from openpi.weights import layout, names
     from openpi.weights.adapter_base import AdapterBase
 
     checkpoint, recipe = _open(place, output, config)
-    base = base or getattr(recipe.weight_loader, "params_path", None)
+    base = base or getattr(recipe.start_weights, "params_path", None)
     if base is None:
         raise ValueError(f"recipe '{recipe.name}' starts from no checkpoint; name the base with --base")
-    params = flatten(restore_params(checkpoint / "params"))
-    frozen = {path: leaf for path, leaf in params.items() if recipe.freeze_filter(path)}
+    table = names.rows(recipe.model)
+    frozen = {row.tree for row in table if recipe.freeze_filter(row.tree)}
     if not frozen:
         raise ValueError(f"recipe '{recipe.name}' freezes nothing: every weight may differ from the base's")
-    trained = unflatten({path: leaf for path, leaf in params.items() if path not in frozen})
-    adapter_base = AdapterBase.of(base, frozen)
-    adapter_base.read(restore_params)  # checks that they are the base's
-    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), trained, adapter_base)
+    weights = layout.open_weights(recipe.model, checkpoint)
+    adapter_base = AdapterBase.of(base, layout.frozen_arrays(weights, frozen))
+    layout.check_base(table, adapter_base)
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), weights, adapter_base)
 
 
 def complete_checkpoint(place: str, output: Path, *, config: str | None = None) -> None:
@@ -133,14 +135,13 @@ def complete_checkpoint(place: str, output: Path, *, config: str | None = None) 
         FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
         ValueError: the checkpoint is whole already, or its base has changed.
     """
-    from openpi.models.model import restore_params
-    from openpi.weights.adapter_base import AdapterBase
+    from openpi.weights import layout
 
     checkpoint, recipe = _open(place, output, config)
-    if AdapterBase.load(checkpoint) is None:
+    weights = layout.open_weights(recipe.model, checkpoint)
+    if weights.base is None:
         raise ValueError(f"{checkpoint} holds all its weights; there is nothing to put in")
-    params = restore_params(checkpoint / "params")
-    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=True), params)
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=True), weights)
 
 
 def _open(place: str, output: Path, config: str | None) -> tuple[Path, TrainConfig]:
@@ -153,16 +154,24 @@ def _open(place: str, output: Path, config: str | None) -> tuple[Path, TrainConf
 
 
 def _write(
-    checkpoint: Path, output: Path, recipe: TrainConfig, params: dict[str, Any], base: AdapterBase | None = None
+    checkpoint: Path, output: Path, recipe: TrainConfig, weights: Weights, base: AdapterBase | None = None
 ) -> None:
-    """The checkpoint with other parameters and another recipe."""
+    """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
     from openpi.training import recipe_io
-    from openpi.weights import orbax_io
+    from openpi.weights import layout, released, safetensors_io
 
+    left_out = frozenset[str]() if base is None else base.frozen.keys()
+    kept = {row.released for row in weights.table if row.tree not in left_out}
+    blocks = released.cast(weights, only=kept.__contains__)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        orbax_io.write_params(partial / "params", params)
+        partial.mkdir(parents=True)
+        if layout.find_layout(checkpoint) is layout.Layout.JAX:
+            released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
+        else:
+            file = partial / safetensors_io.SINGLE_FILE
+            released.write_tensors(file, recipe.model, blocks, weights.dtype, left_out=left_out)
         if (checkpoint / "assets").is_dir():
             shutil.copytree(checkpoint / "assets", partial / "assets")
         if (checkpoint / "contract.json").is_file():

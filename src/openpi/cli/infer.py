@@ -131,10 +131,13 @@ def load_policy(
 def _starting_model(config: TrainConfig) -> Any:
     """What training starts from: the recipe's weights, and random values where they have none."""
     from openpi.shared.tree import flatten, unflatten
-    from openpi.training import step_jax
+    from openpi.training import weight_loaders
+    from openpi.weights import on_device
 
-    loaded = step_jax.load_weights(config)
-    wanted = flatten(config.model.abstract_params())
+    reference = config.model.abstract_params()
+    wanted = flatten(reference)
+    weights = weight_loaders.open_weights(config.start_weights, reference)
+    loaded = flatten(on_device.read_params(weights, dtype="float32"))
     fresh = sorted(wanted.keys() - loaded.keys())
     logger.warning(
         "'%s' is a recipe, not a checkpoint: %d of %d parameters come from %s, %s",

@@ -24,8 +24,10 @@ from openpi.models.model_config import (
     BaseModelConfig,
     ModelType,
 )
+from openpi.shared import download
 from openpi.shared.tree import differences, flatten, unflatten
-from openpi.weights import orbax_io
+from openpi.weights import layout, on_device, orbax_io
+from openpi.weights.adapter_base import AdapterBase
 
 __all__ = [
     "IMAGE_KEYS",
@@ -231,20 +233,24 @@ def restore_params(
 ) -> dict[str, Any]:
     """Reads the parameter tree of a `params/` folder, released or written by training.
 
+    Of a checkpoint that holds adapters only, the frozen rest is read from its base.
+
     Args:
         params_path: local folder, or a URL that is fetched into the cache first.
         restore_type: `np.ndarray` or `jax.Array`.
         dtype: cast every leaf while it is read; None keeps what is stored.
         sharding: placement of `jax.Array` leaves; default: the first device.
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: nothing there, or the base of adapters is not.
+        ValueError: it is damaged, or the base is another than the adapters were trained on.
     """
-    return orbax_io.read_params(params_path, dtype=dtype, as_numpy=restore_type is np.ndarray, sharding=sharding)
-
-
-def restore_on_device(params_path: Path | str, *, dtype: Any = None) -> dict[str, Any]:
-    """`restore_params` as `jax.Array`s on the first device. The base of adapters is there once, whatever uses it."""
-    return restore_params(params_path, restore_type=jax.Array, dtype=dtype)
+    folder = download.maybe_download(str(params_path))
+    if AdapterBase.load(folder.parent) is None:
+        return orbax_io.read_params(folder, dtype=dtype, as_numpy=restore_type is np.ndarray, sharding=sharding)
+    weights = layout.open_tree(layout.stored_shapes(folder), folder)
+    if restore_type is np.ndarray:
+        return layout.tree_of(weights, dtype=dtype)
+    return on_device.read_params(weights, dtype=dtype, sharding=sharding)
 
 
 def match_params(expected: Mapping[str, Any], params: Mapping[str, Any], *, remove_extra: bool) -> dict[str, Any]:

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
-import numpy as np
-
 from openpi import transforms as _transforms
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
@@ -20,8 +17,8 @@ from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
 from openpi.shared.normalize import NormStats
+from openpi.shared.tree import flatten
 from openpi.weights import layout, lerobot_files
-from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
@@ -296,12 +293,9 @@ def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_dev
         model = load_checkpoint(model_config, folder, device=device, dtype=dtype)
         compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
         return PytorchSampler(model, device=str(device), compile_mode=compile_mode)
-    from openpi.models.model import restore_on_device, restore_params
     from openpi.policies.sampler_jax import JaxSampler
+    from openpi.weights import on_device
 
-    if layout.find_layout(folder) is layout.Layout.JAX:
-        restore = restore_on_device if AdapterBase.load(folder) else restore_params
-        params = restore(folder / "params", dtype=dtype)
-    else:
-        params = layout.read_tree(model_config, folder, dtype=np.dtype(getattr(ml_dtypes, dtype, dtype)))
-    return JaxSampler(model_config.load(params))
+    shapes = {path: leaf.shape for path, leaf in flatten(model_config.abstract_params()).items()}
+    weights = layout.open_tree(shapes, folder)
+    return JaxSampler(model_config.load(on_device.read_params(weights, dtype=dtype)))

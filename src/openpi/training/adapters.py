@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
+from openpi.shared.tree import unflatten
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights.adapter_base import AdapterBase
+from openpi.weights import layout, names
+from openpi.weights.adapter_base import AdapterBase, Frozen
 
 
 def left_out(config: TrainConfig) -> Filter:
@@ -21,7 +22,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     """Raises ValueError for a recipe whose frozen weights could not be read again."""
     if config.save_frozen_params:
         return
-    _params_path(config)
+    _loader(config)
     if not _frozen_paths(config, backend):
         raise ValueError(
             "save_frozen_params=False, but freeze_filter freezes nothing: checkpoints would hold all weights anyway. "
@@ -33,15 +34,13 @@ def check_base(config: TrainConfig, backend: Backend) -> None:
     """Raises ValueError unless the base, fetched if need be, has what checkpoints leave out. Reads no arrays."""
     if config.save_frozen_params:
         return
-    from openpi.weights import orbax_io
-
-    place, frozen = _params_path(config), _frozen_paths(config, backend)
-    there = orbax_io.params_metadata(place)
+    loader, frozen = _loader(config), _frozen_paths(config, backend)
+    there = set(loader.check(unflatten(dict(backend.param_specs()))).loaded)
     missing = [path for path in frozen if path not in there]
     if missing:
         raise ValueError(
-            f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {place} and start at random, "
-            f"such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not freeze them"
+            f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {loader.params_path} and start "
+            f"at random, such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not freeze them"
         )
 
 
@@ -56,12 +55,12 @@ def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: P
     before = None if resumed_from is None else AdapterBase.load(resumed_from)
     if before is not None:
         return before  # whatever the recipe says now: this is where they were read
-    from openpi.weights import orbax_io
-
-    frozen = backend.published_params(state, _frozen_paths(config, backend))
-    base = AdapterBase.of(_params_path(config), frozen)
+    shapes = {path: tuple(spec.shape) for path, spec in backend.param_specs().items()}
+    digests = backend.digests(state, _frozen_paths(config, backend))
+    frozen = {path: Frozen(shapes[path], digest) for path, digest in digests.items()}
+    base = AdapterBase.of(_loader(config).params_path, frozen)
     if resumed_from is not None:
-        base.read(functools.partial(orbax_io.read_params, only=base.frozen))
+        layout.check_base(names.rows_of(shapes), base)
     return base
 
 
@@ -69,10 +68,10 @@ def _frozen_paths(config: TrainConfig, backend: Backend) -> list[str]:
     return [path for path in backend.param_specs() if config.freeze_filter(path)]
 
 
-def _params_path(config: TrainConfig) -> str:
+def _loader(config: TrainConfig) -> CheckpointWeightLoader:
     if not isinstance(config.start_weights, CheckpointWeightLoader):
         raise ValueError(
             f"save_frozen_params=False needs frozen weights that lie in a checkpoint; weight_loader is a "
             f"{type(config.start_weights).__name__}. Use CheckpointWeightLoader, or leave save_frozen_params=True"
         )
-    return config.start_weights.params_path
+    return config.start_weights

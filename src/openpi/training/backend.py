@@ -114,8 +114,8 @@ class Backend(Protocol):
         """
         ...
 
-    def published_params(self, state: State, paths: Iterable[str]) -> dict[str, Any]:
-        """Weights by path, not their average: arrays, or anything with `shape` whose slices `np.asarray` takes."""
+    def digests(self, state: State, paths: Iterable[str]) -> dict[str, str]:
+        """Of weights (not their average) by path, as of `weights.adapter_base.Digests`."""
         ...
 
     def place(self, batch: Batch, step: int) -> PlacedBatch:

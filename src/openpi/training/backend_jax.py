@@ -17,6 +17,7 @@ from openpi.training import processes, processes_jax, sharding, state_files, ste
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter
 from openpi.training.step_jax import Batch, Metrics, TrainState
+from openpi.weights.adapter_base import Digests
 
 # Validations can be compared with each other, whatever the run's seed.
 _EVAL_SEED = 0
@@ -74,9 +75,10 @@ class JaxBackend:
     def begin_write(self, directory: Path, state: TrainState, is_left_out: Filter) -> Callable[[], None]:
         return state_files.begin_write(directory, state, is_left_out=is_left_out)
 
-    def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
+    def digests(self, state: TrainState, paths: Iterable[str]) -> dict[str, str]:
         params = flatten(state.params)
-        return {path: sharding.sliceable(params[path]) for path in paths}
+        digests = Digests({path: leaf.shape for path, leaf in params.items()})
+        return {path: digests.add(path, sharding.sliceable(params[path])) or "" for path in paths}
 
     def place(self, batch: Batch, step: int) -> Batch:
         del step  # the devices draw their random numbers

@@ -18,7 +18,7 @@ from openpi.models import compact
 from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import fresh_parameters
-from openpi.shared.tree import flatten, unflatten
+from openpi.shared.tree import unflatten
 from openpi.training import (
     adam_8bit_pytorch,
     optimizer_pytorch,
@@ -27,12 +27,13 @@ from openpi.training import (
     processes_pytorch,
     state_files_pytorch,
     step_pytorch,
+    weight_loaders,
 )
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import is_matrix
 from openpi.training.step_pytorch import Randomness, TrainState
-from openpi.weights import names
+from openpi.weights import layout, names
 
 logger = logging.getLogger("openpi")
 
@@ -166,14 +167,14 @@ class PyTorchBackend:
         return int(total * _SIZE_MARGIN)
 
     def create_state(self) -> TrainState:
+        reference = unflatten(dict(self.param_specs()))
+        weights = weight_loaders.open_weights(self._config.start_weights, reference)
         state = self._empty_state()
         params = state.params
-        loaded = self._load_weights()
-        for row in self._table:
-            if row.tree in loaded:
-                tensor = loading.as_tensor(row.to_torch(loaded[row.tree][row.index]))
-                parallel_pytorch.assign(params[row.torch], tensor)
-        missing = {row.torch for row in self._table if row.tree not in loaded}
+        loaded = {row.released for rows in layout.loaded_rows(weights).values() for row in rows}
+        for block in weights.blocks(loaded.__contains__):
+            parallel_pytorch.assign(params[block.row.torch], loading.as_tensor(block.values), block.start)
+        missing = {row.torch for row in self._table if row.released not in loaded}
         for name, tensor in fresh_parameters(loading.create(self._config.model), missing, self._config.seed):
             parallel_pytorch.assign(params[name], tensor)
         for name, average in (state.average or {}).items():
@@ -182,14 +183,14 @@ class PyTorchBackend:
 
     def restore_state(self, directory: Path) -> TrainState:
         state = self._empty_state()
-        state_files_pytorch.restore(directory, self._table, state)
+        state_files_pytorch.restore(directory, self._config.model, state)
         return state
 
     def begin_write(self, directory: Path, state: TrainState, is_left_out: Filter) -> Callable[[], None]:
         return state_files_pytorch.begin_write(directory, self._table, state, is_left_out)
 
-    def published_params(self, state: TrainState, paths: Iterable[str]) -> dict[str, Any]:
-        return state_files_pytorch.published(self._table, state.params, paths)
+    def digests(self, state: TrainState, paths: Iterable[str]) -> dict[str, str]:
+        return state_files_pytorch.digests(self._table, state.params, set(paths))
 
     def place(self, batch: Mapping[str, Any], step: int) -> Placed:
         cut = compact.cut(batch, self._extent(batch)) if self._config.model.skip_unused else batch
@@ -264,12 +265,6 @@ class PyTorchBackend:
             average = {name: torch.empty_like(param, dtype=torch.float32) for name, param in trainable.items()}
         forward = parallel_pytorch.replicated(model, config.fsdp_devices, self._device)
         return TrainState(0, model, params, forward, optimizer, average)
-
-    def _load_weights(self) -> dict[str, np.ndarray]:
-        """By path, the parameters that the recipe starts from; the rest starts at random."""
-        reference = unflatten({path: _Spec(spec.shape) for path, spec in self.param_specs().items()})
-        loaded = flatten(self._config.start_weights.load(reference))
-        return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, _Spec)}
 
     def _extent(self, batch: Mapping[str, Any]) -> compact.Extent:
         extent = compact.used_extent(batch)

@@ -96,11 +96,24 @@ def distributed(tensor: Tensor, example: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(target: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor, which every process has, into a parameter or a part of it."""
-    if isinstance(target, DTensor):
-        part = distributed(value, target)
-        assert isinstance(part, DTensor)
-        target.to_local().copy_(part.to_local())
-    else:
-        target.copy_(value)
+def assign(target: Tensor, values: Tensor, start: int = 0) -> None:
+    """Copies into a tensor, or into this process's part of it.
+
+    Args:
+        values: the whole of it, or its rows from `start` on; every process has the same.
+    """
+    if values.ndim == 0:
+        target.copy_(values)
+        return
+    part, first = local(target), _first_row(target)
+    begin, end = max(first, start), min(first + len(part), start + len(values))
+    if begin < end:
+        part[begin - first : end - first].copy_(values[begin - start : end - start])
+
+
+def _first_row(tensor: Tensor) -> int:
+    """Where in the whole tensor the rows of this process begin."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mine = local(distributed(torch.arange(tensor.shape[0]), tensor))
+    return int(mine[0]) if len(mine) else 0

@@ -1,4 +1,4 @@
-"""Devices as a mesh (`batch`, `fsdp`), which axis of which parameter is split over it, and arrays placed on it.
+"""Devices as a mesh (`batch`, `fsdp`), which axis of which parameter is split over it, and batches placed on it.
 
 The devices are those of all processes, in the order of the processes, so that every process holds consecutive rows of
 a batch, and `fsdp` stays within a node where it can. Source: the training specification, section 10.
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 logger = logging.getLogger("openpi")
 
@@ -53,13 +53,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def data_sharding(mesh: Mesh) -> NamedSharding:
     """The batch axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXES))
-
-
-def place(array: np.ndarray, where: Sharding) -> jax.Array:
-    """An array that every process has whole; each device takes its part."""
-    if where.is_fully_addressable:
-        return jax.device_put(array, where)
-    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def place_rows(rows: Any, mesh: Mesh) -> Any:

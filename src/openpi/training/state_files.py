@@ -20,16 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import sharding
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.step_jax import TrainState
-from openpi.weights import orbax_io
+from openpi.weights import layout, names, on_device, orbax_io
 from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
 PARAMS, TRAIN_STATE = "params", "train_state"
-_BASE = "base"  # where the frozen weights of a checkpoint without them are
+_BASE = "base"  # of a checkpoint without its frozen weights: where those are
 # Beyond the arrays themselves: indices, metadata, and the file system's own share.
 _SIZE_MARGIN = 1.05
 
@@ -120,13 +119,10 @@ class _Saved:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._folders = {item: directory / item for item in (PARAMS, TRAIN_STATE)}
+        self._leaves = {item: orbax_io.leaf_metadata(directory / item) for item in (PARAMS, TRAIN_STATE)}
         self._base = AdapterBase.load(directory)
-        # Frozen weights are items of their own, one for each folder that they are in.
-        holders = {} if self._base is None else self._base.folders()
-        self._frozen = {path: f"{_BASE}:{folder}" for path, folder in holders.items()}
-        self._folders |= {f"{_BASE}:{folder}": folder for folder in holders.values()}
-        self._leaves = {item: orbax_io.leaf_metadata(folder) for item, folder in self._folders.items()}
+        if self._base is not None:
+            self._leaves[_BASE] = {f"params/{path}": entry for path, entry in self._base.frozen.items()}
         self.has_average = any(path.startswith("params/") for path in self._leaves[TRAIN_STATE])
 
     def check_fits(self, wanted: dict[str, Any]) -> None:
@@ -149,16 +145,10 @@ class _Saved:
         """Arrays by path in the state."""
         sources = {path: self._source(path) for path in wanted}
         read: dict[tuple[str, str], jax.Array] = {}
-        frozen: dict[str, jax.Array] = {}
-        for item, folder in self._folders.items():
+        for item in self._leaves:
             leaves = {stored: wanted[path] for path, (where, stored) in sources.items() if where == item}
-            if leaves:
-                arrays = orbax_io.read_leaves(folder, leaves)
-                if item.startswith(_BASE):
-                    frozen |= {stored.removeprefix("params/"): array for stored, array in arrays.items()}
-                read |= {(item, stored): array for stored, array in arrays.items()}
-        if self._base is not None:
-            self._base.check({path: sharding.sliceable(leaf) for path, leaf in frozen.items()})
+            arrays = self._read_base(wanted, leaves) if item == _BASE else self._read_item(item, leaves)
+            read |= {(item, stored): array for stored, array in arrays.items()}
         found: dict[str, jax.Array] = {}
         given = set()
         for path, source in sources.items():
@@ -167,11 +157,24 @@ class _Saved:
             given.add(source)
         return found
 
+    def _read_item(self, item: str, leaves: dict[str, Any]) -> dict[str, jax.Array]:
+        return orbax_io.read_leaves(self._directory / item, leaves) if leaves else {}
+
+    def _read_base(self, wanted: dict[str, Any], leaves: dict[str, Any]) -> dict[str, jax.Array]:
+        assert self._base is not None
+        model = {path.removeprefix("params/"): leaf for path, leaf in wanted.items() if path.startswith("params/")}
+        table = names.rows_of({path: tuple(leaf.shape) for path, leaf in model.items()})
+        weights = layout.open_base(table, self._base)
+        return {
+            stored: on_device.read_array(weights, stored.removeprefix("params/"), leaf.dtype, leaf.sharding)
+            for stored, leaf in leaves.items()
+        }
+
     def _source(self, path: str) -> tuple[str, str]:
         """The item, and the path in it, of a leaf of the state."""
         kind, _, rest = path.partition("/")
-        if kind in ("params", "ema_params") and rest in self._frozen:
-            return self._frozen[rest], f"params/{rest}"
+        if kind in ("params", "ema_params") and f"params/{rest}" in self._leaves.get(_BASE, {}):
+            return _BASE, f"params/{rest}"
         if kind == "ema_params" or (kind == "params" and not self.has_average):
             return PARAMS, f"params/{rest}"
         if path.endswith("/count") and path not in self._leaves[TRAIN_STATE]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ import numpy as np
 from torch import Tensor
 
 from openpi.models_pytorch import loading
-from openpi.shared.tree import flatten
 from openpi.training import parallel_pytorch, processes
 from openpi.training.freeze import Filter
 from openpi.training.step_pytorch import TrainState
-from openpi.weights import names, orbax_io, safetensors_io
-from openpi.weights.adapter_base import AdapterBase
+from openpi.weights import layout, names, safetensors_io
+from openpi.weights.adapter_base import Digests
 
 logger = logging.getLogger("openpi")
 
@@ -87,12 +86,13 @@ def _copied(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, np.nda
             yield name, loading.as_array(found.to("cpu", copy=True))
 
 
-def restore(directory: Path, table: Table, state: TrainState) -> None:
-    """Fills a state of the same recipe with what `begin_write` wrote.
+def restore(directory: Path, model_config: Any, state: TrainState) -> None:
+    """Fills a state of the same recipe with what `begin_write` wrote, tensor by tensor.
 
     Raises:
-        ValueError: tensors are missing or have another shape; they are named, and nothing has been read.
-        FileNotFoundError: the folder has no training state.
+        ValueError: tensors are missing or have another shape; they are named, and nothing has been read. Or the frozen
+            weights are others than before.
+        FileNotFoundError: the folder has no training state, or the base of adapters is not there.
     """
     if not (directory / STEP_FILE).is_file():
         raise FileNotFoundError(
@@ -100,98 +100,56 @@ def restore(directory: Path, table: Table, state: TrainState) -> None:
             "--pytorch-weight-path and another --exp-name"
         )
     step = json.loads((directory / STEP_FILE).read_text())
-    model = safetensors_io.open_tensors(directory / MODEL_FILE)
+    model = layout.open_weights(model_config, directory)
     rest = safetensors_io.open_tensors(directory / STATE_FILE)
-    base = AdapterBase.load(directory)
-    left_out = set() if base is None else set(base.frozen)
-    _check_fits(directory, table, state, model, rest, step["has_average"], left_out)
+    _check_fits(directory, state, rest, step["has_average"])
     if state.average is not None and not step["has_average"]:
         logger.warning("%s has no averaged weights; the average starts from its weights", directory)
 
-    params = state.params
-    for row in table:
-        if row.tree in left_out:
-            continue
-        served = loading.as_tensor(model[_name(row, model)])
-        raw = rest.get(_WEIGHTS + row.torch)
-        parallel_pytorch.assign(params[row.torch], served if raw is None else loading.as_tensor(raw))
-        if state.average is not None and row.torch in state.average:
-            parallel_pytorch.assign(state.average[row.torch], served)
-    if base is not None:
-        assign_frozen(base, table, params)
+    params, average = state.params, state.average or {}
+    for block in model.blocks():
+        name, values = block.row.torch, loading.as_tensor(block.values)
+        if name in average:
+            parallel_pytorch.assign(average[name], values, block.start)
+        if _WEIGHTS + name not in rest:
+            parallel_pytorch.assign(params[name], values, block.start)
     for name, param in state.trainable.items():
+        if _WEIGHTS + name in rest:
+            _assign_stored(param, rest, _WEIGHTS + name)
         for slot, tensor in state.optimizer.state[param].items():
             if slot == _COUNT:
                 tensor.fill_(step["step"])
             else:
-                parallel_pytorch.assign(tensor, loading.as_tensor(rest[f"{_OPTIMIZER}{slot}/{name}"]))
+                _assign_stored(tensor, rest, f"{_OPTIMIZER}{slot}/{name}")
     state.step = step["step"]
 
 
-def assign_frozen(base: AdapterBase, table: Table, params: Mapping[str, Tensor]) -> None:
-    """Reads the frozen weights from where they came from, array by array.
-
-    Raises:
-        ValueError: they are not there, or others than before.
-    """
-    folders = base.folders()
-    for path in base.frozen:
-        array = flatten(orbax_io.read_params(folders[path], only={path}))[path]
-        for row in table:
-            if row.tree == path:
-                parallel_pytorch.assign(params[row.torch], loading.as_tensor(row.to_torch(array[row.index])))
-    base.check(published(table, params, base.frozen))
+def _assign_stored(target: Tensor, stored: safetensors_io.Tensors, name: str) -> None:
+    for start, values in stored.rows(name):
+        parallel_pytorch.assign(target, loading.as_tensor(values), start)
 
 
-def published(table: Table, params: Mapping[str, Tensor], paths: Iterable[str]) -> dict[str, PublishedLeaf]:
-    """Parameters under their paths in the published tree."""
-    return {path: PublishedLeaf([row for row in table if row.tree == path], params) for path in paths}
-
-
-class PublishedLeaf:
-    """An array of the published tree that is put together only when it is asked for."""
-
-    def __init__(self, rows: list[names.Row], params: Mapping[str, Tensor]) -> None:
-        self._rows, self._params = rows, params
-        lead = tuple(1 + max(row.index[axis] for row in rows) for axis in range(len(rows[0].index)))
-        self.shape = lead + rows[0].part_shape
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self.__array__()[index]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy
-        tensors = {row.torch: parallel_pytorch.whole(self._params[row.torch].detach()) for row in self._rows}
-        array = names.assembled(self._rows, lambda row: loading.as_array(tensors[row.torch]))
-        return array if dtype is None else array.astype(dtype)
-
-
-def _name(row: names.Row, stored: Mapping[str, Any]) -> str:
-    name = names.stored_name(row, stored)
-    assert name is not None, row.released
-    return name
-
-
-def _check_fits(
-    directory: Path,
-    table: Table,
-    state: TrainState,
-    model: safetensors_io.Tensors,
-    rest: safetensors_io.Tensors,
-    has_average: bool,
-    left_out: set[str],
-) -> None:
-    wanted: dict[str, tuple[int, ...]] = {}
+def digests(table: Table, params: Mapping[str, Tensor], paths: Collection[str]) -> dict[str, str]:
+    """As of `Backend.digests`."""
+    found, collected = {}, Digests(names.shapes_of(table))
     for row in table:
-        if row.tree not in left_out:
-            wanted[names.stored_name(row, model) or row.released] = row.shape
+        if row.tree in paths and collected.counts(row.tree, row.index):
+            tensor = parallel_pytorch.whole(params[row.torch].detach())
+            digest = collected.add(row.tree, row.to_tree(loading.as_array(tensor)), row.index)
+            if digest is not None:
+                found[row.tree] = digest
+    return found
+
+
+def _check_fits(directory: Path, state: TrainState, rest: safetensors_io.Tensors, has_average: bool) -> None:
+    wanted: dict[str, tuple[int, ...]] = {}
     for name, param in state.trainable.items():
         if has_average:
             wanted[_WEIGHTS + name] = tuple(param.shape)
         for slot, tensor in state.optimizer.state[param].items():
             if slot != _COUNT:
                 wanted[f"{_OPTIMIZER}{slot}/{name}"] = tuple(tensor.shape)
-    stored = model.shapes | rest.shapes
+    stored = rest.shapes
     problems = [
         f"{name}: not in the checkpoint"
         if name not in stored
@@ -202,6 +160,6 @@ def _check_fits(
     if problems:
         shown = "\n  ".join(problems[:20])
         raise ValueError(
-            f"{directory} does not fit the recipe ({len(problems)} tensors differ); has the model or the optimiser "
-            f"been changed since?\n  {shown}"
+            f"{directory} does not fit the recipe ({len(problems)} tensors differ); has the optimiser been changed "
+            f"since?\n  {shown}"
         )

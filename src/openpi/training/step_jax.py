@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -24,10 +23,11 @@ from openpi.models.activations import split_by_rows
 from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import processes_jax, sharding
+from openpi.training import processes_jax, sharding, weight_loaders
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel
+from openpi.weights import layout, on_device
 
 logger = logging.getLogger("openpi")
 
@@ -106,21 +106,14 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
         FileNotFoundError: they are not there.
     """
     spec = state_spec(config, mesh)
-    partial = load_weights(config)
-    places = {path: leaf.sharding for path, leaf in flatten(spec.params).items()}
-    placed = {path: sharding.place(leaf, places[path]) for path, leaf in partial.items()}
+    weights = weight_loaders.open_weights(config.start_weights, config.model.abstract_params())
+    leaves = flatten(spec.params)
+    placed = {
+        path: on_device.read_array(weights, path, leaves[path].dtype, leaves[path].sharding)
+        for path in layout.loaded_rows(weights)
+    }
     init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec), donate_argnums=1)
-    with warnings.catch_warnings():
-        # Frozen leaves change dtype, so their buffers cannot be used again.
-        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return processes_jax.in_step("the initialisation", init)(key, unflatten(placed))
-
-
-def load_weights(config: TrainConfig) -> dict[str, Any]:
-    """By path, the parameters that the recipe's loader has; the rest starts at random."""
-    reference = config.model.abstract_params()
-    loaded = flatten(config.start_weights.load(reference))
-    return {path: leaf for path, leaf in loaded.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
+    return processes_jax.in_step("the initialisation", init)(key, unflatten(placed))
 
 
 def train_step(

@@ -8,20 +8,22 @@ says what would be loaded, from shapes alone. Source: the checkpoint specificati
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from openpi.shared import download
 from openpi.shared.errors import first_line
 from openpi.shared.tree import flatten, unflatten
-from openpi.weights import layout, names, safetensors_io
+from openpi.weights import layout, names
 from openpi.weights.compare import LoadReport, Shapes, compare
+from openpi.weights.layout import Array, ArrayWeights, Weights
+from openpi.weights.safetensors_io import rows_per_block
 
 logger = logging.getLogger("openpi")
 
@@ -47,11 +49,15 @@ class NoOpWeightLoader(WeightLoader):
 
     def check(self, params: Mapping[str, Any]) -> LoadReport:
         """Everything keeps its initial value."""
-        return compare(_shapes(flatten(params)), {}, may_keep=".*", source="nowhere (random initialisation)")
+        return layout.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         logger.info("%s", self.check(params))
         return dict(params)
+
+    def open(self, params: Mapping[str, Any]) -> Weights:
+        """Of nothing."""
+        return _weights_of({}, _shapes(flatten(params)), source="nowhere (random initialisation)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +78,15 @@ class CheckpointWeightLoader(WeightLoader):
             ValueError: as of `load`.
             FileNotFoundError, ConnectionError: as of `maybe_download`.
         """
-        folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
-        if safetensors_io.is_here(folder):
-            return layout.check_tree(shapes, folder)
-        from openpi.weights import orbax_io
-
-        return compare(shapes, _shapes(orbax_io.params_metadata(folder)), may_keep=".*lora.*", source=self.params_path)
+        return layout.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        report = self.check(params)
-        logger.info("%s", report)
-        folder, wanted = download.maybe_download(self.params_path), set(report.loaded)
-        if safetensors_io.is_here(folder):
-            dims = names.dims_of(_shapes(flatten(params)))
-            return overlay(params, layout.read_tree(dims, folder, only=wanted, may_lack_adapters=True))
-        from openpi.weights import orbax_io
+        return _load(self.open(params), params)
 
-        return overlay(params, orbax_io.read_params(folder, only=wanted))
+    def open(self, params: Mapping[str, Any]) -> Weights:
+        """What `load` would read, tensor by tensor; errors as of `check`."""
+        folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
+        return layout.open_tree(shapes, folder, may_lack_adapters=True, source=self.params_path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,29 +101,53 @@ class PaliGemmaWeightLoader(WeightLoader):
 
     def check(self, params: Mapping[str, Any]) -> LoadReport:
         """As of `CheckpointWeightLoader`."""
-        with self._opened() as archive:
-            stored = {_from_paligemma(name): _npy_shape(archive, name) for name in archive.namelist()}
-        stored = {path: shape for path, shape in stored.items() if path is not None}
-        return compare(_shapes(flatten(params)), stored, may_keep=".*", source=self.npz_path)
+        return layout.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        report = self.check(params)
-        logger.info("%s", report)
-        with self._opened() as archive:
-            names = {_from_paligemma(name): name for name in archive.namelist()}
-            loaded = {path: _read_npy(archive, names[path]) for path in report.loaded}
-        return overlay(params, unflatten(loaded))
+        return _load(self.open(params), params)
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[zipfile.ZipFile]:
-        path = download.maybe_download(self.npz_path, gs={"token": "anon"})
+    def open(self, params: Mapping[str, Any]) -> Weights:
+        """As of `CheckpointWeightLoader`."""
+        file = download.maybe_download(self.npz_path, gs={"token": "anon"})
         try:
-            with zipfile.ZipFile(path) as archive:
-                if not any(map(_from_paligemma, archive.namelist())):
-                    raise ValueError(f"{path} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz")
-                yield archive
+            with zipfile.ZipFile(file) as archive:
+                paths = {name: path for name in archive.namelist() if (path := _from_paligemma(name)) is not None}
+                members = {path: _Member.of(archive, name) for name, path in paths.items()}
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is damaged, or no npz file ({first_line(error)}); bring it here again") from error
+            raise ValueError(f"{file} is damaged, or no npz file ({first_line(error)}); bring it here again") from error
+        if not members:
+            raise ValueError(f"{file} has no arrays below 'params/'; expected the PaliGemma release pt_224.npz")
+        return _weights_of(members, _shapes(flatten(params)), source=self.npz_path)
+
+
+def open_weights(loader: WeightLoader, params: Mapping[str, Any]) -> Weights:
+    """What a loader has, tensor by tensor; a loader of a user's own, with `load` alone, reads all of it now.
+
+    Args:
+        params: the reference tree, as shapes.
+    Raises:
+        FileNotFoundError, ValueError: as of `WeightLoader.load`.
+    """
+    # Of a subclass that has another `load`, that is what is meant.
+    owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
+    if owners and "open" in vars(owners[0]):
+        weights = loader.open(params)  # type: ignore[attr-defined]
+        logger.info("%s", layout.by_path(weights))
+        return weights
+    loaded = {path: leaf for path, leaf in flatten(loader.load(params)).items() if hasattr(leaf, "__array__")}
+    arrays = {path: _InMemory(np.asarray(leaf)) for path, leaf in loaded.items()}
+    return _weights_of(arrays, _shapes(flatten(params)), source=type(loader).__name__)
+
+
+def _weights_of(arrays: Mapping[str, Array], shapes: Shapes, *, source: str) -> ArrayWeights:
+    """All of which may be missing."""
+    report = compare(shapes, _shapes(arrays), may_keep=".*", source=source)
+    return ArrayWeights(names.rows_of(shapes), report, arrays)
+
+
+def _load(weights: Weights, params: Mapping[str, Any]) -> dict[str, Any]:
+    logger.info("%s", layout.by_path(weights))
+    return overlay(params, layout.tree_of(weights))
 
 
 def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,13 +171,61 @@ def _from_paligemma(member: str) -> str | None:
     return f"PaliGemma/{path}" if member.startswith("params/") else None
 
 
-def _npy_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(file)[0]
+@dataclasses.dataclass(frozen=True)
+class _InMemory:
+    """A `layout.Array` that is there already."""
+
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    def read(self) -> np.ndarray:
+        return self.values
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        yield 0, self.values
 
 
-def _read_npy(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """A `layout.Array` in an npz file."""
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_in_c_order: bool
+
+    @classmethod
+    def of(cls, archive: zipfile.ZipFile, name: str) -> Self:
+        with archive.open(name) as stream:
+            shape, is_fortran, dtype = _read_header(stream)
+        return cls(str(archive.filename), name, shape, dtype, not is_fortran)
+
+    def read(self) -> np.ndarray:
+        with zipfile.ZipFile(self.file) as archive, archive.open(self.name) as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        per_block = rows_per_block(self.shape, self.dtype.itemsize) if self.shape and self.is_in_c_order else 0
+        if not per_block or per_block >= self.shape[0]:
+            yield 0, self.read()
+            return
+        with zipfile.ZipFile(self.file) as archive, archive.open(self.name) as stream:
+            _read_header(stream)
+            for start in range(0, self.shape[0], per_block):
+                extents = (min(per_block, self.shape[0] - start), *self.shape[1:])
+                data = stream.read(math.prod(extents) * self.dtype.itemsize)
+                yield start, np.frombuffer(data, self.dtype).reshape(extents)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)

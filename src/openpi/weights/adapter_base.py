@@ -1,7 +1,10 @@
 """Checkpoints without their frozen weights: `<checkpoint>/adapters.json` says where those are.
 
-`params/` beside it holds what was trained (adapters, and whatever else the recipe does not freeze); the rest is read
-from the base, which may be a URL. A fingerprint tells another base, or one that has changed, from the right one.
+The checkpoint's own weights are what was trained (adapters, and whatever else the recipe does not freeze); the rest is
+read from the base, which may be a URL and of any layout. A digest of each array tells another base, or one that has
+changed, from the right one.
+
+    {"version": 2, "base": place, "frozen": {path in the published tree: {"shape": [...], "digest": text}, ...}}
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,22 @@ import ml_dtypes
 import numpy as np
 
 from openpi.shared import download
-from openpi.shared.tree import flatten
 
 ADAPTERS_FILE = "adapters.json"
-_VERSION = 1
+_VERSION = 2
 _NUM_POINTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """An array of the published tree that is in the base.
+
+    Attributes:
+        digest: as of `Digests`.
+    """
+
+    shape: tuple[int, ...]
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +43,18 @@ class AdapterBase:
     """Where the frozen weights of a checkpoint are.
 
     Attributes:
-        params_path: `params/` folder, or its URL.
-        frozen: '/'-joined paths of the parameters to take from there.
-        fingerprint: of these.
+        place: `params/` folder, or a folder with `model.safetensors`; or its URL.
+        frozen: by '/'-joined path in the published tree, the arrays to take from there.
     """
 
-    params_path: str
-    frozen: tuple[str, ...]
-    fingerprint: str
+    place: str
+    frozen: Mapping[str, Frozen]
 
     @classmethod
-    def of(cls, params_path: str, frozen: Mapping[str, Any]) -> AdapterBase:
-        """Describes the frozen parameters of a model, by path, that were read from `params_path`."""
-        is_place = "://" in params_path or params_path.startswith("package:")
-        place = params_path if is_place else str(Path(params_path).expanduser().absolute())
-        return cls(place, tuple(sorted(frozen)), fingerprint(frozen))
+    def of(cls, place: str, frozen: Mapping[str, Frozen]) -> AdapterBase:
+        """Of weights that were read from `place`, which may be relative."""
+        is_url = "://" in place or place.startswith("package:")
+        return cls(place if is_url else str(Path(place).expanduser().absolute()), dict(sorted(frozen.items())))
 
     @classmethod
     def load(cls, checkpoint: Path) -> AdapterBase | None:
@@ -59,25 +70,28 @@ class AdapterBase:
             document = json.loads(file.read_text())
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}, expected {_VERSION}")
-            return cls(document["base"], tuple(document["frozen"]), document["fingerprint"])
-        except (ValueError, KeyError, TypeError) as error:
+            frozen = {
+                path: Frozen(tuple(entry["shape"]), entry["digest"]) for path, entry in document["frozen"].items()
+            }
+            return cls(document["base"], frozen)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged or of another version: {error}") from error
 
     def save(self, checkpoint: Path) -> None:
-        document = {"version": _VERSION, "base": self.params_path, "fingerprint": self.fingerprint}
-        text = json.dumps({**document, "frozen": self.frozen}, indent=2) + "\n"
+        frozen = {path: dataclasses.asdict(entry) for path, entry in self.frozen.items()}
+        text = json.dumps({"version": _VERSION, "base": self.place, "frozen": frozen}, indent=2) + "\n"
         partial = checkpoint / f".{ADAPTERS_FILE}.partial"
         partial.write_text(text)
         partial.replace(checkpoint / ADAPTERS_FILE)
 
     def folder(self) -> Path:
-        """The base's `params/` on this machine, downloaded if need be.
+        """The base on this machine, downloaded if need be.
 
         Raises:
             FileNotFoundError, ConnectionError: it is not there; what to do is said.
         """
         try:
-            return download.maybe_download(self.params_path)
+            return download.maybe_download(self.place)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"this checkpoint holds adapters only, and its base is not there: {error}. Put the base back, or "
@@ -85,49 +99,77 @@ class AdapterBase:
                 "that needs none"
             ) from error
 
-    def folders(self) -> dict[str, Path]:
-        """Per frozen path the `params/` folder that holds it, also where the base has left it in a base of its own."""
-        folder = self.folder()
-        further = AdapterBase.load(folder.parent)
-        below = {} if further is None else further.folders()
-        return {path: below.get(path, folder) for path in self.frozen}
+    def check(self, path: str, digest: str) -> None:
+        """Raises ValueError unless this is the digest of the array that was trained on."""
+        if digest != self.frozen[path].digest:
+            raise ValueError(
+                f"the weights in {self.place} are others than before: {path} differs; {self.expected}. They are "
+                "compared in bfloat16, as training holds them: a base in float32 and the same in bfloat16 are alike in "
+                "every layout, one that was rounded to less, such as float16 or 8 bits, is another"
+            )
 
-    def read(self, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """The frozen parameters by path, in bfloat16: as training held them, and as whole checkpoints have them.
-
-        Args:
-            read: a `params/` folder -> its parameter tree; only the frozen ones are needed.
-        Raises:
-            ValueError: the base is not the one that was trained on.
-        """
-        found = flatten(read(self.folder()))
-        missing = [path for path in self.frozen if path not in found]
-        if missing:
-            raise ValueError(f"{self.params_path} has no {missing[0]} ({len(missing)} missing); {self._expected()}")
-        frozen = {path: found[path].astype(ml_dtypes.bfloat16) for path in self.frozen}
-        self.check(frozen)
-        return frozen
-
-    def check(self, frozen: Mapping[str, Any]) -> None:
-        """Raises ValueError unless these are the frozen parameters that were trained on."""
-        if fingerprint(frozen) != self.fingerprint:
-            raise ValueError(f"the weights in {self.params_path} are others than before; {self._expected()}")
-
-    def _expected(self) -> str:
+    @property
+    def expected(self) -> str:
+        """For errors."""
         return f"expected the base that the adapters were trained on. Correct 'base' in {ADAPTERS_FILE}"
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
-    """Of parameters by path, from their shapes and some thousand values of each, rounded to bfloat16."""
-    digest = hashlib.sha256()
-    for path in sorted(params):
-        leaf = params[path]
-        digest.update(f"{path}{tuple(leaf.shape)}".encode())
-        digest.update(np.asarray(leaf[_spread(leaf.shape)]).astype(ml_dtypes.bfloat16).tobytes())
-    return digest.hexdigest()
+class Digests:
+    """A digest of each array, of some thousand values all over it in bfloat16, from its parts in any order.
+
+    Args:
+        shapes: of the whole arrays, by path.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self._points: dict[str, _Points] = {}
+
+    def add(self, path: str, part: Any, index: tuple[int, ...] = (), start: int = 0) -> str | None:
+        """Returns the digest when the last part of the array that counts is added, else None.
+
+        Args:
+            part: the array at `index`, or its rows from `start` on; only a few of its values are looked at.
+        """
+        points = self._points.setdefault(path, _Points(self._shapes[path]))
+        num_before = points.num_missing
+        points.take(part, index, start)
+        return hashlib.sha256(points.values.tobytes()).hexdigest() if num_before and not points.num_missing else None
+
+    def counts(self, path: str, index: tuple[int, ...]) -> bool:
+        """Whether any value at this index is looked at; other parts need not be added."""
+        return _Points(self._shapes[path]).are_at(index)
 
 
-def _spread(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Points all over an array; slices, so that an array in parts is not put together for it."""
-    per_axis = round(_NUM_POINTS ** (1 / max(1, len(shape))))
-    return tuple(slice(None, None, max(1, -(-size // per_axis))) for size in shape)
+class _Points:
+    """A grid of points in an array.
+
+    Attributes:
+        values: bfloat16, zero where they are not known yet.
+        num_missing: how many that are.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        per_axis = round(_NUM_POINTS ** (1 / max(1, len(shape))))
+        self._steps = tuple(max(1, -(-size // per_axis)) for size in shape)
+        grid = tuple(-(-size // step) for size, step in zip(shape, self._steps, strict=True))
+        self.values = np.zeros(grid, ml_dtypes.bfloat16)
+        self.num_missing = self.values.size
+
+    def are_at(self, index: tuple[int, ...]) -> bool:
+        return not any(place % step for place, step in zip(index, self._steps, strict=False))
+
+    def take(self, part: Any, index: tuple[int, ...], start: int) -> None:
+        if not self.are_at(index):
+            return
+        steps = self._steps[len(index) :]
+        where: list[Any] = [place // step for place, step in zip(index, self._steps, strict=False)]
+        if steps:
+            first = -start % steps[0]
+            # Slices, so that an array in parts is not put together for it.
+            part = part[(slice(first, None, steps[0]), *(slice(None, None, step) for step in steps[1:]))]
+            begin = (start + first) // steps[0]
+            where.append(slice(begin, begin + len(part)))
+        found = np.asarray(part).astype(ml_dtypes.bfloat16)
+        self.values[tuple(where)] = found
+        self.num_missing -= found.size

@@ -1,11 +1,12 @@
 """Checkpoint folders of every layout: which one a folder has, and its parameters, tensor by tensor.
 
-    jax       `params/`, an Orbax tree; adapters alone have their frozen rest in another folder
+    jax       `params/`, an Orbax tree
     pytorch   `model.safetensors` or shards, in the names of the published converter
     lerobot   the same names behind `model.`, with a `config.json` that has a `type`
 
-Whatever the layout, `Weights` gives the tensors of `names.rows` with PyTorch's axes, a few hundred MB at a time.
-No framework here. Source: the checkpoint specification, sections 1 to 5.
+Where a checkpoint holds adapters alone, the rest is read from its base, which has any of these layouts, too.
+Whatever the layout, `Weights` gives the tensors of `names.rows` with PyTorch's axes, a few hundred MB at a time, and
+`arrays` the published tree, array by array. No framework here. Source: the checkpoint specification, sections 1 to 5.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -24,21 +24,18 @@ import numpy as np
 from openpi.shared.errors import first_line
 from openpi.shared.tree import unflatten
 from openpi.weights import names, safetensors_io
-from openpi.weights.adapter_base import AdapterBase
+from openpi.weights.adapter_base import AdapterBase, Digests, Frozen
 from openpi.weights.compare import LoadReport, Shapes, compare
 from openpi.weights.names import Row
 
-if TYPE_CHECKING:
-    from openpi.weights.orbax_parts import StoredArray
-
 CONFIG_FILE = "config.json"
 
-# Tensors beyond this size come in blocks of rows.
-_WHOLE_BYTES = 256 << 20
-_BLOCK_BYTES = 64 << 20
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NONE = "(?!)"  # pattern that nothing matches
+_ADAPTERS = ".*lora.*"
 
 Select = Callable[[str], Any]
+Box = tuple[tuple[int, int], ...]
 
 
 class Layout(enum.Enum):
@@ -94,17 +91,37 @@ class Block:
         return self.values.shape == self.row.shape
 
 
+class Array(Protocol):
+    """An array of the tree that is read when it is wanted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self) -> np.ndarray: ...
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Consecutive rows along axis 0, with the index of the first of them; of a small array, all at once."""
+        ...
+
+
 class Weights(Protocol):
     """Parameters on disk that fit a model.
 
     Attributes:
-        report: what is there of the model.
+        table: the model's tensors.
+        report: what is there of them, by released name.
+        base: of a checkpoint of adapters alone: what is read from where.
     """
 
+    table: Sequence[Row]
     report: LoadReport
+    base: AdapterBase | None
 
     def dtype(self, row: Row) -> np.dtype:
-        """As stored."""
+        """As stored; of what is read from a base, bfloat16."""
         ...
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
@@ -112,129 +129,229 @@ class Weights(Protocol):
 
         Args:
             only: of a tensor's released name, whether it is wanted; None = all are.
+        Raises:
+            ValueError: an array of a base is not the one that the adapters were trained on.
         """
         ...
 
 
-def open_weights(config: Any, folder: Path, *, may_lack_adapters: bool = False) -> Weights:
+# --- opening ------------------------------------------------------------------------------------------------------
+
+
+def open_weights(config: Any, folder: Path) -> Weights:
     """The weights of a checkpoint (or of a `params/` folder), compared with the model by names and shapes.
 
     Args:
-        config: of the model, or `names.dims_of` its tree.
-        may_lack_adapters: LoRA factors need not be there.
+        config: of the model.
     Raises:
-        FileNotFoundError: no checkpoint.
+        FileNotFoundError: no checkpoint, or the base of adapters is not there.
         ValueError: tensors are missing or have another shape (ten are shown), the file has adapters that the model has
             not, or it is damaged.
     """
-    may_keep = ".*lora.*" if may_lack_adapters else _NONE
-    if find_layout(folder) is Layout.JAX:
-        return _OrbaxWeights(config, folder, may_keep)
-    return _SafetensorsWeights(config, folder, may_keep)
+    return _open(names.rows(config), folder)
 
 
-def read_tree(
-    config: Any,
-    folder: Path,
-    *,
-    dtype: Any = None,
-    only: Collection[str] | None = None,
-    may_lack_adapters: bool = False,
-) -> dict[str, Any]:
-    """The published tree (NumPy) of a checkpoint in any layout; arguments and errors as of `open_weights`.
+def open_tree(shapes: Shapes, folder: Path, *, may_lack_adapters: bool = False, source: str | None = None) -> Weights:
+    """As `open_weights`, from path -> shape of a whole tree instead of a configuration.
+
+    The tree may be of a model that is not among ours where the checkpoint is a `params/` folder.
 
     Args:
-        dtype: of the arrays; None = as stored, float32 where parts of one array differ.
-        only: paths of the arrays to read; None = all.
+        may_lack_adapters: LoRA factors need not be there.
+        source: what the report and errors call the folder.
     """
-    return tree_of(config, open_weights(config, folder, may_lack_adapters=may_lack_adapters), dtype=dtype, only=only)
+    return _open(names.rows_of(shapes), folder, may_keep=_ADAPTERS if may_lack_adapters else _NONE, source=source)
 
 
-def tree_of(config: Any, weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
-    """As `read_tree`, of weights that are open."""
-    shapes = names.tree_shapes(config)
-    dtypes: dict[str, np.dtype] = {}
-    for row in names.rows(config):
-        if row.released in weights.report.loaded and (only is None or row.tree in only):
-            stored = weights.dtype(row)
-            same = dtypes.get(row.tree, stored) == stored
-            dtypes[row.tree] = np.dtype(dtype) if dtype is not None else stored if same else np.dtype(np.float32)
-    flat = {path: np.empty(shapes[path], found) for path, found in dtypes.items()}
-    wanted = {row.released for row in names.rows(config) if row.tree in flat}
-    for block in weights.blocks(only=wanted.__contains__):
-        put_into_tree(flat[block.row.tree], block)
-    return unflatten(flat)
+def stored_shapes(folder: Path) -> Shapes:
+    """Path -> shape of the whole tree in a `params/` folder, with what it reads from a base.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is damaged, or of another layout.
+    """
+    from openpi.weights import orbax_parts
+
+    own = {path: array.shape for path, array in orbax_parts.open_arrays(folder).items()}
+    base = AdapterBase.load(folder.parent)
+    return own if base is None else {path: entry.shape for path, entry in base.frozen.items()} | own
 
 
-def check_tree(shapes: Shapes, folder: Path) -> LoadReport:
-    """What loading a safetensors folder into a tree does, by paths of the tree; adapters may be missing.
+def open_base(table: Sequence[Row], base: AdapterBase) -> Weights:
+    """What adapters read from their base, in bfloat16, as training held it.
+
+    Arrays of the tree that are read whole are compared with what the adapters expect.
 
     Args:
-        shapes: of the whole tree.
+        table: arrays of it that are frozen are read.
     Raises:
         FileNotFoundError, ValueError: as of `open_weights`.
     """
-    dims = names.dims_of(shapes)
-    found = open_weights(dims, folder, may_lack_adapters=True).report
-    lacking = {row.tree for row in names.rows(dims) if row.released in found.kept}
-    stored = {path: shape for path, shape in shapes.items() if path not in lacking}
-    report = compare(shapes, stored, may_keep=".*", source=found.source)
-    return dataclasses.replace(report, unused=found.unused)
+    return _BaseWeights([row for row in table if row.tree in base.frozen], base)
 
 
-def put_into_tree(whole: np.ndarray, block: Block) -> None:
-    """Writes a block to its place in the array of the tree that it is part of, cast to its dtype."""
-    part = whole[block.row.index]
-    if block.is_whole:
-        part[...] = block.row.to_tree(block.values)
+def check_base(table: Sequence[Row], base: AdapterBase) -> None:
+    """Reads it once. Raises what `open_base` and `Weights.blocks` do."""
+    for _ in open_base(table, base).blocks():
+        pass
+
+
+def frozen_arrays(weights: Weights, paths: Collection[str]) -> dict[str, Frozen]:
+    """What `AdapterBase` has to know of arrays of the tree; they are read once."""
+    shapes = names.shapes_of(weights.table)
+    digests, found = Digests(shapes), {}
+    wanted = {row.released for row in weights.table if row.tree in paths}
+    for block in weights.blocks(wanted.__contains__):
+        digest = _digest(digests, block)
+        if digest is not None:
+            found[block.row.tree] = Frozen(shapes[block.row.tree], digest)
+    return found
+
+
+# --- the published tree -------------------------------------------------------------------------------------------
+
+
+def read_tree(config: Any, folder: Path, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The published tree (NumPy) of a checkpoint in any layout; arguments and errors as of `open_weights`, `arrays`."""
+    return tree_of(open_weights(config, folder), dtype=dtype, only=only)
+
+
+def tree_of(weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
+    """As `read_tree`, of weights that are open."""
+    return unflatten(dict(arrays(weights, dtype=dtype, only=only)))
+
+
+def arrays(
+    weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and values of one array of the tree after the other.
+
+    Args:
+        dtype: of the arrays; None = as stored, float32 where parts of one array differ.
+        only: paths of the arrays to read; None = all that are there.
+    """
+    shapes = names.shapes_of(weights.table)
+    for path, rows in loaded_rows(weights).items():
+        if only is None or path in only:
+            array = np.empty(shapes[path], stored_dtype(weights, rows) if dtype is None else dtype)
+            for block in weights.blocks({row.released for row in rows}.__contains__):
+                put_into(array, block)
+            yield path, array
+
+
+def loaded_rows(weights: Weights) -> dict[str, list[Row]]:
+    """Per array of the tree that is there whole, the tensors that it is made of."""
+    found: dict[str, list[Row]] = {}
+    for row in weights.table:
+        found.setdefault(row.tree, []).append(row)
+    lacking = set(weights.report.kept)
+    return {path: rows for path, rows in found.items() if not any(row.released in lacking for row in rows)}
+
+
+def stored_dtype(weights: Weights, rows: Iterable[Row]) -> np.dtype:
+    """Of an array of the tree that is made of these; float32 where they differ."""
+    dtypes = {weights.dtype(row) for row in rows}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+
+def put_into(target: np.ndarray, block: Block, box: Box | None = None) -> None:
+    """Writes a block to its place in the array of the tree that it is part of, cast to its dtype.
+
+    Args:
+        box: begin and end along each axis, of the part of that array that `target` is; None = it is all of it.
+    """
+    bounds = [(0, size) for size in target.shape] if box is None else list(box)
+    index, values = block.row.index, block.row.to_tree(block.values) if block.is_whole else block.values
+    if not all(begin <= place < end for place, (begin, end) in zip(index, bounds, strict=False)):
+        return
+    where: list[Any] = [place - begin for place, (begin, _) in zip(index, bounds, strict=False)]
+    if values.ndim:
+        (first, last), *others = bounds[len(index) :]
+        begin, end = max(first, block.start), min(last, block.start + len(values))
+        if begin >= end:
+            return
+        where.append(slice(begin - first, end - first))
+        values = values[(slice(begin - block.start, end - block.start), *(slice(*bound) for bound in others))]
+    target[tuple(where)] = values
+
+
+def by_path(weights: Weights) -> LoadReport:
+    """The report by paths of the tree; what is unused is called as in the file."""
+    shapes = names.shapes_of(weights.table)
+    there = {path: shapes[path] for path in loaded_rows(weights)}
+    report = compare(shapes, there, may_keep=".*", source=weights.report.source)
+    return dataclasses.replace(report, unused=weights.report.unused)
+
+
+# --- the layouts --------------------------------------------------------------------------------------------------
+
+
+def _open(
+    table: Sequence[Row], folder: Path, *, may_keep: str = _NONE, source: str | None = None, is_base: bool = False
+) -> Weights:
+    """As of `open_tree`; `is_base`: there may be more than the table has."""
+    is_jax = find_layout(folder) is Layout.JAX
+    params = _params_folder(folder) if is_jax else None
+    base = AdapterBase.load(folder if params is None else params.parent)
+    elsewhere = {} if base is None else {path: entry.shape for path, entry in base.frozen.items()}
+    own: ArrayWeights | _SafetensorsWeights
+    if params is not None:
+        own = _open_orbax(table, params, elsewhere, may_keep, source or str(params))
     else:
-        part[block.start : block.start + len(block.values)] = block.values
+        tensors = safetensors_io.open_tensors(folder)
+        if base is None and not is_base:
+            _refuse_other_family(table, tensors, folder)
+        own = _SafetensorsWeights(table, tensors, elsewhere, may_keep, source or str(folder))
+    if not is_base:
+        _refuse_adapters(own.report)
+    return own if base is None else _WithBase(own, base)
 
 
-class _OrbaxWeights:
-    def __init__(self, config: Any, folder: Path, may_keep: str) -> None:
-        from openpi.weights import orbax_parts
+def _open_orbax(table: Sequence[Row], params: Path, elsewhere: Shapes, may_keep: str, source: str) -> ArrayWeights:
+    from openpi.weights import orbax_parts
 
-        self._table = names.rows(config)
-        params = _params_folder(folder)
-        assert params is not None
-        base = AdapterBase.load(params.parent)
-        self._arrays = orbax_parts.open_arrays(params)
-        self._frozen = _frozen_arrays(base) if base is not None else {}
-        stored = {path: array.shape for path, array in (self._frozen | self._arrays).items()}
-        by_path = compare(names.tree_shapes(config), stored, may_keep=may_keep, source=str(params))
-        _refuse_adapters(by_path)
-        if base is not None:
-            base.check(self._frozen)
-        self.report = _by_tensor(by_path, self._table)
+    found = orbax_parts.open_arrays(params)
+    stored = dict(elsewhere) | {path: array.shape for path, array in found.items()}
+    report = compare(names.shapes_of(table), stored, may_keep=may_keep, source=source)
+    return ArrayWeights(table, report, found)
+
+
+class ArrayWeights:
+    """`Weights` of arrays of the tree.
+
+    Args:
+        report: by paths of the tree.
+        arrays: by path.
+    """
+
+    base: AdapterBase | None = None
+
+    def __init__(self, table: Sequence[Row], report: LoadReport, arrays: Mapping[str, Array]) -> None:
+        self.table: Sequence[Row] = table
+        loaded, kept = set(report.loaded), set(report.kept)
+        self.report = dataclasses.replace(
+            report,
+            loaded=tuple(row.released for row in table if row.tree in loaded),
+            kept=tuple(row.released for row in table if row.tree in kept),
+        )
+        self._arrays = arrays
+
+    def has(self, row: Row) -> bool:
+        return row.tree in self._arrays
 
     def dtype(self, row: Row) -> np.dtype:
-        return np.dtype(ml_dtypes.bfloat16) if self._is_frozen(row.tree) else self._arrays[row.tree].dtype
-
-    def _is_frozen(self, path: str) -> bool:
-        return path in self._frozen and path not in self._arrays
+        return self._arrays[row.tree].dtype
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
-        for path, rows in _by_path(self._table, only).items():
-            array = (self._frozen | self._arrays).get(path)
-            if array is None:
-                continue
-            for block in _blocks_of(array, rows):
-                # As training held them.
-                frozen = block.values.astype(ml_dtypes.bfloat16) if self._is_frozen(path) else block.values
-                yield dataclasses.replace(block, values=frozen)
+        members: dict[str, dict[tuple[int, ...], Row]] = {}
+        for row in self.table:
+            if self.has(row) and (only is None or only(row.released)):
+                members.setdefault(row.tree, {})[row.index] = row
+        for path, rows in members.items():
+            yield from _blocks_of(self._arrays[path], rows)
 
 
-def _by_path(table: Collection[Row], only: Select | None) -> dict[str, dict[tuple[int, ...], Row]]:
-    """Per array of the tree, its parts by index."""
-    members: dict[str, dict[tuple[int, ...], Row]] = {}
-    for row in table:
-        if only is None or only(row.released):
-            members.setdefault(row.tree, {})[row.index] = row
-    return members
-
-
-def _blocks_of(array: StoredArray, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Block]:
+def _blocks_of(array: Array, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Block]:
     is_stacked = () not in rows
     if not is_stacked and not rows[()].is_plain:
         yield Block(rows[()], 0, rows[()].to_torch(array.read()))
@@ -248,86 +365,104 @@ def _blocks_of(array: StoredArray, rows: Mapping[tuple[int, ...], Row]) -> Itera
                 yield Block(row, 0, row.to_torch(some[(index[0] - start, *index[1:])]))
 
 
-def _frozen_arrays(base: AdapterBase) -> dict[str, StoredArray]:
-    from openpi.weights import orbax_parts
-
-    folders = base.folders()
-    opened = {folder: orbax_parts.open_arrays(folder) for folder in set(folders.values())}
-    missing = [path for path, folder in folders.items() if path not in opened[folder]]
-    if missing:
-        raise ValueError(f"{base.params_path} has no {missing[0]} ({len(missing)} missing), which the adapters need")
-    return {path: opened[folder][path] for path, folder in folders.items()}
-
-
-def _by_tensor(report: LoadReport, table: Collection[Row]) -> LoadReport:
-    loaded, kept = set(report.loaded), set(report.kept)
-    return dataclasses.replace(
-        report,
-        loaded=tuple(row.released for row in table if row.tree in loaded),
-        kept=tuple(row.released for row in table if row.tree in kept),
-    )
-
-
 class _SafetensorsWeights:
-    def __init__(self, config: Any, folder: Path, may_keep: str) -> None:
-        self._tensors = safetensors_io.open_tensors(folder)
-        self._table = names.rows(config)
-        _refuse_other_family(config, self._tensors, folder)
-        self._names = {
-            row.released: name for row in self._table if (name := names.stored_name(row, self._tensors)) is not None
-        }
-        base = AdapterBase.load(folder) if folder.is_dir() else None
-        self._frozen = _frozen_arrays(base) if base is not None else {}
-        if base is not None:
-            base.check(self._frozen)
-        self._elsewhere = [row for row in self._table if row.released not in self._names and row.tree in self._frozen]
-        shapes, trees = self._tensors.shapes, names.tree_shapes(config)
+    base: AdapterBase | None = None
+
+    def __init__(
+        self,
+        table: Sequence[Row],
+        tensors: safetensors_io.Tensors,
+        elsewhere: Shapes,
+        may_keep: str,
+        source: str,
+    ) -> None:
+        self.table: Sequence[Row] = table
+        self._tensors = tensors
+        found = {row.released: names.stored_name(row, tensors) for row in table}
+        self._names = {released: name for released, name in found.items() if name is not None}
+        shapes, trees = tensors.shapes, names.shapes_of(table)
         stored = {released: shapes[name] for released, name in self._names.items()}
-        for row in self._elsewhere:
-            whole = tuple(self._frozen[row.tree].shape)
-            stored[row.released] = row.shape if whole == trees[row.tree] else whole
+        for row in table:
+            if row.released not in self._names and row.tree in elsewhere:
+                whole = elsewhere[row.tree]
+                stored[row.released] = row.shape if whole == trees[row.tree] else whole
         used = set(self._names.values())
         unused = {name: shapes[name] for name in shapes if name not in used and not names.is_known_unused(name)}
-        model = {row.released: row.shape for row in self._table}
-        self.report = compare(model, stored | unused, may_keep=may_keep, source=str(folder))
-        _refuse_adapters(self.report)
+        unused |= {path: elsewhere[path] for path in elsewhere if path not in trees}
+        model = {row.released: row.shape for row in table}
+        self.report = compare(model, stored | unused, may_keep=may_keep, source=source)
+
+    def has(self, row: Row) -> bool:
+        return row.released in self._names
 
     def dtype(self, row: Row) -> np.dtype:
-        if row.released not in self._names:
-            return np.dtype(ml_dtypes.bfloat16)
         return self._tensors.spec(self._names[row.released]).dtype
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
-        for row in self._table:
-            if row.released not in self._names or not (only is None or only(row.released)):
-                continue
-            tensor = self._tensors[self._names[row.released]]
-            per_block = rows_per_block(tensor.shape, tensor.dtype.itemsize) if row.is_plain else len(tensor)
-            if per_block >= len(tensor):
-                yield Block(row, 0, tensor)
-                continue
-            for start in range(0, len(tensor), per_block):
-                # Opened anew each time: pages that were read are let go.
-                yield Block(row, start, self._tensors[self._names[row.released]][start : start + per_block])
-        for path, rows in _by_path(self._elsewhere, only).items():
-            for block in _blocks_of(self._frozen[path], rows):
-                yield dataclasses.replace(
-                    block, values=block.values.astype(ml_dtypes.bfloat16)
-                )  # as training held them
+        for row in self.table:
+            if self.has(row) and (only is None or only(row.released)):
+                for start, values in self._tensors.rows(self._names[row.released], whole=not row.is_plain):
+                    yield Block(row, start, values)
 
 
-def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:
-    """Along axis 0; all of them, unless the tensor is very large."""
-    row_bytes = math.prod(shape[1:]) * itemsize
-    return shape[0] if row_bytes * shape[0] <= _WHOLE_BYTES else max(1, _BLOCK_BYTES // row_bytes)
+class _WithBase:
+    """Weights of a checkpoint, and behind them those of its base."""
+
+    def __init__(self, own: ArrayWeights | _SafetensorsWeights, base: AdapterBase) -> None:
+        self.table: Sequence[Row] = own.table
+        self.report, self._own = own.report, own
+        left_out = [row for row in own.table if not own.has(row)]
+        of_base = {row.tree for row in left_out}
+        self.base: AdapterBase | None = dataclasses.replace(
+            base, frozen={k: v for k, v in base.frozen.items() if k in of_base}
+        )
+        self._behind = open_base(left_out, base)
+
+    def dtype(self, row: Row) -> np.dtype:
+        return self._own.dtype(row) if self._own.has(row) else self._behind.dtype(row)
+
+    def blocks(self, only: Select | None = None) -> Iterator[Block]:
+        yield from self._own.blocks(only)
+        yield from self._behind.blocks(only)
 
 
-def _refuse_other_family(config: Any, stored: Mapping[str, Any], folder: Path) -> None:
+class _BaseWeights:
+    """See `open_base`."""
+
+    base: AdapterBase | None = None
+
+    def __init__(self, table: Sequence[Row], base: AdapterBase) -> None:
+        self.table: Sequence[Row] = table
+        self._base = base
+        folder = base.folder()
+        try:
+            self._weights = _open(table, folder, source=base.place, is_base=True)
+        except ValueError as error:
+            raise ValueError(f"{error}\n{base.expected}") from error
+        self.report = self._weights.report
+
+    def dtype(self, row: Row) -> np.dtype:
+        return _BFLOAT16
+
+    def blocks(self, only: Select | None = None) -> Iterator[Block]:
+        digests = Digests({path: entry.shape for path, entry in self._base.frozen.items()})
+        for block in self._weights.blocks(only):
+            frozen = dataclasses.replace(block, values=block.values.astype(_BFLOAT16))
+            digest = _digest(digests, frozen)
+            if digest is not None:
+                self._base.check(block.row.tree, digest)
+            yield frozen
+
+
+def _digest(digests: Digests, block: Block) -> str | None:
+    values = block.row.to_tree(block.values) if block.is_whole else block.values
+    return digests.add(block.row.tree, values, block.row.index, block.start)
+
+
+def _refuse_other_family(table: Sequence[Row], stored: Collection[str], folder: Path) -> None:
     """The names say what a file holds; its path does not."""
-    bare = {name.removeprefix(names.LEROBOT_PREFIX) for name in stored}
-    is_flow, is_pi05 = "action_in_proj.weight" in bare, "time_mlp_in.weight" in bare
-    found = ("pi0.5" if is_pi05 else "pi0") if is_flow else "pi0-FAST"
-    wanted = ("pi0.5" if config.pi05 else "pi0") if len(config.experts) > 1 else "pi0-FAST"
+    found = names.family({name.removeprefix(names.LEROBOT_PREFIX) for name in stored})
+    wanted = names.family({row.released for row in table})
     if found != wanted:
         raise ValueError(f"{folder} holds {found}, and the recipe's model is {wanted}; name another recipe (--config)")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openpi.weights import names
+from openpi.weights.adapter_base import AdapterBase
 from openpi.weights.layout import Block, Select, Weights
 from openpi.weights.names import Row
 
@@ -23,8 +24,11 @@ class MergedWeights:
         config: with adapters.
     """
 
+    base: AdapterBase | None = None
+
     def __init__(self, config: Any, weights: Weights) -> None:
         self._weights = weights
+        self.table: Sequence[Row] = [row for row in weights.table if not _FACTOR.search(row.released)]
         self._scalings = _scalings(config)
         loaded = tuple(name for name in weights.report.loaded if not _FACTOR.search(name))
         self.report = dataclasses.replace(weights.report, loaded=loaded)
@@ -33,8 +37,11 @@ class MergedWeights:
         return np.dtype(np.float32) if row.released in self._scalings else self._weights.dtype(row)
 
     def blocks(self, only: Select | None = None) -> Iterator[Block]:
+        def of_wanted(name: str) -> bool:
+            return bool(_FACTOR.search(name)) and (only is None or only(_FACTOR.sub(".weight", name)))
+
         factors: dict[str, np.ndarray] = {}
-        for block in self._weights.blocks(only=_FACTOR.search):
+        for block in self._weights.blocks(only=of_wanted):
             factors[block.row.released] = np.array(block.values, np.float32)
         for block in self._weights.blocks(only=lambda name: not _FACTOR.search(name) and (only is None or only(name))):
             name = block.row.released

@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import string
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -103,10 +104,32 @@ def rows(config: Any) -> tuple[Row, ...]:
     return (*found, *_dense(config))
 
 
+def rows_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Row, ...]:
+    """As `rows`, from path -> shape of a whole tree; arrays that no model has are a tensor each, as they are."""
+    try:
+        known = rows(dims_of(shapes))
+    except ValueError:
+        known = ()
+    of_models = shapes_of(known)
+    others = [path for path, shape in shapes.items() if of_models.get(path) != shape]
+    return (*(row for row in known if row.tree in shapes and row.tree not in others), *_as_they_are(shapes, others))
+
+
+def _as_they_are(shapes: Mapping[str, tuple[int, ...]], paths: Sequence[str]) -> Iterator[Row]:
+    for path in paths:
+        sizes = dict(zip(string.ascii_lowercase, shapes[path], strict=False))
+        yield Row(path, path, path, (), f"{' '.join(sizes)} -> {' '.join(sizes)}", sizes)
+
+
 def tree_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every array of the published tree, without any framework."""
+    return shapes_of(rows(config))
+
+
+def shapes_of(table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array of the tree that has all its parts in the table."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for row in rows(config):
+    for row in table:
         before = shapes.get(row.tree, row.index + row.part_shape)
         lead = tuple(max(size, place + 1) for size, place in zip(before, row.index, strict=False))
         shapes[row.tree] = lead + row.part_shape
@@ -132,11 +155,11 @@ def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any
     for row in table:
         parts.setdefault(row.tree, []).append(row)
     for path, members in parts.items():
-        flat[path] = assembled(members, tensor)
+        flat[path] = _assembled(members, tensor)
     return unflatten(flat)
 
 
-def assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarray:
+def _assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarray:
     """One array of the tree from all rows that are parts of it."""
     lead = tuple(1 + max(row.index[axis] for row in members) for axis in range(len(members[0].index)))
     parts = {row.index: row.to_tree(np.asarray(tensor(row))) for row in members}
@@ -155,6 +178,13 @@ def stored_name(row: Row, stored: Mapping[str, Any]) -> str | None:
     names = [row.released, *(_TABLE_ALIASES if row.released == _TABLE else ())]
     candidates = [*names, *(LEROBOT_PREFIX + name for name in names), row.torch]
     return next((name for name in candidates if name in stored), None)
+
+
+def family(released: Collection[str]) -> str:
+    """Which of the models has tensors of these released names."""
+    if "action_in_proj.weight" not in released:
+        return "pi0-FAST"
+    return "pi0.5" if "time_mlp_in.weight" in released else "pi0"
 
 
 def is_known_unused(name: str) -> bool:

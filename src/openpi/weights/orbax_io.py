@@ -8,8 +8,7 @@ import functools
 import logging
 import shutil
 import uuid
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,11 @@ import orbax.checkpoint as ocp
 
 from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
-from openpi.weights.adapter_base import AdapterBase
 from openpi.weights.integrity import check_complete
 from openpi.weights.safetensors_io import is_here
 
 # A process of several gives up on the others' parts of a checkpoint after this.
 _WRITE_TIMEOUT_S = 3600
-
-# The frozen weights that are on a device, for as long as a model uses them: further adapters over the same base take
-# them from here, so that a server holds a base once.
-_frozen_on_device: dict[tuple, weakref.WeakValueDictionary[str, jax.Array]] = {}
 
 # Orbax warns about files that only its newer layouts have.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -40,62 +34,25 @@ def read_params(
     dtype: Any = None,
     as_numpy: bool = True,
     sharding: jax.sharding.Sharding | None = None,
-    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
 
-    Of a checkpoint that holds adapters only, the frozen rest is read from its base; as `jax.Array`s it is shared
-    with whatever else of this process has it.
+    What the folder itself has: of adapters alone nothing is read from their base (`models.model.restore_params` does).
 
     Args:
         path: the `params/` folder, local or remote.
         dtype: cast while reading; None keeps each leaf's own.
         as_numpy: NumPy leaves, else `jax.Array`s on `sharding` (default: the first device).
-        only: '/'-joined paths of the leaves to read; None = all.
     Raises:
-        FileNotFoundError: no such folder, or the base of adapters is not there.
-        ValueError: not an Orbax tree with the top key `params`, one that is damaged, or another base than the adapters
-            were trained on.
+        FileNotFoundError: no such folder.
+        ValueError: not an Orbax tree with the top key `params`, or one that is damaged.
     """
     folder = _existing(path)
-    base = AdapterBase.load(folder.parent)
-    wanted = None if only is None else set(only)
-    params = _read_stored(folder, _restore_arg(dtype, as_numpy, sharding), wanted)
-    if base is None:
-        return params
-    kept = _frozen_on_device.setdefault(
-        (base.params_path, base.fingerprint, str(dtype), str(sharding)), weakref.WeakValueDictionary()
-    )
-    frozen = {} if as_numpy else dict(kept)  # Held, or they could go meanwhile.
-    if not frozen.keys() >= set(base.frozen):
-        read = functools.partial(read_params, dtype=dtype, as_numpy=as_numpy, sharding=sharding, only=base.frozen)
-        frozen = base.read(read)
-        frozen = frozen if dtype is None else {path: leaf.astype(dtype) for path, leaf in frozen.items()}
-        if not as_numpy:
-            kept.update(frozen)
-    return unflatten({**{path: frozen[path] for path in frozen if wanted is None or path in wanted}, **flatten(params)})
-
-
-def _read_stored(folder: Path, arg: Callable[[Any], ocp.RestoreArgs], only: Collection[str] | None) -> dict[str, Any]:
-    tree = _params_tree(folder)
-    if only is not None:
-        stored = flatten(tree)
-        suffix = _value_level(stored)
-        tree = unflatten({path: leaf for path, leaf in stored.items() if path.removesuffix(suffix) in only})
-    return _strip_value_level(_restore(folder, {"params": tree}, arg)["params"])
-
-
-def params_metadata(path: Path | str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by '/'-joined path, without reading any data.
-
-    Raises:
-        FileNotFoundError, ValueError: as of `read_params`.
-    """
-    folder = _existing(path)
-    tree = _strip_value_level(_params_tree(folder))
-    found = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flatten(tree).items()}
-    base = AdapterBase.load(folder.parent)
-    return found if base is None else params_metadata(base.folder()) | found
+    tree = _metadata(folder)
+    if "params" not in tree:
+        raise ValueError(f"{folder} holds the top keys {sorted(tree)}; expected 'params'")
+    read = _restore(folder, {"params": tree["params"]}, _restore_arg(dtype, as_numpy, sharding))
+    return _strip_value_level(read["params"])
 
 
 def leaf_metadata(path: Path | str) -> dict[str, Any]:
@@ -237,13 +194,6 @@ def _existing(path: Path | str) -> Path:
     return folder
 
 
-def _params_tree(folder: Path) -> dict[str, Any]:
-    tree = _metadata(folder)
-    if "params" not in tree:
-        raise ValueError(f"{folder} holds the top keys {sorted(tree)}; expected 'params'")
-    return tree["params"]
-
-
 def _metadata(folder: Path) -> dict[str, Any]:
     """The stored tree with shape and dtype at the leaves."""
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -269,11 +219,7 @@ def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], o
 
 
 def _strip_value_level(tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten(tree)
-    suffix = _value_level(flat)
-    return unflatten({path.removesuffix(suffix): leaf for path, leaf in flat.items()})
-
-
-def _value_level(paths: Iterable[str]) -> str:
     """Training trees carry one extra last key `value` on every leaf; released ones do not."""
-    return "/value" if all(path.endswith("/value") for path in paths) else ""
+    flat = flatten(tree)
+    suffix = "/value" if all(path.endswith("/value") for path in flat) else ""
+    return unflatten({path.removesuffix(suffix): leaf for path, leaf in flat.items()})

@@ -5,40 +5,47 @@ Source: the checkpoint specification, sections 1.1, 4, 4.1 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openpi.weights import names
-from openpi.weights.layout import Block, Weights, rows_per_block
+from openpi.weights.layout import Block, Select, Weights
 from openpi.weights.names import Row
-from openpi.weights.safetensors_io import Spec, Writer
+from openpi.weights.safetensors_io import Spec, Writer, rows_per_block
 
 
-def cast(weights: Weights, dtype: Any = None) -> Iterator[Block]:
-    """The tensors in another dtype (None = as stored), each with its bytes in order."""
-    for block in weights.blocks():
+def cast(weights: Weights, dtype: Any = None, *, only: Select | None = None) -> Iterator[Block]:
+    """The tensors in another dtype (None = as stored), each with its bytes in order; `only` as of `Weights.blocks`."""
+    for block in weights.blocks(only):
         wanted = weights.dtype(block.row) if dtype is None else np.dtype(dtype)
         yield Block(block.row, block.start, np.ascontiguousarray(block.values, dtype=wanted))
 
 
 def write_tensors(
-    file: Path, config: Any, blocks: Iterable[Block], dtype: Callable[[Row], np.dtype], *, prefix: str = ""
+    file: Path,
+    config: Any,
+    blocks: Iterable[Block],
+    dtype: Callable[[Row], np.dtype],
+    *,
+    prefix: str = "",
+    left_out: Collection[str] = (),
 ) -> None:
     """Writes every tensor of a model under its released name; the file is whole or not there.
 
     Args:
         blocks: of all rows, in `dtype`.
         prefix: before each name; LeRobot's is `names.LEROBOT_PREFIX`.
+        left_out: paths of arrays of the tree whose tensors are not written.
     Raises:
         ValueError: blocks are missing, or not of that dtype.
     """
-    table = names.rows(config)
+    table = [row for row in names.rows(config) if row.tree not in left_out]
     specs = {prefix + row.released: Spec(row.shape, np.dtype(dtype(row))) for row in table}
     unused = prefix + names.UNUSED_TABLE
-    if len(config.experts) > 1:  # the reference's strict loader wants it
+    if len(config.experts) > 1 and not left_out:  # the reference's strict loader wants it
         specs[unused] = Spec((config.experts[0].vocab_size, config.experts[1].width), np.dtype(dtype(table[0])))
     with Writer(file, specs, metadata=names.tied_names(prefix=prefix)) as writer:
         for block in blocks:
@@ -47,19 +54,28 @@ def write_tensors(
             writer.write_zeros(unused)
 
 
-def write_params(folder: Path, config: Any, blocks: Iterable[Block], dtype: Callable[[Row], np.dtype]) -> None:
+def write_params(
+    folder: Path,
+    config: Any,
+    blocks: Iterable[Block],
+    dtype: Callable[[Row], np.dtype],
+    *,
+    left_out: Collection[str] = (),
+) -> None:
     """Writes a `params/` folder, with a chunk for each tensor.
 
     Args:
         blocks: of all rows, in `dtype`.
+        left_out: paths of arrays that are not written.
     """
     from openpi.weights import orbax_parts
 
     shapes = names.tree_shapes(config)
     specs, chunks = {}, {}
     for row in names.rows(config):
-        specs[row.tree] = (shapes[row.tree], np.dtype(dtype(row)))
-        chunks[row.tree] = (1,) * len(row.index) + _chunk_rows(row.part_shape, specs[row.tree][1].itemsize)
+        if row.tree not in left_out:
+            specs[row.tree] = (shapes[row.tree], np.dtype(dtype(row)))
+            chunks[row.tree] = (1,) * len(row.index) + _chunk_rows(row.part_shape, specs[row.tree][1].itemsize)
     stores = orbax_parts.create_arrays(folder, specs, chunks)
     for block in blocks:
         store, index = stores[block.row.tree], block.row.index

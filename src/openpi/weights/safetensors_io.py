@@ -24,6 +24,9 @@ from openpi.shared.errors import first_line
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Tensors beyond this size come in blocks of rows.
+_WHOLE_BYTES = 256 << 20
+_BLOCK_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 _DTYPES = {
@@ -77,19 +80,41 @@ class Tensors(Mapping[str, np.ndarray]):
         self.metadata = dict(metadata)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self._mapped(name, 0, self._places[name].spec.shape)
+
+    def _mapped(self, name: str, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        """From byte `start` of a tensor on."""
         place = self._places[name]
-        if not place.spec.nbytes:
-            return np.empty(place.spec.shape, place.spec.dtype)
-        count = math.prod(place.spec.shape)
-        # One map for each tensor: its pages go when the tensor does.
-        mapped = np.memmap(place.file, place.spec.dtype, "r", place.offset, (count,))
-        return mapped.reshape(place.spec.shape)
+        count = math.prod(shape)
+        if not count:
+            return np.empty(shape, place.spec.dtype)
+        # A map for each piece: its pages go when the array does.
+        return np.memmap(place.file, place.spec.dtype, "r", place.offset + start, (count,)).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def rows(self, name: str, *, whole: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """A tensor, or, if it is very large, blocks of its rows one after another, with the index of the first of each.
+
+        Args:
+            whole: never in blocks.
+        """
+        spec = self._places[name].spec
+        per_block = rows_per_block(spec.shape, spec.dtype.itemsize) if spec.shape and not whole else 0
+        if not per_block or per_block >= spec.shape[0]:
+            yield 0, self[name]
+            return
+        row_bytes = spec.nbytes // spec.shape[0]
+        for start in range(0, spec.shape[0], per_block):
+            count = min(per_block, spec.shape[0] - start)
+            yield start, self._mapped(name, start * row_bytes, (count, *spec.shape[1:]))
 
     def spec(self, name: str) -> Spec:
         return self._places[name].spec
@@ -101,6 +126,12 @@ class Tensors(Mapping[str, np.ndarray]):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: place.spec.shape for name, place in self._places.items()}
+
+
+def rows_per_block(shape: tuple[int, ...], itemsize: int) -> int:
+    """How many rows (along axis 0) of an array are read or written at once: all, unless it is very large."""
+    row_bytes = math.prod(shape[1:]) * itemsize
+    return shape[0] if row_bytes * shape[0] <= _WHOLE_BYTES else max(1, _BLOCK_BYTES // row_bytes)
 
 
 def is_here(folder: Path) -> bool:

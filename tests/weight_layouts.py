@@ -1,0 +1,25 @@
+"""The same weights in every layout, as users have them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.weights import layout, names, released
+
+LAYOUTS = ("jax", "pytorch", "lerobot")
+
+
+def write(source: Path, config: Any, folder: Path, kind: str, dtype: Any = np.float32) -> str:
+    """Weights of a `params/` folder in another layout; returns what a recipe's weight loader is given."""
+    weights, wanted = layout.open_weights(config, source), np.dtype(dtype)
+    blocks = released.cast(weights, wanted)
+    if kind == "jax":
+        released.write_params(folder / "params", config, blocks, lambda row: wanted)
+        return str(folder / "params")
+    folder.mkdir(parents=True)
+    prefix = names.LEROBOT_PREFIX if kind == "lerobot" else ""
+    released.write_tensors(folder / "model.safetensors", config, blocks, lambda row: wanted, prefix=prefix)
+    if kind == "lerobot":
+        (folder / "config.json").write_text('{"type": "pi0"}')
+    return str(folder)
