@@ -19,6 +19,8 @@ _SECTION = re.compile(
     r"\n\[tool\.uv\]\n" + re.escape(BEGIN) + r"constraint-dependencies = \[\n(?:    .*\n)*\]\n", re.MULTILINE
 )
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?")
+# The client is for older versions, too, and `uv pip install` reads the pins of the folder that it runs in.
+_WHERE = "python_version >= '3.11'"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,8 +80,8 @@ def _pin(line: str) -> str | None:
     match = _PIN.fullmatch(line.strip())
     if match is None:
         return None
-    marker = f" ; {match['marker']}" if match["marker"] else ""
-    return f"{match['name']}=={match['version']}{marker}"
+    marker = f"({match['marker']}) and {_WHERE}" if match["marker"] else _WHERE
+    return f"{match['name']}=={match['version']} ; {marker}"
 
 
 def _quoted(pin: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -319,6 +320,15 @@ def test_a_batch_gives_each_observation_what_it_gets_alone(recipe, golden):
         alone = policy.infer(observation, noise=noise_)["actions"]
         np.testing.assert_array_equal(single["actions"], alone)
         np.testing.assert_allclose(batched["actions"], alone, atol=F32, rtol=F32)
+
+
+def test_after_warming_up_nothing_is_compiled(recipe, golden, caplog):
+    policy = create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
+    jax.clear_caches()
+    policy.warm_up(make_droid_example())
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+        policy.infer(make_droid_example())
+    assert [record.message for record in caplog.records if "ompil" in record.message] == []
 
 
 def test_an_observation_of_a_batch_that_does_not_fit_leaves_the_others_alone(policy):

@@ -49,8 +49,9 @@ class JaxSampler:
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
         options = tuple(sorted(sample_kwargs.items()))
+        _, key = jax.random.split(jax.random.key(0))  # compiled as well
         for extent in self._extents.make_ready(inputs, options):
-            self._run(compact.cut(inputs, extent), None, options, jax.random.key(0))
+            self._run(compact.cut(inputs, extent), None, options, key)
 
     def _run(
         self,
