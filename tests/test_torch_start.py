@@ -84,12 +84,13 @@ def test_memory_beside_the_state_is_that_of_a_few_tensors(
     tracemalloc.start()
     try:
         state = opened.create_state()
-        _, peak = tracemalloc.get_traced_memory()
+        # On a processor, JAX may keep an array where NumPy has it.
+        of_state, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert read_bytes
     # JAX wants whole arrays of the tree, which stack the layers.
-    assert peak < (LARGEST_BYTES if backend == "jax" else 0) + TOTAL_BYTES / 5
+    assert peak - of_state < (LARGEST_BYTES if backend == "jax" else 0) + TOTAL_BYTES / 5
     assert opened.digests(state, [path]) == expected
 
 

@@ -63,7 +63,8 @@ def read_array(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.S
     for block in weights.blocks({row.released for row in rows}.__contains__):
         for box, part in parts.items():
             layout.put_into(part, block, box)
-    return jax.make_array_from_callback(shape, place, lambda index: parts[_box(index, shape)])
+    array = jax.make_array_from_callback(shape, place, lambda index: parts[_box(index, shape)])
+    return array.block_until_ready()  # else the host would hold what is still on its way
 
 
 def _box(index: Any, shape: tuple[int, ...]) -> Box:
