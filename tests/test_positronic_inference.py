@@ -137,7 +137,11 @@ def test_recordings_of_several_runs_are_sent_to_a_bucket_side_by_side(run, tmp_p
     [
         ((), "--policy=.remote"),
         (("--policy=.nothing",), "nothing"),
-        (("--policy=.remote", "--policy.port=1"), "ws://localhost:1/api/v1/session"),
+        (("--policy=.remote", "--policy.port=1", "--connect_timeout_s=0"), "ws://localhost:1/api/v1/session"),
+        (("--policy=remote",), "policy is the text 'remote'; expected a configuration: .remote, with a dot,"),
+        (("--policy=.scripted", "--driver=timed"), "driver is the text 'timed'"),
+        (("--policy=.scripted", "--observers=none"), "observers is the text 'none'"),
+        (("--policy=.remote", "--policy.codec=nothing"), "no codec 'nothing'"),
         (("--policy=.scripted", "--driver.num_iterations=0"), "num_iterations"),
         (("--policy=.scripted", "--driver.simulation_time=-1"), "simulation_time"),
         (("--policy=.scripted", "--driver=.keyboard"), "terminal"),
