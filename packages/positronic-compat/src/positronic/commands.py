@@ -72,8 +72,8 @@ def refuse_text(**values: Any) -> None:
         if isinstance(value, str):
             dotted = f".{value}, with a dot," if value.isidentifier() else ".name"
             raise ValueError(
-                f"{flag} is the text '{value}'; expected a configuration: {dotted} of one of Positronic's, or "
-                "@module.name of your own"
+                f"{flag} is the text '{value}'; expected a configuration: {dotted} for one of Positronic's, "
+                "@module.name for one of your own"
             )
 
 
