@@ -21,6 +21,7 @@ from openpi.envs.franka import poses, stacking
 from openpi.envs.franka.env import CAMERAS
 from openpi.envs.franka.render import make_renderer
 from openpi.envs.franka.world import START_JOINTS, FrankaWorld
+from openpi.evaluation.franka import drivers
 from openpi.evaluation.franka import station as station_module
 from openpi.evaluation.franka.drivers import Keyboard, Timed
 from openpi.evaluation.franka.policies import ScriptedPolicy
@@ -116,21 +117,23 @@ def test_time_goes_on_while_the_policy_thinks_only_if_asked_for(station, world, 
         np.testing.assert_allclose(np.diff(asked) / S, period_s, atol=0.021)
 
 
-def test_a_pose_out_of_reach_is_recorded_as_an_error_and_recovered_from(station, world, tmp_path):
+def test_a_pose_out_of_reach_is_recorded_as_an_error_and_recovered_from(station, world, tmp_path, caplog):
     policy = Chunks()
     out_of_reach = {"type": "cartesian_pos", "pose": np.array([3.0, 0, 0.5, *np.eye(3).ravel()])}
     first = {"robot_command": out_of_reach, "target_grip": 1.0, "timestamp": 0.1}
     fine = policy.codec.decode(policy.chunk)
-    answers = iter([[first, *fine], fine])
+    answers = iter([[first, *fine], [first, *fine], fine])
     policy.infer = lambda observation: next(answers)
     robot = station(policy)
     robot.start({})
-    robot.run_for(0.5)
+    robot.run_for(0.7)
     robot.save()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("2 times in this episode the arm could not reach")
     (episode,) = RawDataset(tmp_path / "raw")
     failed = episode.signal("robot_state.error")
-    assert 1 <= np.sum(failed.values(range(len(failed)))) <= 6  # 10 ms
-    assert len(episode.signal("robot_commands.pose")) == 1
+    assert 2 <= np.sum(failed.values(range(len(failed)))) <= 12  # 10 ms each
+    assert len(episode.signal("robot_commands.pose")) == 2
     assert len(episode.signal("robot_commands.joints")) >= 5  # of the next answer: the rest of the first was dropped
     assert not world.has_failed
 
@@ -241,6 +244,17 @@ def test_a_policy_that_fails_keeps_what_was_recorded(station, tmp_path):
     (episode,) = RawDataset(tmp_path / "raw")
     assert episode.static["inference.error"] == "Server error: out of memory"
     assert 0.9 < episode.duration_ns / S < 1.0
+
+
+def test_a_long_episode_says_how_far_it_is(station, monkeypatch, caplog):
+    monkeypatch.setattr(drivers, "_TELL_EVERY_S", 0.0)
+    caplog.set_level("INFO")
+    robot = station(Chunks())
+    began = robot.world.time_ns
+    Timed(simulation_time=1.1).run(robot)
+    assert robot.world.time_ns - began == 1.1 * S
+    assert "episode 1 of 1: 0 of 1.1 simulated seconds" in caplog.messages
+    assert "episode 1 of 1: 1 of 1.1 simulated seconds" in caplog.messages
 
 
 def test_ctrl_c_drops_the_episode_under_way(station, tmp_path):

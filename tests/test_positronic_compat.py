@@ -93,6 +93,13 @@ def test_recordings_are_appended_once_unless_asked_again(positronic, recordings,
     ("arguments", "message"),
     [
         (["convert", "--dataset.codec=.nothing"], "codecs.nothing"),
+        (["convert", "--dataset.codec=nothing"], "no codec 'nothing'; there are"),
+        (["convert", "--dataset.codec=None"], "dataset.codec is None"),
+        (["convert", f"--dataset.codec=@{CODECS}.openpi_positronic"], "allow no '/' in names"),
+        (
+            ["append", "--dataset.dataset=local"],
+            "dataset.dataset is the text 'local'; expected a configuration: .local,",
+        ),
         (["convert", f"--dataset.codec=@{CODECS}.droid"], "inference only"),
         (["convert", "--dataset.dataset.path=/nowhere"], "/nowhere does not exist"),
         (["convert", "--outputdir=x"], "outputdir"),
@@ -102,12 +109,33 @@ def test_recordings_are_appended_once_unless_asked_again(positronic, recordings,
 def test_what_is_mistyped_or_impossible_ends_in_one_line(positronic, recordings, tmp_path, capsys, arguments, message):
     command = arguments[:1]
     rest = [f"--dataset.dataset.path={recordings}", f"--output_dir={tmp_path / 'set'}", *arguments[1:]]
-    assert positronic("positronic-to-lerobot", *command, *(rest if command == ["convert"] else ())) == 1
+    if command == ["append"]:  # a path belongs to a configuration
+        rest = rest[1:]
+    assert positronic("positronic-to-lerobot", *command, *(rest if command != ["konvert"] else ())) == 1
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) <= 2
     assert "Traceback" not in error
     assert not (tmp_path / "set").exists()
+
+
+def test_codecs_are_also_named_as_in_openpi_and_found_in_the_current_folder(
+    positronic, recordings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "codec_of_this_folder.py").write_text(
+        "import configuronic\nfrom openpi.codecs.catalog import get_codec\n"
+        "codec = get_codec('ee_joints')\nchosen = configuronic.Config(get_codec, name='joints_traj')\n"
+    )
+    widths = []
+    for name in ("ee", "codec_of_this_folder.py:codec", "@codec_of_this_folder.chosen"):
+        folder = tmp_path / f"set{len(widths)}"
+        arguments = ("convert", f"--dataset.dataset.path={recordings}", f"--output_dir={folder}", "--num_workers=0")
+        assert not positronic("positronic-to-lerobot", *arguments, f"--dataset.codec={name}", "--video=False")
+        assert f"written: {folder}" in capsys.readouterr().err
+        widths += LeRobotDataset(folder).metadata.features["observation.state"]["shape"]
+    assert widths == [8, 15, 8]
 
 
 @pytest.mark.parametrize("name", [*catalog.CURRENT, *catalog.OLDER, "eepose"])

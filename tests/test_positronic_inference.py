@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import json
+import logging
+import socket
 import threading
 
 import numpy as np
@@ -100,6 +102,36 @@ def test_a_remote_policy_moves_the_robot_and_everything_is_logged(run, server, t
     assert stacking.SUCCESS not in RawDataset(tmp_path / "logs")[2].signals
 
 
+def test_a_server_that_is_not_listening_yet_is_waited_for(run):
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    server, refused, done = Server(), threading.Event(), threading.Event()
+
+    def serve_late() -> None:
+        refused.wait(30)
+        with websockets.sync.server.serve(server.handle, "127.0.0.1", port, compression=None) as listening:
+            threading.Thread(target=lambda: (done.wait(60), listening.shutdown())).start()
+            listening.serve_forever()
+
+    class Notice(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "Trying again for 20 s" in record.getMessage():
+                refused.set()
+
+    thread, notice = threading.Thread(target=serve_late), Notice()
+    thread.start()
+    logging.getLogger("openpi").addHandler(notice)
+    try:
+        arguments = ("--policy=.remote", "--policy.host=127.0.0.1", f"--policy.port={port}", "--connect_timeout_s=20")
+        assert run("sim", *arguments, *QUICK, "--driver.simulation_time=0.1") == 0
+    finally:
+        logging.getLogger("openpi").removeHandler(notice)
+        refused.set()
+        done.set()
+        thread.join()
+    assert len(server.requests) == 1
+
+
 def test_a_failing_server_ends_the_run_in_one_line_and_keeps_the_log(run, server, tmp_path, capsys):
     server.fails_after = 1
     assert run("sim", *server.arguments, *QUICK, f"--output_dir={tmp_path / 'logs'}") == 1
@@ -137,7 +169,11 @@ def test_recordings_of_several_runs_are_sent_to_a_bucket_side_by_side(run, tmp_p
     [
         ((), "--policy=.remote"),
         (("--policy=.nothing",), "nothing"),
-        (("--policy=.remote", "--policy.port=1"), "ws://localhost:1/api/v1/session"),
+        (("--policy=.remote", "--policy.port=1", "--connect_timeout_s=0"), "ws://localhost:1/api/v1/session"),
+        (("--policy=remote",), "policy is the text 'remote'; expected a configuration: .remote, with a dot,"),
+        (("--policy=.scripted", "--driver=timed"), "driver is the text 'timed'"),
+        (("--policy=.scripted", "--observers=none"), "observers is the text 'none'"),
+        (("--policy=.remote", "--policy.codec=nothing"), "no codec 'nothing'"),
         (("--policy=.scripted", "--driver.num_iterations=0"), "num_iterations"),
         (("--policy=.scripted", "--driver.simulation_time=-1"), "simulation_time"),
         (("--policy=.scripted", "--driver=.keyboard"), "terminal"),

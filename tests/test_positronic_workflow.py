@@ -1,8 +1,9 @@
 """The whole way of Positronic's documents, each command as it is typed: from recordings to a policy that moves a robot,
-and from its logs to a dataset again. The model has the true architecture and is tiny.
+and from its logs to a dataset again. The model has the true architecture and is tiny: the one of the documents.
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,26 +19,14 @@ from openpi.shared import normalize
 from openpi_client.positronic_client import PositronicClient
 
 CODEC = "@positronic.vendors.openpi.codecs.ee_joints"
-TINY = """
-import dataclasses
-import sys
-sys.path.insert(0, {tests!r})
-import tiny_arm
-from openpi.training.config import get_config
-from openpi.training.weight_loaders import NoOpWeightLoader
-
-model = dataclasses.replace(tiny_arm.MODEL, action_dim=16, max_token_len=200)
-recipe = dataclasses.replace(
-    get_config("pi05_positronic_lowmem"), name="pi05_positronic_tiny", model=model, batch_size=2, num_workers=0,
-    weight_loader=NoOpWeightLoader(), freeze_filter=tiny_arm.recipe.freeze_filter,
-)
-"""
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "positronic.md"
 
 
 def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     recipe = tmp_path / "tiny_positronic.py"
-    recipe.write_text(TINY.format(tests=str(Path(__file__).parent)))
+    (source,) = re.findall(r"```python\n(# tiny_positronic\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
+    recipe.write_text(source)
     raw, dataset, stats, checkpoints, logs = (
         tmp_path / name for name in ("raw", "cubes lerobot", "stats", "checkpoints", "logs")
     )
@@ -65,7 +54,7 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
         named,
         "--exp_name=20240101",
         "--num_train_steps=2",
-        "--extra_args=['--log-interval=1']",
+        "--extra_args=['--log-interval=1', '--batch-size=2']",
     )
     experiment = checkpoints / "pi05_positronic_tiny" / "20240101"
     (step,) = experiment.glob("[0-9]*")

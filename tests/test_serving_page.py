@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from openpi.models.model_config import ModelType
+from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
+from openpi.transforms import TokenizePrompt
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get, raw_connection
 
+GOLDEN = Path(__file__).parent / "golden"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -50,7 +53,8 @@ def droid_policy() -> Policy:
         state_q01=(-1.0,) * 8,
         state_q99=(1.0,) * 8,
     )
-    transforms = [DroidInputs(ModelType.PI05), RangeGuard(contract)]
+    tokenizer = PaligemmaTokenizer(160, GOLDEN / "tokenizers" / "tiny_paligemma_tokenizer.model")
+    transforms = [DroidInputs(ModelType.PI05), RangeGuard(contract), TokenizePrompt(tokenizer, True)]
     return Policy(SwingSampler(), transforms=transforms, output_transforms=[DroidOutputs()], contract=contract)
 
 
@@ -76,6 +80,9 @@ def test_the_handshake_tells_the_contract_and_an_answer_what_is_far_outside_of_i
         [warning] = client.infer(observation(joint_3=9.0))["warnings"]
         assert "9 is far outside the training range -1..1" in warning
         assert 'openpi_warned_total{model="default"} 1.0' in get(port, "/metrics")[2]
+        [warning] = client.infer({**observation(), "prompt": 40 * "put the cup on the plate "})["warnings"]
+        assert "is cut to 160" in warning and "nor the state behind it" in warning
+        assert 'openpi_warned_total{model="default"} 2.0' in get(port, "/metrics")[2]
         for key, value, text in (
             ("observation/joint_position", np.zeros(6), "has shape (6,)"),
             ("observation/joint_position", np.full(7, np.nan), "NaN"),

@@ -76,6 +76,15 @@ def test_a_missing_local_path_is_named_absolutely(tmp_path, monkeypatch):
         download.maybe_download("checkpoints/none")
 
 
+def test_a_missing_local_path_is_told_with_what_there_is_instead(tmp_path):
+    for name in ("59", "100", "assets"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"run/20 does not exist .*\. There are the steps 59, 100$"):
+        download.maybe_download(tmp_path / "run" / "20")
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'run'\?"):
+        download.maybe_download(tmp_path / "runs")
+
+
 def test_a_file_is_fetched_once_and_kept_under_bucket_and_path(server, cache):
     folder, url, requests = server
     (folder / "model").write_bytes(b"pieces")

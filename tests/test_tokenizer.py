@@ -12,6 +12,7 @@ import pytest
 from openpi.models import tokenizer
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.tokenizer import BinningTokenizer, FASTTokenizer, FSQTokenizer, PaligemmaTokenizer
+from openpi.shared.collected_warnings import collected_warnings
 
 FOLDER = Path(__file__).parent / "golden" / "tokenizers"
 MODEL = FOLDER / "tiny_paligemma_tokenizer.model"
@@ -43,16 +44,47 @@ def test_states_fall_into_the_recorded_bins():
     assert tokenizer.state_as_text(np.array(values)) == "-1 0 0 128 255 255 255"
 
 
-def test_a_cut_prompt_is_said_once_with_length_limit_and_loss(caplog):
+def test_a_cut_prompt_is_told_each_time_and_logged_once(caplog):
     short = PaligemmaTokenizer(8, MODEL)
-    for _ in range(3):
-        short.tokenize("pick up the cup", np.zeros(4))
-    short.tokenize("open drawer", np.zeros(4))
-    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(messages) == 2
-    assert "'pick up the cup' has" in messages[0]
-    assert "max_token_len=8" in messages[0]
-    assert "Action: " in messages[0]
+    with collected_warnings() as told:
+        short.tokenize("pick up the cup" + 50 * " and the next", np.zeros(4))
+        short.tokenize("open drawer", np.zeros(4))
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert logged == told[:1] and len(told) == 2
+    assert "is cut to 8 (max_token_len)" in told[0]
+    assert "'pick up the cup and the" in told[0]
+    assert "\n" not in told[0] and len(told[0]) < 240
+
+
+@pytest.mark.parametrize("make", [PaligemmaTokenizer, BinningTokenizer])
+def test_it_is_told_how_much_of_the_state_a_cut_takes_along(make):
+    def told(max_len: int) -> list[str]:
+        with collected_warnings() as warnings:
+            arguments = (None,) if make is BinningTokenizer else ()
+            make(max_len, model_path=MODEL).tokenize("pick up the cup", np.linspace(-1, 1, 8), *arguments)
+        return warnings
+
+    needed = next(n for n in range(10, 200) if not told(n))
+    parts = ("nor the state behind it", "the end of the state", "what follows the state")
+    found = [next(part for part in parts if part in warning) for n in range(4, needed) for warning in told(n)]
+    assert len(found) == needed - 4
+    assert list(dict.fromkeys(found)) == list(parts)
+    assert found == sorted(found, key=parts.index)
+
+
+def test_actions_that_are_cut_from_a_training_sample_are_told(chunks):
+    fast = FASTTokenizer(30, FOLDER / "fast", MODEL)
+    with collected_warnings() as told:
+        fast.tokenize("lift", np.zeros(2), chunks[0])
+        fast.tokenize(40 * "lift ", np.zeros(2), chunks[0])
+    assert [warning.partition(":")[0] for warning in told] == ["actions", "prompt", "actions"]
+    assert "is cut to 30 (max_token_len)" in told[0]
+
+
+def test_a_cut_prompt_without_a_state_loses_its_end_alone():
+    with collected_warnings() as told:
+        PaligemmaTokenizer(8, MODEL).tokenize("pick up the cup, State: full, and put it down")
+    assert "does not see its end. Shorten" in told[0]
 
 
 def test_making_a_tokenizer_opens_nothing_and_a_missing_file_is_named_on_use(tmp_path):

@@ -300,3 +300,14 @@ def test_a_complete_run_says_that_nothing_is_left_to_do(tmp_path, caplog):
     checkpoints.close()
     assert last_step == config.num_train_steps - 1
     assert "nothing is left to do. Raise --num-train-steps" in caplog.text
+
+
+def test_a_run_that_is_replaced_is_named_with_its_last_step(tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = of_run(tmp_path, "first", resume=False, overwrite=True)
+    run_directory.open_run(config)[0].close()
+    assert "replacing" not in caplog.text
+    finished(config, 3)
+    run_directory.open_run(config)[0].close()
+    assert f"replacing the run in {config.checkpoint_dir} (step 3)" in caplog.text
+    assert complete_steps(config.checkpoint_dir) == []

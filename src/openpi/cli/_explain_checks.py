@@ -16,11 +16,18 @@ from openpi import transforms
 from openpi.cli._explain_trace import Stage
 from openpi.data.dataset import Sample
 from openpi.models.model_config import BaseModelConfig, ModelType
-from openpi.models.tokenizer import PaligemmaTokenizer, load_sentencepiece
+from openpi.models.tokenizer import (
+    BinningTokenizer,
+    FASTTokenizer,
+    FSQTokenizer,
+    PaligemmaTokenizer,
+    load_sentencepiece,
+)
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import normalize
+from openpi.shared.collected_warnings import collected_warnings
 from openpi.shared.tree import flatten
 
 # 2 % of all values lie outside q01..q99 by definition; what is this far out is not one of them.
@@ -31,7 +38,7 @@ MAX_ROUND_TRIP_ERROR = 1e-3
 # Grey levels (of 255): below this an image shows nothing.
 FLAT_IMAGE_STD = 1.0
 MAX_NAMED_DIMS = 8
-_MANY_TOKENS = 100_000
+_TELL_OF_CUTS = (PaligemmaTokenizer, FASTTokenizer, BinningTokenizer, FSQTokenizer)
 _MIN_IMAGE_SIDE = 8
 
 
@@ -332,16 +339,12 @@ def _prompt_length(
     if isinstance(tokenizer, PaligemmaTokenizer):
         seen = load_sentencepiece(tokenizer.model_path).decode(after["tokenized_prompt"][mask].tolist())
         yield Finding("tokenized_prompt", f"the model reads {seen!r}", is_surprise=False)
-    if not mask.all():
-        return
-    if not isinstance(tokenizer, PaligemmaTokenizer):
+    with collected_warnings() as cut:
+        step(before)
+    for warning in cut:
+        yield Finding("tokenized_prompt", warning.partition(":")[2].strip())
+    if mask.all() and not isinstance(tokenizer, _TELL_OF_CUTS):
         yield Finding("tokenized_prompt", f"fills all {mask.size} tokens, is probably cut: raise model.max_token_len")
-        return
-    roomy = dataclasses.replace(step, tokenizer=PaligemmaTokenizer(_MANY_TOKENS, tokenizer.model_path))
-    needed = int(np.sum(roomy(before)["tokenized_prompt_mask"]))
-    if needed > mask.size:
-        message = f"has {needed} tokens and is cut to {mask.size}: shorten the prompt or raise model.max_token_len"
-        yield Finding("tokenized_prompt", message)
 
 
 def _listed(items: list[str], count: int) -> str:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return explain(args, overrides)
     except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
-        print(f"openpi explain: {_message(error)}", file=sys.stderr)
+        print(f"openpi explain: {_message(error) if isinstance(error, LookupError) else error}", file=sys.stderr)
         return 1
 
 

@@ -82,8 +82,8 @@ def convert(
     """
     paths = list(source.paths) if isinstance(source, RawDataset) else list(source)
     columns = codec.training_columns()
-    rate = _rate(fps, codec)
     features = _features(codec)
+    rate = _rate(fps, codec)
     paths = _usable(paths, columns, skip_unusable)
     if append and not repeat:
         provenance.refuse_repeats(output, paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import textwrap
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import sentencepiece
 
 from openpi.models.fast_codec import FastCodec, UndecodableActionsError, load_codec
 from openpi.shared import download
+from openpi.shared.collected_warnings import Warnings
 
 if TYPE_CHECKING:
     from openpi.models.action_grammar import ActionGrammar
@@ -23,6 +25,8 @@ logger = logging.getLogger("openpi")
 PALIGEMMA_TOKENIZER_URL = "gs://big_vision/paligemma_tokenizer.model"
 # Of bin k on [-1, 1]; a state below -1 gets bin -1, one above falls into bin 255.
 _STATE_BIN_EDGES = np.linspace(-1, 1, 256 + 1)[:-1]
+_STATE = ", State: "
+_QUOTED = 50  # characters of a prompt
 
 
 class PaligemmaTokenizer:
@@ -39,7 +43,7 @@ class PaligemmaTokenizer:
     def __init__(self, max_len: int = 48, model_path: str | Path | None = None) -> None:
         self.max_len = max_len
         self.model_path = model_path
-        self._cut_prompts: set[str] = set()
+        self._warn = Warnings()
 
     def tokenize(self, prompt: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of a prompt, padded with 0.
@@ -50,35 +54,22 @@ class PaligemmaTokenizer:
                 = leave it out (pi0).
         Returns:
             int64[max_len] tokens and bool[max_len], true on real tokens. What is too long loses its end, with
-            a warning for each new prompt.
+            a warning (`collected_warnings`).
         """
         text = prompt.strip().replace("_", " ").replace("\n", " ")
         if state is None:
             # The line break that starts the answer is encoded on its own, as in PaliGemma's training.
             tokens = self._model.encode(text, add_bos=True) + self._model.encode("\n")
         else:
-            full = f"Task: {text}, State: {state_as_text(state)};\nAction: "
+            full = f"Task: {text}{_STATE}{state_as_text(state)};\nAction: "
             tokens = self._model.encode(full, add_bos=True)
         if len(tokens) > self.max_len:
-            self._warn_cut(text, tokens)
+            self._warn([_cut(self._model, tokens, self.max_len, text, has_state=state is not None)])
         return _pad(tokens, self.max_len, np.int64), _pad([True] * len(tokens), self.max_len, np.bool_)
 
     @cached_property
     def _model(self) -> sentencepiece.SentencePieceProcessor:
         return load_sentencepiece(self.model_path)
-
-    def _warn_cut(self, prompt: str, tokens: list[int]) -> None:
-        if prompt in self._cut_prompts:
-            return
-        self._cut_prompts.add(prompt)
-        logger.warning(
-            "prompt '%s' has %d tokens and is cut to max_token_len=%d: the model does not see %r at its end. "
-            "Shorten the prompt, or raise max_token_len and train with it",
-            prompt,
-            len(tokens),
-            self.max_len,
-            self._model.decode(tokens[self.max_len :]),
-        )
 
 
 class BinningTokenizer:
@@ -257,7 +248,7 @@ class _ActionText:
     def __init__(self, max_len: int, model_path: str | Path | None) -> None:
         self._max_len = max_len
         self._model_path = model_path
-        self._warned = False
+        self._warn = Warnings()
 
     @cached_property
     def _model(self) -> sentencepiece.SentencePieceProcessor:
@@ -267,10 +258,18 @@ class _ActionText:
         self, prompt: str, state: np.ndarray, action_ids: list[int] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         text = prompt.lower().strip().replace("_", " ")
-        prefix = self._model.encode(f"Task: {text}, State: {state_as_text(state)};\n", add_bos=True)
+        prefix = self._model.encode(f"Task: {text}{_STATE}{state_as_text(state)};\n", add_bos=True)
         postfix = [] if action_ids is None else [*self.opening, *self._mirror(action_ids), *self.closing]
         tokens = prefix + postfix
-        self._warn_if_cut(len(tokens), len(prefix))
+        if len(prefix) > self._max_len:
+            self._warn([_cut(self._model, prefix, self._max_len, text, has_state=True)])
+        if postfix and len(tokens) > self._max_len:
+            self._warn(
+                [
+                    f"actions: a sample has {len(tokens)} tokens and is cut to {self._max_len} (max_token_len): the "
+                    "model does not learn the end of its actions. Raise max_token_len"
+                ]
+            )
         is_target = [False] * len(prefix) + [True] * len(postfix)
         n = self._max_len
         return (
@@ -335,23 +334,27 @@ class _ActionText:
         """Action ids <-> sentencepiece ids; its own inverse."""
         return [self.last_action_token - int(i) for i in ids]
 
-    def _warn_if_cut(self, count: int, prefix_count: int) -> None:
-        if count <= self._max_len or self._warned:
-            return
-        self._warned = True
-        lost = "the actions" if count > prefix_count else "the end of the prompt"
-        logger.warning(
-            "a sample has %d tokens and is cut to max_token_len=%d: the model does not see the end of %s. "
-            "Raise max_token_len. (Said once.)",
-            count,
-            self._max_len,
-            lost,
-        )
-
 
 def state_as_text(state: np.ndarray) -> str:
     """The 256 bins that a normalised state falls into, separated by blanks; -1 below the first bin."""
     return " ".join(map(str, np.digitize(np.asarray(state), _STATE_BIN_EDGES) - 1))
+
+
+def _cut(
+    model: sentencepiece.SentencePieceProcessor, tokens: list[int], max_len: int, prompt: str, *, has_state: bool
+) -> str:
+    """The warning about a prompt of which `max_len` tokens are kept."""
+    _, state_begins, seen = model.decode(tokens[:max_len]).rpartition(_STATE)
+    if not has_state:
+        lost = "its end"
+    elif not state_begins:
+        lost = "its end, nor the state behind it"
+    else:
+        lost = "what follows the state" if ";" in seen else "the end of the state"
+    return (
+        f"prompt: has {len(tokens)} tokens and is cut to {max_len} (max_token_len): the model does not see {lost}. "
+        f"Shorten '{textwrap.shorten(prompt, _QUOTED, placeholder='...')}', or train with a larger max_token_len"
+    )
 
 
 def _or_zeros(decode: Callable[..., np.ndarray], tokens: np.ndarray, horizon: int, dim: int) -> np.ndarray:

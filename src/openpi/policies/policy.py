@@ -13,8 +13,9 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.contract import Contract
-from openpi.policies.guards import ContractGuard, RangeGuard, collected_warnings
+from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
+from openpi.shared.collected_warnings import collected_warnings
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger("openpi")

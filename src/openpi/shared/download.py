@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from openpi.shared import hub, transfer
+from openpi.shared.errors import closest_name
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
 
 logger = logging.getLogger("openpi")
@@ -166,8 +167,19 @@ def _is_local(url: str) -> bool:
 def _local(url: str) -> Path:
     path = Path(url.removeprefix("file://")).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()})")
+        raise FileNotFoundError(f"{path} does not exist (absolute: {path.absolute()}){_instead(path)}")
     return path.resolve()
+
+
+def _instead(path: Path) -> str:
+    """What there is instead: a name that is alike, or the steps of a run."""
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir()]
+    if steps := sorted((name for name in names if name.isdigit()), key=int):
+        return f". There are the steps {', '.join(steps)}"
+    closest = closest_name(path.name, names)
+    return f". Did you mean '{closest}'?" if closest else ""
 
 
 def _packaged(url: str) -> Path:

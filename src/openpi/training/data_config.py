@@ -189,7 +189,7 @@ class DataConfigFactory(abc.ABC):
         try:
             return normalize.load(download.maybe_download(folder))
         except FileNotFoundError:
-            logger.info("no normalisation statistics in %s", folder)
+            logger.debug("no normalisation statistics in %s", folder)
         except (OSError, ImportError) as error:
             logger.warning("cannot reach the normalisation statistics in %s: %s", folder, error)
         return None

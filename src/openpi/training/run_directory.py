@@ -52,6 +52,9 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         )
     checkpoints = _checkpoints(config)
     if config.overwrite:
+        if _holds_a_run(directory):
+            steps = complete_steps(directory)
+            logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
         _wipe(directory)
     if not config.resume:
         return checkpoints, None

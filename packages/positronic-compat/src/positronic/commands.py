@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import configuronic as cfn
+
+if TYPE_CHECKING:
+    from openpi.codecs.codec import Codec
 
 logger = logging.getLogger("openpi")
 
@@ -24,6 +27,8 @@ def run(commands: cfn.Config | CommandTree) -> None:
     from openpi.cli.console import configure_logging
 
     configure_logging()
+    if (here := str(Path.cwd())) not in sys.path:  # where `@my_module.name` is looked for
+        sys.path.append(here)
     try:
         cfn.cli(commands)
     except (
@@ -52,6 +57,24 @@ def finish(exit_code: int) -> None:
 def text(value: Any) -> str:
     """What was typed: names of digits alone arrive as numbers."""
     return str(value)
+
+
+def codec(value: Codec | str | None) -> Codec | None:
+    """A configured codec, or one by openpi's names: `ee`, `my_codec.py:codec`, `package.module:codec`."""
+    from openpi.codecs.catalog import get_codec
+
+    return get_codec(value) if isinstance(value, str) else value
+
+
+def refuse_text(**values: Any) -> None:
+    """Raises ValueError for a flag that was given a name, where only a configuration makes what is wanted."""
+    for flag, value in values.items():
+        if isinstance(value, str):
+            dotted = f".{value}, with a dot," if value.isidentifier() else ".name"
+            raise ValueError(
+                f"{flag} is the text '{value}'; expected a configuration: {dotted} for one of Positronic's, "
+                "@module.name for one of your own"
+            )
 
 
 def local_path(place: str) -> str:

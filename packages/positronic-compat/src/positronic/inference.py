@@ -27,6 +27,7 @@ from positronic.cfg import policy as policies
     mujoco_model_path=None,
     renderer="rays",
     seed=None,
+    connect_timeout_s=30.0,
 )
 def sim(
     policy: RobotPolicy,
@@ -39,16 +40,19 @@ def sim(
     mujoco_model_path: str | None,
     renderer: str,
     seed: int | None,
+    connect_timeout_s: float,
 ) -> None:
     """Episodes of stacking cubes, recorded as a raw dataset if `output_dir` is given."""
     from openpi.evaluation.franka.simulate import SimulationOptions, simulate
 
+    commands.refuse_text(policy=policy, driver=driver, observers=observers)
     options = {
         "camera_fps": camera_fps,
         "simulate_timeout": simulate_timeout,
         "observers": observers,
         "renderer": renderer,
         "seed": seed,
+        "connect_timeout_s": connect_timeout_s,
     }
     if camera_dict is not None:
         options["cameras"] = dict(camera_dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import configuronic as cfn
@@ -11,13 +12,19 @@ from positronic import commands
 from positronic.cfg import ds
 from positronic.vendors.openpi import codecs
 
+logger = logging.getLogger("openpi")
+
 Encoded = tuple[ds.Recordings, Codec]
 
 
 @cfn.config(dataset=ds.local, codec=codecs.ee)
-def encoded(dataset: ds.Recordings, codec: Codec) -> Encoded:
+def encoded(dataset: ds.Recordings, codec: Codec | str | None) -> Encoded:
     """Recordings, and the codec that makes columns of them."""
-    return dataset, codec
+    commands.refuse_text(**{"dataset.dataset": dataset})
+    chosen = commands.codec(codec)
+    if chosen is None:
+        raise ValueError("dataset.codec is None; expected one, such as @positronic.vendors.openpi.codecs.ee")
+    return dataset, chosen
 
 
 @cfn.config(
@@ -77,6 +84,7 @@ def _write(dataset: Encoded, output_dir: str, num_workers: int | None, refresh: 
         key=repr((source.paths, codec, options)),
         append=options.get("append", False),
     )
+    logger.info("written: %s", output_dir)
 
 
 def main() -> None:

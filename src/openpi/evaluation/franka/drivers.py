@@ -21,6 +21,7 @@ logger = logging.getLogger("openpi")
 
 _PAUSE_S = 0.5
 _LISTEN_EVERY_S = 0.02
+_TELL_EVERY_S = 5.0
 
 
 class Driver(Protocol):
@@ -76,9 +77,18 @@ class Timed:
                 station.reset()
                 station.run_for(_PAUSE_S)
             with _saved(station, {"task": self.task}, iteration, self.num_iterations):
-                station.run_for(self.simulation_time)
+                self._run_for(station, self.simulation_time, f"episode {iteration + 1} of {self.num_iterations}")
             solved += stacking.is_stacked(station.world)
             logger.info("episode %d of %d: %d stacked so far", iteration + 1, self.num_iterations, solved)
+
+    def _run_for(self, station: Station, seconds: float, name: str) -> None:
+        """Lets the episode run, and says now and then how far it is."""
+        end_ns, told_at = station.world.time_ns + round(seconds * 1e9), time.monotonic()
+        while (left_s := (end_ns - station.world.time_ns) / 1e9) > 0 and station.is_active:
+            if time.monotonic() - told_at > _TELL_EVERY_S:
+                told_at = time.monotonic()
+                logger.info("%s: %.0f of %g simulated seconds", name, seconds - left_s, seconds)
+            station.run_for(min(_PAUSE_S, left_s))
 
 
 @dataclass(frozen=True)

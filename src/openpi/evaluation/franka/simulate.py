@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from openpi.shared import run_metadata
 
 logger = logging.getLogger("openpi")
 
+_RETRY_EVERY_S = 1.0
+
 
 @dataclass(frozen=True)
 class SimulationOptions:
@@ -35,6 +38,7 @@ class SimulationOptions:
         model_path: of the MuJoCo model.
         renderer: `rays` or `gl`.
         seed: of the scenes; None draws one, which is logged and recorded.
+        connect_timeout_s: how long a policy may refuse connections before its first episode, as while it starts.
     """
 
     output_dir: Path | None = None
@@ -45,6 +49,7 @@ class SimulationOptions:
     model_path: Path = MODEL_PATH
     renderer: str = "rays"
     seed: int | None = None
+    connect_timeout_s: float = 30.0
 
 
 def simulate(policy: RobotPolicy, driver: Driver, options: SimulationOptions) -> None:
@@ -61,7 +66,7 @@ def simulate(policy: RobotPolicy, driver: Driver, options: SimulationOptions) ->
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     with contextlib.ExitStack() as stack:
         window = stack.enter_context(contextlib.closing(CameraWindow())) if driver.show_gui else None
-        policy.reset()
+        _begin(policy, options.connect_timeout_s)
         stack.callback(getattr(policy, "close", lambda: None))
         station = Station(
             world,
@@ -81,3 +86,20 @@ def simulate(policy: RobotPolicy, driver: Driver, options: SimulationOptions) ->
             options.output_dir.mkdir(parents=True, exist_ok=True)
             run_metadata.write(options.output_dir, {"seed": seed})
         driver.run(station)
+
+
+def _begin(policy: RobotPolicy, timeout_s: float) -> None:
+    """Resets the policy; waits for one whose server is not listening yet."""
+    deadline = time.monotonic() + timeout_s
+    is_told = False
+    while True:
+        try:
+            return policy.reset()
+        except ConnectionError as error:
+            is_refused = isinstance(error.__cause__ or error, ConnectionRefusedError)
+            if not is_refused or time.monotonic() + _RETRY_EVERY_S > deadline:
+                raise
+            if not is_told:
+                logger.warning("%s. Trying again for %g s", error, timeout_s)
+            is_told = True
+            time.sleep(_RETRY_EVERY_S)

@@ -146,7 +146,7 @@ class Station:
         Args:
             static: further constants of the episode.
         """
-        self._control = None
+        self._release()
         recording, self._recording = self._recording, None
         if recording is not None:
             policy = {f"inference.policy.{key}": _plain(value) for key, value in self.policy.meta.items()}
@@ -157,7 +157,7 @@ class Station:
 
     def discard(self) -> None:
         """Takes the policy out of charge, and drops the recording."""
-        self._control = None
+        self._release()
         recording, self._recording = self._recording, None
         if recording is not None:
             recording.abort()
@@ -166,6 +166,15 @@ class Station:
         """The arm at its start, new cubes, and a new episode for the policy."""
         self.policy.reset()
         self._draw_scene()
+
+    def _release(self) -> None:
+        """Takes the policy out of charge."""
+        control, self._control = self._control, None
+        if control is not None and control.num_unreachable:
+            logger.warning(
+                "%d times in this episode the arm could not reach what it was told; the rest of the chunk was dropped",
+                control.num_unreachable,
+            )
 
     def _draw_scene(self) -> None:
         self.world.reset(np.random.default_rng([self.seed, self._num_scenes]))
@@ -225,6 +234,7 @@ class _Control:
         self._queue: deque[tuple[int, Step]] = deque()
         self._answer: _Answer | None = None
         self._next_poll_ns = 0
+        self.num_unreachable = 0
         self.is_done = False
 
     def poll(self, now_ns: int, frames: Mapping[str, np.ndarray]) -> list[tuple[str, Any]]:
@@ -233,7 +243,7 @@ class _Control:
             return []
         self._next_poll_ns = now_ns + _POLL_NS
         if self._world.has_failed:
-            logger.warning("the arm cannot reach what it was told; the rest of the chunk is dropped")
+            self.num_unreachable += 1  # told at the end: a policy that has learnt little does it with every chunk
             self._queue.clear()
             self._world.recover()
             return []

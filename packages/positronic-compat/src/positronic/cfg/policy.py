@@ -7,6 +7,7 @@ from typing import Any
 import configuronic as cfn
 
 from openpi.evaluation.franka.policies import RobotPolicy
+from positronic import commands
 
 
 @cfn.config()
@@ -34,7 +35,7 @@ def remote(
         resize=resize,
         model_id=None if model_id is None else str(model_id),
         horizon_sec=horizon_sec,
-        codec=codec,
+        codec=commands.codec(codec),
         api_key=None if api_key is None else str(api_key),
     )
 

@@ -33,7 +33,7 @@ _CONFIG_NAME = "pi05_positronic_lowmem"
 def serve(
     checkpoints_dir: str,
     checkpoint: str | int | None,
-    codec: Codec | None,
+    codec: Codec | str | None,
     config_name: str | None,
     host: str,
     port: int,
@@ -61,7 +61,8 @@ def serve(
     }
     arguments += [f"{flag}={commands.text(value)}" for flag, value in optional.items() if value is not None]
     extra = [extra_args] if isinstance(extra_args, str) else [commands.text(arg) for arg in extra_args]
-    served = None if codec is None else catalog.for_slash_keys(codec)
+    chosen = commands.codec(codec)
+    served = None if chosen is None else catalog.for_slash_keys(chosen)
     commands.finish(openpi_serve.serve(openpi_serve.parse([*arguments, *extra]), codec=served))
 
 
