@@ -155,7 +155,7 @@ class _Exchange:
         seconds = self._count("refused" if is_explained(error) else "failed")
         if self.log and self.session.request is not None:
             answer = {"error": f"{type(error).__name__}: {error_text(error)}"}
-            self.log.write(self.session.request, [msgpack_numpy.packb(answer)], seconds)
+            self.log.write(self.session.request, [msgpack_numpy.Packer().pack(answer)], seconds)
         return self.session.failed(error, number)
 
     def _note(self, frames: list[Frame]) -> None:

@@ -24,15 +24,18 @@ logger = logging.getLogger("openpi")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
+OnRead = Callable[[int], None]
+"""Told the number of bytes of each place that a message refers to."""
+
 
 class SharedMemory:
     """The memory of one session; takes up what the client has written. Any thread reads; the session's closes."""
 
-    def __init__(self, size: int, on_read: Callable[[int], None] = lambda num_bytes: None) -> None:
+    def __init__(self, size: int, on_read: OnRead | None = None) -> None:
         """
         Args:
             size: in bytes; also what the places of one message may have together.
-            on_read: told the number of bytes of each place that a message refers to.
+            on_read: called in the thread that decodes.
         Raises:
             OSError: the system has no such files, or no more of them.
         """
@@ -50,7 +53,7 @@ class SharedMemory:
         self._lock = threading.Lock()  # held while the memory is read, so that it is not closed
 
     @classmethod
-    def open_for(cls, headers: Headers, peer: str, size: int, on_read: Callable[[int], None]) -> "SharedMemory | None":
+    def open_for(cls, headers: Headers, peer: str, size: int, on_read: OnRead | None = None) -> "SharedMemory | None":
         """Memory for a client that asks for it and is on this host; None for any other.
 
         Args:
@@ -89,7 +92,8 @@ class SharedMemory:
                     f"a message has more than {self._size} bytes in shared memory; send fewer observations at once"
                 )
             data = self._read(*place)
-            self._on_read(place[1])
+            if self._on_read:
+                self._on_read(place[1])
             return data
 
         return read
