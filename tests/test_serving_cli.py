@@ -157,7 +157,8 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
         finally:
             process.kill()
     [session] = find_sessions(tmp_path / "records")
-    [exchange] = read_session(session)
+    exchange, refused = read_session(session)
+    assert "observation/exterior_image_1_left" in refused.outputs["error"]
     assert session.suffix == ".mcap"
     np.testing.assert_array_equal(exchange.outputs["actions"], actions)
     camera = "observation/wrist_image_left"
