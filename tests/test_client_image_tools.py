@@ -90,3 +90,9 @@ def test_convert_to_uint8_truncates_like_the_recording(golden):
 def test_convert_to_uint8_leaves_integers_alone():
     image = np.arange(12, dtype=np.int32).reshape(2, 2, 3)
     assert image_tools.convert_to_uint8(image) is image
+
+
+@pytest.mark.parametrize("value", [200.0, -0.5, 1.01, np.nan])
+def test_convert_to_uint8_refuses_what_would_wrap_around(value):
+    with pytest.raises(ValueError, match=r"wants floats in \[0, 1\]"):
+        image_tools.convert_to_uint8(np.full((2, 2, 3), value, np.float32))

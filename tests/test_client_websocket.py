@@ -16,6 +16,7 @@ import websockets.sync.server
 from openpi_client import connection, msgpack_numpy, websocket_client_policy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread
+from test_serving_many import until
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,8 @@ def test_the_client_understands_the_recorded_server(golden):
         ("wss://policy.example.com/pi0", None, "wss://policy.example.com/pi0"),
         ("::1", 8000, "ws://[::1]:8000"),
         ("wsrobot", 8000, "ws://wsrobot:8000"),
+        ("http://robot", 8000, "ws://robot:8000"),
+        ("https://policy.example.com", None, "wss://policy.example.com"),
     ],
 )
 def test_hosts_and_urls_are_understood(host, port, uri):
@@ -238,3 +241,57 @@ def test_threads_may_share_a_client():
     ):
         answers = pool.map(lambda i: client.infer({"x": float(i)})["actions"][0, 0], range(40))
         assert list(answers) == list(range(40))
+
+
+def test_an_address_that_cannot_be_is_named():
+    with pytest.raises(ValueError, match="begins with tcp://; expected a host name, ws://"):
+        WebsocketClientPolicy("tcp://robot", 8000)
+
+
+def test_a_server_that_hangs_up_during_the_handshake_may_speak_tls():
+    def hang_up(listening):
+        listening.accept()[0].close()
+
+    with (
+        contextlib.closing(websocket_client_policy.socket.create_server(("127.0.0.1", 0))) as listening,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        port = listening.getsockname()[1]
+        pool.submit(hang_up, listening)
+        with pytest.raises(websockets.exceptions.InvalidMessage, match=f"its address is wss://127.0.0.1:{port}"):
+            WebsocketClientPolicy("127.0.0.1", port)
+
+
+def test_who_waits_long_is_warned(monkeypatch, caplog):
+    monkeypatch.setattr(websocket_client_policy, "_FIRST_WARNING_S", 0.05)
+    policy = TestPolicy()
+    port = free_port()
+    with pytest.raises(TimeoutError):
+        WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=0.3)
+    assert f"Waiting for the policy server at ws://127.0.0.1:{port}" in caplog.text
+    with (
+        server_thread(lambda: policy) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(client.infer, {"wait": True, "name": "late"})
+        until(lambda: f"Waiting for an answer of ws://127.0.0.1:{port}" in caplog.text)
+        policy.gate.set()
+        assert answer.result(PATIENCE_S)["name"] == "late"
+    assert all(record.levelname == "WARNING" for record in caplog.records if "Waiting for" in record.getMessage())
+
+
+def test_what_is_no_observation_is_refused_before_it_is_sent():
+    with server_thread(TestPolicy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        for wrong, found in ((None, "NoneType"), ([1], "list of int")):
+            with pytest.raises(TypeError, match=f"infer takes one observation, .* got {found}"):
+                client.infer(wrong)
+        with pytest.raises(TypeError, match=r"infer_batch takes a list of observations, .* got dict"):
+            client.infer_batch({"x": 1.0})
+        with pytest.raises(TypeError, match="'images/cam_high' cannot be sent: can not serialize 'object'"):
+            client.infer({"x": np.zeros(3), "images": {"cam_high": object()}})
+        with pytest.raises(ValueError, match="'names/1' cannot be sent: Unsupported dtype: object"):
+            client.infer({"names": [1, np.array([object()])]})
+        assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+    with pytest.raises(ValueError, match="jpeg_quality is 500; expected 1 to 95"):
+        WebsocketClientPolicy("127.0.0.1", port, jpeg_quality=500)

@@ -244,7 +244,7 @@ def test_an_image_without_colours_and_a_prompt_that_is_no_text_are_named(droid):
     with pytest.raises(ValueError, match=rf"'{WRIST}'"):
         droid.check({**make_droid_example(), WRIST: np.zeros((120, 160), np.uint8)})
     for prompt in (3, ["a", "b"]):
-        with pytest.raises(ValueError, match=f"'prompt' is a {type(prompt).__name__}; expected text"):
+        with pytest.raises(ValueError, match=f"'prompt' is of type {type(prompt).__name__}; expected text"):
             droid.check({**make_droid_example(), "prompt": prompt})
 
 

@@ -157,7 +157,8 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
         finally:
             process.kill()
     [session] = find_sessions(tmp_path / "records")
-    [exchange] = read_session(session)
+    exchange, refused = read_session(session)
+    assert "observation/exterior_image_1_left" in refused.outputs["error"]
     assert session.suffix == ".mcap"
     np.testing.assert_array_equal(exchange.outputs["actions"], actions)
     camera = "observation/wrist_image_left"
@@ -167,3 +168,28 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
 def wait_for_line(process: subprocess.Popen, text: str) -> None:
     assert process.stderr is not None
     assert any(text in line for line in process.stderr), "the server ended before it listened"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("port", 99999, "0 to 65535"),
+        ("port", -5, "0 to 65535"),
+        ("num-steps", 0, "1 or more"),
+        ("max-models", 0, "1 or more"),
+        ("max-batch", 0, "1 or more"),
+        ("batch-wait-ms", -1.0, "0 or more"),
+        ("max-message-mib", 0, "1 or more"),
+        ("max-sessions", 0, "1 or more"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path, capsys, flag, value, expected):
+    assert serve.serve(serve.parse([str(tmp_path), f"--{flag}={value}"])) == 1
+    assert capsys.readouterr().err == f"openpi serve: --{flag} is {value}; expected {expected}\n"
+
+
+def test_the_documented_script_checks_before_it_listens(tmp_path, capfd):
+    words = ["policy:checkpoint", "--policy.config=pi0_droid", f"--policy.dir={tmp_path / 'nowhere'}"]
+    assert serve_policy.main(words) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("serve_policy.py: ") and "nowhere" in said and "Listening" not in said

@@ -67,7 +67,7 @@ def test_steps_are_listed_by_number_and_matched_by_number(experiment):
     for requested in ("9000", "009000", "checkpoint-9000"):
         assert catalog.resolve(requested) == "9000"
     for requested in ("777", "latest/../9000", "", "9000x"):
-        with pytest.raises(UnknownModelError, match="Checkpoint not found or invalid ID: "):
+        with pytest.raises(UnknownModelError, match=r"no model .*; there are 9000, 10000, checkpoint-20000"):
             catalog.resolve(requested)
 
 
@@ -113,8 +113,9 @@ def test_the_openpi_protocol_names_a_model_in_the_query(experiment):
             assert first_action(client) == 9000
         with WebsocketClientPolicy("127.0.0.1", port) as client:
             assert first_action(client) == 20000
-        with pytest.raises(RuntimeError, match="Checkpoint not found or invalid ID: 777"):
+        with pytest.raises(RuntimeError, match="no model '777'; there are 9000, 10000, checkpoint-20000") as refused:
             WebsocketClientPolicy(f"ws://127.0.0.1:{port}/?model=777")
+        assert "Traceback" not in str(refused.value)
 
 
 def test_a_session_for_another_model_waits_until_the_others_are_done(experiment):
@@ -427,3 +428,14 @@ def test_an_observation_that_does_not_fit_leaves_the_session_open():
         assert (
             'openpi_requests_total{model="default",outcome="refused",protocol="openpi"} 1.0' in get(port, "/metrics")[2]
         )
+
+
+def test_too_large_a_message_is_told_to_our_client_and_in_the_log_and_sent_only_once(caplog):
+    with (
+        server_thread(TestPolicy, limits=Limits(max_message_bytes=2**20)) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+    ):
+        with pytest.raises(ConnectionError, match=r"1009 message of .* bytes; at most 1048576 are taken"):
+            client.infer({"x": np.zeros(2**26, np.uint8)})
+        assert first_action(client) == 1.0
+    assert caplog.text.count("1009 message of") == 1

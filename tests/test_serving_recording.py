@@ -1,5 +1,6 @@
 """Recorded sessions, in both forms: what they hold, what a killed server leaves, and playing them again."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 from openpi.cli import replay, serve
 from openpi.codecs.catalog import get_codec
 from openpi.serving import recording_mcap
+from openpi.serving.catalog import Checkpoints
 from openpi.serving.recorded import Exchange, SessionInfo
 from openpi.serving.recording import SessionRecorder, find_sessions, read_session
 from openpi.serving.recording_npy import read_record
@@ -212,7 +214,7 @@ def test_a_file_cut_anywhere_holds_all_exchanges_before_the_cut(tmp_path):
         counts.append(len(found))
         for exchange, known in zip(found, sent, strict=False):
             assert_same(exchange, known)
-        assert recording_mcap.protocol_of(cut) == "openpi"
+        assert recording_mcap.origin_of(cut).protocol == "openpi"
     assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3}
 
 
@@ -275,3 +277,48 @@ def test_a_record_that_is_more_than_data_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match="is no record of a request"):
         read_record(path)
+
+
+@pytest.mark.parametrize("form", ["npy", "mcap"])
+def test_refused_requests_are_recorded_with_their_error_and_compared(tmp_path, capsys, form):
+    with (
+        server_thread(TestPolicy, recorder=SessionRecorder(tmp_path, form)) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+    ):
+        for request in ({"x": 1.0}, {"refuse": "'state' is odd"}, {"x": 2.0}):
+            with contextlib.suppress(RuntimeError):
+                client.infer(request)
+    [session] = find_sessions(tmp_path)
+    recorded = list(read_session(session))
+    assert [exchange.inputs for exchange in recorded] == [{"x": 1.0}, {"refuse": "'state' is odd"}, {"x": 2.0}]
+    assert recorded[1].outputs == {"error": "ObservationError: 'state' is odd"}
+    with server_thread(TestPolicy) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port), "--tolerance", "0"]) == 0
+    error = "an error (ObservationError: 'state' is odd)"
+    assert f"then {error}, now {error}" in capsys.readouterr().out
+    with server_thread(droid_policy) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port)]) == 1
+    assert "2 requests that were answered then are refused now" in capsys.readouterr().err
+
+
+def test_a_recording_is_played_to_the_model_it_was_made_with(tmp_path, capsys, caplog):
+    def loaded(place: str) -> TestPolicy:
+        policy = TestPolicy()
+        policy.infer = lambda obs: {"actions": np.full((4, 2), float(place), np.float32)}
+        return policy
+
+    both = Checkpoints(loaded, named={"one": "1", "two": "2"})
+    with (
+        server_thread(both, recorder=SessionRecorder(tmp_path)) as (_, port),
+        WebsocketClientPolicy(f"ws://127.0.0.1:{port}/?model=two") as client,
+    ):
+        assert client.infer({"x": 1.0})["actions"][0, 0] == 2
+    with server_thread(both) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port), "--tolerance", "0"]) == 0
+        assert "asks model two" in capsys.readouterr().out
+        assert replay.main([str(tmp_path), "--port", str(port), "--model", "nope"]) == 1
+        assert "no model 'nope'; there are one, two" in capsys.readouterr().err
+    with server_thread(Checkpoints(loaded, named={"one": "1"})) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port), "--tolerance", "0"]) == 1
+    said = capsys.readouterr().err + caplog.text
+    assert "model 'two'" in said and "its default is asked" in said

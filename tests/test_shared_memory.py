@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -83,6 +84,7 @@ def test_answers_are_the_same_and_the_images_do_not_go_over_the_socket():
             batch = client.infer_batch([{"x": FRAMES[0]}, {"x": FRAMES[1]}])
             assert [item["actions"][0, 0] for item in batch] == [FRAMES[0].sum(), FRAMES[1].sum()]
         assert received_bytes(port) < 10_000
+        assert re.search(r"openpi_shared_memory_bytes_total (\S+)", get(port, "/metrics")[2]).group(1) != "0.0"
     # Copies: the requests that followed have not changed what the first ones held.
     for i in range(3):
         np.testing.assert_array_equal(policy.seen[i]["x"], FRAMES[i:, ::-1])

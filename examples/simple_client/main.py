@@ -9,12 +9,14 @@ import dataclasses
 import enum
 import logging
 import pathlib
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import tyro
+import websockets.exceptions
 
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -174,4 +176,7 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except (RuntimeError, OSError, websockets.exceptions.InvalidHandshake) as refused:
+        sys.exit(f"simple_client: {refused}")

@@ -67,12 +67,14 @@ def infer(args: argparse.Namespace) -> Path:
     """Runs the policy once and writes what it returns, with the noise that was used.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: the source, the observation or the noise does not fit.
+        ValueError, KeyError, FileNotFoundError: the source, the observation, the noise or a number does not fit.
     """
     from openpi.cli import _source
     from openpi.cli._observation_file import load_array, load_observation, save_arrays
+    from openpi.cli.serve import check_range
     from openpi.models.model_config import ModelType
 
+    check_range("num_steps", args.num_steps, 1)
     observation = load_observation(args.observation)
     source = _source.resolve(args.source, config=args.config)
     model = source.config.model

@@ -9,15 +9,24 @@ line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
+
+from openpi_client import connection
+from openpi_client.positronic_client import PositronicClient
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+if TYPE_CHECKING:
+    from openpi.serving.recorded import Origin
 
 SUMMARY = "recorded requests to a server again, and the answers compared"
 
@@ -43,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("place", type=Path, help="a recorded session (folder or .mcap file), or a folder of sessions")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--model", help="of the server; default: its own")
+    parser.add_argument("--model", help="of the server; default: the recorded one, or else the server's own")
     parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"))
     parser.add_argument("--tolerance", type=float, help="largest difference between actions that is not an error")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="wait so long for the server")
@@ -56,60 +65,92 @@ def replay(args: argparse.Namespace) -> bool:
     Raises:
         FileNotFoundError: nothing recorded there.
         ValueError: a damaged record.
-        RuntimeError: the server answered a request with an error.
+        RuntimeError: the server has no such model, or cannot load it.
         ConnectionError, TimeoutError: no server.
         ImportError: a form of recording needs an extra that is not installed; it is named.
     """
-    from openpi.serving.recording import find_sessions, protocol_of, read_session
+    from openpi.serving.recording import find_sessions, origin_of, read_session
 
-    largest, times_ms = 0.0, []
+    largest, times_ms, num_refused = 0.0, [], 0
     for session in find_sessions(args.place):
-        with open_client(protocol_of(session), args) as ask:
+        with open_client(origin_of(session), args, str(session)) as ask:
             for exchange in read_session(session):
                 start_s = time.perf_counter()
-                answer = ask(exchange.inputs)
+                answer = _answer_or_error(ask, exchange.inputs)
                 times_ms.append(1000 * (time.perf_counter() - start_s))
                 difference = largest_difference(exchange.outputs, answer)
                 largest = max(largest, difference)
-                what = f"{session} step {exchange.step}"
-                print(f"{what}: {times_ms[-1]:.1f} ms, largest difference of the actions {difference:.4g}")
+                num_refused += "error" in answer and "error" not in exchange.outputs
+                told = _comparison(exchange.outputs, answer, difference)
+                print(f"{session} step {exchange.step}: {times_ms[-1]:.1f} ms, {told}")
     if not times_ms:
         raise ValueError(f"{args.place} holds no complete request; the server was killed before its first answer")
     p50, p90 = np.percentile(times_ms, [50, 90])
     print(f"{len(times_ms)} requests, p50 {p50:.1f} ms, p90 {p90:.1f} ms; largest difference {largest:.4g}")
+    if num_refused:
+        print(f"openpi replay: {num_refused} requests that were answered then are refused now", file=sys.stderr)
+        return False
     if args.tolerance is None or largest <= args.tolerance:
         return True
     print(f"openpi replay: actions differ by {largest:.4g}, more than {args.tolerance:g}", file=sys.stderr)
     return False
 
 
-class open_client:
-    """Asks the server in the protocol of a recorded session. `with open_client(...) as ask: ask(inputs) -> answer`."""
-
-    def __init__(self, protocol: str, args: argparse.Namespace) -> None:
-        self._is_positronic = protocol == "positronic"
-        self._args = args
-
-    def __enter__(self) -> Any:
-        from openpi_client.positronic_client import PositronicClient
-        from openpi_client.websocket_client_policy import WebsocketClientPolicy
-
-        args = self._args
-        if self._is_positronic:
-            # As recorded: the images were shrunk already.
-            client: Any = PositronicClient(args.host, args.port, resize=None, model_id=args.model, api_key=args.api_key)
-            self._client = client
-            return lambda inputs: {"result": client.infer(inputs)}
-        query = f"/?model={args.model}" if args.model else ""
-        self._client = client = WebsocketClientPolicy(
-            f"ws://{args.host}:{args.port}{query}", None, args.api_key, connect_timeout_s=args.timeout
+@contextlib.contextmanager
+def open_client(origin: Origin, args: argparse.Namespace, session: str) -> Iterator[Callable[[Any], Mapping[str, Any]]]:
+    """A function that asks the server in the protocol of a recorded session: inputs -> answer. It asks the model that
+    the session talked to, if the server has it.
+    """
+    model = args.model or origin.model
+    try:
+        client = _connected(origin.protocol, model, args)
+        print(f"{session}: asks {f'model {model}' if model else 'the model that the server chooses'}")
+    except RuntimeError as error:
+        if args.model or model is None:
+            raise
+        logger.warning(
+            "%s talked to model '%s', which the server does not offer (%s); its default is asked, so answers may "
+            "differ. --model names another",
+            session,
+            model,
+            str(error).splitlines()[-1],
         )
-        return lambda inputs: (
-            {"batch": client.infer_batch(inputs)} if isinstance(inputs, list) else client.infer(inputs)
-        )
+        client = _connected(origin.protocol, None, args)
+    with client:
+        if isinstance(client, PositronicClient):
+            yield lambda inputs: {"result": client.infer(inputs)}
+        else:
+            yield (
+                lambda inputs: (
+                    {"batch": client.infer_batch(inputs)} if isinstance(inputs, list) else client.infer(inputs)
+                )
+            )
 
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+
+def _connected(protocol: str, model: str | None, args: argparse.Namespace) -> PositronicClient | WebsocketClientPolicy:
+    if protocol == "positronic":
+        # As recorded: the images were shrunk already.
+        client = PositronicClient(args.host, args.port, resize=None, model_id=model, api_key=args.api_key)
+        client.reset()
+        return client
+    place = connection.uri(args.host, args.port) + (f"/?model={quote(model, safe='')}" if model else "")
+    return WebsocketClientPolicy(place, None, args.api_key, connect_timeout_s=args.timeout)
+
+
+def _answer_or_error(ask: Callable[[Any], Mapping[str, Any]], inputs: Any) -> Mapping[str, Any]:
+    try:
+        return ask(inputs)
+    except RuntimeError as error:
+        return {"error": str(error).strip().splitlines()[-1]}
+
+
+def _comparison(recorded: Mapping[str, Any], answered: Mapping[str, Any], difference: float) -> str:
+    then, now = (
+        f"an error ({answer['error']})" if "error" in answer else "an answer" for answer in (recorded, answered)
+    )
+    if "error" in recorded or "error" in answered:
+        return f"then {then}, now {now}"
+    return f"largest difference of the actions {difference:.4g}"
 
 
 def largest_difference(recorded: Any, answered: Any) -> float:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -29,10 +31,23 @@ if TYPE_CHECKING:
 
 SUMMARY = "serve checkpoints to robots over websocket"
 
+PROGRAM = "openpi serve"
 API_KEY_VARIABLE = "OPENPI_API_KEY"
 
 # What of a recipe changes how a checkpoint is served.
 _SERVED_FIELDS = ("model", "data", "policy_metadata")
+
+# Whole ranges of the options that are numbers.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "max_models": (1, math.inf),
+    "num_steps": (1, math.inf),
+    "max_batch": (1, math.inf),
+    "batch_wait_ms": (0, math.inf),
+    "max_sessions": (1, math.inf),
+    "max_message_mib": (1, math.inf),
+    "idle_timeout_s": (0, math.inf),
+}
 
 # A policy that is still compiling when the server stops is not waited for any longer than this.
 _ABANDON_AFTER_S = 1.0
@@ -119,7 +134,7 @@ def parse(argv: list[str] | None) -> Args:
     import tyro
 
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction)
-    return tyro.cli(Args, args=argv, prog="openpi serve", config=config)
+    return tyro.cli(Args, args=argv, prog=PROGRAM, config=config)
 
 
 def serve(args: Args, *, codec: Codec | None = None) -> int:
@@ -133,6 +148,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
     from openpi.serving.recording import SessionRecorder
 
     try:
+        check_ranges(args)
         options = {
             "codec": codec or served_codec(args.codec),
             "tls": tls_context(args.tls_cert, args.tls_key),
@@ -153,6 +169,20 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
     return run_server(
         models, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key, options=options
     )
+
+
+def check_ranges(args: Args) -> None:
+    """Raises ValueError for a number that cannot be."""
+    for field, (lowest, highest) in RANGES.items():
+        check_range(field, getattr(args, field), lowest, highest)
+
+
+def check_range(field: str, value: float | None, lowest: float, highest: float = math.inf) -> None:
+    """Raises ValueError that names the option of this field, unless its value is in the range, or None."""
+    if value is None or lowest <= value <= highest:
+        return
+    expected = f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
+    raise ValueError(f"--{field.replace('_', '-')} is {value}; expected {expected}")
 
 
 def find_models(args: Args) -> Catalog:
@@ -379,11 +409,13 @@ def run_server(
     port_file: Path | None = None,
     api_key: str | None = None,
     options: Mapping[str, Any] | None = None,
+    program: str = PROGRAM,
 ) -> int:
     """Serves models, or what a function makes, until SIGTERM or Ctrl-C; returns the exit code.
 
     Args:
         options: further ones of `PolicyServer`.
+        program: for messages.
     """
     from openpi.serving.server import PolicyServer
 
@@ -401,7 +433,7 @@ def run_server(
         server.run()
         code = 0
     except (ValueError, LookupError, OSError, ImportError) as error:
-        code = refuse(error)
+        code = refuse(error, program)
     except Exception:
         logger.exception("The server failed")
         code = 1
@@ -430,17 +462,18 @@ def _network_names() -> str:
 
     name = socket.gethostname()
     try:
-        return f"{name} ({socket.gethostbyname(name)})"
+        address = socket.gethostbyname(name)
     except OSError:  # A host name that nobody resolves is no reason not to serve.
         return name
+    return name if ipaddress.ip_address(address).is_loopback else f"{name} ({address})"
 
 
-def refuse(error: BaseException) -> int:
+def refuse(error: BaseException, program: str = PROGRAM) -> int:
     """Prints why, without a traceback; returns the exit code."""
     logger.debug("", exc_info=error)
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else message
-    print(f"openpi serve: {message}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     return 1
 
 

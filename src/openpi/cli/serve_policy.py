@@ -21,6 +21,8 @@ from openpi.cli import serve
 if TYPE_CHECKING:
     from openpi_client.base_policy import BasePolicy
 
+PROGRAM = "serve_policy.py"
+
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
 _RECORD_FOLDER = Path("policy_records")
 
@@ -116,8 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         chosen = choose_checkpoint(args)
-    except ValueError as error:
-        return serve.refuse(error)
+        check(chosen, args.port)
+    except (ValueError, OSError) as error:
+        return serve.refuse(error, PROGRAM)
     load = functools.partial(
         load_policy,
         chosen,
@@ -126,7 +129,22 @@ def main(argv: list[str] | None = None) -> int:
         backend=args.backend,
         pytorch_device=args.pytorch_device,
     )
-    return serve.run_server(load, host="0.0.0.0", port=args.port)
+    return serve.run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
+
+
+def check(chosen: Checkpoint, port: int) -> None:
+    """What can be told before the port is open; a URL is fetched afterwards.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint in the folder; says what is there.
+        ValueError: no recipe of that name, or no such port.
+    """
+    from openpi.training.config import get_config
+
+    serve.check_range("port", port, *serve.RANGES["port"])
+    get_config(chosen.config)
+    if "://" not in chosen.dir:
+        serve.find_checkpoint(chosen.dir)
 
 
 def load_policy(
@@ -150,7 +168,7 @@ def parse(argv: list[str] | None) -> Args:
     import tyro
 
     argv = sys.argv[1:] if argv is None else argv
-    return tyro.cli(Args, args=with_env_in_capitals(argv), prog="serve_policy.py")
+    return tyro.cli(Args, args=with_env_in_capitals(argv), prog=PROGRAM)
 
 
 def choose_checkpoint(args: Args) -> Checkpoint:

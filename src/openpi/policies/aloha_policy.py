@@ -102,10 +102,10 @@ def _camera_slots(data: dict) -> tuple[dict[str, np.ndarray], dict[str, np.bool_
     if unknown:
         raise ValueError(
             f"unknown ALOHA cameras {listed(unknown)}; expected some of {listed(known)}. Rename them on the "
-            "client or in the repack transform"
+            "client; in a dataset, by the repack transform"
         )
     if "cam_high" not in images:
-        fix = "Send it, or map a camera of the dataset to it in the repack transform."
+        fix = "Send it; from a dataset, map a camera to it in the repack transform."
         raise missing_key("images/cam_high", [f"images/{n}" for n in images], wanted_by="AlohaInputs", fix=fix)
     parsed = {slot: to_uint8_hwc(images[n], f"images/{n}") for n, slot in known.items() if slot and n in images}
     black = np.zeros_like(parsed["base_0_rgb"])

@@ -176,10 +176,10 @@ class Contract:
         if prompt is None and self.default_prompt is None:
             raise ValueError(
                 f"observation has no 'prompt' (found: {listed(leaves)}); this policy has no default. Send "
-                "the task in words, or start the server with a default prompt"
+                "the task in words, or start the server with --default-prompt TEXT"
             )
         if prompt is not None and (isinstance(prompt, (list, tuple)) or np.asarray(prompt).dtype.kind not in "USO"):
-            raise ValueError(f"'prompt' is a {type(prompt).__name__}; expected text: the task in words")
+            raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
 
     def check_vectors(self, observation: Mapping[str, Any]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
@@ -208,7 +208,7 @@ class Contract:
         if missing:
             raise ValueError(
                 f"observation is missing the camera {listed(missing)} (cameras found: {listed(found)}); "
-                f"expected {listed(required)}. Rename the key on the client or add a repack transform"
+                f"expected {listed(required)}. Rename the key on the client; in a dataset, by the repack transform"
             )
         if extra:
             raise ValueError(
@@ -399,12 +399,17 @@ def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
     if vector.key not in leaves:
         raise ValueError(
             f"observation is missing '{vector.key}' (found: {listed(leaves)}); expected {vector.width} "
-            f"values: {', '.join(vector.names)}. Rename the key on the client or add a repack transform"
+            f"values: {', '.join(vector.names)}. Rename the key on the client; in a dataset, by the repack transform"
         )
     values = np.asarray(leaves[vector.key])
     if values.dtype.kind not in "fiu":
         raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
-    if values.size != vector.width or values.ndim > 1:
+    if values.size == vector.width and values.ndim > 1:
+        raise ValueError(
+            f"'{vector.key}' has shape {values.shape}; expected ({vector.width},), one observation without a batch "
+            "axis. Send it as values.reshape(-1)"
+        )
+    if values.size != vector.width:
         raise ValueError(
             f"'{vector.key}' has shape {values.shape}; expected ({vector.width},): "
             f"{', '.join(vector.names)}. Is this the checkpoint of another robot?"

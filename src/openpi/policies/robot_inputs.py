@@ -41,7 +41,9 @@ def robot_inputs(
     _check_slots(spec, slots)
     for key in (*(camera.key for camera in spec.cameras if camera.required), *(vector.key for vector in spec.state)):
         if key not in leaves:
-            raise missing_key(key, leaves, wanted_by=wanted_by, fix="Rename it on the client, or repack it.")
+            raise missing_key(
+                key, leaves, wanted_by=wanted_by, fix="Rename it on the client; in a dataset, by the repack transform."
+            )
     cameras = [camera for camera in spec.cameras if camera.slot is not None and camera.key in leaves]
     images = {camera.slot: to_uint8_hwc(leaves[camera.key], camera.key) for camera in cameras}
     if not images:

@@ -53,7 +53,7 @@ class OnePolicy:
 
     def resolve(self, requested: str | None) -> str:
         if requested not in (None, self.name):
-            raise unknown_model(requested)
+            raise UnknownModelError(requested, self.ids())
         return self.name
 
     def load(self, model_id: str) -> BasePolicy:
@@ -95,7 +95,7 @@ class Checkpoints:
         steps = self.steps()
         if requested is None:
             if not steps and not self.named:
-                raise UnknownModelError("There are no checkpoints.")
+                raise UnknownModelError(None)
             return list(steps)[-1] if steps else next(iter(self.named))
         if requested in self.named:
             return requested
@@ -103,7 +103,7 @@ class Checkpoints:
         for model_id in steps:
             if number is not None and step_number(model_id) == number:
                 return model_id
-        raise unknown_model(requested)
+        raise UnknownModelError(requested, self.ids())
 
     def load(self, model_id: str) -> BasePolicy:
         return self.load_place(self.named[model_id] if model_id in self.named else self.steps()[model_id])
@@ -146,7 +146,3 @@ def step_number(name: str) -> int | None:
     """10000 of `10000`, `010000` and `checkpoint-10000`; None of anything else."""
     match = _STEP_FOLDER.fullmatch(name)
     return int(match.group(2)) if match else None
-
-
-def unknown_model(requested: object) -> UnknownModelError:
-    return UnknownModelError(f"Checkpoint not found or invalid ID: {requested}.")

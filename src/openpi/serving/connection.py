@@ -163,6 +163,11 @@ class Connection:
             while self.stream is not None and self.stream.is_open and (left_s := deadline_s - time.monotonic()) > 0:
                 self.stream.read(left_s)
 
+    def drain(self) -> None:
+        """Takes what is left of a message that ended the session, so that the client hears why."""
+        assert self.stream is not None
+        self.stream.drain(self._limits.send_timeout_s)
+
     def _end(self, code: int, reason: str) -> None:
         self._answer_by_s = time.monotonic() + _CLOSE_TIMEOUT_S
         self.is_over = True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from openpi.serving.batching import Job, NotWantedError
-from openpi.serving.catalog import Catalog, unknown_model
+from openpi.serving.catalog import Catalog
 from openpi.serving.connection import Connection
 from openpi.serving.errors import UnknownModelError, error_number, error_text, is_explained
 from openpi.serving.frames import Binary, Frame
@@ -19,7 +19,8 @@ from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi.serving.recording import SessionLog, SessionRecorder
 from openpi.shared.errors import MissingKeyError
-from openpi_client.stream import StreamClosed
+from openpi_client import msgpack_numpy
+from openpi_client.stream import MessageRefused, StreamClosed
 
 logger = logging.getLogger("openpi")
 
@@ -58,6 +59,9 @@ class Conversation:
             with self.pool.lease(_resolve(self.pool.catalog, requested), report) as slot:
                 connection.stop_reading_ahead()
                 self._converse(slot)
+        except MessageRefused as refused:
+            logger.warning("A message of %s was refused, which ends its session: %s", connection.address, refused)
+            connection.drain()
         except StreamClosed:
             pass  # A client that leaves, or takes nothing any more, is no error.
         except StoppingError:
@@ -148,7 +152,10 @@ class _Exchange:
     def _failed(self, error: BaseException) -> list[Frame]:
         number = _log_failure(error, self.connection.address, "request")
         self.live.failed(error_text(error))
-        self._count("refused" if is_explained(error) else "failed")
+        seconds = self._count("refused" if is_explained(error) else "failed")
+        if self.log and self.session.request is not None:
+            answer = {"error": f"{type(error).__name__}: {error_text(error)}"}
+            self.log.write(self.session.request, [msgpack_numpy.Packer().pack(answer)], seconds)
         return self.session.failed(error, number)
 
     def _note(self, frames: list[Frame]) -> None:
@@ -168,6 +175,7 @@ class _Exchange:
 
 
 def _begin(exchange: _Exchange) -> None:
+    exchange.session.request = None  # That of the message before would be taken for this one's, if it cannot be read.
     job = Job(exchange.decode, exchange.encode, exchange.is_wanted)
     try:
         exchange.slot.thread.submit(job, exchange.done)
@@ -181,7 +189,7 @@ def _resolve(catalog: Catalog, requested: str | None) -> str:
     except UnknownModelError:
         raise
     except (ValueError, OSError) as error:
-        raise unknown_model(requested) from error
+        raise UnknownModelError(requested) from error
 
 
 def _log_failure(error: BaseException, address: str, what: str) -> str:

@@ -2,6 +2,7 @@
 
 import secrets
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
 
 from openpi.models.fast_codec import UndecodableActionsError
@@ -15,7 +16,20 @@ class ServerBusyError(ConnectionError):
 
 
 class UnknownModelError(LookupError):
-    """No model of that name; its message is part of the protocol."""
+    """No model of that name.
+
+    Attributes:
+        requested: the name; None = the default, of a server that has no models.
+    """
+
+    def __init__(self, requested: str | None, known: Sequence[str] = ()) -> None:
+        """
+        Args:
+            known: what there is, as far as it can be told.
+        """
+        there = f"; there are {', '.join(known)}" if known else ""
+        super().__init__("There are no checkpoints." if requested is None else f"no model '{requested}'{there}")
+        self.requested = requested
 
 
 def is_explained(error: BaseException) -> bool:

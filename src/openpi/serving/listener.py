@@ -18,6 +18,7 @@ logger = logging.getLogger("openpi")
 # How long a client may take to finish its handshake.
 _HANDSHAKE_TIMEOUT_S = 10.0
 _BACKLOG = 128
+_LAST_PORT = 65535
 
 Answer = Callable[[Handshake, socket.socket, str], None]
 """Answers a request, given its socket and the client's address; the connection is over when it returns."""
@@ -39,8 +40,11 @@ class Listener:
             port: 0 chooses a free one.
             max_connections: open at once; more are dropped.
         Raises:
+            ValueError: there is no such port.
             OSError: the port cannot be opened.
         """
+        if not 0 <= port <= _LAST_PORT:  # The system would take some of its bits.
+            raise ValueError(f"port is {port}; expected 1 to {_LAST_PORT}, or 0 for any that is free")
         self._sockets = _open(host, port)
         self.port: int = self._sockets[0].getsockname()[1]
         self._tls = tls

@@ -17,13 +17,15 @@ Source: spec, "openpi websocket protocol"; recorded connection in the golden dat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openpi.policies.guards import ObservationError
 from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client import msgpack_numpy
 
-ERROR_CODE = 1011
+REFUSED_CODE, ERROR_CODE = 1008, 1011
+REFUSED_REASON = "Refused. Reason included in previous frame."
 # Clients of the published protocol look at the text frame before this, so the wording is part of the
 # protocol.
 ERROR_REASON = "Internal server error. Traceback included in previous frame."
@@ -43,7 +45,7 @@ class OpenpiSession:
         self._shared = shared
         self._debug = debug
         self._packer = msgpack_numpy.Packer()
-        self.request: Any = None  # what the last message held, for the log
+        self.request: Any = None  # what the last message held, for the log; None = no observations
         self._exchange_start_s = 0.0
         self._prev_total_ms: float | None = None
 
@@ -65,14 +67,14 @@ class OpenpiSession:
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
         content = wire.decode(message) if self._shared is None else wire.decode(message, self._shared.reader())
-        self.request = content
         observations = content if isinstance(content, list) else [content]
         for observation in observations:
             if not isinstance(observation, dict):
                 found = type(observation).__name__
-                raise ValueError(
+                raise ObservationError(
                     f"received a {found}; an observation is a map of named values, and a message one or a list"
                 )
+        self.request = content
         return observations
 
     def replied(self, results: Sequence[Mapping[str, Any] | Exception], infer_s: float) -> list[Frame]:
@@ -111,6 +113,8 @@ class OpenpiSession:
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
         """The frames that end a connection that has no model to talk to."""
+        if is_explained(error):
+            return [Text(f"{type(error).__name__}: {error}"), Close(REFUSED_CODE, REFUSED_REASON)]
         return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
 
 

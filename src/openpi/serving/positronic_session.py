@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from openpi.codecs.codec import Codec
+from openpi.policies.guards import ObservationError
 from openpi.serving import wire
-from openpi.serving.errors import error_text, is_explained
+from openpi.serving.errors import UnknownModelError, error_text, is_explained
 from openpi.serving.frames import Binary, Close, Frame
 from openpi_client import msgpack_numpy
 
@@ -44,7 +45,7 @@ class PositronicSession:
         """
         self._codec = codec
         self._debug = debug
-        self.request: Any = None  # what the last message held, for the log
+        self.request: Any = None  # what the last message held, for the log; None = no observation
 
     def loading(self, status: str, message: str) -> list[Frame]:
         """What the client waits for; `status` is `loading` or `waiting`."""
@@ -62,9 +63,10 @@ class PositronicSession:
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        self.request = raw = wire.decode(message)
+        raw = wire.decode(message)
         if not isinstance(raw, dict):
-            raise ValueError(f"received a {type(raw).__name__}; an observation is a map of named values")
+            raise ObservationError(f"received a {type(raw).__name__}; an observation is a map of named values")
+        self.request = raw
         return [raw if self._codec is None else self._codec.encode(raw)]
 
     def replied(self, results: Sequence[Mapping[str, Any] | Exception], infer_s: float) -> list[Frame]:
@@ -98,6 +100,8 @@ class PositronicSession:
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
         """The frames that end a connection that has no model to talk to."""
         text = error_text(error)
+        if isinstance(error, UnknownModelError) and error.requested is not None:
+            text = f"Checkpoint not found or invalid ID: {error.requested}."  # as recorded
         reason = text[:_REASON_CHARACTERS].encode()[:_REASON_BYTES].decode(errors="ignore")
         return [*_frames({"status": "error", "error": text}), Close(REFUSED_CODE, reason, linger_s=_LINGER_S)]
 

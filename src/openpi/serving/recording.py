@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from openpi.serving.live import LiveSession
-from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.serving.recorded import Exchange, Origin, SessionInfo
 from openpi_client import msgpack_numpy
 
 logger = logging.getLogger("openpi")
@@ -175,13 +175,13 @@ def find_sessions(place: Path) -> list[Path]:
     return found
 
 
-def protocol_of(session: Path) -> str:
-    """`openpi` or `positronic`.
+def origin_of(session: Path) -> Origin:
+    """Whom the session talked to.
 
     Raises:
         ValueError, OSError, ImportError: as `read_session`.
     """
-    return _module_of(_form_of(session)).protocol_of(session)
+    return _module_of(_form_of(session)).origin_of(session)
 
 
 def read_session(session: Path) -> Iterator[Exchange]:

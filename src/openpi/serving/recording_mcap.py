@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.serving.recorded import Exchange, Origin, SessionInfo
 from openpi.shared.errors import install_hint
 from openpi_client import msgpack_numpy
 
@@ -129,18 +129,18 @@ class Writer:
             raise
 
 
-def protocol_of(file: Path) -> str:
-    """The protocol of a recorded session.
+def origin_of(file: Path) -> Origin:
+    """Of a recorded session.
 
     Raises:
         ValueError: no recording of ours, or damaged.
     """
     for record in _records(file):
         if isinstance(record, Metadata) and record.name == _INFO:
-            return record.metadata["protocol"]
+            return Origin(record.metadata["protocol"], record.metadata.get("model"))
         if isinstance(record, DataEnd):
             raise ValueError(f"{file} is no recording of openpi serve: it has no metadata '{_INFO}'")
-    return "openpi"  # Cut short before it was told; nothing was asked either.
+    return Origin()  # Cut short before it was told; nothing was asked either.
 
 
 def read_session(file: Path) -> Iterator[Exchange]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from openpi.policies.recorder import write_record
-from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.serving.recorded import Exchange, Origin, SessionInfo
 from openpi.shared.tree import flatten, unflatten
 
 _INFO_FILE = "session.json"
@@ -38,10 +38,13 @@ class Writer:
         pass
 
 
-def protocol_of(folder: Path) -> str:
-    """The protocol of a recorded session; that of `scripts/serve_policy.py --record` says nothing, and is openpi's."""
+def origin_of(folder: Path) -> Origin:
+    """Of a recorded session; that of `scripts/serve_policy.py --record` says nothing, and is openpi's."""
     told = folder / _INFO_FILE
-    return json.loads(told.read_text())["protocol"] if told.is_file() else "openpi"
+    if not told.is_file():
+        return Origin()
+    info = json.loads(told.read_text())
+    return Origin(info["protocol"], info.get("model"))
 
 
 def read_session(folder: Path) -> Iterator[Exchange]:

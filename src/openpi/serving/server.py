@@ -225,7 +225,17 @@ class PolicyServer:
     def _shared_memory(self, handshake: Handshake, address: str) -> SharedMemory | None:
         if not self._has_shared_memory or handshake.path.startswith(_SESSION_PATH):
             return None
-        return SharedMemory.open_for(handshake.headers, address.rpartition(":")[0], self._limits.max_message_bytes)
+        is_first = True
+
+        def came(num_bytes: int) -> None:
+            nonlocal is_first
+            if is_first:
+                logger.info("Images of %s come through shared memory", address)
+            is_first = False
+            self._metrics.came_shared(num_bytes)
+
+        peer = address.rpartition(":")[0]
+        return SharedMemory.open_for(handshake.headers, peer, self._limits.max_message_bytes, came)
 
     def _page(self, handshake: Handshake) -> pages.Page | None:
         """What to answer over HTTP; None lets the websocket through."""

@@ -24,14 +24,18 @@ logger = logging.getLogger("openpi")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
+OnRead = Callable[[int], None]
+"""Told the number of bytes of each place that a message refers to."""
+
 
 class SharedMemory:
     """The memory of one session; takes up what the client has written. Any thread reads; the session's closes."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_read: OnRead | None = None) -> None:
         """
         Args:
             size: in bytes; also what the places of one message may have together.
+            on_read: called in the thread that decodes.
         Raises:
             OSError: the system has no such files, or no more of them.
         """
@@ -45,10 +49,11 @@ class SharedMemory:
             os.close(self._fd)
             raise
         self._size = size
+        self._on_read = on_read
         self._lock = threading.Lock()  # held while the memory is read, so that it is not closed
 
     @classmethod
-    def open_for(cls, headers: Headers, peer: str, size: int) -> "SharedMemory | None":
+    def open_for(cls, headers: Headers, peer: str, size: int, on_read: OnRead | None = None) -> "SharedMemory | None":
         """Memory for a client that asks for it and is on this host; None for any other.
 
         Args:
@@ -58,7 +63,7 @@ class SharedMemory:
         if shared_memory.FEATURE not in connection.features(headers) or not _is_loopback(peer):
             return None
         try:
-            return cls(size)
+            return cls(size, on_read)
         except OSError as error:
             logger.warning("No shared memory for %s: %s", peer, error)
             return None
@@ -86,7 +91,10 @@ class SharedMemory:
                 raise ObservationError(
                     f"a message has more than {self._size} bytes in shared memory; send fewer observations at once"
                 )
-            return self._read(*place)
+            data = self._read(*place)
+            if self._on_read:
+                self._on_read(place[1])
+            return data
 
         return read
 

@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 import time
-from typing import Any, Dict, FrozenSet, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 import websockets.exceptions
 import websockets.sync.client
@@ -14,7 +14,7 @@ from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidMessage
 from websockets.http11 import Response
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
 from openpi_client.proxy import find_proxy
 from openpi_client.stream import MessageStream
@@ -27,9 +27,12 @@ HANDSHAKE_TIMEOUT_S = 10.0
 # Names extensions of the protocol: in a request those that the client knows, in the answer those that the server takes.
 FEATURES_HEADER = "Openpi-Features"
 
+_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 2**16
 _SHORTEST_S = 0.001
+_UNAUTHORIZED = 401
 
 # The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
 # same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
@@ -37,8 +40,33 @@ _SHORTEST_S = 0.001
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
+class KeyRefused(websockets.exceptions.InvalidStatus):
+    """The server wants an API key, or another one."""
+
+    def __init__(self, response: Any, place: str, *, has_key: bool) -> None:
+        super().__init__(response)
+        self._text = (
+            f"{place} does not take this API key (HTTP 401); give the one that the server was started with"
+            if has_key
+            else f"{place} asks for an API key (HTTP 401); give it with api_key=..."
+        )
+
+    def __str__(self) -> str:
+        return self._text
+
+
 def uri(host: str, port: Optional[int]) -> str:
-    if not host.startswith(("ws://", "wss://")):
+    """The address of a server: of a host name, or of a URL of the schemes ws, wss, http (as ws) and https (as wss).
+
+    Raises:
+        ValueError: a URL of another scheme.
+    """
+    scheme, separator, rest = host.partition("://")
+    if separator:
+        if scheme not in _SCHEMES:
+            raise ValueError(f"the address {host} begins with {scheme}://; expected a host name, ws://... or wss://...")
+        host = f"{_SCHEMES[scheme]}://{rest}"
+    else:
         is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
         host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
     return host if port is None else f"{host}:{port}"
@@ -64,6 +92,33 @@ def set_keepalive(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+@contextlib.contextmanager
+def explained(place: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """Errors of connecting to `place` with these headers stay what they are, and say what to do."""
+    target = parse_uri(place)
+    try:
+        yield
+    except websockets.exceptions.InvalidStatus as error:
+        if error.response.status_code != _UNAUTHORIZED:
+            raise
+        raise KeyRefused(error.response, place, has_key="Authorization" in headers) from error
+    except socket.gaierror as error:
+        raise socket.gaierror(error.errno, f"{error.strerror} (looking for the host '{target.host}')") from error
+    except ssl.SSLCertVerificationError as error:
+        raise ssl.SSLCertVerificationError(
+            error.errno,
+            f"the certificate of {target.host} is not trusted: {error.verify_message}. If it is one of your own, "
+            "name its file, or that of the authority that signed it, in the environment variable SSL_CERT_FILE",
+        ) from error
+    except (ConnectionResetError, InvalidMessage) as error:
+        if target.secure or not isinstance(error.__cause__ or error, (OSError, EOFError)):
+            raise
+        raise InvalidMessage(
+            "the server closed the connection during the handshake; if it speaks TLS, its address is "
+            f"wss://{place[len('ws://') :]}"
+        ) from error
+
+
 def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[MessageStream, Headers]:
     """Connects to ws://... or wss://..., and returns the connection and the headers of the server's answer.
 
@@ -74,7 +129,14 @@ def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[
     """
     target = parse_uri(place)
     deadline_s = time.monotonic() + timeout_s
-    sock = open_socket(place, timeout_s)
+    with explained(place, headers):
+        return _open_stream(target, place, headers, deadline_s)
+
+
+def _open_stream(
+    target: WebSocketURI, place: str, headers: Dict[str, str], deadline_s: float
+) -> Tuple[MessageStream, Headers]:
+    sock = open_socket(place, max(_SHORTEST_S, deadline_s - time.monotonic()))
     try:
         sock.settimeout(max(_SHORTEST_S, deadline_s - time.monotonic()))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

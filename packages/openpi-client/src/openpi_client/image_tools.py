@@ -11,10 +11,20 @@ def convert_to_uint8(img: np.ndarray) -> np.ndarray:
     """Turns a floating image in [0, 1] into uint8 in [0, 255]; any other dtype is returned as it is.
 
     Values are truncated, not rounded, because that is what the released policies were trained on.
+
+    Raises:
+        ValueError: values outside [0, 1] by more than a rounding error, or NaN.
     """
-    if np.issubdtype(img.dtype, np.floating):
-        return (255 * img).astype(np.uint8)
-    return img
+    if not np.issubdtype(img.dtype, np.floating):
+        return img
+    scaled = 255 * img
+    # What is truncated to 0..255; anything else would wrap around.
+    if scaled.size and not (scaled.min() > -1 and scaled.max() < 256):
+        raise ValueError(
+            f"convert_to_uint8 wants floats in [0, 1], got values from {img.min():g} to {img.max():g}; "
+            "images in 0..255 become uint8 by .astype(np.uint8)"
+        )
+    return scaled.astype(np.uint8)
 
 
 def resize_with_pad(images: np.ndarray, height: int, width: int, method: int = Image.Resampling.BILINEAR) -> np.ndarray:

@@ -9,9 +9,10 @@ refused in both directions. Tuples arrive as lists. `float64` and `str_` scalars
 strings, and travel as such.
 """
 
+import contextlib
 import functools
 import re
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Iterator
 
 import msgpack
 import numpy as np
@@ -53,6 +54,39 @@ def pack_array(obj: Any, bytes_of: Callable[[np.ndarray], Any] = c_bytes) -> Any
         _check_kind(obj.dtype)
         return {_SCALAR: True, b"data": obj.item(), b"dtype": obj.dtype.str}
     return obj  # MessagePack then raises its TypeError, which names the type.
+
+
+@contextlib.contextmanager
+def named_place(content: Any) -> Iterator[None]:
+    """Errors of packing `content` within the block stay what they are, and say where in it the value is.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the wire cannot carry a value.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        place = _unpackable(content, "")
+        if not place:
+            raise
+        kind = type(error) if type(error) in (TypeError, OverflowError) else ValueError
+        raise kind(f"'{place}' cannot be sent: {error}; send numbers, text, NumPy arrays, or maps and lists") from error
+
+
+def _unpackable(content: Any, path: str) -> str:
+    """Where the first value is that cannot be packed: its keys and positions, joined with '/'."""
+    items: Any = ()
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, (list, tuple)):
+        items = enumerate(content)
+    for key, value in items:
+        try:
+            packb({key: value} if isinstance(content, dict) else value)
+        except (TypeError, ValueError, OverflowError):
+            inner = f"{path}/{key}" if path else str(key)
+            return _unpackable(value, inner)
+    return path
 
 
 def unpack_array(obj: Dict[Any, Any]) -> Any:

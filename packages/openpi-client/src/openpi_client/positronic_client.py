@@ -47,7 +47,7 @@ class PositronicClient:
         """Connects on the first `reset` or `infer`.
 
         Args:
-            host: a name or address, or a URL that starts with ws:// or wss://.
+            host: a name or address, or a URL that starts with ws:// or wss:// (http:// and https:// mean the same).
             port: appended to the host; None for none.
             resize: images are shrunk to fit a square of this size where the server names none; None leaves them.
             model_id: which checkpoint to ask for; None = the server's default.
@@ -98,7 +98,10 @@ class PositronicClient:
         if self._ws is None:
             self.reset()
         sent = observation if self._codec is None else self._codec.encode(observation)
-        reply = self._exchange(msgpack_numpy.packb({key: self._shrunk(key, value) for key, value in sent.items()}))
+        content = {key: self._shrunk(key, value) for key, value in sent.items()}
+        with msgpack_numpy.named_place(content):
+            request = msgpack_numpy.packb(content)
+        reply = self._exchange(request)
         if "error" in reply:
             raise RuntimeError(f"Server error: {reply['error']}")
         if "result" not in reply:
@@ -127,14 +130,18 @@ class PositronicClient:
         self.close()
 
     def _connect(self) -> websockets.sync.client.ClientConnection:
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         try:
-            ws = websockets.sync.client.connect(
-                self._uri,
-                sock=connection.open_socket(self._uri, connection.HANDSHAKE_TIMEOUT_S),
-                additional_headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
-                open_timeout=connection.HANDSHAKE_TIMEOUT_S,
-                **connection.CONNECT_OPTIONS,
-            )
+            with connection.explained(self._uri, headers):
+                ws = websockets.sync.client.connect(
+                    self._uri,
+                    sock=connection.open_socket(self._uri, connection.HANDSHAKE_TIMEOUT_S),
+                    additional_headers=headers,
+                    open_timeout=connection.HANDSHAKE_TIMEOUT_S,
+                    **connection.CONNECT_OPTIONS,
+                )
+        except connection.KeyRefused as error:
+            raise ConnectionError(str(error)) from error
         except (OSError, websockets.exceptions.InvalidHandshake, websockets.exceptions.InvalidMessage) as error:
             raise ConnectionError(
                 f"no inference server at {self._uri} ({error}); is it running, and are host and port right?"

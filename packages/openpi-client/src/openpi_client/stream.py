@@ -23,7 +23,9 @@ _LARGEST_CONTROL_BYTES = 125
 _BUFFER_BYTES = 2**16
 _NO_MASK = bytes(4)
 _SHORTEST_S = 0.001
-_MESSAGE_TOO_BIG, _PROTOCOL_ERROR, _BAD_TEXT, _ABNORMAL, _NO_CODE = 1009, 1002, 1007, 1006, 1005
+_DRAIN_SILENCE_S = 1.0
+MESSAGE_TOO_BIG = 1009
+_PROTOCOL_ERROR, _BAD_TEXT, _ABNORMAL, _NO_CODE = 1002, 1007, 1006, 1005
 
 Message = Union[memoryview, str]
 
@@ -39,6 +41,10 @@ class StreamClosed(ConnectionError):
         super().__init__(f"{code} {reason}".rstrip())
         self.code = code
         self.reason = reason
+
+
+class MessageRefused(StreamClosed):
+    """We ended the connection, because the peer broke the protocol or sent too much; code and reason as we told it."""
 
 
 class SilenceError(TimeoutError):
@@ -164,6 +170,17 @@ class MessageStream:
         self.is_open = False
         self._socket.close()
 
+    def drain(self, timeout_s: float) -> None:
+        """Drops what a peer still sends that we have ended the connection with, until it has left or is silent.
+
+        Bytes that nobody takes make the kernel reset the connection, and the peer would never read why it was ended.
+        """
+        scratch = memoryview(bytearray(_BUFFER_BYTES))
+        deadline_s = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):  # silence, too
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                self._io.recv_into(scratch, min(left_s, _DRAIN_SILENCE_S))
+
     def abort(self) -> None:
         """Ends the connection at once; wakes a thread that reads."""
         self.is_open = False
@@ -228,7 +245,7 @@ class MessageStream:
             self._fail(_PROTOCOL_ERROR, "control frame too long or in parts")
         total = length + sum(len(part) for part in self._parts)
         if self._max_bytes is not None and total > self._max_bytes:
-            self._fail(_MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
+            self._fail(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
         if not opcode & _CONTROL and (opcode == CONTINUATION) != bool(self._parts_opcode):
             self._fail(_PROTOCOL_ERROR, "continuation of no message, or a message within another")
 
@@ -278,7 +295,7 @@ class MessageStream:
     def _fail(self, code: int, reason: str) -> None:
         self.close(code, reason)
         self.is_open = False
-        raise StreamClosed(code, reason)
+        raise MessageRefused(code, reason)
 
     # Writing
 

@@ -13,13 +13,16 @@ import websockets.exceptions
 from typing_extensions import override
 
 from openpi_client import base_policy, connection, msgpack_numpy, shared_memory, wire_images
-from openpi_client.stream import MessageStream, SilenceError, StreamClosed
+from openpi_client.stream import MESSAGE_TOO_BIG, Message, MessageStream, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
 
-# Pause between two attempts to reach a server that is not there yet, and between two log lines about it.
+# Pause between two attempts to reach a server that is not there yet.
 _RETRY_INTERVAL_S = 1.0
-_LOG_INTERVAL_S = 5.0
+# Whoever waits longer is warned, and again every so often: Python shows warnings unless told otherwise.
+_FIRST_WARNING_S = 5.0
+_WARNING_INTERVAL_S = 30.0
+_BEST_JPEG_QUALITY = 95
 
 # Servers give up on a client that leaves a ping unanswered for 20 s.
 _ATTEND_INTERVAL_S = 5.0
@@ -52,7 +55,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Blocks until the server is there and ready.
 
         Args:
-            host: a host name or address, or a whole URL that starts with ws:// or wss://.
+            host: a host name or address, or a whole URL that starts with ws:// or wss:// (http:// and https:// mean the
+                same).
             port: appended to the host; None for none (a URL that has one, or the default port of its scheme).
             api_key: sent as `Authorization: Api-Key <key>`.
             connect_timeout_s: how long to wait for the server, its model included; None waits without limit.
@@ -65,9 +69,13 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 of the training data or better (90). None = as they are; also with servers that take no JPEG.
         Raises:
             TimeoutError: no server, or none that got ready, within `connect_timeout_s`.
-            RuntimeError: the server could not load its policy.
-            websockets.exceptions.InvalidStatus: the server refused the connection (401: its API key).
+            RuntimeError: the server could not load its policy, or has no model of the name asked for.
+            websockets.exceptions.InvalidStatus: the server refused the connection; `connection.KeyRefused`: it wants
+                an API key, or another one.
+            ValueError: an address or `jpeg_quality` that cannot be.
         """
+        if jpeg_quality is not None and not 1 <= jpeg_quality <= _BEST_JPEG_QUALITY:
+            raise ValueError(f"jpeg_quality is {jpeg_quality}; expected 1 to {_BEST_JPEG_QUALITY}, or None")
         self._uri = connection.uri(host, port)
         self._api_key = api_key
         self._request_timeout_s = request_timeout_s
@@ -98,8 +106,14 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             RuntimeError: the policy failed; the text holds the server's traceback, and ends with the reason.
                 The next call opens a new connection.
             TimeoutError: no answer within `request_timeout_s`. The answer is lost; the next call asks anew.
-            ConnectionError: the connection dropped and could not be opened again.
+            ConnectionError: the connection dropped and could not be opened again, or the message is too large for the
+                server.
+            TypeError, ValueError, OverflowError: the observation is no dict, or holds what cannot be sent.
         """
+        if not isinstance(obs, dict):
+            raise TypeError(
+                f"infer takes one observation, a dict of named values, got {_found(obs)}; several: infer_batch"
+            )
         return self._ask(obs)
 
     def infer_batch(self, observations: Sequence[Dict]) -> List[Dict]:
@@ -109,8 +123,13 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             for each observation what `infer` returns, without `server_timing`; `{"error": text}` for one that failed.
         Raises:
             NotImplementedError: the server is not one of openpi's.
-            RuntimeError, TimeoutError, ConnectionError: as of `infer`.
+            RuntimeError, TimeoutError, ConnectionError, TypeError, ValueError, OverflowError: as of `infer`.
         """
+        if isinstance(observations, (dict, str, bytes)) or not all(isinstance(obs, dict) for obs in observations):
+            raise TypeError(
+                f"infer_batch takes a list of observations, dicts of named values, got {_found(observations)}; "
+                "one observation: infer"
+            )
         if "batch" not in self._server_features:
             raise NotImplementedError(f"{self._uri} takes one observation at a time; call infer for each")
         return self._ask(list(observations))["batch"]
@@ -128,7 +147,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """The request for the current connection, in the packer's buffer; to be released before the next."""
         self._packer.reset()
         self._shared.begin_request()
-        self._packer.pack(self._compressed(content))
+        with msgpack_numpy.named_place(content):
+            self._packer.pack(self._compressed(content))
         return self._packer.getbuffer()
 
     def _compressed(self, content: Any) -> Any:
@@ -167,9 +187,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             request = self._packed(content)
             try:
                 stream.write(request)
-                if self._request_timeout_s is None:
-                    return stream.read()
-                return stream.read(deadline_s=time.monotonic() + self._request_timeout_s)
+                return self._read(stream, self._request_timeout_s, "an answer")
             except SilenceError:
                 self._drop()  # Otherwise the late answer would be taken for that of the next request.
                 raise TimeoutError(
@@ -177,6 +195,11 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 ) from None
             except StreamClosed as dropped:
                 self._drop()
+                if dropped.code == MESSAGE_TOO_BIG:
+                    raise ConnectionError(
+                        f"{self._uri} does not take a request of this size: {dropped}. Send less, or let the server "
+                        "take more (openpi serve --max-message-mib)"
+                    ) from dropped
                 if retries == 0:
                     raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
                 logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
@@ -186,6 +209,21 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 raise
             finally:
                 request.release()
+
+    def _read(self, stream: MessageStream, timeout_s: Optional[float], what: str) -> Message:
+        """The next message; warns while it does not come. Raises as `MessageStream.read`."""
+        start_s = time.monotonic()
+        deadline_s = float("inf") if timeout_s is None else start_s + timeout_s
+        warning_s = start_s + _FIRST_WARNING_S
+        while True:
+            try:
+                return stream.read(deadline_s=min(deadline_s, warning_s))
+            except SilenceError:
+                now_s = time.monotonic()
+                if now_s >= deadline_s:
+                    raise
+                logger.warning("Waiting for %s of %s since %.0f s", what, self._uri, now_s - start_s)
+                warning_s = now_s + _WARNING_INTERVAL_S
 
     def _connection(self) -> MessageStream:
         if self._closed:
@@ -218,8 +256,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[MessageStream, Dict]:
         """Opens a connection and reads the metadata, trying again while there is no server."""
-        deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        next_log_s = 0.0
+        start_s = time.monotonic()
+        deadline_s = float("inf") if timeout_s is None else start_s + timeout_s
+        level, next_log_s = logging.INFO, start_s
         while True:
             try:
                 return self._connect(deadline_s)
@@ -234,8 +273,12 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                         "is it running, and are host and port right?"
                     ) from error
                 if now_s >= next_log_s:
-                    logger.info("Waiting for the policy server at %s (%s)", self._uri, error)
-                    next_log_s = now_s + _LOG_INTERVAL_S
+                    waited_s = now_s - start_s
+                    logger.log(
+                        level, "Waiting for the policy server at %s since %.0f s (%s)", self._uri, waited_s, error
+                    )
+                    next_log_s = now_s + (_FIRST_WARNING_S if level == logging.INFO else _WARNING_INTERVAL_S)
+                    level = logging.WARNING
             time.sleep(_RETRY_INTERVAL_S)
 
     def _connect(self, deadline_s: float) -> Tuple[MessageStream, Dict]:
@@ -246,7 +289,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         stream, answered = connection.open_stream(self._uri, headers, timeout_s)
         try:
             self._shared.open(answered.get(shared_memory.HEADER))
-            metadata = stream.read(deadline_s=None if deadline_s == float("inf") else deadline_s)
+            left_s = None if deadline_s == float("inf") else deadline_s - time.monotonic()
+            metadata = self._read(stream, left_s, "the model")
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
             self._server_features = connection.features(answered)
@@ -255,6 +299,12 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             stream.hang_up()
             self._shared.close()
             raise
+
+
+def _found(value: Any) -> str:
+    """A type for people, such as `list of int`."""
+    inner = sorted({type(item).__name__ for item in value}) if isinstance(value, (list, tuple)) else []
+    return " of ".join([type(value).__name__, *([", ".join(inner)] if inner else [])])
 
 
 def _attend(policy: "weakref.ref[WebsocketClientPolicy]", finished: threading.Event) -> None:
