@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of these tests is compiling, for models that then run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Many tests compile the same; programs of their own as well. One folder for each process that runs tests.
+_compiled = tempfile.TemporaryDirectory(prefix="openpi-tests-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # As many threads as test processes there are cores for.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))

@@ -25,6 +25,7 @@ from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
 from openpi.training.state_files import restore_state
 from openpi.weights import orbax_io
+from openpi.weights.adapter_base import AdapterBase
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
 
@@ -173,6 +174,18 @@ def test_the_latest_and_every_multiple_of_the_period_stay(state, keep_period, ex
             _save_in(run, step, state)
     assert complete_steps(tmp_path) == expected
     assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in expected} | {".lock"}
+
+
+def test_a_step_that_adapters_read_stays(state, tmp_path):
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    with Checkpoints(tmp_path / "run") as run:
+        _save_in(run, 0, state)
+        run.wait()
+        AdapterBase.of(str(run.path(0) / "params"), {}).save(adapters)
+        for step in (1, 2):
+            _save_in(run, step, state)
+    assert complete_steps(tmp_path / "run") == [0, 2]
 
 
 def test_the_best_stays(state, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from openpi.training import config as _config
 from openpi.training.config import cli, get_config
+from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
 
 
 def test_flags_override_nested_fields():
@@ -77,6 +78,14 @@ def test_help_lists_recipes_first_and_then_the_flags_of_one(capsys):
     text = capsys.readouterr().out
     assert "--model.action-horizon" in text
     assert "50" in text
+
+
+@pytest.mark.parametrize("backend", ["jax", "pytorch"])
+def test_weights_that_are_named_are_not_passed_over_by_either_backend(backend):
+    config = get_config("debug")
+    given = cli(["debug", f"--backend={backend}", "--pytorch-weight-path=there"])
+    assert isinstance(config.start_weights, NoOpWeightLoader)
+    assert given.start_weights == CheckpointWeightLoader("there")
 
 
 def test_a_misspelt_recipe_is_answered_with_the_closest_name(capsys):

@@ -440,7 +440,7 @@ def test_without_pytorch_its_extra_is_named(
     converted: dict[str, Path], sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"PyTorch is not installed; `uv sync --extra torch`"):
+    with pytest.raises(ImportError, match=r"PyTorch is not installed; in the checkout: `uv sync --extra torch`"):
         create_trained_policy(sources["pi0"].recipe, converted["pi0"])
 
 

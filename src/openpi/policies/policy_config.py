@@ -16,6 +16,7 @@ from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize
+from openpi.shared.errors import install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 from openpi.weights import layout, lerobot_files
@@ -151,8 +152,7 @@ def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
     if backend == "pytorch" or pytorch_device is not None:
         if importlib.util.find_spec("torch") is None:
             raise ImportError(
-                "PyTorch is not installed; `uv sync --extra torch` or `pip install 'openpi[torch]'` brings it. JAX "
-                "runs every checkpoint, too: backend=jax"
+                f"PyTorch is not installed; {install_hint('torch')}. JAX runs every checkpoint, too: --backend=jax"
             )
         from openpi.policies.sampler_pytorch import resolve_device
 

@@ -29,6 +29,7 @@ from typing import IO
 
 from openpi.shared.errors import first_line
 from openpi.training import processes
+from openpi.weights.adapter_base import KEEP_FILE
 
 logger = logging.getLogger("openpi")
 
@@ -195,6 +196,7 @@ class Checkpoints:
             kept |= {step for step in steps if step % self._keep_period == 0}
         if self._keep_best:
             kept |= {best for best in [best_step(self.directory)] if best is not None}
+        kept |= {step for step in steps if (self.path(step) / KEEP_FILE).exists()}
         for step in set(steps) - kept:
             # Renamed first: a half-deleted checkpoint must not look like one.
             discarded = self.path(step).rename(self.directory / f"{_DISCARDED}{step}")

@@ -172,11 +172,12 @@ class TrainConfig:
 
     @property
     def start_weights(self) -> weight_loaders.WeightLoader:
-        """What training starts from: for the PyTorch trainer `pytorch_weight_path`, if given."""
+        """What training starts from: `pytorch_weight_path`, if given; in JAX, only if there is nothing else."""
         path = self.pytorch_weight_path
-        is_given = path is not None and not path.startswith("/path/to/your")  # as a published recipe has it
-        if self.backend == "pytorch" and is_given:
-            return weight_loaders.CheckpointWeightLoader(str(path))
+        if path is None or path.startswith("/path/to/your"):  # as a published recipe has it
+            return self.weight_loader
+        if self.backend == "pytorch" or isinstance(self.weight_loader, weight_loaders.NoOpWeightLoader):
+            return weight_loaders.CheckpointWeightLoader(path)
         return self.weight_loader
 
     @property

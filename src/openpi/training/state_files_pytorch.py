@@ -96,8 +96,8 @@ def restore(directory: Path, model_config: Any, state: TrainState) -> None:
     """
     if not (directory / STEP_FILE).is_file():
         raise FileNotFoundError(
-            f"{directory} has no {STEP_FILE}, so training cannot continue there; to start from its weights, give "
-            "--pytorch-weight-path and another --exp-name"
+            f"{directory} was not written by backend=pytorch (it has no {STEP_FILE}); continue the run with "
+            "--backend=jax, or start from its weights with --pytorch-weight-path and another --exp-name"
         )
     step = json.loads((directory / STEP_FILE).read_text())
     model = layout.open_weights(model_config, directory)

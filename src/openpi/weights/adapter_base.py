@@ -9,6 +9,7 @@ changed, from the right one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,8 @@ import numpy as np
 from openpi.shared import download
 
 ADAPTERS_FILE = "adapters.json"
+KEEP_FILE = "KEEP"
+"""In a step of a run: other checkpoints read it, so the run does not delete it."""
 _VERSION = 2
 _NUM_POINTS = 4096
 
@@ -78,11 +81,17 @@ class AdapterBase:
             raise ValueError(f"{file} is damaged or of another version: {error}") from error
 
     def save(self, checkpoint: Path) -> None:
+        """Writes the file; a base that is a step of a run is kept from now on."""
         frozen = {path: dataclasses.asdict(entry) for path, entry in self.frozen.items()}
         text = json.dumps({"version": _VERSION, "base": self.place, "frozen": frozen}, indent=2) + "\n"
         partial = checkpoint / f".{ADAPTERS_FILE}.partial"
         partial.write_text(text)
         partial.replace(checkpoint / ADAPTERS_FILE)
+        base = Path(self.place)
+        step = base.parent if base.name == "params" else base
+        if step.name.isdecimal() and (step.parent / ".lock").exists():  # of a run
+            with contextlib.suppress(OSError):  # somebody else's run
+                (step / KEEP_FILE).touch()
 
     def folder(self) -> Path:
         """The base on this machine, downloaded if need be.
