@@ -190,8 +190,10 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         recipe = recipe_io.load_recipe({str(checkpoint)!r})
         assert recipe.model.action_horizon == 7
         print(recipe.data.data_transforms(recipe.model).inputs[0])
+        recipe_io.save_recipe({str(tmp_path / "copy")!r}, recipe)
         """
     )
+    assert (tmp_path / "copy" / "recipe.json").read_text() == (checkpoint / "recipe.json").read_text()
     assert "FlipGripper(axis=6)" in output.stdout
     assert "running the recipe's own code" in output.stderr
 

@@ -331,27 +331,11 @@ def choose_recipe(checkpoint: Path, name: str | None) -> TrainConfig:
     if name is None:
         return recipe_io.load_recipe(checkpoint)
     named = config.get_config(name)
-    try:
-        saved = recipe_io.load_recipe(checkpoint)
-    except FileNotFoundError:
-        return named
-    for field in _SERVED_FIELDS:
-        for line in differences(getattr(saved, field), getattr(named, field), field):
-            logger.warning("recipe '%s' differs from the checkpoint's: %s", name, line)
+    for field, before, now in recipe_io.changes_since(checkpoint, named):
+        if field.partition(".")[0] in _SERVED_FIELDS:
+            text = f"{field} is {now!r}, the checkpoint was trained with {before!r}"
+            logger.warning("recipe '%s' differs from the checkpoint's: %s", name, text)
     return named
-
-
-def differences(saved: Any, named: Any, path: str) -> list[str]:
-    """One line for every field, however nested, in which two dataclasses differ."""
-    if type(saved) is type(named) and dataclasses.is_dataclass(saved):
-        return [
-            line
-            for field in dataclasses.fields(saved)
-            for line in differences(getattr(saved, field.name), getattr(named, field.name), f"{path}.{field.name}")
-        ]
-    if saved is named or repr(saved) == repr(named):
-        return []
-    return [f"{path} is {named!r}, the checkpoint was trained with {saved!r}"]
 
 
 def with_dtype(recipe: TrainConfig, dtype: str | None) -> TrainConfig:

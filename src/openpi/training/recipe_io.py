@@ -31,6 +31,8 @@ from openpi.training.config import TrainConfig
 logger = logging.getLogger("openpi")
 
 RECIPE_FILE = "recipe.json"
+# Attribute of a recipe's file that was loaded from a checkpoint: what it was called when it was written.
+_MODULE_NAME = "__openpi_module__"
 _VERSION = 1
 
 
@@ -70,11 +72,14 @@ def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str,
 
     Functions and classes are compared, and shown, by name, so nothing is imported. Fields that only one version of
     openpi has are no difference. Empty where the checkpoint has no recipe.
+
+    Raises:
+        ValueError: its recipe is damaged, or of another version.
     """
     path = Path(directory) / RECIPE_FILE
     if not path.is_file():
         return []
-    before = json.loads(path.read_text())["config"]
+    _, before = _read(path)
     now = json.loads(json.dumps(_Encoder().encode(config, "config")))
     return list(_differences(before, now, ""))
 
@@ -115,6 +120,19 @@ def load_recipe(directory: Path | str) -> TrainConfig:
             f"{path} does not exist; checkpoints from other trainers have no recipe. Name one, as in "
             "`--config=pi0_aloha_sim`"
         )
+    sources, recipe = _read(path)
+    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(recipe, "config")
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"{path} holds a {type(config).__name__}; expected a TrainConfig")
+    return config
+
+
+def _read(path: Path) -> tuple[dict[str, str], Any]:
+    """Modules with their files, and the encoded recipe.
+
+    Raises:
+        ValueError: as of `load_recipe`.
+    """
     try:
         document = json.loads(path.read_text())
         version, sources, recipe = document["version"], document["sources"], document["config"]
@@ -122,10 +140,7 @@ def load_recipe(directory: Path | str) -> TrainConfig:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if version != _VERSION:
         raise ValueError(f"{path} has version {version}; this openpi reads version {_VERSION}")
-    config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(recipe, "config")
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"{path} holds a {type(config).__name__}; expected a TrainConfig")
-    return config
+    return sources, recipe
 
 
 class _Encoder:
@@ -193,8 +208,11 @@ class _Encoder:
             )
         if module == "__main__":
             raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
-        if not _is_ours(module):
-            self.sources[module] = Path(inspect.getfile(sys.modules[module]))
+        if _is_ours(module):
+            return f"{module}:{name}"
+        file = Path(inspect.getfile(sys.modules[module]))
+        module = getattr(sys.modules[module], _MODULE_NAME, module)
+        self.sources[module] = file
         return f"{module}:{name}"
 
 
@@ -311,6 +329,7 @@ def _own_module(name: str, file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    setattr(module, _MODULE_NAME, name)
     sys.modules[alias] = module
     spec.loader.exec_module(module)
     return module
