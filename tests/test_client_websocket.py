@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -295,3 +296,26 @@ def test_what_is_no_observation_is_refused_before_it_is_sent():
         assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
     with pytest.raises(ValueError, match="jpeg_quality is 500; expected 1 to 95"):
         WebsocketClientPolicy("127.0.0.1", port, jpeg_quality=500)
+
+
+def test_a_server_that_hangs_up_in_the_handshake_is_tried_again():
+    """As one does that is being stopped, or a proxy whose server is away."""
+    num_tries = 0
+
+    def hang_up(listener: socket.socket) -> None:
+        nonlocal num_tries
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                num_tries += 1
+                sock.recv(4096)
+                sock.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up, args=(listener,))
+        thread.start()
+        with pytest.raises(TimeoutError, match=r"no policy server at .* closed the connection during the handshake"):
+            WebsocketClientPolicy("127.0.0.1", listener.getsockname()[1], connect_timeout_s=1.5)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert num_tries >= 2
