@@ -9,6 +9,7 @@ ad action dim.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -368,6 +369,7 @@ class Pi0(BaseModel):
         )
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program, or every shape of it is compiled
 def init(config: Pi0Config, rng: jax.Array) -> dict[str, Any]:
     """Fresh f32 parameters in the published tree."""
     img_key, llm_key, *dense_keys = jax.random.split(rng, 7)

@@ -9,6 +9,7 @@ Legend: b batch, n sequence, l tokens of the text, d width, v vocabulary, p pref
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -320,6 +321,7 @@ class Pi0FAST(BaseModel):
         )
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program, or every shape of it is compiled
 def init(config: Pi0FASTConfig, rng: jax.Array) -> dict[str, Any]:
     """Fresh f32 parameters in the published tree."""
     img_key, llm_key = jax.random.split(rng)
