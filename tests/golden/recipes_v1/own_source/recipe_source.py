@@ -12,7 +12,7 @@ from openpi.training.data_config import SimpleDataConfig
 @dataclasses.dataclass(frozen=True)
 class FlipGripper:
     axis: int = 6
-    spec: RobotSpec = RobotSpec(
+    spec: RobotSpec = RobotSpec(  # noqa: RUF009
         "arm",
         (CameraSpec("top", "base_0_rgb"),),
         (VectorSpec("state", ("x",), ("m",)),),
