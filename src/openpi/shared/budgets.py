@@ -27,7 +27,7 @@ MAX_IMAGE_PIXELS = 4096 * 4096
 MAX_ARRAYS_BYTES = 2**30
 MAX_ARCHIVE_MEMBERS = 4096
 # One compressed chunk of a recording.
-MAX_CHUNK_BYTES = 2**28
+MAX_CHUNK_BYTES = 2**27
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _MAX_HEADER_BYTES = 10_000
@@ -106,7 +106,9 @@ def plain_dtype(text: object) -> np.dtype:
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4})")
 
 
-def plain_array(dtype: np.dtype, shape: Sequence[int], content: bytes, *, is_fortran: bool = False) -> np.ndarray:
+def plain_array(
+    dtype: np.dtype, shape: Sequence[int], content: bytes | bytearray, *, is_fortran: bool = False
+) -> np.ndarray:
     """A new array of exactly these bytes.
 
     Raises:
