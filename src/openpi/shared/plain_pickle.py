@@ -25,8 +25,8 @@ _INSTRUCTIONS = re.compile(
     "(STACK_)?GLOBAL|REDUCE|BUILD"
 )
 _MODULES = re.compile(r"numpy(\.(_?core)(\.(multiarray|numeric|_multiarray_umath))?)?")
-_MAX_VALUES = 1_000_000
-_MAX_INSTRUCTIONS = 4 * _MAX_VALUES
+_MAX_VALUES = 200_000
+_MAX_INSTRUCTIONS = 8 * _MAX_VALUES
 
 
 def loads(content: bytes, budget: Budget) -> Any:
@@ -35,7 +35,7 @@ def loads(content: bytes, budget: Budget) -> Any:
     Args:
         budget: bytes that the arrays may have together; one that is named twice counts twice.
     Raises:
-        BudgetError: larger arrays, or a million values.
+        BudgetError: larger arrays, or more values than a request has.
         ValueError: no pickle, damaged, or one that holds more than data.
     """
     try:

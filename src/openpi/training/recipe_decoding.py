@@ -109,7 +109,10 @@ class Decoder:
         decoded = [self.decode(pair, field) for pair in pairs]
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in decoded):
             raise ValueError(f"{field} has entries that are no pairs of key and value")
-        return dict(decoded)
+        try:
+            return dict(decoded)
+        except TypeError as error:
+            raise ValueError(f"{field} has keys that cannot be ones ({error})") from error
 
     def _dataclass(self, name: str, encoded: dict[str, Any], field: str) -> Any:
         listed = recipe_table.find_type(name)
@@ -128,7 +131,10 @@ class Decoder:
         return built
 
     def _check_tokenizer(self, model: Pi0FASTConfig, field: str) -> None:
-        """A tokenizer's class comes with arguments, which the declared types say nothing of."""
+        """A tokenizer's class comes with arguments; the declared types say nothing of either."""
+        tokenizer = model.fast_model_tokenizer
+        if recipe_table.name_of(tokenizer) is not None and not recipe_table.is_tokenizer(tokenizer):
+            raise ValueError(f"{field}.fast_model_tokenizer is '{recipe_table.name_of(tokenizer)}', which is none")
         for key, value in model.tokenizer_arguments().items():
             if not isinstance(value, (str, int, float, Path, type(None))):
                 raise ValueError(f"{field}.fast_model_tokenizer_kwargs.{key} is {value!r}; expected text or a number")
@@ -191,7 +197,10 @@ def _build(cls: type, values: dict[str, Any], fields: Mapping[str, dataclasses.F
 def _array(values: Any, dtype: Any, field: str) -> np.ndarray:
     if not (isinstance(dtype, str) and dtype in ARRAY_DTYPES and _is_numeric(values)):
         raise ValueError(f"{field} is no array of numbers with a dtype of {', '.join(ARRAY_DTYPES)}")
-    return np.array(values, ARRAY_DTYPES[dtype])
+    try:
+        return np.array(values, ARRAY_DTYPES[dtype])
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{field} is no array of {dtype}: {error}") from error
 
 
 def _is_numeric(values: Any) -> bool:

@@ -221,6 +221,11 @@ def find_reference(name: str) -> Callable[..., Any] | None:
     return _find(name, (*FUNCTIONS, *TOKENIZERS), callable)
 
 
+def is_tokenizer(value: Any) -> bool:
+    """Whether it is one of the tokenizer classes."""
+    return any(entry.value is value for entry in TOKENIZERS)
+
+
 def _find(name: str, entries: tuple[Entry, ...], is_meant: Callable[[Any], bool]) -> Any:
     entry = _BY_NAME.get(name)
     return entry.value if entry is not None and entry in entries and is_meant(entry.value) else None
