@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import enum
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -11,6 +12,26 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 import numpy as np
+
+
+def fitted_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values for fields of a dataclass, each as `fitted` takes it.
+
+    Args:
+        where: the dataclass's own name, for messages.
+    Raises:
+        ValueError: one is of another type, or there is no such field; it is named.
+    """
+    declared = _declared_types(cls)
+    unknown = sorted(values.keys() - declared.keys())
+    if unknown:
+        raise ValueError(f"{where} has the fields {unknown}; expected some of {sorted(declared)}")
+    return {name: fitted(value, declared[name], f"{where}.{name}") for name, value in values.items()}
+
+
+@functools.cache
+def _declared_types(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def fitted(value: Any, declared: Any, where: str) -> Any:

@@ -17,8 +17,9 @@ import numpy as np
 
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.shared.errors import closest_name
+from openpi.shared.typed_values import fitted_fields
 from openpi.training import recipe_table
-from openpi.training.recipe_encoding import ARRAY_DTYPES, fitted_fields, tag_of
+from openpi.training.recipe_encoding import ARRAY_DTYPES, tag_of
 from openpi.training.recipe_sources import OwnCode
 
 logger = logging.getLogger("openpi")

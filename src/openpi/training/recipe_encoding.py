@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import inspect
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openpi.shared.typed_values import fitted
+from openpi.shared.typed_values import fitted_fields
 from openpi.training import recipe_table
 from openpi.training.recipe_sources import Collected
 
@@ -23,22 +21,6 @@ ARRAY_DTYPES = {
     np.dtype(kind).name: np.dtype(kind)
     for kind in (bool, "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 }
-
-
-@functools.cache
-def declared_types(cls: type) -> Mapping[str, Any]:
-    """Of a dataclass's fields."""
-    return typing.get_type_hints(cls)
-
-
-def fitted_fields(cls: type, values: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The values of a dataclass of the table, each as its field declares it.
-
-    Raises:
-        ValueError: one is of another type; its field is named.
-    """
-    declared = declared_types(cls)
-    return {name: fitted(value, declared[name], f"{field}.{name}") for name, value in values.items()}
 
 
 class Encoder:
