@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -43,10 +44,6 @@ def fitted(value: Any, declared: Any, where: str) -> Any:
     Raises:
         ValueError: another type; field, value and expectation are named.
     """
-    return _fit(value, declared, where)
-
-
-def _fit(value: Any, declared: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if declared is Any:
         return value
@@ -60,11 +57,12 @@ def _fit(value: Any, declared: Any, where: str) -> Any:
             return _fit_tuple(tuple(value), arguments, declared, where)
     elif origin in (collections.abc.Sequence, list):
         if isinstance(value, (list, tuple)):
-            return type(value)(_fit(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+            items = [fitted(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
     elif origin in (collections.abc.Mapping, dict):
         if isinstance(value, Mapping):
             key, item = arguments
-            return {_fit(k, key, f"a key of {where}"): _fit(v, item, f"{where}.{k}") for k, v in value.items()}
+            return {fitted(k, key, f"a key of {where}"): fitted(v, item, f"{where}.{k}") for k, v in value.items()}
     elif origin is collections.abc.Callable:
         if callable(value) and not isinstance(value, type):
             return value
@@ -89,6 +87,8 @@ def _fit_class(value: Any, declared: Any) -> Any:
         int: (int, np.integer),
         float: (float, int, np.floating, np.integer),
     }
+    if isinstance(value, (float, np.floating)) and math.isnan(value):
+        return _MISFIT
     if declared in (int, float) and isinstance(value, (bool, np.bool_)):
         return _MISFIT
     if declared is str and isinstance(value, enum.Enum):
@@ -101,7 +101,7 @@ def _fit_union(value: Any, choices: tuple[Any, ...], declared: Any, where: str) 
     fits = []
     for choice in choices:
         try:
-            fits.append(_fit(value, choice, where))
+            fits.append(fitted(value, choice, where))
         except ValueError:
             continue
     if not fits:
@@ -116,7 +116,7 @@ def _fit_tuple(value: tuple[Any, ...], items: tuple[Any, ...], declared: Any, wh
     if len(declarations) != len(value):
         raise _misfit(value, declared, where)
     pairs = zip(value, declarations, strict=True)
-    return tuple(_fit(item, declaration, f"{where}[{i}]") for i, (item, declaration) in enumerate(pairs))
+    return tuple(fitted(item, declaration, f"{where}[{i}]") for i, (item, declaration) in enumerate(pairs))
 
 
 def _misfit(value: Any, declared: Any, where: str) -> ValueError:
