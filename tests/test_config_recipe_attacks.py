@@ -161,6 +161,19 @@ def test_values_are_of_the_types_that_fields_declare(field, value, expected, doc
         load(tmp_path, document)
 
 
+def test_the_command_of_version_1_does_not_run(tmp_path):
+    """`ModelTransformFactory` called this tokenizer with these arguments when the checkpoint was loaded."""
+    document = json.loads((GOLDEN / "recipes_v1" / "paligemma_binning_droid.json").read_text())
+    document["config"]["model"] |= {
+        "fast_model_tokenizer": {"$ref": "openpi.training.recipe_io:shutil.os.spawnvp"},
+        "fast_model_tokenizer_kwargs": {"file": "touch", "args": ["touch", str(tmp_path / "ran")]},
+    }
+    with pytest.raises(ValueError, match=r"config\.model\.fast_model_tokenizer refers to .*spawnvp"):
+        config = load(tmp_path, document)
+        config.data.create(tmp_path, config.model)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "kwargs", "expected"),
     [

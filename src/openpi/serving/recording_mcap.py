@@ -81,6 +81,10 @@ _DAMAGES = (KeyError, TypeError, AttributeError, ValueError, IndexError, Overflo
 _VALUE_BYTES = 500
 
 
+# In a chunk of another program; a record takes some ten.
+_MAX_READS = 2_000_000
+
+
 def _per_exchange() -> budgets.Budget:
     return budgets.Budget(budgets.MAX_ARRAYS_BYTES)
 
@@ -177,6 +181,8 @@ def read_session(file: Path) -> Iterator[Exchange]:
                 case Message() if channels[record.channel_id].topic == _EXCHANGE_TOPIC:
                     yield _exchange(record, values)
                     values, budget = [], _per_exchange()
+                case Chunk():
+                    budget.spend(record.uncompressed_size, "a chunk")
                 case Message():
                     budget.spend(len(record.data) + _VALUE_BYTES, "a value")
                     channel = channels[record.channel_id]
@@ -324,31 +330,36 @@ class _CutShort(Exception):
 
 
 class _WholeReads:
-    """A file whose reads give all they are asked for."""
+    """A file whose reads give all they are asked for.
 
-    def __init__(self, file: IO[bytes], num_bytes: int) -> None:
+    Attributes:
+        num_left: bytes.
+    """
+
+    def __init__(self, file: IO[bytes], num_bytes: int, max_reads: float = math.inf) -> None:
         self._file = file
-        self._left = num_bytes
-
-    @property
-    def num_left(self) -> int:
-        return self._left
+        self.num_left = num_bytes
+        self._reads_left = max_reads
 
     def read(self, count: int) -> bytes:
         if count < 0:
             raise ValueError("a record is shorter than its own fields")
-        if count > self._left:
+        if count > self.num_left:
             raise _CutShort
-        self._left -= count
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise budgets.BudgetError("a chunk has more records than a recording")
+        self.num_left -= count
         return self._file.read(count)
 
 
 def _in_chunk(chunk: Chunk) -> Iterator[McapRecord]:
-    """Its records, one by one; of a file that another program compressed, within a budget."""
+    """The chunk, then its records one by one; of a file that another program compressed, within a budget."""
     content = _unpacked(chunk)
     if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
         raise ValueError("a chunk is not what its checksum says")
-    stream: Any = _WholeReads(io.BytesIO(content), len(content))
+    stream: Any = _WholeReads(io.BytesIO(content), len(content), _MAX_READS)
+    yield chunk
     with contextlib.suppress(_CutShort):
         yield from StreamReader(stream, skip_magic=True, emit_chunks=True).records
     if stream.num_left:

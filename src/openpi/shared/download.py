@@ -195,7 +195,7 @@ def _packaged(url: str) -> Path:
     folders = _package_folders(package)
     if not folders:
         raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed")
-    places = [(folder / inside).resolve() for folder in folders]
+    places = [Path(os.path.normpath(folder / inside)) for folder in folders]  # links may lead to an installer's cache
     if not all(place.is_relative_to(folder) for place, folder in zip(places, folders, strict=True)):
         raise FileNotFoundError(f"'{url}' leads out of the package '{package}'; name a file inside it")
     found = next((place for place in places if place.exists()), None)
@@ -211,7 +211,7 @@ def _package_folders(package: str) -> list[Path]:
         return []
     spec = importlib.util.find_spec(top)
     places = [] if spec is None else spec.submodule_search_locations or []
-    folders = [Path(place, *below).resolve() for place in places]
+    folders = [Path(place, *below).absolute() for place in places]
     return [folder for folder in folders if folder.is_dir()]
 
 
