@@ -287,13 +287,13 @@ def test_a_record_that_is_more_than_data_is_refused(tmp_path):
         read_record(path)
 
 
-def test_a_crafted_record_is_one_line_for_who_plays_it(tmp_path, capsys):
+def test_a_crafted_record_is_one_line(tmp_path):
     """NumPy followed the offset of such a field out of the file."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
     (tmp_path / "step_0.npy").write_bytes(header.getvalue() + CRAFTED["fields out of the item"])
-    assert replay.main([str(tmp_path)]) == 1
-    assert "step_0.npy is no record of a request: it has a dtype 'V8' with parts" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"step_0\.npy is no record of a request: it has a dtype 'V8' with parts"):
+        list(read_session(tmp_path))
 
 
 def compressed(file: Path, compression: mcap.writer.CompressionType) -> Path:
