@@ -118,7 +118,7 @@ def test_a_file_that_names_things_outside_openpi_is_refused(entry, tmp_path):
     document = json.loads((tmp_path / "recipe.json").read_text())
     document["config"]["policy_metadata"] = {"harmless": entry}
     (tmp_path / "recipe.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"policy_metadata\.harmless refers to .* only name things in openpi"):
+    with pytest.raises(ValueError, match=r"policy_metadata\.harmless refers to .* only name what openpi lists"):
         load_recipe(tmp_path)
 
 
@@ -146,9 +146,9 @@ def test_what_has_changed_since_a_checkpoint_is_named_by_field(tmp_path):
     changes = {field: (old, new) for field, old, new in changes_since(tmp_path, changed)}
     assert changes["seed"] == (42, 7)
     assert changes["model.action_dim"] == (32, 24)
-    assert changes["weight_loader"][1] == "openpi.training.weight_loaders:NoOpWeightLoader"
+    assert changes["weight_loader"][1] == "weights.NoOpWeightLoader"
     assert changes["weight_loader.params_path"] == (config.weight_loader.params_path, None)
-    assert changes["freeze_filter"][1] == {"$ref": "openpi.models.model_config:freeze_nothing"}
+    assert changes["freeze_filter"][1] == {"$ref": "freeze.freeze_nothing"}
     assert changes["policy_metadata"] == (None, {"reset_pose": [0, 1]})
     assert len(changes) == 6
 

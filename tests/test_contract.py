@@ -1,6 +1,7 @@
 """The contract: what it refuses, what it warns of, and that it survives its file."""
 
 import dataclasses
+import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -81,6 +82,27 @@ def test_a_missing_or_damaged_contract_is_named(droid, tmp_path):
         (tmp_path / "contract.json").write_text(text)
         with pytest.raises(ValueError, match=r"contract\.json is damaged"):
             Contract.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"action_horizon": "5"}, r"contract\.action_horizon is '5' \(str\); expected int"),
+        ({"robot": ["droid"]}, r"contract\.robot is \['droid'\]"),
+        ({"control_hz": float("nan")}, r"contract\.control_hz is nan"),
+        ({"cameras": [{"key": "top", "slot": None, "shape": [100_000, 100_000]}]}, "would take 10,000,000,000 pixels"),
+        ({"cameras": [{"key": "top", "slot": None, "shape": [-1, -1]}]}, "expected a height and a width"),
+        ({"cameras": [{"key": "top", "slot": None, "__class__": "x"}]}, r"camera has the fields \['__class__'\]"),
+        ({"state": [{"key": 1, "names": ["a"], "units": ["b"]}]}, r"vector\.key is 1"),
+        ({"state_q01": [None]}, r"contract\.state_q01 is"),
+    ],
+)
+def test_a_contract_of_other_types_is_refused_by_its_field(droid, change, expected, tmp_path):
+    droid.save(tmp_path)
+    document = json.loads((tmp_path / "contract.json").read_text())
+    (tmp_path / "contract.json").write_text(json.dumps(document | change))
+    with pytest.raises(ValueError, match=expected):
+        Contract.load(tmp_path)
 
 
 @pytest.mark.parametrize(

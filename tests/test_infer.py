@@ -1,6 +1,8 @@
 """`openpi infer`: an observation file in, an action file out, the same numbers as the policy itself."""
 
 import dataclasses
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,23 @@ def test_actions_are_those_of_the_policy_for_the_same_noise(checkpoint, observat
     np.testing.assert_array_equal(result["actions"], expected.astype(np.float32))
     np.testing.assert_array_equal(result["noise"], noise)
     assert result["policy_timing/infer_ms"] > 0
+
+
+def test_a_checkpoint_written_by_version_1_loads_and_answers(observation):
+    frozen = Path(__file__).parent / "golden" / "checkpoint_v1" / "1"
+    result = infer(frozen, observation)
+    assert result["actions"].shape == (HORIZON, 7)
+    assert np.isfinite(result["actions"]).all()
+
+
+def test_an_observation_file_that_unpacks_to_gigabytes_is_refused(checkpoint, observation, capsys):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**31,)})
+    with zipfile.ZipFile(observation, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("camera.npy", "w") as member:
+        member.write(header.getvalue() + bytes(2**20))
+    assert observation.stat().st_size < 100_000
+    assert run("infer", checkpoint, "--observation", observation, "--output", observation.with_name("a.npz")) == 1
+    assert "'camera' of shape (2147483648,) and dtype uint8 would take 2,147,483,648 bytes" in capsys.readouterr().err
 
 
 def test_a_run_directory_means_its_latest_step(checkpoint, observation):

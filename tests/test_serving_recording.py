@@ -2,19 +2,26 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pickle
 import signal
 import sys
+import tracemalloc
 from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import lz4.frame
+import mcap.data_stream
 import mcap.reader
+import mcap.records
+import mcap.stream_reader
 import mcap.writer
 import numpy as np
 import pytest
+import zstandard
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 
 from openpi.cli import replay, serve
@@ -30,6 +37,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread
 from test_serving_many import until
 from test_serving_page import droid_policy, observation
+from test_shared_plain_pickle import CRAFTED
 from test_wire_msgpack import TREES
 
 INFO = SessionInfo("default", "openpi", "127.0.0.1:1", 1.7e9, {"robot": "droid"})
@@ -277,6 +285,68 @@ def test_a_record_that_is_more_than_data_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match="is no record of a request"):
         read_record(path)
+
+
+def test_a_crafted_record_is_one_line(tmp_path):
+    """NumPy followed the offset of such a field out of the file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    (tmp_path / "step_0.npy").write_bytes(header.getvalue() + CRAFTED["fields out of the item"])
+    with pytest.raises(ValueError, match=r"step_0\.npy is no record of a request: it has a dtype 'V8' with parts"):
+        list(read_session(tmp_path))
+
+
+def compressed(file: Path, compression: mcap.writer.CompressionType) -> Path:
+    """A recording as other programs leave it."""
+    target = file.with_name(f"{compression.name}.mcap")
+    with file.open("rb") as source, target.open("wb") as sink:
+        writer = mcap.writer.Writer(sink, compression=compression)
+        writer.start()
+        channels = {}
+        for record in mcap.stream_reader.StreamReader(source).records:
+            match record:
+                case mcap.records.Schema():
+                    writer.register_schema(record.name, record.encoding, record.data)
+                case mcap.records.Channel():
+                    told = (record.topic, record.message_encoding, record.schema_id, record.metadata)
+                    channels.setdefault(record.id, None)
+                    channels[record.id] = channels[record.id] or writer.register_channel(*told)
+                case mcap.records.Message():
+                    channel = channels[record.channel_id]
+                    writer.add_message(channel, record.log_time, record.data, record.publish_time, record.sequence)
+                case mcap.records.Metadata():
+                    writer.add_metadata(record.name, record.metadata)
+        writer.finish()
+    return target
+
+
+@pytest.mark.parametrize("compression", [mcap.writer.CompressionType.ZSTD, mcap.writer.CompressionType.LZ4])
+def test_recordings_that_were_compressed_are_read(tmp_path, compression):
+    known = [example(step) for step in range(3)]
+    file = compressed(write_session(tmp_path, *known), compression)
+    for found, exchange in zip(read_session(file), known, strict=True):
+        assert_same(found, exchange)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("claimed", [2**30, 1000])
+def test_a_chunk_unpacks_to_what_it_claims_and_to_no_more_than_its_budget(tmp_path, compression, claimed):
+    content = bytes(2**28)
+    data = zstandard.compress(content) if compression == "zstd" else lz4.frame.compress(content)
+    assert len(data) < 2**21
+    file = tmp_path / "bomb.mcap"
+    with file.open("wb") as sink:
+        records = mcap.data_stream.RecordBuilder()
+        writer = mcap.writer.Writer(sink)
+        writer.start()
+        mcap.records.Chunk(compression, data, 0, 0, 0, claimed).write(records)
+        sink.write(records.end())
+    tracemalloc.start()
+    expected = "a chunk would take 1,073,741,824 bytes" if claimed == 2**30 else "something else than the 1000 bytes"
+    with pytest.raises(ValueError, match=expected):
+        list(read_session(file))
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("form", ["npy", "mcap"])

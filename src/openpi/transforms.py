@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,12 +27,14 @@ DataTransformFn = Callable[[DataDict], DataDict]
 _EPSILON = 1e-6
 
 
+@runtime_checkable
 class PromptTokenizer(Protocol):
     """Text (and state) to tokens; `openpi.models.tokenizer.PaligemmaTokenizer` is one."""
 
     def tokenize(self, prompt: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+@runtime_checkable
 class ActionTokenizer(Protocol):
     """Text, state and actions to tokens and back; `openpi.models.tokenizer.FASTTokenizer` is one."""
 

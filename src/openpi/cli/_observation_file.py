@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy, read_npz
 from openpi.shared.tree import flatten, unflatten
 
 
@@ -41,8 +41,9 @@ def load_array(path: Path | str, *, key: str) -> np.ndarray:
         return arrays[key]
     _require(path)
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            return read_npy(file, Budget(MAX_ARRAYS_BYTES), "an array")
+    except ValueError as error:
         raise ValueError(f"{path} is no NumPy array file: {error}") from error
 
 
@@ -68,12 +69,9 @@ def _value(array: np.ndarray) -> Any:
 def _read(path: Path) -> dict[str, np.ndarray]:
     _require(path)
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it holds a single array")
-        with archive:
-            return {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            return read_npz(file, Budget(MAX_ARRAYS_BYTES))
+    except ValueError as error:
         raise ValueError(
             f"{path} is no observation file: {error}. Expected an .npz made by np.savez with one array for each "
             "'/'-joined key, and text as 0-d string arrays"

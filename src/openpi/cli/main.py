@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 
 # command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
 COMMANDS = {
@@ -24,9 +25,17 @@ COMMANDS = {
 }
 
 
+# Whose checkpoints may bring code of their own.
+LOAD_CHECKPOINTS = ("train", "serve", "export", "convert-checkpoint", "verify", "explain", "infer")
+TRUST_FLAG = "--trust-code"
+
+
 def usage() -> str:
     rows = "\n".join(f"  {name:<18} {summary}" for name, summary in COMMANDS.items())
-    return f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command."
+    return (
+        f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command.\n"
+        f"{TRUST_FLAG}, with a command that loads a checkpoint: run the recipe code that a downloaded one brings."
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,12 +53,29 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"openpi.cli.{command.replace('-', '_')}")
     try:
+        if TRUST_FLAG in rest and command in LOAD_CHECKPOINTS:
+            return _run_trusting(module, [word for word in rest if word != TRUST_FLAG])
         return int(module.main(rest) or 0)
     except BrokenPipeError:
         if not _stdout_is_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run_trusting(module: ModuleType, argv: list[str]) -> int:
+    """With the variable that recipes, workers and further processes look at."""
+    from openpi.training.recipe_sources import TRUST_VARIABLE
+
+    before = os.environ.get(TRUST_VARIABLE)
+    os.environ[TRUST_VARIABLE] = "1"
+    try:
+        return int(module.main(argv) or 0)
+    finally:
+        if before is None:
+            del os.environ[TRUST_VARIABLE]
+        else:
+            os.environ[TRUST_VARIABLE] = before
 
 
 def _stdout_is_gone() -> bool:

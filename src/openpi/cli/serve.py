@@ -243,11 +243,11 @@ def _last_part(place: str) -> str:
 
 def _recipe_name(place: str) -> str | None:
     """Of a checkpoint on this machine that brings its recipe."""
-    from openpi.training.recipe_io import load_recipe
+    from openpi.training.recipe_io import recipe_name
 
     try:
-        return None if "://" in place else load_recipe(find_checkpoint(place)).name
-    except (OSError, ValueError):
+        return None if "://" in place else recipe_name(find_checkpoint(place))
+    except OSError:
         return None
 
 

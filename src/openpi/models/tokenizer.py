@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import logging
 import textwrap
 from collections.abc import Callable
@@ -378,9 +377,8 @@ def load_sentencepiece(model_path: str | Path | None) -> sentencepiece.SentenceP
 def _read_model(model_path: str | Path | None) -> bytes:
     if model_path is None:
         return download.maybe_download(PALIGEMMA_TOKENIZER_URL, gs={"token": "anon"}).read_bytes()
-    package, slash, name = str(model_path).removeprefix("package:").partition("/")
-    if str(model_path).startswith("package:") and slash:
-        return _read_resource(package, name)
+    if str(model_path).startswith("package:"):
+        return _read_resource(str(model_path))
     path = Path(model_path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -390,12 +388,12 @@ def _read_model(model_path: str | Path | None) -> bytes:
     return path.read_bytes()
 
 
-def _read_resource(package: str, name: str) -> bytes:
+def _read_resource(url: str) -> bytes:
     try:
-        return importlib.resources.files(package).joinpath(name).read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+        return download.maybe_download(url).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(
-            f"tokenizer package:{package}/{name} does not exist ({error}); correct the model's tokenizer_path"
+            f"tokenizer {url} does not exist ({error}); correct the model's tokenizer_path"
         ) from error
 
 

@@ -20,9 +20,11 @@ from openpi import transforms as _transforms
 from openpi.policies import images as _images
 from openpi.policies.colours import channel_mean, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
+from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
+from openpi.shared.typed_values import fitted_fields
 
 CONTRACT_FILE = "contract.json"
 _VERSION = 1
@@ -163,7 +165,7 @@ class Contract:
             raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
         try:
             return _from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
 
     def check(self, observation: Mapping[str, Any]) -> None:
@@ -429,7 +431,7 @@ def _from_json(document: dict[str, Any]) -> Contract:
     for name in ("trained_relative", "state_q01", "state_q99"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
-    return Contract(**fields)
+    return Contract(**fitted_fields(Contract, fields, "contract"))
 
 
 def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
@@ -437,12 +439,17 @@ def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
 
 
 def _camera(entry: dict[str, Any]) -> CameraSpec:
-    shape = entry["shape"]
-    return CameraSpec(**{**entry, "shape": None if shape is None else (shape[0], shape[1])})
+    camera = CameraSpec(**fitted_fields(CameraSpec, entry, "camera"))
+    if camera.shape is not None:  # servers make an image of this size to warm up with
+        height, width = camera.shape
+        if height < 1 or width < 1:
+            raise ValueError(f"camera.shape is {camera.shape}; expected a height and a width")
+        Budget(MAX_IMAGE_PIXELS, "pixels").spend(height * width, f"an image of camera '{camera.key}'")
+    return camera
 
 
 def _vector(entry: dict[str, Any]) -> VectorSpec:
-    return VectorSpec(entry["key"], tuple(entry["names"]), tuple(entry["units"]))
+    return VectorSpec(**fitted_fields(VectorSpec, {name: entry[name] for name in ("key", "names", "units")}, "vector"))
 
 
 def _camera_facts(camera: CameraSpec) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared import budgets
 from openpi.shared.errors import first_line
 from openpi.weights.layout import open_weights
 from openpi.weights.probe import Probe, Witness
@@ -151,8 +152,8 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarr
         document = json.loads((folder / PARITY_FILE).read_text())
         if document["version"] != _VERSION:
             raise ValueError(f"version {document['version']}, expected {_VERSION}")
-        with np.load(folder / ARRAYS_FILE) as archive:
-            arrays = dict(archive)
+        with (folder / ARRAYS_FILE).open("rb") as file:
+            arrays = budgets.read_npz(file, budgets.Budget(budgets.MAX_ARRAYS_BYTES))
         outputs = arrays.pop("outputs")
         return document, {key.removeprefix("inputs/"): value for key, value in arrays.items()}, outputs
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -16,10 +16,12 @@ Sources: the MCAP specification; Foxglove's schema of raw images.
 
 import base64
 import contextlib
+import io
 import json
 import logging
 import math
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -27,15 +29,18 @@ from typing import IO, Any
 import numpy as np
 
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
+from openpi.shared import budgets
 from openpi.shared.errors import install_hint
 from openpi_client import msgpack_numpy
 
 try:
+    import lz4.frame
+    import zstandard
     from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.message import DecodeError
     from mcap.exceptions import McapError
-    from mcap.records import Channel, DataEnd, McapRecord, Message, Metadata, Schema
+    from mcap.records import Channel, Chunk, DataEnd, McapRecord, Message, Metadata, Schema
     from mcap.stream_reader import StreamReader
     from mcap.well_known import MessageEncoding, SchemaEncoding
     from mcap.writer import CompressionType
@@ -69,6 +74,19 @@ _JSON_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
 }
 
 _Path = tuple[str, ...]
+
+# What reading a value that is none of ours raises.
+_DAMAGES = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError, DecodeError)
+# What a value takes besides its content.
+_VALUE_BYTES = 500
+
+
+# In a chunk of another program; a record takes some ten.
+_MAX_READS = 2_000_000
+
+
+def _per_exchange() -> budgets.Budget:
+    return budgets.Budget(budgets.MAX_ARRAYS_BYTES)
 
 
 class Writer:
@@ -152,6 +170,7 @@ def read_session(file: Path) -> Iterator[Exchange]:
     schemas: dict[int, str] = {}
     channels: dict[int, Channel] = {}
     values: list[Any] = []
+    budget = _per_exchange()
     for record in _records(file):
         try:
             match record:
@@ -161,11 +180,14 @@ def read_session(file: Path) -> Iterator[Exchange]:
                     channels[record.id] = record
                 case Message() if channels[record.channel_id].topic == _EXCHANGE_TOPIC:
                     yield _exchange(record, values)
-                    values = []
+                    values, budget = [], _per_exchange()
+                case Chunk():
+                    budget.spend(record.uncompressed_size, "a chunk")
                 case Message():
+                    budget.spend(len(record.data) + _VALUE_BYTES, "a value")
                     channel = channels[record.channel_id]
                     values.append((record.log_time, _decoded(record, channel, schemas[channel.schema_id])))
-        except (KeyError, TypeError, ValueError, IndexError, DecodeError) as error:
+        except _DAMAGES as error:
             raise ValueError(f"{file} is no recording of openpi serve, or damaged: {error!r}") from error
 
 
@@ -282,7 +304,10 @@ def _tree(paths: Sequence[_Path], values: Sequence[Any]) -> Any:
 
 
 def _unlisted(content: Mapping[str, Any]) -> np.ndarray:
-    return np.array(content["data"], np.dtype(content["dtype"])).reshape(content["shape"])
+    dtype = budgets.plain_dtype(content["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"an array of numbers has the dtype {dtype}")
+    return np.array(content["data"], dtype).reshape(content["shape"])
 
 
 def _unplain(value: Any) -> Any:
@@ -305,17 +330,58 @@ class _CutShort(Exception):
 
 
 class _WholeReads:
-    """A file whose reads give all they are asked for."""
+    """A file whose reads give all they are asked for.
 
-    def __init__(self, file: IO[bytes], num_bytes: int) -> None:
+    Attributes:
+        num_left: bytes.
+    """
+
+    def __init__(self, file: IO[bytes], num_bytes: int, max_reads: float = math.inf) -> None:
         self._file = file
-        self._left = num_bytes
+        self.num_left = num_bytes
+        self._reads_left = max_reads
 
     def read(self, count: int) -> bytes:
-        if count > self._left:
+        if count < 0:
+            raise ValueError("a record is shorter than its own fields")
+        if count > self.num_left:
             raise _CutShort
-        self._left -= count
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise budgets.BudgetError("a chunk has more records than a recording")
+        self.num_left -= count
         return self._file.read(count)
+
+
+def _in_chunk(chunk: Chunk) -> Iterator[McapRecord]:
+    """The chunk, then its records one by one; of a file that another program compressed, within a budget."""
+    content = _unpacked(chunk)
+    if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
+        raise ValueError("a chunk is not what its checksum says")
+    stream: Any = _WholeReads(io.BytesIO(content), len(content), _MAX_READS)
+    yield chunk
+    with contextlib.suppress(_CutShort):
+        yield from StreamReader(stream, skip_magic=True, emit_chunks=True).records
+    if stream.num_left:
+        raise ValueError("a chunk ends within a record")
+
+
+def _unpacked(chunk: Chunk) -> bytes:
+    size = chunk.uncompressed_size
+    budgets.Budget(budgets.MAX_CHUNK_BYTES).spend(size, "a chunk")
+    match chunk.compression:
+        case "":
+            content = chunk.data
+        case "zstd":  # one byte more, to see whether there is more
+            reader = zstandard.ZstdDecompressor(max_window_size=budgets.MAX_CHUNK_BYTES).stream_reader(chunk.data)
+            content = reader.read(size + 1)
+        case "lz4":
+            content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, max_length=size + 1)
+        case other:
+            raise ValueError(f"a chunk is compressed by {other!r}; expected zstd or lz4")
+    if len(content) != size:
+        raise ValueError(f"a chunk unpacks to something else than the {size} bytes it promises")
+    return content
 
 
 def _records(path: Path) -> Iterator[McapRecord]:
@@ -323,8 +389,9 @@ def _records(path: Path) -> Iterator[McapRecord]:
     with path.open("rb") as file:
         stream: Any = _WholeReads(file, path.stat().st_size)
         try:
-            yield from StreamReader(stream, validate_crcs=True).records
+            for record in StreamReader(stream, emit_chunks=True, validate_crcs=True).records:
+                yield from _in_chunk(record) if isinstance(record, Chunk) else (record,)
         except _CutShort:
             logger.warning("%s has no end: its server was killed, or is recording still", path)
-        except (McapError, struct.error, ValueError) as error:
+        except (McapError, struct.error, ValueError, zstandard.ZstdError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged, or no MCAP file: {error}") from error

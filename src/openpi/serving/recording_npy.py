@@ -5,18 +5,16 @@
 """
 
 import dataclasses
-import io
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openpi.policies.recorder import write_record
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
+from openpi.shared import plain_pickle
+from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy_header
 from openpi.shared.tree import flatten, unflatten
 
 _INFO_FILE = "session.json"
@@ -39,12 +37,19 @@ class Writer:
 
 
 def origin_of(folder: Path) -> Origin:
-    """Of a recorded session; that of `scripts/serve_policy.py --record` says nothing, and is openpi's."""
+    """Of a recorded session; that of `scripts/serve_policy.py --record` says nothing, and is openpi's.
+
+    Raises:
+        ValueError: what is said is damaged.
+    """
     told = folder / _INFO_FILE
     if not told.is_file():
         return Origin()
-    info = json.loads(told.read_text())
-    return Origin(info["protocol"], info.get("model"))
+    try:
+        info = json.loads(told.read_text())
+        return Origin(info["protocol"], info.get("model"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{told} is damaged, or of no recording: {error!r}") from error
 
 
 def read_session(folder: Path) -> Iterator[Exchange]:
@@ -74,33 +79,21 @@ def read_record(path: Path) -> dict[str, Any]:
     """One record. The documented form is a pickle, which could run anything: only arrays and plain values are taken.
 
     Raises:
-        ValueError: damaged, or holds more than data.
+        ValueError: damaged, larger than any request, or holds more than data.
     """
     try:
+        if path.stat().st_size > MAX_ARRAYS_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
-            if shape != () or dtype != np.dtype(object):
-                raise ValueError(f"it holds an array of shape {shape} and dtype {dtype}")
-            record = _DataOnly(io.BytesIO(file.read())).load()
-        content = record.item() if isinstance(record, np.ndarray) else record
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
+            descr, shape, _ = read_npy_header(file)
+            if shape != () or descr != "|O":
+                raise ValueError(f"it holds an array of shape {shape} and dtype {descr}")
+            content = plain_pickle.loads(file.read(), Budget(MAX_ARRAYS_BYTES))
+        if not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
+            raise ValueError(f"it holds a {type(content).__name__}; expected values by name")
         return content
-    except (ValueError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, ImportError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no record of a request: {error}") from error
 
 
 _STEP = re.compile(r"step_(\d+)\.npy")
-_ALLOWED = re.compile(r"numpy(\._?core)?(\.(multiarray|numeric|_multiarray_umath))?")
-_ALLOWED_NAMES = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}
-
-
-class _DataOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if _ALLOWED.fullmatch(module) and name in _ALLOWED_NAMES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")

@@ -13,11 +13,11 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -150,6 +150,12 @@ def mirrored(url: str) -> str:
     return source
 
 
+def local_mirrors() -> list[Path]:
+    """The folders of this machine that `$OPENPI_MIRROR` puts in the stead of URLs."""
+    pairs = [pair.partition("=")[2].strip() for pair in os.environ.get("OPENPI_MIRROR", "").split(",")]
+    return [Path(place.removeprefix("file://")).expanduser() for place in pairs if place and _is_local(place)]
+
+
 def _here(url: str) -> Path | None:
     """Where it is on this machine; None if it has to be fetched."""
     if url.startswith(_PACKAGE):
@@ -186,13 +192,27 @@ def _packaged(url: str) -> Path:
     package, _, inside = url.removeprefix(_PACKAGE).partition("/")
     if not package:
         raise FileNotFoundError(f"'{url}' names no package; expected package:<package>[/<path>]")
-    try:
-        path = Path(str(resources.files(package).joinpath(inside)))
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed") from error
-    if not path.exists():
-        raise FileNotFoundError(f"'{url}' is not there: {path} does not exist in the installed package")
-    return path
+    folders = _package_folders(package)
+    if not folders:
+        raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed")
+    places = [Path(os.path.normpath(folder / inside)) for folder in folders]  # links may lead to an installer's cache
+    if not all(place.is_relative_to(folder) for place, folder in zip(places, folders, strict=True)):
+        raise FileNotFoundError(f"'{url}' leads out of the package '{package}'; name a file inside it")
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"'{url}' is not there: {places[0]} does not exist in the installed package")
+    return found
+
+
+def _package_folders(package: str) -> list[Path]:
+    """Where a package lies, without importing it: its name may come from a file."""
+    top, *below = package.split(".")
+    if not all(part.isidentifier() for part in (top, *below)):
+        return []
+    spec = importlib.util.find_spec(top)
+    places = [] if spec is None else spec.submodule_search_locations or []
+    folders = [Path(place, *below).absolute() for place in places]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _check_online(url: str, target: Path) -> None:

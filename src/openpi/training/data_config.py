@@ -41,11 +41,15 @@ class AssetsConfig:
     asset_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.asset_id is not None and (Path(self.asset_id).is_absolute() or ".." in Path(self.asset_id).parts):
+        if self.asset_id is not None and _leads_out(self.asset_id):
             raise ValueError(
                 f"assets.asset_id='{self.asset_id}' leads out of the assets folder; expected a name such as 'trossen'. "
                 "Put the folder in assets.assets_dir"
             )
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +176,10 @@ class DataConfigFactory(abc.ABC):
         """Which statistics: a relative folder. That of a dataset given as a folder is the folder's name."""
         if self.assets.asset_id is not None:
             return self.assets.asset_id
-        is_folder = self.repo_id is not None and self.repo_id.startswith(("/", ".", "~"))
-        return Path(self.repo_id).name if is_folder and self.repo_id else self.repo_id
+        if self.repo_id is None or not (self.repo_id.startswith(("/", ".", "~")) or _leads_out(self.repo_id)):
+            return self.repo_id
+        name = Path(self.repo_id).name
+        return "" if name == ".." else name
 
     def stats_dir(self, assets_dirs: Path | str) -> str | None:
         """Folder of `norm_stats.json`, read and written; may be remote. None without an asset id."""

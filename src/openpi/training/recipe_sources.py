@@ -1,0 +1,171 @@
+"""The code of a user's own that a recipe names: copied beside the checkpoint, and run from there.
+
+`sources` in `recipe.json` maps modules to the copies. A copy runs when the folder was made on this machine, or when
+whoever downloaded it says so with `--trust-code`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from openpi.shared.downloaded import is_downloaded
+
+logger = logging.getLogger("openpi")
+
+# Set by `--trust-code` of every command; workers and further processes of a run inherit it.
+TRUST_VARIABLE = "OPENPI_TRUST_CODE"
+
+_FILE_NAME = re.compile(r"recipe_source(_[1-9]\d?)?\.py")
+_MAX_SOURCE_BYTES = 2**20
+# Attribute of a recipe's file that was loaded from a checkpoint: what it was called when it was written.
+_MODULE_NAME = "__openpi_module__"
+
+
+def is_code_trusted() -> bool:
+    """Whether code beside a downloaded checkpoint may run."""
+    return os.environ.get(TRUST_VARIABLE, "0") not in ("", "0")
+
+
+class Collected:
+    """Files that the values of a recipe come from, found while it is written."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, Path] = {}
+
+    def name(self, value: Any, field: str) -> str:
+        """`module:QualName` of a class or function, after checking that it leads back to it.
+
+        Raises:
+            ValueError: it does not.
+        """
+        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<unnamed>")
+        if module is None or "<" in name:
+            raise ValueError(
+                f"{field} holds {name}, which has no import path; define a function at the top level of the recipe's "
+                "file and name it instead"
+            )
+        if module == "__main__":
+            raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
+        home = sys.modules.get(module)
+        if home is None or _look_up(home, name) is not value:
+            raise ValueError(f"{field} holds {name}, but '{name}' of {module} is something else; give it another name")
+        written = getattr(home, _MODULE_NAME, module)
+        self._files[written] = Path(inspect.getfile(home))
+        return f"{written}:{name}"
+
+    def copy_to(self, directory: Path) -> dict[str, str]:
+        """Copies the files; returns their names by module."""
+        names = {}
+        for i, (module, file) in enumerate(self._files.items()):
+            names[module] = "recipe_source.py" if i == 0 else f"recipe_source_{i + 1}.py"
+            shutil.copyfile(file, directory / names[module])
+        return names
+
+
+class OwnCode:
+    """The modules beside a checkpoint."""
+
+    def __init__(self, directory: Path, sources: Mapping[str, str]) -> None:
+        """
+        Raises:
+            ValueError: `sources` names other files than a checkpoint's writer does, or they came from elsewhere and
+                nobody vouches for them.
+        """
+        self._files = {module: _checked_file(directory, module, name) for module, name in sources.items()}
+        if self._files and is_downloaded(directory) and not is_code_trusted():
+            raise ValueError(
+                f"{directory} was downloaded and brings code of its own ({', '.join(sources.values())}), which would "
+                f"run on this machine. Read it, and if you trust it, pass --trust-code (or set {TRUST_VARIABLE}=1); or "
+                "name a recipe of your own with --config"
+            )
+
+    def names(self) -> list[str]:
+        """Of the modules."""
+        return list(self._files)
+
+    def find(self, name: str) -> Any:
+        """The class or function called `module:QualName`; None = it has no such module.
+
+        Raises:
+            ValueError: the module lacks it, or cannot be imported.
+        """
+        module, _, qualname = name.partition(":")
+        if module not in self._files:
+            return None
+        home = _own_module(module, self._files[module])
+        value = _look_up(home, qualname)
+        if getattr(value, "__module__", None) != home.__name__ or getattr(value, "__qualname__", None) != qualname:
+            raise ValueError(f"{self._files[module]} defines no class or function '{qualname}'")
+        return value
+
+
+def _look_up(home: ModuleType, qualname: str) -> Any:
+    return functools.reduce(lambda value, part: getattr(value, part, None), qualname.split("."), home)
+
+
+def _checked_file(directory: Path, module: str, name: str) -> Path:
+    """A source's path.
+
+    Raises:
+        ValueError: not of the form that the writer of checkpoints gives it, or it leads out of the folder.
+    """
+    if not (isinstance(name, str) and _FILE_NAME.fullmatch(name)):
+        raise ValueError(f"{directory}: sources of recipe.json names {str(name)[:80]!r}; expected recipe_source.py")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{directory}: sources of recipe.json has the module {module[:80]!r}; expected a dotted name")
+    file = directory / name
+    if not file.is_file():
+        raise ValueError(f"{file} is missing from the checkpoint; recipe.json names it as the code of '{module}'")
+    if not any(file.resolve().is_relative_to(place) for place in _own_places(directory.resolve())):
+        raise ValueError(f"{file} is a link to {file.resolve()}, out of the checkpoint's folder; copy the file there")
+    if file.stat().st_size > _MAX_SOURCE_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes; expected a recipe's code of 1 MiB at most")
+    return file
+
+
+def _own_places(directory: Path) -> list[Path]:
+    """The folder; in the hub's cache, where all files are links, those of the same repository, too."""
+    snapshots = [folder for folder in directory.parents if folder.name == "snapshots"]
+    return [directory, *(folder.parent / "blobs" for folder in snapshots)]
+
+
+def _own_module(name: str, file: Path) -> ModuleType:
+    """The recipe's file as a module; the one already imported if it is the same file or text."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and _same_text(getattr(loaded, "__file__", None), file):
+        return loaded
+    alias = f"openpi_recipe_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    logger.info("running the recipe's own code: %s (was %s)", file, name)
+    spec = importlib.util.spec_from_file_location(alias, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    setattr(module, _MODULE_NAME, name)
+    sys.modules[alias] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[alias]
+        if isinstance(error, Exception):
+            raise ValueError(f"{file} (was {name}) cannot be run: {type(error).__name__}: {error}") from error
+        raise
+    return module
+
+
+def _same_text(loaded_file: str | None, file: Path) -> bool:
+    loaded = Path(loaded_file) if loaded_file else None
+    return loaded is not None and loaded.exists() and loaded.read_bytes() == file.read_bytes()
