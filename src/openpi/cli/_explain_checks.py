@@ -26,7 +26,7 @@ from openpi.models.tokenizer import (
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import normalize
+from openpi.shared import normalize, stats_check
 from openpi.shared.collected_warnings import collected_warnings
 from openpi.shared.tree import flatten
 
@@ -168,17 +168,21 @@ def _normalised(step: transforms.Normalize, before: Sample, after: Sample, conte
         yield Finding("state", "no normalisation statistics: values stay raw. Compute them with `openpi stats`")
         return
     old, new = flatten(before), flatten(after)
-    for key, stats in flatten(step.norm_stats).items():
+    norm_stats = flatten(step.norm_stats)
+    dims = stats_check.Dims({key: np.shape(old[key])[-1] for key in norm_stats if np.ndim(old.get(key))}, context.names)
+    for problem in stats_check.find_problems(norm_stats, use_quantiles=step.use_quantiles, dims=dims):
+        yield Finding("statistics", f"training and serving refuse them: {problem}")
+    flat = stats_check.flat(norm_stats, use_quantiles=step.use_quantiles, dims=dims)
+    for key, stats in norm_stats.items():
         if key not in new:
-            if key != "actions":  # which observations do not have; training is checked at the end
-                yield Finding(key, "has statistics and is not in the sample")
-            continue
+            continue  # observations have no actions; training is checked at the end
         names = context.dim_names(key, stats.width)
         if step.use_quantiles:
             yield from _outside_quantiles(key, stats, np.asarray(old[key]), np.asarray(new[key]), names)
         else:
             yield from _outside_sigmas(key, np.asarray(old[key]), np.asarray(new[key]), names)
-        yield from _degenerate(key, stats if step.use_quantiles else _moments(stats), names)
+        if key in flat:
+            yield Finding(key, f"degenerate statistics, small changes become huge: {dims.labels(key, flat[key])}")
 
 
 def _outside_quantiles(
@@ -216,18 +220,6 @@ def _largest(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     at = size.argmax(axis=0)
     columns = np.arange(size.shape[-1])
     return size[at, columns], raw[at, columns]
-
-
-def _moments(stats: normalize.NormStats) -> normalize.NormStats:
-    return normalize.NormStats(stats.mean, stats.std)
-
-
-def _degenerate(key: str, stats: normalize.NormStats, names: list[str]) -> Iterator[Finding]:
-    """Dimensions whose scale is so small that any motion along them becomes huge."""
-    _, messages = normalize.floor_degenerate(stats, names)
-    if messages:
-        which = "; ".join(message.partition(":")[0] for message in messages[:MAX_NAMED_DIMS])
-        yield Finding(key, f"degenerate statistics, small changes become huge: {which}")
 
 
 # --- images -------------------------------------------------------------------------------------------------------
