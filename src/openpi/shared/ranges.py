@@ -108,7 +108,7 @@ def _resolved(hint: Any, owner: type) -> Any:
     if not isinstance(hint, str):
         return hint
     try:
-        return eval(hint, vars(sys.modules[owner.__module__]), dict(vars(owner)))  # noqa: S307  # as `typing` does
+        return eval(hint, vars(sys.modules[owner.__module__]), dict(vars(owner)))  # as `typing` does
     except (NameError, AttributeError, KeyError):
         return None
 
@@ -123,7 +123,9 @@ def _problems(config: Any, path: str, has_flags: bool) -> Iterator[str]:
             yield f"{where}={value!r}; expected {expected}{fix}"
         for key, item in enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]:
             if dataclasses.is_dataclass(item) and not isinstance(item, type):
-                yield from _problems(item, f"{where}." if key is None else f"{where}[{key}].", has_flags and key is None)
+                yield from _problems(
+                    item, f"{where}." if key is None else f"{where}[{key}].", has_flags and key is None
+                )
 
 
 def _objection(value: Any, hint: Any) -> str | None:

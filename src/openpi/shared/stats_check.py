@@ -1,8 +1,8 @@
 """Whether normalisation statistics can be used: the one set of rules of training, serving, converting and looking.
 
-A file of statistics comes from anywhere: a released checkpoint, LeRobot, a colleague's script. What is wrong in it shows
-late: a key under another name leaves values raw, a NaN becomes the last bin of the state, a range of no width makes
-numbers of a million out of noise.
+A file of statistics comes from anywhere: a released checkpoint, LeRobot, a colleague's script. What is wrong in it
+shows late: a key under another name leaves values raw, a NaN becomes the last bin of the state, a range of no width
+makes numbers of a million out of noise.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def check(norm_stats: Mapping[str, NormStats], *, source: str, use_quantiles: bo
         )
 
 
-def find_problems(
-    norm_stats: Mapping[str, NormStats], *, use_quantiles: bool, dims: Dims | None = None
-) -> list[str]:
+def find_problems(norm_stats: Mapping[str, NormStats], *, use_quantiles: bool, dims: Dims | None = None) -> list[str]:
     """Why statistics cannot be used: keys, widths, values that are not finite, ranges that are upside down."""
     dims = dims or Dims()
     return [
@@ -108,7 +106,9 @@ def _missing_quantiles(norm_stats: Mapping[str, NormStats], use_quantiles: bool)
         yield f"{listed(lacking)} has no q01 and q99, and the recipe normalises by quantiles"
 
 
-def flat(norm_stats: Mapping[str, NormStats], *, use_quantiles: bool, dims: Dims | None = None) -> dict[str, np.ndarray]:
+def flat(
+    norm_stats: Mapping[str, NormStats], *, use_quantiles: bool, dims: Dims | None = None
+) -> dict[str, np.ndarray]:
     """By key, bool[d]: dimensions in use whose scale is nothing, so that any motion along them becomes huge."""
     dims = dims or Dims()
     return {

@@ -37,6 +37,13 @@ def parse(default: T, argv: Sequence[str], *, prog: str) -> T:
     )
 
 
+def flag_names(instance: Any) -> list[str]:
+    """The fields of a dataclass that are flags, or hold some."""
+    hints = _type_hints(instance)
+    fields = [field for field in dataclasses.fields(instance) if field.init]
+    return [f.name for f in fields if _is_visible(f, getattr(instance, f.name), hints[f.name])]
+
+
 def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     """A dataclass instance offers its visible fields; what has no flag keeps its value."""
     from tyro.constructors import StructConstructorSpec, StructFieldSpec
@@ -46,10 +53,10 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     hints = _type_hints(default)
     helps = _attribute_help(type(default))
+    values = {name: getattr(default, name) for name in flag_names(default)}
     fields = tuple(
-        StructFieldSpec(field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name))
-        for field in dataclasses.fields(default)
-        if field.init and _is_visible(field, value := getattr(default, field.name), hints[field.name])
+        StructFieldSpec(name, _flag_type(hints[name], value), value, helptext=helps.get(name))
+        for name, value in values.items()
     )
     return StructConstructorSpec(_replacer(default), fields)
 
@@ -75,12 +82,13 @@ def _is_visible(field: dataclasses.Field[Any], value: Any, hint: Any) -> bool:
         return False
     if _is_instance(value):
         return not callable(value)
-    return _is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
+    return is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value can be written as a flag."""
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) and item is not None for item in value)
+        return all(is_plain(item) and item is not None for item in value)
     return isinstance(value, _PLAIN)
 
 

@@ -30,8 +30,8 @@ class Validation:
     def __init__(self, config: TrainConfig, data: TrainingData, backend: Backend) -> None:
         assert data.holdout is not None
         self._backend = backend
-        self._batches = list(data.holdout)
-        data.holdout.close()
+        with contextlib.closing(data.holdout):
+            self._batches = list(data.holdout)
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
         self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
         self._names = data.action_names

@@ -121,6 +121,14 @@ class MixtureSource:
     def start(self) -> dict[str, Any]:
         return {"next_batch": 0, "streams": {}}
 
+    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A stream has no epochs to count: it begins anew."""
+        del state
+        return self.start()
+
+    def describe(self, item: Frame) -> str:
+        return f"frame {item.step_id}"
+
     def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Frame], dict[str, Any]], None, None]:
         batch = int(state["next_batch"])
         with ThreadPoolExecutor(MAX_READERS, thread_name_prefix="records") as readers:
