@@ -13,11 +13,11 @@ from PIL import Image
 
 import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint, write_stats
-from openpi.cli._explain_checks import Finding
-from openpi.cli._explain_trace import leaves
 from openpi.cli._explain_view import StageReport, TextView
 from openpi.shared.tree import flatten
 from openpi.training import data_loader
+from openpi.training.sample_checks import Finding
+from openpi.training.sample_trace import leaves
 
 RECIPE = f"{tiny_arm.__file__}:recipe"
 

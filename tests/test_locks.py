@@ -18,7 +18,8 @@ def flock(file, operation):
     raise OSError(errno.ENOSYS, "Function not implemented")
 fcntl.flock = flock
 from openpi.shared.locks import FileLock
-FileLock(Path(sys.argv[1])).acquire(wait=False)
+lock = FileLock(Path(sys.argv[1]))
+lock.acquire(wait=False)
 os._exit(0)
 """
 

@@ -41,7 +41,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         is_above = self.least <= value and (self.above is None or self.above < value)
         is_below = value <= self.most and (self.below is None or value < self.below)
-        return is_above and is_below and not (value >= self.is_whole_from and value % 1)
+        return is_above and is_below and not (self.is_whole_from <= value < math.inf and value % 1)
 
     def __str__(self) -> str:
         bounds = [

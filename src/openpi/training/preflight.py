@@ -26,6 +26,7 @@ from openpi.training import adapters, data_loader, processes, recipe_io, stats_i
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
+from openpi.training.first_look import FirstLook
 
 logger = logging.getLogger("openpi")
 
@@ -178,16 +179,16 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
     clients, raws = [], []
+    look = FirstLook(config, data_config)
     for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
-        client, raw, made = _run_chain(sample, chain, data_config, where=where)
+        client, raw, made = _run_chain(sample, chain, data_config, where=where, look=look)
         _check_model_inputs(config, data_config, made)
+        look.round_trip(client, made)
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
     _check_contract(contract, data_config, config, clients[0], raws[0])
-    states = [np.asarray(raw["state"]) for raw in raws]
-    for warning in dict.fromkeys(line for state in states for line in contract.range_warnings(state)):
-        logger.warning("the statistics may be of another robot: %s", warning)
+    look.warn()
     return contract
 
 
@@ -199,20 +200,27 @@ def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> Non
             step.tokenizer.check_fits(model.expert.vocab_size)
 
 
-def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) -> tuple[Any, Any, Any]:
+def _run_chain(
+    sample: Any, chain: Any, data_config: DataConfig, *, where: str, look: FirstLook | None = None
+) -> tuple[Any, Any, Any]:
     """The sample under client keys, before normalisation, and as the model takes it."""
     num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
     client = raw = sample
+    if look is not None:
+        look.stage(None, sample)
     for i, transform in enumerate(chain):
         if isinstance(transform, transforms.Normalize):
             raw = sample
+        before = sample
         try:
-            sample = transform(sample)
+            sample = transform(before)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{where} of {data_config.dataset_name} does not pass {type(transform).__name__} (step {i + 1} of "
-                f"{len(chain)}): {error}\nThe step was given: {_described(sample)}"
+                f"{len(chain)}): {error}\nThe step was given: {_described(before)}"
             ) from error
+        if look is not None:
+            look.stage(before, sample, transform)
         if i + 1 == num_client:
             client = sample
     return client, raw, sample
