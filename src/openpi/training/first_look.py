@@ -1,4 +1,4 @@
-"""What would surprise the owner of a dataset, said when training starts: `openpi explain`'s findings, over a few samples."""
+"""What would surprise the owner of a dataset, said when training starts: `openpi explain` over a few samples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from openpi import transforms
 from openpi.data.dataset import Sample
 from openpi.models.model_config import ModelType
 from openpi.policies.policy_config import stats_dims
 from openpi.training import sample_checks
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
+from openpi.training.robot_actions import robot_actions
 from openpi.training.sample_checks import Finding
 from openpi.training.sample_trace import Stage, Step
 
@@ -44,7 +44,8 @@ class FirstLook:
         """What was recorded must come back from the transforms that answer the robot; tokens are not exact."""
         if self._context.model.model_type is ModelType.PI0_FAST or "actions" not in client:
             return
-        returned = recorded_to_robot(self._data_config, made)
+        to_robot = robot_actions(self._data_config, is_sampled=False)
+        returned = to_robot(made["state"], made["actions"])
         recorded = np.asarray(client["actions"])
         if returned.shape == recorded.shape:  # widths are checked elsewhere
             self._note("the output transforms", [sample_checks.check_round_trip(recorded, returned)])
@@ -53,19 +54,11 @@ class FirstLook:
         """Logs each surprise that at least half of the samples have, with what was found in the first."""
         common = {where: told for where, told in self._found.items() if 2 * len(told) >= self._num_samples}
         for (title, key), messages in list(common.items())[:_MAX_WARNINGS]:
-            logger.warning(
-                "in %d of %d samples, at %s: %s %s", len(messages), self._num_samples, title, key, messages[0]
-            )
+            share = f"{len(messages)} of {self._num_samples}"
+            logger.warning("in %s samples, at %s: %s %s", share, title, key, messages[0])
         if common:
             logger.warning("`openpi explain` shows a sample stage by stage")
 
     def _note(self, title: str, findings: Sequence[Finding]) -> None:
         for key, message in {finding.key: finding.message for finding in findings if finding.is_surprise}.items():
             self._found[title, key].append(message)
-
-
-def recorded_to_robot(data_config: DataConfig, made: Sample) -> np.ndarray:
-    """Normalised actions as the model is trained on them -> the robot's, by the transforms that serving uses."""
-    unnormalize = transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm)
-    chain = transforms.compose((unnormalize, *data_config.data_transforms.outputs))
-    return np.asarray(chain({"state": made["state"], "actions": made["actions"]})["actions"])
