@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from openpi import transforms
 from openpi.data import batch_loader
-from openpi.data.batch_loader import BatchLoader, BatchOrder, LoaderClosedError, stack
+from openpi.data.batch_loader import BatchLoader, BatchOrder, LoaderClosedError, has_stuck_threads, stack
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
@@ -193,7 +193,8 @@ def test_a_worker_that_is_stuck_is_named_and_does_not_stop_the_end(num_workers, 
         with pytest.raises(LoaderClosedError):
             second.result(timeout=60)
     assert re.search(r"worker \d+ .*process.* at sample 3 of robot/data for \d+ s", caplog.text)
-    if num_workers == 0:  # threads cannot be killed
+    assert has_stuck_threads() == (num_workers == 0)  # which cannot be killed
+    if num_workers == 0:
         with pipe.open("wb"):
             pass
     assert numbers(take(BatchLoader(Numbers(8), batch_size=2, shuffle=False), 1)) == [[0, 1]]

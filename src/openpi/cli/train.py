@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 from typing import TYPE_CHECKING
 
@@ -80,9 +79,9 @@ def _as_started(config: TrainConfig, argv: list[str]) -> TrainConfig:
 
 def _leave_threads_behind(exit_code: int) -> None:
     """A thread that is stuck in reading data cannot be ended, and Python would wait for it for ever."""
-    from openpi.data.batch_loader import THREAD_NAME
+    from openpi.data.batch_loader import has_stuck_threads
 
-    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+    if has_stuck_threads():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

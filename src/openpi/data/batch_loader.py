@@ -36,7 +36,7 @@ MAX_THREADS = 16
 BATCHES_AHEAD = 2  # besides one in the hands of every worker
 # A worker is named when it has been at one sample for so long; then again after twice the time, and so on.
 STUCK_AFTER_S = 10.0
-THREAD_NAME = "loader"
+_GOODBYE_NAME = "loader-goodbye"
 _LOOK_EVERY_S = 0.5
 _GOODBYE_S = 5.0
 
@@ -233,7 +233,9 @@ class SourceLoader:
             executor, self._executor = self._executor, None
         if executor is None:
             return
-        goodbye = threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        goodbye = threading.Thread(
+            target=executor.shutdown, kwargs={"cancel_futures": True}, name=_GOODBYE_NAME, daemon=True
+        )
         goodbye.start()
         goodbye.join(_GOODBYE_S)
         if goodbye.is_alive():
@@ -287,7 +289,7 @@ class SourceLoader:
         if not self._num_workers:
             num_threads = min(MAX_THREADS, os.cpu_count() or 1)
             self._board = WorkerBoard(num_threads)
-            return ThreadPoolExecutor(num_threads, thread_name_prefix=THREAD_NAME)
+            return ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
         try:
             pickled = pickle.dumps(self._make, protocol=pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -335,6 +337,12 @@ class BatchLoader(SourceLoader):
         super().__init__(IndexSource(order, identity, part), dataset.__getitem__, **work)
         self.batches_per_epoch = order.batches_per_epoch
         self.num_samples = len(dataset)
+
+
+def has_stuck_threads() -> bool:
+    """Whether a loader of this process was closed and a thread of it does not come back: Python would wait for it when
+    it exits, for ever."""
+    return any(thread.name == _GOODBYE_NAME for thread in threading.enumerate())
 
 
 def check_divisible(batch_size: int, part: tuple[int, int]) -> None:
