@@ -182,7 +182,7 @@ def test_a_worker_that_is_stuck_is_named_and_does_not_stop_the_end(num_workers, 
     pipe = tmp_path / "video.mp4"
     os.mkfifo(pipe)
     told = threading.Event()
-    caplog.handler.addFilter(lambda record: told.set() or True if "waiting for data" in record.msg else True)
+    caplog.handler.addFilter(lambda record: told.set() or True if "at sample 3" in record.getMessage() else True)
     loader = BatchLoader(Fifo(8, pipe), batch_size=2, shuffle=False, num_workers=num_workers, name="robot/data")
     batches = iter(loader)
     next(batches)

@@ -148,7 +148,8 @@ def first_difference(mine: Mapping[str, NormStats], theirs: Mapping[str, NormSta
                 if ours is not others:
                     return f"{key} {name} is {_text(ours)} and {_text(others)}"
             elif (other := np.flatnonzero((ours != others) & ~(np.isnan(ours) & np.isnan(others)))).size:
-                return f"{key} {name}[{other[0]}] is {ours[other[0]]!r} and {others[other[0]]!r}"
+                i = other[0]
+                return f"{key} {name}[{i}] is {float(ours[i])!r} and {float(others[i])!r}"
     return None
 
 

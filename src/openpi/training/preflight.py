@@ -178,16 +178,18 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     _check_action_tokenizer(config, data_config)
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
-    clients, raws = [], []
+    clients, raws, mades = [], [], []
     look = FirstLook(config, data_config)
     for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
         client, raw, made = _run_chain(sample, chain, data_config, where=where, look=look)
         _check_model_inputs(config, data_config, made)
-        look.round_trip(client, made)
+        mades.append(made)
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
     _check_contract(contract, data_config, config, clients[0], raws[0])
+    for client, made in zip(clients, mades, strict=True):
+        look.round_trip(client, made)
     look.warn()
     return contract
 

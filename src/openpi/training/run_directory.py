@@ -50,6 +50,8 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
             "choose another --exp-name"
         )
+    if config.resume:
+        _check_newest_is_whole(directory)
     checkpoints = _checkpoints(config)
     if config.overwrite:
         if _holds_a_run(directory):
@@ -58,7 +60,6 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         _wipe(directory)
     if not config.resume:
         return checkpoints, None
-    _check_newest_is_whole(directory)
     steps = complete_steps(directory)
     if not steps:
         others = sorted(run.name for run in directory.parent.iterdir() if complete_steps(run))
