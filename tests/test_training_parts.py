@@ -179,7 +179,9 @@ def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():
             may_come.wait()
             yield from super().__iter__()
 
-    batches = Prefetcher(Stuck(), lambda batch, step: batch, may_give_up=lambda: has_asked.set() or True)
+    batches = Prefetcher(
+        Stuck(), lambda batch, step: batch, may_give_up=lambda waited_s: has_asked.set() or waited_s > 0
+    )
     with pytest.raises(GaveUpError):
         next(batches)
     assert has_asked.is_set()

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from openpi.weights.adapter_base import AdapterBase
 logger = logging.getLogger("openpi")
 
 # One of several processes, stuck in its data: the others can neither step nor save.
-_DATA_AFTER_SIGNAL_S = 30
+_PATIENCE_AFTER_SIGNAL_S = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,6 @@ class _Run:
     interrupts: Interrupts
     reported: dict[str, float] = dataclasses.field(default_factory=dict)
     saved_step: int | None = None
-    signal_seen_s: float | None = None
 
     def steps(self, state: State, start: int) -> TrainResult:
         """From step `start` to the last one, or until a process has a signal; the last checkpoint is being written."""
@@ -158,7 +156,7 @@ class _Run:
         """
         if processes.count() > 1:
             raise RuntimeError(
-                f"no batch within {_DATA_AFTER_SIGNAL_S} s of the signal, and the other processes wait for it; the "
+                f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the other processes wait for it; the "
                 "checkpoints before are intact"
             )
         if metrics is not None and self.saved_step != done:
@@ -166,13 +164,9 @@ class _Run:
         assert self.interrupts.signum is not None
         return self.interrupts.signum
 
-    def _may_give_up(self) -> bool:
-        """Whether to wait no longer for data: alone at once, one of several when the others have waited long enough."""
-        if self.interrupts.signum is None:
-            return False
-        now = time.monotonic()
-        self.signal_seen_s = self.signal_seen_s or now
-        return processes.count() == 1 or now - self.signal_seen_s > _DATA_AFTER_SIGNAL_S
+    def _may_give_up(self, waited_s: float) -> bool:
+        """Whether to wait no longer for a batch: alone at once, one of several when the others have waited long."""
+        return self.interrupts.signum is not None and (processes.count() == 1 or waited_s > _PATIENCE_AFTER_SIGNAL_S)
 
     @contextlib.contextmanager
     def _opened(self, start: int) -> Iterator[None]:

@@ -33,7 +33,7 @@ class Prefetcher:
     Args:
         place: given a batch of the loader and its number.
         first: number of the first batch.
-        may_give_up: asked while `next` waits; true ends that with a `GaveUpError`.
+        may_give_up: asked while `next` waits, with the seconds that it has; true ends that with a `GaveUpError`.
     Attributes:
         state: the loader's state after the batch returned last, which is not where the thread is.
         waited_s: seconds that `next` has been waiting for data in all.
@@ -46,7 +46,7 @@ class Prefetcher:
         *,
         first: int = 0,
         depth: int = 2,
-        may_give_up: Callable[[], bool] = lambda: False,
+        may_give_up: Callable[[float], bool] = lambda waited_s: False,
     ) -> None:
         self._may_give_up = may_give_up
         self.state: Any = loader.state()
@@ -72,11 +72,12 @@ class Prefetcher:
                 continue
 
     def _take(self) -> tuple[Any, Any]:
+        start = time.perf_counter()
         while True:
             with contextlib.suppress(queue.Empty):
                 item = self._queue.get(timeout=_LOOK_EVERY_S)
                 break
-            if self._may_give_up():
+            if self._may_give_up(time.perf_counter() - start):
                 raise GaveUpError("no batch has come")
         if isinstance(item, BaseException):
             raise item

@@ -129,15 +129,15 @@ def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Path | None 
     """
     data_config = stats_in_use.read(config, checkpoint)
     with processes.together("opening the data"):
-        data = _open_data(config, data_config, num_devices, is_continued=checkpoint is not None)
+        data = _open_data(config, data_config, num_devices, checkpoint)
     processes.check_same("the data differ", data.train.identity)
     return data
 
 
-def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, *, is_continued: bool) -> TrainingData:
+def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, checkpoint: Path | None) -> TrainingData:
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         return TrainingData(data_config, _loader(config, data_config), holdout=None, contract=None)
-    data_config = with_usable_statistics(config, data_config, is_continued=is_continued)
+    data_config = with_usable_statistics(config, data_config, checkpoint)
     contract = check_samples(config, data_config)
     return TrainingData(
         data_config,
@@ -154,7 +154,7 @@ def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> dat
     return data_loader.create_data_loader(config, data_config=data_config, part=part, **options)
 
 
-def with_usable_statistics(config: TrainConfig, data_config: DataConfig, *, is_continued: bool = False) -> DataConfig:
+def with_usable_statistics(config: TrainConfig, data_config: DataConfig, checkpoint: Path | None = None) -> DataConfig:
     """Checks the statistics against a sample as it is when it is normalised; see `stats_in_use.usable`.
 
     Raises:
@@ -166,7 +166,7 @@ def with_usable_statistics(config: TrainConfig, data_config: DataConfig, *, is_c
     where, sample = data_loader.samples_of(dataset, 1)[0]
     raw = _run_chain(sample, before, data_config, where=where)[2]
     widths = {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
-    return stats_in_use.usable(config, data_config, widths, is_trained=is_continued)
+    return stats_in_use.usable(config, data_config, widths, checkpoint)
 
 
 def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:

@@ -35,23 +35,24 @@ def read(config: TrainConfig, checkpoint: Path | None = None) -> DataConfig:
 
 
 def usable(
-    config: TrainConfig, data_config: DataConfig, widths: dict[str, int], *, is_trained: bool = False
+    config: TrainConfig, data_config: DataConfig, widths: dict[str, int], checkpoint: Path | None = None
 ) -> DataConfig:
     """The statistics to train on.
 
     Args:
         widths: of `state` and `actions`, as they are normalised.
-        is_trained: the weights have been trained with them, so nothing is widened.
+        checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
     Raises:
         ValueError: they cannot be used; see `stats_check`.
     """
     found = data_config.norm_stats
     if found is None:
         return data_config
-    source, use_quantiles = str(config.data.stats_dir(config.assets_dirs)), data_config.use_quantile_norm
+    source = str(config.data.stats_dir(config.assets_dirs) if checkpoint is None else checkpoint)
+    use_quantiles = data_config.use_quantile_norm
     dims = dataclasses.replace(stats_dims(data_config), widths=widths)
     stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
-    if is_trained:
+    if checkpoint is not None:
         return data_config
     wide, messages = stats_check.widened(found, use_quantiles=use_quantiles, dims=dims)
     for message in messages:
