@@ -156,7 +156,7 @@ class _Run:
         """
         if processes.count() > 1:
             raise RuntimeError(
-                f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the other processes wait for it; the "
+                f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the others wait for it; the "
                 "checkpoints before are intact"
             )
         if metrics is not None and self.saved_step != done:
