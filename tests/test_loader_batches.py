@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from openpi import transforms
 from openpi.data import batch_loader
-from openpi.data.batch_loader import BatchLoader, BatchOrder, LoaderClosedError, has_stuck_threads, stack
+from openpi.data.batch_loader import BatchLoader, LoaderClosedError, has_stuck_threads, stack
+from openpi.data.batch_order import BatchOrder
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config

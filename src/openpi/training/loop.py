@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi import transforms
-from openpi.data.batch_loader import merged_state
+from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize

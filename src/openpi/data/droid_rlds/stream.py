@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.batch_loader import check_divisible
+from openpi.data.batch_order import check_divisible
 from openpi.data.droid_rlds.episode import (
     WRIST_CAMERA,
     ArmAction,
