@@ -31,9 +31,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))
 os.environ.setdefault("OPENPI_OFFLINE", "1")
 
-# A shell ignores SIGINT for what it runs in the background, and so would every process that a test starts.
-if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def take_ctrl_c() -> None:
+    """A shell ignores SIGINT for what it runs in the background, and so would every process that a test starts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+take_ctrl_c()
 
 # Shapes written in signatures are checked while tests run, and only then.
 jaxtyping.install_import_hook(
