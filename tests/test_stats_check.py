@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.cli import convert_checkpoint
 from openpi.policies import policy_config
 from openpi.shared import normalize, stats_check
 from openpi.shared.normalize import NormStats
-from openpi.training import norm_stats, preflight
+from openpi.training import norm_stats, preflight, recipe_io
 from openpi.training.config import TrainConfig, get_config
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:as_recorded"
@@ -25,6 +26,14 @@ def _at(index: int, value: float, start: float) -> np.ndarray:
     values = np.full(3, start)
     values[index] = value
     return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """A robot that would be sent twice what was recorded."""
+
+    def __call__(self, data):
+        return {"actions": 2 * np.asarray(data["actions"])[..., :3]}
 
 
 GOOD = {"state": _stats(), "actions": _stats()}
@@ -74,6 +83,37 @@ def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_served(stats, m
     normalize.save(tmp_path / "step" / "assets" / str(recipe.data.asset_id), stats)
     with pytest.raises(ValueError, match=message):
         policy_config.load_pipeline(recipe, tmp_path / "step")
+
+
+def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_converted(recipe, tmp_path):
+    step = tmp_path / "step"
+    (step / "params").mkdir(parents=True)
+    (step / "params" / "_METADATA").touch()
+    recipe_io.save_recipe(step, recipe)
+    stats, message = BAD["key of LeRobot"]
+    normalize.save(step / "assets" / str(recipe.data.asset_id), stats)
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint.convert(str(step), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_odd_in_most_samples_is_said_when_training_starts(recipe, caplog):
+    far = NormStats(np.full(3, 100.0), np.ones(3), np.full(3, 99.0), np.full(3, 101.0))
+    _write(recipe, {**GOOD, "actions": far})
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        preflight.open_data(recipe, num_devices=1)
+    assert "8 of 8 samples, at Normalize: actions 3 of 3 dimensions leave q01..q99: joint_0 = " in caplog.text
+    assert "openpi explain" in caplog.text
+
+
+def test_outputs_that_do_not_undo_the_inputs_are_said_when_training_starts(recipe, caplog):
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        preflight.open_data(recipe, num_devices=1)
+    assert "outputs do not undo inputs" not in caplog.text
+    data = dataclasses.replace(recipe.data, outputs=Doubled())
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        preflight.open_data(dataclasses.replace(recipe, data=data), num_devices=1)
+    assert "outputs do not undo inputs" in caplog.text
 
 
 def test_statistics_narrower_than_the_robot_are_refused(recipe):
