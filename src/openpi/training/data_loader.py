@@ -111,8 +111,7 @@ def create_data_loader(
             out of data in RLDS form.
         FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
     """
-    if data_config is None:
-        data_config = config.data.create(config.assets_dirs, config.model)
+    data_config = _expanded(config) if data_config is None else data_config
     dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
@@ -314,6 +313,10 @@ class KeepPaddingFlags:
 
     def __call__(self, sample: Sample) -> Sample:
         return {**transforms.compose(self.chain)(sample), "actions_is_pad": sample[self.source]}
+
+
+def _expanded(config: Any) -> DataConfig:
+    return config.data.create(config.assets_dirs, config.model)
 
 
 def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int] | None:
