@@ -47,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     configure_logging(process=launch.process_id if launch else 0)
     if config.resume:
-        config = _as_started(config, argv)
+        try:
+            config = _as_started(config, argv)
+        except ValueError as error:
+            print(f"openpi train: {error}", file=sys.stderr)
+            return 2
     split_processor(config.cpu_devices)
     wait_asleep()
     from openpi.training import processes

@@ -19,22 +19,32 @@ T = TypeVar("T")
 _PLAIN = (bool, int, float, str, Path, enum.Enum, type(None))
 
 
+class _RefusedError(Exception):
+    """A `ValueError`, which `tyro` would wrap to the width of a terminal and put in a box."""
+
+
 def parse(default: T, argv: Sequence[str], *, prog: str) -> T:
     """`default` with the given flags applied: `-` and `_` are equal, booleans are `--flag` and `--no-flag`.
 
-    Exits with code 2 on unknown flags and bad values, and with the list of flags on `--help`.
+    Exits with code 2 on unknown flags and values of another type, and with the list of flags on `--help`.
+
+    Raises:
+        ValueError: what the configuration itself refuses.
     """
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_dataclass_rule)
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=list(argv),
-        prog=prog,
-        registry=registry,
-    )
+    try:
+        return tyro.cli(
+            type(default),
+            default=default,
+            args=list(argv),
+            prog=prog,
+            registry=registry,
+        )
+    except _RefusedError as refusal:
+        raise ValueError(str(refusal)) from refusal.__cause__
 
 
 def flag_names(instance: Any) -> list[str]:
@@ -70,7 +80,13 @@ def _type_hints(instance: Any) -> dict[str, Any]:
 
 
 def _replacer(default: Any) -> Callable[..., Any]:
-    return lambda **changes: dataclasses.replace(default, **changes)
+    def replace(**changes: Any) -> Any:
+        try:
+            return dataclasses.replace(default, **changes)
+        except ValueError as error:
+            raise _RefusedError(str(error)) from error
+
+    return replace
 
 
 def _is_instance(value: Any) -> bool:
