@@ -6,8 +6,13 @@ import importlib.util
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +43,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))
 os.environ.setdefault("OPENPI_OFFLINE", "1")
 
+
+def take_ctrl_c() -> None:
+    """A shell ignores SIGINT for what it runs in the background, and so would every process that a test starts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+take_ctrl_c()
+
 # Shapes written in signatures are checked while tests run, and only then.
 jaxtyping.install_import_hook(
     [
@@ -67,6 +81,38 @@ def pytest_report_header() -> str | None:
     if HAS_TORCH:
         return None
     return "PyTorch is not installed: its tests are left out. All tests: uv run --extra torch pytest"
+
+
+_GOODBYE_S = 20
+# Ends with the process that it belongs to, which is this one.
+_OF_THIS_PROCESS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_test_leaves_a_process_behind():
+    """Processes carry a mark in their environment, so that those whose parent is gone are found, too."""
+    os.environ["OPENPI_TESTS_MARK"] = mark = uuid.uuid4().hex
+    yield
+    deadline = time.monotonic() + _GOODBYE_S
+    while (left := list(_processes_with(mark))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid, _ in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "these processes outlived their tests:\n" + "\n".join(told for _, told in left)
+
+
+def _processes_with(mark: str) -> Iterator[tuple[int, str]]:
+    """Number, and command with the test that started it. Nothing where there is no `/proc`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(part.partition(b"=")[::2] for part in (folder / "environ").read_bytes().split(b"\0"))
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # gone, or of somebody else
+            continue
+        is_ours = environment.get(b"OPENPI_TESTS_MARK") == mark.encode() and int(folder.name) != os.getpid()
+        if is_ours and command and not any(name in command for name in _OF_THIS_PROCESS):
+            test = environment.get(b"PYTEST_CURRENT_TEST", b"?").decode()
+            yield int(folder.name), f"{folder.name}: {command[:300]} (started by {test})"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -105,7 +105,8 @@ def test_a_signal_ends_the_demo_and_everything_it_started(tmp_path, signum):
         demo.send_signal(signum)
         _, err = demo.communicate(timeout=PATIENCE_S)
     finally:
-        demo.kill()
+        demo.terminate()  # it ends what it has started
+        demo.wait(PATIENCE_S)
     assert demo.returncode == 128 + signum
     assert "stopped; nothing keeps running" in err
     assert processes_about(output) == []

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 import rlds_datasets
-from openpi.data.batch_loader import SourceLoader, merged_state
+from openpi.data.batch_loader import SourceLoader
+from openpi.data.batch_order import merged_state
 from openpi.data.droid_rlds import episode as episode_module
 from openpi.data.droid_rlds import idle, stream
 from openpi.data.droid_rlds.episode import feature_names, make_episode

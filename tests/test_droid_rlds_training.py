@@ -16,7 +16,7 @@ import training_processes
 from openpi import transforms
 from openpi.cli import main as cli
 from openpi.shared import normalize
-from openpi.training import data_loader, norm_stats, preflight, recipe_io, tabular_frames
+from openpi.training import data_loader, norm_stats, preflight, recipe_io, stats_in_use, tabular_frames
 from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
@@ -153,8 +153,7 @@ def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
 
 def test_samples_from_every_dataset_are_tried_before_training(folder, tmp_path):
     config = recipe(folder, tmp_path, weight=0.75)
-    preflight.ensure_norm_stats(config)
-    data_config = config.data.create(config.assets_dirs, config.model)
+    data_config = preflight.with_usable_statistics(config, stats_in_use.read(config))
     contract = preflight.check_samples(config, data_config)
     assert contract.control_hz == 15
     assert contract.robot == "droid"

@@ -3,8 +3,12 @@
 import dataclasses
 import itertools
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openpi import transforms
-from openpi.data.batch_loader import BatchLoader, BatchOrder, stack
+from openpi.data import batch_loader
+from openpi.data.batch_loader import BatchLoader, LoaderClosedError, has_stuck_threads, stack
+from openpi.data.batch_order import BatchOrder
+from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import NormStats
@@ -153,6 +160,71 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_explained():
 class _Unpicklable(int):
     def __reduce__(self):
         raise TypeError("not this one")
+
+
+class Fifo(Numbers):
+    """Sample 3 is read from a pipe into which nobody writes."""
+
+    def __init__(self, length: int, path: Path):
+        super().__init__(length)
+        self.path = path
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if index == 3:
+            self.path.read_bytes()
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_worker_that_is_stuck_is_named_and_does_not_stop_the_end(num_workers, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(batch_loader, "STUCK_AFTER_S", 0.2)
+    monkeypatch.setattr(batch_loader, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(batch_loader, "_GOODBYE_S", 0.5)
+    pipe = tmp_path / "video.mp4"
+    os.mkfifo(pipe)
+    told = threading.Event()
+    caplog.handler.addFilter(lambda record: told.set() or True if "at sample 3" in record.getMessage() else True)
+    loader = BatchLoader(Fifo(8, pipe), batch_size=2, shuffle=False, num_workers=num_workers, name="robot/data")
+    batches = iter(loader)
+    next(batches)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(next, batches)
+        assert told.wait(60)
+        loader.close()
+        with pytest.raises(LoaderClosedError):
+            second.result(timeout=60)
+    assert re.search(r"worker \d+ .*process.* at sample 3 of robot/data for \d+ s", caplog.text)
+    assert has_stuck_threads() == (num_workers == 0)  # which cannot be killed
+    if num_workers == 0:
+        with pipe.open("wb"):
+            pass
+    assert numbers(take(BatchLoader(Numbers(8), batch_size=2, shuffle=False), 1)) == [[0, 1]]
+
+
+ORPHANS = """
+import multiprocessing, sys, time
+from test_loader_batches import Numbers
+from openpi.data.batch_loader import BatchLoader
+if __name__ == "__main__":
+    next(iter(BatchLoader(Numbers(8), batch_size=2, num_workers=1)))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
 def test_samples_are_stacked_leaf_by_leaf_and_must_agree():

@@ -19,10 +19,10 @@ from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, cli, get_config
 from openpi.training.first_batch import contact_sheet
 from openpi.training.freeze import freeze_nothing
-from openpi.training.interrupts import Interrupts
-from openpi.training.prefetch import Prefetcher
+from openpi.training.interrupts import Interrupts, StoppedError
+from openpi.training.prefetch import GaveUpError, Prefetcher
 from openpi.training.progress import Stopwatch, Window
-from openpi.training.tracking import MetricsFile, open_observers
+from openpi.training.tracking import MetricsFile
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
 
@@ -84,19 +84,16 @@ def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
 
 
-def test_trackers_that_are_not_installed_are_done_without(tmp_path, caplog):
-    config = TrainConfig(name="x", exp_name="y", wandb_enabled=True, tensorboard_enabled=True)
-    with caplog.at_level(logging.WARNING, logger="openpi"):
-        observers = open_observers(config, tmp_path, resume_step=None)
-    missing = [name for name in ("wandb", "tensorboardX") if not _is_installed(name)]
-    assert len(observers) == 3 - len(missing)
-    assert [name for name in missing if f"{name} is not installed" not in caplog.text] == []
-    for observer in observers:
-        observer.close()
-
-
-def _is_installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+@pytest.mark.parametrize(
+    ("field", "module", "extra"),
+    [("wandb_enabled", "wandb", "wandb"), ("tensorboard_enabled", "tensorboardX", "tensorboard")],
+)
+def test_a_tracker_that_is_asked_for_and_not_installed_is_refused_at_the_start(field, module, extra, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find_spec(name))
+    config = dataclasses.replace(get_config(RECIPE), exp_name="x", **{field: True})
+    with pytest.raises(ImportError, match=rf"{module} is not installed; .*--extra {extra}.*--no-"):
+        preflight.check_recipe(config, open_backend(config))
 
 
 def window_of(done: list | None = None) -> Window:
@@ -149,6 +146,47 @@ def test_the_first_signal_asks_and_the_second_acts(signum):
         assert interrupts.signum == signum
         assert signal.getsignal(signum) is before
     assert signal.getsignal(signum) is before
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError) as stopped, Interrupts(may_leave_at_once=True):
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.signum == signal.SIGTERM
+    with Interrupts(may_leave_at_once=True) as interrupts:
+        interrupts.expect_steps()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_shell_ignores_in_the_background_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts.signum is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():
+    may_come, has_asked = threading.Event(), threading.Event()
+
+    class Stuck(CountingLoader):
+        def __iter__(self):
+            may_come.wait()
+            yield from super().__iter__()
+
+    batches = Prefetcher(
+        Stuck(), lambda batch, step: batch, may_give_up=lambda waited_s: has_asked.set() or waited_s > 0
+    )
+    with pytest.raises(GaveUpError):
+        next(batches)
+    assert has_asked.is_set()
+    may_come.set()
+    batches.close()
 
 
 def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
@@ -273,8 +311,9 @@ def of_run(folder: Path, name: str, **changes) -> TrainConfig:
 
 def finished(config: TrainConfig, step: int) -> None:
     """Leaves what a complete checkpoint is recognised by."""
-    (config.checkpoint_dir / str(step) / "params").mkdir(parents=True)
-    (config.checkpoint_dir / str(step) / "params" / "_METADATA").touch()
+    for item in ("params", "train_state"):
+        (config.checkpoint_dir / str(step) / item).mkdir(parents=True)
+        (config.checkpoint_dir / str(step) / item / "_METADATA").touch()
 
 
 def test_a_run_that_is_not_there_starts_anew_and_those_that_are_get_listed(tmp_path, caplog):

@@ -167,7 +167,8 @@ TALK = """
     from pathlib import Path
     import numpy as np
     from jax._src import distributed
-    from openpi.training import launch, processes, processes_jax, run_directory, sharding
+    from openpi.shared import normalize
+    from openpi.training import launch, processes, processes_jax, run_directory, sharding, stats_in_use
     from openpi.training.config import get_config
 
     processes.start(launch.find_launch({}, os.environ), "jax")
@@ -184,6 +185,12 @@ TALK = """
             if here == 1:
                 raise FileNotFoundError("no dataset on this node")
 
+    def stats(mean):
+        return normalize.NormStats(np.array([1.0, mean]), np.ones(2))
+
+    def statistics(own):
+        return stats_in_use._of_first(own, "assets/arm")
+
     recipe = get_config(sys.argv[2])
     own = dataclasses.replace(recipe, exp_name="x", checkpoint_base_dir=f"{sys.argv[1]}/node{here}")
     client = distributed.global_state.client
@@ -191,6 +198,8 @@ TALK = """
     found = {
         "failure": error_of(one_fails),
         "difference": error_of(lambda: processes.check_same("the recipes differ", {"seed": 0, "batch_size": 4 + here})),
+        "statistics": error_of(lambda: statistics({"state": stats(0.0), "actions": stats(here / 4)})),
+        "statistics of the first": float(statistics({"state": stats(0.5)} if here == 0 else None)["state"].mean[1]),
         "folder": error_of(lambda: run_directory.open_run(own)),
         "of the first": processes.on_first("counting", lambda: {"from": here}),
         "gathered": processes.gather(np.full((1, 2), 1 / 3 + here)).tolist(),
@@ -221,6 +230,16 @@ def test_processes_started_with_different_recipes_refuse_to_train(told):
     for found in told:
         assert "batch_size is 4 in process 0, 5 in process 1" in found["difference"]
         assert "seed" not in found["difference"]
+
+
+def test_processes_with_other_statistics_refuse_to_train(told):
+    for found in told:
+        assert "process 1 has other normalisation statistics in assets/arm than process 0" in found["statistics"]
+        assert "actions mean[1] is 0.0 and 0.25" in found["statistics"]
+
+
+def test_a_process_without_statistics_gets_those_of_the_first(told):
+    assert [found["statistics of the first"] for found in told] == [0.5, 0.5]
 
 
 def test_a_checkpoint_folder_that_is_not_shared_is_noticed(told, workspace):

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +180,78 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, environmen
     assert done.returncode == 0, done.stderr
     _assert_same_end(run, whole_run)
     assert not [entry for entry in run.iterdir() if entry.name.startswith((".partial", ".discarded"))]
+
+
+def test_a_run_is_continued_with_its_own_recipe_and_another_batch_size(environment, workspace, whole_run):
+    """No flag of the start is given again; the data order that cannot go on begins anew."""
+    shutil.copytree(whole_run, whole_run.with_name("longer"))
+    command = [sys.executable, "-m", "openpi.cli.main", "train", RECIPE]
+    where = f"--checkpoint-base-dir={workspace / 'checkpoints'}"
+    done = _train(command, environment, "longer", where, "--resume", "--num-train-steps=8", "--batch-size=2")
+    assert done.returncode == 0, done.stderr
+    run = whole_run.with_name("longer")
+    assert "batch_size was 4, is 2" in done.stderr and "a new order begins" in done.stderr
+    found, before = _metrics(run), _metrics(whole_run)
+    assert sorted(found) == list(range(8))
+    assert {step: found[step] for step in range(NUM_STEPS - 1)} == {s: before[s] for s in range(NUM_STEPS - 1)}
+    assert "validation_loss" in found[7]  # of the held-out episode that the first command named
+    recipe = load_recipe(run / "7")
+    assert (recipe.batch_size, recipe.holdout_episodes, recipe.keep_best) == (2, 1, True)
+
+
+STUCK = """
+import dataclasses, os, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+import tiny_recipe
+from openpi.transforms import Group
+
+@dataclasses.dataclass(frozen=True)
+class StuckInputs(tiny_recipe.ArmInputs):
+    def __call__(self, data):
+        if Path("stop").exists():
+            Path("is_stuck").touch()
+            time.sleep(600)
+        return super().__call__(data)
+
+@dataclasses.dataclass(frozen=True)
+class StuckData(tiny_recipe.ArmData):
+    def create(self, assets_dirs, model_config):
+        group = Group(inputs=(StuckInputs(),), outputs=(tiny_recipe.ArmOutputs(),))
+        return dataclasses.replace(super().create(assets_dirs, model_config), data_transforms=group)
+
+arm = dataclasses.replace(
+    tiny_recipe.arm, data=StuckData(base_config=tiny_recipe._PROMPTS), num_workers=1, num_train_steps=100_000,
+    save_interval=0, log_interval=1,
+)
+"""
+
+
+def test_sigterm_ends_a_run_whose_data_are_stuck_with_a_checkpoint(dataset, environment, tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, "-m", "openpi.cli.main", "train", "stuck.py:arm", "--exp-name=x"]
+    child = subprocess.Popen(
+        [*command, f"--data.repo-id={dataset}"],
+        env={**environment, "TESTS": str(Path(__file__).parent)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = ""
+    with child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            log += line
+            if "Step 2:" in line:
+                break
+        (tmp_path / "stop").touch()
+        while not (tmp_path / "is_stuck").exists() and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGTERM)
+        log += child.stderr.read()
+    assert child.returncode == 128 + signal.SIGTERM, log
+    assert complete_steps(tmp_path / "checkpoints" / "arm" / "x") != []
+    assert "only checkpoint is that of the end" in log
 
 
 def test_an_existing_run_is_left_alone_unless_asked(command, environment, whole_run):

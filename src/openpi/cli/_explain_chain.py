@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
-from openpi.cli._explain_trace import Step
 from openpi.data.dataset import Sample
 from openpi.data.droid_rlds.in_order import FramesInOrder
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -21,6 +20,7 @@ from openpi.policies.policy_config import Pipeline
 from openpi.policies.robot_spec import find_spec
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
+from openpi.training.sample_trace import Step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,6 +93,7 @@ def convert(
     recipe = serve.choose_recipe(checkpoint, config)
     if layout.find_layout(checkpoint).value == to and dtype is None:
         raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
+    norm_stats = _norm_stats(checkpoint, recipe)
     weights = layout.open_weights(recipe.model, checkpoint)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
@@ -101,7 +102,7 @@ def convert(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write(partial, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+        _write(partial, checkpoint, recipe, weights, norm_stats, to=to, dtype=dtype, with_certificate=with_certificate)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -125,6 +126,7 @@ def _write(
     checkpoint: Path,
     recipe: TrainConfig,
     weights: Weights,
+    norm_stats: dict[str, Any] | None,
     *,
     to: str,
     dtype: str | None,
@@ -148,7 +150,7 @@ def _write(
     else:
         prefix = names.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
-    norm_stats = _copy_extras(checkpoint, folder, recipe)
+    _copy_extras(checkpoint, folder, recipe, norm_stats)
     recipe_io.save_recipe(folder, recipe)
     main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
     if to == "pytorch":
@@ -175,9 +177,26 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
-    """What lies beside the weights; returns the statistics, None if there are none."""
+def _norm_stats(checkpoint: Path, recipe: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint's statistics; None if there are none.
+
+    Raises:
+        ValueError: they cannot be used.
+    """
     from openpi.policies import policy_config
+
+    try:
+        norm_stats = policy_config.find_norm_stats(recipe, checkpoint)[1]
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("no normalisation statistics go along: %s", error)
+        return None
+    data_config = recipe.data.create_base_config(checkpoint / "assets", recipe.model)
+    policy_config.check_norm_stats(norm_stats, data_config, checkpoint)
+    return norm_stats
+
+
+def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig, norm_stats: dict[str, Any] | None) -> None:
+    """What lies beside the weights."""
     from openpi.policies.contract import CONTRACT_FILE
     from openpi.shared import normalize
 
@@ -185,14 +204,9 @@ def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
         shutil.copytree(checkpoint / "assets", folder / "assets")
     if (checkpoint / CONTRACT_FILE).is_file():
         shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
-    try:
-        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        logger.warning("no normalisation statistics go along: %s", error)
-        return None
-    if not (folder / "assets" / asset_id).exists():
+    asset_id = recipe.data.asset_id
+    if norm_stats is not None and asset_id is not None and not (folder / "assets" / asset_id).exists():
         normalize.save(folder / "assets" / asset_id, norm_stats)
-    return norm_stats
 
 
 def _write_config(folder: Path, model: Any, dtype: str) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from openpi.cli._explain_checks import Context, Finding
-    from openpi.cli._explain_trace import Stage, Step
     from openpi.cli._explain_view import StageReport
     from openpi.data.dataset import Sample
     from openpi.models.model_config import BaseModelConfig
+    from openpi.training.sample_checks import Context, Finding
+    from openpi.training.sample_trace import Stage, Step
 
 SUMMARY = "one sample through every stage of the pipeline"
 
@@ -73,10 +73,10 @@ def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     """Walks the sample through the chains and reports every stage as it comes."""
     from openpi.cli import _explain_chain as chain
     from openpi.cli import _source
-    from openpi.cli._explain_checks import Context
     from openpi.cli._explain_view import JsonView, TextView
     from openpi.cli._observation_file import load_observation
     from openpi.training import overrides
+    from openpi.training.sample_checks import Context
 
     source = _source.resolve(args.source, config=args.config)
     config = overrides.parse(source.config, flags, prog="openpi explain") if flags else source.config
@@ -123,8 +123,8 @@ class Walk:
 
     def inputs(self, title: str, first: Sample, steps: Sequence[Step], *, is_training: bool) -> Sample:
         """To the model; returns its un-batched inputs."""
-        from openpi.cli import _explain_checks as checks
-        from openpi.cli import _explain_trace as trace
+        from openpi.training import sample_checks as checks
+        from openpi.training import sample_trace as trace
 
         before, sample = None, first
         for stage in trace.run(trace.Stage(title, first), steps):
@@ -138,8 +138,8 @@ class Walk:
 
     def outputs(self, inputs: Sample, steps: Sequence[Step], actions_file: str | None) -> None:
         """Back to the robot: a given chunk, or the recorded actions; nothing when there are neither."""
-        from openpi.cli import _explain_checks as checks
-        from openpi.cli import _explain_trace as trace
+        from openpi.training import sample_checks as checks
+        from openpi.training import sample_trace as trace
 
         first = _model_outputs(inputs, actions_file, self._context.model)
         if first is None:
@@ -154,8 +154,8 @@ class Walk:
             self._report("output", trace.Stage("round trip", {}), None, [finding])
 
     def _report(self, direction: str, stage: Stage, before: Sample | None, findings: Sequence[Finding]) -> None:
-        from openpi.cli import _explain_trace as trace
         from openpi.cli._explain_view import StageReport
+        from openpi.training import sample_trace as trace
 
         leaves, removed = trace.leaves(stage.sample, before), trace.removed(stage.sample, before)
         self._view.stage(StageReport(direction, stage.title, leaves, removed, findings))

@@ -46,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"openpi train: {error}", file=sys.stderr)
         return 2
     configure_logging(process=launch.process_id if launch else 0)
+    if config.resume:
+        try:
+            config = _as_started(config, argv)
+        except ValueError as error:
+            print(f"openpi train: {error}", file=sys.stderr)
+            return 2
     split_processor(config.cpu_devices)
     wait_asleep()
     from openpi.training import processes
@@ -62,7 +68,27 @@ def main(argv: list[str] | None = None) -> int:
         traceback.print_exc()
     finally:
         processes.end(exit_code)
+        _leave_threads_behind(exit_code)
     return exit_code
+
+
+def _as_started(config: TrainConfig, argv: list[str]) -> TrainConfig:
+    """The recipe of the run that is to be continued, with the flags of this command."""
+    from openpi.training import config as _config
+    from openpi.training import overrides, resume
+
+    own = resume.with_own_values(_config.get_config(argv[0]), config)
+    return overrides.parse(own, argv[1:], prog=f"openpi train {argv[0]}")
+
+
+def _leave_threads_behind(exit_code: int) -> None:
+    """A thread that is stuck in reading data cannot be ended, and Python would wait for it for ever."""
+    from openpi.data.batch_loader import has_stuck_threads
+
+    if has_stuck_threads():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def _train(config: TrainConfig, launch: Launch | None) -> int:
@@ -79,7 +105,10 @@ def _train(config: TrainConfig, launch: Launch | None) -> int:
         print(f"openpi train: {error}", file=sys.stderr)
         return 1
     if result.signum is not None:
-        logger.warning("stopped after step %d; continue with --resume", result.step)
+        if result.checkpoint is None:
+            logger.warning("stopped before the first step; there is nothing to continue")
+        else:
+            logger.warning("stopped after step %d; continue with --resume", result.step)
         return _SIGNAL_EXIT + result.signum
     logger.info("done; the checkpoint is in %s", result.checkpoint)
     return 0

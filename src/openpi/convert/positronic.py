@@ -23,8 +23,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT
-from signal import signal as set_handler
 
 import numpy as np
 
@@ -38,6 +36,7 @@ from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.raw_episodes import Episode, RawDataset
 from openpi.data.raw_episodes.signals import Signal
+from openpi.shared import worker_process
 
 logger = logging.getLogger("openpi")
 
@@ -223,8 +222,7 @@ def _each(jobs: Sequence[_Job], processes: int, threads: int) -> Iterator[tuple[
             yield job.path, _prepare(job)
         return
     # On Ctrl-C they finish the episode they are at.
-    on_start = {"initializer": set_handler, "initargs": (SIGINT, SIG_IGN)}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), **on_start) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=worker_process.start) as pool:
         running: dict[Future[str | None], Path] = {pool.submit(_prepare, job): job.path for job in jobs}
         try:
             for future in as_completed(running):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from pathlib import Path
 from types import TracebackType
+
+from openpi.shared.locks import FileLock, HeldElsewhereError
 
 logger = logging.getLogger("openpi")
 
@@ -30,22 +31,22 @@ class WorkFolder:
 
     def __enter__(self) -> WorkFolder:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / _LOCK).open("w")
+        self._lock = FileLock(self.path / _LOCK)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
+            self._lock.acquire(wait=False)
+        except HeldElsewhereError as error:
             raise ValueError(
-                f"another conversion is writing {self._output}; wait for it, or choose another folder"
+                f"another conversion is writing {self._output}; wait for it, or choose another folder "
+                f"({error.strerror})"
             ) from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        is_empty = {path.name for path in self.path.iterdir()} <= {_LOCK}
+        is_empty = all(path.name.startswith(_LOCK) for path in self.path.iterdir())
         if kind is None or is_empty:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             logger.info("what is prepared is kept in %s: the same command goes on from there", self.path)
-        self._lock.close()
+        self._lock.release()

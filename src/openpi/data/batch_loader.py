@@ -1,112 +1,47 @@
 """Batches of samples in an order that is a pure function of a seed, whatever makes them.
 
-A source says which samples make up the next batch, and where it is then; workers make them. So the order is the same
-for any number of workers, and a run resumes at the very batch at which it stopped. Of a dataset with random access,
-the order is a function of (seed, epoch, index), and where we are is one number, the batches taken so far.
+A source (`batch_order`) says which samples make up the next batch, and where it is then; workers make them. So the
+order is the same for any number of workers, and a run resumes at the very batch at which it stopped.
 
     items  ->  workers: make(item), of each; stack  ->  batches, in order, a few ahead
 """
 
 import contextlib
-import itertools
+import logging
 import multiprocessing
 import os
 import pickle
-import signal
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from openpi.data.batch_order import BatchOrder, BatchSource, IndexSource, check_divisible
 from openpi.data.dataset import Dataset, Sample
+from openpi.data.worker_board import WorkerBoard
+from openpi.shared import worker_process
+
+logger = logging.getLogger("openpi")
 
 Batch = dict[str, Any]
 """A sample whose leaves have a leading batch axis."""
 
 MAX_THREADS = 16
 BATCHES_AHEAD = 2  # besides one in the hands of every worker
+# A worker is named when it has been at one sample for so long; then again after twice the time, and so on.
+STUCK_AFTER_S = 10.0
+_GOODBYE_NAME = "loader-goodbye"
+_LOOK_EVERY_S = 0.5
+_GOODBYE_S = 5.0
 
 
-class BatchOrder:
-    """Which samples make up batch number 0, 1, 2, ... of an endless run.
-
-    Every epoch is a new permutation; its last samples that do not fill a batch are left out.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool):
-        if batch_size < 1 or num_samples < batch_size:
-            raise ValueError(
-                f"batch_size is {batch_size}, but the dataset has {num_samples} samples; a batch needs at "
-                f"least 1 sample and at most as many as there are"
-            )
-        self.batches_per_epoch = num_samples // batch_size
-        self._num_samples = num_samples
-        self._batch_size = batch_size
-        self._seed = seed
-        self._shuffle = shuffle
-        self._epoch: tuple[int, np.ndarray] | None = None
-
-    def indices(self, batch: int) -> np.ndarray:
-        """int64[batch_size]: the samples of batch number `batch`."""
-        epoch, position = divmod(batch, self.batches_per_epoch)
-        begin = position * self._batch_size
-        return self._permutation(epoch)[begin : begin + self._batch_size]
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(self._num_samples)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._num_samples)
-        return self._epoch[1]
-
-
-class BatchSource(Protocol):
-    """What batches are made of: items that say which sample to make, a batch of them at a time.
-
-    States are JSON values. Those of the processes of one run make up the state of the run; see `merged_state`.
-    """
-
-    identity: Mapping[str, Any]
-    """What the order depends on; part of every state."""
-
-    def start(self) -> dict[str, Any]:
-        """The state before the first batch, without the identity."""
-        ...
-
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Any], dict[str, Any]], None, None]:
-        """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
-        ...
-
-
-def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The state of a run from those of its processes: where they have the same key, dicts are merged in turn."""
-    merged = dict(states[0])
-    for state in states[1:]:
-        for key, value in state.items():
-            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = merged_state([merged[key], value]) if both else value
-    return merged
-
-
-class IndexSource:
-    """Batches of indices, by a `BatchOrder`; see `BatchLoader`."""
-
-    def __init__(self, order: BatchOrder, identity: Mapping[str, Any], part: tuple[int, int]):
-        self.identity = identity
-        self._order = order
-        self._part = part
-
-    def start(self) -> dict[str, Any]:
-        return {"next_batch": 0}
-
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
-        for batch in itertools.count(int(state["next_batch"])):
-            indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]]
-            yield indices.tolist(), {"next_batch": batch + 1}
+class LoaderClosedError(RuntimeError):
+    """The loader was closed while a batch was being waited for."""
 
 
 class SourceLoader:
@@ -117,6 +52,7 @@ class SourceLoader:
         make: from an item of the source to its sample; with workers it is pickled, once.
         num_workers: processes that make batches; 0 = threads of this process.
         num_batches: an iteration ends after so many, and the next one begins anew; None = endless.
+        name: of the data, for messages.
     """
 
     def __init__(
@@ -126,13 +62,22 @@ class SourceLoader:
         *,
         num_workers: int = 0,
         num_batches: int | None = None,
+        name: str | None = None,
     ):
+        self._name = name or "the data"
+        self._closed = threading.Event()  # of the iterations until now
+        self._lock = threading.Lock()
         self._source = source
         self._make = make
         self._num_batches = num_batches
         self._num_workers = num_workers
         self._state = source.start()
         self._executor: Executor | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the order depends on."""
+        return dict(self._source.identity)
 
     def state(self) -> dict[str, Any]:
         """Where we are, as JSON values: restoring it makes the next batch the one that would come now."""
@@ -144,15 +89,24 @@ class SourceLoader:
         Raises:
             ValueError: the state is of a loader with another dataset, batch size or seed.
         """
-        identity = self._source.identity
-        different = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
+        different = self.changes_since(state)
         if different:
             changes = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
             raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
-        self._state = {key: value for key, value in state.items() if key not in identity}
+        self._state = {key: value for key, value in state.items() if key not in self._source.identity}
+
+    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What the order depends on and is another than when `state` was taken: before, and now."""
+        identity = self._source.identity
+        return {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
+
+    def restart_after(self, state: Mapping[str, Any]) -> None:
+        """Begins a new order, for a run that goes on with other data; `state` is where it was in those before."""
+        self._state = self._source.start_after(state)
 
     def __iter__(self) -> Iterator[Batch]:
         ahead: deque[tuple[Callable[[], Batch], dict[str, Any]]] = deque()
+        closed = self._closed
         submitted = self._state["next_batch"]
         end = None if self._num_batches is None else max(submitted, self._num_batches)
         limit = BATCHES_AHEAD + self._num_workers
@@ -160,7 +114,7 @@ class SourceLoader:
             while True:
                 while len(ahead) < limit and (end is None or submitted < end):
                     items, state = next(batches)
-                    ahead.append((self._submit(items), state))
+                    ahead.append((self._submit(items, closed), state))
                     submitted += 1
                 if not ahead:
                     self._state = self._source.start()
@@ -171,25 +125,73 @@ class SourceLoader:
                 yield batch
 
     def close(self) -> None:
-        """Ends the workers. Iterating again starts new ones."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        """Ends the workers, and iterations that wait for them. Iterating again starts new ones.
 
-    def _submit(self, items: Sequence[Any]) -> Callable[[], Batch]:
+        May be called in any thread. Processes that do not come back are killed; threads cannot be.
+        """
+        with self._lock:
+            self._closed.set()
+            self._closed = threading.Event()
+            executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        goodbye = threading.Thread(
+            target=executor.shutdown, kwargs={"cancel_futures": True}, name=_GOODBYE_NAME, daemon=True
+        )
+        goodbye.start()
+        goodbye.join(_GOODBYE_S)
+        if goodbye.is_alive():
+            self._board.kill_busy()
+            goodbye.join(_GOODBYE_S)
+
+    def _submit(self, items: Sequence[Any], closed: threading.Event) -> Callable[[], Batch]:
         """Starts work on a batch; the function returned waits for it."""
-        if self._executor is None:
-            self._executor = self._start()
-            weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
-        if self._num_workers:
-            future = self._executor.submit(_make_batch, items)
-            return lambda: _result(future)
-        samples = [self._executor.submit(self._make, item) for item in items]
-        return lambda: stack([sample.result() for sample in samples])
+        with self._lock:
+            if closed.is_set():
+                raise LoaderClosedError("the data loader was closed")
+            if self._executor is None:
+                self._executor = self._start()
+                weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
+            if self._num_workers:
+                work = [(item, self._source.describe(item)) for item in items]
+                future = self._executor.submit(_make_batch, work)
+                return lambda: self._result(future, closed)
+            samples = [self._executor.submit(self._make_here, item) for item in items]
+        return lambda: stack([self._result(sample, closed) for sample in samples])
+
+    def _make_here(self, item: Any) -> Sample:
+        with self._board.at_work(self._source.describe(item)):
+            return self._make(item)
+
+    def _result(self, future: "Future[Any]", closed: threading.Event) -> Any:
+        """Waits for a worker; says so when one does not come back."""
+        told_after_s = STUCK_AFTER_S
+        while not future.done():
+            with contextlib.suppress(TimeoutError, CancelledError):
+                future.exception(_LOOK_EVERY_S)
+            if closed.is_set():
+                break
+            longest = self._board.longest()
+            if longest is None or longest[0] < STUCK_AFTER_S:
+                told_after_s = STUCK_AFTER_S
+            elif longest[0] >= told_after_s and not future.done():
+                told_after_s *= 2
+                logger.warning(
+                    "waiting for data: %s of %s for %.0f s. Is the disk or the network slow, or the file damaged? "
+                    "SIGTERM or Ctrl-C ends a training run with a checkpoint",
+                    longest[1],
+                    self._name,
+                    longest[0],
+                )
+        if closed.is_set():
+            raise LoaderClosedError("the data loader was closed")
+        return _result(future)
 
     def _start(self) -> Executor:
         if not self._num_workers:
-            return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="loader")
+            num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+            self._board = WorkerBoard(num_threads)
+            return ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
         try:
             pickled = pickle.dumps(self._make, protocol=pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -200,7 +202,10 @@ class SourceLoader:
         # Not fork: a process that runs JAX or a video decoder has threads, which a fork would lose in
         # mid-air.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, context, initializer=_start_worker, initargs=(pickled,))
+        self._board = WorkerBoard(self._num_workers, context)
+        return ProcessPoolExecutor(
+            self._num_workers, context, initializer=_start_worker, initargs=(pickled, self._board)
+        )
 
 
 class BatchLoader(SourceLoader):
@@ -209,7 +214,7 @@ class BatchLoader(SourceLoader):
     Args:
         dataset: samples; with workers it is pickled, once.
         batch_size: of the global batch, over all processes of a distributed run.
-        num_workers, num_batches: see `SourceLoader`.
+        num_workers, num_batches, name: see `SourceLoader`.
         part: (i, n): yield only the i-th of n equal parts of every batch, for distributed runs.
     Raises:
         ValueError: the dataset is smaller than a batch, or the batch has no n equal parts.
@@ -224,21 +229,22 @@ class BatchLoader(SourceLoader):
         shuffle: bool = True,
         num_workers: int = 0,
         num_batches: int | None = None,
+        name: str | None = None,
         part: tuple[int, int] = (0, 1),
     ):
         check_divisible(batch_size, part)
         order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle)
         identity = {"num_samples": len(dataset), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-        super().__init__(
-            IndexSource(order, identity, part), dataset.__getitem__, num_workers=num_workers, num_batches=num_batches
-        )
+        work: dict[str, Any] = {"num_workers": num_workers, "num_batches": num_batches, "name": name}
+        super().__init__(IndexSource(order, identity, part), dataset.__getitem__, **work)
         self.batches_per_epoch = order.batches_per_epoch
         self.num_samples = len(dataset)
 
 
-def check_divisible(batch_size: int, part: tuple[int, int]) -> None:
-    if batch_size % part[1]:
-        raise ValueError(f"batch_size {batch_size} is not divisible by {part[1]} processes")
+def has_stuck_threads() -> bool:
+    """Whether a loader of this process was closed and a thread of it does not come back: Python would wait for it when
+    it exits, for ever."""
+    return any(thread.name == _GOODBYE_NAME for thread in threading.enumerate())
 
 
 def stack(samples: Sequence[Sample]) -> Batch:
@@ -273,23 +279,33 @@ def _stack_leaves(key: str, values: Sequence[Any]) -> np.ndarray:
 # --------------------------------------------------------------------------------------
 
 _make: Callable[[Any], Sample] | None = None
+_board: WorkerBoard | None = None
 
 
-def _start_worker(pickled: bytes) -> None:
-    global _make
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
+    global _make, _board
+    worker_process.start()
+    _board = board
     # Should a transform bring in JAX: workers compute on the host and leave the accelerator alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    _make = pickle.loads(pickled)
+    with board.at_work("the start"):
+        _make = pickle.loads(pickled)
 
 
-def _make_batch(items: Sequence[Any]) -> Batch:
+def _make_batch(work: Sequence[tuple[Any, str]]) -> Batch:
+    """Of items, each with what to call it."""
+    return stack([_made(item, name) for item, name in work])
+
+
+def _made(item: Any, name: str) -> Sample:
     assert _make is not None
-    return stack([_make(item) for item in items])
+    assert _board is not None
+    with _board.at_work(name):
+        return _make(item)
 
 
-def _result(future: "Future[Batch]") -> Batch:
+def _result(future: "Future[Any]") -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:

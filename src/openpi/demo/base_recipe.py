@@ -141,7 +141,10 @@ def main() -> None:
         checkpoint_base_dir=str(args.work / "checkpoints"),
         resume=args.resume,
     )
-    export(loop.train(config).checkpoint, args.output)
+    result = loop.train(config)
+    if result.signum is not None or result.checkpoint is None:
+        raise SystemExit("stopped; go on with --resume")
+    export(result.checkpoint, args.output)
 
 
 def _patches(demonstration: record.Demonstration) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from openpi.shared import ranges
+from openpi.shared.ranges import Count, Positive
+
 PALIGEMMA_VOCAB_SIZE = 257_152
 
 
@@ -15,9 +18,12 @@ class LoRAConfig:
         rslora: scale by alpha / sqrt(rank) instead of alpha / rank.
     """
 
-    rank: int
-    alpha: float = 1.0
+    rank: Count
+    alpha: Positive = 1.0
     rslora: bool = False
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
     @property
     def scaling(self) -> float:
@@ -37,17 +43,18 @@ class GemmaConfig:
         attn_lora, ffn_lora: adapters on the attention and MLP weights; None = none.
     """
 
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int = PALIGEMMA_VOCAB_SIZE
+    width: Count
+    depth: Count
+    mlp_dim: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count = PALIGEMMA_VOCAB_SIZE
     attn_lora: LoRAConfig | None = None
     ffn_lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        ranges.check(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "

@@ -8,6 +8,8 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from openpi.shared.ranges import Count
+
 if TYPE_CHECKING:
     import jax
 
@@ -36,9 +38,9 @@ class BaseModelConfig(abc.ABC):
         skip_unused: the model takes batches without what changes no number (see `openpi.models.compact`).
     """
 
-    action_dim: int
-    action_horizon: int
-    max_token_len: int
+    action_dim: Count
+    action_horizon: Count
+    max_token_len: Count
     skip_unused: bool = dataclasses.field(default=False, kw_only=True)
 
     @property

@@ -20,6 +20,8 @@ from openpi.models.model_config import (
     freeze_nothing,
 )
 from openpi.models.siglip_config import SiglipConfig
+from openpi.shared import ranges
+from openpi.shared.ranges import Count
 
 if TYPE_CHECKING:
     import jax
@@ -59,20 +61,20 @@ class Pi0Config(BaseModelConfig):
     paligemma_variant: str | GemmaConfig = "gemma_2b"
     action_expert_variant: str | GemmaConfig = "gemma_300m"
 
-    action_dim: int = 32
-    action_horizon: int = 50
-    max_token_len: int = None  # type: ignore[assignment]  # filled in __post_init__
+    action_dim: Count = 32
+    action_horizon: Count = 50
+    max_token_len: Count = None  # type: ignore[assignment]  # filled in __post_init__
     pi05: bool = False
     discrete_state_input: bool = None  # type: ignore[assignment]  # filled in __post_init__
     pytorch_compile_mode: str | None = "max-autotune"
 
     image_encoder_variant: str | SiglipConfig = "So400m/14"
-    image_resolution: tuple[int, int] = IMAGE_RESOLUTION
+    image_resolution: tuple[Count, Count] = IMAGE_RESOLUTION
     image_keys: tuple[str, ...] = IMAGE_KEYS
     tokenizer_path: str | None = None
     augmentation: bool = True
     remat: str = "full"
-    loss_draws: int = 1
+    loss_draws: Count = 1
     skip_unused: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -82,8 +84,6 @@ class Pi0Config(BaseModelConfig):
             object.__setattr__(self, "discrete_state_input", self.pi05)
         _check_choice("pytorch_compile_mode", self.pytorch_compile_mode, (None, *_COMPILE_MODES))
         check_shared_fields(self)
-        if self.loss_draws < 1:
-            raise ValueError(f"loss_draws={self.loss_draws}; expected at least 1")
         self._check_dims()
 
     def _check_dims(self) -> None:
@@ -167,9 +167,7 @@ def check_shared_fields(config: Any) -> None:
     """Raises ValueError unless the fields that pi0, pi0.5 and pi0-FAST share describe a model."""
     _check_choice("remat", config.remat, _REMAT)
     _check_choice("dtype", config.dtype, ("bfloat16", "float32"))
-    for field in ("action_dim", "action_horizon", "max_token_len"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field}={getattr(config, field)}; expected at least 1")
+    ranges.check(config)
     if not config.image_keys:
         raise ValueError("image_keys is empty; expected the names of the cameras, such as 'base_0_rgb'")
     patch = config.image_encoder.patch_size

@@ -15,6 +15,7 @@ from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType, freeze_nothing
 from openpi.models.pi0_config import LoRAFreeze, check_shared_fields
 from openpi.models.siglip_config import SiglipConfig
+from openpi.shared.ranges import Count
 
 if TYPE_CHECKING:
     import jax
@@ -44,9 +45,9 @@ class Pi0FASTConfig(BaseModelConfig):
     dtype: str = "bfloat16"
     paligemma_variant: str | GemmaConfig = "gemma_2b"
 
-    action_dim: int = 32
-    action_horizon: int = 32
-    max_token_len: int = 250
+    action_dim: Count = 32
+    action_horizon: Count = 32
+    max_token_len: Count = 250
 
     fast_model_tokenizer: Any | None = None
     fast_model_tokenizer_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -54,7 +55,7 @@ class Pi0FASTConfig(BaseModelConfig):
     action_tokenizer_path: str | None = None
     tokenizer_path: str | None = None
     image_encoder_variant: str | SiglipConfig = "So400m/14"
-    image_resolution: tuple[int, int] = IMAGE_RESOLUTION
+    image_resolution: tuple[Count, Count] = IMAGE_RESOLUTION
     image_keys: tuple[str, ...] = FAST_IMAGE_KEYS
     augmentation: bool = True
     remat: str = "full"

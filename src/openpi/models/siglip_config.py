@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from openpi.shared import ranges
+from openpi.shared.ranges import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
@@ -12,13 +15,14 @@ class SiglipConfig:
         patch_size: side of a square patch, in pixels; an image gives (height/patch) * (width/patch) tokens.
     """
 
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    patch_size: int = 14
+    width: Count
+    depth: Count
+    mlp_dim: Count
+    num_heads: Count
+    patch_size: Count = 14
 
     def __post_init__(self) -> None:
+        ranges.check(self)
         if self.width % self.num_heads:
             raise ValueError(f"image encoder width={self.width} is not a multiple of num_heads={self.num_heads}")
 

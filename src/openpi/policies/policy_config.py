@@ -15,7 +15,7 @@ from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, normalize
+from openpi.shared import download, normalize, stats_check
 from openpi.shared.errors import install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
@@ -121,6 +121,7 @@ def load_pipeline(
     data_config = _with_own_assets(train_config.data, folder).create(folder / "assets", train_config.model)
     if norm_stats is None:
         norm_stats = _load_norm_stats(folder, data_config)
+    check_norm_stats(norm_stats, data_config, folder)
     data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
     contract = _load_contract(folder, data_config, train_config.model)
     if contract is not None and default_prompt is not None:
@@ -203,6 +204,28 @@ def find_norm_stats(train_config: Any, folder: Path) -> tuple[str, dict[str, Nor
     """
     data_config = train_config.data.create_base_config(folder / "assets", train_config.model)
     return data_config.asset_id, _load_norm_stats(folder, data_config)
+
+
+def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, folder: Path | str) -> None:
+    """Refuses statistics that cannot be used, and warns of ranges without width: the model was trained with them.
+
+    Raises:
+        ValueError: see `stats_check.find_problems`.
+    """
+    dims = stats_dims(data_config)
+    use_quantiles = data_config.use_quantile_norm
+    stats_check.check(norm_stats, source=str(folder), use_quantiles=use_quantiles, dims=dims)
+    for key, which in stats_check.flat(norm_stats, use_quantiles=use_quantiles, dims=dims).items():
+        logger.warning(
+            "the statistics of %s have no width: small changes become huge. Train with `openpi stats` computed anew",
+            dims.labels(key, which),
+        )
+
+
+def stats_dims(data_config: Any) -> stats_check.Dims:
+    """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
+    spec = find_spec(data_config.data_transforms.inputs)
+    return stats_check.Dims({}, {} if spec is None else {"state": spec.state_names, "actions": spec.actions.names})
 
 
 def _load_norm_stats(folder: Path, data_config: Any) -> dict[str, NormStats]:

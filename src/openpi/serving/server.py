@@ -291,11 +291,12 @@ class PolicyServer:
 
 @contextlib.contextmanager
 def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` on the first SIGTERM or SIGINT; a second one ends the process at once."""
+    """Calls `stop` on the first SIGTERM or SIGINT; a second one ends the process at once. What is ignored stays so, as
+    SIGINT for a command that a script has started in the background."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Signals belong to the main thread, and to whoever runs it.
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
 
     def on_signal(number: int, frame: Any) -> None:
         for each in numbers:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 
 from openpi.shared import hub, transfer
 from openpi.shared.errors import closest_name
+from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
 
 logger = logging.getLogger("openpi")
@@ -234,21 +234,22 @@ def _locked(target: Path) -> Iterator[None]:
     folders = [folder for folder in target.parents if folder.is_relative_to(get_cache_dir())][:-1]
     with contextlib.ExitStack() as stack:
         for folder in reversed(folders):
-            stack.enter_context(_lock(folder, fcntl.LOCK_SH))
-        stack.enter_context(_lock(target, fcntl.LOCK_EX))
+            stack.enter_context(_lock(folder, is_shared=True))
+        stack.enter_context(_lock(target, is_shared=False))
         yield
 
 
 @contextlib.contextmanager
-def _lock(path: Path, kind: int) -> Iterator[None]:
+def _lock(path: Path, *, is_shared: bool) -> Iterator[None]:
     locks = get_cache_dir() / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / f"{_digest(path.relative_to(get_cache_dir()))}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that downloads %s", path)
-            fcntl.flock(lock, kind)
+    lock = FileLock(locks / f"{_digest(path.relative_to(get_cache_dir()))}.lock", is_shared=is_shared)
+    try:
+        lock.acquire(wait=False)
+    except HeldElsewhereError as error:
+        logger.info("waiting for another process that downloads %s (%s)", path, error.strerror)
+        lock.acquire(wait=True)
+    with lock:
         yield
 
 

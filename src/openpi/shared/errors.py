@@ -33,7 +33,7 @@ def first_line(error: BaseException) -> str:
 
 def install_hint(extra: str) -> str:
     """How to add an extra, for the end of a message."""
-    return f"in the checkout: `uv sync --extra {extra}`, or `pip install '.[{extra}]'`"
+    return f"in the checkout: `uv sync --extra {extra}` (with --inexact beside others), or `pip install '.[{extra}]'`"
 
 
 def closest_name(name: str, names: Iterable[str]) -> str | None:

@@ -224,7 +224,9 @@ def _sum_equal(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
 MAX_NORMALIZED = 50.0
 
 
-def floor_degenerate(stats: NormStats, names: Sequence[str] | None = None) -> tuple[NormStats, list[str]]:
+def floor_degenerate(
+    stats: NormStats, names: Sequence[str] | None = None, *, among: np.ndarray | None = None
+) -> tuple[NormStats, list[str]]:
     """Widens the scale of dimensions on which normalised values would explode, and says which.
 
     - Constant (std below 1e-6 or float32 resolution): std becomes 1 and the quantiles mean -+ 1, so the
@@ -237,6 +239,7 @@ def floor_degenerate(stats: NormStats, names: Sequence[str] | None = None) -> tu
 
     Args:
         names: of the dimensions, for the messages; default: their numbers.
+        among: bool[d], the dimensions that may be widened; None = all.
     Returns:
         New statistics, and one message for each widened dimension.
     """
@@ -251,6 +254,8 @@ def floor_degenerate(stats: NormStats, names: Sequence[str] | None = None) -> tu
     widened = {"std": std}
     if stats.q01 is not None and stats.q99 is not None:
         widened["q01"], widened["q99"] = _widen_quantiles(stats.q01, stats.q99, constant, stats.mean, low, high)
+    if among is not None:
+        widened = {name: np.where(among, values, getattr(stats, name)) for name, values in widened.items()}
     floored = dataclasses.replace(stats, **widened)
     changed = np.any([getattr(stats, name) != values for name, values in widened.items()], axis=0)
     return floored, [
@@ -258,6 +263,13 @@ def floor_degenerate(stats: NormStats, names: Sequence[str] | None = None) -> tu
         + ", ".join(f"{name} {values[i]:.4g}" for name, values in widened.items())
         for i in np.flatnonzero(changed).tolist()
     ]
+
+
+def is_flat(stats: NormStats, *, use_quantiles: bool) -> np.ndarray:
+    """bool[d]: dimensions whose scale, of the kind in use, is rounding or nothing. NaN is not flat."""
+    has_quantiles = use_quantiles and stats.q01 is not None and stats.q99 is not None
+    scale = stats.q99 - stats.q01 if has_quantiles else stats.std  # type: ignore[operator]  # both are there
+    return np.abs(scale) <= _resolution(stats.mean)
 
 
 def _resolution(mean: np.ndarray) -> np.ndarray:

@@ -17,25 +17,31 @@ Source: the checkpoint specification, section 1.2.
 from __future__ import annotations
 
 import concurrent.futures
-import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from openpi.shared.errors import first_line
+from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.training import processes
 from openpi.weights.adapter_base import KEEP_FILE
 
 logger = logging.getLogger("openpi")
 
+LOCK_FILE = ".lock"  # and what begins so
 METRICS_FILE = "eval_metrics.json"
 # Of JAX and of PyTorch, a file that a folder of weights is known by.
 _MARKS = ("params/_METADATA", "model.safetensors")
+# What each needs besides to train on.
+_STATE_FILES = (
+    (_MARKS[0], "train_state/_METADATA"),
+    (_MARKS[1], "train_state.safetensors", "train_state.json"),
+)
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
 
@@ -60,7 +66,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
         if processes.is_first():
             self._take_over()
 
@@ -132,7 +138,7 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
             if self._lock is not None:
-                self._lock.close()
+                self._lock.release()
 
     def _prepare(
         self,
@@ -206,33 +212,48 @@ class Checkpoints:
 def complete_steps(directory: Path | str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending; empty if there is no such directory."""
     directory = Path(directory)
+    return [step for step in _numbered(directory) if any((directory / str(step) / mark).is_file() for mark in _MARKS)]
+
+
+def _numbered(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
-    numbered = [entry for entry in directory.iterdir() if re.fullmatch(r"\d+", entry.name)]
-    return sorted(int(entry.name) for entry in numbered if any((entry / mark).is_file() for mark in _MARKS))
+    return sorted(int(entry.name) for entry in directory.iterdir() if re.fullmatch(r"\d+", entry.name))
+
+
+def damaged_steps(directory: Path | str) -> dict[int, str]:
+    """By step, which file of the training state is missing: a whole checkpoint has those of its framework."""
+    found = {}
+    for step in _numbered(Path(directory)):
+        folder = Path(directory) / str(step)
+        wanted = next((files for files in _STATE_FILES if (folder / files[0]).is_file()), None)
+        missing = [] if wanted is None else [name for name in wanted if not (folder / name).is_file()]
+        if wanted is None or missing:
+            found[step] = " and ".join(missing) or f"neither {' nor '.join(_MARKS)}"
+    return found
 
 
 def best_step(directory: Path | str) -> int | None:
-    """The step with the lowest validation loss among those that have one."""
+    """The step with the lowest validation loss among those that have one; NaN is none."""
     losses = {}
     for step in complete_steps(directory):
         file = Path(directory) / str(step) / METRICS_FILE
         if file.is_file():
-            losses[step] = json.loads(file.read_text()).get("validation_loss", float("inf"))
+            losses[step] = json.loads(file.read_text()).get("validation_loss", math.nan)
+    losses = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
-def _lock(directory: Path) -> IO[str]:
+def _lock(directory: Path) -> FileLock:
     """Held until the process ends, however it ends."""
-    file = (directory / ".lock").open("w")
+    lock = FileLock(directory / LOCK_FILE)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        lock.acquire(wait=False)
+    except HeldElsewhereError as error:
         raise RuntimeError(
-            f"another process is training in {directory}; wait for it, or choose another --exp-name"
+            f"another process is training in {directory}; wait for it, or choose another --exp-name ({error.strerror})"
         ) from error
-    return file
+    return lock
 
 
 def _flush(folder: Path) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
-from openpi.shared import references
+from openpi.shared import ranges, references
+from openpi.shared.ranges import Count, Decay, Range
 from openpi.training import freeze, weight_loaders
 from openpi.training import optimizer as _optimizer
 from openpi.training.data_config import (
@@ -54,9 +56,16 @@ __all__ = [
 ]
 
 
+Interval = Annotated[int, Range(0, note="0 = only at the end of the run")]
+"""Steps between two of a kind."""
+_HOLD_OUT = Range(0, below=math.inf, is_whole_from=1, note="so many episodes, or below 1 that share of them")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A recipe. Every field is a flag of `openpi train`, nested ones with dots.
+
+    Raises ValueError when it is made with a number, its own or of a part, that is out of its range.
 
     Attributes:
         name: of the recipe; folder below `assets_base_dir` and `checkpoint_base_dir`.
@@ -77,15 +86,15 @@ class TrainConfig:
         batch_size: samples per optimiser step, over all devices and accumulation steps.
         gradient_accumulation_steps: the batch is run in so many parts, to save memory; the mean gradient of the parts,
             each with its own noise.
-        num_workers: processes that decode and transform samples; 0 = in this one.
+        num_workers: processes that decode and transform samples; 0 = threads of this one.
         log_interval: steps between log lines; also the only points where the host waits for the device.
-        save_interval: steps between checkpoints.
+        save_interval: steps between checkpoints; 0 = only at the end of the run.
         save_frozen_params: whether checkpoints hold the frozen weights too, as published ones do. Without them, a
             checkpoint of adapters takes MBs, and reads the rest from where `weight_loader` found it.
         keep_period: checkpoints at multiples of it stay; None = none but the latest.
         keep_best: also keep the checkpoint with the lowest validation loss.
         holdout_episodes: episodes kept out of training for validation: a number, or a fraction below 1.
-        eval_interval: steps between validations; None = `save_interval`.
+        eval_interval: steps between validations; 0 = only at the end of the run, None = `save_interval`.
         eval_batches: batches per validation.
         overwrite: delete an existing run of the same name.
         resume: continue an existing run of the same name.
@@ -111,28 +120,28 @@ class TrainConfig:
 
     lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
-    ema_decay: float | None = 0.99
+    ema_decay: Decay | None = 0.99
     freeze_filter: freeze.Filter = dataclasses.field(default=freeze.freeze_nothing, metadata=HIDDEN)
 
     data: DataConfigFactory = dataclasses.field(default_factory=FakeDataConfig)
     assets_base_dir: str = "./assets"
     checkpoint_base_dir: str = "./checkpoints"
 
-    seed: int = 42
-    batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    num_workers: int = 2
-    num_train_steps: int = 30_000
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    batch_size: Count = 32
+    gradient_accumulation_steps: Count = 1
+    num_workers: Annotated[int, Range(0, note="0 = threads of this process")] = 2
+    num_train_steps: Count = 30_000
 
-    log_interval: int = 100
-    save_interval: int = 1000
+    log_interval: Count = 100
+    save_interval: Interval = 1000
     save_frozen_params: bool = True
-    keep_period: int | None = 5000
+    keep_period: Count | None = 5000
     keep_best: bool = False
 
-    holdout_episodes: float = 0
-    eval_interval: int | None = None
-    eval_batches: int = 8
+    holdout_episodes: Annotated[float, _HOLD_OUT] = 0
+    eval_interval: Interval | None = None
+    eval_batches: Count = 8
 
     overwrite: bool = False
     resume: bool = False
@@ -140,10 +149,11 @@ class TrainConfig:
     tensorboard_enabled: bool = False
     policy_metadata: Mapping[str, Any] | None = dataclasses.field(default=None, metadata=HIDDEN)
     backend: Literal["jax", "pytorch"] = "jax"
-    fsdp_devices: int = 1
-    cpu_devices: int = 1
+    fsdp_devices: Count = 1
+    cpu_devices: Count = 1
 
     def __post_init__(self) -> None:
+        ranges.check(self, has_flags=True)
         if self.resume and self.overwrite:
             raise ValueError(
                 "resume and overwrite are both set; continue the run with one, or delete it with the other"

@@ -18,6 +18,7 @@ from openpi.models import tokenizer as _tokenizer
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType
 from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.shared import download, normalize
+from openpi.shared.ranges import Count
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
 
 logger = logging.getLogger("openpi")
@@ -82,7 +83,7 @@ class DataConfig:
     rlds_data_dir: str | None = None
     action_space: DroidActionSpace | None = None
     datasets: Sequence[RLDSDataset] = ()
-    shuffle_buffer_size: int = DROID_SHUFFLE_BUFFER
+    shuffle_buffer_size: Count = DROID_SHUFFLE_BUFFER
     local_files_only: bool = False
 
     @property
@@ -386,7 +387,7 @@ class RLDSDroidDataConfig(DataConfigFactory):
     datasets: Sequence[RLDSDataset] = (
         RLDSDataset(name="droid", version="1.0.1", weight=1.0, filter_dict_path=DROID_FRAME_RANGES),
     )
-    shuffle_buffer_size: int = DROID_SHUFFLE_BUFFER
+    shuffle_buffer_size: Count = DROID_SHUFFLE_BUFFER
 
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
         if self.rlds_data_dir is None:

@@ -54,6 +54,11 @@ class DataLoader:
         """None of a stream, which has no epochs."""
         return self._batches.batches_per_epoch if isinstance(self._batches, BatchLoader) else None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the data order depends on, as JSON values: the same in all processes of a run."""
+        return self._batches.identity
+
     def data_config(self) -> DataConfig:
         """The expanded data half of the recipe, with the statistics in use."""
         return self._data_config
@@ -65,8 +70,16 @@ class DataLoader:
         """Raises ValueError if the dataset, batch size or seed is another than when `state` was taken."""
         self._batches.restore(state)
 
+    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What makes `state` one that cannot be restored: before, and now."""
+        return self._batches.changes_since(state)
+
+    def restart_after(self, state: Mapping[str, Any]) -> None:
+        """Begins a new data order, for a run that goes on with another dataset, batch size or seed."""
+        self._batches.restart_after(state)
+
     def close(self) -> None:
-        """Ends worker processes."""
+        """Ends worker processes, and an iteration that waits for them in another thread."""
         self._batches.close()
 
 
@@ -80,6 +93,7 @@ def create_data_loader(
     skip_norm_stats: bool = False,
     keep_padding_flags: bool = False,
     part: tuple[int, int] = (0, 1),
+    data_config: DataConfig | None = None,
 ) -> DataLoader:
     """The loader of a recipe.
 
@@ -91,12 +105,13 @@ def create_data_loader(
         skip_norm_stats: feed un-normalised values.
         keep_padding_flags: add `actions_is_pad`, bool[b ah], true for steps beyond the end of the episode.
         part: (process, number of processes) of a distributed run.
+        data_config: the recipe's, expanded, where it exists already.
     Raises:
         ValueError: statistics are missing, the dataset is too small, the recipe names none, or it wants episodes held
             out of data in RLDS form.
         FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
     """
-    data_config = config.data.create(config.assets_dirs, config.model)
+    data_config = _expanded(config) if data_config is None else data_config
     dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
@@ -105,6 +120,7 @@ def create_data_loader(
     work: dict[str, Any] = {
         "num_workers": config.num_workers if num_workers is None else num_workers,
         "num_batches": num_batches,
+        "name": data_config.dataset_name,
     }
     if isinstance(dataset, FramesInOrder):
         source = MixtureSource(dataset.mixture, buffer_size=data_config.shuffle_buffer_size, **order)
@@ -297,6 +313,10 @@ class KeepPaddingFlags:
 
     def __call__(self, sample: Sample) -> Sample:
         return {**transforms.compose(self.chain)(sample), "actions_is_pad": sample[self.source]}
+
+
+def _expanded(config: Any) -> DataConfig:
+    return config.data.create(config.assets_dirs, config.model)
 
 
 def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int] | None:

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 
+from openpi.shared.ranges import Positive
+
 
 class DroidActionSpace(enum.Enum):
     """What the seven arm dimensions of a DROID action mean; the gripper is a position in both."""
@@ -23,5 +25,5 @@ class RLDSDataset:
 
     name: str
     version: str
-    weight: float
+    weight: Positive
     filter_dict_path: str | None = None

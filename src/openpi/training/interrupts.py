@@ -11,29 +11,50 @@ from typing import Any
 logger = logging.getLogger("openpi")
 
 
+class StoppedError(BaseException):
+    """A signal came before there was anything to save. No `Exception`: it is no failure of what it interrupts."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
 class Interrupts:
     """Within `with`, the first SIGINT or SIGTERM is noted; the second acts at once.
 
+    A signal that is ignored when we start stays so: a shell ignores SIGINT for what it runs in the background.
+
+    Args:
+        may_leave_at_once: until `expect_steps`, the first signal raises `StoppedError`: reading the data may take for
+            ever, and nothing is lost. Not for one of several processes, whose others have to hear of it.
     Attributes:
         signum: the signal that asked to stop, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_leave_at_once: bool = False) -> None:
         self.signum: int | None = None
+        self._may_leave_at_once = may_leave_at_once
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def expect_steps(self) -> None:
+        """From here on there is something to save."""
+        self._may_leave_at_once = False
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del frame
         self.signum = signum
         self._restore()
+        if self._may_leave_at_once:
+            raise StoppedError(signum)
         logger.warning("%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name)
 
     def _restore(self) -> None:

@@ -11,22 +11,22 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from openpi import transforms
-from openpi.data.batch_loader import merged_state
+from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
-from openpi.training import adapters, preflight, processes, recipe_io, run_directory
+from openpi.training import adapters, preflight, processes, recipe_io, resume, run_directory
 from openpi.training.backend import Backend, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.first_batch import contact_sheet
-from openpi.training.interrupts import Interrupts
-from openpi.training.prefetch import Prefetcher
+from openpi.training.interrupts import Interrupts, StoppedError
+from openpi.training.prefetch import GaveUpError, Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
 from openpi.training.tracking import open_observers
 from openpi.training.validation import Validation
@@ -34,7 +34,8 @@ from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
 
-LOOP_STATE_FILE = "loader_state.json"
+# One of several processes, stuck in its data: the others can neither step nor save.
+_PATIENCE_AFTER_SIGNAL_S = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,13 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        checkpoint: the last one written.
-        step: loop index of the last step done.
+        checkpoint: the last one written; None = there is none.
+        step: loop index of the last step done; -1 = none.
         metrics: reported last.
         signum: the signal that ended the run early, or None.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
     step: int
     metrics: Mapping[str, float]
     signum: int | None = None
@@ -67,24 +68,39 @@ def train(config: TrainConfig) -> TrainResult:
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
+    if config.save_interval == 0:
+        logger.info("save_interval=0: the only checkpoint is that of the end, or of a signal")
     checkpoints, last_step = run_directory.open_run(config)
-    with checkpoints, Interrupts() as interrupts:
-        if last_step is None:
-            processes.on_first("fetching the weights", lambda: preflight.check_weights(config, backend))
-        data = preflight.open_data(config, num_devices=backend.num_devices)
-        needed = backend.required_bytes(adapters.left_out(config))
-        processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
-        window = Window(backend.wait)
-        if last_step is None:
-            state = backend.create_state()
-        else:
-            state = _continue(config, backend, checkpoints.path(last_step), data, window)
-        _log_size(config, backend)
-        base = adapters.base_of(config, backend, state, None if last_step is None else checkpoints.path(last_step))
-        run = _Run(config, backend, data, checkpoints, base, window)
-        result = run.steps(state, 0 if last_step is None else last_step + 1, lambda: interrupts.signum or 0)
-        checkpoints.wait()
-        return result
+    with checkpoints, Interrupts(may_leave_at_once=processes.count() == 1) as interrupts:
+        try:
+            return _train(config, backend, checkpoints, last_step, interrupts)
+        except StoppedError as stopped:
+            checkpoint = None if last_step is None else checkpoints.path(last_step)
+            return TrainResult(checkpoint, -1 if last_step is None else last_step, {}, stopped.signum)
+
+
+def _train(
+    config: TrainConfig, backend: Backend, checkpoints: Checkpoints, last_step: int | None, interrupts: Interrupts
+) -> TrainResult:
+    """In the run's folder, after `last_step`."""
+    checkpoint = None if last_step is None else checkpoints.path(last_step)
+    if checkpoint is None:
+        with processes.together("fetching the weights"):
+            preflight.check_weights(config, backend)
+    data = preflight.open_data(config, num_devices=backend.num_devices, checkpoint=checkpoint)
+    needed = backend.required_bytes(adapters.left_out(config))
+    processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
+    window = Window(backend.wait)
+    if checkpoint is None:
+        state = backend.create_state()
+    else:
+        state = resume.continue_run(config, backend, checkpoint, data, window)
+    _log_size(config, backend)
+    base = adapters.base_of(config, backend, state, checkpoint)
+    run = _Run(config, backend, data, checkpoints, base, window, interrupts)
+    result = run.steps(state, 0 if last_step is None else last_step + 1)
+    checkpoints.wait()
+    return result
 
 
 @dataclasses.dataclass
@@ -97,46 +113,74 @@ class _Run:
     checkpoints: Checkpoints
     base: AdapterBase | None
     window: Window
+    interrupts: Interrupts
+    reported: dict[str, float] = dataclasses.field(default_factory=dict)
+    saved_step: int | None = None
 
-    def steps(self, state: State, start: int, signum_here: Callable[[], int]) -> TrainResult:
+    def steps(self, state: State, start: int) -> TrainResult:
         """From step `start` to the last one, or until a process has a signal; the last checkpoint is being written."""
         config, backend = self.config, self.backend
-        step, signum = start - 1, 0
+        done, signum, metrics = start - 1, 0, None
         with self._opened(start):
+            self.interrupts.expect_steps()
             for step in range(start, config.num_train_steps):
-                batch = next(self.batches)
+                try:
+                    batch = next(self.batches)
+                except GaveUpError:
+                    signum = self._leave_without_batch(done, state, metrics)
+                    break
                 if step == start:
                     self._show(step, batch)
                 state, metrics = backend.train_step(state, batch)
+                done = step
                 self.window.add(metrics)
                 self.progress.step_done()
                 is_last = step == config.num_train_steps - 1
                 if is_last or step % config.log_interval == 0:
                     self._report_means(step, metrics)
                 evaluated = {}
-                if _is_due(step, config.eval_interval or config.save_interval, is_last):
+                if _is_due(step, _eval_interval(config), is_last):
                     evaluated = self._evaluate(step, state)
-                signum = backend.vote(signum_here())
+                signum = backend.vote(self.interrupts.signum or 0)
                 if _is_due(step, config.save_interval, is_last) or signum:
                     self._save(step, state, metrics, evaluated)
                 if signum:
                     break
-        return TrainResult(self.checkpoints.path(step), step, self.reported, signum or None)
+        return TrainResult(None if done < 0 else self.checkpoints.path(done), done, self.reported, signum or None)
+
+    def _leave_without_batch(self, done: int, state: State, metrics: Mapping[str, Any] | None) -> int:
+        """A signal came while the data did not: saves the last step, if it is not; returns the signal.
+
+        Raises:
+            RuntimeError: there are other processes, which wait for this one in a step and cannot save.
+        """
+        if processes.count() > 1:
+            raise RuntimeError(
+                f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the others wait for it; the "
+                "checkpoints before are intact"
+            )
+        if metrics is not None and self.saved_step != done:
+            self._save(done, state, metrics, {})
+        assert self.interrupts.signum is not None
+        return self.interrupts.signum
+
+    def _may_give_up(self, waited_s: float) -> bool:
+        """Whether to wait no longer for a batch: alone at once, one of several when the others have waited long."""
+        return self.interrupts.signum is not None and (processes.count() == 1 or waited_s > _PATIENCE_AFTER_SIGNAL_S)
 
     @contextlib.contextmanager
     def _opened(self, start: int) -> Iterator[None]:
         """What lives as long as the steps do. Of several processes the first reports."""
         config, data, is_first = self.config, self.data, processes.is_first()
-        self.reported: dict[str, float] = {}
         with contextlib.ExitStack() as closing:
-            closing.callback(data.train.close)
             self.validate = None if data.holdout is None else Validation(config, data, self.backend)
             directory = self.checkpoints.directory
             self.observers = open_observers(config, directory, resume_step=start or None) if is_first else []
             for observer in self.observers:
                 closing.callback(observer.close)
-            self.batches = Prefetcher(data.train, self.backend.place, first=start)
+            self.batches = Prefetcher(data.train, self.backend.place, first=start, may_give_up=self._may_give_up)
             closing.callback(self.batches.close)
+            closing.callback(data.train.close)  # before: its thread may be waiting for a worker that never comes back
             self.stopwatch = Stopwatch()
             self.progress = Progress(num_steps=config.num_train_steps, start=start, is_shown=is_first)
             closing.enter_context(self.progress)
@@ -170,6 +214,7 @@ class _Run:
 
     def _save(self, step: int, state: State, metrics: Mapping[str, Any], evaluated: dict[str, float]) -> None:
         self._check_finite(step, metrics)
+        self.saved_step = step
         left_out = adapters.left_out(self.config)
         extras = _Extras(self.config, self.data, loader_state(self.batches.state), self.window, self.base)
         self.checkpoints.save(
@@ -200,8 +245,12 @@ def loader_state(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
-    """Step 0 is no milestone; the last step always is one."""
-    return (step > 0 and step % interval == 0) or is_last
+    """Step 0 is no milestone; the last step always is one, and with an interval of 0 the only one."""
+    return (step > 0 and interval > 0 and step % interval == 0) or is_last
+
+
+def _eval_interval(config: TrainConfig) -> int:
+    return config.save_interval if config.eval_interval is None else config.eval_interval
 
 
 def _log_size(config: TrainConfig, backend: Backend) -> None:
@@ -235,7 +284,7 @@ class _Extras:
         if self.data.contract is not None:
             self.data.contract.save(directory)
         loop_state = {"loader": self.loader_state, "window": self.window.values()}
-        (directory / LOOP_STATE_FILE).write_text(json.dumps(loop_state))
+        (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
         self._write_assets(directory / "assets")
 
     def _write_assets(self, assets: Path) -> None:
@@ -250,31 +299,3 @@ class _Extras:
         codec = transforms.action_codec(data_config.model_transforms.outputs)
         if codec is not None:
             codec.save(assets.parent / ACTION_TOKENIZER_DIR)
-
-
-def _continue(
-    config: TrainConfig, backend: Backend, checkpoint: Path, data: preflight.TrainingData, window: Window
-) -> State:
-    """The state of a checkpoint; data order and metrics go on, too."""
-    _log_changes(checkpoint, config)
-    state = backend.restore_state(checkpoint)
-    _restore_loop(checkpoint, data, window)
-    return state
-
-
-def _log_changes(checkpoint: Path, config: TrainConfig) -> None:
-    """A resumed run may have other flags than before; they hold from here on."""
-    for field, old, new in recipe_io.changes_since(checkpoint, config):
-        if field not in ("resume", "overwrite"):
-            logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
-
-
-def _restore_loop(checkpoint: Path, data: preflight.TrainingData, window: Window) -> None:
-    """Continues the data order; checkpoints of the reference trainer do not have it and start it anew."""
-    file = checkpoint / LOOP_STATE_FILE
-    if not file.is_file():
-        logger.warning("%s has no %s: the data order starts from the seed again", checkpoint, LOOP_STATE_FILE)
-        return
-    loop_state = json.loads(file.read_text())
-    data.train.restore(loop_state["loader"])
-    window.restore(loop_state["window"])

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import normalize
+from openpi.shared import normalize, stats_check
 from openpi.training.data_config import DataConfig
 from openpi.training.tabular_frames import Block, Frames, open_frames
 
@@ -105,6 +106,8 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
     if data_config.norm_stats is None:
         folder = config.data.stats_dir(config.assets_dirs)
         raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
+    source, use_quantiles = str(config.data.stats_dir(config.assets_dirs)), data_config.use_quantile_norm
+    stats_check.check(data_config.norm_stats, source=source, use_quantiles=use_quantiles, dims=stats_dims(data_config))
     found = compute_norm_stats(open_frames(data_config, config.model), max_frames=max_frames)
     rows = []
     for key, data in found.items():

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
+from openpi.shared.ranges import Count, Decay, NonNegative, Positive, Range, WholeNumber
 from openpi.shared.tree import flatten, unflatten
 
 if TYPE_CHECKING:
@@ -37,20 +38,22 @@ class CosineDecaySchedule(LRScheduleConfig):
         decay_steps: counted from step 0, so the warm-up is part of it.
     """
 
-    warmup_steps: int = 1_000
-    peak_lr: float = 2.5e-5
-    decay_steps: int = 30_000
-    decay_lr: float = 2.5e-6
+    warmup_steps: WholeNumber = 1_000
+    peak_lr: NonNegative = 2.5e-5
+    decay_steps: Count = 30_000
+    decay_lr: NonNegative = 2.5e-6
 
-    def create(self) -> optax.Schedule:
+    def __post_init__(self) -> None:
         """Raises ValueError when the decay would end before the warm-up does."""
-        import optax
-
         if self.decay_steps <= self.warmup_steps:
             raise ValueError(
                 f"lr_schedule.decay_steps={self.decay_steps} counts from step 0 and must be larger than "
                 f"warmup_steps={self.warmup_steps}; for a short run lower both"
             )
+
+    def create(self) -> optax.Schedule:
+        import optax
+
         return optax.warmup_cosine_decay_schedule(
             init_value=self.peak_lr / (self.warmup_steps + 1),
             peak_value=self.peak_lr,
@@ -64,9 +67,9 @@ class CosineDecaySchedule(LRScheduleConfig):
 class RsqrtDecaySchedule(LRScheduleConfig):
     """Linear warm-up to `peak_lr`, then `peak_lr * sqrt(timescale / (timescale + steps since))`."""
 
-    warmup_steps: int = 1_000
-    peak_lr: float = 5e-5
-    timescale: float = 10_000
+    warmup_steps: WholeNumber = 1_000
+    peak_lr: NonNegative = 5e-5
+    timescale: Positive = 10_000
 
     def create(self) -> optax.Schedule:
         import jax.numpy as jnp
@@ -80,6 +83,10 @@ class RsqrtDecaySchedule(LRScheduleConfig):
         return optax.join_schedules([warm_up, decay], [self.warmup_steps])
 
 
+MaxNorm = Annotated[float, Range(above=0, note="infinity = no clipping")]
+"""What the global norm of the gradient is clipped to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamW(OptimizerConfig):
     """AdamW after clipping the global gradient norm.
@@ -89,11 +96,11 @@ class AdamW(OptimizerConfig):
         state_bits: of each moment; 8 saves 6 of the 8 bytes per trained parameter, see `adam_8bit`.
     """
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 1e-10
-    clip_gradient_norm: float = 1.0
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 1e-10
+    clip_gradient_norm: MaxNorm = 1.0
     state_bits: Literal[32, 8] = 32
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
@@ -113,8 +120,8 @@ class AdamW(OptimizerConfig):
 class SGD(OptimizerConfig):
     """Momentum SGD without clipping. The learning rate comes from the schedule; `lr` is kept for old recipes."""
 
-    lr: float = 5e-5
-    momentum: float = 0.9
+    lr: NonNegative = 5e-5
+    momentum: Decay = 0.9
     nesterov: bool = False
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
@@ -153,10 +160,10 @@ class Muon(OptimizerConfig):
     on the table-top's base: the loss that AdamW reaches after 800 steps, Muon reaches before 400.
     """
 
-    momentum: float = 0.95
-    adam_b2: float = 0.95
-    weight_decay: float = 1e-4
-    clip_gradient_norm: float = 1.0
+    momentum: Decay = 0.95
+    adam_b2: Decay = 0.95
+    weight_decay: NonNegative = 1e-4
+    clip_gradient_norm: MaxNorm = 1.0
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
         import optax

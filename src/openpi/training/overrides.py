@@ -19,22 +19,39 @@ T = TypeVar("T")
 _PLAIN = (bool, int, float, str, Path, enum.Enum, type(None))
 
 
+class _RefusedError(Exception):
+    """A `ValueError`, which `tyro` would wrap to the width of a terminal and put in a box."""
+
+
 def parse(default: T, argv: Sequence[str], *, prog: str) -> T:
     """`default` with the given flags applied: `-` and `_` are equal, booleans are `--flag` and `--no-flag`.
 
-    Exits with code 2 on unknown flags and bad values, and with the list of flags on `--help`.
+    Exits with code 2 on unknown flags and values of another type, and with the list of flags on `--help`.
+
+    Raises:
+        ValueError: what the configuration itself refuses.
     """
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_dataclass_rule)
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=list(argv),
-        prog=prog,
-        registry=registry,
-    )
+    try:
+        return tyro.cli(
+            type(default),
+            default=default,
+            args=list(argv),
+            prog=prog,
+            registry=registry,
+        )
+    except _RefusedError as refusal:
+        raise ValueError(str(refusal)) from refusal.__cause__
+
+
+def flag_names(instance: Any) -> list[str]:
+    """The fields of a dataclass that are flags, or hold some."""
+    hints = _type_hints(instance)
+    fields = [field for field in dataclasses.fields(instance) if field.init]
+    return [f.name for f in fields if _is_visible(f, getattr(instance, f.name), hints[f.name])]
 
 
 def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -46,10 +63,10 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     hints = _type_hints(default)
     helps = _attribute_help(type(default))
+    values = {name: getattr(default, name) for name in flag_names(default)}
     fields = tuple(
-        StructFieldSpec(field.name, _flag_type(hints[field.name], value), value, helptext=helps.get(field.name))
-        for field in dataclasses.fields(default)
-        if field.init and _is_visible(field, value := getattr(default, field.name), hints[field.name])
+        StructFieldSpec(name, _flag_type(hints[name], value), value, helptext=helps.get(name))
+        for name, value in values.items()
     )
     return StructConstructorSpec(_replacer(default), fields)
 
@@ -63,7 +80,13 @@ def _type_hints(instance: Any) -> dict[str, Any]:
 
 
 def _replacer(default: Any) -> Callable[..., Any]:
-    return lambda **changes: dataclasses.replace(default, **changes)
+    def replace(**changes: Any) -> Any:
+        try:
+            return dataclasses.replace(default, **changes)
+        except ValueError as error:
+            raise _RefusedError(str(error)) from error
+
+    return replace
 
 
 def _is_instance(value: Any) -> bool:
@@ -75,12 +98,13 @@ def _is_visible(field: dataclasses.Field[Any], value: Any, hint: Any) -> bool:
         return False
     if _is_instance(value):
         return not callable(value)
-    return _is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
+    return is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value can be written as a flag."""
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) and item is not None for item in value)
+        return all(is_plain(item) and item is not None for item in value)
     return isinstance(value, _PLAIN)
 
 

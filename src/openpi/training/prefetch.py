@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -19,18 +20,35 @@ class Loader(Protocol):
         ...
 
 
+_LOOK_EVERY_S = 0.2
+
+
+class GaveUpError(Exception):
+    """`may_give_up` said so while a batch was being waited for."""
+
+
 class Prefetcher:
     """Iterates over a loader one batch ahead, in a thread that also moves the batch to the device.
 
     Args:
         place: given a batch of the loader and its number.
         first: number of the first batch.
+        may_give_up: asked while `next` waits, with the seconds that it has; true ends that with a `GaveUpError`.
     Attributes:
         state: the loader's state after the batch returned last, which is not where the thread is.
         waited_s: seconds that `next` has been waiting for data in all.
     """
 
-    def __init__(self, loader: Loader, place: Callable[[Any, int], Any], *, first: int = 0, depth: int = 2) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        place: Callable[[Any, int], Any],
+        *,
+        first: int = 0,
+        depth: int = 2,
+        may_give_up: Callable[[float], bool] = lambda waited_s: False,
+    ) -> None:
+        self._may_give_up = may_give_up
         self.state: Any = loader.state()
         self.waited_s = 0.0
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
@@ -54,7 +72,13 @@ class Prefetcher:
                 continue
 
     def _take(self) -> tuple[Any, Any]:
-        item = self._queue.get()
+        start = time.perf_counter()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=_LOOK_EVERY_S)
+                break
+            if self._may_give_up(time.perf_counter() - start):
+                raise GaveUpError("no batch has come")
         if isinstance(item, BaseException):
             raise item
         return item

@@ -6,9 +6,11 @@ Every refusal names what was found, what was expected and what to do. Source: th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adapters, data_loader, norm_stats, processes, recipe_io
+from openpi.training import adapters, data_loader, processes, recipe_io, stats_in_use, tracking
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
+from openpi.training.first_look import FirstLook
 
 logger = logging.getLogger("openpi")
 
@@ -57,6 +60,8 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
         ValueError: the reason and the fix.
     """
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
+    if processes.is_first():
+        tracking.check_installed(config)
     _check_dataset_name(config)
     if config.holdout_episodes:
         data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
@@ -98,6 +103,8 @@ def _check_dataset_name(config: TrainConfig) -> None:
 def check_weights(config: TrainConfig, backend: Backend) -> None:
     """Fetches the weights that a fresh run starts from, and compares their shapes with the model's.
 
+    Every process of a run does: on a node without them, it would fetch them while the others wait in a collective.
+
     Raises:
         ValueError: they do not fit, or are damaged.
         FileNotFoundError, ConnectionError: they are not there.
@@ -108,51 +115,58 @@ def check_weights(config: TrainConfig, backend: Backend) -> None:
         check(unflatten(backend.param_specs()))
 
 
-def open_data(config: TrainConfig, *, num_devices: int) -> TrainingData:
+def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Path | None = None) -> TrainingData:
     """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
 
     Called by all processes of a run; the first computes the statistics.
 
     Args:
         num_devices: of all processes together; every batch is a multiple of it.
+        checkpoint: that the run continues from, and whose statistics it goes on with.
     Raises:
-        FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe.
+        FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe; or it, or its
+            statistics, are not the same in all processes.
     """
-    processes.on_first("computing the statistics", lambda: ensure_norm_stats(config))
+    data_config = stats_in_use.read(config, checkpoint)
     with processes.together("opening the data"):
-        return _open_data(config, num_devices)
+        data = _open_data(config, data_config, num_devices, checkpoint)
+    processes.check_same("the data differ", data.train.identity)
+    return data
 
 
-def _open_data(config: TrainConfig, num_devices: int) -> TrainingData:
+def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, checkpoint: Path | None) -> TrainingData:
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
-        data_config = config.data.create(config.assets_dirs, config.model)
-        return TrainingData(data_config, _loader(config), holdout=None, contract=None)
-    data_config = config.data.create(config.assets_dirs, config.model)
+        return TrainingData(data_config, _loader(config, data_config), holdout=None, contract=None)
+    data_config = with_usable_statistics(config, data_config, checkpoint)
     contract = check_samples(config, data_config)
     return TrainingData(
         data_config,
-        train=_loader(config),
+        train=_loader(config, data_config),
         holdout=_open_holdout(config, data_config, num_devices),
         contract=contract,
         action_names=_action_names(data_config, contract),
     )
 
 
-def _loader(config: TrainConfig, **options: Any) -> data_loader.DataLoader:
+def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> data_loader.DataLoader:
     """Of this process's rows of every batch."""
-    return data_loader.create_data_loader(config, part=(processes.index(), processes.count()), **options)
+    part = (processes.index(), processes.count())
+    return data_loader.create_data_loader(config, data_config=data_config, part=part, **options)
 
 
-def ensure_norm_stats(config: TrainConfig) -> None:
-    """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
-    if config.data.repo_id == data_loader.FAKE_REPO_ID:
-        return
-    data_config = config.data.create(config.assets_dirs, config.model)
-    if data_config.norm_stats is not None:
-        return
-    logger.info("computing the normalisation statistics of %s, from its columns", data_config.dataset_name)
-    computed = norm_stats.compute(config)
-    logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
+def with_usable_statistics(config: TrainConfig, data_config: DataConfig, checkpoint: Path | None = None) -> DataConfig:
+    """Checks the statistics against a sample as it is when it is normalised; see `stats_in_use.usable`.
+
+    Raises:
+        ValueError: the statistics cannot be used; or a transform fails.
+    """
+    dataset = data_loader.create_dataset(data_config, config.model)
+    chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
+    before = tuple(itertools.takewhile(lambda step: not isinstance(step, transforms.Normalize), chain))
+    where, sample = data_loader.samples_of(dataset, 1)[0]
+    raw = _run_chain(sample, before, data_config, where=where)[2]
+    widths = {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
+    return stats_in_use.usable(config, data_config, widths, checkpoint)
 
 
 def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
@@ -164,17 +178,19 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     _check_action_tokenizer(config, data_config)
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
-    clients, raws = [], []
+    clients, raws, mades = [], [], []
+    look = FirstLook(config, data_config)
     for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
-        client, raw, made = _run_chain(sample, chain, data_config, where=where)
+        client, raw, made = _run_chain(sample, chain, data_config, where=where, look=look)
         _check_model_inputs(config, data_config, made)
+        mades.append(made)
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
     _check_contract(contract, data_config, config, clients[0], raws[0])
-    states = [np.asarray(raw["state"]) for raw in raws]
-    for warning in dict.fromkeys(line for state in states for line in contract.range_warnings(state)):
-        logger.warning("the statistics may be of another robot: %s", warning)
+    for client, made in zip(clients, mades, strict=True):
+        look.round_trip(client, made)
+    look.warn()
     return contract
 
 
@@ -186,20 +202,27 @@ def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> Non
             step.tokenizer.check_fits(model.expert.vocab_size)
 
 
-def _run_chain(sample: Any, chain: Any, data_config: DataConfig, *, where: str) -> tuple[Any, Any, Any]:
+def _run_chain(
+    sample: Any, chain: Any, data_config: DataConfig, *, where: str, look: FirstLook | None = None
+) -> tuple[Any, Any, Any]:
     """The sample under client keys, before normalisation, and as the model takes it."""
     num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
     client = raw = sample
+    if look is not None:
+        look.stage(None, sample)
     for i, transform in enumerate(chain):
         if isinstance(transform, transforms.Normalize):
             raw = sample
+        before = sample
         try:
-            sample = transform(sample)
+            sample = transform(before)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{where} of {data_config.dataset_name} does not pass {type(transform).__name__} (step {i + 1} of "
-                f"{len(chain)}): {error}\nThe step was given: {_described(sample)}"
+                f"{len(chain)}): {error}\nThe step was given: {_described(before)}"
             ) from error
+        if look is not None:
+            look.stage(before, sample, transform)
         if i + 1 == num_client:
             client = sample
     return client, raw, sample
@@ -245,7 +268,7 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
     for key, stats in (data_config.norm_stats or {}).items():
-        width = np.shape(raw.get(key, np.zeros(stats.width)))[-1]
+        width = np.shape(raw[key])[-1]
         # Those of released bases are padded to the model's width.
         if stats.width not in (width, config.model.action_dim):
             raise ValueError(
@@ -319,7 +342,7 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int
     small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
     num_batches = min(config.eval_batches, num_frames // batch_size)
     logger.info("held out for validation: %d episodes, %d frames", len(held), num_frames)
-    return _loader(small, split="val", num_batches=num_batches)
+    return _loader(small, data_config, split="val", num_batches=num_batches)
 
 
 def check_disk_space(config: TrainConfig, needed: int) -> None:

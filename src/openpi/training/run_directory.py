@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from openpi.training import processes
-from openpi.training.checkpoints import Checkpoints, complete_steps
+from openpi.training.checkpoints import LOCK_FILE, Checkpoints, complete_steps, damaged_steps
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
@@ -27,7 +27,7 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     Raises:
         FileExistsError: the folder exists, and neither `overwrite` nor `resume` is set.
         RuntimeError: another process is training in it; or this one does not see what process 0 writes there.
-        ValueError: no experiment name.
+        ValueError: no experiment name; or the newest checkpoint is to be continued and is damaged.
     """
     checkpoints, last_step = None, None
     with processes.together("opening the run's folder"):
@@ -50,6 +50,8 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
             "choose another --exp-name"
         )
+    if config.resume:
+        _check_newest_is_whole(directory)
     checkpoints = _checkpoints(config)
     if config.overwrite:
         if _holds_a_run(directory):
@@ -69,6 +71,26 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     else:
         logger.info("resuming after step %d of %s", steps[-1], directory)
     return checkpoints, steps[-1]
+
+
+def _check_newest_is_whole(directory: Path) -> None:
+    """Raises ValueError otherwise: what training would do instead costs the work of many steps, or all of it."""
+    damaged, steps = damaged_steps(directory), complete_steps(directory)
+    newest = max([*damaged, *steps], default=None)
+    if newest in damaged:
+        raise ValueError(damaged_message(directory, newest, f"it lacks {damaged[newest]}"))
+
+
+def damaged_message(directory: Path, step: int, what: str) -> str:
+    """That a checkpoint cannot be continued, and how to go on from the newest that can."""
+    damaged = damaged_steps(directory)
+    whole = [other for other in complete_steps(directory) if other < step and other not in damaged]
+    name = directory / str(step)
+    if whole:
+        way = f"The newest whole one before it is step {whole[-1]}: to continue from there, move the damaged one away"
+    else:
+        way = "There is no whole one before it. To start anew, choose another --exp-name, or move it away"
+    return f"the checkpoint of step {step} in {directory} is damaged: {what}. {way} (mv {name} {name}.damaged)"
 
 
 def _check_shared(directory: Path) -> None:
@@ -95,13 +117,15 @@ def _check_shared(directory: Path) -> None:
 
 def _holds_a_run(directory: Path) -> bool:
     """A start that was refused leaves nothing but its lock."""
-    return directory.exists() and (not directory.is_dir() or any(e.name != ".lock" for e in directory.iterdir()))
+    return directory.exists() and (
+        not directory.is_dir() or any(not e.name.startswith(LOCK_FILE) for e in directory.iterdir())
+    )
 
 
 def _wipe(directory: Path) -> None:
     """Everything but the lock, which this process holds."""
     for entry in directory.iterdir():
-        if entry.name == ".lock":
+        if entry.name.startswith(LOCK_FILE):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -110,23 +112,28 @@ class TensorBoardObserver:
 
 
 def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> list[Observer]:
-    """The metrics file, and the trackers that are asked for and installed."""
+    """The metrics file, and the trackers that are asked for; see `check_installed`."""
     observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step)]
-    if config.wandb_enabled and (wandb := _optional("wandb")) is not None:
-        observers.append(WandbObserver(wandb, config, directory))
-    if config.tensorboard_enabled and (tensorboardx := _optional("tensorboardX", extra="tensorboard")) is not None:
+    if config.wandb_enabled:
+        observers.append(WandbObserver(importlib.import_module("wandb"), config, directory))
+    if config.tensorboard_enabled:
+        tensorboardx = importlib.import_module("tensorboardX")
         observers.append(TensorBoardObserver(tensorboardx, directory, resume_step=resume_step))
     return observers
 
 
-def _optional(module: str, extra: str | None = None) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        logger.warning("%s is not installed; going on without it (%s)", module, install_hint(extra or module))
-        return None
+def check_installed(config: TrainConfig) -> None:
+    """Raises ImportError, naming what to do, for a tracker that is asked for and not installed."""
+    trackers = (
+        ("wandb_enabled", config.wandb_enabled, "wandb", "wandb"),
+        ("tensorboard_enabled", config.tensorboard_enabled, "tensorboardX", "tensorboard"),
+    )
+    for field, is_wanted, module, extra in trackers:
+        if is_wanted and importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"{field} is set, and {module} is not installed; {install_hint(extra)}. Or train without it: "
+                f"--no-{field.replace('_', '-')}"
+            )
 
 
 def _wandb_mode(wandb: Any) -> str:

@@ -6,7 +6,7 @@ Noise and flow time are the same at every validation and for every model, so tha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from openpi.models.model_config import ModelType
 from openpi.training import processes
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
-from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
+from openpi.training.robot_actions import robot_actions
 
 
 class Validation:
@@ -30,8 +30,8 @@ class Validation:
     def __init__(self, config: TrainConfig, data: TrainingData, backend: Backend) -> None:
         assert data.holdout is not None
         self._backend = backend
-        self._batches = list(data.holdout)
-        data.holdout.close()
+        with contextlib.closing(data.holdout):
+            self._batches = list(data.holdout)
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
         self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
         self._names = data.action_names
@@ -82,19 +82,3 @@ def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
     """This process's rows of every batch -> all rows, in the order in which one process would have had them."""
     gathered = processes.gather(np.stack(batches))  # [process batch row ...]
     return gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[3:])
-
-
-def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(state, actions) as the model has them -> actions of the robot, by the transforms that serving uses.
-
-    Args:
-        is_sampled: the actions are what the model returned, which pi0-FAST's output transform decodes first.
-    """
-    chain = transforms.compose(
-        (
-            *(data_config.model_transforms.outputs if is_sampled else ()),
-            transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm),
-            *data_config.data_transforms.outputs,
-        )
-    )
-    return lambda state, actions: np.asarray(chain({"state": state, "actions": actions})["actions"])

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.batch_loader import check_divisible
+from openpi.data.batch_order import check_divisible
 from openpi.data.droid_rlds.episode import (
     WRIST_CAMERA,
     ArmAction,
@@ -120,6 +120,14 @@ class MixtureSource:
 
     def start(self) -> dict[str, Any]:
         return {"next_batch": 0, "streams": {}}
+
+    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A stream has no epochs to count: it begins anew."""
+        del state
+        return self.start()
+
+    def describe(self, item: Frame) -> str:
+        return f"frame {item.step_id}"
 
     def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Frame], dict[str, Any]], None, None]:
         batch = int(state["next_batch"])

@@ -17,6 +17,7 @@ from openpi.envs.tabletop import arm, expert, tasks
 from openpi.envs.tabletop.render import RayRenderer, project
 from openpi.envs.tabletop.tasks import Goal
 from openpi.envs.tabletop.world import CAMERAS, FRONT_CAMERA, WRIST_CAMERA, Scene, TabletopWorld
+from openpi.shared import worker_process
 
 DISTURBED_FRACTION = 0.75
 _MIN_VISIBLE_PIXELS = 2  # of the thing, before it counts as seen
@@ -71,7 +72,7 @@ def demonstrations(
         yield from itertools.chain.from_iterable(map(record, seeds))
         return
     # Processes are spawned, not forked: the caller may hold threads (JAX does).
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=worker_process.start) as pool:
         seeds = iter(seeds)
         while batch := list(itertools.islice(seeds, 16 * num_workers)):  # endless streams fit in memory
             yield from itertools.chain.from_iterable(pool.map(record, batch, chunksize=4))

@@ -1,0 +1,113 @@
+"""Which samples make up batch number 0, 1, 2, ...: a pure function of a seed, whatever makes them.
+
+A `BatchSource` says so, and where it is then. Of a dataset with random access, the order is a function of
+(seed, epoch, index), and where we are is one number, the batches taken so far.
+"""
+
+import itertools
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class BatchOrder:
+    """Which samples make up batch number 0, 1, 2, ... of an endless run.
+
+    Every epoch is a new permutation; its last samples that do not fill a batch are left out.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool):
+        if batch_size < 1 or num_samples < batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but the dataset has {num_samples} samples; a batch needs at "
+                f"least 1 sample and at most as many as there are"
+            )
+        self.batches_per_epoch = num_samples // batch_size
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def indices(self, batch: int) -> np.ndarray:
+        """int64[batch_size]: the samples of batch number `batch`."""
+        epoch, position = divmod(batch, self.batches_per_epoch)
+        begin = position * self._batch_size
+        return self._permutation(epoch)[begin : begin + self._batch_size]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._num_samples)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._num_samples)
+        return self._epoch[1]
+
+
+class BatchSource(Protocol):
+    """What batches are made of: items that say which sample to make, a batch of them at a time.
+
+    States are JSON values. Those of the processes of one run make up the state of the run; see `merged_state`.
+    """
+
+    identity: Mapping[str, Any]
+    """What the order depends on; part of every state."""
+
+    def start(self) -> dict[str, Any]:
+        """The state before the first batch, without the identity."""
+        ...
+
+    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state before the first batch of a new order, for a run that has taken the batches before `state`, which
+        is that of a source with another identity."""
+        ...
+
+    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Any], dict[str, Any]], None, None]:
+        """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
+        ...
+
+    def describe(self, item: Any) -> str:
+        """What to call an item in messages."""
+        ...
+
+
+def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of a run from those of its processes: where they have the same key, dicts are merged in turn."""
+    merged = dict(states[0])
+    for state in states[1:]:
+        for key, value in state.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merged_state([merged[key], value]) if both else value
+    return merged
+
+
+class IndexSource:
+    """Batches of indices, by a `BatchOrder`; see `BatchLoader`."""
+
+    def __init__(self, order: BatchOrder, identity: Mapping[str, Any], part: tuple[int, int]):
+        self.identity = identity
+        self._order = order
+        self._part = part
+
+    def start(self) -> dict[str, Any]:
+        return {"next_batch": 0}
+
+    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """At the next epoch, which is shuffled in a way of its own."""
+        if not {"batch_size", "num_samples"} <= state.keys():  # of a stream
+            return self.start()
+        num_epochs = -(-int(state["next_batch"]) * int(state["batch_size"]) // int(state["num_samples"]))
+        return {"next_batch": num_epochs * self._order.batches_per_epoch}
+
+    def describe(self, item: int) -> str:
+        return f"sample {item}"
+
+    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
+        for batch in itertools.count(int(state["next_batch"])):
+            indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]]
+            yield indices.tolist(), {"next_batch": batch + 1}
+
+
+def check_divisible(batch_size: int, part: tuple[int, int]) -> None:
+    if batch_size % part[1]:
+        raise ValueError(f"batch_size {batch_size} is not divisible by {part[1]} processes")
