@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature, LeRobotMetadata
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.shared.errors import listed
 
 

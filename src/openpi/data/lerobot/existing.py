@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature, LeRobotMetadata
+from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import FeatureStats
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
 

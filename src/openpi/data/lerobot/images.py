@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from openpi.data.images import decode_image
-from openpi.data.lerobot.metadata import open_parquet
+from openpi.data.lerobot.files import open_parquet
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 
 MAX_KNOWN_COLUMNS = 16384  # what is kept of one is where its pages and values lie: some KB

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openpi.data.lerobot.metadata import read_parquet
+from openpi.data.lerobot.files import read_parquet
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.raw_episodes import layout
 
