@@ -37,7 +37,7 @@ def found_instead(file: Path, expected: str = "") -> str | None:
 
     Args:
         file: that could not be read.
-        expected: its format if that has a signature, such as `Parquet`.
+        expected: its format if that has a signature, such as `Parquet`; `any` = one of those that have.
     Returns:
         None where the content looks like what it should be, or like nothing that is known here.
     """
@@ -64,5 +64,5 @@ def content_instead(content: bytes, expected: str = "") -> str | None:
         return "it begins with zeros: the disk was full, or a download was cut. Bring it here again"
     for name, offset, signature in _SIGNATURES:
         if content[offset : offset + len(signature)] == signature:
-            return None if name == expected else f"it is a file of another format, {name}"
+            return None if expected in (name, "any") else f"it is a file of another format, {name}"
     return None

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from openpi.shared.file_kinds import found_instead
+
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
@@ -83,7 +85,8 @@ class TFRecordFile:
         self.close()
 
     def _damaged(self, number: int, reason: str) -> ValueError:
-        return ValueError(f"{self.path}, record {number}: {reason}; the file is damaged. Copy it anew")
+        why = (number == 0 and found_instead(self.path)) or "the file is damaged. Copy it anew"
+        return ValueError(f"{self.path}, record {number}: {reason}; {why}")
 
 
 def masked_crc32c(data: bytes) -> int:

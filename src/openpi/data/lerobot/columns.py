@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
@@ -135,8 +134,7 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray
         values = values.storage
     is_even = True
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
-        extremes = pc.min_max(pc.list_value_length(values))
-        is_even = is_even and extremes["min"] == extremes["max"] and not values.null_count
+        is_even = is_even and not values.null_count and (_is_fixed(values.type) or _are_equal(values.value_lengths()))
         values = values.flatten()
     if feature["dtype"] == "string":
         return np.array(values.to_pylist(), dtype=object)
@@ -180,6 +178,11 @@ def _count(value: object) -> tuple[int, bool]:
         return (0, False) if value is None else (1, True)
     parts = [_count(part) for part in value]
     return sum(count for count, _ in parts), all(is_whole for _, is_whole in parts)
+
+
+def _are_equal(lengths: pa.Array) -> bool:
+    numbers = lengths.to_numpy(zero_copy_only=False)
+    return len(numbers) == 0 or bool((numbers == numbers[0]).all())
 
 
 def _is_fixed(kind: pa.DataType) -> bool:

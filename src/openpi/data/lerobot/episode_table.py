@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.data.lerobot.meta_values import MAX_INDEX, Rows, check_unique, integer, is_null, number, wrong
-from openpi.data.lerobot.path_template import PathTemplate
+from openpi.data.path_template import PathTemplate
 
 V3_COLUMNS = (
     *("episode_index", "tasks", "length", "data/chunk_index", "data/file_index"),

@@ -1,7 +1,6 @@
 """Entries of a dataset's metadata, checked when read: type, range, and a message with file, entry, found, expected."""
 
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from openpi.shared.errors import listed
 MAX_INDEX = 10**9
 """Of episodes, frames, files: beyond it a number is a mistake, and would be a path of any length."""
 
+_MAX_SHOWN = 100
 _MISSING = object()
 _FIX = "Correct it, or write the dataset's metadata again with the tool that made them"
 
@@ -68,8 +68,9 @@ def wrong(where: str, found: object, expected: str, fix: str = _FIX) -> ValueErr
 
 
 def shortened(value: object) -> str:
-    short = reprlib.Repr(maxstring=80, maxother=80, maxlist=4, maxdict=4)
-    return short.repr(value)
+    """As a literal of one line that a message can hold."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."
 
 
 @dataclass(frozen=True)

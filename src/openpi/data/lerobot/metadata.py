@@ -29,8 +29,8 @@ from openpi.data.lerobot.episode_table import (
 from openpi.data.lerobot.features import Feature, is_tabular, read_features, unreadable_picture
 from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.meta_values import Rows, integer, number, text
-from openpi.data.lerobot.path_template import PathTemplate
 from openpi.data.lerobot.tasks import read_tasks
+from openpi.data.path_template import PathTemplate
 
 _MAX_FPS = 10_000
 
@@ -174,9 +174,10 @@ def _paths(
         return DataPaths(root, data, {})
     # One camera may do without its name in the path.
     required, optional = (*required, *["video_key"][: len(cameras) - 1]), (*optional, "video_key")
+    where = f"{path}, 'video_path'"
     video = PathTemplate(
-        _entry(info, "video_path", path), f"{path}, 'video_path'", required=required, optional=optional
+        _entry(info, "video_path", path), where, required=required, optional=optional, names=("video_key",)
     )
     for key in cameras:
-        video.check_key(key)
+        video.check_name("video_key", key)
     return DataPaths(root, data, dict.fromkeys(cameras, video))

@@ -102,11 +102,11 @@ def check_finite(
         dims = np.flatnonzero(is_bad.any(axis=0)).tolist()
         frames = np.flatnonzero(is_bad.any(axis=1))
         spoilt = _episodes_of(frames, bounds, episodes)
-        whole = "every episode has some: repair the column" if len(spoilt) == len(episodes) else leave_out(spoilt)
+        out = "" if len(spoilt) == len(episodes) else f", or {leave_out(spoilt)}"
         raise ValueError(
             f"column '{key}' of {metadata.root}, {_dimensions(key, dims, metadata)} is {rows[frames[0]][dims[0]]} "
-            f"in the first of {len(frames)} frames, {_place(int(frames[0]), bounds, episodes)} ({named(spoilt)}); "
-            f"expected finite numbers. Repair the column, or {whole}"
+            f"in the first of {len(frames)} frames, {_place(int(frames[0]), bounds, episodes)} (in {named(spoilt)}); "
+            f"expected finite numbers. Repair the column{out}"
         )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from openpi.data.lerobot.episode_table import Episode
 from openpi.data.lerobot.files import read_parquet
@@ -60,7 +59,9 @@ def _frames_of(index: int, episodes: Sequence[Episode]) -> str:
 def _rows_with(index: int, path: Path) -> Iterable[tuple[Any, Any]]:
     try:
         table = read_parquet(path, columns=["task_index", "episode_index", "frame_index"])
-        chosen = table.filter(pc.equal(table["task_index"], index))
-        return zip(chosen["episode_index"].to_pylist(), chosen["frame_index"].to_pylist(), strict=True)
+        is_chosen = table["task_index"].to_numpy() == index
+        return zip(
+            table["episode_index"].to_numpy()[is_chosen], table["frame_index"].to_numpy()[is_chosen], strict=True
+        )
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return ()  # the metadata are at fault already; this file has its own error where it is read

@@ -1,6 +1,6 @@
-"""`data_path` and `video_path` of a dataset: format strings in a file, which may hold the documented fields only.
+"""Format strings in a dataset's metadata that name its files: they may hold the documented fields only.
 
-Source: the LeRobot formats, `meta/info.json`.
+Sources: `data_path` and `video_path` of LeRobot's `meta/info.json`, `filepathTemplate` of TFDS.
 """
 
 import re
@@ -12,26 +12,34 @@ from openpi.shared.errors import listed
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _INTEGER_FORMAT = re.compile(r"(?::(?:0?[1-9])?d)?")
-_TEXT_FIELD = "video_key"
 
 
 class PathTemplate:
-    """A template that was checked: it only takes integers and a camera's name, and stays in the dataset.
+    """A template that was checked: it only takes numbers and names, and stays in the dataset.
 
     Args:
         text: as in the file.
         where: the file and the entry, for messages.
         required, optional: names of its fields.
+        names: those of its fields that are texts, which have no format; the others are integers.
     Raises:
         ValueError: another field, a format that is not one digit's width, or a path that leads elsewhere.
     """
 
-    def __init__(self, text: Any, where: str, *, required: Collection[str], optional: Collection[str] = ()):
+    def __init__(
+        self,
+        text: Any,
+        where: str,
+        *,
+        required: Collection[str],
+        optional: Collection[str] = (),
+        names: Collection[str] = (),
+    ):
         self._where = where
         known = {*required, *optional}
         if not isinstance(text, str) or not text:
             raise ValueError(f"{where} is {text!r}; expected a path with the fields {_braced(required)}")
-        fields = [_checked_field(field, text, where, known) for field in _FIELD.findall(text)]
+        fields = [_checked_field(field, text, where, known, names) for field in _FIELD.findall(text)]
         if set("{}") & set(_FIELD.sub("", text)):
             raise ValueError(f"{where} is '{text}', which has a brace too many; allowed are {_braced(known)}")
         if missing := sorted(set(required) - set(fields)):
@@ -40,18 +48,18 @@ class PathTemplate:
                 "Correct the entry"
             )
         self._text = text
-        _check_relative(self.format(**{name: "x" if name == _TEXT_FIELD else 0 for name in known}), where)
+        self._sample: dict[str, int | str] = {name: "x" if name in names else 0 for name in known}
+        _check_relative(self.format(**self._sample), where)
 
     def format(self, **values: int | str) -> str:
         """The path of one file, relative to the dataset."""
         return self._text.format(**values)
 
-    def check_key(self, key: str) -> None:
-        """Raises ValueError if the name of this camera leads elsewhere."""
-        if "/" in key or "\\" in key or "\0" in key or key in ("", ".", ".."):
-            raise ValueError(f"{self._where} takes the name of the camera {key!r}, which is no name of a folder")
-        values = dict.fromkeys(("episode_chunk", "episode_index", "chunk_index", "file_index"), 0)
-        _check_relative(self.format(**{**values, _TEXT_FIELD: key}), self._where)
+    def check_name(self, field: str, value: str) -> None:
+        """Raises ValueError if this text in a field leads elsewhere."""
+        if "/" in value or "\\" in value or value in ("", ".", ".."):
+            raise ValueError(f"{self._where} takes the name {value!r} for {{{field}}}, which is no name of a folder")
+        _check_relative(self.format(**{**self._sample, field: value}), self._where)
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -64,13 +72,13 @@ def inside(root: Path, name: str, where: str) -> Path:
     return root / name
 
 
-def _checked_field(field: str, text: str, where: str, known: Collection[str]) -> str:
+def _checked_field(field: str, text: str, where: str, known: Collection[str], names: Collection[str]) -> str:
     name = re.split(r"[:!.\[]", field, maxsplit=1)[0]
     rest = field[len(name) :]
     if name not in known:
         raise ValueError(f"{where} is '{text}' with the field '{{{field}}}'; expected {_braced(known)}")
-    if rest and (name == _TEXT_FIELD or not _INTEGER_FORMAT.fullmatch(rest)):
-        expected = f"{{{name}}}" if name == _TEXT_FIELD else f"{{{name}}} or a width such as {{{name}:06d}}"
+    if rest and (name in names or not _INTEGER_FORMAT.fullmatch(rest)):
+        expected = f"{{{name}}}" if name in names else f"{{{name}}} or a width such as {{{name}:06d}}"
         raise ValueError(f"{where} is '{text}' with the field '{{{field}}}'; expected {expected}")
     return name
 
