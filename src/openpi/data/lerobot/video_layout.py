@@ -139,7 +139,6 @@ def _by_file(key: str, episodes: Iterable[Episode]) -> Mapping[Path, list[Episod
 
 def _lay_out(key: str, path: Path, members: list[Episode], episodes: Sequence[Episode], fps: float) -> FileLayout:
     """Numbers the frames of a file. A gap is as long as it says only where an episode is known to be missing."""
-    members = sorted(members, key=lambda episode: episode.videos[key].start_s)
     placed = {episode.index for episode in episodes if key in episode.videos}
     spans: list[tuple[int, int]] = []
     end, end_s, before = 0, 0.0, None
