@@ -188,7 +188,7 @@ class RldsFrames(_Evaluating):
 
     def _episodes(self, part: MixturePart, *, is_drawn: bool) -> Iterator[Episode]:
         """Files are read a few ahead: what takes time on a network disk is waiting."""
-        shards: list[Path] = list(part.folder.shards)
+        shards = part.folder.filled
         if is_drawn:
             shards = [shards[i] for i in np.random.default_rng(_SEED).permutation(len(shards))]
         ahead: deque[Future[list[Episode]]] = deque()
@@ -206,8 +206,9 @@ class RldsFrames(_Evaluating):
                 for future in ahead:
                     future.cancel()
 
-    def _episodes_of(self, shard: Path) -> list[Episode]:
-        return [episode for _, _, episode in episodes(shard, self._mixture.arm_action)]
+    def _episodes_of(self, shard: tuple[Path, int]) -> list[Episode]:
+        path, num_records = shard
+        return [episode for _, _, episode in episodes(path, self._mixture.arm_action, num_records)]
 
 
 def _chosen_rows(num_frames: int, max_frames: int | None) -> np.ndarray:

@@ -35,6 +35,11 @@ class TfdsFolder:
     shard_lengths: tuple[int, ...]
 
     @property
+    def filled(self) -> list[tuple[Path, int]]:
+        """The files that have records, with their number."""
+        return [(path, length) for path, length in zip(self.shards, self.shard_lengths, strict=True) if length]
+
+    @property
     def num_episodes(self) -> int:
         return sum(self.shard_lengths)
 

@@ -28,12 +28,15 @@ class Span(NamedTuple):
 class TFRecordFile:
     """One file, walked from record to record; a record that is not loaded costs a read of 12 bytes.
 
+    Args:
+        num_records: that it should have; None = as many as there are.
     Raises, from its methods:
         ValueError: the file is damaged or cut; it and the record are named.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, num_records: int | None = None):
         self.path = path
+        self._num_records = num_records
         self._file = path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
         self._number = 0
@@ -42,6 +45,11 @@ class TFRecordFile:
     def next(self) -> Span | None:
         """The record that follows the one returned last; None at the end."""
         if self._offset == self._size:
+            if self._num_records not in (None, self._number):
+                raise self._damaged(
+                    self._number,
+                    f"the file ends after {self._number} records, dataset_info.json says {self._num_records}",
+                )
             return None
         if self._offset + _HEADER.size > self._size:
             raise self._damaged(self._number, "the file ends within the record's header")
