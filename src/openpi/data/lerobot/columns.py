@@ -4,7 +4,6 @@ The library hands out floats as float32 and integers as int64 whatever the file 
 integers of two dimensions and more (masks, tactile pictures) keep their dtype, which is what they take in memory.
 """
 
-import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ import pyarrow as pa
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
 from openpi.data.lerobot.files import read_parquet
-
-logger = logging.getLogger("openpi")
 
 _ROWS_SEARCHED = 100_000  # for a message
 _READ_THREADS = 8  # reading a v2 dataset means opening thousands of small files, which is mostly waiting

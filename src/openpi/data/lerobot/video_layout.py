@@ -7,7 +7,7 @@ What a table says in seconds is only compared: small errors add up there (LeRobo
 frames are found by their number in the file, the sum of the lengths before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +62,12 @@ class VideoLayout:
         for key in keys:
             self._first_frames[key] = first_frames = {}
             _check_present(key, episodes, chosen)
+            placed = {episode.index for episode in episodes if key in episode.videos}
+            last = episodes[-1].index
             for path, members in _by_file(key, episodes).items():
                 if chosen.isdisjoint(episode.index for episode in members):
                     continue
-                layout = _lay_out(key, path, members, episodes, fps)
+                layout = _lay_out(key, path, members, placed, last, fps)
                 self._files[path] = layout
                 first_frames |= {i: first for i, (first, _) in zip(layout.episodes, layout.spans, strict=True)}
 
@@ -137,9 +139,15 @@ def _by_file(key: str, episodes: Iterable[Episode]) -> Mapping[Path, list[Episod
     return files
 
 
-def _lay_out(key: str, path: Path, members: list[Episode], episodes: Sequence[Episode], fps: float) -> FileLayout:
-    """Numbers the frames of a file. A gap is as long as it says only where an episode is known to be missing."""
-    placed = {episode.index for episode in episodes if key in episode.videos}
+def _lay_out(
+    key: str, path: Path, members: Sequence[Episode], placed: Set[int], last_of_all: int, fps: float
+) -> FileLayout:
+    """Numbers the frames of a file.
+
+    Args:
+        placed: episodes of the dataset that have the camera. A gap is as long as it says only where one is missing.
+        last_of_all: episode of the dataset.
+    """
     spans: list[tuple[int, int]] = []
     end, end_s, before = 0, 0.0, None
     for episode in members:
@@ -155,7 +163,7 @@ def _lay_out(key: str, path: Path, members: list[Episode], episodes: Sequence[Ep
         end += episode.length
         end_s, before = start_s + episode.length / fps, episode
     last = members[-1].index
-    is_open_ended = last + 1 not in placed and last < episodes[-1].index
+    is_open_ended = last + 1 not in placed and last < last_of_all
     return FileLayout(path, tuple(episode.index for episode in members), tuple(spans), is_open_ended)
 
 
