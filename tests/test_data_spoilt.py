@@ -37,6 +37,7 @@ EPISODES, TASKS, DATA = (
     "data/chunk-000/file-000.parquet",
 )
 HIGH = "observation.images.cam_high"
+V21_DATA = "data/chunk-000/episode_00000"
 HIGH_FILE = f"videos/{HIGH}/chunk-000/file-000.mp4"
 FROM = f"videos/{HIGH}/from_timestamp"
 LENGTHS = (23, 37, 30)  # of the recorded episodes, at 10 frames a second
@@ -128,6 +129,7 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
     "fps null": (V21, info(fps=None), r"info\.json, 'fps' is None; expected a number from 0\.001 to 10000"),
     "fps word": (V21, info(fps="fast"), r"'fps' is 'fast'; expected a number"),
     "fps zero": (V21, info(fps=0), r"'fps' is 0; expected"),
+    "camera of gigapixels": (V30_IMAGE, feature("image", shape=[99999, 99999, 3]), r"\['shape'\] is 99999; expected"),
     "fps true": (V21, info(fps=True), r"'fps' is True; expected"),
     "fps nan": (V21, info(fps=float("nan")), r"'fps' is nan; expected"),
     "chunks_size zero": (V21, info(chunks_size=0), r"'chunks_size' is 0; expected a whole number from 1"),
@@ -242,6 +244,12 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         column(EPISODES, FROM, lambda v: [x + 1 for x in v]),
         r"the file begins at 0\.000 s, a gap",
     ),
+    "fps of another set": (V30, info(fps=12), r"All of its spans run at 10 frames per second, .* says fps 12: correct"),
+    "a folder of links": (
+        V30,
+        lambda root: link(f"videos/{HIGH}/chunk-000", root.parent / "elsewhere")(root),
+        r"file-000\.mp4 is a link to .*elsewhere/file-000\.mp4, outside of the dataset",
+    ),
     "video too long": (V30, video(HIGH_FILE, 10, 91), r"holds 91 frames \(9\.100 s\), the table expects 90 .*too long"),
     "video too short": (V30, video(HIGH_FILE, 10, 89), r"holds 89 frames .*the table expects 90 .*truncated"),
     "video of another clock": (
@@ -328,12 +336,33 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         column(DATA, "image", lambda values: ["../secret.png"] * len(values), pa.string()),
         r"leads to '\.\./secret\.png', out of the dataset",
     ),
+    "an image of floats": (
+        V30_IMAGE,
+        column(DATA, "image", lambda values: [{"bytes": float_tiff(), "path": None}] * len(values)),
+        r"row 0: a picture with values of the kind 'F'",
+    ),
+    "a table of another episode": (
+        V21,
+        lambda root: shutil.copy(root / f"{V21_DATA}0.parquet", root / f"{V21_DATA}1.parquet"),
+        r"episode_000001\.parquet holds 0 frames of episode 1 .*it has frames of episode 0",
+    ),
+    "texts that are numbers": (
+        V30_IMAGE,
+        together(feature("state", dtype="string"), column(DATA, "state", lambda v: [1] * len(v), pa.int64())),
+        r"column 'state' holds int64; expected a text in each row",
+    ),
     "an image a pointer": (
         V30_IMAGE,
         column(DATA, "image", lambda values: [{"bytes": POINTER.encode(), "path": None}] * len(values)),
         r"row 0: not a readable image \(it is a Git LFS pointer",
     ),
 }
+
+
+def float_tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), np.float32)).save(stream, "TIFF")
+    return stream.getvalue()
 
 
 def deep_png() -> bytes:

@@ -333,10 +333,11 @@ def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int
 
 def _excluded(data_config: DataConfig, metadata: LeRobotMetadata) -> set[int]:
     excluded = set(data_config.exclude_episodes)
-    if unknown := sorted(excluded - {episode.index for episode in metadata.episodes}):
+    numbers = {episode.index for episode in metadata.episodes}
+    if unknown := sorted(excluded - numbers):
         raise ValueError(
-            f"exclude_episodes has {unknown}, and {metadata.root} has no such episodes; expected some of its numbers, "
-            f"{metadata.episodes[0].index} to {metadata.episodes[-1].index}"
+            f"exclude_episodes has {unknown}, and {metadata.root} has no such episodes; expected some of its "
+            f"{len(numbers)} numbers, {min(numbers, default=0)} to {max(numbers, default=0)}"
         )
     return excluded
 

@@ -134,7 +134,10 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray
         is_even = is_even and not values.null_count and (_is_fixed(values.type) or _are_equal(values.value_lengths()))
         values = values.flatten()
     if feature["dtype"] == "string":
-        return np.array(values.to_pylist(), dtype=object)
+        texts = values.to_pylist()
+        if not all(isinstance(text, str) for text in texts) or len(texts) != len(column):
+            raise ValueError(f"{name} holds {column.type}; expected a text in each row, as meta/info.json says")
+        return np.array(texts, dtype=object)
     shape = () if tuple(feature["shape"]) == (1,) else tuple(feature["shape"])
     if not is_even or values.null_count or len(values) != len(column) * math.prod(shape):
         raise ValueError(

@@ -22,6 +22,7 @@ INDEX_FEATURES: Mapping[str, str] = {
 
 CAMERA_DTYPES = ("image", "video")
 
+_MAX_SIDE_PX = 1 << 14
 _MAX_SIZE = 1 << 20  # of one axis
 _CHANNELS = 3
 _PICTURE_WORDS = frozenset({"image", "images", "rgb", "depth", "camera", "cam", "pixels"})
@@ -48,7 +49,8 @@ def _read_feature(value: object, where: str) -> Feature:
         shape = [1]
     if not isinstance(shape, list | tuple):
         raise wrong(f"{where}['shape']", shape, "a list of sizes, such as [7]")
-    sizes = [integer(size, f"{where}['shape']", 1, _MAX_SIZE) for size in shape] or [1]
+    largest = _MAX_SIDE_PX if value["dtype"] in CAMERA_DTYPES else _MAX_SIZE
+    sizes = [integer(size, f"{where}['shape']", 1, largest) for size in shape] or [1]
     feature = {**value, "shape": sizes}
     if (info := value.get("info") or value.get("video_info")) and not isinstance(info, Mapping):
         raise wrong(f"{where}['info']", info, "an object")

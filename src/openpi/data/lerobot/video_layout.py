@@ -18,6 +18,7 @@ _TOLERANCE_FRAMES = 0.5  # between spans: beyond it another frame would be meant
 _JITTER_FRAMES = 1.0  # of two frames' times, each off by less than half a frame
 _DRIFT = 0.01  # of a clock: 29.97 for 30
 
+_SAME_RATE = 1e-3
 _REWRITE = "Write the table of episodes (meta/episodes) again with the tool that made the dataset"
 
 
@@ -158,7 +159,8 @@ def _lay_out(
         elif abs(shift) > _TOLERANCE_FRAMES:
             all_of_it = [member.index for member in members]
             torn = _torn(path, before, episode, end_s, start_s, fps)
-            raise ValueError(f"{torn}. {_REWRITE}; or {leave_out(all_of_it)}, which is all of the file")
+            fix = _other_rate(key, members, fps) or f"{_REWRITE}; or {leave_out(all_of_it)}, which is all of the file"
+            raise ValueError(f"{torn}. {fix}")
         spans.append((end, episode.length))
         end += episode.length
         end_s, before = start_s + episode.length / fps, episode
@@ -174,3 +176,16 @@ def _torn(path: Path, before: Episode | None, episode: Episode, end_s: float, st
         f"{path}: episode {episode.index} starts at {start_s:.3f} s (from_timestamp), and {where} at {end_s:.3f} s, "
         f"{what} of {abs(start_s - end_s) * fps:.1f} frames; expected {end_s:.3f} s"
     )
+
+
+def _other_rate(key: str, members: Sequence[Episode], fps: float) -> str | None:
+    """What to do where all spans of a file run at one rate that is not `fps` but as round a number."""
+    before, rates = 0, []
+    for episode in members:
+        if start_s := episode.videos[key].start_s:
+            rates.append(before / start_s)
+        before += episode.length
+    rate = round(rates[0]) if rates else 0
+    if rate and rate != fps and all(abs(found / rate - 1) < _SAME_RATE for found in rates):
+        return f"All of its spans run at {rate} frames per second, and meta/info.json says fps {fps:g}: correct 'fps'"
+    return None
