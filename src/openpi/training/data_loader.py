@@ -127,11 +127,6 @@ def create_dataset(
         ValueError: the recipe names no dataset, or a column that it reads holds numbers that are not finite.
     """
     if data_config.rlds_data_dir is not None:
-        if data_config.exclude_episodes:
-            raise ValueError(
-                "exclude_episodes is set, but data in RLDS form are a stream without numbered episodes; leave them out "
-                "in the file of frame ranges (filter_dict_path)"
-            )
         return FramesInOrder(open_mixture(data_config, model_config.action_horizon))
     if data_config.repo_id == FAKE_REPO_ID:
         return FakeDataset(model_config)
@@ -195,9 +190,14 @@ def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
 
     Raises:
         FileNotFoundError, ValueError: a dataset or its ranges are not there or cannot be used; or the weights do not
-            add up to 1.
+            add up to 1; or the recipe excludes episodes.
     """
     assert data_config.rlds_data_dir is not None
+    if data_config.exclude_episodes:
+        raise ValueError(
+            "exclude_episodes is set, but data in RLDS form are a stream without numbered episodes; leave them out in "
+            "the file of frame ranges (filter_dict_path)"
+        )
     parts = []
     for dataset in data_config.datasets:
         folder = open_folder(data_config.rlds_data_dir, dataset.name, dataset.version)

@@ -312,7 +312,8 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int
         return None
     metadata = data_loader.open_metadata(data_config)
     _, held = data_loader.holdout_split(config, metadata, data_config)
-    num_frames = sum(episode.length for episode in metadata.episodes if episode.index in set(held))
+    lengths = {episode.index: episode.length for episode in metadata.episodes}
+    num_frames = sum(lengths[episode] for episode in held)
     batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
     if batch_size == 0:
         raise ValueError(f"holdout_episodes={config.holdout_episodes} holds {num_frames} frames; hold out more")

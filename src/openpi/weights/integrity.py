@@ -54,7 +54,7 @@ def _problems(folder: Path) -> Iterator[str]:
     try:
         extents = _extents(folder)
     except (ValueError, OSError) as error:
-        why = found_instead(folder / "manifest.ocdbt") or first_line(error)
+        why = found_instead(folder / "manifest.ocdbt", "any") or first_line(error)
         yield f"the index cannot be read: manifest.ocdbt, {why}"
         return
     for name, end in sorted(extents.items()):
@@ -62,7 +62,7 @@ def _problems(folder: Path) -> Iterator[str]:
         if not file.exists():
             yield f"{name} is missing"
         elif file.stat().st_size < end:
-            why = found_instead(file)
+            why = found_instead(file, "any")  # what is compressed has a signature of its own
             yield f"{name} has {file.stat().st_size} bytes and needs {end}{f': {why}' if why else ''}"
 
 
