@@ -33,6 +33,7 @@ from openpi.data.lerobot.tasks import read_tasks
 from openpi.data.path_template import PathTemplate
 
 _MAX_FPS = 10_000
+_CAMERA = "video_key"
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,8 @@ def _load_v3(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[
     texts = [f.name for f in table.schema if f.name != "task_index" and not _is_number(f.type)]
     if len(table) and not texts:
         raise ValueError(f"{file} has no text column, found {table.column_names}")
-    return read_tasks(
-        Rows.of_table(file, table), "task" if "task" in texts else next(iter(texts), ""), episodes
-    ), episodes
+    column = "task" if "task" in texts else next(iter(texts), "")
+    return read_tasks(Rows.of_table(file, table), column, episodes), episodes
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -172,12 +172,15 @@ def _paths(
     cameras = [key for key, f in features.items() if f["dtype"] == "video" and unreadable_picture(key, f) is None]
     if not cameras:
         return DataPaths(root, data, {})
-    # One camera may do without its name in the path.
-    required, optional = (*required, *["video_key"][: len(cameras) - 1]), (*optional, "video_key")
-    where = f"{path}, 'video_path'"
+    if len(cameras) > 1:  # a single one may do without its name in the path
+        required = (*required, _CAMERA)
     video = PathTemplate(
-        _entry(info, "video_path", path), where, required=required, optional=optional, names=("video_key",)
+        _entry(info, "video_path", path),
+        f"{path}, 'video_path'",
+        required=required,
+        optional=(*optional, _CAMERA),
+        names=(_CAMERA,),
     )
     for key in cameras:
-        video.check_name("video_key", key)
+        video.check_name(_CAMERA, key)
     return DataPaths(root, data, dict.fromkeys(cameras, video))
