@@ -52,9 +52,9 @@ NEW_FIELDS = {
         "skip_unused",
     },
     "AdamW": {"state_bits"},
-    "DataConfig": {"local_files_only", "shuffle_buffer_size"},
+    "DataConfig": {"exclude_episodes", "local_files_only", "shuffle_buffer_size"},
     "RLDSDroidDataConfig": {"shuffle_buffer_size"},
-    "factory": {"use_quantile_norm"},
+    "factory": {"exclude_episodes", "use_quantile_norm"},
 }
 REQUIRED = "<required>"
 

@@ -224,6 +224,63 @@ def test_files_that_are_missing_or_of_another_format_are_said(data_dir, tmp_path
         open_folder(tmp_path, "droid", "1.0.1")
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{DATASET.__class__}-{SHARD_INDEX}", r"field '\{DATASET\.__class__\}'"),
+        ("{SHARD_INDEX:>0999999999}", r"field '\{SHARD_INDEX:>0999999999\}'; expected \{SHARD_INDEX\}"),
+        ("../{SHARD_X_OF_Y}", "out of the dataset"),
+        ("/etc/{SHARD_X_OF_Y}", "out of the dataset"),
+        ("{HOME}/{SHARD_INDEX}", r"field '\{HOME\}'"),
+        ("{DATASET}-{SPLIT}", "gives one name to several files"),
+    ],
+)
+def test_names_of_files_are_no_way_out_of_the_folder(data_dir, tmp_path, template, message):
+    folder = shutil.copytree(data_dir / "droid", tmp_path / "droid") / "1.0.1"
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0]["filepathTemplate"] = template
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=rf"dataset_info\.json cannot be used: filepathTemplate .*{message}"):
+        open_folder(tmp_path, "droid", "1.0.1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+            "it is a Git LFS pointer.*git lfs pull",
+        ),
+        (b"", "the file ends after 0 records, dataset_info.json says 2; it is empty"),
+        (None, "the file ends after 1 records, dataset_info.json says 2"),
+    ],
+)
+def test_a_file_that_lacks_records_is_not_passed_over(data_dir, tmp_path, content, message):
+    folder = shutil.copytree(data_dir / "droid", tmp_path / "droid") / "1.0.1"
+    file = folder / "droid-train.tfrecord-00000-of-00003"
+    with TFRecordFile(file) as whole:
+        first = whole.next()
+        assert first is not None
+    file.write_bytes(file.read_bytes()[: first.offset + first.length + 4] if content is None else content)
+    part = MixturePart(open_folder(tmp_path, "droid", "1.0.1"), 1.0, FrameRanges())
+    mixture = Mixture([part], "joint_position", HORIZON)
+    with pytest.raises(ValueError, match=message):
+        batches(MixtureSource(mixture, batch_size=1, seed=0), 100)
+    with pytest.raises(ValueError, match=message):
+        FramesInOrder(mixture)[80]
+
+
+def test_numbers_that_are_none_are_refused_unless_their_frames_are_left_out(recorded):
+    joints = np.array(recorded["droid"][0].features["steps/observation/joint_position"])
+    joints[7, 2] = np.nan
+    broken = recorded["droid"][0].features | {"steps/observation/joint_position": joints}
+    features = parse_example(rlds_datasets.encode(broken), feature_names("joint_position"))
+    spoilt = make_episode(features, "joint_position", "record 0")
+    with pytest.raises(ValueError, match=r"joint_position' is not finite in 1 frames, the first 7 \(dimension 2\)"):
+        episode_module.kept_frames(spoilt, FrameRanges())
+    assert len(episode_module.kept_frames(spoilt, FrameRanges({spoilt.key: [[0, 7], [8, 12]]}))) == 11
+
+
 # --- frames -------------------------------------------------------------------------------------------------------
 
 

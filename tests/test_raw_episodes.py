@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -268,8 +269,34 @@ def test_a_damaged_table_is_named(tmp_path):
         ({"timestamp": [1, 2], "value": [[0.0], [0.0, 1.0]]}, "one width"),
         ({"timestamp": [1]}, "expected 'value'"),
         ({"ts": [1], "value": [1]}, "expected at least one 'timestamp'"),
+        ({"timestamp": [1, None], "value": [1.0, 2.0]}, "expected whole nanoseconds, none of them null"),
+        ({"timestamp": [0.1, 0.2], "value": [1.0, 2.0]}, "'timestamp' holds double; expected whole nanoseconds"),
+        ({"timestamp": ["1", "2"], "value": [1.0, 2.0]}, "'timestamp' holds string; expected whole nanoseconds"),
+        ({"timestamp": [1, 2], "value": [1.0, None]}, "'value' has nulls"),
+        ({"timestamp": [1, 2], "value": [[1.0, None], [1.0, 2.0]]}, "'value' has nulls"),
+        ({"timestamp": [1, 2], "value": [[1.0], None]}, "'value' has nulls"),
+        ({"timestamp": [1, 2], "value": ["open", "shut"]}, "'value' holds string; expected numbers"),
     ):
         pq.write_table(pa.table(table), writer.path / "grip.parquet")
         with pytest.raises(ValueError, match=message) as caught:
             RawDataset(tmp_path)[0].signal("grip").values([0])
         assert "grip.parquet" in str(caught.value)
+
+
+def test_files_of_a_recording_that_are_no_such_files_are_named(golden, tmp_path):
+    root = shutil.copytree(golden / "positronic_raw" / "dataset", tmp_path / "set")
+    path = RawDataset(root).paths[0]
+    video = next(iter(sorted(path.glob("*.mp4"))))
+    name = video.stem
+    index = path / f"{name}.frames.parquet"
+    table = pq.read_table(index)
+    pq.write_table(table.slice(0, len(table) - 1), index)
+    with pytest.raises(ValueError, match=rf"{name}\.mp4 holds {len(table)} frames, .* has {len(table) - 1} rows"):
+        RawDataset(root)[0].signal(name).values([0])
+    for file in (video, index, path / "static.json"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 1234\n")
+    for read in (lambda e: e.signal(name).shape, lambda e: e.signal(name).timestamps, lambda e: e.static):
+        with pytest.raises(ValueError, match=r"it is a Git LFS pointer.*git lfs pull"):
+            read(RawDataset(root)[0])
+    (path / "static.json").write_bytes(b'\xef\xbb\xbf{"task": "stack"}')
+    assert RawDataset(root)[0].static == {"task": "stack"}

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature, LeRobotMetadata
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, dimension_names
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.shared.errors import listed
 
 
@@ -88,9 +89,10 @@ def read_features(metadata: LeRobotMetadata) -> Features:
         short = key.rsplit(".", 1)[-1]
         vectors[key] = names or tuple(f"{short}_{i}" for i in range(feature["shape"][0]))
     if not metadata.camera_keys or len(vectors) < 2:
+        others = "".join(f". '{key}' {reason}" for key, reason in metadata.unreadable.items())
         raise ValueError(
             f"{metadata.root} has the cameras {listed(metadata.camera_keys)} and the vectors {listed(vectors)}; a "
-            "policy needs at least a camera, a state and an action"
+            f"policy needs at least a camera, a state and an action{others}"
         )
     return Features(tuple(metadata.camera_keys), vectors, frozenset(named))
 
@@ -121,10 +123,7 @@ def _is_vector(key: str, feature: Feature) -> bool:
 
 def _dimension_names(feature: Feature) -> tuple[str, ...]:
     """One per dimension; empty where the dataset has another number of names, or one name twice."""
-    names = feature.get("names") or ()
-    if isinstance(names, Mapping):  # {"motors": [...]}
-        names = [name for group in names.values() if isinstance(group, list) for name in group]
-    names = tuple(str(name) for name in names)
+    names = dimension_names(feature)
     width = feature["shape"][0]
     # A vector of several dimensions may carry just its own name.
     return names if len(names) == width == len(set(names)) else ()

@@ -180,6 +180,7 @@ def _origin(metadata: LeRobotMetadata) -> str:
     return (
         f"LeRobot {metadata.version}: {len(metadata.episodes)} episodes, {metadata.num_frames} frames at "
         f"{metadata.fps:g} Hz."
+        + "".join(f" No camera: '{key}' {reason}." for key, reason in metadata.unreadable.items())
     )
 
 

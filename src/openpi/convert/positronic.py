@@ -31,7 +31,7 @@ from openpi.convert import provenance
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
 from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.raw_episodes import Episode, RawDataset

@@ -19,6 +19,7 @@ import tokenizers.trainers
 
 from openpi.shared import download
 from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
 
 _LAST_CHARACTER = 0xD7FF  # those that follow are no text
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
@@ -176,12 +177,20 @@ def load_codec(path: str | Path) -> FastCodec:
         FileNotFoundError: a local folder lacks one of the two files.
         ImportError: a hub name, and `huggingface_hub` is not installed.
         ConnectionError: a hub name, neither cached nor reachable.
+        ValueError: a file is not what it should be.
     """
     config_file, bpe_file = _in_folder(Path(path)) if Path(path).is_dir() else _from_hub(str(path))
-    config = json.loads(config_file.read_text())
-    return FastCodec(
-        bpe=tokenizers.Tokenizer.from_file(str(bpe_file)), scale=config["scale"], min_token=config["min_token"]
-    )
+    file = config_file
+    try:
+        config = json.loads(config_file.read_text())
+        scale, min_token = config["scale"], config["min_token"]
+        file = bpe_file
+        bpe = tokenizers.Tokenizer.from_file(str(bpe_file))
+    except Exception as error:  # the tokenizer library raises no type of its own
+        raise ValueError(
+            f"{file} of a FAST processor cannot be read: {found_instead(file) or first_line(error)}"
+        ) from error
+    return FastCodec(bpe=bpe, scale=scale, min_token=min_token)
 
 
 def codec_urls(path: str | Path) -> list[str]:

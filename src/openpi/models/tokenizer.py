@@ -15,6 +15,8 @@ import sentencepiece
 from openpi.models.fast_codec import FastCodec, UndecodableActionsError, load_codec
 from openpi.shared import download
 from openpi.shared.collected_warnings import Warnings
+from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import content_instead
 
 if TYPE_CHECKING:
     from openpi.models.action_grammar import ActionGrammar
@@ -335,7 +337,18 @@ class _ActionText:
 
 
 def state_as_text(state: np.ndarray) -> str:
-    """The 256 bins that a normalised state falls into, separated by blanks; -1 below the first bin."""
+    """The 256 bins that a normalised state falls into, separated by blanks; -1 below the first bin.
+
+    Raises:
+        ValueError: a value that is not finite, which would read as the largest.
+    """
+    values = np.asarray(state, float).reshape(-1)
+    if not np.isfinite(values).all():
+        dim = int(np.argmin(np.isfinite(values)))
+        raise ValueError(
+            f"the normalised state is {values[dim]} in dimension {dim}; expected finite numbers. Look for NaN in what "
+            "was measured, and in the statistics"
+        )
     return " ".join(map(str, np.digitize(np.asarray(state), _STATE_BIN_EDGES) - 1))
 
 
@@ -371,7 +384,13 @@ def load_sentencepiece(model_path: str | Path | None) -> sentencepiece.SentenceP
         FileNotFoundError, ConnectionError: it is neither there nor reachable; the message says where to put
         it.
     """
-    return sentencepiece.SentencePieceProcessor(model_proto=_read_model(model_path))
+    content = _read_model(model_path)
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        place = model_path or PALIGEMMA_TOKENIZER_URL
+        why = content_instead(content) or f"{first_line(error)}. Bring it here again"
+        raise ValueError(f"tokenizer {place} is no sentencepiece model: {why}") from error
 
 
 def _read_model(model_path: str | Path | None) -> bytes:

@@ -69,6 +69,7 @@ class DataConfig:
         prompt_from_task: put the text of the frame's task under `prompt`.
         rlds_data_dir, action_space, datasets, shuffle_buffer_size: of DROID in RLDS form.
         local_files_only: never ask the hub for the dataset, as in configs of the first release.
+        exclude_episodes: numbers of episodes that are neither trained on nor validated with, because they are spoilt.
     """
 
     repo_id: str | None = None
@@ -85,6 +86,7 @@ class DataConfig:
     datasets: Sequence[RLDSDataset] = ()
     shuffle_buffer_size: Count = DROID_SHUFFLE_BUFFER
     local_files_only: bool = False
+    exclude_episodes: Sequence[int] = ()
 
     @property
     def dataset_name(self) -> str | None:
@@ -146,12 +148,14 @@ class DataConfigFactory(abc.ABC):
         assets: where the statistics are.
         base_config: values for the `DataConfig` fields that the factory does not set itself.
         use_quantile_norm: None = what the model family was published with (quantiles for all but pi0).
+        exclude_episodes: numbers of episodes of the dataset to leave out, such as those that are spoilt.
     """
 
     repo_id: str | None = None
     assets: AssetsConfig = dataclasses.field(default_factory=AssetsConfig)
     base_config: DataConfig | None = dataclasses.field(default=None, metadata=HIDDEN)
     use_quantile_norm: bool | None = dataclasses.field(default=None, kw_only=True)
+    exclude_episodes: Sequence[int] = dataclasses.field(default=(), kw_only=True)
 
     @abc.abstractmethod
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
@@ -170,6 +174,7 @@ class DataConfigFactory(abc.ABC):
             asset_id=self.asset_id,
             norm_stats=self._load_norm_stats(assets_dirs),
             use_quantile_norm=by_model if self.use_quantile_norm is None else self.use_quantile_norm,
+            exclude_episodes=(*(self.base_config or DataConfig()).exclude_episodes, *self.exclude_episodes),
         )
 
     @property

@@ -137,9 +137,10 @@ def create_dataset(
     an order.
 
     Args:
-        episodes: numbers of the episodes to read; None = all. Not for data in RLDS form.
+        episodes: numbers of the episodes to read; None = all but those that the recipe excludes. Not for data in
+            RLDS form.
     Raises:
-        ValueError: the recipe names no dataset.
+        ValueError: the recipe names no dataset, or a column that it reads holds numbers that are not finite.
     """
     if data_config.rlds_data_dir is not None:
         return FramesInOrder(open_mixture(data_config, model_config.action_horizon))
@@ -147,13 +148,30 @@ def create_dataset(
         return FakeDataset(model_config)
     metadata = open_metadata(data_config)
     steps_s = [step / metadata.fps for step in range(model_config.action_horizon)]
-    return LeRobotDataset(
+    dataset = LeRobotDataset(
         metadata.root,
-        episodes=episodes,
+        episodes=kept_episodes(data_config, metadata) if episodes is None else episodes,
         delta_timestamps=dict.fromkeys(data_config.action_sequence_keys, steps_s),
         columns=features_read(data_config, metadata),
         metadata=metadata,
     )
+    dataset.check_finite()
+    return dataset
+
+
+def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[int] | None:
+    """Numbers of the episodes that the recipe does not exclude; None = it excludes none.
+
+    Raises:
+        ValueError: it excludes all.
+    """
+    if not data_config.exclude_episodes:
+        return None
+    excluded = _excluded(data_config, metadata)
+    kept = [episode.index for episode in metadata.episodes if episode.index not in excluded]
+    if not kept:
+        raise ValueError(f"exclude_episodes leaves none of the {len(metadata.episodes)} episodes of {metadata.root}")
+    return kept
 
 
 def samples_of(dataset: Dataset | FramesInOrder, num_samples: int) -> list[tuple[str, Sample]]:
@@ -188,9 +206,14 @@ def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
 
     Raises:
         FileNotFoundError, ValueError: a dataset or its ranges are not there or cannot be used; or the weights do not
-            add up to 1.
+            add up to 1; or the recipe excludes episodes.
     """
     assert data_config.rlds_data_dir is not None
+    if data_config.exclude_episodes:
+        raise ValueError(
+            "exclude_episodes is set, but data in RLDS form are a stream without numbered episodes; leave them out in "
+            "the file of frame ranges (filter_dict_path)"
+        )
     parts = []
     for dataset in data_config.datasets:
         folder = open_folder(data_config.rlds_data_dir, dataset.name, dataset.version)
@@ -324,9 +347,39 @@ def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int
     check_holdout(config, data_config)
     if split == "all" or not config.holdout_episodes or data_config.repo_id in (None, FAKE_REPO_ID):
         return None
-    numbers = [episode.index for episode in open_metadata(data_config).episodes]
-    train, held = split_episodes(len(numbers), config.holdout_episodes, config.seed)
-    return [numbers[position] for position in (train if split == "train" else held)]
+    train, held = holdout_split(config, open_metadata(data_config), data_config)
+    return train if split == "train" else held
+
+
+def _excluded(data_config: DataConfig, metadata: LeRobotMetadata) -> set[int]:
+    excluded = set(data_config.exclude_episodes)
+    numbers = {episode.index for episode in metadata.episodes}
+    if unknown := sorted(excluded - numbers):
+        raise ValueError(
+            f"exclude_episodes has {unknown}, and {metadata.root} has no such episodes; expected some of its "
+            f"{len(numbers)} numbers, {min(numbers, default=0)} to {max(numbers, default=0)}"
+        )
+    return excluded
+
+
+def holdout_split(config: Any, metadata: LeRobotMetadata, data_config: DataConfig) -> tuple[list[int], list[int]]:
+    """Numbers of the episodes to train on, and of those held out.
+
+    Which are held out does not depend on which are excluded: who leaves out a spoilt one keeps the others' roles.
+
+    Raises:
+        ValueError: nothing is left of either.
+    """
+    numbers = [episode.index for episode in metadata.episodes]
+    excluded = _excluded(data_config, metadata)
+    parts = split_episodes(len(numbers), config.holdout_episodes, config.seed)
+    train, held = ([numbers[i] for i in part if numbers[i] not in excluded] for part in parts)
+    if not train or not held:
+        raise ValueError(
+            f"exclude_episodes leaves {len(train)} episodes to train on and {len(held)} of those held out "
+            f"(holdout_episodes={config.holdout_episodes:g}); exclude fewer, or hold out others"
+        )
+    return train, held
 
 
 def check_holdout(config: Any, data_config: DataConfig) -> None:

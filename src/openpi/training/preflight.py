@@ -333,9 +333,10 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int
     """At most one pass over the episodes held out, in batches that fit however few frames there are."""
     if not config.holdout_episodes:
         return None
-    episodes = data_loader.open_metadata(data_config).episodes
-    _, held = data_loader.split_episodes(len(episodes), config.holdout_episodes, config.seed)
-    num_frames = sum(episodes[position].length for position in held)
+    metadata = data_loader.open_metadata(data_config)
+    _, held = data_loader.holdout_split(config, metadata, data_config)
+    lengths = {episode.index: episode.length for episode in metadata.episodes}
+    num_frames = sum(lengths[episode] for episode in held)
     batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
     if batch_size == 0:
         raise ValueError(f"holdout_episodes={config.holdout_episodes} holds {num_frames} frames; hold out more")

@@ -17,8 +17,7 @@ from openpi.data.dataset import Sample
 from openpi.data.droid_rlds.episode import IMAGE_SHAPE, Episode, kept_frames
 from openpi.data.droid_rlds.in_order import FramesInOrder, episodes
 from openpi.data.droid_rlds.stream import MixturePart
-from openpi.data.lerobot.columns import is_tabular
-from openpi.data.lerobot.metadata import INDEX_FEATURES
+from openpi.data.lerobot.features import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
@@ -105,8 +104,7 @@ class TabularFrames(_Evaluating):
         self._action_keys = tuple(data_config.action_sequence_keys)
         self._tasks = dataset.metadata.tasks
         self._images = _black_images(dataset, data_config)
-        features = dataset.metadata.features
-        names = [key for key in dataset.keys if key in INDEX_FEATURES or is_tabular(features[key])]
+        names = [key for key in dataset.keys if key in INDEX_FEATURES or key in dataset.metadata.column_keys]
         self._columns = {name: dataset.column(name) for name in names}
         lengths = np.diff(dataset.episode_bounds, axis=1)[:, 0]
         self._last_rows = np.repeat(dataset.episode_bounds[:, 1] - 1, lengths)
@@ -190,7 +188,7 @@ class RldsFrames(_Evaluating):
 
     def _episodes(self, part: MixturePart, *, is_drawn: bool) -> Iterator[Episode]:
         """Files are read a few ahead: what takes time on a network disk is waiting."""
-        shards: list[Path] = list(part.folder.shards)
+        shards = part.folder.filled
         if is_drawn:
             shards = [shards[i] for i in np.random.default_rng(_SEED).permutation(len(shards))]
         ahead: deque[Future[list[Episode]]] = deque()
@@ -208,8 +206,9 @@ class RldsFrames(_Evaluating):
                 for future in ahead:
                     future.cancel()
 
-    def _episodes_of(self, shard: Path) -> list[Episode]:
-        return [episode for _, _, episode in episodes(shard, self._mixture.arm_action)]
+    def _episodes_of(self, shard: tuple[Path, int]) -> list[Episode]:
+        path, num_records = shard
+        return [episode for _, _, episode in episodes(path, self._mixture.arm_action, num_records)]
 
 
 def _chosen_rows(num_frames: int, max_frames: int | None) -> np.ndarray:
@@ -229,11 +228,16 @@ def _tabular_dataset(data_config: DataConfig) -> LeRobotDataset:
     metadata = data_loader.open_metadata(data_config)
     used = data_loader.features_read(data_config, metadata)
     columns = [
-        key
-        for key, feature in metadata.features.items()
-        if is_tabular(feature) and (used is None or key in used or key in data_config.action_sequence_keys)
+        key for key in metadata.column_keys if used is None or key in used or key in data_config.action_sequence_keys
     ]
-    return LeRobotDataset(metadata.root, columns=[*columns, *data_config.action_sequence_keys], metadata=metadata)
+    dataset = LeRobotDataset(
+        metadata.root,
+        episodes=data_loader.kept_episodes(data_config, metadata),
+        columns=[*columns, *data_config.action_sequence_keys],
+        metadata=metadata,
+    )
+    dataset.check_finite()
+    return dataset
 
 
 def _black_images(dataset: LeRobotDataset, data_config: DataConfig) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import tensorstore
 
 from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
 
 _MAX_SHOWN = 10
 
@@ -45,7 +46,7 @@ def _problems(folder: Path) -> Iterator[str]:
         except FileNotFoundError:
             continue
         except ValueError as error:
-            yield f"{name} is cut off or no JSON ({first_line(error)})"
+            yield f"{name} is cut off or no JSON ({found_instead(folder / name) or first_line(error)})"
     if not (folder / "manifest.ocdbt").exists():
         if next(folder.glob("*/.zarray"), None) is None:  # one folder for each array, as old checkpoints have
             yield "manifest.ocdbt is missing"
@@ -53,14 +54,16 @@ def _problems(folder: Path) -> Iterator[str]:
     try:
         extents = _extents(folder)
     except (ValueError, OSError) as error:
-        yield f"the index cannot be read ({first_line(error)})"
+        why = found_instead(folder / "manifest.ocdbt", "any") or first_line(error)
+        yield f"the index cannot be read: manifest.ocdbt, {why}"
         return
     for name, end in sorted(extents.items()):
         file = folder / name
         if not file.exists():
             yield f"{name} is missing"
         elif file.stat().st_size < end:
-            yield f"{name} has {file.stat().st_size} bytes and needs {end}"
+            why = found_instead(file, "any")  # what is compressed has a signature of its own
+            yield f"{name} has {file.stat().st_size} bytes and needs {end}{f': {why}' if why else ''}"
 
 
 def value_places(folder: Path) -> dict[str, tuple[Path, int, int]]:

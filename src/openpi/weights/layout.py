@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
 from openpi.shared.tree import unflatten
 from openpi.weights import names, safetensors_io
 from openpi.weights.adapter_base import AdapterBase, Digests, Frozen
@@ -75,7 +76,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({first_line(error)}); expected a JSON object") from error
+        why = found_instead(file) or first_line(error)
+        raise ValueError(f"{file} is damaged ({why}); expected a JSON object") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -161,7 +162,8 @@ def _open_shards(index: Path) -> Tensors:
     try:
         shard_of = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({first_line(error)}); expected an object with 'weight_map'") from error
+        why = found_instead(index) or first_line(error)
+        raise ValueError(f"{index} is damaged ({why}); expected an object with 'weight_map'") from error
     places: dict[str, _Place] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(shard_of.values())):
@@ -183,7 +185,8 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     with file.open("rb") as stream:
         start = int.from_bytes(stream.read(8), "little")
         if size < 8 or start > min(size - 8, _MAX_HEADER_BYTES):
-            raise ValueError(f"{file} is cut off or no safetensors file: its {size} bytes do not hold its header")
+            why = found_instead(file) or f"its {size} bytes do not hold its header"
+            raise ValueError(f"{file} is cut off or no safetensors file: {why}")
         text = stream.read(start)
     try:
         header = dict(json.loads(text))

@@ -178,8 +178,36 @@ def make_episode(features: dict[str, Values], kind: ArmAction, where: str) -> Ep
 
 
 def kept_frames(episode: Episode, ranges: FrameRanges) -> np.ndarray:
-    """int64[n]: those to train on; none of an episode that is no success."""
-    return ranges.kept(episode.key, len(episode)) if episode.is_success else np.zeros(0, np.int64)
+    """int64[n]: those to train on; none of an episode that is no success.
+
+    Raises:
+        ValueError: one of them, or an action that follows, has a number that is not finite.
+    """
+    if not episode.is_success:
+        return np.zeros(0, np.int64)
+    kept = ranges.kept(episode.key, len(episode))
+    if len(kept):
+        onwards = np.arange(kept[0], len(episode))  # chunks go on behind the frames kept
+        for name, values, frames in (
+            ("actions", episode.actions, onwards),
+            (JOINTS, episode.joints, kept),
+            (GRIPPER, episode.gripper, kept),
+        ):
+            _check_finite(episode.key, name, values, frames)
+    return kept
+
+
+def _check_finite(key: str, name: str, values: np.ndarray, frames: np.ndarray) -> None:
+    is_bad = ~np.isfinite(values[frames])
+    if not is_bad.any():
+        return
+    bad_frames = frames[is_bad.any(axis=1)]
+    dim = int(np.argmax(is_bad.any(axis=0)))
+    raise ValueError(
+        f"episode {key}: '{name}' is not finite in {len(bad_frames)} frames, the first {bad_frames[0]} (dimension "
+        f"{dim}); expected finite numbers. Leave the episode out: give it no ranges in the file of frame ranges "
+        "(filter_dict_path)"
+    )
 
 
 def images_of(features: dict[str, Values], camera: str, num_frames: int, where: str) -> Sequence[memoryview]:

@@ -6,10 +6,12 @@ droid-train.tfrecord-00000-of-02048 ...
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from openpi.data.lerobot.files import check_inside, read_json
+from openpi.data.lerobot.meta_values import integer
+from openpi.data.path_template import PathTemplate, inside
 from openpi.shared.errors import listed
 
 _INFO_FILE = "dataset_info.json"
@@ -33,6 +35,11 @@ class TfdsFolder:
     shard_lengths: tuple[int, ...]
 
     @property
+    def filled(self) -> list[tuple[Path, int]]:
+        """The files that have records, with their number."""
+        return [(path, length) for path, length in zip(self.shards, self.shard_lengths, strict=True) if length]
+
+    @property
     def num_episodes(self) -> int:
         return sum(self.shard_lengths)
 
@@ -53,7 +60,7 @@ def open_folder(data_dir: str | Path, name: str, version: str, *, split: str = "
     if not (root / _INFO_FILE).is_file():
         raise FileNotFoundError(_not_there(Path(data_dir).expanduser(), name, version))
     try:
-        info = json.loads((root / _INFO_FILE).read_text())
+        info = read_json(root / _INFO_FILE)
         splits = {entry["name"]: entry for entry in info["splits"]}
         if split not in splits:
             raise ValueError(f"no split '{split}', found: {listed(splits)}")
@@ -70,19 +77,30 @@ def open_folder(data_dir: str | Path, name: str, version: str, *, split: str = "
 
 
 def _shards(root: Path, info: dict[str, Any], split: dict[str, Any]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
-    lengths = tuple(int(length) for length in split["shardLengths"])
+    lengths = tuple(integer(length, "an entry of shardLengths") for length in split["shardLengths"])
     if not sum(lengths):
         raise ValueError(f"split '{split['name']}' has no records")
     kind = info.get("fileFormat", _FORMAT)
     if kind != _FORMAT:
         raise ValueError(f"the files are in the format '{kind}', only '{_FORMAT}' can be read")
-    template = split.get("filepathTemplate") or _TEMPLATE
-    names = {"DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": kind, "NUM_SHARDS": f"{len(lengths):05d}"}
+    count = f"{len(lengths):05d}"
+    names = {"DATASET": str(info["name"]), "SPLIT": str(split["name"]), "FILEFORMAT": kind, "NUM_SHARDS": count}
+    # One of the two says which file it is.
+    numbers = {"SHARD_INDEX", "SHARD_X_OF_Y"}
+    template = PathTemplate(
+        split.get("filepathTemplate") or _TEMPLATE,
+        "filepathTemplate",
+        required=(),
+        optional={*names, *numbers},
+        names={*names, *numbers},
+    )
     paths = []
     for i in range(len(lengths)):
-        index = f"{i:05d}"
-        of = {"SHARD_INDEX": index, "SHARD_X_OF_Y": f"{index}-of-{len(lengths):05d}"}
-        paths.append(root / template.format(**names, **of))
+        name = template.format(**names, SHARD_INDEX=f"{i:05d}", SHARD_X_OF_Y=f"{i:05d}-of-{count}")
+        paths.append(inside(root, name, "filepathTemplate"))
+        check_inside(root, paths[-1])
+    if len(set(paths)) != len(paths):
+        raise ValueError(f"filepathTemplate gives one name to several files: '{paths[0].name}'")
     return tuple(paths), lengths
 
 

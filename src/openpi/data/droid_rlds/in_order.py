@@ -24,9 +24,11 @@ from openpi.data.droid_rlds.tfrecord import Span, TFRecordFile
 _SEED = 0
 
 
-def episodes(shard: Path, kind: ArmAction) -> Iterator[tuple[TFRecordFile, Span, Episode]]:
-    """The columns of every episode of a file; of its images nothing is read."""
-    with TFRecordFile(shard) as file:
+def episodes(
+    shard: Path, kind: ArmAction, num_records: int | None = None
+) -> Iterator[tuple[TFRecordFile, Span, Episode]]:
+    """The columns of every episode of a file, which has `num_records` of them; of its images nothing is read."""
+    with TFRecordFile(shard, num_records) as file:
         while (span := file.next()) is not None:
             features = read_features(file, span, column_names(kind))
             yield file, span, make_episode(features, kind, f"{file.path}, record {span.number}")
@@ -46,7 +48,7 @@ class FramesInOrder:
         """
         left = index
         for part in self.mixture.parts:
-            for file, span, episode, kept in self._walk(part, part.folder.shards):
+            for file, span, episode, kept in self._walk(part, part.folder.filled):
                 if 0 <= left < len(kept):
                     return self._load(file, span, episode, int(kept[left]))
                 left -= len(kept)
@@ -60,7 +62,7 @@ class FramesInOrder:
         """
         samples = []
         for part in self.mixture.parts:
-            shards = [shard for shard, n in zip(part.folder.shards, part.folder.shard_lengths, strict=True) if n]
+            shards = part.folder.filled
             places = np.unique(np.linspace(0, len(shards) - 1, -(-num_samples // len(self.mixture.parts))).astype(int))
             for place in places:
                 for file, span, episode, kept in self._walk(part, [*shards[place:], *shards[:place]]):
@@ -74,12 +76,12 @@ class FramesInOrder:
         return samples
 
     def _walk(
-        self, part: MixturePart, shards: Iterable[Path]
+        self, part: MixturePart, shards: Iterable[tuple[Path, int]]
     ) -> Iterator[tuple[TFRecordFile, Span, Episode, np.ndarray]]:
         """Episodes with frames; ends early where there seem to be none."""
         barren = 0
-        for shard in shards:
-            for file, span, episode in episodes(shard, self.mixture.arm_action):
+        for shard, num_records in shards:
+            for file, span, episode in episodes(shard, self.mixture.arm_action, num_records):
                 kept = kept_frames(episode, part.ranges)
                 barren = 0 if len(kept) else barren + 1
                 if barren == MAX_BARREN:

@@ -20,6 +20,7 @@ import math
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ class LaneReader:
     """
 
     def __init__(self, folder: TfdsFolder, lane: int, num_lanes: int, order: tuple[int, ...] | None):
-        self._shards = [path for path, length in zip(folder.shards, folder.shard_lengths, strict=True) if length]
+        self._shards = folder.filled
         self._lane = lane
         self._num_lanes = num_lanes
         self._order = order
@@ -203,7 +204,7 @@ class LaneReader:
             ValueError, OSError: it cannot be read.
         """
         while True:
-            self._file = self._file or TFRecordFile(self._shard())
+            self._file = self._file or TFRecordFile(*self._shard())
             span = self._file.next()
             if span is not None:
                 where = f"{self._file.path}, record {span.number}"
@@ -215,7 +216,7 @@ class LaneReader:
         """Makes the record there the next one."""
         self.close()
         self._ordinal, number = position
-        self._file = TFRecordFile(self._shard())
+        self._file = TFRecordFile(*self._shard())
         for _ in range(number):
             self._file.next()
 
@@ -228,7 +229,8 @@ class LaneReader:
         """Place of the file in the row from which all lanes are dealt."""
         return self._lane + self._ordinal * self._num_lanes
 
-    def _shard(self) -> Any:
+    def _shard(self) -> tuple[Path, int]:
+        """The file, and how many records it has."""
         turn, place = divmod(self._card(), len(self._shards))
         if self._order is None:
             return self._shards[place]

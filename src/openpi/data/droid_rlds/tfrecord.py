@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from openpi.shared.file_kinds import found_instead
+
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
@@ -26,12 +28,15 @@ class Span(NamedTuple):
 class TFRecordFile:
     """One file, walked from record to record; a record that is not loaded costs a read of 12 bytes.
 
+    Args:
+        num_records: that it should have; None = as many as there are.
     Raises, from its methods:
         ValueError: the file is damaged or cut; it and the record are named.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, num_records: int | None = None):
         self.path = path
+        self._num_records = num_records
         self._file = path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
         self._number = 0
@@ -40,6 +45,11 @@ class TFRecordFile:
     def next(self) -> Span | None:
         """The record that follows the one returned last; None at the end."""
         if self._offset == self._size:
+            if self._num_records not in (None, self._number):
+                raise self._damaged(
+                    self._number,
+                    f"the file ends after {self._number} records, dataset_info.json says {self._num_records}",
+                )
             return None
         if self._offset + _HEADER.size > self._size:
             raise self._damaged(self._number, "the file ends within the record's header")
@@ -83,7 +93,8 @@ class TFRecordFile:
         self.close()
 
     def _damaged(self, number: int, reason: str) -> ValueError:
-        return ValueError(f"{self.path}, record {number}: {reason}; the file is damaged. Copy it anew")
+        why = (number == 0 and found_instead(self.path)) or "the file is damaged. Copy it anew"
+        return ValueError(f"{self.path}, record {number}: {reason}; {why}")
 
 
 def masked_crc32c(data: bytes) -> int:

@@ -1,56 +1,47 @@
 """Tabular columns of a LeRobot dataset as NumPy arrays, in the dtypes in which samples leave the reader.
 
-The library hands out floats as float32 and integers as int64 whatever the file holds, so we do too.
+The library hands out floats as float32 and integers as int64 whatever the file holds, so we do too; arrays of small
+integers of two dimensions and more (masks, tactile pictures) keep their dtype, which is what they take in memory.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Episode, Feature, read_parquet
+from openpi.data.lerobot.episode_table import Episode, leave_out, named
+from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
+from openpi.data.lerobot.files import read_parquet
 
+_ROWS_SEARCHED = 100_000  # for a message
 _READ_THREADS = 8  # reading a v2 dataset means opening thousands of small files, which is mostly waiting
 
 
-def is_tabular(feature: Feature) -> bool:
-    """True for features that `load_columns` can hand out: numbers, booleans and plain strings."""
-    dtype = feature["dtype"]
-    if dtype in CAMERA_DTYPES:
-        return False
-    if dtype == "string":
-        return True
-    try:
-        return np.dtype(dtype).kind in "fiub"
-    except TypeError:  # structured columns of newer writers, such as language annotations
-        return False
+@dataclass(frozen=True)
+class Columns:
+    """Columns of the episodes that were asked for.
+
+    Attributes:
+        values: by name.
+        first_rows: episode index -> row of its first frame in its data file.
+    """
+
+    values: dict[str, np.ndarray]
+    first_rows: dict[int, int]
 
 
-def first_rows(episodes: Iterable[Episode]) -> dict[int, int]:
-    """Episode index -> row of its first frame in its data file. `episodes` are all those of the dataset."""
-    first_frame_of_file: dict[Path, int] = {}
-    rows = {}
-    for episode in episodes:
-        begin = first_frame_of_file.setdefault(episode.data_path, episode.dataset_from)
-        rows[episode.index] = episode.dataset_from - begin
-    return rows
-
-
-def load_columns(
-    episodes: Sequence[Episode],
-    rows: Mapping[int, int],
-    features: Mapping[str, Feature],
-    names: Collection[str],
-) -> dict[str, np.ndarray]:
+def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], names: Collection[str]) -> Columns:
     """Reads whole columns of `episodes`, concatenated in their order.
+
+    The rows of an episode are those whose `episode_index` says so, wherever they stand in the file.
 
     Args:
         episodes: those wanted, in dataset order.
-        rows: from `first_rows`.
         names: tabular features to read.
     Returns:
         `[n, *shape]` per name, shape (1,) dropped: float32, int64, bool or object (strings). Read-only.
@@ -61,64 +52,74 @@ def load_columns(
     wanted = list(dict.fromkeys([*names, "episode_index"]))
     files = [(path, list(group)) for path, group in groupby(episodes, key=lambda episode: episode.data_path)]
 
-    def load(file: tuple[Path, list[Episode]]) -> dict[str, np.ndarray]:
-        return _load_file(*file, rows, features, wanted)
+    def load(file: tuple[Path, list[Episode]]) -> Columns:
+        return _load_file(*file, features, wanted)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         parts = list(pool.map(load, files))
     columns = {}
     for name in names:
-        pieces = [part.pop(name) if name != "episode_index" else part[name] for part in parts]
+        pieces = [part.values.pop(name) if name != "episode_index" else part.values[name] for part in parts]
         column = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         column.flags.writeable = False
         columns[name] = column
-    return columns
+    return Columns(columns, {index: row for part in parts for index, row in part.first_rows.items()})
 
 
 def _load_file(
-    path: Path,
-    episodes: Sequence[Episode],
-    rows: Mapping[int, int],
-    features: Mapping[str, Feature],
-    names: Sequence[str],
-) -> dict[str, np.ndarray]:
-    table = read_parquet(path, columns=list(names))
+    path: Path, episodes: Sequence[Episode], features: Mapping[str, Feature], names: Sequence[str]
+) -> Columns:
+    try:
+        table = read_parquet(path, columns=list(names))
+    except (FileNotFoundError, ValueError) as error:
+        indices = [episode.index for episode in episodes]
+        raise type(error)(f"{error}. It holds {named(indices)}: or {leave_out(indices)}") from error
     if missing := [name for name in names if name not in table.column_names]:
         raise ValueError(f"{path} lacks the columns {missing} that meta/info.json lists as features")
     columns = {name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in names}
-    spans = [slice(rows[episode.index], rows[episode.index] + episode.length) for episode in episodes]
-    for episode, span in zip(episodes, spans, strict=True):
-        _check_rows(path, episode, columns["episode_index"][span])
-    if list(_merged(spans)) == [slice(0, len(table))]:
-        return columns
-    return {name: np.concatenate([column[span] for span in spans]) for name, column in columns.items()}
+    runs = _runs(path, columns["episode_index"])
+    spans = [_rows_of(path, episode, runs) for episode in episodes]
+    first_rows = {episode.index: span.start for episode, span in zip(episodes, spans, strict=True)}
+    if not _are_all(spans, len(table)):
+        columns = {name: np.concatenate([column[span] for span in spans]) for name, column in columns.items()}
+    return Columns(columns, first_rows)
 
 
 def _feature(features: Mapping[str, Feature], name: str) -> Feature:
-    return features.get(name) or {"dtype": INDEX_FEATURES[name], "shape": (1,)}
+    return features.get(name) or {"dtype": INDEX_FEATURES[name], "shape": [1]}
 
 
-def _merged(spans: Iterable[slice]) -> Iterator[slice]:
-    """Adjacent spans as one."""
-    current = None
-    for span in spans:
-        if current is not None and span.start == current.stop:
-            current = slice(current.start, span.stop)
-            continue
-        if current is not None:
-            yield current
-        current = span
-    if current is not None:
-        yield current
+def _runs(path: Path, episode_index: np.ndarray) -> dict[int, slice]:
+    """The rows of each episode of a file, which follow one another."""
+    cuts = np.flatnonzero(np.diff(episode_index)) + 1
+    begins = np.concatenate([[0], cuts]).astype(int) if len(episode_index) else np.zeros(0, int)
+    ends = [*cuts.tolist(), len(episode_index)]
+    runs: dict[int, slice] = {}
+    for begin, end, index in zip(begins.tolist(), ends, episode_index[begins].tolist(), strict=False):
+        if index in runs:
+            raise ValueError(
+                f"{path} holds frames of episode {index} from row {runs[index].start} and again from row {begin}, with "
+                f"others between; expected all of an episode together. Write the file again, or {leave_out([index])}"
+            )
+        runs[index] = slice(begin, end)
+    return runs
 
 
-def _check_rows(path: Path, episode: Episode, found: np.ndarray) -> None:
-    if len(found) == episode.length and (found == episode.index).all():
-        return
+def _rows_of(path: Path, episode: Episode, runs: Mapping[int, slice]) -> slice:
+    rows = runs.get(episode.index, slice(0, 0))
+    found = rows.stop - rows.start
+    if found == episode.length:
+        return rows
     raise ValueError(
-        f"{path} holds {np.count_nonzero(found == episode.index)} frames of episode {episode.index} where "
-        f"meta/episodes promises {episode.length}; the data and the metadata come from different recordings"
+        f"{path} holds {found} frames of episode {episode.index} where meta/episodes promises {episode.length} (it has "
+        f"frames of {named(list(runs)) if runs else 'none'}). Bring the file or the table of episodes again, or "
+        f"{leave_out([episode.index])}"
     )
+
+
+def _are_all(spans: Sequence[slice], num_rows: int) -> bool:
+    ends = [0, *(span.stop for span in spans)]
+    return ends[-1] == num_rows and all(span.start == end for span, end in zip(spans, ends, strict=False))
 
 
 def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray:
@@ -128,25 +129,69 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], column.type)
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
+    is_even = True
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
+        is_even = is_even and not values.null_count and (_is_fixed(values.type) or _are_equal(values.value_lengths()))
         values = values.flatten()
     if feature["dtype"] == "string":
-        return np.array(values.to_pylist(), dtype=object)
+        texts = values.to_pylist()
+        if not all(isinstance(text, str) for text in texts) or len(texts) != len(column):
+            raise ValueError(f"{name} holds {column.type}; expected a text in each row, as meta/info.json says")
+        return np.array(texts, dtype=object)
     shape = () if tuple(feature["shape"]) == (1,) else tuple(feature["shape"])
-    if values.null_count or len(values) != len(column) * math.prod(shape):
+    if not is_even or values.null_count or len(values) != len(column) * math.prod(shape):
         raise ValueError(
-            f"{name}: {len(values) - values.null_count} values in {len(column)} rows, expected shape {shape} "
-            f"per row as meta/info.json says"
+            f"{name}: {len(values) - values.null_count} values in {len(column)} rows{_first_odd_row(column, shape)}, "
+            f"expected shape {shape} per row as meta/info.json says ({described(feature)}). Correct the entry, or "
+            "write the column again"
         )
     array = values.to_numpy(zero_copy_only=False)
-    return array.astype(_sample_dtype(array.dtype), copy=False).reshape(len(column), *shape)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {values.type}; expected numbers, as meta/info.json says ({described(feature)})")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {array.max()}, beyond the integers of 64 bits; expected smaller numbers")
+    if array.dtype.kind == "f" and np.dtype(feature["dtype"]).kind in "iu":
+        array = _whole_numbers(array, name)
+    return array.astype(_sample_dtype(array.dtype, len(shape)), copy=False).reshape(len(column), *shape)
+
+
+def _whole_numbers(array: np.ndarray, name: str) -> np.ndarray:
+    """Integers that a writer stored as floats, as pandas does."""
+    if not np.isfinite(array).all() or (array != np.rint(array)).any():
+        odd = array[~np.isfinite(array) | (array != np.rint(array))][0]
+        raise ValueError(f"{name} holds {odd}; expected whole numbers, as meta/info.json says")
+    return array.astype(np.int64)
+
+
+def _first_odd_row(column: pa.ChunkedArray, shape: tuple[int, ...]) -> str:
+    """Where the values of a row are not as many as its shape says."""
+    for row, value in enumerate(column.to_pylist()[:_ROWS_SEARCHED]):
+        count, is_whole = _count(value)
+        if count != math.prod(shape) or not is_whole:
+            return f" (row {row} has {count}{'' if is_whole else ', some of them null'})"
+    return ""
+
+
+def _count(value: object) -> tuple[int, bool]:
+    """How many values a cell has, and whether none of them is null."""
+    if not isinstance(value, list):
+        return (0, False) if value is None else (1, True)
+    parts = [_count(part) for part in value]
+    return sum(count for count, _ in parts), all(is_whole for _, is_whole in parts)
+
+
+def _are_equal(lengths: pa.Array) -> bool:
+    numbers = lengths.to_numpy(zero_copy_only=False)
+    return len(numbers) == 0 or bool((numbers == numbers[0]).all())
 
 
 def _is_fixed(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind)
 
 
-def _sample_dtype(dtype: np.dtype) -> np.dtype:
+def _sample_dtype(dtype: np.dtype, num_axes: int) -> np.dtype:
+    if num_axes > 1 and dtype.kind in "iu" and dtype.itemsize < 8:
+        return dtype
     return np.dtype({"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}[dtype.kind])
 
 

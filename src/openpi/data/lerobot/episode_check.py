@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ the description is written anew.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature, LeRobotMetadata
-from openpi.data.lerobot.stats import FeatureStats
+from openpi.data.lerobot import home
+from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.files import read_json
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.stats import FeatureStats, read_stats
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
 
 APPENDABLE = "v3.0"
@@ -52,10 +52,7 @@ class ExistingDataset:
                 f"{root} has format {metadata.version}; episodes can be appended to {APPENDABLE} only. Convert the "
                 "recordings anew, all together"
             )
-        info = json.loads((root / "meta/info.json").read_text(encoding="utf-8"))
-        stats = json.loads((root / "meta/stats.json").read_text(encoding="utf-8"))
-        arrays = {key: {name: np.asarray(value) for name, value in stat.items()} for key, stat in stats.items()}
-        return cls(metadata, info, arrays)
+        return cls(metadata, read_json(root / home.INFO_FILE), read_stats(root / "meta/stats.json"))
 
     @property
     def video_codec(self) -> str | None:

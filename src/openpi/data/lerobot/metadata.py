@@ -3,56 +3,37 @@
 v2 keeps one data file, and one video file per camera, for each episode; v3 packs many episodes into one file
 and records where each begins. Here both are the same: an episode knows its data file, and for each camera the
 video file and the time at which it starts in there.
+
+Nothing in there is believed: every entry is checked for its type and range when it is read, here, and whether the
+entries agree with each other; whether they agree with the data is seen when those are opened (`reader.py`).
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from openpi.data.lerobot import home
+from openpi.data.lerobot.episode_table import (
+    V3_COLUMNS,
+    V3_VIDEO_COLUMNS,
+    DataPaths,
+    Episode,
+    check_table,
+    episodes_v2,
+    episodes_v3,
+)
+from openpi.data.lerobot.features import Feature, is_tabular, read_features, unreadable_picture
+from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.meta_values import Rows, integer, number, text
+from openpi.data.lerobot.tasks import read_tasks
+from openpi.data.path_template import PathTemplate
 
-Feature = dict[str, Any]
-"""`{"dtype": "image" | "video" | "string" | numpy name, "shape": [...], "names": [...] | None, ...}`"""
-
-INDEX_FEATURES: Mapping[str, str] = {
-    "timestamp": "float32",
-    "frame_index": "int64",
-    "episode_index": "int64",
-    "index": "int64",
-    "task_index": "int64",
-}
-"""Scalar columns of every LeRobot table. `timestamp` is in seconds from the start of the episode."""
-
-CAMERA_DTYPES = ("image", "video")
-
-
-@dataclass(frozen=True, slots=True)
-class VideoSpan:
-    """Where the frames of one episode and one camera lie."""
-
-    path: Path
-    start_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One recording. `[dataset_from, dataset_to)` are frame numbers in the whole dataset."""
-
-    index: int
-    length: int
-    tasks: tuple[str, ...]
-    dataset_from: int
-    data_path: Path
-    videos: Mapping[str, VideoSpan]
-
-    @property
-    def dataset_to(self) -> int:
-        return self.dataset_from + self.length
+_MAX_FPS = 10_000
+_CAMERA = "video_key"
 
 
 @dataclass(frozen=True)
@@ -69,16 +50,27 @@ class LeRobotMetadata:
 
     @property
     def camera_keys(self) -> tuple[str, ...]:
-        """Colour cameras, whether stored as images or as video. Depth maps are not among them."""
+        """Cameras of 8-bit RGB, whether stored as images or as video."""
         return self.image_keys + self.video_keys
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        return tuple(k for k, f in self.features.items() if f["dtype"] == "image" and not is_depth(f))
+        return tuple(k for k, f in self.features.items() if f["dtype"] == "image" and k not in self.unreadable)
 
     @property
     def video_keys(self) -> tuple[str, ...]:
-        return tuple(k for k, f in self.features.items() if f["dtype"] == "video" and not is_depth(f))
+        return tuple(k for k, f in self.features.items() if f["dtype"] == "video" and k not in self.unreadable)
+
+    @property
+    def column_keys(self) -> tuple[str, ...]:
+        """Features that are whole columns of numbers, booleans or texts."""
+        return tuple(k for k, f in self.features.items() if is_tabular(f) and k not in self.unreadable)
+
+    @cached_property
+    def unreadable(self) -> Mapping[str, str]:
+        """Depth maps and other pictures that are no cameras here, and why."""
+        reasons = {key: unreadable_picture(key, feature) for key, feature in self.features.items()}
+        return {key: reason for key, reason in reasons.items() if reason is not None}
 
     @property
     def num_frames(self) -> int:
@@ -90,165 +82,105 @@ class LeRobotMetadata:
 
         Raises:
             FileNotFoundError: a file of the format is missing.
-            ValueError: the format version is unknown, or a file does not hold what the format says.
+            ValueError: the format version is unknown, or an entry is not what the format says; the message has the
+            file, the entry, what was found and what was expected.
         """
-        info = _read_json(root / home.INFO_FILE)
-        version = _require_known_version(root, str(info.get("codebase_version")))
-        try:
-            load = _load_v3 if version.startswith("v3") else _load_v2
-            tasks, episodes = load(root, info)
-            return cls(
-                root=root,
-                version=version,
-                fps=info["fps"],
-                robot_type=info.get("robot_type"),
-                features=info["features"],
-                tasks=tasks,
-                episodes=tuple(episodes),
-            )
-        except KeyError as error:
-            raise ValueError(f"{root / 'meta'} is incomplete: no entry {error} (format {version})") from error
+        path = root / home.INFO_FILE
+        info = read_json(path)
+        version = _require_known_version(path, str(info.get("codebase_version")))
+        robot = info.get("robot_type")
+        fps = number(_entry(info, "fps", path), f"{path}, 'fps'", 1e-3, _MAX_FPS)
+        features = read_features(_entry(info, "features", path), f"{path}, 'features'")
+        load = _load_v3 if version.startswith("v3") else _load_v2
+        tasks, episodes = load(root, path, info, features)
+        check_table(episodes, info, path)
+        return cls(
+            root=root,
+            version=version,
+            fps=fps,
+            robot_type=None if robot is None else text(robot, f"{path}, 'robot_type'"),
+            features=features,
+            tasks=tasks,
+            episodes=tuple(episodes),
+        )
 
 
-def is_depth(feature: Feature) -> bool:
-    """True for depth video, whose frames are 12-bit grey and not an RGB camera."""
-    info = feature.get("info") or feature.get("video_info") or {}
-    return bool(info.get("video.is_depth_map", info.get("is_depth_map", False)))
+def _entry(info: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in info:
+        raise ValueError(f"{path} is incomplete: no entry '{name}' (format {info.get('codebase_version')})")
+    return info[name]
 
 
-def _require_known_version(root: Path, version: str) -> str:
+def _require_known_version(path: Path, version: str) -> str:
     if version in home.FORMAT_VERSIONS:
         return version
     raise ValueError(
-        f"{root / home.INFO_FILE} has codebase_version '{version}'; readable are "
-        f"{', '.join(reversed(home.FORMAT_VERSIONS))}. Convert it with a LeRobot release that reads it"
+        f"{path} has codebase_version '{version}'; readable are {', '.join(reversed(home.FORMAT_VERSIONS))}. Convert "
+        "it with a LeRobot release that reads it"
     )
 
 
-# --- v2.0, v2.1 ---------------------------------------------------------------------------------------------
+_Loaded = tuple[dict[int, str], list[Episode]]
 
 
-def _load_v2(root: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Episode]]:
-    tasks = {row["task_index"]: row["task"] for row in _read_jsonl(root / "meta/tasks.jsonl")}
-    rows = sorted(_read_jsonl(root / "meta/episodes.jsonl"), key=lambda row: row["episode_index"])
-    video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    episodes, begin = [], 0
-    for row in rows:
-        place = {
-            "episode_index": row["episode_index"],
-            "episode_chunk": row["episode_index"] // info["chunks_size"],
-        }
-        videos = {key: VideoSpan(root / info["video_path"].format(video_key=key, **place), 0.0) for key in video_keys}
-        episodes.append(
-            Episode(
-                index=row["episode_index"],
-                length=row["length"],
-                tasks=tuple(row.get("tasks", ())),
-                dataset_from=begin,
-                data_path=root / info["data_path"].format(**place),
-                videos=videos,
-            )
-        )
-        begin += row["length"]
-    return tasks, episodes
+def _load_v2(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> _Loaded:
+    paths = _paths(root, path, info, features, required=("episode_index",), optional=("episode_chunk",))
+    chunks_size = integer(_entry(info, "chunks_size", path), f"{path}, 'chunks_size'", 1)
+    file = root / "meta/episodes.jsonl"
+    episodes = episodes_v2(Rows.of_objects(file, read_jsonl(file)), chunks_size, paths)
+    file = root / "meta/tasks.jsonl"
+    rows = Rows.of_objects(file, read_jsonl(file))
+    return read_tasks(rows, "task", episodes), episodes
 
 
-# --- v3.0 ---------------------------------------------------------------------------------------------------
-
-
-def _load_v3(root: Path, info: Mapping[str, Any]) -> tuple[dict[int, str], list[Episode]]:
-    video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    rows = sorted(_episode_rows_v3(root, video_keys), key=lambda row: row["episode_index"])
-    return _tasks_v3(root), [_episode_v3(root, info, row, video_keys) for row in rows]
-
-
-def _tasks_v3(root: Path) -> dict[int, str]:
-    path = root / "meta/tasks.parquet"
-    table = read_parquet(path)
+def _load_v3(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> _Loaded:
+    paths = _paths(root, path, info, features, required=("chunk_index", "file_index"))
+    episodes = episodes_v3(_episode_rows_v3(root, list(paths.videos)), paths)
+    file = root / "meta/tasks.parquet"
+    table = read_parquet(file)
     # The text is the pandas index: its column name depends on the versions of the writer, its type does not.
-    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    if len(table) == 0:
-        return {}
-    if not texts:
-        raise ValueError(f"{path} has no text column, found {table.column_names}")
-    name = "task" if "task" in texts else texts[0]
-    return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    texts = [f.name for f in table.schema if f.name != "task_index" and not _is_number(f.type)]
+    if len(table) and not texts:
+        raise ValueError(f"{file} has no text column, found {table.column_names}")
+    column = "task" if "task" in texts else next(iter(texts), "")
+    return read_tasks(Rows.of_table(file, table), column, episodes), episodes
 
 
-def _episode_rows_v3(root: Path, video_keys: list[str]) -> Iterator[dict[str, Any]]:
-    paths = sorted((root / "meta/episodes").glob("*/*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"{root / 'meta/episodes'} holds no parquet file")
-    names = ["episode_index", "tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
-    for key in video_keys:
-        names += [f"videos/{key}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
-    for path in paths:
-        # Statistics take most of these files, and nobody here reads them.
-        yield from read_parquet(path, columns=names).to_pylist()
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _episode_v3(root: Path, info: Mapping[str, Any], row: Mapping[str, Any], video_keys: list[str]) -> Episode:
-    videos = {}
-    for key in video_keys:
-        prefix = f"videos/{key}/"
-        if row.get(prefix + "file_index") is None:  # a camera that this episode was recorded without
-            continue
-        path = info["video_path"].format(
-            video_key=key, chunk_index=row[prefix + "chunk_index"], file_index=row[prefix + "file_index"]
-        )
-        videos[key] = VideoSpan(root / path, row[prefix + "from_timestamp"])
-    data_path = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-    return Episode(
-        index=row["episode_index"],
-        length=row["length"],
-        tasks=tuple(row.get("tasks") or ()),
-        dataset_from=row["dataset_from_index"],
-        data_path=root / data_path,
-        videos=videos,
+def _episode_rows_v3(root: Path, video_keys: list[str]) -> list[Rows]:
+    files = sorted((root / "meta/episodes").glob("*/*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{root / 'meta/episodes'} holds no parquet file; copy or download the dataset again")
+    # Statistics take most of these files, and nobody here reads them.
+    names = [*V3_COLUMNS, *(f"videos/{key}/{part}" for key in video_keys for part in V3_VIDEO_COLUMNS)]
+    return [Rows.of_table(file, read_parquet(file, columns=names)) for file in files]
+
+
+def _paths(
+    root: Path,
+    path: Path,
+    info: Mapping[str, Any],
+    features: Mapping[str, Feature],
+    *,
+    required: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+) -> DataPaths:
+    data = PathTemplate(_entry(info, "data_path", path), f"{path}, 'data_path'", required=required, optional=optional)
+    cameras = [key for key, f in features.items() if f["dtype"] == "video" and unreadable_picture(key, f) is None]
+    if not cameras:
+        return DataPaths(root, data, {})
+    if len(cameras) > 1:  # a single one may do without its name in the path
+        required = (*required, _CAMERA)
+    video = PathTemplate(
+        _entry(info, "video_path", path),
+        f"{path}, 'video_path'",
+        required=required,
+        optional=(*optional, _CAMERA),
+        names=(_CAMERA,),
     )
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens a table for partial reads, with errors that say what to do.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file has no footer, which a writer adds last.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset file {path} is missing; copy or download the dataset again")
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{path} is not a finished parquet file: the recording stopped before its writer was finalised. "
-            f"Finish it with the writer's finalize(), or remove the episodes of this file ({error})"
-        ) from error
-
-
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Reads the columns named that exist in the file; None = all."""
-    with open_parquet(path) as file:
-        present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-        return file.read(columns=present)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset file {path} is missing; copy or download the dataset again")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset file {path} is missing; copy or download the dataset again")
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON lines: {error}") from error
+    for key in cameras:
+        video.check_name(_CAMERA, key)
+    return DataPaths(root, data, dict.fromkeys(cameras, video))

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openpi.data.lerobot.metadata import open_parquet
+from openpi.data.lerobot.files import open_parquet
 
 _HEADER_BYTES = 4096  # more than a page header takes, unless it carries long statistics
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3

@@ -16,7 +16,7 @@ import numpy as np
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import FrameStream, check_episode
-from openpi.data.lerobot.metadata import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
 
 _ARRAYS, _STATS = "columns.npz", "stats.json"
 _PREFIX = "column/"  # NumPy's function has arguments of its own, such as `file`

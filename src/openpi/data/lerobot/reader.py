@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 
 from openpi.data.dataset import Sample
-from openpi.data.lerobot.columns import first_rows, is_tabular, load_columns
+from openpi.data.lerobot.columns import load_columns
+from openpi.data.lerobot.episode_table import Episode, leave_out, named
+from openpi.data.lerobot.features import INDEX_FEATURES
+from openpi.data.lerobot.files import check_inside
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.images import ImageColumns
-from openpi.data.lerobot.metadata import INDEX_FEATURES, Episode, LeRobotMetadata, is_depth
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.row_checks import check_finite, check_rows
 from openpi.data.lerobot.video import VideoCache, VideoFile
+from openpi.data.lerobot.video_layout import VideoLayout
 
 DELTA_TOLERANCE_S = 1e-4
 MAX_VIDEOS_CHECKED_AT_LOAD = 2000  # opening one takes 0.4 ms from a warm disk; the others are checked on first use
@@ -65,9 +70,12 @@ class LeRobotDataset:
         }
         ends = np.cumsum([episode.length for episode in self._episodes], dtype=np.int64)
         self.episode_bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
-        self._rows = first_rows(self.metadata.episodes)
-        self._videos = VideoCache(self.metadata.fps)
         self._images = ImageColumns(self.metadata.root)
+        videos = [key for key in self._keys if key in self.metadata.video_keys]
+        chosen = [episode.index for episode in self._episodes]
+        self._layout = VideoLayout(self.metadata.episodes, chosen, videos, self.metadata.fps)
+        self._videos = VideoCache(self.metadata.fps, self._layout.check)
+        self._first_rows: Mapping[int, int] = {}
         self._check_files()
 
     def __len__(self) -> int:
@@ -82,7 +90,7 @@ class LeRobotDataset:
             sample[key], is_pad = self._read(key, frame, position, int(begin), int(end))
             if is_pad is not None:
                 sample[f"{key}_is_pad"] = is_pad
-        sample["task"] = self._task(int(self._columns["task_index"][frame]))
+        sample["task"] = self.metadata.tasks[int(self._columns["task_index"][frame])]
         return sample
 
     @property
@@ -103,11 +111,18 @@ class LeRobotDataset:
         """
         if name in self._columns:
             return self._columns[name]
-        feature = self.metadata.features.get(name)
-        if feature is None or not is_tabular(feature):
-            tabular = [key for key, value in self.metadata.features.items() if is_tabular(value)]
-            raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {tabular}")
+        if name not in self.metadata.column_keys:
+            columns = list(self.metadata.column_keys)
+            raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {columns}")
         return self._load([name])[name]
+
+    def check_finite(self) -> None:
+        """Refuses numbers that no policy can learn from, in any column that samples carry.
+
+        Raises:
+            ValueError: with the column, the dimension, the episodes and frames, and the way out.
+        """
+        check_finite(self._columns, self.episode_bounds, self._episodes, self.metadata)
 
     # --- one sample -----------------------------------------------------------------------------------------
 
@@ -128,24 +143,11 @@ class LeRobotDataset:
         """Frames of one camera, `offsets` counting from the start of the episode."""
         episode = self._episodes[position]
         if self.metadata.features[key]["dtype"] == "image":
-            row = self._rows[episode.index]
+            row = self._first_rows[episode.index]
             return [self._images.image_at(episode.data_path, key, row + offset) for offset in offsets]
-        span = episode.videos.get(key)
-        if span is None:
-            raise ValueError(f"episode {episode.index} of {self.metadata.root} has no video of camera '{key}'")
-        # Not the float32 timestamp column: beyond 1000 s it is off by more than the tolerance of a frame
-        # search.
-        times_s = [span.start_s + offset / self.metadata.fps for offset in offsets]
-        return self._videos.frames_at(span.path, times_s)
-
-    def _task(self, task_index: int) -> str:
-        try:
-            return self.metadata.tasks[task_index]
-        except KeyError:
-            raise ValueError(
-                f"{self.metadata.root}: a frame has task_index {task_index}, known are "
-                f"{sorted(self.metadata.tasks)}; the tasks file in meta/ is incomplete"
-            ) from None
+        # By number, not by the float32 timestamp column, which is off by more than a frame beyond some hours.
+        first = self._layout.first_frame(key, episode.index)
+        return self._videos.frames(episode.videos[key].path, [first + offset for offset in offsets])
 
     def _normalise_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -156,23 +158,33 @@ class LeRobotDataset:
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        features = self.metadata.features
-        return self._load([key for key in self._keys if key in INDEX_FEATURES or is_tabular(features[key])])
+        keys = self.metadata.column_keys
+        return self._load([key for key in self._keys if key in INDEX_FEATURES or key in keys])
 
     def _load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return load_columns(self._episodes, self._rows, self.metadata.features, names)
+        loaded = load_columns(self._episodes, self.metadata.features, names)
+        self._first_rows = loaded.first_rows
+        return loaded.values
 
     def _check_files(self) -> None:
-        """Finds when loading what would otherwise end a training run: short videos, broken tables."""
-        self._columns  # noqa: B018 - reads the tables
-        ends_s: dict[Path, float] = {}
-        for episode in self._episodes:
-            for key, span in episode.videos.items():
-                if key in self._keys:
-                    end_s = span.start_s + episode.length / self.metadata.fps
-                    ends_s[span.path] = max(end_s, ends_s.get(span.path, 0.0))
-        for path, end_s in list(ends_s.items())[:MAX_VIDEOS_CHECKED_AT_LOAD]:
-            _check_video(path, round(end_s * self.metadata.fps), self.metadata.fps)
+        """Finds when loading what would otherwise end a training run, or be trained on unnoticed."""
+        for path in dict.fromkeys([*(episode.data_path for episode in self._episodes), *self._layout.paths]):
+            check_inside(self.metadata.root, path)
+        check_rows(self._columns, self.episode_bounds, self._episodes, self.metadata)
+        for path in self._layout.paths[:MAX_VIDEOS_CHECKED_AT_LOAD]:
+            self._check_video(path)
+
+    def _check_video(self, path: Path) -> None:
+        try:
+            video = VideoFile(path, self.metadata.fps)
+        except (FileNotFoundError, ValueError) as error:
+            indices = self._layout.layout(path).episodes
+            out = f"It holds {named(indices)}: or {leave_out(indices)}, or take the camera out of the recipe"
+            raise type(error)(f"{error}. {out}") from error
+        try:
+            self._layout.check(video)
+        finally:
+            video.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_columns"}
@@ -198,13 +210,15 @@ def _select_features(
     metadata: LeRobotMetadata, columns: Collection[str] | None, deltas: Mapping[str, Sequence[float]]
 ) -> tuple[str, ...]:
     """Features that samples hold, in the order of the dataset."""
-    readable = [k for k, f in metadata.features.items() if k in metadata.camera_keys or is_tabular(f)]
+    usable = {*metadata.camera_keys, *metadata.column_keys}
+    readable = [key for key in metadata.features if key in usable]
     readable += [key for key in INDEX_FEATURES if key not in readable]
     asked = {*deltas, *(readable if columns is None else columns)}
     if unknown := sorted(asked - set(readable)):
-        depth = [key for key in unknown if is_depth(metadata.features.get(key, {"dtype": ""}))]
-        hint = f" ({depth} are depth videos, which are not read)" if depth else ""
-        raise KeyError(f"{metadata.root} has no features {unknown}{hint}; it has {readable}")
+        for key in unknown:
+            if key in metadata.unreadable:
+                raise ValueError(f"'{key}' of {metadata.root} {metadata.unreadable[key]}")
+        raise KeyError(f"{metadata.root} has no features {unknown}; it has {readable}")
     return tuple(key for key in readable if key in asked or key in INDEX_FEATURES)
 
 
@@ -218,18 +232,6 @@ def _frame_offsets(key: str, seconds: Sequence[float], fps: float) -> np.ndarray
             f"(within {DELTA_TOLERANCE_S} s); write them as k/{fps:g}"
         )
     return offsets
-
-
-def _check_video(path: Path, num_expected: int, fps: float) -> None:
-    video = VideoFile(path, fps)
-    try:
-        if video.num_frames < num_expected:
-            raise ValueError(
-                f"{path} holds {video.num_frames} frames, the table expects {num_expected}: the file is "
-                f"truncated or belongs to another recording. Copy it again, or leave out its episodes"
-            )
-    finally:
-        video.close()
 
 
 def _item(value: Any) -> Any:

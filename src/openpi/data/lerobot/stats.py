@@ -5,13 +5,18 @@ with shape [3, 1, 1].
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from openpi.data.lerobot.files import read_json
+from openpi.data.lerobot.meta_values import wrong
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 MAX_FRAMES, MAX_SIDE_PX = 100, 150  # of a camera: enough for a colour distribution
 
 FeatureStats = dict[str, np.ndarray]
+_NEEDED = frozenset({"min", "max", "mean", "std", "count"})
 
 
 def vector_stats(values: np.ndarray) -> FeatureStats:
@@ -52,6 +57,34 @@ class ImageSampler:
     def stats(self) -> FeatureStats:
         stats = {name: (stat / 255).reshape(-1, 1, 1) for name, stat in _stats(np.concatenate(self._pixels)).items()}
         return stats | {"count": np.array([len(self._pixels)])}
+
+
+def read_stats(path: Path) -> dict[str, FeatureStats]:
+    """`meta/stats.json`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an entry is no array of finite numbers, or a feature lacks one that merging needs.
+    """
+    stats = {}
+    for key, entries in read_json(path).items():
+        if not isinstance(entries, Mapping) or (missing := sorted(_NEEDED - entries.keys())):
+            found = f"has no {missing}" if isinstance(entries, Mapping) else "is no object"
+            raise ValueError(
+                f"{path}, '{key}' {found}; expected {sorted(_NEEDED)}. Write the dataset's statistics again"
+            )
+        stats[key] = {name: _numbers(value, f"{path}, '{key}', '{name}'") for name, value in entries.items()}
+    return stats
+
+
+def _numbers(value: object, where: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise wrong(where, value, "numbers, in lists of one length", "Write the dataset's statistics again") from None
+    if not np.isfinite(numbers).all():
+        raise wrong(where, value, "finite numbers", "Write the dataset's statistics again")
+    return numbers
 
 
 def merge(episodes: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from openpi.data.lerobot.columns import to_arrow
-from openpi.data.lerobot.metadata import Feature
+from openpi.data.lerobot.features import Feature
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 FILES_PER_CHUNK = 1000

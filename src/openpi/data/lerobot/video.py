@@ -7,7 +7,7 @@ seeking again, and one colour converter serves a whole file. Opening a file cost
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -16,6 +16,11 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from openpi.data.lerobot.files import require_file
+from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
+
+_EXACT_PERIODS = 1 / 16
 MAX_OPEN_VIDEOS = 16  # per thread: each takes a file handle, of which a process has 1024, and a few MB
 
 
@@ -28,15 +33,14 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, fps: float | None = None, *, gop_frames: int = 2):
-        if not path.is_file():
-            raise FileNotFoundError(f"dataset file {path} is missing; copy or download the dataset again")
+        require_file(path)
         try:
             self._container = av.open(str(path))
-        except FFmpegError as error:
-            raise ValueError(f"{path} is not a readable video ({error})") from error
+        except (FFmpegError, OSError) as error:
+            raise ValueError(f"{path} is not a readable video: {_why_no_video(path, error)}") from error
         if not self._container.streams.video:
             raise ValueError(f"{path} has no video stream")
-        self._path = path
+        self.path = path
         self._stream = self._container.streams.video[0]
         self.fps = float(self._stream.average_rate or 1) if fps is None else fps
         # Frame threads would hold back as many frames as there are threads: bad for reading two.
@@ -61,39 +65,77 @@ class VideoFile:
             return round(self._stream.duration / self._ticks_per_s * self.fps)
         return round((self._container.duration or 0) / av.time_base * self.fps)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether `num_frames` is exact."""
+        return bool(self._stream.frames)
+
+    @property
+    def pixel_format(self) -> str:
+        """Name in FFmpeg, such as `yuv420p`."""
+        return self._stream.codec_context.pix_fmt or "unknown"
+
+    @property
+    def bits(self) -> int:
+        """Of a value of a pixel."""
+        kind = self._stream.codec_context.format
+        return max((component.bits for component in kind.components), default=8) if kind is not None else 8
+
+    def time_of(self, number: int) -> float:
+        """When the container shows a frame, in seconds after its first; by its index if it has one."""
+        index = self._stream.index_entries
+        if number >= len(index):
+            return number / self.fps
+        return (index[number].timestamp - index[0].timestamp) / self._ticks_per_s
+
+    def frame(self, number: int) -> np.ndarray:
+        """A frame by its number in the file, as uint8 RGB [h, w, 3].
+
+        Raises:
+            ValueError: there is none, or it cannot be decoded.
+        """
+        # An index has the times of decoding: with B-frames those of showing differ, if only in a file whose frames are
+        # unevenly spaced. Without, they are the same, and frames may lie as close together as they like.
+        is_exact = number < len(self._stream.index_entries) and not self._stream.codec_context.has_b_frames
+        return self._shown(self.time_of(number), _EXACT_PERIODS if is_exact else 0.5)
+
     def frame_at(self, time_s: float) -> np.ndarray:
         """The frame shown nearest to `time_s`, as uint8 RGB [h, w, 3].
 
         Raises:
             ValueError: no frame lies within half a frame period of `time_s`.
         """
-        half_period = self._ticks_per_s / self.fps / 2
+        return self._shown(time_s, 0.5)
+
+    def _shown(self, time_s: float, tolerance_periods: float) -> np.ndarray:
+        period = self._ticks_per_s / self.fps
         target = self._first_pts + time_s * self._ticks_per_s
         try:
-            frame = self._decode_to(target, half_period)
+            frame = self._decode_to(target, tolerance_periods * period, period)
         except FFmpegError as error:
-            raise ValueError(f"{self._path} cannot be decoded at {time_s:.4f} s ({error})") from error
+            raise ValueError(f"{self.path} cannot be decoded at {time_s:.4f} s ({error})") from error
         if frame is None:
             raise ValueError(
-                f"{self._path} has no frame at {time_s:.4f} s (within half a frame at {self.fps} fps); "
-                f"it holds {self.num_frames} frames. The video and the table come from different recordings"
+                f"{self.path} has no frame at {time_s:.4f} s (within {tolerance_periods:g} of a frame at "
+                f"{self.fps:g} fps); it holds {self.num_frames} frames. The video and the table come from different "
+                "recordings"
             )
         return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
         self._container.close()
 
-    def _decode_to(self, target: float, half_period: float) -> VideoFrame | None:
-        """Decodes up to the frame within half a period of `target`; None if there is none."""
-        if self._last is not None and abs(_pts(self._last) - target) < half_period:
+    def _decode_to(self, target: float, tolerance: float, period: float) -> VideoFrame | None:
+        """Decodes up to the frame within `tolerance` of `target`; None if there is none."""
+        if self._last is not None and abs(_pts(self._last) - target) < tolerance:
             return self._last
-        if not self._is_ahead_within_gop(target, 2 * half_period):
-            self._seek(target, half_period)
+        if not self._is_ahead_within_gop(target, period):
+            self._seek(target, tolerance)
         for frame in self._frames or ():
-            self._note_gop(frame, 2 * half_period)
+            self._note_gop(frame, period)
             self._last = frame
-            if _pts(frame) > target - half_period:
-                return frame if _pts(frame) <= target + half_period else None
+            if _pts(frame) > target - tolerance:
+                return frame if _pts(frame) <= target + tolerance else None
         self._frames = self._last = None
         return None
 
@@ -103,18 +145,18 @@ class VideoFile:
         ahead = (target - _pts(self._last)) / period
         return 0 < ahead <= self._gop_frames
 
-    def _seek(self, target: float, half_period: float) -> None:
+    def _seek(self, target: float, tolerance: float) -> None:
         """Positions the decoder on a key frame at or before `target`.
 
         Containers index by decoding time, which with B-frames is earlier than the time shown: the key frame
         found may be shown after the target. Then try from further back, at last from the start.
         """
         for back_s in (0.0, 1.0, 10.0, None):
-            wanted = self._first_pts if back_s is None else target + half_period - back_s * self._ticks_per_s
+            wanted = self._first_pts if back_s is None else target + tolerance - back_s * self._ticks_per_s
             self._container.seek(max(int(wanted), self._first_pts), stream=self._stream)
             frames = self._container.decode(self._stream)
             first = next(frames, None)
-            if back_s is None or (first is not None and _pts(first) <= target + half_period):
+            if back_s is None or (first is not None and _pts(first) <= target + tolerance):
                 break
         self._last = None
         self._frames = iter(()) if first is None else _chain(first, frames)
@@ -131,20 +173,22 @@ class VideoFile:
 
 
 class VideoCache:
-    """Open videos of the current thread, the least recently used closed first. Pickles as empty."""
+    """Open videos of the current thread, the least recently used closed first. Pickles as empty.
 
-    def __init__(self, fps: float, max_open: int = MAX_OPEN_VIDEOS):
+    Args:
+        check: of each file that is opened; raises.
+    """
+
+    def __init__(self, fps: float, check: Callable[[VideoFile], None], max_open: int = MAX_OPEN_VIDEOS):
         self._fps = fps
+        self._check = check
         self._max_open = max_open
         self._local = threading.local()
 
-    def frames_at(self, path: Path, times_s: Sequence[float]) -> list[np.ndarray]:
-        """One frame for each time, see `VideoFile.frame_at`."""
+    def frames(self, path: Path, numbers: Sequence[int]) -> list[np.ndarray]:
+        """One frame for each number, see `VideoFile.frame`."""
         video = self._open(path)
-        return [video.frame_at(time_s) for time_s in times_s]
-
-    def num_frames(self, path: Path) -> int:
-        return self._open(path).num_frames
+        return [video.frame(number) for number in numbers]
 
     def _open(self, path: Path) -> VideoFile:
         videos = self._videos()
@@ -153,19 +197,52 @@ class VideoCache:
             return videos[path]
         while len(videos) >= self._max_open:
             videos.popitem(last=False)[1].close()
-        videos[path] = VideoFile(path, self._fps)
-        return videos[path]
+        video = VideoFile(path, self._fps)
+        self._check(video)
+        videos[path] = video
+        return video
 
     def _videos(self) -> "OrderedDict[Path, VideoFile]":
         if not hasattr(self._local, "videos"):
             self._local.videos = OrderedDict()
         return self._local.videos
 
-    def __getstate__(self) -> tuple[float, int]:
-        return self._fps, self._max_open
+    def __getstate__(self) -> tuple[float, Callable[[VideoFile], None], int]:
+        return self._fps, self._check, self._max_open
 
-    def __setstate__(self, state: tuple[float, int]) -> None:
+    def __setstate__(self, state: tuple[float, Callable[[VideoFile], None], int]) -> None:
         self.__init__(*state)
+
+
+def _why_no_video(path: Path, error: BaseException) -> str:
+    if other := found_instead(path, "MP4"):
+        return other
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and not _has_index(path):
+        return (
+            f"it begins as MP4 and lacks its index (moov): a copy was cut, or its writer was never closed "
+            f"({path.stat().st_size} bytes). Copy it again, or leave out its episodes"
+        )
+    return f"{getattr(error, 'strerror', None) or first_line(error)}. Bring it here again"
+
+
+def _has_index(path: Path) -> bool:
+    """Whether one of the boxes of an MP4 file is its index."""
+    size, offset = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while offset + 8 <= size:
+            file.seek(offset)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            if header[4:8] == b"moov":
+                return offset + length <= size
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            if length < 8:
+                return False
+            offset += length
+    return False
 
 
 def _pts(frame: VideoFrame) -> int:

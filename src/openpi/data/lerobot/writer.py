@@ -25,7 +25,7 @@ from openpi.data.lerobot import existing, video_writer
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot.episode_check import FrameStream, complete_features, size_hw
 from openpi.data.lerobot.existing import ExistingDataset
-from openpi.data.lerobot.metadata import Feature
+from openpi.data.lerobot.features import Feature
 from openpi.data.lerobot.prepared import PreparedEpisode, index_stats, prepare_episode
 from openpi.data.lerobot.table_writer import DATA_PATH, FILES_PER_CHUNK, TableFiles, to_table
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from openpi.data.lerobot.files import read_json
 from openpi.data.raw_episodes import layout
 from openpi.data.raw_episodes.signals import Signal, as_times, is_time, open_signals, stepped_times
 from openpi.shared.errors import missing_key
@@ -106,9 +106,4 @@ class EpisodeTime:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return read_json(path) if path.is_file() else {}

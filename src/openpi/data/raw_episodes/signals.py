@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openpi.data.lerobot.metadata import read_parquet
+from openpi.data.lerobot.files import read_parquet
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.raw_episodes import layout
 
@@ -207,7 +207,15 @@ class ImageSignal(Signal):
     @functools.cached_property
     def _video(self) -> VideoFile:
         path = self._folder / f"{self.name}{layout.VIDEO}"
-        return VideoFile(path, gop_frames=layout.KEY_FRAME_INTERVAL)
+        video = VideoFile(path, gop_frames=layout.KEY_FRAME_INTERVAL)
+        if video.is_counted and video.num_frames != len(self.timestamps):
+            raise ValueError(
+                f"{path} holds {video.num_frames} frames, and the table of their times beside it has "
+                f"{len(self.timestamps)} rows; expected the same. Bring the episode again, or delete its folder"
+            )
+        if video.bits > 8:
+            raise ValueError(f"{path} has pixels of {video.bits} bits ({video.pixel_format}); expected 8-bit RGB")
+        return video
 
 
 def open_signals(folder: Path) -> dict[str, Signal]:
@@ -252,6 +260,10 @@ def _times(table: pa.Table, column: str, path: Path) -> tuple[np.ndarray, dict[s
     if column not in table.column_names or len(table) == 0:
         found = "no rows" if column in table.column_names else f"the columns {table.column_names}"
         raise ValueError(f"{path} has {found}; expected at least one '{column}'")
+    if table[column].null_count or not pa.types.is_integer(table[column].type):
+        raise ValueError(
+            f"{path}: '{column}' holds {table[column].type}; expected whole nanoseconds, none of them null"
+        )
     stamps = table[column].to_numpy()
     if (np.diff(stamps) <= 0).any():
         row = int(np.argmax(np.diff(stamps) <= 0)) + 1
@@ -263,11 +275,17 @@ def _times(table: pa.Table, column: str, path: Path) -> tuple[np.ndarray, dict[s
 def _to_array(values: pa.Array | pa.ChunkedArray, path: Path) -> np.ndarray:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    if not hasattr(values, "flatten") or not pa.types.is_nested(values.type):
-        return values.to_numpy(zero_copy_only=False)
-    flat = values.flatten().to_numpy(zero_copy_only=False)
-    width = len(flat) // len(values)
+    is_nested = pa.types.is_nested(values.type)
+    flat = values.flatten() if is_nested else values
+    if values.null_count or flat.null_count:
+        raise ValueError(f"{path}: '{layout.VALUE}' has nulls; expected numbers in every row")
+    numbers = flat.to_numpy(zero_copy_only=False)
+    if numbers.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: '{layout.VALUE}' holds {values.type}; expected numbers or vectors of them")
+    if not is_nested:
+        return numbers
+    width = len(numbers) // max(1, len(values))
     lengths = np.unique(np.array([len(row) for row in values]))
     if lengths.tolist() != [width]:
         raise ValueError(f"{path}: the vectors in '{layout.VALUE}' have {lengths.tolist()} values; expected one width")
-    return flat.reshape(len(values), width)
+    return numbers.reshape(len(values), width)

@@ -1,0 +1,199 @@
+"""The table of episodes in `meta/`: which file holds an episode, how long it is, and whether the entries agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from openpi.data.lerobot.meta_values import MAX_INDEX, Rows, check_unique, integer, is_null, number, wrong
+from openpi.data.path_template import PathTemplate
+
+V3_COLUMNS = (
+    *("episode_index", "tasks", "length", "data/chunk_index", "data/file_index"),
+    *("dataset_from_index", "dataset_to_index"),
+)
+V3_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
+
+_NAMED = 5  # of many episodes in a message
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpan:
+    """Where the frames of one episode and one camera lie."""
+
+    path: Path
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One recording. `[dataset_from, dataset_to)` are frame numbers in the whole dataset."""
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    dataset_from: int
+    data_path: Path
+    videos: Mapping[str, VideoSpan]
+
+    @property
+    def dataset_to(self) -> int:
+        return self.dataset_from + self.length
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Where the files of a dataset lie.
+
+    Attributes:
+        videos: by camera.
+    """
+
+    root: Path
+    data: PathTemplate
+    videos: Mapping[str, PathTemplate] = field(default_factory=dict)
+
+
+def episodes_v2(rows: Rows, chunks_size: int, paths: DataPaths) -> list[Episode]:
+    """In the order of their numbers."""
+    indices, lengths = rows.integers("episode_index"), rows.integers("length", 1)
+    check_unique(indices, rows, "episode_index")
+    tasks = _tasks(rows)
+    episodes, begin = [], 0
+    for index, row in sorted(zip(indices, range(len(rows)), strict=True)):
+        place = {"episode_index": index, "episode_chunk": index // chunks_size}
+        videos = {
+            key: VideoSpan(paths.root / template.format(video_key=key, **place), 0.0)
+            for key, template in paths.videos.items()
+        }
+        data = paths.root / paths.data.format(**place)
+        episodes.append(Episode(index, lengths[row], tasks[row], begin, data, videos))
+        begin += lengths[row]
+    return episodes
+
+
+def episodes_v3(tables: Sequence[Rows], paths: DataPaths) -> list[Episode]:
+    """In the order of their numbers."""
+    data_path = lru_cache(None)(lambda chunk, file: paths.root / paths.data.format(chunk_index=chunk, file_index=file))
+    episodes: list[Episode] = []
+    places: dict[int, str] = {}
+    for rows in tables:
+        indices, lengths = rows.integers("episode_index"), rows.integers("length", 1)
+        check_unique(indices, rows, "episode_index")
+        begins, tasks = _begins(rows, lengths), _tasks(rows)
+        chunks, files = rows.integers("data/chunk_index"), rows.integers("data/file_index")
+        videos = {key: _spans(rows, key, paths) for key in paths.videos}
+        for row, index in enumerate(indices):
+            if index in places:
+                raise wrong(rows.where(row, "episode_index"), index, f"a number that {places[index]} has not already")
+            spans = {key: span for key, column in videos.items() if (span := column[row]) is not None}
+            data = data_path(chunks[row], files[row])
+            episodes.append(Episode(index, lengths[row], tasks[row], begins[row], data, spans))
+        places |= dict.fromkeys(indices, str(rows.file))
+    return sorted(episodes, key=lambda episode: episode.index)
+
+
+def _begins(rows: Rows, lengths: Sequence[int]) -> list[int]:
+    begins = rows.integers("dataset_from_index")
+    if rows.optional("dataset_to_index") is None:
+        return begins
+    for row, end in enumerate(rows.integers("dataset_to_index")):
+        if end - begins[row] != lengths[row]:
+            expected = f"{begins[row] + lengths[row]}, for its dataset_from_index is {begins[row]} and its length "
+            raise wrong(rows.where(row, "dataset_to_index"), end, f"{expected}{lengths[row]}")
+    return begins
+
+
+def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
+    """None where an episode was recorded without the camera."""
+    template = paths.videos[camera]
+    path = lru_cache(None)(
+        lambda chunk, file: paths.root / template.format(video_key=camera, chunk_index=chunk, file_index=file)
+    )
+    names = [f"videos/{camera}/{part}" for part in V3_VIDEO_COLUMNS]
+    columns = [rows.optional(name) for name in names]
+    found = [column for column in columns if column is not None]
+    spans: list[VideoSpan | None] = []
+    for row in range(len(rows)):
+        if all(is_null(column[row]) for column in found):
+            spans.append(None)
+            continue
+        chunk, file, start_s = (None if column is None else column[row] for column in columns)
+        if type(chunk) is not int or not 0 <= chunk <= MAX_INDEX:
+            chunk = integer(chunk, rows.where(row, names[0]))
+        if type(file) is not int or not 0 <= file <= MAX_INDEX:
+            file = integer(file, rows.where(row, names[1]))
+        if type(start_s) is not float or not 0 <= start_s <= MAX_INDEX:
+            start_s = number(start_s, rows.where(row, names[2]), 0, MAX_INDEX, "a second in the video, from 0")
+        spans.append(VideoSpan(path(chunk, file), start_s))
+    return spans
+
+
+def _tasks(rows: Rows) -> list[tuple[str, ...]]:
+    """What frames are told is their `task_index`; these are a summary."""
+    values = rows.optional("tasks")
+    if values is None:
+        return [()] * len(rows)
+    known: dict[str, tuple[str, ...]] = {}
+    tasks = []
+    for row, value in enumerate(values):
+        texts = [value] if isinstance(value, str) else [] if is_null(value) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise wrong(rows.where(row, "tasks"), value, "a list of texts")
+        tasks.append(known.setdefault(texts[0], (texts[0],)) if len(texts) == 1 else tuple(texts))
+    return tasks
+
+
+def check_table(episodes: Sequence[Episode], info: Mapping[str, Any], path: Path) -> None:
+    """Do the episodes follow one another, and are there as many as `info.json` says?
+
+    Raises:
+        ValueError: no.
+    """
+    for before, after in pairwise(episodes):
+        is_next = after.index == before.index + 1
+        if after.dataset_from < before.dataset_to or (is_next and after.dataset_from != before.dataset_to):
+            raise ValueError(
+                f"{path.parent / 'episodes'}: episode {after.index} begins at frame {after.dataset_from} of the "
+                f"dataset (dataset_from_index), and episode {before.index} before it ends at {before.dataset_to}; "
+                "expected the same. Write the table of episodes again with the tool that made the dataset"
+            )
+    num_frames = sum(episode.length for episode in episodes)
+    for name, found in (("total_episodes", len(episodes)), ("total_frames", num_frames)):
+        if info.get(name) is None:
+            continue
+        promised = integer(info[name], f"{path}, '{name}'")
+        if promised != found:
+            raise ValueError(
+                f"{path}, '{name}' is {promised}, and the table of episodes beside it has {found}"
+                f"{_lacking(episodes, integer(info.get('total_episodes', 0), f'{path}, total_episodes'))}. Bring back "
+                f"what is missing, or, to go on without it, set total_episodes to {len(episodes)} and total_frames to "
+                f"{num_frames}"
+            )
+
+
+def _lacking(episodes: Sequence[Episode], total: int) -> str:
+    if total > len(episodes) + MAX_INDEX // 1000:
+        return ""
+    listed = {episode.index for episode in episodes}
+    lacking = [index for index in range(total) if index not in listed]
+    return f": no row of {named(lacking)}" if lacking else ""
+
+
+def named(episodes: Sequence[int]) -> str:
+    """`episode 3`, `episodes 3, 4, 5`, with the number of those that are not named."""
+    more = f" and {len(episodes) - _NAMED} more" if len(episodes) > _NAMED else ""
+    numbers = ", ".join(map(str, episodes[:_NAMED]))
+    return f"episode{'s' if len(episodes) > 1 else ''} {numbers}{more}"
+
+
+def leave_out(episodes: Sequence[int]) -> str:
+    """The clause that says how to go on without some episodes."""
+    if len(episodes) > 20:
+        return (
+            f"leave these {len(episodes)} episodes out (exclude_episodes of the data config, --data.exclude-episodes)"
+        )
+    these = "it" if len(episodes) == 1 else "them"
+    return f"leave {these} out with --data.exclude-episodes {' '.join(map(str, episodes))}"

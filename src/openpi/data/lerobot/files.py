@@ -1,0 +1,147 @@
+"""Opening the files of a dataset: what cannot be read is looked at, and the error says what it is."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openpi.shared.errors import first_line
+from openpi.shared.file_kinds import found_instead
+
+_PARQUET_MAGIC = b"PAR1"
+_HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
+
+
+def require_file(path: Path) -> None:
+    """Raises FileNotFoundError, with what is wrong with a link."""
+    if path.is_file():
+        return
+    what = "is a folder, expected a file" if path.is_dir() else "is missing"
+    if path.is_symlink():
+        what = f"is a link to {path.readlink()}, which is not there"
+    raise FileNotFoundError(f"dataset file {path} {what}; copy or download the dataset again")
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a table for partial reads, with errors that say what to do.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no whole Parquet file; what it is instead was looked up.
+    """
+    require_file(path)
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {_why_no_parquet(path, error)}") from error
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the columns named that exist in the file; None = all.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_parquet`; or a page is damaged.
+    """
+    with open_parquet(path) as file:
+        present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        try:
+            return file.read(columns=present)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is a damaged parquet file ({first_line(error)}). Bring it here again") from error
+
+
+def _why_no_parquet(path: Path, error: BaseException) -> str:
+    if other := found_instead(path, "Parquet"):
+        return other
+    with path.open("rb") as file:
+        head = file.read(len(_PARQUET_MAGIC))
+        size = file.seek(0, 2)
+        file.seek(max(0, size - len(_PARQUET_MAGIC)))
+        tail = file.read()
+    if head != _PARQUET_MAGIC:
+        return f"its {size} bytes do not begin as one does ({_PARQUET_MAGIC.decode()}). Bring it here again"
+    if tail != _PARQUET_MAGIC:
+        return (
+            f"it begins as one and lacks the footer at its end ({size} bytes): a copy was cut, or its writer was never "
+            "closed. Copy it again, or close the recording with its writer's finalize()"
+        )
+    return f"it has a beginning and an end, and what is between is damaged ({first_line(error)}). Bring it here again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; a byte order mark before it is skipped."""
+    value = _parsed(path, _read_text(path), "")
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {_kind(value)}; expected an object, as in {{...}}")
+    return value
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with the number of its line, from 1; blank lines are skipped."""
+    rows = []
+    # Not splitlines(), which also splits at characters that may stand in a JSON text.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _parsed(path, line, f", line {number}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} holds {_kind(row)}; expected an object, as in {{...}}")
+        rows.append((number, row))
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    require_file(path)
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path} is UTF-16 text, as some Windows tools write; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {found_instead(path) or first_line(error)}") from error
+
+
+def _parsed(path: Path, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        why = found_instead(path) or f"{first_line(error)}. Correct it, or bring it here again"
+        raise ValueError(f"{path}{where} is not valid JSON: {why}") from error
+
+
+def _kind(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+def check_inside(root: Path, path: Path) -> None:
+    """Refuses a file that leads out of the dataset by a link.
+
+    The hub's cache links from `snapshots/<revision>/` to `blobs/` beside it, which is one dataset.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not path.is_symlink() and _is_inside(root, path.parent):
+        return
+    real = path.resolve()
+    if not any(real.is_relative_to(home) for home in _homes(root)):
+        raise ValueError(
+            f"dataset file {path} is a link to {real}, outside of the dataset {root}; files of a dataset must lie in "
+            "its folder. Move them there, or link the folder of the whole dataset"
+        )
+
+
+@lru_cache(maxsize=4096)  # a file's folder has a thousand others
+def _is_inside(root: Path, folder: Path) -> bool:
+    return any(folder.resolve().is_relative_to(home) for home in _homes(root))
+
+
+@lru_cache(maxsize=64)
+def _homes(root: Path) -> tuple[Path, ...]:
+    real = root.resolve()
+    is_snapshot = real.parent.name == _HUB_SNAPSHOTS
+    return (real, real.parents[1] / _HUB_BLOBS) if is_snapshot else (real,)

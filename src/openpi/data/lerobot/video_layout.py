@@ -1,0 +1,191 @@
+"""Which frames of which video file are an episode's, and whether the files bear it out.
+
+    file      |---- episode 3 ----|---- episode 4 ----|-- 5 --|          spans of a file follow one another,
+    frames    0                  90                 150     180          and the last ends where the file does
+
+What a table says in seconds is only compared: small errors add up there (LeRobot sums durations of containers), and
+frames are found by their number in the file, the sum of the lengths before.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from openpi.data.lerobot.episode_table import Episode, leave_out, named
+from openpi.data.lerobot.video import VideoFile
+
+_TOLERANCE_FRAMES = 0.5  # between spans: beyond it another frame would be meant
+_JITTER_FRAMES = 1.0  # of two frames' times, each off by less than half a frame
+_DRIFT = 0.01  # of a clock: 29.97 for 30
+
+_SAME_RATE = 1e-3
+_REWRITE = "Write the table of episodes (meta/episodes) again with the tool that made the dataset"
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """What a video file should hold.
+
+    Attributes:
+        spans: (first frame, number of frames) of its episodes, in order.
+        episodes: their numbers.
+        num_frames: in all; the file may have more of them if it `is_open_ended`, because the episode that
+            follows is not in the table.
+    """
+
+    path: Path
+    episodes: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    is_open_ended: bool
+
+    @property
+    def num_frames(self) -> int:
+        first, length = self.spans[-1]
+        return first + length
+
+
+class VideoLayout:
+    """The videos of some cameras of a dataset.
+
+    Args:
+        episodes: all of the dataset.
+        chosen: numbers of those that are read; files without any of them are left alone.
+        keys: the cameras.
+    Raises:
+        ValueError: the spans of a file overlap, or leave a gap; or a chosen episode lacks a camera.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], chosen: Iterable[int], keys: Iterable[str], fps: float):
+        self._fps = fps
+        self._files: dict[Path, FileLayout] = {}
+        self._first_frames: dict[str, dict[int, int]] = {}
+        chosen = set(chosen)
+        for key in keys:
+            self._first_frames[key] = first_frames = {}
+            _check_present(key, episodes, chosen)
+            placed = {episode.index for episode in episodes if key in episode.videos}
+            last = episodes[-1].index
+            for path, members in _by_file(key, episodes).items():
+                if chosen.isdisjoint(episode.index for episode in members):
+                    continue
+                layout = _lay_out(key, path, members, placed, last, fps)
+                self._files[path] = layout
+                first_frames |= {i: first for i, (first, _) in zip(layout.episodes, layout.spans, strict=True)}
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return list(self._files)
+
+    def layout(self, path: Path) -> FileLayout:
+        return self._files[path]
+
+    def first_frame(self, key: str, episode: int) -> int:
+        """The number of an episode's first frame in its file."""
+        return self._first_frames[key][episode]
+
+    def check(self, video: VideoFile) -> None:
+        """Compares a file with what it should hold; of the file only its index is read.
+
+        Raises:
+            ValueError: another number of frames, another clock, or pixels that are not 8-bit.
+        """
+        layout = self._files[video.path]
+        out = f"Bring the file again, correct the dataset, or {leave_out(layout.episodes)}"
+        if video.bits > 8:
+            raise ValueError(
+                f"{video.path} has pixels of {video.bits} bits ({video.pixel_format}); expected 8-bit RGB or yuv420p. "
+                "Encode it again, or take the camera out of the recipe"
+            )
+        found, expected = video.num_frames, layout.num_frames
+        slack = 0 if video.is_counted else 1  # a duration is rounded
+        if found < expected - slack or (found > expected + slack and not layout.is_open_ended):
+            raise ValueError(
+                f"{video.path} holds {found} frames ({found / self._fps:.3f} s), the table expects {expected} "
+                f"({expected / self._fps:.3f} s) of {named(layout.episodes)}: the last span has to end where the file "
+                f"ends. The file is {'truncated' if found < expected else 'too long'}, or belongs to another "
+                f"recording. {out}"
+            )
+        self._check_clock(video, layout, out)
+
+    def _check_clock(self, video: VideoFile, layout: FileLayout, out: str) -> None:
+        for episode, (first, length) in zip(layout.episodes, layout.spans, strict=True):
+            for frame in (first + length // 2, first + length - 1):
+                expected_s = (frame - first) / self._fps
+                found_s = video.time_of(frame) - video.time_of(first)
+                if abs(found_s - expected_s) > _JITTER_FRAMES / self._fps + _DRIFT * expected_s:
+                    rate = f", {(frame - first) / found_s:.4g} frames per second" if found_s > 0 else ""
+                    raise ValueError(
+                        f"{video.path} shows frame {frame - first} of episode {episode} {found_s:.3f} s after its "
+                        f"first{rate}; expected {expected_s:.3f} s, since meta/info.json says fps {self._fps:g}. "
+                        f"Correct 'fps', or encode the video again at {self._fps:g} frames per second; or "
+                        f"{leave_out(layout.episodes)}"
+                    )
+
+
+def _check_present(key: str, episodes: Sequence[Episode], chosen: set[int]) -> None:
+    lacking = [e.index for e in episodes if e.index in chosen and key not in e.videos]
+    if lacking:
+        raise ValueError(
+            f"{named(lacking)} of {len(chosen)} {'has' if len(lacking) == 1 else 'have'} no video of camera '{key}' "
+            f"(meta/episodes, 'videos/{key}/file_index' is empty); {leave_out(lacking)}, or take the camera out of the "
+            "recipe: its image slot is then masked"
+        )
+
+
+def _by_file(key: str, episodes: Iterable[Episode]) -> Mapping[Path, list[Episode]]:
+    files: dict[Path, list[Episode]] = {}
+    for episode in episodes:
+        if key in episode.videos:
+            files.setdefault(episode.videos[key].path, []).append(episode)
+    return files
+
+
+def _lay_out(
+    key: str, path: Path, members: Sequence[Episode], placed: Set[int], last_of_all: int, fps: float
+) -> FileLayout:
+    """Numbers the frames of a file.
+
+    Args:
+        placed: episodes of the dataset that have the camera. A gap is as long as it says only where one is missing.
+        last_of_all: episode of the dataset.
+    """
+    spans: list[tuple[int, int]] = []
+    end, end_s, before = 0, 0.0, None
+    for episode in members:
+        start_s = episode.videos[key].start_s
+        shift = (start_s - end_s) * fps
+        if shift > _TOLERANCE_FRAMES and episode.index - 1 not in placed and episode.index > 0:
+            end += round(shift)
+        elif abs(shift) > _TOLERANCE_FRAMES:
+            all_of_it = [member.index for member in members]
+            torn = _torn(path, before, episode, end_s, start_s, fps)
+            fix = _other_rate(key, members, fps) or f"{_REWRITE}; or {leave_out(all_of_it)}, which is all of the file"
+            raise ValueError(f"{torn}. {fix}")
+        spans.append((end, episode.length))
+        end += episode.length
+        end_s, before = start_s + episode.length / fps, episode
+    last = members[-1].index
+    is_open_ended = last + 1 not in placed and last < last_of_all
+    return FileLayout(path, tuple(episode.index for episode in members), tuple(spans), is_open_ended)
+
+
+def _torn(path: Path, before: Episode | None, episode: Episode, end_s: float, start_s: float, fps: float) -> str:
+    what = "a gap" if start_s > end_s else "an overlap"
+    where = f"episode {before.index} before it ends" if before else "the file begins"
+    return (
+        f"{path}: episode {episode.index} starts at {start_s:.3f} s (from_timestamp), and {where} at {end_s:.3f} s, "
+        f"{what} of {abs(start_s - end_s) * fps:.1f} frames; expected {end_s:.3f} s"
+    )
+
+
+def _other_rate(key: str, members: Sequence[Episode], fps: float) -> str | None:
+    """What to do where all spans of a file run at one rate that is not `fps` but as round a number."""
+    before, rates = 0, []
+    for episode in members:
+        if start_s := episode.videos[key].start_s:
+            rates.append(before / start_s)
+        before += episode.length
+    rate = round(rates[0]) if rates else 0
+    if rate and rate != fps and all(abs(found / rate - 1) < _SAME_RATE for found in rates):
+        return f"All of its spans run at {rate} frames per second, and meta/info.json says fps {fps:g}: correct 'fps'"
+    return None
