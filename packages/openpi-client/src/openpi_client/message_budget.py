@@ -20,12 +20,14 @@ _TAKES[0xC4] = _TAKES[0xD9] = _SHORT
 
 # By first byte: (bytes of the size that follows, bytes behind it that it does not count, values each unit stands for).
 _SIZES: Dict[int, Tuple[int, int, int]] = {
-    0xC5: (2, 0, 0),  # bin
+    0xC4: (1, 0, 0),  # bin
+    0xC5: (2, 0, 0),
     0xC6: (4, 0, 0),
     0xC7: (1, 1, 0),  # ext
     0xC8: (2, 1, 0),
     0xC9: (4, 1, 0),
-    0xDA: (2, 0, 0),  # str
+    0xD9: (1, 0, 0),  # str
+    0xDA: (2, 0, 0),
     0xDB: (4, 0, 0),
     0xDC: (2, 0, 1),  # array
     0xDD: (4, 0, 1),
@@ -41,7 +43,7 @@ def check_budget(message: Any, *, max_values: int = MAX_VALUES, max_depth: int =
         message: bytes, or any contiguous memory.
         max_values: keys and values, at any depth.
     """
-    view = memoryview(message)
+    view = memoryview(message).cast("B")
     size, at, claimed, num_nested = len(view), 0, 0, 0
     for _ in range(max_values):
         if at >= size:

@@ -14,7 +14,14 @@ from openpi_client import base_policy, connection, msgpack_numpy, shared_memory,
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
 from openpi_client.freshness import Freshness, StaleAnswerError, with_age
-from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, MESSAGE_TOO_BIG, Message, SilenceError, StreamClosed
+from openpi_client.stream import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    MESSAGE_TOO_BIG,
+    Message,
+    MessageRefused,
+    SilenceError,
+    StreamClosed,
+)
 
 __all__ = ["StaleAnswerError", "WebsocketClientPolicy"]
 
@@ -251,6 +258,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         return answer
 
     def _check_may_resend(self, dropped: StreamClosed, *, may_resend: bool) -> None:
+        if isinstance(dropped, MessageRefused):
+            raise ConnectionError(f"the answer of {self._uri} was refused: {dropped}") from dropped
         if dropped.code == MESSAGE_TOO_BIG:
             raise ConnectionError(
                 f"{self._uri} does not take a request of this size: {dropped}. Send less, or let the server "
