@@ -43,8 +43,8 @@ class Connection:
         self._limits = limits
         self._stop = stop
         self._answer_by_s = 0.0
-        self._sent_by_s: float | None = None  # while the server stops
-        self._is_sending = False
+        self._stopped_s: float | None = None  # when the server began to stop
+        self._sending_s: float | None = None  # since when a client has not taken what it gets
         self._early: list[memoryview | str] = []
         self._reader: threading.Thread | None = None
         self._has_model = threading.Event()
@@ -63,10 +63,11 @@ class Connection:
         ends, which calls it again and again.
         """
         now_s = time.monotonic()
-        if self._sent_by_s is None:
-            self._sent_by_s = now_s + _LAST_SEND_S
+        self._stopped_s = self._stopped_s or now_s
+        sending_s = self._sending_s
         is_late = self.is_over and now_s > self._answer_by_s
-        if self.stream is not None and (is_late or (self._is_sending and now_s > self._sent_by_s)):
+        is_slow = sending_s is not None and now_s - max(sending_s, self._stopped_s) > _LAST_SEND_S
+        if self.stream is not None and (is_late or is_slow):
             self.stream.abort()
 
     def next_message(self) -> memoryview | str:
@@ -151,11 +152,11 @@ class Connection:
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[None]:
-        self._is_sending = True
+        self._sending_s = time.monotonic()
         try:
             yield
         finally:
-            self._is_sending = False
+            self._sending_s = None
 
     def send_soon(self, frames: list[Frame]) -> None:
         """Sends an answer without waiting for a slow client; the turn ends when it has left. For the model's thread."""

@@ -86,7 +86,7 @@ def explained(place: str, headers: Mapping[str, str]) -> Iterator[None]:
         raise InvalidMessage(
             "the server closed the connection during the handshake; if it speaks TLS, its address is "
             f"wss://{place[len('ws://') :]}"
-        ) from error
+        ) from (error.__cause__ or error)
 
 
 def open_stream(

@@ -229,25 +229,31 @@ class FrameWriter:
     def control(self, opcode: int, payload: bytes) -> None:
         """Sends a control frame when it can; to a peer that is gone or stuck it does not matter."""
         self._owed[opcode] = payload
-        self._pay()
+        self.flush()
 
     def _release(self) -> None:
         self._unsent = []
         self._lock.release()
-        self._pay()
+        self.flush()
 
-    def _pay(self) -> None:
-        """Sends the control frames that are owed, unless another thread writes: it does so when it is done."""
-        while self._owed and not self._unsent and self._lock.acquire(blocking=False):
+    def flush(self) -> None:
+        """Sends what it can of the control frames that are owed, unless another thread writes: it does so when it is
+        done.
+        """
+        while (self._owed or self._unsent) and self._lock.acquire(blocking=False):
             try:
+                self._unsent = self._send_now(self._unsent)
                 for opcode in (PONG, PING, CLOSE):
                     payload = None if self._unsent else self._owed.pop(opcode, None)
                     if payload is not None:
                         self._unsent = self._send_now(self._framed(payload, opcode))
             except OSError:  # Whoever reads will hear.
                 self._owed.clear()
+                self._unsent = []
             finally:
                 self._lock.release()
+            if self._unsent:
+                return
 
     def _write_behind(self, rest: List[memoryview], deadline: Deadline) -> None:
         try:

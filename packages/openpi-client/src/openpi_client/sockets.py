@@ -11,15 +11,15 @@ from typing import Any, List
 
 from openpi_client.deadline import Deadline, wait
 
-# The kernel probes an idle peer, and gives up one that acknowledges nothing for as long: so a computer that lost power
-# is noticed. Websocket pings would do the same, but a server that runs inference on its event loop leaves them
-# unanswered, and the connection would be dropped.
+# The kernel probes an idle peer, and gives up one that acknowledges nothing, or takes nothing: so a computer that lost
+# power is noticed. Websocket pings would do the same, but a server that runs inference on its event loop leaves them
+# unanswered, and the connection would be dropped. Nor does such a server read meanwhile: less than this is too short.
 _KEEPALIVE_S = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-_UNACKNOWLEDGED_MS = 30_000
+_UNACKNOWLEDGED_MS = 60_000
 
 
 def set_keepalive(sock: socket.socket) -> None:
-    """Has the kernel notice a peer that is gone without a word, within about 30 s."""
+    """Has the kernel notice a peer that is gone without a word, within about a minute."""
     with contextlib.suppress(OSError):  # no TCP; or closed by the other side already, as whoever reads next will hear
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (*_KEEPALIVE_S, ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS)):

@@ -56,8 +56,8 @@ Message = Union[memoryview, str]
 _FREE_PARTS = 1024
 _BYTES_PER_PART = 1024
 # Pings and pongs of a peer: so many at once, and so many a second.
-_CONTROL_BURST = 1000.0
-_CONTROL_PER_S = 100.0
+_CONTROL_BURST = 500.0
+_CONTROL_PER_S = 20.0
 # What came while nobody read is there at once.
 _ATTEND_S = 0.001
 _DRAIN_SILENCE_S = 1.0
@@ -110,6 +110,7 @@ class MessageStream:
             StreamClosed: the peer closed the connection, went away, or broke the protocol.
         """
         deadline = Deadline(timeout_s)
+        self._writer.flush()
         while True:
             opcode, is_last, payload = frame = self._frame(deadline)
             if opcode & CONTROL:
