@@ -89,6 +89,7 @@ class Connection:
             begun_s = (begun_s or now_s) if self.stream.is_within_message() else None
             if begun_s is not None and now_s - begun_s >= _MESSAGE_TIMEOUT_S:
                 self._send_away(f"a message is not whole after {_MESSAGE_TIMEOUT_S:g} s")
+                begun_s = now_s
             if self._limits.idle_timeout_s is not None and now_s - idle_since_s >= self._limits.idle_timeout_s:
                 self._send_away(f"no request for {self._limits.idle_timeout_s:g} s")
                 idle_since_s = now_s

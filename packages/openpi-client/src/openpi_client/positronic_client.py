@@ -19,7 +19,7 @@ from PIL import Image
 from typing_extensions import Literal
 
 from openpi_client import connection, msgpack_numpy
-from openpi_client.channel import Channel
+from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
 from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, Message, SilenceError, StreamClosed
 
@@ -98,13 +98,16 @@ class PositronicClient:
             TimeoutError: it said nothing for 30 s while it loaded, or was not ready within `connect_timeout_s`.
             RuntimeError: it has no such checkpoint, or could not load it; the text is its own.
         """
-        self.close()
+        limit = Deadline(self._connect_timeout_s)
+        if self._channel is not None:
+            self._channel.close(limit.sooner(GOODBYE_S).left_s())
         channel = self._channel = Channel(self._uri)
+        limit.stop = channel.closed
         try:
             with channel.lock:
-                self._open(channel, Deadline(self._connect_timeout_s, channel.closed))
+                self._open(channel, limit)
         except BaseException:
-            self.close()
+            self._abandon(channel)
             raise
 
     def infer(self, observation: Mapping[str, Any]) -> List[Dict[str, Any]]:
