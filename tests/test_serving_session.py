@@ -1,7 +1,9 @@
 """The protocol of one connection against the recorded one, without sockets."""
 
 import json
+import types
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from openpi.serving.frames import Binary, Close, Text
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi_client import msgpack_numpy
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from serving_live import TestPolicy, server_thread
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +204,40 @@ def test_without_a_codec_observations_and_actions_pass_as_they_are():
     answer = msgpack_numpy.unpackb(frame.data)
     assert [step["action"].tolist() for step in answer["result"]] == [[0.0, 1.0], [2.0, 3.0]]
     assert answer["warnings"] == ["far"]
+
+
+# What other programs pack
+
+
+def test_names_that_are_bytes_and_arrays_of_msgpack_numpy_are_read():
+    pose = np.arange(3.0)
+    array = {b"nd": True, b"type": "<f8", b"kind": b"", b"shape": [3], b"data": pose.tobytes()}
+    [observation] = OpenpiSession().received(msgpack.packb({b"state": {b"pose": array}, b"prompt": "go"}))
+    np.testing.assert_equal(observation, {"state": {"pose": pose}, "prompt": "go"})
+
+
+@pytest.mark.parametrize(
+    ("observation", "text"),
+    [
+        ({b"\xff": 1}, "the key b'\\xff' is no text"),
+        ({b"a": 1, "a": 2}, "a key twice"),
+        ({"a": {b"nd": True, b"type": "|O", b"kind": b"O", b"data": b""}}, "an array of objects"),
+        ({"a": {b"__ndarray__": True, b"data": b"12", b"dtype": "<f4", b"shape": [1]}}, "holds 2 in all"),
+        ({"a": {b"__ndarray__": True, b"data": b"12", b"dtype": "<f4"}}, "an array lacks its b'shape'"),
+    ],
+)
+def test_what_of_them_cannot_be_read_is_told_in_a_sentence_and_the_session_lives_on(observation, text):
+    session = OpenpiSession()
+    with pytest.raises(ObservationError) as refused:
+        session.received(msgpack.packb(observation))
+    assert text in str(refused.value)
+    assert [type(frame) for frame in session.failed(refused.value)] == [Text]
+
+
+def test_a_read_only_mapping_is_an_observation():
+    policy = TestPolicy()
+    with server_thread(lambda: policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        observation = types.MappingProxyType({"x": 2.0, "state": types.MappingProxyType({"joints": np.ones(3)})})
+        assert client.infer(observation)["actions"][0, 0] == 2.0
+        assert len(client.infer_batch([observation, observation])) == 2
+    np.testing.assert_array_equal(policy.seen[0]["state"]["joints"], np.ones(3))

@@ -191,7 +191,7 @@ def test_a_request_under_way_when_the_server_is_killed_is_written_again_for_the_
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ServerProcess() as server, ThreadPoolExecutor(1) as pool:
-        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        client = WebsocketClientPolicy("127.0.0.1", server.port, max_age_s=None)
         answer = pool.submit(client.infer, {"wait_for": str(pipe), "x": FRAMES})
         assert server.line() == "inferring"
         server.kill()

@@ -1,9 +1,11 @@
 """The message encoding, byte for byte against the recordings, and safe against anything else."""
 
 import base64
+import collections
 import contextlib
 import hashlib
 import json
+import types
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from openpi_client import msgpack_numpy
+from openpi_client.message_budget import check_budget
 
 ERRORS = {kind.__name__: kind for kind in (ValueError, TypeError, OverflowError)}
 
@@ -225,3 +228,121 @@ def test_the_packer_and_unpacker_classes_stream_messages():
     for message in messages:
         unpacker.feed(packer.pack(message))
     np.testing.assert_equal(list(unpacker), messages)
+
+
+# What other programs pack
+
+
+def foreign(array, key=lambda name: name.encode(), kind=b"") -> dict:
+    """As the package `msgpack-numpy` marks it."""
+    data = {"nd": True, "type": array.dtype.str, "kind": kind, "shape": array.shape, "data": array.tobytes()}
+    return {key(name): value for name, value in data.items()}
+
+
+@pytest.mark.parametrize("key", [str.encode, str])
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.zeros((0, 3), np.uint8), np.array(True)])
+def test_arrays_of_the_package_msgpack_numpy_are_read(array, key):
+    decoded = msgpack_numpy.unpackb(msgpack.packb({"a": foreign(array, key)}))["a"]
+    np.testing.assert_array_equal(decoded, array)
+    assert decoded.dtype == array.dtype and decoded.shape == array.shape and not decoded.flags.writeable
+
+
+def test_scalars_of_the_package_msgpack_numpy_are_read():
+    item = {b"nd": False, b"type": "<f4", b"data": np.float32(0.5).tobytes()}
+    decoded = msgpack_numpy.unpackb(msgpack.packb(item))
+    assert type(decoded) is np.float32 and decoded == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({b"kind": b"O", b"data": b"\x80\x04."}, "an array of objects"),
+        ({b"kind": b"V", b"type": [["a", "<f4"]]}, "a structured array"),
+        ({b"kind": b"?"}, "an array of unknown kind"),
+        ({b"type": [["a", "<f4"]]}, "an array of unknown kind"),
+        ({b"type": "|O"}, "Unsupported dtype"),
+        ({b"type": "<c8", b"shape": [1]}, "Unsupported dtype"),
+        ({b"type": "<f4,<f4", b"shape": [1]}, "is not the text of a NumPy dtype"),
+        ({b"shape": [-2]}, r"of shape \[-2\]"),
+        ({b"shape": [2**62, 2**62]}, "the message holds 8 in all"),
+        ({b"shape": [3]}, "the message holds 8 in all"),
+        ({b"shape": [True, 2]}, "expected a list of whole numbers"),
+        ({b"data": "12345678"}, "data of an array are a str"),
+    ],
+)
+def test_what_of_them_is_no_plain_data_is_refused(changes, message):
+    item = {**foreign(np.zeros(2, np.float32)), **changes}
+    with pytest.raises((ValueError, TypeError), match=message):
+        msgpack_numpy.unpackb(msgpack.packb(item))
+
+
+def test_complex_numbers_are_refused_and_maps_that_only_look_like_arrays_stay_maps():
+    with pytest.raises(ValueError, match="complex number"):
+        msgpack_numpy.unpackb(msgpack.packb({b"complex": True, b"data": "(1+2j)"}))
+    for item in ({"nd": 1}, {"complex": True}, {"nd": True, "type": "x", "data": b"", "more": 1}):
+        assert msgpack_numpy.unpackb(msgpack.packb(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"), [("|S1", 2**40), ("<U1", 2**40), ("<f4", "1.0"), ("|b1", "yes"), ("<i4", 0.5), ("|O", 1)]
+)
+def test_a_scalar_holds_what_its_dtype_holds(dtype, data):
+    """NumPy would make as many zero bytes of a number as it says."""
+    message = msgpack_numpy.packb({b"__npgeneric__": True, b"data": data, b"dtype": dtype})
+    with pytest.raises((TypeError, ValueError)):
+        msgpack_numpy.unpackb(message)
+
+
+def test_an_array_without_bytes_cannot_claim_a_shape():
+    item = {b"__ndarray__": True, b"data": b"", b"dtype": "|S0", b"shape": [2**40]}
+    with pytest.raises(ValueError, match="holds 0 in all"):
+        msgpack_numpy.unpackb(msgpack.packb(item))
+
+
+def test_mappings_of_any_kind_travel_as_maps():
+    inner = types.MappingProxyType({"b": np.arange(3), "c": collections.ChainMap({"d": 1}, {"e": 2})})
+    packed = msgpack_numpy.packb(types.MappingProxyType({"a": inner}))
+    np.testing.assert_equal(msgpack_numpy.unpackb(packed), {"a": {"b": np.arange(3), "c": {"d": 1, "e": 2}}})
+    with pytest.raises(TypeError, match="'a/x' cannot be sent"), msgpack_numpy.named_place({"a": {"x": {1}}}):
+        msgpack_numpy.packb({"a": types.MappingProxyType({"x": {1}})})
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (b"\xdc\xff\xff" + b"\x80" * 65535, "more than 1000 values"),
+        (b"\xc0" * 1001, "more than 1000 values"),
+        (b"\xdd\xff\xff\xff\xff", "claims 4294967295 values, and has 5 bytes"),
+        (b"\x92\xdf\x00\x00\x00\x08" + b"\x80" * 8, "claims 18 values, and has 14 bytes"),
+        (b"\x91" * 33, "nested more than 32 deep"),
+        (b"\x81\xa1a" * 33 + b"\x80", "nested more than 32 deep"),
+    ],
+)
+def test_what_a_message_unpacks_to_is_counted_before(message, text):
+    with pytest.raises(ValueError, match=text):
+        check_budget(message, max_values=1000, max_depth=32)
+
+
+@hypothesis.given(TREES | st.recursive(LEAVES, st.lists, max_leaves=50))
+def test_a_message_within_its_budget_passes_and_one_value_less_does_not(tree):
+    message = msgpack_numpy.packb(tree)
+    num_values = count(msgpack.unpackb(message, strict_map_key=False))
+    check_budget(message, max_values=num_values)
+    with pytest.raises(ValueError, match="values"):
+        check_budget(message, max_values=num_values - 1)
+
+
+def count(value) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(count(key) + count(item) for key, item in value.items())
+    return 1 + sum(map(count, value)) if isinstance(value, list) else 1
+
+
+@hypothesis.settings(max_examples=300)
+@hypothesis.given(st.binary(max_size=60))
+def test_counting_anything_for_bytes_ends_and_raises_ordinary_errors_only(message):
+    with contextlib.suppress(ValueError):
+        check_budget(message, max_values=20, max_depth=2)

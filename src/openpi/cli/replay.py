@@ -134,7 +134,8 @@ def _connected(protocol: str, model: str | None, args: argparse.Namespace) -> Po
         client.reset()
         return client
     place = connection.uri(args.host, args.port) + (f"/?model={quote(model, safe='')}" if model else "")
-    return WebsocketClientPolicy(place, None, args.api_key, connect_timeout_s=args.timeout)
+    # What was recorded is old.
+    return WebsocketClientPolicy(place, None, args.api_key, connect_timeout_s=args.timeout, max_age_s=None)
 
 
 def _answer_or_error(ask: Callable[[Any], Mapping[str, Any]], inputs: Any) -> Mapping[str, Any]:

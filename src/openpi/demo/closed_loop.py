@@ -89,7 +89,8 @@ def evaluate_server(options: EvaluateOptions, on_episode: Callable[[int, Episode
         on_episode(count, episode)
 
     port = options.server_port()
-    with WebsocketClientPolicy(options.host, port, connect_timeout_s=_CONNECT_TIMEOUT_S) as client:
+    # A simulated world waits: no observation is too old.
+    with WebsocketClientPolicy(options.host, port, connect_timeout_s=_CONNECT_TIMEOUT_S, max_age_s=None) as client:
         policy = TimedPolicy(client)
         table = TabletopEnv(options.task, num_blocks=3)
         watch = ToldGoalWatch(table, told_prompts or {})

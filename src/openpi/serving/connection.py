@@ -3,17 +3,22 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from openpi.serving.access import Limits
 from openpi.serving.frames import Binary, Close, Frame, Text
 from openpi.serving.live import LiveSession
 from openpi_client import stream as streams
+from openpi_client.deadline import Deadline
 from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 
 _GOING_AWAY = 1001
 # How long a client may take to answer our goodbye.
 _CLOSE_TIMEOUT_S = 1.0
+# While the server stops, a client may take so long for the answer that is on its way to it.
+_LAST_SEND_S = 3.0
+# A message that has begun to come must be whole by then.
+_MESSAGE_TIMEOUT_S = 300.0
 # A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
 _PING_INTERVAL_S = 20.0
 # While a client waits for its model.
@@ -38,6 +43,8 @@ class Connection:
         self._limits = limits
         self._stop = stop
         self._answer_by_s = 0.0
+        self._stopped_s: float | None = None  # when the server began to stop
+        self._sending_s: float | None = None  # since when a client has not taken what it gets
         self._early: list[memoryview | str] = []
         self._reader: threading.Thread | None = None
         self._has_model = threading.Event()
@@ -52,12 +59,19 @@ class Connection:
         return self.stream is not None and self.stream.is_open and not self.is_over
 
     def abort_if_silent(self) -> None:
-        """Drops a client that has not answered the goodbye in time."""
-        if self.is_over and time.monotonic() > self._answer_by_s and self.stream is not None:
+        """Drops a client that has not answered the goodbye in time, or does not take its last answer. For a server that
+        ends, which calls it again and again.
+        """
+        now_s = time.monotonic()
+        self._stopped_s = self._stopped_s or now_s
+        sending_s = self._sending_s
+        is_late = self.is_over and now_s > self._answer_by_s
+        is_slow = sending_s is not None and now_s - max(sending_s, self._stopped_s) > _LAST_SEND_S
+        if self.stream is not None and (is_late or is_slow):
             self.stream.abort()
 
     def next_message(self) -> memoryview | str:
-        """The next message. A peer that is silent is asked for a sign of life; one without requests is sent away.
+        """The next message. A peer that is silent is pinged; one without requests is sent away, whatever else it sends.
 
         Raises:
             StreamClosed: it left, or was dropped.
@@ -65,23 +79,41 @@ class Connection:
         assert self.stream is not None
         if self._early:
             return self._early.pop(0)
-        limit_s = self._limits.idle_timeout_s
-        tick_s = _PING_INTERVAL_S if limit_s is None else min(_PING_INTERVAL_S, limit_s)
-        start_s, num_silent = time.monotonic(), 0
+        idle_since_s = time.monotonic()
+        begun_s: float | None = None
         while True:
             try:
-                return self.stream.read(tick_s)
+                return self.stream.read(self._tick_s(idle_since_s, begun_s))
             except SilenceError:
-                num_silent += 1
-                is_idle = limit_s is not None and time.monotonic() - start_s >= limit_s
-                if is_idle and self.turn.acquire(blocking=False):
-                    self._end(_GOING_AWAY, f"no request for {limit_s:g} s")
-                    self.turn.release()
-                    raise StreamClosed(_GOING_AWAY) from None
-                if num_silent * tick_s >= 2 * _PING_INTERVAL_S and not self.stream.has_answered():
-                    self.stream.abort()
-                    raise StreamClosed(1006, "no sign of life") from None
-                self.stream.ping()
+                now_s = time.monotonic()
+            begun_s = (begun_s or now_s) if self.stream.is_within_message() else None
+            if begun_s is not None and now_s - begun_s >= _MESSAGE_TIMEOUT_S:
+                self._send_away(f"a message is not whole after {_MESSAGE_TIMEOUT_S:g} s")
+                begun_s = now_s
+            if self._limits.idle_timeout_s is not None and now_s - idle_since_s >= self._limits.idle_timeout_s:
+                self._send_away(f"no request for {self._limits.idle_timeout_s:g} s")
+                idle_since_s = now_s
+            if self.stream.silence_s() >= 2 * _PING_INTERVAL_S:
+                self.stream.abort()
+                raise StreamClosed(1006, "no sign of life")
+            self.stream.ping()
+
+    def _tick_s(self, idle_since_s: float, begun_s: float | None) -> float:
+        """How long to wait for a message before the next look at the clocks."""
+        now_s = time.monotonic()
+        ticks = [_PING_INTERVAL_S]
+        if self._limits.idle_timeout_s is not None:
+            ticks.append(idle_since_s + self._limits.idle_timeout_s - now_s)
+        if begun_s is not None:
+            ticks.append(begun_s + _MESSAGE_TIMEOUT_S - now_s)
+        return max(0.001, min(ticks))
+
+    def _send_away(self, reason: str) -> None:
+        """Ends the session, unless the message before is still being answered."""
+        if self.turn.acquire(blocking=False):
+            self._end(_GOING_AWAY, reason)
+            self.turn.release()
+            raise StreamClosed(_GOING_AWAY)
 
     def read_ahead(self) -> None:
         """Lets another thread answer pings while this one waits for a model."""
@@ -103,17 +135,29 @@ class Connection:
 
     def send(self, frames: list[Frame]) -> None:
         """Waits for a slow client, not for long. For the session's own thread."""
+        self._send(frames, Deadline(self._limits.send_timeout_s))
+
+    def _send(self, frames: list[Frame], deadline: Deadline) -> None:
         assert self.stream is not None
         for frame in frames:
-            match frame:
-                case Binary(data):
-                    self.stream.write(data, timeout_s=self._limits.send_timeout_s)
-                case Text(text):
-                    self.stream.write(text.encode(), streams.TEXT, self._limits.send_timeout_s)
-                case Close(code, reason, linger_s):
-                    if linger_s:
-                        self.wait_closed(linger_s)
-                    self._end(code, reason)
+            with self._sending():
+                match frame:
+                    case Binary(data):
+                        self.stream.write(data, timeout_s=deadline.left_s())
+                    case Text(text):
+                        self.stream.write(text.encode(), streams.TEXT, deadline.left_s())
+            if isinstance(frame, Close):
+                if frame.linger_s:
+                    self.wait_closed(frame.linger_s)
+                self._end(frame.code, frame.reason)
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        self._sending_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._sending_s = None
 
     def send_soon(self, frames: list[Frame]) -> None:
         """Sends an answer without waiting for a slow client; the turn ends when it has left. For the model's thread."""
@@ -139,8 +183,10 @@ class Connection:
     def _send_rest(self, rest: Callable[[float], None], frames: list[Frame]) -> None:
         try:
             with contextlib.suppress(StreamClosed):  # The session's thread notices.
-                rest(self._limits.send_timeout_s)
-                self.send(frames)
+                deadline = Deadline(self._limits.send_timeout_s)
+                with self._sending():
+                    rest(deadline.left_s())
+                self._send(frames, deadline)
         finally:
             self.end_turn()
 
@@ -158,15 +204,16 @@ class Connection:
 
     def wait_closed(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
         """Reads until the client has closed too, for so long at most."""
-        deadline_s = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         with contextlib.suppress(StreamClosed, SilenceError):
-            while self.stream is not None and self.stream.is_open and (left_s := deadline_s - time.monotonic()) > 0:
-                self.stream.read(left_s)
+            while self.stream is not None and self.stream.is_open:
+                self.stream.read(deadline.left_s())
 
     def drain(self) -> None:
         """Takes what is left of a message that ended the session, so that the client hears why."""
         assert self.stream is not None
-        self.stream.drain(self._limits.send_timeout_s)
+        self.is_over = True
+        self.stream.drain(_CLOSE_TIMEOUT_S if self.is_stopping else self._limits.send_timeout_s)
 
     def _end(self, code: int, reason: str) -> None:
         self._answer_by_s = time.monotonic() + _CLOSE_TIMEOUT_S

@@ -13,7 +13,8 @@ import msgpack
 import numpy as np
 
 from openpi.policies.guards import ObservationError
-from openpi_client import msgpack_numpy, shared_memory
+from openpi.serving import foreign
+from openpi_client import shared_memory
 
 _JPEG = b"__jpeg__"
 # A few kB of JPEG can claim any size.
@@ -44,7 +45,7 @@ def _value(read_shared: ReadShared, item: dict) -> Any:
         return _decoded_jpeg(item[b"data"])
     if shared_memory.KEY in item:
         return read_shared(item[shared_memory.KEY])
-    return msgpack_numpy.unpack_array(item)
+    return foreign.read_map(item)
 
 
 def _decoded_jpeg(data: bytes) -> np.ndarray:

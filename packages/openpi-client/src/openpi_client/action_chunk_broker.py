@@ -1,11 +1,13 @@
 """From action chunks to one action per control tick."""
 
+import time
 from typing import Any, Dict, Optional
 
 import numpy as np
 from typing_extensions import override
 
 from openpi_client import base_policy
+from openpi_client.deadline import check_seconds
 
 
 class ActionChunkBroker(base_policy.BasePolicy):
@@ -15,33 +17,48 @@ class ActionChunkBroker(base_policy.BasePolicy):
         policy asked x       x            action_horizon = 4
         row         0 1 2 3 0 1 2 3
 
-    Observations between two queries are ignored.
+    Observations between two queries are ignored. When the policy raises, the next call asks again: nothing of an older
+    chunk is played.
     """
 
-    def __init__(self, policy: base_policy.BasePolicy, action_horizon: int):
+    def __init__(
+        self, policy: base_policy.BasePolicy, action_horizon: int, *, max_age_s: Optional[float] = None
+    ) -> None:
         """
         Args:
             policy: returns chunks: every array in its result, however nested, has time as its first axis.
             action_horizon: rows to play of each chunk, at most the chunk's length.
+            max_age_s: what is left of a chunk is dropped, and the next one asked for, when its observation has become
+                older (the robot was paused, say). None = never.
         """
         if action_horizon < 1:
             raise ValueError(f"action_horizon is {action_horizon}; it must be at least 1")
         self._policy = policy
         self._action_horizon = action_horizon
+        check_seconds("max_age_s", max_age_s)
+        self._max_age_s = max_age_s
         self._chunk: Optional[Dict] = None
+        self._observed_s = 0.0  # when the chunk's observation came
         self._step = 0
 
     @override
     def infer(self, obs: Dict) -> Dict:
-        """Returns the current row of every array in the chunk; everything else of the result as it is.
+        """Returns the current row of every array in the chunk; everything else of the result as it is, but `obs_age_s`,
+        where the policy tells it: that is the age of the chunk's observation by now.
 
         Raises:
             IndexError: an array of the policy's result has fewer rows than `action_horizon`.
         """
+        if self._max_age_s is not None and time.monotonic() - self._observed_s > self._max_age_s:
+            self._chunk = None
         if self._chunk is None:
+            start_s = time.monotonic()
             self._chunk = self._policy.infer(obs)
+            self._observed_s = start_s
             self._step = 0
         action = _row(self._chunk, self._step, name="result")
+        if isinstance(action, dict) and "obs_age_s" in action:
+            action["obs_age_s"] = time.monotonic() - self._observed_s
         self._step += 1
         if self._step >= self._action_horizon:
             self._chunk = None

@@ -1,27 +1,23 @@
-"""Opening and closing websocket connections to a policy server, whatever is spoken over them."""
+"""Opening a websocket connection to a policy server, whatever is spoken over it."""
 
 import contextlib
-import inspect
-import logging
 import socket
 import ssl
-import time
-from typing import Any, Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
+from typing import Any, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 import websockets.exceptions
-import websockets.sync.client
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidMessage
 from websockets.http11 import Response
 from websockets.uri import WebSocketURI, parse_uri
 
+from openpi_client import sockets
+from openpi_client.deadline import Deadline
 from openpi_client.proxy import find_proxy
-from openpi_client.stream import MessageStream
+from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, MessageStream
 
-logger = logging.getLogger(__name__)
-
-# One attempt: TCP, TLS and websocket handshake.
+# One attempt: name, TCP, proxy, TLS and websocket handshake.
 HANDSHAKE_TIMEOUT_S = 10.0
 
 # Names extensions of the protocol: in a request those that the client knows, in the answer those that the server takes.
@@ -31,13 +27,7 @@ _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 2**16
-_SHORTEST_S = 0.001
 _UNAUTHORIZED = 401
-
-# The kernel probes an idle peer, so a robot notices a server that lost power. Websocket pings would do the
-# same, but a server that runs inference on its event loop leaves them unanswered, and the connection would be
-# dropped.
-_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class KeyRefused(websockets.exceptions.InvalidStatus):
@@ -72,26 +62,6 @@ def uri(host: str, port: Optional[int]) -> str:
     return host if port is None else f"{host}:{port}"
 
 
-def _connect_options() -> Dict[str, Any]:
-    """Options of `connect`, as far as the installed version of websockets has them."""
-    known = inspect.signature(websockets.sync.client.connect).parameters
-    # Pings: see _KEEPALIVE. `legacy` keeps `connect` returning a connection.
-    by_version = {"ping_interval": None, "legacy": True}
-    wanted = {name: value for name, value in by_version.items() if name in known}
-    return {"compression": None, "max_size": None, "close_timeout": 1.0, **wanted}
-
-
-CONNECT_OPTIONS = _connect_options()
-
-
-def set_keepalive(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # closed by the other side already, as whoever reads next will hear
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE:
-            if hasattr(socket, name):  # not on every operating system
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 @contextlib.contextmanager
 def explained(place: str, headers: Mapping[str, str]) -> Iterator[None]:
     """Errors of connecting to `place` with these headers stay what they are, and say what to do."""
@@ -116,83 +86,84 @@ def explained(place: str, headers: Mapping[str, str]) -> Iterator[None]:
         raise InvalidMessage(
             "the server closed the connection during the handshake; if it speaks TLS, its address is "
             f"wss://{place[len('ws://') :]}"
-        ) from error
+        ) from (error.__cause__ or error)
 
 
-def open_stream(place: str, headers: Dict[str, str], timeout_s: float) -> Tuple[MessageStream, Headers]:
+def open_stream(
+    place: str,
+    headers: Mapping[str, str],
+    deadline: Deadline,
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> Tuple[MessageStream, Headers]:
     """Connects to ws://... or wss://..., and returns the connection and the headers of the server's answer.
 
     Raises:
-        OSError: no connection, or no answer within `timeout_s`.
+        OSError: no connection, or no whole answer in time.
         websockets.exceptions.InvalidHandshake: an answer that is no upgrade; InvalidStatus names its status.
         websockets.exceptions.InvalidURI: `place` is no such address.
     """
     target = parse_uri(place)
-    deadline_s = time.monotonic() + timeout_s
     with explained(place, headers):
-        return _open_stream(target, place, headers, deadline_s)
+        sock = _open_socket(target, deadline)
+        try:
+            response, behind = _upgrade(target, sock, headers, deadline)
+            return (
+                MessageStream(sock, is_client=True, received=behind, max_message_bytes=max_message_bytes),
+                response.headers,
+            )
+        except BaseException:
+            sock.close()
+            raise
 
 
-def _open_stream(
-    target: WebSocketURI, place: str, headers: Dict[str, str], deadline_s: float
-) -> Tuple[MessageStream, Headers]:
-    sock = open_socket(place, max(_SHORTEST_S, deadline_s - time.monotonic()))
+def _open_socket(target: WebSocketURI, deadline: Deadline) -> socket.socket:
+    """A socket to the server, by way of the environment's proxy if it names one; encrypted, if that is wanted.
+
+    Raises:
+        OSError: server or proxy is out of reach, or silent.
+        ValueError: what the environment names is no HTTP proxy.
+        openpi_client.proxy.ProxyStatus, websockets.exceptions.InvalidMessage: the proxy opens no tunnel.
+    """
+    proxy = find_proxy(target.host, target.port, is_secure=target.secure)
+    sock = sockets.connect(target.host, target.port, deadline) if proxy is None else proxy.connect(deadline)
     try:
-        sock.settimeout(max(_SHORTEST_S, deadline_s - time.monotonic()))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_keepalive(sock)
+        if proxy is not None:
+            sockets.send_all(sock, proxy.tunnel_request(target.host, target.port), deadline)
+            proxy.check_answer(_read_head(sock, deadline)[0])
         if target.secure:
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=target.host)
-        protocol = ClientProtocol(target, max_size=None)
-        request = protocol.connect()
-        request.headers.update(headers)
-        protocol.send_request(request)
-        sock.sendall(b"".join(protocol.data_to_send()))
-        head, behind = _read_head(sock, deadline_s)
-        protocol.receive_data(head)
-        if not head.startswith(b"HTTP/1.1 101"):
-            _read_refusal(protocol, sock, behind)
-        if protocol.handshake_exc is not None:
-            raise protocol.handshake_exc
-        [response] = protocol.events_received()
-        assert isinstance(response, Response)
-        return MessageStream(sock, is_client=True, received=behind), response.headers
+            return sockets.encrypt(sock, ssl.create_default_context(), target.host, deadline)
+        return sock
     except BaseException:
         sock.close()
         raise
 
 
-def open_socket(place: str, timeout_s: float) -> socket.socket:
-    """A socket to the server at ws://... or wss://..., blocking, by way of the environment's proxy if it names one.
-
-    Raises:
-        OSError: server or proxy is out of reach, or says nothing within `timeout_s`.
-        ValueError: what the environment names is no HTTP proxy.
-        openpi_client.proxy.ProxyStatus, websockets.exceptions.InvalidMessage: the proxy opens no tunnel.
-    """
-    target = parse_uri(place)
-    deadline_s = time.monotonic() + timeout_s
-    proxy = find_proxy(target.host, target.port, is_secure=target.secure)
-    if proxy is None:
-        sock = socket.create_connection((target.host, target.port), timeout_s)
-    else:
-        sock = proxy.connect(timeout_s)
-        try:
-            proxy.ask_for_tunnel(sock, target.host, target.port)
-            proxy.check_answer(_read_head(sock, deadline_s)[0])
-        except BaseException:
-            sock.close()
-            raise
-    sock.settimeout(None)
-    return sock
+def _upgrade(
+    target: WebSocketURI, sock: socket.socket, headers: Mapping[str, str], deadline: Deadline
+) -> Tuple[Response, bytes]:
+    """The server's answer to the request for a websocket, and what came behind it."""
+    protocol = ClientProtocol(target, max_size=None)
+    request = protocol.connect()
+    request.headers.update(headers)
+    protocol.send_request(request)
+    sockets.send_all(sock, b"".join(protocol.data_to_send()), deadline)
+    head, behind = _read_head(sock, deadline)
+    protocol.receive_data(head)
+    if not head.startswith(b"HTTP/1.1 101"):
+        _read_refusal(protocol, sock, behind, deadline)
+    if protocol.handshake_exc is not None:
+        raise protocol.handshake_exc
+    [response] = protocol.events_received()
+    assert isinstance(response, Response)
+    return response, behind
 
 
-def _read_head(sock: socket.socket, deadline_s: float) -> Tuple[bytes, bytes]:
+def _read_head(sock: socket.socket, deadline: Deadline) -> Tuple[bytes, bytes]:
     """The server's answer up to the empty line, and what came behind it."""
     received = b""
     while _HEAD_END not in received:
-        sock.settimeout(max(_SHORTEST_S, deadline_s - time.monotonic()))
-        part = sock.recv(2**13)
+        part = sockets.receive(sock, deadline)
         if not part:
             raise InvalidMessage("the server closed the connection during the handshake") from EOFError()
         received += part
@@ -202,7 +173,7 @@ def _read_head(sock: socket.socket, deadline_s: float) -> Tuple[bytes, bytes]:
     return head + end, behind
 
 
-def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes) -> None:
+def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes, deadline: Deadline) -> None:
     """Gives the protocol the body of an answer that is no upgrade; it then knows the status."""
     total = 0
     while protocol.handshake_exc is None:
@@ -210,7 +181,7 @@ def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes
             protocol.receive_data(received)
         total += len(received)
         if protocol.handshake_exc is None:
-            received = sock.recv(2**13) if total < _MAX_HEAD_BYTES else b""
+            received = sockets.receive(sock, deadline) if total < _MAX_HEAD_BYTES else b""
             if not received:
                 protocol.receive_eof()
 
@@ -218,11 +189,3 @@ def _read_refusal(protocol: ClientProtocol, sock: socket.socket, received: bytes
 def features(headers: Headers) -> FrozenSet[str]:
     """Extensions of the protocol that the other side names in its handshake; published ones name none."""
     return frozenset(name.strip() for line in headers.get_all(FEATURES_HEADER) for name in line.split(","))
-
-
-def hang_up(ws: websockets.sync.client.ClientConnection) -> None:
-    """Closes without complaint: the other side may be gone already."""
-    try:
-        ws.close()
-    except (OSError, websockets.exceptions.WebSocketException) as error:
-        logger.debug("closing the connection failed: %s", error)

@@ -6,16 +6,22 @@
 The marker keys are bytes, so a map with text keys of the same spelling stays an ordinary map. dtype text is
 NumPy's `dtype.str` ('<f4', '|u1'). The format carries data only: object, structured and complex arrays are
 refused in both directions. Tuples arrive as lists. `float64` and `str_` scalars are Python floats and
-strings, and travel as such.
+strings, and travel as such. Mappings of any kind travel as maps.
+
+Messages of the index's package `msgpack-numpy` are read, too (`foreign_arrays`), and never written.
 """
 
 import contextlib
 import functools
+import math
 import re
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, Mapping
 
 import msgpack
 import numpy as np
+
+from openpi_client.foreign_arrays import foreign_array
+from openpi_client.message_budget import check_budget
 
 _NDARRAY = b"__ndarray__"
 _SCALAR = b"__npgeneric__"
@@ -24,8 +30,8 @@ _SCALAR = b"__npgeneric__"
 # format does not define. NumPy reports bfloat16 as void ('V').
 _REFUSED_KINDS = "OTcV"
 
-# Plain type names only: NumPy would also parse structured types out of "f4,f4" or "(3,)f4".
-_DTYPE_TEXT = re.compile(r"[<>|=]?[A-Za-z]\w*(\[\w+\])?")
+# Plain type names only: NumPy would also parse structured types out of "f4,f4" or "(3,)f4", and warns of "a".
+_DTYPE_TEXT = re.compile(r"[<>|=]?(?!a\d*$)[A-Za-z]\w*(\[\w+\])?")
 
 # Up to this size one copy into `bytes` is cheaper than setting up a view of the array's memory.
 _SMALL_NBYTES = 4096
@@ -53,6 +59,8 @@ def pack_array(obj: Any, bytes_of: Callable[[np.ndarray], Any] = c_bytes) -> Any
     if isinstance(obj, np.generic):
         _check_kind(obj.dtype)
         return {_SCALAR: True, b"data": obj.item(), b"dtype": obj.dtype.str}
+    if isinstance(obj, Mapping):
+        return dict(obj)
     return obj  # MessagePack then raises its TypeError, which names the type.
 
 
@@ -76,13 +84,13 @@ def named_place(content: Any) -> Iterator[None]:
 def _unpackable(content: Any, path: str) -> str:
     """Where the first value is that cannot be packed: its keys and positions, joined with '/'."""
     items: Any = ()
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         items = content.items()
     elif isinstance(content, (list, tuple)):
         items = enumerate(content)
     for key, value in items:
         try:
-            packb({key: value} if isinstance(content, dict) else value)
+            packb({key: value} if isinstance(content, Mapping) else value)
         except (TypeError, ValueError, OverflowError):
             inner = f"{path}/{key}" if path else str(key)
             return _unpackable(value, inner)
@@ -98,21 +106,30 @@ def unpack_array(obj: Dict[Any, Any]) -> Any:
         return _array(obj[b"data"], _dtype(obj[b"dtype"]), obj[b"shape"])
     if _SCALAR in obj:
         return _scalar(obj[b"data"], _dtype(obj[b"dtype"]))
-    return obj
+    foreign = foreign_array(obj)
+    if foreign is None:
+        return obj
+    dtype, shape, data = foreign
+    return _array(data, _dtype(dtype), () if shape is None else shape)[() if shape is None else ...]
 
 
 def _array(data: bytes, dtype: np.dtype, shape: Any) -> np.ndarray:
-    array = np.ndarray(buffer=data, dtype=dtype, shape=shape)
-    if array.nbytes != len(data):
+    if not isinstance(shape, (list, tuple)) or not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"array of shape {shape!r:.100}; expected a list of whole numbers")
+    if len(data) != dtype.itemsize * math.prod(shape) or dtype.itemsize == 0:
         raise ValueError(
-            f"array of shape {shape} and dtype {dtype.str} takes {array.nbytes} bytes, "
-            f"but the message holds {len(data)}"
+            f"array of shape {shape!r:.100} and dtype {dtype.str} takes {dtype.itemsize} bytes for each value, but the "
+            f"message holds {len(data)} in all"
         )
-    return array
+    return np.ndarray(buffer=data, dtype=dtype, shape=shape)
+
+
+# What a scalar of each kind of dtype may hold: bytes_(2**40), say, would be a terabyte of zeros.
+_SCALAR_TYPES = {"b": bool, "i": int, "u": int, "f": (int, float), "S": bytes, "U": str, "m": int, "M": int}
 
 
 def _scalar(data: Any, dtype: np.dtype) -> np.generic:
-    if not isinstance(data, (bool, int, float, str, bytes)):
+    if not isinstance(data, _SCALAR_TYPES[dtype.kind]):
         raise TypeError(f"scalar of dtype {dtype.str} cannot hold a {type(data).__name__}")
     if dtype.kind in "mM":  # The unit is part of the dtype, not of the scalar type.
         return np.array([data], dtype)[0]
@@ -137,6 +154,15 @@ def _check_kind(dtype: np.dtype) -> None:
 # The names of the msgpack package, with arrays.
 # Bad input raises ValueError, TypeError, KeyError or OverflowError.
 packb = functools.partial(msgpack.packb, default=pack_array)
-unpackb = functools.partial(msgpack.unpackb, object_hook=unpack_array)
 Packer = functools.partial(msgpack.Packer, default=pack_array)
 Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
+
+
+def unpackb(packed: Any, **options: Any) -> Any:
+    """As `msgpack.unpackb`, with arrays.
+
+    Raises:
+        ValueError: the message also would unpack to more than `message_budget` allows.
+    """
+    check_budget(packed)
+    return msgpack.unpackb(packed, **{"object_hook": unpack_array, **options})

@@ -10,15 +10,18 @@ session is one episode; the encoding is that of `msgpack_numpy`.
 
 import logging
 from types import TracebackType
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
 from urllib.parse import quote
 
 import numpy as np
 import websockets.exceptions
-import websockets.sync.client
 from PIL import Image
+from typing_extensions import Literal
 
 from openpi_client import connection, msgpack_numpy
+from openpi_client.channel import GOODBYE_S, Channel
+from openpi_client.deadline import Deadline, check_seconds
+from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, Message, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +29,14 @@ SESSION_PATH = "/api/v1/session"
 
 # Servers report progress at least every 5 s while they load.
 _SILENCE_S = 30.0
+# For an answer, in a session that had one.
+_REQUEST_TIMEOUT_S = 60.0
 
 _Self = TypeVar("_Self", bound="PositronicClient")
 
 
 class PositronicClient:
-    """One session per episode: `reset` ends it and opens the next. One instance serves one thread."""
+    """One session per episode: `reset` ends it and opens the next. One instance serves one thread; any may close it."""
 
     def __init__(
         self,
@@ -43,6 +48,9 @@ class PositronicClient:
         horizon_sec: Optional[float] = None,
         codec: Any = None,
         api_key: Optional[str] = None,
+        connect_timeout_s: Optional[float] = None,
+        request_timeout_s: Union[float, Literal["default"], None] = "default",
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         """Connects on the first `reset` or `infer`.
 
@@ -54,6 +62,13 @@ class PositronicClient:
             horizon_sec: steps due at or after it are dropped; None keeps what the server sends.
             codec: has `encode` and `decode`, for a server without a codec of its own.
             api_key: sent as `Authorization: Bearer <key>`.
+            connect_timeout_s: how long `reset` takes at most; None: as long as the server reports that it loads, every
+                30 s at least.
+            request_timeout_s: for sending an observation and receiving the answer. None waits without limit.
+                "default": 60 s, and no limit for the first answer of a session.
+            max_message_bytes: of an answer; a larger one ends the session.
+        Raises:
+            ValueError: an address or a number of seconds that cannot be.
         """
         path = SESSION_PATH if model_id is None else f"{SESSION_PATH}/{quote(str(model_id), safe='')}"
         self._uri = connection.uri(host, port) + path
@@ -61,7 +76,13 @@ class PositronicClient:
         self._horizon_sec = horizon_sec
         self._codec = codec
         self._api_key = api_key
-        self._ws: Optional[websockets.sync.client.ClientConnection] = None
+        check_seconds("connect_timeout_s", connect_timeout_s)
+        check_seconds("request_timeout_s", request_timeout_s, "default")
+        self._connect_timeout_s = connect_timeout_s
+        self._request_timeout_s: Union[float, Literal["default"], None] = request_timeout_s
+        self._max_message_bytes = max_message_bytes
+        self._has_answered = False  # in this session
+        self._channel: Optional[Channel] = None  # of the session
         self._server_meta: Dict[str, Any] = {}
 
     @property
@@ -74,17 +95,20 @@ class PositronicClient:
 
         Raises:
             ConnectionError: no server there, or it hung up.
-            TimeoutError: it said nothing for 30 s while it loaded.
+            TimeoutError: it said nothing for 30 s while it loaded, or was not ready within `connect_timeout_s`.
             RuntimeError: it has no such checkpoint, or could not load it; the text is its own.
         """
-        self.close()
-        ws = self._connect()
+        limit = Deadline(self._connect_timeout_s)
+        if self._channel is not None:
+            self._channel.close(limit.sooner(GOODBYE_S).left_s())
+        channel = self._channel = Channel(self._uri)
+        limit.stop = channel.closed
         try:
-            self._server_meta = self._wait_until_ready(ws)
+            with channel.lock:
+                self._open(channel, limit)
         except BaseException:
-            connection.hang_up(ws)
+            self._abandon(channel)
             raise
-        self._ws = ws
 
     def infer(self, observation: Mapping[str, Any]) -> List[Dict[str, Any]]:
         """The steps to carry out; none when the policy is done.
@@ -93,15 +117,17 @@ class PositronicClient:
             observation: raw signals: numbers, vectors, uint8 images [h, w, 3], text.
         Raises:
             RuntimeError: the server could not answer; the session goes on.
-            ConnectionError: the connection dropped; `reset` opens another.
+            ConnectionError: the connection dropped; `reset` opens another. Another thread closed the client.
+            TimeoutError: no answer within `request_timeout_s`, which ends the session.
+            ValueError: the answer is damaged, or would unpack to more than answers hold.
         """
-        if self._ws is None:
+        if self._channel is None:
             self.reset()
         sent = observation if self._codec is None else self._codec.encode(observation)
         content = {key: self._shrunk(key, value) for key, value in sent.items()}
         with msgpack_numpy.named_place(content):
             request = msgpack_numpy.packb(content)
-        reply = self._exchange(request)
+        reply = _decoded(self._exchange(request))
         if "error" in reply:
             raise RuntimeError(f"Server error: {reply['error']}")
         if "result" not in reply:
@@ -113,10 +139,10 @@ class PositronicClient:
         return [step for step in steps if step.get("timestamp", 0.0) < self._horizon_sec]
 
     def close(self) -> None:
-        """Ends the session, if there is one."""
-        if self._ws is not None:
-            connection.hang_up(self._ws)
-        self._ws = None
+        """Ends the session, if there is one; a thread that waits in `reset` or `infer` fails at once."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -129,34 +155,29 @@ class PositronicClient:
     ) -> None:
         self.close()
 
-    def _connect(self) -> websockets.sync.client.ClientConnection:
+    def _open(self, channel: Channel, deadline: Deadline) -> None:
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         try:
-            with connection.explained(self._uri, headers):
-                ws = websockets.sync.client.connect(
-                    self._uri,
-                    sock=connection.open_socket(self._uri, connection.HANDSHAKE_TIMEOUT_S),
-                    additional_headers=headers,
-                    open_timeout=connection.HANDSHAKE_TIMEOUT_S,
-                    **connection.CONNECT_OPTIONS,
-                )
+            stream, _ = connection.open_stream(
+                self._uri,
+                headers,
+                deadline.sooner(connection.HANDSHAKE_TIMEOUT_S),
+                max_message_bytes=self._max_message_bytes,
+            )
         except connection.KeyRefused as error:
             raise ConnectionError(str(error)) from error
         except (OSError, websockets.exceptions.InvalidHandshake, websockets.exceptions.InvalidMessage) as error:
+            channel.check()
             raise ConnectionError(
                 f"no inference server at {self._uri} ({error}); is it running, and are host and port right?"
             ) from error
-        connection.set_keepalive(ws.socket)
-        return ws
+        channel.use(stream)
+        self._has_answered = False
+        self._server_meta = self._wait_until_ready(channel, deadline)
 
-    def _wait_until_ready(self, ws: websockets.sync.client.ClientConnection) -> Dict[str, Any]:
+    def _wait_until_ready(self, channel: Channel, deadline: Deadline) -> Dict[str, Any]:
         while True:
-            try:
-                message = _decoded(ws.recv(_SILENCE_S))
-            except TimeoutError:
-                raise TimeoutError(f"{self._uri} said nothing for {_SILENCE_S:.0f} s while loading its model") from None
-            except websockets.exceptions.ConnectionClosed as closed:
-                raise ConnectionError(f"{self._uri} closed the session before it began: {closed}") from closed
+            message = _decoded(self._greeting(channel, deadline))
             status = message.get("status", "ready" if "meta" in message else None)
             if status == "ready":
                 return dict(message.get("meta") or {})
@@ -167,14 +188,54 @@ class PositronicClient:
             else:
                 raise RuntimeError(f"Unexpected server response: {message}")
 
-    def _exchange(self, request: Any) -> Dict[str, Any]:
-        assert self._ws is not None
+    def _greeting(self, channel: Channel, deadline: Deadline) -> Message:
         try:
-            self._ws.send(request)
-            return _decoded(self._ws.recv())
-        except websockets.exceptions.ConnectionClosed as closed:
-            self.close()
-            raise ConnectionError(f"the session with {self._uri} ended: {closed}") from closed
+            return channel.open_stream().read(min(_SILENCE_S, deadline.left_s()))
+        except SilenceError:
+            if deadline.is_over():
+                raise TimeoutError(
+                    f"{self._uri} was not ready within {deadline.timeout_s:g} s (connect_timeout_s)"
+                ) from None
+            raise TimeoutError(f"{self._uri} said nothing for {_SILENCE_S:.0f} s while loading its model") from None
+        except StreamClosed as closed:
+            channel.check()
+            raise ConnectionError(f"{self._uri} closed the session before it began: {closed}") from closed
+
+    def _exchange(self, request: Any) -> Message:
+        """Sends an observation and returns the answer; without one, the session is over."""
+        channel = self._channel
+        if channel is None:
+            raise ConnectionError(f"this client of {self._uri} was closed")
+        limit_s = self._request_timeout_s
+        if limit_s == "default":
+            limit_s = _REQUEST_TIMEOUT_S if self._has_answered else None
+        deadline = Deadline(limit_s)
+        try:
+            with channel.lock:
+                channel.check()
+                channel.attend()
+                stream = channel.open_stream()
+                stream.write(request, timeout_s=deadline.left_s())
+                answer = stream.read(deadline.left_s())
+        except BaseException as error:
+            was_closed = channel.closed.is_set()
+            self._abandon(channel)  # The late answer would be taken for that of the next request.
+            if not isinstance(error, (SilenceError, StreamClosed)):
+                raise
+            if was_closed:
+                raise ConnectionError(f"this client of {self._uri} was closed") from None
+            if deadline.is_over():
+                raise TimeoutError(
+                    f"{self._uri} gave no answer within {deadline.timeout_s:g} s (request_timeout_s)"
+                ) from None
+            raise ConnectionError(f"the session with {self._uri} ended: {error}") from error
+        self._has_answered = True
+        return answer
+
+    def _abandon(self, channel: Channel) -> None:
+        channel.close(goodbye_s=0.0)
+        if self._channel is channel:
+            self._channel = None
 
     def _shrunk(self, key: str, value: Any) -> Any:
         """An image made to fit what the server wants, aspect kept; never enlarged."""
@@ -199,7 +260,7 @@ class PositronicClient:
         return None if self._resize is None else (self._resize, self._resize)
 
 
-def _decoded(frame: Any) -> Dict[str, Any]:
+def _decoded(frame: Message) -> Dict[str, Any]:
     if isinstance(frame, str):
         raise RuntimeError(f"Server error: {frame}")
     message = msgpack_numpy.unpackb(frame)

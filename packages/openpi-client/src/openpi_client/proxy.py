@@ -16,6 +16,9 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.http11 import Response
 
+from openpi_client import sockets
+from openpi_client.deadline import Deadline
+
 _DEFAULT_PORT = 80
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ?([^\r\n]*)")
 
@@ -33,16 +36,16 @@ class Proxy(NamedTuple):
     port: int
     authorization: str  # a header line, or nothing
 
-    def connect(self, timeout_s: float) -> socket.socket:
+    def connect(self, deadline: Deadline) -> socket.socket:
         """Raises ConnectionError when it is out of reach: it is not on its way up, as a server may be."""
         try:
-            return socket.create_connection((self.host, self.port), timeout_s)
+            return sockets.connect(self.host, self.port, deadline)
         except OSError as error:
             raise ConnectionError(f"the proxy {self.host}:{self.port} of the environment: {error}") from error
 
-    def ask_for_tunnel(self, sock: socket.socket, host: str, port: int) -> None:
+    def tunnel_request(self, host: str, port: int) -> bytes:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        sock.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{self.authorization}\r\n".encode())
+        return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{self.authorization}\r\n".encode()
 
     def check_answer(self, head: bytes) -> None:
         """Raises ProxyStatus or InvalidMessage unless the tunnel is open."""

@@ -1,54 +1,71 @@
 """Websocket messages over a connected socket, after the handshake: what both ends of the openpi protocols need.
 
-Blocking, without a thread or an event loop, so that a message costs no hand-over: arrays go from the sender's memory
-into the socket, and from the socket into the memory that they are read from. RFC 6455 without extensions. A client's
-frames are masked with zeros: masks keep scripts in browsers from fooling caches, and a robot runs no foreign scripts.
+Blocking, without a thread or an event loop, so that a message costs no hand-over. Whatever takes a time takes it as the
+limit of the whole call: bytes that trickle, and pings, do not extend it.
 """
 
 import contextlib
-import select
 import socket
-import ssl
 import struct
-import threading
 import time
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, List, NoReturn, Optional, Union
 
-import numpy as np
+from openpi_client.deadline import Deadline, SilenceError
+from openpi_client.frames import (
+    ABNORMAL,
+    BAD_TEXT,
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    CONTROL,
+    LARGEST_CONTROL_BYTES,
+    MESSAGE_TOO_BIG,
+    NO_CODE,
+    PING,
+    POLICY_VIOLATION,
+    PONG,
+    PROTOCOL_ERROR,
+    TEXT,
+    TRY_AGAIN_LATER,
+    Frame,
+    FrameError,
+    FrameReader,
+    FrameWriter,
+    StreamClosed,
+)
+from openpi_client.socket_io import socket_io
+from openpi_client.sockets import set_keepalive
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+__all__ = [
+    "BINARY",
+    "MESSAGE_TOO_BIG",
+    "TEXT",
+    "TRY_AGAIN_LATER",
+    "Message",
+    "MessageRefused",
+    "MessageStream",
+    "SilenceError",
+    "StreamClosed",
+]
 
-_CONTROL = 0x8
-_LARGEST_CONTROL_BYTES = 125
-_BUFFER_BYTES = 2**16
-_NO_MASK = bytes(4)
-_SHORTEST_S = 0.001
-_DRAIN_SILENCE_S = 1.0
-MESSAGE_TOO_BIG = 1009
-_PROTOCOL_ERROR, _BAD_TEXT, _ABNORMAL, _NO_CODE = 1002, 1007, 1006, 1005
+DEFAULT_MAX_MESSAGE_BYTES = 2**28
 
 Message = Union[memoryview, str]
 
-
-class StreamClosed(ConnectionError):
-    """The connection is over.
-
-    Attributes:
-        code, reason: as the peer gave them; 1006 when it just went away, or was dropped.
-    """
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(f"{code} {reason}".rstrip())
-        self.code = code
-        self.reason = reason
+# Beside as many parts, a message in parts has one for each kB. Some libraries send parts of 4 kB.
+_FREE_PARTS = 1024
+_BYTES_PER_PART = 1024
+# Pings and pongs of a peer: so many at once, and so many a second.
+_CONTROL_BURST = 500.0
+_CONTROL_PER_S = 20.0
+# What came while nobody read is there at once.
+_ATTEND_S = 0.001
+_DRAIN_SILENCE_S = 1.0
+_SCRATCH_BYTES = 2**16
 
 
 class MessageRefused(StreamClosed):
     """We ended the connection, because the peer broke the protocol or sent too much; code and reason as we told it."""
-
-
-class SilenceError(TimeoutError):
-    """Nothing came for the whole timeout; the stream can go on."""
 
 
 class MessageStream:
@@ -60,70 +77,81 @@ class MessageStream:
         *,
         is_client: bool,
         received: bytes = b"",
-        max_message_bytes: Optional[int] = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        admit: Optional[Callable[[int], Optional[str]]] = None,
     ) -> None:
         """
         Args:
             received: what came behind the handshake already.
-            max_message_bytes: a larger message ends the connection with code 1009; None = no limit.
+            max_message_bytes: a larger message ends the connection with code 1009.
+            admit: asked before so many bytes of a message are received; the reason it gives, if any, ends the
+                connection with code 1013.
         """
-        is_plain = hasattr(sock, "sendmsg") and not isinstance(sock, ssl.SSLSocket)
-        self._io = _PlainIo(sock) if is_plain else _PollingIo(sock)
+        set_keepalive(sock)
         self._socket = sock
-        self._is_client = is_client
-        self._max_bytes = max_message_bytes
-        self._buffer = bytearray(max(_BUFFER_BYTES, len(received)))
-        self._buffer[: len(received)] = received
-        self._start, self._end = 0, len(received)
-        self._write_lock = threading.Lock()
+        self._io = socket_io(sock)
+        self._reader = FrameReader(
+            self._io, is_client=is_client, received=received, max_bytes=max_message_bytes, admit=admit
+        )
+        self._writer = FrameWriter(self._io, is_client=is_client)
         self._parts: List[memoryview] = []  # of a message in several frames
         self._parts_opcode = 0
-        self._pending: Optional[Tuple[memoryview, int]] = None  # a payload on its way, and how much of it is there
-        self._frame: Optional[Tuple[int, bool, bytes]] = None
+        self._parts_bytes = 0
+        self._control_budget = _CONTROL_BURST
+        self._control_s = time.monotonic()
         self._close_sent = False
-        self._num_answers = 0  # frames since the last ping
         self.is_open = True
 
-    def read(self, timeout_s: Optional[float] = None, *, deadline_s: Optional[float] = None) -> Message:
+    def read(self, timeout_s: Optional[float] = None) -> Message:
         """The next message; pings are answered meanwhile. A binary one is read-only memory of its own.
 
-        Args:
-            deadline_s: on the clock of `time.monotonic`, instead of `timeout_s`; pings do not move it.
         Raises:
-            SilenceError: nothing at all came for `timeout_s`; what is there of a message is kept.
+            SilenceError: it is not whole within `timeout_s`; what is there of it is kept.
             StreamClosed: the peer closed the connection, went away, or broke the protocol.
         """
+        deadline = Deadline(timeout_s)
+        self._writer.flush()
         while True:
-            if deadline_s is not None:
-                timeout_s = max(_SHORTEST_S, deadline_s - time.monotonic())
-            opcode, is_last, payload = self._read_frame(timeout_s)
-            if opcode & _CONTROL:
-                self._control(opcode, payload)
+            opcode, is_last, payload = frame = self._frame(deadline)
+            if opcode & CONTROL:
+                self._control(frame)
             elif opcode == CONTINUATION or not is_last or self._parts_opcode:
-                whole = self._continued(opcode, is_last, payload)
+                whole = self._continued(frame)
                 if whole is not None:
                     return whole
             else:
                 return self._message(opcode, payload)
 
     def attend(self) -> None:
-        """Answers what came while nobody read: pings, or the end. Does not wait; drops messages that nobody asked for.
+        """Answers what came while nobody read: pings, or the end. Does not wait.
 
         Raises:
-            StreamClosed: as of `read`.
+            StreamClosed: as of `read`; also for a message: nobody asked for it, and what is asked next would get it.
         """
-        with contextlib.suppress(SilenceError):
-            while self._start < self._end or self._io.is_readable():
-                self.read(_SHORTEST_S)
+        try:
+            while self._reader.has_bytes() or self._io.is_readable():
+                self.read(_ATTEND_S)
+                self._fail(POLICY_VIOLATION, "a message that nobody asked for")
+        except SilenceError:
+            if self.is_within_message():
+                self._fail(POLICY_VIOLATION, "a message that nobody asked for")
+
+    def is_within_message(self) -> bool:
+        """Whether a part of a message has come."""
+        return bool(self._parts_opcode) or self._reader.is_within_message()
+
+    def silence_s(self) -> float:
+        """For how long nothing at all has come."""
+        return time.monotonic() - self._reader.heard_s
 
     def write(self, payload: Any, opcode: int = BINARY, timeout_s: Optional[float] = None) -> None:
         """Sends a message: bytes, or any contiguous memory.
 
         Raises:
-            StreamClosed: the connection is over, or the peer took nothing for `timeout_s`.
+            StreamClosed: the connection is over, or the peer has not taken all of it within `timeout_s`.
         """
-        with self._write_lock:
-            self._write_rest(self._framed(payload, opcode), timeout_s)
+        with self._lost_when_it_fails():
+            self._writer.write(payload, opcode, Deadline(timeout_s))
 
     def start_write(self, payload: Any, opcode: int = BINARY) -> Optional[Callable[[float], None]]:
         """Sends a message as far as a slow peer lets it, without waiting.
@@ -134,39 +162,35 @@ class MessageStream:
         Raises:
             StreamClosed: the connection is over.
         """
-        if not self._write_lock.acquire(blocking=False):
-            return lambda timeout_s: self.write(payload, opcode, timeout_s)
-        rest: List[memoryview] = []
-        try:
-            rest = self._send_now(self._framed(payload, opcode))
-        finally:
-            if not rest:
-                self._write_lock.release()
-        # The lock goes along: nothing may come between the parts of a frame.
-        return (lambda timeout_s: self._write_behind(rest, timeout_s)) if rest else None
+        with self._lost_when_it_fails():
+            rest = self._writer.start(payload, opcode)
+
+        def write_rest(timeout_s: float) -> None:
+            assert rest is not None
+            with self._lost_when_it_fails():
+                rest(Deadline(timeout_s))
+
+        return None if rest is None else write_rest
 
     def ping(self) -> None:
-        """Asks for a sign of life; `has_answered` says whether anything came since."""
-        self._num_answers = 0
-        self._write_quietly(b"", PING)
-
-    def has_answered(self) -> bool:
-        return self._num_answers > 0
+        """Asks for a sign of life; `silence_s` says whether anything comes."""
+        self._writer.control(PING, b"")
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Says goodbye; `read` then goes on until the peer has answered."""
+        """Says goodbye, without waiting; `read` then goes on until the peer has answered."""
         if not self._close_sent:
             self._close_sent = True
-            self._write_quietly(struct.pack("!H", code) + reason.encode()[: _LARGEST_CONTROL_BYTES - 2], CLOSE)
+            text = reason.encode()[: LARGEST_CONTROL_BYTES - 2].decode(errors="ignore")
+            self._writer.control(CLOSE, struct.pack("!H", code) + text.encode())
 
     def hang_up(self, timeout_s: float = 1.0) -> None:
         """Says goodbye, waits for the answer so long at most, and closes the socket. The peer may be gone already."""
+        deadline = Deadline(timeout_s)
         if self.is_open:
             self.close()
-            deadline_s = time.monotonic() + timeout_s
             with contextlib.suppress(StreamClosed, SilenceError):
-                while time.monotonic() < deadline_s:
-                    self.read(deadline_s=deadline_s)
+                while True:
+                    self.read(deadline.left_s())
         self.is_open = False
         self._socket.close()
 
@@ -175,98 +199,45 @@ class MessageStream:
 
         Bytes that nobody takes make the kernel reset the connection, and the peer would never read why it was ended.
         """
-        scratch = memoryview(bytearray(_BUFFER_BYTES))
-        deadline_s = time.monotonic() + timeout_s
+        scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        deadline = Deadline(timeout_s)
         with contextlib.suppress(OSError):  # silence, too
-            while (left_s := deadline_s - time.monotonic()) > 0:
-                self._io.recv_into(scratch, min(left_s, _DRAIN_SILENCE_S))
+            while True:
+                self._io.recv_into(scratch, deadline.sooner(_DRAIN_SILENCE_S))
 
     def abort(self) -> None:
-        """Ends the connection at once; wakes a thread that reads."""
+        """Ends the connection at once; wakes a thread that reads or writes."""
         self.is_open = False
         with contextlib.suppress(OSError):  # It is gone already.
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # The TLS socket's own `shutdown` would take the state away under the thread that reads.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     # Reading
 
-    def _read_frame(self, timeout_s: Optional[float]) -> Tuple[int, bool, memoryview]:
-        """The next frame; continues where a timeout interrupted it."""
+    def _frame(self, deadline: Deadline) -> Frame:
         try:
-            if self._pending is None:
-                self._begin_frame(timeout_s)
-            assert self._pending is not None and self._frame is not None
-            payload, have = self._pending
-            while have < len(payload):
-                have += self._io.recv_into(payload[have:], timeout_s)
-                self._pending = (payload, have)
+            deadline.tick_s()
+            return self._reader.read(deadline, self._parts_bytes)
+        except SilenceError:
+            raise
+        except FrameError as error:
+            self._fail(error.code, error.reason)
         except OSError as error:
-            if isinstance(error, (SilenceError, StreamClosed)):
-                raise
             self.is_open = False
-            raise StreamClosed(_ABNORMAL, f"the connection was lost: {error}") from error
-        self._num_answers += 1
-        opcode, is_last, mask = self._frame
-        self._pending = self._frame = None
-        if mask != _NO_MASK:
-            _unmask(payload, mask)
-        return opcode, is_last, payload
+            raise StreamClosed(ABNORMAL, f"the connection was lost: {error}") from error
 
-    def _begin_frame(self, timeout_s: Optional[float]) -> None:
-        self._fill(2, timeout_s)
-        first, second = self._buffer[self._start], self._buffer[self._start + 1]
-        length = second & 0x7F
-        size = 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if second & 0x80 else 0)
-        self._fill(size, timeout_s)
-        at = self._start + 2
-        if length == 126:
-            (length,) = struct.unpack_from("!H", self._buffer, at)
-            at += 2
-        elif length == 127:
-            (length,) = struct.unpack_from("!Q", self._buffer, at)
-            at += 8
-        mask = bytes(self._buffer[at : at + 4]) if second & 0x80 else _NO_MASK
-        opcode = first & 0x0F
-        self._check_header(first, bool(second & 0x80), opcode, length)
-        self._start += size
-        # Not zeroed as a bytearray would be.
-        payload = np.empty(length, np.uint8).data.cast("B")
-        have = min(length, self._end - self._start)
-        payload[:have] = memoryview(self._buffer)[self._start : self._start + have]
-        self._start += have
-        self._frame = (opcode, bool(first & 0x80), mask)
-        self._pending = (payload, have)
-
-    def _check_header(self, first: int, is_masked: bool, opcode: int, length: int) -> None:
-        if first & 0x70 or opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
-            self._fail(_PROTOCOL_ERROR, "reserved bits or opcode")
-        if is_masked == self._is_client:
-            self._fail(_PROTOCOL_ERROR, "wrong masking")
-        if opcode & _CONTROL and (length > _LARGEST_CONTROL_BYTES or not first & 0x80):
-            self._fail(_PROTOCOL_ERROR, "control frame too long or in parts")
-        total = length + sum(len(part) for part in self._parts)
-        if self._max_bytes is not None and total > self._max_bytes:
-            self._fail(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
-        if not opcode & _CONTROL and (opcode == CONTINUATION) != bool(self._parts_opcode):
-            self._fail(_PROTOCOL_ERROR, "continuation of no message, or a message within another")
-
-    def _fill(self, count: int, timeout_s: Optional[float]) -> None:
-        """Reads until so many bytes are in the buffer."""
-        if self._end - self._start >= count:
-            return
-        if self._start:
-            rest = self._buffer[self._start : self._end]
-            self._buffer[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
-        while self._end < count:
-            self._end += self._io.recv_into(memoryview(self._buffer)[self._end :], timeout_s)
-
-    def _continued(self, opcode: int, is_last: bool, payload: memoryview) -> Optional[Message]:
-        self._parts_opcode = self._parts_opcode or opcode
-        self._parts.append(payload)
-        if not is_last:
+    def _continued(self, frame: Frame) -> Optional[Message]:
+        if (frame.opcode == CONTINUATION) != bool(self._parts_opcode):
+            self._fail(PROTOCOL_ERROR, "continuation of no message, or a message within another")
+        self._parts_opcode = self._parts_opcode or frame.opcode
+        self._parts.append(frame.payload)
+        self._parts_bytes += len(frame.payload)
+        if len(self._parts) > _FREE_PARTS + self._parts_bytes // _BYTES_PER_PART:
+            self._fail(POLICY_VIOLATION, f"a message of {self._parts_bytes} bytes in {len(self._parts)} parts")
+        if not frame.is_last:
             return None
         whole, opcode = memoryview(b"".join(self._parts)), self._parts_opcode
-        self._parts, self._parts_opcode = [], 0
+        self._parts, self._parts_opcode, self._parts_bytes = [], 0, 0
         return self._message(opcode, whole)
 
     def _message(self, opcode: int, payload: memoryview) -> Message:
@@ -275,173 +246,48 @@ class MessageStream:
         try:
             return str(payload, "utf-8")
         except UnicodeDecodeError:
-            self._fail(_BAD_TEXT, "text is not UTF-8")
-            raise AssertionError("unreachable") from None
+            self._fail(BAD_TEXT, "text is not UTF-8")
 
-    def _control(self, opcode: int, payload: memoryview) -> None:
-        if opcode == PING:
-            self._write_quietly(bytes(payload), PONG)
-        elif opcode == CLOSE:
-            code, reason = _NO_CODE, ""
-            if len(payload) >= 2:
-                (code,) = struct.unpack_from("!H", payload)
-                reason = str(payload[2:], "utf-8", "replace")
+    def _control(self, frame: Frame) -> None:
+        self._count_control()
+        payload = bytes(frame.payload)
+        if frame.opcode == PING:
+            self._writer.control(PONG, payload)
+        elif frame.opcode == CLOSE:
+            if len(payload) == 1:
+                self._fail(PROTOCOL_ERROR, "half a close code")
+            code = struct.unpack_from("!H", payload)[0] if payload else NO_CODE
             if not self._close_sent:
                 self._close_sent = True
-                self._write_quietly(bytes(payload[:2]), CLOSE)
+                self._writer.control(CLOSE, payload[:2])
             self.is_open = False
-            raise StreamClosed(code, reason)
+            raise StreamClosed(code, str(payload[2:], "utf-8", "replace"))
 
-    def _fail(self, code: int, reason: str) -> None:
+    def _count_control(self) -> None:
+        now_s = time.monotonic()
+        earned = (now_s - self._control_s) * _CONTROL_PER_S
+        self._control_budget = min(_CONTROL_BURST, self._control_budget + earned) - 1
+        self._control_s = now_s
+        if self._control_budget < 0:
+            self._fail(POLICY_VIOLATION, f"more than {_CONTROL_PER_S:.0f} pings or pongs a second")
+
+    def _fail(self, code: int, reason: str) -> NoReturn:
         self.close(code, reason)
         self.is_open = False
         raise MessageRefused(code, reason)
 
     # Writing
 
-    def _framed(self, payload: Any, opcode: int) -> List[memoryview]:
-        view = memoryview(payload).cast("B")
-        length, mask = len(view), 0x80 if self._is_client else 0
-        if length < 126:
-            header = struct.pack("!BB", 0x80 | opcode, mask | length)
-        elif length < 2**16:
-            header = struct.pack("!BBH", 0x80 | opcode, mask | 126, length)
-        else:
-            header = struct.pack("!BBQ", 0x80 | opcode, mask | 127, length)
-        return [memoryview(header + _NO_MASK if mask else header), view]
-
-    def _send_now(self, parts: List[memoryview]) -> List[memoryview]:
-        """What the socket's buffer did not take."""
+    @contextlib.contextmanager
+    def _lost_when_it_fails(self) -> Iterator[None]:
+        """What stops a message half way ends the connection."""
         if not self.is_open:
-            raise StreamClosed(_ABNORMAL, "the connection is over")
+            raise StreamClosed(ABNORMAL, "the connection is over")
         try:
-            while parts:
-                sent = self._io.send_now(parts)
-                if sent == 0:
-                    break
-                parts = _without(parts, sent)
-            return parts
+            yield
+        except SilenceError as error:
+            self.abort()
+            raise StreamClosed(ABNORMAL, f"the peer took nothing more: {error}") from error
         except OSError as error:
             self.is_open = False
-            raise StreamClosed(_ABNORMAL, f"the connection was lost: {error}") from error
-
-    def _write_rest(self, parts: List[memoryview], timeout_s: Optional[float]) -> None:
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            parts = self._send_now(parts)
-            if not parts:
-                return
-            left_s = None if deadline_s is None else deadline_s - time.monotonic()
-            if (left_s is not None and left_s <= 0) or not self._io.wait_writable(left_s):
-                self.abort()
-                raise StreamClosed(_ABNORMAL, f"the peer took nothing for {timeout_s} s")
-
-    def _write_behind(self, rest: List[memoryview], timeout_s: float) -> None:
-        try:
-            self._write_rest(rest, timeout_s)
-        finally:
-            self._write_lock.release()
-
-    def _write_quietly(self, payload: bytes, opcode: int) -> None:
-        """Control frames: to a peer that is gone or stuck they do not matter."""
-        if not self._write_lock.acquire(timeout=1.0):
-            return
-        try:
-            self._write_rest(self._framed(payload, opcode), 1.0)
-        except StreamClosed:
-            pass
-        finally:
-            self._write_lock.release()
-
-
-class _PlainIo:
-    """A TCP socket, blocking; timeouts by the kernel, so that reading needs no second system call."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(None)
-        self._socket = sock
-        self._timeout_s: Optional[float] = None
-
-    def recv_into(self, view: memoryview, timeout_s: Optional[float]) -> int:
-        if timeout_s != self._timeout_s:
-            whole, part = divmod(timeout_s or 0.0, 1)
-            value = struct.pack(
-                "ll", int(whole), max(int(part * 1e6), 1) if timeout_s and not whole else int(part * 1e6)
-            )
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-            self._timeout_s = timeout_s
-        try:
-            count = self._socket.recv_into(view)
-        except BlockingIOError:
-            raise SilenceError(f"nothing came for {timeout_s} s") from None
-        if count == 0:
-            raise ConnectionResetError("the peer went away")
-        return count
-
-    def send_now(self, parts: List[memoryview]) -> int:
-        try:
-            return self._socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-
-    def wait_writable(self, timeout_s: Optional[float]) -> bool:
-        return bool(select.select([], [self._socket], [], timeout_s)[1])
-
-    def is_readable(self) -> bool:
-        return bool(select.select([self._socket], [], [], 0)[0])
-
-
-class _PollingIo:
-    """An encrypted socket: OpenSSL lets one thread at a time use it, so nobody waits inside of it. Also any socket of a
-    system without `sendmsg` (Windows).
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(0.0)
-        self._socket = sock
-        self._lock = threading.Lock()
-
-    def recv_into(self, view: memoryview, timeout_s: Optional[float]) -> int:
-        while True:
-            try:
-                with self._lock:
-                    count = self._socket.recv_into(view)
-            except (ssl.SSLWantReadError, BlockingIOError):
-                if not select.select([self._socket], [], [], timeout_s)[0]:
-                    raise SilenceError(f"nothing came for {timeout_s} s") from None
-            except ssl.SSLWantWriteError:
-                self.wait_writable(timeout_s)
-            else:
-                if count == 0:
-                    raise ConnectionResetError("the peer went away")
-                return count
-
-    def send_now(self, parts: List[memoryview]) -> int:
-        try:
-            with self._lock:
-                return self._socket.send(parts[0])
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-            return 0
-
-    def wait_writable(self, timeout_s: Optional[float]) -> bool:
-        return bool(select.select([], [self._socket], [], timeout_s)[1])
-
-    def is_readable(self) -> bool:
-        waits_inside = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
-        return waits_inside or bool(select.select([self._socket], [], [], 0)[0])
-
-
-def _without(parts: List[memoryview], count: int) -> List[memoryview]:
-    """The parts behind the first `count` bytes."""
-    while parts and count >= len(parts[0]):
-        count -= len(parts[0])
-        parts = parts[1:]
-    return [parts[0][count:], *parts[1:]] if parts and count else parts
-
-
-def _unmask(payload: memoryview, mask: bytes) -> None:
-    """In place, eight bytes at a time."""
-    whole = len(payload) // 8 * 8
-    np.frombuffer(payload[:whole], np.uint64)[:] ^= np.frombuffer(mask * 2, np.uint64)
-    rest = np.frombuffer(payload[whole:], np.uint8)
-    rest[:] ^= np.frombuffer((mask * 2)[: len(rest)], np.uint8)
+            raise StreamClosed(ABNORMAL, f"the connection was lost: {error}") from error

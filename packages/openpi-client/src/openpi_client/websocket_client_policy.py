@@ -3,17 +3,27 @@
 import logging
 import socket
 import ssl
-import threading
 import time
-import weakref
 from types import TracebackType
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 import websockets.exceptions
-from typing_extensions import override
+from typing_extensions import Literal, override
 
 from openpi_client import base_policy, connection, msgpack_numpy, shared_memory, wire_images
-from openpi_client.stream import MESSAGE_TOO_BIG, Message, MessageStream, SilenceError, StreamClosed
+from openpi_client.channel import GOODBYE_S, Channel
+from openpi_client.deadline import Deadline, check_seconds
+from openpi_client.freshness import Freshness, StaleAnswerError, with_age
+from openpi_client.stream import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    MESSAGE_TOO_BIG,
+    Message,
+    MessageRefused,
+    SilenceError,
+    StreamClosed,
+)
+
+__all__ = ["StaleAnswerError", "WebsocketClientPolicy"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +33,8 @@ _RETRY_INTERVAL_S = 1.0
 _FIRST_WARNING_S = 5.0
 _WARNING_INTERVAL_S = 30.0
 _BEST_JPEG_QUALITY = 95
-
-# Servers give up on a client that leaves a ping unanswered for 20 s.
-_ATTEND_INTERVAL_S = 5.0
+# For an answer to one observation, by a server that has answered before, so that all is compiled.
+_REQUEST_TIMEOUT_S = 60.0
 
 # What a proxy in front of a starting server answers.
 _NOT_READY_STATUSES = (502, 503, 504)
@@ -37,7 +46,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     """Sends observations to a policy server and returns what it answers. Safe to use from several threads.
 
     A server keeps nothing between two requests, so a connection that drops is opened again: a request that
-    was under way is sent once more to the new connection.
+    was under way is sent once more to the new connection, unless its observation is too old by then.
     """
 
     def __init__(
@@ -47,10 +56,12 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         api_key: Optional[str] = None,
         *,
         connect_timeout_s: Optional[float] = None,
-        request_timeout_s: Optional[float] = None,
+        request_timeout_s: Union[float, Literal["default"], None] = "default",
         reconnect_timeout_s: float = 60.0,
         resend: bool = True,
+        max_age_s: Union[float, Literal["chunk"], None] = "chunk",
         jpeg_quality: Optional[int] = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         """Blocks until the server is there and ready.
 
@@ -60,39 +71,53 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             port: appended to the host; None for none (a URL that has one, or the default port of its scheme).
             api_key: sent as `Authorization: Api-Key <key>`.
             connect_timeout_s: how long to wait for the server, its model included; None waits without limit.
-            request_timeout_s: how long `infer` waits for an answer; None waits without limit. The first
-                request to a server that compiles on demand can take minutes.
+            request_timeout_s: how long `infer` takes at most, whatever happens: other threads' turns, connecting again,
+                sending and receiving included. None waits without limit. "default": 60 s from when a request is sent
+                (`infer_batch`: for each observation), but no limit for the first one on a connection, since some
+                servers compile then.
             reconnect_timeout_s: how long to wait for a server whose connection dropped; 0 never reconnects.
             resend: whether a request that was under way when the connection dropped is sent once more.
+            max_age_s: an observation that is older when the connection has been opened again, or when the answer comes
+                then, raises StaleAnswerError: the world has moved on. "chunk": as long as an action chunk lasts, if
+                the server's metadata tell (the contract's horizon / `control_hz`), else 1 s. None = any age.
             jpeg_quality: 1 to 95: camera images travel as JPEG, a tenth of the bytes, for a slow network; it costs the
                 robot about 1 ms for each of 224x224. The policy then sees what compression leaves, so use the quality
                 of the training data or better (90). None = as they are; also with servers that take no JPEG.
+            max_message_bytes: of an answer; a larger one ends the connection.
         Raises:
             TimeoutError: no server, or none that got ready, within `connect_timeout_s`.
             RuntimeError: the server could not load its policy, or has no model of the name asked for.
             websockets.exceptions.InvalidStatus: the server refused the connection; `connection.KeyRefused`: it wants
                 an API key, or another one.
-            ValueError: an address or `jpeg_quality` that cannot be.
+            ValueError: an address, a number of seconds, or `jpeg_quality` that cannot be.
         """
         if jpeg_quality is not None and not 1 <= jpeg_quality <= _BEST_JPEG_QUALITY:
             raise ValueError(f"jpeg_quality is {jpeg_quality}; expected 1 to {_BEST_JPEG_QUALITY}, or None")
+        check_seconds("connect_timeout_s", connect_timeout_s)
+        check_seconds("reconnect_timeout_s", reconnect_timeout_s)
+        check_seconds("request_timeout_s", request_timeout_s, "default")
+        check_seconds("max_age_s", max_age_s, "chunk")
         self._uri = connection.uri(host, port)
         self._api_key = api_key
-        self._request_timeout_s = request_timeout_s
+        self._request_timeout_s: Union[float, Literal["default"], None] = request_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._resend = resend
         self._jpeg_quality = jpeg_quality
+        self._max_message_bytes = max_message_bytes
+        self._freshness = Freshness(max_age_s)
         self._server_features: FrozenSet[str] = frozenset()
-        self._lock = threading.Lock()
+        self._server_metadata: Dict = {}
+        self._has_answered = False  # on this connection
         self._shared = shared_memory.SharedArrays()
         # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
         self._packer = msgpack_numpy.Packer(default=self._shared.pack, autoreset=False)
-        self._closed = False
-        self._stream: Optional[MessageStream] = None
-        self._stream, self._server_metadata = self._wait_for_server(connect_timeout_s)
-        self._finished = threading.Event()
-        attendant = threading.Thread(target=_attend, args=(weakref.ref(self), self._finished), daemon=True)
-        attendant.start()
+        self._channel = Channel(self._uri, on_drop=self._shared.close)
+        try:
+            with self._channel.lock:
+                self._wait_for_server(Deadline(connect_timeout_s, self._channel.closed))
+        except BaseException:
+            self._channel.close()
+            raise
 
     def get_server_metadata(self) -> Dict:
         """Returns what the server said about its policy when the connection was opened."""
@@ -100,21 +125,26 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     @override
     def infer(self, obs: Dict) -> Dict:
-        """Returns the server's answer: the policy's result, and `server_timing` in ms. Arrays are read-only.
+        """Returns the server's answer: the policy's result, `server_timing` in ms, and `obs_age_s`, the seconds from
+        this call to its return. Arrays are read-only.
 
         Raises:
             RuntimeError: the policy failed; the text holds the server's traceback, and ends with the reason.
                 The next call opens a new connection.
             TimeoutError: no answer within `request_timeout_s`. The answer is lost; the next call asks anew.
-            ConnectionError: the connection dropped and could not be opened again, or the message is too large for the
-                server.
+            StaleAnswerError: a TimeoutError; the connection dropped, and the observation was older than `max_age_s`
+                when it was open again, or when the answer came then. The next call uses the new connection.
+            ConnectionError: the connection dropped and could not be opened again; the client was closed, by another
+                thread maybe; or the message is too large for the server.
+            ValueError: the answer is damaged, or would unpack to more than answers hold.
             TypeError, ValueError, OverflowError: the observation is no dict, or holds what cannot be sent.
         """
-        if not isinstance(obs, dict):
+        if not isinstance(obs, Mapping):
             raise TypeError(
                 f"infer takes one observation, a dict of named values, got {_found(obs)}; several: infer_batch"
             )
-        return self._ask(obs)
+        start_s = time.monotonic()
+        return with_age(self._ask(obs, 1, start_s), start_s)
 
     def infer_batch(self, observations: Sequence[Dict]) -> List[Dict]:
         """Asks for several worlds at once, which the server's model then runs together.
@@ -125,23 +155,118 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             NotImplementedError: the server is not one of openpi's.
             RuntimeError, TimeoutError, ConnectionError, TypeError, ValueError, OverflowError: as of `infer`.
         """
-        if isinstance(observations, (dict, str, bytes)) or not all(isinstance(obs, dict) for obs in observations):
+        if isinstance(observations, (Mapping, str, bytes)) or not all(isinstance(obs, Mapping) for obs in observations):
             raise TypeError(
                 f"infer_batch takes a list of observations, dicts of named values, got {_found(observations)}; "
                 "one observation: infer"
             )
         if "batch" not in self._server_features:
             raise NotImplementedError(f"{self._uri} takes one observation at a time; call infer for each")
-        return self._ask(list(observations))["batch"]
+        start_s = time.monotonic()
+        results = self._ask(list(observations), len(observations), start_s).get("batch")
+        if not isinstance(results, list) or [type(result) for result in results] != [dict] * len(observations):
+            raise ValueError(f"{self._uri} did not answer {len(observations)} observations with as many results")
+        return [result if "error" in result else with_age(result, start_s) for result in results]
 
-    def _ask(self, content: Any) -> Dict:
-        with self._lock:
-            answer = self._exchange(content)
+    @override
+    def reset(self) -> None:
+        """Nothing to forget: servers keep no state between requests."""
+
+    def close(self) -> None:
+        """Closes the connection. Further calls of `infer` fail, and so does one that waits in another thread."""
+        self._channel.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: Optional[Type[BaseException]],
+        exc_value: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    # Asking
+
+    def _ask(self, content: Any, num_observations: int, start_s: float) -> Dict:
+        """The answer to one observation or to several, which came at `start_s`."""
+        limit_s = None if self._request_timeout_s == "default" else self._request_timeout_s
+        deadline = Deadline(limit_s, self._channel.closed)
+        try:
+            deadline.acquire(self._channel.lock)
+        except (SilenceError, ConnectionAbortedError) as error:
+            self._channel.check()
+            raise self._timeout(deadline) from error
+        try:
+            answer = self._exchange(content, num_observations, start_s, deadline)
             if isinstance(answer, str):
                 if answer.startswith("Traceback"):
-                    self._drop()  # After a failure of its own the server closes.
+                    # After a failure of its own the server closes.
+                    self._channel.drop(deadline.sooner(GOODBYE_S).left_s())
                 raise RuntimeError(f"Error in inference server:\n{answer}")
-            return msgpack_numpy.unpackb(answer)
+        finally:
+            self._channel.lock.release()
+        return self._unpacked(answer)
+
+    def _exchange(self, content: Any, num_observations: int, start_s: float, deadline: Deadline) -> Message:
+        """Sends a request and returns the answer, over a new connection when the old one is gone."""
+        may_resend = self._resend and self._reconnect_timeout_s > 0
+        was_new = False
+        while True:
+            was_new = self._ensure_connection(deadline) or was_new
+            limit = fresh = self._answer_deadline(num_observations, deadline)
+            if was_new:
+                self._freshness.check(start_s, self._uri)
+                fresh = limit.sooner(self._freshness.left_s(start_s))
+            try:
+                return self._send_and_receive(content, fresh)
+            except StreamClosed as dropped:
+                self._channel.drop()
+                self._channel.check()
+                if fresh.is_over():
+                    if was_new:
+                        self._freshness.check(start_s, self._uri)
+                    raise self._timeout(limit) from None
+                self._check_may_resend(dropped, may_resend=may_resend)
+                logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
+                may_resend = False
+
+    def _answer_deadline(self, num_observations: int, deadline: Deadline) -> Deadline:
+        if self._request_timeout_s == "default" and self._has_answered:
+            return Deadline(_REQUEST_TIMEOUT_S * max(1, num_observations))
+        return deadline
+
+    def _send_and_receive(self, content: Any, deadline: Deadline) -> Message:
+        """Raises StreamClosed when there is no answer, also because the deadline is over."""
+        stream = self._channel.open_stream()
+        request = self._packed(content)
+        try:
+            stream.write(request, timeout_s=deadline.left_s())
+            answer = self._read(deadline, "an answer")
+        except SilenceError as error:
+            # The connection is over: the late answer would be taken for that of the next request.
+            raise StreamClosed(1006, str(error)) from None
+        except StreamClosed:
+            raise
+        except BaseException:
+            self._channel.drop()  # Interrupted in the middle of a message.
+            raise
+        finally:
+            request.release()
+        self._has_answered = True
+        return answer
+
+    def _check_may_resend(self, dropped: StreamClosed, *, may_resend: bool) -> None:
+        if isinstance(dropped, MessageRefused):
+            raise ConnectionError(f"the answer of {self._uri} was refused: {dropped}") from dropped
+        if dropped.code == MESSAGE_TOO_BIG:
+            raise ConnectionError(
+                f"{self._uri} does not take a request of this size: {dropped}. Send less, or let the server "
+                "take more (openpi serve --max-message-mib)"
+            ) from dropped
+        if not may_resend:
+            raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
 
     def _packed(self, content: Any) -> memoryview:
         """The request for the current connection, in the packer's buffer; to be released before the next."""
@@ -157,119 +282,63 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             return content
         return wire_images.with_jpeg(content, self._jpeg_quality)
 
-    @override
-    def reset(self) -> None:
-        """Nothing to forget: servers keep no state between requests."""
-
-    def close(self) -> None:
-        """Closes the connection; further calls of `infer` fail."""
-        with self._lock:
-            self._closed = True
-            self._finished.set()
-            self._drop()
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: Optional[Type[BaseException]],
-        exc_value: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        self.close()
-
-    def _exchange(self, content: Any) -> Any:
-        """Sends a request and returns the answer, over a new connection when the old one is gone."""
-        retries = 1 if self._resend and self._reconnect_timeout_s > 0 else 0
-        while True:
-            stream = self._connection()
-            request = self._packed(content)
-            try:
-                stream.write(request)
-                return self._read(stream, self._request_timeout_s, "an answer")
-            except SilenceError:
-                self._drop()  # Otherwise the late answer would be taken for that of the next request.
-                raise TimeoutError(
-                    f"{self._uri} gave no answer within {self._request_timeout_s} s (request_timeout_s)"
-                ) from None
-            except StreamClosed as dropped:
-                self._drop()
-                if dropped.code == MESSAGE_TOO_BIG:
-                    raise ConnectionError(
-                        f"{self._uri} does not take a request of this size: {dropped}. Send less, or let the server "
-                        "take more (openpi serve --max-message-mib)"
-                    ) from dropped
-                if retries == 0:
-                    raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
-                logger.warning("The connection to %s dropped (%s); opening it again", self._uri, dropped)
-                retries -= 1
-            except BaseException:
-                self._drop()  # Interrupted in the middle of a message.
-                raise
-            finally:
-                request.release()
-
-    def _read(self, stream: MessageStream, timeout_s: Optional[float], what: str) -> Message:
+    def _read(self, deadline: Deadline, what: str) -> Message:
         """The next message; warns while it does not come. Raises as `MessageStream.read`."""
-        start_s = time.monotonic()
-        deadline_s = float("inf") if timeout_s is None else start_s + timeout_s
-        warning_s = start_s + _FIRST_WARNING_S
+        stream = self._channel.open_stream()
+        start_s, warning = time.monotonic(), Deadline(_FIRST_WARNING_S)
         while True:
             try:
-                return stream.read(deadline_s=min(deadline_s, warning_s))
+                return stream.read(min(deadline.left_s(), warning.left_s()))
             except SilenceError:
-                now_s = time.monotonic()
-                if now_s >= deadline_s:
+                if deadline.is_over():
                     raise
-                logger.warning("Waiting for %s of %s since %.0f s", what, self._uri, now_s - start_s)
-                warning_s = now_s + _WARNING_INTERVAL_S
+                waited_s = time.monotonic() - start_s
+                logger.warning("Waiting for %s of %s since %.0f s", what, self._uri, waited_s)
+                warning = Deadline(_WARNING_INTERVAL_S)
 
-    def _connection(self) -> MessageStream:
-        if self._closed:
-            raise ConnectionError(f"this client of {self._uri} was closed")
-        self._attend()
-        if self._stream is None:
-            if self._reconnect_timeout_s <= 0:
-                raise ConnectionError(f"the connection to {self._uri} dropped, and reconnect_timeout_s is 0")
-            try:
-                self._stream, self._server_metadata = self._wait_for_server(self._reconnect_timeout_s)
-            except TimeoutError as error:
-                raise ConnectionError(str(error)) from error
-        return self._stream
+    def _unpacked(self, message: Message) -> Dict:
+        content = msgpack_numpy.unpackb(message)
+        if not isinstance(content, dict):
+            raise ValueError(f"{self._uri} sent a {_found(content)}; expected a map of named values")
+        return content
 
-    def _attend(self) -> None:
-        """Answers the server's pings, and notices when it has left."""
-        if self._stream is None:
-            return
+    def _timeout(self, deadline: Deadline) -> TimeoutError:
+        return TimeoutError(f"{self._uri} gave no answer within {deadline.timeout_s:g} s (request_timeout_s)")
+
+    # Connecting
+
+    def _ensure_connection(self, deadline: Deadline) -> bool:
+        """Opens the connection when there is none; returns whether it did."""
+        self._channel.check()
+        self._channel.attend()
+        if self._channel.stream is not None:
+            return False
+        if self._reconnect_timeout_s <= 0:
+            raise ConnectionError(f"the connection to {self._uri} dropped, and reconnect_timeout_s is 0")
         try:
-            self._stream.attend()
-        except StreamClosed as dropped:
-            logger.warning("The connection to %s dropped while it was idle (%s)", self._uri, dropped)
-            self._drop()
+            self._wait_for_server(deadline.sooner(self._reconnect_timeout_s))
+        except TimeoutError as error:
+            if deadline.is_over():
+                raise self._timeout(deadline) from error
+            raise ConnectionError(str(error)) from error
+        return True
 
-    def _drop(self) -> None:
-        if self._stream is not None:
-            self._stream.hang_up()
-        self._stream = None
-        self._shared.close()
-
-    def _wait_for_server(self, timeout_s: Optional[float]) -> Tuple[MessageStream, Dict]:
+    def _wait_for_server(self, deadline: Deadline) -> None:
         """Opens a connection and reads the metadata, trying again while there is no server."""
-        start_s = time.monotonic()
-        deadline_s = float("inf") if timeout_s is None else start_s + timeout_s
-        level, next_log_s = logging.INFO, start_s
+        start_s = next_log_s = time.monotonic()
+        level = logging.INFO
         while True:
             try:
-                return self._connect(deadline_s)
+                return self._connect(deadline)
             except Exception as error:
-                if not _may_pass(error, is_limited=timeout_s is not None):
+                self._channel.check()
+                if not _may_pass(error, is_limited=deadline.is_limited()):
                     raise
                 now_s = time.monotonic()
-                if now_s + _RETRY_INTERVAL_S > deadline_s:
+                if deadline.left_s() < _RETRY_INTERVAL_S:
                     reason = str(error) or type(error).__name__
                     raise TimeoutError(
-                        f"no policy server at {self._uri} within {timeout_s} s ({reason}); "
+                        f"no policy server at {self._uri} within {deadline.timeout_s:.3g} s ({reason}); "
                         "is it running, and are host and port right?"
                     ) from error
                 if now_s >= next_log_s:
@@ -279,25 +348,28 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                     )
                     next_log_s = now_s + (_FIRST_WARNING_S if level == logging.INFO else _WARNING_INTERVAL_S)
                     level = logging.WARNING
-            time.sleep(_RETRY_INTERVAL_S)
+            self._channel.closed.wait(_RETRY_INTERVAL_S)
 
-    def _connect(self, deadline_s: float) -> Tuple[MessageStream, Dict]:
+    def _connect(self, deadline: Deadline) -> None:
         headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
         if shared_memory.is_supported():
             headers[connection.FEATURES_HEADER] = shared_memory.FEATURE
-        timeout_s = min(connection.HANDSHAKE_TIMEOUT_S, max(0.1, deadline_s - time.monotonic()))
-        stream, answered = connection.open_stream(self._uri, headers, timeout_s)
+        handshake = deadline.sooner(connection.HANDSHAKE_TIMEOUT_S)
+        stream, answered = connection.open_stream(
+            self._uri, headers, handshake, max_message_bytes=self._max_message_bytes
+        )
+        self._channel.use(stream)
+        self._has_answered = False
         try:
             self._shared.open(answered.get(shared_memory.HEADER))
-            left_s = None if deadline_s == float("inf") else deadline_s - time.monotonic()
-            metadata = self._read(stream, left_s, "the model")
+            metadata = self._read(deadline, "the model")
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
+            self._server_metadata = self._unpacked(metadata)
             self._server_features = connection.features(answered)
-            return stream, msgpack_numpy.unpackb(metadata)
+            self._freshness.learn(self._server_metadata)
         except BaseException:
-            stream.hang_up()
-            self._shared.close()
+            self._channel.drop()
             raise
 
 
@@ -305,20 +377,6 @@ def _found(value: Any) -> str:
     """A type for people, such as `list of int`."""
     inner = sorted({type(item).__name__ for item in value}) if isinstance(value, (list, tuple)) else []
     return " of ".join([type(value).__name__, *([", ".join(inner)] if inner else [])])
-
-
-def _attend(policy: "weakref.ref[WebsocketClientPolicy]", finished: threading.Event) -> None:
-    """Keeps the connection of a robot that does not ask for anything alive. While it asks, it attends by itself."""
-    while not finished.wait(_ATTEND_INTERVAL_S):
-        client = policy()
-        if client is None:
-            return
-        if client._lock.acquire(blocking=False):
-            try:
-                client._attend()
-            finally:
-                client._lock.release()
-        del client
 
 
 def _may_pass(error: Exception, *, is_limited: bool) -> bool:

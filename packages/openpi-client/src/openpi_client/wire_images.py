@@ -1,7 +1,7 @@
 """Camera images as JPEG in a message, for servers that take them."""
 
 import io
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ _SMALLEST_SIDE = 16
 
 def with_jpeg(content: Any, quality: int) -> Any:
     """The content with each uint8 RGB image, [h, w, 3], compressed; [3, h, w] stays as it is."""
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         return {key: with_jpeg(value, quality) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [with_jpeg(value, quality) for value in content]

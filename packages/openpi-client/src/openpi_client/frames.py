@@ -1,0 +1,302 @@
+"""Websocket frames (RFC 6455, without extensions), from and to a connected socket.
+
+Arrays go from the sender's memory into the socket, and from the socket into the memory that they are read from. A
+client's frames are masked with zeros: masks keep scripts in browsers from fooling caches, and a robot runs no foreign
+scripts.
+"""
+
+import struct
+import threading
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import numpy as np
+
+from openpi_client.deadline import Deadline
+from openpi_client.socket_io import SocketIo
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+CONTROL = 0x8
+LARGEST_CONTROL_BYTES = 125
+
+MESSAGE_TOO_BIG, TRY_AGAIN_LATER = 1009, 1013
+PROTOCOL_ERROR, BAD_TEXT, POLICY_VIOLATION, ABNORMAL, NO_CODE = 1002, 1007, 1008, 1006, 1005
+
+_BUFFER_BYTES = 2**16
+_NO_MASK = bytes(4)
+
+
+class StreamClosed(ConnectionError):
+    """The connection is over.
+
+    Attributes:
+        code, reason: as the peer gave them; 1006 when it just went away, or was dropped.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class FrameError(ValueError):
+    """The peer broke the protocol, or sends too much.
+
+    Attributes:
+        code, reason: what to tell it.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Frame(NamedTuple):
+    opcode: int
+    is_last: bool
+    payload: memoryview
+
+
+class FrameReader:
+    """Frames from a socket; for one thread.
+
+    Attributes:
+        heard_s: when the last bytes came, on the clock of `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        io: SocketIo,
+        *,
+        is_client: bool,
+        received: bytes,
+        max_bytes: int,
+        admit: Optional[Callable[[int], Optional[str]]],
+    ) -> None:
+        """
+        Args:
+            received: what came already.
+            max_bytes: of a message.
+            admit: see `MessageStream`.
+        """
+        self._io = io
+        self._is_client = is_client
+        self._max_bytes = max_bytes
+        self._admit = admit
+        self._buffer = bytearray(max(_BUFFER_BYTES, len(received)))
+        self._buffer[: len(received)] = received
+        self._start, self._end = 0, len(received)
+        self._header: Optional[tuple] = None  # opcode, is_last, mask of a frame on its way
+        self._payload = memoryview(b"")
+        self._have = 0
+        self.heard_s = time.monotonic()
+
+    def has_bytes(self) -> bool:
+        return self._start < self._end
+
+    def is_within_message(self) -> bool:
+        """Whether a part of a data frame is there."""
+        return self._header is not None and not self._header[0] & CONTROL
+
+    def read(self, deadline: Deadline, begun_bytes: int = 0) -> Frame:
+        """The next frame; continues where a deadline interrupted it.
+
+        Args:
+            begun_bytes: what is there of a message in several frames.
+        Raises:
+            SilenceError: it is not whole in time.
+            FrameError: it is none, or too large.
+            OSError: the connection is over.
+        """
+        if self._header is None:
+            self._begin(deadline, begun_bytes)
+        while self._have < len(self._payload):
+            self._have += self._receive(self._payload[self._have :], deadline)
+        assert self._header is not None
+        (opcode, is_last, mask), payload = self._header, self._payload
+        self._header, self._payload = None, memoryview(b"")
+        if mask != _NO_MASK:
+            _unmask(payload, mask)
+        return Frame(opcode, is_last, payload)
+
+    def _begin(self, deadline: Deadline, begun_bytes: int) -> None:
+        self._fill(2, deadline)
+        first, second = self._buffer[self._start], self._buffer[self._start + 1]
+        self._check_header(first, second)
+        length = second & 0x7F
+        size = 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if second & 0x80 else 0)
+        self._fill(size, deadline)
+        at = self._start + 2
+        if length == 126:
+            (length,) = struct.unpack_from("!H", self._buffer, at)
+            at += 2
+        elif length == 127:
+            (length,) = struct.unpack_from("!Q", self._buffer, at)
+            at += 8
+        mask = bytes(self._buffer[at : at + 4]) if second & 0x80 else _NO_MASK
+        opcode, is_last = first & 0x0F, bool(first & 0x80)
+        if not opcode & CONTROL:
+            self._check_size(begun_bytes + length, length)
+        self._start += size
+        # Not zeroed as a bytearray would be; and memory that nothing was written to costs nothing.
+        self._payload = np.empty(length, np.uint8).data.cast("B")
+        self._have = min(length, self._end - self._start)
+        self._payload[: self._have] = memoryview(self._buffer)[self._start : self._start + self._have]
+        self._start += self._have
+        self._header = (opcode, is_last, mask)
+
+    def _check_header(self, first: int, second: int) -> None:
+        opcode = first & 0x0F
+        if first & 0x70 or opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
+            raise FrameError(PROTOCOL_ERROR, "reserved bits or opcode")
+        if bool(second & 0x80) == self._is_client:
+            raise FrameError(PROTOCOL_ERROR, "wrong masking")
+        if opcode & CONTROL and (second & 0x7F > LARGEST_CONTROL_BYTES or not first & 0x80):
+            raise FrameError(PROTOCOL_ERROR, "control frame too long or in parts")
+
+    def _check_size(self, total: int, length: int) -> None:
+        if total > self._max_bytes:
+            raise FrameError(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
+        refusal = None if self._admit is None else self._admit(length)
+        if refusal:
+            raise FrameError(TRY_AGAIN_LATER, refusal)
+
+    def _fill(self, count: int, deadline: Deadline) -> None:
+        """Reads until so many bytes are in the buffer."""
+        if self._end - self._start >= count:
+            return
+        if self._start:
+            rest = self._buffer[self._start : self._end]
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        while self._end < count:
+            self._end += self._receive(memoryview(self._buffer)[self._end :], deadline)
+
+    def _receive(self, view: memoryview, deadline: Deadline) -> int:
+        count = self._io.recv_into(view, deadline)
+        self.heard_s = time.monotonic()
+        return count
+
+
+class FrameWriter:
+    """Frames to a socket; from any thread. No frame comes between the parts of another.
+
+    Control frames are never waited for: they leave at once, or with what is written next. A newer one replaces one of
+    its kind that has not left.
+    """
+
+    def __init__(self, io: SocketIo, *, is_client: bool) -> None:
+        self._io = io
+        self._is_client = is_client
+        self._lock = threading.Lock()
+        self._unsent: List[memoryview] = []  # of a control frame that the socket took a part of
+        self._owed: Dict[int, bytes] = {}  # control frames by opcode
+
+    def write(self, payload: Any, opcode: int, deadline: Deadline) -> None:
+        """Sends a message: bytes, or any contiguous memory.
+
+        Raises:
+            SilenceError: the peer does not take it in time; the connection is of no use then.
+            OSError: the connection is over.
+        """
+        deadline.acquire(self._lock)
+        try:
+            self._write_rest([*self._unsent, *self._framed(payload, opcode)], deadline)
+        finally:
+            self._release()
+
+    def start(self, payload: Any, opcode: int) -> Optional[Callable[[Deadline], None]]:
+        """Sends a message as far as the socket takes it.
+
+        Returns:
+            None when all of it has left; else a function that sends the rest, to be called once, by any thread. It
+            raises as `write` does.
+        Raises:
+            OSError: the connection is over.
+        """
+        if not self._lock.acquire(blocking=False):
+            return lambda deadline: self.write(payload, opcode, deadline)
+        rest: List[memoryview] = []
+        try:
+            rest = self._send_now([*self._unsent, *self._framed(payload, opcode)])
+        finally:
+            if not rest:
+                self._release()
+        # The lock goes along.
+        return (lambda deadline: self._write_behind(rest, deadline)) if rest else None
+
+    def control(self, opcode: int, payload: bytes) -> None:
+        """Sends a control frame when it can; to a peer that is gone or stuck it does not matter."""
+        self._owed[opcode] = payload
+        self.flush()
+
+    def _release(self) -> None:
+        self._unsent = []
+        self._lock.release()
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what it can of the control frames that are owed, unless another thread writes: it does so when it is
+        done.
+        """
+        while (self._owed or self._unsent) and self._lock.acquire(blocking=False):
+            try:
+                self._unsent = self._send_now(self._unsent)
+                for opcode in (PONG, PING, CLOSE):
+                    payload = None if self._unsent else self._owed.pop(opcode, None)
+                    if payload is not None:
+                        self._unsent = self._send_now(self._framed(payload, opcode))
+            except OSError:  # Whoever reads will hear.
+                self._owed.clear()
+                self._unsent = []
+            finally:
+                self._lock.release()
+            if self._unsent:
+                return
+
+    def _write_behind(self, rest: List[memoryview], deadline: Deadline) -> None:
+        try:
+            self._write_rest(rest, deadline)
+        finally:
+            self._release()
+
+    def _write_rest(self, parts: List[memoryview], deadline: Deadline) -> None:
+        while parts := self._send_now(parts):
+            self._io.wait_writable(deadline)
+
+    def _send_now(self, parts: List[memoryview]) -> List[memoryview]:
+        """What the socket did not take."""
+        while parts:
+            sent = self._io.send_now(parts)
+            if sent == 0:
+                break
+            parts = _without(parts, sent)
+        return parts
+
+    def _framed(self, payload: Any, opcode: int) -> List[memoryview]:
+        view = memoryview(payload).cast("B")
+        length, mask = len(view), 0x80 if self._is_client else 0
+        if length < 126:
+            header = struct.pack("!BB", 0x80 | opcode, mask | length)
+        elif length < 2**16:
+            header = struct.pack("!BBH", 0x80 | opcode, mask | 126, length)
+        else:
+            header = struct.pack("!BBQ", 0x80 | opcode, mask | 127, length)
+        return [memoryview(header + _NO_MASK if mask else header), view]
+
+
+def _without(parts: List[memoryview], count: int) -> List[memoryview]:
+    """The parts behind the first `count` bytes."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts[0])
+        parts = parts[1:]
+    return [parts[0][count:], *parts[1:]] if parts and count else parts
+
+
+def _unmask(payload: memoryview, mask: bytes) -> None:
+    """In place, eight bytes at a time."""
+    whole = len(payload) // 8 * 8
+    np.frombuffer(payload[:whole], np.uint64)[:] ^= np.frombuffer(mask * 2, np.uint64)
+    rest = np.frombuffer(payload[whole:], np.uint8)
+    rest[:] ^= np.frombuffer((mask * 2)[: len(rest)], np.uint8)

@@ -1,0 +1,64 @@
+"""How old an observation may be, and is, when its answer comes."""
+
+import math
+import time
+from typing import Any, Dict, Mapping, Optional, Union
+
+from typing_extensions import Literal
+
+# Where the server does not tell how long a chunk lasts. Published ones last 0.5 to 1 s.
+_CHUNK_S = 1.0
+
+
+class StaleAnswerError(TimeoutError):
+    """The connection was opened again, and the observation has become too old meanwhile. Ask with a new one."""
+
+
+class Freshness:
+    """Whether an observation is still worth an answer."""
+
+    def __init__(self, max_age_s: Union[float, Literal["chunk"], None]) -> None:
+        """
+        Args:
+            max_age_s: "chunk" = as long as the server's action chunk; None = no limit.
+        """
+        self._is_chunk = max_age_s == "chunk"
+        self._max_age_s = _CHUNK_S if max_age_s == "chunk" else math.inf if max_age_s is None else max_age_s
+
+    def learn(self, metadata: Mapping[str, Any]) -> None:
+        """Takes the length of a chunk from the server's metadata; those of another server may differ."""
+        if self._is_chunk:
+            self._max_age_s = chunk_s(metadata) or _CHUNK_S
+
+    def left_s(self, start_s: float) -> float:
+        """For how long an observation that came at `start_s` (`time.monotonic`) is fresh; infinity for ever."""
+        return max(0.0, start_s + self._max_age_s - time.monotonic())
+
+    def check(self, start_s: float, place: str) -> None:
+        """Raises StaleAnswerError when it is not fresh any more."""
+        if self.left_s(start_s) <= 0:
+            raise StaleAnswerError(
+                f"the connection to {place} dropped, and is open again, but the observation is "
+                f"{time.monotonic() - start_s:.1f} s old, and answered up to {self._max_age_s:.3g} s (max_age_s): "
+                "ask with a new one"
+            )
+
+
+def chunk_s(metadata: Mapping[str, Any]) -> Optional[float]:
+    """How long an action chunk lasts, if a server's metadata tell: the contract's horizon / `control_hz`."""
+    contract = metadata.get("contract")
+    actions = contract.get("actions") if isinstance(contract, Mapping) else None
+    if not isinstance(contract, Mapping) or not isinstance(actions, Mapping):
+        return None
+    horizon, rate_hz = _positive(actions.get("horizon")), _positive(contract.get("control_hz"))
+    return None if horizon is None or rate_hz is None else horizon / rate_hz
+
+
+def with_age(result: Dict[str, Any], start_s: float) -> Dict[str, Any]:
+    """The result with `obs_age_s`: seconds since `start_s` (`time.monotonic`)."""
+    return {**result, "obs_age_s": time.monotonic() - start_s}
+
+
+def _positive(value: Any) -> Optional[float]:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < 1e9 else None

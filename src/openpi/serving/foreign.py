@@ -1,0 +1,41 @@
+"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, and keys that are bytes.
+
+Data only; what cannot be read is the client's to correct, and its session lives on.
+"""
+
+from typing import Any
+
+from openpi.policies.guards import ObservationError
+from openpi_client import msgpack_numpy
+
+
+def read_map(item: dict) -> Any:
+    """The array or scalar that a map stands for, or the map with text keys.
+
+    Raises:
+        ObservationError: it is damaged, or holds something else than data.
+    """
+    try:
+        value = msgpack_numpy.unpack_array(item)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ObservationError(f"a message cannot be read: {error}") from error
+    except KeyError as error:
+        raise ObservationError(f"a message cannot be read: an array lacks its {error}") from error
+    return _with_text_keys(value) if isinstance(value, dict) else value
+
+
+def _with_text_keys(item: dict) -> dict:
+    """MessagePack of old, and programs that pack `bytes`, have names that are bytes."""
+    if all(isinstance(key, str) for key in item):
+        return item
+    named = {_text(key): value for key, value in item.items()}
+    if len(named) != len(item):
+        raise ObservationError(f"a map has a key twice, as text and as bytes: {list(item)!r:.200}")
+    return named
+
+
+def _text(key: Any) -> Any:
+    try:
+        return key.decode() if isinstance(key, bytes) else key
+    except UnicodeDecodeError:
+        raise ObservationError(f"the key {key!r:.100} is no text; name values in UTF-8") from None
