@@ -37,7 +37,7 @@ PROGRAM = """
         state = jax.device_put(start, places)
         step = step_jax.compile_train_step(config, mesh)
         losses, norms = [], []
-        for _, batch in zip(range(3), data_loader.create_data_loader(config)):
+        for _, batch in zip(range(3), data_loader.create_batch_loader(config)):
             state, metrics = step(train_key, state, step_jax.place_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,7 +20,15 @@ from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.normalize import NormStats
 
 DataDict = dict[str, Any]
-DataTransformFn = Callable[[DataDict], DataDict]
+
+
+@runtime_checkable
+class DataTransformFn(Protocol):
+    """Anything that makes a sample of a sample; dataclasses of one's own may name it as their base."""
+
+    def __call__(self, data: DataDict, /) -> DataDict: ...
+
+
 
 # Keeps the division finite where a standard deviation or quantile range is zero; part of the published
 # formulas.
@@ -259,8 +267,16 @@ class ResizeImages:
 
     def __call__(self, data: DataDict) -> DataDict:
         images = _require(data, "image", "ResizeImages")
-        resized = {key: resize_with_pad(np.asarray(im), self.height, self.width) for key, im in images.items()}
-        return {**data, "image": resized}
+        return {**data, "image": {key: self._resized(key, np.asarray(image)) for key, image in images.items()}}
+
+    def _resized(self, key: str, image: np.ndarray) -> np.ndarray:
+        # Floats pass where the size fits: they are in [-1, 1] then, as models take them. Of others we cannot tell.
+        if image.shape[-3:-1] != (self.height, self.width) and image.dtype != np.uint8:
+            raise ValueError(
+                f"image '{key}' is to be resized, for which it has to be uint8; it is {image.dtype}. Use "
+                "image_tools.convert_to_uint8 on floats in [0, 1] in the robot's inputs"
+            )
+        return resize_with_pad(image, self.height, self.width)
 
 
 @dataclasses.dataclass(frozen=True)

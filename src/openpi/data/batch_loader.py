@@ -151,6 +151,10 @@ class SourceLoader:
             raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
         self._state = {key: value for key, value in state.items() if key not in identity}
 
+    def restart(self) -> None:
+        """The next iteration begins with the first batch; running iterators are not affected."""
+        self._state = self._source.start()
+
     def __iter__(self) -> Iterator[Batch]:
         ahead: deque[tuple[Callable[[], Batch], dict[str, Any]]] = deque()
         submitted = self._state["next_batch"]

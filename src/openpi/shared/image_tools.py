@@ -1,5 +1,69 @@
-"""Image helpers of the data path: the client's, so that robot and server prepare images alike."""
+"""Image helpers of the data path and of the models: the client's on the host, so that robot and server prepare images
+alike, and the same on a device. Source: the training specification, section 2.2.
+"""
 
-from openpi_client.image_tools import convert_to_uint8, resize_with_pad
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from openpi_client import image_tools as on_host
+from openpi_client.image_tools import convert_to_uint8
 
 __all__ = ["convert_to_uint8", "resize_with_pad"]
+
+Images = TypeVar("Images")
+
+
+def resize_with_pad(images: Images, height: int, width: int, method: Any = None) -> Images:
+    """Resizes images with their aspect kept, on a centered black canvas; bilinear, with antialiasing when shrinking.
+
+    NumPy arrays are resized on the host and JAX arrays, traced or not, on their device; the two agree to one gray level.
+
+    Args:
+        images: [*b h w c]; uint8, or f32 in [-1, 1], where black is -1.
+        method: a filter of Pillow for NumPy arrays, of `jax.image` for JAX arrays; None = bilinear.
+    Returns:
+        [*b height width c] of the same kind and dtype; the same array where the size fits already.
+    Raises:
+        ValueError: another dtype, or no channels-last images.
+    """
+    if _is_of_jax(images):
+        return _on_device(images, height, width, "linear" if method is None else method)
+    method = Image.Resampling.BILINEAR if method is None else method
+    array: Any = np.asarray(images)
+    if array.dtype != np.float32:
+        return on_host.resize_with_pad(array, height, width, method)  # type: ignore[return-value]
+    # The client's floats are in [0, 1], where black is 0.
+    resized = on_host.resize_with_pad((np.clip(array, -1, 1) + 1) / 2, height, width, method)
+    return resized * 2 - 1  # type: ignore[return-value]
+
+
+def _is_of_jax(images: Any) -> bool:
+    """Whoever holds an array of JAX has imported it."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(images, jax.Array)
+
+
+def _on_device(images: Any, height: int, width: int, method: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    if images.dtype not in (jnp.uint8, jnp.float32):
+        raise ValueError(f"images have dtype {images.dtype}; expected uint8, or float32 in [-1, 1]")
+    *lead, h, w, c = images.shape
+    if (h, w) == (height, width):
+        return images
+    ratio = max(w / width, h / height)
+    new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))  # as on the host
+    resized = jax.image.resize(images.astype(jnp.float32), (*lead, new_h, new_w, c), method=method)
+    if images.dtype == jnp.uint8:
+        resized, fill = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8), 0
+    else:
+        resized, fill = jnp.clip(resized, -1, 1), -1
+    top, left = (height - new_h) // 2, (width - new_w) // 2
+    padding = [(0, 0)] * len(lead) + [(top, height - new_h - top), (left, width - new_w - left), (0, 0)]
+    return jnp.pad(resized, padding, constant_values=fill)

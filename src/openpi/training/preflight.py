@@ -138,9 +138,9 @@ def _open_data(config: TrainConfig, num_devices: int) -> TrainingData:
     )
 
 
-def _loader(config: TrainConfig, **options: Any) -> data_loader.DataLoader:
+def _loader(config: TrainConfig, **options: Any) -> data_loader.RecipeLoader:
     """Of this process's rows of every batch."""
-    return data_loader.create_data_loader(config, part=(processes.index(), processes.count()), **options)
+    return data_loader.create_batch_loader(config, part=(processes.index(), processes.count()), **options)
 
 
 def ensure_norm_stats(config: TrainConfig) -> None:
