@@ -146,7 +146,10 @@ def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_i
 
 def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
     config = recipe(folder, tmp_path, holdout_episodes=2, checkpoint_base_dir=str(tmp_path / "runs"))
-    for refuse in (lambda config: preflight.check_recipe(config, open_backend(config)), data_loader.create_batch_loader):
+    for refuse in (
+        lambda config: preflight.check_recipe(config, open_backend(config)),
+        data_loader.create_batch_loader,
+    ):
         with pytest.raises(ValueError, match=r"holdout_episodes=2, but data in RLDS form are a stream"):
             refuse(config)
 

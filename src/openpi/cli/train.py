@@ -22,6 +22,7 @@ from openpi.training.processor import split_processor, wait_asleep
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
+    from openpi.training.loop import TrainResult
 
 SUMMARY = "train a recipe"
 
@@ -65,10 +66,34 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code
 
 
-def _train(config: TrainConfig, launch: Launch | None) -> int:
-    if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
+def run(config: TrainConfig) -> TrainResult:
+    """Trains a recipe in this process, for a program of one's own: `main(config)` of `scripts/train.py`.
+
+    Args:
+        config: a `TrainConfig`, or a program's own copy of the published one.
+    Raises:
+        ImportError, ValueError, FileNotFoundError, FileExistsError, OSError: see `openpi.training.loop.train`.
+    """
+    if not logging.getLogger().handlers:  # the program's own stay
+        configure_logging()
+    _prepare(config)
+    from openpi.training import loop
+    from openpi.training.adopted import as_recipe
+
+    return loop.train(as_recipe(config))
+
+
+def _prepare(config: TrainConfig) -> None:
+    """Before the first use of JAX, as far as that is still to come."""
+    if (
+        getattr(config, "backend", "jax") != "jax"
+    ):  # weight files and schedules still use it, and it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_compilation_cache()
+
+
+def _train(config: TrainConfig, launch: Launch | None) -> int:
+    _prepare(config)
     from openpi.training import loop, processes
 
     try:

@@ -142,9 +142,7 @@ def disable_typechecking() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def check_pytree_equality(
-    *, expected: Any, got: Any, check_shapes: bool = False, check_dtypes: bool = False
-) -> None:
+def check_pytree_equality(*, expected: Any, got: Any, check_shapes: bool = False, check_dtypes: bool = False) -> None:
     """Compares the structure of two trees and, if asked to, the shapes and dtypes of their leaves.
 
     Raises:

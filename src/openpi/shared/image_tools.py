@@ -21,7 +21,7 @@ Images = TypeVar("Images")
 def resize_with_pad(images: Images, height: int, width: int, method: Any = None) -> Images:
     """Resizes images with their aspect kept, on a centered black canvas; bilinear, with antialiasing when shrinking.
 
-    NumPy arrays are resized on the host and JAX arrays, traced or not, on their device; the two agree to one gray level.
+    NumPy arrays are resized on the host and JAX arrays, traced or not, on their device; both agree to one gray level.
 
     Args:
         images: [*b h w c]; uint8, or f32 in [-1, 1], where black is -1.

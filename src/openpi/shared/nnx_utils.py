@@ -46,7 +46,9 @@ def module_jit(meth: Callable[..., Any], *jit_args: Any, **jit_kwargs: Any) -> C
 
 
 def state_map(
-    state: Any, filter: Callable[..., bool] | Any, fn: Callable[[Any], Any]  # noqa: A002  # as published
+    state: Any,
+    filter: Callable[..., bool] | Any,
+    fn: Callable[[Any], Any],  # as published
 ) -> Any:
     """`fn` of the leaves that a filter accepts; the others stay.
 
@@ -74,7 +76,7 @@ def _split(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     return state, lambda params: nnx.merge(graph, params)
 
 
-def _state_map_of_flax(state: Any, filter: Any, fn: Callable[[Any], Any]) -> Any:  # noqa: A002
+def _state_map_of_flax(state: Any, filter: Any, fn: Callable[[Any], Any]) -> Any:
     from flax import nnx
 
     accepts = nnx.filterlib.to_predicate(filter)

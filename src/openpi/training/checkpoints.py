@@ -25,8 +25,9 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from openpi.shared import published
 from openpi.shared.errors import first_line
 from openpi.training import processes
 from openpi.weights.adapter_base import KEEP_FILE
@@ -38,6 +39,14 @@ METRICS_FILE = "eval_metrics.json"
 _MARKS = ("params/_METADATA", "model.safetensors")
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
+
+PUBLISHED = ("CheckpointManager", "initialize_checkpoint_dir", "load_norm_stats", "restore_state", "save_state")
+
+
+def __getattr__(name: str) -> Any:
+    """`save_state` and the other published functions, which need JAX."""
+    return published.attribute(__name__, name, "openpi.training.published_checkpoints", PUBLISHED)
+
 
 BeginWrite = Callable[[Path], Callable[[], None]]
 WriteExtras = Callable[[Path], None]

@@ -266,6 +266,9 @@ def _config_of_attribute(reference: str) -> TrainConfig:
     config = getattr(module, attribute)
     if callable(config) and not isinstance(config, type):
         config = config()
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"'{reference}' is a {type(config).__name__}; expected a TrainConfig")
-    return config
+    from openpi.training import adopted
+
+    try:
+        return adopted.as_recipe(config)
+    except ValueError as error:
+        raise ValueError(f"'{reference}' cannot be used: {error}") from None

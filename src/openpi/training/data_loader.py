@@ -222,7 +222,10 @@ def input_transforms(
     """
     if isinstance(dataset, FakeDataset):
         return ()
-    return (*prompt_transforms(data_config, dataset), *model_side_transforms(data_config, skip_norm_stats=skip_norm_stats))
+    return (
+        *prompt_transforms(data_config, dataset),
+        *model_side_transforms(data_config, skip_norm_stats=skip_norm_stats),
+    )
 
 
 def prompt_transforms(

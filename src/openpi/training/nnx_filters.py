@@ -1,4 +1,4 @@
-"""Filters of `flax.nnx`, in a recipe of one's own, as those of `openpi.training.freeze`, which can be written to a file.
+"""Filters of `flax.nnx`, in a recipe of one's own, as those of `openpi.training.freeze`, which files can hold.
 
 flax is not imported: its filters are known by their names. A recipe that holds one has imported it.
 """

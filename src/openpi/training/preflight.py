@@ -58,6 +58,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     """
     config.checkpoint_dir  # noqa: B018  # raises without an experiment name
     _check_dataset_name(config)
+    _warn_of_deltas_of_deltas(config)
     if config.holdout_episodes:
         data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
     recipe_io.check_recipe_can_be_saved(config)
@@ -93,6 +94,16 @@ def _check_dataset_name(config: TrainConfig) -> None:
         if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
             flag = field.replace("_", "-")
             raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
+
+
+def _warn_of_deltas_of_deltas(config: TrainConfig) -> None:
+    if getattr(config.data, "extra_delta_transform", False):
+        logger.warning(
+            "recipe '%s' subtracts the state from actions that are relative already, as released checkpoints were "
+            "trained; new runs succeed more often without: add --data.no-extra-delta-transform and compute the "
+            "statistics again, or train pi0_fast_libero_no_delta_transform",
+            config.name,
+        )
 
 
 def check_weights(config: TrainConfig, backend: Backend) -> None:

@@ -24,6 +24,7 @@ from openpi.data.droid_rlds.episode import Frame
 from openpi.data.droid_rlds.stream import MixtureSource
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
+from openpi.training.adopted import as_recipe
 from openpi.training.data_config import DataConfig
 
 # Frames that training uses of DROID 1.0.1, about: the published length of data in RLDS form, whatever they are.
@@ -136,7 +137,7 @@ class IterableTransformedDataset:
     def __init__(
         self,
         dataset: Iterable[Sample],
-        transforms: Sequence[Callable[[Sample], Sample]],  # noqa: A002 - as published
+        transforms: Sequence[Callable[[Sample], Sample]],
         *,
         is_batched: bool = False,
     ) -> None:
@@ -165,7 +166,7 @@ def create_data_loader(
     """The loader of a recipe: `(Observation, actions)`, images as f32 in [-1, 1].
 
     Args:
-        config: a `TrainConfig`; `batch_size` is that of all processes together.
+        config: a `TrainConfig`, or a copy of it; `batch_size` is that of all processes together.
         sharding: of JAX: where rows of a batch lie; None = split over all devices.
         num_batches: of each iteration; None = endless.
         skip_norm_stats: feed un-normalized values.
@@ -175,7 +176,7 @@ def create_data_loader(
     """
     place = _placer(framework, sharding)
     loader = data_loader.create_batch_loader(
-        config, shuffle=shuffle, skip_norm_stats=skip_norm_stats, part=_part(framework)
+        as_recipe(config), shuffle=shuffle, skip_norm_stats=skip_norm_stats, part=_part(framework)
     )
     rounds = _Rounds(loader, num_batches, goes_on=shuffle, place=lambda batch: place(_model_side(batch)))
     return DataLoaderImpl(loader.data_config(), rounds)
@@ -199,7 +200,10 @@ def create_torch_data_loader(
     dataset = create_torch_dataset(data_config, action_horizon, model_config)
     loader = BatchLoader(
         transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats),
-        **{"batch_size": batch_size, "seed": seed, "shuffle": shuffle, "num_workers": num_workers},
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        num_workers=num_workers,
         part=_part(framework),
     )
     place = _placer(framework, sharding)
@@ -273,9 +277,7 @@ def transform_iterable_dataset(
     dataset: Iterable[Sample], data_config: DataConfig, *, skip_norm_stats: bool = False, is_batched: bool = False
 ) -> IterableTransformedDataset:
     """As `transform_dataset`, of a dataset of `create_rlds_dataset`."""
-    return IterableTransformedDataset(
-        dataset, _after_the_prompt(data_config, skip_norm_stats), is_batched=is_batched
-    )
+    return IterableTransformedDataset(dataset, _after_the_prompt(data_config, skip_norm_stats), is_batched=is_batched)
 
 
 def _after_the_prompt(data_config: DataConfig, skip_norm_stats: bool) -> Sequence[Callable[[Sample], Sample]]:
