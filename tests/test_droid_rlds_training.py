@@ -144,6 +144,26 @@ def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_i
     assert whole.batches_per_epoch is None
 
 
+def test_a_script_of_ones_own_reads_the_frames_in_batches_transforms_them_and_gets_observations(folder, tmp_path):
+    config = recipe(folder, tmp_path)
+    norm_stats.compute(config)
+    data_config = config.data.create(config.assets_dirs, config.model)
+    dataset = data_loader.create_rlds_dataset(data_config, config.model.action_horizon, 4)
+    raw = next(iter(dataset))
+    assert raw["actions"].shape == (4, config.model.action_horizon, 8) and len(dataset) == 20_000_000
+    robot_side = [*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs]
+    kept = [*robot_side, lambda sample: {"state": sample["state"]}]
+    batches = data_loader.IterableTransformedDataset(dataset, kept, is_batched=True)
+    rows = [batch["state"] for batch in data_loader.RLDSDataLoader(batches, num_batches=2)]
+    assert [row.shape for row in rows] == [(4, 8)] * 2
+    np.testing.assert_allclose(rows[0][:, :7], raw["observation"]["joint_position"], atol=1e-6)
+    loader = data_loader.create_rlds_data_loader(data_config, config.model.action_horizon, 4, num_batches=1)
+    (observation, actions) = next(iter(loader))
+    assert observation.images["base_0_rgb"].shape[0] == actions.shape[0] == 4
+    with pytest.raises(ValueError, match="use create_rlds_dataset"):
+        data_loader.create_torch_dataset(data_config, config.model.action_horizon, config.model)
+
+
 def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
     config = recipe(folder, tmp_path, holdout_episodes=2, checkpoint_base_dir=str(tmp_path / "runs"))
     for refuse in (

@@ -21,6 +21,7 @@ import openpi.training.utils as training_utils
 import openpi.transforms as transforms
 import tiny_recipe
 from openpi.cli import stats
+from openpi.models.model import Observation
 from openpi.training import freeze, preflight
 from openpi.training.backend import open_backend
 from openpi_client import image_tools as client_image_tools
@@ -147,36 +148,27 @@ def test_whatever_flax_takes_as_a_filter_freezes_by_path():
 # --- images ----------------------------------------------------------------------------------------------------
 
 
-def recorded_resizes(golden):
+def test_images_are_resized_as_recorded_as_integers_and_floats_alone_and_in_batches(golden):
     recorded = np.load(golden / "components" / "components.npz")
     for case in sorted({key.split("/")[1] for key in recorded.files if key.startswith("resize/")}):
         size = tuple(int(side) for side in recorded[f"resize/{case}/size"][2:])
-        yield (
-            recorded[f"resize/{case}/in_u8"],
-            size,
-            recorded[f"resize/{case}/jax_u8"],
-            recorded[f"resize/{case}/jax_f32"],
-        )
-
-
-def test_images_of_every_kind_are_resized_as_recorded_where_they_are(golden):
-    for image, size, as_uint8, as_float in recorded_resizes(golden):
+        image, expected = recorded[f"resize/{case}/in_u8"], recorded[f"resize/{case}/jax_f32"]
         unit = image.astype(np.float32) / 255 * 2 - 1
-        on_device = image_tools.resize_with_pad(jnp.asarray(image), *size)
-        assert isinstance(on_device, jax.Array) and on_device.dtype == jnp.uint8
-        np.testing.assert_allclose(np.asarray(on_device, int), as_uint8, atol=1)
-        np.testing.assert_allclose(image_tools.resize_with_pad(jnp.asarray(unit), *size), as_float, atol=1e-5)
-        on_host = image_tools.resize_with_pad(unit, *size)
-        assert isinstance(on_host, np.ndarray) and on_host.dtype == np.float32
-        np.testing.assert_allclose(on_host, as_float, atol=1e-5)
-        np.testing.assert_allclose(image_tools.resize_with_pad(np.stack([unit] * 2)[None], *size)[0, 1], on_host)
+        found = image_tools.resize_with_pad(unit, *size)
+        assert isinstance(found, np.ndarray) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(image_tools.resize_with_pad(np.stack([unit] * 2)[None], *size)[0, 1], found)
         # The robot's side has floats in [0, 1], and padding that is black there.
-        np.testing.assert_allclose(
-            client_image_tools.resize_with_pad((unit + 1) / 2, *size) * 2 - 1, on_host, atol=1e-5
-        )
-        np.testing.assert_array_equal(
-            client_image_tools.resize_with_pad(jnp.asarray(image), *size), image_tools.resize_with_pad(image, *size)
-        )
+        np.testing.assert_allclose(client_image_tools.resize_with_pad((unit + 1) / 2, *size) * 2 - 1, found, atol=1e-5)
+
+
+def test_images_on_a_device_are_resized_there_and_on_the_robot_become_numpy_s():
+    """Their numbers: `test_models_components.py`."""
+    image = jnp.zeros((2, 4, 8, 3), jnp.uint8)
+    resized = jax.jit(image_tools.resize_with_pad, static_argnums=(1, 2))(image + 7, 4, 4)
+    assert isinstance(resized, jax.Array) and resized.dtype == jnp.uint8
+    assert np.unique(resized[:, 1:3]).tolist() == [7] and not resized[:, (0, 3)].any()
+    assert isinstance(client_image_tools.resize_with_pad(image, 4, 4), np.ndarray)
 
 
 def test_floats_of_unknown_range_are_neither_resized_on_the_robot_nor_before_a_model():
@@ -199,6 +191,11 @@ def test_transforms_are_known_as_such():
         assert isinstance(step, transforms.DataTransformFn)
     assert not isinstance(3, transforms.DataTransformFn)
     assert transforms.compose([Doubled(), Doubled()])({"a": 1}) == {"a": 4}
+
+
+def test_an_observation_that_lacks_a_part_says_which():
+    with pytest.raises(KeyError, match=r"Observation\.from_dict needs the key 'image_mask', found: 'image', 'state'"):
+        Observation.from_dict({"image": {}, "state": np.zeros(1)})
 
 
 def test_errors_of_renaming_name_the_keys_that_the_user_wrote():
@@ -316,7 +313,7 @@ def test_iterable_datasets_are_transformed_sample_by_sample_or_batch_by_batch():
     assert [type(batch["x"]) for batch in loader] == [type(jnp.zeros(2))]
 
 
-# --- commands ----------------------------------------------------------------------------------------------------
+# --- commands and files ----------------------------------------------------------------------------------------
 
 
 def test_statistics_of_a_recipe_that_reads_some_from_a_bucket_are_written_to_its_own_assets(
@@ -331,3 +328,9 @@ def test_statistics_of_a_recipe_that_reads_some_from_a_bucket_are_written_to_its
     text = capsys.readouterr().out
     assert written.is_file() and f"20 frames; written to {written}" in text
     assert f"--data.assets.assets-dir={tmp_path / 'arm'}" in text
+
+
+def test_a_recipe_file_that_needs_what_is_not_installed_says_how_to_get_it(tmp_path):
+    (tmp_path / "needs_a_library.py").write_text("import no_such_library.nnx as nnx")
+    with pytest.raises(ValueError, match=r"line 1: .*needs 'no_such_library'.*install it beside \(uv pip install\)"):
+        _config.get_config(f"{tmp_path / 'needs_a_library.py'}:recipe")

@@ -76,18 +76,18 @@ def run(config: TrainConfig) -> TrainResult:
     """
     if not logging.getLogger().handlers:  # the program's own stay
         configure_logging()
-    _prepare(config)
-    from openpi.training import loop
     from openpi.training.adopted import as_recipe
 
-    return loop.train(as_recipe(config))
+    config = as_recipe(config)
+    _prepare(config)
+    from openpi.training import loop
+
+    return loop.train(config)
 
 
 def _prepare(config: TrainConfig) -> None:
     """Before the first use of JAX, as far as that is still to come."""
-    if (
-        getattr(config, "backend", "jax") != "jax"
-    ):  # weight files and schedules still use it, and it would take most of a GPU's memory
+    if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_compilation_cache()
 

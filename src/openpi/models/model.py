@@ -25,6 +25,7 @@ from openpi.models.model_config import (
     ModelType,
 )
 from openpi.shared import download
+from openpi.shared.errors import missing_key
 from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.tree import differences, flatten, unflatten
 from openpi.weights import layout, on_device, orbax_io
@@ -80,8 +81,12 @@ class Observation:
         Tensors of PyTorch are taken, too; uint8 images among them become [*b 3 h w], floats stay as they are.
 
         Raises:
+            KeyError: `image`, `image_mask` or `state` is missing.
             ValueError: only one of `tokenized_prompt` and `tokenized_prompt_mask` is there.
         """
+        for key in ("image", "image_mask", "state"):
+            if key not in data:
+                raise missing_key(key, data, wanted_by="Observation.from_dict")
         if ("tokenized_prompt" in data) != ("tokenized_prompt_mask" in data):
             raise ValueError(
                 "'tokenized_prompt' and 'tokenized_prompt_mask' go together; "
