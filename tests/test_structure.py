@@ -176,9 +176,9 @@ JAX = {
 JAX_LAZILY = {
     "openpi.cli.export",
     "openpi.cli.infer",
+    "openpi.training.batch_arrays",  # gives arrays of JAX, or tensors of PyTorch
     "openpi.shared.image_tools",  # for images that are on a device
     "openpi.training.optimizer",
-    "openpi.training.published_loader",  # gives arrays of JAX, or tensors of PyTorch
 }
 
 
@@ -199,7 +199,7 @@ def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
 def test_pytorch_is_imported_where_the_architecture_says_and_nowhere_else():
     assert _importers({"torch"}, outside="openpi.models_pytorch.") == {
         True: PYTORCH,
-        False: {"openpi.training.published_loader"},
+        False: {"openpi.training.batch_arrays"},
     }
 
 

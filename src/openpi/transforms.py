@@ -487,8 +487,8 @@ def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, Any]) 
             continue
         if new_path in old_paths:
             raise ValueError(
-                f"{_fate(old_paths[new_path], new_path)} and {_fate(path, new_path)}; two leaves cannot have one path. "
-                "Change the patterns"
+                f"{_fate(old_paths[new_path], new_path)} and {_fate(path, new_path)}; two leaves cannot have one path; "
+                "change the patterns"
             )
         old_paths[new_path] = path
     for new_path, path in old_paths.items():
@@ -497,7 +497,7 @@ def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, Any]) 
             if parent in old_paths:
                 raise ValueError(
                     f"{_fate(old_paths[parent], parent)}, a leaf, and {_fate(path, new_path)}, which cannot lie below "
-                    "it. Change the patterns"
+                    "it; change the patterns"
                 )
     return unflatten_dict({new_path: flat[path] for new_path, path in old_paths.items()})
 

@@ -35,7 +35,7 @@ loss = model.compute_loss(key, obs, act)
 print("Loss shape:", loss.shape)
 
 # %%
-config = dataclasses.replace(config, batch_size=2)
+config = dataclasses.replace(config, batch_size=1)
 loader = _data_loader.create_data_loader(config, num_batches=1, skip_norm_stats=True)
 obs, act = next(iter(loader))
 

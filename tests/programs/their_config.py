@@ -78,7 +78,7 @@ class LeRobotArmDataConfig(DataConfigFactory):
 _CONFIGS = [
     TrainConfig(
         name="pi0_arm",
-        model=tiny_recipe.MODEL,
+        model=dataclasses.replace(tiny_recipe.MODEL, pytorch_compile_mode=None),
         data=LeRobotArmDataConfig(
             repo_id=os.environ.get("THEIR_DATASET", "lab/arm"),
             assets=AssetsConfig(asset_id="arm"),

@@ -106,5 +106,6 @@ class TrainConfig:
 arm = TrainConfig(
     name="pi0_arm",
     exp_name="copied",
+    model=dataclasses.replace(tiny_recipe.MODEL, pytorch_compile_mode=None),
     data=ArmDataConfig(repo_id=os.environ.get("THEIR_DATASET", "lab/arm"), assets=AssetsConfig(asset_id="arm")),
 )

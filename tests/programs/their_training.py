@@ -48,7 +48,7 @@ def main(checkpoint_dir: str, resume: bool) -> None:
     batch = next(batches)
     print(f"Initialized data loader:\n{training_utils.array_tree_to_info(batch)}")
 
-    params = config.model.create(jax.random.key(config.seed)).params
+    params = jax.jit(config.model.create)(jax.random.key(config.seed)).params
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule, weight_decay_mask=None)
     state = training_utils.TrainState(
         step=0, params=params, tx=tx, opt_state=tx.init(params), ema_decay=config.ema_decay, ema_params=None

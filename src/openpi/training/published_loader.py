@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, Literal, Protocol, TypeVar, cast
-
-import numpy as np
+from typing import Any, Protocol, TypeVar, cast
 
 from openpi import transforms
 from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader, stack
@@ -25,12 +22,12 @@ from openpi.data.droid_rlds.stream import MixtureSource
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
 from openpi.training.adopted import as_recipe
+from openpi.training.batch_arrays import Framework, model_side_placer, placer, process_part
 from openpi.training.data_config import DataConfig
 
 # Frames that training uses of DROID 1.0.1, about: the published length of data in RLDS form, whatever they are.
 RLDS_LENGTH = 20_000_000
 
-Framework = Literal["jax", "pytorch"]
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -108,8 +105,8 @@ class TorchDataLoader:
         else:
             source = _SamplerSource(sampler, local_batch_size)
             loader = SourceLoader(source, dataset.__getitem__, num_workers=num_workers)
-        goes_on = shuffle or sampler is not None
-        self._batches = _Rounds(loader, num_batches, goes_on=goes_on, place=_placer(framework, sharding))
+        restart = None if shuffle or sampler is not None else loader.restart
+        self._batches = _Placed(loader, num_batches, placer(framework, sharding), restart)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
@@ -119,12 +116,10 @@ class RLDSDataLoader:
     """Batches of `create_rlds_dataset`, transformed or not, as JAX arrays."""
 
     def __init__(self, dataset: Iterable[Batch], *, sharding: Any = None, num_batches: int | None = None) -> None:
-        self._dataset = dataset
-        self._num_batches = num_batches
-        self._place = _placer("jax", sharding)
+        self._batches = _Placed(dataset, num_batches, placer("jax", sharding))
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._place, itertools.islice(self._dataset, self._num_batches))
+        return iter(self._batches)
 
 
 class IterableTransformedDataset:
@@ -174,12 +169,12 @@ def create_data_loader(
     Raises:
         ValueError, FileNotFoundError, KeyError: see `data_loader.create_batch_loader`.
     """
-    place = _placer(framework, sharding)
+    place = model_side_placer(framework, sharding)
     loader = data_loader.create_batch_loader(
-        as_recipe(config), shuffle=shuffle, skip_norm_stats=skip_norm_stats, part=_part(framework)
+        as_recipe(config), shuffle=shuffle, skip_norm_stats=skip_norm_stats, part=process_part(framework)
     )
-    rounds = _Rounds(loader, num_batches, goes_on=shuffle, place=lambda batch: place(_model_side(batch)))
-    return DataLoaderImpl(loader.data_config(), rounds)
+    placed = _Placed(loader, num_batches, place, None if shuffle else loader.restart)
+    return DataLoaderImpl(loader.data_config(), placed)
 
 
 def create_torch_data_loader(
@@ -204,11 +199,10 @@ def create_torch_data_loader(
         seed=seed,
         shuffle=shuffle,
         num_workers=num_workers,
-        part=_part(framework),
+        part=process_part(framework),
     )
-    place = _placer(framework, sharding)
-    rounds = _Rounds(loader, num_batches, goes_on=shuffle, place=lambda batch: place(_model_side(batch)))
-    return DataLoaderImpl(data_config, rounds)
+    place = model_side_placer(framework, sharding)
+    return DataLoaderImpl(data_config, _Placed(loader, num_batches, place, None if shuffle else loader.restart))
 
 
 def create_rlds_data_loader(
@@ -225,9 +219,7 @@ def create_rlds_data_loader(
     """As `create_data_loader`, from the parts of a recipe, for data in RLDS form."""
     dataset = create_rlds_dataset(data_config, action_horizon, batch_size, shuffle=shuffle)
     batches = transform_iterable_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats, is_batched=True)
-    place = _placer(framework, sharding)
-    rounds = _Mapped(batches, num_batches, lambda batch: place(_model_side(batch)))
-    return DataLoaderImpl(data_config, rounds)
+    return DataLoaderImpl(data_config, _Placed(batches, num_batches, model_side_placer(framework, sharding)))
 
 
 def create_torch_dataset(data_config: DataConfig, action_horizon: int, model_config: BaseModelConfig) -> Dataset:
@@ -286,27 +278,21 @@ def _after_the_prompt(data_config: DataConfig, skip_norm_stats: bool) -> Sequenc
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rounds:
-    """Iterations over a loader: each from its beginning, or (`goes_on`) from where the one before ended."""
+class _Placed:
+    """Iterations over batches, `num_batches` each, as arrays of a framework.
 
-    loader: Any
-    num_batches: int | None
-    place: Callable[[Batch], Batch]
-    goes_on: bool = dataclasses.field(kw_only=True)
+    Attributes:
+        restart: makes the next iteration begin with the first batch; None = they go on, or begin anew by themselves.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        if not self.goes_on:
-            self.loader.restart()
-        return map(self.place, itertools.islice(self.loader, self.num_batches))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mapped:
     batches: Iterable[Batch]
     num_batches: int | None
     place: Callable[[Batch], Batch]
+    restart: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.restart is not None:
+            self.restart()
         return map(self.place, itertools.islice(self.batches, self.num_batches))
 
 
@@ -350,86 +336,3 @@ def _unstack(batch: Mapping[str, Any]) -> Iterator[Sample]:
     flat = transforms.flatten_dict(batch)
     for row in range(len(next(iter(flat.values())))):
         yield transforms.unflatten_dict({key: value[row] for key, value in flat.items()})
-
-
-def _model_side(batch: Batch) -> Batch:
-    """Without what the model does not take, such as texts."""
-    from openpi.models.model import Observation
-
-    names = {"images": "image", "image_masks": "image_mask"}
-    taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
-    return {key: value for key, value in batch.items() if key in taken}
-
-
-def _part(framework: Framework) -> tuple[int, int]:
-    """(process, number of processes) of a run that the program has started."""
-    if framework == "jax":
-        import jax
-
-        return jax.process_index(), jax.process_count()
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _placer(framework: Framework, sharding: Any) -> Callable[[Batch], Batch]:
-    """From a batch of NumPy arrays to one of the framework; doubles become f32."""
-    if framework == "pytorch":
-        if sharding is not None:
-            raise ValueError("sharding places arrays of JAX; leave it out with framework='pytorch'")
-        return _as_tensors
-    if framework != "jax":
-        raise ValueError(f"framework={framework!r}; expected 'jax' or 'pytorch'")
-    return lambda batch: _on_devices(batch, sharding)
-
-
-def _as_tensors(batch: Batch) -> Batch:
-    import torch
-
-    return _map_arrays(batch, lambda array: torch.as_tensor(_narrow(array)))
-
-
-def _on_devices(batch: Batch, sharding: Any) -> Batch:
-    import jax
-
-    if sharding is None:
-        sharding = _split_over_devices(len(next(iter(transforms.flatten_dict(batch).values()))))
-
-    def place(array: np.ndarray) -> Any:
-        narrow = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-        return jax.make_array_from_process_local_data(sharding, narrow)
-
-    return _map_arrays(batch, place)
-
-
-def _split_over_devices(num_rows: int) -> Any:
-    """Rows over all devices; over fewer, where those of all cannot share them equally."""
-    import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    devices = jax.devices()
-    if jax.process_count() == 1:
-        devices = devices[: math.gcd(num_rows, len(devices))]
-    return NamedSharding(Mesh(np.asarray(devices), ("B",)), PartitionSpec("B"))
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _map_arrays(batch: Mapping[str, Any], place: Callable[[np.ndarray], Any], path: str = "") -> Batch:
-    placed = {}
-    for key, value in batch.items():
-        if isinstance(value, Mapping):
-            placed[key] = _map_arrays(value, place, f"{path}{key}/")
-            continue
-        array = np.asarray(value)
-        if array.dtype.kind not in "biufc" and array.dtype.name != "bfloat16":
-            raise ValueError(
-                f"'{path}{key}' of a batch holds {array.dtype}, which is no number; take texts out with a transform "
-                "before the loader"
-            )
-        placed[key] = place(array)
-    return placed
