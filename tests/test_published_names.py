@@ -158,6 +158,7 @@ def test_images_are_resized_as_recorded_as_integers_and_floats_alone_and_in_batc
         assert isinstance(found, np.ndarray) and found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
         np.testing.assert_allclose(image_tools.resize_with_pad(np.stack([unit] * 2)[None], *size)[0, 1], found)
+        assert image_tools.resize_with_pad(found, *size) is found
         # The robot's side has floats in [0, 1], and padding that is black there.
         np.testing.assert_allclose(client_image_tools.resize_with_pad((unit + 1) / 2, *size) * 2 - 1, found, atol=1e-5)
 

@@ -15,14 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny_recipe
 import weight_layouts
 from compile_cache import compiled_once
 from openpi.policies.policy import PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy
+from openpi.shared.tree import flatten, unflatten
 from openpi.training import config as _config
 from openpi.training.checkpoints import load_norm_stats
 from openpi.training.data_loader import create_data_loader
+from openpi.training.freeze import freeze_nothing
 from openpi.training.recipe_io import load_recipe
+from openpi.weights import orbax_io
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[1]
@@ -36,9 +40,18 @@ def workspace(tmp_path_factory, arm_dataset):
         patch.chdir(folder)
         patch.syspath_prepend(PROGRAMS)
         patch.setenv("THEIR_DATASET", str(arm_dataset))
+        patch.setenv("THEIR_BASE", str(folder / "base"))
+        orbax_io.write_params(folder / "base" / "params", random_params(tiny_recipe.MODEL))
         yield folder
     for name in [name for name in sys.modules if name.startswith("their_")]:
         del sys.modules[name]
+
+
+def random_params(config) -> dict:
+    """None of them zero; cheaper than compiling their initialisation."""
+    rng = np.random.default_rng(3)
+    flat = flatten(config.abstract_params())
+    return unflatten({path: rng.normal(0, 0.2, leaf.shape).astype(np.float32) for path, leaf in flat.items()})
 
 
 @pytest.fixture
@@ -154,21 +167,32 @@ def test_recipes_of_a_copied_head_are_found_beside_ours(workspace):
     assert _config._CONFIGS[0] in _config._CONFIGS_DICT.values()
 
 
-def test_a_program_s_own_copy_of_the_recipe_classes_is_read_trained_and_served(statistics, tmp_path, monkeypatch):
+def test_the_training_script_trains_a_recipe_that_a_program_hands_it(statistics, tmp_path, monkeypatch):
+    pytest.importorskip("torch")  # which compiles nothing
+    import their_config
+
+    monkeypatch.syspath_prepend(ROOT)
+    script = importlib.import_module("scripts.train")
+    places = {"exp_name": "theirs", "checkpoint_base_dir": str(tmp_path), "backend": "pytorch", "num_train_steps": 1}
+    config = dataclasses.replace(their_config.get_config("pi0_arm"), **places)
+    result = script.main(config)
+    assert result.checkpoint == tmp_path / "pi0_arm" / "theirs" / "0"
+    assert load_recipe(result.checkpoint) == config
+
+
+def test_a_program_s_own_copy_of_the_recipe_classes_is_read_and_served(trained):
     import their_copied_config
     import their_policy
 
-    monkeypatch.syspath_prepend(ROOT)
-    theirs = dataclasses.replace(their_copied_config.arm, checkpoint_base_dir=str(tmp_path))
+    theirs = their_copied_config.arm
     observation, actions = next(iter(create_data_loader(theirs)))
     assert observation.state.shape == (4, 4) and actions.shape == (4, 3, 4)
-    result = importlib.import_module("scripts.train").main(theirs)
-    assert result.checkpoint == tmp_path / "pi0_arm" / "copied" / "0"
-    assert load_recipe(result.checkpoint).data.theirs == theirs.data
-    policy = create_trained_policy(theirs, result.checkpoint)
+    policy = create_trained_policy(theirs, latest(trained))
     assert policy.infer(their_policy.make_arm_example())["actions"].shape == (3, 3)
-    by_name = _config.get_config("their_copied_config:arm")
-    assert by_name.project_name == "theirs" and by_name.data.asset_id == "arm"
+    ours = _config.get_config("their_copied_config:arm")
+    assert ours.project_name == "theirs" and ours.data.asset_id == "arm" and ours.freeze_filter is freeze_nothing
+    data_config = ours.data.create(ours.assets_dirs, ours.model)
+    assert isinstance(data_config, _config.DataConfig) and set(data_config.norm_stats) == {"state", "actions"}
     with pytest.raises(ValueError, match="is a type; expected a TrainConfig"):
         _config.get_config("their_copied_config:TrainConfig")
 

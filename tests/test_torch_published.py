@@ -159,6 +159,18 @@ def test_a_part_of_a_model_of_ones_own_keeps_the_names(small):
     assert all(not parameter.any() for parameter in again.parameters())
 
 
+def test_a_subclass_may_add_to_it(tmp_path):
+    class WithValue(PI0Pytorch):
+        def __init__(self, config):
+            super().__init__(config)
+            self.value_head = torch.nn.Linear(4, 1)
+
+    model = WithValue(tiny_recipe.MODEL)
+    assert {"value_head.weight", TABLE} <= {name for name, _ in model.named_parameters()} & model.state_dict().keys()
+    missing, unexpected = model.load_state_dict(PI0Pytorch(tiny_recipe.MODEL).state_dict(), strict=False)
+    assert set(missing) == {"value_head.weight", "value_head.bias"} and unexpected == []
+
+
 def test_weights_that_do_not_fit_are_named_as_in_the_file(small):
     stored = small.state_dict()
     lerobot = {names.LEROBOT_PREFIX + name: tensor for name, tensor in stored.items()}

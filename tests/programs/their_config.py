@@ -85,7 +85,7 @@ _CONFIGS = [
             base_config=DataConfig(prompt_from_task=True),
             default_prompt="move",
         ),
-        weight_loader=weight_loaders.NoOpWeightLoader(),
+        weight_loader=weight_loaders.CheckpointWeightLoader(os.environ.get("THEIR_BASE", "gs://lab/base") + "/params"),
         lr_schedule=_optimizer.CosineDecaySchedule(warmup_steps=1, peak_lr=1e-3, decay_steps=10, decay_lr=1e-4),
         optimizer=_optimizer.AdamW(clip_gradient_norm=1.0),
         ema_decay=None,

@@ -48,7 +48,9 @@ def main(checkpoint_dir: str, resume: bool) -> None:
     batch = next(batches)
     print(f"Initialized data loader:\n{training_utils.array_tree_to_info(batch)}")
 
-    params = jax.jit(config.model.create)(jax.random.key(config.seed)).params
+    params_shape = jax.eval_shape(config.model.create, jax.random.key(config.seed)).params
+    params = config.weight_loader.load(params_shape)
+    at.check_pytree_equality(expected=params_shape, got=params, check_shapes=True, check_dtypes=True)
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule, weight_decay_mask=None)
     state = training_utils.TrainState(
         step=0, params=params, tx=tx, opt_state=tx.init(params), ema_decay=config.ema_decay, ema_params=None

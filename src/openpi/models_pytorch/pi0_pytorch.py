@@ -144,7 +144,7 @@ class PI0Pytorch(nn.Module):
     ) -> Iterator[tuple[str, nn.Parameter]]:
         dot = f"{prefix}." if prefix else ""
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
-            yield dot + self._released[name], parameter
+            yield dot + self._released.get(name, name), parameter  # a subclass may have more
 
     @property
     def _device(self) -> torch.device:

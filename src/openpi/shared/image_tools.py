@@ -31,6 +31,8 @@ def resize_with_pad(images: Images, height: int, width: int, method: Any = None)
     Raises:
         ValueError: another dtype, or no channels-last images.
     """
+    if np.ndim(images) >= 3 and np.shape(images)[-3:-1] == (height, width):
+        return images
     if _is_of_jax(images):
         return _on_device(images, height, width, "linear" if method is None else method)
     method = Image.Resampling.BILINEAR if method is None else method
@@ -55,8 +57,6 @@ def _on_device(images: Any, height: int, width: int, method: Any) -> Any:
     if images.dtype not in (jnp.uint8, jnp.float32):
         raise ValueError(f"images have dtype {images.dtype}; expected uint8, or float32 in [-1, 1]")
     *lead, h, w, c = images.shape
-    if (h, w) == (height, width):
-        return images
     ratio = max(w / width, h / height)
     new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))  # as on the host
     resized = jax.image.resize(images.astype(jnp.float32), (*lead, new_h, new_w, c), method=method)
