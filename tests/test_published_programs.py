@@ -25,7 +25,7 @@ from openpi.training import config as _config
 from openpi.training.checkpoints import load_norm_stats
 from openpi.training.data_loader import create_data_loader
 from openpi.training.freeze import freeze_nothing
-from openpi.training.recipe_io import load_recipe
+from openpi.training.recipe_io import load_recipe, save_recipe
 from openpi.weights import orbax_io
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -180,7 +180,7 @@ def test_the_training_script_trains_a_recipe_that_a_program_hands_it(statistics,
     assert load_recipe(result.checkpoint) == config
 
 
-def test_a_program_s_own_copy_of_the_recipe_classes_is_read_and_served(trained):
+def test_a_program_s_own_copy_of_the_recipe_classes_is_read_served_and_saved(trained, tmp_path):
     import their_copied_config
     import their_policy
 
@@ -193,6 +193,8 @@ def test_a_program_s_own_copy_of_the_recipe_classes_is_read_and_served(trained):
     assert ours.project_name == "theirs" and ours.data.asset_id == "arm" and ours.freeze_filter is freeze_nothing
     data_config = ours.data.create(ours.assets_dirs, ours.model)
     assert isinstance(data_config, _config.DataConfig) and set(data_config.norm_stats) == {"state", "actions"}
+    save_recipe(tmp_path, ours)
+    assert load_recipe(tmp_path) == ours
     with pytest.raises(ValueError, match="is a type; expected a TrainConfig"):
         _config.get_config("their_copied_config:TrainConfig")
 

@@ -104,7 +104,7 @@ KeyArrayLike: TypeAlias = ArrayLike
 Params: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 
 # Who makes dataclasses of whatever a tree function returns: shapes, specifications, None.
-_UNFLATTENING = ("jax._src.tree_util", "jax._src.api", "jax._src.api_util", "flax.struct", "optree")
+_REBUILDING = ("jax.", "flax.", "optax.", "orbax.")
 
 
 def typecheck(target: T) -> T:
@@ -124,7 +124,7 @@ def typecheck(target: T) -> T:
     @functools.wraps(plain_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        is_rebuilt = caller.startswith(_UNFLATTENING)
+        is_rebuilt = caller.startswith(_REBUILDING)
         (plain_init if is_rebuilt else checked_init)(self, *args, **kwargs)
 
     checked.__init__ = init

@@ -66,9 +66,5 @@ def _failure(where: str, error: Exception) -> str:
         line = frame.lineno if line is None and frame.filename == where else line
     at = "" if line is None else f", line {line}"
     missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
-    fix = (
-        f". The file needs '{missing}', which openpi does not bring: install it beside (uv pip install)"
-        if missing
-        else ""
-    )
+    fix = f". Put '{missing}' beside the file, or install it (uv pip install ...)" if missing else ""
     return f"{where}{at}: {type(error).__name__}: {first_line(error)}{fix}"
