@@ -175,6 +175,8 @@ def test_images_on_a_device_are_resized_there_and_on_the_robot_become_numpy_s():
 def test_floats_of_unknown_range_are_neither_resized_on_the_robot_nor_before_a_model():
     with pytest.raises(ValueError, match=r"floats in \[0, 1\], got values from -1"):
         client_image_tools.resize_with_pad(np.full((4, 4, 3), -1.0), 2, 2)
+    with pytest.raises(ValueError, match="float64; expected uint8"):
+        image_tools.resize_with_pad(np.ones((4, 4, 3)), 2, 2)
     with pytest.raises(ValueError, match="image 'base_0_rgb' is to be resized"):
         transforms.ResizeImages(2, 2)({"image": {"base_0_rgb": np.zeros((4, 4, 3), np.float32)}})
 

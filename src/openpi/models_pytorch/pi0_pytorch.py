@@ -80,8 +80,8 @@ class PI0Pytorch(nn.Module):
         actions = actions.to(self._device, torch.float32)
         noise = torch.randn_like(actions) if noise is None else noise.to(actions)
         if time is None:
-            beta = torch.distributions.Beta(*(torch.tensor(side) for side in _TIME_BETA))
-            time = beta.sample((len(actions),)) * _TIME_SCALE + _TIME_OFFSET
+            alpha, beta = (torch.tensor(side) for side in _TIME_BETA)
+            time = torch.distributions.Beta(alpha, beta).sample((len(actions),)) * _TIME_SCALE + _TIME_OFFSET
         draws = None
         if self.training:
             seed = int(torch.randint(2**62, ()))

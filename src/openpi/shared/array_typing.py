@@ -116,7 +116,8 @@ def typecheck(target: T) -> T:
         jaxtyping.TypeCheckError: (when called) something is of another type, dtype or shape.
     """
     plain_init = vars(target).get("__init__") if isinstance(target, type) else None
-    checked: Any = jaxtyping.jaxtyped(typechecker=beartype.beartype)(target)
+    check: Any = jaxtyping.jaxtyped(typechecker=beartype.beartype)
+    checked = check(target)
     if plain_init is None:
         return checked
     checked_init = checked.__init__

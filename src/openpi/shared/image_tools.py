@@ -5,7 +5,7 @@ alike, and the same on a device. Source: the training specification, section 2.2
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,8 @@ from openpi_client.image_tools import convert_to_uint8
 
 __all__ = ["convert_to_uint8", "resize_with_pad"]
 
-Images = TypeVar("Images")
 
-
-def resize_with_pad(images: Images, height: int, width: int, method: Any = None) -> Images:
+def resize_with_pad(images: Any, height: int, width: int, method: Any = None) -> Any:
     """Resizes images with their aspect kept, on a centered black canvas; bilinear, with antialiasing when shrinking.
 
     NumPy arrays are resized on the host and JAX arrays, traced or not, on their device; both agree to one gray level.
@@ -33,15 +31,17 @@ def resize_with_pad(images: Images, height: int, width: int, method: Any = None)
     """
     if np.ndim(images) >= 3 and np.shape(images)[-3:-1] == (height, width):
         return images
-    if _is_of_jax(images):
-        return _on_device(images, height, width, "linear" if method is None else method)
+    array = images if _is_of_jax(images) else np.asarray(images)
+    if array.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"images have dtype {array.dtype}; expected uint8, or float32 in [-1, 1]")
+    if _is_of_jax(array):
+        return _on_device(array, height, width, "linear" if method is None else method)
     method = Image.Resampling.BILINEAR if method is None else method
-    array: Any = np.asarray(images)
-    if array.dtype != np.float32:
-        return on_host.resize_with_pad(array, height, width, method)  # type: ignore[return-value]
+    if array.dtype == np.uint8:
+        return on_host.resize_with_pad(array, height, width, method)
     # The client's floats are in [0, 1], where black is 0.
     resized = on_host.resize_with_pad((np.clip(array, -1, 1) + 1) / 2, height, width, method)
-    return resized * 2 - 1  # type: ignore[return-value]
+    return resized * 2 - 1
 
 
 def _is_of_jax(images: Any) -> bool:
@@ -54,8 +54,6 @@ def _on_device(images: Any, height: int, width: int, method: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    if images.dtype not in (jnp.uint8, jnp.float32):
-        raise ValueError(f"images have dtype {images.dtype}; expected uint8, or float32 in [-1, 1]")
     *lead, h, w, c = images.shape
     ratio = max(w / width, h / height)
     new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))  # as on the host

@@ -70,14 +70,14 @@ def _split(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     """What changes of a model, and the function that makes it a model again."""
     if not _is_of_flax(model):
         return model, lambda params: params  # ours is a pytree
-    from flax import nnx
+    from flax import nnx  # type: ignore[import-not-found]  # installed where there are modules of it
 
     graph, state = nnx.split(model)
     return state, lambda params: nnx.merge(graph, params)
 
 
 def _state_map_of_flax(state: Any, filter: Any, fn: Callable[[Any], Any]) -> Any:
-    from flax import nnx
+    from flax import nnx  # type: ignore[import-not-found]  # installed where there are modules of it
 
     accepts = nnx.filterlib.to_predicate(filter)
     return state.map(lambda path, leaf: fn(leaf) if accepts(path, leaf) else leaf)

@@ -40,7 +40,8 @@ def as_recipe(config: Any) -> TrainConfig:
         what = f"; it has no {' and no '.join(lacking)}" if lacking else ""
         raise ValueError(f"{config!r:.80} is a {type(config).__name__}; expected a TrainConfig{what}")
     values = _common_fields(config, TrainConfig)
-    return TrainConfig(**values | {"data": _adopted_data(config.data)})
+    values["data"] = _adopted_data(values["data"])
+    return TrainConfig(**values)
 
 
 def _adopted_data(factory: Any) -> DataConfigFactory:

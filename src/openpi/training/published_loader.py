@@ -309,13 +309,13 @@ class _Frames:
         return iter(SourceLoader(self.source, Frame.decode))
 
 
-@dataclasses.dataclass(frozen=True)
 class _SamplerSource:
     """Batches of indices that a sampler gives; the last ones of a round that fill no batch are left out."""
 
-    sampler: Iterable[int]
-    batch_size: int
-    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    def __init__(self, sampler: Iterable[int], batch_size: int) -> None:
+        self.identity: Mapping[str, Any] = {}
+        self._sampler = sampler
+        self._batch_size = batch_size
 
     def start(self) -> dict[str, Any]:
         return {"next_batch": 0}
@@ -323,12 +323,12 @@ class _SamplerSource:
     def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
         number = int(state["next_batch"])
         while True:
-            indices = [int(index) for index in self.sampler]
-            if len(indices) < self.batch_size:
-                raise ValueError(f"the sampler gives {len(indices)} samples, fewer than a batch of {self.batch_size}")
-            for begin in range(0, len(indices) - self.batch_size + 1, self.batch_size):
+            indices = [int(index) for index in self._sampler]
+            if len(indices) < self._batch_size:
+                raise ValueError(f"the sampler gives {len(indices)} samples, fewer than a batch of {self._batch_size}")
+            for begin in range(0, len(indices) - self._batch_size + 1, self._batch_size):
                 number += 1
-                yield indices[begin : begin + self.batch_size], {"next_batch": number}
+                yield indices[begin : begin + self._batch_size], {"next_batch": number}
 
 
 def _unstack(batch: Mapping[str, Any]) -> Iterator[Sample]:
