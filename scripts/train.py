@@ -1,8 +1,13 @@
-"""`scripts/train.py CONFIG --exp-name=NAME ...`: the documented entry point of `openpi train`."""
+"""`scripts/train.py CONFIG --exp-name=NAME ...`: the documented entry point of `openpi train`.
+
+Programs call `main(config)`, with a recipe that they have found by `openpi.training.config.get_config`, or made.
+"""
 
 import sys
 
-from openpi.cli.train import main
+from openpi.cli import train
+
+main = train.run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train.main())

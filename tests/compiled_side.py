@@ -63,7 +63,7 @@ def steps(backend: str, remat: str) -> None:
     found: tuple[list[float], list[float]] = [], []
     for numbers, is_compiled in zip(found, (True, False), strict=True):
         side = PyTorchBackend(dataclasses.replace(config, pytorch_compile=is_compiled), compile_backend=backend)
-        state, batches = side.create_state(), iter(data_loader.create_data_loader(config))
+        state, batches = side.create_state(), iter(data_loader.create_batch_loader(config))
         for step in range(2):
             state, metrics = side.train_step(state, side.place(next(batches), step))
             numbers += [metrics["loss"], metrics["grad_norm"]]

@@ -60,7 +60,8 @@ def test_grey_and_alpha_images_are_resized_too(channels):
     [
         (np.zeros((3, 20, 30), np.uint8), "channels last"),
         (np.zeros((20, 30), np.uint8), "channels last"),
-        (np.zeros((20, 30, 3), np.float32), "convert_to_uint8"),
+        (np.zeros((20, 30, 3), np.int32), r"astype\(np.uint8\)"),
+        (np.full((20, 30, 3), 1.5), r"floats in \[0, 1\]"),
         (np.zeros((0, 30, 3), np.uint8), "channels last"),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_options_shown_in_documents_exist():
         lines = [line for page in PAGES for line in page.read_text().splitlines() if f"openpi {command} " in line]
         shown = {option for line in lines for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)}
         assert shown - known - {"--extra"} == set(), command
+
+
+def test_groups_and_extras_that_documents_name_can_be_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    known = {"group": {*project["dependency-groups"]}, "extra": {*project["project"]["optional-dependencies"]}}
+    named = {pair for page in PAGES for pair in re.findall(r"--(group|extra)[ =]([a-z0-9-]+)", page.read_text())}
+    assert ("group", "rlds") in named  # as published scripts are started
+    assert {(kind, name) for kind, name in named if name not in known[kind]} == set()
 
 
 def test_the_tutorial_s_dataset_and_recipe_surprise_nobody(tmp_path: Path):

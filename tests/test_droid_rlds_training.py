@@ -126,7 +126,7 @@ def test_statistics_and_chunks_are_found_sample_by_sample_where_a_transform_need
 def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_in_workers(folder, tmp_path):
     config = recipe(folder, tmp_path, weight=0.75)
     norm_stats.compute(config)
-    whole = data_loader.create_data_loader(config, keep_padding_flags=True)
+    whole = data_loader.create_batch_loader(config, keep_padding_flags=True)
     running = iter(whole)
     for _ in range(4):
         next(running)
@@ -134,7 +134,7 @@ def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_i
     expected = [next(running) for _ in range(3)]
     running.close()
     for num_workers in (0, 2):
-        loader = data_loader.create_data_loader(config, keep_padding_flags=True, num_workers=num_workers)
+        loader = data_loader.create_batch_loader(config, keep_padding_flags=True, num_workers=num_workers)
         loader.restore(state)
         for batch, wanted in zip(loader, expected, strict=False):
             for key in ("actions", "state", "actions_is_pad", "tokenized_prompt"):
@@ -144,9 +144,32 @@ def test_the_loader_continues_with_the_very_batch_that_was_next_in_threads_and_i
     assert whole.batches_per_epoch is None
 
 
+def test_a_script_of_ones_own_reads_the_frames_in_batches_transforms_them_and_gets_observations(folder, tmp_path):
+    config = recipe(folder, tmp_path)
+    norm_stats.compute(config)
+    data_config = config.data.create(config.assets_dirs, config.model)
+    dataset = data_loader.create_rlds_dataset(data_config, config.model.action_horizon, 4)
+    raw = next(iter(dataset))
+    assert raw["actions"].shape == (4, config.model.action_horizon, 8) and len(dataset) == 20_000_000
+    robot_side = [*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs]
+    kept = [*robot_side, lambda sample: {"state": sample["state"]}]
+    batches = data_loader.IterableTransformedDataset(dataset, kept, is_batched=True)
+    rows = [batch["state"] for batch in data_loader.RLDSDataLoader(batches, num_batches=2)]
+    assert [row.shape for row in rows] == [(4, 8)] * 2
+    np.testing.assert_allclose(rows[0][:, :7], raw["observation"]["joint_position"], atol=1e-6)
+    loader = data_loader.create_rlds_data_loader(data_config, config.model.action_horizon, 4, num_batches=1)
+    (observation, actions) = next(iter(loader))
+    assert observation.images["base_0_rgb"].shape[0] == actions.shape[0] == 4
+    with pytest.raises(ValueError, match="use create_rlds_dataset"):
+        data_loader.create_torch_dataset(data_config, config.model.action_horizon, config.model)
+
+
 def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
     config = recipe(folder, tmp_path, holdout_episodes=2, checkpoint_base_dir=str(tmp_path / "runs"))
-    for refuse in (lambda config: preflight.check_recipe(config, open_backend(config)), data_loader.create_data_loader):
+    for refuse in (
+        lambda config: preflight.check_recipe(config, open_backend(config)),
+        data_loader.create_batch_loader,
+    ):
         with pytest.raises(ValueError, match=r"holdout_episodes=2, but data in RLDS form are a stream"):
             refuse(config)
 
@@ -216,7 +239,7 @@ READ = """
 
     processes.start(launch.find_launch({}, os.environ), "jax")
     here = processes.index(), processes.count()
-    loader = data_loader.create_data_loader(get_config(sys.argv[1]), part=here)
+    loader = data_loader.create_batch_loader(get_config(sys.argv[1]), part=here)
     rows = [batch["state"].tolist() for batch, _ in zip(loader, range(3))]
     state = loop.loader_state(loader.state())
     Path(f"{sys.argv[2]}.{here[0]}").write_text(json.dumps({"rows": rows, "state": state}))
@@ -242,7 +265,7 @@ def test_two_processes_read_the_batches_of_one_and_a_checkpoint_knows_where_both
     command = [sys.executable, "-c", textwrap.dedent(READ), recipe, str(tmp_path / "read")]
     training_processes.run(command, 2, training_processes.environment(tmp_path), tmp_path / "logs")
     first, second = (json.loads((tmp_path / f"read.{i}").read_text()) for i in range(2))
-    loader = data_loader.create_data_loader(get_config(recipe))
+    loader = data_loader.create_batch_loader(get_config(recipe))
     expected = [batch["state"].tolist() for batch, _ in zip(loader, range(3), strict=False)]
     assert [one + other for one, other in zip(first["rows"], second["rows"], strict=True)] == expected
     assert first["state"] == second["state"] == json.loads(json.dumps(loader.state()))

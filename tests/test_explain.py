@@ -92,7 +92,7 @@ def test_stages_of_a_dataset_frame_are_those_of_training_in_their_order(here, ex
 
 def test_what_the_model_gets_is_what_the_loader_gives(here, explain):
     config = dataclasses.replace(tiny_arm.recipe, batch_size=5, num_workers=0)
-    batch = next(iter(data_loader.create_data_loader(config, shuffle=False, num_batches=1)))
+    batch = next(iter(data_loader.create_batch_loader(config, shuffle=False, num_batches=1)))
     shown = {leaf["key"]: leaf for leaf in stage(explain(RECIPE, "--index", "4"), "Observation")["leaves"]}
     loaded = {key: np.asarray(value)[4] for key, value in flatten(batch).items()}
     assert shown.keys() == loaded.keys()

@@ -278,7 +278,7 @@ class LiberoWithoutTokens(LeRobotLiberoDataConfig):
 
 
 def test_batches_hold_normalised_padded_model_inputs(tmp_path):
-    loader = data_loader.create_data_loader(recipe(tmp_path), shuffle=False, keep_padding_flags=True)
+    loader = data_loader.create_batch_loader(recipe(tmp_path), shuffle=False, keep_padding_flags=True)
     first, second = take(loader, 2)
     assert first["image"].keys() == {"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"}
     assert first["image"]["base_0_rgb"].shape == (5, 14, 14, 3)
@@ -294,20 +294,20 @@ def test_batches_hold_normalised_padded_model_inputs(tmp_path):
 
 
 def test_padding_flags_are_not_there_unless_asked_for(tmp_path):
-    batch = next(iter(data_loader.create_data_loader(recipe(tmp_path))))
+    batch = next(iter(data_loader.create_batch_loader(recipe(tmp_path))))
     assert batch.keys() == {"image", "image_mask", "state", "actions"}
 
 
 def test_processes_and_threads_give_bitwise_equal_batches_across_a_resume(tmp_path):
     config = recipe(tmp_path)
-    threads = data_loader.create_data_loader(config, num_workers=0)
-    processes = data_loader.create_data_loader(config, num_workers=2)
+    threads = data_loader.create_batch_loader(config, num_workers=0)
+    processes = data_loader.create_batch_loader(config, num_workers=2)
     expected = take(threads, 6)
     batches = iter(processes)
     found = [next(batches) for _ in range(3)]
     state = processes.state()
     processes.close()
-    resumed = data_loader.create_data_loader(config, num_workers=0)
+    resumed = data_loader.create_batch_loader(config, num_workers=0)
     resumed.restore(state)
     found += take(resumed, 3)
     for mine, theirs in zip(found, expected, strict=True):
@@ -328,7 +328,7 @@ def test_held_out_episodes_are_only_in_the_validation_split(tmp_path):
     config = recipe(tmp_path, holdout_episodes=1)
     seen = {}
     for split in ("train", "val", "all"):
-        loader = data_loader.create_data_loader(config, split=split, skip_norm_stats=True)
+        loader = data_loader.create_batch_loader(config, split=split, skip_norm_stats=True)
         batches = take(loader, loader.batches_per_epoch + 2)
         seen[split] = set(np.concatenate([batch["state"][:, 0] for batch in batches]).tolist())
     assert len(seen["val"]) == 1
@@ -376,7 +376,7 @@ def test_missing_statistics_are_said_before_training(tmp_path):
     config = recipe(tmp_path)
     plain = LeRobotLiberoDataConfig(repo_id=config.data.repo_id, base_config=DataConfig(prompt_from_task=True))
     with pytest.raises(ValueError, match=r"no normalisation statistics for asset id .*openpi stats"):
-        data_loader.create_data_loader(dataclasses.replace(config, data=plain))
+        data_loader.create_batch_loader(dataclasses.replace(config, data=plain))
 
 
 def test_a_feature_that_the_dataset_lacks_is_named(tmp_path):
@@ -384,7 +384,7 @@ def test_a_feature_that_the_dataset_lacks_is_named(tmp_path):
     repack = transforms.Group(inputs=[transforms.RepackTransform({"image": "imag", "actions": "actions"})])
     data = SimpleDataConfig(repo_id=config.data.repo_id, base_config=DataConfig(repack_transforms=repack))
     with pytest.raises(KeyError, match=r"needs the key 'imag'.*Did you mean 'image'"):
-        data_loader.create_data_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
+        data_loader.create_batch_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
 
 
 def test_a_prompt_that_the_repack_transform_would_drop_is_noticed(tmp_path):
@@ -393,12 +393,12 @@ def test_a_prompt_that_the_repack_transform_would_drop_is_noticed(tmp_path):
     base = DataConfig(repack_transforms=repack, prompt_from_task=True)
     data = SimpleDataConfig(repo_id=config.data.repo_id, base_config=base)
     with pytest.raises(ValueError, match=r"prompt_from_task is set, but the repack transform drops the prompt"):
-        data_loader.create_data_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
+        data_loader.create_batch_loader(dataclasses.replace(config, data=data), skip_norm_stats=True)
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size is 41, but the dataset has 40 samples"):
-        data_loader.create_data_loader(recipe(tmp_path, batch_size=41))
+        data_loader.create_batch_loader(recipe(tmp_path, batch_size=41))
 
 
 def test_recipes_without_a_recorded_dataset_say_so():

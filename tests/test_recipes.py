@@ -106,7 +106,7 @@ def test_a_dataset_of_the_robot_becomes_batches_for_the_model(name, datasets, tm
     stats = norm_stats.compute(config).stats
     widths = FORMATS[published.data.repo_id].vectors
     assert stats["actions"].width == widths.get("action", widths.get("actions"))
-    loader = data_loader.create_data_loader(config, split="all", num_batches=1)
+    loader = data_loader.create_batch_loader(config, split="all", num_batches=1)
     batch = next(iter(loader))
     assert_fits(config, batch)
     assert np.isfinite(batch["actions"]).all()
@@ -134,7 +134,7 @@ def test_the_prompt_is_the_task_or_the_fixed_one_of_the_recipe(name, datasets):
 @pytest.mark.parametrize("name", ON_FAKE)
 def test_random_samples_have_the_shapes_of_the_model(name):
     config = get_config(name)
-    loader = data_loader.create_data_loader(config, num_batches=1, num_workers=0)
+    loader = data_loader.create_batch_loader(config, num_batches=1, num_workers=0)
     assert_fits(config, next(iter(loader)))
 
 
@@ -149,7 +149,7 @@ def test_droid_in_rlds_form_becomes_batches_for_the_model(name, rlds_folder, tmp
     datasets = len(config.data.datasets)
     assert computed.num_frames == 3 * 10 * datasets  # three successes, the first two frames of each left out
     assert computed.stats["actions"].width == 8
-    loader = data_loader.create_data_loader(config, num_batches=2)
+    loader = data_loader.create_batch_loader(config, num_batches=2)
     for batch in loader:
         assert_fits(config, batch)
         assert np.isfinite(batch["actions"]).all()

@@ -62,7 +62,7 @@ class Pair:
         self.of_jax = self.jax.create_state()
         self.of_torch = self.torch.create_state()
         self._start_alike()
-        self.batches = iter(data_loader.create_data_loader(self.config))
+        self.batches = iter(data_loader.create_batch_loader(self.config))
 
     def _start_alike(self) -> None:
         tree = jax.tree.map(np.asarray, self.of_jax.params)

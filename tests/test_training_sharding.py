@@ -28,7 +28,7 @@ PROGRAM = """
     sharding.MIN_SHARDED_BYTES = 0
     config = dataclasses.replace(get_config(sys.argv[1]), batch_size=16)
     init_key, train_key = jax.random.split(jax.random.key(0))
-    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.DATA_AXES)
+    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.DATA_AXIS)
     start = jax.device_get(step_jax.create_state(config, init_key, alone))
     meshes = {"alone": alone, **{ways: sharding.make_mesh(int(ways)) for ways in sys.argv[2:]}}
     found = {}
@@ -37,7 +37,7 @@ PROGRAM = """
         state = jax.device_put(start, places)
         step = step_jax.compile_train_step(config, mesh)
         losses, norms = [], []
-        for _, batch in zip(range(3), data_loader.create_data_loader(config)):
+        for _, batch in zip(range(3), data_loader.create_batch_loader(config)):
             state, metrics = step(train_key, state, step_jax.place_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))

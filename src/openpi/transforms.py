@@ -20,7 +20,14 @@ from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.normalize import NormStats
 
 DataDict = dict[str, Any]
-DataTransformFn = Callable[[DataDict], DataDict]
+
+
+@runtime_checkable
+class DataTransformFn(Protocol):
+    """Anything that makes a sample of a sample; dataclasses of one's own may name it as their base."""
+
+    def __call__(self, data: DataDict, /) -> DataDict: ...
+
 
 # Keeps the division finite where a standard deviation or quantile range is zero; part of the published
 # formulas.
@@ -91,18 +98,17 @@ class RepackTransform:
     structure: Any
 
     def __call__(self, data: DataDict) -> DataDict:
-        return _fill(self.structure, flatten_dict(data))
+        return _fill(self.structure, flatten_dict(data), ())
 
 
-def _fill(structure: Any, leaves: Mapping[str, Any]) -> Any:
+def _fill(structure: Any, leaves: Mapping[str, Any], place: tuple[str, ...]) -> Any:
     if isinstance(structure, Mapping):
-        return {key: _fill(value, leaves) for key, value in structure.items()}
+        return {key: _fill(value, leaves, (*place, str(key))) for key, value in structure.items()}
     if isinstance(structure, (list, tuple)):
-        return [_fill(value, leaves) for value in structure]
+        return [_fill(value, leaves, (*place, str(i))) for i, value in enumerate(structure)]
     if structure not in leaves:
-        raise missing_key(
-            structure, leaves, wanted_by="RepackTransform", fix="Change the source path in its structure."
-        )
+        wanted_by = f"RepackTransform, for '{'/'.join(place)}'," if place else "RepackTransform"
+        raise missing_key(structure, leaves, wanted_by=wanted_by, fix="Change the source path in its structure.")
     return leaves[structure]
 
 
@@ -261,8 +267,16 @@ class ResizeImages:
 
     def __call__(self, data: DataDict) -> DataDict:
         images = _require(data, "image", "ResizeImages")
-        resized = {key: resize_with_pad(np.asarray(im), self.height, self.width) for key, im in images.items()}
-        return {**data, "image": resized}
+        return {**data, "image": {key: self._resized(key, np.asarray(image)) for key, image in images.items()}}
+
+    def _resized(self, key: str, image: np.ndarray) -> np.ndarray:
+        # Floats pass where the size fits: they are in [-1, 1] then, as models take them. Of others we cannot tell.
+        if image.shape[-3:-1] != (self.height, self.width) and image.dtype != np.uint8:
+            raise ValueError(
+                f"image '{key}' is to be resized, for which it has to be uint8; it is {image.dtype}. Use "
+                "image_tools.convert_to_uint8 on floats in [0, 1] in the robot's inputs"
+            )
+        return resize_with_pad(image, self.height, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,27 +481,42 @@ def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, Any]) 
     Raises:
         ValueError: two leaves get the same path, or one gets a path that leads through another.
     """
-    renamed: dict[str, Any] = {}
-    for path, value in flatten_dict(tree).items():
+    old_paths: dict[str, str] = {}
+    flat = flatten_dict(tree)
+    for path in flat:
         new_path = _rename(path, patterns)
         if new_path is None:
             continue
-        if new_path in renamed:
-            raise ValueError(f"'{path}' is renamed to '{new_path}', which exists already; change the patterns")
-        renamed[new_path] = value
-    for path in renamed:
-        parts = path.split("/")
-        for end in range(1, len(parts)):
-            parent = "/".join(parts[:end])
-            if parent in renamed:
-                raise ValueError(f"'{parent}' is a leaf, so '{path}' cannot lie below it; change the patterns")
-    return unflatten_dict(renamed)
+        if new_path in old_paths:
+            raise ValueError(
+                f"{_fate(old_paths[new_path], new_path)} and {_fate(path, new_path)}; two leaves cannot have one path; "
+                "change the patterns"
+            )
+        old_paths[new_path] = path
+    for new_path, path in old_paths.items():
+        parts = new_path.split("/")
+        for parent in ("/".join(parts[:end]) for end in range(1, len(parts))):
+            if parent in old_paths:
+                raise ValueError(
+                    f"{_fate(old_paths[parent], parent)}, a leaf, and {_fate(path, new_path)}, which cannot lie below "
+                    "it; change the patterns"
+                )
+    return unflatten_dict({new_path: flat[path] for new_path, path in old_paths.items()})
+
+
+def _fate(path: str, new_path: str) -> str:
+    return f"'{path}' stays" if path == new_path else f"'{path}' becomes '{new_path}'"
 
 
 def _rename(path: str, patterns: Mapping[str, str | None]) -> str | None:
     for pattern, replacement in patterns.items():
-        if re.fullmatch(pattern, path):
-            return None if replacement is None else re.sub(pattern, replacement, path, count=1)
+        try:
+            if re.fullmatch(pattern, path):
+                return None if replacement is None else re.sub(pattern, replacement, path, count=1)
+        except (re.error, IndexError) as error:
+            raise ValueError(
+                f"the pattern {pattern!r} with the replacement {replacement!r} is no regular expression: {error}"
+            ) from error
     return path
 
 

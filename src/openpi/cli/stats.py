@@ -1,6 +1,7 @@
 """`openpi stats NAME [--max-frames N] [--FIELD=VALUE ...]`: normalisation statistics of a recipe's dataset.
 
-They are computed from the columns of its tables, without opening a video, and written where the recipe reads them.
+They are computed from the columns of its tables, without opening a video, and written where the recipe reads them, or,
+where it reads some from a bucket, to its own assets folder.
 `openpi train` does the same when there are none; run this after changing the data, or to look at them.
 """
 
@@ -31,13 +32,20 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.compare:
             print(_comparison(norm_stats.compare(config, max_frames=arguments.max_frames)))
             return 0
-        computed = norm_stats.compute(config, max_frames=arguments.max_frames)
+        path = norm_stats.own_path(config)
+        computed = norm_stats.compute(config, max_frames=arguments.max_frames, path=path)
     except (ValueError, KeyError, OSError) as error:
         print(f"openpi stats: {error}", file=sys.stderr)
         return 1
     for key, stats in computed.stats.items():
         print(f"{key}\n{_table(stats, computed.names[key])}")
     print(f"{computed.num_frames} frames; written to {computed.path}")
+    read = config.data.stats_dir(config.assets_dirs)
+    if read is not None and not path.is_relative_to(read):
+        print(
+            f"The recipe reads the statistics in {read}, which stay as they are. To train with these, add "
+            f"--data.assets.assets-dir={config.assets_dirs}; to compare, use --compare"
+        )
     return 0
 
 

@@ -22,6 +22,7 @@ from openpi.training.processor import split_processor, wait_asleep
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
+    from openpi.training.loop import TrainResult
 
 SUMMARY = "train a recipe"
 
@@ -91,10 +92,34 @@ def _leave_threads_behind(exit_code: int) -> None:
         os._exit(exit_code)
 
 
-def _train(config: TrainConfig, launch: Launch | None) -> int:
+def run(config: TrainConfig) -> TrainResult:
+    """Trains a recipe in this process, for a program of one's own: `main(config)` of `scripts/train.py`.
+
+    Args:
+        config: a `TrainConfig`, or a program's own copy of the published one.
+    Raises:
+        ImportError, ValueError, FileNotFoundError, FileExistsError, OSError: see `openpi.training.loop.train`.
+    """
+    if not logging.getLogger().handlers:  # the program's own stay
+        configure_logging()
+    from openpi.training.adopted import as_recipe
+
+    config = as_recipe(config)
+    _prepare(config)
+    from openpi.training import loop
+
+    return loop.train(config)
+
+
+def _prepare(config: TrainConfig) -> None:
+    """Before the first use of JAX, as far as that is still to come."""
     if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_compilation_cache()
+
+
+def _train(config: TrainConfig, launch: Launch | None) -> int:
+    _prepare(config)
     from openpi.training import loop, processes
 
     try:

@@ -104,6 +104,10 @@ class SourceLoader:
         """Begins a new order, for a run that goes on with other data; `state` is where it was in those before."""
         self._state = self._source.start_after(state)
 
+    def restart(self) -> None:
+        """The next iteration begins with the first batch; running iterators are not affected."""
+        self._state = self._source.start()
+
     def __iter__(self) -> Iterator[Batch]:
         ahead: deque[tuple[Callable[[], Batch], dict[str, Any]]] = deque()
         closed = self._closed

@@ -16,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from openpi.models import lora
+from openpi.models import gemma_config, lora
 from openpi.models.activations import keep_rows
 from openpi.models.gemma_config import GemmaConfig
+
+# Under their published names; the models' configurations have them without JAX.
+Config = GemmaConfig
+get_config = gemma_config.get_config
 
 Params = Mapping[str, Any]
 # The cached length differs between what goes in and what comes out, so it is not bound (leading underscore).

@@ -25,6 +25,8 @@ from openpi.models.model_config import (
     ModelType,
 )
 from openpi.shared import download
+from openpi.shared.errors import missing_key
+from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.tree import differences, flatten, unflatten
 from openpi.weights import layout, on_device, orbax_io
 from openpi.weights.adapter_base import AdapterBase
@@ -76,9 +78,15 @@ class Observation:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Builds an observation from the model-side sample keys; uint8 images become f32 in [-1, 1].
 
+        Tensors of PyTorch are taken, too; uint8 images among them become [*b 3 h w], floats stay as they are.
+
         Raises:
+            KeyError: `image`, `image_mask` or `state` is missing.
             ValueError: only one of `tokenized_prompt` and `tokenized_prompt_mask` is there.
         """
+        for key in ("image", "image_mask", "state"):
+            if key not in data:
+                raise missing_key(key, data, wanted_by="Observation.from_dict")
         if ("tokenized_prompt" in data) != ("tokenized_prompt_mask" in data):
             raise ValueError(
                 "'tokenized_prompt' and 'tokenized_prompt_mask' go together; "
@@ -105,6 +113,8 @@ class Observation:
 def _to_unit_range(image: Any) -> Any:
     if image.dtype == np.uint8:
         return image.astype(np.float32) / 255 * 2 - 1
+    if str(image.dtype) == "torch.uint8":  # as published, with the channels first
+        return image.float().movedim(-1, -3) / 255 * 2 - 1
     return image
 
 
@@ -140,33 +150,6 @@ def preprocess_observation(
     batch_shape = observation.state.shape[:-1]
     masks = {key: jnp.asarray(observation.image_masks.get(key, jnp.ones(batch_shape, bool))) for key in image_keys}
     return dataclasses.replace(observation, images=images, image_masks=masks | dict.fromkeys(dropped))
-
-
-def resize_with_pad(images: Array, height: int, width: int) -> Array:
-    """Resizes on the device, aspect kept, on a centred black canvas.
-
-    Bilinear with antialiasing when shrinking; agrees with the Pillow version of the data path to one grey level.
-
-    Args:
-        images: [*b h w c]; uint8, or f32 in [-1, 1].
-    Returns:
-        [*b height width c] of the same dtype.
-    Raises:
-        ValueError: another dtype.
-    """
-    if images.dtype not in (jnp.uint8, jnp.float32):
-        raise ValueError(f"images have dtype {images.dtype}; expected uint8, or float32 in [-1, 1]")
-    *lead, h, w, c = images.shape
-    ratio = max(w / width, h / height)
-    new_h, new_w = int(h / ratio), int(w / ratio)
-    resized = jax.image.resize(images.astype(jnp.float32), (*lead, new_h, new_w, c), method="linear")
-    if images.dtype == jnp.uint8:
-        resized, fill = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8), 0
-    else:
-        resized, fill = jnp.clip(resized, -1, 1), -1
-    top, left = (height - new_h) // 2, (width - new_w) // 2
-    padding = [(0, 0)] * len(lead) + [(top, height - new_h - top), (left, width - new_w - left), (0, 0)]
-    return jnp.pad(resized, padding, constant_values=fill)
 
 
 def inputs_spec(

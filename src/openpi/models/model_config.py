@@ -8,6 +8,7 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from openpi.shared.param_paths import ParamPath
 from openpi.shared.ranges import Count
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ class BaseModelConfig(abc.ABC):
         return _ones(self.inputs_spec(batch_size=batch_size)[1])
 
 
-def freeze_nothing(path: str) -> bool:
+def freeze_nothing(path: ParamPath, value: object = None) -> bool:
     """The freeze predicate of full fine-tuning."""
-    del path
+    del path, value
     return False
 
 

@@ -21,6 +21,7 @@ from openpi.models.model_config import (
 )
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared import ranges
+from openpi.shared.param_paths import ParamPath, joined
 from openpi.shared.ranges import Count
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class LoRAFreeze:
     prefix: bool
     suffix: bool
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: ParamPath, value: object = None) -> bool:
+        path = joined(path)
         if "llm" not in path or "lora" in path:
             return False
         is_suffix = re.search(r"llm.*_1", path) is not None

@@ -137,6 +137,16 @@ class Pi0(nn.Module):
         time: Float[Tensor, " b"],
     ) -> Float[Tensor, "b ah"]:
         """The loss of a preprocessed observation."""
+        return self.squared_errors(observation, actions, noise, time).mean(dim=-1)
+
+    def squared_errors(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "b ah ad"],
+        noise: Float[Tensor, "b ah ad"],
+        time: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b ah ad"]:
+        """What `loss` is the mean of."""
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         prefix = self.embed_prefix(observation)
         of_time = self.embed_time(time)
@@ -149,8 +159,7 @@ class Pi0(nn.Module):
             of_time=of_time,
             reads_prefix=False,
         )
-        v_t = self.velocity(suffix_out)
-        return (v_t - (noise - actions)).square().mean(dim=-1)
+        return (self.velocity(suffix_out) - (noise - actions)).square()
 
     def loss_over_draws(
         self,

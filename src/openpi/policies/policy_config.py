@@ -83,7 +83,7 @@ def create_trained_policy(
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
-        metadata=train_config.policy_metadata,
+        metadata=getattr(train_config, "policy_metadata", None),  # which copies of the first version lack
         contract=pipeline.contract,
         hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
         if on_undecodable == "hold" and _writes_tokens(pipeline)

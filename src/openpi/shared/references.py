@@ -65,4 +65,6 @@ def _failure(where: str, error: Exception) -> str:
     for frame in traceback.extract_tb(error.__traceback__):
         line = frame.lineno if line is None and frame.filename == where else line
     at = "" if line is None else f", line {line}"
-    return f"{where}{at}: {type(error).__name__}: {first_line(error)}"
+    missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
+    fix = f". Put '{missing}' beside the file, or install it (uv pip install ...)" if missing else ""
+    return f"{where}{at}: {type(error).__name__}: {first_line(error)}{fix}"

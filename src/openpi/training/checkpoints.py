@@ -25,7 +25,9 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from openpi.shared import published
 from openpi.shared.errors import first_line
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.training import processes
@@ -44,6 +46,14 @@ _STATE_FILES = (
 )
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
+
+PUBLISHED = ("CheckpointManager", "initialize_checkpoint_dir", "load_norm_stats", "restore_state", "save_state")
+
+
+def __getattr__(name: str) -> Any:
+    """`save_state` and the other published functions, which need JAX."""
+    return published.attribute(__name__, name, "openpi.training.published_checkpoints", PUBLISHED)
+
 
 BeginWrite = Callable[[Path], Callable[[], None]]
 WriteExtras = Callable[[Path], None]

@@ -20,7 +20,7 @@ from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import ranges, references
 from openpi.shared.ranges import Count, Decay, Range
-from openpi.training import freeze, weight_loaders
+from openpi.training import freeze, nnx_filters, weight_loaders
 from openpi.training import optimizer as _optimizer
 from openpi.training.data_config import (
     HIDDEN,
@@ -81,7 +81,7 @@ class TrainConfig:
         pytorch_compile: whether the PyTorch trainer compiles the transformer blocks (`torch.compile`).
         ema_decay: per step, of the averaged weights that are saved for inference; None = no averaging.
         freeze_filter: predicate on parameter paths; frozen ones get no gradient and no optimiser state, and are
-            kept in bfloat16.
+            kept in bfloat16. Filters of `flax.nnx` become those of `openpi.training.freeze`.
         seed: of initialisation, noise and data order.
         batch_size: samples per optimiser step, over all devices and accumulation steps.
         gradient_accumulation_steps: the batch is run in so many parts, to save memory; the mean gradient of the parts,
@@ -154,6 +154,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         ranges.check(self, has_flags=True)
+        object.__setattr__(self, "freeze_filter", nnx_filters.as_filter(self.freeze_filter))
         if self.resume and self.overwrite:
             raise ValueError(
                 "resume and overwrite are both set; continue the run with one, or delete it with the other"
@@ -249,6 +250,15 @@ def _usage(prog: str) -> str:
     )
 
 
+def __getattr__(name: str) -> Any:
+    """`_CONFIGS` and `_CONFIGS_DICT`: what scripts written for the published system look recipes up in."""
+    if name == "_CONFIGS_DICT":
+        return dict(_registered())
+    if name == "_CONFIGS":
+        return list(_registered().values())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @functools.cache
 def _registered() -> Mapping[str, TrainConfig]:
     """Imported on first use: recipes import this module."""
@@ -266,6 +276,9 @@ def _config_of_attribute(reference: str) -> TrainConfig:
     config = getattr(module, attribute)
     if callable(config) and not isinstance(config, type):
         config = config()
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"'{reference}' is a {type(config).__name__}; expected a TrainConfig")
-    return config
+    from openpi.training import adopted
+
+    try:
+        return adopted.as_recipe(config)
+    except ValueError as error:
+        raise ValueError(f"'{reference}' cannot be used: {error}") from None

@@ -24,7 +24,7 @@ from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
-from openpi.shared import download
+from openpi.shared import download, published
 from openpi.shared.errors import missing_key
 from openpi.training.data_config import DataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace
@@ -35,7 +35,29 @@ FAKE_TOKEN_RANGE = 2048
 Split = Literal["train", "val", "all"]
 
 
-class DataLoader:
+def __getattr__(name: str) -> Any:
+    """`create_data_loader` and the other published names, which bring in a framework."""
+    return published.attribute(__name__, name, "openpi.training.published_loader", PUBLISHED)
+
+
+PUBLISHED = (
+    "DataLoader",
+    "DataLoaderImpl",
+    "IterableDataset",
+    "IterableTransformedDataset",
+    "RLDSDataLoader",
+    "TorchDataLoader",
+    "create_data_loader",
+    "create_rlds_data_loader",
+    "create_rlds_dataset",
+    "create_torch_data_loader",
+    "create_torch_dataset",
+    "transform_dataset",
+    "transform_iterable_dataset",
+)
+
+
+class RecipeLoader:
     """Batches of model inputs, as nested dicts of stacked NumPy arrays with `actions` among them.
 
     Endless unless made with `num_batches`. What `state()` returns, as JSON values, makes `restore()` continue with
@@ -77,13 +99,16 @@ class DataLoader:
     def restart_after(self, state: Mapping[str, Any]) -> None:
         """Begins a new data order, for a run that goes on with another dataset, batch size or seed."""
         self._batches.restart_after(state)
+    def restart(self) -> None:
+        """The next iteration begins with the first batch."""
+        self._batches.restart()
 
     def close(self) -> None:
         """Ends worker processes, and an iteration that waits for them in another thread."""
         self._batches.close()
 
 
-def create_data_loader(
+def create_batch_loader(
     config: Any,
     *,
     split: Split = "train",
@@ -94,8 +119,8 @@ def create_data_loader(
     keep_padding_flags: bool = False,
     part: tuple[int, int] = (0, 1),
     data_config: DataConfig | None = None,
-) -> DataLoader:
-    """The loader of a recipe.
+) -> RecipeLoader:
+    """The loader of a recipe, as training iterates over it; `create_data_loader` gives what was published.
 
     Args:
         config: a `TrainConfig`; `batch_size` is that of all processes together.
@@ -124,8 +149,8 @@ def create_data_loader(
     }
     if isinstance(dataset, FramesInOrder):
         source = MixtureSource(dataset.mixture, buffer_size=data_config.shuffle_buffer_size, **order)
-        return DataLoader(SourceLoader(source, DecodeAndTransform(chain), **work), data_config)
-    return DataLoader(BatchLoader(TransformedDataset(dataset, chain), **order, **work), data_config)
+        return RecipeLoader(SourceLoader(source, DecodeAndTransform(chain), **work), data_config)
+    return RecipeLoader(BatchLoader(TransformedDataset(dataset, chain), **order, **work), data_config)
 
 
 def create_dataset(
@@ -235,11 +260,34 @@ def input_transforms(
     """
     if isinstance(dataset, FakeDataset):
         return ()
-    prompt: tuple[Callable[[Sample], Sample], ...] = ()
-    if data_config.prompt_from_task and not isinstance(dataset, FramesInOrder):  # whose frames carry a prompt
-        _check_prompt_survives(data_config)
-        assert isinstance(dataset, LeRobotDataset)
-        prompt = (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
+    return (
+        *prompt_transforms(data_config, dataset),
+        *model_side_transforms(data_config, skip_norm_stats=skip_norm_stats),
+    )
+
+
+def prompt_transforms(
+    data_config: DataConfig, dataset: Dataset | FramesInOrder
+) -> tuple[Callable[[Sample], Sample], ...]:
+    """What puts the text of a task under `prompt`, if the recipe wants it there.
+
+    Raises:
+        ValueError: the repack transform drops it.
+    """
+    if not data_config.prompt_from_task or not isinstance(dataset, LeRobotDataset):  # frames of DROID carry a prompt
+        return ()
+    _check_prompt_survives(data_config)
+    return (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
+
+
+def model_side_transforms(
+    data_config: DataConfig, *, skip_norm_stats: bool = False
+) -> tuple[Callable[[Sample], Sample], ...]:
+    """Everything that follows the prompt, up to what the model takes.
+
+    Raises:
+        ValueError: statistics are missing.
+    """
     if data_config.norm_stats is None and not skip_norm_stats:
         raise ValueError(
             f"no normalisation statistics for asset id '{data_config.asset_id}'; compute them with `openpi stats`, or "
@@ -249,7 +297,6 @@ def input_transforms(
         None if skip_norm_stats else data_config.norm_stats, use_quantiles=data_config.use_quantile_norm
     )
     return (
-        *prompt,
         *data_config.repack_transforms.inputs,
         *data_config.data_transforms.inputs,
         normalize,

@@ -1,33 +1,18 @@
 """Predicates on '/'-joined parameter paths, for freezing: plain data, so that a recipe can be written to a file.
 
-Patterns match the whole path. Source: the model specification, section 9.2.
+Patterns match the whole path. All of them take a path as a tuple, too, and a second argument, so that they work as
+filters of `flax.nnx`. Source: the model specification, section 9.2.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 
 from openpi.models.model_config import freeze_nothing
+from openpi.shared.param_paths import ParamPath, PathRegex, joined
 
-__all__ = ["All", "Any", "Filter", "Not", "PathRegex", "freeze_nothing"]
+__all__ = ["All", "Any", "Filter", "Not", "OfPathAndValue", "PathRegex", "freeze_nothing"]
 
 Filter = Callable[[str], bool]
-
-
-@dataclasses.dataclass(frozen=True)
-class PathRegex:
-    """True where `pattern` matches the whole path, such as `.*llm.*` on `PaliGemma/llm/layers/mlp/linear`."""
-
-    pattern: str
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"PathRegex pattern {self.pattern!r} is not a regular expression: {error}") from error
-
-    def __call__(self, path: str) -> bool:
-        return re.fullmatch(self.pattern, path) is not None
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -39,8 +24,8 @@ class All:
     def __init__(self, *filters: Filter) -> None:
         object.__setattr__(self, "filters", filters)
 
-    def __call__(self, path: str) -> bool:
-        return all(accepts(path) for accepts in self.filters)
+    def __call__(self, path: ParamPath, value: object = None) -> bool:
+        return all(accepts(joined(path)) for accepts in self.filters)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -52,8 +37,8 @@ class Any:
     def __init__(self, *filters: Filter) -> None:
         object.__setattr__(self, "filters", filters)
 
-    def __call__(self, path: str) -> bool:
-        return any(accepts(path) for accepts in self.filters)
+    def __call__(self, path: ParamPath, value: object = None) -> bool:
+        return any(accepts(joined(path)) for accepts in self.filters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,5 +47,17 @@ class Not:
 
     filter: Filter
 
-    def __call__(self, path: str) -> bool:
-        return not self.filter(path)
+    def __call__(self, path: ParamPath, value: object = None) -> bool:
+        return not self.filter(joined(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfPathAndValue:
+    """A function written for `flax.nnx`, which takes the path as a tuple, and the value: here None, as only paths
+    decide what is frozen.
+    """
+
+    function: Callable[[tuple[str, ...], object], bool]
+
+    def __call__(self, path: ParamPath, value: object = None) -> bool:
+        return bool(self.function(tuple(joined(path).split("/")), None))

@@ -42,7 +42,7 @@ class ComputedStats:
 
     Attributes:
         stats: by key; widened where `messages` says so.
-        path: the file written, which is the one that the recipe reads.
+        path: the file written; as a rule the one that the recipe reads.
         num_frames: that were looked at.
         names: of the dimensions, by key.
         messages: one for each dimension that hardly varies.
@@ -55,17 +55,18 @@ class ComputedStats:
     messages: tuple[str, ...]
 
 
-def compute(config: Any, *, max_frames: int | None = None) -> ComputedStats:
+def compute(config: Any, *, max_frames: int | None = None, path: Path | None = None) -> ComputedStats:
     """Computes the statistics of a recipe and writes them where the recipe reads them.
 
     Args:
         config: a `TrainConfig`.
         max_frames: look at so many frames, drawn from the whole dataset; None = all.
+        path: write them to this file instead.
     Raises:
         ValueError: the recipe has no dataset, or its statistics lie in a remote folder.
         FileNotFoundError, KeyError: the dataset is missing, or does not fit the recipe.
     """
-    path = norm_stats_path(config)
+    path = path or norm_stats_path(config)
     data_config = config.data.create(config.assets_dirs, config.model)
     raw, num_frames = _compute(open_frames(data_config, config.model), max_frames)
     stats, messages, names = {}, [], {}
@@ -147,12 +148,28 @@ def norm_stats_path(config: Any) -> Path:
     folder = config.data.stats_dir(config.assets_dirs)
     if folder is None:
         raise ValueError(f"recipe '{config.name}' has no dataset and no asset id; set --data.repo-id")
-    if "://" in folder or folder.startswith("package:"):
+    if _is_remote(folder):
         raise ValueError(
             f"recipe '{config.name}' reads its statistics from {folder}, where they cannot be written; set "
             f"--data.assets.assets-dir to a local folder to compute your own"
         )
     return Path(folder) / normalize.STATS_FILE
+
+
+def own_path(config: Any) -> Path:
+    """As `norm_stats_path`; of a recipe that reads remote statistics, the same in its own assets folder.
+
+    Raises:
+        ValueError: the recipe has neither an asset id nor a dataset.
+    """
+    folder = config.data.stats_dir(config.assets_dirs)
+    if folder is None or not _is_remote(folder):
+        return norm_stats_path(config)
+    return Path(config.assets_dirs) / config.data.asset_id / normalize.STATS_FILE
+
+
+def _is_remote(folder: str) -> bool:
+    return "://" in folder or folder.startswith("package:")
 
 
 def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict[str, normalize.NormStats]:

@@ -63,6 +63,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     if processes.is_first():
         tracking.check_installed(config)
     _check_dataset_name(config)
+    _warn_of_deltas_of_deltas(config)
     if config.holdout_episodes:
         data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
     recipe_io.check_recipe_can_be_saved(config)
@@ -98,6 +99,16 @@ def _check_dataset_name(config: TrainConfig) -> None:
         if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
             flag = field.replace("_", "-")
             raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
+
+
+def _warn_of_deltas_of_deltas(config: TrainConfig) -> None:
+    if getattr(config.data, "extra_delta_transform", False):
+        logger.warning(
+            "recipe '%s' subtracts the state from actions that are relative already, as released checkpoints were "
+            "trained; new runs succeed more often without: add --data.no-extra-delta-transform and compute the "
+            "statistics again, or train pi0_fast_libero_no_delta_transform",
+            config.name,
+        )
 
 
 def check_weights(config: TrainConfig, backend: Backend) -> None:
@@ -148,10 +159,10 @@ def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, c
     )
 
 
-def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> data_loader.DataLoader:
+def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> data_loader.RecipeLoader:
     """Of this process's rows of every batch."""
     part = (processes.index(), processes.count())
-    return data_loader.create_data_loader(config, data_config=data_config, part=part, **options)
+    return data_loader.create_batch_loader(config, data_config=data_config, part=part, **options)
 
 
 def with_usable_statistics(config: TrainConfig, data_config: DataConfig, checkpoint: Path | None = None) -> DataConfig:

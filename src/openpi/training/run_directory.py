@@ -45,20 +45,43 @@ def _checkpoints(config: TrainConfig) -> Checkpoints:
 
 def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     directory = config.checkpoint_dir
-    if _holds_a_run(directory) and not (config.overwrite or config.resume):
+    checkpoints, last_step = open_directory(
+        directory,
+        keep_period=config.keep_period,
+        keep_best=config.keep_best,
+        overwrite=config.overwrite,
+        resume=config.resume,
+    )
+    if last_step is not None and last_step >= config.num_train_steps - 1:
+        logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
+    elif last_step is not None:
+        logger.info("resuming after step %d of %s", last_step, directory)
+    return checkpoints, last_step
+
+
+def open_directory(
+    directory: Path, *, keep_period: int | None, keep_best: bool = False, overwrite: bool, resume: bool
+) -> tuple[Checkpoints, int | None]:
+    """A folder's checkpoints, with room made for a run, and the step to continue after; None = a fresh start.
+
+    Raises:
+        FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set.
+        RuntimeError: another process is training in it.
+    """
+    if _holds_a_run(directory) and not (overwrite or resume):
         raise FileExistsError(
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
             "choose another --exp-name"
         )
-    if config.resume:
+    if resume:
         _check_newest_is_whole(directory)
-    checkpoints = _checkpoints(config)
-    if config.overwrite:
+    checkpoints = Checkpoints(directory, keep_period=keep_period, keep_best=keep_best)
+    if overwrite:
         if _holds_a_run(directory):
             steps = complete_steps(directory)
             logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
         _wipe(directory)
-    if not config.resume:
+    if not resume:
         return checkpoints, None
     steps = complete_steps(directory)
     if not steps:
@@ -66,10 +89,6 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         known = f"; runs with checkpoints: {', '.join(others)}" if others else ""
         logger.warning("nothing to resume in %s, so it starts anew%s", directory, known)
         return checkpoints, None
-    if steps[-1] >= config.num_train_steps - 1:
-        logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
-    else:
-        logger.info("resuming after step %d of %s", steps[-1], directory)
     return checkpoints, steps[-1]
 
 

@@ -7,6 +7,7 @@ a batch, and `fsdp` stays within a node where it can. Source: the training speci
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import math
 from typing import Any
@@ -16,11 +17,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from openpi.models.activations import keep_rows, split_by_rows
+
 logger = logging.getLogger("openpi")
 
 BATCH_AXIS = "batch"
 FSDP_AXIS = "fsdp"
-DATA_AXES = (BATCH_AXIS, FSDP_AXIS)
+# Both: rows of a batch are split over all devices.
+DATA_AXIS = (BATCH_AXIS, FSDP_AXIS)
 
 # Below this a copy on every device costs less than gathering the pieces at every use.
 MIN_SHARDED_BYTES = 4 * 2**20
@@ -42,7 +46,17 @@ def make_mesh(num_fsdp_devices: int) -> Mesh:
     shares = collections.Counter(device.process_index for device in devices)
     if len(set(shares.values())) > 1:
         raise ValueError(f"processes have different numbers of devices ({dict(shares)}); give each the same")
-    return Mesh(np.asarray(devices).reshape(-1, num_fsdp_devices), DATA_AXES)
+    return Mesh(np.asarray(devices).reshape(-1, num_fsdp_devices), DATA_AXIS)
+
+
+def set_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Within it, models keep the activations of functions that are traced split by rows of the batch."""
+    return split_by_rows(data_sharding(mesh))
+
+
+def activation_sharding_constraint(pytree: Any) -> Any:
+    """A tree of arrays with a leading batch axis, split over the devices of `set_mesh`; unchanged outside of it."""
+    return keep_rows(pytree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,7 +66,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
     """The batch axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXES))
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def place_rows(rows: Any, mesh: Mesh) -> Any:
@@ -91,10 +105,12 @@ class _InParts:
         return np.asarray(multihost_utils.process_allgather(self._array[index], tiled=True))
 
 
-def fsdp_spec(shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int) -> PartitionSpec:
+def fsdp_spec(
+    shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int, *, min_bytes: float = MIN_SHARDED_BYTES
+) -> PartitionSpec:
     """Splits the largest axis that divides evenly (the later one of equals); small arrays are not split."""
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if num_fsdp_devices == 1 or len(shape) < 2 or size_bytes < MIN_SHARDED_BYTES:
+    if num_fsdp_devices == 1 or len(shape) < 2 or size_bytes < min_bytes:
         return PartitionSpec()
     for axis in sorted(range(len(shape)), key=lambda axis: (shape[axis], axis), reverse=True):
         if shape[axis] % num_fsdp_devices == 0:
@@ -103,9 +119,20 @@ def fsdp_spec(shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int) -> Part
     return PartitionSpec()
 
 
-def fsdp_sharding(tree: Any, mesh: Mesh) -> Any:
-    """`fsdp_spec` for every leaf (anything with a shape and a dtype) of a tree."""
-    num_fsdp_devices = mesh.shape[FSDP_AXIS]
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, fsdp_spec(tuple(leaf.shape), leaf.dtype, num_fsdp_devices)), tree
-    )
+def fsdp_sharding(
+    tree: Any, mesh: Mesh, *, min_size_mbytes: float = MIN_SHARDED_BYTES / 2**20, log: bool = False
+) -> Any:
+    """`fsdp_spec` for every leaf (anything with a shape and a dtype) of a tree.
+
+    Args:
+        min_size_mbytes: smaller arrays are not split.
+        log: say how each array that is split lies.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        spec = fsdp_spec(tuple(leaf.shape), leaf.dtype, mesh.shape[FSDP_AXIS], min_bytes=min_size_mbytes * 2**20)
+        if log and spec != PartitionSpec():
+            logger.info("%s, %s, is split as %s", jax.tree_util.keystr(path), tuple(leaf.shape), spec)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)

@@ -5,6 +5,7 @@ from PIL import Image
 
 # Channel counts that PIL can resize as 8-bit images.
 _RESIZABLE_CHANNELS = (1, 3, 4)
+_ROUNDING = 1e-4
 
 
 def convert_to_uint8(img: np.ndarray) -> np.ndarray:
@@ -31,43 +32,59 @@ def resize_with_pad(images: np.ndarray, height: int, width: int, method: int = I
     """Resizes images to `height` x `width` without distortion, centred on black.
 
     Args:
-        images: uint8[..., h, w, c] with c of 1, 3 or 4; any number of leading axes.
+        images: [..., h, w, c], any number of leading axes: uint8 with c of 1, 3 or 4, or floats in [0, 1] with any c;
+            an array of NumPy, or anything that becomes one, such as one of JAX.
         method: a PIL resampling filter.
     Returns:
-        uint8[..., height, width, c]; `images` itself when the size already fits.
+        [..., height, width, c] of NumPy, of the same dtype; the images themselves when the size already fits.
     Raises:
-        ValueError: not channels-last uint8 images.
+        ValueError: not channels-last images, another dtype, or floats outside [0, 1].
     """
+    images = np.asarray(images)
     if images.ndim >= 3 and images.shape[-3:-1] == (height, width):
         return images
     _check_resizable(images)
     flat = images.reshape(-1, *images.shape[-3:])
-    padded = np.zeros((len(flat), height, width, images.shape[-1]), np.uint8)
+    padded = np.zeros((len(flat), height, width, images.shape[-1]), images.dtype)
     for index in range(len(flat)):
         _resize_into(flat[index], padded[index], method)
     return padded.reshape(*images.shape[:-3], *padded.shape[-3:])
 
 
 def _check_resizable(images: np.ndarray) -> None:
-    if images.ndim < 3 or images.shape[-1] not in _RESIZABLE_CHANNELS or 0 in images.shape[-3:-1]:
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if not is_float and images.dtype != np.uint8:
+        raise ValueError(
+            f"resize_with_pad wants uint8 images, or floats in [0, 1], got {images.dtype}; images in 0..255 become "
+            "uint8 by .astype(np.uint8)"
+        )
+    has_channels = images.ndim >= 3 and images.shape[-1] > 0 and 0 not in images.shape[-3:-1]
+    if not has_channels or not (is_float or images.shape[-1] in _RESIZABLE_CHANNELS):
         raise ValueError(
             f"resize_with_pad wants images of shape [..., height, width, channels] with 1, 3 or 4 channels, "
             f"got shape {images.shape}; move the channels last, e.g. np.moveaxis(images, -3, -1)"
         )
-    if images.dtype != np.uint8:
+    # What is no image in [0, 1] has another black than 0, with which it is filled up. NaN compares as false.
+    if is_float and images.size and not (images.min() >= -_ROUNDING and images.max() <= 1 + _ROUNDING):
         raise ValueError(
-            f"resize_with_pad wants uint8 images, got {images.dtype}; use convert_to_uint8 on floats in [0, 1] first"
+            f"resize_with_pad wants floats in [0, 1], got values from {images.min():g} to {images.max():g}; images in "
+            "[-1, 1] are brought there by (images + 1) / 2, and openpi.shared.image_tools.resize_with_pad takes them"
         )
 
 
 def _resize_into(source: np.ndarray, target: np.ndarray, method: int) -> None:
-    """Resizes `source` uint8[h, w, c] into the centre of `target` uint8[height, width, c], in place."""
+    """Resizes `source` [h, w, c] into the centre of `target` [height, width, c], in place."""
     height, width, channels = target.shape
     ratio = max(source.shape[1] / width, source.shape[0] / height)
     # Truncated, as the released policies saw them; a very thin image keeps at least one pixel.
     new_width = max(1, int(source.shape[1] / ratio))
     new_height = max(1, int(source.shape[0] / ratio))
+    size, top, left = (new_width, new_height), (height - new_height) // 2, (width - new_width) // 2
+    inner = target[top : top + new_height, left : left + new_width]
+    if source.dtype != np.uint8:
+        for channel in range(channels):  # Pillow has one channel of floats at most
+            plane = Image.fromarray(np.ascontiguousarray(source[..., channel], np.float32))
+            inner[..., channel] = np.asarray(plane.resize(size, resample=method))
+        return
     image = Image.fromarray(source[..., 0] if channels == 1 else source)
-    resized = np.asarray(image.resize((new_width, new_height), resample=method))
-    top, left = (height - new_height) // 2, (width - new_width) // 2
-    target[top : top + new_height, left : left + new_width] = resized.reshape(new_height, new_width, channels)
+    inner[:] = np.asarray(image.resize(size, resample=method)).reshape(new_height, new_width, channels)
