@@ -4,8 +4,8 @@ Extensions, which a client uses only with a server that offers them in its hands
 `{b"__jpeg__": true, b"data": bin}`, and bytes may lie in memory that both share (`openpi_client.shared_memory`).
 """
 
-import functools
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,50 +13,160 @@ import msgpack
 import numpy as np
 
 from openpi.policies.guards import ObservationError
+from openpi.serving.long_work import LongWork
+from openpi.serving.scan import PLACEHOLDER_CODE, MessageLimits, Part, checked_array, scan, without_parts
 from openpi_client import msgpack_numpy, shared_memory
 
-_JPEG = b"__jpeg__"
+_ARRAY, _SCALAR, _JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
 # A few kB of JPEG can claim any size.
 _LARGEST_JPEG_PIXELS = 4096 * 4096
+_LIGHT_JPEG_PIXELS = 2**21
+_BYTES_PER_PIXEL = 3
+# Progressive images have about ten; each costs a pass over all pixels.
+_USUAL_SCANS = 10
+_START_OF_SCAN = b"\xff\xda"
+_LIGHT_MESSAGE_BYTES = 2**23
+# Bytes that are no array are copied; arrays are not.
+_LARGEST_PLAIN_BYTES = 2**24
 
+_LIMITS = MessageLimits()
 
 ReadShared = Callable[[Any], bytes]
 """[offset, count] -> the bytes there."""
+
+Reserve = Callable[[int], None]
+"""Asks for so much more memory; raises ServerBusyError when there is none."""
+
+
+Decode = Callable[..., Any]
+"""`decode`, with limits."""
 
 
 def _nothing_is_shared(place: Any) -> bytes:
     raise ObservationError("a message refers to shared memory, but this session has none; send its arrays whole")
 
 
-def decode(message: bytes | memoryview, read_shared: ReadShared = _nothing_is_shared) -> Any:
+def _reserve_freely(num_bytes: int) -> None:
+    """For messages of nobody that has a limit."""
+
+
+def decode(
+    message: bytes | memoryview,
+    read_shared: ReadShared = _nothing_is_shared,
+    *,
+    limits: MessageLimits = _LIMITS,
+    reserve: Reserve = _reserve_freely,
+    long: LongWork | None = None,
+) -> Any:
     """The content of a message.
 
     Args:
         read_shared: raises ObservationError for a place that the message may not name.
+        reserve: asked before an image is decoded.
+        long: begun when the message is much work; the caller ends it.
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: it is no MessagePack, or holds something else than data.
+        ValueError, TypeError, KeyError, OverflowError: it is no MessagePack, or holds something else than data, or more
+            than the limits allow.
     """
-    return msgpack.unpackb(message, object_hook=functools.partial(_value, read_shared))
+    if long is None:
+        with LongWork() as long:
+            return decode(message, read_shared, limits=limits, reserve=reserve, long=long)
+    if len(message) > _LIGHT_MESSAGE_BYTES:
+        long.begin()
+    view = memoryview(message).toreadonly()
+    parts = scan(view, limits, long)
+    values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
+    return msgpack.unpackb(
+        without_parts(view, parts),
+        object_hook=values.of_map,
+        list_hook=values.of_list if values.has_views else None,
+        ext_hook=values.of_extension,
+    )
 
 
-def _value(read_shared: ReadShared, item: dict) -> Any:
-    if _JPEG in item:
-        return _decoded_jpeg(item[b"data"])
-    if shared_memory.KEY in item:
-        return read_shared(item[shared_memory.KEY])
+class _Values:
+    """What stands for the maps, lists and extensions of one message."""
+
+    def __init__(
+        self, parts: list[Part], read_shared: ReadShared, max_pixels: int, reserve: Reserve, long: LongWork
+    ) -> None:
+        self._parts = parts
+        self.has_views = any(type(value) is memoryview for _, _, value in parts)
+        self._read_shared = read_shared
+        self._max_pixels = self._pixels_left = max_pixels
+        self._reserve = reserve
+        self._long = long
+
+    def of_map(self, item: dict) -> Any:
+        if _ARRAY in item:
+            return checked_array(msgpack_numpy.unpack_array(item))
+        if _SCALAR in item:
+            return _scalar(item)
+        if _JPEG in item:
+            return self._jpeg(item[b"data"])
+        if shared_memory.KEY in item:
+            shared = self._read_shared(item[shared_memory.KEY])
+            self._reserve(len(shared))
+            return shared
+        if self.has_views:
+            for key, value in item.items():
+                if type(value) is memoryview:
+                    item[key] = _plain(value)
+        return item
+
+    def of_list(self, items: list) -> list:
+        return [_plain(item) if type(item) is memoryview else item for item in items]
+
+    def of_extension(self, code: int, data: bytes) -> Any:
+        """What was taken out, for its placeholder."""
+        if code != PLACEHOLDER_CODE:
+            return msgpack.ExtType(code, data)
+        number = int.from_bytes(data, "big")
+        if number >= len(self._parts):
+            raise ValueError(f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays")
+        return self._parts[number][2]
+
+    def _jpeg(self, data: Any) -> np.ndarray:
+        """uint8[h, w, 3], RGB."""
+        from PIL import Image
+
+        if not isinstance(data, (bytes, memoryview)):
+            raise TypeError(f"a JPEG image is a {type(data).__name__}; expected bytes")
+        data = bytes(data)
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                self._pay(image.width, image.height, data.count(_START_OF_SCAN))
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+
+    def _pay(self, width: int, height: int, num_scans: int) -> None:
+        """For an image that is about to be decoded."""
+        pixels = width * height
+        if pixels > _LARGEST_JPEG_PIXELS:
+            raise ValueError(f"a JPEG image is {width} x {height}; expected 16 million pixels at most")
+        self._pixels_left -= pixels * math.ceil(num_scans / _USUAL_SCANS)
+        if self._pixels_left < 0:
+            raise ObservationError(
+                f"the JPEG images of a message have more than {self._max_pixels} pixels together; send smaller images, "
+                "or fewer observations at once"
+            )
+        if pixels > _LIGHT_JPEG_PIXELS:
+            self._long.begin()
+        self._reserve(pixels * _BYTES_PER_PIXEL)
+
+
+def _scalar(item: dict) -> Any:
+    """NumPy would make as many zero bytes of a number as it says."""
+    scalar_type = str(item[b"dtype"])
+    if any(kind in scalar_type for kind in "SUa") and not isinstance(item[b"data"], (bytes, str)):
+        raise TypeError(f"scalar of dtype {scalar_type} holds a {type(item[b'data']).__name__}; expected text or bytes")
     return msgpack_numpy.unpack_array(item)
 
 
-def _decoded_jpeg(data: bytes) -> np.ndarray:
-    """uint8[h, w, 3], RGB."""
-    from PIL import Image
-
-    if not isinstance(data, bytes):
-        raise TypeError(f"a JPEG image is a {type(data).__name__}; expected bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            if image.width * image.height > _LARGEST_JPEG_PIXELS:
-                raise ValueError(f"a JPEG image is {image.width} x {image.height}; expected 16 million pixels at most")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+def _plain(data: memoryview) -> bytes:
+    if len(data) > _LARGEST_PLAIN_BYTES:
+        raise ObservationError(
+            f"a message has {len(data)} bytes that are no array; expected {_LARGEST_PLAIN_BYTES} at most: send an array"
+        )
+    return bytes(data)

@@ -25,6 +25,7 @@ _NO_MASK = bytes(4)
 _SHORTEST_S = 0.001
 _DRAIN_SILENCE_S = 1.0
 MESSAGE_TOO_BIG = 1009
+TRY_AGAIN_LATER = 1013
 _PROTOCOL_ERROR, _BAD_TEXT, _ABNORMAL, _NO_CODE = 1002, 1007, 1006, 1005
 
 Message = Union[memoryview, str]
@@ -61,10 +62,13 @@ class MessageStream:
         is_client: bool,
         received: bytes = b"",
         max_message_bytes: Optional[int] = None,
+        admit: Optional[Callable[[int], Optional[str]]] = None,
     ) -> None:
         """
         Args:
             received: what came behind the handshake already.
+            admit: asked before so many bytes of a message are received; the reason it gives, if any, ends the
+                connection with code 1013.
             max_message_bytes: a larger message ends the connection with code 1009; None = no limit.
         """
         is_plain = hasattr(sock, "sendmsg") and not isinstance(sock, ssl.SSLSocket)
@@ -72,6 +76,7 @@ class MessageStream:
         self._socket = sock
         self._is_client = is_client
         self._max_bytes = max_message_bytes
+        self._admit = admit
         self._buffer = bytearray(max(_BUFFER_BYTES, len(received)))
         self._buffer[: len(received)] = received
         self._start, self._end = 0, len(received)
@@ -248,6 +253,9 @@ class MessageStream:
             self._fail(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
         if not opcode & _CONTROL and (opcode == CONTINUATION) != bool(self._parts_opcode):
             self._fail(_PROTOCOL_ERROR, "continuation of no message, or a message within another")
+        refusal = self._admit(length) if self._admit is not None and not opcode & _CONTROL else None
+        if refusal:
+            self._fail(TRY_AGAIN_LATER, refusal)
 
     def _fill(self, count: int, timeout_s: Optional[float]) -> None:
         """Reads until so many bytes are in the buffer."""
