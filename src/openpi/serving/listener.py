@@ -1,7 +1,7 @@
 """The open port: takes connections, each in a thread of its own, and reads what each one asks for.
 
-Connections that have not said yet what they want cannot shut others out: there is always room for another, since the one
-that has been silent for longest goes.
+Connections that have not said yet what they want cannot shut others out: there is always room for another, since the
+one that has been silent for longest goes.
 """
 
 import contextlib

@@ -10,8 +10,8 @@ _PATIENCE_S = 5.0
 
 
 class MemoryBudget:
-    """Every session has a share of its own, which nobody can take from it, and what a message needs beyond it comes from
-    a pool for all. The messages of a robot fit into the share.
+    """Every session has a share of its own, which nobody can take from it, and what a message needs beyond it comes
+    from a pool for all. The messages of a robot fit into the share.
     """
 
     def __init__(self, total_bytes: int, max_sessions: int) -> None:

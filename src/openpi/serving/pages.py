@@ -89,7 +89,7 @@ def off() -> Page:
     """What the status page would show is nobody's business who happens to reach the port."""
     return text(
         "The status page shows cameras, state and prompts. This server can be reached from other machines and has no "
-        "API key, so the page is off: start the server with a key (OPENPI_API_KEY or --api-key), or with --host 127.0.0.1\n",
+        "API key, so the page is off. Start it with a key (OPENPI_API_KEY or --api-key), or with --host 127.0.0.1\n",
         403,
     )
 

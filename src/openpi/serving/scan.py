@@ -31,7 +31,7 @@ _LARGEST_EMPTY_SHAPE = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class MessageLimits:
-    """What one message may hold. An observation of three cameras is some 70 values; limits are far above what robots send.
+    """What one message may hold: far more than what robots send. An observation of three cameras is some 20 values.
 
     Attributes:
         max_observations: of a list.
