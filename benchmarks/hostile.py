@@ -430,7 +430,7 @@ def random_value(rng: random.Random, depth: int) -> object:
 
 
 def random_message(rng: random.Random, good: bytes) -> bytes:
-    """A message that is wrong in some way: random values, random bytes, or a good one with some of its bytes changed."""
+    """A message that is wrong in some way: random values, random bytes, or a good one with some bytes changed."""
     match rng.randrange(3):
         case 0:
             return msgpack.packb(random_value(rng, 0))

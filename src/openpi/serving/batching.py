@@ -90,19 +90,24 @@ class _Entry:
 
     Attributes:
         results, infer_s: of the items that have had their turn.
+        is_told: whether its outcome is.
     """
 
     work: Job | Callable[[], Any]  # anything but a job is run by itself
     done: Done
     results: list[Result] = dataclasses.field(default_factory=list)
     infer_s: float = 0.0
+    is_told: bool = False
 
     def rest(self) -> Sequence[Item]:
         """The items that wait for their turn."""
         return self.work.items[len(self.results) :] if isinstance(self.work, Job) else ()
 
     def tell(self, value: Any, error: BaseException | None = None) -> None:
-        """Whoever is told may fail; the thread goes on."""
+        """Whoever is told may fail; the thread goes on. A second time nobody is told."""
+        if self.is_told:
+            return
+        self.is_told = True
         try:
             self.done(value, error)
         except Exception:
@@ -199,7 +204,7 @@ class ModelThread:
         try:
             while (entry := self._next()) is not None:
                 if isinstance(entry.work, Job):
-                    self._run_turn(entry)
+                    self._try_turn(entry)
                 else:
                     entry.tell(*_outcome(entry.work))
                 del entry  # Or the thread would hold on to an observation while it is idle.
@@ -228,8 +233,19 @@ class ModelThread:
         while not self._inbox.empty():
             self._waiting.append(self._inbox.get())
 
-    def _run_turn(self, first: _Entry) -> None:
-        turn = self._with_others(first)
+    def _try_turn(self, first: _Entry) -> None:
+        """Whatever a policy's attributes or callbacks raise, everybody is answered, and the thread goes on."""
+        turn: list[tuple[_Entry, Sequence[Item]]] = []
+        try:
+            turn += self._with_others(first)
+            self._run_turn(turn)
+        except Exception as error:
+            logger.exception("A batch failed")
+            for entry in {first, *(entry for entry, _ in turn)}:
+                if entry not in self._waiting:
+                    entry.tell(None, error)
+
+    def _run_turn(self, turn: list[tuple[_Entry, Sequence[Item]]]) -> None:
         items = [item for _, part in turn for item in part]
         if not items:
             return

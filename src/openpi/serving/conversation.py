@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from openpi.serving import wire
+from openpi.serving import allocator, wire
 from openpi.serving.access import Limits
 from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
@@ -32,6 +32,11 @@ from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageRefused, StreamClosed
 
 logger = logging.getLogger("openpi")
+
+# Forgetting a longer message takes longer than the model's thread should be away.
+_SHORT_BYTES = 2**23
+# A message that few robots send: its memory goes back to the system.
+_LARGE_BYTES = 2**25
 
 Session = OpenpiSession | PositronicSession
 
@@ -171,8 +176,9 @@ class _Exchange:
 
     def _answered(self, answers: Answers | None, error: BaseException | None) -> None:
         """Called in the model's thread."""
-        is_short = len(self.items) == 1 and answers is not None and not isinstance(answers.results[0], Exception)
-        if is_short or isinstance(error, NotWantedError):
+        is_short = len(self.items) == 1 and self.num_bytes < _SHORT_BYTES
+        is_answer = answers is not None and not isinstance(answers.results[0], Exception)
+        if (is_short and is_answer) or isinstance(error, NotWantedError):
             self._finish(answers, error)
             return
         try:
@@ -194,6 +200,8 @@ class _Exchange:
         self.message, self.observations, self.items = "", [], []
         self.conversation.memory.release(self.num_bytes)
         self._send(frames)
+        if self.num_bytes >= _LARGE_BYTES:
+            allocator.give_back()
 
     def _send(self, frames: list[Frame]) -> None:
         connection = self.conversation.connection

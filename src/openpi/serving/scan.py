@@ -163,10 +163,14 @@ def _array_at(message: memoryview, at: int) -> tuple[int, np.ndarray] | None:
 @functools.lru_cache(maxsize=256)
 def _layout(dtype: bytes, shape: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     """What the packed texts of dtype and shape stand for, and how many bytes such an array takes."""
-    empty = {b"__ndarray__": True, b"data": b"", b"dtype": str(dtype, "ascii", "replace"), b"shape": [0]}
-    checked: np.dtype = msgpack_numpy.unpack_array(empty).dtype
+    checked = dtype_of(str(dtype, "ascii", "replace"))
     sides = tuple(msgpack.unpackb(shape))
     return checked, sides, math.prod(sides) * checked.itemsize
+
+
+def dtype_of(text: str) -> np.dtype:
+    """Raises TypeError or ValueError for what is no dtype that may travel."""
+    return msgpack_numpy.unpack_array({b"__ndarray__": True, b"data": b"", b"dtype": text, b"shape": [0]}).dtype
 
 
 def checked_array(array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from http import HTTPStatus
@@ -64,6 +65,8 @@ _DRAIN_TICK_S = 0.02
 _SIGNAL_TICK_S = 0.2
 # How long a client may take to take a page.
 _PAGE_TIMEOUT_S = 10.0
+# A short message takes its turns between those of threads that decode long ones; Python's own interval is 5 ms.
+_SWITCH_INTERVAL_S = 0.001
 _HEALTH = ("/healthz", "/readyz")
 
 
@@ -145,6 +148,7 @@ class PolicyServer:
             Exception: whatever loading the default model raised; waiting clients were told.
         """
         allocator.keep_freed_memory()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with Listener(
             self._host,
             self._port,

@@ -14,7 +14,7 @@ import numpy as np
 
 from openpi.policies.guards import ObservationError
 from openpi.serving.long_work import LongWork
-from openpi.serving.scan import PLACEHOLDER_CODE, MessageLimits, Part, checked_array, scan, without_parts
+from openpi.serving.scan import PLACEHOLDER_CODE, MessageLimits, Part, checked_array, dtype_of, scan, without_parts
 from openpi_client import msgpack_numpy, shared_memory
 
 _ARRAY, _SCALAR, _JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
@@ -22,6 +22,7 @@ _ARRAY, _SCALAR, _JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
 _LARGEST_JPEG_PIXELS = 4096 * 4096
 _LIGHT_JPEG_PIXELS = 2**21
 _BYTES_PER_PIXEL = 3
+_STRIP_ROWS = 256
 # Progressive images have about ten; each costs a pass over all pixels.
 _USUAL_SCANS = 10
 _START_OF_SCAN = b"\xff\xda"
@@ -136,7 +137,7 @@ class _Values:
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 self._pay(image.width, image.height, data.count(_START_OF_SCAN))
-                return np.asarray(image.convert("RGB"))
+                return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
 
@@ -156,11 +157,21 @@ class _Values:
         self._reserve(pixels * _BYTES_PER_PIXEL)
 
 
+def _pixels(image: Any) -> np.ndarray:
+    """uint8[h, w, 3] of an RGB image, strip by strip: in one go it is copied twice, and nobody can interrupt it."""
+    pixels = np.empty((image.height, image.width, _BYTES_PER_PIXEL), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    pixels.flags.writeable = False
+    return pixels
+
+
 def _scalar(item: dict) -> Any:
     """NumPy would make as many zero bytes of a number as it says."""
-    scalar_type = str(item[b"dtype"])
-    if any(kind in scalar_type for kind in "SUa") and not isinstance(item[b"data"], (bytes, str)):
-        raise TypeError(f"scalar of dtype {scalar_type} holds a {type(item[b'data']).__name__}; expected text or bytes")
+    dtype = dtype_of(item[b"dtype"])
+    if dtype.kind in "SU" and not isinstance(item[b"data"], (bytes, str)):
+        raise TypeError(f"scalar of dtype {dtype.str} holds a {type(item[b'data']).__name__}; expected text or bytes")
     return msgpack_numpy.unpack_array(item)
 
 
