@@ -55,7 +55,7 @@ TOO_MUCH = {
     "more than 65536 values": msgpack.packb({"x": [[{}] * 1000] * 100}),
     "a text of 1048576 bytes": msgpack.packb({"k" * 2**20: 1}),
     "a text of 70000 bytes": msgpack.packb({"prompt": "p" * 70_000}),
-    "bytes of small values": msgpack.packb({str(i): "p" * 60_000 for i in range(80)}),
+    "bytes of small values": msgpack.packb({str(i): "p" * 16_000 for i in range(300)}),
     "that are no array": msgpack.packb({"x": bytes(2**24 + 1)}),
     "more than 33554432 pixels": msgpack.packb({str(i): jpeg(4096, quality=1) for i in range(3)}),
 }

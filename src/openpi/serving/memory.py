@@ -1,7 +1,6 @@
 """How much memory the messages of all sessions may take together."""
 
 import threading
-import time
 
 from openpi.serving.errors import ServerBusyError
 
@@ -20,17 +19,14 @@ class MemoryBudget:
         self._changed = threading.Condition()  # guards what follows
         self._taken_bytes = 0
 
-    def take(self, num_bytes: int) -> None:
-        """Waits for so much of the pool, not for long.
+    def take(self, num_bytes: int, patience_s: float) -> None:
+        """Waits so long for so much of the pool.
 
         Raises:
             ServerBusyError: others have it.
         """
-        deadline_s = time.monotonic() + _PATIENCE_S
         with self._changed:
-            is_there = self._changed.wait_for(
-                lambda: self._taken_bytes + num_bytes <= self._pool_bytes, deadline_s - time.monotonic()
-            )
+            is_there = self._changed.wait_for(lambda: self._taken_bytes + num_bytes <= self._pool_bytes, patience_s)
             if not is_there:
                 raise ServerBusyError("the messages of other sessions fill the server's memory; ask again later")
             self._taken_bytes += num_bytes
@@ -50,8 +46,8 @@ class SessionMemory:
         self._held_bytes = 0
         self._from_pool_bytes = 0
 
-    def reserve(self, num_bytes: int) -> None:
-        """Before the memory is used.
+    def reserve(self, num_bytes: int, patience_s: float = 0.0) -> None:
+        """Before the memory is used; waits so long until others are answered.
 
         Raises:
             ServerBusyError: there is none.
@@ -61,15 +57,15 @@ class SessionMemory:
             if wanted <= 0:
                 self._held_bytes += num_bytes
                 return
-        self._budget.take(wanted)
+        self._budget.take(wanted, patience_s)
         with self._lock:
             self._held_bytes += num_bytes
             self._from_pool_bytes += wanted
 
     def admit(self, num_bytes: int) -> str | None:
-        """`reserve`, with the reason instead of the error."""
+        """`reserve` for a message that begins to come: waits a while, and returns the reason instead of raising it."""
         try:
-            self.reserve(num_bytes)
+            self.reserve(num_bytes, _PATIENCE_S)
         except ServerBusyError as error:
             return str(error)
         return None

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -23,6 +24,9 @@ PLACEHOLDER_CODE = 0x6F
 
 Part = tuple[int, int, Any]
 """Where in the message a value begins and ends, and what it is: an array, or a view of large bytes."""
+
+Reserve = Callable[[int], None]
+"""Asks for so many bytes of memory; raises ServerBusyError when there are none."""
 
 _LARGE_BYTES = 2**12
 # An array without bytes may claim any shape, and who goes through its rows would not come to an end.
@@ -45,9 +49,13 @@ class MessageLimits:
     max_observations: int = 64
     max_values: int = 2**16
     max_depth: int = 32
-    max_text_bytes: int = 2**16
+    max_text_bytes: int = 2**14
     max_small_bytes: int = 2**22
     max_pixels: int = 2**25
+
+
+def reserve_freely(num_bytes: int) -> None:
+    """For messages of nobody that has a limit."""
 
 
 class IncompleteError(ValueError):
@@ -79,11 +87,12 @@ _PLACEHOLDER = bytes([0xD6, PLACEHOLDER_CODE])  # an extension of four bytes
 _LENGTH_BITS = {_MAP: 0x0F, _LIST: 0x0F, _TEXT: 0x1F}
 
 
-def scan(message: memoryview, limits: MessageLimits, long: LongWork) -> list[Part]:
+def scan(message: memoryview, limits: MessageLimits, long: LongWork, reserve: Reserve = reserve_freely) -> list[Part]:
     """Arrays, and bytes of 4 KiB or more, in the order in which they lie in the message.
 
     Args:
         long: begun when the message has more values than a robot sends.
+        reserve: asked before anything large is copied.
     Raises:
         ObservationError: a limit is passed; it is named, and the fix.
         ValueError, TypeError: an array that is none, or a message that ends too early.
@@ -108,7 +117,7 @@ def scan(message: memoryview, limits: MessageLimits, long: LongWork) -> list[Par
         if kind == _PLAIN:
             at += width
             continue
-        if tag == _ARRAY_TAG and (found := _array_at(message, at)) is not None:
+        if tag == _ARRAY_TAG and (found := _array_at(message, at, reserve)) is not None:
             at, value = found
             parts.append((begin, at, value))
             continue
@@ -123,8 +132,9 @@ def scan(message: memoryview, limits: MessageLimits, long: LongWork) -> list[Par
         at = start + length + (kind == _EXTENSION)
         if at > size:
             raise IncompleteError
-        if kind == _TEXT and length > limits.max_text_bytes:
-            raise _passed(f"a text of {length} bytes", f"{limits.max_text_bytes} at most", "shorten it")
+        if kind == _TEXT and length > _LIGHT_TEXT_BYTES:
+            _check_text(length, limits)
+            long.begin()
         if kind == _BYTES and length >= _LARGE_BYTES:
             parts.append((begin, at, message[start:at]))
     if at > size:
@@ -141,7 +151,7 @@ _ARRAY_TAIL = re.compile(rb"\xc4\x05dtype\xa3(...)\xc4\x05shape(" + _SHAPE + rb"
 _ARRAY_TAG = 0x84
 
 
-def _array_at(message: memoryview, at: int) -> tuple[int, np.ndarray] | None:
+def _array_at(message: memoryview, at: int, reserve: Reserve) -> tuple[int, np.ndarray] | None:
     """Where the array that begins here ends, and a view of it; None for any other map."""
     head = _ARRAY_HEAD.match(message, at)
     if head is None:
@@ -157,7 +167,7 @@ def _array_at(message: memoryview, at: int) -> tuple[int, np.ndarray] | None:
             f"array of shape {list(shape)} and dtype {dtype.str} takes {num_bytes} bytes, not {end - start}"
         )
     array = np.ndarray(shape, dtype, message, start)
-    return tail.end(), array if array.flags.aligned and num_bytes else checked_array(array)
+    return tail.end(), array if array.flags.aligned and num_bytes else checked_array(array, reserve)
 
 
 @functools.lru_cache(maxsize=256)
@@ -173,7 +183,7 @@ def dtype_of(text: str) -> np.dtype:
     return msgpack_numpy.unpack_array({b"__ndarray__": True, b"data": b"", b"dtype": text, b"shape": [0]}).dtype
 
 
-def checked_array(array: np.ndarray) -> np.ndarray:
+def checked_array(array: np.ndarray, reserve: Reserve) -> np.ndarray:
     """The array, in memory that its dtype can be read from.
 
     Raises:
@@ -182,13 +192,20 @@ def checked_array(array: np.ndarray) -> np.ndarray:
     if array.nbytes == 0 and math.prod(side for side in array.shape if side) > _LARGEST_EMPTY_SHAPE:
         raise ValueError(f"an array without bytes has shape {list(array.shape)}")
     if not array.flags.aligned:
+        reserve(array.nbytes)
         array = array.copy()
         array.flags.writeable = False
     return array
 
 
-# So many values are no work worth mentioning.
+# So much is no work worth mentioning. What is made of a text, such as tokens, takes longer than the text.
 _LIGHT_VALUES = 4096
+_LIGHT_TEXT_BYTES = 2**11
+
+
+def _check_text(num_bytes: int, limits: MessageLimits) -> None:
+    if num_bytes > limits.max_text_bytes:
+        raise _passed(f"a text of {num_bytes} bytes", f"{limits.max_text_bytes} at most", "shorten it")
 
 
 def _check_values(values: int, limits: MessageLimits) -> int:

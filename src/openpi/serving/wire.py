@@ -14,7 +14,17 @@ import numpy as np
 
 from openpi.policies.guards import ObservationError
 from openpi.serving.long_work import LongWork
-from openpi.serving.scan import PLACEHOLDER_CODE, MessageLimits, Part, checked_array, dtype_of, scan, without_parts
+from openpi.serving.scan import (
+    PLACEHOLDER_CODE,
+    MessageLimits,
+    Part,
+    Reserve,
+    checked_array,
+    dtype_of,
+    reserve_freely,
+    scan,
+    without_parts,
+)
 from openpi_client import msgpack_numpy, shared_memory
 
 _ARRAY, _SCALAR, _JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
@@ -35,9 +45,6 @@ _LIMITS = MessageLimits()
 ReadShared = Callable[[Any], bytes]
 """[offset, count] -> the bytes there."""
 
-Reserve = Callable[[int], None]
-"""Asks for so much more memory; raises ServerBusyError when there is none."""
-
 
 Decode = Callable[..., Any]
 """`decode`, with limits."""
@@ -47,23 +54,19 @@ def _nothing_is_shared(place: Any) -> bytes:
     raise ObservationError("a message refers to shared memory, but this session has none; send its arrays whole")
 
 
-def _reserve_freely(num_bytes: int) -> None:
-    """For messages of nobody that has a limit."""
-
-
 def decode(
     message: bytes | memoryview,
     read_shared: ReadShared = _nothing_is_shared,
     *,
     limits: MessageLimits = _LIMITS,
-    reserve: Reserve = _reserve_freely,
+    reserve: Reserve = reserve_freely,
     long: LongWork | None = None,
 ) -> Any:
     """The content of a message.
 
     Args:
         read_shared: raises ObservationError for a place that the message may not name.
-        reserve: asked before an image is decoded.
+        reserve: asked before an image is decoded, or anything large is copied.
         long: begun when the message is much work; the caller ends it.
     Raises:
         ValueError, TypeError, KeyError, OverflowError: it is no MessagePack, or holds something else than data, or more
@@ -75,7 +78,7 @@ def decode(
     if len(message) > _LIGHT_MESSAGE_BYTES:
         long.begin()
     view = memoryview(message).toreadonly()
-    parts = scan(view, limits, long)
+    parts = scan(view, limits, long, reserve)
     values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
     return msgpack.unpackb(
         without_parts(view, parts),
@@ -100,7 +103,7 @@ class _Values:
 
     def of_map(self, item: dict) -> Any:
         if _ARRAY in item:
-            return checked_array(msgpack_numpy.unpack_array(item))
+            return checked_array(msgpack_numpy.unpack_array(item), self._reserve)
         if _SCALAR in item:
             return _scalar(item)
         if _JPEG in item:
@@ -112,11 +115,21 @@ class _Values:
         if self.has_views:
             for key, value in item.items():
                 if type(value) is memoryview:
-                    item[key] = _plain(value)
+                    item[key] = self._plain(value)
         return item
 
     def of_list(self, items: list) -> list:
-        return [_plain(item) if type(item) is memoryview else item for item in items]
+        return [self._plain(item) if type(item) is memoryview else item for item in items]
+
+    def _plain(self, data: memoryview) -> bytes:
+        """Bytes that are no array, as the policy knows them."""
+        if len(data) > _LARGEST_PLAIN_BYTES:
+            raise ObservationError(
+                f"a message has {len(data)} bytes that are no array; expected {_LARGEST_PLAIN_BYTES} at most: "
+                "send an array"
+            )
+        self._reserve(len(data))
+        return bytes(data)
 
     def of_extension(self, code: int, data: bytes) -> Any:
         """What was taken out, for its placeholder."""
@@ -152,7 +165,7 @@ class _Values:
                 f"the JPEG images of a message have more than {self._max_pixels} pixels together; send smaller images, "
                 "or fewer observations at once"
             )
-        if pixels > _LIGHT_JPEG_PIXELS:
+        if self._max_pixels - self._pixels_left > _LIGHT_JPEG_PIXELS:
             self._long.begin()
         self._reserve(pixels * _BYTES_PER_PIXEL)
 
@@ -173,11 +186,3 @@ def _scalar(item: dict) -> Any:
     if dtype.kind in "SU" and not isinstance(item[b"data"], (bytes, str)):
         raise TypeError(f"scalar of dtype {dtype.str} holds a {type(item[b'data']).__name__}; expected text or bytes")
     return msgpack_numpy.unpack_array(item)
-
-
-def _plain(data: memoryview) -> bytes:
-    if len(data) > _LARGEST_PLAIN_BYTES:
-        raise ObservationError(
-            f"a message has {len(data)} bytes that are no array; expected {_LARGEST_PLAIN_BYTES} at most: send an array"
-        )
-    return bytes(data)
