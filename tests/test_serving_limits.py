@@ -288,6 +288,24 @@ def test_the_rest_of_a_long_list_waits_behind_what_has_come_meanwhile():
     assert thread.finish(PATIENCE_S)
 
 
+def test_long_lists_of_many_sessions_leave_room_for_a_robot_in_the_next_batch_but_one():
+    policy = GatedPolicy()
+    thread = ModelThread(Batching(max_batch=4))
+    thread.load(lambda: policy).result(PATIENCE_S)
+    first = submitted(thread, {"x": 0.0})
+    assert policy.entered.wait(PATIENCE_S)
+    long = [submitted(thread, *({"x": float(i)} for i in range(8))) for _ in range(6)]
+    short = submitted(thread, {"x": 100.0})
+    policy.gate.set()
+    short.result(PATIENCE_S)
+    assert first.result(PATIENCE_S).results[0]["actions"][0] == 0.0
+    for each in long:
+        assert [result["actions"][0] for result in each.result(PATIENCE_S).results] == list(range(8))
+    assert thread.finish(PATIENCE_S)
+    assert [100.0 in batch for batch in policy.batches].index(True) == 2
+    assert all(len(batch) == 4 for batch in policy.batches[1:-1])
+
+
 def test_callbacks_and_policies_that_raise_do_not_end_the_model_s_thread():
     def failing(*_) -> None:
         raise RuntimeError("a callback failed")

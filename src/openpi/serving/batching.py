@@ -266,21 +266,29 @@ class ModelThread:
         self._compile_for(min(num_wanted, self._batching.max_batch), items[0].observation)
 
     def _with_others(self, first: _Entry) -> list[tuple[_Entry, Sequence[Item]]]:
-        """The job and those that wait behind it, each with what of it fits into a batch."""
-        turn: list[tuple[_Entry, Sequence[Item]]] = []
-        left = self._largest_turn()
+        """The job and those that wait behind it, each with its share of a batch; the first ones with what is left."""
+        self._take_in()
+        size = self._largest_turn()
+        share = max(1, size // (1 + len(self._waiting)))
+        jobs: list[_Entry] = []
+        counts: list[int] = []
         deadline_s = time.monotonic() + self._batching.max_wait_s
         entry: _Entry | None = first
         while entry is not None:
             assert isinstance(entry.work, Job)
             if entry.work.is_wanted():
-                part = entry.rest()[:left]
-                turn.append((entry, part))
-                left -= len(part)
+                jobs.append(entry)
+                counts.append(min(share, len(entry.rest()), size - sum(counts)))
             else:
                 entry.tell(None, NotWantedError())
-            entry = self._another(len(turn), deadline_s) if left else None
-        self._last_batch = len(turn)
+            entry = self._another(len(jobs), deadline_s) if sum(counts) < size else None
+        self._last_batch = len(jobs)
+        left = size - sum(counts)
+        turn: list[tuple[_Entry, Sequence[Item]]] = []
+        for job, count in zip(jobs, counts, strict=True):
+            more = min(left, len(job.rest()) - count)
+            left -= more
+            turn.append((job, job.rest()[: count + more]))
         return turn
 
     def _another(self, num_jobs: int, deadline_s: float) -> _Entry | None:
