@@ -69,7 +69,10 @@ def test_on_loopback_a_page_of_another_name_sees_nothing(port, host, is_known):
     expected = 200 if is_known else 400 if "@" in host else 403
     assert {with_host(port, path, host) for path in ("/", "/status.json", "/metrics", "/api/v1/models")} == {expected}
     assert with_host(port, "/healthz", host) == (400 if "@" in host else 200)
-    assert status_of(port, UPGRADE.format(host=host, more="")) == (101 if is_known else expected)
+    origin = f"Origin: http://{host}\r\n"
+    assert status_of(port, UPGRADE.format(host=host, more=origin)) == (101 if is_known else expected)
+    # Robots have no origin, and reach a tunnel, say, under any name.
+    assert status_of(port, UPGRADE.format(host=host, more="")) == (400 if "@" in host else 101)
 
 
 def test_a_page_that_had_its_name_point_here_opens_no_session(port):

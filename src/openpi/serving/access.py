@@ -93,7 +93,8 @@ def is_known_host(host: str, own: Collection[str]) -> bool:
 def own_names(host: str, further: Collection[str] = ()) -> frozenset[str]:
     """Of a server that listens on `host`."""
     machine = socket.gethostname().lower()
-    return frozenset({machine, f"{machine}.local", host.lower(), *(name.lower() for name in further)})
+    short = machine.partition(".")[0]
+    return frozenset({machine, short, f"{short}.local", host.lower(), *(name.lower() for name in further)})
 
 
 def is_loopback(address: str) -> bool:

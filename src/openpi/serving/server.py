@@ -308,10 +308,11 @@ class PolicyServer:
     def _refusal(self, handshake: Handshake, path: str, *, is_local: bool) -> pages.Page | None:
         """Why this client gets nothing; None = it does."""
         headers = handshake.headers
-        is_browser = "Origin" in headers
-        # Without the header it is no browser.
+        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program has no
+        # origin, and may call this machine as it likes.
+        is_page = "Origin" in headers or (is_local and not handshake.is_websocket)
         host = headers.get("Host")
-        if host is not None and (is_local or is_browser) and not is_known_host(host, self._names):
+        if host is not None and is_page and not is_known_host(host, self._names):
             self._metrics.connection_refused("host")
             return pages.foreign_host(host)
         if self._api_key and not has_key(headers, self._api_key):
