@@ -517,6 +517,8 @@ def measure(command: list[str], seconds: float) -> Seen:
         time.sleep(0.5)
         before = peak = memory_mib(pid)
         attack = subprocess.Popen([sys.executable, __file__, *command, "--port", str(port)], stdout=subprocess.PIPE)
+        assert attack.stdout is not None
+        attack.stdout.readline()
         deadline_s = time.monotonic() + seconds + 120
         opens_s, is_healthy, probe_s = 0.0, True, time.monotonic() + 1.0 + seconds / 2
         while attack.poll() is None and time.monotonic() < deadline_s:
@@ -583,9 +585,11 @@ def main() -> int:
         serve()
     elif args.attack:
         os.nice(_NICE)
+        print("begins", flush=True)
         print(ATTACKS[args.attack](args.port, args.seconds))
     elif args.fuzz and args.port:
         os.nice(_NICE)
+        print("begins", flush=True)
         print(fuzz(args.port, args.fuzz))
     else:
         return run(args)
