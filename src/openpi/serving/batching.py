@@ -217,7 +217,7 @@ class ModelThread:
         """What has its turn; None = the end, behind everything that waits."""
         while True:
             entry = self._waiting.popleft() if self._waiting else self._inbox.get()
-            if entry is not None or not self._waiting:
+            if entry is not None or all(each is None for each in self._waiting):
                 return entry
             self._waiting.append(None)
 
@@ -235,13 +235,12 @@ class ModelThread:
 
     def _try_turn(self, first: _Entry) -> None:
         """Whatever a policy's attributes or callbacks raise, everybody is answered, and the thread goes on."""
-        turn: list[tuple[_Entry, Sequence[Item]]] = []
+        jobs = [first]
         try:
-            turn += self._with_others(first)
-            self._run_turn(turn)
+            self._run_turn(self._with_others(jobs))
         except Exception as error:
             logger.exception("A batch failed")
-            for entry in {first, *(entry for entry, _ in turn)}:
+            for entry in jobs:
                 if entry not in self._waiting:
                     entry.tell(None, error)
 
@@ -265,27 +264,30 @@ class ModelThread:
                 entry.tell(Answers(entry.results, entry.infer_s))
         self._compile_for(min(num_wanted, self._batching.max_batch), items[0].observation)
 
-    def _with_others(self, first: _Entry) -> list[tuple[_Entry, Sequence[Item]]]:
-        """The job and those that wait behind it, each with its share of a batch; the first ones with what is left."""
+    def _with_others(self, jobs: list[_Entry]) -> list[tuple[_Entry, Sequence[Item]]]:
+        """A job and those that wait behind it, each with its share of a batch; the first ones with what is left.
+
+        Args:
+            jobs: begins with the job; the others are added.
+        """
         self._take_in()
         size = self._largest_turn()
         share = max(1, size // (1 + len(self._waiting)))
-        jobs: list[_Entry] = []
-        counts: list[int] = []
+        counts: dict[_Entry, int] = {}
         deadline_s = time.monotonic() + self._batching.max_wait_s
-        entry: _Entry | None = first
+        entry: _Entry | None = jobs[0]
         while entry is not None:
             assert isinstance(entry.work, Job)
             if entry.work.is_wanted():
-                jobs.append(entry)
-                counts.append(min(share, len(entry.rest()), size - sum(counts)))
+                counts[entry] = min(share, len(entry.rest()), size - sum(counts.values()))
             else:
                 entry.tell(None, NotWantedError())
-            entry = self._another(len(jobs), deadline_s) if sum(counts) < size else None
-        self._last_batch = len(jobs)
-        left = size - sum(counts)
+            entry = self._another(len(counts), deadline_s) if sum(counts.values()) < size else None
+            jobs += [] if entry is None else [entry]
+        self._last_batch = len(counts)
+        left = size - sum(counts.values())
         turn: list[tuple[_Entry, Sequence[Item]]] = []
-        for job, count in zip(jobs, counts, strict=True):
+        for job, count in counts.items():
             more = min(left, len(job.rest()) - count)
             left -= more
             turn.append((job, job.rest()[: count + more]))
