@@ -154,6 +154,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
 
     try:
         check_ranges(args)
+        key = served_key(args.api_key)
         options = {
             "codec": codec or served_codec(args.codec),
             "tls": tls_context(args.tls_cert, args.tls_key),
@@ -168,9 +169,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
         options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
     except (ValueError, LookupError, OSError, ImportError) as error:
         return refuse(error)
-    return run_server(
-        models, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key, options=options
-    )
+    return run_server(models, host=args.host, port=args.port, port_file=args.port_file, api_key=key, options=options)
 
 
 def _limits(args: Args) -> Limits:
@@ -271,6 +270,19 @@ def _recipe_name(place: str) -> str | None:
         return None if "://" in place else load_recipe(find_checkpoint(place)).name
     except (OSError, ValueError):
         return None
+
+
+def served_key(given: str | None) -> str | None:
+    """The key that is given, or that of the environment.
+
+    Raises:
+        ValueError: it is empty, or cannot be sent.
+    """
+    from openpi.serving.access import check_key
+
+    key = os.environ.get(API_KEY_VARIABLE) if given is None else given
+    check_key(key)
+    return key
 
 
 def served_codec(name: str | None) -> Codec | None:
@@ -432,7 +444,7 @@ def run_server(
             models,
             host=host,
             port=port,
-            api_key=os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key,
+            api_key=served_key(api_key),
             on_listening=functools.partial(announce, host, port_file, scheme),
             **options,
         )
