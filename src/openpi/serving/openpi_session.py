@@ -89,13 +89,11 @@ class OpenpiSession:
         timing = {"infer_ms": infer_s * 1000}
         if self._prev_total_ms is not None:
             timing["prev_total_ms"] = self._prev_total_ms
-        failures = [result for result in results if isinstance(result, Exception)]
-        if failures and len(failures) == len(results):
-            raise failures[0]  # One answer is enough.
-        if isinstance(self.request, list):
+        answer = results[0] if results else {}
+        if isinstance(answer, Exception) and all(isinstance(result, Exception) for result in results):
+            raise answer  # One is enough where nothing fits.
+        if isinstance(self.request, list) or isinstance(answer, Exception):
             answer = {"batch": [_item(result) for result in results]}
-        else:
-            [answer] = results
         return [Binary(self._packer.pack({**answer, "server_timing": timing}))]
 
     def sent(self, now_s: float) -> None:
