@@ -95,7 +95,7 @@ def slow(port: int) -> None:
         sock.connect(("127.0.0.1", port))
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
         sock.sendall(
-            f"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n\r\n".encode()
+            f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n\r\n".encode()
         )
         message = msgpack_numpy.packb({"number": 1.0})
         frame = bytes([0x82, 0x80 | len(message)]) + bytes(4) + message

@@ -16,7 +16,7 @@ import websockets.sync.server
 
 from openpi.codecs.catalog import get_codec
 from openpi.serving.access import Limits, has_key, is_foreign_page
-from openpi.serving.batching import Batching, Job, ModelThread
+from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.catalog import Checkpoints, steps_in
 from openpi.serving.errors import ServerBusyError, UnknownModelError
 from openpi_client import msgpack_numpy
@@ -276,9 +276,9 @@ def submitted(thread, *xs: float) -> Future:
     outcome: Future = Future()
 
     def done(answer, error):
-        outcome.set_result(answer) if error is None else outcome.set_exception(error)
+        outcome.set_result(answer.results) if error is None else outcome.set_exception(error)
 
-    thread.submit(Job(lambda: [{"x": x} for x in xs], lambda results, infer_s: results), done)
+    thread.submit(Job([Item({"x": x}) for x in xs]), done)
     return outcome
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from openpi.codecs.codec import Codec
     from openpi.policies.policy import Policy
+    from openpi.serving.access import Limits
     from openpi.serving.catalog import Catalog
     from openpi.training.config import TrainConfig
     from openpi_client.base_policy import BasePolicy
@@ -46,6 +47,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "batch_wait_ms": (0, math.inf),
     "max_sessions": (1, math.inf),
     "max_message_mib": (1, math.inf),
+    "max_memory_mib": (1, math.inf),
     "idle_timeout_s": (0, math.inf),
 }
 
@@ -85,8 +87,10 @@ class Args:
         batch_wait_ms: how long to wait for others after a batch of several; a lone client never waits.
         max_sessions: open at once; more are refused.
         max_message_mib: larger messages end their session.
+        max_memory_mib: of the messages of all sessions together; default: 2048, or eight of the largest messages.
         idle_timeout_s: a session without requests for so long is closed; 0 = never.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
+        allowed_host: name of this server that its machine does not have, such as that of a proxy before it.
         tls_cert: certificate chain (PEM), for wss:// and https://.
         tls_key: its private key (PEM).
         shared_memory: take the images of robots on this host from memory instead of the socket (Linux).
@@ -114,8 +118,10 @@ class Args:
     batch_wait_ms: float = 2.0
     max_sessions: int = 128
     max_message_mib: int = 256
+    max_memory_mib: int | None = None
     idle_timeout_s: float = 3600.0
     api_key: str | None = None
+    allowed_host: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
     shared_memory: bool = False
@@ -143,31 +149,46 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
     Args:
         codec: of Positronic sessions, instead of one by name.
     """
-    from openpi.serving.access import Limits
     from openpi.serving.batching import Batching
     from openpi.serving.recording import SessionRecorder
 
     try:
         check_ranges(args)
+        key = served_key(args.api_key)
         options = {
             "codec": codec or served_codec(args.codec),
             "tls": tls_context(args.tls_cert, args.tls_key),
-            "limits": Limits(
-                max_message_bytes=args.max_message_mib * 2**20,
-                max_sessions=args.max_sessions,
-                idle_timeout_s=args.idle_timeout_s or None,
-            ),
+            "limits": _limits(args),
             "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
             "max_models": args.max_models,
             "shared_memory": shared_memory_here(args.shared_memory),
             "debug": args.debug,
+            "allowed_hosts": args.allowed_host,
         }
         models = find_models(args)
         options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
     except (ValueError, LookupError, OSError, ImportError) as error:
         return refuse(error)
-    return run_server(
-        models, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key, options=options
+    return run_server(models, host=args.host, port=args.port, port_file=args.port_file, api_key=key, options=options)
+
+
+def _limits(args: Args) -> Limits:
+    from openpi.serving.access import Limits
+    from openpi.serving.scan import MessageLimits
+
+    smallest = 4 * args.max_message_mib
+    if args.max_memory_mib is not None and args.max_memory_mib < smallest:
+        raise ValueError(
+            f"--max-memory-mib is {args.max_memory_mib}; expected {smallest} or more, four of the largest messages "
+            f"(--max-message-mib {args.max_message_mib})"
+        )
+    usual = MessageLimits()
+    return Limits(
+        max_message_bytes=args.max_message_mib * 2**20,
+        max_sessions=args.max_sessions,
+        idle_timeout_s=args.idle_timeout_s or None,
+        max_memory_bytes=None if args.max_memory_mib is None else args.max_memory_mib * 2**20,
+        message=dataclasses.replace(usual, max_observations=max(usual.max_observations, 4 * args.max_batch)),
     )
 
 
@@ -249,6 +270,19 @@ def _recipe_name(place: str) -> str | None:
         return None if "://" in place else recipe_name(find_checkpoint(place))
     except OSError:
         return None
+
+
+def served_key(given: str | None) -> str | None:
+    """The key that is given, or that of the environment.
+
+    Raises:
+        ValueError: it is empty, or cannot be sent.
+    """
+    from openpi.serving.access import check_key
+
+    key = os.environ.get(API_KEY_VARIABLE) if given is None else given
+    check_key(key)
+    return key
 
 
 def served_codec(name: str | None) -> Codec | None:
@@ -405,14 +439,17 @@ def run_server(
 
     options = options or {}
     scheme = "wss" if options.get("tls") else "ws"
-    server = PolicyServer(
-        models,
-        host=host,
-        port=port,
-        api_key=api_key or os.environ.get(API_KEY_VARIABLE),
-        on_listening=functools.partial(announce, host, port_file, scheme),
-        **options,
-    )
+    try:
+        server = PolicyServer(
+            models,
+            host=host,
+            port=port,
+            api_key=served_key(api_key),
+            on_listening=functools.partial(announce, host, port_file, scheme),
+            **options,
+        )
+    except ValueError as error:
+        return refuse(error, program)
     try:
         server.run()
         code = 0

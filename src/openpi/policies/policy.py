@@ -118,10 +118,16 @@ class Policy(BasePolicy):
             for each observation what `infer` returns, or the exception that it raises: the others are not affected.
         """
         noise = None if noise is None else self._checked_noise(noise, len(observations))
-        results: list[Any] = [self._prepared(obs) for obs in observations]
+        return self.infer_prepared([self.prepare(obs) for obs in observations], noise=noise)
+
+    def infer_prepared(
+        self, items: Sequence[Prepared | Exception], *, noise: np.ndarray | None = None
+    ) -> list[dict[str, Any] | Exception]:
+        """As `infer_batch`, of what `prepare` returned; exceptions are handed on."""
+        results: list[Any] = list(items)
         alike: dict[Any, list[int]] = {}
         for i, item in enumerate(results):
-            if isinstance(item, _Prepared):
+            if isinstance(item, Prepared):
                 alike.setdefault(_shapes(item.inputs), []).append(i)
         for indices in alike.values():
             for part in _parts(indices, self.batch_sizes):
@@ -130,15 +136,15 @@ class Policy(BasePolicy):
                     results[i] = answer
         return results
 
-    def _prepared(self, obs: dict) -> _Prepared | Exception:
-        """An observation as the model takes it; or why it does not fit."""
+    def prepare(self, obs: dict) -> Prepared | Exception:
+        """An observation as the model takes it; or why it does not fit. Any thread, several at once."""
         try:
             with collected_warnings() as warnings:
-                return _Prepared(self._to_model(_copied(obs)), warnings)
+                return Prepared(self._to_model(_copied(obs)), warnings)
         except Exception as error:  # Transforms are anybody's; what they raise is for whoever sent the observation.
             return error
 
-    def _sample(self, items: Sequence[_Prepared], noise: np.ndarray | None) -> list[dict[str, Any] | Exception]:
+    def _sample(self, items: Sequence[Prepared], noise: np.ndarray | None) -> list[dict[str, Any] | Exception]:
         """Runs the model once; a batch that is smaller than what was compiled is filled with its last item."""
         size = _size_for(len(items), self.batch_sizes)
         batch = _stacked([item.inputs for item in items], size)
@@ -152,7 +158,7 @@ class Policy(BasePolicy):
         infer_ms = 1000 * (time.perf_counter() - start)
         return [self._finished(item, actions[i], infer_ms) for i, item in enumerate(items)]
 
-    def _finished(self, item: _Prepared, actions: np.ndarray, infer_ms: float) -> dict[str, Any] | Exception:
+    def _finished(self, item: Prepared, actions: np.ndarray, infer_ms: float) -> dict[str, Any] | Exception:
         state = np.asarray(item.inputs["state"])
         try:
             outputs = self._outputs(state, actions)
@@ -228,7 +234,7 @@ class Policy(BasePolicy):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """Un-batched model inputs, and what was suspicious about the observation."""
 
     inputs: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Makes the C allocator keep the memory of big messages."""
+"""Makes the C allocator keep the memory of usual messages, and give back that of huge ones."""
 
 import ctypes
 
@@ -20,3 +20,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system, after messages that are much larger than usual."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(_KEPT_BYTES)

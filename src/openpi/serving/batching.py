@@ -2,11 +2,13 @@
 
     a request comes while the model is idle     it runs at once, alone
     requests come while the model runs          they run next, as one batch
+    a list is longer than a batch               its rest waits behind what has come meanwhile
 
 Only when a batch had several requests does the next one wait for as many, a few milliseconds at most: robots and
 simulators that ask in step would otherwise split into one early and many late. So a lone client never waits.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import logging
@@ -16,14 +18,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openpi.serving.errors import ServerBusyError
+from openpi.serving.errors import ModelGoneError, ServerBusyError
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger("openpi")
 
 Result = dict[str, Any] | Exception
 Done = Callable[[Any, BaseException | None], None]
-"""Told the outcome of a job, in the model's thread: the answer, or what was raised. Must not raise."""
+"""Told the outcome of work, in the model's thread: what came of it, or what was raised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +44,39 @@ class Batching:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One message on its way through the model; the functions run in the model's thread.
+class Item:
+    """One observation on its way through the model.
 
     Attributes:
-        decode: the observations in it; raises what is wrong with it.
-        encode: results, one per observation, and the seconds that the model took -> the answer.
+        prepared: as the policy's `prepare` returned it; None for a policy without.
+    """
+
+    observation: dict
+    prepared: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What became of a job.
+
+    Attributes:
+        results: one per item.
+        infer_s: that the model took for it.
+    """
+
+    results: Sequence[Result]
+    infer_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The observations of one message.
+
+    Attributes:
         is_wanted: whether anybody still waits for the answer.
     """
 
-    decode: Callable[[], Sequence[dict]]
-    encode: Callable[[Sequence[Result], float], Any]
+    items: Sequence[Item]
     is_wanted: Callable[[], bool] = lambda: True
 
 
@@ -60,17 +84,34 @@ class NotWantedError(Exception):
     """The client left before its turn came."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class _Entry:
-    """Work for the thread, and whom to tell its outcome."""
+    """Work for the thread, and whom to tell its outcome.
+
+    Attributes:
+        results, infer_s: of the items that have had their turn.
+        is_told: whether its outcome is.
+    """
 
     work: Job | Callable[[], Any]  # anything but a job is run by itself
     done: Done
+    results: list[Result] = dataclasses.field(default_factory=list)
+    infer_s: float = 0.0
+    is_told: bool = False
 
-    @property
-    def job(self) -> Job:
-        assert isinstance(self.work, Job)
-        return self.work
+    def rest(self) -> Sequence[Item]:
+        """The items that wait for their turn."""
+        return self.work.items[len(self.results) :] if isinstance(self.work, Job) else ()
+
+    def tell(self, value: Any, error: BaseException | None = None) -> None:
+        """Whoever is told may fail; the thread goes on. A second time nobody is told."""
+        if self.is_told:
+            return
+        self.is_told = True
+        try:
+            self.done(value, error)
+        except Exception:
+            logger.exception("An answer cannot be handed over")
 
 
 class ModelThread:
@@ -90,8 +131,9 @@ class ModelThread:
         self._batching = batching or Batching()
         self._on_batch = on_batch
         self._policy: BasePolicy | None = None
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._put_back: list[_Entry | None] = []
+        self._inbox: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._waiting: collections.deque[_Entry | None] = collections.deque()  # taken from the inbox, in turn
+        self._is_over = False
         self._last_batch = 1
         self._compiling: threading.Thread | None = None
         self._cannot_compile: set[int] = set()
@@ -109,25 +151,40 @@ class ModelThread:
             else:
                 loaded.set_exception(error)
 
-        self._queue.put(_Entry(load, done))
+        self._put(_Entry(load, done))
         return loaded
 
+    def prepare(self, observations: Sequence[dict]) -> list[Item | Exception]:
+        """Does what can be done before their turn, in the thread of the caller; or says why they do not fit."""
+        policy: Any = self._policy
+        if not _prepares(policy):
+            return [Item(obs) for obs in observations]
+        prepare = policy.prepare
+        prepared = [_value_or_error(lambda obs=obs: prepare(obs)) for obs in observations]
+        return [
+            made if isinstance(made, Exception) else Item(obs, made)
+            for obs, made in zip(observations, prepared, strict=True)
+        ]
+
     def submit(self, job: Job, done: Done) -> None:
-        """Queues a job.
+        """Queues a job; `done` is told its `Answers`.
 
         Raises:
             ServerBusyError: too many are waiting.
         """
-        if self._queue.qsize() >= self._batching.max_queue:
+        if self.num_waiting() >= self._batching.max_queue:
             raise ServerBusyError(f"{self._batching.max_queue} requests are waiting already; ask again later")
-        self._queue.put(_Entry(job, done))
+        self._put(_Entry(job, done))
 
     def num_waiting(self) -> int:
-        return self._queue.qsize()
+        return self._inbox.qsize() + len(self._waiting)
+
+    def is_alive(self) -> bool:
+        return not self._is_over
 
     def end(self) -> None:
         """Ends the thread after the jobs that are waiting."""
-        self._queue.put(None)
+        self._inbox.put(None)
 
     def finish(self, timeout_s: float | None) -> bool:
         """Drops the policy after the jobs that are waiting; false when something still runs after `timeout_s`."""
@@ -138,69 +195,151 @@ class ModelThread:
             self._compiling.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         return not self._thread.is_alive() and not self._is_compiling()
 
+    def _put(self, entry: _Entry) -> None:
+        self._inbox.put(entry)
+        if self._is_over:
+            self._refuse_waiting()
+
     def _run(self) -> None:
-        while (entry := self._put_back.pop() if self._put_back else self._queue.get()) is not None:
-            if isinstance(entry.work, Job):
-                self._run_batch(self._with_others(entry))
-            else:
-                entry.done(*_outcome(entry.work))
-            del entry  # Or the thread would hold on to an observation while it is idle.
-        self._policy = None
-
-    def _with_others(self, first: _Entry) -> list[_Entry]:
-        """The entry and the jobs that wait behind it; anything else keeps its place."""
-        entries = [first]
-        deadline_s = time.monotonic() + self._batching.max_wait_s
-        while len(entries) < self._batching.max_batch:
-            try:
-                if self._queue.empty() and len(entries) < self._last_batch:
-                    entry = self._queue.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        try:
+            while (entry := self._next()) is not None:
+                if isinstance(entry.work, Job):
+                    self._try_turn(entry)
                 else:
-                    entry = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if entry is None or not isinstance(entry.work, Job):
-                self._put_back.append(entry)
-                break
-            entries.append(entry)
-        self._last_batch = len(entries)
-        return entries
+                    entry.tell(*_outcome(entry.work))
+                del entry  # Or the thread would hold on to an observation while it is idle.
+        finally:
+            self._is_over = True
+            self._policy = None
+            self._refuse_waiting()
 
-    def _run_batch(self, entries: Sequence[_Entry]) -> None:
-        decoded = [(entry, *_outcome(lambda entry=entry: _decoded(entry))) for entry in entries]
-        observations = [item for _, items, error in decoded if error is None for item in items]
+    def _next(self) -> _Entry | None:
+        """What has its turn; None = the end, behind everything that waits."""
+        while True:
+            entry = self._waiting.popleft() if self._waiting else self._inbox.get()
+            if entry is not None or all(each is None for each in self._waiting):
+                return entry
+            self._waiting.append(None)
+
+    def _refuse_waiting(self) -> None:
+        """The thread is over: nobody else would answer."""
+        self._take_in()
+        while self._waiting:
+            if (entry := self._waiting.popleft()) is not None:
+                entry.tell(None, ModelGoneError("the model's thread has ended; restart the server"))
+
+    def _take_in(self) -> None:
+        """Lets what has come stand in line."""
+        while not self._inbox.empty():
+            self._waiting.append(self._inbox.get())
+
+    def _try_turn(self, first: _Entry) -> None:
+        """Whatever a policy's attributes or callbacks raise, everybody is answered, and the thread goes on."""
+        jobs = [first]
+        try:
+            self._run_turn(self._with_others(jobs))
+        except Exception as error:
+            logger.exception("A batch failed")
+            for entry in jobs:
+                if entry not in self._waiting:
+                    entry.tell(None, error)
+
+    def _run_turn(self, turn: list[tuple[_Entry, Sequence[Item]]]) -> None:
+        items = [item for _, part in turn for item in part]
+        if not items:
+            return
         start_s = time.perf_counter()
-        results = iter(self._infer(observations))
+        results = iter(self._infer(items))
         infer_s = time.perf_counter() - start_s
-        if observations:
-            self._on_batch(len(observations), infer_s)
-        for entry, items, error in decoded:
-            if error is None:
-                own = [next(results) for _ in items]
-                entry.done(*_outcome(lambda entry=entry, own=own: entry.job.encode(own, infer_s)))
+        self._note_batch(len(items), infer_s)
+        self._take_in()
+        num_wanted = len(items) + sum(len(entry.rest()) for entry in self._waiting if entry is not None)
+        for entry, part in turn:
+            entry.results += [next(results) for _ in part]
+            entry.infer_s += infer_s
+            num_wanted += len(entry.rest())
+            if entry.rest():
+                self._waiting.append(entry)
             else:
-                entry.done(None, error)
-        if len(observations) > 1:
-            self._compile_for(len(observations), observations[0])
+                entry.tell(Answers(entry.results, entry.infer_s))
+        self._compile_for(min(num_wanted, self._batching.max_batch), items[0].observation)
 
-    def _infer(self, observations: Sequence[dict]) -> list[Result]:
-        assert self._policy is not None
-        infer, infer_batch = self._policy.infer, getattr(self._policy, "infer_batch", None)
-        size = self._batching.max_batch
-        if infer_batch is None or len(observations) == 1:
-            return [_value_or_error(lambda obs=obs: infer(obs)) for obs in observations]
-        results: list[Result] = []
-        for start in range(0, len(observations), size):
-            part = observations[start : start + size]
-            together = _value_or_error(lambda part=part: _as_many(infer_batch(part), len(part)))
-            results += [together] * len(part) if isinstance(together, Exception) else together
-        return results
+    def _with_others(self, jobs: list[_Entry]) -> list[tuple[_Entry, Sequence[Item]]]:
+        """A job and those that wait behind it, each with its share of a batch; the first ones with what is left.
+
+        Args:
+            jobs: begins with the job; the others are added.
+        """
+        self._take_in()
+        size = self._largest_turn()
+        share = max(1, size // (1 + len(self._waiting)))
+        counts: dict[_Entry, int] = {}
+        deadline_s = time.monotonic() + self._batching.max_wait_s
+        entry: _Entry | None = jobs[0]
+        while entry is not None:
+            assert isinstance(entry.work, Job)
+            if entry.work.is_wanted():
+                counts[entry] = min(share, len(entry.rest()), size - sum(counts.values()))
+            else:
+                entry.tell(None, NotWantedError())
+            entry = self._another(len(counts), deadline_s) if sum(counts.values()) < size else None
+            jobs += [] if entry is None else [entry]
+        self._last_batch = len(counts)
+        left = size - sum(counts.values())
+        turn: list[tuple[_Entry, Sequence[Item]]] = []
+        for job, count in counts.items():
+            more = min(left, len(job.rest()) - count)
+            left -= more
+            turn.append((job, job.rest()[: count + more]))
+        return turn
+
+    def _another(self, num_jobs: int, deadline_s: float) -> _Entry | None:
+        """The next job, if one is there, or comes before the deadline where the last batch had more."""
+        try:
+            if not self._waiting:
+                timeout_s = max(0.0, deadline_s - time.monotonic()) if num_jobs < self._last_batch else 0.0
+                entry = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+                self._waiting.append(entry)
+        except queue.Empty:
+            return None
+        entry = self._waiting[0]
+        if entry is None or not isinstance(entry.work, Job):  # keeps its place
+            return None
+        return self._waiting.popleft()
+
+    def _largest_turn(self) -> int:
+        """How many observations the policy takes in one call of the model."""
+        if not hasattr(self._policy, "infer_batch"):
+            return 1
+        sizes = getattr(self._policy, "batch_sizes", None)
+        return min(self._batching.max_batch, max(sizes)) if sizes else self._batching.max_batch
+
+    def _infer(self, items: Sequence[Item]) -> Sequence[Result]:
+        policy: Any = self._policy
+        observations = [item.observation for item in items]
+        if all(item.prepared is not None for item in items):
+            results = _value_or_error(
+                lambda: _as_many(policy.infer_prepared([item.prepared for item in items]), len(items))
+            )
+        elif len(items) == 1:
+            results = _value_or_error(lambda: [policy.infer(observations[0])])
+        else:
+            results = _value_or_error(lambda: _as_many(policy.infer_batch(observations), len(items)))
+        return [results] * len(items) if isinstance(results, Exception) else results
+
+    def _note_batch(self, count: int, infer_s: float) -> None:
+        try:
+            self._on_batch(count, infer_s)
+        except Exception:
+            logger.exception("A batch cannot be noted")
 
     def _compile_for(self, count: int, example: dict) -> None:
         """Begins to compile, beside the thread, for batches like the one that was just run in parts.
 
         Not before they come: a lone robot would wait longer at the start for batches it never sends.
         """
+        if count == 1:
+            return
         sizes = getattr(self._policy, "batch_sizes", None)
         if sizes is None or not getattr(self._policy, "warms_up_beside", False) or self._is_compiling():
             return
@@ -225,10 +364,12 @@ class ModelThread:
             logger.exception("Batches of %d do not compile; requests go on one by one", size)
 
 
-def _decoded(entry: _Entry) -> Sequence[dict]:
-    if not entry.job.is_wanted():
-        raise NotWantedError
-    return entry.job.decode()
+def _prepares(policy: Any) -> bool:
+    """Whether what `prepare` returns may stand for the observation: an `infer` of a subclass wants the observation."""
+    if {"infer", "infer_batch"} & getattr(policy, "__dict__", {}).keys():
+        return False
+    classes = (each for each in type(policy).__mro__ if {"infer", "infer_batch"} & vars(each).keys())
+    return "prepare" in vars(next(classes, object))
 
 
 def _as_many(results: list[Result], count: int) -> list[Result]:
@@ -242,6 +383,8 @@ def _value_or_error(function: Callable[[], Any]) -> Any:
         return function()
     except Exception as error:
         return error
+    except BaseException as error:  # A policy that asks for the end of its thread does not get it.
+        return RuntimeError(f"the policy raised {type(error).__name__}: {error}")
 
 
 def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:

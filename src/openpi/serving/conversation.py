@@ -1,18 +1,27 @@
-"""One session from its model to its goodbye: each message goes through the model, and its answer back to the client."""
+"""One session from its model to its goodbye: each message is decoded and prepared in the session's thread, goes through
+the model, and its answer back to the client.
+"""
 
 import contextlib
 import dataclasses
+import functools
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from openpi.serving.batching import Job, NotWantedError
+from openpi.serving import allocator, wire
+from openpi.serving.access import Limits
+from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
+from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
 from openpi.serving.errors import UnknownModelError, error_number, error_text, is_explained
 from openpi.serving.frames import Binary, Frame
 from openpi.serving.live import LiveSession
+from openpi.serving.long_work import LongWork
+from openpi.serving.memory import SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot, StoppingError
 from openpi.serving.openpi_session import OpenpiSession
@@ -24,6 +33,11 @@ from openpi_client.stream import MessageRefused, StreamClosed
 
 logger = logging.getLogger("openpi")
 
+# Forgetting a longer message takes longer than the model's thread should be away.
+_SHORT_BYTES = 2**23
+# A message that few robots send: its memory goes back to the system.
+_LARGE_BYTES = 2**25
+
 Session = OpenpiSession | PositronicSession
 
 
@@ -34,6 +48,8 @@ class Conversation:
     Attributes:
         opening_of: what a client of this protocol and model is told at the start.
         recorder: writes what is asked and answered.
+        memory: that the messages take.
+        client_log: for what goes wrong.
     """
 
     connection: Connection
@@ -42,6 +58,9 @@ class Conversation:
     metrics: Metrics
     opening_of: Callable[[Session, ModelSlot], Mapping[str, Any]]
     recorder: SessionRecorder | None
+    limits: Limits
+    memory: SessionMemory
+    client_log: ClientLog
 
     def run(self, requested: str | None) -> None:
         """Until the client leaves or is sent away.
@@ -60,7 +79,8 @@ class Conversation:
                 connection.stop_reading_ahead()
                 self._converse(slot)
         except MessageRefused as refused:
-            logger.warning("A message of %s was refused, which ends its session: %s", connection.address, refused)
+            text = f"A message of {connection.address} was refused, which ends its session: {refused}"
+            self.client_log.write(logging.WARNING, connection.address, text)
             connection.drain()
         except StreamClosed:
             pass  # A client that leaves, or takes nothing any more, is no error.
@@ -69,7 +89,7 @@ class Conversation:
             connection.say_goodbye()
         except Exception as error:
             connection.stop_reading_ahead()
-            number = _log_failure(error, connection.address, "connection")
+            number = _log_failure(self.client_log, error, connection.address, "connection")
             with contextlib.suppress(StreamClosed):
                 connection.send(session.refused(error, number))
         finally:
@@ -92,7 +112,7 @@ class Conversation:
                 if connection.is_over:
                     connection.turn.release()
                     return
-                _begin(_Exchange(self.metrics, connection, session, slot, live, log, message))
+                _Exchange(self, slot, live, log, message).run()
                 del message
 
     @contextlib.contextmanager
@@ -110,77 +130,140 @@ class Conversation:
 
 @dataclasses.dataclass
 class _Exchange:
-    """One message on its way through the model, and back to the client. Its methods run in the model's thread."""
+    """One message on its way through the model, and back to the client.
 
-    metrics: Metrics
-    connection: Connection
-    session: Session
+    `run` decodes, checks and prepares it in the session's thread. The model's thread gets what the model takes, and
+    answers one observation itself; lists and failures, which take longer, are answered by a thread for that.
+    """
+
+    conversation: Conversation
     slot: ModelSlot
     live: LiveSession
     log: SessionLog | None
     message: memoryview | str
     observations: list[dict] = dataclasses.field(default_factory=list)
-    results: Any = ()
+    items: list[Item | Exception] = dataclasses.field(default_factory=list)
+    num_bytes: int = 0  # of the message, and of what was made of it
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def is_wanted(self) -> bool:
-        return self.connection.is_open
-
-    def decode(self) -> list[dict]:
-        self.observations = self.session.received(self.message)
-        return self.observations
-
-    def encode(self, results: Any, infer_s: float) -> list[Frame]:
-        self.results = results
-        return self.session.replied(results, infer_s)
-
-    def done(self, frames: list[Frame] | None, error: BaseException | None) -> None:
-        """Sends the answer, errors included."""
+    def run(self) -> None:
+        """Until the model has it, or it is answered."""
+        # That of the message before would be taken for this one's, if it cannot be read.
+        self.conversation.session.request = None
+        self.num_bytes = len(self.message if isinstance(self.message, memoryview) else self.message.encode())
         try:
-            if error is not None:
-                frames = [] if isinstance(error, NotWantedError) else self._failed(error)
-            else:
-                self._note(frames or [])
-            self.session.sent(time.monotonic())
+            self._prepare()
+            items = [item for item in self.items if isinstance(item, Item)]
+            if items:
+                self.slot.thread.submit(Job(items, lambda: self.conversation.connection.is_open), self._answered)
+                return
+        except Exception as error:
+            self._finish(None, error)
+            return
+        self._finish(Answers((), 0.0), None)
+
+    def _prepare(self) -> None:
+        with LongWork() as long:
+            decode = functools.partial(
+                wire.decode, limits=self.conversation.limits.message, reserve=self._reserve, long=long
+            )
+            self.observations = self.conversation.session.received(self.message, decode)
+            self.items = self.slot.thread.prepare(self.observations)
+
+    def _reserve(self, num_bytes: int) -> None:
+        self.conversation.memory.reserve(num_bytes)
+        self.num_bytes += num_bytes
+
+    def _answered(self, answers: Answers | None, error: BaseException | None) -> None:
+        """Called in the model's thread."""
+        is_short = len(self.items) == 1 and self.num_bytes < _SHORT_BYTES
+        is_answer = answers is not None and not isinstance(answers.results[0], Exception)
+        if (is_short and is_answer) or isinstance(error, NotWantedError):
+            self._finish(answers, error)
+            return
+        try:
+            work = threading.Thread(target=self._finish, args=(answers, error), name="openpi-answer", daemon=True)
+            work.start()
+        except RuntimeError:  # The system has no more threads.
+            self._finish(answers, error)
+
+    def _finish(self, answers: Answers | None, error: BaseException | None) -> None:
+        """Sends the answer, errors included, and forgets the message."""
+        frames: list[Frame] = []
+        try:
+            if not isinstance(error, NotWantedError):
+                frames = self._frames(answers, error)
+            self.conversation.session.sent(time.monotonic())
         except Exception:
-            logger.exception("A request of %s cannot be noted", self.connection.address)
+            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
+        self.conversation.session.request = None
+        self.message, self.observations, self.items = "", [], []
+        self.conversation.memory.release(self.num_bytes)
+        self._send(frames)
+        if self.num_bytes >= _LARGE_BYTES:
+            allocator.give_back()
+
+    def _send(self, frames: list[Frame]) -> None:
+        connection = self.conversation.connection
         try:
-            self.connection.send_soon(frames or [])
+            connection.send_soon(frames)
         except StreamClosed:
-            self.connection.end_turn()
+            connection.end_turn()
+        except Exception:
+            logger.exception("An answer to %s cannot be sent", connection.address)
+            if connection.stream is not None:
+                connection.stream.abort()
+            connection.end_turn()
+
+    def _frames(self, answers: Answers | None, error: BaseException | None) -> list[Frame]:
+        """The answer, after it was noted."""
+        results: list[Result] = []
+        if error is None and answers is not None:
+            ran = iter(answers.results)
+            results = [item if isinstance(item, Exception) else next(ran) for item in self.items]
+            try:
+                frames = self.conversation.session.replied(results, answers.infer_s)
+            except Exception as raised:
+                error = raised
+            else:
+                self._note(frames, results)
+                return frames
+        assert error is not None
+        return self._failed(error)
 
     def _failed(self, error: BaseException) -> list[Frame]:
-        number = _log_failure(error, self.connection.address, "request")
+        conversation = self.conversation
+        number = _log_failure(conversation.client_log, error, conversation.connection.address, "request")
         self.live.failed(error_text(error))
         seconds = self._count("refused" if is_explained(error) else "failed")
-        if self.log and self.session.request is not None:
+        if self.log and conversation.session.request is not None:
             answer = {"error": f"{type(error).__name__}: {error_text(error)}"}
-            self.log.write(self.session.request, [msgpack_numpy.Packer().pack(answer)], seconds)
-        return self.session.failed(error, number)
+            packed = [msgpack_numpy.Packer().pack(answer)]
+            self.log.write(conversation.session.request, packed, seconds, self.num_bytes)
+        return conversation.session.failed(error, number)
 
-    def _note(self, frames: list[Frame]) -> None:
+    def _note(self, frames: list[Frame], results: Sequence[Result]) -> None:
         seconds = self._count("ok")
-        self.live.answered(self.observations, self.results, seconds)
-        if any(isinstance(result, dict) and result.get("warnings") for result in self.results):
-            self.metrics.warned(self.slot.model_id)
-        if self.log:
-            self.log.write(self.session.request, [frame.data for frame in frames if isinstance(frame, Binary)], seconds)
+        try:
+            self.live.answered(self.observations, results, seconds, self.num_bytes)
+            if any(isinstance(result, dict) and result.get("warnings") for result in results):
+                self.conversation.metrics.warned(self.slot.model_id)
+            if self.log:
+                answers = [frame.data for frame in frames if isinstance(frame, Binary)]
+                self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)
+        except Exception:
+            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
 
     def _count(self, outcome: str) -> float:
         seconds = time.perf_counter() - self.start_s
-        self.metrics.answered(
-            self.slot.model_id, self.session.protocol, outcome, num_bytes=len(self.message), seconds=seconds
+        self.conversation.metrics.answered(
+            self.slot.model_id,
+            self.conversation.session.protocol,
+            outcome,
+            num_bytes=len(self.message),
+            seconds=seconds,
         )
         return seconds
-
-
-def _begin(exchange: _Exchange) -> None:
-    exchange.session.request = None  # That of the message before would be taken for this one's, if it cannot be read.
-    job = Job(exchange.decode, exchange.encode, exchange.is_wanted)
-    try:
-        exchange.slot.thread.submit(job, exchange.done)
-    except Exception as error:
-        exchange.done(None, error)
 
 
 def _resolve(catalog: Catalog, requested: str | None) -> str:
@@ -192,13 +275,12 @@ def _resolve(catalog: Catalog, requested: str | None) -> str:
         raise UnknownModelError(requested) from error
 
 
-def _log_failure(error: BaseException, address: str, what: str) -> str:
+def _log_failure(log: ClientLog, error: BaseException, address: str, what: str) -> str:
     """Logs what a client was not told; returns the number that it was told."""
     if is_explained(error) and not isinstance(error, MissingKeyError):
-        logger.error("A %s of %s was refused: %s", what, address, error)
-        logger.debug("", exc_info=error)
+        log.write(logging.ERROR, address, f"A {what} of {address} was refused: {error}")
         return ""
     number = error_number()
     # A missing key may be the recipe's fault as well.
-    logger.error("A %s of %s failed (error %s)", what, address, number, exc_info=error)
+    log.write(logging.ERROR, address, f"A {what} of {address} failed (error {number})", error=error)
     return number

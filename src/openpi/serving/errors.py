@@ -10,9 +10,15 @@ from openpi.policies.guards import ObservationError
 from openpi.policies.policy import ActionsError
 from openpi.shared.errors import MissingKeyError
 
+_LONGEST_TRACEBACK = 20_000
+
 
 class ServerBusyError(ConnectionError):
     """A limit of the server is reached; asking again later helps."""
+
+
+class ModelGoneError(ConnectionError):
+    """The thread of a model is over, and answers no more."""
 
 
 class UnknownModelError(LookupError):
@@ -39,8 +45,13 @@ def is_explained(error: BaseException) -> bool:
 
 
 def error_text(error: BaseException) -> str:
-    """One line or more, never empty."""
-    return str(error) or type(error).__name__
+    """One line or more, never empty, and not long, whatever the client has sent that it tells of."""
+    return shortened(str(error) or type(error).__name__)
+
+
+def shortened(text: str, most: int = 2000) -> str:
+    """The text, or its first `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}... (of {len(text)} characters)"
 
 
 def error_number() -> str:
@@ -57,9 +68,11 @@ def traceback_text(error: BaseException, number: str, *, whole: bool) -> str:
             and code of this machine.
     """
     if whole:
-        return "".join(traceback.format_exception(type(error), error, _from_policy(error)))
+        return shortened(
+            "".join(traceback.format_exception(type(error), error, _from_policy(error))), _LONGEST_TRACEBACK
+        )
     hint = f"  (error {number} in the server's log; openpi serve --debug sends it here)\n"
-    return "Traceback (most recent call last):\n" + hint + "".join(traceback.format_exception_only(error))
+    return "Traceback (most recent call last):\n" + hint + shortened("".join(traceback.format_exception_only(error)))
 
 
 def _from_policy(error: BaseException) -> TracebackType | None:

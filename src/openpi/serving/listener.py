@@ -1,14 +1,22 @@
-"""The open port: takes connections, each in a thread of its own, and reads what each one asks for."""
+"""The open port: takes connections, each in a thread of its own, and reads what each one asks for.
+
+Connections that have not said yet what they want cannot shut others out: there is always room for another, since the
+one that has been silent for longest goes.
+"""
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from openpi.serving.access import Limits, is_loopback, network_of
+from openpi.serving.client_log import ClientLog
 from openpi.serving.handshake import Handshake, HandshakeError
 from openpi.serving.metrics import Metrics
 from openpi.shared.errors import first_line
@@ -24,21 +32,42 @@ Answer = Callable[[Handshake, socket.socket, str], None]
 """Answers a request, given its socket and the client's address; the connection is over when it returns."""
 
 
+@dataclasses.dataclass(eq=False)
+class _Opening:
+    """A connection that has not said yet what it wants."""
+
+    sock: socket.socket
+    address: str
+    network: str
+
+    def cut(self) -> None:
+        with contextlib.suppress(OSError):  # It has left by itself.
+            # The `shutdown` of an encrypted socket would take its state away under the thread that reads.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
 class Listener:
     """The sockets of a server, one for each address of its host. Use as a context manager: at its end they are closed.
 
     Attributes:
         port: of all of them.
+        is_public: whether others than this machine reach it.
     """
 
     def __init__(
-        self, host: str, port: int, *, tls: ssl.SSLContext | None, max_connections: int, metrics: Metrics
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        metrics: Metrics,
+        client_log: ClientLog,
     ) -> None:
         """Opens the port; `start` takes connections.
 
         Args:
             port: 0 chooses a free one.
-            max_connections: open at once; more are dropped.
         Raises:
             ValueError: there is no such port.
             OSError: the port cannot be opened.
@@ -47,12 +76,15 @@ class Listener:
             raise ValueError(f"port is {port}; expected 1 to {_LAST_PORT}, or 0 for any that is free")
         self._sockets = _open(host, port)
         self.port: int = self._sockets[0].getsockname()[1]
+        self.is_public = not all(is_loopback(sock.getsockname()[0]) for sock in self._sockets)
         self._tls = tls
-        self._max_connections = max_connections
+        self._limits = limits
         self._metrics = metrics
+        self._client_log = client_log
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # guards what follows
         self._threads: set[threading.Thread] = set()
+        self._openings: dict[_Opening, None] = {}  # the oldest first
 
     def start(self, answer: Answer) -> None:
         """Answers every connection from now on."""
@@ -83,34 +115,66 @@ class Listener:
                 if self._is_closed.wait(0.05):
                     return
                 continue
-            with self._lock:
-                is_full = len(self._threads) >= self._max_connections
-            if is_full:
-                self._metrics.connection_refused("connections")
-                sock.close()
-                continue
-            thread = threading.Thread(
-                target=self._connected, args=(sock, _text(address), answer), name="openpi-session", daemon=True
-            )
-            with self._lock:
-                self._threads.add(thread)
-            thread.start()
+            self._take(sock, _text(address), answer)
 
-    def _connected(self, sock: socket.socket, address: str, answer: Answer) -> None:
+    def _take(self, sock: socket.socket, address: str, answer: Answer) -> None:
+        opening = _Opening(sock, address, network_of(address))
+        thread = threading.Thread(target=self._connected, args=(opening, answer), name="openpi-session", daemon=True)
+        with self._lock:
+            has_room = len(self._threads) < self._limits.max_connections
+            victims = self._make_room(opening) if has_room else []
+            if has_room:
+                self._openings[opening] = None
+                self._threads.add(thread)
+        for victim in victims:
+            self._metrics.connection_refused("silent")
+            victim.cut()
+        try:
+            if has_room:
+                thread.start()
+                return
+        except RuntimeError:  # The system has no more threads.
+            self._forget(opening, thread)
+        self._metrics.connection_refused("connections")
+        sock.close()
+
+    def _make_room(self, opening: _Opening) -> list[_Opening]:
+        """Those that have to go, so that there are not too many of one network, nor in all."""
+        same = [each for each in self._openings if each.network == opening.network]
+        victims = same[: max(0, len(same) + 1 - self._limits.max_opening_per_network)]
+        if not victims and len(self._openings) >= self._limits.max_opening:
+            victims = [next(iter(self._openings))]
+        for victim in victims:
+            del self._openings[victim]
+        return victims
+
+    def _forget(self, opening: _Opening, thread: threading.Thread) -> None:
+        with self._lock:
+            self._openings.pop(opening, None)
+            self._threads.discard(thread)
+
+    def _connected(self, opening: _Opening, answer: Answer) -> None:
+        deadline_s = time.monotonic() + _HANDSHAKE_TIMEOUT_S
         try:
             with contextlib.suppress(OSError, HandshakeError), contextlib.ExitStack() as stack:
+                sock = opening.sock
                 stack.callback(sock.close)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(_HANDSHAKE_TIMEOUT_S)
                 if self._tls:
-                    sock = self._tls.wrap_socket(sock, server_side=True)
+                    sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
                     stack.callback(sock.close)
-                answer(Handshake.read(sock, _HANDSHAKE_TIMEOUT_S), sock, address)
-        except Exception:
-            logger.exception("The connection of %s failed", address)
+                    opening.sock = sock
+                    sock.do_handshake()
+                handshake = Handshake.read(sock, deadline_s)
+                with self._lock:
+                    self._openings.pop(opening, None)
+                answer(handshake, sock, opening.address)
+        except Exception as error:
+            text = f"The connection of {opening.address} failed"
+            self._client_log.write(logging.ERROR, opening.address, text, error=error)
         finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+            self._forget(opening, threading.current_thread())
 
 
 def _open(host: str, port: int) -> list[socket.socket]:

@@ -1,4 +1,4 @@
-"""What is kept of running sessions for the status page and the log: references and a few numbers, nothing computed."""
+"""What is kept of running sessions for the status page: references to small observations, thumbnails of large ones."""
 
 import collections
 import dataclasses
@@ -6,7 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 _KEPT_LATENCIES = 240
+# More of an observation is not kept as it is. Three images of 224x224 are 450 kB.
+_KEPT_BYTES = 2**20
+_KEPT_SIDE = 256
+_KEPT_ITEMS = 1000
+_SHOWN_OF_RESULT = ("actions", "warnings")
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,15 +40,60 @@ class LiveSession:
         default_factory=lambda: collections.deque(maxlen=_KEPT_LATENCIES)
     )
 
-    def answered(self, observations: Sequence[dict], results: Sequence[Any], seconds: float) -> None:
+    def answered(self, observations: Sequence[dict], results: Sequence[Any], seconds: float, num_bytes: int) -> None:
+        """
+        Args:
+            num_bytes: of the message, and of all that was made of it.
+        """
         self.num_requests += 1
         self.last_s = time.time()
         self.latencies_ms.append(seconds * 1000)
         if observations and isinstance(results[-1], dict):
-            self.observation, self.result = observations[-1], results[-1]
+            self.observation = observations[-1] if num_bytes <= _KEPT_BYTES else thumbnail(observations[-1])
+            self.result = {key: results[-1][key] for key in _SHOWN_OF_RESULT if key in results[-1]}
 
     def failed(self, text: str) -> None:
         self.num_requests += 1
         self.num_errors += 1
         self.last_s = time.time()
         self.last_error = text
+
+
+def thumbnail(observation: dict[str, Any]) -> dict[str, Any]:
+    """An observation to look at: large images with rows and columns left out, nothing else that is large."""
+    left = _KEPT_BYTES
+    kept: dict[str, Any] = {}
+    for key, value in observation.items():
+        small = _thumbnail(value)
+        left -= _num_bytes(small)
+        if small is None or left < 0:
+            continue
+        kept[key] = small
+    return kept
+
+
+def _thumbnail(value: Any) -> Any:
+    """A copy of its own, so that it does not keep the message; None for what is too large."""
+    match value:
+        case np.ndarray():
+            steps = tuple(slice(None, None, -(-side // _KEPT_SIDE)) for side in value.shape)
+            small = value[steps]
+            return small.copy() if small.nbytes <= _KEPT_BYTES else None
+        case dict() if len(value) <= _KEPT_ITEMS:
+            return thumbnail(value)
+        case list() | str() | bytes():
+            return value if len(value) <= _KEPT_ITEMS and _num_bytes(value) <= _KEPT_BYTES else None
+    return value
+
+
+def _num_bytes(value: Any) -> int:
+    match value:
+        case np.ndarray():
+            return value.nbytes
+        case dict():
+            return sum(_num_bytes(each) for each in value.values())
+        case list():
+            return sum(_num_bytes(each) for each in value)
+        case str() | bytes():
+            return len(value)
+    return 8

@@ -5,7 +5,7 @@
       | <----------------- observation (bin) - |      received
       | -- result + server_timing (binary) --> |      replied
       | <--- list of observations (binary) --- |      received: worlds that are stepped together
-      | -- batch + server_timing (binary) ---> |      replied
+      | -- batch + server_timing (binary) ---> |      replied, unless all of them failed
       |                 ...                    |
       | -- reason (text) --------------------> |      failed: the observation does not fit, the session lives on
       | -- traceback (text), close 1011 -----> |      failed: anything else
@@ -58,15 +58,17 @@ class OpenpiSession:
         self._exchange_start_s = now_s
         return [Binary(self._packer.pack(dict(metadata)))]
 
-    def received(self, message: bytes | memoryview | str) -> list[dict]:
+    def received(self, message: bytes | memoryview | str, decode: wire.Decode = wire.decode) -> list[dict]:
         """The observations in a message: one, or those of a list. Arrays are read-only views of it.
 
+        Args:
+            decode: `wire.decode`, with the limits of this session.
         Raises:
             ValueError, TypeError, KeyError, OverflowError: the message holds no observation; answer with `failed`.
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        content = wire.decode(message) if self._shared is None else wire.decode(message, self._shared.reader())
+        content = decode(message) if self._shared is None else decode(message, self._shared.reader())
         observations = content if isinstance(content, list) else [content]
         for observation in observations:
             if not isinstance(observation, dict):
@@ -82,18 +84,16 @@ class OpenpiSession:
 
         Raises:
             ValueError, TypeError: a value that the wire cannot carry (bfloat16, JAX array); answer with `failed`.
-            Exception: the one result is that.
+            Exception: the one result is that, or all of them are.
         """
         timing = {"infer_ms": infer_s * 1000}
         if self._prev_total_ms is not None:
             timing["prev_total_ms"] = self._prev_total_ms
-        if isinstance(self.request, list):
+        answer = results[0] if results else {}
+        if isinstance(answer, Exception) and all(isinstance(result, Exception) for result in results):
+            raise answer  # One is enough where nothing fits.
+        if isinstance(self.request, list) or isinstance(answer, Exception):
             answer = {"batch": [_item(result) for result in results]}
-        else:
-            [result] = results
-            if isinstance(result, Exception):
-                raise result
-            answer = result
         return [Binary(self._packer.pack({**answer, "server_timing": timing}))]
 
     def sent(self, now_s: float) -> None:
@@ -108,13 +108,13 @@ class OpenpiSession:
         session lives on; anything else ends it, as recorded.
         """
         if is_explained(error):
-            return [Text(f"{type(error).__name__}: {error}")]
+            return [Text(f"{type(error).__name__}: {error_text(error)}")]
         return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
         """The frames that end a connection that has no model to talk to."""
         if is_explained(error):
-            return [Text(f"{type(error).__name__}: {error}"), Close(REFUSED_CODE, REFUSED_REASON)]
+            return [Text(f"{type(error).__name__}: {error_text(error)}"), Close(REFUSED_CODE, REFUSED_REASON)]
         return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
 
 

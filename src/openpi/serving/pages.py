@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,25 @@ class Page:
     content_type: str = "application/json"
     status: int = 200
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class SharedPage:
+    """A page that is made once for all who ask for it at the same time. It is never older than the question."""
+
+    def __init__(self, make: Callable[[], Page]) -> None:
+        self._make = make
+        self._lock = threading.Lock()  # guards what follows
+        self._num_begun = 0
+        self._made: Page | None = None
+
+    def get(self) -> Page:
+        seen = self._num_begun
+        with self._lock:
+            if self._made is None or self._num_begun == seen:
+                self._num_begun += 1
+                self._made = None  # if it fails, the next one who asks tries again
+                self._made = self._make()
+            return self._made
 
 
 def status_page() -> Page:
@@ -63,6 +83,23 @@ def wrong_key() -> Page:
     """Browsers then ask for it."""
     headers = {"WWW-Authenticate": 'Basic realm="openpi: any name, the API key as password"'}
     return dataclasses.replace(text("Missing or wrong API key.\n", 401), headers=headers)
+
+
+def off() -> Page:
+    """What the status page would show is nobody's business who happens to reach the port."""
+    return text(
+        "The status page shows cameras, state and prompts. This server can be reached from other machines and has no "
+        "API key, so the page is off. Start it with a key (OPENPI_API_KEY or --api-key), or with --host 127.0.0.1\n",
+        403,
+    )
+
+
+def foreign_host(host: str) -> Page:
+    return text(
+        f"This server is not called {host[:100]!r}. Use its address or the name of its machine, or start it with "
+        "--allowed-host NAME\n",
+        403,
+    )
 
 
 def text(content: str, status: int = 200) -> Page:

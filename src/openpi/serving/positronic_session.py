@@ -55,15 +55,17 @@ class PositronicSession:
         """The frames that open a session."""
         return _frames({"status": "ready", "meta": dict(meta)})
 
-    def received(self, message: bytes | memoryview | str) -> list[dict]:
+    def received(self, message: bytes | memoryview | str, decode: wire.Decode = wire.decode) -> list[dict]:
         """The observation in a message, as the policy takes it.
 
+        Args:
+            decode: `wire.decode`, with the limits of this session.
         Raises:
             ValueError, TypeError, KeyError, OverflowError: the message is no observation; answer with `failed`.
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        raw = wire.decode(message)
+        raw = decode(message)
         if not isinstance(raw, dict):
             raise ObservationError(f"received a {type(raw).__name__}; an observation is a map of named values")
         self.request = raw

@@ -22,8 +22,9 @@ from openpi_client import msgpack_numpy
 
 logger = logging.getLogger("openpi")
 
-# Exchanges that wait for the disk; each holds its message. More are left out, with a warning.
+# Exchanges that wait for the disk, and their messages together. More are left out, with a warning.
 _MAX_WAITING = 256
+_MAX_WAITING_BYTES = 2**28
 
 Form = Literal["npy", "mcap"]
 
@@ -64,6 +65,8 @@ class SessionRecorder:
         self._folder = folder
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.num_lost = 0
+        self._lock = threading.Lock()  # guards what follows
+        self._waiting_bytes = 0
         self._thread = threading.Thread(target=self._run, name="openpi-recording", daemon=True)
         self._thread.start()
 
@@ -81,10 +84,20 @@ class SessionRecorder:
         """Has work done by the recording thread, after what it was given before."""
         self._queue.put(work)
 
-    def put_exchange(self, work: Callable[[], None]) -> None:
+    def put_exchange(self, work: Callable[[], None], num_bytes: int) -> None:
         """The same, unless too much waits: then it is left out."""
-        if self._queue.qsize() < _MAX_WAITING:
-            self._queue.put(work)
+
+        def work_and_release() -> None:
+            try:
+                work()
+            finally:
+                self._wait_for(-num_bytes)
+
+        # A message that is larger than all that may wait is taken when nothing else does.
+        has_room = self._waiting_bytes == 0 or self._waiting_bytes + num_bytes <= _MAX_WAITING_BYTES
+        if has_room and self._queue.qsize() < _MAX_WAITING:
+            self._wait_for(num_bytes)
+            self._queue.put(work_and_release)
             return
         self.num_lost += 1
         if self.num_lost & (self.num_lost - 1) == 0:  # 1, 2, 4, 8, ...
@@ -99,6 +112,10 @@ class SessionRecorder:
             except FileExistsError:
                 continue
         raise FileExistsError(f"{self._folder} has no free name left for {name}")
+
+    def _wait_for(self, num_bytes: int) -> None:
+        with self._lock:
+            self._waiting_bytes += num_bytes
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
@@ -121,20 +138,21 @@ class SessionLog:
         self._writer: SessionWriter | None = None
         self._has_failed = False
 
-    def write(self, request: Any, answers: Sequence[bytes], seconds: float) -> None:
+    def write(self, request: Any, answers: Sequence[bytes], seconds: float, num_bytes: int = 0) -> None:
         """Records an exchange that ends now.
 
         Args:
             request: what the client's message held.
             answers: the frames that it got.
             seconds: that it took.
+            num_bytes: of memory that the request holds.
         """
         answered_ns = time.time_ns()
         received_ns = answered_ns - int(seconds * 1e9)
         for answer in answers:
             step, self._num_exchanges = self._num_exchanges, self._num_exchanges + 1
             work = functools.partial(self._write, step, request, answer, received_ns, answered_ns)
-            self._recorder.put_exchange(work)
+            self._recorder.put_exchange(work, num_bytes)
 
     def close(self) -> None:
         """Nothing more will come."""

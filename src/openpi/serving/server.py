@@ -1,7 +1,7 @@
 """The policy server: opens its port, gives each connection a page or a session, and ends without losing a request.
 
-    session threads  one per connection: handshake and pages, then read messages and answer pings; never compute
-    model threads    one per model in memory: load it, decode messages, run batches, encode and send answers
+    session threads  one per connection: handshake and pages, then read messages, decode and check them, answer pings
+    model threads    one per model in memory: load it, run batches, encode and send answers
 
     /                             websocket: the openpi protocol (also /?model=ID); HTTP: the status page
     /api/v1/session[/ID]          websocket: Positronic's protocol
@@ -10,7 +10,7 @@
 The port is open from the start: `/healthz` says that the process lives, `/readyz` that the default model is warm. A
 client that comes early gets its websocket at once and its first message, the metadata, when the policy is warm; every
 client of the protocol blocks until then (docs/decisions/0004). Why threads, and where the messages are read from the
-sockets: docs/decisions/0007.
+sockets: docs/decisions/0007. What a client may cost the others: docs/decisions/0010.
 """
 
 import contextlib
@@ -19,21 +19,32 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from openpi.codecs.codec import Codec
 from openpi.serving import allocator, pages
-from openpi.serving.access import Limits, has_key, is_foreign_page
+from openpi.serving.access import (
+    Limits,
+    check_key,
+    has_key,
+    is_foreign_page,
+    is_known_host,
+    is_loopback,
+    own_names,
+)
 from openpi.serving.batching import Batching
 from openpi.serving.catalog import Catalog, OnePolicy
+from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
 from openpi.serving.conversation import Conversation, Session
 from openpi.serving.handshake import Handshake
 from openpi.serving.listener import Listener
+from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot
 from openpi.serving.openpi_session import OpenpiSession
@@ -52,8 +63,11 @@ _SESSION_PATH = "/api/v1/session"
 _DRAIN_TICK_S = 0.02
 # A signal may reach the process in another thread, which does not wake the main one: its handler runs at the next tick.
 _SIGNAL_TICK_S = 0.2
-# Connections beside the sessions: pages, handshakes, refusals.
-_MAX_OTHER_CONNECTIONS = 64
+# How long a client may take to take a page.
+_PAGE_TIMEOUT_S = 10.0
+# A short message takes its turns between those of threads that decode long ones; Python's own interval is 5 ms.
+_SWITCH_INTERVAL_S = 0.001
+_HEALTH = ("/healthz", "/readyz")
 
 
 class PolicyServer:
@@ -75,6 +89,7 @@ class PolicyServer:
         recorder: SessionRecorder | None = None,
         shared_memory: bool = False,
         debug: bool = False,
+        allowed_hosts: Collection[str] = (),
         on_listening: Callable[[int], None] | None = None,
     ) -> None:
         """
@@ -90,8 +105,12 @@ class PolicyServer:
             recorder: writes what sessions ask and get.
             shared_memory: clients on this host may hand their images over in memory.
             debug: send whole tracebacks to clients.
+            allowed_hosts: names of this server beside those of this machine, such as that of a proxy before it.
             on_listening: called with the port once it is open, before the policy is loaded.
+        Raises:
+            ValueError: the key is empty, or cannot be sent.
         """
+        check_key(api_key)
         self._catalog: Catalog = OnePolicy(models) if callable(models) else models
         self._host = host
         self._port = port
@@ -104,8 +123,16 @@ class PolicyServer:
         self._recorder = recorder
         self._has_shared_memory = shared_memory
         self._debug = debug
+        self._names = own_names(host, allowed_hosts)
         self._on_listening = on_listening
         self._metrics = Metrics()
+        self._client_log = ClientLog()
+        self._memory = MemoryBudget(self._limits.memory_bytes, self._limits.max_sessions)
+        self._pages = threading.BoundedSemaphore(self._limits.max_pages)
+        self._status = pages.SharedPage(self._status_json)
+        self._metrics_text = pages.SharedPage(lambda: pages.metrics_text(self._metrics))
+        self._models = pages.SharedPage(lambda: pages.models_json(self._catalog))
+        self._is_public = False
         self._load_error: BaseException | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()  # guards what follows
@@ -121,11 +148,17 @@ class PolicyServer:
             Exception: whatever loading the default model raised; waiting clients were told.
         """
         allocator.keep_freed_memory()
-        max_connections = self._limits.max_sessions + _MAX_OTHER_CONNECTIONS
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with Listener(
-            self._host, self._port, tls=self._tls, max_connections=max_connections, metrics=self._metrics
+            self._host,
+            self._port,
+            tls=self._tls,
+            limits=self._limits,
+            metrics=self._metrics,
+            client_log=self._client_log,
         ) as listener:
             self._port = listener.port
+            self._is_public = listener.is_public
             logger.info("Listening on %s:%d", self._host, self._port)
             listener.start(self._answer)
             if self._on_listening:
@@ -182,10 +215,26 @@ class PolicyServer:
 
     def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         """Pages and refusals over HTTP, or a session."""
-        page = self._page(handshake)
-        if page is not None:
-            handshake.respond(page)
+        path = urlsplit(handshake.path).path
+        if path in _HEALTH:
+            handshake.respond(self._health(path), _PAGE_TIMEOUT_S)
             return
+        refusal = self._refusal(handshake, path, is_local=is_loopback(sock.getsockname()[0]))
+        if refusal is not None:
+            handshake.respond(refusal, _PAGE_TIMEOUT_S)
+        elif handshake.is_websocket:
+            self._open_session(handshake, sock, address)
+        elif self._pages.acquire(blocking=False):
+            try:
+                handshake.respond(self._page(path), _PAGE_TIMEOUT_S)
+            finally:
+                self._pages.release()
+        else:
+            self._metrics.connection_refused("pages")
+            text = f"{self._limits.max_pages} pages are being sent already; try again later.\n"
+            handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE), _PAGE_TIMEOUT_S)
+
+    def _open_session(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         number = next(self._numbers)
         connection = Connection(number, address, self._limits, self._stop)
         with self._lock:
@@ -195,8 +244,9 @@ class PolicyServer:
         if is_full:
             self._metrics.connection_refused("sessions")
             text = f"All {self._limits.max_sessions} sessions are in use; try again later.\n"
-            handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE))
+            handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE), _PAGE_TIMEOUT_S)
             return
+        memory = SessionMemory(self._memory)
         shared: SharedMemory | None = None
         try:
             shared = self._shared_memory(handshake, address)
@@ -207,18 +257,28 @@ class PolicyServer:
                 is_client=False,
                 received=handshake.behind,
                 max_message_bytes=self._limits.max_message_bytes,
+                admit=memory.admit,
             )
             session, requested = self._session_of(handshake.path, shared)
             self._metrics.session_opened(session.protocol)
             try:
-                Conversation(connection, session, self._pool, self._metrics, self._opening_of, self._recorder).run(
-                    requested
-                )
+                Conversation(
+                    connection,
+                    session,
+                    self._pool,
+                    self._metrics,
+                    self._opening_of,
+                    self._recorder,
+                    self._limits,
+                    memory,
+                    self._client_log,
+                ).run(requested)
             finally:
                 self._metrics.session_closed(session.protocol)
         finally:
             if shared:
                 shared.close()
+            memory.close()
             with self._lock:
                 del self._sessions[number]
 
@@ -230,41 +290,57 @@ class PolicyServer:
         def came(num_bytes: int) -> None:
             nonlocal is_first
             if is_first:
-                logger.info("Images of %s come through shared memory", address)
+                self._client_log.write(logging.INFO, address, f"Images of {address} come through shared memory")
             is_first = False
             self._metrics.came_shared(num_bytes)
 
         peer = address.rpartition(":")[0]
         return SharedMemory.open_for(handshake.headers, peer, self._limits.max_message_bytes, came)
 
-    def _page(self, handshake: Handshake) -> pages.Page | None:
-        """What to answer over HTTP; None lets the websocket through."""
-        path = urlsplit(handshake.path).path
-        if path == "/healthz":
+    def _health(self, path: str) -> pages.Page:
+        is_ready = not self._stop.is_set() and any(
+            slot.policy is not None and slot.thread.is_alive() for slot in self._pool.slots()
+        )
+        if path == "/healthz" or is_ready:
             return pages.text("OK\n")
-        if path == "/readyz":
-            is_ready = not self._stop.is_set() and any(slot.policy is not None for slot in self._pool.slots())
-            return pages.text("OK\n") if is_ready else pages.text("The policy is not ready.\n", 503)
-        if self._api_key and not has_key(handshake.headers, self._api_key):
+        return pages.text("The policy is not ready.\n", HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _refusal(self, handshake: Handshake, path: str, *, is_local: bool) -> pages.Page | None:
+        """Why this client gets nothing; None = it does."""
+        headers = handshake.headers
+        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program has no
+        # origin, and may call this machine as it likes.
+        is_page = "Origin" in headers or (is_local and not handshake.is_websocket)
+        host = headers.get("Host")
+        if host is not None and is_page and not is_known_host(host, self._names):
+            self._metrics.connection_refused("host")
+            return pages.foreign_host(host)
+        if self._api_key and not has_key(headers, self._api_key):
             self._metrics.connection_refused("api key")
             return pages.wrong_key()
-        if handshake.is_websocket:
-            if not is_foreign_page(handshake.headers):
-                return None
+        if is_foreign_page(headers):
             self._metrics.connection_refused("origin")
             return pages.text("Pages of other servers may not connect.\n", HTTPStatus.FORBIDDEN)
+        if not handshake.is_websocket and path in ("/", "/status.json") and self._is_public and not self._api_key:
+            return pages.off()
+        return None
+
+    def _page(self, path: str) -> pages.Page:
         match path:
             case "/":
                 return pages.status_page()
             case "/status.json":
-                with self._lock:
-                    live = [connection.live for connection in self._sessions.values() if connection.live]
-                return pages.status_json(self._pool.slots(), live, ids=self._catalog.ids)
+                return self._status.get()
             case "/metrics":
-                return pages.metrics_text(self._metrics)
+                return self._metrics_text.get()
             case "/api/v1/models":
-                return pages.models_json(self._catalog)
+                return self._models.get()
         return pages.not_found(path)
+
+    def _status_json(self) -> pages.Page:
+        with self._lock:
+            live = [connection.live for connection in self._sessions.values() if connection.live]
+        return pages.status_json(self._pool.slots(), live, ids=self._catalog.ids)
 
     # Sessions
 

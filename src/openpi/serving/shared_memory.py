@@ -6,7 +6,6 @@ The file's size is sealed, since reading behind the end of a file that was cut w
 """
 
 import fcntl
-import ipaddress
 import logging
 import mmap
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from websockets.datastructures import Headers
 
 from openpi.policies.guards import ObservationError
+from openpi.serving.access import is_loopback
 from openpi_client import connection, shared_memory
 
 logger = logging.getLogger("openpi")
@@ -60,7 +60,7 @@ class SharedMemory:
             headers: of its upgrade request.
             peer: its address.
         """
-        if shared_memory.FEATURE not in connection.features(headers) or not _is_loopback(peer):
+        if shared_memory.FEATURE not in connection.features(headers) or not is_loopback(peer):
             return None
         try:
             return cls(size, on_read)
@@ -114,8 +114,3 @@ class SharedMemory:
         with self._lock:
             self._map.close()
             os.close(self._fd)
-
-
-def _is_loopback(peer: str) -> bool:
-    address = ipaddress.ip_address(peer.partition("%")[0])
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

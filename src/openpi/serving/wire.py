@@ -4,8 +4,8 @@ Extensions, which a client uses only with a server that offers them in its hands
 `{b"__jpeg__": true, b"data": bin}`, and bytes may lie in memory that both share (`openpi_client.shared_memory`).
 """
 
-import functools
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,50 +14,175 @@ import numpy as np
 
 from openpi.policies.guards import ObservationError
 from openpi.serving import foreign
-from openpi_client import shared_memory
+from openpi.serving.long_work import LongWork
+from openpi.serving.scan import (
+    PLACEHOLDER_CODE,
+    MessageLimits,
+    Part,
+    Reserve,
+    checked_array,
+    dtype_of,
+    reserve_freely,
+    scan,
+    without_parts,
+)
+from openpi_client import msgpack_numpy, shared_memory
 
-_JPEG = b"__jpeg__"
+_SCALAR, _JPEG = b"__npgeneric__", b"__jpeg__"
 # A few kB of JPEG can claim any size.
 _LARGEST_JPEG_PIXELS = 4096 * 4096
+_LIGHT_JPEG_PIXELS = 2**21
+_BYTES_PER_PIXEL = 3
+_STRIP_ROWS = 256
+# Progressive images have about ten; each costs a pass over all pixels.
+_USUAL_SCANS = 10
+_START_OF_SCAN = b"\xff\xda"
+_LIGHT_MESSAGE_BYTES = 2**23
+# Bytes that are no array are copied; arrays are not.
+_LARGEST_PLAIN_BYTES = 2**24
 
+_LIMITS = MessageLimits()
 
 ReadShared = Callable[[Any], bytes]
 """[offset, count] -> the bytes there."""
+
+
+Decode = Callable[..., Any]
+"""`decode`, with limits."""
 
 
 def _nothing_is_shared(place: Any) -> bytes:
     raise ObservationError("a message refers to shared memory, but this session has none; send its arrays whole")
 
 
-def decode(message: bytes | memoryview, read_shared: ReadShared = _nothing_is_shared) -> Any:
+def decode(
+    message: bytes | memoryview,
+    read_shared: ReadShared = _nothing_is_shared,
+    *,
+    limits: MessageLimits = _LIMITS,
+    reserve: Reserve = reserve_freely,
+    long: LongWork | None = None,
+) -> Any:
     """The content of a message.
 
     Args:
         read_shared: raises ObservationError for a place that the message may not name.
+        reserve: asked before an image is decoded, or anything large is copied.
+        long: begun when the message is much work; the caller ends it.
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: it is no MessagePack, or holds something else than data.
+        ValueError, TypeError, KeyError, OverflowError: it is no MessagePack, or holds something else than data, or more
+            than the limits allow.
     """
-    return msgpack.unpackb(message, object_hook=functools.partial(_value, read_shared))
+    if long is None:
+        with LongWork() as long:
+            return decode(message, read_shared, limits=limits, reserve=reserve, long=long)
+    if len(message) > _LIGHT_MESSAGE_BYTES:
+        long.begin()
+    view = memoryview(message).toreadonly()
+    parts = scan(view, limits, long, reserve)
+    values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
+    return msgpack.unpackb(
+        without_parts(view, parts),
+        object_hook=values.of_map,
+        list_hook=values.of_list if values.has_views else None,
+        ext_hook=values.of_extension,
+    )
 
 
-def _value(read_shared: ReadShared, item: dict) -> Any:
-    if _JPEG in item:
-        return _decoded_jpeg(item[b"data"])
-    if shared_memory.KEY in item:
-        return read_shared(item[shared_memory.KEY])
-    return foreign.read_map(item)
+class _Values:
+    """What stands for the maps, lists and extensions of one message."""
+
+    def __init__(
+        self, parts: list[Part], read_shared: ReadShared, max_pixels: int, reserve: Reserve, long: LongWork
+    ) -> None:
+        self._parts = parts
+        self.has_views = any(type(value) is memoryview for _, _, value in parts)
+        self._read_shared = read_shared
+        self._max_pixels = self._pixels_left = max_pixels
+        self._reserve = reserve
+        self._long = long
+
+    def of_map(self, item: dict) -> Any:
+        if _SCALAR in item:
+            return _scalar(item)
+        if _JPEG in item:
+            return self._jpeg(item[b"data"])
+        if shared_memory.KEY in item:
+            shared = self._read_shared(item[shared_memory.KEY])
+            self._reserve(len(shared))
+            return shared
+        value = foreign.read_map(item)
+        if isinstance(value, np.ndarray):
+            return checked_array(value, self._reserve)
+        if self.has_views and isinstance(value, dict):
+            return {key: self._plain(part) if type(part) is memoryview else part for key, part in value.items()}
+        return value
+
+    def of_list(self, items: list) -> list:
+        return [self._plain(item) if type(item) is memoryview else item for item in items]
+
+    def _plain(self, data: memoryview) -> bytes:
+        """Bytes that are no array, as the policy knows them."""
+        if len(data) > _LARGEST_PLAIN_BYTES:
+            raise ObservationError(
+                f"a message has {len(data)} bytes that are no array; expected {_LARGEST_PLAIN_BYTES} at most: "
+                "send an array"
+            )
+        self._reserve(len(data))
+        return bytes(data)
+
+    def of_extension(self, code: int, data: bytes) -> Any:
+        """What was taken out, for its placeholder."""
+        if code != PLACEHOLDER_CODE:
+            return msgpack.ExtType(code, data)
+        number = int.from_bytes(data, "big")
+        if number >= len(self._parts):
+            raise ValueError(f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays")
+        return self._parts[number][2]
+
+    def _jpeg(self, data: Any) -> np.ndarray:
+        """uint8[h, w, 3], RGB."""
+        from PIL import Image
+
+        if not isinstance(data, (bytes, memoryview)):
+            raise TypeError(f"a JPEG image is a {type(data).__name__}; expected bytes")
+        data = bytes(data)
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                self._pay(image.width, image.height, data.count(_START_OF_SCAN))
+                return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+
+    def _pay(self, width: int, height: int, num_scans: int) -> None:
+        """For an image that is about to be decoded."""
+        pixels = width * height
+        if pixels > _LARGEST_JPEG_PIXELS:
+            raise ValueError(f"a JPEG image is {width} x {height}; expected 16 million pixels at most")
+        self._pixels_left -= pixels * math.ceil(num_scans / _USUAL_SCANS)
+        if self._pixels_left < 0:
+            raise ObservationError(
+                f"the JPEG images of a message have more than {self._max_pixels} pixels together; send smaller images, "
+                "or fewer observations at once"
+            )
+        if self._max_pixels - self._pixels_left > _LIGHT_JPEG_PIXELS:
+            self._long.begin()
+        self._reserve(pixels * _BYTES_PER_PIXEL)
 
 
-def _decoded_jpeg(data: bytes) -> np.ndarray:
-    """uint8[h, w, 3], RGB."""
-    from PIL import Image
+def _pixels(image: Any) -> np.ndarray:
+    """uint8[h, w, 3] of an RGB image, strip by strip: in one go it is copied twice, and nobody can interrupt it."""
+    pixels = np.empty((image.height, image.width, _BYTES_PER_PIXEL), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    pixels.flags.writeable = False
+    return pixels
 
-    if not isinstance(data, bytes):
-        raise TypeError(f"a JPEG image is a {type(data).__name__}; expected bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            if image.width * image.height > _LARGEST_JPEG_PIXELS:
-                raise ValueError(f"a JPEG image is {image.width} x {image.height}; expected 16 million pixels at most")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+
+def _scalar(item: dict) -> Any:
+    """NumPy would make as many zero bytes of a number as it says."""
+    dtype = dtype_of(item[b"dtype"])
+    if dtype.kind in "SU" and not isinstance(item[b"data"], (bytes, str)):
+        raise TypeError(f"scalar of dtype {dtype.str} holds a {type(item[b'data']).__name__}; expected text or bytes")
+    return msgpack_numpy.unpack_array(item)

@@ -1,0 +1,67 @@
+"""Log lines about clients: a client that fails a thousand times a second fills no disk."""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from openpi.serving.access import network_of
+from openpi.serving.errors import shortened
+
+logger = logging.getLogger("openpi")
+
+_LINES_PER_MINUTE = 20
+_LINES_OF_ALL_PER_MINUTE = 200
+_MINUTE_S = 60.0
+_MAX_NETWORKS = 1000
+_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+
+@dataclasses.dataclass
+class _Window:
+    """A minute of one client's lines."""
+
+    start_s: float
+    num_lines: int = 0
+    num_left_out: int = 0
+
+
+class ClientLog:
+    """Writes so many lines a minute about one client, and counts the rest. Any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()  # guards what follows
+        self._all = _Window(clock())
+        self._windows: dict[str, _Window] = {}
+
+    def write(self, level: int, address: str, text: str, *, error: BaseException | None = None) -> None:
+        """One line; what clients sent is in it, so nothing in it ends the line or moves a terminal's cursor.
+
+        Args:
+            address: of the client, with its port.
+            error: its traceback is added.
+        """
+        told, is_said = self._admit(network_of(address))
+        for network, count in told:
+            logger.warning("%d further lines about %s were left out", count, network)
+        if is_said:
+            logger.log(level, "%s", shortened(text).translate(_UNPRINTABLE), exc_info=error)
+
+    def _admit(self, network: str) -> tuple[list[tuple[str, int]], bool]:
+        """What was left out in minutes that are over, and whether there is room for a line."""
+        now_s = self._clock()
+        told: list[tuple[str, int]] = []
+        with self._lock:
+            if now_s - self._all.start_s >= _MINUTE_S:
+                told = [(name, each.num_left_out) for name, each in self._windows.items() if each.num_left_out]
+                told = told[:_LINES_PER_MINUTE]
+                self._all, self._windows = _Window(now_s), {}
+            known = network if network in self._windows or len(self._windows) < _MAX_NETWORKS else "others"
+            window = self._windows.setdefault(known, _Window(now_s))
+            is_said = window.num_lines < _LINES_PER_MINUTE and self._all.num_lines < _LINES_OF_ALL_PER_MINUTE
+            for each in (window, self._all):
+                each.num_lines += is_said
+                each.num_left_out += not is_said
+        return told, is_said
