@@ -95,7 +95,7 @@ def scan(message: memoryview, limits: MessageLimits, long: LongWork, reserve: Re
         reserve: asked before anything large is copied.
     Raises:
         ObservationError: a limit is passed; it is named, and the fix.
-        ValueError, TypeError: an array that is none, or a message that ends too early.
+        ValueError: an array without bytes that claims a shape, or a message that ends too early.
     """
     size, at, values = len(message), 0, 0
     parts: list[Part] = []
@@ -152,7 +152,7 @@ _ARRAY_TAG = 0x84
 
 
 def _array_at(message: memoryview, at: int, reserve: Reserve) -> tuple[int, np.ndarray] | None:
-    """Where the array that begins here ends, and a view of it; None for any other map."""
+    """Where the array that begins here ends, and a view of it; None for any other map, or an array that is none."""
     head = _ARRAY_HEAD.match(message, at)
     if head is None:
         return None
@@ -161,11 +161,12 @@ def _array_at(message: memoryview, at: int, reserve: Reserve) -> tuple[int, np.n
     tail = _ARRAY_TAIL.match(message, end)
     if tail is None:
         return None
-    dtype, shape, num_bytes = _layout(tail[1], tail[2])
+    try:
+        dtype, shape, num_bytes = _layout(tail[1], tail[2])
+    except (TypeError, ValueError):
+        return None  # Who decodes the map says what is wrong with it.
     if num_bytes != end - start:
-        raise ValueError(
-            f"array of shape {list(shape)} and dtype {dtype.str} takes {num_bytes} bytes, not {end - start}"
-        )
+        return None
     array = np.ndarray(shape, dtype, message, start)
     return tail.end(), array if array.flags.aligned and num_bytes else checked_array(array, reserve)
 

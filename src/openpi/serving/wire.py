@@ -21,14 +21,13 @@ from openpi.serving.scan import (
     Part,
     Reserve,
     checked_array,
-    dtype_of,
     reserve_freely,
     scan,
     without_parts,
 )
-from openpi_client import msgpack_numpy, shared_memory
+from openpi_client import shared_memory
 
-_SCALAR, _JPEG = b"__npgeneric__", b"__jpeg__"
+_JPEG = b"__jpeg__"
 # A few kB of JPEG can claim any size.
 _LARGEST_JPEG_PIXELS = 4096 * 4096
 _LIGHT_JPEG_PIXELS = 2**21
@@ -103,8 +102,6 @@ class _Values:
         self._long = long
 
     def of_map(self, item: dict) -> Any:
-        if _SCALAR in item:
-            return _scalar(item)
         if _JPEG in item:
             return self._jpeg(item[b"data"])
         if shared_memory.KEY in item:
@@ -178,11 +175,3 @@ def _pixels(image: Any) -> np.ndarray:
         pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     pixels.flags.writeable = False
     return pixels
-
-
-def _scalar(item: dict) -> Any:
-    """NumPy would make as many zero bytes of a number as it says."""
-    dtype = dtype_of(item[b"dtype"])
-    if dtype.kind in "SU" and not isinstance(item[b"data"], (bytes, str)):
-        raise TypeError(f"scalar of dtype {dtype.str} holds a {type(item[b'data']).__name__}; expected text or bytes")
-    return msgpack_numpy.unpack_array(item)
