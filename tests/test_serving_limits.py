@@ -425,8 +425,12 @@ def test_an_idle_session_keeps_a_thumbnail_of_a_large_observation():
         "volume": np.zeros((300, 300, 300)),
         "nested": {"image": np.zeros((512, 512, 3), np.uint8)},
     }
-    session = LiveSession(1, "openpi", "default", "127.0.0.1:1")
-    session.answered([observation], [{"actions": np.zeros((2, 2)), "hidden": np.zeros(10**6)}], 0.1, 2**23)
+    session, released = LiveSession(1, "openpi", "default", "127.0.0.1:1"), []
+    result = {"actions": np.zeros((2, 2)), "hidden": np.zeros(10**6)}
+    for _ in range(2):  # While it asks, the last one is kept as it is, and its memory counts.
+        session.answered([observation], [result], 0.1, num_bytes=2**23, release=lambda: released.append(2**23))
+    assert session.observation is observation and released == [2**23] and not session.rest(3600.0)
+    assert session.rest(0.0) and released == [2**23] * 2 and not session.rest(0.0)
     kept = session.observation
     assert kept is not None and list(kept) == ["image", "chw", "state", "prompt", "nested"]
     np.testing.assert_array_equal(kept["image"], observation["image"][::5, ::8])

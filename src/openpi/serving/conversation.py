@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from openpi.serving import allocator, wire
+from openpi.serving import wire
 from openpi.serving.access import Limits
 from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
@@ -35,8 +35,6 @@ logger = logging.getLogger("openpi")
 
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23
-# A message that few robots send: its memory goes back to the system.
-_LARGE_BYTES = 2**25
 
 Session = OpenpiSession | PositronicSession
 
@@ -103,7 +101,7 @@ class Conversation:
         connection.live = live
         if connection.is_stopping:
             raise StoppingError
-        with self._log(live, opening) as log:
+        with contextlib.closing(live), self._log(live, opening) as log:
             connection.send(session.opening(opening, time.monotonic()))
             while True:
                 message = connection.next_message()
@@ -144,6 +142,7 @@ class _Exchange:
     observations: list[dict] = dataclasses.field(default_factory=list)
     items: list[Item | Exception] = dataclasses.field(default_factory=list)
     num_bytes: int = 0  # of the message, and of what was made of it
+    is_released: bool = False
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
 
     def run(self) -> None:
@@ -198,10 +197,9 @@ class _Exchange:
             logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
         self.conversation.session.request = None
         self.message, self.observations, self.items = "", [], []
-        self.conversation.memory.release(self.num_bytes)
+        if not self.is_released:
+            self.conversation.memory.release(self.num_bytes)
         self._send(frames)
-        if self.num_bytes >= _LARGE_BYTES:
-            allocator.give_back()
 
     def _send(self, frames: list[Frame]) -> None:
         connection = self.conversation.connection
@@ -245,7 +243,9 @@ class _Exchange:
     def _note(self, frames: list[Frame], results: Sequence[Result]) -> None:
         seconds = self._count("ok")
         try:
-            self.live.answered(self.observations, results, seconds, self.num_bytes)
+            self.is_released = True  # by the page's copy, in time
+            release = functools.partial(self.conversation.memory.release, self.num_bytes)
+            self.live.answered(self.observations, results, seconds, num_bytes=self.num_bytes, release=release)
             if any(isinstance(result, dict) and result.get("warnings") for result in results):
                 self.conversation.metrics.warned(self.slot.model_id)
             if self.log:

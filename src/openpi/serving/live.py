@@ -1,9 +1,12 @@
-"""What is kept of running sessions for the status page: references to small observations, thumbnails of large ones."""
+"""What is kept of running sessions for the status page: references, and of idle sessions thumbnails. Nothing is
+computed while a robot waits.
+"""
 
 import collections
 import dataclasses
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,18 +42,56 @@ class LiveSession:
     latencies_ms: collections.deque[float] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=_KEPT_LATENCIES)
     )
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # guards `observation` and what follows
+    _release: Callable[[], None] | None = None  # of the memory that a large observation holds
 
-    def answered(self, observations: Sequence[dict], results: Sequence[Any], seconds: float, num_bytes: int) -> None:
+    def answered(
+        self,
+        observations: Sequence[dict],
+        results: Sequence[Any],
+        seconds: float,
+        *,
+        num_bytes: int = 0,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             num_bytes: of the message, and of all that was made of it.
+            release: called once, when nothing of it is held any more; at once if nothing large is.
         """
         self.num_requests += 1
         self.last_s = time.time()
         self.latencies_ms.append(seconds * 1000)
-        if observations and isinstance(results[-1], dict):
-            self.observation = observations[-1] if num_bytes <= _KEPT_BYTES else thumbnail(observations[-1])
-            self.result = {key: results[-1][key] for key in _SHOWN_OF_RESULT if key in results[-1]}
+        if not (observations and isinstance(results[-1], dict)):
+            release()
+            return
+        self.result = {key: results[-1][key] for key in _SHOWN_OF_RESULT if key in results[-1]}
+        is_large = num_bytes > _KEPT_BYTES
+        self._keep(observations[-1], release if is_large else None)
+        if not is_large:
+            release()
+
+    def rest(self, idle_s: float) -> bool:
+        """Makes a thumbnail of a large observation, if nothing was asked for so long; true if so."""
+        with self._lock:
+            if self._release is None or self.observation is None or time.time() - self.last_s < idle_s:
+                return False
+            observation = self.observation
+            release, self._release = self._release, None
+            self.observation = thumbnail(observation)
+        release()
+        return True
+
+    def close(self) -> None:
+        """Nothing is kept any more."""
+        self._keep(None, None)
+
+    def _keep(self, observation: dict[str, Any] | None, release: Callable[[], None] | None) -> None:
+        with self._lock:
+            self.observation = observation
+            before, self._release = self._release, release
+        if before is not None:
+            before()
 
     def failed(self, text: str) -> None:
         self.num_requests += 1

@@ -67,6 +67,8 @@ _SIGNAL_TICK_S = 0.2
 _PAGE_TIMEOUT_S = 10.0
 # A short message takes its turns between those of threads that decode long ones; Python's own interval is 5 ms.
 _SWITCH_INTERVAL_S = 0.001
+# A session that asked for nothing for so long is idle.
+_IDLE_S = 1.0
 _HEALTH = ("/healthz", "/readyz")
 
 
@@ -166,7 +168,7 @@ class PolicyServer:
             with _stop_signals(self.stop):
                 self._preload()
                 while not self._stop.wait(_SIGNAL_TICK_S):
-                    pass
+                    self._let_rest()
                 self._drain(listener)
         if self._recorder:
             self._recorder.finish()
@@ -193,6 +195,14 @@ class PolicyServer:
         if (error := loaded.exception()) is not None:
             self._load_error = error
             self._stop.set()
+
+    def _let_rest(self) -> None:
+        """Idle sessions keep only what the page shows."""
+        with self._lock:
+            live = [connection.live for connection in self._sessions.values() if connection.live]
+        rested = [session.rest(_IDLE_S) for session in live]
+        if any(rested):
+            allocator.give_back()
 
     def _drain(self, listener: Listener) -> None:
         """Closes idle sessions and waits for the busy ones, which close themselves after their reply."""
