@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from openpi.cli import _init_choices
+from openpi.data.lerobot.existing import ExistingDataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
@@ -483,6 +484,27 @@ def test_files_may_not_lie_behind_a_link_out_of_the_dataset_but_in_the_cache_of_
     (tmp_path / "linked").symlink_to(snapshot)
     for folder in (snapshot, tmp_path / "linked"):
         assert LeRobotDataset(folder)[45][HIGH].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, "stats.json is not valid JSON: it is a Git LFS pointer"),
+        ('{"state": [1, 2]}', r"'state' lacks \['count', 'max', 'mean', 'min', 'std'\]"),
+        (
+            '{"state": {"min": [0], "max": [1], "mean": [NaN], "std": [1], "count": [9]}}',
+            r"'mean' is \[nan\]; expected fin",
+        ),
+        (
+            '{"state": {"min": ["a"], "max": [1], "mean": [0], "std": [1], "count": [9]}}',
+            r"'min' is \['a'\]; expected num",
+        ),
+    ],
+)
+def test_statistics_that_are_none_are_refused_before_a_dataset_is_appended_to(copied, content, message):
+    root = copied(V30_IMAGE, text("meta/stats.json", content))
+    with pytest.raises(ValueError, match=message):
+        ExistingDataset.load(root)
 
 
 # --- pictures ------------------------------------------------------------------------------------------------

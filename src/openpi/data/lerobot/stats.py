@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi.data.lerobot.files import read_json
-from openpi.data.lerobot.meta_values import wrong
+from openpi.data.lerobot.meta_values import shortened, wrong
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 MAX_FRAMES, MAX_SIDE_PX = 100, 150  # of a camera: enough for a colour distribution
@@ -68,10 +68,10 @@ def read_stats(path: Path) -> dict[str, FeatureStats]:
     """
     stats = {}
     for key, entries in read_json(path).items():
-        if not isinstance(entries, Mapping) or (missing := sorted(_NEEDED - entries.keys())):
-            found = f"has no {missing}" if isinstance(entries, Mapping) else "is no object"
+        missing = sorted(_NEEDED - entries.keys()) if isinstance(entries, Mapping) else sorted(_NEEDED)
+        if missing:
             raise ValueError(
-                f"{path}, '{key}' {found}; expected {sorted(_NEEDED)}. Write the dataset's statistics again"
+                f"{path}, '{key}' lacks {missing}; found {shortened(entries)}. Write the dataset's statistics again"
             )
         stats[key] = {name: _numbers(value, f"{path}, '{key}', '{name}'") for name, value in entries.items()}
     return stats
