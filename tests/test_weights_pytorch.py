@@ -546,7 +546,7 @@ def test_what_cannot_be_converted_is_refused(
         ([source, source], "exists; choose another folder"),
         ([source, str(tmp_path / "out"), "--to=jax"], "is in the layout 'jax' already"),
         ([str(tmp_path / "none"), str(tmp_path / "out")], "none"),
-        ([source, str(tmp_path / "out"), "--config=pi05_libero"], "do not fit the model"),
+        ([source, str(tmp_path / "out"), "--config=pi05_libero"], "holds pi0, and the recipe's model is pi0.5"),
     ):
         assert convert_checkpoint.main(argv) == 1
         assert message in capsys.readouterr().err

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         convert(
-            args.source, args.output, to=args.to, config=args.config, dtype=args.dtype, with_certificate=args.certify
+            args.source,
+            args.output,
+            to=args.to,
+            config=args.config,
+            dtype=args.dtype,
+            without=args.without,
+            with_certificate=args.certify,
         )
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
@@ -60,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="NAME", help="recipe of a checkpoint that carries none")
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights; default: as they are")
     parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tensor of the source that is left out, of two that should be one; may be repeated",
+    )
+    parser.add_argument(
         "--no-certify", dest="certify", action="store_false", help="do not read the result again and run it"
     )
     return parser
@@ -72,9 +86,13 @@ def convert(
     to: str = "pytorch",
     config: str | None = None,
     dtype: str | None = None,
+    without: Sequence[str] = (),
     with_certificate: bool = True,
 ) -> None:
     """Writes the checkpoint in another layout, all or nothing.
+
+    Args:
+        without: names of tensors in the source that are not meant.
 
     Raises:
         FileExistsError: `output` is there.
@@ -91,9 +109,9 @@ def convert(
         raise FileExistsError(f"{output} exists; choose another folder, or move it away")
     checkpoint = serve.find_checkpoint(source)
     recipe = serve.choose_recipe(checkpoint, config)
-    if layout.find_layout(checkpoint).value == to and dtype is None:
+    if layout.find_layout(checkpoint).value == to and dtype is None and not without:
         raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
-    weights = layout.open_weights(recipe.model, checkpoint)
+    weights = layout.open_weights(recipe.model, checkpoint, without=without)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +150,7 @@ def _write(
 ) -> None:
     from openpi.policies import parity
     from openpi.training import recipe_io
-    from openpi.weights import names, released
+    from openpi.weights import names, released, spelling
     from openpi.weights.probe import Witness
 
     model: Any = recipe.model
@@ -146,7 +164,7 @@ def _write(
     if to == "jax":
         released.write_params(folder / "params", model, blocks, dtype_of)
     else:
-        prefix = names.LEROBOT_PREFIX if to == "lerobot" else ""
+        prefix = spelling.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
     norm_stats = _copy_extras(checkpoint, folder, recipe)
     recipe_io.save_recipe(folder, recipe)
