@@ -102,7 +102,7 @@ def convert(
         OSError: the disk is too small.
     """
     from openpi.cli import serve
-    from openpi.weights import layout
+    from openpi.weights import checksums, layout
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if output.exists():
@@ -120,6 +120,7 @@ def convert(
     partial.mkdir()
     try:
         _write(partial, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+        checksums.write(partial)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -29,6 +29,7 @@ from typing import IO
 
 from openpi.shared.errors import first_line
 from openpi.training import processes
+from openpi.weights import checksums
 from openpi.weights.adapter_base import KEEP_FILE
 
 logger = logging.getLogger("openpi")
@@ -167,6 +168,7 @@ class Checkpoints:
                 logger.warning("an older checkpoint could not be removed: %s", error)
 
     def _complete(self, step: int, partial: Path) -> None:
+        checksums.write(partial)
         _flush(partial)
         partial.rename(self.path(step))
         _flush_folder(self.directory)

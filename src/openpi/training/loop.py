@@ -30,6 +30,7 @@ from openpi.training.prefetch import Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
 from openpi.training.tracking import open_observers
 from openpi.training.validation import Validation
+from openpi.weights import checksums
 from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger("openpi")
@@ -257,6 +258,7 @@ def _continue(
 ) -> State:
     """The state of a checkpoint; data order and metrics go on, too."""
     _log_changes(checkpoint, config)
+    checksums.check_small_files(checkpoint)
     state = backend.restore_state(checkpoint)
     _restore_loop(checkpoint, data, window)
     return state

@@ -27,6 +27,7 @@ import numpy as np
 
 from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig
+from openpi.weights import checksums
 
 logger = logging.getLogger("openpi")
 
@@ -111,8 +112,8 @@ def load_recipe(directory: Path | str) -> TrainConfig:
 
     Raises:
         FileNotFoundError: the checkpoint has no recipe.
-        ValueError: the file is damaged, names something outside `openpi` and the recipe's own file, or was written
-            by a version with other fields.
+        ValueError: the file is damaged, or another small one of the checkpoint; it names something outside `openpi` and
+            the recipe's own file, or was written by a version with other fields.
     """
     path = Path(directory) / RECIPE_FILE
     if not path.is_file():
@@ -120,6 +121,7 @@ def load_recipe(directory: Path | str) -> TrainConfig:
             f"{path} does not exist; checkpoints from other trainers have no recipe. Name one, as in "
             "`--config=pi0_aloha_sim`"
         )
+    checksums.check_small_files(path.parent)
     sources, recipe = _read(path)
     config = _Decoder(path, {module: path.with_name(file) for module, file in sources.items()}).decode(recipe, "config")
     if not isinstance(config, TrainConfig):

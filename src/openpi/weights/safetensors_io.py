@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from openpi.shared.errors import first_line
+from openpi.weights.checksums import Checksums
 
 logger = logging.getLogger("openpi")
 
@@ -70,6 +71,7 @@ class _Place:
     file: Path
     spec: Spec
     offset: int
+    sums: Checksums | None = dataclasses.field(default=None, repr=False)
 
     def is_same(self, other: _Place) -> bool:
         """Whether the other has the same bytes in it."""
@@ -100,6 +102,9 @@ class Tensors(Mapping[str, np.ndarray]):
         count = math.prod(shape)
         if not count:
             return np.empty(shape, place.spec.dtype)
+        if place.sums is not None:
+            first = place.offset + start
+            place.sums.check(place.file, first, first + count * place.spec.dtype.itemsize)
         # A map for each piece: its pages go when the array does.
         return np.memmap(place.file, place.spec.dtype, "r", place.offset + start, (count,)).reshape(shape)
 
@@ -256,14 +261,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
-    size = file.stat().st_size
+    size, sums = file.stat().st_size, Checksums.find(file.parent)
+    if sums is not None:
+        sums.check(file, 0, 8)
     with file.open("rb") as stream:
         start = int.from_bytes(stream.read(8), "little")
         if size < 8 or start > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{file} is cut off or no safetensors file: its {size} bytes do not hold its header. Bring it here again"
+                f"{file} is cut off or no safetensors file: its {size} bytes do not hold its header. Bring it here "
+                "again"
             )
         text = stream.read(start)
+    if sums is not None:
+        sums.check(file, 8, 8 + start)
     try:
         header = dict(_parsed(text))
         metadata = dict(header.pop(_METADATA, {}))
@@ -274,7 +284,8 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} has a damaged header ({first_line(error)}). Bring it here again") from error
-    return _checked(file, entries, first=8 + start, size=size), metadata
+    places = _checked(file, entries, first=8 + start, size=size)
+    return {name: dataclasses.replace(place, sums=sums) for name, place in places.items()}, metadata
 
 
 def _spec(dtype: str, shape: Any) -> Spec:
