@@ -4,8 +4,9 @@ Tensors pass one by one: it takes less than 2 GB of memory beside the libraries'
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
-openpi itself serves and fine-tunes every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 =
-refused or failed; 2 = bad command line.
+An exported model of the first release becomes a checkpoint, with --config NAME. openpi itself serves and fine-tunes
+every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command
+line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,11 +104,14 @@ def convert(
         OSError: the disk is too small.
     """
     from openpi.cli import serve
-    from openpi.weights import checksums, layout
+    from openpi.weights import layout
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder, or move it away")
+    if (folder := _exported_folder(source)) is not None:
+        _convert_exported(folder, output, to=to, config=config, dtype=dtype, with_certificate=with_certificate)
+        return
     checkpoint = serve.find_checkpoint(source)
     recipe = serve.choose_recipe(checkpoint, config)
     if layout.find_layout(checkpoint).value == to and dtype is None and not without:
@@ -114,6 +119,57 @@ def convert(
     weights = layout.open_weights(recipe.model, checkpoint, without=without)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
+    _write_all(output, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+
+
+def _exported_folder(source: str) -> Path | None:
+    """The folder of an exported model of the first release, if the source is one."""
+    from openpi.policies import exported_policy
+    from openpi.shared import download
+
+    folder = exported_policy.model_folder(download.maybe_download(source))
+    return folder if exported_policy.is_exported(folder) else None
+
+
+def _convert_exported(folder: Path, output: Path, *, config: str | None, **options: Any) -> None:
+    """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
+    from openpi.models import exported
+    from openpi.policies import exported_policy
+    from openpi.shared import normalize
+    from openpi.training.config import AssetsConfig, get_config
+
+    if config is None:
+        raise ValueError(
+            f"{folder} is an exported model of the first release, which has no recipe: name that of its robot with "
+            "--config, such as pi0_aloha, pi0_aloha_sim, pi0_droid, pi0_libero or pi0_calvin"
+        )
+    recipe: Any = get_config(config)
+    known = {robot.processor for robot in exported_policy.ROBOTS.values()} & set(exported.processors(folder))
+    processor = exported.choose_processor(folder, default=min(known) if len(known) == 1 else None)
+    model = dataclasses.replace(recipe.model, **exported_policy.dims(folder))
+    data = dataclasses.replace(recipe.data, assets=AssetsConfig(asset_id=processor))
+    recipe = dataclasses.replace(recipe, model=model, data=data)
+    weights = exported_policy.open_weights(model, folder)
+    with tempfile.TemporaryDirectory() as extras:
+        for name in exported.processors(folder):
+            normalize.save(Path(extras) / "assets" / name, exported.load_norm_stats(folder, name))
+        _write_all(output, Path(extras), recipe, weights, **options)
+    logger.info("served with the statistics of '%s'; others lie beside it in assets/", processor)
+
+
+def _write_all(
+    output: Path,
+    checkpoint: Path,
+    recipe: TrainConfig,
+    weights: Weights,
+    *,
+    to: str,
+    dtype: str | None,
+    with_certificate: bool,
+) -> None:
+    """All or nothing; `checkpoint`: where the files beside the weights are."""
+    from openpi.weights import checksums
+
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

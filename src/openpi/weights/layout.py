@@ -341,10 +341,21 @@ def _open_orbax(
 
     found = orbax_parts.open_arrays(params)
     if is_alone:
-        _refuse_strangers(table, found, found, source)
+        return of_arrays(table, found, may_keep=may_keep, source=source)
     stored = dict(elsewhere) | {path: array.shape for path, array in found.items()}
     report = compare(names.shapes_of(table), stored, may_keep=may_keep, source=source)
     return ArrayWeights(table, report, found)
+
+
+def of_arrays(table: Sequence[Row], arrays: Mapping[str, Array], *, source: str, may_keep: str = _NONE) -> ArrayWeights:
+    """Arrays of the tree as weights of a model.
+
+    Raises:
+        ValueError: as of `open_weights`.
+    """
+    _refuse_strangers(table, arrays, arrays, source)
+    shapes = {path: array.shape for path, array in arrays.items()}
+    return ArrayWeights(table, compare(names.shapes_of(table), shapes, may_keep=may_keep, source=source), arrays)
 
 
 class ArrayWeights:
