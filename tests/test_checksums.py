@@ -106,6 +106,24 @@ def test_a_file_that_was_edited_on_purpose_is_accepted(recipe, step, capsys):
     read(recipe, step)
 
 
+def test_weights_that_were_replaced_are_read_and_said(recipe, step, caplog, capsys):
+    """As people do who rename tensors, merge or average weights in a copy of a checkpoint."""
+    weights = layout.open_weights(recipe.model, step)
+    blocks = [Block(block.row, block.start, block.values * 2) for block in weights.blocks()]
+    if (step / "params").is_dir():
+        shutil.rmtree(step / "params")
+        released.write_params(step / "params", recipe.model, blocks, lambda row: np.dtype(np.float32))
+    else:
+        tensors = {f"module.{block.row.released}": block.values for block in blocks}
+        safetensors_io.save(step / "model.safetensors", tensors)
+    found = {block.row.released: block.values for block in layout.open_weights(recipe.model, step).blocks()}
+    for block in blocks:
+        np.testing.assert_array_equal(found[block.row.released], block.values)
+    assert "was replaced since its checkpoint was written; it is read as it is" in caplog.text
+    assert verify.main([str(step), f"--config={RECIPE}"]) == 1
+    assert "--accept" in capsys.readouterr().err
+
+
 def test_files_may_be_added_and_training_state_left_out(recipe, step, capsys):
     (step / "KEEP").touch()
     (step / "notes.txt").write_text("the good one")

@@ -81,6 +81,24 @@ class Checksums:
         return None
 
     @classmethod
+    def of_weights(cls, weights: Path) -> Checksums | None:
+        """As `find`, of a file of weights or a folder of arrays that is whole by its own index; None, and a warning, if
+        it was replaced since: such a file has another size, such a folder other files. That is how people change
+        weights, and not how disks do.
+        """
+        sums = cls.find(weights if weights.is_dir() else weights.parent)
+        if sums is None:
+            return None
+        path = sums._path(weights)
+        if weights.is_dir():
+            is_replaced = any(True for _ in sums._gone(other for other in sums.files if other.startswith(f"{path}/")))
+        else:
+            is_replaced = path in sums.files and weights.stat().st_size != sums.files[path].num_bytes
+        if is_replaced:
+            _warn_once(f"{weights} was replaced since its checkpoint was written; it is read as it is, not compared")
+        return None if is_replaced else sums
+
+    @classmethod
     def of(cls, folder: Path) -> Checksums:
         """Of the files as they are now."""
         paths = sorted(_paths(folder))
@@ -108,8 +126,7 @@ class Checksums:
         Raises:
             ValueError: they are not what was written; what to do is said.
         """
-        path = os.path.relpath(file.absolute(), self.folder).replace(os.sep, "/")
-        sums = self.files.get(path)
+        sums = self.files.get(self._path(file))
         if sums is None or not file.is_file():
             return
         status = file.stat()
@@ -133,7 +150,7 @@ class Checksums:
         Raises:
             ValueError: as of `check`.
         """
-        inside = os.path.relpath(folder.absolute(), self.folder).replace(os.sep, "/")
+        inside = self._path(folder)
         paths = [path for path in self.files if inside == "." or path.startswith(f"{inside}/")]
         self._check_all(paths[share[0] :: share[1]])
 
@@ -145,6 +162,9 @@ class Checksums:
         """
         self._check_all(self.files)
         return list(self._gone(self.files))
+
+    def _path(self, file: Path) -> str:
+        return os.path.relpath(file.absolute(), self.folder).replace(os.sep, "/")
 
     def _check_all(self, paths: Iterable[str]) -> None:
         ranges = [
@@ -213,6 +233,11 @@ def accept(folder: Path) -> list[str]:
     changes = {path: "changed" if path in old else "new" for path in now.files if old.get(path) != now.files[path]}
     changes |= {path: "gone" for path in old if path not in now.files}
     return damaged + [f"{path}: {change}" for path, change in sorted(changes.items()) if old]
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 @functools.lru_cache(maxsize=16)

@@ -33,7 +33,7 @@ def check_complete(folder: Path) -> None:
     """
     problems = list(_problems(folder))
     if not problems:
-        sums = Checksums.find(folder)
+        sums = Checksums.of_weights(folder)
         if sums is not None:
             _check_index(folder, sums)
         return

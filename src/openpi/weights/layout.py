@@ -57,7 +57,8 @@ def find_layout(folder: Path) -> Layout:
         ValueError: the header of its file is damaged.
     """
     if safetensors_io.is_here(folder):
-        if _params_folder(folder) is not None:
+        params = _params_folder(folder)
+        if params is not None and any(params.iterdir()):
             raise ValueError(
                 f"{folder} has weights twice, params/ (JAX) and {safetensors_io.SINGLE_FILE} (PyTorch), and they need "
                 "not be the same: move those that are not meant out of the folder"

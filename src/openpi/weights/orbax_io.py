@@ -192,7 +192,7 @@ def _existing(path: Path | str) -> Path:
             "checkpoint, as in <checkpoint>/params"
         )
     check_complete(folder)
-    sums = Checksums.find(folder)
+    sums = Checksums.of_weights(folder)
     if sums is not None:
         sums.check_below(folder, (jax.process_index(), jax.process_count()))
     return folder

@@ -150,7 +150,7 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
         raise ValueError(f"{folder} holds the top keys {sorted({leaf[0] for leaf in leaves})}; expected 'params'")
     levels = -1 if all(leaf[-1] == "value" for leaf in leaves) else None
     is_ocdbt = (folder / "manifest.ocdbt").is_file()
-    places, sums = _chunk_places(folder, is_ocdbt), Checksums.find(folder)
+    places, sums = _chunk_places(folder, is_ocdbt), Checksums.of_weights(folder)
     found = {}
     for leaf in leaves:
         name = ".".join(leaf)

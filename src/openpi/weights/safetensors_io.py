@@ -261,9 +261,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
-    size, sums = file.stat().st_size, Checksums.find(file.parent)
-    if sums is not None:
-        sums.check(file, 0, 8)
+    size = file.stat().st_size
     with file.open("rb") as stream:
         start = int.from_bytes(stream.read(8), "little")
         if size < 8 or start > min(size - 8, _MAX_HEADER_BYTES):
@@ -272,8 +270,6 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
                 "again"
             )
         text = stream.read(start)
-    if sums is not None:
-        sums.check(file, 8, 8 + start)
     try:
         header = dict(_parsed(text))
         metadata = dict(header.pop(_METADATA, {}))
@@ -285,6 +281,9 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} has a damaged header ({first_line(error)}). Bring it here again") from error
     places = _checked(file, entries, first=8 + start, size=size)
+    sums = Checksums.of_weights(file)
+    if sums is not None:
+        sums.check(file, 0, 8 + start)
     return {name: dataclasses.replace(place, sums=sums) for name, place in places.items()}, metadata
 
 
