@@ -64,7 +64,7 @@ class Checksums:
 
     folder: Path
     files: Mapping[str, Sums]
-    piece_bytes: int = _PIECE_BYTES
+    piece_bytes: int
 
     @classmethod
     def find(cls, folder: Path) -> Checksums | None:
@@ -104,7 +104,7 @@ class Checksums:
         paths = sorted(_paths(folder))
         with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
             found = pool.map(lambda path: _sums(folder / path, _PIECE_BYTES), paths)
-            return cls(folder.absolute(), dict(zip(paths, found, strict=True)))
+            return cls(folder.absolute(), dict(zip(paths, found, strict=True)), _PIECE_BYTES)
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
