@@ -1,7 +1,7 @@
 """Uses the published `openpi-client` against a server of an exported ALOHA model: `python upstream_exported.py PORT`.
 
-Run by the interpreter of an environment that holds the published package and nothing of this repository. Prints the answer
-as JSON; `tests/test_client_upstream.py` looks at it.
+Run by the interpreter of an environment that holds the published package and nothing of this repository. Prints the
+answer as JSON; `tests/test_client_upstream.py` looks at it.
 """
 
 import json
