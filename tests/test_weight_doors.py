@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from openpi.weights import layout, names, released, safetensors_io, spelling
+from openpi.weights import integrity, layout, names, orbax_parts, released, safetensors_io, spelling
 from openpi.weights.layout import Block
 from tiny_recipe import MODEL, fast
 
