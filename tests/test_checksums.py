@@ -13,7 +13,7 @@ from openpi.policies import policy_config
 from openpi.training import recipe_io
 from openpi.training.config import get_config
 from openpi.weights import checksums, layout, names, orbax_io, released, safetensors_io
-from openpi.weights.checksums import CHECKSUMS_FILE, Checksums
+from openpi.weights.checksums import CHECKSUMS_FILE
 from openpi.weights.layout import Block
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
