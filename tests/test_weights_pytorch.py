@@ -506,6 +506,10 @@ def test_a_conversion_is_certified_and_can_be_verified(
     file.write_bytes(data)
     assert verify.main([str(folder)]) == 1
     error = capsys.readouterr().err
+    assert "model.safetensors is not what was written" in error and "--accept" in error
+    assert verify.main([str(folder), "--accept"]) == 0  # the certificate is of tensors
+    assert verify.main([str(folder)]) == 1
+    error = capsys.readouterr().err
     assert "1 of 131 tensors" in error and "expected float32 with checksum" in error
 
 
@@ -546,7 +550,7 @@ def test_what_cannot_be_converted_is_refused(
         ([source, source], "exists; choose another folder"),
         ([source, str(tmp_path / "out"), "--to=jax"], "is in the layout 'jax' already"),
         ([str(tmp_path / "none"), str(tmp_path / "out")], "none"),
-        ([source, str(tmp_path / "out"), "--config=pi05_libero"], "do not fit the model"),
+        ([source, str(tmp_path / "out"), "--config=pi05_libero"], "holds pi0, and the recipe's model is pi0.5"),
     ):
         assert convert_checkpoint.main(argv) == 1
         assert message in capsys.readouterr().err

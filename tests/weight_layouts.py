@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.weights import layout, names, released
+from openpi.weights import layout, released, spelling
 
 LAYOUTS = ("jax", "pytorch", "lerobot")
 
@@ -18,7 +18,7 @@ def write(source: Path, config: Any, folder: Path, kind: str, dtype: Any = np.fl
         released.write_params(folder / "params", config, blocks, lambda row: wanted)
         return str(folder / "params")
     folder.mkdir(parents=True)
-    prefix = names.LEROBOT_PREFIX if kind == "lerobot" else ""
+    prefix = spelling.LEROBOT_PREFIX if kind == "lerobot" else ""
     released.write_tensors(folder / "model.safetensors", config, blocks, lambda row: wanted, prefix=prefix)
     if kind == "lerobot":
         (folder / "config.json").write_text('{"type": "pi0"}')

@@ -4,8 +4,9 @@ Tensors pass one by one: it takes less than 2 GB of memory beside the libraries'
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
-openpi itself serves and fine-tunes every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 =
-refused or failed; 2 = bad command line.
+An exported model of the first release becomes a checkpoint, with --config NAME. openpi itself serves and fine-tunes
+every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command
+line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         convert(
-            args.source, args.output, to=args.to, config=args.config, dtype=args.dtype, with_certificate=args.certify
+            args.source,
+            args.output,
+            to=args.to,
+            config=args.config,
+            dtype=args.dtype,
+            without=args.without,
+            with_certificate=args.certify,
         )
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
@@ -60,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="NAME", help="recipe of a checkpoint that carries none")
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights; default: as they are")
     parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tensor of the source that is left out, of two that should be one; may be repeated",
+    )
+    parser.add_argument(
         "--no-certify", dest="certify", action="store_false", help="do not read the result again and run it"
     )
     return parser
@@ -72,9 +88,13 @@ def convert(
     to: str = "pytorch",
     config: str | None = None,
     dtype: str | None = None,
+    without: Sequence[str] = (),
     with_certificate: bool = True,
 ) -> None:
     """Writes the checkpoint in another layout, all or nothing.
+
+    Args:
+        without: names of tensors in the source that are not meant.
 
     Raises:
         FileExistsError: `output` is there.
@@ -89,20 +109,74 @@ def convert(
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder, or move it away")
+    if (folder := _exported_folder(source)) is not None:
+        _convert_exported(folder, output, to=to, config=config, dtype=dtype, with_certificate=with_certificate)
+        return
     checkpoint = serve.find_checkpoint(source)
     recipe = serve.choose_recipe(checkpoint, config)
-    if layout.find_layout(checkpoint).value == to and dtype is None:
+    if layout.find_layout(checkpoint).value == to and dtype is None and not without:
         raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
-    norm_stats = _norm_stats(checkpoint, recipe)
-    weights = layout.open_weights(recipe.model, checkpoint)
+    weights = layout.open_weights(recipe.model, checkpoint, without=without)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
+    _write_all(output, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+
+
+def _exported_folder(source: str) -> Path | None:
+    """The folder of an exported model of the first release, if the source is one."""
+    from openpi.policies import exported_policy
+    from openpi.shared import download
+
+    folder = exported_policy.model_folder(download.maybe_download(source))
+    return folder if exported_policy.is_exported(folder) else None
+
+
+def _convert_exported(folder: Path, output: Path, *, config: str | None, **options: Any) -> None:
+    """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
+    from openpi.models import exported
+    from openpi.policies import exported_policy
+    from openpi.shared import normalize
+    from openpi.training.config import AssetsConfig, get_config
+
+    if config is None:
+        raise ValueError(
+            f"{folder} is an exported model of the first release, which has no recipe: name that of its robot with "
+            "--config, such as pi0_aloha, pi0_aloha_sim, pi0_droid, pi0_libero or pi0_calvin"
+        )
+    recipe: Any = get_config(config)
+    known = {robot.processor for robot in exported_policy.ROBOTS.values()} & set(exported.processors(folder))
+    processor = exported.choose_processor(folder, default=min(known) if len(known) == 1 else None)
+    model = dataclasses.replace(recipe.model, **exported_policy.dims(folder))
+    data = dataclasses.replace(recipe.data, assets=AssetsConfig(asset_id=processor))
+    recipe = dataclasses.replace(recipe, model=model, data=data)
+    weights = exported_policy.open_weights(model, folder)
+    with tempfile.TemporaryDirectory() as extras:
+        for name in exported.processors(folder):
+            normalize.save(Path(extras) / "assets" / name, exported.load_norm_stats(folder, name))
+        _write_all(output, Path(extras), recipe, weights, **options)
+    logger.info("served with the statistics of '%s'; others lie beside it in assets/", processor)
+
+
+def _write_all(
+    output: Path,
+    checkpoint: Path,
+    recipe: TrainConfig,
+    weights: Weights,
+    *,
+    to: str,
+    dtype: str | None,
+    with_certificate: bool,
+) -> None:
+    """All or nothing; `checkpoint`: where the files beside the weights are."""
+    from openpi.weights import checksums
+
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write(partial, checkpoint, recipe, weights, norm_stats, to=to, dtype=dtype, with_certificate=with_certificate)
+        _write(partial, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+        checksums.write(partial)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -126,7 +200,6 @@ def _write(
     checkpoint: Path,
     recipe: TrainConfig,
     weights: Weights,
-    norm_stats: dict[str, Any] | None,
     *,
     to: str,
     dtype: str | None,
@@ -134,7 +207,7 @@ def _write(
 ) -> None:
     from openpi.policies import parity
     from openpi.training import recipe_io
-    from openpi.weights import names, released
+    from openpi.weights import names, released, spelling
     from openpi.weights.probe import Witness
 
     model: Any = recipe.model
@@ -148,9 +221,9 @@ def _write(
     if to == "jax":
         released.write_params(folder / "params", model, blocks, dtype_of)
     else:
-        prefix = names.LEROBOT_PREFIX if to == "lerobot" else ""
+        prefix = spelling.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
-    _copy_extras(checkpoint, folder, recipe, norm_stats)
+    norm_stats = _copy_extras(checkpoint, folder, recipe)
     recipe_io.save_recipe(folder, recipe)
     main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
     if to == "pytorch":
@@ -177,26 +250,9 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _norm_stats(checkpoint: Path, recipe: TrainConfig) -> dict[str, Any] | None:
-    """The checkpoint's statistics; None if there are none.
-
-    Raises:
-        ValueError: they cannot be used.
-    """
+def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
+    """What lies beside the weights; returns the statistics, None if there are none."""
     from openpi.policies import policy_config
-
-    try:
-        norm_stats = policy_config.find_norm_stats(recipe, checkpoint)[1]
-    except (FileNotFoundError, ValueError) as error:
-        logger.warning("no normalisation statistics go along: %s", error)
-        return None
-    data_config = recipe.data.create_base_config(checkpoint / "assets", recipe.model)
-    policy_config.check_norm_stats(norm_stats, data_config, checkpoint)
-    return norm_stats
-
-
-def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig, norm_stats: dict[str, Any] | None) -> None:
-    """What lies beside the weights."""
     from openpi.policies.contract import CONTRACT_FILE
     from openpi.shared import normalize
 
@@ -204,9 +260,14 @@ def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig, norm_stats
         shutil.copytree(checkpoint / "assets", folder / "assets")
     if (checkpoint / CONTRACT_FILE).is_file():
         shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
-    asset_id = recipe.data.asset_id
-    if norm_stats is not None and asset_id is not None and not (folder / "assets" / asset_id).exists():
+    try:
+        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("no normalisation statistics go along: %s", error)
+        return None
+    if not (folder / "assets" / asset_id).exists():
         normalize.save(folder / "assets" / asset_id, norm_stats)
+    return norm_stats
 
 
 def _write_config(folder: Path, model: Any, dtype: str) -> None:

@@ -158,7 +158,7 @@ def _write(
 ) -> None:
     """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
     from openpi.training import recipe_io
-    from openpi.weights import layout, released, safetensors_io
+    from openpi.weights import checksums, layout, released, safetensors_io
 
     left_out = frozenset[str]() if base is None else base.frozen.keys()
     kept = {row.released for row in weights.table if row.tree not in left_out}
@@ -179,6 +179,7 @@ def _write(
         recipe_io.save_recipe(partial, recipe)
         if base is not None:
             base.save(partial)
+        checksums.write(partial)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,6 +13,7 @@ import enum
 import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -59,14 +60,14 @@ class Default:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """Form of the first release, whose exported models are no longer published; says what replaces them.
+    """Serves an exported model of the first release to the robot that --env names.
 
     Attributes:
-        dir: folder or URL of the exported model.
-        processor: name of its normalisation.
+        dir: folder or URL of the exported model; default: the one of the robot.
+        processor: name of its normalisation; default: the one of the robot, else the only one.
     """
 
-    dir: str
+    dir: str | None = None
     processor: str | None = None
 
 
@@ -75,7 +76,7 @@ class Args:
     """Serves a policy to robots over websocket.
 
     Attributes:
-        env: the robot whose default is served; only for policy:default.
+        env: the robot whose default is served, and whose observations an exported model gets.
         default_prompt: for requests that have no prompt.
         port: port to listen on, on all addresses.
         record: record every request and answer in policy_records/.
@@ -100,7 +101,7 @@ DEFAULT_CHECKPOINT = {
     EnvMode.LIBERO: Checkpoint("pi05_libero", f"{_CHECKPOINTS}/pi05_libero"),
 }
 
-# Exported models of the first release -> the checkpoint of the same training.
+# Exported models of the first release -> the checkpoint of the same training, for whom they are gone.
 _REPLACEMENTS = {
     "pi0_aloha_sim": DEFAULT_CHECKPOINT[EnvMode.ALOHA_SIM],
     "pi0_aloha_towel": Checkpoint("pi0_aloha_towel", f"{_CHECKPOINTS}/pi0_aloha_towel"),
@@ -109,6 +110,10 @@ _REPLACEMENTS = {
     "pi0_droid": Checkpoint("pi0_droid", f"{_CHECKPOINTS}/pi0_droid"),
     "pi0_libero": DEFAULT_CHECKPOINT[EnvMode.LIBERO],
 }
+_NO_CALVIN = (
+    "there is no other published checkpoint for CALVIN; train one with the recipe pi0_calvin, then use "
+    "policy:checkpoint --policy.config=pi0_calvin --policy.dir=..."
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,31 +122,39 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     configure_logging()
     try:
-        chosen = choose_checkpoint(args)
-        check(chosen, args.port)
+        load = loader(args)
     except (ValueError, OSError) as error:
         return serve.refuse(error, PROGRAM)
-    load = functools.partial(
-        load_policy,
-        chosen,
-        args.default_prompt,
-        record=args.record,
-        backend=args.backend,
-        pytorch_device=args.pytorch_device,
-    )
     return serve.run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
 
 
-def check(chosen: Checkpoint, port: int) -> None:
-    """What can be told before the port is open; a URL is fetched afterwards.
+def loader(args: Args) -> Callable[[], BasePolicy]:
+    """What loads the policy, once all is checked that can be told before the port is open; a URL is fetched afterwards.
 
     Raises:
         FileNotFoundError: there is no checkpoint in the folder; says what is there.
-        ValueError: no recipe of that name, or no such port.
+        ValueError: no recipe of that name, no such port, or an option that an exported model does not have.
     """
+    serve.check_range("port", args.port, *serve.RANGES["port"])
+    chosen = choose_checkpoint(args)
+    if isinstance(chosen, Checkpoint):
+        check(chosen)
+        load = functools.partial(
+            load_policy, chosen, args.default_prompt, backend=args.backend, pytorch_device=args.pytorch_device
+        )
+    else:
+        if args.backend == "pytorch" or args.pytorch_device is not None:
+            raise ValueError("an exported model is a graph of JAX; leave out --backend and --pytorch-device")
+        if chosen.dir is not None and "://" not in chosen.dir:
+            find_exported(chosen.dir)
+        load = functools.partial(load_exported, chosen, args.env, args.default_prompt)
+    return functools.partial(_recorded, load) if args.record else load
+
+
+def check(chosen: Checkpoint) -> None:
+    """Raises FileNotFoundError or ValueError as of `loader`."""
     from openpi.training.config import get_config
 
-    serve.check_range("port", port, *serve.RANGES["port"])
     get_config(chosen.config)
     if "://" not in chosen.dir:
         serve.find_checkpoint(chosen.dir)
@@ -151,17 +164,57 @@ def load_policy(
     chosen: Checkpoint,
     default_prompt: str | None,
     *,
-    record: bool,
     backend: Literal["jax", "pytorch"] | None = None,
     pytorch_device: str | None = None,
 ) -> BasePolicy:
-    """The policy, warm; one that records all requests in one folder, as documented, if asked to."""
-    from openpi.policies.policy import PolicyRecorder
-
-    policy = serve.load_policy(
+    """The policy, warm."""
+    return serve.load_policy(
         chosen.dir, chosen.config, default_prompt=default_prompt, backend=backend, pytorch_device=pytorch_device
     )
-    return PolicyRecorder(policy, _RECORD_FOLDER) if record else policy
+
+
+def load_exported(chosen: Exported, env: EnvMode, default_prompt: str | None) -> BasePolicy:
+    """The policy, warm.
+
+    Raises:
+        FileNotFoundError, ConnectionError: it is not there (any more); what replaces it is said.
+        ValueError, ImportError: as of `openpi.policies.exported_policy.load`.
+    """
+    from openpi.policies import exported_policy
+    from openpi.serving.warm_up import warm_up
+
+    serve.use_compilation_cache()
+    robot = exported_policy.ROBOTS[env.value]
+    place = robot.url if chosen.dir is None else chosen.dir
+    try:
+        folder = find_exported(place)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise type(error)(f"{error}. {_replacement_of(place)}") from error
+    policy = exported_policy.load(folder, robot, processor=chosen.processor, default_prompt=default_prompt)
+    warm_up(policy, robot.spec.cameras, robot.spec.state)
+    return policy
+
+
+def find_exported(place: str) -> Path:
+    """The folder of an exported model, here; raises FileNotFoundError where it has no graph."""
+    from openpi.policies import exported_policy
+    from openpi.shared import download
+
+    folder = exported_policy.model_folder(download.maybe_download(place))
+    if not exported_policy.is_exported(folder):
+        found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
+        raise FileNotFoundError(
+            f"{folder} is no exported model: it has no file 'graph' (found: {', '.join(found) or 'nothing'}). A "
+            "checkpoint is served with policy:checkpoint --policy.config=... --policy.dir=..."
+        )
+    return folder
+
+
+def _recorded(load: Callable[[], BasePolicy]) -> BasePolicy:
+    """One that records all requests in one folder, as documented."""
+    from openpi.policies.policy import PolicyRecorder
+
+    return PolicyRecorder(load(), _RECORD_FOLDER)
 
 
 def parse(argv: list[str] | None) -> Args:
@@ -171,34 +224,23 @@ def parse(argv: list[str] | None) -> Args:
     return tyro.cli(Args, args=with_env_in_capitals(argv), prog=PROGRAM)
 
 
-def choose_checkpoint(args: Args) -> Checkpoint:
-    """What the command line asks for.
-
-    Raises:
-        ValueError: it asks for something of the first release that is no longer published.
-    """
-    match args.policy:
-        case Checkpoint():
-            return args.policy
-        case Default():
-            if args.env is EnvMode.CALVIN:
-                raise ValueError(
-                    "there is no published checkpoint for CALVIN since the first release; train one with the recipe "
-                    "pi0_calvin, then use policy:checkpoint --policy.config=pi0_calvin --policy.dir=..."
-                )
-            return DEFAULT_CHECKPOINT[args.env]
-        case Exported(folder):
-            raise ValueError(_replacement_of(folder))
+def choose_checkpoint(args: Args) -> Checkpoint | Exported:
+    """What the command line asks for; CALVIN's default is still that of the first release."""
+    if not isinstance(args.policy, Default):
+        return args.policy
+    return DEFAULT_CHECKPOINT.get(args.env) or Exported()
 
 
 def _replacement_of(folder: str) -> str:
-    parts = folder.rstrip("/").removesuffix("/model").rsplit("/", 1)
-    replacement = _REPLACEMENTS.get(parts[-1])
+    name = folder.rstrip("/").removesuffix("/model").rsplit("/", 1)[-1]
+    if name == "pi0_calvin":
+        return f"Exported models of the first release may be gone; {_NO_CALVIN}"
+    replacement = _REPLACEMENTS.get(name)
     if replacement is None:
-        hint = f"there are {', '.join(sorted(_REPLACEMENTS))}"
+        hint = f"published were {', '.join(sorted([*_REPLACEMENTS, 'pi0_calvin']))}"
     else:
         hint = f"use policy:checkpoint --policy.config={replacement.config} --policy.dir={replacement.dir}"
-    return f"exported models such as {folder} are no longer published and cannot be served; {hint}"
+    return f"Exported models of the first release may be gone; {hint}"
 
 
 def with_env_in_capitals(argv: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
-"""`openpi verify CHECKPOINT`: whether a checkpoint's weights are what was written, and both backends compute the same.
+"""`openpi verify CHECKPOINT`: whether a checkpoint is what was written, and both backends compute the same.
 
-Compares a checksum of every tensor with the checkpoint's certificate, and runs a small model cut out of it on the
-certificate's inputs, with each backend that is installed. Exit codes: 0 = OK; 1 = something differs (the first is
-named), or there is nothing to compare with; 2 = bad command line.
+Compares every file with the checkpoint's checksums. Where it has a certificate, compares every tensor with it, too, and
+runs a small model cut out of the checkpoint on the certificate's inputs, with each backend that is installed. Exit
+codes: 0 = OK; 1 = something differs (the first is named), or there is nothing to compare with; 2 = bad command line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 SUMMARY = "whether a checkpoint is whole and both backends agree on it"
 
@@ -24,21 +25,62 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the certificate is of float32 on a processor
     from openpi.cli import serve
-    from openpi.policies import parity
 
     try:
         checkpoint = serve.find_checkpoint(args.checkpoint)
-        recipe = serve.choose_recipe(checkpoint, args.config)
-        check = parity.certify if args.write else parity.verify
-        errors = check(checkpoint, recipe.model)
+        if args.accept:
+            _accept(checkpoint)
+        else:
+            _verify(checkpoint, args.config, is_writing=args.write)
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi verify: {error}", file=sys.stderr)
         return 1
-    for name, error in errors.items():
-        print(f"{name}: largest error {error:.1e} (at most {parity.TOLERANCE:g})")
-    print("OK" if not args.write else f"written: {checkpoint / parity.PARITY_FILE}")
     return 0
+
+
+def _accept(checkpoint: Path) -> None:
+    from openpi.weights import checksums
+
+    for change in checksums.accept(checkpoint):
+        print(change)
+    print(f"written: {checkpoint / checksums.CHECKSUMS_FILE}")
+
+
+def _verify(checkpoint: Path, config: str | None, *, is_writing: bool) -> None:
+    from openpi.cli import serve
+    from openpi.policies import parity
+    from openpi.weights import checksums, layout
+
+    has_sums = _check_files(checkpoint)
+    model = serve.choose_recipe(checkpoint, config).model
+    if has_sums and not is_writing and not (checkpoint / parity.PARITY_FILE).is_file():
+        layout.open_weights(model, checkpoint)
+        print("there is no certificate, so backends are not compared (`openpi verify --write` makes one)")
+    else:
+        for name, error in (parity.certify if is_writing else parity.verify)(checkpoint, model).items():
+            print(f"{name}: largest error {error:.1e} (at most {parity.TOLERANCE:g})")
+    if is_writing:
+        checksums.write(checkpoint, only=(parity.PARITY_FILE, parity.ARRAYS_FILE) if has_sums else None)
+    print("OK" if not is_writing else f"written: {checkpoint / parity.PARITY_FILE}")
+
+
+def _check_files(checkpoint: Path) -> bool:
+    """Whether there are checksums of the files; raises ValueError where they are others."""
+    from openpi.weights.checksums import Checksums
+
+    sums = Checksums.find(checkpoint)
+    if sums is None:
+        return False
+    gone = sums.check_all()
+    if gone:
+        raise ValueError(
+            f"{sums.folder} lacks {len(gone)} of the files that were written, such as {gone[0]}: bring the checkpoint "
+            f"here again. If that is meant, `openpi verify {sums.folder} --accept` takes the files as they are now"
+        )
+    size = sum(entry.num_bytes for entry in sums.files.values())
+    print(f"{len(sums.files)} files ({size / 1e9:.2f} GB): as written")
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
-    parser.add_argument("--write", action="store_true", help="write a certificate of the weights as they are")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="write a certificate of the weights as they are")
+    what.add_argument(
+        "--accept", action="store_true", help="take the files as they are now, such as after editing one on purpose"
+    )
     return parser
 
 

@@ -19,7 +19,7 @@ from openpi.shared import download, normalize, stats_check
 from openpi.shared.errors import install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
-from openpi.weights import layout, lerobot_files
+from openpi.weights import checksums, layout, lerobot_files
 
 logger = logging.getLogger("openpi")
 
@@ -117,6 +117,7 @@ def load_pipeline(
     norm_stats: Mapping[str, NormStats] | None = None,
 ) -> Pipeline:
     """The pipeline of a checkpoint in a local folder; arguments and errors as of `create_trained_policy`."""
+    checksums.check_small_files(folder)
     train_config = _with_own_tokenizer(train_config, folder)
     data_config = _with_own_assets(train_config.data, folder).create(folder / "assets", train_config.model)
     if norm_stats is None:

@@ -31,6 +31,7 @@ from openpi.shared import published
 from openpi.shared.errors import first_line
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.training import processes
+from openpi.weights import checksums
 from openpi.weights.adapter_base import KEEP_FILE
 
 logger = logging.getLogger("openpi")
@@ -183,6 +184,7 @@ class Checkpoints:
                 logger.warning("an older checkpoint could not be removed: %s", error)
 
     def _complete(self, step: int, partial: Path) -> None:
+        checksums.write(partial)
         _flush(partial)
         partial.rename(self.path(step))
         _flush_folder(self.directory)

@@ -26,6 +26,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.recipe_decoding import Decoder, upgrade
 from openpi.training.recipe_encoding import Encoder, differences
 from openpi.training.recipe_sources import OwnCode
+from openpi.weights import checksums
 
 RECIPE_FILE = "recipe.json"
 _VERSION = 2
@@ -104,6 +105,7 @@ def load_recipe(directory: Path | str) -> TrainConfig:
             f"{path} does not exist; checkpoints from other trainers have no recipe. Name one, as in "
             "`--config=pi0_aloha_sim`"
         )
+    checksums.check_small_files(path.parent)
     with _errors_of(path):
         document = _read(path)
         config = Decoder(OwnCode(path.parent, document.sources)).decode(document.config, "config")

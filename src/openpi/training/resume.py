@@ -18,6 +18,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.preflight import TrainingData
 from openpi.training.progress import Window
 from openpi.training.run_directory import damaged_message
+from openpi.weights import checksums
 
 logger = logging.getLogger("openpi")
 
@@ -82,6 +83,7 @@ def continue_run(config: TrainConfig, backend: Backend, checkpoint: Path, data: 
     for field, (old, new) in changes.items():
         logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
     try:
+        checksums.check_small_files(checkpoint)
         state = backend.restore_state(checkpoint)
         loop_state = _read_loop_state(checkpoint)
     except (ValueError, OSError, KeyError, TypeError) as error:

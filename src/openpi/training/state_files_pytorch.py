@@ -23,7 +23,7 @@ from openpi.models_pytorch import loading
 from openpi.training import parallel_pytorch, processes
 from openpi.training.freeze import Filter
 from openpi.training.step_pytorch import TrainState
-from openpi.weights import layout, names, safetensors_io
+from openpi.weights import layout, names, safetensors_io, spelling
 from openpi.weights.adapter_base import Digests
 
 logger = logging.getLogger("openpi")
@@ -51,7 +51,7 @@ def begin_write(directory: Path, table: Table, state: TrainState, is_left_out: F
             return
         safetensors_io.save(directory / STATE_FILE, rest)
         (directory / STEP_FILE).write_text(json.dumps(step))
-        metadata = {"format": "pt", **names.tied_names()}
+        metadata = {"format": "pt", **spelling.tied_names()}
         safetensors_io.save(directory / MODEL_FILE, model, metadata=metadata)
 
     return write

@@ -104,7 +104,8 @@ class AdapterBase:
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"this checkpoint holds adapters only, and its base is not there: {error}. Put the base back, or "
-                f"correct 'base' in {ADAPTERS_FILE}; `openpi export --full`, run where the base is, makes a checkpoint "
+                f"correct 'base' in {ADAPTERS_FILE} (then `openpi verify CHECKPOINT --accept`); "
+                "`openpi export --full`, run where the base is, makes a checkpoint "
                 "that needs none"
             ) from error
 
@@ -120,7 +121,10 @@ class AdapterBase:
     @property
     def expected(self) -> str:
         """For errors."""
-        return f"expected the base that the adapters were trained on. Correct 'base' in {ADAPTERS_FILE}"
+        return (
+            f"expected the base that the adapters were trained on. Correct 'base' in {ADAPTERS_FILE} (then "
+            "`openpi verify CHECKPOINT --accept`, as a file is changed)"
+        )
 
 
 class Digests:

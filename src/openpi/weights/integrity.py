@@ -16,20 +16,27 @@ import tensorstore
 
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
+from openpi.weights.checksums import Checksums
 
 _MAX_SHOWN = 10
+_DESCRIPTIONS = ("_METADATA", "_sharding")
+_MANIFEST = "manifest.ocdbt"
 
 
 def check_complete(folder: Path) -> None:
     """Refuses what was cut while it was written or copied.
 
-    What only changes bytes inside an array is not noticed.
+    What only changes bytes inside an array is noticed by `checksums`, where there are any. Those of the index and of
+    what describes the arrays are compared here.
 
     Raises:
-        ValueError: files are missing, shorter than the index says, or unreadable; they are named.
+        ValueError: files are missing, shorter than the index says, unreadable, or not what was written; they are named.
     """
     problems = list(_problems(folder))
     if not problems:
+        sums = Checksums.of_weights(folder)
+        if sums is not None:
+            _check_index(folder, sums)
         return
     shown = "\n  ".join(problems[:_MAX_SHOWN])
     more = f"\n  and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
@@ -39,23 +46,42 @@ def check_complete(folder: Path) -> None:
     )
 
 
+def _check_index(folder: Path, sums: Checksums) -> None:
+    """All that is read before any array."""
+    for name in (*_DESCRIPTIONS, _MANIFEST):
+        sums.check(folder / name)
+    if not (folder / _MANIFEST).exists():
+        for file in folder.glob("*/.z*"):
+            sums.check(file)
+        return
+    for key, location in _locations(*_opened(folder)):
+        if location.startswith("btreenode:") or not is_chunk(key):
+            file, start, length = _place(folder, location)
+            sums.check(file, start, start + length)
+
+
+def is_chunk(key: str) -> bool:
+    """Whether this is the key of values of an array, not of what describes it."""
+    return all(part.isdigit() for part in key.rpartition("/")[2].split("."))
+
+
 def _problems(folder: Path) -> Iterator[str]:
-    for name in ("_METADATA", "_sharding"):
+    for name in _DESCRIPTIONS:
         try:
             json.loads((folder / name).read_text())
         except FileNotFoundError:
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"{name} is cut off or no JSON ({found_instead(folder / name) or first_line(error)})"
-    if not (folder / "manifest.ocdbt").exists():
+    if not (folder / _MANIFEST).exists():
         if next(folder.glob("*/.zarray"), None) is None:  # one folder for each array, as old checkpoints have
             yield "manifest.ocdbt is missing"
         return
     try:
         extents = _extents(folder)
-    except (ValueError, OSError) as error:
-        why = found_instead(folder / "manifest.ocdbt", "any") or first_line(error)
-        yield f"the index cannot be read: manifest.ocdbt, {why}"
+    except (ValueError, OSError, KeyError, IndexError, TypeError) as error:
+        why = found_instead(folder / _MANIFEST, "any") or first_line(error)
+        yield f"the index cannot be read: {_MANIFEST}, {why}"
         return
     for name, end in sorted(extents.items()):
         file = folder / name
@@ -94,12 +120,16 @@ def _opened(folder: Path) -> tuple[Any, Any]:
 
 def _place(folder: Path, location: str) -> tuple[Path, int, int]:
     _, root, name, start, length = location.split(":")
-    return folder / (unquote(root) + unquote(name)), int(start), int(length)
+    path = Path(unquote(root) + unquote(name))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"it points to {path}, out of the folder")
+    return folder / path, int(start), int(length)
 
 
 def _locations(base: Any, manifest: Any) -> Iterator[tuple[str, str]]:
     """Key and `<kind>:<root>:<file>:<start>:<length>` of every node and value of the latest version."""
     waiting = [(b"", manifest["versions"][-1]["root"])]
+    nodes: set[str] = set()
     while waiting:
         prefix, entry = waiting.pop()
         key = prefix + entry.get("key", b"")
@@ -108,5 +138,8 @@ def _locations(base: Any, manifest: Any) -> Iterator[tuple[str, str]]:
             continue  # its value is in the node itself
         yield key.decode(errors="replace"), location
         if location.startswith("btreenode:"):
+            if location in nodes:
+                raise ValueError(f"its node {location} is in it twice")
+            nodes.add(location)
             prefix += entry.get("subtree_common_prefix", b"")
             waiting += ((prefix, inner) for inner in tensorstore.ocdbt.dump(base, location).result()["entries"])

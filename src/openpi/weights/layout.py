@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
+import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +27,14 @@ import numpy as np
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.shared.tree import unflatten
-from openpi.weights import names, safetensors_io
+from openpi.weights import names, safetensors_io, second_names, spelling
 from openpi.weights.adapter_base import AdapterBase, Digests, Frozen
 from openpi.weights.compare import LoadReport, Shapes, compare
 from openpi.weights.names import Row
 
 CONFIG_FILE = "config.json"
+
+logger = logging.getLogger("openpi")
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NONE = "(?!)"  # pattern that nothing matches
@@ -53,6 +58,12 @@ def find_layout(folder: Path) -> Layout:
         ValueError: the header of its file is damaged.
     """
     if safetensors_io.is_here(folder):
+        params = _params_folder(folder)
+        if params is not None and any(params.iterdir()):
+            raise ValueError(
+                f"{folder} has weights twice, params/ (JAX) and {safetensors_io.SINGLE_FILE} (PyTorch), and they need "
+                "not be the same: move those that are not meant out of the folder"
+            )
         is_lerobot = "type" in read_config(folder) or _has_prefix(safetensors_io.open_tensors(folder))
         return Layout.LEROBOT if is_lerobot else Layout.PYTORCH
     if _params_folder(folder) is not None:
@@ -60,8 +71,17 @@ def find_layout(folder: Path) -> Layout:
     found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
     raise FileNotFoundError(
         f"{folder} has neither params/ nor {safetensors_io.SINGLE_FILE}; expected a checkpoint, such as "
-        f"checkpoints/<recipe>/<run>/<step>. There is: {', '.join(found) or 'nothing'}"
+        f"checkpoints/<recipe>/<run>/<step>. There is: {', '.join(found) or 'nothing'}{_advice(found)}"
     )
+
+
+def _advice(found: Collection[str]) -> str:
+    """On weights in a form that is not read."""
+    if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in found):
+        return f". These shards lack their {safetensors_io.INDEX_FILE}; bring the whole folder here again"
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in found):
+        return ". Pickled weights are not read, since reading them runs what they say: save them with safetensors"
+    return ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -140,17 +160,18 @@ class Weights(Protocol):
 # --- opening ------------------------------------------------------------------------------------------------------
 
 
-def open_weights(config: Any, folder: Path) -> Weights:
+def open_weights(config: Any, folder: Path, *, without: Sequence[str] = ()) -> Weights:
     """The weights of a checkpoint (or of a `params/` folder), compared with the model by names and shapes.
 
     Args:
         config: of the model.
+        without: names of tensors in the file that are not meant.
     Raises:
         FileNotFoundError: no checkpoint, or the base of adapters is not there.
         ValueError: tensors are missing or have another shape (ten are shown), the file has adapters that the model has
-            not, or it is damaged.
+            not, it holds a tensor under several names that differ, or it is damaged.
     """
-    return _open(names.rows(config), folder)
+    return _open(names.rows(config), folder, without=without)
 
 
 def open_tree(shapes: Shapes, folder: Path, *, may_lack_adapters: bool = False, source: str | None = None) -> Weights:
@@ -289,33 +310,55 @@ def by_path(weights: Weights) -> LoadReport:
 
 
 def _open(
-    table: Sequence[Row], folder: Path, *, may_keep: str = _NONE, source: str | None = None, is_base: bool = False
+    table: Sequence[Row],
+    folder: Path,
+    *,
+    may_keep: str = _NONE,
+    source: str | None = None,
+    is_base: bool = False,
+    without: Sequence[str] = (),
 ) -> Weights:
-    """As of `open_tree`; `is_base`: there may be more than the table has."""
+    """As of `open_tree` and `open_weights`; `is_base`: there may be more than the table has."""
     is_jax = find_layout(folder) is Layout.JAX
     params = _params_folder(folder) if is_jax else None
     base = AdapterBase.load(folder if params is None else params.parent)
     elsewhere = {} if base is None else {path: entry.shape for path, entry in base.frozen.items()}
+    is_alone = base is None and not is_base
     own: ArrayWeights | _SafetensorsWeights
     if params is not None:
-        own = _open_orbax(table, params, elsewhere, may_keep, source or str(params))
+        if without:
+            raise ValueError(f"{params} is no file of tensors: none of its arrays can be left out, as {without[0]}")
+        own = _open_orbax(table, params, elsewhere, may_keep, source or str(params), is_alone=is_alone)
     else:
-        tensors = safetensors_io.open_tensors(folder)
-        if base is None and not is_base:
-            _refuse_other_family(table, tensors, folder)
-        own = _SafetensorsWeights(table, tensors, elsewhere, may_keep, source or str(folder))
+        tensors = safetensors_io.open_tensors(folder).without(without)
+        own = _open_safetensors(table, tensors, elsewhere, may_keep, source or str(folder), is_alone=is_alone)
     if not is_base:
         _refuse_adapters(own.report)
     return own if base is None else _WithBase(own, base)
 
 
-def _open_orbax(table: Sequence[Row], params: Path, elsewhere: Shapes, may_keep: str, source: str) -> ArrayWeights:
+def _open_orbax(
+    table: Sequence[Row], params: Path, elsewhere: Shapes, may_keep: str, source: str, *, is_alone: bool
+) -> ArrayWeights:
     from openpi.weights import orbax_parts
 
     found = orbax_parts.open_arrays(params)
+    if is_alone:
+        return of_arrays(table, found, may_keep=may_keep, source=source)
     stored = dict(elsewhere) | {path: array.shape for path, array in found.items()}
     report = compare(names.shapes_of(table), stored, may_keep=may_keep, source=source)
     return ArrayWeights(table, report, found)
+
+
+def of_arrays(table: Sequence[Row], arrays: Mapping[str, Array], *, source: str, may_keep: str = _NONE) -> ArrayWeights:
+    """Arrays of the tree as weights of a model.
+
+    Raises:
+        ValueError: as of `open_weights`.
+    """
+    _refuse_strangers(table, arrays, arrays, source)
+    shapes = {path: array.shape for path, array in arrays.items()}
+    return ArrayWeights(table, compare(names.shapes_of(table), shapes, may_keep=may_keep, source=source), arrays)
 
 
 class ArrayWeights:
@@ -367,6 +410,34 @@ def _blocks_of(array: Array, rows: Mapping[tuple[int, ...], Row]) -> Iterator[Bl
                 yield Block(row, 0, row.to_torch(some[(index[0] - start, *index[1:])]))
 
 
+def _open_safetensors(
+    table: Sequence[Row],
+    tensors: safetensors_io.Tensors,
+    elsewhere: Shapes,
+    may_keep: str,
+    source: str,
+    *,
+    is_alone: bool,
+) -> _SafetensorsWeights:
+    if peft := spelling.adapters_of_peft(tensors):
+        raise ValueError(
+            f"{source} holds adapters of the library peft, such as {peft[0]}, which are not read here: merge them into "
+            "their base first (`merge_and_unload()` of peft), and save the result"
+        )
+    spelled = spelling.Spelling.of(tensors, {row.torch: row.released for row in table})
+    if is_alone:
+        _refuse_strangers(table, spelled.names, tensors, source)
+    for remark in spelled.remarks:
+        _say_once(f"{source}: {remark}")
+    return _SafetensorsWeights(table, tensors, spelled, elsewhere, may_keep, source)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Weights are opened more than once on their way, to compare shapes and to read them."""
+    logger.info("%s", text)
+
+
 class _SafetensorsWeights:
     base: AdapterBase | None = None
 
@@ -374,22 +445,30 @@ class _SafetensorsWeights:
         self,
         table: Sequence[Row],
         tensors: safetensors_io.Tensors,
+        spelled: spelling.Spelling,
         elsewhere: Shapes,
         may_keep: str,
         source: str,
     ) -> None:
         self.table: Sequence[Row] = table
         self._tensors = tensors
-        found = {row.released: names.stored_name(row, tensors) for row in table}
-        self._names = {released: name for released, name in found.items() if name is not None}
+        self._names = {
+            row.released: second_names.one_of(spelled.names[row.released], tensors, source)
+            for row in table
+            if row.released in spelled.names
+        }
         shapes, trees = tensors.shapes, names.shapes_of(table)
         stored = {released: shapes[name] for released, name in self._names.items()}
         for row in table:
             if row.released not in self._names and row.tree in elsewhere:
                 whole = elsewhere[row.tree]
                 stored[row.released] = row.shape if whole == trees[row.tree] else whole
-        used = set(self._names.values())
-        unused = {name: shapes[name] for name in shapes if name not in used and not names.is_known_unused(name)}
+        unused = {
+            name: shapes[name]
+            for released, those in spelled.names.items()
+            if released not in self._names and not spelling.is_known_unused(released)
+            for name in those
+        }
         unused |= {path: elsewhere[path] for path in elsewhere if path not in trees}
         model = {row.released: row.shape for row in table}
         self.report = compare(model, stored | unused, may_keep=may_keep, source=source)
@@ -461,12 +540,29 @@ def _digest(digests: Digests, block: Block) -> str | None:
     return digests.add(block.row.tree, values, block.row.index, block.start)
 
 
-def _refuse_other_family(table: Sequence[Row], stored: Collection[str], folder: Path) -> None:
-    """The names say what a file holds; its path does not."""
-    found = names.family({name.removeprefix(names.LEROBOT_PREFIX) for name in stored})
-    wanted = names.family({row.released for row in table})
-    if found != wanted:
-        raise ValueError(f"{folder} holds {found}, and the recipe's model is {wanted}; name another recipe (--config)")
+def _refuse_strangers(table: Sequence[Row], found: Collection[str], shown: Collection[str], source: str) -> None:
+    """Weights of another family, or of none; the names say what is there, its path does not.
+
+    Args:
+        found: names of the table's kind, released ones or paths of the tree.
+        shown: those in the file.
+    """
+    wanted = [row.released for row in table] + [row.tree for row in table]
+    if table and not set(wanted) & set(found):
+        raise ValueError(
+            f"{source} holds no weights of these models: it has {_three(shown)}; expected names such as "
+            f"{_three([row.released for row in table])}, or arrays such as {_three([row.tree for row in table])}"
+        )
+    family, expected = spelling.family(found), spelling.family({row.released for row in table})
+    if family is not None and expected is not None and family != expected:
+        alone = " (or PaliGemma alone: no name of an action expert)" if family == "pi0-FAST" else ""
+        raise ValueError(
+            f"{source} holds {family}{alone}, and the recipe's model is {expected}; name another recipe (--config)"
+        )
+
+
+def _three(listed: Collection[str]) -> str:
+    return ", ".join(list(dict.fromkeys(listed))[:3]) or "nothing"
 
 
 def _refuse_adapters(report: LoadReport) -> None:
@@ -479,7 +575,7 @@ def _refuse_adapters(report: LoadReport) -> None:
 
 
 def _has_prefix(stored: Collection[str]) -> bool:
-    return bool(stored) and all(name.startswith(names.LEROBOT_PREFIX) for name in stored)
+    return bool(stored) and all(spelling.unwrapped(name).startswith(spelling.LEROBOT_PREFIX) for name in stored)
 
 
 def _params_folder(folder: Path) -> Path | None:

@@ -2,8 +2,8 @@
 
 A row says which tensor of the PyTorch model is which part of which array of the tree, and how its axes are arranged:
 the tree stacks layers, keys and values, and gate and up; PyTorch keeps a tensor for each. LeRobot's layout is the
-released one behind the prefix `model.`. No framework here; axes are arranged by einops, which takes any array.
-Source: the checkpoint specification, sections 2, 4.1 and 5.
+released one behind the prefix `model.`; what else files call the tensors is in `spelling`. No framework here; axes are
+arranged by einops, which takes any array. Source: the checkpoint specification, sections 2, 4.1 and 5.
 
 Legend of the axes: d width, n query heads, k key/value heads, h head width, f MLP width, r rank, t tokens, p q pixels,
 c channels, i in, o out.
@@ -16,21 +16,14 @@ import math
 import re
 import string
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
 import numpy as np
 
 from openpi.shared.tree import unflatten
-
-LEROBOT_PREFIX = "model."
-# The token table is also the output layer; files hold it under one of two names.
-_TABLE = "paligemma_with_expert.paligemma.lm_head.weight"
-_TABLE_ALIASES = ("paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight",)
-# Written by the reference converter, and needed by its strict loader; nobody reads it.
-UNUSED_TABLE = "paligemma_with_expert.gemma_expert.lm_head.weight"
-_TIED = {_TABLE_ALIASES[0]: _TABLE}
+from openpi.weights import spelling
 
 _TOWER = "paligemma_with_expert.paligemma.model.vision_tower.vision_model"
 _PROJECTOR = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear"
@@ -170,34 +163,6 @@ def _assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarr
     return whole
 
 
-def stored_name(row: Row, stored: Mapping[str, Any]) -> str | None:
-    """The row's name among those of a file, in our layout, the released one, or LeRobot's; None if it is not there.
-
-    A token table may lie under either of its names.
-    """
-    names = [row.released, *(_TABLE_ALIASES if row.released == _TABLE else ())]
-    candidates = [*names, *(LEROBOT_PREFIX + name for name in names), row.torch]
-    return next((name for name in candidates if name in stored), None)
-
-
-def family(released: Collection[str]) -> str:
-    """Which of the models has tensors of these released names."""
-    if "action_in_proj.weight" not in released:
-        return "pi0-FAST"
-    return "pi0.5" if "time_mlp_in.weight" in released else "pi0"
-
-
-def is_known_unused(name: str) -> bool:
-    """Names that files may hold and no model reads: the action expert's output layer, and second names."""
-    bare = name.removeprefix(LEROBOT_PREFIX)
-    return bare in (UNUSED_TABLE, _TABLE, *_TABLE_ALIASES)
-
-
-def tied_names(*, prefix: str = "") -> dict[str, str]:
-    """Second name -> name in the file, as the released files say in their metadata."""
-    return {prefix + second: prefix + first for second, first in _TIED.items()}
-
-
 def _dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     patch, _, _, width = shapes["PaliGemma/img/embedding/kernel"]
     blocks = "PaliGemma/img/Transformer/encoderblock"
@@ -298,7 +263,7 @@ def _norm_pair(torch: str, tree: str) -> tuple[tuple[str, str, str], ...]:
 def _table(config: Any) -> Iterator[Row]:
     sizes = {"t": config.experts[0].vocab_size, "d": config.experts[0].width}
     tree = "PaliGemma/llm/embedder/input_embedding"
-    yield Row("language.embed_tokens.weight", _TABLE, tree, (), "t d -> t d", sizes)
+    yield Row("language.embed_tokens.weight", spelling.TABLE, tree, (), "t d -> t d", sizes)
 
 
 def _expert(config: Any, expert: int) -> Iterator[Row]:

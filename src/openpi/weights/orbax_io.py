@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from openpi.shared import download
 from openpi.shared.tree import flatten, unflatten
+from openpi.weights.checksums import Checksums
 from openpi.weights.integrity import check_complete
 from openpi.weights.safetensors_io import is_here
 
@@ -191,6 +192,9 @@ def _existing(path: Path | str) -> Path:
             "checkpoint, as in <checkpoint>/params"
         )
     check_complete(folder)
+    sums = Checksums.of_weights(folder)
+    if sums is not None:
+        sums.check_below(folder, (jax.process_index(), jax.process_count()))
     return folder
 
 

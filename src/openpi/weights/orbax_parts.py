@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 import tensorstore
 
-from openpi.weights.integrity import check_complete, value_places
+from openpi.shared.errors import first_line
+from openpi.weights.checksums import Checksums
+from openpi.weights.integrity import check_complete, is_chunk, value_places
 
 # Arrays up to this size are read at once.
 _WHOLE_BYTES = 256 << 20
@@ -41,13 +43,19 @@ class StoredArray:
     dtype: np.dtype
     _store: Any = dataclasses.field(repr=False)  # tensorstore.TensorStore
     _chunks: Mapping[tuple[int, ...], tuple[Path, int, int]] = dataclasses.field(repr=False)
+    _sums: Checksums | None = dataclasses.field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, index: Any = ...) -> np.ndarray:
-        """All of it, or what basic indexing selects; decodes every chunk that it touches."""
+        """All of it, or what basic indexing selects; decodes every chunk that it touches.
+
+        Raises:
+            ValueError: a chunk is not what was written.
+        """
+        self._check()
         return np.asarray(self._store[index].read().result())
 
     __getitem__ = read
@@ -61,7 +69,18 @@ class StoredArray:
         else:
             per_block = self._rows_per_block()
             for start in range(0, self.shape[0], per_block):
-                yield start, self.read(slice(start, min(start + per_block, self.shape[0])))
+                rows = slice(start, min(start + per_block, self.shape[0]))
+                self._check(rows)
+                yield start, np.asarray(self._store[rows].read().result())
+
+    def _check(self, rows: slice | None = None) -> None:
+        """Compares the chunks that hold these rows (None: all) with their checksums."""
+        if self._sums is None:
+            return
+        height = _chunk_shape(self._store)[0] if self.shape else 1
+        for cell, (file, start, length) in self._chunks.items():
+            if rows is None or rows.start // height <= cell[0] <= (rows.stop - 1) // height:
+                self._sums.check(file, start, start + length)
 
     def _rows_per_block(self) -> int:
         return max(1, _BLOCK_BYTES // max(1, self.nbytes // self.shape[0]))
@@ -90,6 +109,7 @@ class StoredArray:
         cells = list(itertools.product(*(range(-(-s // c)) for s, c in zip(self.shape[1:], extents[1:], strict=True))))
         for band, first in enumerate(range(0, self.shape[0], height)):
             num_rows = min(height, self.shape[0] - first)
+            self._check(slice(first, first + num_rows))
             with contextlib.ExitStack() as stack:
                 streams = [
                     stack.enter_context(_stream(self._chunks[(band, *cell)], is_plain=is_plain)) for cell in cells
@@ -125,27 +145,61 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
             "checkpoint, as in <checkpoint>/params"
         )
     check_complete(folder)
-    document = json.loads((folder / "_METADATA").read_text())
-    leaves = [[str(key["key"]) for key in leaf["key_metadata"]] for leaf in document["tree_metadata"].values()]
+    document, leaves = _described(folder)
     if not leaves or any(leaf[0] != "params" for leaf in leaves):
         raise ValueError(f"{folder} holds the top keys {sorted({leaf[0] for leaf in leaves})}; expected 'params'")
     levels = -1 if all(leaf[-1] == "value" for leaf in leaves) else None
     is_ocdbt = (folder / "manifest.ocdbt").is_file()
-    places = _chunk_places(folder, is_ocdbt)
+    places, sums = _chunk_places(folder, is_ocdbt), Checksums.of_weights(folder)
+    if sums is not None and document.get("use_zarr3"):  # whose chunks have places that are not known here
+        sums.check_below(folder)
     found = {}
     for leaf in leaves:
         name = ".".join(leaf)
-        store = tensorstore.open(
-            {
-                "driver": "zarr3" if document.get("use_zarr3") else "zarr",
-                "kvstore": _ocdbt(folder, name) if is_ocdbt else {"driver": "file", "path": f"{folder / name}/"},
-            },
-            read=True,
-            open=True,
-        ).result()
+        store = _open_store(folder, name, is_ocdbt=is_ocdbt, is_zarr3=bool(document.get("use_zarr3")))
         dtype = np.dtype(store.dtype.numpy_dtype)
-        found["/".join(leaf[1:levels])] = StoredArray(tuple(store.shape), dtype, store, places.get(name, {}))
+        path = "/".join(leaf[1:levels])
+        if path in found:
+            raise ValueError(f"{folder / '_METADATA'} is damaged: it has {path} twice. Bring the folder here again")
+        found[path] = StoredArray(tuple(store.shape), dtype, store, places.get(name, {}), sums)
     return found
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
+    """`_METADATA`, and the keys of every array that it names."""
+    file = folder / "_METADATA"
+    try:
+        document = dict(json.loads(file.read_text()))
+        leaves = [[str(key["key"]) for key in leaf["key_metadata"]] for leaf in document["tree_metadata"].values()]
+        wrong = next((key for leaf in leaves for key in leaf if "/" in key or key in ("", ".", "..")), None)
+        if wrong is not None or not all(leaves):
+            raise ValueError(f"an array has the key {wrong!r}")
+        return document, leaves
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({first_line(error)}). Bring the folder here again") from error
+
+
+def _open_store(folder: Path, name: str, *, is_ocdbt: bool, is_zarr3: bool) -> Any:
+    kvstore = _ocdbt(folder, name) if is_ocdbt else {"driver": "file", "path": f"{folder / name}/"}
+    spec = {"driver": "zarr3" if is_zarr3 else "zarr", "kvstore": kvstore}
+    try:
+        store = tensorstore.open(spec, read=True, open=True).result()
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder} is damaged: its array {name} cannot be opened ({first_line(error)[:200]}). Bring it here again"
+        ) from error
+    # A chunk is unpacked whole, so none may be larger than what it is a part of.
+    chunk = _chunk_shape(store)
+    if any(extent > max(1, size) for extent, size in zip(chunk, store.shape, strict=True)):
+        raise ValueError(
+            f"{folder} is damaged: its array {name} has the shape {tuple(store.shape)} and chunks of {chunk}. Bring it "
+            "here again"
+        )
+    return store
+
+
+def _chunk_shape(store: Any) -> tuple[int, ...]:
+    return tuple(store.chunk_layout.read_chunk.shape)
 
 
 def create_arrays(
@@ -208,7 +262,7 @@ def _chunk_places(folder: Path, is_ocdbt: bool) -> dict[str, dict[tuple[int, ...
     places: dict[str, dict[tuple[int, ...], tuple[Path, int, int]]] = {}
     for key, place in values.items():
         array, _, cell = key.rpartition("/")
-        if all(part.isdigit() for part in cell.split(".")):
+        if is_chunk(key):
             places.setdefault(array, {})[tuple(map(int, cell.split(".")))] = place
     return places
 

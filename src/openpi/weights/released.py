@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.weights import names
+from openpi.weights import names, spelling
 from openpi.weights.layout import Block, Select, Weights
 from openpi.weights.names import Row
 from openpi.weights.safetensors_io import Spec, Writer, rows_per_block
@@ -37,17 +37,17 @@ def write_tensors(
 
     Args:
         blocks: of all rows, in `dtype`.
-        prefix: before each name; LeRobot's is `names.LEROBOT_PREFIX`.
+        prefix: before each name; LeRobot's is `spelling.LEROBOT_PREFIX`.
         left_out: paths of arrays of the tree whose tensors are not written.
     Raises:
         ValueError: blocks are missing, or not of that dtype.
     """
     table = [row for row in names.rows(config) if row.tree not in left_out]
     specs = {prefix + row.released: Spec(row.shape, np.dtype(dtype(row))) for row in table}
-    unused = prefix + names.UNUSED_TABLE
+    unused = prefix + spelling.UNUSED_TABLE
     if len(config.experts) > 1 and not left_out:  # the reference's strict loader wants it
         specs[unused] = Spec((config.experts[0].vocab_size, config.experts[1].width), np.dtype(dtype(table[0])))
-    with Writer(file, specs, metadata=names.tied_names(prefix=prefix)) as writer:
+    with Writer(file, specs, metadata=spelling.tied_names(prefix=prefix)) as writer:
         for block in blocks:
             writer.write(prefix + block.row.released, block.values)
         if unused in specs:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -21,6 +23,9 @@ import numpy as np
 
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
+from openpi.weights.checksums import Checksums
+
+logger = logging.getLogger("openpi")
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -67,6 +72,15 @@ class _Place:
     file: Path
     spec: Spec
     offset: int
+    sums: Checksums | None = dataclasses.field(default=None, repr=False)
+
+    def is_same(self, other: _Place) -> bool:
+        """Whether the other has the same bytes in it."""
+        if self.spec != other.spec:
+            return False
+        maps = [np.memmap(place.file, np.uint8, "r") for place in (self, other)] if self.spec.nbytes else []
+        parts = [data[p.offset : p.offset + p.spec.nbytes] for data, p in zip(maps, (self, other), strict=False)]
+        return not parts or np.array_equal(parts[0], parts[1])
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -89,6 +103,9 @@ class Tensors(Mapping[str, np.ndarray]):
         count = math.prod(shape)
         if not count:
             return np.empty(shape, place.spec.dtype)
+        if place.sums is not None:
+            first = place.offset + start
+            place.sums.check(place.file, first, first + count * place.spec.dtype.itemsize)
         # A map for each piece: its pages go when the array does.
         return np.memmap(place.file, place.spec.dtype, "r", place.offset + start, (count,)).reshape(shape)
 
@@ -120,6 +137,17 @@ class Tensors(Mapping[str, np.ndarray]):
     def spec(self, name: str) -> Spec:
         return self._places[name].spec
 
+    def without(self, names: Collection[str]) -> Tensors:
+        """Those that are left when some are taken out.
+
+        Raises:
+            ValueError: one of them is not there.
+        """
+        for name in names:
+            if name not in self:
+                raise ValueError(f"there is no tensor {name}; there are {', '.join(sorted(self)[:10])}, ...")
+        return Tensors({name: place for name, place in self._places.items() if name not in names}, self.metadata)
+
     @property
     def specs(self) -> dict[str, Spec]:
         return {name: place.spec for name, place in self._places.items()}
@@ -147,37 +175,90 @@ def open_tensors(path: Path | str) -> Tensors:
 
     Raises:
         FileNotFoundError: nothing of this is there, or a shard is missing.
-        ValueError: a file is cut off, damaged, or no safetensors file.
+        ValueError: a file is cut off, damaged, or no safetensors file; or it is not clear which tensors are meant.
     """
     path = Path(path)
     if path.is_dir():
-        single, index = path / SINGLE_FILE, path / INDEX_FILE
-        if not single.is_file() and not index.is_file():
-            raise FileNotFoundError(f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}")
-        path = single if single.is_file() else index
+        path = _file_in(path)
     return _open_shards(path) if path.suffix == ".json" else Tensors(*_read_header(path))
 
 
-def _open_shards(index: Path) -> Tensors:
+def _file_in(folder: Path) -> Path:
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if not single.is_file() and not index.is_file():
+        raise FileNotFoundError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+    if single.is_file() and index.is_file() and set(_weight_map(index).values()) != {SINGLE_FILE}:
+        raise ValueError(
+            f"{folder} has weights twice, {SINGLE_FILE} and the shards of {INDEX_FILE}, and they need not be the same: "
+            "move those that are not meant out of the folder, the index with its shards or the single file"
+        )
+    return index if index.is_file() else single
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> shard, a file beside the index."""
     try:
-        shard_of = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        why = found_instead(index) or first_line(error)
-        raise ValueError(f"{index} is damaged ({why}); expected an object with 'weight_map'") from error
+        shard_of = _parsed(index.read_bytes())["weight_map"]
+        wrong = [name for name in shard_of.values() if name != Path(name).name or not name]
+        if wrong:
+            raise ValueError(f"it names the file {wrong[0]!r}; shards are beside it")
+        return dict(shard_of)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{index} is damaged ({found_instead(index) or first_line(error)}); expected an object with 'weight_map'. Bring it here again"
+        ) from error
+
+
+def _open_shards(index: Path) -> Tensors:
+    shard_of = _weight_map(index)
     places: dict[str, _Place] = {}
+    elsewhere: dict[str, _Place] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(shard_of.values())):
-        file = index.parent / Path(shard).name
+        file = index.parent / shard
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {index.name} names it. Bring the whole folder here again")
         found, texts = _read_header(file)
         metadata |= texts
-        listed = [name for name, its_shard in shard_of.items() if its_shard == shard]
-        lacking = [name for name in listed if name not in found]
+        listed = {name for name, its_shard in shard_of.items() if its_shard == shard}
+        lacking = sorted(listed - found.keys())
         if lacking:
             raise ValueError(f"{file} has no {lacking[0]} ({len(lacking)} missing), which {index.name} says it has")
-        places |= {name: found[name] for name in listed}
+        places |= {name: found[name] for name in found if name in listed}
+        elsewhere |= {name: found[name] for name in found if name not in listed}
+    _check_elsewhere(index, places, elsewhere)
+    unnamed = {file.name for file in index.parent.glob("model-*-of-*.safetensors")} - set(shard_of.values())
+    if unnamed:
+        logger.warning("%s does not name %s, which is not read", index, ", ".join(sorted(unnamed)))
     return Tensors(places, metadata)
+
+
+def _check_elsewhere(index: Path, places: Mapping[str, _Place], elsewhere: Mapping[str, _Place]) -> None:
+    """Tensors of shards that the index does not take from there: it has to take the same from another shard."""
+    for name, place in elsewhere.items():
+        if name not in places:
+            raise ValueError(
+                f"{place.file} has {name}, which {index.name} does not list: the index is of other shards. Bring the "
+                "whole folder here again"
+            )
+        if not place.is_same(places[name]):
+            raise ValueError(
+                f"{name} is in two shards, {places[name].file.name} and {place.file.name} of {index.parent}, and they "
+                "differ: the shards are of different checkpoints. Bring the whole folder here again"
+            )
+
+
+def _parsed(text: bytes) -> Any:
+    """JSON in which no object has a key twice: of two, Python would take the last."""
+    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has {twice!r} twice")
+    return found
 
 
 def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
@@ -185,28 +266,37 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     with file.open("rb") as stream:
         start = int.from_bytes(stream.read(8), "little")
         if size < 8 or start > min(size - 8, _MAX_HEADER_BYTES):
-            why = found_instead(file) or f"its {size} bytes do not hold its header"
+            why = found_instead(file) or f"its {size} bytes do not hold its header. Bring it here again"
             raise ValueError(f"{file} is cut off or no safetensors file: {why}")
         text = stream.read(start)
     try:
-        header = dict(json.loads(text))
+        header = dict(_parsed(text))
         metadata = dict(header.pop(_METADATA, {}))
         entries = {
-            name: (_spec(entry["dtype"], entry["shape"]), int(start), int(stop))
+            name: (_spec(entry["dtype"], entry["shape"]), begin, end)
             for name, entry in header.items()
-            for start, stop in [entry["data_offsets"]]
+            for begin, end in [_sizes("data_offsets", entry["data_offsets"], 2)]
         }
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} has a damaged header ({first_line(error)})") from error
-    return _checked(file, entries, first=8 + start, size=size), metadata
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} has a damaged header ({first_line(error)}). Bring it here again") from error
+    places = _checked(file, entries, first=8 + start, size=size)
+    sums = Checksums.of_weights(file)
+    if sums is not None:
+        sums.check(file, 0, 8 + start)
+    return {name: dataclasses.replace(place, sums=sums) for name, place in places.items()}, metadata
 
 
 def _spec(dtype: str, shape: Any) -> Spec:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known here; known are {', '.join(_DTYPES)}")
-    if any(not isinstance(extent, int) or extent < 0 for extent in shape):
-        raise ValueError(f"shape {shape!r}")
-    return Spec(tuple(shape), np.dtype(_DTYPES[dtype]))
+    return Spec(_sizes("shape", shape), np.dtype(_DTYPES[dtype]))
+
+
+def _sizes(field: str, values: Any, count: int | None = None) -> tuple[int, ...]:
+    is_right = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    if not is_right or count not in (None, len(values)):
+        raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on")
+    return tuple(values)
 
 
 def _checked(file: Path, entries: Mapping[str, tuple[Spec, int, int]], *, first: int, size: int) -> dict[str, _Place]:
@@ -215,7 +305,8 @@ def _checked(file: Path, entries: Mapping[str, tuple[Spec, int, int]], *, first:
     for name, (spec, start, stop) in sorted(entries.items(), key=lambda entry: entry[1][1:]):
         if start != end or stop - start != spec.nbytes:
             raise ValueError(
-                f"{file} is damaged: {name} lies at bytes {start} to {stop}; expected {spec.nbytes} bytes from {end} on"
+                f"{file} is damaged: {name} lies at bytes {start} to {stop}; expected {spec.nbytes} bytes from {end} "
+                "on. Bring it here again"
             )
         end = stop
     if first + end != size:
