@@ -4,6 +4,9 @@ Tensors pass one by one: it takes less than 2 GB of memory beside the libraries'
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
+LeRobot's processors say less than a recipe: relative actions go along, and a recipe that does more to observations or
+actions, or a model that LeRobot cannot build, is refused with what would be lost.
+
 openpi itself serves and fine-tunes every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 =
 refused or failed; 2 = bad command line.
 """
@@ -23,8 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.cli._lerobot import Plan
+    from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
     from openpi.weights.layout import Weights
+    from openpi.weights.probe import Witness
 
 SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"
 
@@ -40,7 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         convert(
-            args.source, args.output, to=args.to, config=args.config, dtype=args.dtype, with_certificate=args.certify
+            args.source,
+            args.output,
+            to=args.to,
+            config=args.config,
+            dtype=args.dtype,
+            with_certificate=args.certify,
+            weights_only=args.weights_only,
+            any_model=args.any_model,
         )
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
@@ -62,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-certify", dest="certify", action="store_false", help="do not read the result again and run it"
     )
+    lerobot = parser.add_argument_group("for --to lerobot")
+    lerobot.add_argument(
+        "--weights-only", action="store_true", help="no processors: LeRobot can train from it, not run it"
+    )
+    lerobot.add_argument(
+        "--any-model", action="store_true", help="also sizes and tokenizers that only a LeRobot of your own knows"
+    )
     return parser
 
 
@@ -73,17 +93,21 @@ def convert(
     config: str | None = None,
     dtype: str | None = None,
     with_certificate: bool = True,
+    weights_only: bool = False,
+    any_model: bool = False,
 ) -> None:
     """Writes the checkpoint in another layout, all or nothing.
 
+    Args:
+        weights_only, any_model: of LeRobot's layout, as on the command line.
     Raises:
         FileExistsError: `output` is there.
         FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
-        ValueError: the checkpoint does not fit the recipe's model, is in that layout already, or the result is not
-            what was meant.
+        ValueError: the checkpoint does not fit the recipe's model, is in that layout already, the layout has no place
+            for what the recipe does, or the result is not what was meant.
         OSError: the disk is too small.
     """
-    from openpi.cli import serve
+    from openpi.cli import _lerobot, serve
     from openpi.weights import layout
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
@@ -96,15 +120,41 @@ def convert(
     weights = layout.open_weights(recipe.model, checkpoint)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
+    assets = _find_norm_stats(recipe, checkpoint)
+    plan = None
+    if to == "lerobot":
+        norm_stats = None if assets is None or weights_only else assets[1]
+        plan = _lerobot.plan(recipe, checkpoint, norm_stats, any_model=any_model)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write(partial, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+        witness = _write(partial, recipe, weights, plan, to=to, dtype=dtype)
+        _copy_extras(checkpoint, partial, assets)
+        if with_certificate:
+            _certify(partial, recipe.model, witness)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _find_norm_stats(recipe: TrainConfig, checkpoint: Path) -> tuple[str, dict[str, NormStats]] | None:
+    """With their asset id; None if there are none, and says so.
+
+    Raises:
+        ValueError: a LeRobot policy whose actions are relative to the state in other dimensions than the recipe's.
+    """
+    from openpi.policies import lerobot_robot, policy_config
+    from openpi.weights import lerobot_files
+
+    if lerobot_files.is_policy(checkpoint):
+        lerobot_robot.check_relative(checkpoint, policy_config.data_config_of(recipe, checkpoint))
+    try:
+        return policy_config.find_norm_stats(recipe, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("no normalization statistics go along: %s", error)
+        return None
 
 
 def _without_adapters(recipe: TrainConfig, weights: Weights) -> tuple[TrainConfig, Weights]:
@@ -121,16 +171,9 @@ def _without_adapters(recipe: TrainConfig, weights: Weights) -> tuple[TrainConfi
 
 
 def _write(
-    folder: Path,
-    checkpoint: Path,
-    recipe: TrainConfig,
-    weights: Weights,
-    *,
-    to: str,
-    dtype: str | None,
-    with_certificate: bool,
-) -> None:
-    from openpi.policies import parity
+    folder: Path, recipe: TrainConfig, weights: Weights, plan: Plan | None, *, to: str, dtype: str | None
+) -> Witness:
+    """Weights, recipe and the layout's own files; returns what a certificate is made of."""
     from openpi.training import recipe_io
     from openpi.weights import names, released
     from openpi.weights.probe import Witness
@@ -140,6 +183,11 @@ def _write(
     def dtype_of(row: names.Row) -> np.dtype:
         return weights.dtype(row) if dtype is None else _numpy_dtype(dtype)
 
+    main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
+    if plan is not None and main_dtype not in DTYPES:
+        raise ValueError(
+            f"the weights are {main_dtype}, which LeRobot does not load; name one with --dtype {DTYPES[1]}"
+        )
     _check_space(folder, released.num_bytes(model, dtype_of))
     witness = Witness()
     blocks = witness.watch(released.cast(weights, None if dtype is None else _numpy_dtype(dtype)))
@@ -148,19 +196,19 @@ def _write(
     else:
         prefix = names.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
-    norm_stats = _copy_extras(checkpoint, folder, recipe)
     recipe_io.save_recipe(folder, recipe)
-    main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
-    if to == "pytorch":
+    if plan is not None:
+        plan.write(folder, model, dtype=main_dtype)
+    elif to == "pytorch":
         _write_config(folder, model, main_dtype)
-    elif to == "lerobot":
-        from openpi.weights import lerobot_files
+    return witness
 
-        lerobot_files.write(folder, model, norm_stats, dtype=main_dtype)
-    if with_certificate:
-        errors = parity.certify(folder, model, witness)
-        for name, error in errors.items():
-            logger.info("%s: largest error of the outputs %.1e", name, error)
+
+def _certify(folder: Path, model: Any, witness: Witness) -> None:
+    from openpi.policies import parity
+
+    for name, error in parity.certify(folder, model, witness).items():
+        logger.info("%s: largest error of the outputs %.1e", name, error)
 
 
 def _numpy_dtype(name: str) -> np.dtype:
@@ -175,9 +223,8 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
-    """What lies beside the weights; returns the statistics, None if there are none."""
-    from openpi.policies import policy_config
+def _copy_extras(checkpoint: Path, folder: Path, assets: tuple[str, dict[str, NormStats]] | None) -> None:
+    """What lies beside the weights: tokenizers, contract, statistics."""
     from openpi.policies.contract import CONTRACT_FILE
     from openpi.shared import normalize
 
@@ -185,14 +232,11 @@ def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
         shutil.copytree(checkpoint / "assets", folder / "assets")
     if (checkpoint / CONTRACT_FILE).is_file():
         shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
-    try:
-        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        logger.warning("no normalisation statistics go along: %s", error)
-        return None
+    if assets is None:
+        return
+    asset_id, norm_stats = assets
     if not (folder / "assets" / asset_id).exists():
         normalize.save(folder / "assets" / asset_id, norm_stats)
-    return norm_stats
 
 
 def _write_config(folder: Path, model: Any, dtype: str) -> None:
