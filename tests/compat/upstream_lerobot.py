@@ -1,8 +1,8 @@
 """Runs a policy folder in the real LeRobot: `python upstream_lerobot.py FOLDER OBSERVATION.npz SIZES.json OUT.npz`.
 
-Run by the interpreter of an environment with LeRobot 0.6.1 and nothing of this repository. LeRobot builds models of the
-released sizes only, so its table of sizes is given a tiny one; everything else is as it is installed. Its tokenizers are
-on the hub, so it is handed the recorded tiny one, as an object.
+Run by the interpreter of an environment with LeRobot 0.6.1 and nothing of this repository. LeRobot builds models of
+the released sizes only, so its table of sizes is given a tiny one; everything else is as it is installed. Its
+tokenizers are on the hub, so it is handed the recorded tiny one, as an object.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import sentencepiece
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoTokenizer
 
 
 class TinyTokenizer:
@@ -65,21 +65,20 @@ def run(folder: str, observation: str, sizes: str, out: str) -> None:
     sizes = json.loads(Path(sizes).read_text())
     tokenizer = TinyTokenizer(sizes["tokenizer"])
     AutoTokenizer.from_pretrained = lambda *args, **kwargs: tokenizer
+    AutoProcessor.from_pretrained = lambda *args, **kwargs: None  # of actions, which only training has
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
     before, after = make_pre_post_processors(config, pretrained_path=folder)
-    shrink(config.type, sizes, torch.from_numpy(given["noise"])[None])
-    policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True).eval()
     images = {key: torch.from_numpy(given[key]).permute(2, 0, 1) / 255 for key in given if ".images." in key}
     batch = before({**images, "observation.state": torch.from_numpy(given["state"]), "task": str(given["task"])})
-    with torch.no_grad():
-        actions = after(policy.predict_action_chunk(batch))
-    np.savez(
-        out,
-        actions=actions[0].numpy(),
-        tokens=batch["observation.language.tokens"][0].numpy(),
-        state=batch["observation.state"][0].numpy(),
-    )
+    inputs = {"tokens": batch["observation.language.tokens"], "state": batch["observation.state"]}
+    found = {key: value[0].numpy() for key, value in inputs.items()}
+    if config.type != "pi0_fast":
+        shrink(config.type, sizes, torch.from_numpy(given["noise"])[None])
+        policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True).eval()
+        with torch.no_grad():
+            found["actions"] = after(policy.predict_action_chunk(batch))[0].numpy()
+    np.savez(out, **found)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _find_norm_stats(recipe: TrainConfig, checkpoint: Path) -> tuple[str, dict[s
     try:
         return policy_config.find_norm_stats(recipe, checkpoint)
     except (FileNotFoundError, ValueError) as error:
-        logger.warning("no normalization statistics go along: %s", error)
+        logger.warning("no normalisation statistics go along: %s", error)
         return None
 
 

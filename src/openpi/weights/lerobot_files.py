@@ -140,7 +140,7 @@ def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats
     missing = [feature for ours, (feature, _) in FEATURES.items() if ours not in found]
     if missing:
         raise FileNotFoundError(
-            f"{folder} has no normalization statistics of {' and '.join(missing)}: base policies of LeRobot have none, "
+            f"{folder} has no normalisation statistics of {' and '.join(missing)}: base policies of LeRobot have none, "
             "or none in policy_preprocessor.json. Pass norm_stats, or put assets/<asset id>/norm_stats.json there "
             "(`openpi stats` computes it)"
         )
@@ -165,7 +165,7 @@ def _check_kind(folder: Path, use_quantiles: bool) -> None:
         theirs = mapping.get(kind, ours)
         if theirs != ours:
             raise ValueError(
-                f"{folder / CONFIG_FILE} normalizes {kind} by {theirs}, and this recipe does it by {ours}: "
+                f"{folder / CONFIG_FILE} normalises {kind} by {theirs}, and this recipe does it by {ours}: "
                 "the robot would get wrong actions. Use a recipe of the model family that the policy has"
             )
 

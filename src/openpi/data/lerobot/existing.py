@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from openpi.data.lerobot.metadata import CAMERA_DTYPES, Feature, LeRobotMetadata
-from openpi.data.lerobot.stats import FeatureStats
+from openpi.data.lerobot.stats import FeatureStats, along_last_axis
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
 
 APPENDABLE = "v3.0"
@@ -55,6 +55,9 @@ class ExistingDataset:
         info = json.loads((root / "meta/info.json").read_text(encoding="utf-8"))
         stats = json.loads((root / "meta/stats.json").read_text(encoding="utf-8"))
         arrays = {key: {name: np.asarray(value) for name, value in stat.items()} for key, stat in stats.items()}
+        shapes = {key: feature["shape"] for key, feature in metadata.features.items() if key in arrays}
+        numbers = {key for key in shapes if metadata.features[key]["dtype"] not in CAMERA_DTYPES}
+        arrays |= {key: along_last_axis(arrays[key], shapes[key]) for key in numbers}
         return cls(metadata, info, arrays)
 
     @property
