@@ -240,6 +240,9 @@ def test_what_lerobot_cannot_say_is_refused_before_anything_is_written(tmp_path:
     recipe = TrainConfig(name="aloha", model=Pi0Config(), data=LeRobotAlohaDataConfig(repo_id="robot"))
     with pytest.raises(ValueError, match=r"would send its robot other actions:\nAlohaInputs: state are changed in"):
         _lerobot.plan(recipe, tmp_path, {}, any_model=False)
+    plain = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, adapt_to_pi=False))
+    with pytest.raises(ValueError, match="statistics of 'state' have 0 dimensions, and the robot 14"):
+        _lerobot.plan(plain, tmp_path, {}, any_model=False)
     plan = _lerobot.plan(recipe, tmp_path, None, any_model=False)
     plan.write(tmp_path, recipe.model, dtype="float32")
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -56,8 +56,20 @@ def plan(recipe: TrainConfig, checkpoint: Path, norm_stats: Mapping[str, NormSta
     if norm_stats is not None:
         for note in described.notes:
             logger.warning("%s", note)
+        _check_stats(norm_stats, described.robot)
     robot = described.robot or lerobot_robot.bare_robot(data_config, recipe.model)
     return Plan(robot, lerobot_model.variants(recipe.model), norm_stats)
+
+
+def _check_stats(norm_stats: Mapping[str, NormStats], robot: LeRobotRobot | None) -> None:
+    assert robot is not None  # what cannot be tried was refused
+    for key, width in (("state", robot.state_width), ("actions", len(robot.action_names))):
+        found = norm_stats[key].width if key in norm_stats else 0
+        if found < width:
+            raise ValueError(
+                f"the statistics of '{key}' have {found} dimensions, and the robot {width}; compute them for "
+                "this recipe with `openpi stats`"
+            )
 
 
 def _refusal(losses: tuple[str, ...], obstacles: tuple[str, ...]) -> str:

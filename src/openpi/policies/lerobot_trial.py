@@ -29,6 +29,12 @@ def relative_dims(steps: Iterable[Any], width: int) -> tuple[bool, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
+    """What a robot's transforms take and give.
+
+    Attributes:
+        mask: per action dimension, whether training sees it relative to the state.
+    """
+
     cameras: tuple[CameraSpec, ...]
     state: tuple[VectorSpec, ...]
     actions: VectorSpec
@@ -36,6 +42,7 @@ class Known:
 
     @classmethod
     def find(cls, data_config: Any, model_config: Any, contract: Contract | None) -> Known | None:
+        """From the contract or the spec; None where transforms are there and nothing tells what they take."""
         steps = data_config.data_transforms.inputs
         source = contract or find_spec(steps)
         if source is not None:

@@ -78,7 +78,8 @@ def write(
         variants: fields of the config that name the model's size.
         dtype: `float32` or `bfloat16`.
     """
-    relative, names, excluded = any(robot.relative), *exclusions(robot.action_names, robot.relative)
+    relative = any(robot.relative)
+    names, excluded = exclusions(robot.action_names, robot.relative) if relative else ((), ["gripper"])
     document = _policy_config(config, robot, variants, dtype)
     document |= {
         "use_relative_actions": relative,

@@ -324,8 +324,7 @@ def _video_info(feature: Feature, fps: float, encoder: str) -> dict[str, Any]:
         "video.width": width,
         "video.codec": video_writer.codec_name(encoder),
         "video.pix_fmt": video_writer.PIXEL_FORMAT,
-        "video.is_depth_map": False,  # of older readers
-        "is_depth_map": False,
+        "video.is_depth_map": False,
         "video.fps": fps,
         "video.channels": 3,
         "has_audio": False,
