@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openpi.data.lerobot import stats as feature_stats
+from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
@@ -255,7 +257,6 @@ def test_an_episode_that_does_not_fit_is_refused_and_the_rest_survives(tmp_path)
         ({"x": {"dtype": "float32"}}, r"lacks \['shape'\]"),
         ({"x": {"dtype": "quaternion", "shape": [4]}}, r"dtype 'quaternion'"),
         ({"x": {"dtype": "image", "shape": [16, 24]}}, r"expected \(h, w, 3\)"),
-        ({"x": {"dtype": "video", "shape": [15, 24, 3]}}, r"even height and width"),
     ],
 )
 def test_features_that_the_format_cannot_hold_are_refused(tmp_path, feature, message):
@@ -340,6 +341,63 @@ def test_episodes_are_appended_to_a_dataset_of_the_library_and_its_files_stay_as
     np.testing.assert_array_equal(new[len(old) + 3]["observation.state"], samples[3]["observation.state"])
     rows = pq.ParquetDataset(root / "meta/episodes").read()
     assert len(rows) == len(old.metadata.episodes) + 1
+
+
+@pytest.mark.parametrize("codec", ["av1", "hevc"])
+def test_episodes_are_appended_to_films_of_lerobot_061(golden, tmp_path, codec):
+    """AV1 of odd size, and HEVC; what the description says of the film stays as it is."""
+    recorded = golden / "lerobot_061/datasets" / codec
+    root = shutil.copytree(recorded, tmp_path / "set")
+    info = json.loads((root / "meta/info.json").read_text())
+    old, film = LeRobotDataset(recorded), "observation.images.film"
+    keys = ("observation.state", "action", "pose", film)
+    with LeRobotWriter(root, fps=10, features=info["features"], append=True) as writer:
+        assert video_writer.codec_name(writer.encoder) == codec
+        writer.add_episode({key: np.stack([old[i][key] for i in range(5)]) for key in keys}, "again")
+    new = LeRobotDataset(root)
+    assert len(new) == len(old) + 5
+    for i in range(5):
+        assert new[10 + i][film].shape == old[i][film].shape
+        assert np.abs(new[10 + i][film].astype(float) - old[i][film]).max() < 6
+    assert json.loads((root / "meta/info.json").read_text())["features"] == info["features"]
+
+
+def test_statistics_of_matrices_have_the_shape_of_lerobot(golden, tmp_path):
+    recorded = golden / "lerobot_061/datasets/hevc"
+    expected = json.loads((recorded / "meta/stats.json").read_text())["pose"]
+    source = LeRobotDataset(recorded)
+    poses = source.column("pose")
+    features = {"pose": {"dtype": "float32", "shape": [2, 3], "names": None}}
+    root = write(tmp_path / "set", [{"pose": poses[:5]}, {"pose": poses[5:]}], features=features)
+    found = json.loads((root / "meta/stats.json").read_text())["pose"]
+    for name in ("min", "max", "mean", "std", "count"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    assert {np.shape(found[name]) for name in feature_stats.QUANTILES} == {(3,)}
+
+
+def test_statistics_per_element_that_were_written_once_are_joined(tmp_path):
+    """Datasets of earlier versions have them; the numbers are those of all elements along the last axis."""
+    rng = np.random.default_rng(0)
+    features = {"pose": {"dtype": "float32", "shape": [2, 3], "names": None}}
+    first, second = (rng.normal(size=(n, 2, 3)).astype(np.float32) for n in (6, 3))
+    root = write(tmp_path / "set", [{"pose": first}], features=features)
+    stats = json.loads((root / "meta/stats.json").read_text())
+    per_element = {name: getattr(first.astype(np.float64), name)(axis=0) for name in ("min", "max", "mean", "std")}
+    stats["pose"] = {name: value.tolist() for name, value in per_element.items()} | {"count": [6]}
+    (root / "meta/stats.json").write_text(json.dumps(stats))
+    write(root, [{"pose": second}], features=features, append=True)
+    found = json.loads((root / "meta/stats.json").read_text())["pose"]
+    rows = np.concatenate([first, second]).reshape(-1, 3)
+    for name in ("min", "max", "mean", "std"):
+        np.testing.assert_allclose(found[name], getattr(rows, name)(axis=0), rtol=1e-5, atol=1e-6)
+    assert found["count"] == [9]
+
+
+def test_films_of_odd_size_are_written_where_the_format_has_them():
+    video_writer.check_size("cam", (15, 24), "libsvtav1")
+    for encoder in ("libx264", "libx265"):
+        with pytest.raises(ValueError, match="needs an even height and width"):
+            video_writer.check_size("cam", (15, 24), encoder)
 
 
 @pytest.mark.parametrize(

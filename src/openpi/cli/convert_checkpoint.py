@@ -4,6 +4,9 @@ Tensors pass one by one: it takes less than 2 GB of memory beside the libraries'
 Adapters are merged (in float32) where the target knows none, in these two. Everything that a policy needs goes along:
 statistics, tokenizers, recipe, contract. The result carries a certificate for `openpi verify`.
 
+LeRobot's processors say less than a recipe: relative actions go along, and a recipe that does more to observations or
+actions, or a model that LeRobot cannot build, is refused with what would be lost.
+
 An exported model of the first release becomes a checkpoint, with --config NAME. openpi itself serves and fine-tunes
 every layout as it is; converting is for other tools. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command
 line.
@@ -26,8 +29,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.cli._lerobot import Plan
+    from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
     from openpi.weights.layout import Weights
+    from openpi.weights.probe import Witness
 
 SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"
 
@@ -50,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             dtype=args.dtype,
             without=args.without,
             with_certificate=args.certify,
+            weights_only=args.weights_only,
+            any_model=args.any_model,
         )
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
@@ -78,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-certify", dest="certify", action="store_false", help="do not read the result again and run it"
     )
+    lerobot = parser.add_argument_group("for --to lerobot")
+    lerobot.add_argument(
+        "--weights-only", action="store_true", help="no processors: LeRobot can train from it, not run it"
+    )
+    lerobot.add_argument(
+        "--any-model", action="store_true", help="also sizes and tokenizers that only a LeRobot of your own knows"
+    )
     return parser
 
 
@@ -90,17 +105,19 @@ def convert(
     dtype: str | None = None,
     without: Sequence[str] = (),
     with_certificate: bool = True,
+    weights_only: bool = False,
+    any_model: bool = False,
 ) -> None:
     """Writes the checkpoint in another layout, all or nothing.
 
     Args:
         without: names of tensors in the source that are not meant.
-
+        weights_only, any_model: of LeRobot's layout, as on the command line.
     Raises:
         FileExistsError: `output` is there.
         FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
-        ValueError: the checkpoint does not fit the recipe's model, is in that layout already, or the result is not
-            what was meant.
+        ValueError: the checkpoint does not fit the recipe's model, is in that layout already, the layout has no place
+            for what the recipe does, its statistics cannot be used, or the result is not what was meant.
         OSError: the disk is too small.
     """
     from openpi.cli import serve
@@ -109,17 +126,33 @@ def convert(
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder, or move it away")
+    target = _Target(
+        output, to, dtype, with_certificate=with_certificate, weights_only=weights_only, any_model=any_model
+    )
     if (folder := _exported_folder(source)) is not None:
-        _convert_exported(folder, output, to=to, config=config, dtype=dtype, with_certificate=with_certificate)
+        _convert_exported(folder, target, config)
         return
     checkpoint = serve.find_checkpoint(source)
     recipe = serve.choose_recipe(checkpoint, config)
     if layout.find_layout(checkpoint).value == to and dtype is None and not without:
         raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
+    norm_stats = _find_norm_stats(recipe, checkpoint)
     weights = layout.open_weights(recipe.model, checkpoint, without=without)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
-    _write_all(output, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+    _write_all(target, checkpoint, recipe, weights, norm_stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is written, and where; the fields are the arguments of `convert`."""
+
+    folder: Path
+    to: str
+    dtype: str | None
+    with_certificate: bool
+    weights_only: bool
+    any_model: bool
 
 
 def _exported_folder(source: str) -> Path | None:
@@ -131,7 +164,7 @@ def _exported_folder(source: str) -> Path | None:
     return folder if exported_policy.is_exported(folder) else None
 
 
-def _convert_exported(folder: Path, output: Path, *, config: str | None, **options: Any) -> None:
+def _convert_exported(folder: Path, target: _Target, config: str | None) -> None:
     """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
     from openpi.models import exported
     from openpi.policies import exported_policy
@@ -153,31 +186,58 @@ def _convert_exported(folder: Path, output: Path, *, config: str | None, **optio
     with tempfile.TemporaryDirectory() as extras:
         for name in exported.processors(folder):
             normalize.save(Path(extras) / "assets" / name, exported.load_norm_stats(folder, name))
-        _write_all(output, Path(extras), recipe, weights, **options)
+        _write_all(target, Path(extras), recipe, weights, _find_norm_stats(recipe, Path(extras)))
     logger.info("served with the statistics of '%s'; others lie beside it in assets/", processor)
 
 
+def _find_norm_stats(recipe: TrainConfig, checkpoint: Path) -> tuple[str, dict[str, NormStats]] | None:
+    """With their asset id; None if there are none, and says so.
+
+    Raises:
+        ValueError: they cannot be used; or a LeRobot policy's actions are relative to the state in other dimensions
+            than the recipe's.
+    """
+    from openpi.policies import lerobot_robot, policy_config
+    from openpi.weights import lerobot_files
+
+    data_config = policy_config.data_config_of(recipe, checkpoint)
+    if lerobot_files.is_policy(checkpoint):
+        lerobot_robot.check_relative(checkpoint, data_config)
+    try:
+        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("no normalisation statistics go along: %s", error)
+        return None
+    policy_config.check_norm_stats(norm_stats, data_config, checkpoint)
+    return asset_id, norm_stats
+
+
 def _write_all(
-    output: Path,
+    target: _Target,
     checkpoint: Path,
     recipe: TrainConfig,
     weights: Weights,
-    *,
-    to: str,
-    dtype: str | None,
-    with_certificate: bool,
+    assets: tuple[str, dict[str, NormStats]] | None,
 ) -> None:
     """All or nothing; `checkpoint`: where the files beside the weights are."""
+    from openpi.cli import _lerobot
     from openpi.weights import checksums
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    plan = None
+    if target.to == "lerobot":
+        norm_stats = None if assets is None or target.weights_only else assets[1]
+        plan = _lerobot.plan(recipe, checkpoint, norm_stats, any_model=target.any_model)
+    target.folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.folder.with_name(f".{target.folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write(partial, checkpoint, recipe, weights, to=to, dtype=dtype, with_certificate=with_certificate)
+        witness = _write(partial, recipe, weights, plan, to=target.to, dtype=target.dtype)
+        _copy_extras(checkpoint, partial, assets)
+        if target.with_certificate:
+            _certify(partial, recipe.model, witness)
         checksums.write(partial)
-        partial.rename(output)
+        partial.rename(target.folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -196,16 +256,9 @@ def _without_adapters(recipe: TrainConfig, weights: Weights) -> tuple[TrainConfi
 
 
 def _write(
-    folder: Path,
-    checkpoint: Path,
-    recipe: TrainConfig,
-    weights: Weights,
-    *,
-    to: str,
-    dtype: str | None,
-    with_certificate: bool,
-) -> None:
-    from openpi.policies import parity
+    folder: Path, recipe: TrainConfig, weights: Weights, plan: Plan | None, *, to: str, dtype: str | None
+) -> Witness:
+    """Weights, recipe and the layout's own files; returns what a certificate is made of."""
     from openpi.training import recipe_io
     from openpi.weights import names, released, spelling
     from openpi.weights.probe import Witness
@@ -215,6 +268,11 @@ def _write(
     def dtype_of(row: names.Row) -> np.dtype:
         return weights.dtype(row) if dtype is None else _numpy_dtype(dtype)
 
+    main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
+    if plan is not None and main_dtype not in DTYPES:
+        raise ValueError(
+            f"the weights are {main_dtype}, which LeRobot does not load; name one with --dtype {DTYPES[1]}"
+        )
     _check_space(folder, released.num_bytes(model, dtype_of))
     witness = Witness()
     blocks = witness.watch(released.cast(weights, None if dtype is None else _numpy_dtype(dtype)))
@@ -223,19 +281,19 @@ def _write(
     else:
         prefix = spelling.LEROBOT_PREFIX if to == "lerobot" else ""
         released.write_tensors(folder / "model.safetensors", model, blocks, dtype_of, prefix=prefix)
-    norm_stats = _copy_extras(checkpoint, folder, recipe)
     recipe_io.save_recipe(folder, recipe)
-    main_dtype = str(dtype_of(max(names.rows(model), key=lambda row: int(np.prod(row.shape)))))
-    if to == "pytorch":
+    if plan is not None:
+        plan.write(folder, model, dtype=main_dtype)
+    elif to == "pytorch":
         _write_config(folder, model, main_dtype)
-    elif to == "lerobot":
-        from openpi.weights import lerobot_files
+    return witness
 
-        lerobot_files.write(folder, model, norm_stats, dtype=main_dtype)
-    if with_certificate:
-        errors = parity.certify(folder, model, witness)
-        for name, error in errors.items():
-            logger.info("%s: largest error of the outputs %.1e", name, error)
+
+def _certify(folder: Path, model: Any, witness: Witness) -> None:
+    from openpi.policies import parity
+
+    for name, error in parity.certify(folder, model, witness).items():
+        logger.info("%s: largest error of the outputs %.1e", name, error)
 
 
 def _numpy_dtype(name: str) -> np.dtype:
@@ -250,9 +308,8 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
-    """What lies beside the weights; returns the statistics, None if there are none."""
-    from openpi.policies import policy_config
+def _copy_extras(checkpoint: Path, folder: Path, assets: tuple[str, dict[str, NormStats]] | None) -> None:
+    """What lies beside the weights: tokenizers, contract, statistics."""
     from openpi.policies.contract import CONTRACT_FILE
     from openpi.shared import normalize
 
@@ -260,14 +317,11 @@ def _copy_extras(checkpoint: Path, folder: Path, recipe: TrainConfig) -> Any:
         shutil.copytree(checkpoint / "assets", folder / "assets")
     if (checkpoint / CONTRACT_FILE).is_file():
         shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
-    try:
-        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        logger.warning("no normalisation statistics go along: %s", error)
-        return None
+    if assets is None:
+        return
+    asset_id, norm_stats = assets
     if not (folder / "assets" / asset_id).exists():
         normalize.save(folder / "assets" / asset_id, norm_stats)
-    return norm_stats
 
 
 def _write_config(folder: Path, model: Any, dtype: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openpi import transforms as _transforms
+from openpi.policies import lerobot_robot
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
@@ -118,8 +119,8 @@ def load_pipeline(
 ) -> Pipeline:
     """The pipeline of a checkpoint in a local folder; arguments and errors as of `create_trained_policy`."""
     checksums.check_small_files(folder)
-    train_config = _with_own_tokenizer(train_config, folder)
-    data_config = _with_own_assets(train_config.data, folder).create(folder / "assets", train_config.model)
+    data_config = data_config_of(train_config, folder)
+    lerobot_robot.check_relative(folder, data_config)
     if norm_stats is None:
         norm_stats = _load_norm_stats(folder, data_config)
     check_norm_stats(norm_stats, data_config, folder)
@@ -128,6 +129,12 @@ def load_pipeline(
     if contract is not None and default_prompt is not None:
         contract = dataclasses.replace(contract, default_prompt=default_prompt)
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
+
+
+def data_config_of(train_config: Any, folder: Path) -> Any:
+    """The recipe's data half, expanded with what the checkpoint brings: tokenizers and assets."""
+    model = _with_own_tokenizer(train_config, folder).model
+    return _with_own_assets(train_config.data, folder).create(folder / "assets", model)
 
 
 def _check_actions_can_be_decoded(model_config: Any) -> None:

@@ -1,13 +1,15 @@
-"""What a LeRobot policy folder holds besides weights: `config.json`, and processors with normalisation statistics.
+"""What a LeRobot policy folder holds besides weights, as it is read: `config.json`, and processors with statistics.
 
-Source: the checkpoint specification, section 5.
+Source: the checkpoint specification, section 5, and the behavior of LeRobot 0.6.1 (`tests/golden/lerobot_061`). Its
+counterpart is `lerobot_writer.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +22,122 @@ from openpi.weights.layout import CONFIG_FILE, read_config
 
 logger = logging.getLogger("openpi")
 
-PROCESSORS = {"policy_preprocessor": "normalizer_processor", "policy_postprocessor": "unnormalizer_processor"}
-TYPES = ("pi0", "pi05", "pi0_fast")
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
+RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
 
 # Our names of vectors -> the dataset's, and the kind that `normalization_mapping` speaks of.
-_FEATURES = {"state": ("observation.state", "STATE"), "actions": ("action", "ACTION")}
-_FIELDS = {"mean": "mean", "std": "std", "q01": "q01", "q99": "q99"}
-# Steps of processors that our transforms do, or that have nothing to do with numbers.
+FEATURES = {"state": ("observation.state", "STATE"), "actions": ("action", "ACTION")}
+STAT_FIELDS = ("mean", "std", "q01", "q99")
+
+OUR_EPSILON = 1e-6
+"""What our formulas add to a standard deviation or a range (`openpi.transforms.Normalize`)."""
+
+# Steps that our transforms do, that are compared with ours, or that have nothing to do with numbers.
 _COVERED = {
     "rename_observations_processor",
     "to_batch_processor",
     "device_processor",
     "tokenizer_processor",
+    "action_tokenizer_processor",
     "pi0_new_line_processor",
     "pi05_prepare_state_tokenizer_processor_step",
-    "normalizer_processor",
-    "unnormalizer_processor",
+    "pi0_fast_prepare_state_tokenizer_processor_step",
+    NORMALIZER,
+    UNNORMALIZER,
+    RELATIVE,
+    ABSOLUTE,
 }
+
+
+def is_policy(folder: Path) -> bool:
+    """Whether a folder is one of LeRobot's, by its `config.json`."""
+    return read_config(folder).get("type") is not None
+
+
+def has_processors(folder: Path) -> bool:
+    return any((folder / f"{name}.json").is_file() for name in (PREPROCESSOR, POSTPROCESSOR))
+
+
+def kind_of(*, use_quantiles: bool) -> str:
+    """LeRobot's name of how a recipe normalizes."""
+    return "QUANTILES" if use_quantiles else "MEAN_STD"
+
+
+def is_relative(name: str | None, excluded: Sequence[str]) -> bool:
+    """Whether the action dimension of this name is a change: LeRobot looks for the excluded words anywhere in the name,
+    whatever their case; a dimension without a name is one.
+    """
+    return name is None or not any(word.lower() in name.lower() for word in excluded)
+
+
+def read_relative(folder: Path) -> tuple[bool, ...] | None:
+    """Per action dimension, whether the policy gives changes to the state, which LeRobot adds up.
+
+    Returns:
+        None where nothing in the folder speaks of it: files of a LeRobot that knew absolute actions only.
+    Raises:
+        ValueError: a file is damaged, or the two processors contradict each other.
+    """
+    config = read_config(folder)
+    steps = {step.get("registry_name"): _options(file, step) for file, step in _steps(folder)}
+    if not steps:  # weights alone: the policy's config is what its trainer went by
+        names, excluded = config.get("action_feature_names"), config.get("relative_exclude_joints")
+        before = {"enabled": config.get("use_relative_actions"), "action_names": names, "exclude_joints": excluded}
+        steps = {RELATIVE: before, ABSOLUTE: before} if "use_relative_actions" in config else {}
+    if not {RELATIVE, ABSOLUTE} & steps.keys():
+        return None
+    before, after = steps.get(RELATIVE, {}), steps.get(ABSOLUTE, {})
+    enabled, undone = bool(before.get("enabled")), bool(after.get("enabled"))
+    if enabled != undone:
+        raise ValueError(
+            f"{folder}: '{RELATIVE}' of {PREPROCESSOR}.json has enabled={enabled}, and '{ABSOLUTE}' of "
+            f"{POSTPROCESSOR}.json enabled={undone}; expected both or neither: nobody can tell whether it gives "
+            "targets or changes. Correct the one that is wrong"
+        )
+    names = before.get("action_names") or ()
+    width = _action_width(config) or len(names)
+    if not enabled:
+        return (False,) * width
+    padded = [*names, *[None] * (width - len(names))][:width]
+    return tuple(is_relative(name, before.get("exclude_joints") or ()) for name in padded)
+
+
+def _action_width(config: Mapping[str, Any]) -> int:
+    feature = (config.get("output_features") or {}).get(FEATURES["actions"][0]) or {}
+    return (feature.get("shape") or [0])[0]
 
 
 def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats]:
     """Statistics of state and actions, from the files that the processors name.
 
+    They are such that our formulas give what LeRobot's give, which add another epsilon.
+
     Args:
-        use_quantiles: how the recipe normalises.
+        use_quantiles: how the recipe normalizes.
     Raises:
         FileNotFoundError: there are none.
-        ValueError: the policy was trained with another kind of normalisation, or a file is damaged.
+        ValueError: the policy was trained with another kind of normalization, or a file is damaged.
     """
     _check_kind(folder, use_quantiles)
     tensors: dict[str, np.ndarray] = {}
+    epsilon = OUR_EPSILON
     for file, step in _steps(folder):
-        name = step.get("registry_name")
+        name = step.get("registry_name", step.get("class"))
         if name not in _COVERED:
             logger.warning("%s has the step '%s', which is not done here; the recipe's transforms are", file.name, name)
+        if name == NORMALIZER:
+            epsilon = float(_options(file, step).get("eps", epsilon))
         state = step.get("state_file")
         if state is not None:
             opened = safetensors_io.open_tensors(file.parent / Path(state).name)
             tensors = {key: np.array(opened[key], np.float64).reshape(-1) for key in opened} | tensors
     found = {}
-    for ours, (feature, _) in _FEATURES.items():
-        fields = {field: tensors.get(f"{feature}.{name}") for field, name in _FIELDS.items()}
+    for ours, (feature, _) in FEATURES.items():
+        fields = {field: tensors.get(f"{feature}.{field}") for field in STAT_FIELDS}
         if fields["mean"] is not None and fields["std"] is not None:
-            found[ours] = NormStats(**fields)  # type: ignore[arg-type]
-    missing = [feature for ours, (feature, _) in _FEATURES.items() if ours not in found]
+            found[ours] = _in_our_formulas(NormStats(**fields), epsilon)  # type: ignore[arg-type]
+    missing = [feature for ours, (feature, _) in FEATURES.items() if ours not in found]
     if missing:
         raise FileNotFoundError(
             f"{folder} has no normalisation statistics of {' and '.join(missing)}: base policies of LeRobot have none, "
@@ -73,10 +147,21 @@ def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats
     return found
 
 
+def _in_our_formulas(stats: NormStats, epsilon: float) -> NormStats:
+    """LeRobot divides by std + epsilon, and by q99 - q01 (by epsilon where that is 0). Ranges no larger than our
+    epsilon are of dimensions that stand still, and stay as they are.
+    """
+    std = np.where(stats.std > OUR_EPSILON, stats.std + (epsilon - OUR_EPSILON), stats.std)
+    q99 = stats.q99
+    if stats.q01 is not None and q99 is not None:
+        q99 = np.where(q99 - stats.q01 > OUR_EPSILON, q99 - OUR_EPSILON, q99)
+    return dataclasses.replace(stats, std=std, q99=q99)
+
+
 def _check_kind(folder: Path, use_quantiles: bool) -> None:
     mapping = read_config(folder).get("normalization_mapping") or {}
-    ours = "QUANTILES" if use_quantiles else "MEAN_STD"
-    for _, kind in _FEATURES.values():
+    ours = kind_of(use_quantiles=use_quantiles)
+    for _, kind in FEATURES.values():
         theirs = mapping.get(kind, ours)
         if theirs != ours:
             raise ValueError(
@@ -86,98 +171,19 @@ def _check_kind(folder: Path, use_quantiles: bool) -> None:
 
 
 def _steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for name in PROCESSORS:
+    for name in (PREPROCESSOR, POSTPROCESSOR):
         file = folder / f"{name}.json"
         if not file.is_file():
             continue
         try:
-            steps = list(json.loads(file.read_text())["steps"])
+            steps = [dict(step) for step in json.loads(file.read_text())["steps"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({first_line(error)}); expected an object with 'steps'") from error
         yield from ((file, step) for step in steps)
 
 
-def write(folder: Path, config: Any, norm_stats: Mapping[str, NormStats] | None, *, dtype: str) -> None:
-    """Writes `config.json` and, with statistics, the processors.
-
-    Args:
-        config: of the model.
-        norm_stats: in the units of the dataset.
-        dtype: `float32` or `bfloat16`.
-    """
-    kind = config.model_type.value
-    uses_quantiles = kind != "pi0"
-    width = {ours: _width(norm_stats, ours, config.action_dim) for ours in _FEATURES}
-    cameras = {
-        f"observation.images.{key}": _feature("VISUAL", 3, *config.image_resolution) for key in config.image_keys
-    }
-    mapping = dict.fromkeys(("STATE", "ACTION"), "QUANTILES" if uses_quantiles else "MEAN_STD")
-    document: dict[str, Any] = {
-        "type": kind,
-        "n_obs_steps": 1,
-        "chunk_size": config.action_horizon,
-        "n_action_steps": config.action_horizon,
-        "max_state_dim": config.action_dim,
-        "max_action_dim": config.action_dim,
-        "tokenizer_max_length": config.max_token_len,
-        "image_resolution": list(config.image_resolution),
-        "empty_cameras": 0,
-        "dtype": dtype,
-        "normalization_mapping": {"VISUAL": "IDENTITY", **mapping},
-        "input_features": {**cameras, "observation.state": _feature("STATE", width["state"])},
-        "output_features": {"action": _feature("ACTION", width["actions"])},
-    }
-    if kind != "pi0_fast":
-        document |= {"num_inference_steps": 10, "min_period": 4e-3, "max_period": 4.0}
-    _write_json(folder / CONFIG_FILE, document)
-    if norm_stats is None:
-        return
-    features = document["input_features"] | document["output_features"]
-    normal = {"eps": 1e-8, "features": features, "norm_map": document["normalization_mapping"]}
-    tensors = {
-        f"{feature}.{name}": np.asarray(value, np.float32)
-        for ours, (feature, _) in _FEATURES.items()
-        for field, name in _FIELDS.items()
-        if (value := getattr(norm_stats[ours], field)) is not None
-    }
-    text = {"max_length": config.max_token_len, "padding": "max_length", "padding_side": "right", "task_key": "task"}
-    prompt = ("tokenizer_processor", {**text, "truncation": True, "tokenizer_name": "google/paligemma-3b-pt-224"})
-    steps: dict[str, list[tuple[str, dict[str, Any]]]] = {
-        "policy_preprocessor": [
-            ("rename_observations_processor", {"rename_map": {}}),
-            ("to_batch_processor", {}),
-            *([("pi0_new_line_processor", {}), prompt] if kind == "pi0" else []),
-            ("normalizer_processor", normal),
-            *(
-                [("pi05_prepare_state_tokenizer_processor_step", {"max_state_dim": config.action_dim}), prompt]
-                if kind == "pi05"
-                else []
-            ),
-            ("device_processor", {"device": "cpu", "float_dtype": None}),
-        ],
-        "policy_postprocessor": [
-            ("unnormalizer_processor", normal),
-            ("device_processor", {"device": "cpu", "float_dtype": None}),
-        ],
-    }
-    for name, its_steps in steps.items():
-        listed = []
-        for place, (step, options) in enumerate(its_steps):
-            entry: dict[str, Any] = {"registry_name": step, "config": options}
-            if step == PROCESSORS[name]:
-                entry["state_file"] = f"{name}_step_{place}_{step}.safetensors"
-                safetensors_io.save(folder / entry["state_file"], tensors)
-            listed.append(entry)
-        _write_json(folder / f"{name}.json", {"name": name, "steps": listed})
-
-
-def _width(norm_stats: Mapping[str, NormStats] | None, ours: str, default: int) -> int:
-    return default if norm_stats is None else norm_stats[ours].width
-
-
-def _feature(kind: str, *shape: int) -> dict[str, Any]:
-    return {"type": kind, "shape": list(shape)}
-
-
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(document, indent=2) + "\n")
+def _options(file: Path, step: Mapping[str, Any]) -> Mapping[str, Any]:
+    options = step.get("config") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{file} is damaged: 'config' of a step is {type(options).__name__}; expected an object")
+    return options

@@ -204,8 +204,9 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"it names the file {wrong[0]!r}; shards are beside it")
         return dict(shard_of)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = found_instead(index) or first_line(error)
         raise ValueError(
-            f"{index} is damaged ({found_instead(index) or first_line(error)}); expected an object with 'weight_map'. Bring it here again"
+            f"{index} is damaged ({why}); expected an object with 'weight_map'. Bring it here again"
         ) from error
 
 

@@ -32,11 +32,6 @@ def complete_features(features: Mapping[str, Feature], use_videos: bool) -> dict
         dtype = "video" if use_videos and feature["dtype"] == "image" else feature["dtype"]
         complete[key] = {**feature, "dtype": dtype, "shape": list(feature["shape"])}
         complete[key].setdefault("names", None)
-        if dtype == "video" and any(side % 2 for side in size_hw(complete[key])):
-            raise ValueError(
-                f"feature '{key}' is {size_hw(complete[key])} pixels; video needs an even height and width "
-                f"(store it with dtype 'image', or resize it)"
-            )
     return complete | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in INDEX_FEATURES.items()}
 
 

@@ -17,7 +17,7 @@ from openpi.data.lerobot import home
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
 from openpi.data.lerobot.files import read_json
 from openpi.data.lerobot.metadata import LeRobotMetadata
-from openpi.data.lerobot.stats import FeatureStats, read_stats
+from openpi.data.lerobot.stats import FeatureStats, along_last_axis, read_stats
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
 
 APPENDABLE = "v3.0"
@@ -52,7 +52,10 @@ class ExistingDataset:
                 f"{root} has format {metadata.version}; episodes can be appended to {APPENDABLE} only. Convert the "
                 "recordings anew, all together"
             )
-        return cls(metadata, read_json(root / home.INFO_FILE), read_stats(root / "meta/stats.json"))
+        stats = read_stats(root / "meta/stats.json")
+        numbers = {key: f for key, f in metadata.features.items() if key in stats and f["dtype"] not in CAMERA_DTYPES}
+        stats |= {key: along_last_axis(stats[key], feature["shape"]) for key, feature in numbers.items()}
+        return cls(metadata, read_json(root / home.INFO_FILE), stats)
 
     @property
     def video_codec(self) -> str | None:

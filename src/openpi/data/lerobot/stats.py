@@ -1,7 +1,7 @@
 """Feature statistics as LeRobot stores them with a dataset (not the normalisation statistics of training).
 
-Numbers are taken over all frames of an episode; cameras over some frames and pixels, per channel, in [0, 1]
-with shape [3, 1, 1].
+Numbers are taken over all frames of an episode, and those of a matrix or more over all its axes but the last; cameras
+over some frames and pixels, per channel, in [0, 1] with shape [3, 1, 1].
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,11 +20,19 @@ _NEEDED = frozenset({"min", "max", "mean", "std", "count"})
 
 
 def vector_stats(values: np.ndarray) -> FeatureStats:
-    """Statistics of `[n, *shape]` over n; `count` is [n]."""
-    rows = values.reshape(len(values), -1)
-    stats = _stats(rows)
-    stats = {name: stat.reshape(values.shape[1:] or (1,)) for name, stat in stats.items()}
-    return stats | {"count": np.array([len(rows)])}
+    """Statistics of `[n, *shape]`, [shape[-1]] each ([1] of scalars); `count` is [n]."""
+    rows = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    return _stats(rows) | {"count": np.array([len(values)])}
+
+
+def along_last_axis(stats: FeatureStats, shape: Sequence[int]) -> FeatureStats:
+    """Statistics per element of a matrix or more, as this writer stored them once, as LeRobot stores them."""
+    if len(shape) < 2 or stats["mean"].shape != tuple(shape):
+        return stats
+    names = [name for name in stats if name != "count"]
+    rows = zip(*(stats[name].reshape(-1, shape[-1]) for name in names), strict=True)
+    parts = [dict(zip(names, row, strict=True)) | {"count": stats["count"]} for row in rows]
+    return _merge(parts) | {"count": stats["count"]}
 
 
 def image_stats(frames_hwc: np.ndarray) -> FeatureStats:

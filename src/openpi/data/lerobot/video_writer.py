@@ -24,29 +24,44 @@ _ENCODERS = {
     "libsvtav1": ("av1", {"g": str(GOP_FRAMES), "crf": "30"}),
     "libx264": ("h264", {"g": str(GOP_FRAMES), "crf": "23", "bf": "0"}),
     "h264": ("h264", {"g": str(GOP_FRAMES), "bf": "0"}),
+    # Only behind videos that are HEVC already. A container says `hvc1` where players shall take it.
+    "libx265": ("hevc", {"g": str(GOP_FRAMES), "crf": "23", "x265-params": "bframes=0:log-level=none", "tag": "hvc1"}),
 }
+_ODD_SIZES = ("libsvtav1",)  # the others halve the colors of whole pairs of pixels only
 
 
 def choose_encoder(codec: str | None = None) -> str:
-    """AV1 if this FFmpeg can write it, else H.264; or the given one of the two.
+    """AV1 if this FFmpeg can write it, else H.264; or the given one, `hevc` included.
 
     Raises:
-        ValueError: this FFmpeg has no encoder for it.
+        ValueError: there is no encoder for it here.
     """
     wanted = [encoder for encoder, (name, _) in _ENCODERS.items() if codec in (None, name)]
     for encoder in wanted:
         if encoder in av.codecs_available:
             return encoder
+    known = sorted({name for name, _ in _ENCODERS.values()})
+    if not wanted:
+        raise ValueError(f"the videos are {codec}, which is not written here; known are {', '.join(known)}")
     raise ValueError(f"this build of PyAV has none of the encoders {wanted} for {codec or 'video'}")
 
 
 def codec_name(encoder: str) -> str:
-    """`av1` or `h264`."""
+    """`av1`, `h264` or `hevc`."""
     return _ENCODERS[encoder][0]
 
 
+def check_size(key: str, size_hw: tuple[int, int], encoder: str) -> None:
+    """Raises ValueError for a height or width that the encoder cannot write."""
+    if encoder not in _ODD_SIZES and any(side % 2 for side in size_hw):
+        raise ValueError(
+            f"feature '{key}' is {size_hw} pixels; {codec_name(encoder)} video needs an even height and width (store "
+            "it with dtype 'image', or resize it)"
+        )
+
+
 def encode_video(path: Path, frames_hwc: Iterable[np.ndarray], fps: float, encoder: str, threads: int = 0) -> None:
-    """Writes an mp4 of uint8 RGB [h, w, 3] frames; h and w must be even.
+    """Writes an mp4 of uint8 RGB [h, w, 3] frames; `check_size` says which sizes.
 
     Args:
         threads: of the encoder; 0 = as many as it likes.

@@ -77,6 +77,8 @@ class LeRobotWriter:
         self._encoder = ""
         if self._video_keys:
             self._encoder = video_writer.choose_encoder(self._before.video_codec if self._before else None)
+        for key in self._video_keys:
+            video_writer.check_size(key, size_hw(self._features[key]), self._encoder)
         self._limits_mb = (data_file_mb, video_file_mb)
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
@@ -255,7 +257,8 @@ class LeRobotWriter:
     def _info(self) -> dict[str, Any]:
         features = {key: dict(feature) for key, feature in self._features.items()}
         for key in self._video_keys:
-            features[key]["info"] = _video_info(features[key], self._fps, self._encoder)
+            found = self._before.info["features"][key].get("info") if self._before else None
+            features[key]["info"] = found or _video_info(features[key], self._fps, self._encoder)
         data_mb, video_mb = self._limits_mb
         num_episodes = self._num_episodes_before + len(self._episodes)
         return {
