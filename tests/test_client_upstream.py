@@ -8,6 +8,7 @@ import ctypes.util
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import exported_models
+from openpi.cli import serve_policy
 from openpi.codecs.catalog import get_codec
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
@@ -24,6 +27,7 @@ from openpi.serving.catalog import Checkpoints
 from openpi.shared.tree import flatten
 from openpi_client.base_policy import BasePolicy
 from serving_live import METADATA, PATIENCE_S, TestPolicy, server_thread
+from tiny_recipe import TOKENIZER
 
 ROBOTS = {"aloha": make_aloha_example, "droid": make_droid_example, "libero": make_libero_example}
 PROGRAMS = Path(__file__).parent / "compat"
@@ -96,6 +100,19 @@ def test_the_published_client_waits_while_the_policy_is_loaded(python):
         assert not loading.wait(12.0) and not report.done()
         loading.set()
         assert_is_served(report.result(PATIENCE_S))
+
+
+def test_the_published_client_gets_the_actions_of_an_exported_model(python, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "big_vision").mkdir(parents=True)
+    shutil.copyfile(TOKENIZER, tmp_path / "cache" / "big_vision" / "paligemma_tokenizer.model")
+    model = exported_models.write(tmp_path / "pi0_aloha", ("trossen_biarm_single_base_cam_24dim",))
+    words = ["--env", "ALOHA", "policy:exported", f"--policy.dir={model}"]
+    load = serve_policy.loader(serve_policy.parse(words))
+    with server_thread(load) as (_, port):
+        actions = np.array(run(python, port, "upstream_exported.py")["actions"])
+    expected = load().infer({**make_aloha_example(), "prompt": "fold the towel"})["actions"]
+    np.testing.assert_allclose(actions, expected, atol=1e-6)
 
 
 # Positronic

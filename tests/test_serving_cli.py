@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from openpi.cli import serve, serve_policy
-from openpi.cli.serve_policy import Checkpoint, EnvMode
+from openpi.cli.serve_policy import Checkpoint, EnvMode, Exported
 from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
 from openpi.serving.recording import find_sessions, read_session
 from openpi.serving.warm_up import example_observation
@@ -33,6 +33,9 @@ PATIENCE_S = 300.0
         ("--env=libero", Checkpoint("pi05_libero", "gs://openpi-assets/checkpoints/pi05_libero")),
         ("--env ALOHA policy:default", Checkpoint("pi05_aloha", "gs://openpi-assets/checkpoints/pi05_base")),
         ("policy:checkpoint --policy.config=a --policy.dir=b", Checkpoint("a", "b")),
+        ("--env CALVIN", Exported()),
+        ("--env ALOHA policy:exported", Exported()),
+        ("--env ALOHA policy:exported --policy.dir=a --policy.processor=b", Exported("a", "b")),
         ("--port 8001 policy:checkpoint --policy.config a --policy.dir b", Checkpoint("a", "b")),
     ],
 )
@@ -50,23 +53,6 @@ def test_the_defaults_are_recipes_that_exist():
     for checkpoint in [*serve_policy.DEFAULT_CHECKPOINT.values(), *serve_policy._REPLACEMENTS.values()]:
         assert get_config(checkpoint.config).name == checkpoint.config
     assert set(serve_policy.DEFAULT_CHECKPOINT) == set(EnvMode) - {EnvMode.CALVIN}
-
-
-def test_the_environment_of_the_first_release_that_has_no_checkpoint_says_what_to_do(capsys):
-    assert serve_policy.main(["--env", "calvin"]) == 1
-    assert "train one with the recipe pi0_calvin" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("folder", "replacement"),
-    [
-        ("s3://openpi-assets/exported/pi0_aloha_sim/model", "--policy.config=pi0_aloha_sim"),
-        ("s3://openpi-assets/exported/pi0_calvin/model", "there are pi0_aloha, "),
-    ],
-)
-def test_exported_models_of_the_first_release_are_refused_with_their_replacement(capsys, folder, replacement):
-    assert serve_policy.main(["--env", "ALOHA", "policy:exported", f"--policy.dir={folder}"]) == 1
-    assert replacement in capsys.readouterr().err
 
 
 def make_step(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from openpi.weights import layout, names, released, safetensors_io, spelling
+from openpi.weights import integrity, layout, names, orbax_parts, released, safetensors_io, spelling
 from openpi.weights.layout import Block
 from tiny_recipe import MODEL, fast
 
@@ -296,3 +296,87 @@ def test_headers_that_cannot_be_are_refused_with_file_and_fix(tmp_path, text, le
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", size) + text + bytes(16))
     with pytest.raises(ValueError, match=r"model\.safetensors.*[Bb]ring it here again"):
         safetensors_io.open_tensors(tmp_path)
+
+
+def leaf(*keys: str) -> dict[str, Any]:
+    return {"key_metadata": [{"key": key, "key_type": 2} for key in keys], "value_metadata": {}}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("[" * 100_000, "_METADATA is cut off or no JSON"),
+        ('{"tree_metadata": {"a": {"key_metadata": ', "_METADATA is cut off or no JSON"),
+        ("[]", "_METADATA is damaged"),
+        ({}, "_METADATA is damaged"),
+        ({"tree_metadata": {"a": {}}}, "_METADATA is damaged"),
+        ({"tree_metadata": {"a": leaf()}}, "_METADATA is damaged"),
+        ({"tree_metadata": {"a": leaf("params", "..", "..", "etc")}}, "an array has the key '..'"),
+        ({"tree_metadata": {"a": leaf("params", "/etc/passwd")}}, "an array has the key '/etc/passwd'"),
+        ({"tree_metadata": {"a": leaf("params", "w"), "b": leaf("params", "w")}}, "it has w twice"),
+        ({"tree_metadata": {"a": leaf("weights", "w")}}, r"top keys \['weights'\]; expected 'params'"),
+        ({"tree_metadata": {"a": leaf("params", "other")}}, "its array params.other cannot be opened"),
+    ],
+)
+def test_descriptions_of_arrays_that_cannot_be_are_refused(tmp_path, document, said):
+    stored_array(tmp_path, {"shape": [4], "chunks": [4]})
+    text = document if isinstance(document, str) else json.dumps(document)
+    (tmp_path / "_METADATA").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        orbax_parts.open_arrays(tmp_path)
+
+
+def stored_array(folder: Path, description: dict[str, Any]) -> None:
+    """An array `w` in the form of old checkpoints, a folder each."""
+    (folder / "params.w").mkdir(parents=True)
+    plain = {"zarr_format": 2, "dtype": "<f4", "order": "C", "compressor": None, "filters": None, "fill_value": None}
+    (folder / "params.w" / ".zarray").write_text(json.dumps({**plain, **description}))
+    (folder / "params.w" / "0").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    (folder / "_METADATA").write_text(json.dumps({"tree_metadata": {"a": leaf("params", "w")}}))
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ({"shape": [4], "chunks": [10**10]}, r"has the shape \(4,\) and chunks of \(10000000000,\)"),
+        ({"shape": [-4], "chunks": [4]}, "cannot be opened"),
+        ({"shape": [4], "chunks": [0]}, "cannot be opened"),
+        ({"shape": [4], "chunks": [4], "dtype": "|O"}, "cannot be opened"),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused(tmp_path, description, said):
+    stored_array(tmp_path / "whole", {"shape": [4], "chunks": [4]})
+    np.testing.assert_array_equal(orbax_parts.open_arrays(tmp_path / "whole")["w"].read(), np.arange(4))
+    stored_array(tmp_path / "spoilt", description)
+    with pytest.raises(ValueError, match=rf"spoilt is damaged.*{said}.*again"):
+        orbax_parts.open_arrays(tmp_path / "spoilt")
+
+
+def test_an_index_that_leads_out_of_its_folder_or_in_circles_is_refused(tmp_path, monkeypatch):
+    """As `tensorstore` reports a crafted manifest; writing one takes its file format."""
+    write_params(tmp_path / "params", PI0, TENSORS["pi0"])
+    for location, said in (
+        ("btreenode::..%2F..%2Fetc%2Fpasswd:0:10", "points to ../../etc/passwd, out of the folder"),
+        ("btreenode:%2Fetc%2F:passwd:0:10", "points to /etc/passwd, out of the folder"),
+    ):
+        monkeypatch.setattr(integrity.tensorstore.ocdbt, "dump", lambda base, *place, at=location: _Done(circle(at)))
+        with pytest.raises(ValueError, match=said):
+            integrity.check_complete(tmp_path / "params")
+    here = "btreenode::manifest.ocdbt:0:10"
+    monkeypatch.setattr(integrity.tensorstore.ocdbt, "dump", lambda base, *place: _Done(circle(here)))
+    with pytest.raises(ValueError, match=f"its node {here} is in it twice"):
+        integrity.check_complete(tmp_path / "params")
+
+
+def circle(location: str) -> dict[str, Any]:
+    """A manifest and a node in one, whose only entry is a node at this location."""
+    entry = {"key": b"", "location": location}
+    return {"versions": [{"root": entry}], "entries": [entry]}
+
+
+class _Done:
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        return self._value

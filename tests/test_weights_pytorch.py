@@ -506,6 +506,10 @@ def test_a_conversion_is_certified_and_can_be_verified(
     file.write_bytes(data)
     assert verify.main([str(folder)]) == 1
     error = capsys.readouterr().err
+    assert "model.safetensors is not what was written" in error and "--accept" in error
+    assert verify.main([str(folder), "--accept"]) == 0  # the certificate is of tensors
+    assert verify.main([str(folder)]) == 1
+    error = capsys.readouterr().err
     assert "1 of 131 tensors" in error and "expected float32 with checksum" in error
 
 

@@ -84,8 +84,8 @@ class Graph:
         file = Path(folder) / GRAPH_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no file 'graph'; expected an exported model of the first releases")
-        exported = _deserialize(file)
-        _refuse_calls(file, exported)
+        exported, text = _deserialize(file)
+        _refuse_calls(file, text)
         try:
             (params, _, example, sample), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
             (actions,) = exported.out_avals
@@ -224,11 +224,13 @@ def load_norm_stats(folder: Path | str, processor: str | None = None) -> dict[st
     raise ValueError(f"{root} holds {len(documents)} files norm_stats.msgpack; expected one or two")
 
 
-def _deserialize(graph: Path) -> Any:
+def _deserialize(graph: Path) -> tuple[Any, str]:
+    """The graph, and its text."""
     from jax import export
 
     try:
-        return export.deserialize(bytearray(graph.read_bytes()))
+        exported = export.deserialize(bytearray(graph.read_bytes()))
+        return exported, exported.mlir_module()
     except ImportError as error:
         raise ImportError(f"reading exported models needs flatbuffers; {install_hint('exported')}") from error
     except _UNREADABLE as error:
@@ -237,9 +239,8 @@ def _deserialize(graph: Path) -> Any:
         ) from error
 
 
-def _refuse_calls(file: Path, exported: Any) -> None:
+def _refuse_calls(file: Path, text: str) -> None:
     """A graph is data; what it may call outside of itself is listed here, not in the file."""
-    text = exported.mlir_module()
     found = [first or second for first, second in _CALL_TARGET.findall(text)]
     found += ["something without a name"] * (text.count("custom_call") > len(found))
     refused = sorted({target for target in found if not _HARMLESS_CALLS.fullmatch(target)})

@@ -32,8 +32,10 @@ _ALGORITHM = "crc32"
 _PIECE_BYTES = 64 << 20
 _READ_BYTES = 4 << 20
 _NUM_THREADS = 4
-# Weights and training states are checked by who reads them, everything else when a checkpoint is opened.
-_READ_LATER = ("params/", "train_state/")
+# Weights, training states and certificates are checked by who reads them, everything else when a checkpoint is opened.
+_READ_LATER = ("params/", "train_state/", "parity.")
+# Whoever edits one changes its length, most of the time; its reader notices where it ends too early.
+_TEXTS = (".json", ".jsonl", ".py", ".txt")
 # What is left out when a policy is published.
 _MAY_BE_GONE = ("train_state", "optimizer.pt", "loader_state.json")
 _NOT_OF_IT = ("KEEP", CHECKSUMS_FILE)
@@ -64,7 +66,7 @@ class Checksums:
 
     folder: Path
     files: Mapping[str, Sums]
-    piece_bytes: int = _PIECE_BYTES
+    piece_bytes: int
 
     @classmethod
     def find(cls, folder: Path) -> Checksums | None:
@@ -104,7 +106,7 @@ class Checksums:
         paths = sorted(_paths(folder))
         with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
             found = pool.map(lambda path: _sums(folder / path, _PIECE_BYTES), paths)
-            return cls(folder.absolute(), dict(zip(paths, found, strict=True)))
+            return cls(folder.absolute(), dict(zip(paths, found, strict=True)), _PIECE_BYTES)
 
     def save(self) -> None:
         """Writes the file, whole or not at all."""
@@ -191,6 +193,8 @@ class Checksums:
 def check_small_files(folder: Path) -> None:
     """Everything of a checkpoint but weights and training state, which are checked while they are read.
 
+    A text of another length was edited, which is said; a text of the same length, and any other file, is refused.
+
     Raises:
         ValueError: a file is not what was written, or the checksums are damaged.
     """
@@ -199,7 +203,11 @@ def check_small_files(folder: Path) -> None:
         return
     paths = [path for path in sums.files if not path.startswith(_READ_LATER) and not path.endswith(".safetensors")]
     for path in paths:
-        sums.check(sums.folder / path)
+        file = sums.folder / path
+        if path.endswith(_TEXTS) and file.is_file() and file.stat().st_size != sums.files[path].num_bytes:
+            _warn_once(f"{file} was edited since its checkpoint was written; it is read as it is")
+        else:
+            sums.check(file)
     for path in sums._gone(paths):
         logger.warning("%s was written with this checkpoint, and is gone", sums.folder / path)
 
