@@ -11,7 +11,7 @@ Source: the model specification, section 11; names: the checkpoint specification
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from openpi.models_pytorch import loading
 from openpi.models_pytorch.augment import Draws
 from openpi.models_pytorch.model import Observation, fresh_parameters
 from openpi.models_pytorch.pi0 import Pi0
-from openpi.weights import names
+from openpi.weights import names, spelling
 
 _TIME_BETA, _TIME_SCALE, _TIME_OFFSET = (1.5, 1.0), 0.999, 0.001
 _MODEL = "model."  # of our own names, as they are in here
@@ -165,29 +165,28 @@ def _to_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, me
 def _from_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """In place: our own names instead of those of a file, and nothing that no model reads."""
     stored = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-    found = {row: names.stored_name(row, stored) for row in module._rows}
-    for row, name in found.items():
-        if name is not None:
-            state_dict[f"{prefix}{_MODEL}{row.torch}"] = state_dict.pop(prefix + name)
-    for name in stored.keys() - set(found.values()):
-        if names.is_known_unused(name):
-            _check_second_name(name, stored)
+    found = spelling.Spelling.of(stored, {row.torch: row.released for row in module._rows}).names
+    for row in module._rows:
+        if row.released in found:
+            tensor = _same_tensor(found[row.released], stored)
+            for name in found[row.released]:
+                del state_dict[prefix + name]
+            state_dict[f"{prefix}{_MODEL}{row.torch}"] = tensor
+    for released, names in found.items():
+        for name in names if spelling.is_known_unused(released) else ():
             del state_dict[prefix + name]
 
 
-def _check_second_name(name: str, stored: Mapping[str, Tensor]) -> None:
-    """Two names of the token table have to hold the same."""
-    others = [other for other in stored if other != name and _is_table(other)]
-    for other in others if _is_table(name) else ():
-        if not torch.equal(stored[name], stored[other].to(stored[name])):
+def _same_tensor(names: Sequence[str], stored: Mapping[str, Tensor]) -> Tensor:
+    """What a file holds under names that mean one tensor."""
+    first, *others = names
+    for other in others:
+        if not torch.equal(stored[first], stored[other].to(stored[first])):
             raise ValueError(
-                f"'{name}' and '{other}' are two names of the token table, and hold different values; take out the one "
+                f"'{first}' and '{other}' are two names of one tensor, and hold different values; take out the one "
                 "that was not trained"
             )
-
-
-def _is_table(name: str) -> bool:
-    return names.is_known_unused(name) and name.removeprefix(names.LEROBOT_PREFIX) != names.UNUSED_TABLE
+    return stored[first]
 
 
 def _report_released(module: PI0Pytorch, incompatible: Any) -> None:

@@ -320,6 +320,12 @@ class _SamplerSource:
     def start(self) -> dict[str, Any]:
         return {"next_batch": 0}
 
+    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        return self.start()  # the sampler has its own order
+
+    def describe(self, item: int) -> str:
+        return f"sample {item}"
+
     def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
         number = int(state["next_batch"])
         while True:
