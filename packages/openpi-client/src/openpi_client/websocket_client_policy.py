@@ -337,7 +337,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 now_s = time.monotonic()
                 if not reason or not isinstance(
                     error, SilenceError
-                ):  # The last attempt is cut short, which tells nothing.
+                ):  # one cut short tells nothing
                     reason = str(error) or type(error).__name__
                 if deadline.left_s() < _RETRY_INTERVAL_S:
                     raise TimeoutError(
