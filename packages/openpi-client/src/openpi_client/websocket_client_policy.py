@@ -335,9 +335,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 if not _may_pass(error, is_limited=deadline.is_limited()):
                     raise
                 now_s = time.monotonic()
-                if not reason or not isinstance(
-                    error, SilenceError
-                ):  # one cut short tells nothing
+                if not reason or not isinstance(error, SilenceError):  # one cut short tells nothing
                     reason = str(error) or type(error).__name__
                 if deadline.left_s() < _RETRY_INTERVAL_S:
                     raise TimeoutError(
