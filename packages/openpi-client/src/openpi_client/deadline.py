@@ -20,6 +20,8 @@ class SilenceError(TimeoutError):
 class Deadline:
     """When an exchange has to be over, on the monotonic clock: one for all its parts."""
 
+    __slots__ = ("_at_s", "stop", "timeout_s")
+
     def __init__(self, timeout_s: Optional[float] = None, stop: Optional[threading.Event] = None) -> None:
         """
         Args:
@@ -40,9 +42,14 @@ class Deadline:
     def is_limited(self) -> bool:
         return self._at_s != math.inf
 
+    def check(self) -> None:
+        """Raises SilenceError when it is over."""
+        if time.monotonic() >= self._at_s:
+            raise SilenceError(f"not within {self.timeout_s:g} s")
+
     def acquire(self, lock: threading.Lock) -> None:
         """Takes a lock. Raises as `tick_s`."""
-        while not lock.acquire(timeout=self.tick_s()):
+        while not lock.acquire(blocking=False) and not lock.acquire(timeout=self.tick_s()):
             pass
 
     def sooner(self, timeout_s: float) -> "Deadline":
@@ -58,10 +65,8 @@ class Deadline:
         """
         if self.stop is not None and self.stop.is_set():
             raise ConnectionAbortedError("stopped by another thread")
-        left_s = self.left_s()
-        if left_s <= 0:
-            raise SilenceError(f"not within {self.timeout_s:g} s")
-        return min(left_s, _LONGEST_WAIT_S if self.stop is None else _STOP_TICK_S)
+        self.check()
+        return min(self.left_s(), _LONGEST_WAIT_S if self.stop is None else _STOP_TICK_S)
 
 
 def check_seconds(name: str, value: object, word: Optional[str] = None) -> None:

@@ -8,7 +8,7 @@ scripts.
 import struct
 import threading
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -52,10 +52,8 @@ class FrameError(ValueError):
         self.reason = reason
 
 
-class Frame(NamedTuple):
-    opcode: int
-    is_last: bool
-    payload: memoryview
+Frame = Tuple[int, bool, memoryview]
+"""(opcode, whether it is the last one of its message, payload)."""
 
 
 class FrameReader:
@@ -118,9 +116,11 @@ class FrameReader:
         self._header, self._payload = None, memoryview(b"")
         if mask != _NO_MASK:
             _unmask(payload, mask)
-        return Frame(opcode, is_last, payload)
+        return opcode, is_last, payload
 
     def _begin(self, deadline: Deadline, begun_bytes: int) -> None:
+        if self._start == self._end:
+            self._io.wait_readable(deadline)
         self._fill(2, deadline)
         first, second = self._buffer[self._start], self._buffer[self._start + 1]
         self._check_header(first, second)

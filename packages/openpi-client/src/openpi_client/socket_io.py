@@ -23,7 +23,7 @@ class SocketIo:
             OSError: the connection is over.
         """
         while True:
-            deadline.tick_s()
+            deadline.check()
             try:
                 count = self._receive(view)
             except (BlockingIOError, ssl.SSLWantReadError):
@@ -44,6 +44,10 @@ class SocketIo:
 
     def wait_writable(self, deadline: Deadline) -> None:
         wait(self._socket, deadline, to_write=True)
+
+    def wait_readable(self, deadline: Deadline) -> None:
+        """Before a message that is hardly there yet: cheaper than to try and fail."""
+        wait(self._socket, deadline)
 
     def is_readable(self) -> bool:
         return is_ready(self._socket, 0)
@@ -67,6 +71,9 @@ class LockedSocketIo(SocketIo):
                 return self._socket.send(parts[0])
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
             return 0
+
+    def wait_readable(self, deadline: Deadline) -> None:
+        """Nothing: what is there may lie inside of OpenSSL."""
 
     def is_readable(self) -> bool:
         waits_inside = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import struct
 import time
-from typing import Any, Callable, Iterator, List, NoReturn, Optional, Union
+from typing import Any, Callable, List, NoReturn, Optional, Union
 
 from openpi_client.deadline import Deadline, SilenceError
 from openpi_client.frames import (
@@ -112,11 +112,11 @@ class MessageStream:
         deadline = Deadline(timeout_s)
         self._writer.flush()
         while True:
-            opcode, is_last, payload = frame = self._frame(deadline)
+            opcode, is_last, payload = self._frame(deadline)
             if opcode & CONTROL:
-                self._control(frame)
+                self._control(opcode, payload)
             elif opcode == CONTINUATION or not is_last or self._parts_opcode:
-                whole = self._continued(frame)
+                whole = self._continued(opcode, is_last, payload)
                 if whole is not None:
                     return whole
             else:
@@ -150,8 +150,11 @@ class MessageStream:
         Raises:
             StreamClosed: the connection is over, or the peer has not taken all of it within `timeout_s`.
         """
-        with self._lost_when_it_fails():
+        self._check_open()
+        try:
             self._writer.write(payload, opcode, Deadline(timeout_s))
+        except OSError as error:
+            raise self._lost(error) from error
 
     def start_write(self, payload: Any, opcode: int = BINARY) -> Optional[Callable[[float], None]]:
         """Sends a message as far as a slow peer lets it, without waiting.
@@ -162,13 +165,18 @@ class MessageStream:
         Raises:
             StreamClosed: the connection is over.
         """
-        with self._lost_when_it_fails():
+        self._check_open()
+        try:
             rest = self._writer.start(payload, opcode)
+        except OSError as error:
+            raise self._lost(error) from error
 
         def write_rest(timeout_s: float) -> None:
             assert rest is not None
-            with self._lost_when_it_fails():
+            try:
                 rest(Deadline(timeout_s))
+            except OSError as error:
+                raise self._lost(error) from error
 
         return None if rest is None else write_rest
 
@@ -216,7 +224,7 @@ class MessageStream:
 
     def _frame(self, deadline: Deadline) -> Frame:
         try:
-            deadline.tick_s()
+            deadline.check()
             return self._reader.read(deadline, self._parts_bytes)
         except SilenceError:
             raise
@@ -226,19 +234,19 @@ class MessageStream:
             self.is_open = False
             raise StreamClosed(ABNORMAL, f"the connection was lost: {error}") from error
 
-    def _continued(self, frame: Frame) -> Optional[Message]:
-        if (frame.opcode == CONTINUATION) != bool(self._parts_opcode):
+    def _continued(self, opcode: int, is_last: bool, payload: memoryview) -> Optional[Message]:
+        if (opcode == CONTINUATION) != bool(self._parts_opcode):
             self._fail(PROTOCOL_ERROR, "continuation of no message, or a message within another")
-        self._parts_opcode = self._parts_opcode or frame.opcode
-        self._parts.append(frame.payload)
-        self._parts_bytes += len(frame.payload)
+        self._parts_opcode = self._parts_opcode or opcode
+        self._parts.append(payload)
+        self._parts_bytes += len(payload)
         if len(self._parts) > _FREE_PARTS + self._parts_bytes // _BYTES_PER_PART:
             self._fail(POLICY_VIOLATION, f"a message of {self._parts_bytes} bytes in {len(self._parts)} parts")
-        if not frame.is_last:
+        if not is_last:
             return None
-        whole, opcode = memoryview(b"".join(self._parts)), self._parts_opcode
+        whole, whole_opcode = memoryview(b"".join(self._parts)), self._parts_opcode
         self._parts, self._parts_opcode, self._parts_bytes = [], 0, 0
-        return self._message(opcode, whole)
+        return self._message(whole_opcode, whole)
 
     def _message(self, opcode: int, payload: memoryview) -> Message:
         if opcode == BINARY:
@@ -248,12 +256,12 @@ class MessageStream:
         except UnicodeDecodeError:
             self._fail(BAD_TEXT, "text is not UTF-8")
 
-    def _control(self, frame: Frame) -> None:
+    def _control(self, opcode: int, view: memoryview) -> None:
         self._count_control()
-        payload = bytes(frame.payload)
-        if frame.opcode == PING:
+        payload = bytes(view)
+        if opcode == PING:
             self._writer.control(PONG, payload)
-        elif frame.opcode == CLOSE:
+        elif opcode == CLOSE:
             if len(payload) == 1:
                 self._fail(PROTOCOL_ERROR, "half a close code")
             code = struct.unpack_from("!H", payload)[0] if payload else NO_CODE
@@ -278,16 +286,12 @@ class MessageStream:
 
     # Writing
 
-    @contextlib.contextmanager
-    def _lost_when_it_fails(self) -> Iterator[None]:
-        """What stops a message half way ends the connection."""
+    def _check_open(self) -> None:
         if not self.is_open:
             raise StreamClosed(ABNORMAL, "the connection is over")
-        try:
-            yield
-        except SilenceError as error:
-            self.abort()
-            raise StreamClosed(ABNORMAL, f"the peer took nothing more: {error}") from error
-        except OSError as error:
-            self.is_open = False
-            raise StreamClosed(ABNORMAL, f"the connection was lost: {error}") from error
+
+    def _lost(self, error: OSError) -> StreamClosed:
+        """What a message that has not left means: the connection is over, since a part of it may have."""
+        self.abort()
+        what = "the peer took nothing more" if isinstance(error, SilenceError) else "the connection was lost"
+        return StreamClosed(ABNORMAL, f"{what}: {error}")

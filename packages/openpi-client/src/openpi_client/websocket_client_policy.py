@@ -326,7 +326,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     def _wait_for_server(self, deadline: Deadline) -> None:
         """Opens a connection and reads the metadata, trying again while there is no server."""
         start_s = next_log_s = time.monotonic()
-        level = logging.INFO
+        level, reason = logging.INFO, ""
         while True:
             try:
                 return self._connect(deadline)
@@ -335,8 +335,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 if not _may_pass(error, is_limited=deadline.is_limited()):
                     raise
                 now_s = time.monotonic()
-                if deadline.left_s() < _RETRY_INTERVAL_S:
+                if not reason or not isinstance(error, SilenceError):  # one cut short tells nothing
                     reason = str(error) or type(error).__name__
+                if deadline.left_s() < _RETRY_INTERVAL_S:
                     raise TimeoutError(
                         f"no policy server at {self._uri} within {deadline.timeout_s:.3g} s ({reason}); "
                         "is it running, and are host and port right?"
