@@ -172,8 +172,8 @@ def _from_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, 
             for name in found[row.released]:
                 del state_dict[prefix + name]
             state_dict[f"{prefix}{_MODEL}{row.torch}"] = tensor
-    for released, names in found.items():
-        for name in names if spelling.is_known_unused(released) else ():
+    for released, all_names in found.items():
+        for name in all_names if spelling.is_known_unused(released) else ():
             del state_dict[prefix + name]
 
 
