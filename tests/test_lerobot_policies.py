@@ -28,14 +28,13 @@ from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared import normalize
 from openpi.training import recipe_io
-from openpi.training.config import (
-    AssetsConfig,
+from openpi.training.config import AssetsConfig, TrainConfig
+from openpi.training.data_config import (
     DataConfig,
     LeRobotAlohaDataConfig,
     LeRobotDROIDDataConfig,
     LeRobotLiberoDataConfig,
     LeRobotUR5DataConfig,
-    TrainConfig,
 )
 from openpi.weights import lerobot_files, lerobot_writer, orbax_io, safetensors_io
 

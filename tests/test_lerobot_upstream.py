@@ -53,11 +53,11 @@ def lerobot_python(tmp_path_factory) -> Path:
     return interpreter
 
 
-def in_lerobot(python: Path, program: str, *arguments: Any) -> str:
+def in_lerobot(python: Path, program: str, *arguments: Any, **environment: str) -> None:
     command = [str(python), str(PROGRAMS / program), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    environment = {**os.environ, **environment}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
     assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def libero_stats() -> dict[str, normalize.NormStats]:
@@ -185,23 +185,22 @@ class BothWays:
     features: dict[str, Any]
     codec: str
 
-    def theirs(self, mode: str, *seeds: int) -> None:
+    def theirs(self, mode: str, *seeds: int) -> dict[str, np.ndarray]:
+        """LeRobot writes these episodes, if any; returns what it reads then."""
         work = self.root.parent
-        (work / "FEATURES.json").write_text(json.dumps(self.features))
-        episodes = {f"{s}/{key}": v for s in seeds for key, v in episode(s, self.features).items()}
-        np.savez(work / "episodes.npz", **episodes)
-        os.environ["CODEC"] = self.codec
-        in_lerobot(self.python, "upstream_lerobot_dataset.py", mode, self.root, work / "episodes.npz")
+        files = [work / name for name in ("features.json", "episodes.npz", "read.npz")]
+        files[0].write_text(json.dumps(self.features))
+        np.savez(files[1], **{f"{s}/{key}": v for s in seeds for key, v in episode(s, self.features).items()})
+        in_lerobot(self.python, "upstream_lerobot_dataset.py", mode, self.root, *files, CODEC=self.codec)
+        return dict(np.load(files[2]))
 
     def ours(self, *seeds: int, append: bool) -> None:
         with LeRobotWriter(self.root, fps=10, features=self.features, append=append) as writer:
             for seed in seeds:
                 writer.add_episode(episode(seed, self.features), f"do {seed}")
 
-    def check(self, *seeds: int) -> dict[str, np.ndarray]:
-        """Both read every value of these episodes; returns what LeRobot read."""
-        in_lerobot(self.python, "upstream_lerobot_dataset.py", "read", self.root, self.root.parent / "read.npz")
-        theirs = dict(np.load(self.root.parent / "read.npz"))
+    def check(self, theirs: dict[str, np.ndarray], *seeds: int) -> None:
+        """Both read every value of these episodes."""
         ours = LeRobotDataset(self.root)
         parts = [episode(seed, self.features) for seed in seeds]
         assert list(theirs["task"]) == [f"do {seed}" for seed in seeds for _ in range(5)]
@@ -209,12 +208,16 @@ class BothWays:
         for key in self.features:
             expected = np.concatenate([part[key] for part in parts])
             for found in (np.stack([ours[i][key] for i in range(len(ours))]), theirs[key]):
-                hwc = np.moveaxis(found, 1, -1) if key in CAMERAS and found.shape[1] == 3 else found
                 tolerance = 6 if CAMERAS.get(key) == "video" else 0
-                difference = np.abs(hwc.reshape(expected.shape).astype(float) - expected)
-                assert difference.max() <= tolerance, key
+                values = as_hwc(found) if key in CAMERAS else found.reshape(expected.shape)
+                assert np.abs(values.astype(float) - expected).max() <= tolerance, key
             assert theirs[f"stats/{key}/mean"].shape == ((3, 1, 1) if key in CAMERAS else expected.shape[-1:])
-        return theirs
+
+
+def as_hwc(frames: np.ndarray) -> np.ndarray:
+    """LeRobot's [n, 3, h, w], films as uint8 and images as floats in [0, 1], to ours."""
+    hwc = np.moveaxis(frames, 1, -1) if frames.shape[1] == 3 else frames
+    return np.round(hwc * 255) if hwc.dtype.kind == "f" else hwc
 
 
 @pytest.fixture(params=[("libsvtav1", (33, 47)), ("libsvtav1", (32, 48)), ("h264", (32, 48)), ("hevc", (64, 96))])
@@ -224,21 +227,17 @@ def both_ways(request, lerobot_python: Path, tmp_path: Path) -> BothWays:
 
 
 def test_we_add_to_what_lerobot_wrote_and_lerobot_goes_on(both_ways: BothWays) -> None:
-    both_ways.theirs("create", 0, 1)
-    both_ways.check(0, 1)
+    both_ways.check(both_ways.theirs("create", 0, 1), 0, 1)
     both_ways.ours(2, append=True)
-    both_ways.check(0, 1, 2)
-    both_ways.theirs("resume", 3)
-    both_ways.check(0, 1, 2, 3)
+    both_ways.check(both_ways.theirs("resume", 3), 0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("both_ways", [("libsvtav1", (32, 48)), ("libsvtav1", (33, 47))], indirect=True)
 def test_lerobot_adds_to_what_we_wrote_and_we_go_on(both_ways: BothWays) -> None:
     both_ways.ours(0, 1, append=False)
-    first = both_ways.check(0, 1)
-    poses = np.concatenate([episode(seed, both_ways.features)["pose"] for seed in (0, 1)]).reshape(-1, 3)
-    np.testing.assert_allclose(first["stats/pose/std"], poses.std(axis=0), atol=1e-6)
-    both_ways.theirs("resume", 2)
-    both_ways.check(0, 1, 2)
+    theirs = both_ways.theirs("resume", 2)
+    both_ways.check(theirs, 0, 1, 2)
+    poses = np.concatenate([episode(seed, both_ways.features)["pose"] for seed in (0, 1, 2)]).reshape(-1, 3)
+    np.testing.assert_allclose(theirs["stats/pose/std"], poses.std(axis=0), atol=1e-5)
     both_ways.ours(3, append=True)
-    both_ways.check(0, 1, 2, 3)
+    both_ways.check(both_ways.theirs("read"), 0, 1, 2, 3)

@@ -1,8 +1,10 @@
-"""Writes, continues or reads a dataset with the real LeRobot: `python upstream_lerobot_dataset.py MODE ROOT FILE.npz`.
+"""A dataset and the real LeRobot: `python upstream_lerobot_dataset.py MODE ROOT FEATURES.json EPISODES.npz OUT.npz`.
 
-create  FEATURES.json beside FILE.npz says the features; FILE.npz holds `episode/feature` arrays
-resume  the same, behind the episodes that are there
-read    writes what LeRobot reads, `feature` arrays over all frames, to FILE.npz
+    create  EPISODES.npz holds `episode/feature` arrays
+    resume  the same, behind the episodes that are there
+    read    nothing is written
+
+In the end OUT.npz has what LeRobot reads: `feature` arrays over all frames, and `stats/feature/name`.
 """
 
 import json
@@ -18,25 +20,24 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 FPS = 10
 
 
-def main(mode: str, root: str, file: str) -> None:
-    if mode == "read":
-        read(root, file)
-        return
-    features = json.loads((Path(file).parent / "FEATURES.json").read_text())
-    for feature in features.values():
-        feature["shape"] = tuple(feature["shape"])
+def main(mode: str, root: str, features: str, episodes: str, out: str) -> None:
     options = {"rgb_encoder": encoder(os.environ["CODEC"])} if os.environ.get("CODEC") else {}
     if mode == "create":
-        dataset = LeRobotDataset.create("test/set", FPS, features, root=root, **options)
-    else:
-        dataset = LeRobotDataset.resume("test/set", root=root, **options)
-    given = np.load(file)
+        described = json.loads(Path(features).read_text())
+        shaped = {key: {**feature, "shape": tuple(feature["shape"])} for key, feature in described.items()}
+        add(LeRobotDataset.create("test/set", FPS, shaped, root=root, **options), episodes)
+    elif mode == "resume":
+        add(LeRobotDataset.resume("test/set", root=root, **options), episodes)
+    read(root, out)
+
+
+def add(dataset: LeRobotDataset, episodes: str) -> None:
+    given = np.load(episodes)
     for episode in sorted({key.partition("/")[0] for key in given}):
         arrays = {key.partition("/")[2]: given[key] for key in given if key.startswith(f"{episode}/")}
         for i in range(len(next(iter(arrays.values())))):
-            dataset.add_frame(
-                {**{key: np.asarray(values[i]) for key, values in arrays.items()}, "task": f"do {episode}"}
-            )
+            frame = {key: np.asarray(values[i]) for key, values in arrays.items()}
+            dataset.add_frame({**frame, "task": f"do {episode}"})
         dataset.save_episode()
     dataset.finalize()
 
