@@ -123,6 +123,16 @@ class BinariseGrip(Codec):
     signals: tuple[str, ...] = ("grip", "target_grip")
     observed: bool = False
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"binarise_observation": self.observed}
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+        observed = values.get("binarise_observation", self.observed)
+        if not isinstance(observed, bool):
+            raise ValueError(f"binarise_observation is {observed!r}; expected true or false")
+        return dataclasses.replace(self, observed=observed)
+
     def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         names = self.signals if self.observed else ()
         return {key: _binary_array(value) if key in names else value for key, value in raw.items()}

@@ -2,6 +2,7 @@
 
 Extensions, which a client uses only with a server that offers them in its handshake: a camera image may be JPEG,
 `{b"__jpeg__": true, b"data": bin}`, and bytes may lie in memory that both share (`openpi_client.shared_memory`).
+Positronic's clients send images as `{b"__jpeg__": true, b"frames": [bin, ...]}`, with b"ndim" or b"shape" of the array.
 """
 
 import io
@@ -106,7 +107,7 @@ class _Values:
         if _SCALAR in item:
             return _scalar(item)
         if _JPEG in item:
-            return self._jpeg(item[b"data"])
+            return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
         if shared_memory.KEY in item:
             shared = self._read_shared(item[shared_memory.KEY])
             self._reserve(len(shared))
@@ -153,6 +154,21 @@ class _Values:
                 return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+
+    def _jpegs(self, item: dict) -> np.ndarray:
+        """uint8[..., h, w, 3] of several images, as Positronic's clients send them."""
+        frames, ndim = item.get(b"frames"), item.get(b"ndim", 3)
+        if not isinstance(frames, list) or not frames:
+            raise TypeError("a JPEG array has no b'frames'; expected a list of JPEG images")
+        images = [self._jpeg(frame) for frame in frames]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("the images of a JPEG array have different sizes")
+        lead = item[b"shape"][:-3] if b"shape" in item else [len(images)] * (ndim - 3)
+        if math.prod(lead) != len(images) or any(type(side) is not int or side < 1 for side in lead):
+            raise ValueError(f"a JPEG array of shape {lead} x image has {len(images)} images; expected as many")
+        if len(images) > 1:
+            self._reserve(sum(image.nbytes for image in images))
+        return np.stack(images).reshape(*lead, *images[0].shape) if lead else images[0]
 
     def _pay(self, width: int, height: int, num_scans: int) -> None:
         """For an image that is about to be decoded."""

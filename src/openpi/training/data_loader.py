@@ -99,6 +99,7 @@ class RecipeLoader:
     def restart_after(self, state: Mapping[str, Any]) -> None:
         """Begins a new data order, for a run that goes on with another dataset, batch size or seed."""
         self._batches.restart_after(state)
+
     def restart(self) -> None:
         """The next iteration begins with the first batch."""
         self._batches.restart()
