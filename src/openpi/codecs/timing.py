@@ -9,6 +9,7 @@ from typing import Any
 
 from openpi.codecs.codec import Codec
 
+TIMESTAMP = "timestamp"
 _HIGHEST_FPS = 1000  # no arm is commanded faster
 
 
@@ -48,9 +49,9 @@ class Timing(Codec):
 
     def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
         if isinstance(output, Mapping):
-            return {**output, "timestamp": 0.0}
-        stamped = ({**step, "timestamp": i / self.fps} for i, step in enumerate(output))
-        return [step for step in stamped if self.horizon_s is None or step["timestamp"] < self.horizon_s]
+            return {**output, TIMESTAMP: 0.0}
+        stamped = ({**step, TIMESTAMP: i / self.fps} for i, step in enumerate(output))
+        return [step for step in stamped if self.horizon_s is None or step[TIMESTAMP] < self.horizon_s]
 
 
 def _is_within(value: Any, most: float) -> bool:

@@ -29,6 +29,7 @@ import numpy as np
 
 from openpi.codecs.action import COMMAND
 from openpi.codecs.codec import Codec
+from openpi.codecs.timing import TIMESTAMP
 from openpi.policies.guards import ObservationError
 from openpi.serving import wire
 from openpi.serving.errors import UnknownModelError, error_text, is_explained
@@ -38,6 +39,7 @@ from openpi_client import msgpack_numpy
 
 REFUSED_CODE, NORMAL_CODE = 1008, 1000
 _WITH_MARKED_COMMANDS = _FIRST_WITH_IDS = 2
+_NEWEST_SCHEDULE = 2
 _REASON_CHARACTERS = 100
 _REASON_BYTES = 123  # what a close frame can hold
 _LINGER_S = 1.0
@@ -91,7 +93,7 @@ class PositronicSession:
         without.
         """
         served = {} if self._codec is None else self._codec.served_meta
-        return {**served, "local_stack": _local_stack(served), **self._parameters.told(self._codec)}
+        return {**served, "local_stack": _local_stack(served, self._version), **self._parameters.told(self._codec)}
 
     def received(self, message: bytes | memoryview | str, decode: wire.Decode = wire.decode) -> list[dict]:
         """The observation in a message, as the policy takes it.
@@ -159,8 +161,7 @@ class PositronicSession:
         warnings = {"warnings": result["warnings"]} if "warnings" in result else {}
         if self._version == 1:
             return _frames({"result": steps, **warnings})
-        if self._version == _WITH_MARKED_COMMANDS:
-            steps = [_marked(step) for step in steps]
+        steps = [_newer(step, self._version == _WITH_MARKED_COMMANDS) for step in steps]
         return _frames({"result": steps, **warnings, "timing": _timing(infer_s, prepare_s, served_s)})
 
     def sent(self, now_s: float) -> None:
@@ -187,8 +188,10 @@ def _frames(content: Mapping[str, Any]) -> list[Frame]:
     return [Binary(msgpack_numpy.Packer().pack(content))]
 
 
-def _marked(step: Mapping[str, Any]) -> dict[str, Any]:
-    return {**step, COMMAND: {b"__cmd__": step[COMMAND]}} if COMMAND in step else dict(step)
+def _newer(step: Mapping[str, Any], is_marked: bool) -> dict[str, Any]:
+    """Without its time: newer clients count the steps, and take whatever else is in one for a command."""
+    newer = {key: value for key, value in step.items() if key != TIMESTAMP}
+    return {**newer, COMMAND: {b"__cmd__": step[COMMAND]}} if is_marked and COMMAND in step else newer
 
 
 def _timing(infer_s: float, prepare_s: float, served_s: float) -> dict[str, float]:
@@ -197,12 +200,13 @@ def _timing(infer_s: float, prepare_s: float, served_s: float) -> dict[str, floa
     return {f"{name}_ms": 1000 * value for name, value in seconds.items()}
 
 
-def _local_stack(served: Mapping[str, Any]) -> dict[str, Any]:
+def _local_stack(served: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Steps one after the other, and images of the size that the codec wants."""
     stack = []
     if "action_fps" in served:
         horizon = {"horizon_sec": served["action_horizon_sec"]} if "action_horizon_sec" in served else {}
-        stack.append({"name": "chunked_schedule", "version": 1, "args": {"fps": served["action_fps"], **horizon}})
+        schedule = min(version, _NEWEST_SCHEDULE)  # clients take the first only in sessions of the first protocol
+        stack.append({"name": "chunked_schedule", "version": schedule, "args": {"fps": served["action_fps"], **horizon}})
     if "image_sizes" in served:
         width, height = served["image_sizes"]
         stack.append({"name": "restrict_image_size", "version": 1, "args": {"width": width, "height": height}})
