@@ -206,7 +206,9 @@ def _local_stack(served: Mapping[str, Any], version: int) -> dict[str, Any]:
     if "action_fps" in served:
         horizon = {"horizon_sec": served["action_horizon_sec"]} if "action_horizon_sec" in served else {}
         schedule = min(version, _NEWEST_SCHEDULE)  # clients take the first only in sessions of the first protocol
-        stack.append({"name": "chunked_schedule", "version": schedule, "args": {"fps": served["action_fps"], **horizon}})
+        stack.append(
+            {"name": "chunked_schedule", "version": schedule, "args": {"fps": served["action_fps"], **horizon}}
+        )
     if "image_sizes" in served:
         width, height = served["image_sizes"]
         stack.append({"name": "restrict_image_size", "version": 1, "args": {"width": width, "height": height}})
