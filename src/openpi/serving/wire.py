@@ -157,18 +157,21 @@ class _Values:
 
     def _jpegs(self, item: dict) -> np.ndarray:
         """uint8[..., h, w, 3] of several images, as Positronic's clients send them."""
-        frames, ndim = item.get(b"frames"), item.get(b"ndim", 3)
+        frames, ndim = item.get(b"frames"), item.get(b"ndim")
         if not isinstance(frames, list) or not frames:
             raise TypeError("a JPEG array has no b'frames'; expected a list of JPEG images")
+        shape = item.get(b"shape", {3: [0, 0, 0], 4: [len(frames), 0, 0, 0]}.get(ndim))
+        if not isinstance(shape, list) or any(type(side) is not int or side < 1 for side in shape[:-3]):
+            raise ValueError("a JPEG array has neither b'ndim', which is 3 or 4, nor b'shape', a list of numbers")
+        if math.prod(shape[:-3]) != len(frames):
+            raise ValueError(f"a JPEG array has {len(frames)} images; expected {math.prod(shape[:-3])}, by its shape")
         images = [self._jpeg(frame) for frame in frames]
         if len({image.shape for image in images}) > 1:
             raise ValueError("the images of a JPEG array have different sizes")
-        lead = item[b"shape"][:-3] if b"shape" in item else [len(images)] * (ndim - 3)
-        if math.prod(lead) != len(images) or any(type(side) is not int or side < 1 for side in lead):
-            raise ValueError(f"a JPEG array of shape {lead} x image has {len(images)} images; expected as many")
-        if len(images) > 1:
-            self._reserve(sum(image.nbytes for image in images))
-        return np.stack(images).reshape(*lead, *images[0].shape) if lead else images[0]
+        if len(shape) <= images[0].ndim:
+            return images[0]
+        self._reserve(sum(image.nbytes for image in images))
+        return np.stack(images).reshape(*shape[:-3], *images[0].shape)
 
     def _pay(self, width: int, height: int, num_scans: int) -> None:
         """For an image that is about to be decoded."""
