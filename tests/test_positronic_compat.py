@@ -170,9 +170,7 @@ def test_fields_of_a_codec_can_be_set():
 
 
 def test_the_public_recordings_are_read_without_credentials():
-    from positronic.cfg.ds import phail
-
-    from positronic.cfg.ds import sim
+    from positronic.cfg.ds import phail, sim
     from positronic.cfg.phail.v1_0 import ds
 
     assert sim.sim_stack_cubes is phail.sim_stack_cubes and sim.sim_pick_place is phail.sim_pick_place

@@ -1,8 +1,8 @@
 """Uses the published `positronic` against a server: `python upstream_positronic.py PORT CHECKPOINT`.
 
 Run by the interpreter of an environment that holds the published package and nothing of this repository: version 0.2,
-whose remote policy is what `--policy=.remote` is, or 0.3 or 0.4, whose session client is asked directly. Prints what happened
-as JSON; `tests/test_client_upstream.py` looks at it.
+whose remote policy is what `--policy=.remote` is, or 0.3 or 0.4, whose session client is asked directly. Prints what
+happened as JSON; `tests/test_client_upstream.py` looks at it.
 """
 
 import json

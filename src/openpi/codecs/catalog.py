@@ -1,7 +1,8 @@
 """The codecs by name: those that Positronic's releases have in common, newer ones, and five older ones.
 
 Source: the serving specification, section 6.3, and what moved since. A name that both releases have (`droid`) is the
-current one; `older/droid` is the other. A codec of your own is `path/to/file.py:attribute` or `package.module:attribute`.
+current one; `older/droid` is the other. A codec of your own is `path/to/file.py:attribute` or
+`package.module:attribute`.
 """
 
 from __future__ import annotations
