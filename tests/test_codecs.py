@@ -373,3 +373,98 @@ def test_codecs_load_neither_a_framework_nor_a_file_format():
     code = "import openpi.codecs.catalog, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert [name for name in ("jax", "torch", "pyarrow", "av", "optax", "mujoco") if name in loaded] == []
+
+
+# Newer codecs; the numbers are what Positronic 0.4.1 made of the same values.
+
+POSE = np.array([0.4, 0.1, 0.3, 0.0, 1.0, 0.0, 0.0])
+ROW = np.array([0.4, 0.1, 0.3, 0.5, 0.5, 0.5, 0.5, 0.7])
+
+
+def seen(pose=POSE):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    return {
+        "robot_state.ee_pose": pose,
+        "robot_state.q": np.arange(7) / 10,
+        "grip": 0.25,
+        "image.wrist": image,
+        "image.exterior": image,
+    }
+
+
+@pytest.mark.parametrize(
+    ("quaternion", "hand"),
+    [
+        ([0, 1, 0, 0], [2.221442, -2.221442, 0]),
+        ([1, 9, -3, 2], [-1.307723, 2.615446, -0.653862]),
+        ([-2, 3, 9, 1], [-2.410766, -1.205383, 0.200897]),
+        ([1, 0, 0, 0], [0, 0, 1.570796]),
+    ],
+)
+def test_libero_sees_the_hand_the_fingers_and_a_mirror(quaternion, hand):
+    raw = seen(np.array([0.4, 0.1, 0.3, *quaternion]))
+    encoded = get_codec("libero").encode(raw)
+    np.testing.assert_allclose(encoded["observation/state"], [0.4, 0.1, 0.3, *hand, 0.029887, -0.029887], atol=NUMBERS)
+    plain = get_codec("ee").encode(raw)
+    for name in ("observation/image", "observation/wrist_image"):
+        np.testing.assert_array_equal(encoded[name], plain[name][:, ::-1])
+
+
+def test_libero_moves_by_steps_of_the_pose():
+    rows = np.array([[0.5, -2, 1, 0.2, -0.4, 0.9, 0.6], [0, 0, 0.1, 0, 0, 2, -1]] * 5)
+    first, second, *rest = get_codec("libero").decode(rows)
+    assert len(rest) == 3 and rest[0]["timestamp"] == pytest.approx(0.1)  # a quarter of a second, 20 per second
+    command = first["robot_command"]
+    assert command["type"] == "cartesian_delta"
+    np.testing.assert_allclose(command["delta"][:3], [0.025, -0.05, 0.05])
+    turn = command["delta"][3:].reshape(3, 3)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=NUMBERS)
+    np.testing.assert_allclose(turn @ [0.1, -0.2, 0.45], [0.1, -0.2, 0.45], atol=NUMBERS)
+    assert np.trace(turn) == pytest.approx(1 + 2 * np.cos(np.linalg.norm([0.1, -0.2, 0.45])))
+    np.testing.assert_allclose(second["robot_command"]["delta"][3:5], [np.cos(0.5), -np.sin(0.5)], atol=NUMBERS)
+    assert (first["target_grip"], second["target_grip"]) == (pytest.approx(0.8), 0.0)
+    with pytest.raises(ValueError, match="expected 6 values for the arm"):
+        get_codec("libero").decode(ROW[None])
+    with pytest.raises(ValueError, match="no rotation"):
+        get_codec("libero").encode(seen(np.zeros(7)))
+
+
+def test_a_gripper_that_is_turned_round_is_so_in_all_that_a_policy_sees_and_gives():
+    codec = get_codec("ee_flip_grip")
+    assert codec.encode(seen())["observation/state"][7] == 0.75
+    assert codec.decode(ROW[None])[0]["target_grip"] == pytest.approx(0.3)
+    assert codec.decode(ROW)["target_grip"] == pytest.approx(0.3)
+    columns, plain = codec.training_columns(), get_codec("ee").training_columns()
+    values = {"robot_state.ee_pose": POSE[None], "robot_commands.pose": POSE[None]}
+    values |= {"grip": np.array([0.25]), "target_grip": np.array([1.0])}
+    for name, column in (("observation.state", 0.5), ("action", -1.0)):
+        difference = columns[name].derive(values) - plain[name].derive(values)
+        np.testing.assert_allclose(difference, [[0] * 7 + [column]])
+
+
+def test_how_the_arm_carries_commands_out_is_part_of_them():
+    [step] = get_codec("phail_v1").decode(ROW[None])
+    assert step["robot_command"]["mode"] == {"type": "position_control"}
+    steps = get_codec("droid_jointpos").decode(np.tile(ROW, (30, 1)))
+    assert len(steps) == 30 and steps[0]["target_grip"] == 1.0  # the whole chunk
+    command = steps[0]["robot_command"]
+    assert command["type"] == "joint_pos" and command["mode"]["kq"] == [40.0, 30.0, 50.0, 25.0, 35.0, 25.0, 10.0]
+    np.testing.assert_array_equal(command["positions"], ROW[:7])
+
+
+@pytest.mark.parametrize("name", ["joints_ik", "joints_ik_sim"])
+def test_joint_angles_of_commanded_poses_are_served_only(name):
+    codec = get_codec(name)
+    np.testing.assert_allclose(codec.encode(seen())["observation/state"], [*np.arange(7) / 10, 0.25])
+    assert codec.decode(ROW[None])[0]["target_grip"] == 0.7
+    with pytest.raises(ValueError, match="inference only"):
+        codec.training_columns()
+
+
+def test_parameters_of_a_session_reach_the_parts_that_have_them():
+    codec = get_codec("ee_traj").with_parameters({"fps": 10, "horizon_sec": 0.5, "binarise_observation": True})
+    assert codec == get_codec("ee_traj", fps=10, horizon_s=0.5, observed_binary=True)
+    assert codec.parameters == {"fps": 10, "horizon_sec": 0.5, "binarise_observation": True}
+    for wrong in ({"fps": "fast"}, {"fps": float("inf")}, {"horizon_sec": True}, {"binarise_observation": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).replace("sec", "s")):
+            codec.with_parameters(wrong)

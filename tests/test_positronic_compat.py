@@ -38,10 +38,15 @@ def test_the_commands_are_installed(golden):
         (["eepose_absolute", "--port=1"], [f"--codec=@{CODECS}.eepose_absolute", "--port=1"]),
         (["--port=1"], ["--port=1"]),
         ([], []),
+        (["phail", "--model.checkpoints_dir=x"], [f"--codec=@{CODECS}.phail_v1", "--checkpoints_dir=x"]),
+        (
+            ["droid", "--pipeline.source.config_name=pi05_droid", "--pipeline.codec.fps=10"],
+            [f"--codec=@{CODECS}.droid", "--config_name=pi05_droid", "--codec.fps=10"],
+        ),
     ],
 )
 def test_older_and_newer_forms_of_the_server_s_command_line_are_taken(words, meant):
-    assert server.with_codec_flag(words) == meant
+    assert server.as_one_command(words) == meant
 
 
 def test_the_recipe_of_the_documents_takes_what_the_converter_writes(positronic, recordings, tmp_path):
@@ -92,7 +97,12 @@ def test_recordings_are_appended_once_unless_asked_again(positronic, recordings,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "--dataset.codec=.nothing"], "codecs.nothing"),
+        (["convert", "--dataset.codec=.nothing"], "positronic.vendors.openpi.codecs has droid, droid_jointpos, ee,"),
+        (["convert", f"--dataset.codec=@{CODECS}.nothing"], "libero, openpi_positronic, phail_v1"),
+        (["convert", "--dataset.dataset=@positronic.cfg.ds.sim.nothing"], "has sim_pick_place, sim_stack_cubes"),
+        (["convert", "--dataset.dataset=@positronic.cfg.phail.v1_0.ds.nothing"], "has human, rollouts, teleop"),
+        (["convert", "--dataset.dataset=@positronic.cfg.nothing.x"], "positronic.cfg has driver, ds, observers"),
+        (["convert", f"--dataset.codec=@{CODECS}.libero"], "inference only"),
         (["convert", "--dataset.codec=nothing"], "no codec 'nothing'; there are"),
         (["convert", "--dataset.codec=None"], "dataset.codec is None"),
         (["convert", f"--dataset.codec=@{CODECS}.openpi_positronic"], "allow no '/' in names"),
@@ -109,7 +119,7 @@ def test_recordings_are_appended_once_unless_asked_again(positronic, recordings,
 def test_what_is_mistyped_or_impossible_ends_in_one_line(positronic, recordings, tmp_path, capsys, arguments, message):
     command = arguments[:1]
     rest = [f"--dataset.dataset.path={recordings}", f"--output_dir={tmp_path / 'set'}", *arguments[1:]]
-    if command == ["append"]:  # a path belongs to a configuration
+    if any(argument.startswith("--dataset.dataset=") for argument in arguments):  # a path belongs to `.local`
         rest = rest[1:]
     assert positronic("positronic-to-lerobot", *command, *(rest if command != ["konvert"] else ())) == 1
     error = capsys.readouterr().err
@@ -138,11 +148,17 @@ def test_codecs_are_also_named_as_in_openpi_and_found_in_the_current_folder(
     assert widths == [8, 15, 8]
 
 
-@pytest.mark.parametrize("name", [*catalog.CURRENT, *catalog.OLDER, "eepose"])
+@pytest.mark.parametrize("name", catalog.PUBLISHED)
 def test_every_published_codec_name_is_the_codec_of_that_name(name):
     from positronic.vendors.openpi import codecs
 
     assert getattr(codecs, name).instantiate() == get_codec(name)
+
+
+def test_a_frame_that_nobody_converts_is_refused(positronic, tmp_path, capsys):
+    arguments = ("ee", f"--pipeline.source.checkpoints_dir={tmp_path}", "--pipeline.ee_frame=hand")
+    assert positronic("openpi-server", *arguments) == 1
+    assert "converts no frames" in capsys.readouterr().err
 
 
 def test_fields_of_a_codec_can_be_set():
@@ -154,8 +170,11 @@ def test_fields_of_a_codec_can_be_set():
 
 
 def test_the_public_recordings_are_read_without_credentials():
-    from positronic.cfg.ds import phail
+    from positronic.cfg.ds import phail, sim
+    from positronic.cfg.phail.v1_0 import ds
 
+    assert sim.sim_stack_cubes is phail.sim_stack_cubes and sim.sim_pick_place is phail.sim_pick_place
+    assert ds.teleop.instantiate().place == "s3://positronic-public/phail/v1.0/dataset/teleoperation/"
     for name in ("phail", "sim_stack_cubes", "sim_pick_place"):
         recordings = getattr(phail, name).instantiate()
         assert recordings.place == f"s3://positronic-public/datasets/{name.replace('_', '-')}/"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import threading
 import time
@@ -167,6 +168,44 @@ def test_a_model_that_cannot_be_loaded_is_told_and_tried_again_and_the_others_go
                 PositronicClient("127.0.0.1", port, model_id="9000").reset()
         assert first_action(client) == 20000
     assert len(attempts) == 2
+
+
+def test_a_newer_positronic_session_begins_and_ends_as_its_client_asks(experiment):
+    with server_thread(checkpoints(experiment), codec=get_codec("joints_traj")) as (_, port):
+        place = f"ws://127.0.0.1:{port}/api/v1/session"
+        with websockets.sync.client.connect(f"{place}?protocol_version=3&codec.fps=10") as connection:
+            while (ready := msgpack_numpy.unpackb(connection.recv(PATIENCE_S)))["status"] != "ready":
+                pass
+            assert ready["meta"]["effective_params"]["codec.fps"] == ready["meta"]["action_fps"] == 10
+            connection.send(msgpack_numpy.packb({"x": 1}))
+            assert "session_id" in msgpack_numpy.unpackb(connection.recv(PATIENCE_S))["error"]
+            goodbye = msgpack_numpy.packb({"session_id": ready["session_id"], "end_session": True})
+            connection.send(goodbye)
+            assert connection.recv(PATIENCE_S) == goodbye
+            with pytest.raises(websockets.exceptions.ConnectionClosedOK):
+                connection.recv(PATIENCE_S)
+        with websockets.sync.client.connect(f"{place}?codec.speed=10") as connection:
+            refusal = msgpack_numpy.unpackb(connection.recv(PATIENCE_S))
+            assert refusal["status"] == "error" and "'codec.fps'" in refusal["error"]
+            with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
+                connection.recv(PATIENCE_S)
+            assert closed.value.rcvd.code == 1008
+
+
+def test_who_waits_for_the_server_asks_how_long_it_stays(experiment):
+    with server_thread(checkpoints(experiment), api_key="secret") as (_, port):
+
+        def ask(method, path, **headers):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Allow"), answer.read()
+
+        key = {"Authorization": "Bearer secret"}
+        assert ask("POST", "/api/v1/keepalive", **key) == (200, None, b'{"alive_seconds":null}')
+        assert ask("POST", "/api/v1/keepalive")[0] == 401
+        assert ask("GET", "/api/v1/keepalive", **key)[:2] == (405, "POST")
+        assert ask("POST", "/api/v1/models", **key)[:2] == ask("POST", "/healthz")[:2] == (405, "GET")
 
 
 def test_positronic_sessions_survive_bad_messages(experiment):

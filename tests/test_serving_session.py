@@ -1,17 +1,20 @@
 """The protocol of one connection against the recorded one, without sockets."""
 
+import io
 import json
 import types
 
 import msgpack
 import numpy as np
 import pytest
+from PIL import Image
 
 from openpi.codecs.catalog import get_codec
 from openpi.policies.guards import ObservationError
 from openpi.serving.frames import Binary, Close, Text
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
+from openpi.serving.session_parameters import SessionParameters
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import TestPolicy, server_thread
@@ -204,6 +207,106 @@ def test_without_a_codec_observations_and_actions_pass_as_they_are():
     answer = msgpack_numpy.unpackb(frame.data)
     assert [step["action"].tolist() for step in answer["result"]] == [[0.0, 1.0], [2.0, 3.0]]
     assert answer["warnings"] == ["far"]
+
+
+def of_query(query, codec=None):
+    return PositronicSession(codec, SessionParameters.of_query(query))
+
+
+def opened(session):
+    return msgpack_numpy.unpackb(session.opening(session.meta, 0.0)[0].data)
+
+
+def test_clients_that_plan_by_themselves_are_told_rate_horizon_and_image_size():
+    meta = opened(PositronicSession(get_codec("ee")))["meta"]
+    assert meta["local_stack"]["seq"] == [
+        {"name": "chunked_schedule", "version": 1, "args": {"fps": 15.0, "horizon_sec": 1.0}},
+        {"name": "restrict_image_size", "version": 1, "args": {"width": 224, "height": 224}},
+    ]
+    assert "session_params" not in meta
+    assert opened(PositronicSession())["meta"] == {"local_stack": {"seq": []}}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_newer_sessions_have_an_id_times_and_a_goodbye(positronic, version):
+    raw = msgpack_numpy.unpackb(positronic[0]["01_request"])
+    session = of_query(f"protocol_version={version}", get_codec("ee"))
+    ready = opened(session)
+    assert (ready["status"], ready["protocol_version"]) == ("ready", version)
+    assert ready["meta"]["local_stack"]["seq"][0]["version"] == 2
+    identity = ready["session_id"]
+    [observation] = session.received(msgpack_numpy.packb({"session_id": identity, "observation": raw}))
+    assert observation["observation/state"].shape == (8,)
+    assert session.request.keys() == raw.keys()
+    row = np.array([0.4, 0.1, 0.3, 1, 0, 0, 0, 0.5], np.float32)
+    [frame] = session.replied([{"actions": np.tile(row, (50, 1))}], 0.1, 0.02, 0.15)
+    answer = msgpack_numpy.unpackb(frame.data)
+    times = {"served_ms": 150, "decode_ms": 20, "queued_ms": 30, "infer_ms": 100, "model_ms": 100}
+    assert answer["timing"] == pytest.approx(times)
+    step = answer["result"][0]
+    command = step["robot_command"][b"__cmd__"] if version == 2 else step["robot_command"]
+    assert command["type"] == "cartesian_pos" and "timestamp" not in step
+    for wrong, said in (
+        (raw, "session_id"),
+        ({"session_id": "another", "observation": raw}, "session_id"),
+        ({"session_id": identity, "observation": 3}, "a int"),
+        ({"session_id": identity}, "a NoneType"),
+    ):
+        with pytest.raises(ObservationError, match=said):
+            session.received(msgpack_numpy.packb(wrong))
+    goodbye = msgpack_numpy.packb({"session_id": identity, "end_session": True})
+    assert session.received(goodbye) == []
+    assert session.replied([], 0.0) == [Binary(goodbye), Close(1000, "")]
+
+
+def test_a_session_has_the_rate_and_horizon_that_its_address_asks_for():
+    session = of_query("codec.fps=10&codec.horizon_sec=0.5", get_codec("ee"))
+    meta = opened(session)["meta"]
+    assert (meta["action_fps"], meta["action_horizon_sec"]) == (10, 0.5)
+    assert meta["session_params"] == {"codec.fps": 10, "codec.horizon_sec": 0.5}
+    assert meta["effective_params"] == {**meta["session_params"], "protocol_version": 1}
+    [frame] = session.replied([{"actions": np.ones((50, 8), np.float32)}], 0.1)
+    assert [step["timestamp"] for step in msgpack_numpy.unpackb(frame.data)["result"]] == [0, 0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("nothing=1", "no session parameter 'nothing'; there are 'protocol_version', 'codec.fps', 'codec.horizon_sec'"),
+        ("fps=10", "no session parameter 'fps'"),
+        ("codec.codec.fps=10", "no session parameter"),
+        ("codec.fps=0", "fps is 0; expected a rate above 0"),
+        ("codec.fps=NaN", "fps is nan"),
+        ("codec.fps=" + "[" * 9000, "fps is"),
+        ("codec.fps=1&codec.fps=2", "'codec.fps' is given twice"),
+        ("protocol_version=4", "protocol_version is 4; there are '1', '2', '3'"),
+        ("protocol_version=true", "protocol_version is True"),
+    ],
+)
+def test_what_a_session_cannot_be_is_refused_with_what_there_is(query, text):
+    with pytest.raises(ObservationError) as refused:
+        of_query(query, get_codec("ee"))
+    assert text in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_images_of_positronic_s_clients_may_be_jpeg():
+    picture = io.BytesIO()
+    Image.fromarray(np.full((8, 6, 3), 99, np.uint8)).save(picture, "JPEG")
+    data = picture.getvalue()
+
+    def read(**marker):
+        message = {b"__jpeg__": True, **{key.encode(): value for key, value in marker.items()}}
+        return PositronicSession().received(msgpack.packb({"image": message}))[0]["image"]
+
+    assert read(frames=[data], ndim=3).shape == (8, 6, 3) and (read(frames=[data], ndim=3) == 99).all()
+    assert read(frames=[data] * 2, ndim=4).shape == (2, 8, 6, 3)
+    assert read(frames=[data] * 4, shape=[2, 2, 8, 6, 3]).shape == (2, 2, 8, 6, 3)
+    for wrong in ({"frames": []}, {"frames": 3}, {"frames": [data] * 2, "ndim": 3}, {"frames": [data], "ndim": 10**12}):
+        with pytest.raises((ValueError, TypeError)):
+            read(**wrong)
+    for shape in ([3, 8, 6, 3], [-1, -4, 8, 6, 3], [0, 8, 6, 3], "abcd", 4):
+        with pytest.raises((ValueError, TypeError)):
+            read(frames=[data] * 4, shape=shape)
 
 
 # What other programs pack

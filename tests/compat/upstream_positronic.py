@@ -1,8 +1,8 @@
 """Uses the published `positronic` against a server: `python upstream_positronic.py PORT CHECKPOINT`.
 
 Run by the interpreter of an environment that holds the published package and nothing of this repository: version 0.2,
-whose remote policy is what `--policy=.remote` is, or 0.4, whose session client is asked directly. Prints what happened
-as JSON; `tests/test_client_upstream.py` looks at it.
+whose remote policy is what `--policy=.remote` is, or 0.3 or 0.4, whose session client is asked directly. Prints what
+happened as JSON; `tests/test_client_upstream.py` looks at it.
 """
 
 import json
@@ -32,15 +32,30 @@ def remote_policy(port, checkpoint):
     return policy.select_action, meta, policy.close
 
 
-def session(port, checkpoint):
-    """Version 0.4, likewise."""
+def session(port, checkpoint, query=""):
+    """Versions 0.3 and 0.4, likewise."""
     from positronic.offboard.client import InferenceClient
     from positronic_wire.websocket import WebsocketClientWire
     from positronic_wire.wire import HostPortAddress
 
-    address = HostPortAddress("127.0.0.1", port, f"/api/v1/session/{checkpoint}", "")
-    opened = InferenceClient(WebsocketClientWire(), address, connect_deadline=30).new_session()
+    address = HostPortAddress("127.0.0.1", port, f"/api/v1/session/{checkpoint}", query)
+    client = InferenceClient(WebsocketClientWire(), address, connect_deadline=30)
+    assert client.keepalive() is None  # the server stays
+    opened = client.new_session()
     return opened.infer, opened.metadata, opened.close
+
+
+def newer(port, checkpoint):
+    """Steps in sessions of protocols 2 and 3, and with another horizon; images as JPEG."""
+    from positronic_model_server.serialization import encode_jpeg
+
+    observation = {**OBSERVATION, "image.wrist": encode_jpeg(IMAGE, quality=90)}
+    counts = {}
+    for query in ("protocol_version=2", "protocol_version=3", "codec.horizon_sec=0.2"):
+        ask, _, leave = session(port, checkpoint, query)
+        counts[query] = len(ask(observation))
+        leave()
+    return counts
 
 
 def pose(command) -> list:
@@ -73,6 +88,8 @@ def main(port: int, checkpoint: str) -> None:
         "unknown": refusal(lambda: connect(port, "777")),
     }
     leave()
+    if connect is session:
+        report["newer"] = newer(port, checkpoint)
     print(json.dumps(report))
 
 

@@ -297,7 +297,7 @@ def served_codec(name: str | None) -> Codec | None:
     if name is None:
         return None
     codec = catalog.get_codec(name)
-    is_published = name.removeprefix("older/") in {*catalog.CURRENT, *catalog.OLDER, "eepose"}
+    is_published = name.removeprefix("older/") in catalog.PUBLISHED
     return catalog.for_slash_keys(codec) if is_published else codec
 
 

@@ -123,6 +123,16 @@ class BinariseGrip(Codec):
     signals: tuple[str, ...] = ("grip", "target_grip")
     observed: bool = False
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"binarise_observation": self.observed}
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+        observed = values.get("binarise_observation", self.observed)
+        if not isinstance(observed, bool):
+            raise ValueError(f"binarise_observation is {observed!r}; expected true or false")
+        return dataclasses.replace(self, observed=observed)
+
     def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         names = self.signals if self.observed else ()
         return {key: _binary_array(value) if key in names else value for key, value in raw.items()}
@@ -134,6 +144,42 @@ class BinariseGrip(Codec):
 
     def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
         return _Overlaid(signals, {name: signals[name].map(_binary_array) for name in self.signals})
+
+
+@dataclasses.dataclass(frozen=True)
+class FlipGrip(Codec):
+    """Turns the gripper's range round, for a policy that was trained with its other end open: in observations and
+    commands, and in training data alike.
+    """
+
+    signals: tuple[str, ...] = ("grip", "target_grip")
+
+    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: 1 - np.asarray(value) if key in self.signals else value for key, value in raw.items()}
+
+    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+        if isinstance(output, Mapping):
+            return {**output, GRIP: 1 - output[GRIP]}
+        return [{**step, GRIP: 1 - step[GRIP]} for step in output]
+
+    def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
+        return _Overlaid(signals, {name: signals[name].map(lambda values: 1 - values) for name in self.signals})
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlMode(Codec):
+    """How the arm is to carry out its commands: `mode` of each.
+
+    Attributes:
+        mode: `type`, and the gains where it has some.
+    """
+
+    mode: Mapping[str, Any]
+
+    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+        if isinstance(output, Mapping):
+            return {**output, COMMAND: {**output[COMMAND], "mode": dict(self.mode)}}
+        return [{**step, COMMAND: {**step[COMMAND], "mode": dict(self.mode)}} for step in output]
 
 
 class _Overlaid(Mapping[str, Column]):

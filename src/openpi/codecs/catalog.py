@@ -1,7 +1,8 @@
-"""The codecs by name: six of the current release of Positronic, five older ones.
+"""The codecs by name: those that Positronic's releases have in common, newer ones, and five older ones.
 
-Source: the serving specification, section 6.3. A name that both releases have (`droid`) is the current one;
-`older/droid` is the other. A codec of your own is `path/to/file.py:attribute` or `package.module:attribute`.
+Source: the serving specification, section 6.3, and what moved since. A name that both releases have (`droid`) is the
+current one; `older/droid` is the other. A codec of your own is `path/to/file.py:attribute` or
+`package.module:attribute`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openpi.codecs.action import BinariseGrip, CartesianPose, JointDelta, JointPositions
+from openpi.codecs.action import BinariseGrip, CartesianPose, ControlMode, FlipGrip, JointDelta, JointPositions
 from openpi.codecs.codec import Codec, Column
+from openpi.codecs.libero import STATE, CartesianDelta, LiberoSignals
 from openpi.codecs.observation import TASK, Camera, ObservationCodec, Rename, Vector
 from openpi.codecs.timing import Timing
 from openpi.shared import references
@@ -19,8 +21,22 @@ from openpi.shared.errors import closest_name, listed
 
 EE_POSE, JOINTS, GRIP = {"robot_state.ee_pose": 7}, {"robot_state.q": 7}, {"grip": 1}
 _WRIST, _EXTERIOR = "image.wrist", "image.exterior"
+_CAMERAS = (
+    Camera("observation/wrist_image", _WRIST, "observation.images.left"),
+    Camera("observation/image", _EXTERIOR, "observation.images.side"),
+)
 _COMMANDED = CartesianPose({"robot_commands.pose": 7, "target_grip": 1})
 _DROID_HORIZON_S = 8 / 15
+_LIBERO_FPS, _LIBERO_HORIZON_S = 20.0, 0.25
+# Stiffness and damping of joints, then of the pose at a point 0.155 m behind the gripper, as DROID was recorded.
+_DROID_IMPEDANCE = {
+    "type": "impedance",
+    "kq": [40.0, 30.0, 50.0, 25.0, 35.0, 25.0, 10.0],
+    "kqd": [4.0, 6.0, 5.0, 5.0, 3.0, 2.0, 1.0],
+    "kx": [400.0, 400.0, 400.0, 15.0, 15.0, 15.0],
+    "kxd": [37.0, 37.0, 37.0, 2.0, 2.0, 2.0],
+    "frame": [0.0, 0.0, -0.155, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+}
 
 SLASH_KEYS = {
     "observation.state": "observation/state",
@@ -64,14 +80,44 @@ def droid(*, fps: float = 15.0, horizon_s: float | None = _DROID_HORIZON_S) -> C
     return Timing(fps, horizon_s) | (_DROID_OBSERVATION & JointDelta())
 
 
-def _observation(state: Mapping[str, int]) -> ObservationCodec:
-    return ObservationCodec(
-        vectors=(Vector("observation/state", state, "observation.state"),),
-        cameras=(
-            Camera("observation/wrist_image", _WRIST, "observation.images.left"),
-            Camera("observation/image", _EXTERIOR, "observation.images.side"),
-        ),
+def ee_flip_grip(*, fps: float = 15.0, horizon_s: float | None = 1.0) -> Codec:
+    """As `ee`, for a policy that was trained with the other end of the gripper's range open."""
+    return Timing(fps, horizon_s) | FlipGrip() | (_observation(EE_POSE | GRIP) & _COMMANDED)
+
+
+def phail_v1(*, fps: float = 15.0, horizon_s: float | None = 1.0) -> Codec:
+    """As `ee`, with the arm under position control."""
+    return (
+        Timing(fps, horizon_s) | ControlMode({"type": "position_control"}) | (_observation(EE_POSE | GRIP) & _COMMANDED)
     )
+
+
+def joints_ik(*, fps: float = 15.0, horizon_s: float | None = 1.0) -> Codec:
+    """Joints and gripper -> joint angles, which were found for the commanded poses; inference only."""
+    return Timing(fps, horizon_s) | (_observation(JOINTS | GRIP) & JointPositions())
+
+
+def joints_ik_sim(*, fps: float = 15.0, horizon_s: float | None = 1.0) -> Codec:
+    """As `joints_ik`, which differs in how the angles were found for training."""
+    return joints_ik(fps=fps, horizon_s=horizon_s)
+
+
+def droid_jointpos(*, fps: float = 15.0, horizon_s: float | None = None, observed_binary: bool = False) -> Codec:
+    """For the published DROID policies that give joint angles: every step of a chunk."""
+    part = _DROID_OBSERVATION & JointPositions(JOINTS | GRIP)
+    mode, binary = ControlMode(_DROID_IMPEDANCE), BinariseGrip(("grip",), observed_binary)
+    return Timing(fps, horizon_s) | mode | binary | part
+
+
+def libero(*, fps: float = _LIBERO_FPS, horizon_s: float | None = _LIBERO_HORIZON_S) -> Codec:
+    """For the published LIBERO policies: steps of the pose; inference only."""
+    vectors = (Vector("observation/state", {STATE: 8}, "observation.state"),)
+    part = ObservationCodec(vectors, _CAMERAS) & CartesianDelta(arm_width=6)
+    return Timing(fps, horizon_s) | LiberoSignals((_WRIST, _EXTERIOR)) | part
+
+
+def _observation(state: Mapping[str, int]) -> ObservationCodec:
+    return ObservationCodec((Vector("observation/state", state, "observation.state"),), _CAMERAS)
 
 
 def _same_keys(state: Mapping[str, Mapping[str, int]], wrist: str, exterior: str, prompt: str) -> ObservationCodec:
@@ -155,6 +201,9 @@ def _dotted(state: Mapping[str, int]) -> Codec:
 CURRENT: dict[str, Callable[..., Codec]] = {
     factory.__name__: factory for factory in (ee, ee_joints, ee_traj, ee_joints_traj, joints_traj, droid)
 }
+NEWER: dict[str, Callable[..., Codec]] = {
+    factory.__name__: factory for factory in (ee_flip_grip, phail_v1, joints_ik, joints_ik_sim, droid_jointpos, libero)
+}
 OLDER: dict[str, Callable[..., Codec]] = {
     "eepose_absolute": eepose_absolute,
     "openpi_positronic": openpi_positronic,
@@ -162,7 +211,8 @@ OLDER: dict[str, Callable[..., Codec]] = {
     "eepose_q": eepose_q,
     "joints": joints,
 }
-_BY_NAME = {**OLDER, **CURRENT, "eepose": ee} | {f"older/{name}": factory for name, factory in OLDER.items()}
+PUBLISHED = {**OLDER, **CURRENT, **NEWER, "eepose": ee}
+_BY_NAME = PUBLISHED | {f"older/{name}": factory for name, factory in OLDER.items()}
 
 
 def get_codec(name: str, **options: Any) -> Codec:

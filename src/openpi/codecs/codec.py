@@ -70,6 +70,19 @@ class Codec:
     def training_meta(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What one session may set otherwise: name -> value."""
+        return {}
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+        """The same codec with these parameters, as far as they are its own.
+
+        Raises:
+            ValueError: a value that cannot be.
+        """
+        return self
+
     def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """A raw observation as the policy's; keys that nobody asked for are ignored.
 
@@ -131,6 +144,14 @@ class _Pair(Codec):
     @property
     def training_meta(self) -> dict[str, Any]:
         return _merge_meta(self.first.training_meta, self.second.training_meta)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**self.first.parameters, **self.second.parameters}
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+        first, second = self.first.with_parameters(values), self.second.with_parameters(values)
+        return dataclasses.replace(self, first=first, second=second)
 
     def training_task(self, static: Mapping[str, Any]) -> str | None:
         task = self.second.training_task(static)

@@ -80,7 +80,7 @@ class ObservationCodec(Codec):
     def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         encoded: dict[str, Any] = {vector.key: _encode_vector(vector, raw) for vector in self.vectors}
         for camera in self.cameras:
-            encoded[camera.key] = self._resize(_signal(raw, camera.signal), camera.signal)
+            encoded[camera.key] = self._resize(signal_of(raw, camera.signal), camera.signal)
         if raw.get(TASK) is not None:
             encoded[self.prompt_key] = str(raw[TASK])
         return encoded
@@ -123,7 +123,12 @@ class Rename(Codec):
         return {self.names.get(key, key): value for key, value in raw.items()}
 
 
-def _signal(raw: Mapping[str, Any], name: str) -> Any:
+def signal_of(raw: Mapping[str, Any], name: str) -> Any:
+    """A signal of a raw observation.
+
+    Raises:
+        KeyError: it is missing; those present are in the message.
+    """
     if name not in raw:
         raise missing_key(name, raw, wanted_by="the codec", fix="Send it, or serve with a codec that does without.")
     return raw[name]
@@ -132,7 +137,7 @@ def _signal(raw: Mapping[str, Any], name: str) -> Any:
 def _encode_vector(vector: Vector, raw: Mapping[str, Any]) -> np.ndarray:
     parts = []
     for name, width in vector.signals.items():
-        part = np.asarray(_signal(raw, name), np.float32).reshape(-1)
+        part = np.asarray(signal_of(raw, name), np.float32).reshape(-1)
         if len(part) != width:
             raise ValueError(f"'{name}' has {len(part)} values; expected {width}")
         parts.append(part)

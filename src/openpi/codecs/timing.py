@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from openpi.codecs.codec import Codec
+
+TIMESTAMP = "timestamp"
+_HIGHEST_FPS = 1000  # no arm is commanded faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +26,10 @@ class Timing(Codec):
     horizon_s: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise ValueError(f"fps is {self.fps}; expected a rate above 0")
-        if self.horizon_s is not None and not self.horizon_s > 0:
-            raise ValueError(f"horizon_s is {self.horizon_s}; expected a time above 0, or None for whole chunks")
+        if not _is_within(self.fps, _HIGHEST_FPS):
+            raise ValueError(f"fps is {self.fps!r}; expected a rate above 0, and {_HIGHEST_FPS} at most")
+        if self.horizon_s is not None and not _is_within(self.horizon_s, math.inf):
+            raise ValueError(f"horizon_s is {self.horizon_s!r}; expected a time above 0, or None for whole chunks")
 
     @property
     def served_meta(self) -> dict[str, Any]:
@@ -36,8 +40,19 @@ class Timing(Codec):
     def training_meta(self) -> dict[str, Any]:
         return self.served_meta
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"fps": self.fps, "horizon_sec": self.horizon_s}
+
+    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+        return Timing(values.get("fps", self.fps), values.get("horizon_sec", self.horizon_s))
+
     def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
         if isinstance(output, Mapping):
-            return {**output, "timestamp": 0.0}
-        stamped = ({**step, "timestamp": i / self.fps} for i, step in enumerate(output))
-        return [step for step in stamped if self.horizon_s is None or step["timestamp"] < self.horizon_s]
+            return {**output, TIMESTAMP: 0.0}
+        stamped = ({**step, TIMESTAMP: i / self.fps} for i, step in enumerate(output))
+        return [step for step in stamped if self.horizon_s is None or step[TIMESTAMP] < self.horizon_s]
+
+
+def _is_within(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most

@@ -144,6 +144,7 @@ class _Exchange:
     num_bytes: int = 0  # of the message, and of what was made of it
     is_released: bool = False
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
+    prepare_s: float = 0.0
 
     def run(self) -> None:
         """Until the model has it, or it is answered."""
@@ -152,6 +153,7 @@ class _Exchange:
         self.num_bytes = len(self.message if isinstance(self.message, memoryview) else self.message.encode())
         try:
             self._prepare()
+            self.prepare_s = time.perf_counter() - self.start_s
             items = [item for item in self.items if isinstance(item, Item)]
             if items:
                 self.slot.thread.submit(Job(items, lambda: self.conversation.connection.is_open), self._answered)
@@ -220,7 +222,9 @@ class _Exchange:
             ran = iter(answers.results)
             results = [item if isinstance(item, Exception) else next(ran) for item in self.items]
             try:
-                frames = self.conversation.session.replied(results, answers.infer_s)
+                frames = self.conversation.session.replied(
+                    results, answers.infer_s, self.prepare_s, time.perf_counter() - self.start_s
+                )
             except Exception as raised:
                 error = raised
             else:
@@ -248,7 +252,7 @@ class _Exchange:
             self.live.answered(self.observations, results, seconds, num_bytes=self.num_bytes, release=release)
             if any(isinstance(result, dict) and result.get("warnings") for result in results):
                 self.conversation.metrics.warned(self.slot.model_id)
-            if self.log:
+            if self.log and self.conversation.session.request is not None:
                 answers = [frame.data for frame in frames if isinstance(frame, Binary)]
                 self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)
         except Exception:

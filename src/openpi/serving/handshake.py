@@ -28,6 +28,7 @@ _ONLY_ONCE = (
 # A path of this server; not the address of another, as proxies are asked for.
 _TARGET = re.compile(r"/(?!/)[!-~]*")
 _HOST = re.compile(r"[\w.:\[\]%-]*", re.ASCII)
+_POST = b"POST "
 _SHORTEST_S = 0.001
 # How long a client may take to read why it is refused, and how much of what it still sends is dropped meanwhile.
 _LINGER_S, _LINGER_BYTES = 1.0, 2**20
@@ -43,13 +44,17 @@ class Handshake:
     Attributes:
         path: with the query; begins with one slash.
         behind: bytes that came behind the request already.
+        method: GET or POST.
     """
 
-    def __init__(self, sock: socket.socket, protocol: ServerProtocol, request: Request, behind: bytes) -> None:
+    def __init__(
+        self, sock: socket.socket, protocol: ServerProtocol, request: Request, behind: bytes, method: str
+    ) -> None:
         self._socket = sock
         self._protocol = protocol
         self._request = request
         self.behind = behind
+        self.method = method
 
     @classmethod
     def read(cls, sock: socket.socket, deadline_s: float) -> "Handshake":
@@ -72,16 +77,20 @@ class Handshake:
             if end < 0 and len(received) > _MAX_HEAD_BYTES:
                 raise _refused(sock, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too long")
         head, behind = bytes(received[: end + len(_END)]), bytes(received[end + len(_END) :])
+        method = "POST" if head.startswith(_POST) else "GET"
         protocol = ServerProtocol(max_size=None)
-        protocol.receive_data(head)
+        # The library knows no other method.
+        protocol.receive_data(b"GET " + head.removeprefix(_POST) if method == "POST" else head)
         events = protocol.events_received()
         if not events or not isinstance(events[0], Request):
-            raise _refused(sock, HTTPStatus.BAD_REQUEST, "no GET request of HTTP/1.1 without a body")
+            raise _refused(sock, HTTPStatus.BAD_REQUEST, "no GET or POST request of HTTP/1.1 without a body")
         if getattr(events[0], "method", "GET") != "GET":
-            raise _refused(sock, HTTPStatus.METHOD_NOT_ALLOWED, "only GET is answered", {"Allow": "GET"})
+            raise _refused(
+                sock, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and POST are answered", {"Allow": "GET, POST"}
+            )
         if problem := _ambiguity(events[0]):
             raise _refused(sock, HTTPStatus.BAD_REQUEST, problem)
-        return cls(sock, protocol, events[0], behind)
+        return cls(sock, protocol, events[0], behind, method)
 
     @property
     def path(self) -> str:

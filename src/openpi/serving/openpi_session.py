@@ -79,8 +79,15 @@ class OpenpiSession:
         self.request = content
         return observations
 
-    def replied(self, results: Sequence[Mapping[str, Any] | Exception], infer_s: float) -> list[Frame]:
-        """The frames that answer the observations; `results` are left as they are.
+    def replied(
+        self,
+        results: Sequence[Mapping[str, Any] | Exception],
+        infer_s: float,
+        prepare_s: float = 0.0,
+        served_s: float = 0.0,
+    ) -> list[Frame]:
+        """The frames that answer the observations; `results` are left as they are. This protocol tells of the model's
+        time only.
 
         Raises:
             ValueError, TypeError: a value that the wire cannot carry (bfloat16, JAX array); answer with `failed`.

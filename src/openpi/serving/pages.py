@@ -75,6 +75,15 @@ def models_json(catalog: Catalog) -> Page:
     return _json({"models": ids})
 
 
+def keepalive() -> Page:
+    """How long a server stays when nobody asks it anything: this one, until it is stopped."""
+    return _json({"alive_seconds": None})
+
+
+def wrong_method(expected: str) -> Page:
+    return dataclasses.replace(text(f"Only {expected} is answered here.\n", 405), headers={"Allow": expected})
+
+
 def not_found(path: str) -> Page:
     return text(f"There is nothing at {path}; see /, /healthz, /readyz, /metrics, /api/v1/models\n", 404)
 

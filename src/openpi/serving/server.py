@@ -5,6 +5,7 @@
 
     /                             websocket: the openpi protocol (also /?model=ID); HTTP: the status page
     /api/v1/session[/ID]          websocket: Positronic's protocol
+    POST /api/v1/keepalive        how long the server stays, for who waits for it
     /api/v1/models, /healthz, /readyz, /metrics, /status.json
 
 The port is open from the start: `/healthz` says that the process lives, `/readyz` that the default model is warm. A
@@ -27,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from openpi.codecs.codec import Codec
+from openpi.policies.guards import ObservationError
 from openpi.serving import allocator, pages
 from openpi.serving.access import (
     Limits,
@@ -50,6 +52,7 @@ from openpi.serving.model_slot import ModelPool, ModelSlot
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi.serving.recording import SessionRecorder
+from openpi.serving.session_parameters import SessionParameters
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
 from openpi_client.connection import FEATURES_HEADER
@@ -59,7 +62,7 @@ logger = logging.getLogger("openpi")
 
 DEFAULT_PORT = 8000
 FEATURES = "batch, jpeg"
-_SESSION_PATH = "/api/v1/session"
+_SESSION_PATH, _KEEPALIVE_PATH = "/api/v1/session", "/api/v1/keepalive"
 _DRAIN_TICK_S = 0.02
 # A signal may reach the process in another thread, which does not wake the main one: its handler runs at the next tick.
 _SIGNAL_TICK_S = 0.2
@@ -226,13 +229,17 @@ class PolicyServer:
     def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         """Pages and refusals over HTTP, or a session."""
         path = urlsplit(handshake.path).path
+        expected = "POST" if path == _KEEPALIVE_PATH else "GET"
+        if handshake.method != expected:
+            handshake.respond(pages.wrong_method(expected), _PAGE_TIMEOUT_S)
+            return
         if path in _HEALTH:
             handshake.respond(self._health(path), _PAGE_TIMEOUT_S)
             return
         refusal = self._refusal(handshake, path, is_local=is_loopback(sock.getsockname()[0]))
         if refusal is not None:
             handshake.respond(refusal, _PAGE_TIMEOUT_S)
-        elif handshake.is_websocket:
+        elif handshake.is_websocket and path != _KEEPALIVE_PATH:
             self._open_session(handshake, sock, address)
         elif self._pages.acquire(blocking=False):
             try:
@@ -269,7 +276,12 @@ class PolicyServer:
                 max_message_bytes=self._limits.max_message_bytes,
                 admit=memory.admit,
             )
-            session, requested = self._session_of(handshake.path, shared)
+            try:
+                session, requested = self._session_of(handshake.path, shared)
+            except ObservationError as error:
+                connection.send(PositronicSession().refused(error))
+                connection.wait_closed()
+                return
             self._metrics.session_opened(session.protocol)
             try:
                 Conversation(
@@ -345,6 +357,8 @@ class PolicyServer:
                 return self._metrics_text.get()
             case "/api/v1/models":
                 return self._models.get()
+            case path if path == _KEEPALIVE_PATH:
+                return pages.keepalive()
         return pages.not_found(path)
 
     def _status_json(self) -> pages.Page:
@@ -355,19 +369,23 @@ class PolicyServer:
     # Sessions
 
     def _session_of(self, path: str, shared: SharedMemory | None) -> tuple[Session, str | None]:
-        """The protocol that a path stands for, and the model it asks for."""
+        """The protocol that a path stands for, and the model it asks for.
+
+        Raises:
+            ObservationError: a session cannot be as its client wants it.
+        """
         url = urlsplit(path)
         if url.path == _SESSION_PATH or url.path.startswith(f"{_SESSION_PATH}/"):
             requested = unquote(url.path.removeprefix(_SESSION_PATH).strip("/")) or None
-            return PositronicSession(self._codec, debug=self._debug), requested
+            parameters = SessionParameters.of_query(url.query)
+            return PositronicSession(self._codec, parameters, debug=self._debug), requested
         return OpenpiSession(debug=self._debug, shared=shared), parse_qs(url.query).get("model", [None])[0]
 
     def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, Any]:
         """The metadata of an openpi session, the `meta` of a Positronic one."""
         if isinstance(session, PositronicSession):
-            served = {} if self._codec is None else self._codec.served_meta
             where = {"type": "openpi", "host": self._host, "port": self._port}
-            return {**where, **self._catalog.describe(slot.model_id), "checkpoint_id": slot.model_id, **served}
+            return {**where, **self._catalog.describe(slot.model_id), "checkpoint_id": slot.model_id, **session.meta}
         if self._metadata is not None:
             return dict(self._metadata)
         contract = getattr(slot.policy, "contract", None)

@@ -2,6 +2,7 @@
 
 Extensions, which a client uses only with a server that offers them in its handshake: a camera image may be JPEG,
 `{b"__jpeg__": true, b"data": bin}`, and bytes may lie in memory that both share (`openpi_client.shared_memory`).
+Positronic's clients send images as `{b"__jpeg__": true, b"frames": [bin, ...]}`, with b"ndim" or b"shape" of the array.
 """
 
 import io
@@ -103,7 +104,7 @@ class _Values:
 
     def of_map(self, item: dict) -> Any:
         if _JPEG in item:
-            return self._jpeg(item[b"data"])
+            return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
         if shared_memory.KEY in item:
             shared = self._read_shared(item[shared_memory.KEY])
             self._reserve(len(shared))
@@ -150,6 +151,24 @@ class _Values:
                 return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
+
+    def _jpegs(self, item: dict) -> np.ndarray:
+        """uint8[..., h, w, 3] of several images, as Positronic's clients send them."""
+        frames, ndim = item.get(b"frames"), item.get(b"ndim")
+        if not isinstance(frames, list) or not frames:
+            raise TypeError("a JPEG array has no b'frames'; expected a list of JPEG images")
+        shape = item.get(b"shape", {3: [0, 0, 0], 4: [len(frames), 0, 0, 0]}.get(ndim))
+        if not isinstance(shape, list) or any(type(side) is not int or side < 1 for side in shape[:-3]):
+            raise ValueError("a JPEG array has neither b'ndim', which is 3 or 4, nor b'shape', a list of numbers")
+        if math.prod(shape[:-3]) != len(frames):
+            raise ValueError(f"a JPEG array has {len(frames)} images; expected {math.prod(shape[:-3])}, by its shape")
+        images = [self._jpeg(frame) for frame in frames]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("the images of a JPEG array have different sizes")
+        if len(shape) <= images[0].ndim:
+            return images[0]
+        self._reserve(sum(image.nbytes for image in images))
+        return np.stack(images).reshape(*shape[:-3], *images[0].shape)
 
     def _pay(self, width: int, height: int, num_scans: int) -> None:
         """For an image that is about to be decoded."""

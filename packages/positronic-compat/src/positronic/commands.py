@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
+import pkgutil
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from openpi.codecs.codec import Codec
 
 logger = logging.getLogger("openpi")
+
+_REFERENCE = re.compile(r"positronic(?:\.\w+)+")
 
 CommandTree = dict[str, "cfn.Config | CommandTree"]
 
@@ -42,7 +47,7 @@ def run(commands: cfn.Config | CommandTree) -> None:
         cfn.ConfigError,
     ) as error:
         logger.debug("", exc_info=True)
-        print(f"{_program()}: {_explained(error)}", file=sys.stderr)
+        print(f"{_program()}: {_explained(error)}{_what_exists(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -139,6 +144,22 @@ def _explained(error: BaseException) -> str:
     if caused_by is None or str(caused_by) in str(error):
         return str(error)
     return f"{error}: {_explained(caused_by)}"
+
+
+def _what_exists(message: str) -> str:
+    """What there is in the module of Positronic's that a message says a name is missing from; else nothing."""
+    if "no attribute" not in message and "Failed to resolve" not in message:
+        return ""
+    words = max(_REFERENCE.findall(message), key=len, default="").split(".")
+    for count in range(len(words) - 1, 0, -1):
+        try:
+            module = importlib.import_module(".".join(words[:count]))
+        except ImportError:
+            continue
+        names = [name for name, value in vars(module).items() if isinstance(value, cfn.Config)]
+        names += [found.name for found in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+        return f"; {module.__name__} has {', '.join(sorted(set(names)))}"
+    return ""
 
 
 def _program() -> str:

@@ -24,6 +24,12 @@ ee_traj = cfn.Config(_trajectory, name="ee_traj", fps=15.0, horizon_sec=1.0, bin
 ee_joints_traj = ee_traj.override(name="ee_joints_traj")
 joints_traj = ee_traj.override(name="joints_traj")
 droid = ee.override(name="droid", horizon_sec=8 / 15)
+ee_flip_grip = ee.override(name="ee_flip_grip")
+phail_v1 = ee.override(name="phail_v1")
+joints_ik = ee.override(name="joints_ik")
+joints_ik_sim = ee.override(name="joints_ik_sim")
+droid_jointpos = ee_traj.override(name="droid_jointpos", horizon_sec=None)
+libero = ee.override(name="libero", fps=20.0, horizon_sec=0.25)
 
 # Of older releases.
 eepose = ee

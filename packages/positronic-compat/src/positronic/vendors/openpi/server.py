@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import configuronic as cfn
 
@@ -16,6 +17,13 @@ from positronic import commands
 from positronic.vendors.openpi import codecs
 
 _CONFIG_NAME = "pi05_positronic_lowmem"
+_GROUPS = {
+    "--pipeline.source.": "--",
+    "--model.": "--",
+    "--pipeline.codec": "--codec",
+    "--pipeline.ee_frame": "--ee_frame",
+}
+_CODEC_OF = {"phail": "phail_v1"}
 
 
 @cfn.config(
@@ -28,6 +36,7 @@ _CONFIG_NAME = "pi05_positronic_lowmem"
     recording_dir=None,
     api_key=None,
     max_models=1,
+    ee_frame=None,
     extra_args=(),
 )
 def serve(
@@ -41,11 +50,17 @@ def serve(
     recording_dir: str | None,
     api_key: str | None,
     max_models: int,
+    ee_frame: Any,
     extra_args: Sequence[str],
 ) -> None:
     """Serves until it is stopped; the latest checkpoint is the default."""
     from openpi.cli import serve as openpi_serve
 
+    if ee_frame is not None:
+        raise ValueError(
+            f"ee_frame is {ee_frame}, but openpi-server converts no frames: poses pass as the robot sends them. Leave "
+            "it out if they are in the frame of the training data, or serve with a codec of your own that converts them"
+        )
     place = _place(commands.text(checkpoints_dir))
     arguments = [
         place,
@@ -84,18 +99,28 @@ def _recipe_name(place: str, config_name: str | None) -> str | None:
 
 
 def main() -> None:
-    sys.argv[1:] = with_codec_flag(sys.argv[1:])
+    sys.argv[1:] = as_one_command(sys.argv[1:])
     commands.run(serve)
 
 
-def with_codec_flag(words: Sequence[str]) -> list[str]:
-    """Older command lines name the codec first, newer ones say `serve`."""
+def as_one_command(words: Sequence[str]) -> list[str]:
+    """The command lines of all releases as flags of `serve`: some name the codec first, newer ones group the flags of
+    the model and of the codec.
+    """
     first, *rest = words or [""]
     if first == "serve":
-        return rest
+        return [_flag(word) for word in rest]
     if first and not first.startswith("-"):
-        return [f"--codec=@positronic.vendors.openpi.codecs.{first}", *rest]
-    return list(words)
+        codec = _CODEC_OF.get(first, first)
+        return [f"--codec=@positronic.vendors.openpi.codecs.{codec}", *(_flag(word) for word in rest)]
+    return [_flag(word) for word in words]
+
+
+def _flag(word: str) -> str:
+    for theirs, ours in _GROUPS.items():
+        if word.startswith(theirs):
+            return ours + word.removeprefix(theirs)
+    return word
 
 
 if __name__ == "__main__":

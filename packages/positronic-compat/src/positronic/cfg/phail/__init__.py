@@ -1,0 +1,1 @@
+"""The public evaluations of Positronic."""

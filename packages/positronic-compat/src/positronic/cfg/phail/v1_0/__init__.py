@@ -1,0 +1,1 @@
+"""Their version 1.0."""
