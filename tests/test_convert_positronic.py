@@ -16,7 +16,7 @@ import packed_arrays
 from openpi.cli.main import main
 from openpi.codecs.catalog import get_codec
 from openpi.convert import positronic
-from openpi.convert.positronic import convert, sample_times
+from openpi.convert.positronic import convert, sample_times, sampled, span
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
@@ -46,6 +46,18 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_recordings_of_newer_releases_have_the_same_signals_under_newer_names(raw, tmp_path):
+    codec = get_codec("ee")
+    episode = RawDataset(raw)[0]
+    columns = {key: column for key, column in codec.training_columns().items() if "images" not in key}
+    features, times = codec.training_meta["lerobot_features"], sample_times(*span(episode, columns), 15)
+    expected = sampled(episode, columns, features, times)
+    for path in raw.rglob("robot_commands.*"):
+        path.rename(path.with_name(path.name.replace("robot_commands.", "robot_command.")))
+    dataset = convert(RawDataset(raw).paths[:1], tmp_path / "set", codec, use_videos=False, num_workers=0)
+    np.testing.assert_array_equal(LeRobotDataset(dataset).column("action"), expected["action"])
 
 
 def test_the_dataset_has_what_the_codec_derives(golden, converted):

@@ -167,7 +167,7 @@ def _actions(answer: Any) -> Iterator[np.ndarray]:
     """The numbers of an answer that move a robot, in order."""
     if isinstance(answer, Mapping):
         for key, value in answer.items():
-            if key in ("actions", "action", "pose", "positions", "velocities", "target_grip"):
+            if key in ("actions", "action", "pose", "positions", "velocities", "delta", "target_grip"):
                 yield np.asarray(value, np.float64)
             elif isinstance(value, (Mapping, list)):
                 yield from _actions(value)

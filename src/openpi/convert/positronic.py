@@ -123,7 +123,7 @@ def sample_times(start_ns: int, end_ns: int, fps: float) -> np.ndarray:
 
 def span(episode: Episode, columns: Mapping[str, Column]) -> tuple[int, int]:
     """When all columns have a value for the first time, and when one of them changes for the last; in nanoseconds."""
-    signals = [episode.signal(name) for name in _signal_names(columns)]
+    signals = [_signal(episode, name) for name in _signal_names(columns)]
     return max(signal.start_ts for signal in signals), max(signal.last_ts for signal in signals)
 
 
@@ -133,7 +133,7 @@ def sampled(
     """The columns at ascending times, [n, ...] each; cameras as streams, in which no frame is decoded twice."""
     frames: dict[str, np.ndarray | FrameStream] = {}
     for key, column in columns.items():
-        signals = {name: episode.signal(name) for name in column.signals}
+        signals = {name: _signal(episode, name) for name in column.signals}
         if features[key]["dtype"] in CAMERA_DTYPES:
             (signal,) = signals.values()
             stream = FrameStream(len(times), _images(column, signal, signal.rows_at(times)))
@@ -267,7 +267,8 @@ def _usable(paths: Sequence[Path], columns: Mapping[str, Column], skip_unusable:
     names = _signal_names(columns)
     lacking = {}
     for path in paths:
-        if missing := [name for name in names if name not in Episode(path).signals]:
+        recorded = Episode(path).signals
+        if missing := [name for name in names if name not in recorded and _newer_name(name) not in recorded]:
             lacking[path] = f"it lacks {', '.join(missing)}"
     if lacking and (not skip_unusable or len(lacking) == len(paths)):
         raise ValueError(_unusable_message(lacking))
@@ -282,6 +283,16 @@ def _unusable_message(reasons: Mapping[Path, str]) -> str:
         f"{len(reasons)} episodes cannot be converted with this codec:\n{shown}\nRepair them, choose another codec, or "
         "leave them out with skip_unusable (--skip-unusable)"
     )
+
+
+def _signal(episode: Episode, name: str) -> Signal:
+    newer = _newer_name(name)
+    return episode.signal(newer if name not in episode.signals and newer in episode.signals else name)
+
+
+def _newer_name(name: str) -> str:
+    """What Positronic calls a signal since it records one command at a time."""
+    return name.replace("robot_commands.", "robot_command.", 1)
 
 
 def _signal_names(columns: Mapping[str, Column]) -> list[str]:

@@ -47,7 +47,8 @@ def run(commands: cfn.Config | CommandTree) -> None:
         cfn.ConfigError,
     ) as error:
         logger.debug("", exc_info=True)
-        print(f"{_program()}: {_explained(error)}{_what_exists(str(error))}", file=sys.stderr)
+        explained = _explained(error)
+        print(f"{_program()}: {explained}{_what_exists(explained)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -59,13 +59,14 @@ def _read_feature(value: object, where: str) -> Feature:
 
 
 def _check_names(feature: Feature, where: str) -> None:
-    """One name per dimension of a vector; a single one is the vector's own."""
+    """One name per dimension of a vector; a single one is the vector's own, and a few are of its parts: Positronic
+    names the signals that a vector is joined from."""
     names, shape = dimension_names(feature), feature["shape"]
-    if len(shape) == 1 and feature["dtype"] not in (*CAMERA_DTYPES, "string") and len(names) not in (0, 1, shape[0]):
+    if len(shape) == 1 and feature["dtype"] not in (*CAMERA_DTYPES, "string") and len(names) > max(1, shape[0]):
         raise wrong(
             f"{where}['names']",
             list(names),
-            f"{shape[0]} of them, one per dimension of shape {shape}",
+            f"{shape[0]} of them at most, one per dimension of shape {shape}",
             "Correct the names, or set them to null",
         )
 

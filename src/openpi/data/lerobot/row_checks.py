@@ -111,8 +111,10 @@ def check_finite(
 
 
 def _dimensions(key: str, dims: Sequence[int], metadata: LeRobotMetadata) -> str:
-    names = dimension_names(metadata.features.get(key, {}))
-    told = [f"'{names[dim]}' ({dim})" if dim < len(names) > 1 else str(dim) for dim in dims]
+    feature = metadata.features.get(key, {})
+    names = dimension_names(feature)
+    is_named = len(names) > 1 and [len(names)] == list(feature["shape"])
+    told = [f"'{names[dim]}' ({dim})" if is_named else str(dim) for dim in dims]
     return f"dimension{'s' if len(told) > 1 else ''} {', '.join(told[:8])}{' ...' if len(told) > 8 else ''}"
 
 
