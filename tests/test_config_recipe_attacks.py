@@ -1,5 +1,6 @@
 """A `recipe.json` is data, whoever wrote it: crafted files do nothing, and say what is wrong with them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -41,7 +42,8 @@ def test_recipes_of_version_1_mean_what_they_did(file, tmp_path):
     old = load_recipe(tmp_path)
     assert changes_since(tmp_path, old) == []
     if file.stem in config_names():
-        assert old == get_config(file.stem)
+        today = get_config(file.stem)
+        assert dataclasses.replace(old, note=today.note) == today
     save_recipe(tmp_path / "again", old)
     assert load_recipe(tmp_path / "again") == old
 
@@ -142,7 +144,7 @@ def test_what_recipes_do_not_hold_is_refused_by_its_field(value, version, docume
         ("batch_size", 1.5, "expected int"),
         ("batch_size", {"$path": "x"}, "expected int"),
         ("name", 7, r"config\.name is 7 \(int\); expected str"),
-        ("ema_decay", "0.9", "expected float"),
+        ("ema_decay", "0.9", r"expected .*float"),
         ("backend", "os", "expected Literal"),
         ("resume", 1, "expected bool"),
         ("weight_loader", {"$ref": "freeze.freeze_nothing"}, "expected WeightLoader"),
@@ -152,7 +154,7 @@ def test_what_recipes_do_not_hold_is_refused_by_its_field(value, version, docume
         ("data", {"$type": "data.DataConfig"}, "expected DataConfigFactory"),
         ("model", {"$type": "recipe.TrainConfig", "name": "x"}, "expected BaseModelConfig"),
         ("policy_metadata", [1], "expected "),
-        ("gradient_accumulation_steps", 0, "ZeroDivisionError"),
+        ("gradient_accumulation_steps", 0, "expected a whole number of at least 1"),
     ],
 )
 def test_values_are_of_the_types_that_fields_declare(field, value, expected, document, tmp_path):
@@ -239,7 +241,7 @@ def test_a_field_that_is_gone_is_left_out_and_said(document, tmp_path, caplog, m
 
 
 def test_a_wrong_type_is_refused_before_training_rather_than_after(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.seed is '8' \(str\)"):
+    with pytest.raises(ValueError, match="seed='8'; expected a whole number"):
         save_recipe(tmp_path, TrainConfig(name="x", seed="8"))  # type: ignore[arg-type]  # that is the point
     as_meant = TrainConfig(name="x", num_train_steps=3e4, checkpoint_base_dir=tmp_path)  # type: ignore[arg-type]
     save_recipe(tmp_path, as_meant)

@@ -226,7 +226,7 @@ def test_a_config_that_cannot_work_is_refused_at_once(fields: dict, message: str
         ({"image_resolution": (224, 100)}, "not a multiple of the patch size"),
         ({"dtype": "float16"}, "dtype='float16'; expected one of 'bfloat16', 'float32'"),
         ({"remat": "some"}, "remat='some'"),
-        ({"action_dim": 0}, "action_dim=0; expected at least 1"),
+        ({"action_dim": 0}, "action_dim=0; expected a whole number of at least 1"),
         ({"image_keys": ()}, "image_keys is empty"),
     ],
 )

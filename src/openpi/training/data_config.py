@@ -18,7 +18,7 @@ from openpi.models import tokenizer as _tokenizer
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType
 from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.shared import download, normalize
-from openpi.shared.ranges import Count
+from openpi.shared.ranges import Count, WholeNumber
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
 
 logger = logging.getLogger("openpi")
@@ -86,7 +86,7 @@ class DataConfig:
     datasets: Sequence[RLDSDataset] = ()
     shuffle_buffer_size: Count = DROID_SHUFFLE_BUFFER
     local_files_only: bool = False
-    exclude_episodes: Sequence[int] = ()
+    exclude_episodes: Sequence[WholeNumber] = ()
 
     @property
     def dataset_name(self) -> str | None:
@@ -155,7 +155,7 @@ class DataConfigFactory(abc.ABC):
     assets: AssetsConfig = dataclasses.field(default_factory=AssetsConfig)
     base_config: DataConfig | None = dataclasses.field(default=None, metadata=HIDDEN)
     use_quantile_norm: bool | None = dataclasses.field(default=None, kw_only=True)
-    exclude_episodes: Sequence[int] = dataclasses.field(default=(), kw_only=True)
+    exclude_episodes: Sequence[WholeNumber] = dataclasses.field(default=(), kw_only=True)
 
     @abc.abstractmethod
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
