@@ -243,10 +243,10 @@ def test_a_field_that_is_gone_is_left_out_and_said(document, tmp_path, caplog, m
 def test_a_wrong_type_is_refused_before_training_rather_than_after(tmp_path):
     with pytest.raises(ValueError, match="seed='8'; expected a whole number"):
         save_recipe(tmp_path, TrainConfig(name="x", seed="8"))  # type: ignore[arg-type]  # that is the point
-    as_meant = TrainConfig(name="x", num_train_steps=3e4, checkpoint_base_dir=tmp_path)  # type: ignore[arg-type]
+    as_meant = TrainConfig(name="x", checkpoint_base_dir=tmp_path)  # type: ignore[arg-type]
     save_recipe(tmp_path, as_meant)
     loaded = load_recipe(tmp_path)
-    assert (loaded.num_train_steps, loaded.checkpoint_base_dir) == (30_000, str(tmp_path))
+    assert loaded.checkpoint_base_dir == str(tmp_path)
 
 
 # Code beside a checkpoint
