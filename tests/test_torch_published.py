@@ -13,7 +13,7 @@ import tiny_recipe
 from golden_kits import Kit, load_kit
 from openpi.models import model as _model
 from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
-from openpi.weights import names
+from openpi.weights import names, spelling
 
 LOSS, ACTIONS = 1e-4, 2e-4
 TABLE = "paligemma_with_expert.paligemma.lm_head.weight"
@@ -38,7 +38,7 @@ def kit(request, golden: Path) -> Kit:
 @pytest.fixture(scope="module")
 def model(kit, tmp_path_factory):
     file = tmp_path_factory.mktemp("released") / "model.safetensors"
-    save_file({**released(kit), names.UNUSED_TABLE: torch.zeros(1)}, file)
+    save_file({**released(kit), spelling.UNUSED_TABLE: torch.zeros(1)}, file)
     model = PI0Pytorch(kit.config)
     load_model(model, file)
     return model.eval()
@@ -47,7 +47,7 @@ def model(kit, tmp_path_factory):
 def test_its_parameters_have_the_released_names(model, kit, golden):
     folder = golden / ("pi05" if kit.config.pi05 else "pi0")
     stored = json.loads((folder / "torch" / "layout.json").read_text())["tensors"]
-    assert model.state_dict().keys() == stored.keys() - {names.UNUSED_TABLE}
+    assert model.state_dict().keys() == stored.keys() - {spelling.UNUSED_TABLE}
     assert {name for name, _ in model.named_parameters()} == model.state_dict().keys()
 
 
@@ -173,7 +173,7 @@ def test_a_subclass_may_add_to_it(tmp_path):
 
 def test_weights_that_do_not_fit_are_named_as_in_the_file(small):
     stored = small.state_dict()
-    lerobot = {names.LEROBOT_PREFIX + name: tensor for name, tensor in stored.items()}
+    lerobot = {spelling.LEROBOT_PREFIX + name: tensor for name, tensor in stored.items()}
     assert small.load_state_dict(lerobot) == ([], [])
     without = {name: tensor for name, tensor in stored.items() if name != PATCHES}
     assert small.load_state_dict({**without, "head.weight": torch.zeros(1)}, strict=False) == (

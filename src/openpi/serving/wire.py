@@ -157,7 +157,7 @@ class _Values:
         frames, ndim = item.get(b"frames"), item.get(b"ndim")
         if not isinstance(frames, list) or not frames:
             raise TypeError("a JPEG array has no b'frames'; expected a list of JPEG images")
-        shape = item.get(b"shape", {3: [0, 0, 0], 4: [len(frames), 0, 0, 0]}.get(ndim))
+        shape = item.get(b"shape", {3: [0, 0, 0], 4: [len(frames), 0, 0, 0]}.get(ndim or 0))
         if not isinstance(shape, list) or any(type(side) is not int or side < 1 for side in shape[:-3]):
             raise ValueError("a JPEG array has neither b'ndim', which is 3 or 4, nor b'shape', a list of numbers")
         if math.prod(shape[:-3]) != len(frames):
