@@ -358,7 +358,7 @@ def test_episodes_are_appended_to_films_of_lerobot_061(golden, tmp_path, codec):
     assert len(new) == len(old) + 5
     for i in range(5):
         assert new[10 + i][film].shape == old[i][film].shape
-        assert np.abs(new[10 + i][film].astype(float) - old[i][film]).max() < 9
+        assert np.abs(new[10 + i][film].astype(float) - old[i][film]).mean() < 3  # encoded twice
     assert json.loads((root / "meta/info.json").read_text())["features"] == info["features"]
 
 

@@ -80,6 +80,7 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
         assert server.stop() == 0
     (log,) = RawDataset(logs)
     said = {key.rpartition(".")[2]: value for key, value in log.static.items() if "policy.server" in key}
+    assert [entry["name"] for entry in said.pop("seq")] == ["chunked_schedule", "restrict_image_size"]
     assert said == {
         "type": "openpi",
         "host": "127.0.0.1",

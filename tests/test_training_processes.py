@@ -80,7 +80,7 @@ def stopped(workspace, words, environment) -> tuple[Path, list[int], list[str]]:
 def bereft(workspace, words, environment, stopped) -> tuple[Path, list[int], list[str]]:
     """Two processes that continue the run of four, of which the second is killed: run, exit codes, logs."""
     run, logs = stopped[0].with_name("changing"), workspace / "bereft"
-    command = training_processes.train_command(*words, "--exp-name=changing", "--resume")
+    command = training_processes.train_command(*words, "--exp-name=changing", "--resume", "--eval-interval=2")
     children = training_processes.start(command, 2, environment, logs)
     training_processes.wait_for("checkpoint saved", children[0], logs / "0.log")
     children[1].kill()
@@ -150,7 +150,7 @@ def test_a_process_that_dies_ends_the_others(bereft):
 
 def test_one_process_finishes_what_two_left(bereft, words, environment, workspace, whole_run):
     run = bereft[0]
-    command = training_processes.train_command(*words, "--exp-name=changing", "--resume")
+    command = training_processes.train_command(*words, "--exp-name=changing", "--resume", "--fsdp-devices=1")
     training_processes.run(command, 1, environment, workspace / "finished")
     found, expected = metrics(run), metrics(whole_run)
     assert found.keys() == expected.keys()

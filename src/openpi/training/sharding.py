@@ -106,11 +106,12 @@ class _InParts:
 
 
 def fsdp_spec(
-    shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int, *, min_bytes: float = MIN_SHARDED_BYTES
+    shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int, *, min_bytes: float | None = None
 ) -> PartitionSpec:
-    """Splits the largest axis that divides evenly (the later one of equals); small arrays are not split."""
+    """Splits the largest axis that divides evenly (the later one of equals); arrays below `min_bytes`
+    (`MIN_SHARDED_BYTES`) are not split."""
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if num_fsdp_devices == 1 or len(shape) < 2 or size_bytes < min_bytes:
+    if num_fsdp_devices == 1 or len(shape) < 2 or size_bytes < (MIN_SHARDED_BYTES if min_bytes is None else min_bytes):
         return PartitionSpec()
     for axis in sorted(range(len(shape)), key=lambda axis: (shape[axis], axis), reverse=True):
         if shape[axis] % num_fsdp_devices == 0:
@@ -120,17 +121,19 @@ def fsdp_spec(
 
 
 def fsdp_sharding(
-    tree: Any, mesh: Mesh, *, min_size_mbytes: float = MIN_SHARDED_BYTES / 2**20, log: bool = False
+    tree: Any, mesh: Mesh, *, min_size_mbytes: float | None = None, log: bool = False
 ) -> Any:
     """`fsdp_spec` for every leaf (anything with a shape and a dtype) of a tree.
 
     Args:
-        min_size_mbytes: smaller arrays are not split.
+        min_size_mbytes: smaller arrays are not split; `MIN_SHARDED_BYTES` by default.
         log: say how each array that is split lies.
     """
 
+    min_bytes = None if min_size_mbytes is None else min_size_mbytes * 2**20
+
     def place(path: Any, leaf: Any) -> NamedSharding:
-        spec = fsdp_spec(tuple(leaf.shape), leaf.dtype, mesh.shape[FSDP_AXIS], min_bytes=min_size_mbytes * 2**20)
+        spec = fsdp_spec(tuple(leaf.shape), leaf.dtype, mesh.shape[FSDP_AXIS], min_bytes=min_bytes)
         if log and spec != PartitionSpec():
             logger.info("%s, %s, is split as %s", jax.tree_util.keystr(path), tuple(leaf.shape), spec)
         return NamedSharding(mesh, spec)
