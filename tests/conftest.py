@@ -21,6 +21,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
+# Hundreds of processes import JAX or PyTorch. Where no bytecode is kept, each compiles them again, for 5 to 10 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of these tests is compiling, for models that then run for milliseconds. An unknown flag ends the
 # process, so what only the pinned JAX is known to have is left to it.

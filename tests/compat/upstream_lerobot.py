@@ -18,7 +18,7 @@ import sentencepiece
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 
 class TinyTokenizer:
