@@ -171,7 +171,7 @@ def pytorch(args: argparse.Namespace, *, compiled: bool, graphs: bool) -> dict[s
         return float(np.median(times_ms(to_its_end, seconds=2, at_most=100)))
 
     host = host_tensors(batch_of(pipeline, observation)) | {"noise": torch.randn(1, 50, 32)}
-    tables = model.time_tables(NUM_STEPS)
+    flow_times = model.flow_times(NUM_STEPS)
 
     def seen(tensors: dict[str, Any]) -> Any:
         return model.embed_prefix(model.preprocess(observation_of(tensors, ())))
@@ -179,7 +179,7 @@ def pytorch(args: argparse.Namespace, *, compiled: bool, graphs: bool) -> dict[s
     programs = (
         lambda tensors: seen(tensors).embedded,
         lambda tensors: model.prepare(seen(tensors)).places.bias,
-        lambda tensors: model.sample(model.preprocess(observation_of(tensors, ())), tensors["noise"], tables),
+        lambda tensors: model.sample(model.preprocess(observation_of(tensors, ())), tensors["noise"], flow_times),
     )
     parts = result["parts_ms"]
     with torch.no_grad():
@@ -343,7 +343,7 @@ def work(config: Pi0Config) -> dict[str, dict[str, float]]:
     noise = torch.empty(1, config.action_horizon, config.action_dim, device=meta)
     flops = {}
     with torch.no_grad():
-        tables = model.time_tables(NUM_STEPS)
+        flow_times = model.flow_times(NUM_STEPS)
         observation = Observation(images, masks, state, text, text.bool())
         with FlopCounterMode(display=False) as counted:
             prefix = model.embed_prefix(observation)
@@ -352,7 +352,7 @@ def work(config: Pi0Config) -> dict[str, dict[str, float]]:
             context = model.prepare(prefix)
         flops["prefix"] = counted.get_total_flops()
         with FlopCounterMode(display=False) as counted:
-            for table in tables:
+            for table in flow_times.tables:
                 model.euler_step(state, noise, table, context, -0.1)
         flops["denoising"] = counted.get_total_flops()
 

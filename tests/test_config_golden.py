@@ -40,6 +40,7 @@ NEW_FIELDS = {
         "remat",
         "skip_unused",
         "loss_draws",
+        "rtc_max_delay",
     },
     "Pi0FASTConfig": {
         "action_tokenizer_path",

@@ -131,7 +131,8 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
             wait_for_line(process, "Policy server on ws://")
             port = int((tmp_path / "port").read_text())
             with WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=PATIENCE_S) as client:
-                assert client.get_server_metadata() == {"robot": "golden"}
+                rtc = {"modes": ["guided"], "max_delay": 9, "horizon": 10, "rate": None}
+                assert client.get_server_metadata() == {"robot": "golden", "rtc": rtc}
                 assert held_by(process.pid)
                 actions = client.infer(example)["actions"]
                 assert actions.shape == (10, 8) and np.isfinite(actions).all()

@@ -68,6 +68,7 @@ FEATURES: dict[str, Change] = {
     "rematerialisation: nothing": model(remat="none"),
     "image augmentation": model(augmentation=True),
     "several noise draws for one prefix": model(loss_draws=4),
+    "training for real-time chunking": model(rtc_max_delay=2),
     "nothing computed for masked cameras and padding": model(skip_unused=True),
     "validation on held-out episodes": run(holdout_episodes=1),
 }
@@ -87,7 +88,13 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("AdamW with 8-bit state", "inverse square root schedule", "rematerialisation: all but products", SERVED),
     ),
     "fast": ("pi0-FAST", "freezing by path", "Muon", "rematerialisation: nothing"),
-    "augmented": ("pi0", "SGD", "several noise draws for one prefix", "image augmentation"),
+    "augmented": (
+        "pi0",
+        "SGD",
+        "several noise draws for one prefix",
+        "image augmentation",
+        "training for real-time chunking",
+    ),
 }
 
 

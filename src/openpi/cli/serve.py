@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.processor import wait_asleep
 
@@ -80,6 +81,11 @@ class Args:
         num_steps: denoising steps per chunk.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still,
             marked with `held`.
+        rtc: real-time chunking: how chunks go on from what a robot is still playing; default: trained, where the
+            checkpoint was trained with delays, else guided. off = the server starts faster, and refuses it.
+        rtc_schedule: how the weight of the chunk before falls, guided.
+        rtc_clip: largest weight of the guidance; default: the number of denoising steps.
+        rtc_jacobian: vjp, as published, takes a backward pass a step; identity takes none, and overshoots a little.
         dtype: of the model's activations, instead of the recipe's.
         backend: what runs the model; default: PyTorch for model.safetensors, else JAX. Either runs every checkpoint.
         pytorch_device: such as cuda:1 or cpu; implies --backend pytorch.
@@ -111,6 +117,10 @@ class Args:
     record_format: Literal["npy", "mcap"] = "npy"
     num_steps: int | None = None
     on_undecodable: Literal["error", "hold"] = "error"
+    rtc: Literal["off", "guided", "trained"] | None = None
+    rtc_schedule: Literal["exp", "linear", "ones", "zeros"] = "exp"
+    rtc_clip: float | None = None
+    rtc_jacobian: Literal["vjp", "identity"] = "vjp"
     dtype: Literal["float32", "bfloat16"] | None = None
     backend: Literal["jax", "pytorch"] | None = None
     pytorch_device: str | None = None
@@ -226,6 +236,7 @@ def find_models(args: Args) -> Catalog:
         on_undecodable=args.on_undecodable,
         backend=args.backend,
         pytorch_device=args.pytorch_device,
+        rtc=chunking(args),
     )
     named = dict(_name_and_place(text) for text in args.model)
     if "://" in args.checkpoint:
@@ -247,6 +258,13 @@ def find_models(args: Args) -> Catalog:
     catalog = Checkpoints(load, steps, named, args.default_model, described)
     catalog.resolve(None)
     return catalog
+
+
+def chunking(args: Args) -> RtcConfig | None:
+    """Raises ValueError for a weight that cannot be."""
+    if args.rtc == "off":
+        return None
+    return RtcConfig(args.rtc, args.rtc_schedule, args.rtc_clip, args.rtc_jacobian)
 
 
 def _name_and_place(text: str) -> tuple[str, str]:
@@ -390,6 +408,7 @@ def load_policy(
     on_undecodable: Literal["error", "hold"] = "error",
     backend: Literal["jax", "pytorch"] | None = None,
     pytorch_device: str | None = None,
+    rtc: RtcConfig | None = DEFAULT_RTC,
 ) -> Policy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
     use_compilation_cache()
@@ -410,6 +429,7 @@ def load_policy(
         on_undecodable=on_undecodable,
         backend=backend,
         pytorch_device=pytorch_device,
+        rtc=rtc,
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())

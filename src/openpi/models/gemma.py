@@ -44,7 +44,7 @@ def forward(
     positions: Int[Array, "b t"],
     mask: Bool[Array, "b t s"],
     *,
-    adarms_cond: Sequence[Float[Array, "b _d"] | None] | None = None,
+    adarms_cond: Sequence[Float[Array, "b *_t _d"] | None] | None = None,
     kv_cache: KVCache | None = None,
     write_at: Int[Array, ""] | None = None,
     unread: Sequence[int] | None = None,
@@ -59,7 +59,7 @@ def forward(
         embedded: tokens of each expert, concatenated in this order for attention; None = expert absent.
         positions: RoPE positions of the concatenated tokens.
         mask: true where a query may attend to a key; keys are cached ones first, then the new ones.
-        adarms_cond: condition of each expert's adaptive norms; None = plain norms.
+        adarms_cond: condition of each expert's adaptive norms, one for a sample or one for a token; None = plain norms.
         kv_cache: keys (after RoPE) and values of earlier tokens.
         write_at: slot of the cache that the new keys go to; None = they are appended.
         unread: per expert, how many of its first tokens have outputs that nobody reads: the last layer computes only
@@ -101,7 +101,7 @@ def block(
     xs: list[Float[Array, "b _t _d"] | None],
     positions: Int[Array, "b t"],
     mask: Bool[Array, "b t s"],
-    conds: Sequence[Float[Array, "b _d"] | None],
+    conds: Sequence[Float[Array, "b *_t _d"] | None],
     cache: tuple[Array, Array] | None,
     write_at: Int[Array, ""] | None = None,
     unread: Sequence[Unread | None] | None = None,
@@ -242,19 +242,20 @@ def mlp(params: Params, config: GemmaConfig, x: Float[Array, "b t d"]) -> Float[
 
 
 def norm(
-    params: Params, x: Float[Array, "b t d"], cond: Float[Array, "b d"] | None
-) -> tuple[Float[Array, "b t d"], Float[Array, "_b 1 d"] | None]:
+    params: Params, x: Float[Array, "b t d"], cond: Float[Array, "b *_t d"] | None
+) -> tuple[Float[Array, "b t d"], Float[Array, "_b _t d"] | None]:
     """RMS norm; with a condition, adaptive: scale, shift and residual gate come from it, or from `modulations`."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + NORM_EPSILON)
     if "scale" in params:
         return (normed * (1 + params["scale"])).astype(x.dtype), None
-    modulation = params["modulation"][None] if cond is None else _modulation(params, cond.astype(x.dtype))
-    scale, shift, gate = jnp.split(modulation[:, None], 3, axis=-1)
+    modulation = jnp.atleast_2d(params["modulation"]) if cond is None else _modulation(params, cond.astype(x.dtype))
+    modulation = modulation[:, None] if modulation.ndim == 2 else modulation
+    scale, shift, gate = jnp.split(modulation, 3, axis=-1)
     return (normed * (1 + scale) + shift).astype(x.dtype), gate
 
 
-def _modulation(params: Params, cond: Float[Array, "b d"]) -> Float[Array, "b 3*d"]:
+def _modulation(params: Params, cond: Float[Array, "*b d"]) -> Float[Array, "*b 3*d"]:
     dense = params["Dense_0"]
     return cond @ dense["kernel"].astype(cond.dtype) + dense["bias"].astype(cond.dtype)
 

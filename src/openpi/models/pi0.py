@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from openpi.models import gemma, siglip
+from openpi.models import gemma, rtc, siglip
 from openpi.models.model import (
     Actions,
     BaseModel,
@@ -33,6 +33,7 @@ Params = Mapping[str, Any]
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the flow-time embedding
 TIME_BETA = (1.5, 1.0)
 TIME_OFFSET = 0.001
+_DELAY_STREAM = 3  # of the key of a loss, which is split into three others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +61,16 @@ def loss(
     actions: Float[Array, "b ah ad"],
     noise: Float[Array, "b ah ad"],
     time: Float[Array, " b"],
+    delay: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b ah"]:
     """Flow-matching loss per action step: mean over the action dims of (v - (noise - actions))^2.
 
     Args:
         observation: preprocessed; actions: normalised and padded (padded dims count).
+        delay: so many actions are given clean, and the loss is that of the others (`rtc.of_postfix`); None = of all.
     """
-    x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+    time = time if delay is None else rtc.token_times(time, delay, actions.shape[1])
+    x_t = noised(actions, noise, time)
     prefix = embed_prefix(config, params, observation)
     suffix, cond = embed_suffix(config, params, observation.state, x_t, time)
     mask = jnp.concatenate([prefix.mask, suffix.mask], axis=1)
@@ -81,7 +85,16 @@ def loss(
         reads_prefix=False,
     )
     v_t = velocity(config, params, suffix_out)
-    return jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
+    losses = jnp.mean(jnp.square(v_t - (noise - actions)), axis=-1)
+    return losses if delay is None else rtc.of_postfix(losses, delay)
+
+
+def noised(
+    actions: Float[Array, "b ah ad"], noise: Float[Array, "*n b ah ad"], time: Float[Array, "..."]
+) -> Float[Array, "*n b ah ad"]:
+    """x_t at a time of each sample, or of each action."""
+    t = time.reshape(*time.shape, *[1] * (noise.ndim - time.ndim))
+    return t * noise + (1 - t) * actions
 
 
 def loss_over_draws(
@@ -93,26 +106,29 @@ def loss_over_draws(
     time: Float[Array, "n b"],
     prefix_mask: Bool[Array, "b p"],
     kv_cache: gemma.KVCache,
+    delay: Int[Array, "n b"] | None = None,
 ) -> Float[Array, "b ah"]:
-    """Mean of `loss` over n draws of noise and time, with one encoded prefix for all of them."""
+    """Mean of `loss` over n draws of noise, time and delay, with one encoded prefix for all of them."""
     n, b = time.shape
 
     # Draws of one sample lie side by side, so that a device keeps those of its samples.
     def flat(x: Array) -> Array:
         return jnp.moveaxis(x, 0, 1).reshape(b * n, *x.shape[2:])
 
-    t = time[..., None, None]
+    time = time if delay is None else rtc.token_times(time, delay, actions.shape[1])
     v_t = denoise(
         config,
         params,
         jnp.repeat(state, n, axis=0),
-        flat(t * noise + (1 - t) * actions),
+        flat(noised(actions, noise, time)),
         flat(time),
         jnp.repeat(prefix_mask, n, axis=0),
         jax.tree.map(lambda x: jnp.repeat(x, n, axis=1), kv_cache),
     )
-    errors = jnp.square(v_t - flat(noise - actions)).reshape(b, n, *actions.shape[1:])
-    return jnp.mean(errors, axis=(1, -1))
+    errors = jnp.square(v_t - flat(noise - actions))
+    if delay is not None:
+        return jnp.mean(rtc.of_postfix(jnp.mean(errors, axis=-1), flat(delay)).reshape(b, n, -1), axis=1)
+    return jnp.mean(errors.reshape(b, n, *actions.shape[1:]), axis=(1, -1))
 
 
 def sample(
@@ -121,26 +137,48 @@ def sample(
     observation: Observation,
     noise: Float[Array, "b ah ad"],
     num_steps: int | Int[Array, ""],
+    continued: rtc.Continued | None = None,
 ) -> Float[Array, "b ah ad"]:
     """Integrates the velocity field from noise (t = 1) to actions (t = 0) in `num_steps` Euler steps.
 
     The prefix runs once; every step reuses its keys and values.
+
+    Args:
+        continued: what the chunks go on from; None = they begin anew.
     """
     prefix_mask, kv_cache = encode_prefix(config, params, embed_prefix(config, params, observation))
     dt = jnp.float32(-1.0 / num_steps)
+    # Of a flow step all is remembered for the way back: it is small.
+    config = config if continued is None else dataclasses.replace(config, remat="none")
+    delay = None if continued is None else continued.clean_rows
 
-    def step(params: Params, x_t: Array, time: Array | None) -> Array:
-        return x_t + dt * denoise(config, params, observation.state, x_t, time, prefix_mask, kv_cache)
+    def step(params: Params, x_t: Array, t: Array, time: Array | None) -> Array:
+        def velocity(x_t: Array) -> Array:
+            return denoise(config, params, observation.state, x_t, time, prefix_mask, kv_cache)
 
+        return x_t + dt * velocity(x_t) if continued is None else continued.euler_step(velocity, x_t, t, dt)
+
+    start = noise if continued is None else continued.start(noise)
     if config.skip_unused and isinstance(num_steps, int):
-        tables = time_tables(config, params, jnp.asarray(flow_times(num_steps)))
-        return jax.lax.scan(lambda x_t, table: (step(at_time(params, table), x_t, None), None), noise, tables)[0]
+        times = jnp.asarray(flow_times(num_steps))
+        tables = time_tables(config, params, times)
+        clean = None if delay is None else time_tables(config, params, jnp.zeros(1))
+
+        def tabulated_step(x_t: Array, row: tuple[Array, Params]) -> tuple[Array, None]:
+            t, table = row
+            if delay is not None:
+                table = per_token(table, clean, rtc.frozen_rows(delay, config.action_horizon))
+            return step(at_time(params, table), x_t, t, None), None
+
+        return jax.lax.scan(tabulated_step, start, (times, tables))[0]
 
     def timed_step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, t = carry
-        return step(params, x_t, jnp.broadcast_to(t, noise.shape[:1])), t + dt
+        time = jnp.broadcast_to(t, noise.shape[:1])
+        time = time if delay is None else rtc.token_times(time, delay, config.action_horizon)
+        return step(params, x_t, t, time), t + dt
 
-    return jax.lax.fori_loop(0, num_steps, timed_step, (noise, jnp.float32(1.0)))[0]
+    return jax.lax.fori_loop(0, num_steps, timed_step, (start, jnp.float32(1.0)))[0]
 
 
 def flow_times(num_steps: int) -> np.ndarray:
@@ -158,6 +196,15 @@ def time_tables(config: Pi0Config, params: Params, times: Float[Array, " steps"]
     if not config.pi05:
         return {"action_time_bias": of_time}
     return {"llm": gemma.modulations(params["PaliGemma"]["llm"], 1, of_time, config.dtype)}
+
+
+def per_token(table: Params, clean: Params, is_clean: Bool[Array, "b ah"]) -> Params:
+    """A tree of `time_tables` per action token: `clean`, stacked of one time, where a token is clean."""
+
+    def chosen(of_time: Array, of_clean: Array) -> Array:
+        return jnp.where(is_clean[..., None], of_clean[0][..., None, None, :], of_time[..., None, None, :])
+
+    return jax.tree.map(chosen, table, clean)
 
 
 def at_time(params: Params, table: Params) -> Params:
@@ -189,11 +236,15 @@ def denoise(
     params: Params,
     state: Float[Array, "b ad"],
     x_t: Float[Array, "b ah ad"],
-    time: Float[Array, " b"] | None,
+    time: Float[Array, "b *_ah"] | None,
     prefix_mask: Bool[Array, "b p"],
     kv_cache: gemma.KVCache,
 ) -> Float[Array, "b ah ad"]:
-    """Velocity at (x_t, time), the suffix attending to the cached prefix. No time: `params` are `at_time`."""
+    """Velocity at (x_t, time), the suffix attending to the cached prefix. No time: `params` are `at_time`.
+
+    Args:
+        time: of each sample, or of each of its actions.
+    """
     suffix, cond = embed_suffix(config, params, state, x_t, time)
     within = make_attention_mask(suffix.mask, suffix.ar_mask)
     to_prefix = jnp.broadcast_to(prefix_mask[:, None], (*within.shape[:2], prefix_mask.shape[1]))
@@ -237,8 +288,8 @@ def embed_suffix(
     params: Params,
     state: Float[Array, "b ad"],
     x_t: Float[Array, "b ah ad"],
-    time: Float[Array, " b"] | None,
-) -> tuple[Tokens, Float[Array, "b d"] | None]:
+    time: Float[Array, "b *_ah"] | None,
+) -> tuple[Tokens, Float[Array, "b *_ah d"] | None]:
     """Action tokens, for pi0 after a state token; and for pi0.5 the condition of the adaptive norms."""
     of_time = None if time is None else embed_time(config, params, time)
     action_tokens = siglip.dense(params["action_in_proj"], x_t)
@@ -247,7 +298,8 @@ def embed_suffix(
         return Tokens(action_tokens, jnp.ones(action_tokens.shape[:2], bool), ar_mask), of_time
 
     time_mlp = params["action_time_mlp_in"]
-    bias = time_mlp["bias"] if of_time is None else of_time[:, None]
+    bias = time_mlp["bias"] if of_time is None else of_time
+    bias = bias[:, None] if bias.ndim == 2 else bias
     kernel = time_mlp["kernel"][: action_tokens.shape[-1]]
     hidden = jax.nn.swish(siglip.dense({"kernel": kernel, "bias": bias}, action_tokens))
     state_token = siglip.dense(params["state_proj"], state)[:, None]
@@ -255,7 +307,7 @@ def embed_suffix(
     return Tokens(tokens, jnp.ones(tokens.shape[:2], bool), jnp.concatenate([jnp.ones(1, jnp.int32), ar_mask])), None
 
 
-def embed_time(config: Pi0Config, params: Params, time: Float[Array, " b"]) -> Float[Array, "b d"]:
+def embed_time(config: Pi0Config, params: Params, time: Float[Array, "*b"]) -> Float[Array, "*b d"]:
     """What the suffix needs of the flow time: pi0.5's condition; of pi0, the bias of its first action-time layer.
 
     That layer takes [action token, embedded time] side by side. The time's half is the same for all tokens.
@@ -277,7 +329,7 @@ def transformer(
     *,
     positions: Int[Array, "b n"],
     mask: Bool[Array, "b n s"],
-    cond: Float[Array, "b d"] | None,
+    cond: Float[Array, "b *_ah d"] | None,
     kv_cache: gemma.KVCache | None = None,
     reads_prefix: bool = True,
 ) -> tuple[list[Any], gemma.KVCache]:
@@ -306,10 +358,10 @@ def project(params: Params, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     return x @ params["kernel"] + params["bias"]
 
 
-def posemb_sincos(time: Float[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
+def posemb_sincos(time: Float[Array, "*b"], dim: int) -> Float[Array, "*b {dim}"]:
     """Sine and cosine features of the flow time, periods 4e-3 to 4, in f32."""
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** jnp.linspace(0.0, 1.0, dim // 2)
-    angle = time[:, None] * (2 * jnp.pi / period)
+    angle = time[..., None] * (2 * jnp.pi / period)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -335,14 +387,20 @@ class Pi0(BaseModel):
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = self.preprocess(preprocess_rng, observation, train=train)
         draws = self.config.loss_draws
+        lead = (len(actions),) if draws == 1 else (draws, len(actions))
+        noise = jax.random.normal(noise_rng, (*lead, *actions.shape[1:]))
+        time = draw_time(time_rng, lead)
+        delay = self.draw_delay(rng, lead)
         if draws == 1:
-            noise = jax.random.normal(noise_rng, actions.shape)
-            time = draw_time(time_rng, actions.shape[:-2])
-            return loss(self.config, self.params, observation, actions, noise, time)
-        noise = jax.random.normal(noise_rng, (draws, *actions.shape))
-        time = draw_time(time_rng, (draws, len(actions)))
+            return loss(self.config, self.params, observation, actions, noise, time, delay)
         prefix = encode_prefix(self.config, self.params, embed_prefix(self.config, self.params, observation))
-        return loss_over_draws(self.config, self.params, observation.state, actions, noise, time, *prefix)
+        return loss_over_draws(self.config, self.params, observation.state, actions, noise, time, *prefix, delay)
+
+    def draw_delay(self, rng: jax.Array, shape: tuple[int, ...]) -> Int[Array, "*b"] | None:
+        """Delays from 0 to `rtc_max_delay`; None where none are trained, which leaves all other draws as they are."""
+        if not self.config.rtc_max_delay:
+            return None
+        return jax.random.randint(jax.random.fold_in(rng, _DELAY_STREAM), shape, 0, self.config.rtc_max_delay + 1)
 
     def sample_actions(
         self,
@@ -351,13 +409,18 @@ class Pi0(BaseModel):
         *,
         num_steps: int | Int[Array, ""] = 10,
         noise: Float[Array, "b ah ad"] | None = None,
+        continued: rtc.Continued | None = None,
     ) -> Float[Array, "b ah ad"]:
-        """Action chunks, f32; starts from `noise`, or from a draw of `rng`."""
+        """Action chunks, f32; starts from `noise`, or from a draw of `rng`.
+
+        Args:
+            continued: what the chunks go on from; None = they begin anew.
+        """
         observation = self.preprocess(None, observation, train=False)
         if noise is None:
             shape = (observation.state.shape[0], self.config.action_horizon, self.config.action_dim)
             noise = jax.random.normal(rng, shape)
-        return sample(self.config, self.params, observation, noise, num_steps)
+        return sample(self.config, self.params, observation, noise, num_steps, continued)
 
     def preprocess(self, rng: jax.Array | None, observation: Observation, *, train: bool) -> Observation:
         return preprocess_observation(

@@ -22,7 +22,7 @@ from openpi.models.model_config import (
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared import ranges
 from openpi.shared.param_paths import ParamPath, joined
-from openpi.shared.ranges import Count
+from openpi.shared.ranges import Count, WholeNumber
 
 if TYPE_CHECKING:
     import jax
@@ -54,6 +54,8 @@ class Pi0Config(BaseModelConfig):
         remat: what the backward pass recomputes: `full` keeps only layer inputs, `dots` also keeps matrix
             products, `none` keeps everything (fastest; for small models).
         loss_draws: (noise, time) pairs per observation in the loss; the prefix is computed once for all of them.
+        rtc_max_delay: train for real-time chunking (`openpi.models.rtc_config`): the model is given the first actions
+            of a chunk clean, so many at most, and learns to go on from them. 0 = off.
         skip_unused: leave out what changes no number: cameras that the whole batch masks, the padding of prompts, the
             last layer's answers that nobody reads, and flow times embedded anew at each step.
     """
@@ -76,6 +78,7 @@ class Pi0Config(BaseModelConfig):
     augmentation: bool = True
     remat: str = "full"
     loss_draws: Count = 1
+    rtc_max_delay: WholeNumber = dataclasses.field(default=0, kw_only=True)
     skip_unused: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,11 @@ class Pi0Config(BaseModelConfig):
                     f"the experts attend jointly, so they need the same {field}: paligemma_variant has "
                     f"{getattr(prefix, field)}, action_expert_variant has {getattr(suffix, field)}"
                 )
+        if self.rtc_max_delay >= self.action_horizon:
+            raise ValueError(
+                f"rtc_max_delay={self.rtc_max_delay} leaves nothing to learn of {self.action_horizon} actions "
+                "(action_horizon); expected fewer"
+            )
         if suffix.width % 2:
             raise ValueError(f"action expert width={suffix.width} must be even (sine and cosine of the flow time)")
 

@@ -34,18 +34,19 @@ ROPE_BASE = 10_000
 
 
 class Modulations(NamedTuple):
-    """What the adaptive norms of an expert make of a condition that the whole batch shares; takes its place.
+    """What the adaptive norms of an expert make of a condition, which the whole batch may share; takes its place.
 
     Attributes:
-        layers: f[l 2 1 3*d], of the norms before attention and before the MLP.
-        final: f[1 3*d].
+        layers: f[l 2 _b _t 3*d], of the norms before attention and before the MLP.
+        final: f[_b _t 3*d].
     """
 
     layers: Tensor
     final: Tensor
 
 
-Condition = Tensor | Modulations | None  # of an expert's norms: f[b d] or its modulations; None = they are plain
+# Of an expert's norms: f[b d], or f[b t d] of each token, or its modulations; None = they are plain.
+Condition = Tensor | Modulations | None
 
 
 class Places(NamedTuple):
@@ -137,7 +138,7 @@ class Gemma(nn.Module):
         """
         return Places(*rotations(positions, self.blocks[0].head_dim), additive(mask, dtype))
 
-    def modulations(self, expert: int, cond: Float[Tensor, "b d"]) -> Modulations:
+    def modulations(self, expert: int, cond: Float[Tensor, "b t d"]) -> Modulations:
         """What an expert's adaptive norms make of a condition; `forward` takes it in the condition's place."""
         layers = [block.experts[expert] for block in self.blocks]
         pairs = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
@@ -166,7 +167,7 @@ class Block(nn.Module):
     ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
         """
         Args:
-            conds: of each expert, the condition f[b d], or its modulations f[2 1 3*d] in this layer.
+            conds: of each expert, the condition f[b d] or f[b t d], or its modulations f[2 _b _t 3*d] in this layer.
             first_read: of each expert, the first token whose output is read; those before stay as they are.
         """
         return rematerialised(self._run, remat, xs, places, conds, cache, slots, first_read)
@@ -320,20 +321,21 @@ class RMSNorm(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b t d"], cond: Tensor | None
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "_b 1 d"] | None]:
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "_b _t d"] | None]:
         """
         Args:
-            cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d].
+            cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d] or f[_b _t 3*d].
         """
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPSILON)
         if self.weight is not None:
             return (normed * (1 + self.weight.float())).to(x.dtype), None
         assert cond is not None, "adaptive norms need a condition"
         modulation = cond if cond.shape[-1] == 3 * x.shape[-1] else self.modulation(cond.to(x.dtype))
-        scale, shift, gate = modulation[:, None].chunk(3, dim=-1)
+        modulation = modulation[:, None] if modulation.ndim == 2 else modulation
+        scale, shift, gate = modulation.chunk(3, dim=-1)
         return (normed * (1 + scale) + shift).to(x.dtype), gate
 
-    def modulation(self, cond: Float[Tensor, "b d"]) -> Float[Tensor, "b 3*d"]:
+    def modulation(self, cond: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3*d"]:
         assert self.dense is not None
         return self.dense(cond)
 
@@ -391,7 +393,7 @@ def rope(x: Float[Tensor, "b t heads h"], sin: Tensor, cos: Tensor) -> Float[Ten
 
 def _of_norms(cond: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """What the norms before attention and before the MLP get: the same condition, or each its modulation."""
-    return (cond[0], cond[1]) if cond is not None and cond.ndim == 3 else (cond, cond)
+    return (cond[0], cond[1]) if cond is not None and cond.ndim == 4 else (cond, cond)
 
 
 def _joined(parts: Sequence[Tensor], dim: int = 1) -> Tensor:

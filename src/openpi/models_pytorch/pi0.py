@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openpi.models.pi0_config import Pi0Config
+from openpi.models_pytorch import rtc
 from openpi.models_pytorch.augment import Draws
 from openpi.models_pytorch.gemma import Gemma, KVCache, Modulations, Places
 from openpi.models_pytorch.model import (
@@ -27,6 +29,7 @@ from openpi.models_pytorch.model import (
     make_attention_mask,
     preprocess_observation,
 )
+from openpi.models_pytorch.rtc import Continued
 from openpi.models_pytorch.siglip import Linear, Siglip
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the flow-time embedding
@@ -61,6 +64,18 @@ class Context(NamedTuple):
     slots: Int[Tensor, " s"] | None
 
 
+class FlowTimes(NamedTuple):
+    """The flow times of the Euler steps, which the whole batch shares.
+
+    Attributes:
+        times: f32 scalars on the device.
+        tables: what depends on nothing else, `embed_time` f[1 1 d] or its modulations; one for each.
+    """
+
+    times: Sequence[Tensor]
+    tables: Sequence[Tensor | Modulations]
+
+
 class Pi0(nn.Module):
     """pi0 or pi0.5 (`config.pi05`). Parameters are empty until they are loaded, or made by
     `fresh_parameters`.
@@ -70,7 +85,7 @@ class Pi0(nn.Module):
     """
 
     takes_noise = True
-    sampled_by = ("embed_prefix", "prepare", "euler_step")
+    sampled_by = ("embed_prefix", "prepare", "euler_step", "continuing_step")
 
     def __init__(self, config: Pi0Config) -> None:
         super().__init__()
@@ -107,6 +122,7 @@ class Pi0(nn.Module):
         noise: Float[Tensor, "*b ah ad"],
         time: Float[Tensor, " *b"],
         draws: Draws | None = None,
+        delay: Int[Tensor, " *b"] | None = None,
     ) -> Float[Tensor, "b ah"]:
         """Flow-matching loss per action step: mean over the action dims of (v - (noise - actions))^2.
 
@@ -114,12 +130,13 @@ class Pi0(nn.Module):
             actions: normalised and padded (padded dims count).
             noise, time: one draw per sample, or with `config.loss_draws` [n b ah ad] and [n b].
             draws: of the image augmentation; None = no augmentation.
+            delay: so many actions are given clean, the loss is that of the others (`rtc.of_postfix`); None = of all.
         """
         observation = self.preprocess(observation, draws)
         if time.ndim == 2:
             prefix = self.encode_prefix(self.embed_prefix(observation))
-            return self.loss_over_draws(observation.state, actions, noise, time, *prefix)
-        return self.loss(observation, actions, noise, time)
+            return self.loss_over_draws(observation.state, actions, noise, time, *prefix, delay)
+        return self.loss(observation, actions, noise, time, delay)
 
     def preprocess(self, observation: Observation, draws: Draws | None = None) -> Observation:
         return preprocess_observation(
@@ -135,9 +152,10 @@ class Pi0(nn.Module):
         actions: Float[Tensor, "b ah ad"],
         noise: Float[Tensor, "b ah ad"],
         time: Float[Tensor, " b"],
+        delay: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b ah"]:
         """The loss of a preprocessed observation."""
-        return self.squared_errors(observation, actions, noise, time).mean(dim=-1)
+        return self.squared_errors(observation, actions, noise, time, delay).mean(dim=-1)
 
     def squared_errors(
         self,
@@ -145,9 +163,11 @@ class Pi0(nn.Module):
         actions: Float[Tensor, "b ah ad"],
         noise: Float[Tensor, "b ah ad"],
         time: Float[Tensor, " b"],
+        delay: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b ah ad"]:
         """What `loss` is the mean of."""
-        x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+        time = time if delay is None else rtc.token_times(time, delay, actions.shape[1])
+        x_t = noised(actions, noise, time)
         prefix = self.embed_prefix(observation)
         of_time = self.embed_time(time)
         suffix = self.embed_suffix(observation.state, x_t, of_time)
@@ -159,7 +179,8 @@ class Pi0(nn.Module):
             of_time=of_time,
             reads_prefix=False,
         )
-        return (self.velocity(suffix_out) - (noise - actions)).square()
+        errors = (self.velocity(suffix_out) - (noise - actions)).square()
+        return errors if delay is None else rtc.of_postfix(errors, delay)
 
     def loss_over_draws(
         self,
@@ -169,8 +190,9 @@ class Pi0(nn.Module):
         time: Float[Tensor, "n b"],
         prefix_mask: Bool[Tensor, "b p"],
         kv_cache: KVCache,
+        delay: Int[Tensor, "n b"] | None = None,
     ) -> Float[Tensor, "b ah"]:
-        """Mean of `loss` over n draws of noise and time, with one encoded prefix for all of them."""
+        """Mean of `loss` over n draws of noise, time and delay, with one encoded prefix for all of them."""
         n, b = time.shape
 
         def repeated(x: Tensor) -> Tensor:
@@ -179,45 +201,61 @@ class Pi0(nn.Module):
         def flat(x: Tensor) -> Tensor:
             return x.transpose(0, 1).flatten(0, 1)
 
-        t = time[..., None, None]
+        time = time if delay is None else rtc.token_times(time, delay, actions.shape[1])
         v_t = self.denoise(
             repeated(state),
-            flat(t * noise + (1 - t) * actions),
+            flat(noised(actions, noise, time)),
             self.embed_time(flat(time)),
             self.context(repeated(prefix_mask), [(repeated(k), repeated(v)) for k, v in kv_cache]),
         )
-        errors = (v_t - flat(noise - actions)).square().reshape(b, n, *actions.shape[1:])
-        return errors.mean(dim=(1, -1))
+        errors = (v_t - flat(noise - actions)).square()
+        errors = errors if delay is None else rtc.of_postfix(errors, flat(delay))
+        return errors.reshape(b, n, *actions.shape[1:]).mean(dim=(1, -1))
 
     @torch.no_grad()
     def sample_actions(
-        self, observation: Observation, noise: Float[Tensor, "b ah ad"], *, num_steps: int = 10, tabulate: bool = True
+        self,
+        observation: Observation,
+        noise: Float[Tensor, "b ah ad"],
+        *,
+        num_steps: int = 10,
+        tabulate: bool = True,
+        continued: Continued | None = None,
     ) -> Float[Tensor, "b ah ad"]:
         """Action chunks, f32: integrates the velocity field from noise (t = 1) to actions (t = 0) in Euler steps.
 
         The prefix runs once; every step reuses its keys and values.
 
         Args:
-            tabulate: see `time_tables`.
+            tabulate: see `flow_times`.
+            continued: what the chunks go on from; None = they begin anew.
         """
-        return self.sample(self.preprocess(observation), noise, self.time_tables(num_steps, tabulate=tabulate))
+        flow_times = self.flow_times(num_steps, tabulate=tabulate)
+        return self.sample(self.preprocess(observation), noise, flow_times, continued)
 
     def sample(
         self,
         observation: Observation,
         noise: Float[Tensor, "b ah ad"],
-        tables: list[Tensor | Modulations],
+        flow_times: FlowTimes,
+        continued: Continued | None = None,
     ) -> Float[Tensor, "b ah ad"]:
-        """As `sample_actions`, of a preprocessed observation, with one Euler step for each of `time_tables`."""
-        context = self.prepare(self.embed_prefix(observation))
-        x_t, dt = noise.float(), -1.0 / len(tables)
-        for of_time in tables:
-            x_t = self.euler_step(observation.state, x_t, of_time, context, dt)
+        """As `sample_actions`, of a preprocessed observation, with one Euler step for each of `flow_times`."""
+        state, x_t, dt = observation.state, noise.float(), -1.0 / len(flow_times.times)
+        prefix = self.embed_prefix(observation)
+        if continued is None:
+            context = self.prepare(prefix)
+            for of_time in flow_times.tables:
+                x_t = self.euler_step(state, x_t, of_time, context, dt)
+            return x_t
+        context, x_t = self.prepare(prefix, in_place=not continued.config.needs_gradients), continued.start(x_t)
+        for time, of_time in zip(flow_times.times, self.tables_of(flow_times, continued), strict=True):
+            x_t = self.continuing_step(state, x_t, time, of_time, context, dt, continued)
         return x_t
 
-    def prepare(self, prefix: Tokens) -> Context:
+    def prepare(self, prefix: Tokens, *, in_place: bool = True) -> Context:
         """What all Euler steps share."""
-        return self.context(*self.encode_prefix(prefix), in_place=True)
+        return self.context(*self.encode_prefix(prefix), in_place=in_place)
 
     def euler_step(
         self,
@@ -229,21 +267,53 @@ class Pi0(nn.Module):
     ) -> Float[Tensor, "b ah ad"]:
         return x_t + dt * self.denoise(state, x_t, of_time, context)
 
+    def continuing_step(
+        self,
+        state: Float[Tensor, "b ad"],
+        x_t: Float[Tensor, "b ah ad"],
+        time: Float[Tensor, ""],
+        of_time: Tensor | Modulations,
+        context: Context,
+        dt: float,
+        continued: Continued,
+    ) -> Float[Tensor, "b ah ad"]:
+        """As `euler_step`, of chunks that go on from others; `time` is that of `of_time`."""
+
+        def velocity(x_t: Tensor) -> Tensor:
+            return self.denoise(state, x_t, of_time, context, remat="none")
+
+        return continued.euler_step(velocity, x_t, time, dt)
+
     @torch.no_grad()
-    def time_tables(self, num_steps: int, *, tabulate: bool = True) -> list[Tensor | Modulations]:
-        """What depends on the flow time only, for each Euler step.
+    def flow_times(self, num_steps: int, *, tabulate: bool = True) -> FlowTimes:
+        """Of the Euler steps, from 1 downwards.
 
         Args:
-            tabulate: also what the adaptive norms make of it. Without, every step reads their weights again, half of
-                the action expert's.
+            tabulate: also what the adaptive norms make of the times. Without, every step reads their weights again,
+                half of the action expert's.
         """
         # Added up in f32, as a loop would.
         steps = torch.full((num_steps,), -1.0 / num_steps)
         times = torch.cumsum(torch.cat([torch.ones(1), steps[1:]]), dim=0)
-        of_times = self.embed_time(times.to(self.action_in_proj.weight.device))
+        return self.tabulated(times.to(self.action_in_proj.weight.device), tabulate=tabulate)
+
+    def tabulated(self, times: Float[Tensor, " n"], *, tabulate: bool) -> FlowTimes:
+        of_times = self.embed_time(times)[:, None, None]
         if not (self.config.pi05 and tabulate):
-            return list(of_times[:, None])
-        return [self.language.modulations(1, row[None].to(self.dtype)) for row in of_times]
+            return FlowTimes(list(times), list(of_times))
+        return FlowTimes(list(times), [self.language.modulations(1, row.to(self.dtype)) for row in of_times])
+
+    def tables_of(self, flow_times: FlowTimes, continued: Continued) -> Sequence[Tensor | Modulations]:
+        """The tables for chunks that go on from others: where rows are clean, that of time 0 (data)."""
+        if continued.clean_rows is None:
+            return flow_times.tables
+        is_clean = rtc.frozen_rows(continued.clean_rows, self.config.action_horizon)[..., None]
+        is_tabulated = isinstance(flow_times.tables[0], Modulations)
+        clean: Any = self.tabulated(torch.zeros(1, device=is_clean.device), tabulate=is_tabulated).tables[0]
+        if not is_tabulated:
+            return [torch.where(is_clean, clean, of_time) for of_time in flow_times.tables]
+        rows: Any = [zip(clean, of_time, strict=True) for of_time in flow_times.tables]
+        return [Modulations(*(torch.where(is_clean, *pair) for pair in row)) for row in rows]
 
     def encode_prefix(self, prefix: Tokens) -> tuple[Bool[Tensor, "b p"], KVCache]:
         """Runs PaliGemma over the prefix; the suffix needs only its keys and values."""
@@ -280,11 +350,14 @@ class Pi0(nn.Module):
         x_t: Float[Tensor, "b ah ad"],
         of_time: Tensor | Modulations,
         context: Context,
+        *,
+        remat: str | None = None,
     ) -> Float[Tensor, "b ah ad"]:
         """Velocity at x_t, the suffix attending to the cached prefix.
 
         Args:
-            of_time: `embed_time` of the flow times, or an entry of `time_tables`.
+            of_time: `embed_time` of the flow times, of each sample or each action; or a table of `flow_times`.
+            remat: None = the configuration's.
         """
         (_, suffix_out), _ = self.transformer(
             [None, self.suffix_tokens(state, x_t, of_time)],
@@ -292,6 +365,7 @@ class Pi0(nn.Module):
             of_time=of_time,
             kv_cache=context.kv_cache,
             slots=context.slots,
+            remat=remat,
         )
         return self.velocity(suffix_out)
 
@@ -324,7 +398,8 @@ class Pi0(nn.Module):
             return action_tokens
         assert isinstance(of_time, Tensor)
         kernel = self.action_time_mlp_in.weight[:, : action_tokens.shape[-1]].to(action_tokens.dtype)
-        hidden = F.silu(F.linear(action_tokens, kernel) + of_time[:, None])
+        of_tokens = of_time[:, None] if of_time.ndim == 2 else of_time
+        hidden = F.silu(F.linear(action_tokens, kernel) + of_tokens)
         state_token = self.state_proj(state)[:, None]
         return torch.cat([state_token, self.action_time_mlp_out(hidden)], dim=1)
 
@@ -335,7 +410,7 @@ class Pi0(nn.Module):
         mask = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=device)
         return mask, (torch.arange(num_tokens, device=device) < num_blocks).long()
 
-    def embed_time(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def embed_time(self, time: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         """What the suffix needs of the flow time: pi0.5's condition; of pi0, the bias of its first action-time layer.
 
         That layer takes [action token, embedded time] side by side. The time's half is the same for all tokens.
@@ -359,6 +434,7 @@ class Pi0(nn.Module):
         kv_cache: KVCache | None = None,
         slots: Int[Tensor, " n"] | None = None,
         reads_prefix: bool = True,
+        remat: str | None = None,
     ) -> tuple[list[Any], KVCache]:
         """Both experts over their tokens (None = absent); returns their outputs and the cache, see `Gemma.forward`."""
         num_prefix = 0 if embedded[0] is None else embedded[0].shape[1]
@@ -370,7 +446,7 @@ class Pi0(nn.Module):
             slots=slots,
             unread=(0 if reads_prefix or not self.config.skip_unused else num_prefix, 0),
             dtype=self.dtype,
-            remat=self.config.remat,
+            remat=remat or self.config.remat,
         )
 
     def places(self, positions: Int[Tensor, "b n"], mask: Bool[Tensor, "b n s"]) -> Places:
@@ -383,9 +459,17 @@ class Pi0(nn.Module):
         return layer(x.to(torch.promote_types(x.dtype, layer.weight.dtype)))
 
 
-def posemb_sincos(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:
+def noised(
+    actions: Float[Tensor, "b ah ad"], noise: Float[Tensor, "*n b ah ad"], time: Float[Tensor, ...]
+) -> Float[Tensor, "*n b ah ad"]:
+    """x_t at a time of each sample, or of each action."""
+    t = time.reshape(*time.shape, *[1] * (noise.ndim - time.ndim))
+    return t * noise + (1 - t) * actions
+
+
+def posemb_sincos(time: Float[Tensor, "*b"], dim: int) -> Float[Tensor, "*b {dim}"]:
     """Sine and cosine features of the flow time, periods 4e-3 to 4, in f32."""
     fractions = torch.linspace(0.0, 1.0, dim // 2, device=time.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fractions
-    angle = time.float()[:, None] * (2 * math.pi / period)
+    angle = time.float()[..., None] * (2 * math.pi / period)
     return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)

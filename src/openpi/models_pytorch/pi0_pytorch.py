@@ -82,12 +82,15 @@ class PI0Pytorch(nn.Module):
         if time is None:
             alpha, beta = (torch.tensor(side) for side in _TIME_BETA)
             time = torch.distributions.Beta(alpha, beta).sample((len(actions),)) * _TIME_SCALE + _TIME_OFFSET
+        delay = None
+        if self.config.rtc_max_delay:
+            delay = torch.randint(self.config.rtc_max_delay + 1, (len(actions),)).to(self._device)
         draws = None
         if self.training:
             seed = int(torch.randint(2**62, ()))
             draws = Draws.draw(np.random.default_rng(seed), len(actions)).map(lambda x: x.to(self._device))
         return self.model.squared_errors(
-            self.model.preprocess(observation, draws), actions, noise, time.to(self._device, torch.float32)
+            self.model.preprocess(observation, draws), actions, noise, time.to(self._device, torch.float32), delay
         )
 
     @torch.no_grad()

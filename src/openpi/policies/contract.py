@@ -77,6 +77,7 @@ class Contract:
         stats_widths: per key, of the statistics.
         state_q01, state_q99: of the training data, after the robot transforms; None = unknown.
         camera_means: per camera key, mean red, green and blue of the training images, 0..255.
+        rtc_max_delay: largest delay that it was trained to go on from a chunk with; 0 = it was not.
     """
 
     robot: str
@@ -95,6 +96,7 @@ class Contract:
     state_q01: tuple[float, ...] | None = None
     state_q99: tuple[float, ...] | None = None
     camera_means: Mapping[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
+    rtc_max_delay: int = 0
 
     @classmethod
     def build(
@@ -142,6 +144,7 @@ class Contract:
             state_q01=None if state_stats is None else _as_tuple(state_stats.q01),
             state_q99=None if state_stats is None else _as_tuple(state_stats.q99),
             camera_means=dict(camera_means or {}),
+            rtc_max_delay=getattr(model_config, "rtc_max_delay", 0),
         )
 
     def save(self, directory: Path | str) -> None:
@@ -309,6 +312,8 @@ class Contract:
         shape = f"[{self.action_horizon}, {self.actions.width}]"
         lines.append(f"actions: float{shape}{rate}, {self.action_kind}".rstrip(", "))
         lines.append(f"  {_dims(self.actions)}")
+        if self.rtc_max_delay:
+            lines.append(f"  goes on from a chunk that is played, with delays of up to {self.rtc_max_delay} steps")
         lines.append(f"normalised by {self.normalization} of '{self.asset_id}'")
         return "\n".join(lines)
 
@@ -326,7 +331,7 @@ class Contract:
         facts |= {f"state {vector.key}": _dims(vector) for vector in self.state}
         facts["actions"] = _dims(self.actions)
         simple = ("robot", "model_type", "action_kind", "trained_relative", "action_horizon", "control_hz")
-        simple += ("default_prompt", "normalization", "asset_id")
+        simple += ("default_prompt", "normalization", "asset_id", "rtc_max_delay")
         facts |= {name: str(getattr(self, name)) for name in simple}
         return facts
 

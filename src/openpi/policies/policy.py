@@ -12,13 +12,17 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
+from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
-from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.guards import ContractGuard, ObservationError, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
+from openpi.policies.request import CHUNK, SEED, Request
 from openpi.shared.collected_warnings import collected_warnings
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger("openpi")
+
+_FAST_CANNOT = "is pi0-FAST, which writes its actions token by token and cannot go on from others"
 
 __all__ = ["BasePolicy", "Policy", "PolicyRecorder", "Sampler"]
 
@@ -49,6 +53,7 @@ class Policy(BasePolicy):
     Attributes:
         metadata: sent to robots when they connect.
         contract: what observations are checked against; None = unchecked.
+        rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
         num_undecodable: answers so far for which the model wrote no action chunk.
     """
 
@@ -62,6 +67,7 @@ class Policy(BasePolicy):
         metadata: Mapping[str, Any] | None = None,
         contract: Contract | None = None,
         hold_transforms: Sequence[_transforms.DataTransformFn] | None = None,
+        continuation: Continuation | None = None,
     ) -> None:
         """
         Args:
@@ -71,14 +77,18 @@ class Policy(BasePolicy):
             contract: checked first, unless the transforms hold a `ContractGuard` at a later place.
             hold_transforms: `{"state"}` as the model has it -> actions for standing still, the answer when the model
                 wrote no action chunk; None = that is an error.
+            continuation: how chunks go on from what a robot is still playing; None = requests for that are refused.
         """
         is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
         self._sampler = sampler
-        self._to_model = _transforms.compose([*guards, *transforms])
+        self._steps = [*guards, *transforms]
+        self._to_model = _transforms.compose(self._steps)
         self._unchecked_steps = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
         self._to_model_unchecked = _transforms.compose(self._unchecked_steps)
         self._to_robot = _transforms.compose(output_transforms)
+        self._continuation = continuation
+        self.rtc_metadata = None if continuation is None else continuation.as_metadata()
         self._hold = None if hold_transforms is None else _transforms.compose(hold_transforms)
         self.num_undecodable = 0
         self._sample_kwargs = dict(sample_kwargs or {})
@@ -90,8 +100,9 @@ class Policy(BasePolicy):
         """A chunk of actions.
 
         Args:
-            obs: client keys, un-batched NumPy values; not modified.
-            noise: f32[ah, ad] or [1, ah, ad] that the chunk is made from; None = drawn.
+            obs: client keys, un-batched NumPy values; not modified. Those of `openpi.policies.request` say what the
+                chunk goes on from, and what it is made from.
+            noise: f32[ah, ad] or [1, ah, ad] that the chunk is made from; None = the request's, or drawn.
         Returns:
             `actions` float[ah, d] in the robot's units, and `policy_timing/infer_ms`, the time the model
             took. `held` true when the actions stand still because the model wrote no chunk; `warnings` where the
@@ -113,7 +124,7 @@ class Policy(BasePolicy):
 
         Args:
             observations: as of `infer`.
-            noise: f32[b, ah, ad] that the chunks are made from; None = drawn.
+            noise: f32[b, ah, ad] that the chunks are made from; None = the requests', or drawn.
         Returns:
             for each observation what `infer` returns, or the exception that it raises: the others are not affected.
         """
@@ -128,10 +139,11 @@ class Policy(BasePolicy):
         alike: dict[Any, list[int]] = {}
         for i, item in enumerate(results):
             if isinstance(item, Prepared):
-                alike.setdefault(_shapes(item.inputs), []).append(i)
+                alike.setdefault((item.noise is None, _shapes(item.inputs)), []).append(i)
         for indices in alike.values():
             for part in _parts(indices, self.batch_sizes):
-                answers = self._sample([results[i] for i in part], None if noise is None else noise[part])
+                chosen = [results[i] for i in part]
+                answers = self._sample(chosen, _own_noise(chosen) if noise is None else noise[part])
                 for i, answer in zip(part, answers, strict=True):
                     results[i] = answer
         return results
@@ -140,19 +152,39 @@ class Policy(BasePolicy):
         """An observation as the model takes it; or why it does not fit. Any thread, several at once."""
         try:
             with collected_warnings() as warnings:
-                return Prepared(self._to_model(_copied(obs)), warnings)
+                return self._prepared(Request.parse(obs), warnings)
         except Exception as error:  # Transforms are anybody's; what they raise is for whoever sent the observation.
             return error
+
+    def _prepared(self, request: Request, warnings: list[str]) -> Prepared:
+        noise = self._requested_noise(request)
+        observation = _copied(request.observation)
+        if request.left_over is None:
+            return Prepared(self._to_model(observation), warnings, noise)
+        if self._continuation is None:
+            why = "is served without real-time chunking" if self._sampler.takes_noise else _FAST_CANNOT
+            raise ObservationError(f"'{CHUNK}' is given, but this policy {why}; leave it out")
+        inputs, continued = self._continuation.prepare(self._steps, observation, request.left_over)
+        return Prepared(inputs, warnings, noise, continued)
+
+    def _requested_noise(self, request: Request) -> np.ndarray | None:
+        if not self._sampler.takes_noise and (request.noise is not None or request.seed is not None):
+            key = "noise" if request.seed is None else SEED
+            raise ObservationError(f"'{key}' is given, but this model writes its actions token by token; leave it out")
+        return request.noise_of(self._sampler.action_horizon, self._sampler.action_dim)
 
     def _sample(self, items: Sequence[Prepared], noise: np.ndarray | None) -> list[dict[str, Any] | Exception]:
         """Runs the model once; a batch that is smaller than what was compiled is filled with its last item."""
         size = _size_for(len(items), self.batch_sizes)
-        batch = _stacked([item.inputs for item in items], size)
+        batch, options = _stacked([item.inputs for item in items], size), dict(self._sample_kwargs)
+        if self._continuation is not None and any(item.continued is not None for item in items):
+            nothing, options["chunking"] = self._continuation.nothing(), self._continuation.config
+            batch["continued"] = _stacked([item.continued or nothing for item in items], size)
         if noise is not None:
             noise = np.concatenate([noise, np.repeat(noise[-1:], size - len(noise), axis=0)])
         start = time.perf_counter()
         try:
-            actions = np.asarray(self._sampler.sample(batch, noise, **self._sample_kwargs))
+            actions = np.asarray(self._sampler.sample(batch, noise, **options))
         except Exception as error:
             return [error] * len(items)
         infer_ms = 1000 * (time.perf_counter() - start)
@@ -186,7 +218,7 @@ class Policy(BasePolicy):
         """What the model sees of an observation, unchecked: `image` {slot: [h, w, 3]}, `state` before it is normalised,
         `prompt`. For people to look at.
         """
-        data = _copied(obs)
+        data = _copied(Request.parse(obs).observation)
         seen: dict[str, Any] = {"prompt": data.get("prompt")}
         for step in self._unchecked_steps:
             if isinstance(step, _transforms.Normalize):
@@ -206,10 +238,14 @@ class Policy(BasePolicy):
         if warm_up is None:
             return
         try:
-            inputs = self._to_model_unchecked(_copied(obs))
+            inputs = self._to_model_unchecked(_copied(Request.parse(obs).observation))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ExampleError(f"{type(error).__name__}: {error}") from error
-        warm_up(_stacked([inputs], batch_size), **self._sample_kwargs)
+        batch = _stacked([inputs], batch_size)
+        warm_up(batch, **self._sample_kwargs)
+        if self._continuation is not None:
+            batch["continued"] = _stacked([self._continuation.nothing()], batch_size)
+            warm_up(batch, **self._sample_kwargs, chunking=self._continuation.config)
         self._compiled_sizes = tuple(sorted({*self._compiled_sizes, batch_size}))
 
     @property
@@ -235,10 +271,25 @@ class Policy(BasePolicy):
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Un-batched model inputs, and what was suspicious about the observation."""
+    """A request as the model takes it.
+
+    Attributes:
+        inputs: un-batched model inputs.
+        warnings: what was suspicious about the observation.
+        noise: f32[ah ad] that it brought; None = none.
+        continued: what its chunk goes on from, as of `Continuation.prepare`; None = it begins anew.
+    """
 
     inputs: Mapping[str, Any]
     warnings: list[str]
+    noise: np.ndarray | None = None
+    continued: Mapping[str, np.ndarray] | None = None
+
+
+def _own_noise(items: Sequence[Prepared]) -> np.ndarray | None:
+    """f32[b ah ad] of requests that all brought some; None where none did."""
+    brought = [item.noise for item in items if item.noise is not None]
+    return np.stack(brought) if brought else None
 
 
 def _shapes(inputs: Mapping[str, Any]) -> Any:

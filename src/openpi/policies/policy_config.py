@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openpi import transforms as _transforms
+from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
 from openpi.policies import lerobot_robot
+from openpi.policies.continuation import Continuation
 from openpi.policies.contract import CONTRACT_FILE, Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
@@ -42,6 +44,7 @@ def create_trained_policy(
     backend: Backend | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     on_undecodable: Literal["error", "hold"] = "error",
+    rtc: RtcConfig | None = DEFAULT_RTC,
 ) -> Policy:
     """A policy from a checkpoint of training, or a released one.
 
@@ -59,11 +62,13 @@ def create_trained_policy(
         pytorch_device: such as `cuda:1` or `cpu`; implies the PyTorch backend. None = a GPU if there is one.
         backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
+        rtc: how chunks go on from what a robot is still playing, with models that can; None = not at all.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
     Raises:
         FileNotFoundError: no checkpoint, or no statistics in it.
         ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
-            holds; its action tokenizer cannot decode; or there is no such device.
+            holds; its action tokenizer cannot decode; `rtc` is not what it was trained for; or there is no such
+            device.
         ImportError: PyTorch is needed and not installed.
     """
     _check_actions_can_be_decoded(train_config.model)
@@ -79,6 +84,7 @@ def create_trained_policy(
         default_prompt=default_prompt,
         norm_stats=norm_stats,
     )
+    continuation = _continuation(rtc, train_config.model, pipeline)
     return Policy(
         _load_sampler(train_config.model, folder, backend, pytorch_device, dtype),
         transforms=pipeline.inputs,
@@ -89,7 +95,22 @@ def create_trained_policy(
         hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
         if on_undecodable == "hold" and _writes_tokens(pipeline)
         else None,
+        continuation=continuation,
     )
+
+
+def _continuation(rtc: RtcConfig | None, model_config: Any, pipeline: Pipeline) -> Continuation | None:
+    """Before weights are read."""
+    if rtc is None:
+        return None
+    if not _writes_tokens(pipeline):
+        return Continuation.create(rtc, model_config, pipeline.inputs, pipeline.contract)
+    if rtc.mode is not None:
+        raise ValueError(
+            f"real-time chunking of the mode '{rtc.mode}' is asked of pi0-FAST, which writes its actions token by "
+            "token and cannot go on from others; leave it out"
+        )
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A JAX model made fast on a device: parameters placed once, sampling compiled once per input shape."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openpi.models import compact
+from openpi.models import compact, rtc
 from openpi.models.model import BaseModel, Observation
 from openpi.policies.extents import Extents
 
@@ -17,7 +18,8 @@ class JaxSampler:
     """Runs `sample_actions` of a model on batches of NumPy inputs.
 
     Without given noise, successive calls draw from a key that starts at `key(seed)`: a fresh process repeats the
-    same sequence. Calls must not overlap: the caller (a server) runs one at a time.
+    same sequence. It is drawn by a program of its own: given noise does not make another one of the model's. Calls must
+    not overlap: the caller (a server) runs one at a time.
     """
 
     warms_up_beside = True  # another batch size, while another thread samples
@@ -35,7 +37,8 @@ class JaxSampler:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
 
         Args:
-            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...).
+            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...); with `continued`,
+                the fields of `rtc.Continued`, and the option `chunking` chunks go on from others.
             noise: f32[b ah ad] to start from, or None to draw it.
             sample_kwargs: hashable options of the model's `sample_actions`, such as `num_steps` or, for pi0-FAST,
                 `temperature` and `grammar`; each new combination compiles once.
@@ -62,7 +65,15 @@ class JaxSampler:
     ) -> Any:
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
         start = None if noise is None else jnp.asarray(noise, jnp.float32)
-        return np.asarray(self._sample(self._model, key, observation, start, sample_kwargs=options))
+        if start is None and self.takes_noise:
+            start = _draw(key, (len(inputs["state"]), self.action_horizon, self.action_dim))
+        others = {name: value for name, value in options if name != "chunking"}
+        continued = None
+        if "continued" in inputs:
+            rows = {name: jnp.asarray(value) for name, value in inputs["continued"].items()}
+            continued = rtc.Continued(**rows, config=dict(options)["chunking"])
+        kwargs = tuple(others.items())
+        return np.asarray(self._sample(self._model, key, observation, start, continued, sample_kwargs=kwargs))
 
 
 def _sample(
@@ -70,10 +81,18 @@ def _sample(
     key: jax.Array,
     observation: Observation,
     noise: jax.Array | None,
+    continued: rtc.Continued | None,
     *,
     sample_kwargs: tuple[tuple[str, Any], ...],
 ) -> jax.Array:
     kwargs = dict(sample_kwargs)
     if noise is not None:
         kwargs["noise"] = noise
+    if continued is not None:
+        kwargs["continued"] = continued
     return model.sample_actions(key, observation, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.normal(key, shape)

@@ -16,6 +16,7 @@ from openpi.models import compact
 from openpi.models_pytorch import compiling
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import Observation
+from openpi.models_pytorch.rtc import Continued
 from openpi.policies.extents import Extents
 
 logger = logging.getLogger("openpi")
@@ -107,7 +108,8 @@ class PytorchSampler:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
 
         Args:
-            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...).
+            inputs: batched model-side dict (`image`, `image_mask`, `state`, `tokenized_prompt`, ...); with `continued`,
+                the fields of `rtc.Continued`, and the option `chunking` chunks go on from others.
             noise: f32[b ah ad] to start from, or None to draw it.
             sample_kwargs: options of the model's `sample_actions`, such as `num_steps` or, for pi0-FAST, `temperature`
                 and `grammar`.
@@ -159,14 +161,16 @@ class PytorchSampler:
 
     def _of_flow(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
         num_steps = dict(options).get("num_steps", 10)
-        unknown = [key for key, _ in options if key != "num_steps"]
+        unknown = [key for key, _ in options if key not in ("num_steps", "chunking")]
         if unknown or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"sampling options are {dict(options)}; expected num_steps, at least 1")
-        tables = self._model.time_tables(num_steps)
+        flow_times = self._model.flow_times(num_steps)
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
             observation = self._model.preprocess(observation_of(tensors, dropped))
-            return self._model.sample(observation, tensors["noise"], tables)
+            rows = _below(tensors, "continued/")
+            continued = Continued(**rows, config=dict(options)["chunking"]) if rows else None
+            return self._model.sample(observation, tensors["noise"], flow_times, continued)
 
         return run
 
@@ -293,14 +297,18 @@ def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     images = {f"image/{key}": image for key, image in inputs["image"].items()}
     masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
     texts = {key: inputs[key] for key in _TEXTS if inputs.get(key) is not None}
-    arrays = {**images, **masks, "state": np.asarray(inputs["state"], np.float32), **texts}
+    continued = {f"continued/{key}": value for key, value in inputs.get("continued", {}).items()}
+    arrays = {**images, **masks, "state": np.asarray(inputs["state"], np.float32), **texts, **continued}
     return {key: torch.as_tensor(np.require(value, requirements=["C", "W"])) for key, value in arrays.items()}
 
 
-def observation_of(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
-    def below(prefix: str) -> dict[str, Any]:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
+
+def observation_of(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
     texts = {key: tensors[key] for key in _TEXTS if key in tensors}
-    masks = below("image_mask/") | dict.fromkeys(dropped)
-    return Observation.from_dict({"image": below("image/"), "image_mask": masks, "state": tensors["state"], **texts})
+    masks = _below(tensors, "image_mask/") | dict.fromkeys(dropped)
+    return Observation.from_dict(
+        {"image": _below(tensors, "image/"), "image_mask": masks, "state": tensors["state"], **texts}
+    )

@@ -390,6 +390,8 @@ class PolicyServer:
             return dict(self._metadata)
         contract = getattr(slot.policy, "contract", None)
         told = {} if contract is None else {"contract": contract.as_metadata()}
+        rtc = getattr(slot.policy, "rtc_metadata", None)
+        told |= {} if rtc is None else {"rtc": rtc}
         return {**getattr(slot.policy, "metadata", {}), **told}
 
 

@@ -60,13 +60,14 @@ class TrainState:
 
 
 class Randomness(NamedTuple):
-    """The random numbers of a batch: for flow models noise f32[(n) b ah ad] and time f32[(n) b]; and for training the
-    draws of the image augmentation.
+    """The random numbers of a batch: for flow models noise f32[(n) b ah ad] and time f32[(n) b]; for training the draws
+    of the image augmentation; and int64[(n) b] how many actions are given clean, where that is trained.
     """
 
     noise: Tensor | None
     time: Tensor | None
     augmentation: Draws | None
+    delay: Tensor | None = None
 
     def rows(self, take: Callable[[Tensor], Tensor]) -> Randomness:
         """Those of some samples, `take` being given tensors with the batch first."""
@@ -76,7 +77,7 @@ class Randomness(NamedTuple):
 
         axis = 0 if self.time is None else self.time.ndim - 1
         augmentation = None if self.augmentation is None else self.augmentation.map(take)
-        return Randomness(of_flow(self.noise, axis), of_flow(self.time, axis), augmentation)
+        return Randomness(of_flow(self.noise, axis), of_flow(self.time, axis), augmentation, of_flow(self.delay, axis))
 
 
 def draw(config: TrainConfig, step: int, batch_size: int) -> Randomness:
@@ -84,13 +85,15 @@ def draw(config: TrainConfig, step: int, batch_size: int) -> Randomness:
     model: Any = config.model
     rng = np.random.default_rng([config.seed, _TRAIN, step])
     noise, time = draw_flow(model, rng, batch_size, getattr(model, "loss_draws", 1))
-    return Randomness(noise, time, Draws.draw(rng, batch_size) if model.augmentation else None)
+    augmentation = Draws.draw(rng, batch_size) if model.augmentation else None
+    return Randomness(noise, time, augmentation, draw_delay(model, rng, time))
 
 
 def draw_for_validation(config: TrainConfig, index: int, batch_size: int) -> Randomness:
     """Those of a validation batch, which depend on nothing else."""
     rng = np.random.default_rng([_EVAL_SEED, _EVAL, index])
-    return Randomness(*draw_flow(config.model, rng, batch_size, 1), None)
+    noise, time = draw_flow(config.model, rng, batch_size, 1)
+    return Randomness(noise, time, None, draw_delay(config.model, rng, time))
 
 
 def draw_flow(
@@ -103,6 +106,12 @@ def draw_flow(
     noise = rng.standard_normal((*lead, model.action_horizon, model.action_dim), np.float32)
     time = rng.beta(*TIME_BETA, lead) * (1 - TIME_OFFSET) + TIME_OFFSET
     return torch.as_tensor(noise), torch.as_tensor(time, dtype=torch.float32)
+
+
+def draw_delay(model: Any, rng: np.random.Generator, time: Tensor | None) -> Tensor | None:
+    """Delays from 0 to `rtc_max_delay`, as many as flow times; None where none are trained."""
+    most = getattr(model, "rtc_max_delay", 0)
+    return torch.as_tensor(rng.integers(0, most + 1, tuple(time.shape))) if most and time is not None else None
 
 
 class Step:
@@ -183,7 +192,8 @@ def batch_loss(forward: nn.Module, batch: Mapping[str, Any], random: Randomness)
     observation = Observation.from_dict({key: value for key, value in batch.items() if key != "actions"})
     if random.time is None:
         return forward(observation, random.augmentation).mean()
-    return forward(observation, batch["actions"], random.noise, random.time, random.augmentation).mean()
+    drawn = (random.noise, random.time, random.augmentation, random.delay)
+    return forward(observation, batch["actions"], *drawn).mean()
 
 
 def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Any]) -> dict[str, Any]:

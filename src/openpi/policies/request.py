@@ -1,0 +1,131 @@
+"""What a request may say beside its observation: the chunk that its robot is playing, and the noise to start from.
+
+    prev_action_chunk    float[n, w], n at most the horizon: the actions that are still to be played, in the robot's
+                         units; row 0 is due when the observation was made
+    inference_delay      int: so many of them will have been played when the answer comes
+    execution_horizon    int, optional: ticks from one request to the next; the answer is free after that part of the
+                         chunk before which will be played still
+    noise | seed         float[ah, ad] | int: what the chunk is made from
+
+None stands for absent, so that a client may send the same keys always. They are no part of the observation: recordings
+keep them, transforms do not see them. Source: spec, "RTC on the wire".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from openpi.policies.guards import ObservationError
+
+CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
+KEYS = (CHUNK, DELAY, PERIOD, NOISE, SEED)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOver:
+    """Actions that a robot still has.
+
+    Attributes:
+        rows: float[n w], n at least 1, in the robot's units.
+        delay: rows that will have been played when the answer comes.
+        period: ticks from one request to the next; None = unknown.
+    """
+
+    rows: np.ndarray
+    delay: int
+    period: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request taken apart.
+
+    Attributes:
+        left_over: None = the chunk begins anew.
+        noise: as it was sent.
+    """
+
+    observation: dict[str, Any]
+    left_over: LeftOver | None = None
+    noise: np.ndarray | None = None
+    seed: int | None = None
+
+    @classmethod
+    def parse(cls, sent: Mapping[str, Any]) -> Request:
+        """
+        Raises:
+            ObservationError: a value is none of its kind; key, found and expected are named.
+        """
+        given = {key: sent[key] for key in KEYS if sent.get(key) is not None}
+        observation = {key: value for key, value in sent.items() if key not in KEYS}
+        if not given:
+            return cls(observation)
+        if NOISE in given and SEED in given:
+            raise ObservationError("'noise' and 'seed' are both given; the seed is what noise is drawn from. Send one")
+        noise = _numbers(given, NOISE) if NOISE in given else None
+        return cls(observation, _left_over(given), noise, _whole_number(given, SEED, least=0))
+
+    def noise_of(self, horizon: int, width: int) -> np.ndarray | None:
+        """f32[horizon width] to start from, the same for a seed on every backend; None = the model draws it.
+
+        Raises:
+            ObservationError: the noise that was sent has another shape.
+        """
+        if self.seed is not None:
+            return np.random.default_rng(self.seed).standard_normal((horizon, width), np.float32)
+        if self.noise is None:
+            return None
+        if self.noise.shape not in ((horizon, width), (1, horizon, width)):
+            raise ObservationError(f"'noise' has shape {self.noise.shape}; expected {(horizon, width)}")
+        return self.noise.reshape(horizon, width).astype(np.float32)
+
+
+def _left_over(given: Mapping[str, Any]) -> LeftOver | None:
+    delay, period = _whole_number(given, DELAY, least=0), _whole_number(given, PERIOD, least=1)
+    if CHUNK not in given:
+        return None
+    rows = _numbers(given, CHUNK)
+    if rows.ndim != 2:
+        raise ObservationError(
+            f"'{CHUNK}' has shape {rows.shape}; expected [n, action width]: the actions still to be played, one a row"
+        )
+    if len(rows) == 0:
+        return None
+    if delay is None:
+        raise ObservationError(
+            f"'{CHUNK}' is given without '{DELAY}'; send how many of its rows will be played before the answer comes"
+        )
+    return LeftOver(rows, delay, period)
+
+
+def _numbers(given: Mapping[str, Any], key: str) -> np.ndarray:
+    try:
+        values = np.asarray(given[key])
+    except ValueError:  # rows of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind not in "fiu":
+        raise ObservationError(f"'{key}' has dtype {values.dtype}; expected an array of numbers, such as float32")
+    finite = np.isfinite(values)
+    if not finite.all():
+        where = np.argwhere(~finite)[0].tolist()
+        raise ObservationError(f"'{key}' has NaN or infinity, first at {where}; expected finite numbers")
+    return values
+
+
+def _whole_number(given: Mapping[str, Any], key: str, *, least: int) -> int | None:
+    if key not in given:
+        return None
+    value = given[key]
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iu" or array.item() < least:
+        raise ObservationError(f"'{key}' is {_shown(value)}; expected a whole number of at least {least}")
+    return int(array.item())
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
