@@ -15,6 +15,8 @@ from torch import nn
 
 import tiny_recipe
 from golden_kits import load_kit
+from openpi.models.pi0_config import Pi0Config
+from openpi.models.rtc_config import RtcConfig
 from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.policies.sampler_pytorch import PytorchSampler
@@ -34,6 +36,29 @@ def actions(backend: str, family: str, device: str = "cpu") -> None:
         np.testing.assert_allclose(found, kit.outputs[name], atol=1e-4 if device == "cpu" else 1e-3)
 
 
+def continues(backend: str, mode: str, jacobian: str, device: str = "cpu") -> None:
+    """Chunks that go on from others are those that the program as it is written gives; on a GPU as a CUDA graph."""
+    rng = np.random.default_rng(0)
+    shape = (2, tiny_recipe.MODEL.action_horizon, tiny_recipe.MODEL.action_dim)
+    weights = rng.random(shape, np.float32)
+    continued = {"actions": rng.standard_normal(shape, np.float32), "weights": weights, "delay": np.int32([0, 2])}
+    inputs = {
+        "image": {"base_0_rgb": rng.integers(0, 255, (2, 28, 28, 3), np.uint8)},
+        "image_mask": {"base_0_rgb": np.ones(2, bool)},
+        "state": rng.standard_normal(shape[::2], np.float32),
+        "tokenized_prompt": rng.integers(1, 100, (2, 8), np.int32),
+        "tokenized_prompt_mask": np.ones((2, 8), bool),
+        "continued": continued,
+    }
+    config = dataclasses.replace(tiny_recipe.MODEL, pi05=True, remat="full")
+    options = {"num_steps": 2, "chunking": RtcConfig(mode, jacobian=jacobian)}  # type: ignore[arg-type]
+    found = [
+        PytorchSampler(random_model(config), **how).sample(inputs, continued["actions"][::-1].copy(), **options)
+        for how in ({"device": "cpu"}, {"device": device, "compile_mode": "default", "compile_backend": backend})
+    ]
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
 def shapes(backend: str, count: str) -> None:
     """As many as there may be: PyTorch's own limit is eight, and then an error."""
     vision = random_model().vision
@@ -44,8 +69,8 @@ def shapes(backend: str, count: str) -> None:
         torch.testing.assert_close(vision(images[:n], dtype=torch.float32), expected[:n])
 
 
-def random_model() -> nn.Module:
-    model = loading.create(tiny_recipe.MODEL, device="cpu")
+def random_model(config: Pi0Config = tiny_recipe.MODEL) -> nn.Module:
+    model = loading.create(config, device="cpu")
     for name, value in fresh_parameters(model, dict(model.named_parameters()), seed=0):
         loading.set_parameter(model, name, value)
     return model
@@ -74,5 +99,5 @@ def steps(backend: str, remat: str) -> None:
 if __name__ == "__main__":
     for words in sys.argv[1:]:
         part, *arguments = words.split(",")
-        {"actions": actions, "shapes": shapes, "steps": steps}[part](*arguments)
+        {"actions": actions, "continues": continues, "shapes": shapes, "steps": steps}[part](*arguments)
         torch.compiler.reset()

@@ -4,15 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+import torch
 
 import tiny_recipe
 from openpi.cli import replay
 from openpi.models.rtc_config import RtcConfig
 from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.models_pytorch import loading
+from openpi.models_pytorch.model import fresh_parameters
 from openpi.policies.continuation import Continuation
 from openpi.policies.guards import ObservationError
 from openpi.policies.policy import Policy
@@ -43,12 +44,12 @@ NOISE = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 
 
 def sampler() -> PytorchSampler:
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda leaf: np.asarray(leaf) + 0.05 * rng.standard_normal(leaf.shape, np.float32),
-        MODEL.create(jax.random.key(0)).params,
-    )
-    return PytorchSampler(loading.from_tree(MODEL, params), device="cpu")
+    model, generator = loading.create(MODEL, device="cpu"), torch.Generator().manual_seed(1)
+    for name, value in fresh_parameters(model, dict(model.named_parameters()), seed=0):
+        is_norm = "layernorm" in name or "norms" in name  # fresh ones close the gates of their layers
+        change = 0.05 * torch.randn(value.shape, generator=generator)
+        loading.set_parameter(model, name, value + change if is_norm else value)
+    return PytorchSampler(model, device="cpu")
 
 
 SAMPLER = pytest.fixture(sampler, scope="module", name="sampler")

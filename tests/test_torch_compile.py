@@ -17,7 +17,10 @@ def run(*parts: str) -> None:
 
 def test_without_a_break_programs_are_traced_for_any_number_of_shapes_and_compute_the_same() -> None:
     """Without the compiler proper: what is traced is run as it is."""
-    run("actions,eager,pi0", "shapes,eager,10", "steps,aot_eager,dots")
+    run(
+        *("actions,eager,pi0", "shapes,eager,10", "steps,aot_eager,dots"),
+        *("continues,aot_eager,guided,vjp", "continues,eager,trained,vjp"),
+    )
 
 
 @pytest.mark.skipif("OPENPI_COMPILE" not in os.environ, reason="takes minutes and a C++ compiler: OPENPI_COMPILE=1")
@@ -40,3 +43,5 @@ def test_compiled_programs_compute_the_same(part: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled_programs_are_captured_in_a_graph() -> None:
     run("actions,inductor,pi0,cuda", "actions,inductor,pi05,cuda")
+    ways = ("guided,vjp", "guided,identity", "trained,vjp")
+    run(*(f"continues,inductor,{way},cuda" for way in ways))

@@ -17,7 +17,6 @@ import math
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
 
 Mode = Literal["guided", "trained"]
 Schedule = Literal["exp", "linear", "ones", "zeros"]
@@ -73,8 +72,8 @@ class RtcConfig:
 DEFAULT_RTC = RtcConfig()
 
 
-def prefix_weights(start: int, end: int, total: int, schedule: Schedule) -> Float[np.ndarray, " total"]:
-    """How much each row of a chunk is bound to the chunk before, f32 in [0, 1].
+def prefix_weights(start: int, end: int, total: int, schedule: Schedule) -> np.ndarray:
+    """How much each row of a chunk is bound to the chunk before, f32[total] in [0, 1].
 
     Args:
         start: rows that are frozen: weight 1 (at most `end` of them).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -245,8 +245,18 @@ class Policy(BasePolicy):
         warm_up(batch, **self._sample_kwargs)
         if self._continuation is not None:
             batch["continued"] = _stacked([self._continuation.nothing()], batch_size)
-            warm_up(batch, **self._sample_kwargs, chunking=self._continuation.config)
+            self._warm_up_continuing(warm_up, batch, self._continuation)
         self._compiled_sizes = tuple(sorted({*self._compiled_sizes, batch_size}))
+
+    def _warm_up_continuing(
+        self, warm_up: Callable[..., None], batch: dict[str, Any], continuation: Continuation
+    ) -> None:
+        """A device without the memory for a backward pass serves all the same."""
+        try:
+            warm_up(batch, **self._sample_kwargs, chunking=continuation.config)
+        except Exception:
+            logger.exception("Real-time chunking does not run here, and is off; try --rtc-jacobian=identity")
+            self._continuation = self.rtc_metadata = None
 
     @property
     def batch_sizes(self) -> tuple[int, ...] | None:
