@@ -26,7 +26,6 @@ from openpi.transforms import (
     DeltaActions,
     Normalize,
     PadStatesAndActions,
-    SubsampleActions,
     TokenizePrompt,
     Unnormalize,
 )
@@ -59,13 +58,11 @@ def policy_of(sampler: Any, config: RtcConfig | None) -> Policy:
     """One with relative actions, statistics and padding, as recipes have them."""
     inputs = [
         tiny_recipe.InputsAsRecorded(),
-        SubsampleActions(2),  # of the dataset
         DeltaActions(MASK),
         Normalize(STATS),
         TokenizePrompt(PaligemmaTokenizer(8, str(tiny_recipe.TOKENIZER))),
         PadStatesAndActions(4),
     ]
-    inputs = [step for step in inputs if config is not None or not isinstance(step, SubsampleActions)]
     outputs = [Unnormalize(STATS), AbsoluteActions(MASK), tiny_recipe.ArmOutputs()]
     continuation = None if config is None else Continuation.create(config, MODEL, inputs, None)
     return Policy(
@@ -132,7 +129,7 @@ def test_the_answer_is_free_after_what_will_be_played(guided: Policy) -> None:
     assert rows(free) == [0, 1]
 
 
-def test_a_sentthat_goes_on_and_one_that_begins_anew_share_a_batch(trained: Policy, guided: Policy) -> None:
+def test_a_request_that_goes_on_and_one_that_begins_anew_share_a_batch(trained: Policy, guided: Policy) -> None:
     for policy in (trained, guided):
         asked = [left_over(policy), observation(0.1)]
         together = policy.infer_batch(asked)
@@ -182,7 +179,7 @@ ROWS = np.zeros((4, 3), np.float32)
         ({"noise": None, "seed": -3}, "'seed' is -3; expected a whole number of at least 0"),
     ],
 )
-def test_a_sentthat_makes_no_sense_is_refused_with_its_reason(trained: Policy, sent: Any, expected: str) -> None:
+def test_a_request_that_makes_no_sense_is_refused_with_its_reason(trained: Policy, sent: Any, expected: str) -> None:
     asked = observation(**{"prev_action_chunk": ROWS, "inference_delay": np.int64(2), **sent})
     with pytest.raises(ObservationError, match=expected):
         trained.infer(asked)

@@ -143,9 +143,6 @@ def _through(steps: Iterable[_transforms.DataTransformFn], data: dict[str, Any])
     """What the steps make of a sample, and how many dimensions its actions have without padding."""
     width = np.shape(data["actions"])[-1]
     for step in _flat(steps):
-        # Datasets may have more frames than the robot has ticks; what the robot plays is a chunk already.
-        if isinstance(step, _transforms.SubsampleActions):
-            continue
         if isinstance(step, _transforms.PadStatesAndActions) and "actions" in data:
             width = np.shape(data["actions"])[-1]
         data = step(data)
