@@ -214,6 +214,7 @@ def _report(path: Path, text: str, origin: str) -> str:
         lines += [f"  line {number}: {name}" for number, name in marked.items()]
     lines.append("Read it, then:")
     lines += [
+        f"  openpi stats {path}:tiny",
         f"  openpi explain {path}:tiny --index=0",
         f"  openpi train {path}:tiny --exp-name=try",
         f"  openpi train {path}:config --exp-name=first",
