@@ -552,8 +552,24 @@ def test_pictures_that_are_not_8_bit_rgb_are_refused_by_name_and_no_camera_for_i
     assert metadata.camera_keys == ("image",)
     assert _init_choices.read_features(metadata).cameras == ("image",)
     assert "wrist_image" not in LeRobotDataset(root)[0]
-    with pytest.raises(ValueError, match=f"'wrist_image' of .* {reason}"):
+    refused = f"'wrist_image' of .* {reason}.*To go on, take it out of the recipe"
+    with pytest.raises(ValueError, match=refused):
         LeRobotDataset(root, columns=["wrist_image"])
+    config = recipe(root, ("image", "wrist_image"))
+    with pytest.raises(ValueError, match=refused):  # statistics read no pictures, and must not say another thing
+        TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+
+
+def test_a_camera_that_is_not_there_is_not_taken_for_one_that_the_recipe_reads_already(copied):
+    def spoil(root: Path) -> None:
+        features = json.loads((root / "meta/info.json").read_text())["features"]
+        info(features={key: value for key, value in features.items() if key != "wrist_image"})(root)
+
+    config = recipe(copied(V30_IMAGE, spoil), ("image", "wrist_image"))
+    with pytest.raises(KeyError, match="take what is not there out of the recipe") as refused:
+        samples(config)
+    assert "needs the key 'wrist_image'" in str(refused.value)
+    assert "Did you mean" not in str(refused.value)
 
 
 def test_init_says_why_what_looks_like_the_only_camera_is_none(copied):
@@ -579,8 +595,8 @@ def test_small_integers_of_several_axes_keep_their_dtype(tmp_path):
 # --- numbers that are none, and episodes left out --------------------------------------------------------------
 
 
-def recipe(root: Path, **changes: Any) -> TrainConfig:
-    base = DataConfig(repack_transforms=repack({"image": "image", "state": "state", "actions": "actions"}))
+def recipe(root: Path, cameras: tuple[str, ...] = ("image",), **changes: Any) -> TrainConfig:
+    base = DataConfig(repack_transforms=repack({key: key for key in (*cameras, "state", "actions")}))
     data = SimpleDataConfig(repo_id=str(root), base_config=base, **changes)
     return TrainConfig(name="test", model=Pi0Config(action_horizon=4), data=data, batch_size=2, num_workers=0)
 
