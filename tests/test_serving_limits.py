@@ -82,6 +82,7 @@ def test_a_message_over_a_limit_is_refused_with_what_was_found_and_expected(reas
         GOOD + b"\x00",
         GOOD[:-1],
         msgpack.packb({"x": msgpack.ExtType(0x6F, b"\0\0\0\0")}),  # what the decoder itself puts for arrays
+        msgpack.packb({"x": bytes(5000), "y": [msgpack.ExtType(0x6F, bytes(4))] * 1000}),  # 5 MB of 12 kB
         msgpack.packb({bytes(5000): 1}),
         msgpack.packb(array("<f4", [2**40, 0])),
         msgpack.packb(array("<f4", [2**20, 2**20, 0])),
