@@ -166,7 +166,7 @@ class Contract:
             raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
         try:
             return _from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
 
     def check(self, observation: Mapping[str, Any]) -> None:
