@@ -158,7 +158,11 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
     "shape negative": (V21, feature("action", shape=[-7]), r"\['action'\]\['shape'\] is -7; expected a whole number"),
     "shape a number": (V21, feature("action", shape=7), r"\['shape'\] is 7; expected a list of sizes"),
     "dtype none": (V21, feature("action", dtype=None), r"\['action'\] is .*expected an object with a 'dtype'"),
-    "too many names": (V21, feature("action", names=list("abcdefgh")), r"\['names'\] is \[.*'h'\]; expected 7 of them at most"),
+    "too many names": (
+        V21,
+        feature("action", names=list("abcdefgh")),
+        r"\['names'\] is \[.*'h'\]; expected 7 of them at most",
+    ),
     "length a text": (
         V21,
         line("meta/episodes.jsonl", 1, length="many"),

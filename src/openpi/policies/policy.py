@@ -259,7 +259,7 @@ def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
 
 
 def _check_finite(outputs: Mapping[str, Any]) -> None:
-    """Raises ActionsError for NaN or infinity among the actions, which motors would get; also where float32 makes it."""
+    """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them."""
     actions = np.asarray(outputs.get("actions", 0.0))
     if actions.dtype.kind == "f" and not (finite := is_finite(actions)).all():
         where = np.argwhere(~finite)[0].tolist()

@@ -122,9 +122,9 @@ class VideoFile:
             )
         if frame.rotation:
             raise ValueError(
-                f"{self.path} is to be shown turned by {-frame.rotation} degrees (its display matrix), as phones record: "
-                "players turn it, and its pixels are not. Encode it again, turned as the robot's camera sees; or leave "
-                "its episodes out"
+                f"{self.path} is to be shown turned by {-frame.rotation} degrees (its display matrix), as of phones: "
+                "players turn it, and its pixels are not. Encode it again, turned as the robot's camera sees; or "
+                "leave its episodes out"
             )
         return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
