@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -90,6 +91,19 @@ def line(file: str, number: int, **changes: Any) -> Spoil:
         rows = [json.loads(row) for row in (root / file).read_text().splitlines()]
         rows[number] |= changes
         (root / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    return spoil
+
+
+def turned(file: str) -> Spoil:
+    """Has players show a video upside down, as phones do that were held so."""
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", -1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)
+
+    def spoil(root: Path) -> None:
+        content = (root / file).read_bytes()
+        at = content.index(upright, content.index(b"tkhd"))
+        (root / file).write_bytes(content[:at] + turned + content[at + len(turned) :])
 
     return spoil
 
@@ -263,6 +277,7 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"15 frames per second; expected .*info\.json says fps 10",
     ),
     "video of 10 bits": (V30, video(HIGH_FILE, 10, 90, "yuv420p10le"), r"pixels of 10 bits \(yuv420p10le\)"),
+    "video turned": (V30, turned(HIGH_FILE), r"file-000\.mp4 is to be shown turned by 180 degrees"),
     "video a pointer": (
         V30,
         text(HIGH_FILE, POINTER),
@@ -512,6 +527,20 @@ def test_statistics_that_are_none_are_refused_before_a_dataset_is_appended_to(co
 
 
 # --- pictures ------------------------------------------------------------------------------------------------
+
+
+def test_image_cells_are_turned_as_their_exif_data_say(copied, golden):
+    def spoil(root: Path) -> None:
+        def change(cells: list) -> list:
+            exif, turned = Image.Exif(), io.BytesIO()
+            exif[0x0112] = 3  # upside down
+            Image.open(io.BytesIO(cells[0]["bytes"])).save(turned, "PNG", exif=exif)
+            return [{**cells[0], "bytes": turned.getvalue()}, *cells[1:]]
+
+        column(DATA, "image", change)(root)
+
+    found, expected = LeRobotDataset(copied(V30_IMAGE, spoil)), LeRobotDataset(golden / V30_IMAGE)
+    np.testing.assert_array_equal(found[0]["image"], expected[0]["image"][::-1, ::-1])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "path"])
