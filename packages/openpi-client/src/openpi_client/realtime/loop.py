@@ -5,6 +5,7 @@ tick k: wait for its deadline -> look for an answer -> command -> apply -> (obse
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -50,6 +51,7 @@ class ControlLoop:
         log_folder: Optional[Path] = None,
         on_warning: Optional[Callable[[str], None]] = None,
         on_stop: Optional[Callable[[str], None]] = None,
+        priority: bool = False,
         clock: Optional[Clock] = None,
     ) -> None:
         """
@@ -64,10 +66,12 @@ class ControlLoop:
             log_folder: gets a folder per episode; None = no files.
             on_warning: called once for each warning of an episode, the server's included; they are logged anyway.
             on_stop: called with the reason when the robot has held for `stop_after_s`: a way to a safe pose, or brakes.
+            priority: run the ticks before everything else on this machine (SCHED_FIFO: Linux, needs CAP_SYS_NICE).
             clock: `VirtualClock` for simulators.
         Raises:
             ValueError: the robot and the policy do not fit, or something that matters is not known.
         """
+        self._priority = priority
         metadata = policy.metadata
         check_names(robot, metadata)
         self.spec = ActionSpec.from_metadata(metadata, width=action_width, hold=hold)
@@ -117,7 +121,7 @@ class ControlLoop:
         log = self.last_log = EpisodeLog(self._next_folder(), self._clock, self.spec.width)
         controller = self._controller(log)
         end = "error"
-        with _undisturbed() as interrupted:
+        with _undisturbed(self._priority) as interrupted:
             try:
                 self._begin(controller, home)
                 end = self._ticks(controller, log, max_s, until, interrupted)
@@ -247,7 +251,7 @@ class ControlLoop:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[threading.Event]:
+def _undisturbed(priority: bool) -> Iterator[threading.Event]:
     """Other threads give way sooner; Ctrl-C sets the event instead of cutting a command in two."""
     interrupted = threading.Event()
     is_main = threading.current_thread() is threading.main_thread()
@@ -263,8 +267,31 @@ def _undisturbed() -> Iterator[threading.Event]:
         before = signal.signal(signal.SIGINT, interrupt)
     sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
     try:
-        yield interrupted
+        with _first() if priority else contextlib.nullcontext():
+            yield interrupted
     finally:
         sys.setswitchinterval(interval_s)
         if is_main:
             signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _first() -> Iterator[None]:
+    """This thread runs before all ordinary ones; what it starts does not.
+
+    Raises:
+        OSError: this system does not allow it.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        raise OSError("priority=True needs Linux")
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, "priority=True needs the right to it: CAP_SYS_NICE, or 'rtprio' in /etc/security/limits.conf"
+        ) from error
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
