@@ -5,11 +5,11 @@ import signal
 
 import numpy as np
 import pytest
-from realtime_world import PICTURE, Arm, Walk, metadata
-from serving_live import PATIENCE_S, server_thread
 
 from openpi_client import realtime
 from openpi_client.realtime.arena import Arena, memory_file
+from realtime_world import PICTURE, Arm, Walk, metadata
+from serving_live import PATIENCE_S, server_thread
 
 PLAY = realtime.Safety(blend_s=0, stop_after_s=PATIENCE_S, max_age_s=PATIENCE_S, frozen_after_s=None)
 
@@ -72,7 +72,7 @@ def test_a_process_that_dies_ends_the_episode_in_hold():
 
 
 def test_a_server_that_is_not_there_is_said():
-    with pytest.raises(ConnectionError, match="no policy server at ws://127.0.0.1:9"):
+    with pytest.raises(ConnectionError, match=r"no policy server at ws://127\.0\.0\.1:9"):
         realtime.ProcessRequester("127.0.0.1", 9, connect_timeout_s=0.1)
 
 

@@ -23,6 +23,7 @@ from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import adapters, data_loader, processes, recipe_io, stats_in_use, tracking
+from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -198,7 +199,8 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
-    _check_contract(contract, data_config, config, clients[0], raws[0])
+    returned = _check_contract(contract, data_config, config, clients[0], raws[0])
+    contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
     for client, made in zip(clients, mades, strict=True):
         look.round_trip(client, made)
     look.warn()
@@ -265,12 +267,16 @@ def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict
         )
 
 
-def _check_contract(contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any) -> None:
+def _check_contract(
+    contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any
+) -> np.ndarray:
     """Raises ValueError unless the recipe's robot has the state and the actions of the dataset, and of its outputs.
 
     Args:
         client: a sample under client keys.
         raw: the same after the robot's transforms, not normalised.
+    Returns:
+        [h, width]: its actions, as the robot would get them back.
     """
     try:
         contract.check_vectors(client)
@@ -296,6 +302,7 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
     padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
     returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
     contract.check_actions(np.shape(returned["actions"])[-1], where="the output transforms return")
+    return np.asarray(returned["actions"])
 
 
 def _shape_text(value: Any) -> str:

@@ -203,9 +203,10 @@ class Controller:
         self._record("failed", failure=failure, error=error, **fields)
         if failure == "fatal":
             raise EpisodeEnded(error)
-        self.warn(error)
+        # Of one kind of error the first is told; their numbers differ.
+        self.warn(error, subject=error.partition(":")[0])
         if failure == "unreachable":  # The way to the server may come back; meanwhile the robot holds.
-            return
+            return self.ask_later(tick)
         self._failures += 1
         if self._failures >= self.safety.max_failures:
             raise EpisodeEnded(f"{self._failures} answers in a row were of no use, the last one: {error}")

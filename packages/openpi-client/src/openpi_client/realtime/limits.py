@@ -10,8 +10,6 @@ from openpi_client.realtime.actions import ActionSpec, contract_of
 
 Bound = Union[float, Sequence[float], np.ndarray, None]
 
-# Of the steps from row to row in recorded actions: rarer ones are outliers of the recording.
-_STEP_QUANTILE = 0.999
 # How much further than what was recorded a command may go, and how much faster.
 _RANGE_SLACK = 0.05
 _STEP_SLACK = 1.5
@@ -72,7 +70,8 @@ class Limits:
         slack = _RANGE_SLACK * (high - low)
         ends = np.asarray(list(episode_ends), np.int64)
         steps = np.delete(np.abs(np.diff(actions, axis=0)), ends[(ends > 0) & (ends < len(actions))] - 1, axis=0)
-        step = _STEP_SLACK * np.quantile(steps, _STEP_QUANTILE, axis=0) if len(steps) else np.full(low.shape, np.inf)
+        # Not a quantile: grippers move in a few of thousands of steps.
+        step = _STEP_SLACK * steps.max(0) if len(steps) else np.full(low.shape, np.inf)
         # What never moved in the recordings may go where it was.
         step = np.where(step > 0, step, np.inf)
         return cls(low - slack, high + slack, step, step, on_violation)

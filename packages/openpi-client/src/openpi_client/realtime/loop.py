@@ -4,6 +4,7 @@ tick k: wait for its deadline -> look for an answer -> command -> apply -> (obse
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -266,10 +267,13 @@ def _undisturbed(priority: bool) -> Iterator[threading.Event]:
     if is_main:
         before = signal.signal(signal.SIGINT, interrupt)
     sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
+    gc.collect()
+    gc.freeze()  # What is there need not be looked through again in the middle of a tick.
     try:
         with _first() if priority else contextlib.nullcontext():
             yield interrupted
     finally:
+        gc.unfreeze()
         sys.setswitchinterval(interval_s)
         if is_main:
             signal.signal(signal.SIGINT, before)
