@@ -82,6 +82,13 @@ def test_a_server_without_real_time_chunking_gets_no_keys_of_it_and_the_loop_say
     assert "no real-time chunking: TrainedRTC becomes TemporalEnsembling" in world.warnings[0]
 
 
+def test_the_strategy_is_one_that_the_server_offers():
+    assert World(told=RTC).loop.strategy.name == "TrainedRTC"
+    assert World(told=metadata(("guided",))).loop.strategy.name == "GuidedRTC"
+    assert World(told=metadata(("trained",)), strategy=realtime.GuidedRTC(7)).loop.strategy == realtime.TrainedRTC(7)
+    assert World(told=metadata(("of tomorrow",))).loop.strategy.name == "Receding"
+
+
 def test_trained_chunks_that_come_too_late_are_thrown_away_and_asked_for_again():
     world = World(strategy=realtime.TrainedRTC(execution_horizon=6), delays=[2, 2, 2, 9, 2], told=RTC)
     world.run(100)

@@ -58,7 +58,8 @@ class ControlLoop:
         """
         Args:
             policy: a `ProcessRequester` for a policy server; it stays open.
-            strategy: None = `GuidedRTC()`; falls back to another one when the server cannot.
+            strategy: falls back to another one when the server cannot; None = `TrainedRTC()` where the server offers it,
+                else `GuidedRTC()`.
             safety: None = `Safety()`.
             rate_hz: of the ticks; None = that of the server's contract. At another rate rows are interpolated.
             action_width: for servers without a contract.
@@ -81,7 +82,7 @@ class ControlLoop:
         self.rate_hz = float(rate_hz or self.spec.rate_hz or 0)
         if not 0 < self.rate_hz < 1e4:
             raise ValueError(f"rate_hz is {rate_hz}; expected more than 0")
-        self.strategy, self._why_other = strategies.usable(strategy or strategies.GuidedRTC(), metadata)
+        self.strategy, self._why_other = strategies.usable(strategy or strategies.best(metadata), metadata)
         self._robot, self._policy, self._safety = robot, policy, safety or Safety()
         self._limits = self._safety.limits or Limits.from_metadata(metadata)
         self._clock: Clock = MonotonicClock() if clock is None else clock

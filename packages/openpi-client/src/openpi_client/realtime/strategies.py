@@ -11,7 +11,7 @@ Source: real-time chunking, arXiv 2506.07339 (guided) and 2512.05964 (trained); 
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -159,14 +159,27 @@ class TrainedRTC(GuidedRTC):
 
 def usable(strategy: Strategy, metadata: Mapping[str, Any]) -> Tuple[Strategy, str]:
     """The strategy for a server with this metadata, and why it is another one; '' = it is not."""
-    rtc = metadata.get("rtc")
-    modes = rtc.get("modes", ()) if isinstance(rtc, Mapping) else ()
+    modes = _modes(metadata)
     if strategy.rtc_mode is None or strategy.rtc_mode in modes:
         return strategy, ""
     assert isinstance(strategy, GuidedRTC)
+    known = {"guided": GuidedRTC, "trained": TrainedRTC}
+    offered = [known[mode] for mode in modes if mode in known]
+    other = offered[0](strategy.execution_horizon, strategy.fallback) if offered else strategy.fallback
     can = f"offers {', '.join(map(str, modes))}" if modes else "offers no real-time chunking"
-    other, why = usable(strategy.fallback, metadata)
+    other, why = usable(other, metadata)
     return other, why or f"the server {can}: {strategy.name} becomes {other.name}"
+
+
+def best(metadata: Mapping[str, Any]) -> Strategy:
+    """The strategy to use with a server if nobody says otherwise."""
+    return TrainedRTC() if "trained" in _modes(metadata) else GuidedRTC()
+
+
+def _modes(metadata: Mapping[str, Any]) -> Sequence[Any]:
+    rtc = metadata.get("rtc")
+    modes = rtc.get("modes", ()) if isinstance(rtc, Mapping) else ()
+    return modes if isinstance(modes, (list, tuple)) else ()
 
 
 def max_delay(metadata: Mapping[str, Any]) -> Optional[int]:
