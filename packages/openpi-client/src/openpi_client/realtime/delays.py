@@ -28,7 +28,7 @@ class DelayForecast:
     ) -> None:
         """
         Args:
-            initial: ticks, while nothing is known.
+            initial: ticks, while nothing is known; at least, while only one answer is.
             window: how many of the last delays count.
             margin: ticks on top.
             statistic: of the delays in the window.
@@ -48,12 +48,16 @@ class DelayForecast:
     @property
     def ticks(self) -> int:
         """The forecast, at least 1."""
-        if not self._delays:
-            return int(max(1, min(self._cap, self._initial)))
+        forecast = self._initial if not self._delays else self._of_window()
+        if len(self._delays) == 1:
+            forecast = max(forecast, self._initial)
+        return int(max(1, min(self._cap, forecast)))
+
+    def _of_window(self) -> int:
         if self._statistic == "max":
             delay = float(max(self._delays))
         elif self._statistic == "mean":
             delay = float(np.mean(self._delays))
         else:
             delay = float(np.percentile(self._delays, 95))
-        return int(max(1, min(self._cap, math.ceil(delay) + self._margin)))
+        return math.ceil(delay) + self._margin

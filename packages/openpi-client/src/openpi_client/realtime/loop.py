@@ -58,7 +58,7 @@ class ControlLoop:
         """
         Args:
             policy: a `ProcessRequester` for a policy server; it stays open.
-            strategy: falls back to another one when the server cannot; None = `TrainedRTC()` where the server offers it,
+            strategy: falls back to another one when the server cannot; None = `TrainedRTC()` if the server offers it,
                 else `GuidedRTC()`.
             safety: None = `Safety()`.
             rate_hz: of the ticks; None = that of the server's contract. At another rate rows are interpolated.
