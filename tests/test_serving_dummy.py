@@ -1,12 +1,15 @@
 """`openpi serve --dummy`: the robot's side before there is a checkpoint."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from openpi.cli import serve, serve_dummy
+from openpi.cli import client_check, serve, serve_dummy
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.policies.guards import ObservationError
 from openpi_client import realtime
+from serving_live import server_thread
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,16 @@ def test_an_episode_is_played_through_by_a_loop(dataset):
     summary = loop.run(max_s=5, until=lambda: arm.position[0] > 0.99)
     assert summary["end"] == "complete" and summary["ticks_without_row_after_start"] == 0
     assert np.diff(loop.last_log.commands[5:, 0]).max() < 0.035  # two frames: no jumps
+
+
+def test_the_path_to_a_server_is_measured(dataset, capsys):
+    policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=5000))
+    with server_thread(lambda: policy) as (_, port):
+        assert client_check.main(["--port", str(port), "--seconds", "0.2"]) == 0
+        policy.contract = dataclasses.replace(policy.contract, action_horizon=1)
+        assert client_check.main(["--port", str(port), "--seconds", "0"]) == 1
+    fits, short = capsys.readouterr().out.split("too few")
+    assert "round_trip" in fits and "at 50 Hz" in fits and "never holds" in fits and "rows would do" in short
 
 
 def test_answers_may_be_lost():
