@@ -144,15 +144,17 @@ def run_realtime(args: argparse.Namespace, server: Server, name: str) -> dict:
     rows = loop.last_log.ticks
     played = rows["kind"] == 3
     first = int(np.argmax(played))
-    missed = int((~played[first:]).sum() + rows["skipped"][first:].sum())
+    without_row, skipped = int((~played[first:]).sum()), int(rows["skipped"][first:].sum())
     late_ms = 1e3 * rows["late_s"][first:]
     facts = {"oldest_row_s": summary["oldest_row_s"], "end": summary["end"], "latency_ms": summary["latency_ms"]}
     if restart is not None:
         restart.join()
         facts.update(holds=summary["holds"], stops=summary["stops"], stale=summary["stale"], failed=summary["failed"])
     return {
-        "ticks": len(rows) - first,
-        "missed": missed,
+        "ticks": len(rows) - first + skipped,
+        "missed": without_row + skipped,
+        "without_row": without_row,
+        "skipped": skipped,
         "tick_error_ms": late_ms,
         "jump": summary["seams"]["jump_over_step"],
         **facts,

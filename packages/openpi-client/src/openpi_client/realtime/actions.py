@@ -1,6 +1,7 @@
 """What an action of a policy is: its dimensions, its rate, and how the robot stands still."""
 
 import dataclasses
+import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -8,6 +9,9 @@ from typing_extensions import Literal
 
 # Per dimension: keep the last target, or command zero.
 Hold = Union[Literal["stay", "zero"], Sequence[Literal["stay", "zero"]]]
+
+# Of a chunk; published ones have 8 to 50.
+_MOST_ROWS = 10_000
 
 _MOVING_WORDS = ("veloc", "relative", "delta")
 
@@ -54,7 +58,7 @@ class ActionSpec:
         names = names or tuple(f"actions {i}" for i in range(width or 0))
         told = actions.get("hold") if hold is None else hold
         stays = _stays(told, names) if told is not None else _stays_of_kind(str(actions.get("kind", "")), names)
-        return cls(names, stays, actions.get("horizon"), contract.get("control_hz"))
+        return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")))
 
     def hold_row(self, last: np.ndarray) -> np.ndarray:
         """What to command to stand still after the command `last`, [width]."""
@@ -83,6 +87,18 @@ def contract_of(metadata: Mapping[str, Any]) -> Dict[str, Any]:
     """The contract in a server's metadata; empty if there is none."""
     contract = metadata.get("contract")
     return dict(contract) if isinstance(contract, Mapping) else {}
+
+
+def _horizon(told: Any) -> Optional[int]:
+    if told is None or (isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _MOST_ROWS):
+        return told
+    raise ValueError(f"the contract of the server has a horizon of {told!r}; expected 1 to {_MOST_ROWS} rows")
+
+
+def _rate(told: Any) -> Optional[float]:
+    if told is None or (isinstance(told, (int, float)) and not isinstance(told, bool) and 0 < told < math.inf):
+        return told
+    raise ValueError(f"the contract of the server has a control_hz of {told!r}; expected more than 0")
 
 
 def _stays(hold: Hold, names: Sequence[str]) -> np.ndarray:

@@ -7,25 +7,19 @@ home -> start -> blend -> play      start: holds, and asks where the policy woul
 """
 
 import enum
-import itertools
 import math
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
 
 import numpy as np
 
 from openpi_client.realtime.actions import ActionSpec
-from openpi_client.realtime.delays import DelayForecast
 from openpi_client.realtime.limits import Limiter, LimitExceeded, Limits
 from openpi_client.realtime.plan import Plan, Row
+from openpi_client.realtime.questions import Question, Questions
 from openpi_client.realtime.requests import Answer
 from openpi_client.realtime.safety import Safety
 from openpi_client.realtime.start import BlendedStart
 from openpi_client.realtime.strategies import Strategy, TrainedRTC
-
-# After a failure, before the next question; twice as long after two, and so on.
-_RETRY_S = 0.1
-# Of the questions of all episodes: an answer may come when its episode is over.
-_numbers = itertools.count(1)
 
 Record = Callable[..., None]
 
@@ -59,15 +53,6 @@ class Command(NamedTuple):
     jump: float = 0.0
 
 
-class _Question(NamedTuple):
-    number: int
-    tick: int
-    asked_s: float
-    start: float  # position of the chunk's first row
-    delay: int  # rows that it is made for
-    keys: Dict[str, Any]
-
-
 class Controller:
     """Call once per tick, in this order: `take` the answer if there is one; `command`; `question` if `is_due`."""
 
@@ -98,14 +83,10 @@ class Controller:
         self.rows_per_tick = safety.speed * (1.0 if spec.rate_hz is None else spec.rate_hz / rate_hz)
         self._record, self._on_warning, self._on_stop = record, on_warning, on_stop
         self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick)
-        self._max_delay = max_delay
         self.phase = Phase.START
+        self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay)
         self._has_horizon = spec.horizon is not None
         self._use_horizon(spec.horizon or 1)
-        self._asked: Optional[_Question] = None
-        self.number = 0  # of the last question
-        self._ask_at = 0  # tick
-        self._last_start: Optional[float] = None  # of the newest chunk that was taken
         self._last: Optional[np.ndarray] = None  # command
         self._last_chunk = -1
         self._played_at = -1  # tick of the last row
@@ -118,9 +99,7 @@ class Controller:
     def _use_horizon(self, horizon: int) -> None:
         self.horizon = horizon
         self.plan = Plan(self.spec.width, horizon, self.strategy.max_chunks(horizon))
-        cap = None if self._max_delay is None else max(1, int(self._max_delay / self.rows_per_tick))
-        initial = max(1, math.ceil(horizon / 4 / self.rows_per_tick)) if cap is None else cap
-        self._forecast = DelayForecast(initial, cap=cap)
+        self._questions.use_horizon(horizon)
         chunk_s = horizon / (self.rows_per_tick * self.rate_hz)
         self.max_age_s = chunk_s if self.safety.max_age_s is None else self.safety.max_age_s
 
@@ -140,13 +119,13 @@ class Controller:
         Raises:
             EpisodeEnded: nothing good can come from this policy.
         """
-        question, self._asked = self._asked, None
-        assert question is not None and answer.number == question.number
+        question = self._questions.answered()
+        assert answer.number == question.number
         age_s = now_s - question.asked_s
         fields = {"chunk": answer.number, "delay_ticks": tick - question.tick, "age_s": age_s, **answer.timing_ms}
         if answer.result is None:
             return self._failed(answer.failure, answer.error, tick, fields)
-        self._forecast.record(tick - question.tick, is_first=answer.is_first)
+        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         self._warn(answer.result.get("warnings", ()))
         rows = answer.result.get("actions")
         problem = self.spec.problem(rows, self.horizon if self._has_horizon else None)
@@ -175,23 +154,23 @@ class Controller:
             subject="stale",
         )
 
-    def _merge(self, question: _Question, rows: np.ndarray, fields: Dict[str, Any]) -> None:
+    def _merge(self, question: Question, rows: np.ndarray, fields: Dict[str, Any]) -> None:
         """A chunk whose first rows are past: as many as were played since its observation, none if the robot held."""
         consumed = self.plan.position - question.start
         fields["consumed"] = consumed
-        is_conditioned = isinstance(self.strategy, TrainedRTC) and "inference_delay" in question.keys
+        is_conditioned = isinstance(self.strategy, TrainedRTC) and question.has_prefix
         if is_conditioned and math.ceil(consumed - 1e-6) > question.delay:
             return self._discard(question, fields)
         self._discards = 0
         if consumed >= len(rows):
             return self._record("too late", **fields)
-        self._record("chunk", start=question.start, inference_delay=question.keys.get("inference_delay"), **fields)
+        self._record("chunk", start=question.start, made_for=question.delay, **fields)
         self.plan.add(question.start, rows, question.asked_s, question.number)
-        self._last_start = question.start
+        self._questions.last_start = question.start
 
-    def _discard(self, question: _Question, fields: Dict[str, Any]) -> None:
+    def _discard(self, question: Question, fields: Dict[str, Any]) -> None:
         self._discards += 1
-        self._record("discarded", inference_delay=question.delay, **fields)
+        self._record("discarded", made_for=question.delay, **fields)
         assert isinstance(self.strategy, TrainedRTC)
         if self._discards >= self.strategy.max_discards:
             raise EpisodeEnded(
@@ -206,11 +185,11 @@ class Controller:
         # Of one kind of error the first is told; their numbers differ.
         self.warn(error, subject=error.partition(":")[0])
         if failure == "unreachable":  # The way to the server may come back; meanwhile the robot holds.
-            return self.ask_later(tick)
+            return self._questions.pause(tick)
         self._failures += 1
         if self._failures >= self.safety.max_failures:
             raise EpisodeEnded(f"{self._failures} answers in a row were of no use, the last one: {error}")
-        self.ask_later(tick, self._failures)
+        self._questions.pause(tick, self._failures)
 
     def _warn(self, warnings: Any) -> None:
         texts: List[str] = [str(text) for text in warnings] if isinstance(warnings, (list, tuple)) else []
@@ -298,13 +277,14 @@ class Controller:
             self.plan.clear()
         if self._held == self.safety.hold_after_ticks:
             self._record("hold")
-        expected = self._forecast.ticks if self.strategy.holds_while_asking else 0
+        expected = self._questions.forecast.ticks if self.strategy.holds_while_asking else 0
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
         reason = f"no action for {self._held / self.rate_hz:.2f} s"
         self._record("stop", reason=reason)
         self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
-        self.phase, self._held, self._has_played, self._last_start = Phase.START, 0, False, None
+        self.phase, self._held, self._has_played = Phase.START, 0, False
+        self._questions.last_start = None
         if self._on_stop is not None:
             self._last = None  # Where it is by then, nobody knows.
             self._on_stop(reason)
@@ -326,36 +306,26 @@ class Controller:
         if blend.is_over:
             self._blend = None
             self.phase = Phase.START if self.phase is Phase.HOME else Phase.PLAY
-            self._last_start = None
+            self._questions.last_start = None
         return Command(self._last, "blend")
 
     # Questions
 
+    @property
+    def number(self) -> int:
+        """Of the last question."""
+        return self._questions.number
+
     def is_due(self, tick: int, now_s: float) -> bool:
         """Whether it is time to ask the policy."""
-        if self._asked is not None or tick < self._ask_at or self._blend is not None:
+        if self._blend is not None:
             return False
-        start = self._start_of_chunk(tick)
-        since = None if self._last_start is None else start - self._last_start
-        return self.strategy.is_due(
-            num_left=self._num_left(start, now_s), since=since, horizon=self.horizon, delay=self._delay_rows
-        )
+        fresh_s = self.plan.newest_s + self.max_age_s - now_s
+        return self._questions.is_due(self.plan, self._start_of_chunk(tick), tick, fresh_s=fresh_s)
 
     def _start_of_chunk(self, tick: int) -> float:
         """The position of the first row of a chunk that is asked for now: that of this tick's row."""
         return self.plan.position - (self.rows_per_tick if self._played_at == tick else 0.0)
-
-    def _num_left(self, start: float, now_s: float) -> int:
-        """Rows that will be played from a position on, before the plan ends or is too old."""
-        count = self.plan.num_from(start) if self.phase is Phase.PLAY else 0
-        if count == 0:
-            return 0
-        fresh_s = self.plan.newest_s + self.max_age_s - now_s
-        return max(0, min(count, math.floor(fresh_s * self.rate_hz * self.rows_per_tick + 1e-6) + 1))
-
-    @property
-    def _delay_rows(self) -> int:
-        return math.ceil(self._forecast.ticks * self.rows_per_tick - 1e-9)
 
     def question(self, observation: Dict[str, Any], tick: int, now_s: float) -> Dict[str, Any]:
         """What to send to the policy; its number is `number`.
@@ -365,19 +335,10 @@ class Controller:
         """
         if self.strategy.holds_while_asking:
             self.plan.clear()
-        start = self._start_of_chunk(tick)
-        left = self.plan.left(start, now_s - self.max_age_s)
-        keys = self.strategy.keys(left, horizon=self.horizon, delay=self._delay_rows)
-        delay = keys.get("inference_delay", self._delay_rows)
-        self.number = next(_numbers)
-        self._asked = _Question(self.number, tick, now_s, start, delay, keys)
-        self._record("ask", chunk=self.number, left=len(left), **_plain(keys))
+        start, oldest_s = self._start_of_chunk(tick), now_s - self.max_age_s
+        keys = self._questions.ask(self.plan, start, tick, now_s, oldest_s=oldest_s, record=self._record)
         return {**observation, **keys}
 
-    def ask_later(self, tick: int, times: int = 1) -> None:
+    def ask_later(self, tick: int) -> None:
         """Not now: the next question comes after a pause."""
-        self._ask_at = tick + self.safety.ticks(_RETRY_S * times, self.rate_hz)
-
-
-def _plain(keys: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: value for key, value in keys.items() if key != "prev_action_chunk"}
+        self._questions.pause(tick)
