@@ -1,7 +1,7 @@
 """Ticks that are missed, and jumps between chunks, of control loops against one real server.
 
 Usage: python benchmarks/realtime_loop.py [--seconds 60] [--hz 50] [--cameras 3] [--infer-ms 200] [--jitter-ms 50]
-           [--loops process,thread,lerobot,upstream] [--restart] [--json FILE]
+           [--loops process,thread,lerobot,upstream] [--restart] [--priority] [--json FILE]
 
 The server is a process of its own, with real sockets; its "model" sleeps. What it answers are samples of the toy of
 spec/realtime.md: smooth random curves (RBF, length 6 rows, chunks of 50). With a prefix it answers what an ideal model
@@ -14,7 +14,8 @@ trained for it would: the exact conditional given the rows that will have been p
                latency that was measured; plain sleeps
     upstream   as the published client's documentation shows: Runtime(max_hz), ActionChunkBroker, resize in the loop
 
-A tick is missed when its period passes without a new row. `--restart` kills the server in the middle and starts it.
+A tick is missed when its period passes without a new row. `--restart` kills the server in the middle and starts it. On a
+machine that does other work: `chrt -f 1 python benchmarks/realtime_loop.py --priority`, with the peers last.
 """
 
 import argparse
@@ -134,7 +135,13 @@ def run_realtime(args: argparse.Namespace, server: Server, name: str) -> dict:
     strategy = realtime.Receding() if name == "naive" else realtime.TrainedRTC()
     folder = None if args.log is None else args.log / name
     loop = realtime.ControlLoop(
-        arm, policy, strategy=strategy, safety=realtime.Safety(blend_s=1.0), log_folder=folder, on_warning=print
+        arm,
+        policy,
+        strategy=strategy,
+        safety=realtime.Safety(blend_s=1.0),
+        log_folder=folder,
+        on_warning=print,
+        priority=args.priority,
     )
     restart = threading.Timer(args.seconds / 2, restarted, (args, server)) if args.restart else None
     if restart is not None:
@@ -247,6 +254,7 @@ def main() -> None:
     parser.add_argument("--jitter-ms", type=float, default=50)
     parser.add_argument("--loops", default="process,thread,naive,lerobot,upstream")
     parser.add_argument("--restart", action="store_true")
+    parser.add_argument("--priority", action="store_true", help="the loop's process before all others (SCHED_FIFO)")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", type=int)
@@ -259,6 +267,8 @@ def main() -> None:
     try:
         for name in args.loops.split(","):
             special = {"lerobot": run_lerobot, "upstream": run_upstream}
+            if name in special and args.priority:
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
             result = special[name](args, server) if name in special else run_realtime(args, server, name)
             result["tick_error_ms"] = dict(
                 zip(("p50", "p99", "max"), np.percentile(result["tick_error_ms"], (50, 99, 100)).tolist(), strict=True)

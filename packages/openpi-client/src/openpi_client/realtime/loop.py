@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # How long a thread that computes in Python may keep the loop from running; Python's own 5 ms are a quarter of a tick.
 _SWITCH_INTERVAL_S = 2e-4
+# Of SCHED_FIFO, 1 to 99; drivers' interrupts have 50.
+_PRIORITY = 10
 
 
 class ControlLoop:
@@ -291,7 +293,7 @@ def _first() -> Iterator[None]:
         raise OSError("priority=True needs Linux")
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     except PermissionError as error:
         raise PermissionError(
             error.errno, "priority=True needs the right to it: CAP_SYS_NICE, or 'rtprio' in /etc/security/limits.conf"
