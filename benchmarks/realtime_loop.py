@@ -14,8 +14,8 @@ trained for it would: the exact conditional given the rows that will have been p
                latency that was measured; plain sleeps
     upstream   as the published client's documentation shows: Runtime(max_hz), ActionChunkBroker, resize in the loop
 
-A tick is missed when its period passes without a new row. `--restart` kills the server in the middle and starts it. On a
-machine that does other work: `chrt -f 1 python benchmarks/realtime_loop.py --priority`, with the peers last.
+A tick is missed when its period passes without a new row. `--restart` kills the server in the middle and starts it. On
+a machine that does other work: `chrt -f 1 python benchmarks/realtime_loop.py --priority`, with the peers last.
 """
 
 import argparse

@@ -28,7 +28,7 @@ class DelayForecast:
     ) -> None:
         """
         Args:
-            initial: ticks, while nothing is known; at least, while only one answer is.
+            initial: ticks, at least, until the window is full: the maximum of few is no bound.
             window: how many of the last delays count.
             margin: ticks on top.
             statistic: of the delays in the window.
@@ -49,7 +49,7 @@ class DelayForecast:
     def ticks(self) -> int:
         """The forecast, at least 1."""
         forecast = self._initial if not self._delays else self._of_window()
-        if len(self._delays) == 1:
+        if len(self._delays) < (self._delays.maxlen or 1):
             forecast = max(forecast, self._initial)
         return int(max(1, min(self._cap, forecast)))
 

@@ -101,9 +101,9 @@ class ThreadRequester:
         self._wake.release()
 
     def poll(self) -> Optional[Answer]:
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            self._is_busy = False
+        answer = self._answer
+        if answer is not None:  # Only then: the thread may set it at any moment.
+            self._answer, self._is_busy = None, False
         return answer
 
     def close(self) -> None:
