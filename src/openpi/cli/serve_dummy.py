@@ -108,13 +108,12 @@ def of_dataset(metadata: LeRobotMetadata, horizon: int) -> Contract:
     """A contract under the dataset's own keys."""
     from openpi.policies.contract import Contract
     from openpi.policies.robot_spec import CameraSpec, VectorSpec, numbered
+    from openpi.training.preflight import feature_names
 
     def vector(key: str) -> VectorSpec:
         width = int(np.prod(metadata.features[key]["shape"]))
-        names = metadata.features[key].get("names")
-        names = next(iter(names.values()), None) if isinstance(names, dict) else names
-        fits = isinstance(names, list) and len(names) == width and all(isinstance(name, str) for name in names)
-        return VectorSpec.uniform(key, names if fits else numbered(key, width), "unknown")
+        names = feature_names(metadata.features[key])
+        return VectorSpec.uniform(key, names if len(names) == width else numbered(key, width), "unknown")
 
     actions = _action_key(metadata)
     state = [key for key in ("observation.state", "state") if key in metadata.features]

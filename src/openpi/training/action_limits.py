@@ -36,7 +36,7 @@ def with_recorded_limits(
         return contract
     if not _has_row(recorded, sent[0]):
         return contract
-    limits = Limits.from_recorded(recorded, dataset.episode_bounds[:, 1])
+    limits = Limits.from_recorded(recorded, dataset.episode_bounds[:, 1].tolist())
     steps = np.minimum(np.asarray(limits.max_step), _ANY_STEP)
     return dataclasses.replace(
         contract,

@@ -318,8 +318,8 @@ def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) 
         config.model,
         sample=clients[0],
         control_hz=control_hz,
-        state_names=_feature_names(features.get(state_key)),
-        action_names=_feature_names(features.get(action_key)),
+        state_names=feature_names(features.get(state_key)),
+        action_names=feature_names(features.get(action_key)),
         camera_means=channel_means(clients),
     )
 
@@ -335,11 +335,11 @@ def _rate_and_features(data_config: DataConfig) -> tuple[float, Mapping[str, Any
 def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
     _, features = _rate_and_features(data_config)
-    names = _feature_names(features.get(data_config.action_sequence_keys[0]))
+    names = feature_names(features.get(data_config.action_sequence_keys[0]))
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 
-def _feature_names(feature: Any) -> tuple[str, ...]:
+def feature_names(feature: Any) -> tuple[str, ...]:
     """LeRobot writes a list of names, or one list per kind, as in {"motors": [...]}."""
     names = (feature or {}).get("names") or ()
     if isinstance(names, dict):
