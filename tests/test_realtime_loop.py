@@ -378,6 +378,7 @@ def test_a_program_error_in_the_robot_ends_in_hold_and_is_not_hidden():
     world.arm.apply = failing
     with pytest.raises(RuntimeError, match="thread has died"):
         world.run(100)
+    assert "thread has died" in world.loop.last_log.events[-1]["reason"]
     assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
 
 

@@ -132,9 +132,14 @@ class ControlLoop:
             except EpisodeEnded as error:
                 end = str(error)
                 logger.error("The episode ends, and the robot holds: %s", end)
+            except BaseException as error:
+                end = f"{type(error).__name__}: {error}"
+                raise
             finally:
-                self._hold(controller)
-                summary = log.close(end, strategy=self.strategy.name, rate_hz=self.rate_hz)
+                try:
+                    self._hold(controller)
+                finally:
+                    summary = log.close(end, strategy=self.strategy.name, rate_hz=self.rate_hz)
         if interrupted.is_set():
             raise KeyboardInterrupt
         return summary
