@@ -74,7 +74,7 @@ def server_thread(load: Callable[[], BasePolicy], **options) -> Iterator[tuple[P
     """A server in a thread of this process, and its port. Errors of `run` are raised at the end."""
     ports: queue.SimpleQueue[int] = queue.SimpleQueue()
     errors: list[BaseException] = []
-    server = PolicyServer(load, port=0, on_listening=ports.put, **options)
+    server = PolicyServer(load, **{"port": 0, **options}, on_listening=ports.put)
 
     def run() -> None:
         try:

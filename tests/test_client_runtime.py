@@ -9,6 +9,7 @@ import pytest
 
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.base_policy import BasePolicy
+from openpi_client.rate_watch import RateWatch
 from openpi_client.runtime.agents.policy_agent import PolicyAgent
 from openpi_client.runtime.environment import Environment
 from openpi_client.runtime.runtime import Runtime, _Pacer
@@ -206,3 +207,63 @@ def test_the_client_imports_no_machine_learning():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+class Seconds:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rates(*periods_s: float, **options) -> list[float]:
+    clock = Seconds()
+    watch = RateWatch(50.0, clock_s=clock, **options)
+    found = [watch.tick()]
+    for period_s in periods_s:
+        clock.now += period_s
+        found.append(watch.tick())
+    return [rate for rate in found if rate is not None]
+
+
+def test_a_rate_that_is_not_held_is_told_once_with_its_number():
+    assert rates(*[1 / 37] * 300) == [pytest.approx(37, rel=0.02)]
+    assert rates(*[1 / 50] * 300) == [] and rates(*[1 / 100] * 300) == [pytest.approx(100, rel=0.02)]
+
+
+def test_a_pause_of_somebody_else_is_no_slow_rate():
+    assert rates(*[1 / 50] * 90, 30.0, *[1 / 50] * 90, pause_s=1.0) == []
+    assert rates(*[1 / 50] * 90, 30.0, *[1 / 50] * 90) != []
+
+
+def test_the_runtime_says_that_it_is_slower_than_it_was_told_to_be(monkeypatch, caplog):
+    clock = Seconds()
+    monkeypatch.setattr("openpi_client.runtime.runtime.RateWatch", lambda hz: RateWatch(hz, clock_s=clock))
+
+    class Slow(Log):
+        def apply_action(self, action: dict) -> None:
+            clock.now += 1 / 37
+            super().apply_action(action)
+
+    Runtime(Slow(num_steps=200), PolicyAgent(CountingPolicy()), [], max_hz=1e6).run()
+    assert [r.message for r in caplog.records if "37.0 Hz instead of 1e+06" in r.message]
+
+
+def test_the_broker_says_that_actions_are_played_at_another_rate_than_the_contract_s(monkeypatch, caplog):
+    clock = Seconds()
+    policy = CountingPolicy()
+    policy.get_server_metadata = lambda: {"contract": {"control_hz": 50}}
+    monkeypatch.setattr(
+        "openpi_client.action_chunk_broker.RateWatch", lambda hz, pause_s: RateWatch(hz, pause_s=pause_s, clock_s=clock)
+    )
+    broker = ActionChunkBroker(policy, action_horizon=4)
+    for _ in range(200):
+        broker.infer({})
+        clock.now += 1 / 30
+    assert [r.message for r in caplog.records] == [
+        "Actions are played at 30.0 Hz; the policy was trained at 50 Hz (control_hz of its contract), so the robot "
+        "moves at another speed. openpi_client.realtime keeps the rate"
+    ]

@@ -48,6 +48,22 @@ def with_prompt_default(contract: Contract) -> Contract:
     return dataclasses.replace(contract, default_prompt="tidy up")
 
 
+def test_how_a_robot_stands_still_and_how_far_it_may_go_is_told_to_clients_where_it_is_known(droid, tmp_path):
+    told = droid.as_metadata()["actions"]
+    assert not {"hold", "low", "high", "max_step"} & told.keys()  # velocities or positions: nobody knows
+    libero = build("pi0_libero")
+    assert libero.as_metadata()["actions"]["hold"] == ["zero"] * 7
+    known = dataclasses.replace(libero, action_low=(-1.0,) * 7, action_high=(1.0,) * 7, action_max_step=(0.5,) * 7)
+    known.save(tmp_path)
+    assert Contract.load(tmp_path) == known
+    assert known.as_metadata()["actions"]["max_step"] == [0.5] * 7
+    document = json.loads((tmp_path / "contract.json").read_text())
+    for name in ("hold", "action_low", "action_high", "action_max_step"):
+        del document[name]  # as older versions wrote it
+    (tmp_path / "contract.json").write_text(json.dumps(document))
+    assert Contract.load(tmp_path).action_low is None and Contract.load(tmp_path).hold == ()
+
+
 def test_a_contract_says_what_training_knew(droid):
     assert droid.robot == "droid"
     assert droid.model_type == "pi05"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import normalize
 from openpi.training import preflight, run_directory
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
@@ -261,6 +262,15 @@ def test_the_robot_of_the_dataset_keeps_its_own_names(arm_dataset, tmp_path):
     contract = open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
     assert contract is not None
     assert contract.state_names == contract.actions.names == ("joint_0", "joint_1", "joint_2")
+
+
+def test_the_contract_has_the_range_and_the_speed_of_the_recorded_actions(arm_dataset, tmp_path):
+    contract = open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
+    actions = LeRobotDataset(arm_dataset).column("actions")
+    assert contract is not None and contract.action_low is not None and contract.action_max_step is not None
+    assert (np.array(contract.action_low) <= actions.min(0)).all()
+    assert (np.array(contract.action_high) >= actions.max(0)).all()
+    assert np.isfinite(contract.action_max_step).all() and min(contract.action_max_step) > 0
 
 
 def test_a_recipe_that_freezes_everything_is_refused():

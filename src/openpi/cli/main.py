@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve checkpoints to robots over websocket",
+    "client-check": "how long answers take from here, and which loop that carries",
     "replay": "recorded requests to a server again, and the answers compared",
     "export": "a LoRA checkpoint merged, without its base, or whole",
     "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",

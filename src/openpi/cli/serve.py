@@ -141,6 +141,11 @@ class Args:
 def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import configure_logging
 
+    words = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--dummy" for word in words):
+        from openpi.cli import serve_dummy
+
+        return serve_dummy.main(words)
     args = parse(argv)
     configure_logging()
     return serve(args)

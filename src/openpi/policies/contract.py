@@ -71,6 +71,10 @@ class Contract:
         trained_relative: per action dimension, whether training saw it relative to the state. The policy
             returns absolute values all the same.
         action_horizon: steps of a chunk.
+        hold: how to stand still, per action dimension: `stay` where the last target stays, `zero` where zero is
+            commanded; empty = unknown.
+        action_low, action_high: of recorded actions, as the robot takes them; None = unknown.
+        action_max_step: from one recorded action to the next, at most; None = unknown.
         control_hz: steps per second, as recorded; None = unknown.
         default_prompt: used when an observation has none; None = a prompt is required.
         normalization: `quantile` or `zscore`.
@@ -98,6 +102,10 @@ class Contract:
     state_q99: tuple[float, ...] | None = None
     camera_means: Mapping[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
     rtc_max_delay: int = 0
+    hold: tuple[str, ...] = ()
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    action_max_step: tuple[float, ...] | None = None
 
     @classmethod
     def build(
@@ -146,6 +154,7 @@ class Contract:
             state_q99=None if state_stats is None else _as_tuple(state_stats.q99),
             camera_means=dict(camera_means or {}),
             rtc_max_delay=getattr(model_config, "rtc_max_delay", 0),
+            hold=tuple("stay" if follows else "zero" for follows in spec.follows_state),
         )
 
     def save(self, directory: Path | str) -> None:
@@ -294,10 +303,21 @@ class Contract:
                 for camera in self.cameras
             ],
             "state": [_vector_metadata(vector) for vector in self.state],
-            "actions": {**_vector_metadata(self.actions), "kind": self.action_kind, "horizon": self.action_horizon},
+            "actions": {
+                **_vector_metadata(self.actions),
+                "kind": self.action_kind,
+                "horizon": self.action_horizon,
+                **self._safety_metadata(),
+            },
             "control_hz": self.control_hz,
             "default_prompt": self.default_prompt,
         }
+
+    def _safety_metadata(self) -> dict[str, list[Any]]:
+        """What of it is known."""
+        found = {"hold": self.hold or None, "low": self.action_low, "high": self.action_high}
+        found["max_step"] = self.action_max_step
+        return {name: list(values) for name, values in found.items() if values is not None}
 
     def describe(self) -> str:
         """The contract in lines for people."""
@@ -456,7 +476,8 @@ def _from_json(document: dict[str, Any]) -> Contract:
     fields["cameras"] = tuple(_camera(entry) for entry in fields["cameras"])
     fields["state"] = tuple(_vector(entry) for entry in fields["state"])
     fields["actions"] = _vector(fields["actions"])
-    for name in ("trained_relative", "state_q01", "state_q99"):
+    optional = ("hold", "action_low", "action_high", "action_max_step")  # which older files lack
+    for name in ("trained_relative", "state_q01", "state_q99", *(name for name in optional if name in fields)):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
     return Contract(**fitted_fields(Contract, fields, "contract"))

@@ -23,6 +23,7 @@ from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import adapters, data_loader, processes, recipe_io, stats_in_use, tracking
+from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -198,7 +199,8 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
         clients.append(client)
         raws.append(raw)
     contract = _contract(data_config, config, clients)
-    _check_contract(contract, data_config, config, clients[0], raws[0])
+    returned = _check_contract(contract, data_config, config, clients[0], raws[0])
+    contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
     for client, made in zip(clients, mades, strict=True):
         look.round_trip(client, made)
     look.warn()
@@ -265,12 +267,16 @@ def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict
         )
 
 
-def _check_contract(contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any) -> None:
+def _check_contract(
+    contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any
+) -> np.ndarray:
     """Raises ValueError unless the recipe's robot has the state and the actions of the dataset, and of its outputs.
 
     Args:
         client: a sample under client keys.
         raw: the same after the robot's transforms, not normalised.
+    Returns:
+        [h, width]: its actions, as the robot would get them back.
     """
     try:
         contract.check_vectors(client)
@@ -296,6 +302,7 @@ def _check_contract(contract: Contract, data_config: DataConfig, config: TrainCo
     padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
     returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
     contract.check_actions(np.shape(returned["actions"])[-1], where="the output transforms return")
+    return np.asarray(returned["actions"])
 
 
 def _shape_text(value: Any) -> str:
@@ -311,8 +318,8 @@ def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) 
         config.model,
         sample=clients[0],
         control_hz=control_hz,
-        state_names=_feature_names(features.get(state_key)),
-        action_names=_feature_names(features.get(action_key)),
+        state_names=feature_names(features.get(state_key)),
+        action_names=feature_names(features.get(action_key)),
         camera_means=channel_means(clients),
     )
 
@@ -328,11 +335,11 @@ def _rate_and_features(data_config: DataConfig) -> tuple[float, Mapping[str, Any
 def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
     _, features = _rate_and_features(data_config)
-    names = _feature_names(features.get(data_config.action_sequence_keys[0]))
+    names = feature_names(features.get(data_config.action_sequence_keys[0]))
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 
-def _feature_names(feature: Any) -> tuple[str, ...]:
+def feature_names(feature: Any) -> tuple[str, ...]:
     """LeRobot writes a list of names, or one list per kind, as in {"motors": [...]}."""
     names = (feature or {}).get("names") or ()
     if isinstance(names, dict):

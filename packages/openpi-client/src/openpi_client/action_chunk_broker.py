@@ -1,5 +1,6 @@
 """From action chunks to one action per control tick."""
 
+import logging
 import time
 from typing import Any, Dict, Optional
 
@@ -8,6 +9,13 @@ from typing_extensions import override
 
 from openpi_client import base_policy
 from openpi_client.deadline import check_seconds
+from openpi_client.freshness import control_hz
+from openpi_client.rate_watch import RateWatch
+
+logger = logging.getLogger(__name__)
+
+# Who asks for no action for so long has paused, and is not slow.
+_PAUSE_S = 1.0
 
 
 class ActionChunkBroker(base_policy.BasePolicy):
@@ -18,7 +26,7 @@ class ActionChunkBroker(base_policy.BasePolicy):
         row         0 1 2 3 0 1 2 3
 
     Observations between two queries are ignored. When the policy raises, the next call asks again: nothing of an older
-    chunk is played.
+    chunk is played. When the calls come at another rate than that of the server's contract, this is logged, once.
     """
 
     def __init__(
@@ -40,6 +48,7 @@ class ActionChunkBroker(base_policy.BasePolicy):
         self._chunk: Optional[Dict] = None
         self._observed_s = 0.0  # when the chunk's observation came
         self._step = 0
+        self._rate = _rate_watch(policy)
 
     @override
     def infer(self, obs: Dict) -> Dict:
@@ -49,6 +58,7 @@ class ActionChunkBroker(base_policy.BasePolicy):
         Raises:
             IndexError: an array of the policy's result has fewer rows than `action_horizon`.
         """
+        self._check_rate()
         if self._max_age_s is not None and time.monotonic() - self._observed_s > self._max_age_s:
             self._chunk = None
         if self._chunk is None:
@@ -56,6 +66,8 @@ class ActionChunkBroker(base_policy.BasePolicy):
             self._chunk = self._policy.infer(obs)
             self._observed_s = start_s
             self._step = 0
+            if self._rate is not None:
+                self._rate.rest()
         action = _row(self._chunk, self._step, name="result")
         if isinstance(action, dict) and "obs_age_s" in action:
             action["obs_age_s"] = time.monotonic() - self._observed_s
@@ -69,6 +81,24 @@ class ActionChunkBroker(base_policy.BasePolicy):
         self._policy.reset()
         self._chunk = None
         self._step = 0
+        if self._rate is not None:
+            self._rate.restart()
+
+    def _check_rate(self) -> None:
+        held_hz = None if self._rate is None else self._rate.tick()
+        if held_hz is not None:
+            logger.warning(
+                "Actions are played at %.1f Hz; the policy was trained at %g Hz (control_hz of its contract), so the "
+                "robot moves at another speed. openpi_client.realtime keeps the rate",
+                held_hz,
+                control_hz(self._policy),
+            )
+
+
+def _rate_watch(policy: base_policy.BasePolicy) -> Optional[RateWatch]:
+    """For policies whose server tells its rate."""
+    rate_hz = control_hz(policy)
+    return None if rate_hz is None else RateWatch(rate_hz, pause_s=_PAUSE_S)
 
 
 def _row(tree: Any, step: int, name: str) -> Any:

@@ -44,6 +44,14 @@ class Freshness:
             )
 
 
+def control_hz(policy: object) -> Optional[float]:
+    """Actions per second, if the server of a policy tells."""
+    get = getattr(policy, "get_server_metadata", None)
+    metadata = None if get is None else get()
+    contract = metadata.get("contract") if isinstance(metadata, Mapping) else None
+    return _positive(contract.get("control_hz")) if isinstance(contract, Mapping) else None
+
+
 def chunk_s(metadata: Mapping[str, Any]) -> Optional[float]:
     """How long an action chunk lasts, if a server's metadata tell: the contract's horizon / `control_hz`."""
     contract = metadata.get("contract")

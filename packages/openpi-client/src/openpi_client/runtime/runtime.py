@@ -5,6 +5,7 @@ import threading
 import time
 from typing import List
 
+from openpi_client.rate_watch import RateWatch
 from openpi_client.runtime import agent as _agent
 from openpi_client.runtime import environment as _environment
 from openpi_client.runtime import subscriber as _subscriber
@@ -13,7 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class Runtime:
-    """Runs episodes: observe, act, apply, tell the subscribers, at a steady rate."""
+    """Runs episodes: observe, act, apply, tell the subscribers, at a steady rate.
+
+    A step waits for all of these, so it is late whenever the policy is asked. A rate that is not held is logged, once
+    per episode; `openpi_client.realtime` holds it.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,7 @@ class Runtime:
         self._environment = environment
         self._agent = agent
         self._subscribers = subscribers
+        self._max_hz = max_hz
         self._period_s = 1 / max_hz if max_hz > 0 else 0.0
         self._num_episodes = num_episodes
         self._max_episode_steps = max_episode_steps
@@ -64,17 +70,29 @@ class Runtime:
 
         self._in_episode = True
         num_steps = 0
-        clock = _Pacer(self._period_s)
+        clock, rate = _Pacer(self._period_s), RateWatch(self._max_hz)
         while self._in_episode:
             self._step()
             if self._environment.is_episode_complete() or 0 < self._max_episode_steps <= num_steps:
                 self.mark_episode_complete()
             num_steps += 1
             clock.wait()
+            self._check_rate(rate)
 
         logger.info("Episode ends after %d steps", num_steps)
         for subscriber in self._subscribers:
             subscriber.on_episode_end()
+
+    def _check_rate(self, rate: RateWatch) -> None:
+        held_hz = rate.tick() if self._max_hz > 0 else None
+        if held_hz is not None:
+            logger.warning(
+                "The episode runs at %.1f Hz instead of %g: its steps (observation, policy, action, subscribers) take "
+                "longer than %.0f ms. openpi_client.realtime asks the policy while it plays",
+                held_hz,
+                self._max_hz,
+                1e3 * self._period_s,
+            )
 
     def _step(self) -> None:
         observation = self._environment.get_observation()

@@ -1,0 +1,123 @@
+"""What an action of a policy is: its dimensions, its rate, and how the robot stands still."""
+
+import dataclasses
+import math
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from typing_extensions import Literal
+
+# Per dimension: keep the last target, or command zero.
+Hold = Union[Literal["stay", "zero"], Sequence[Literal["stay", "zero"]]]
+
+# Of a chunk; published ones have 8 to 50.
+_MOST_ROWS = 10_000
+
+_MOVING_WORDS = ("veloc", "relative", "delta")
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """
+    Attributes:
+        names: one per dimension.
+        stays: bool[width]; how to hold: true where the last target stays (positions), false where zero is commanded
+            (velocities, steps).
+        horizon: rows of a chunk; None = unknown until the first one.
+        rate_hz: at which the rows were recorded; None = unknown.
+    """
+
+    names: Tuple[str, ...]
+    stays: np.ndarray
+    horizon: Optional[int] = None
+    rate_hz: Optional[float] = None
+
+    @property
+    def width(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], *, width: Optional[int], hold: Optional[Hold]) -> "ActionSpec":
+        """From what a server says about its policy.
+
+        Args:
+            width: of an action, where the server does not tell.
+            hold: how to stand still, where the server does not tell, or otherwise than it does.
+        Raises:
+            ValueError: something is neither told nor given, or both and different.
+        """
+        contract = contract_of(metadata)
+        actions = contract.get("actions", {})
+        names = tuple(str(name) for name in actions.get("names", ()))
+        if not names and width is None:
+            raise ValueError("the server does not tell how wide an action is (no contract); give action_width=...")
+        if names and width not in (None, len(names)):
+            raise ValueError(
+                f"action_width is {width}; the contract of the server has {len(names)} dimensions: {', '.join(names)}"
+            )
+        names = names or tuple(f"actions {i}" for i in range(width or 0))
+        told = actions.get("hold") if hold is None else hold
+        stays = _stays(told, names) if told is not None else _stays_of_kind(str(actions.get("kind", "")), names)
+        return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")))
+
+    def hold_row(self, last: np.ndarray) -> np.ndarray:
+        """What to command to stand still after the command `last`, [width]."""
+        return np.where(self.stays, last, 0.0)
+
+    def problem(self, rows: Any, horizon: Optional[int]) -> str:
+        """Why the actions of an answer are of no use; '' = they are.
+
+        Args:
+            horizon: rows at most; None = any number.
+        """
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu":
+            return f"'actions' of the answer are a {type(rows).__name__}; expected an array of numbers"
+        if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) == 0:
+            return f"'actions' of the answer have shape {rows.shape}; expected [horizon, {self.width}]"
+        if horizon is not None and len(rows) > horizon:
+            return f"'actions' of the answer have {len(rows)} rows; expected at most {horizon}"
+        bad = np.argwhere(~np.isfinite(rows))
+        if len(bad):
+            row, dim = (int(index) for index in bad[0])
+            return f"'{self.names[dim]}' in row {row} of the answer is {rows[row, dim]}; expected finite numbers"
+        return ""
+
+
+def contract_of(metadata: Mapping[str, Any]) -> Dict[str, Any]:
+    """The contract in a server's metadata; empty if there is none."""
+    contract = metadata.get("contract")
+    return dict(contract) if isinstance(contract, Mapping) else {}
+
+
+def _horizon(told: Any) -> Optional[int]:
+    if told is None or (isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _MOST_ROWS):
+        return told
+    raise ValueError(f"the contract of the server has a horizon of {told!r}; expected 1 to {_MOST_ROWS} rows")
+
+
+def _rate(told: Any) -> Optional[float]:
+    if told is None or (isinstance(told, (int, float)) and not isinstance(told, bool) and 0 < told < math.inf):
+        return told
+    raise ValueError(f"the contract of the server has a control_hz of {told!r}; expected more than 0")
+
+
+def _stays(hold: Hold, names: Sequence[str]) -> np.ndarray:
+    words: List[str] = [hold] * len(names) if isinstance(hold, str) else list(hold)
+    if len(words) != len(names) or not set(words) <= {"stay", "zero"}:
+        raise ValueError(
+            f"hold is {hold!r}; expected 'stay' (positions), 'zero' (velocities), or one of them for each of "
+            f"{', '.join(names)}"
+        )
+    return np.array([word == "stay" for word in words])
+
+
+def _stays_of_kind(kind: str, names: Sequence[str]) -> np.ndarray:
+    """From the words of a contract: absolute positions stay; of velocities and steps all but grippers are zero."""
+    is_absolute, is_moving = "absolute" in kind, any(word in kind for word in _MOVING_WORDS)
+    if is_absolute == is_moving:
+        said = f"its actions are '{kind}'" if kind else "nothing about it"
+        raise ValueError(
+            f"how does this robot hold? The server says {said}. Give hold='stay' for positions, hold='zero' for "
+            f"velocities or steps, or a list of these words for {', '.join(names)}"
+        )
+    return np.array([is_absolute or "grip" in name for name in names])

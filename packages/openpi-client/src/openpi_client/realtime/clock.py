@@ -1,0 +1,89 @@
+"""Time for a control loop: monotonic or virtual, and ticks at absolute deadlines.
+
+tick      0        1        2        3        4
+deadline  t0       t0+dt    t0+2dt   t0+3dt   t0+4dt      never moved: an error of one tick is not passed on
+                   |sleep.|spin|
+"""
+
+import math
+import time
+from typing import NamedTuple
+
+from typing_extensions import Protocol
+
+# Sleeping ends up to this much too late on Linux; the rest of the wait is spun.
+_SPIN_S = 1e-3
+
+
+class Clock(Protocol):
+    """Seconds that never step back; not the time of day, which is set now and then."""
+
+    def now_s(self) -> float: ...
+
+    def sleep_until(self, time_s: float) -> None: ...
+
+
+class MonotonicClock:
+    """The clock of real robots."""
+
+    def now_s(self) -> float:
+        return time.perf_counter()
+
+    def sleep_until(self, time_s: float) -> None:
+        left_s = time_s - time.perf_counter() - _SPIN_S
+        if left_s > 0:
+            time.sleep(left_s)
+        while time.perf_counter() < time_s:
+            pass
+
+
+class VirtualClock:
+    """Moves only when somebody sleeps: a loop in a simulator or a test runs as fast as it can, always the same."""
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self._now_s = start_s
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def sleep_until(self, time_s: float) -> None:
+        self._now_s = max(self._now_s, time_s)
+
+    def advance(self, seconds: float) -> None:
+        """Time that something takes."""
+        self._now_s += seconds
+
+
+class Tick(NamedTuple):
+    """One tick of the loop.
+
+    Attributes:
+        number: from 0; ticks that were skipped have theirs.
+        late_s: how long after its deadline it began.
+        skipped: ticks before this one that never came.
+    """
+
+    number: int
+    late_s: float
+    skipped: int
+
+
+class Pacer:
+    """Waits for the ticks of a fixed rate. What is more than a period late is skipped: no bursts to catch up."""
+
+    def __init__(self, clock: Clock, rate_hz: float) -> None:
+        self._clock = clock
+        self._period_s = 1 / rate_hz
+        self._start_s = clock.now_s()
+        self._next = 0
+
+    def wait(self) -> Tick:
+        """Returns when the next tick begins."""
+        behind = (self._clock.now_s() - self._start_s) / self._period_s - self._next
+        skipped = math.ceil(behind) if behind > 1 else 0
+        self._next += skipped
+        deadline_s = self._start_s + self._next * self._period_s
+        self._clock.sleep_until(deadline_s)
+        tick = Tick(self._next, self._clock.now_s() - deadline_s, skipped)
+        self._next += 1
+        return tick

@@ -1,0 +1,344 @@
+"""What to command at each tick: pure decisions, without robot, clock or network.
+
+home -> start -> blend -> play      start: holds, and asks where the policy would begin
+                  ^         |       blend: from the measured pose to there, slowly
+        start <---+---------'       play: asks anew, and plays; holds when there is no row
+             held for too long
+"""
+
+import enum
+import math
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
+
+import numpy as np
+
+from openpi_client.realtime.actions import ActionSpec
+from openpi_client.realtime.limits import Limiter, LimitExceeded, Limits
+from openpi_client.realtime.plan import Plan, Row
+from openpi_client.realtime.questions import Question, Questions
+from openpi_client.realtime.requests import Answer
+from openpi_client.realtime.safety import Safety
+from openpi_client.realtime.start import BlendedStart
+from openpi_client.realtime.strategies import Strategy, TrainedRTC
+
+Record = Callable[..., None]
+
+
+class EpisodeEnded(Exception):
+    """The controller does not go on; the text says why."""
+
+
+class Phase(enum.Enum):
+    HOME = "home"
+    START = "start"
+    BLEND = "blend"
+    PLAY = "play"
+
+
+class Command(NamedTuple):
+    """What the robot is told at one tick.
+
+    Attributes:
+        values: float64[width]; None = nothing (the pose is not known yet, or the robot was stopped).
+        kind: "row" of a chunk, "hold", "blend", or "none".
+        row: which, if it is one.
+        is_seam: whether it is the first of its chunk.
+        jump: at a seam, largest change from the last command in the dimensions that are positions.
+    """
+
+    values: Optional[np.ndarray]
+    kind: str
+    row: Optional[Row] = None
+    is_seam: bool = False
+    jump: float = 0.0
+
+
+class Controller:
+    """Call once per tick, in this order: `take` the answer if there is one; `command`; `question` if `is_due`."""
+
+    def __init__(
+        self,
+        spec: ActionSpec,
+        strategy: Strategy,
+        safety: Safety,
+        *,
+        rate_hz: float,
+        limits: Optional[Limits] = None,
+        max_delay: Optional[int] = None,
+        record: Record = lambda kind, **fields: None,
+        on_warning: Callable[[str], None] = lambda text: None,
+        on_stop: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        """
+        Args:
+            rate_hz: of the ticks; rows in between are interpolated when the policy has another rate.
+            limits: None = no bounds.
+            max_delay: rows, that the server's model was trained for.
+            record: called as record(kind, **fields) with all that happens.
+            on_warning: called with each warning, once.
+            on_stop: called with the reason when the robot has held for too long; from then on it gets no commands until
+                a blended start. None = it goes on holding.
+        """
+        self.spec, self.strategy, self.safety, self.rate_hz = spec, strategy, safety, rate_hz
+        self.rows_per_tick = safety.speed * (1.0 if spec.rate_hz is None else spec.rate_hz / rate_hz)
+        self._record, self._on_warning, self._on_stop = record, on_warning, on_stop
+        self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick)
+        self.phase = Phase.START
+        self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay)
+        self._has_horizon = spec.horizon is not None
+        self._use_horizon(spec.horizon or 1)
+        self._last: Optional[np.ndarray] = None  # command
+        self._last_chunk = -1
+        self._played_at = -1  # tick of the last row
+        self._has_played = False  # a row, since the start
+        self._held = 0  # ticks since the last row
+        self._blend: Optional[BlendedStart] = None
+        self._failures = self._discards = 0
+        self._warned: Set[str] = set()
+
+    def _use_horizon(self, horizon: int) -> None:
+        self.horizon = horizon
+        self.plan = Plan(self.spec.width, horizon, self.strategy.max_chunks(horizon))
+        self._questions.use_horizon(horizon)
+        chunk_s = horizon / (self.rows_per_tick * self.rate_hz)
+        self.max_age_s = chunk_s if self.safety.max_age_s is None else self.safety.max_age_s
+
+    def begin(self, pose: Optional[np.ndarray], home: Optional[np.ndarray] = None) -> None:
+        """Where the robot is, as a command; and where it shall go before the policy is asked."""
+        self._last = pose
+        if home is not None and pose is not None:
+            self._begin_blend(pose, home, Phase.HOME)
+
+    # Answers
+
+    def take(self, answer: Answer, tick: int, now_s: float, pose: Callable[[], Optional[np.ndarray]]) -> None:
+        """Takes the answer to the last question.
+
+        Args:
+            pose: measures where the robot is.
+        Raises:
+            EpisodeEnded: nothing good can come from this policy.
+        """
+        question = self._questions.answered()
+        assert answer.number == question.number
+        age_s = now_s - question.asked_s
+        fields = {"chunk": answer.number, "delay_ticks": tick - question.tick, "age_s": age_s, **answer.timing_ms}
+        if answer.result is None:
+            return self._failed(answer.failure, answer.error, tick, fields)
+        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
+        self._warn(answer.result.get("warnings", ()))
+        rows = answer.result.get("actions")
+        problem = self.spec.problem(rows, self.horizon if self._has_horizon else None)
+        if problem:
+            return self._failed("refused", problem, tick, fields)
+        rows = np.asarray(rows, np.float64)
+        if not self._has_horizon:
+            self._has_horizon = True
+            self._use_horizon(len(rows))
+        if age_s > self.max_age_s:
+            return self._stale(fields)
+        self._failures = 0
+        if self.phase is Phase.START and self.safety.blend_s > 0 and self.spec.stays.any():
+            measured = pose()
+            assert measured is not None
+            self._record("blend", **fields)
+            return self._begin_blend(measured, self._allowed(rows[0], None, is_seam=False), Phase.BLEND)
+        self.phase = Phase.PLAY
+        self._merge(question, rows, fields)
+
+    def _stale(self, fields: Dict[str, Any]) -> None:
+        self._record("stale", max_age_s=self.max_age_s, **fields)
+        self.warn(
+            f"an answer came {fields['age_s']:.2f} s after its observation and is not played (max_age_s: "
+            f"{self.max_age_s:.3g}); asking anew",
+            subject="stale",
+        )
+
+    def _merge(self, question: Question, rows: np.ndarray, fields: Dict[str, Any]) -> None:
+        """A chunk whose first rows are past: as many as were played since its observation, none if the robot held."""
+        consumed = self.plan.position - question.start
+        fields["consumed"] = consumed
+        is_conditioned = isinstance(self.strategy, TrainedRTC) and question.has_prefix
+        if is_conditioned and math.ceil(consumed - 1e-6) > question.delay:
+            return self._discard(question, fields)
+        self._discards = 0
+        if consumed >= len(rows):
+            return self._record("too late", **fields)
+        self._record("chunk", start=question.start, made_for=question.delay, **fields)
+        self.plan.add(question.start, rows, question.asked_s, question.number)
+        self._questions.last_start = question.start
+
+    def _discard(self, question: Question, fields: Dict[str, Any]) -> None:
+        self._discards += 1
+        self._record("discarded", made_for=question.delay, **fields)
+        assert isinstance(self.strategy, TrainedRTC)
+        if self._discards >= self.strategy.max_discards:
+            raise EpisodeEnded(
+                f"{self._discards} chunks in a row came later than the {question.delay} rows that they were made for; "
+                "the path is too slow for this policy: train with a larger rtc_max_delay, or use GuidedRTC"
+            )
+
+    def _failed(self, failure: str, error: str, tick: int, fields: Dict[str, Any]) -> None:
+        self._record("failed", failure=failure, error=error, **fields)
+        if failure == "fatal":
+            raise EpisodeEnded(error)
+        # Of one kind of error the first is told; their numbers differ.
+        self.warn(error, subject=error.partition(":")[0])
+        if failure == "unreachable":  # The way to the server may come back; meanwhile the robot holds.
+            return self._questions.pause(tick)
+        self._failures += 1
+        if self._failures >= self.safety.max_failures:
+            raise EpisodeEnded(f"{self._failures} answers in a row were of no use, the last one: {error}")
+        self._questions.pause(tick, self._failures)
+
+    def _warn(self, warnings: Any) -> None:
+        texts: List[str] = [str(text) for text in warnings] if isinstance(warnings, (list, tuple)) else []
+        for text in texts:
+            self.warn(text, subject=text.partition(":")[0])
+        if texts and self.phase is Phase.START and not self.safety.accept_warnings:
+            raise EpisodeEnded(
+                f"the server finds the observation suspicious, so the robot does not start: {'; '.join(texts)}. If "
+                "this is right, start with Safety(accept_warnings=True)"
+            )
+
+    def warn(self, text: str, subject: Optional[str] = None) -> None:
+        """Tells of something, once.
+
+        Args:
+            subject: what it is about, if the text has numbers that change.
+        """
+        if (subject or text) not in self._warned:
+            self._warned.add(subject or text)
+            self._record("warning", text=text)
+            self._on_warning(text)
+
+    # Commands
+
+    def will_hold(self, now_s: float) -> bool:
+        """Whether the robot holds when the policy is asked now."""
+        return self.strategy.holds_while_asking or self.phase is not Phase.PLAY or self._row(now_s) is None
+
+    def _row(self, now_s: float) -> Optional[Row]:
+        return self.plan.row(self.strategy.combine, now_s - self.max_age_s)
+
+    def command(self, tick: int, now_s: float) -> Command:
+        """What the robot gets at this tick.
+
+        Raises:
+            EpisodeEnded: a limit was exceeded that says "stop".
+        """
+        if self._blend is not None:
+            return self._blended(self._blend)
+        row = self._row(now_s) if self.phase is Phase.PLAY else None
+        command = self._hold() if row is None else self._play(row, tick)
+        if command.values is not None:
+            self._last = command.values
+        return command
+
+    def _play(self, row: Row, tick: int) -> Command:
+        if self._held >= self.safety.hold_after_ticks:
+            self._record("hold ends", ticks=self._held)
+        self._held = 0
+        is_seam = row.chunk != self._last_chunk
+        jump = 0.0
+        if is_seam and self._last is not None and self.spec.stays.any():
+            jump = float(np.abs(row.values - self._last)[self.spec.stays].max())
+        # A velocity plays as much slower as the rows do.
+        wanted = np.where(self.spec.stays, row.values, self.safety.speed * row.values)
+        values = self._allowed(wanted, self._last, is_seam=is_seam)
+        self.plan.position += self.rows_per_tick
+        self._last_chunk, self._played_at, self._has_played = row.chunk, tick, True
+        return Command(values, "row", row._replace(values=values), is_seam, jump)
+
+    def _allowed(self, wanted: np.ndarray, last: Optional[np.ndarray], *, is_seam: bool) -> np.ndarray:
+        """The command within its limits."""
+        try:
+            values, problem = self._limiter.within(wanted, last, is_seam=is_seam)
+        except LimitExceeded as error:
+            raise EpisodeEnded(f"a command would leave its limits: {error}") from error
+        if problem:
+            self._record("clamped", text=problem)
+            self.warn(f"commands are clamped, first because {problem}", subject="clamped")
+        return values
+
+    def _hold(self) -> Command:
+        if self.phase is Phase.PLAY and self._has_played:
+            self._watch_hold()
+        if self._last is None:
+            return Command(None, "none")
+        return Command(self.spec.hold_row(self._last), "hold")
+
+    def _watch_hold(self) -> None:
+        """Counts ticks without a row, and does what has to be done."""
+        self._held += 1
+        if self._held == 1 and self.plan.num_from(self.plan.position) > 0:
+            self._record("expired", rows=self.plan.num_from(self.plan.position))
+        if self._held == 1:
+            self.plan.clear()
+        if self._held == self.safety.hold_after_ticks:
+            self._record("hold")
+        expected = self._questions.forecast.ticks if self.strategy.holds_while_asking else 0
+        if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
+            return
+        reason = f"no action for {self._held / self.rate_hz:.2f} s"
+        self._record("stop", reason=reason)
+        self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
+        self.phase, self._held, self._has_played = Phase.START, 0, False
+        self._questions.last_start = None
+        if self._on_stop is not None:
+            self._last = None  # Where it is by then, nobody knows.
+            self._on_stop(reason)
+
+    def stop_command(self) -> Optional[np.ndarray]:
+        """The last command of an episode: hold."""
+        return None if self._last is None else self.spec.hold_row(self._last)
+
+    def _begin_blend(self, pose: np.ndarray, target: np.ndarray, phase: Phase) -> None:
+        num_ticks = self.safety.ticks(self.safety.blend_s, self.rate_hz)
+        stays = self.spec.stays
+        max_step = np.where(stays, self._limiter.max_step, np.inf)
+        self._blend = BlendedStart(np.where(stays, pose, 0.0), np.where(stays, target, 0.0), num_ticks, max_step)
+        self.phase = phase
+        self.plan.clear()
+
+    def _blended(self, blend: BlendedStart) -> Command:
+        self._last = blend.next()
+        if blend.is_over:
+            self._blend = None
+            self.phase = Phase.START if self.phase is Phase.HOME else Phase.PLAY
+            self._questions.last_start = None
+        return Command(self._last, "blend")
+
+    # Questions
+
+    @property
+    def number(self) -> int:
+        """Of the last question."""
+        return self._questions.number
+
+    def is_due(self, tick: int, now_s: float) -> bool:
+        """Whether it is time to ask the policy."""
+        if self._blend is not None:
+            return False
+        fresh_s = self.plan.newest_s + self.max_age_s - now_s
+        return self._questions.is_due(self.plan, self._start_of_chunk(tick), tick, fresh_s=fresh_s)
+
+    def _start_of_chunk(self, tick: int) -> float:
+        """The position of the first row of a chunk that is asked for now: that of this tick's row."""
+        return self.plan.position - (self.rows_per_tick if self._played_at == tick else 0.0)
+
+    def question(self, observation: Dict[str, Any], tick: int, now_s: float) -> Dict[str, Any]:
+        """What to send to the policy; its number is `number`.
+
+        Args:
+            observation: of now; the row of this tick, if one was played already, is the first of the new chunk.
+        """
+        if self.strategy.holds_while_asking:
+            self.plan.clear()
+        start, oldest_s = self._start_of_chunk(tick), now_s - self.max_age_s
+        keys = self._questions.ask(self.plan, start, tick, now_s, oldest_s=oldest_s, record=self._record)
+        return {**observation, **keys}
+
+    def ask_later(self, tick: int) -> None:
+        """Not now: the next question comes after a pause."""
+        self._questions.pause(tick)

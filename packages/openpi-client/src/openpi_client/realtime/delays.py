@@ -1,0 +1,63 @@
+"""How long the next answer will take, in ticks."""
+
+import math
+from collections import deque
+from typing import Deque, Optional
+
+import numpy as np
+from typing_extensions import Literal
+
+Statistic = Literal["max", "mean", "p95"]
+
+
+class DelayForecast:
+    """From the last few delays, as in the paper on real-time chunking (arXiv 2506.07339): their maximum, and a margin.
+
+    Delays are counted in ticks of the loop, from the tick of the observation to the tick that got the answer. A window,
+    since one slow answer must not count forever.
+    """
+
+    def __init__(
+        self,
+        initial: int,
+        *,
+        window: int = 5,
+        margin: int = 1,
+        statistic: Statistic = "max",
+        cap: Optional[int] = None,
+    ) -> None:
+        """
+        Args:
+            initial: ticks, at least, until the window is full: the maximum of few is no bound.
+            window: how many of the last delays count.
+            margin: ticks on top.
+            statistic: of the delays in the window.
+            cap: ticks at most.
+        """
+        self._initial = initial
+        self._margin = margin
+        self._statistic = statistic
+        self._cap = math.inf if cap is None else cap
+        self._delays: Deque[int] = deque(maxlen=window)
+
+    def record(self, ticks: int, *, is_first: bool) -> None:
+        """A measured delay; the first on a connection is no measure, since servers compile then."""
+        if not is_first:
+            self._delays.append(ticks)
+
+    @property
+    def ticks(self) -> int:
+        """The forecast, at least 1."""
+        forecast = self._initial if not self._delays else self._of_window()
+        if len(self._delays) < (self._delays.maxlen or 1):
+            forecast = max(forecast, self._initial)
+        return int(max(1, min(self._cap, forecast)))
+
+    def _of_window(self) -> int:
+        if self._statistic == "max":
+            delay = float(max(self._delays))
+        elif self._statistic == "mean":
+            delay = float(np.mean(self._delays))
+        else:
+            delay = float(np.percentile(self._delays, 95))
+        return math.ceil(delay) + self._margin

@@ -1,0 +1,154 @@
+"""How far and how fast a command may go."""
+
+import dataclasses
+from typing import Any, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from typing_extensions import Literal
+
+from openpi_client.realtime.actions import ActionSpec, contract_of
+
+Bound = Union[float, Sequence[float], np.ndarray, None]
+
+# How much further than what was recorded a command may go, and how much faster.
+_RANGE_SLACK = 0.05
+_STEP_SLACK = 1.5
+
+
+class LimitExceeded(Exception):
+    """A command would have left its limits, and these say "stop"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """
+    Attributes:
+        low, high: of a command, one number or one per dimension; None = no bound.
+        max_step: largest change per tick of dimensions that are positions.
+        max_jump: the same for the first command of a new chunk; a larger jump is caught up with in steps of this size.
+        on_violation: "clamp" plays what is allowed; "stop" ends the episode in hold.
+    """
+
+    low: Bound = None
+    high: Bound = None
+    max_step: Bound = None
+    max_jump: Bound = None
+    on_violation: Literal["clamp", "stop"] = "clamp"
+
+    def __post_init__(self) -> None:
+        if self.on_violation not in ("clamp", "stop"):
+            raise ValueError(f"on_violation is {self.on_violation!r}; expected 'clamp' or 'stop'")
+        for name in ("low", "high", "max_step", "max_jump"):
+            bound = getattr(self, name)
+            if bound is not None and np.isnan(np.asarray(bound, np.float64)).any():
+                raise ValueError(f"limits.{name} is {bound}; expected numbers")
+        for name in ("max_step", "max_jump"):
+            bound = getattr(self, name)
+            if bound is not None and not (np.asarray(bound, np.float64) > 0).all():
+                raise ValueError(f"limits.{name} is {bound}; expected more than 0, or the robot never moves")
+        if self.low is not None and self.high is not None and (np.asarray(self.low) > np.asarray(self.high)).any():
+            raise ValueError(f"limits.low is {self.low}, above limits.high, {self.high}")
+
+    @classmethod
+    def from_recorded(
+        cls,
+        actions: np.ndarray,
+        episode_ends: Sequence[int] = (),
+        *,
+        on_violation: Literal["clamp", "stop"] = "clamp",
+    ) -> "Limits":
+        """The range and the speed of recorded actions, and a little more.
+
+        Args:
+            actions: float[n, width], as the robot takes them, one row per tick of the contract's rate.
+            episode_ends: the index behind each episode's last row; from there to the next row is no step.
+        """
+        actions = np.asarray(actions, np.float64)
+        if actions.ndim != 2 or len(actions) < 2 or not np.isfinite(actions).all():
+            raise ValueError(f"recorded actions of shape {actions.shape}; expected finite numbers, [n >= 2, width]")
+        low, high = actions.min(0), actions.max(0)
+        slack = _RANGE_SLACK * (high - low)
+        ends = np.asarray(list(episode_ends), np.int64)
+        steps = np.delete(np.abs(np.diff(actions, axis=0)), ends[(ends > 0) & (ends < len(actions))] - 1, axis=0)
+        # Not a quantile: grippers move in a few of thousands of steps.
+        step = _STEP_SLACK * steps.max(0) if len(steps) else np.full(low.shape, np.inf)
+        # What never moved in the recordings may go where it was.
+        step = np.where(step > 0, step, np.inf)
+        return cls(low - slack, high + slack, step, step, on_violation)
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], *, on_violation: Literal["clamp", "stop"] = "clamp"
+    ) -> "Limits":
+        """What a server's contract says: `low`, `high` and `max_step` of `actions`; no bounds where it says nothing."""
+        actions = contract_of(metadata).get("actions", {})
+        step = actions.get("max_step")
+        return cls(actions.get("low"), actions.get("high"), step, step, on_violation)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.low is None and self.high is None and self.max_step is None and self.max_jump is None
+
+
+class Limiter:
+    """Applies limits to one command after the other."""
+
+    def __init__(self, limits: Limits, spec: ActionSpec, *, rows_per_tick: float = 1.0) -> None:
+        """
+        Args:
+            rows_per_tick: limits of steps are per row, as recorded.
+        Raises:
+            ValueError: a limit has as many numbers as no action.
+        """
+        self._spec = spec
+        self._clamps = limits.on_violation == "clamp"
+        self._low = _bound("low", limits.low, -np.inf, spec)
+        self._high = _bound("high", limits.high, np.inf, spec)
+        # Where slow motion would allow a fraction of a step, a seam still gets a whole one.
+        self._max_step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
+        self._max_jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
+        self._max_step = self._max_step * max(1.0, rows_per_tick)
+        self._is_catching_up = False
+
+    @property
+    def max_step(self) -> np.ndarray:
+        """float64[width], per tick; infinity where there is no bound."""
+        return self._max_step
+
+    def within(self, command: np.ndarray, last: Optional[np.ndarray], *, is_seam: bool) -> Tuple[np.ndarray, str]:
+        """The command that is allowed, and what was wrong with the one that was wanted; '' = nothing.
+
+        Args:
+            last: the command before; None = there was none.
+            is_seam: whether it is the first of a new chunk.
+        Raises:
+            LimitExceeded: with limits that say "stop".
+        """
+        allowed = np.clip(command, self._low, self._high)
+        problem = self._named("outside its range", command, allowed)
+        if last is not None:
+            jump = self._max_jump if is_seam or self._is_catching_up else np.inf
+            step = np.minimum(self._max_step, jump)
+            reached = np.where(np.isfinite(step), np.clip(allowed, last - step, last + step), allowed)
+            self._is_catching_up = bool((reached != allowed).any())
+            problem = problem or self._named("too far from the last one" if is_seam else "too fast", allowed, reached)
+            allowed = reached
+        if problem and not self._clamps:
+            raise LimitExceeded(problem)
+        return allowed, problem
+
+    def _named(self, what: str, wanted: np.ndarray, allowed: np.ndarray) -> str:
+        changed = np.flatnonzero(wanted != allowed)
+        if len(changed) == 0:
+            return ""
+        worst = changed[np.argmax(np.abs(wanted - allowed)[changed])]
+        return f"'{self._spec.names[worst]}' of {wanted[worst]:.4g} is {what}; {allowed[worst]:.4g} is allowed"
+
+
+def _bound(name: str, bound: Bound, default: float, spec: ActionSpec) -> np.ndarray:
+    values = np.asarray(default if bound is None else bound, np.float64)
+    if values.ndim > 0 and values.shape != (spec.width,):
+        raise ValueError(
+            f"limits.{name} has shape {values.shape}; expected one number, or {spec.width}: {', '.join(spec.names)}"
+        )
+    return np.broadcast_to(values, (spec.width,))

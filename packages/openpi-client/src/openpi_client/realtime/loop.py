@@ -1,0 +1,309 @@
+"""The control loop: each tick plays a row or holds, and never waits for the policy.
+
+tick k: wait for its deadline -> look for an answer -> command -> apply -> (observe, hand to the worker)
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import numpy as np
+
+from openpi_client.realtime import strategies
+from openpi_client.realtime.actions import ActionSpec, Hold
+from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
+from openpi_client.realtime.controller import Controller, EpisodeEnded
+from openpi_client.realtime.limits import Limits
+from openpi_client.realtime.log import EpisodeLog
+from openpi_client.realtime.requests import Requester
+from openpi_client.realtime.robot import Robot, check_names, measured_pose
+from openpi_client.realtime.safety import Safety
+from openpi_client.realtime.watch import ObservationWatch
+
+logger = logging.getLogger(__name__)
+
+# How long a thread that computes in Python may keep the loop from running; Python's own 5 ms are a quarter of a tick.
+_SWITCH_INTERVAL_S = 2e-4
+# Of SCHED_FIFO, 1 to 99; drivers' interrupts have 50.
+_PRIORITY = 10
+
+
+class ControlLoop:
+    """Runs episodes of a robot with a policy.
+
+    Attributes:
+        last_log: of the last episode; None = there was none.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        policy: Requester,
+        *,
+        strategy: Optional[strategies.Strategy] = None,
+        safety: Optional[Safety] = None,
+        rate_hz: Optional[float] = None,
+        action_width: Optional[int] = None,
+        hold: Optional[Hold] = None,
+        log_folder: Optional[Path] = None,
+        on_warning: Optional[Callable[[str], None]] = None,
+        on_stop: Optional[Callable[[str], None]] = None,
+        priority: bool = False,
+        clock: Optional[Clock] = None,
+    ) -> None:
+        """
+        Args:
+            policy: a `ProcessRequester` for a policy server; it stays open.
+            strategy: falls back to another one when the server cannot; None = `TrainedRTC()` if the server offers it,
+                else `GuidedRTC()`.
+            safety: None = `Safety()`.
+            rate_hz: of the ticks; None = that of the server's contract. At another rate rows are interpolated.
+            action_width: for servers without a contract.
+            hold: how the robot stands still: "stay" (positions), "zero" (velocities, steps), or one of them per
+                dimension; None = as the contract says.
+            log_folder: gets a folder per episode; None = no files.
+            on_warning: called once for each warning of an episode, the server's included; they are logged anyway.
+            on_stop: called with the reason when the robot has held for `stop_after_s`: a way to a safe pose, or brakes.
+            priority: run the ticks before everything else on this machine (SCHED_FIFO: Linux, needs CAP_SYS_NICE).
+            clock: `VirtualClock` for simulators.
+        Raises:
+            ValueError: the robot and the policy do not fit, or something that matters is not known.
+        """
+        self._priority = priority
+        metadata = policy.metadata
+        check_names(robot, metadata)
+        self.spec = ActionSpec.from_metadata(metadata, width=action_width, hold=hold)
+        if rate_hz is None and self.spec.rate_hz is None:
+            raise ValueError("the server does not tell its rate (no control_hz in a contract); give rate_hz=...")
+        self.rate_hz = float(rate_hz or self.spec.rate_hz or 0)
+        if not 0 < self.rate_hz < 1e4:
+            raise ValueError(f"rate_hz is {rate_hz}; expected more than 0")
+        self.strategy, self._why_other = strategies.usable(strategy or strategies.best(metadata), metadata)
+        self._robot, self._policy, self._safety = robot, policy, safety or Safety()
+        self._limits = self._safety.limits or Limits.from_metadata(metadata)
+        self._clock: Clock = MonotonicClock() if clock is None else clock
+        self._log_folder, self._num_episodes = log_folder, 0
+        self._on_warning, self._on_stop = on_warning, on_stop
+        self.last_log: Optional[EpisodeLog] = None
+        self._check_rate()
+
+    def _check_rate(self) -> None:
+        """Raises ValueError at a rate at which steps would become others."""
+        recorded_hz = self.spec.rate_hz
+        if recorded_hz is not None and recorded_hz != self.rate_hz and not self.spec.stays.all():
+            moving = [name for name, stays in zip(self.spec.names, self.spec.stays) if not stays]
+            raise ValueError(
+                f"rate_hz is {self.rate_hz:g}, but the policy was trained at {recorded_hz:g} Hz, and "
+                f"{', '.join(moving)} are velocities or steps, which cannot be interpolated; run at {recorded_hz:g} Hz"
+            )
+
+    def run(
+        self,
+        *,
+        max_s: Optional[float] = None,
+        until: Callable[[], bool] = lambda: False,
+        home: Optional[np.ndarray] = None,
+    ) -> Dict[str, Any]:
+        """Runs one episode; the robot holds at its end, however it ends.
+
+        Args:
+            max_s: how long at most.
+            until: asked after each tick; True ends the episode.
+            home: float[width]; the robot goes there first, slowly.
+        Returns:
+            the summary of the episode (`log.summarize`), with `end`: why it ended.
+        Raises:
+            KeyboardInterrupt: Ctrl-C, after the robot holds and the log is written.
+            ValueError: the robot's pose is needed, and not known.
+        """
+        log = self.last_log = EpisodeLog(self._next_folder(), self._clock, self.spec.width)
+        controller = self._controller(log)
+        end = "error"
+        with _undisturbed(self._priority) as interrupted:
+            try:
+                self._begin(controller, home)
+                end = self._ticks(controller, log, max_s, until, interrupted)
+            except EpisodeEnded as error:
+                end = str(error)
+                logger.error("The episode ends, and the robot holds: %s", end)
+            except BaseException as error:
+                end = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                try:
+                    self._hold(controller)
+                finally:
+                    summary = log.close(end, strategy=self.strategy.name, rate_hz=self.rate_hz)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        return summary
+
+    def _begin(self, controller: Controller, home: Optional[np.ndarray]) -> None:
+        if self._why_other:
+            controller.warn(self._why_other)
+        if self.spec.rate_hz is not None and self.spec.rate_hz != self.rate_hz:
+            controller.warn(
+                f"the loop runs at {self.rate_hz:g} Hz, the policy was trained at {self.spec.rate_hz:g} Hz: "
+                f"{controller.rows_per_tick:g} rows are played per tick"
+            )
+        if self._limits.is_empty:
+            controller.warn(
+                "no limits of commands are known: the server's contract has none; give Safety(limits=Limits(...))"
+            )
+        pose = measured_pose(self._robot, self._policy.metadata)
+        needs_pose = self.spec.stays.any() and (self._safety.blend_s > 0 or home is not None)
+        if pose is None and needs_pose:
+            raise ValueError(
+                "a blended start needs to know where the robot is: give it a method pose(), or Safety(blend_s=0) to "
+                "start with a jump"
+            )
+        if pose is not None and pose.shape != (self.spec.width,):
+            raise ValueError(f"the robot's pose has shape {pose.shape}; expected ({self.spec.width},), as its commands")
+        controller.begin(pose, home)
+
+    def _controller(self, log: EpisodeLog) -> Controller:
+        return Controller(
+            self.spec,
+            self.strategy,
+            self._safety,
+            rate_hz=self.rate_hz,
+            limits=self._limits,
+            max_delay=strategies.max_delay(self._policy.metadata) if self.strategy.rtc_mode == "trained" else None,
+            record=log.event,
+            on_warning=self._warned,
+            on_stop=self._on_stop,
+        )
+
+    def _warned(self, text: str) -> None:
+        logger.warning("%s", text)
+        if self._on_warning is not None:
+            self._on_warning(text)
+
+    def _ticks(
+        self,
+        controller: Controller,
+        log: EpisodeLog,
+        max_s: Optional[float],
+        until: Callable[[], bool],
+        interrupted: threading.Event,
+    ) -> str:
+        """Runs ticks until the episode is over; returns why."""
+        pacer, watch = Pacer(self._clock, self.rate_hz), ObservationWatch(self._safety.frozen_after_s)
+        while True:
+            tick = pacer.wait()
+            if interrupted.is_set():
+                return "interrupted"
+            if max_s is not None and tick.number >= max_s * self.rate_hz:
+                return "time is over"
+            self._tick(controller, log, watch, tick)
+            if until():
+                return "complete"
+
+    def _tick(self, controller: Controller, log: EpisodeLog, watch: ObservationWatch, tick: Tick) -> None:
+        log.begin_tick(tick)
+        self._take_answer(controller, tick)
+        # While the robot holds, its observation goes first; in a simulator, the answer may then be there at once.
+        if controller.will_hold(self._clock.now_s()) and self._is_due(controller, tick):
+            self._ask(controller, watch, tick)
+            self._take_answer(controller, tick)
+        now_s = self._clock.now_s()
+        command = controller.command(tick.number, now_s)
+        if command.values is not None:
+            self._robot.apply(command.values)
+        log.end_tick(tick, command, now_s)
+        if not controller.will_hold(now_s) and self._is_due(controller, tick):
+            self._ask(controller, watch, tick)
+
+    def _is_due(self, controller: Controller, tick: Tick) -> bool:
+        # The answer to a question of an episode that is over may still be awaited.
+        return not self._policy.is_busy and controller.is_due(tick.number, self._clock.now_s())
+
+    def _take_answer(self, controller: Controller, tick: Tick) -> None:
+        answer = self._policy.poll()
+        if answer is not None and answer.number == controller.number:  # else of an episode that is over
+            controller.take(
+                answer,
+                tick.number,
+                self._clock.now_s(),
+                lambda: measured_pose(self._robot, self._policy.metadata),
+            )
+
+    def _ask(self, controller: Controller, watch: ObservationWatch, tick: Tick) -> None:
+        now_s = self._clock.now_s()
+        observation = self._robot.observe()
+        problems = watch.problems(observation, now_s)
+        for problem in problems:
+            controller.warn(problem, subject=problem.partition("'")[2].partition("'")[0])
+        if problems:  # What is left of the plan is played; then the robot holds.
+            return controller.ask_later(tick.number)
+        question = controller.question(observation, tick.number, now_s)
+        self._policy.submit(controller.number, question)
+
+    def _hold(self, controller: Controller) -> None:
+        command = controller.stop_command()
+        if command is not None:
+            self._robot.apply(command)
+
+    def _next_folder(self) -> Optional[Path]:
+        """A new folder for the log of an episode."""
+        if self._log_folder is None:
+            return None
+        while (self._log_folder / f"episode_{self._num_episodes:04d}").exists():
+            self._num_episodes += 1
+        return self._log_folder / f"episode_{self._num_episodes:04d}"
+
+
+@contextlib.contextmanager
+def _undisturbed(priority: bool) -> Iterator[threading.Event]:
+    """Other threads give way sooner; Ctrl-C sets the event instead of cutting a command in two."""
+    interrupted = threading.Event()
+    is_main = threading.current_thread() is threading.main_thread()
+    interval_s = sys.getswitchinterval()
+    before: Any = None
+
+    def interrupt(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt  # The second one: something hangs.
+        interrupted.set()
+
+    if is_main:
+        before = signal.signal(signal.SIGINT, interrupt)
+    sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
+    gc.collect()
+    gc.freeze()  # What is there need not be looked through again in the middle of a tick.
+    try:
+        with _first() if priority else contextlib.nullcontext():
+            yield interrupted
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval_s)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _first() -> Iterator[None]:
+    """This thread runs before all ordinary ones; what it starts does not.
+
+    Raises:
+        OSError: this system does not allow it.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        raise OSError("priority=True needs Linux")
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, "priority=True needs the right to it: CAP_SYS_NICE, or 'rtprio' in /etc/security/limits.conf"
+        ) from error
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)

@@ -1,0 +1,114 @@
+"""An episode as one picture: commands with their seams and holds above, lateness and delays below. SVG, by hand."""
+
+from html import escape
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import numpy as np
+
+_WIDTH, _LEFT, _RIGHT = 1200, 70, 20
+_COMMANDS = (50, 300)  # top, height
+_LATE = (400, 110)
+_DELAY = (560, 110)
+_HEIGHT = 720
+_COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2a9d8f", "#8d5524", "#5b5f97")
+_MAX_POINTS = 2000
+
+
+def timeline(
+    ticks: np.ndarray, commands: np.ndarray, events: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> str:
+    """
+    Args:
+        ticks, commands, events, summary: those of `EpisodeLog`.
+    Returns:
+        an SVG document.
+    """
+    parts = [_title(summary)]
+    if len(ticks):
+        span = (float(ticks["number"][0]), float(max(ticks["number"][-1], ticks["number"][0] + 1)))
+        parts += _holds(ticks, span)
+        parts += _curves(ticks, commands, span)
+        seams = ticks["number"][ticks["is_seam"]]
+        parts += [_vertical(_x(seam, span), _COMMANDS, "#bbb") for seam in seams[:: max(1, len(seams) // 400)]]
+        parts += _bars(ticks["number"], 1e3 * ticks["late_s"], span, _LATE, "tick late, ms")
+        answers = [(event["tick"], event["delay_ticks"]) for event in events if "delay_ticks" in event]
+        numbers, delays = np.array(answers, np.float64).reshape(-1, 2).T
+        parts += _bars(numbers, delays, span, _DELAY, "answer after, ticks")
+        parts.append(_text(_LEFT, _HEIGHT - 20, f"tick {span[0]:.0f} to {span[1]:.0f}; grey: holds; lines: new chunks"))
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'font-size="13">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+    )
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    keys = ("strategy", "end", "rows_played", "holds", "ticks_skipped", "asked", "stale", "discarded")
+    return _text(_LEFT, 28, "   ".join(f"{key.replace('_', ' ')}: {summary[key]}" for key in keys if key in summary))
+
+
+def _holds(ticks: np.ndarray, span: Tuple[float, float]) -> List[str]:
+    """Grey where the robot held."""
+    is_hold = np.concatenate([[0], (ticks["kind"] == 1).astype(np.int8), [0]])
+    starts, ends = np.flatnonzero(np.diff(is_hold) == 1), np.flatnonzero(np.diff(is_hold) == -1)
+    top, height = _COMMANDS
+    found = []
+    for start, end in zip(starts, ends):
+        left, right = _x(ticks["number"][start], span), _x(ticks["number"][end - 1] + 1, span)
+        found.append(f'<rect x="{left:.1f}" y="{top}" width="{right - left:.1f}" height="{height}" fill="#e6e6e6"/>')
+    return found
+
+
+def _curves(ticks: np.ndarray, commands: np.ndarray, span: Tuple[float, float]) -> List[str]:
+    """One line per dimension, each on its own scale: what matters are jumps, not values."""
+    every = max(1, len(ticks) // _MAX_POINTS)
+    numbers, (top, height) = ticks["number"][::every], _COMMANDS
+    found = [_text(5, top + 14, "command")]
+    for dim in range(commands.shape[1]):
+        values = commands[::every, dim]
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        low, high = values[known].min(), values[known].max()
+        scaled = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
+        points = " ".join(
+            f"{_x(n, span):.1f},{top + height * (0.98 - 0.96 * v):.1f}" for n, v in zip(numbers[known], scaled[known])
+        )
+        color = _COLORS[dim % len(_COLORS)]
+        found.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.2"/>')
+    return found
+
+
+def _bars(
+    numbers: np.ndarray, values: np.ndarray, span: Tuple[float, float], place: Tuple[int, int], label: str
+) -> List[str]:
+    top, height = place
+    highest = float(values.max()) if len(values) and values.max() > 0 else 1.0
+    every = max(1, len(values) // _MAX_POINTS)
+    # The worst of each group, or it would be lost.
+    groups: Dict[int, Tuple[float, float]] = {}
+    for index in range(len(values)):
+        number, worst = groups.get(index // every, (float(numbers[index]), 0.0))
+        groups[index // every] = (number, max(worst, float(values[index])))
+    bars = " ".join(
+        f"M{_x(number, span):.1f} {top + height}V{top + height * (1 - max(0.0, value) / highest):.1f}"
+        for number, value in groups.values()
+    )
+    return [
+        _text(5, top + 12, label),
+        _text(5, top + 30, f"max {highest:.3g}"),
+        f'<path d="M{_LEFT} {top + height}H{_WIDTH - _RIGHT}" stroke="#999"/>',
+        f'<path d="{bars}" stroke="#1b6ca8" stroke-width="1"/>',
+    ]
+
+
+def _x(number: float, span: Tuple[float, float]) -> float:
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (float(number) - span[0]) / (span[1] - span[0])
+
+
+def _vertical(x: float, place: Tuple[int, int], color: str) -> str:
+    return f'<path d="M{x:.1f} {place[0]}V{place[0] + place[1]}" stroke="{color}" stroke-width="0.5"/>'
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x}" y="{y}">{escape(text)}</text>'

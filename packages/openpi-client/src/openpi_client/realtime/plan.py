@@ -1,0 +1,109 @@
+"""The action rows that are still to be played, and from which observation each comes.
+
+Rows have positions on a line that only playing moves along, so a robot that holds, or a loop that skips ticks, loses
+none of them:
+
+    position      40  41  42  43  44  45  46  47  48  49
+    chunk 7        0   1   2   3   4   5                       asked for at position 40
+    chunk 8                    0   1   2   3   4   5   6       asked for at 43, came at 45: its rows 0 and 1 are past
+    played         7   7   7   7   7   8   8   8 ...           delay of chunk 8 in rows: 2, counted, not estimated
+
+Positions may be fractions: at a quarter of the speed, each tick moves by a quarter of a row.
+"""
+
+import math
+from typing import Callable, NamedTuple, Optional
+
+import numpy as np
+
+# Fractions of a row that are rounding errors of adding up speeds.
+_ROUNDING = 1e-6
+
+
+class Row(NamedTuple):
+    """One action.
+
+    Attributes:
+        values: float64[width].
+        observed_s: when the observation of the oldest chunk in it was made.
+        chunk: number of the newest chunk in it.
+    """
+
+    values: np.ndarray
+    observed_s: float
+    chunk: int
+
+
+class Plan:
+    """The last few chunks, in memory that is allocated once. `position` is that of the next row to play."""
+
+    def __init__(self, width: int, horizon: int, max_chunks: int = 1) -> None:
+        """
+        Args:
+            width: of an action.
+            horizon: rows of a chunk at most.
+            max_chunks: that are kept; 1 = a new chunk replaces the old one.
+        """
+        self.position = 0.0
+        self._rows = np.zeros((max_chunks, horizon, width))
+        self._lengths = [0] * max_chunks
+        self._starts = [0.0] * max_chunks
+        self._observed_s = [-math.inf] * max_chunks
+        self._numbers = [-1] * max_chunks
+        self._newest = max_chunks - 1
+
+    def add(self, start: float, rows: np.ndarray, observed_s: float, chunk: int) -> None:
+        """Takes a chunk, [n <= horizon, width], whose first row belongs to position `start`."""
+        self._newest = slot = (self._newest + 1) % len(self._lengths)
+        self._rows[slot, : len(rows)] = rows
+        self._lengths[slot], self._starts[slot] = len(rows), start
+        self._observed_s[slot], self._numbers[slot] = observed_s, chunk
+
+    def clear(self) -> None:
+        """Nothing is left to be played."""
+        self._lengths = [0] * len(self._lengths)
+
+    @property
+    def newest_s(self) -> float:
+        """When the observation of the newest chunk was made."""
+        return self._observed_s[self._newest]
+
+    def left(self, position: float, oldest_s: float) -> np.ndarray:
+        """Rows of the newest chunk from `position` on, [n, width], one apart; none if observed before `oldest_s`."""
+        is_fresh = self._observed_s[self._newest] >= oldest_s
+        count = self.num_from(position) if is_fresh else 0
+        rows = [self._at(self._newest, position + i) for i in range(count)]
+        return np.array(rows).reshape(count, self._rows.shape[2])
+
+    def num_from(self, position: float) -> int:
+        """How many rows the newest chunk has from there on, whatever its age."""
+        left = self._starts[self._newest] + self._lengths[self._newest] - position
+        return max(0, math.ceil(left - _ROUNDING)) if self._lengths[self._newest] else 0
+
+    def row(self, combine: Callable[[np.ndarray], np.ndarray], oldest_s: float) -> Optional[Row]:
+        """The action at `position`; None when no chunk that was observed since `oldest_s` reaches it.
+
+        Args:
+            combine: [n, width], of all chunks that do, oldest first -> [width].
+        """
+        count = len(self._lengths)
+        slots = [(self._newest + 1 + i) % count for i in range(count)]
+        slots = [slot for slot in slots if self._observed_s[slot] >= oldest_s and self._reaches(slot)]
+        if not slots:
+            return None
+        values = combine(np.array([self._at(slot, self.position) for slot in slots]))
+        return Row(values, min(self._observed_s[slot] for slot in slots), self._numbers[slots[-1]])
+
+    def _reaches(self, slot: int) -> bool:
+        offset = self.position - self._starts[slot]
+        return -_ROUNDING <= offset < self._lengths[slot] - _ROUNDING
+
+    def _at(self, slot: int, position: float) -> np.ndarray:
+        """The row of a chunk, between two rows a mixture of them; behind the last row that one."""
+        offset = max(0.0, position - self._starts[slot] + _ROUNDING)
+        index, last = int(offset), self._lengths[slot] - 1
+        fraction = offset - index
+        if fraction < 2 * _ROUNDING or index >= last:
+            return self._rows[slot, min(index, last)]
+        fraction -= _ROUNDING
+        return (1 - fraction) * self._rows[slot, index] + fraction * self._rows[slot, index + 1]

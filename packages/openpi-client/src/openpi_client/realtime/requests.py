@@ -1,0 +1,191 @@
+"""Questions to a policy that nobody waits for: `submit` and `poll` return at once."""
+
+import threading
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+
+import numpy as np
+from typing_extensions import Literal, Protocol
+
+from openpi_client import base_policy
+from openpi_client.realtime.clock import Clock
+
+# The policy refused (another observation may do), the way to it failed (another time may do), or nothing will.
+Failure = Literal["", "refused", "unreachable", "fatal"]
+
+
+class Answer(NamedTuple):
+    """
+    Attributes:
+        number: of the question.
+        result: what the policy returned; None if it failed.
+        failure: '' if it did not.
+        error: why, in words.
+        is_first: whether it is the first on its connection, when a server may have compiled.
+        timing_ms: how long the parts took.
+    """
+
+    number: int
+    result: Optional[Dict[str, Any]] = None
+    failure: Failure = ""
+    error: str = ""
+    is_first: bool = False
+    timing_ms: Mapping[str, float] = {}
+
+
+class Requester(Protocol):
+    """One question at a time."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the server says about its policy."""
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a question is on its way."""
+        ...
+
+    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+        """Sends a copy of the observation on its way. Never blocks."""
+        ...
+
+    def poll(self) -> Optional[Answer]:
+        """The answer, when it is there. Never blocks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def ask(policy: base_policy.BasePolicy, number: int, observation: Dict[str, Any]) -> Answer:
+    """One question, waited for; failures become answers."""
+    try:
+        return Answer(number, policy.infer(observation))
+    except (ConnectionError, TimeoutError) as error:
+        return Answer(number, None, "unreachable", f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever a policy raises: the robot holds, and the log says why
+        return Answer(number, None, "refused", f"{type(error).__name__}: {error}")
+
+
+class ThreadRequester:
+    """Any policy, in a thread of this process.
+
+    What it computes in Python holds the interpreter: for a policy behind a socket, `ProcessRequester` takes packing and
+    resizing out of the way of the ticks.
+    """
+
+    def __init__(self, policy: base_policy.BasePolicy, metadata: Optional[Mapping[str, Any]] = None) -> None:
+        """
+        Args:
+            metadata: of the policy; None asks it, if it has `get_server_metadata`.
+        """
+        self._policy = policy
+        self._told = _metadata_of(policy)
+        self._metadata = self._told if metadata is None else metadata
+        self._question: Optional[tuple] = None
+        self._answer: Optional[Answer] = None
+        self._wake = threading.Semaphore(0)
+        self._is_busy = self._is_closed = False
+        threading.Thread(target=self._run, name="openpi-requests", daemon=True).start()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    @property
+    def is_busy(self) -> bool:
+        return self._is_busy
+
+    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+        self._is_busy = True
+        self._question = (number, copied(observation))
+        self._wake.release()
+
+    def poll(self) -> Optional[Answer]:
+        answer = self._answer
+        if answer is not None:  # Only then: the thread may set it at any moment.
+            self._answer, self._is_busy = None, False
+        return answer
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._wake.release()
+
+    def _run(self) -> None:
+        is_first = True
+        while True:
+            self._wake.acquire()
+            if self._is_closed or self._question is None:
+                return
+            number, observation = self._question
+            answer = ask(self._policy, number, observation)
+            if answer.result is not None and is_other_server(self._told, _metadata_of(self._policy)):
+                answer = Answer(number, None, "fatal", OTHER_SERVER)
+            self._answer = answer._replace(is_first=is_first)
+            is_first = False
+
+
+class SimulatedLatency:
+    """A policy that answers after a given time, for loops under a virtual clock."""
+
+    def __init__(
+        self,
+        policy: base_policy.BasePolicy,
+        clock: Clock,
+        delays_s: List[float],
+        metadata: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        """
+        Args:
+            delays_s: of the answers, one after the other; the last one for all that follow.
+        """
+        self._policy, self._clock, self._delays_s = policy, clock, list(delays_s)
+        self._metadata = _metadata_of(policy) if metadata is None else metadata
+        self._answer: Optional[Answer] = None
+        self._ready_s = 0.0
+        self._has_answered = False
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    @property
+    def is_busy(self) -> bool:
+        return self._answer is not None
+
+    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+        delay_s = self._delays_s.pop(0) if len(self._delays_s) > 1 else self._delays_s[0]
+        self._answer = ask(self._policy, number, copied(observation))._replace(is_first=not self._has_answered)
+        self._ready_s = self._clock.now_s() + delay_s
+        self._has_answered = True
+
+    def poll(self) -> Optional[Answer]:
+        # Deadlines of ticks are sums of fractions.
+        if self._answer is None or self._clock.now_s() < self._ready_s - 1e-9:
+            return None
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+OTHER_SERVER = (
+    "the server has a policy with another contract now (was it restarted with another checkpoint?); start the loop anew"
+)
+
+
+def is_other_server(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a server's metadata describe another policy than before."""
+    return any(before.get(key) != now.get(key) for key in ("contract", "rtc"))
+
+
+def copied(tree: Any) -> Any:
+    """Nested dicts with their arrays copied: a camera thread may write to its buffer meanwhile."""
+    if isinstance(tree, Mapping):
+        return {key: copied(value) for key, value in tree.items()}
+    return tree.copy() if isinstance(tree, np.ndarray) else tree
+
+
+def _metadata_of(policy: base_policy.BasePolicy) -> Mapping[str, Any]:
+    get = getattr(policy, "get_server_metadata", None)
+    return {} if get is None else get()

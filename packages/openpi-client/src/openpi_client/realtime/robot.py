@@ -1,0 +1,76 @@
+"""What a robot or simulator has to offer to the control loop."""
+
+import abc
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+import numpy as np
+
+from openpi_client.realtime.actions import contract_of
+from openpi_client.realtime.watch import flat
+
+
+class Robot(abc.ABC):
+    """Sensors and actuators. All calls come from the loop's thread, and each takes time from the tick."""
+
+    # Names of the dimensions, where the robot knows them: compared with the contract, so that joints in another order
+    # are found out before anything moves.
+    action_names: Sequence[str] = ()
+    state_names: Mapping[str, Sequence[str]] = {}
+
+    @abc.abstractmethod
+    def observe(self) -> Dict[str, Any]:
+        """The newest observation, under the keys of the policy. Must not wait for a camera: keep its last picture.
+
+        Pictures at full size are fine: `ProcessRequester` resizes them.
+        """
+
+    @abc.abstractmethod
+    def apply(self, action: np.ndarray) -> None:
+        """Sends a command, float64[width], to the actuators. Must not wait until it is carried out."""
+
+    def pose(self) -> Optional[np.ndarray]:
+        """Where the robot is, float64[width], as a command that would keep it there. None = take it from the
+        observation, by the names of the contract."""
+        return None
+
+
+def measured_pose(robot: Robot, metadata: Mapping[str, Any]) -> Optional[np.ndarray]:
+    """Where the robot is, as a command; None if that is not known.
+
+    Raises:
+        ValueError: it is no finite command.
+    """
+    pose = robot.pose()
+    if pose is None:
+        pose = _pose_in_state(robot.observe(), contract_of(metadata))
+    if pose is not None and not np.isfinite(pose).all():
+        raise ValueError(f"the measured pose is {pose}; expected finite numbers. Nothing is commanded before")
+    return None if pose is None else np.asarray(pose, np.float64).copy()
+
+
+def check_names(robot: Robot, metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError when the robot's dimensions are not those of the contract, in the same order."""
+    contract = contract_of(metadata)
+    told = {"actions": contract.get("actions", {}).get("names", ())}
+    told.update({vector["key"]: vector["names"] for vector in contract.get("state", ())})
+    known = {**robot.state_names, **({"actions": robot.action_names} if robot.action_names else {})}
+    for key, names in known.items():
+        expected = list(told.get(key, ()))
+        if expected and list(names) != expected:
+            raise ValueError(
+                f"'{key}' of the robot is {', '.join(names)}; the policy was trained with {', '.join(expected)}, in "
+                "this order. Put the robot's values into that order"
+            )
+
+
+def _pose_in_state(observation: Mapping[str, Any], contract: Mapping[str, Any]) -> Optional[np.ndarray]:
+    """The values of the state that have the names of the action's dimensions, if all are there."""
+    leaves, values = dict(flat(observation)), {}  # type: ignore[var-annotated]
+    for vector in contract.get("state", ()):
+        measured = np.ravel(leaves.get(vector["key"], ()))
+        if len(measured) == len(vector["names"]):
+            values.update(zip(vector["names"], measured))
+    names = contract.get("actions", {}).get("names", ())
+    if not names or len(set(names)) < len(names) or not set(names) <= set(values):
+        return None
+    return np.array([values[name] for name in names], np.float64)

@@ -1,0 +1,127 @@
+"""The process that asks the policy server: it resizes, packs, sends and waits, so that the ticks need not.
+
+Started by `ProcessRequester`; ends with the connection to it.
+"""
+
+import signal
+import struct
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+import numpy as np
+
+from openpi_client import image_tools, msgpack_numpy
+from openpi_client.realtime import requests
+from openpi_client.realtime.actions import contract_of
+from openpi_client.realtime.arena import Arena, packed
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+# number of the question, time.monotonic_ns at which it was asked, start and length of its message
+QUESTION = struct.Struct("<qqqq")
+
+# What of an answer the loop reads.
+_KEYS = ("actions", "warnings", "server_timing", "held")
+
+
+def main(socket_fd: int, memory_fd: int) -> None:
+    """Answers questions until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which then closes the connection.
+    line, arena = Connection(socket_fd), Arena(memory_fd)
+    try:
+        options = msgpack_numpy.unpackb(line.recv_bytes())
+        size = options.pop("image_size")
+        with _connected(line, options) as policy:
+            worker = Worker(policy, size)
+            while True:
+                line.send_bytes(packed(worker.answer(arena, *QUESTION.unpack(line.recv_bytes()))))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _connected(line: Connection, options: Dict[str, Any]) -> WebsocketClientPolicy:
+    """The policy, of which the other end hears; or the end, of which it hears, too."""
+    try:
+        policy = WebsocketClientPolicy(**options)
+    except Exception as error:  # whatever it is, the program that waits shall say it
+        line.send_bytes(packed({"error": f"{type(error).__name__}: {error}"}))
+        raise SystemExit(1) from None
+    line.send_bytes(packed({"metadata": policy.get_server_metadata()}))
+    return policy
+
+
+class Worker:
+    """Questions to one server."""
+
+    def __init__(self, policy: WebsocketClientPolicy, image_size: Optional[Tuple[int, int]]) -> None:
+        """
+        Args:
+            image_size: [height, width] of images whose camera has no size in the contract; None = as they are.
+        """
+        self._policy = policy
+        self._told = self._connection = policy.get_server_metadata()
+        self._is_first = True
+        self._sizes = camera_sizes(self._told)
+        self._image_size = image_size
+
+    def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, Any]:
+        """The answer to a question, as a message."""
+        begin_s = time.monotonic()
+        observation = self._resized(arena.read(start, length))
+        resized_s = time.monotonic()
+        answer = requests.ask(self._policy, number, observation)
+        done_s = time.monotonic()
+        timing = {
+            "handover_ms": 1e3 * (begin_s - 1e-9 * asked_ns),
+            "resize_ms": 1e3 * (resized_s - begin_s),
+            "round_trip_ms": 1e3 * (done_s - resized_s),
+        }
+        if answer.result is not None:
+            answer = self._checked(answer)
+        message = answer._replace(timing_ms={**timing, **_server_ms(answer.result)})._asdict()
+        message["done_ns"] = int(1e9 * done_s)
+        return message
+
+    def _checked(self, answer: requests.Answer) -> requests.Answer:
+        """The answer, if it comes from the same policy as all before."""
+        metadata = self._policy.get_server_metadata()
+        self._is_first, is_first = False, self._is_first or metadata is not self._connection
+        self._connection = metadata
+        if requests.is_other_server(self._told, metadata):
+            return requests.Answer(answer.number, None, "fatal", requests.OTHER_SERVER)
+        assert answer.result is not None
+        result = {key: answer.result[key] for key in _KEYS if key in answer.result}
+        return answer._replace(result=result, is_first=is_first)
+
+    def _resized(self, tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+        result = {}
+        for key, value in tree.items():
+            path = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                result[key] = self._resized(value, f"{path}/")
+            else:
+                size = self._sizes.get(path) or self._image_size
+                result[key] = image_tools.resize_with_pad(value, *size) if size and _is_image(value) else value
+        return result
+
+
+def camera_sizes(metadata: Mapping[str, Any]) -> Dict[str, Tuple[int, int]]:
+    """[height, width] of the cameras that must have a certain one, by key."""
+    cameras = contract_of(metadata).get("cameras", ())
+    return {camera["key"]: tuple(camera["shape"][:2]) for camera in cameras if camera.get("shape")}
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (1, 3) and value.dtype == np.uint8
+
+
+def _server_ms(result: Optional[Mapping[str, Any]]) -> Dict[str, float]:
+    """What the server says that its model took."""
+    timing = {} if result is None else result.get("server_timing", {})
+    infer_ms = timing.get("infer_ms") if isinstance(timing, Mapping) else None
+    return {"server_ms": float(infer_ms)} if isinstance(infer_ms, (int, float)) else {}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

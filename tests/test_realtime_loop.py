@@ -1,0 +1,500 @@
+"""The control loop under a virtual clock: what is played, when the policy is asked, and what happens when it fails."""
+
+import itertools
+import json
+import re
+import signal
+import threading
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from openpi_client import realtime
+from openpi_client.realtime.clock import MonotonicClock, Pacer, VirtualClock
+from realtime_world import DT, HORIZON, NAMES, Arm, Walk, World, metadata
+
+RTC = metadata(("guided", "trained"))
+
+
+def asked(world: World, key: str) -> list:
+    return [obs.get(key) for obs in world.policy.asked]
+
+
+# Chunk strategies
+
+
+def test_a_robot_that_plays_while_it_asks_never_holds_again():
+    world = World(strategy=realtime.Receding(), delays=[15, 4, 7, 3, 8, 2, 6])
+    summary = world.run(200)
+    assert world.kinds == "h" * 15 + "r" * 185
+    assert summary["ticks_without_row_after_start"] == summary["ticks_skipped"] == 0
+
+
+def test_the_synchronous_strategy_holds_while_it_asks_and_plays_every_row_it_was_told_to():
+    world = World(strategy=realtime.Synchronous(10), delays=[3])
+    world.run(39)
+    assert world.kinds == 3 * ("hhh" + 10 * "r")
+    assert np.allclose(np.diff([c[0] for c in world.arm.commands[3:13]]), 0.01)
+
+
+def test_without_latency_a_simulator_plays_at_every_tick():
+    world = World(strategy=realtime.Synchronous(), delays=[0])
+    world.run(50)
+    assert world.kinds == 50 * "r"
+    assert len(world.policy.asked) == 3
+
+
+def test_ensembling_plays_the_weighted_mean_of_all_chunks_that_reach_a_row():
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": np.full((HORIZON, 2), float(number))}
+    world = World(strategy=realtime.TemporalEnsembling(rate_of_inference=5, m=0.5), delays=[1], policy=policy)
+    world.run(14)
+    weights = np.exp(-0.5 * np.arange(3))
+    assert np.allclose(world.arm.commands[-1], weights @ [1, 2, 3] / weights.sum())
+
+
+def test_guided_chunking_sends_what_is_left_from_the_row_of_the_observation_on():
+    """Cut when the question is asked, not when the last answer came; and as long as it is, without zeros behind it."""
+    world = World(strategy=realtime.GuidedRTC(execution_horizon=8), delays=[3], told=RTC)
+    world.run(40)
+    [_, first, *_] = [obs for obs in world.policy.asked if "prev_action_chunk" in obs]
+    prefix = first["prev_action_chunk"]
+    assert 0 < len(prefix) < HORIZON and prefix.shape[1] == 2
+    # The observation was made after the row of its tick was played, and the robot is at once where it is told to be.
+    assert np.allclose(prefix[0], first["state"], atol=1e-6)
+    assert np.allclose(np.diff(prefix, axis=0), 0.01, atol=1e-6)
+    assert first["execution_horizon"] == 8
+
+
+def test_the_first_question_has_no_prefix_and_all_others_have_whole_numbers():
+    world = World(strategy=realtime.GuidedRTC(), delays=[3], told=RTC)
+    world.run(100)
+    assert "prev_action_chunk" not in world.policy.asked[0]
+    assert all(type(delay) is int and delay >= 1 for delay in asked(world, "inference_delay")[1:])
+
+
+def test_a_server_without_real_time_chunking_gets_no_keys_of_it_and_the_loop_says_so():
+    world = World(strategy=realtime.TrainedRTC(fallback=realtime.TemporalEnsembling()))
+    world.run(60)
+    assert set(asked(world, "prev_action_chunk")) == {None} and world.summary["strategy"] == "TemporalEnsembling"
+    assert "no real-time chunking: TrainedRTC becomes TemporalEnsembling" in world.warnings[0]
+
+
+def test_the_strategy_is_one_that_the_server_offers():
+    assert World(told=RTC).loop.strategy.name == "TrainedRTC"
+    assert World(told=metadata(("guided",))).loop.strategy.name == "GuidedRTC"
+    assert World(told=metadata(("trained",)), strategy=realtime.GuidedRTC(7)).loop.strategy == realtime.TrainedRTC(7)
+    assert World(told=metadata(("of tomorrow",))).loop.strategy.name == "Receding"
+
+
+def test_trained_chunks_that_come_too_late_are_thrown_away_and_asked_for_again():
+    world = World(strategy=realtime.TrainedRTC(execution_horizon=6), delays=[2, 2, 2, 2, 2, 2, 2, 9, 2], told=RTC)
+    world.run(200)
+    [thrown] = world.events("discarded")
+    assert thrown["consumed"] > thrown["made_for"]
+    assert world.summary["end"] == "time is over" and world.summary["ticks_without_row_after_start"] == 0
+    # Before enough was measured the most is assumed that the model was trained for, and never more.
+    delays = asked(world, "inference_delay")[1:]
+    assert delays[0] == 6 and max(delays) == 6 and delays[-1] == 3
+
+
+def test_five_late_chunks_in_a_row_end_the_episode_in_hold():
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": np.linspace(0, 1, 100)[:, None] * [1.0, 1.0]}
+    told = metadata(("trained",), horizon=100)
+    world = World(strategy=realtime.TrainedRTC(), delays=[1, 8], told=told, policy=policy)
+    assert "5 chunks in a row came later than the 6 rows" in world.run(400)["end"]
+    assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
+
+
+# Delays
+
+
+def test_a_chunk_begins_with_its_first_row_when_the_robot_stood_still_meanwhile():
+    """LeRobot's merge skipped 21 of 30 rows there: the delay is what was played, not what the clock says."""
+    world = World(delays=[15])
+    world.run(17)
+    assert np.allclose(world.arm.commands[15], 0) and np.allclose(world.arm.commands[16], 0.01)
+    assert world.events("chunk")[0]["consumed"] == 0 and world.events("chunk")[0]["delay_ticks"] == 15
+
+
+def test_a_late_chunk_loses_the_rows_that_were_played_meanwhile_and_no_others():
+    world = World(strategy=realtime.Receding(execution_horizon=10), delays=[1, 12, 1])
+    world.run(60)
+    late = next(event for event in world.events("chunk") if event["delay_ticks"] == 12)
+    assert late["consumed"] <= 12
+    # The walk goes on from where the robot was when it was asked, so without a jump whatever the delay.
+    assert np.abs(np.diff([c[0] for c in world.arm.commands])).max() < 0.011
+
+
+def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_five():
+    world = World(strategy=realtime.GuidedRTC(execution_horizon=5), delays=[19, 2, 9, 2], told=RTC)
+    world.run(200)
+    delays = asked(world, "inference_delay")
+    assert 19 not in delays and 20 not in delays  # compiling
+    assert 10 in delays and delays[-1] == 3  # maximum of the last five, and one more
+
+
+@pytest.mark.parametrize("rate_hz", [30.0, 50.0])
+def test_delays_are_counted_at_the_rate_of_the_contract(rate_hz):
+    told = metadata(("guided",))
+    told["contract"]["control_hz"] = rate_hz
+    world = World(strategy=realtime.GuidedRTC(execution_horizon=5), delays=[6], told=told)
+    world.loop.run(max_s=3)
+    delay = [d for d in asked(world, "inference_delay") if d][-1]
+    assert delay == int(np.ceil(6 * DT * rate_hz - 1e-9)) + 1
+
+
+# Rates and speeds
+
+
+def test_at_another_rate_rows_are_interpolated_and_it_is_said():
+    world = World(rate_hz=100.0, delays=[2])
+    world.loop.run(max_s=1)
+    steps = np.diff([c[0] for c in world.arm.commands[10:-1]])
+    assert np.allclose(steps, 0.005, atol=1e-4)
+    assert any("100 Hz" in text and "50 Hz" in text for text in world.warnings)
+
+
+def test_velocities_are_played_at_their_rate_only():
+    with pytest.raises(ValueError, match="trained at 50 Hz, and shoulder, elbow are velocities"):
+        World(rate_hz=25.0, told=metadata(hold=["zero", "zero"]))
+
+
+def test_a_quarter_of_the_speed_takes_four_times_as_long():
+    world = World(safety=realtime.Safety(blend_s=0, speed=0.25), delays=[4])
+    world.run(104)
+    assert np.allclose(world.arm.commands[-1], 0.25 * 0.01 * 99, atol=1e-4)
+    assert world.summary["ticks_without_row_after_start"] == 0
+
+
+# Safety
+
+
+def test_the_start_is_a_slow_way_from_the_measured_pose_and_then_asks_anew():
+    policy = Walk(step=0)
+    policy.change = lambda number, result: {"actions": result["actions"] * 0 + [1.0, -1.0]}
+    world = World(arm=Arm([0.5, 0.5]), policy=policy, safety=realtime.Safety(), delays=[5])
+    world.run(300)
+    assert world.kinds.startswith("h" * 5 + "b" * 250) and world.kinds.endswith("r")
+    steps = np.abs(np.diff(np.array(world.arm.commands), axis=0))
+    assert steps.max() <= 1.5 * 1.5 / 250 + 1e-9  # 1.5 rad in 250 ticks; a cubic's peak is 1.5 times its mean
+    assert np.allclose(policy.asked[1]["state"], [1, -1])  # the answer that is played knows where the robot is
+
+
+def test_home_comes_first():
+    world = World(arm=Arm([0.4, 0.0]), safety=realtime.Safety(blend_s=0.2), delays=[2])
+    world.run(30, home=np.zeros(2))
+    assert world.kinds.startswith("b" * 10)
+    assert np.allclose(world.policy.asked[0]["state"], 0)
+
+
+def test_a_robot_whose_pose_is_not_known_does_not_start_blended():
+    told = metadata()
+    told["contract"]["state"] = []
+    with pytest.raises(ValueError, match=r"pose\(\)"):
+        World(told=told, safety=realtime.Safety()).run(10)
+
+
+def test_without_answers_the_robot_holds_then_stops_and_comes_back_slowly():
+    stops = []
+    world = World(delays=[2, 2, 150, 2], safety=realtime.Safety(blend_s=0.5, stop_after_s=1.0), on_stop=stops.append)
+    world.run(400)
+    kinds = world.kinds
+    start = kinds.index("r")
+    hold = kinds.index("h", start)
+    assert kinds[hold : hold + 49] == 49 * "h" and set(kinds[hold + 49 : kinds.index("b", hold)]) == {"n"}
+    assert stops == ["no action for 1.00 s"]
+    assert kinds[kinds.index("b", hold) :].startswith(25 * "b") and kinds.endswith("r")
+    held = world.log.commands[hold - 1 : hold + 49]
+    assert np.array_equal(held, np.tile(held[0], (50, 1)))
+    assert [event["tick"] for event in world.events("hold")] == [hold + 1]  # within two ticks
+
+
+def test_nothing_older_than_a_chunk_is_ever_played():
+    """After a killed and restarted server an answer was 19.8 s old."""
+    world = World(delays=[3, 3, 990, 21, 3], safety=realtime.Safety(blend_s=0, stop_after_s=100))
+    world.run(1300)
+    ages = world.log.ticks["age_s"]
+    assert np.nanmax(ages) <= HORIZON * DT and len(world.events("stale")) == 2
+    assert world.kinds.endswith("r") and len(world.warnings) == len(set(world.warnings))
+
+
+def test_rows_that_grow_old_while_the_loop_is_stopped_are_not_played():
+    world = World(strategy=realtime.Receding(execution_horizon=HORIZON), delays=[1, 30])
+    arm, apply = world.arm, world.arm.apply
+
+    def slow(action):
+        apply(action)
+        if len(arm.commands) == 5:
+            world.clock.advance(1.0)  # the process was suspended
+
+    arm.apply = slow
+    world.run(80)
+    assert world.summary["ticks_skipped"] == 49
+    assert np.nanmax(world.log.ticks["age_s"]) <= HORIZON * DT
+
+
+def test_velocities_become_zero_and_grippers_stay():
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": np.full((HORIZON, 2), 0.7)}
+    world = World(
+        told=metadata(hold=["zero", "stay"]), policy=policy, delays=[1, 60], safety=realtime.Safety(blend_s=0)
+    )
+    world.run(40)
+    assert world.kinds.endswith("h") and np.allclose(world.arm.commands[-1], [0.0, 0.7])
+
+
+def test_how_to_hold_must_be_known():
+    told = metadata(kind="joint velocities (released checkpoints) or absolute joint positions")
+    with pytest.raises(ValueError, match="how does this robot hold"):
+        World(told=told)
+    assert World(told=told, hold="zero").loop.spec.stays.tolist() == [False, False]
+    with pytest.raises(ValueError, match="no contract"):
+        World(told={})
+    with pytest.raises(ValueError, match="rate_hz"):
+        World(told={}, action_width=2, hold="stay")
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (lambda rows: np.where(np.arange(HORIZON)[:, None] == 3, np.nan, rows), "'shoulder' in row 3 .* nan"),
+        (lambda rows: rows[:, :1], r"shape \(20, 1\)"),
+        (lambda rows: np.tile(rows, (2, 1)), "40 rows; expected at most 20"),
+        (lambda rows: rows.tolist(), "list; expected an array"),
+    ],
+)
+def test_answers_of_no_use_are_not_played_and_five_in_a_row_end_the_episode(bad, text):
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": bad(result["actions"])} if number > 2 else result
+    world = World(policy=policy, delays=[2])
+    summary = world.run(300)
+    assert summary["failed"] == 5
+    assert np.isfinite(world.log.commands).all() and world.kinds.endswith("hh")
+    assert re.search(f"5 answers in a row .*{text}", summary["end"])
+
+
+def test_one_bad_answer_is_survived():
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": result["actions"] * np.nan} if number == 3 else result
+    world = World(policy=policy, delays=[2])
+    assert world.run(100)["end"] == "time is over"
+    assert world.summary["ticks_without_row_after_start"] == 0
+
+
+def test_a_server_that_finds_the_first_observation_suspicious_does_not_move_the_robot():
+    """A state in degrees was answered with targets of 57 "rad", and a warning that no program read."""
+    text = "state 'shoulder': 57.3 is far outside the training range -1..1"
+    world = World(policy=Walk(warnings=[text]))
+    assert text in world.run(30)["end"]
+    assert text in world.warnings and "r" not in world.kinds
+    accepted = World(policy=Walk(warnings=[text]), safety=realtime.Safety(blend_s=0, accept_warnings=True))
+    accepted.run(60)
+    assert accepted.kinds.endswith("r") and accepted.warnings.count(text) == 1
+
+
+def test_jumps_are_caught_up_with_in_allowed_steps():
+    policy = Walk(step=0)
+    policy.change = lambda number, result: {"actions": result["actions"] * 0 + (1.0 if number > 1 else 0.0)}
+    limits = realtime.Limits(low=-2, high=0.9, max_jump=0.1)
+    world = World(policy=policy, delays=[2], safety=realtime.Safety(blend_s=0, limits=limits))
+    world.run(60)
+    commands = np.array(world.arm.commands)
+    assert np.abs(np.diff(commands, axis=0)).max() <= 0.1 + 1e-9 and np.allclose(commands[-1], 0.9)
+    assert world.summary["clamped"] > 0 and len([w for w in world.warnings if "clamped" in w]) == 1
+
+
+def test_limits_of_the_contract_hold_and_may_stop_the_robot():
+    told = metadata(low=[-1.0, -1.0], high=[0.05, 1.0], max_step=[0.5, 0.5])
+    world = World(told=told, delays=[2])
+    world.run(60)
+    assert np.array(world.arm.commands)[:, 0].max() <= 0.05 and np.array(world.arm.commands)[:, 1].max() > 0.05
+    stop = realtime.Limits(high=0.05, on_violation="stop")
+    world = World(delays=[2], safety=realtime.Safety(blend_s=0, limits=stop))
+    assert "'shoulder' of 0.05 is outside its range" in world.run(60)["end"]
+    assert np.array(world.arm.commands).max() <= 0.05
+
+
+def test_limits_are_found_in_recorded_actions():
+    walk = np.concatenate([np.linspace(0, 1, 101), np.linspace(5, 6, 101)])[:, None] * [1.0, 0.0]
+    limits = realtime.Limits.from_recorded(walk, episode_ends=[101, 202])
+    assert np.allclose(limits.low, [-0.3, 0]) and np.allclose(limits.high, [6.3, 0])
+    assert limits.max_step[0] == pytest.approx(0.015) and limits.max_step[1] == np.inf
+    for bad in ({"low": np.nan}, {"max_step": 0}, {"low": 1, "high": 0}, {"on_violation": "ignore"}):
+        with pytest.raises(ValueError, match=r"limits|on_violation"):
+            realtime.Limits(**bad)
+
+
+def test_a_camera_that_sends_the_same_picture_is_noticed_and_not_acted_on():
+    world = World(delays=[2])
+    world.arm.freeze = True
+    world.run(120)
+    assert any("'image' sends the same picture" in text for text in world.warnings)
+    assert world.kinds.endswith("h") and world.summary["holds"] >= 1
+
+
+def test_a_still_picture_of_a_robot_that_stands_still_is_no_fault():
+    world = World(delays=[2], policy=Walk(step=0))
+    world.arm.freeze = True
+    world.run(120)
+    assert world.kinds.endswith("r")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda obs: obs.pop("image"), "camera 'image' is missing"),
+        (lambda obs: obs.update(image=None), "camera 'image' is missing"),
+        (lambda obs: obs.update(state=obs["state"] * np.nan), "'state' holds NaN"),
+    ],
+)
+def test_observations_that_are_not_whole_are_not_sent(spoil, text):
+    world = World(delays=[2])
+    observe = world.arm.observe
+
+    def spoilt():
+        obs = observe()
+        if len(world.policy.asked) >= 4:
+            spoil(obs)
+        return obs
+
+    world.arm.observe = spoilt
+    world.run(120)
+    assert len(world.policy.asked) == 4 and any(text in warning for warning in world.warnings)
+    assert world.kinds.endswith("h")
+
+
+def test_a_program_error_in_the_robot_ends_in_hold_and_is_not_hidden():
+    world = World(delays=[2])
+    apply = world.arm.apply
+
+    def failing(action):
+        apply(action)
+        world.arm.broken = len(world.arm.commands) > 20
+
+    world.arm.apply = failing
+    with pytest.raises(RuntimeError, match="thread has died"):
+        world.run(100)
+    assert "thread has died" in world.loop.last_log.events[-1]["reason"]
+    assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
+
+
+def test_a_robot_with_its_joints_in_another_order_is_refused():
+    arm = Arm()
+    arm.action_names = NAMES[::-1]
+    with pytest.raises(ValueError, match=r"'actions' of the robot is elbow, shoulder; .* shoulder, elbow"):
+        World(arm=arm)
+    arm = Arm()
+    arm.state_names = {"state": ("elbow", "shoulder")}
+    with pytest.raises(ValueError, match="'state' of the robot"):
+        World(arm=arm)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"speed": 0}, {"speed": 2}, {"max_age_s": 0}, {"blend_s": -1}, {"max_failures": 0}, {"hold_after_ticks": 0}],
+)
+def test_numbers_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        realtime.Safety(**options)
+
+
+# Time
+
+
+def test_what_is_more_than_a_tick_late_is_skipped_without_bursts():
+    clock = VirtualClock()
+    pacer = Pacer(clock, 10)
+    times = []
+    for delay_s in (0, 0.05, 0.35, 0, 0):
+        tick = pacer.wait()
+        times.append((tick.number, round(clock.now_s(), 3), tick.skipped))
+        clock.advance(delay_s)
+    assert times == [(0, 0.0, 0), (1, 0.1, 0), (2, 0.2, 0), (6, 0.6, 3), (7, 0.7, 0)]
+
+
+def test_an_error_of_one_tick_does_not_shift_those_that_follow():
+    clock = VirtualClock()
+    pacer = Pacer(clock, 10)
+    pacer.wait()
+    clock.advance(0.15)
+    late = pacer.wait()
+    assert late.late_s == pytest.approx(0.05) and late.skipped == 0
+    pacer.wait()
+    assert clock.now_s() == pytest.approx(0.2)
+
+
+def test_the_time_of_day_may_be_set_while_the_loop_runs(monkeypatch):
+    days = itertools.count(2e9, -86400)
+    monkeypatch.setattr(time, "time", lambda: next(days))
+    policy = Walk()
+    requester = realtime.ThreadRequester(policy, metadata())
+    loop = realtime.ControlLoop(Arm(), requester, safety=realtime.Safety(blend_s=0), clock=MonotonicClock())
+    assert loop.run(max_s=0.1)["end"] == "time is over"
+    requester.close()
+
+
+# How it ends, and what is left
+
+
+def test_ctrl_c_ends_in_hold_with_the_log_written(tmp_path):
+    world = World(delays=[2], log_folder=tmp_path)
+    apply = world.arm.apply
+
+    def press(action):
+        apply(action)
+        if len(world.arm.commands) == 30:
+            signal.raise_signal(signal.SIGINT)
+
+    world.arm.apply = press
+    with pytest.raises(KeyboardInterrupt):
+        world.run(100)
+    assert len(world.arm.commands) == 31 and np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
+    assert json.loads((tmp_path / "episode_0000/summary.json").read_text())["end"] == "interrupted"
+
+
+def test_an_episode_leaves_a_log_a_summary_and_a_picture(tmp_path):
+    world = World(delays=[2, 2, 2, 30, 2], log_folder=tmp_path, safety=realtime.Safety(blend_s=0.1))
+    world.run(150), world.run(20)
+    folder = tmp_path / "episode_0000"
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert {"ask", "chunk", "hold", "hold ends", "stale", "warning", "end"} <= {event["kind"] for event in events}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["holds"] == 1 and summary["ticks"] == 150 and summary["tick_error_ms"]["p99"] == 0
+    with np.load(folder / "ticks.npz") as ticks:
+        assert ticks["commands"].shape == (150, 2) and (ticks["ticks"]["chunk"][-1] > 0)
+    assert ElementTree.parse(folder / "timeline.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "episode_0001/summary.json").is_file()
+
+
+def test_an_answer_to_the_last_episode_is_not_played_in_the_next():
+    world = World(delays=[2, 2, 30, 2])
+    world.run(20)
+    before = len(world.policy.asked)
+    world.run(40)
+    assert world.events("ask")[0]["chunk"] > before - 1 and world.kinds.endswith("r")
+    assert all(event["tick"] >= 0 and event["consumed"] >= 0 for event in world.events("chunk"))
+
+
+def test_a_policy_in_a_thread_gets_a_copy_of_the_observation():
+    seen, gate = [], threading.Event()
+
+    class Slow(Walk):
+        def infer(self, obs):
+            assert gate.wait(10)
+            seen.append(obs["state"].copy())
+            return super().infer(obs)
+
+    requester = realtime.ThreadRequester(Slow(), metadata())
+    state = np.zeros(2, np.float32)
+    requester.submit(1, {"state": state})
+    assert requester.is_busy and requester.poll() is None
+    state += 5
+    gate.set()
+    while requester.is_busy:
+        requester.poll()
+    assert np.array_equal(seen[0], [0, 0])
+    requester.close()

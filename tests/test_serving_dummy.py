@@ -1,0 +1,96 @@
+"""`openpi serve --dummy`: the robot's side before there is a checkpoint."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from openpi.cli import client_check, serve, serve_dummy
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies.guards import ObservationError
+from openpi_client import realtime
+from serving_live import server_thread
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two episodes in which two joints go from 0 to 1."""
+    place = tmp_path_factory.mktemp("dummy") / "dataset"
+    vector = {"dtype": "float32", "shape": [2], "names": ["left", "right"]}
+    walk = np.linspace(0, 1, 60, dtype=np.float32)[:, None] * np.ones(2, np.float32)
+    with LeRobotWriter(place, fps=50, features={"observation.state": vector, "action": vector}) as writer:
+        for _ in range(2):
+            writer.add_episode({"observation.state": walk, "action": walk + 0.01}, "walk")
+        writer.finish()
+    return place
+
+
+def test_a_recipe_s_robot_stands_still_and_bad_observations_are_refused():
+    policy = serve_dummy.make(serve_dummy.Args("pi0_ur5", hold=True))
+    assert policy.contract.robot == "ur5" and policy.contract.as_metadata()["actions"]["hold"] == ["stay"] * 7
+    obs = {"joints": np.arange(6.0), "gripper": np.array([0.5]), "prompt": "go"}
+    obs |= {key: np.zeros((224, 224, 3), np.uint8) for key in ("base_rgb", "wrist_rgb")}
+    chunk = policy.infer(obs)["actions"]
+    assert chunk.shape == (policy.contract.action_horizon, 7) and np.allclose(chunk, [0, 1, 2, 3, 4, 5, 0.5])
+    with pytest.raises(ObservationError, match="joints"):
+        policy.infer({**obs, "joints": np.zeros(5)})
+
+
+def test_an_episode_is_played_through_by_a_loop(dataset):
+    policy = serve_dummy.make(serve_dummy.Args(str(dataset), episode=1, horizon=20))
+    metadata = {"contract": policy.contract.as_metadata()}
+    assert metadata["contract"]["control_hz"] == 50 and metadata["contract"]["actions"]["names"] == ["left", "right"]
+
+    class Arm(realtime.Robot):
+        position = np.zeros(2)
+
+        def observe(self):
+            return {"observation.state": self.position, "prompt": "walk"}
+
+        def apply(self, action):
+            self.position = action
+
+    clock, arm = realtime.VirtualClock(), Arm()
+    requester = realtime.SimulatedLatency(policy, clock, [0.1], metadata)
+    loop = realtime.ControlLoop(arm, requester, hold="stay", safety=realtime.Safety(blend_s=0), clock=clock)
+    summary = loop.run(max_s=5, until=lambda: arm.position[0] > 0.99)
+    assert summary["end"] == "complete" and summary["ticks_without_row_after_start"] == 0
+    assert np.diff(loop.last_log.commands[5:, 0]).max() < 0.035  # two frames: no jumps
+
+
+def test_the_path_to_a_server_is_measured(dataset, capsys):
+    policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=5000))
+    with server_thread(lambda: policy) as (_, port):
+        assert client_check.main(["--port", str(port), "--seconds", "0.2"]) == 0
+        policy.contract = dataclasses.replace(policy.contract, action_horizon=1)
+        assert client_check.main(["--port", str(port), "--seconds", "0"]) == 1
+    fits, short = capsys.readouterr().out.split("too few")
+    assert "round_trip" in fits and "at 50 Hz" in fits and "never holds" in fits and "rows would do" in short
+
+
+def test_answers_may_be_lost():
+    policy = serve_dummy.make(serve_dummy.Args("pi0_libero", hold=True, drop=1.0))
+    obs = {"observation/state": np.zeros(8), "prompt": "go"}
+    obs |= {f"observation/{key}": np.zeros((224, 224, 3), np.uint8) for key in ("image", "wrist_image")}
+    with pytest.raises(RuntimeError, match="dropped"):
+        policy.infer(obs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pi05_droid", "--hold"], "robot 'droid' does not say how it stands still"),
+        (["no_such_recipe"], "no_such_recipe"),
+        (["."], "is no contract"),
+        (["pi0_libero", "--jitter-ms", "5"], "--jitter-ms is 5.0; expected 0 to 0.0"),
+        (["pi0_libero", "--drop", "2"], "--drop is 2.0"),
+    ],
+)
+def test_what_cannot_be_served_is_said(words, message, capsys):
+    assert serve.main(["--dummy", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_dataset_of_another_robot_is_refused(dataset):
+    with pytest.raises(ValueError, match="have 2 dimensions; robot 'libero' of the recipe has 7"):
+        serve_dummy.make(serve_dummy.Args("pi0_libero", dataset=dataset))
