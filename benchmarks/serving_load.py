@@ -86,7 +86,7 @@ class GoodClient(threading.Thread):
                     actions = client.infer(question)["actions"]
                     if actions[0, 0] != np.float32(question["number"]):
                         self.errors.append("an answer to another question")
-                except StaleAnswerError:  # the server was away for longer than a chunk lasts: asks anew, as a robot does
+                except StaleAnswerError:  # away for longer than a chunk lasts: asks anew, as a robot does
                     self.too_old += 1
                     continue
                 except Exception as error:

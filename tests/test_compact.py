@@ -252,7 +252,7 @@ def test_two_processes_that_share_the_parameters_leave_out_the_same(tmp_path, ar
         "model.max-token-len": 96,  # of which the dataset's prompts take less than 32
     }
     words = [f"{Path(__file__).parent / 'tiny_recipe.py'}:arm", *(f"--{name}={value}" for name, value in flags.items())]
-    environment = training_processes.environment(tmp_path)
+    environment = training_processes.environment()
     padded = training_processes.train_command(*words, "--exp-name=padded", "--model.no-skip-unused")
     training_processes.run(padded, 1, environment, tmp_path / "padded")
     shared = training_processes.train_command(*words, "--exp-name=shared", "--fsdp-devices=2")

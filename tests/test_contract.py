@@ -172,7 +172,14 @@ REFUSED = [
         r"joint_position' has NaN or infinity in joint_2, joint_5",
     ),
     (broken(joints=np.array(list("abcdefg"))), r"joint_position' has dtype <U1; expected numbers"),
+    (broken(joints=np.full(7, 1e300)), r"joint_position' has NaN or infinity in joint_1, .*finite in float32"),
+    (broken(joints=np.zeros(7, np.longdouble)), r"joint_position' has dtype float128; expected numbers"),
     (broken(prompt=None), r"no 'prompt'.*Send the task"),
+    (broken(prompt=np.array(["a", "b"])), r"'prompt' has 2 texts; expected one"),
+    (broken(prompt=np.array([], "<U3")), r"'prompt' has 0 texts; expected one"),
+    (broken(prompt="lift \ud800"), r"'prompt' holds characters that there are not; expected text in UTF-8"),
+    (broken(prompt=np.frombuffer(b"\xff" * 4, "<U1")), r"'prompt' holds characters that there are not"),
+    (broken(prompt=np.bytes_(b"\xff")), r"'prompt' holds characters that there are not"),
 ]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -94,6 +95,19 @@ def line(file: str, number: int, **changes: Any) -> Spoil:
     return spoil
 
 
+def turned(file: str) -> Spoil:
+    """Has players show a video upside down, as phones do that were held so."""
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", -1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)
+
+    def spoil(root: Path) -> None:
+        content = (root / file).read_bytes()
+        at = content.index(upright, content.index(b"tkhd"))
+        (root / file).write_bytes(content[:at] + turned + content[at + len(turned) :])
+
+    return spoil
+
+
 def video(file: str, fps: float, frames: int, pixels: str = "yuv420p") -> Spoil:
     """Replaces a video by one of some frames at some rate."""
 
@@ -144,7 +158,11 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
     "shape negative": (V21, feature("action", shape=[-7]), r"\['action'\]\['shape'\] is -7; expected a whole number"),
     "shape a number": (V21, feature("action", shape=7), r"\['shape'\] is 7; expected a list of sizes"),
     "dtype none": (V21, feature("action", dtype=None), r"\['action'\] is .*expected an object with a 'dtype'"),
-    "too many names": (V21, feature("action", names=list("abcdefgh")), r"\['names'\] is \[.*'h'\]; expected 7 of them at most"),
+    "too many names": (
+        V21,
+        feature("action", names=list("abcdefgh")),
+        r"\['names'\] is \[.*'h'\]; expected 7 of them at most",
+    ),
     "length a text": (
         V21,
         line("meta/episodes.jsonl", 1, length="many"),
@@ -259,6 +277,7 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"15 frames per second; expected .*info\.json says fps 10",
     ),
     "video of 10 bits": (V30, video(HIGH_FILE, 10, 90, "yuv420p10le"), r"pixels of 10 bits \(yuv420p10le\)"),
+    "video turned": (V30, turned(HIGH_FILE), r"file-000\.mp4 is to be shown turned by 180 degrees"),
     "video a pointer": (
         V30,
         text(HIGH_FILE, POINTER),
@@ -510,6 +529,20 @@ def test_statistics_that_are_none_are_refused_before_a_dataset_is_appended_to(co
 # --- pictures ------------------------------------------------------------------------------------------------
 
 
+def test_image_cells_are_turned_as_their_exif_data_say(copied, golden):
+    def spoil(root: Path) -> None:
+        def change(cells: list) -> list:
+            exif, turned = Image.Exif(), io.BytesIO()
+            exif[0x0112] = 3  # upside down
+            Image.open(io.BytesIO(cells[0]["bytes"])).save(turned, "PNG", exif=exif)
+            return [{**cells[0], "bytes": turned.getvalue()}, *cells[1:]]
+
+        column(DATA, "image", change)(root)
+
+    found, expected = LeRobotDataset(copied(V30_IMAGE, spoil)), LeRobotDataset(golden / V30_IMAGE)
+    np.testing.assert_array_equal(found[0]["image"], expected[0]["image"][::-1, ::-1])
+
+
 @pytest.mark.parametrize("kind", ["bytes", "path"])
 def test_image_cells_may_be_bytes_or_a_path_alone(copied, golden, kind):
     def spoil(root: Path) -> None:
@@ -548,8 +581,24 @@ def test_pictures_that_are_not_8_bit_rgb_are_refused_by_name_and_no_camera_for_i
     assert metadata.camera_keys == ("image",)
     assert _init_choices.read_features(metadata).cameras == ("image",)
     assert "wrist_image" not in LeRobotDataset(root)[0]
-    with pytest.raises(ValueError, match=f"'wrist_image' of .* {reason}"):
+    refused = f"'wrist_image' of .* {reason}.*To go on, take it out of the recipe"
+    with pytest.raises(ValueError, match=refused):
         LeRobotDataset(root, columns=["wrist_image"])
+    config = recipe(root, ("image", "wrist_image"))
+    with pytest.raises(ValueError, match=refused):  # statistics read no pictures, and must not say another thing
+        TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+
+
+def test_a_camera_that_is_not_there_is_not_taken_for_one_that_the_recipe_reads_already(copied):
+    def spoil(root: Path) -> None:
+        features = json.loads((root / "meta/info.json").read_text())["features"]
+        info(features={key: value for key, value in features.items() if key != "wrist_image"})(root)
+
+    config = recipe(copied(V30_IMAGE, spoil), ("image", "wrist_image"))
+    with pytest.raises(KeyError, match="take what is not there out of the recipe") as refused:
+        samples(config)
+    assert "needs the key 'wrist_image'" in str(refused.value)
+    assert "Did you mean" not in str(refused.value)
 
 
 def test_init_says_why_what_looks_like_the_only_camera_is_none(copied):
@@ -575,8 +624,8 @@ def test_small_integers_of_several_axes_keep_their_dtype(tmp_path):
 # --- numbers that are none, and episodes left out --------------------------------------------------------------
 
 
-def recipe(root: Path, **changes: Any) -> TrainConfig:
-    base = DataConfig(repack_transforms=repack({"image": "image", "state": "state", "actions": "actions"}))
+def recipe(root: Path, cameras: tuple[str, ...] = ("image",), **changes: Any) -> TrainConfig:
+    base = DataConfig(repack_transforms=repack({key: key for key in (*cameras, "state", "actions")}))
     data = SimpleDataConfig(repo_id=str(root), base_config=base, **changes)
     return TrainConfig(name="test", model=Pi0Config(action_horizon=4), data=data, batch_size=2, num_workers=0)
 

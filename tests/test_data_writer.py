@@ -1,6 +1,7 @@
 """The LeRobot writer: read back equal, in the library's layout, and there whole or not at all."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -360,6 +361,22 @@ def test_episodes_are_appended_to_films_of_lerobot_061(golden, tmp_path, codec):
         assert new[10 + i][film].shape == old[i][film].shape
         assert np.abs(new[10 + i][film].astype(float) - old[i][film]).mean() < 3  # encoded twice
     assert json.loads((root / "meta/info.json").read_text())["features"] == info["features"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="of Linux")
+def test_encoding_leaves_the_priority_of_the_process_alone(tmp_path):
+    """SVT-AV1 takes the highest real-time priority where it may: as root."""
+    policies = []
+
+    def frames():
+        for _ in range(3):
+            yield np.zeros((64, 64, 3), np.uint8)
+            policies.append({os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir()})
+
+    before = os.sched_getscheduler(0)
+    video_writer.encode_video(tmp_path / "film.mp4", frames(), 10, "libsvtav1")
+    assert policies == [{before}] * 3
+    assert os.sched_getscheduler(0) == before
 
 
 def test_statistics_of_matrices_have_the_shape_of_lerobot(golden, tmp_path):

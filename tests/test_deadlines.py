@@ -469,6 +469,16 @@ def test_a_message_of_empty_parts_is_refused_at_once():
         assert sock.recv(4)[2:4] == (1008).to_bytes(2, "big")
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_text_of_megabytes_ends_its_session_without_being_decoded(num_parts):
+    part = "é".encode() * (2**20 // num_parts)
+    with server_thread(TestPolicy) as (_, port), raw_session(port) as sock, soon():
+        for i in range(num_parts):
+            opcode = Opcode.TEXT if i == 0 else Opcode.CONT
+            sock.sendall(masked(opcode, part, is_last=i == num_parts - 1))
+        assert sock.recv(4)[2:4] == (1009).to_bytes(2, "big")
+
+
 def test_a_message_in_many_parts_of_some_size_is_taken_with_pings_between():
     content = msgpack_numpy.packb({"x": np.ones(10**6)})
     parts = [content[i : i + 4000] for i in range(0, len(content), 4000)]

@@ -263,7 +263,7 @@ def test_two_processes_read_the_batches_of_one_and_a_checkpoint_knows_where_both
     recipe = f"{tmp_path / 'read_by_two.py'}:recipe"
     norm_stats.compute(get_config(recipe))
     command = [sys.executable, "-c", textwrap.dedent(READ), recipe, str(tmp_path / "read")]
-    training_processes.run(command, 2, training_processes.environment(tmp_path), tmp_path / "logs")
+    training_processes.run(command, 2, training_processes.environment(), tmp_path / "logs")
     first, second = (json.loads((tmp_path / f"read.{i}").read_text()) for i in range(2))
     loader = data_loader.create_batch_loader(get_config(recipe))
     expected = [batch["state"].tolist() for batch, _ in zip(loader, range(3), strict=False)]

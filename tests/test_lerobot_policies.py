@@ -304,6 +304,22 @@ def test_a_policy_is_not_served_under_other_relative_actions(folder: str, mask: 
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("kind", ["statistics", "normalization"])
+def test_processors_that_contradict_each_other_or_the_config_are_refused(tmp_path, kind):
+    shutil.copytree(RECORDED / "pi05_relative", tmp_path, dirs_exist_ok=True)
+    if kind == "statistics":
+        file = tmp_path / "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+        tensors = {name: np.array(values) for name, values in safetensors_io.open_tensors(file).items()}
+        safetensors_io.save(file, {**tensors, "action.q99": tensors["action.q99"] * 2})
+        expected = r"unnormalizer_processor\.safetensors has another 'action\.q99' than the step before it"
+    else:
+        file = tmp_path / "policy_postprocessor.json"
+        file.write_text(file.read_text().replace("QUANTILES", "MEAN_STD"))
+        expected = r"policy_postprocessor\.json normalises STATE by MEAN_STD, and this recipe does it by QUANTILES"
+    with pytest.raises(ValueError, match=expected):
+        lerobot_files.read_norm_stats(tmp_path, use_quantiles=True)
+
+
 def test_the_mask_is_checked_where_a_pipeline_is_loaded(tmp_path: Path):
     """Also beside statistics of our own, and when a policy is converted."""
     folder = tmp_path / "policy"

@@ -64,7 +64,9 @@ def libero_stats() -> dict[str, normalize.NormStats]:
     rng = np.random.default_rng(5)
     stats = {}
     for key, width in (("state", 8), ("actions", 7)):
-        low = rng.normal(size=width)
+        low = (
+            rng.normal(size=width).astype(np.float32).astype(float)
+        )  # LeRobot keeps float32: a state that stands still is there
         span = np.array([2.0, 1e-3, 0.5, 3.0, 1.0, 1e-4, 0.7, 0.0][:width])  # the last stands still
         stats[key] = normalize.NormStats(mean=low + span / 2, std=span / 4, q01=low, q99=low + span)
     return stats
@@ -210,7 +212,10 @@ class BothWays:
             for found in (np.stack([ours[i][key] for i in range(len(ours))]), theirs[key]):
                 tolerance = 6 if CAMERAS.get(key) == "video" else 0
                 values = as_hwc(found) if key in CAMERAS else found.reshape(expected.shape)
-                assert np.abs(values.astype(float) - expected).max() <= tolerance, key
+                h, w = (size - size % 2 for size in self.features[key]["shape"][:2]) if key in CAMERAS else (None, None)
+                apart = np.abs(values.astype(float) - expected)
+                # FFmpeg mixes what lies beyond into the last line of an odd size, whoever encodes.
+                assert (apart[:, :h, :w] if key in CAMERAS else apart).max() <= tolerance, key
             assert theirs[f"stats/{key}/mean"].shape == ((3, 1, 1) if key in CAMERAS else expected.shape[-1:])
 
 

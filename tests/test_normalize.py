@@ -257,6 +257,8 @@ def test_a_folder_without_statistics_is_named_with_the_fix(tmp_path):
         ('{"norm_stats": {"state": {"mean": [1]}}}', "'state'.*'std'"),
         ('{"norm_stats": {"state": {"mean": [1, 2], "std": [1]}}}', "'state'.*differ in shape"),
         ('{"norm_stats": {"state": {"mean": ["a"], "std": [1]}}}', "'state' are damaged"),
+        (f'{{"norm_stats": {{"state": {{"mean": [{10**400}], "std": [1]}}}}}}', "'state' are damaged"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_path_and_what_is_wrong(tmp_path, text, told):

@@ -82,6 +82,7 @@ def test_a_message_over_a_limit_is_refused_with_what_was_found_and_expected(reas
         GOOD + b"\x00",
         GOOD[:-1],
         msgpack.packb({"x": msgpack.ExtType(0x6F, b"\0\0\0\0")}),  # what the decoder itself puts for arrays
+        msgpack.packb({"x": bytes(5000), "y": [msgpack.ExtType(0x6F, bytes(4))] * 1000}),  # 5 MB of 12 kB
         msgpack.packb({bytes(5000): 1}),
         msgpack.packb(array("<f4", [2**40, 0])),
         msgpack.packb(array("<f4", [2**20, 2**20, 0])),
@@ -421,6 +422,19 @@ def test_a_half_message_holds_memory_and_its_end_gives_it_back(monkeypatch):
         with contextlib.suppress(OSError):
             half.socket.shutdown(socket.SHUT_RDWR)
         assert len(large) <= 2**20
+
+
+def test_messages_that_only_claim_their_size_hold_no_memory(monkeypatch):
+    monkeypatch.setattr(memory, "_PATIENCE_S", 0.05)
+    limits = Limits(max_sessions=8, max_message_bytes=2**23, max_memory_bytes=2**24)  # a MiB each, eight for all
+    with server_thread(TestPolicy, limits=limits) as (_, port), contextlib.ExitStack() as stack:
+        for _ in range(4):
+            claiming = stack.enter_context(raw_connection(port))
+            claiming.recv(PATIENCE_S)
+            claiming.socket.sendall(bytes([0x82, 0xFF]) + (2**23).to_bytes(8, "big") + bytes(1000))
+            stack.callback(claiming.socket.shutdown, socket.SHUT_RDWR)
+        client = stack.enter_context(WebsocketClientPolicy("127.0.0.1", port))
+        assert client.infer({"x": np.ones(2**23 - 200, np.uint8)})["actions"][0, 0] == 2**23 - 200
 
 
 def test_an_idle_session_keeps_a_thumbnail_of_a_large_observation():

@@ -15,6 +15,7 @@ import websockets.exceptions
 import websockets.sync.client
 import websockets.sync.server
 
+from openpi.cli import serve
 from openpi.codecs.catalog import get_codec
 from openpi.serving.access import Limits, has_key, is_foreign_page
 from openpi.serving.batching import Batching, Item, Job, ModelThread
@@ -70,6 +71,12 @@ def test_steps_are_listed_by_number_and_matched_by_number(experiment):
     for requested in ("777", "latest/../9000", "", "9000x"):
         with pytest.raises(UnknownModelError, match=r"no model .*; there are 9000, 10000, checkpoint-20000"):
             catalog.resolve(requested)
+
+
+def test_a_single_checkpoint_is_asked_for_by_its_name_and_may_lie_in_a_package():
+    models = serve.find_models(serve.parse(["package:openpi.demo/base"]))
+    assert models.ids() == ["base"]
+    assert models.resolve("base") == models.resolve(None) == "base"
 
 
 def test_unfinished_checkpoints_are_no_models(experiment):

@@ -82,6 +82,18 @@ def test_each_session_is_recorded_and_can_be_played_again(tmp_path, capsys, form
         assert replay.main([str(sessions[0]), "--port", str(port), "--tolerance", "1e-6"]) == 1
 
 
+def test_a_replay_without_the_key_says_how_to_give_it(tmp_path, capsys):
+    with (
+        server_thread(TestPolicy, recorder=SessionRecorder(tmp_path)) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+    ):
+        client.infer({"x": np.arange(3.0)})
+    with server_thread(TestPolicy, api_key="sesame") as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port)]) == 1
+        assert "--api-key KEY, or OPENPI_API_KEY" in capsys.readouterr().err
+        assert replay.main([str(tmp_path), "--port", str(port), "--api-key", "sesame"]) == 0
+
+
 def test_a_folder_may_hold_both_forms(tmp_path, capsys):
     for form in ("npy", "mcap"):
         recorder = SessionRecorder(tmp_path, form)

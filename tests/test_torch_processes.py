@@ -40,7 +40,7 @@ def words(recipe: str, name: str, *flags: str) -> list[str]:
 
 
 def train(folder: Path, count: int, runs: list[list[str]]) -> None:
-    environment = training_processes.environment(folder)
+    environment = training_processes.environment()
     command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
     training_processes.run(command, count, environment | {"OMP_NUM_THREADS": "1"}, folder / f"logs-{count}")
 

@@ -142,7 +142,7 @@ def test_a_coordinator_that_is_not_there_ends_training_with_one_line(tmp_path):
     limit = "--coordinator-timeout-s=1"
     done = subprocess.run(
         [sys.executable, "-m", "openpi.cli.main", "train", RECIPE, *words, f"--coordinator-address={address}", limit],
-        env=environment(tmp_path),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

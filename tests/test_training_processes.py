@@ -33,8 +33,8 @@ def workspace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(workspace) -> dict[str, str]:
-    return training_processes.environment(workspace)
+def environment() -> dict[str, str]:
+    return training_processes.environment()
 
 
 @pytest.fixture(scope="module")

@@ -46,13 +46,17 @@ def leave_step(config: TrainConfig, step: int, *, without: str | None = None) ->
 # --- the run's own recipe -----------------------------------------------------------------------------------------
 
 
-def test_flags_of_the_start_need_not_be_given_again(tmp_path):
+def test_flags_of_the_start_need_not_be_given_again(tmp_path, caplog):
+    caplog.set_level("INFO", logger="openpi")
     started = of_run(tmp_path, "--batch-size=8", "--model.max-token-len=9", "--data.repo-id=./mine", "--seed=3")
     leave_step(started, 2)
     argv = [RECIPE, "--exp-name=first", f"--checkpoint-base-dir={tmp_path}", "--resume", "--seed=4"]
     resumed = train_command._as_started(cli(argv), argv)
     assert (resumed.batch_size, resumed.model.max_token_len, resumed.data.repo_id) == (8, 9, "./mine")
     assert resumed.seed == 4  # a flag wins
+    told = [record.getMessage() for record in caplog.records if "as the run was started" in record.getMessage()]
+    assert "--batch-size=8" in "".join(told)
+    assert "--seed" not in "".join(told)  # what does not hold is not told
     assert resumed.resume and not resumed.overwrite
     assert (
         resumed.data.create(tmp_path, resumed.model).data_transforms

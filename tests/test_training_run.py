@@ -39,18 +39,6 @@ def dataset(arm_dataset) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(workspace) -> dict[str, str]:
-    """Compiled code is shared by the processes, and compiled without much optimising: they run for six steps."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-        "JAX_COMPILATION_CACHE_DIR": str(workspace / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-@pytest.fixture(scope="module")
 def command(workspace, dataset) -> list[str]:
     flags = {
         "data.repo-id": dataset,
@@ -65,22 +53,22 @@ def command(workspace, dataset) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(workspace, command, environment) -> Path:
+def whole_run(workspace, command) -> Path:
     """The folder of a run that nobody disturbed."""
-    done = _train(command, environment, "whole")
+    done = _train(command, "whole")
     assert done.returncode == 0, done.stderr
     return workspace / "checkpoints" / "arm" / "whole"
 
 
-def _train(command: list[str], environment: dict[str, str], name: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command, f"--exp-name={name}", *more], env=environment, capture_output=True, text=True, check=False
-    )
+def _train(
+    command: list[str], name: str, *more: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, f"--exp-name={name}", *more], env=env, capture_output=True, text=True, check=False)
 
 
-def _train_until(command: list[str], environment: dict[str, str], name: str, text: str, signum: int) -> tuple[int, str]:
+def _train_until(command: list[str], name: str, text: str, signum: int) -> tuple[int, str]:
     """Sends a signal when `text` appears in the log; returns exit code and log."""
-    child = subprocess.Popen([*command, f"--exp-name={name}"], env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([*command, f"--exp-name={name}"], stderr=subprocess.PIPE, text=True)
     with child:
         log = "".join(_lines_sending(child, text, signum))
     return child.returncode, log
@@ -157,37 +145,37 @@ def test_the_first_batch_is_shown_with_its_true_brightness(whole_run):
     assert 100 < pictures.mean() < 155  # the dataset's images are uniform noise in 0..255
 
 
-def test_a_terminated_run_saves_and_resumes_as_if_nothing_had_happened(command, environment, whole_run):
-    code, log = _train_until(command, environment, "terminated", "Step 2:", signal.SIGTERM)
+def test_a_terminated_run_saves_and_resumes_as_if_nothing_had_happened(command, whole_run):
+    code, log = _train_until(command, "terminated", "Step 2:", signal.SIGTERM)
     run = whole_run.with_name("terminated")
     assert code == 128 + signal.SIGTERM, log
     assert "--resume" in log
     stopped_at = complete_steps(run)[-1]
     assert 2 <= stopped_at < NUM_STEPS
     assert max(_metrics(run)) == stopped_at
-    done = _train(command, environment, "terminated", "--resume")
+    done = _train(command, "terminated", "--resume")
     assert done.returncode == 0, done.stderr
     _assert_same_end(run, whole_run)
 
 
-def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, environment, whole_run):
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, whole_run):
     """And with worker processes, which change nothing."""
-    code, log = _train_until(command, environment, "killed", "checkpoint saved", signal.SIGKILL)
+    code, log = _train_until(command, "killed", "checkpoint saved", signal.SIGKILL)
     run = whole_run.with_name("killed")
     assert code == -signal.SIGKILL, log
     assert complete_steps(run)
-    done = _train(command, environment, "killed", "--resume", "--num-workers=1")
+    done = _train(command, "killed", "--resume", "--num-workers=1")
     assert done.returncode == 0, done.stderr
     _assert_same_end(run, whole_run)
     assert not [entry for entry in run.iterdir() if entry.name.startswith((".partial", ".discarded"))]
 
 
-def test_a_run_is_continued_with_its_own_recipe_and_another_batch_size(environment, workspace, whole_run):
+def test_a_run_is_continued_with_its_own_recipe_and_another_batch_size(workspace, whole_run):
     """No flag of the start is given again; the data order that cannot go on begins anew."""
     shutil.copytree(whole_run, whole_run.with_name("longer"))
     command = [sys.executable, "-m", "openpi.cli.main", "train", RECIPE]
     where = f"--checkpoint-base-dir={workspace / 'checkpoints'}"
-    done = _train(command, environment, "longer", where, "--resume", "--num-train-steps=8", "--batch-size=2")
+    done = _train(command, "longer", where, "--resume", "--num-train-steps=8", "--batch-size=2")
     assert done.returncode == 0, done.stderr
     run = whole_run.with_name("longer")
     assert "batch_size was 4, is 2" in done.stderr and "a new order begins" in done.stderr
@@ -227,12 +215,12 @@ arm = dataclasses.replace(
 """
 
 
-def test_sigterm_ends_a_run_whose_data_are_stuck_with_a_checkpoint(dataset, environment, tmp_path):
+def test_sigterm_ends_a_run_whose_data_are_stuck_with_a_checkpoint(dataset, tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
     command = [sys.executable, "-m", "openpi.cli.main", "train", "stuck.py:arm", "--exp-name=x"]
     child = subprocess.Popen(
         [*command, f"--data.repo-id={dataset}"],
-        env={**environment, "TESTS": str(Path(__file__).parent)},
+        env={**os.environ, "TESTS": str(Path(__file__).parent)},
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -254,9 +242,9 @@ def test_sigterm_ends_a_run_whose_data_are_stuck_with_a_checkpoint(dataset, envi
     assert "only checkpoint is that of the end" in log
 
 
-def test_an_existing_run_is_left_alone_unless_asked(command, environment, whole_run):
+def test_an_existing_run_is_left_alone_unless_asked(command, whole_run):
     before = (whole_run / "metrics.jsonl").read_text()
-    done = _train(command, environment, "whole")
+    done = _train(command, "whole")
     assert done.returncode == 1
     assert "--overwrite" in done.stderr
     assert "--resume" in done.stderr
@@ -264,26 +252,26 @@ def test_an_existing_run_is_left_alone_unless_asked(command, environment, whole_
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
-def test_a_dataset_that_does_not_fit_is_refused_before_the_model_is_built(command, environment):
-    done = _train(command, environment, "wrong", "--model.action-dim=2")
+def test_a_dataset_that_does_not_fit_is_refused_before_the_model_is_built(command):
+    done = _train(command, "wrong", "--model.action-dim=2")
     assert done.returncode == 1
     assert "do not fit the model" in done.stderr
     assert "actions: shape [3, 3], the model takes [3, 2]" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_refused_start_does_not_block_the_corrected_one(command, environment):
-    refused = _train(command, environment, "refused", "--data.repo-id=./nowhere", "--num-train-steps=1")
+def test_a_refused_start_does_not_block_the_corrected_one(command):
+    refused = _train(command, "refused", "--data.repo-id=./nowhere", "--num-train-steps=1")
     assert refused.returncode == 1 and "nowhere" in refused.stderr
-    again = _train(command, environment, "refused", "--num-train-steps=1")
+    again = _train(command, "refused", "--num-train-steps=1")
     assert again.returncode == 0, again.stderr
 
 
-def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset, environment):
+def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset):
     where = workspace / "other_assets"
     flags = [f"--data.repo-id={dataset}", f"--assets-base-dir={where}", "--data.assets.asset-id=mine"]
     command = [sys.executable, "-m", "openpi.cli.main", "stats", "--config-name", RECIPE, "--max-frames=20", *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(where / "arm" / "mine" / "norm_stats.json") in done.stdout
     stats = normalize.load(where / "arm" / "mine")
@@ -291,20 +279,20 @@ def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset,
     np.testing.assert_allclose(stats["actions"].std.shape, 3)
 
 
-def test_four_devices_that_share_the_parameters_compute_the_same(command, environment, whole_run):
+def test_four_devices_that_share_the_parameters_compute_the_same(command, whole_run):
     """Everything is sharded here, however small, so that every sharding is used."""
     program = (
         "import sys; from openpi.training import sharding; sharding.MIN_SHARDED_BYTES = 0; "
         "from openpi.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     words = command[command.index("train") :]
-    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     done = _train(
         [sys.executable, "-c", program, *words],
-        {**environment, "XLA_FLAGS": flags},
         "sharded",
         "--fsdp-devices=2",
         "--num-train-steps=3",
+        env={**os.environ, "XLA_FLAGS": flags},
     )
     assert done.returncode == 0, done.stderr
     assert "4 devices" in done.stderr
@@ -317,9 +305,9 @@ def test_four_devices_that_share_the_parameters_compute_the_same(command, enviro
     assert flatten(params).keys() == flatten(orbax_io.read_params(whole_run / "5" / "params")).keys()
 
 
-def test_a_model_that_writes_its_actions_trains_validates_and_serves(command, environment, workspace):
+def test_a_model_that_writes_its_actions_trains_validates_and_serves(command, workspace):
     fast = [RECIPE.replace(":arm", ":fast") if word == RECIPE else word for word in command]
-    done = _train(fast, environment, "tokens")
+    done = _train(fast, "tokens")
     assert done.returncode == 0, done.stderr
     run = workspace / "checkpoints" / "fast" / "tokens"
     last = _metrics(run)[NUM_STEPS - 1]

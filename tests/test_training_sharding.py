@@ -54,10 +54,10 @@ PROGRAM = """
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict:
+def found() -> dict:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), RECIPE, *map(str, WAYS)],
-        env=environment(tmp_path_factory.mktemp("eight"), devices=8),
+        env=environment(devices=8),
         capture_output=True,
         text=True,
         check=False,

@@ -147,6 +147,21 @@ def test_weights_of_something_else_are_named(tmp_path):
         layout.open_weights(PI0, written(tmp_path, adapters))
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"action_out_proj.SCB": np.ones(4, np.float32)}, "has 'action_out_proj.SCB' beside what the model reads"),
+        ({"action_out_proj.weight.absmax": np.ones(4, np.float32)}, "'action_out_proj.weight.absmax' beside"),
+        ({f"{HEAD.removesuffix('weight')}bias": np.ones(4, np.float32)}, "lm_head.bias' beside"),
+        ({"action_out_proj.weight": np.ones((4, 16), np.int8)}, "has 'action_out_proj.weight' as int8.*quantised"),
+    ],
+)
+def test_quantised_weights_and_parts_that_the_model_would_leave_out_are_refused(tmp_path, extra, said):
+    extra = {name: np.resize(values, TENSORS["pi0"].get(name, values).shape) for name, values in extra.items()}
+    with pytest.raises(ValueError, match=said):
+        layout.open_weights(PI0, written(tmp_path, {**TENSORS["pi0"], **extra}))
+
+
 # --- two names of one tensor ---------------------------------------------------------------------------------------
 
 

@@ -19,15 +19,11 @@ if __name__ == "__main__":
 """
 
 
-def environment(folder: Path, *, devices: int = 1) -> dict[str, str]:
-    """Compiled code is shared by the processes, and compiled without much optimising: they run for a few steps."""
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+def environment(*, devices: int = 1) -> dict[str, str]:
+    """Of this process, whose compiled code they share, without what tells a cluster."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("OPENPI_C", "SLURM_"))},
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
 
 

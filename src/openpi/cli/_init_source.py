@@ -160,6 +160,7 @@ _TEMPLATE = string.Template('''\
 
 Every choice has its reason above it: read them once. Then
 
+    openpi stats $name.py:tiny
     openpi explain $name.py:tiny --index=0
     openpi train $name.py:tiny --exp-name=try  # on a CPU: does everything fit?
     openpi train $name.py:config --exp-name=first

@@ -43,6 +43,8 @@ def resolve(name: str, *, config: str | None = None) -> Source:
 
 def _is_place(name: str) -> bool:
     """Recipe names have no slash, and references to recipes in files have a colon."""
-    if "://" in name or Path(name).is_dir():
+    from openpi.shared import download
+
+    if download.is_address(name) or Path(name).is_dir():
         return True
     return ":" not in name and ("/" in name or name.startswith("~"))

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     elif rows:
         print(_as_table(rows))
     else:
-        print(f"openpi configs: no recipe with '{args.text}' in its row", file=sys.stderr)
+        print(f"openpi configs: no recipe with '{args.text}' in its row; `openpi configs` lists all", file=sys.stderr)
     return 0 if rows or args.json else 1
 
 

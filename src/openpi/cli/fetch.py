@@ -26,9 +26,11 @@ _UNWANTED = "needs --dataset"
 
 
 def main(argv: list[str] | None = None) -> int:
+    from openpi.shared import download
+
     arguments, overrides = _parser().parse_known_args(argv)
     configure_logging()
-    is_url = "://" in arguments.name
+    is_url = download.is_address(arguments.name)
     if is_url and overrides:
         _parser().error(f"{overrides[0]} is a field of a recipe, and {arguments.name} is a URL")
     recipe = arguments.config if is_url else arguments.name

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"openpi init: {error}", file=sys.stderr)
         return 1
-    print(_report(args.output, text))
+    print(_report(args.output, text, draft.origin))
     return 0
 
 
@@ -204,16 +204,17 @@ def _horizon(metadata: LeRobotMetadata) -> Any:
     return Decision("ACTION_HORIZON", steps, reason)
 
 
-def _report(path: Path, text: str) -> str:
+def _report(path: Path, text: str, origin: str) -> str:
     from openpi.training.fill_in import marked_lines
 
-    lines = [f"{path} is written."]
+    lines = [origin, f"{path} is written."]
     marked = marked_lines(text)
     if marked:
         lines.append("The dataset does not decide these; fill them in before you train:")
         lines += [f"  line {number}: {name}" for number, name in marked.items()]
     lines.append("Read it, then:")
     lines += [
+        f"  openpi stats {path}:tiny",
         f"  openpi explain {path}:tiny --index=0",
         f"  openpi train {path}:tiny --exp-name=try",
         f"  openpi train {path}:config --exp-name=first",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
+from websockets.exceptions import InvalidStatus
 
 from openpi_client import connection
 from openpi_client.positronic_client import PositronicClient
@@ -40,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         is_same = replay(args)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except connection.KeyRefused as error:
+        print(f"openpi replay: {error}; here that is --api-key KEY, or OPENPI_API_KEY", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
         logger.debug("", exc_info=True)
         print(f"openpi replay: {error}", file=sys.stderr)
         return 1
@@ -92,7 +96,11 @@ def replay(args: argparse.Namespace) -> bool:
         return False
     if args.tolerance is None or largest <= args.tolerance:
         return True
-    print(f"openpi replay: actions differ by {largest:.4g}, more than {args.tolerance:g}", file=sys.stderr)
+    print(
+        f"openpi replay: actions differ by {largest:.4g}, more than {args.tolerance:g}. pi0 and pi0.5 draw new noise "
+        "for each answer; for the same noise twice, `openpi infer --noise`",
+        file=sys.stderr,
+    )
     return False
 
 

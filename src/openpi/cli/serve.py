@@ -221,6 +221,7 @@ def find_models(args: Args) -> Catalog:
         LookupError: the default model is none of them.
     """
     from openpi.serving.catalog import Checkpoints, is_complete, steps_at, steps_in
+    from openpi.shared import download
 
     load = functools.partial(
         load_policy,
@@ -240,6 +241,8 @@ def find_models(args: Args) -> Catalog:
     else:
         step = find_checkpoint(args.checkpoint)
         place = Path(args.checkpoint).expanduser()
+        if not place.exists():  # `package:...`
+            place = download.maybe_download(args.checkpoint)
         if is_complete(place) or step == place:
             steps = functools.partial(dict, {_last_part(str(place.absolute())): str(place)})
         else:

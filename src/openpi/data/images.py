@@ -3,19 +3,21 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.file_kinds import content_instead
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT = 24  # in the header chunk, which comes first
+_ORIENTATION = 0x0112  # of EXIF
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 """Of 8 bits a value; PIL's others are integers and floats, which it would clip to 255."""
 
 
 def decode_image(content: bytes | str, where: str) -> np.ndarray:
-    """PNG, JPEG, ... of at most 8 bits a value -> uint8 RGB [h, w, 3]. `where` names the image in errors.
+    """PNG, JPEG, ... of at most 8 bits a value -> uint8 RGB [h, w, 3], turned as its EXIF data say. `where` names the
+    image in errors.
 
     Raises:
         ValueError: it is no image, or one of more than 8 bits, such as a depth map.
@@ -25,7 +27,9 @@ def decode_image(content: bytes | str, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             Budget(MAX_IMAGE_PIXELS, "pixels").spend(image.width * image.height, where)
             _check_depth(image, content, where)
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            # As LeRobot's reader has it, and every viewer.
+            upright = ImageOps.exif_transpose(image) if _ORIENTATION in image.getexif() else image
+            return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is one
         raise ValueError(f"{where}: not a readable image ({content_instead(content, 'any') or error})") from error
 

@@ -30,6 +30,7 @@ CONTRACT_FILE = "contract.json"
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
+_LARGEST_ITEM_BYTES = 8  # models take no long doubles, and one would spoil the batch of others
 
 
 class DataDescription(Protocol):
@@ -174,7 +175,7 @@ class Contract:
             raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
         try:
             return _from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
 
     def check(self, observation: Mapping[str, Any]) -> None:
@@ -189,8 +190,8 @@ class Contract:
                 f"observation has no 'prompt' (found: {listed(leaves)}); this policy has no default. Send "
                 "the task in words, or start the server with --default-prompt TEXT"
             )
-        if prompt is not None and (isinstance(prompt, (list, tuple)) or np.asarray(prompt).dtype.kind not in "USO"):
-            raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
+        if prompt is not None:
+            _check_prompt(prompt)
 
     def check_vectors(self, observation: Mapping[str, Any]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
@@ -351,6 +352,12 @@ class Contract:
         return facts
 
 
+def is_finite(values: np.ndarray) -> np.ndarray:
+    """bool, of the shape of `values`: finite as float32, which models compute with and most robots read."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(np.asarray(values).astype(np.float32))
+
+
 def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
     if sample is None:
         raise ValueError(
@@ -417,6 +424,20 @@ def _not_uint8(image: np.ndarray, key: str) -> str:
     )
 
 
+def _check_prompt(prompt: Any) -> None:
+    """Raises ValueError unless it is one text that a tokenizer can read."""
+    values = np.asarray(prompt)
+    if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
+        raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
+    if values.size != 1:
+        raise ValueError(f"'prompt' has {values.size} texts; expected one, for one observation")
+    try:
+        text = values.item()
+        (text.decode() if isinstance(text, bytes) else str(text).encode()).strip()
+    except (UnicodeError, SystemError, ValueError) as error:  # NumPy makes text of any numbers
+        raise ValueError("'prompt' holds characters that there are not; expected text in UTF-8") from error
+
+
 def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
     if vector.key not in leaves:
         raise ValueError(
@@ -424,7 +445,7 @@ def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
             f"values: {', '.join(vector.names)}. Rename the key on the client; in a dataset, by the repack transform"
         )
     values = np.asarray(leaves[vector.key])
-    if values.dtype.kind not in "fiu":
+    if values.dtype.kind not in "fiu" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
         raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
     if values.size == vector.width and values.ndim > 1:
         raise ValueError(
@@ -436,9 +457,11 @@ def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
             f"'{vector.key}' has shape {values.shape}; expected ({vector.width},): "
             f"{', '.join(vector.names)}. Is this the checkpoint of another robot?"
         )
-    bad = [vector.names[i] for i in np.flatnonzero(~np.isfinite(values))]
+    bad = [vector.names[i] for i in np.flatnonzero(~is_finite(values))]
     if bad:
-        raise ValueError(f"'{vector.key}' has NaN or infinity in {', '.join(bad)}; expected finite numbers")
+        raise ValueError(
+            f"'{vector.key}' has NaN or infinity in {', '.join(bad)}; expected numbers that are finite in float32"
+        )
 
 
 def _from_json(document: dict[str, Any]) -> Contract:

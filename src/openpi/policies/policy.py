@@ -12,7 +12,7 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
-from openpi.policies.contract import Contract
+from openpi.policies.contract import Contract, is_finite
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
 from openpi.shared.collected_warnings import collected_warnings
@@ -259,10 +259,10 @@ def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
 
 
 def _check_finite(outputs: Mapping[str, Any]) -> None:
-    """Raises ActionsError for NaN or infinity among the actions, which motors would get."""
+    """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them."""
     actions = np.asarray(outputs.get("actions", 0.0))
-    if actions.dtype.kind == "f" and not np.isfinite(actions).all():
-        where = np.argwhere(~np.isfinite(actions))[0].tolist()
+    if actions.dtype.kind == "f" and not (finite := is_finite(actions)).all():
+        where = np.argwhere(~finite)[0].tolist()
         raise ActionsError(
             f"the policy's actions are not finite (first at [step, dimension] {where}): its weights or statistics are "
             "damaged, as by training on NaN. Serve an earlier checkpoint"

@@ -86,7 +86,7 @@ class Checkpoints:
         return [*self.steps(), *self.named]
 
     def resolve(self, requested: str | None) -> str:
-        """Steps match by number: `5000`, `005000` and `checkpoint-5000` are the same.
+        """By name; steps by number as well: `5000`, `005000` and `checkpoint-5000` are the same.
 
         Raises:
             UnknownModelError: there is no such checkpoint.
@@ -97,7 +97,7 @@ class Checkpoints:
             if not steps and not self.named:
                 raise UnknownModelError(None)
             return list(steps)[-1] if steps else next(iter(self.named))
-        if requested in self.named:
+        if requested in self.named or requested in steps:
             return requested
         number = step_number(requested)
         for model_id in steps:

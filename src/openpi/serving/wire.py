@@ -95,7 +95,7 @@ class _Values:
     def __init__(
         self, parts: list[Part], read_shared: ReadShared, max_pixels: int, reserve: Reserve, long: LongWork
     ) -> None:
-        self._parts = parts
+        self._parts = {number: value for number, (_, _, value) in enumerate(parts)}
         self.has_views = any(type(value) is memoryview for _, _, value in parts)
         self._read_shared = read_shared
         self._max_pixels = self._pixels_left = max_pixels
@@ -130,13 +130,15 @@ class _Values:
         return bytes(data)
 
     def of_extension(self, code: int, data: bytes) -> Any:
-        """What was taken out, for its placeholder."""
+        """What was taken out, for its placeholder: once, or a few bytes of a client's could stand for megabytes, as
+        often as it likes.
+        """
         if code != PLACEHOLDER_CODE:
             return msgpack.ExtType(code, data)
         number = int.from_bytes(data, "big")
-        if number >= len(self._parts):
+        if number not in self._parts:
             raise ValueError(f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays")
-        return self._parts[number][2]
+        return self._parts.pop(number)
 
     def _jpeg(self, data: Any) -> np.ndarray:
         """uint8[h, w, 3], RGB."""

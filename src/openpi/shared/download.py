@@ -69,6 +69,11 @@ def cache_path(url: str) -> Path:
     return root / parts.netloc / parts.path.strip("/")
 
 
+def is_address(place: str) -> bool:
+    """Whether it is a URL or `package:...`, and no path."""
+    return "://" in place or place.startswith(_PACKAGE)
+
+
 def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: Any) -> Path:
     """A local path of a file or folder, downloaded if it is remote and not cached.
 

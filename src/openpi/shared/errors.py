@@ -11,16 +11,20 @@ class MissingKeyError(KeyError):
         return str(self.args[0]) if self.args else ""
 
 
-def missing_key(key: str, found: Iterable[object], *, wanted_by: str, fix: str = "") -> MissingKeyError:
+def missing_key(
+    key: str, found: Iterable[object], *, wanted_by: str, fix: str = "", in_use: Iterable[object] = ()
+) -> MissingKeyError:
     """The error for a key that is not there, to be raised by the caller.
 
     Args:
         found: the keys that are there.
         wanted_by: who reads the key, as the subject of the message.
         fix: a sentence that says what to do.
+        in_use: keys of `found` that are read for something else, so that they are not the one that is meant.
     """
     names = sorted(str(name) for name in found)
-    closest = closest_name(key, names)
+    others = {str(name) for name in in_use}
+    closest = closest_name(key, [name for name in names if name not in others])
     suggestion = f" Did you mean '{closest}'?" if closest else ""
     message = f"{wanted_by} needs the key '{key}', found: {listed(names)}.{suggestion} {fix}"
     return MissingKeyError(message.rstrip())

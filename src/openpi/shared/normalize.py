@@ -315,7 +315,7 @@ def deserialize_json(text: str) -> dict[str, NormStats]:
     """
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"statistics are not JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("norm_stats"), dict):
         raise ValueError("statistics must be a JSON object with the key 'norm_stats'")
@@ -355,7 +355,7 @@ def _parse_stats(key: str, entry: Any) -> NormStats:
         raise ValueError(f"the statistics of '{key}' must be an object with 'mean' and 'std'")
     try:
         return NormStats(entry["mean"], entry["std"], entry.get("q01"), entry.get("q99"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the statistics of '{key}' are damaged: {error}") from error
 
 

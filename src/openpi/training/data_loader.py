@@ -310,6 +310,7 @@ def features_read(data_config: DataConfig, metadata: LeRobotMetadata) -> list[st
 
     Raises:
         KeyError: it looks up what the dataset does not have.
+        ValueError: it looks up a picture that is no 8-bit RGB.
     """
     first = next(iter(data_config.repack_transforms.inputs), None)
     if not isinstance(first, transforms.RepackTransform):
@@ -321,8 +322,11 @@ def features_read(data_config: DataConfig, metadata: LeRobotMetadata) -> list[st
             path,
             metadata.features,
             wanted_by="the recipe's repack transform",
-            fix=f"Change its structure to the names in {metadata.root}, or choose another dataset.",
+            fix=f"Change its structure to the names in {metadata.root}, take what is not there out of the recipe (in a "
+            "file of `openpi init`: None for a camera), or choose another dataset.",
+            in_use=paths,
         )
+    metadata.check_readable(sorted(paths))
     return sorted(paths & metadata.features.keys())
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import normalize, stats_check
+from openpi.shared import download, normalize, stats_check
 from openpi.training.data_config import DataConfig
 from openpi.training.tabular_frames import Block, Frames, open_frames
 
@@ -148,7 +148,7 @@ def norm_stats_path(config: Any) -> Path:
     folder = config.data.stats_dir(config.assets_dirs)
     if folder is None:
         raise ValueError(f"recipe '{config.name}' has no dataset and no asset id; set --data.repo-id")
-    if _is_remote(folder):
+    if download.is_address(folder):
         raise ValueError(
             f"recipe '{config.name}' reads its statistics from {folder}, where they cannot be written; set "
             f"--data.assets.assets-dir to a local folder to compute your own"
@@ -163,13 +163,9 @@ def own_path(config: Any) -> Path:
         ValueError: the recipe has neither an asset id nor a dataset.
     """
     folder = config.data.stats_dir(config.assets_dirs)
-    if folder is None or not _is_remote(folder):
+    if folder is None or not download.is_address(folder):
         return norm_stats_path(config)
     return Path(config.assets_dirs) / config.data.asset_id / normalize.STATS_FILE
-
-
-def _is_remote(folder: str) -> bool:
-    return "://" in folder or folder.startswith("package:")
 
 
 def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict[str, normalize.NormStats]:

@@ -49,13 +49,15 @@ def with_own_values(recipe: TrainConfig, config: TrainConfig) -> TrainConfig:
     except ValueError as error:
         logger.warning("the flags of this run have to be given again: %s", first_line(error))
         return recipe
-    own = _merged(recipe, stored, "")
+    own = _merged(recipe, stored, config, "")
     logger.info("continuing with the recipe of the run, from %s; flags change it", checkpoint)
     return own
 
 
-def _merged(now: Any, before: Any, path: str) -> Any:
-    """A configuration with the plain values that another of the same class has."""
+def _merged(now: Any, before: Any, flagged: Any, path: str) -> Any:
+    """A configuration with the plain values that another of the same class has. They are told, but for those that
+    `flagged`, the configuration with the flags of the command, changes once more.
+    """
     changes: dict[str, Any] = {}
     for name in overrides.flag_names(now):
         if (not path and name in _OF_THE_COMMAND) or not hasattr(before, name):
@@ -64,10 +66,11 @@ def _merged(now: Any, before: Any, path: str) -> Any:
         if dataclasses.is_dataclass(current):
             # The class itself may have been loaded from the copy of the recipe's file in the checkpoint.
             if type(stored).__qualname__ == type(current).__qualname__:
-                changes[name] = _merged(current, stored, f"{path}{name}.")
+                changes[name] = _merged(current, stored, getattr(flagged, name), f"{path}{name}.")
         elif stored != current and overrides.is_plain(stored) and not isinstance(stored, enum.Enum):
             flag = f"--{path}{name}".replace("_", "-")
-            logger.info("as the run was started: %s=%s (the recipe says %s)", flag, stored, current)
+            if getattr(flagged, name, current) == current:
+                logger.info("as the run was started: %s=%s (the recipe says %s)", flag, stored, current)
             changes[name] = stored
     return dataclasses.replace(now, **changes)
 

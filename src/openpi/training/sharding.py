@@ -120,9 +120,7 @@ def fsdp_spec(
     return PartitionSpec()
 
 
-def fsdp_sharding(
-    tree: Any, mesh: Mesh, *, min_size_mbytes: float | None = None, log: bool = False
-) -> Any:
+def fsdp_sharding(tree: Any, mesh: Mesh, *, min_size_mbytes: float | None = None, log: bool = False) -> Any:
     """`fsdp_spec` for every leaf (anything with a shape and a dtype) of a tree.
 
     Args:

@@ -56,8 +56,10 @@ class AdapterBase:
     @classmethod
     def of(cls, place: str, frozen: Mapping[str, Frozen]) -> AdapterBase:
         """Of weights that were read from `place`, which may be relative."""
-        is_url = "://" in place or place.startswith("package:")
-        return cls(place if is_url else str(Path(place).expanduser().absolute()), dict(sorted(frozen.items())))
+        return cls(
+            place if download.is_address(place) else str(Path(place).expanduser().absolute()),
+            dict(sorted(frozen.items())),
+        )
 
     @classmethod
     def load(cls, checkpoint: Path) -> AdapterBase | None:

@@ -37,6 +37,7 @@ CONFIG_FILE = "config.json"
 logger = logging.getLogger("openpi")
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_QUANTISED = "If the file is quantised, convert it back to bfloat16 or float32 with the tool that made it"
 _NONE = "(?!)"  # pattern that nothing matches
 _ADAPTERS = ".*lora.*"
 
@@ -334,6 +335,7 @@ def _open(
         own = _open_safetensors(table, tensors, elsewhere, may_keep, source or str(folder), is_alone=is_alone)
     if not is_base:
         _refuse_adapters(own.report)
+    _refuse_integers(own, source or str(folder))
     return own if base is None else _WithBase(own, base)
 
 
@@ -429,7 +431,10 @@ def _open_safetensors(
         _refuse_strangers(table, spelled.names, tensors, source)
     for remark in spelled.remarks:
         _say_once(f"{source}: {remark}")
-    return _SafetensorsWeights(table, tensors, spelled, elsewhere, may_keep, source)
+    weights = _SafetensorsWeights(table, tensors, spelled, elsewhere, may_keep, source)
+    if is_alone:
+        _refuse_companions(weights.read_names, weights.report.unused, source)
+    return weights
 
 
 @functools.cache
@@ -472,6 +477,11 @@ class _SafetensorsWeights:
         unused |= {path: elsewhere[path] for path in elsewhere if path not in trees}
         model = {row.released: row.shape for row in table}
         self.report = compare(model, stored | unused, may_keep=may_keep, source=source)
+
+    @property
+    def read_names(self) -> Collection[str]:
+        """Of the tensors, in the file."""
+        return self._names.values()
 
     def has(self, row: Row) -> bool:
         return row.released in self._names
@@ -572,6 +582,27 @@ def _refuse_adapters(report: LoadReport) -> None:
             f"{report.source} has adapters that the model has not, such as {adapters[0]}: without them it is another "
             "policy. Name the LoRA recipe that it was trained with, or merge them first: `openpi export --merge`"
         )
+
+
+def _refuse_integers(weights: ArrayWeights | _SafetensorsWeights, source: str) -> None:
+    for row in weights.table:
+        if weights.has(row) and (dtype := weights.dtype(row)).kind in "iub":
+            raise ValueError(f"{source} has '{row.released}' as {dtype}; expected floating point numbers. {_QUANTISED}")
+
+
+def _refuse_companions(read: Collection[str], unused: Iterable[str], source: str) -> None:
+    """Tensors of modules that the model has, which it would compute without: scales of a quantisation, a bias.
+
+    Args:
+        read, unused: names in the file.
+    """
+    modules = {name.rpartition(".")[0] for name in read}.union(read)
+    for name in unused:
+        if name.rpartition(".")[0] in modules and "lora" not in name:
+            raise ValueError(
+                f"{source} has '{name}' beside what the model reads of this module, and the model does not apply it: "
+                f"it would be another policy. {_QUANTISED}"
+            )
 
 
 def _has_prefix(stored: Collection[str]) -> bool:

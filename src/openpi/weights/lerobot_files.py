@@ -119,19 +119,23 @@ def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats
         FileNotFoundError: there are none.
         ValueError: the policy was trained with another kind of normalization, or a file is damaged.
     """
-    _check_kind(folder, use_quantiles)
+    _check_kind(folder / CONFIG_FILE, read_config(folder).get("normalization_mapping"), use_quantiles)
     tensors: dict[str, np.ndarray] = {}
     epsilon = OUR_EPSILON
     for file, step in _steps(folder):
         name = step.get("registry_name", step.get("class"))
         if name not in _COVERED:
             logger.warning("%s has the step '%s', which is not done here; the recipe's transforms are", file.name, name)
+        if name in (NORMALIZER, UNNORMALIZER):  # what LeRobot runs by, whatever its policy's config says
+            _check_kind(file, _options(file, step).get("norm_map"), use_quantiles)
         if name == NORMALIZER:
             epsilon = float(_options(file, step).get("eps", epsilon))
         state = step.get("state_file")
         if state is not None:
             opened = safetensors_io.open_tensors(file.parent / Path(state).name)
-            tensors = {key: np.array(opened[key], np.float64).reshape(-1) for key in opened} | tensors
+            own = {key: np.array(opened[key], np.float64).reshape(-1) for key in opened}
+            _check_same(own, tensors, file.parent / Path(state).name)
+            tensors = own | tensors
     found = {}
     for ours, (feature, _) in FEATURES.items():
         fields = {field: tensors.get(f"{feature}.{field}") for field in STAT_FIELDS}
@@ -158,15 +162,24 @@ def _in_our_formulas(stats: NormStats, epsilon: float) -> NormStats:
     return dataclasses.replace(stats, std=std, q99=q99)
 
 
-def _check_kind(folder: Path, use_quantiles: bool) -> None:
-    mapping = read_config(folder).get("normalization_mapping") or {}
+def _check_kind(file: Path, mapping: Any, use_quantiles: bool) -> None:
     ours = kind_of(use_quantiles=use_quantiles)
     for _, kind in FEATURES.values():
-        theirs = mapping.get(kind, ours)
+        theirs = mapping.get(kind, ours) if isinstance(mapping, Mapping) else ours
         if theirs != ours:
             raise ValueError(
-                f"{folder / CONFIG_FILE} normalises {kind} by {theirs}, and this recipe does it by {ours}: "
+                f"{file} normalises {kind} by {theirs}, and this recipe does it by {ours}: "
                 "the robot would get wrong actions. Use a recipe of the model family that the policy has"
+            )
+
+
+def _check_same(own: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], file: Path) -> None:
+    """Normalizer and unnormalizer have statistics of the same features; a recipe has one set of them."""
+    for key in (f"{feature}.{field}" for feature, _ in FEATURES.values() for field in STAT_FIELDS):
+        if key in own and key in before and not np.array_equal(own[key], before[key], equal_nan=True):
+            raise ValueError(
+                f"{file} has another '{key}' than the step before it ({own[key][:3]}, {before[key][:3]}): one of them "
+                "is of another dataset, and the robot would get wrong actions. Export the policy again"
             )
 
 

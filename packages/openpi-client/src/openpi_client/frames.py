@@ -23,6 +23,8 @@ MESSAGE_TOO_BIG, TRY_AGAIN_LATER = 1009, 1013
 PROTOCOL_ERROR, BAD_TEXT, POLICY_VIOLATION, ABNORMAL, NO_CODE = 1002, 1007, 1008, 1006, 1005
 
 _BUFFER_BYTES = 2**16
+# Memory is asked for as a message comes: a header of ten bytes may claim hundreds of megabytes, and send none of them.
+_ADMITTED_BYTES = 2**20
 _NO_MASK = bytes(4)
 
 
@@ -87,7 +89,7 @@ class FrameReader:
         self._start, self._end = 0, len(received)
         self._header: Optional[tuple] = None  # opcode, is_last, mask of a frame on its way
         self._payload = memoryview(b"")
-        self._have = 0
+        self._have = self._room = 0  # bytes of it that are there, and that may be
         self.heard_s = time.monotonic()
 
     def has_bytes(self) -> bool:
@@ -110,7 +112,9 @@ class FrameReader:
         if self._header is None:
             self._begin(deadline, begun_bytes)
         while self._have < len(self._payload):
-            self._have += self._receive(self._payload[self._have :], deadline)
+            if self._have == self._room:
+                self._make_room()
+            self._have += self._receive(self._payload[self._have : self._room], deadline)
         assert self._header is not None
         (opcode, is_last, mask), payload = self._header, self._payload
         self._header, self._payload = None, memoryview(b"")
@@ -137,11 +141,14 @@ class FrameReader:
         mask = bytes(self._buffer[at : at + 4]) if second & 0x80 else _NO_MASK
         opcode, is_last = first & 0x0F, bool(first & 0x80)
         if not opcode & CONTROL:
-            self._check_size(begun_bytes + length, length)
+            self._check_size(begun_bytes + length)
         self._start += size
         # Not zeroed as a bytearray would be; and memory that nothing was written to costs nothing.
         self._payload = np.empty(length, np.uint8).data.cast("B")
-        self._have = min(length, self._end - self._start)
+        self._room = length if opcode & CONTROL or self._admit is None else 0
+        if self._room < length:
+            self._make_room()
+        self._have = min(self._room, self._end - self._start)
         self._payload[: self._have] = memoryview(self._buffer)[self._start : self._start + self._have]
         self._start += self._have
         self._header = (opcode, is_last, mask)
@@ -155,12 +162,17 @@ class FrameReader:
         if opcode & CONTROL and (second & 0x7F > LARGEST_CONTROL_BYTES or not first & 0x80):
             raise FrameError(PROTOCOL_ERROR, "control frame too long or in parts")
 
-    def _check_size(self, total: int, length: int) -> None:
+    def _check_size(self, total: int) -> None:
         if total > self._max_bytes:
             raise FrameError(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
-        refusal = None if self._admit is None else self._admit(length)
+
+    def _make_room(self) -> None:
+        """Asks for the memory of the part of the frame that comes next."""
+        count = min(_ADMITTED_BYTES, len(self._payload) - self._room)
+        refusal = None if self._admit is None else self._admit(count)
         if refusal:
             raise FrameError(TRY_AGAIN_LATER, refusal)
+        self._room += count
 
     def _fill(self, count: int, deadline: Deadline) -> None:
         """Reads until so many bytes are in the buffer."""

@@ -55,6 +55,8 @@ Message = Union[memoryview, str]
 # Beside as many parts, a message in parts has one for each kB. Some libraries send parts of 4 kB.
 _FREE_PARTS = 1024
 _BYTES_PER_PART = 1024
+# Both protocols speak in binary; text tells what went wrong. Decoding it cannot be interrupted: 100 MB take seconds.
+_MAX_TEXT_BYTES = 2**20
 # Pings and pongs of a peer: so many at once, and so many a second.
 _CONTROL_BURST = 500.0
 _CONTROL_PER_S = 20.0
@@ -84,8 +86,8 @@ class MessageStream:
         Args:
             received: what came behind the handshake already.
             max_message_bytes: a larger message ends the connection with code 1009.
-            admit: asked before so many bytes of a message are received; the reason it gives, if any, ends the
-                connection with code 1013.
+            admit: asked before so many bytes of a message are received, part by part; the reason it gives, if any, ends
+                the connection with code 1013.
         """
         set_keepalive(sock)
         self._socket = sock
@@ -251,6 +253,8 @@ class MessageStream:
     def _message(self, opcode: int, payload: memoryview) -> Message:
         if opcode == BINARY:
             return payload.toreadonly()
+        if len(payload) > _MAX_TEXT_BYTES:
+            self._fail(MESSAGE_TOO_BIG, f"text of {len(payload)} bytes; at most {_MAX_TEXT_BYTES} are taken")
         try:
             return str(payload, "utf-8")
         except UnicodeDecodeError:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("openpi")
 
 _REFERENCE = re.compile(r"positronic(?:\.\w+)+")
+# What Python says of a call, and what configuronic puts before it for a nested configuration.
+_MISSING = re.compile(r"missing \d+ required \S+ arguments?: (.+)$")
+_UNEXPECTED = re.compile(r"got an unexpected keyword argument")
+_NESTED = re.compile(r'^Error instantiating "([\w.]+)"')
 
 CommandTree = dict[str, "cfn.Config | CommandTree"]
 
@@ -48,7 +52,7 @@ def run(commands: cfn.Config | CommandTree) -> None:
     ) as error:
         logger.debug("", exc_info=True)
         explained = _explained(error)
-        print(f"{_program()}: {explained}{_what_exists(explained)}", file=sys.stderr)
+        print(f"{_program()}: {explained}{_what_exists(explained)}{_flags(explained)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -145,6 +149,18 @@ def _explained(error: BaseException) -> str:
     if caused_by is None or str(caused_by) in str(error):
         return str(error)
     return f"{error}: {_explained(caused_by)}"
+
+
+def _flags(message: str) -> str:
+    """The flags that a call lacks, as they are typed."""
+    if _UNEXPECTED.search(message):
+        return "; --help lists the flags"
+    missing = _MISSING.search(message)
+    if missing is None:
+        return ""
+    nested = _NESTED.match(message)
+    before = f"{nested[1]}." if nested else ""
+    return "; give " + " ".join(f"--{before}{name}=..." for name in re.findall(r"'(\w+)'", missing[1]))
 
 
 def _what_exists(message: str) -> str:

@@ -8,7 +8,7 @@ Nothing in there is believed: every entry is checked for its type and range when
 entries agree with each other; whether they agree with the data is seen when those are opened (`reader.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,12 @@ class LeRobotMetadata:
         """Depth maps and other pictures that are no cameras here, and why."""
         reasons = {key: unreadable_picture(key, feature) for key, feature in self.features.items()}
         return {key: reason for key, reason in reasons.items() if reason is not None}
+
+    def check_readable(self, keys: Iterable[str]) -> None:
+        """Raises ValueError for the first of these features that is `unreadable`."""
+        for key in keys:
+            if key in self.unreadable:
+                raise ValueError(f"'{key}' of {self.root} {self.unreadable[key]}. To go on, take it out of the recipe")
 
     @property
     def num_frames(self) -> int:

@@ -215,9 +215,7 @@ def _select_features(
     readable += [key for key in INDEX_FEATURES if key not in readable]
     asked = {*deltas, *(readable if columns is None else columns)}
     if unknown := sorted(asked - set(readable)):
-        for key in unknown:
-            if key in metadata.unreadable:
-                raise ValueError(f"'{key}' of {metadata.root} {metadata.unreadable[key]}")
+        metadata.check_readable(unknown)
         raise KeyError(f"{metadata.root} has no features {unknown}; it has {readable}")
     return tuple(key for key in readable if key in asked or key in INDEX_FEATURES)
 

@@ -103,10 +103,11 @@ def check_finite(
         frames = np.flatnonzero(is_bad.any(axis=1))
         spoilt = _episodes_of(frames, bounds, episodes)
         out = "" if len(spoilt) == len(episodes) else f", or {leave_out(spoilt)}"
+        first = _place(int(frames[0]), bounds, episodes)
+        where = first if len(frames) == 1 else f"the first of {len(frames)} frames, {first} (in {named(spoilt)})"
         raise ValueError(
             f"column '{key}' of {metadata.root}, {_dimensions(key, dims, metadata)} is {rows[frames[0]][dims[0]]} "
-            f"in the first of {len(frames)} frames, {_place(int(frames[0]), bounds, episodes)} (in {named(spoilt)}); "
-            f"expected finite numbers. Repair the column{out}"
+            f"in {where}; expected finite numbers. Repair the column{out}"
         )
 
 

@@ -120,6 +120,12 @@ class VideoFile:
                 f"{self.fps:g} fps); it holds {self.num_frames} frames. The video and the table come from different "
                 "recordings"
             )
+        if frame.rotation:
+            raise ValueError(
+                f"{self.path} is to be shown turned by {-frame.rotation} degrees (its display matrix), as of phones: "
+                "players turn it, and its pixels are not. Encode it again, turned as the robot's camera sees; or "
+                "leave its episodes out"
+            )
         return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
