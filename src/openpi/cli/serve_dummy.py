@@ -106,13 +106,13 @@ def _contract(args: Args) -> tuple[Contract, Path | None]:
 
 def of_dataset(metadata: LeRobotMetadata, horizon: int) -> Contract:
     """A contract under the dataset's own keys."""
+    from openpi.data.lerobot.features import dimension_names
     from openpi.policies.contract import Contract
     from openpi.policies.robot_spec import CameraSpec, VectorSpec, numbered
-    from openpi.training.preflight import feature_names
 
     def vector(key: str) -> VectorSpec:
         width = int(np.prod(metadata.features[key]["shape"]))
-        names = feature_names(metadata.features[key])
+        names = dimension_names(metadata.features[key])
         return VectorSpec.uniform(key, names if len(names) == width else numbered(key, width), "unknown")
 
     actions = _action_key(metadata)

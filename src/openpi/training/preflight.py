@@ -17,6 +17,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.droid_rlds.episode import CONTROL_HZ
+from openpi.data.lerobot.features import dimension_names
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
@@ -318,8 +319,8 @@ def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) 
         config.model,
         sample=clients[0],
         control_hz=control_hz,
-        state_names=feature_names(features.get(state_key)),
-        action_names=feature_names(features.get(action_key)),
+        state_names=dimension_names(features.get(state_key) or {}),
+        action_names=dimension_names(features.get(action_key) or {}),
         camera_means=channel_means(clients),
     )
 
@@ -335,16 +336,8 @@ def _rate_and_features(data_config: DataConfig) -> tuple[float, Mapping[str, Any
 def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
     _, features = _rate_and_features(data_config)
-    names = feature_names(features.get(data_config.action_sequence_keys[0]))
+    names = dimension_names(features.get(data_config.action_sequence_keys[0]) or {})
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
-
-
-def feature_names(feature: Any) -> tuple[str, ...]:
-    """LeRobot writes a list of names, or one list per kind, as in {"motors": [...]}."""
-    names = (feature or {}).get("names") or ()
-    if isinstance(names, dict):
-        names = [name for group in names.values() for name in (group if isinstance(group, list) else [])]
-    return tuple(str(name) for name in names)
 
 
 def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int) -> Any | None:
