@@ -166,7 +166,7 @@ def sample(
 
         def tabulated_step(x_t: Array, row: tuple[Array, Params]) -> tuple[Array, None]:
             t, table = row
-            if delay is not None:
+            if delay is not None and clean is not None:
                 table = per_token(table, clean, rtc.frozen_rows(delay, config.action_horizon))
             return step(at_time(params, table), x_t, t, None), None
 

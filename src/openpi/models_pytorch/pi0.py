@@ -311,7 +311,8 @@ class Pi0(nn.Module):
         is_tabulated = isinstance(flow_times.tables[0], Modulations)
         clean: Any = self.tabulated(torch.zeros(1, device=is_clean.device), tabulate=is_tabulated).tables[0]
         if not is_tabulated:
-            return [torch.where(is_clean, clean, of_time) for of_time in flow_times.tables]
+            tables: Any = flow_times.tables
+            return [torch.where(is_clean, clean, of_time) for of_time in tables]
         rows: Any = [zip(clean, of_time, strict=True) for of_time in flow_times.tables]
         return [Modulations(*(torch.where(is_clean, *pair) for pair in row)) for row in rows]
 

@@ -95,7 +95,7 @@ def guided(
         u_t = velocity(x_t)
         g = continued.weights * (continued.actions - (x_t - time * u_t))
     else:
-        u_t, pull_back = torch.func.vjp(velocity, x_t)
+        u_t, pull_back, *_ = torch.func.vjp(velocity, x_t)
         error = continued.weights * (continued.actions - (x_t - time * u_t))
         g = error - time * pull_back(error)[0]
     return u_t - guidance_weight(time, clip) * g

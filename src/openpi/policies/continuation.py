@@ -114,12 +114,12 @@ class Continuation:
             return inputs, None
         # The last one is held: zeros would pull to the mean of the dataset.
         filled = np.concatenate([actions, np.repeat(actions[-1:], self.horizon - count, axis=0)])
-        return inputs, {"actions": filled.astype(np.float32), "weights": weights, "delay": np.int32(delay)}
+        return inputs, {"actions": filled.astype(np.float32), "weights": weights, "delay": np.asarray(delay, np.int32)}
 
     def nothing(self) -> dict[str, np.ndarray]:
         """That of an observation whose chunk begins anew, beside others that go on."""
         zeros = np.zeros((self.horizon, self.width), np.float32)
-        return {"actions": zeros, "weights": zeros, "delay": np.int32(0)}
+        return {"actions": zeros, "weights": zeros, "delay": np.zeros((), np.int32)}
 
     def _check(self, left_over: LeftOver) -> None:
         count, width = left_over.rows.shape
