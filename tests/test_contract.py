@@ -111,6 +111,10 @@ def test_a_missing_or_damaged_contract_is_named(droid, tmp_path):
         ({"cameras": [{"key": "top", "slot": None, "__class__": "x"}]}, r"camera has the fields \['__class__'\]"),
         ({"state": [{"key": 1, "names": ["a"], "units": ["b"]}]}, r"vector\.key is 1"),
         ({"state_q01": [None]}, r"contract\.state_q01 is"),
+        ({"state": []}, r"contract\.state is empty; expected the vectors of a state of 8 dimensions"),
+        ({"trained_relative": [True]}, r"contract\.trained_relative has 1 values; expected 8"),
+        ({"action_low": [0.0] * 9}, r"contract\.action_low has 9 values; expected 8"),
+        ({"state_q01": [0.0]}, r"state_q01 and state_q99 have different widths"),
     ],
 )
 def test_a_contract_of_other_types_is_refused_by_its_field(droid, change, expected, tmp_path):

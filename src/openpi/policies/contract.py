@@ -480,7 +480,25 @@ def _from_json(document: dict[str, Any]) -> Contract:
     for name in ("trained_relative", "state_q01", "state_q99", *(name for name in optional if name in fields)):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
-    return Contract(**fitted_fields(Contract, fields, "contract"))
+    contract = Contract(**fitted_fields(Contract, fields, "contract"))
+    _check_widths(contract)
+    return contract
+
+
+def _check_widths(contract: Contract) -> None:
+    """Raises ValueError where parts of a contract are of different robots, so that nothing would be checked in full."""
+    width = contract.actions.width
+    for name in ("trained_relative", "hold", "action_low", "action_high", "action_max_step"):
+        values = getattr(contract, name)
+        if values and len(values) != width:
+            raise ValueError(f"contract.{name} has {len(values)} values; expected {width}, one per action dimension")
+    if len(contract.state_q01 or ()) != len(contract.state_q99 or ()):
+        raise ValueError("contract.state_q01 and state_q99 have different widths")
+    if not contract.state and contract.stats_widths.get("state"):
+        raise ValueError(
+            f"contract.state is empty; expected the vectors of a state of {contract.stats_widths['state']} dimensions, "
+            "as the statistics have it"
+        )
 
 
 def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
