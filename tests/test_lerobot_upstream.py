@@ -210,13 +210,13 @@ class BothWays:
         for key in self.features:
             expected = np.concatenate([part[key] for part in parts])
             for found in (np.stack([ours[i][key] for i in range(len(ours))]), theirs[key]):
-                tolerance = 8 if CAMERAS.get(key) == "video" else 0
                 values = as_hwc(found) if key in CAMERAS else found.reshape(expected.shape)
                 apart = np.abs(values.astype(float) - expected)
-                if key in CAMERAS:  # FFmpeg mixes what lies beyond an odd size into its last lines, whoever encodes
-                    height, width = (size - size % 2 * 8 for size in self.features[key]["shape"][:2])
-                    apart = apart[:, :height, :width]
-                assert apart.max() <= tolerance, key
+                if CAMERAS.get(key) == "video":  # of one color each, which encoders keep, if not at every edge
+                    assert np.median(apart, axis=(1, 2)).max() <= 4, key
+                    assert apart.mean(axis=(1, 2)).max() <= 8, key
+                else:
+                    assert apart.max() == 0, key
             assert theirs[f"stats/{key}/mean"].shape == ((3, 1, 1) if key in CAMERAS else expected.shape[-1:])
 
 
