@@ -6,9 +6,9 @@ import importlib.util
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -35,10 +35,11 @@ if metadata.version("jax").startswith("0.10."):
         "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
     ]
 os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
-# Many tests compile the same, in other processes as well: one folder for all of a run, which its first process makes.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _compiled = tempfile.TemporaryDirectory(prefix="openpi-tests-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Many tests compile the same, in other processes and in the next run: one folder, which the first process of a run
+# empties when it has grown large.
+_compiled = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".cache" / "compiled")))
+if "PYTEST_XDIST_WORKER" not in os.environ and sum(file.stat().st_size for file in _compiled.glob("*")) > 2**31:
+    shutil.rmtree(_compiled)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # As many threads as test processes there are cores for.

@@ -124,9 +124,7 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
     command += ["--record", str(tmp_path / "records"), "--record-format", "mcap"]
     command += ["--port", "0", "--port-file", str(tmp_path / "port")]
     example = make_droid_example()
-    # Compiled once for all runs of this test.
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "tests" / ".cache" / "jax")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for_line(process, "Policy server on ws://")
             port = int((tmp_path / "port").read_text())
