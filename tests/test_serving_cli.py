@@ -1,7 +1,6 @@
 """`openpi serve` and the documented `scripts/serve_policy.py`."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
