@@ -31,6 +31,7 @@ import numpy as np
 import websockets.exceptions
 
 from openpi_client import connection, msgpack_numpy
+from openpi_client.deadline import Deadline
 from openpi_client.stream import BINARY, MessageStream, StreamClosed
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -119,7 +120,7 @@ class Robot(threading.Thread):
     """Asks for a chunk every few milliseconds until it is told to end."""
 
     def __init__(self, port: int, end: threading.Event) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # it waits for a server that is gone
         self.times_ms: list[float] = []
         self.errors: list[str] = []
         self._port, self._end = port, end
@@ -141,7 +142,7 @@ class Robot(threading.Thread):
 
 def opened(port: int, path: str = "/") -> MessageStream:
     """A session that has got its metadata."""
-    stream, _ = connection.open_stream(f"ws://{HOST}:{port}{path}", {}, 30.0)
+    stream, _ = connection.open_stream(f"ws://{HOST}:{port}{path}", {}, Deadline(30.0))
     stream.read(30.0)
     return stream
 

@@ -4,10 +4,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serving_load.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_bad_clients_and_a_killed_server_cost_the_good_ones_no_error():
-    done = subprocess.run([sys.executable, SCRIPT, "--seconds", "4"], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "serving_load.py", "--seconds", "4"], capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| errors seen by good clients | 0 |" in done.stdout
+
+
+def test_beside_hostile_clients_a_robot_sees_no_error_and_the_server_stays_healthy():
+    """How long it waits is the benchmark's to say, on a calm machine."""
+    command = [
+        sys.executable,
+        BENCHMARKS / "hostile.py",
+        "--seconds",
+        "1",
+        "--only",
+        "100,000 levels",
+        "3 million numbers",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:4]]
+    assert [(row[4], row[-1]) for row in rows] == 2 * [("0", "yes |")], done.stdout + done.stderr

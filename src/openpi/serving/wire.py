@@ -38,6 +38,8 @@ _STRIP_ROWS = 256
 _USUAL_SCANS = 10
 _START_OF_SCAN = b"\xff\xda"
 _LIGHT_MESSAGE_BYTES = 2**23
+# What a message begins with that is a list of two or more: of worlds that are stepped together, which can wait.
+_LISTS = frozenset(bytes([tag]) for tag in (*range(0x92, 0xA0), 0xDC, 0xDD))
 # Bytes that are no array are copied; arrays are not.
 _LARGEST_PLAIN_BYTES = 2**24
 
@@ -76,9 +78,9 @@ def decode(
     if long is None:
         with LongWork() as long:
             return decode(message, read_shared, limits=limits, reserve=reserve, long=long)
-    if len(message) > _LIGHT_MESSAGE_BYTES:
-        long.begin()
     view = memoryview(message).toreadonly()
+    if len(view) > _LIGHT_MESSAGE_BYTES or bytes(view[:1]) in _LISTS:
+        long.begin()
     parts = scan(view, limits, long, reserve)
     values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
     return msgpack.unpackb(
