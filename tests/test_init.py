@@ -15,7 +15,6 @@ import pytest
 
 import tiny_arm
 from arm_files import run
-from compile_cache import compiled_once
 from openpi.cli import _init_choices, _init_source, init
 from openpi.cli._init_choices import Decision, Features, Question
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -30,12 +29,6 @@ GOLDEN = Path(__file__).parent / "golden"
 DATASETS = sorted(info.parents[1] for info in GOLDEN.glob("lerobot_v*/*/meta/info.json"))
 ANSWERS = {"TRAIN_RELATIVE": True, "GRIPPERS": ()}
 JOINTS = ["shoulder_pan.pos", "elbow_flex.pos", "gripper.pos"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _recipes_of_the_same_shapes_compile_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def drafted(dataset: Path, file: Path, *more: str) -> dict[str, ast.expr]:

@@ -17,7 +17,6 @@ import pytest
 
 import tiny_recipe
 import weight_layouts
-from compile_cache import compiled_once
 from openpi.policies.policy import PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten, unflatten
@@ -36,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 def workspace(tmp_path_factory, arm_dataset):
     """A folder to run them in, with statistics that a program made."""
     folder = tmp_path_factory.mktemp("programs")
-    with pytest.MonkeyPatch.context() as patch, compiled_once(folder / "compiled"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(PROGRAMS)
         patch.setenv("THEIR_DATASET", str(arm_dataset))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import rlds_datasets
-from compile_cache import compiled_once
 from openpi.cli import serve
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model_config import BaseModelConfig, ModelType
@@ -55,12 +54,6 @@ FAMILIES = {
 
 _EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=2048)
 _ADAPTERS = LoRAConfig(rank=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _families_of_the_same_kind_of_model_compile_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def small(model: BaseModelConfig) -> BaseModelConfig:

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tiny_recipe
-from compile_cache import compiled_once
 from openpi.models.gemma_config import LoRAConfig
 from openpi.policies import sampler_jax, sampler_pytorch
 from openpi.policies.policy_config import create_trained_policy
@@ -126,12 +125,6 @@ def test_the_documented_table_is_what_the_backends_say_and_has_no_holes() -> Non
 
 def test_every_feature_is_run() -> None:
     assert {feature for features in RUNS.values() for feature in features} == {*FEATURES, SERVED}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.mark.parametrize("run", RUNS)
