@@ -71,7 +71,7 @@ def python(request, tmp_path_factory) -> Path:
 
 def run(python: Path, port: int, program: str = "upstream_client.py", *arguments: str) -> dict:
     command = [python, PROGRAMS / program, str(port), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
