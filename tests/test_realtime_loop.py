@@ -55,6 +55,14 @@ def test_ensembling_plays_the_weighted_mean_of_all_chunks_that_reach_a_row():
     assert np.allclose(world.arm.commands[-1], weights @ [1, 2, 3] / weights.sum())
 
 
+def test_rows_that_will_be_too_old_when_they_are_due_are_not_promised():
+    """The robot will hold instead: a new chunk that begins with them would bring them back as fresh ones."""
+    world = World(strategy=realtime.GuidedRTC(), delays=[16, 8], told=RTC)
+    world.run(24)
+    assert world.kinds == "h" * 16 + "r" * 5 + "h" * 3
+    assert [len(rows) for rows in asked(world, "prev_action_chunk") if rows is not None] == [5]
+
+
 def test_guided_chunking_sends_what_is_left_from_the_row_of_the_observation_on():
     """Cut when the question is asked, not when the last answer came; and as long as it is, without zeros behind it."""
     world = World(strategy=realtime.GuidedRTC(execution_horizon=8), delays=[3], told=RTC)
