@@ -55,6 +55,14 @@ def test_ensembling_plays_the_weighted_mean_of_all_chunks_that_reach_a_row():
     assert np.allclose(world.arm.commands[-1], weights @ [1, 2, 3] / weights.sum())
 
 
+def test_rows_that_will_be_too_old_when_they_are_due_are_not_promised():
+    """The robot will hold instead: a new chunk that begins with them would bring them back as fresh ones."""
+    world = World(strategy=realtime.GuidedRTC(), delays=[16, 8], told=RTC)
+    world.run(24)
+    assert world.kinds == "h" * 16 + "r" * 5 + "h" * 3
+    assert [len(rows) for rows in asked(world, "prev_action_chunk") if rows is not None] == [5]
+
+
 def test_guided_chunking_sends_what_is_left_from_the_row_of_the_observation_on():
     """Cut when the question is asked, not when the last answer came; and as long as it is, without zeros behind it."""
     world = World(strategy=realtime.GuidedRTC(execution_horizon=8), delays=[3], told=RTC)
@@ -414,6 +422,29 @@ def test_what_is_more_than_a_tick_late_is_skipped_without_bursts():
         times.append((tick.number, round(clock.now_s(), 3), tick.skipped))
         clock.advance(delay_s)
     assert times == [(0, 0.0, 0), (1, 0.1, 0), (2, 0.2, 0), (6, 0.6, 3), (7, 0.7, 0)]
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_a_simulator_whose_world_moves_with_the_clock_plays_each_row_when_it_is_due(delay):
+    """The rows say themselves when that is: row i is due i ticks after the observation."""
+    policy, played = Walk(step=1.0), []
+
+    class Simulator(Arm):
+        def apply(self, action):
+            if action[0] > 0:
+                played.append((self.position[0], action[0]))
+
+        def move(self, seconds):
+            self.position = self.position + round(seconds / DT)
+
+    arm = Simulator(start=(1, 1))
+    clock = VirtualClock(on_advance=arm.move)
+    requester = realtime.SimulatedLatency(policy, clock, [DT * delay], metadata())
+    safety = realtime.Safety(blend_s=0)
+    realtime.ControlLoop(arm, requester, strategy=realtime.Receding(), safety=safety, clock=clock).run(max_s=60 * DT)
+    # Of the first chunk, for which the robot held, no row was past.
+    due, commanded = np.array(played)[HORIZON:-1].T
+    assert len(policy.asked) > 4 and np.array_equal(due, commanded)
 
 
 def test_an_error_of_one_tick_does_not_shift_those_that_follow():

@@ -7,7 +7,7 @@ deadline  t0       t0+dt    t0+2dt   t0+3dt   t0+4dt      never moved: an error 
 
 import math
 import time
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from typing_extensions import Protocol
 
@@ -40,18 +40,28 @@ class MonotonicClock:
 class VirtualClock:
     """Moves only when somebody sleeps: a loop in a simulator or a test runs as fast as it can, always the same."""
 
-    def __init__(self, start_s: float = 0.0) -> None:
+    def __init__(self, start_s: float = 0.0, on_advance: Callable[[float], None] = lambda seconds: None) -> None:
+        """
+        Args:
+            on_advance: called with the seconds that pass, after each move: where a simulator steps its world. Were
+                that done in `Robot.apply`, an observation would show what the row of its tick has done, and each chunk
+                would be played a row too early.
+        """
         self._now_s = start_s
+        self._on_advance = on_advance
 
     def now_s(self) -> float:
         return self._now_s
 
     def sleep_until(self, time_s: float) -> None:
-        self._now_s = max(self._now_s, time_s)
+        seconds = time_s - self._now_s
+        if seconds > 0:
+            self._now_s = time_s
+            self._on_advance(seconds)
 
     def advance(self, seconds: float) -> None:
         """Time that something takes."""
-        self._now_s += seconds
+        self.sleep_until(self._now_s + seconds)
 
 
 class Tick(NamedTuple):

@@ -71,10 +71,14 @@ class Questions:
         if self.pending is not None or tick < self._not_before:
             return False
         since = None if self.last_start is None else start - self.last_start
-        left = plan.num_from(start)
-        if left > 0:
-            left = max(0, min(left, math.floor(fresh_s * self._rate_hz * self._rows_per_tick + 1e-6) + 1))
+        left = min(plan.num_from(start), self._num_fresh(fresh_s))
         return self._strategy.is_due(num_left=left, since=since, horizon=self._horizon, delay=self._delay)
+
+    def _num_fresh(self, fresh_s: float) -> int:
+        """How many rows of a chunk can be played in this time, the present one included."""
+        if fresh_s == -math.inf:
+            return 0
+        return max(0, math.floor(fresh_s * self._rate_hz * self._rows_per_tick + 1e-6) + 1)
 
     @property
     def _delay(self) -> int:
@@ -87,9 +91,9 @@ class Questions:
         """A question that begins at a position; what goes to the server beside the observation.
 
         Args:
-            oldest_s: rows that were observed before are not sent.
+            oldest_s: rows that were observed before are not sent; nor are those that will be too old when they are due.
         """
-        left = plan.left(start, oldest_s)
+        left = plan.left(start, oldest_s)[: self._num_fresh(plan.newest_s - oldest_s)]
         keys = self._strategy.keys(left, horizon=self._horizon, delay=self._delay)
         self.number = next(_numbers)
         delay = keys.get("inference_delay", self._delay)
