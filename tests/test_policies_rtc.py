@@ -164,7 +164,10 @@ ROWS = np.zeros((4, 3), np.float32)
         ),
         ({"prev_action_chunk": np.zeros((7, 3))}, "'prev_action_chunk' has 7 rows; a chunk has 6"),
         ({"prev_action_chunk": np.zeros(3)}, r"'prev_action_chunk' has shape \(3,\); expected \[n, action width\]"),
-        ({"prev_action_chunk": ROWS * np.nan}, r"'prev_action_chunk' has NaN or infinity, first at \[0, 0\]"),
+        (
+            {"prev_action_chunk": ROWS * np.nan},
+            r"'prev_action_chunk' has NaN or infinity \(as float32\), first at \[0, 0\]",
+        ),
         ({"prev_action_chunk": "rows"}, "'prev_action_chunk' has dtype <U4; expected an array of numbers"),
         ({"prev_action_chunk": [[0.0], [0.0, 1.0]]}, "'prev_action_chunk' has dtype object"),
         ({"inference_delay": None}, "'prev_action_chunk' is given without 'inference_delay'"),
@@ -175,6 +178,8 @@ ROWS = np.zeros((4, 3), np.float32)
         ({"execution_horizon": 0}, "'execution_horizon' is 0; expected a whole number of at least 1"),
         ({"noise": np.zeros((5, 4))}, r"'noise' has shape \(5, 4\); expected \(6, 4\)"),
         ({"noise": np.full((6, 4), np.inf)}, "'noise' has NaN or infinity"),
+        ({"noise": np.full((6, 4), 1e300)}, "'noise' has NaN or infinity"),
+        ({"prev_action_chunk": np.full((4, 3), -1e39)}, "'prev_action_chunk' has NaN or infinity"),
         ({"seed": 1}, "'noise' and 'seed' are both given"),
         ({"noise": None, "seed": -3}, "'seed' is -3; expected a whole number of at least 0"),
     ],
@@ -196,6 +201,33 @@ def test_a_policy_that_cannot_go_on_says_so(sampler: PytorchSampler) -> None:
         policy = policy_of(sampler, RtcConfig())
         policy._steps = [lambda data: {**data, "actions": data["actions"][:1]}, *policy._steps]
         policy.infer(asked)
+
+
+class WithoutBackward:
+    """A device that has no memory for a backward pass, from some size of batches on."""
+
+    takes_noise, action_horizon, action_dim = True, MODEL.action_horizon, MODEL.action_dim
+
+    def __init__(self, largest_batch: int) -> None:
+        self._largest_batch = largest_batch
+
+    def warm_up(self, inputs: dict[str, Any], **options: Any) -> None:
+        if "chunking" in options and len(inputs["state"]) > self._largest_batch:
+            raise MemoryError("out of memory")
+
+
+def test_what_does_not_fit_into_memory_is_not_offered_and_what_was_offered_stays(caplog) -> None:
+    example = observation(noise=None)
+    unasked, asked = (policy_of(WithoutBackward(0), config) for config in (RtcConfig(), RtcConfig("guided")))
+    unasked.warm_up(example)
+    assert unasked.rtc_metadata is None and "try --rtc-jacobian=identity" in caplog.text
+    with pytest.raises(MemoryError):
+        asked.warm_up(example)
+    small = policy_of(WithoutBackward(1), RtcConfig())
+    small.warm_up(example)
+    with pytest.raises(MemoryError):  # the batch's size is given up, as for any other reason
+        small.warm_up(example, batch_size=8)
+    assert small.rtc_metadata is not None and small.batch_sizes == (1,)
 
 
 def test_a_seed_makes_the_same_chunk_again_and_another_makes_another(trained: Policy) -> None:

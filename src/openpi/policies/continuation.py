@@ -30,6 +30,7 @@ class Continuation:
         horizon, width: of the model's chunks, padding included.
         action_width: of the robot; None = not known here.
         rate_hz: of the robot's control loop, which ticks are counted in; None = unknown.
+        is_asked_for: whether a mode was named, and not chosen here.
     """
 
     config: RtcConfig
@@ -38,6 +39,7 @@ class Continuation:
     width: int
     action_width: int | None = None
     rate_hz: float | None = None
+    is_asked_for: bool = False
 
     @classmethod
     def create(
@@ -55,6 +57,7 @@ class Continuation:
             ValueError: the mode is `trained`, and the model was not trained with delays.
         """
         trained = getattr(model_config, "rtc_max_delay", 0) if contract is None else contract.rtc_max_delay
+        is_asked_for = config.mode is not None
         config = dataclasses.replace(config, mode=config.mode or ("trained" if trained else "guided"))
         if config.is_trained and not trained:
             raise ValueError(
@@ -70,6 +73,7 @@ class Continuation:
             width=model_config.action_dim,
             action_width=None if vector is None else vector.width,
             rate_hz=None if contract is None else contract.control_hz,
+            is_asked_for=is_asked_for,
         )
 
     def as_metadata(self) -> dict[str, Any]:

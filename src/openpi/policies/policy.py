@@ -251,10 +251,14 @@ class Policy(BasePolicy):
     def _warm_up_continuing(
         self, warm_up: Callable[..., None], batch: dict[str, Any], continuation: Continuation
     ) -> None:
-        """A device without the memory for a backward pass serves all the same."""
+        """A device without the memory for a backward pass serves all the same, if nobody asked for one; and once it is
+        offered it stays so: of larger batches only the size is given up.
+        """
         try:
             warm_up(batch, **self._sample_kwargs, chunking=continuation.config)
         except Exception:
+            if continuation.is_asked_for or len(batch["state"]) > 1:
+                raise
             logger.exception("Real-time chunking does not run here, and is off; try --rtc-jacobian=identity")
             self._continuation = self.rtc_metadata = None
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.policies.contract import is_finite
 from openpi.policies.guards import ObservationError
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
@@ -109,10 +110,10 @@ def _numbers(given: Mapping[str, Any], key: str) -> np.ndarray:
         values = np.asarray(None)
     if values.dtype.kind not in "fiu":
         raise ObservationError(f"'{key}' has dtype {values.dtype}; expected an array of numbers, such as float32")
-    finite = np.isfinite(values)
+    finite = is_finite(values)
     if not finite.all():
         where = np.argwhere(~finite)[0].tolist()
-        raise ObservationError(f"'{key}' has NaN or infinity, first at {where}; expected finite numbers")
+        raise ObservationError(f"'{key}' has NaN or infinity (as float32), first at {where}; expected finite numbers")
     return values
 
 
