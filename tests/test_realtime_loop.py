@@ -137,12 +137,12 @@ def test_a_late_chunk_loses_the_rows_that_were_played_meanwhile_and_no_others():
     assert np.abs(np.diff([c[0] for c in world.arm.commands])).max() < 0.011
 
 
-def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_five():
+def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_ten():
     world = World(strategy=realtime.GuidedRTC(execution_horizon=5), delays=[19, 2, 9, 2], told=RTC)
     world.run(200)
     delays = asked(world, "inference_delay")
     assert 19 not in delays and 20 not in delays  # compiling
-    assert 10 in delays and delays[-1] == 3  # maximum of the last five, and one more
+    assert 10 in delays and delays[-1] == 3  # maximum of the last ten, and one more
 
 
 @pytest.mark.parametrize("rate_hz", [30.0, 50.0])
