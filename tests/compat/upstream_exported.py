@@ -17,6 +17,7 @@ def main(port: int) -> None:
     cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
     images = {name: np.zeros((3, 224, 224), np.uint8) for name in cameras}
     result = policy.infer({"state": np.ones(14), "images": images, "prompt": "fold the towel"})
+    policy._ws.close()  # websockets 11 keeps the process alive until then
     print(json.dumps({"actions": result["actions"].tolist()}))
 
 
