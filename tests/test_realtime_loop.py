@@ -145,6 +145,14 @@ def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_ten():
     assert 10 in delays and delays[-1] == 3  # maximum of the last ten, and one more
 
 
+def test_a_chunk_that_came_too_late_leaves_time_for_a_second_question():
+    """The one that is thrown away was made for six rows, and came after seven."""
+    world = World(strategy=realtime.TrainedRTC(), delays=[5] * 15 + [7] + [5] * 20, told=metadata(("trained",)))
+    world.run(200)
+    assert len(world.events("discarded")) == 1
+    assert "h" not in world.kinds.lstrip("h")
+
+
 @pytest.mark.parametrize("rate_hz", [30.0, 50.0])
 def test_delays_are_counted_at_the_rate_of_the_contract(rate_hz):
     told = metadata(("guided",))

@@ -47,8 +47,12 @@ class Strategy:
         """Rows from one question to the next: `execution_horizon`, in the bounds delay <= s <= horizon - delay of the
         paper. Where these leave nothing, the delay wins: one question at a time.
         """
-        wanted = math.ceil(horizon / 2) if self.execution_horizon is None else self.execution_horizon
+        wanted = self.default_rows(horizon, delay) if self.execution_horizon is None else self.execution_horizon
         return max(min(wanted, horizon - delay), delay, 1)
+
+    def default_rows(self, horizon: int, delay: int) -> int:
+        """The `execution_horizon` where none is given."""
+        return math.ceil(horizon / 2)
 
     def is_due(self, *, num_left: int, since: Optional[float], horizon: int, delay: int) -> bool:
         """Whether it is time to ask.
@@ -155,6 +159,10 @@ class TrainedRTC(GuidedRTC):
 
     max_discards: int = 5
     rtc_mode: ClassVar[Optional[str]] = "trained"
+
+    def default_rows(self, horizon: int, delay: int) -> int:
+        """So few that there is time for a second question before the rows are used up, if an answer is thrown away."""
+        return min(math.ceil(horizon / 2), horizon - 2 * delay - 1)
 
 
 def usable(strategy: Strategy, metadata: Mapping[str, Any]) -> Tuple[Strategy, str]:
