@@ -55,6 +55,16 @@ def test_ensembling_plays_the_weighted_mean_of_all_chunks_that_reach_a_row():
     assert np.allclose(world.arm.commands[-1], weights @ [1, 2, 3] / weights.sum())
 
 
+def test_the_next_episode_knows_how_long_answers_take():
+    """Rows that are frozen without need are rows that do not react."""
+    world = World(strategy=realtime.TrainedRTC(execution_horizon=6), delays=[2], told=RTC)
+    world.run(100)
+    first, known = asked(world, "inference_delay"), len(world.policy.asked)
+    assert first[1] == 6 and first[-1] == 3
+    world.run(100)
+    assert set(asked(world, "inference_delay")[known:]) == {None, 3}
+
+
 def test_rows_that_will_be_too_old_when_they_are_due_are_not_promised():
     """The robot will hold instead: a new chunk that begins with them would bring them back as fresh ones."""
     world = World(strategy=realtime.GuidedRTC(), delays=[16, 8], told=RTC)

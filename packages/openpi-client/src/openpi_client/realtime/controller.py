@@ -8,7 +8,7 @@ home -> start -> blend -> play      start: holds, and asks where the policy woul
 
 import enum
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class Controller:
         rate_hz: float,
         limits: Optional[Limits] = None,
         max_delay: Optional[int] = None,
+        recent_delays: Sequence[int] = (),
         record: Record = lambda kind, **fields: None,
         on_warning: Callable[[str], None] = lambda text: None,
         on_stop: Optional[Callable[[str], None]] = None,
@@ -74,6 +75,7 @@ class Controller:
             rate_hz: of the ticks; rows in between are interpolated when the policy has another rate.
             limits: None = no bounds.
             max_delay: rows, that the server's model was trained for.
+            recent_delays: ticks, of answers in the episode before.
             record: called as record(kind, **fields) with all that happens.
             on_warning: called with each warning, once.
             on_stop: called with the reason when the robot has held for too long; from then on it gets no commands until
@@ -84,7 +86,7 @@ class Controller:
         self._record, self._on_warning, self._on_stop = record, on_warning, on_stop
         self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick)
         self.phase = Phase.START
-        self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay)
+        self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay, recent_delays)
         self._has_horizon = spec.horizon is not None
         self._use_horizon(spec.horizon or 1)
         self._last: Optional[np.ndarray] = None  # command
@@ -310,6 +312,11 @@ class Controller:
         return Command(self._last, "blend")
 
     # Questions
+
+    @property
+    def recent_delays(self) -> Tuple[int, ...]:
+        """Ticks that the last few answers took, oldest first."""
+        return self._questions.forecast.delays
 
     @property
     def number(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from typing import Deque, Optional
+from typing import Deque, Iterable, Optional, Tuple
 
 import numpy as np
 from typing_extensions import Literal
@@ -26,6 +26,7 @@ class DelayForecast:
         margin: int = 1,
         statistic: Statistic = "max",
         cap: Optional[int] = None,
+        delays: Iterable[int] = (),
     ) -> None:
         """
         Args:
@@ -34,17 +35,23 @@ class DelayForecast:
             margin: ticks on top.
             statistic: of the delays in the window.
             cap: ticks at most.
+            delays: measured before, oldest first.
         """
         self._initial = initial
         self._margin = margin
         self._statistic = statistic
         self._cap = math.inf if cap is None else cap
-        self._delays: Deque[int] = deque(maxlen=window)
+        self._delays: Deque[int] = deque(delays, maxlen=window)
 
     def record(self, ticks: int, *, is_first: bool) -> None:
         """A measured delay; the first on a connection is no measure, since servers compile then."""
         if not is_first:
             self._delays.append(ticks)
+
+    @property
+    def delays(self) -> Tuple[int, ...]:
+        """Those in the window, oldest first."""
+        return tuple(self._delays)
 
     @property
     def ticks(self) -> int:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -91,6 +91,7 @@ class ControlLoop:
         self._log_folder, self._num_episodes = log_folder, 0
         self._on_warning, self._on_stop = on_warning, on_stop
         self.last_log: Optional[EpisodeLog] = None
+        self._recent_delays: Tuple[int, ...] = ()
         self._check_rate()
 
     def _check_rate(self) -> None:
@@ -139,6 +140,8 @@ class ControlLoop:
                 try:
                     self._hold(controller)
                 finally:
+                    # The next episode need not learn them again; until it had, it would freeze more rows than it must.
+                    self._recent_delays = controller.recent_delays
                     summary = log.close(end, strategy=self.strategy.name, rate_hz=self.rate_hz)
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -175,6 +178,7 @@ class ControlLoop:
             rate_hz=self.rate_hz,
             limits=self._limits,
             max_delay=strategies.max_delay(self._policy.metadata) if self.strategy.rtc_mode == "trained" else None,
+            recent_delays=self._recent_delays,
             record=log.event,
             on_warning=self._warned,
             on_stop=self._on_stop,

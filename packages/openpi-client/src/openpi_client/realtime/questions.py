@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 from openpi_client.realtime.delays import DelayForecast
 from openpi_client.realtime.plan import Plan
@@ -41,13 +41,21 @@ class Questions:
         last_start: of the newest chunk that was taken; None = there is none to go on from.
     """
 
-    def __init__(self, strategy: Strategy, rate_hz: float, rows_per_tick: float, max_delay: Optional[int]) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        rate_hz: float,
+        rows_per_tick: float,
+        max_delay: Optional[int],
+        recent_delays: Sequence[int] = (),
+    ) -> None:
         """
         Args:
             max_delay: rows, that the server's model was trained for.
+            recent_delays: ticks, of answers in the episode before.
         """
         self._strategy, self._rate_hz, self._rows_per_tick = strategy, rate_hz, rows_per_tick
-        self._max_delay = max_delay
+        self._max_delay, self._recent_delays = max_delay, recent_delays
         self.pending: Optional[Question] = None
         self.number = 0
         self.last_start: Optional[float] = None
@@ -55,11 +63,11 @@ class Questions:
         self.use_horizon(1)
 
     def use_horizon(self, horizon: int) -> None:
-        """How many rows a chunk has; forecasts begin anew."""
+        """How many rows a chunk has."""
         self._horizon = horizon
         cap = None if self._max_delay is None else max(1, int(self._max_delay / self._rows_per_tick))
         initial = max(1, math.ceil(horizon / 4 / self._rows_per_tick)) if cap is None else cap
-        self.forecast = DelayForecast(initial, cap=cap)
+        self.forecast = DelayForecast(initial, cap=cap, delays=self._recent_delays)
 
     def is_due(self, plan: Plan, start: float, tick: int, *, fresh_s: float) -> bool:
         """Whether it is time to ask.
