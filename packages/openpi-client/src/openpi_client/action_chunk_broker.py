@@ -68,7 +68,11 @@ class ActionChunkBroker(base_policy.BasePolicy):
             self._step = 0
             if self._rate is not None:
                 self._rate.rest()
-        action = _row(self._chunk, self._step, name="result")
+        try:
+            action = _row(self._chunk, self._step, name="result")
+        except IndexError:
+            self._chunk = None
+            raise
         if isinstance(action, dict) and "obs_age_s" in action:
             action["obs_age_s"] = time.monotonic() - self._observed_s
         self._step += 1
