@@ -1,0 +1,126 @@
+"""A policy on a suite of LIBERO: how many of its tasks succeed.
+
+python examples/libero/main.py --args.task-suite-name libero_object --args.host 192.168.1.20
+"""
+
+import collections
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from openpi_client.robots import libraries, program, video
+from openpi_client.robots.libero import MAX_STEPS, LiberoWorld
+
+logger = logging.getLogger("libero")
+
+RENDERED = 256
+VIDEO_FPS = 10
+_INSTALL = "pip install -r examples/libero/requirements.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(program.WorldArgs):
+    """A policy on a suite of LIBERO: how many of its tasks succeed.
+
+    Attributes:
+        host, port: of the server.
+        resize_size: of pictures, before they are sent.
+        replan_steps: rows that are played of each chunk.
+        task_suite_name: which tasks.
+        num_steps_wait: steps until the objects have come to rest.
+        num_trials_per_task: each from another of the task's initial states.
+        num_tasks: only the first ones; None = all.
+        video_out_path: gets a video of each trial.
+        seed: of the simulator; it moves objects although the initial states are fixed.
+    """
+
+    host: str = "0.0.0.0"
+    port: Optional[int] = 8000
+    resize_size: int = 224
+    replan_steps: int = 5
+    task_suite_name: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = (
+        "libero_spatial"
+    )
+    num_steps_wait: int = 10
+    num_trials_per_task: int = 50
+    num_tasks: Optional[int] = None
+    video_out_path: Path = Path("data/libero/videos")
+    seed: int = 7
+    log_dir: Optional[Path] = None
+
+
+def main(args: Args) -> None:
+    np.random.seed(args.seed)
+    benchmark = libraries.need("libero.libero.benchmark", _INSTALL)
+    suite = benchmark.get_benchmark_dict()[args.task_suite_name]()
+    results: Dict[str, List[bool]] = collections.defaultdict(list)
+    for number in range(suite.n_tasks if args.num_tasks is None else min(args.num_tasks, suite.n_tasks)):
+        run_task(args, suite, number, results)
+        rate = np.mean(results[suite.get_task(number).language])
+        logger.info("success of this task %.3f, of all so far %.3f", rate, np.mean(sum(results.values(), [])))
+    trials = sum(results.values(), [])
+    for name, successes in results.items():
+        print(f"{sum(successes):4d} of {len(successes):<4d} {name}")
+    print(f"success: {np.mean(trials):.4f} ({sum(trials)} of {len(trials)})")
+
+
+def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]) -> None:
+    """All trials of one task."""
+    task, states = suite.get_task(number), suite.get_task_init_states(number)
+    recorder = Recorder()
+    world = LiberoWorld(
+        make_env(task, args.seed),
+        states,
+        task.language,
+        size=args.resize_size,
+        num_steps_wait=args.num_steps_wait,
+        on_step=recorder.seen,
+    )
+    with program.playing(world, args.host, args.port, args, rows=args.replan_steps) as (robot, loop):
+        most = program.seconds(MAX_STEPS[args.task_suite_name], loop.rate_hz)
+        for trial in range(args.num_trials_per_task):
+            world.trial = trial
+            recorder.begin(args.video_out_path / f"rollout_{task.language.replace(' ', '_')}_{trial:03d}.mp4")
+            try:
+                robot.reset()
+                summary = loop.run(max_s=most, until=lambda: world.is_over)
+            finally:
+                recorder.end("success" if world.is_over else "failure")
+            results[task.language].append(world.is_over)
+            logger.info("%s, trial %d: %s (%s)", task.language, trial, world.is_over, summary["end"])
+
+
+def make_env(task: Any, seed: int) -> Any:
+    places = libraries.need("libero.libero", _INSTALL)
+    envs = libraries.need("libero.libero.envs", _INSTALL)
+    bddl = Path(places.get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
+    env = envs.OffScreenRenderEnv(bddl_file_name=str(bddl), camera_heights=RENDERED, camera_widths=RENDERED)
+    env.seed(seed)
+    return env
+
+
+class Recorder:
+    """A video of each trial, named by how it went once that is known."""
+
+    def __init__(self) -> None:
+        self._film: Optional[video.VideoWriter] = None
+
+    def begin(self, path: Path) -> None:
+        self._film = video.VideoWriter(path, VIDEO_FPS)
+
+    def seen(self, observed: Dict[str, Any]) -> None:
+        if self._film is not None:
+            self._film.add(observed["observation/image"])
+
+    def end(self, how: str) -> None:
+        path = None if self._film is None else self._film.close()
+        if path is not None:
+            path.replace(path.with_name(f"{path.stem}_{how}.mp4"))
+        self._film = None
+
+
+if __name__ == "__main__":
+    program.main(main, Args, prefix="args.")
