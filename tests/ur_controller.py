@@ -1,7 +1,7 @@
-"""A Universal Robots controller of our own: RTDE (30004), dashboard (29999), scripts (30003), and Robotiq's URCap (63352).
+"""A Universal Robots controller of our own: RTDE, dashboard, scripts, and the port of Robotiq's URCap.
 
-Speaks the real protocols to the real library. Of the control script that the library uploads it acts the part that matters
-here: a ready flag in an output register, and commands that come in input registers. Source: Universal Robots' RTDE guide.
+Speaks the real protocols to the real library. Of the control script that the library uploads it acts what matters here:
+a ready flag in an output register, and commands that come in input registers. Source: Universal Robots' RTDE guide.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ class Controller:
     def _stream(self, send: Callable[[str, bytes], None], names: list[str]) -> None:
         for number in itertools.count():
             values = {"actual_q": self.joints, "timestamp": number / _HZ, "robot_mode": 7, "safety_mode": 1}
-            values |= {"robot_status_bits": 1 | (2 if self.is_running else 0), "runtime_state": 2 if self.is_running else 1}
+            values |= {"robot_status_bits": 3 if self.is_running else 1, "runtime_state": 2 if self.is_running else 1}
             values |= {"output_int_register_0": self._status, "output_int_register_24": self._status}
             values["safety_status_bits"] = 4 if self.stopped else 1
             data = b"".join(_packed(type_of(name), values.get(name, 0)) for name in names)

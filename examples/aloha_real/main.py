@@ -4,9 +4,10 @@ python examples/aloha_real/main.py --args.host 192.168.1.20
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Mapping, Optional
+
+from typing_extensions import Literal
 
 from openpi_client.robots import aloha, program
 from openpi_client.robots.ros1 import Ros1Topics

@@ -4,9 +4,9 @@ python examples/aloha_real/main_ros2.py --args.host 192.168.1.20
 """
 
 import dataclasses
-from typing import Literal
 
 from main import Args, main
+from typing_extensions import Literal
 
 from openpi_client.robots import program
 from openpi_client.robots.ros2 import Ros2Topics

@@ -6,7 +6,7 @@ python examples/aloha_sim/main.py --args.host 192.168.1.20
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Optional
 
 from openpi_client import image_tools
 from openpi_client.robots import aloha, libraries, pictures, program, video

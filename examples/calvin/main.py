@@ -6,7 +6,7 @@ python examples/calvin/main.py --args.calvin-data-path /data/task_D_D --args.hos
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 

@@ -8,12 +8,12 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 from PIL import Image
+from typing_extensions import Literal
 
 from openpi_client import image_tools
 from openpi_client.robots import program, video

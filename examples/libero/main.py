@@ -7,9 +7,10 @@ import collections
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Dict, List, Optional
 
 import numpy as np
+from typing_extensions import Literal
 
 from openpi_client.robots import libraries, program, video
 from openpi_client.robots.libero import MAX_STEPS, LiberoWorld

@@ -5,9 +5,10 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Mapping, Optional
+
+from typing_extensions import Literal
 
 from openpi_client import realtime
 from openpi_client.robots import program

@@ -5,9 +5,8 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping, Optional
 
 from openpi_client.robots import program
 from openpi_client.robots.cameras import open_camera

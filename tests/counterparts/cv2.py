@@ -11,7 +11,7 @@ class VideoCapture:
     def __init__(self, index: int | str) -> None:
         self._index, self._count = index, 0
 
-    def isOpened(self) -> bool:  # noqa: N802
+    def isOpened(self) -> bool:
         return self._index != 9
 
     def set(self, setting: int, value: float) -> bool:

@@ -8,15 +8,15 @@ import numpy as np
 import told
 
 
-class stream(enum.Enum):  # noqa: N801
+class stream(enum.Enum):
     color = 1
 
 
-class format(enum.Enum):  # noqa: A001, N801
+class format(enum.Enum):
     rgb8 = 1
 
 
-class config:  # noqa: N801
+class config:
     def enable_device(self, serial: str) -> None:
         self.serial = serial
 
@@ -25,7 +25,7 @@ class config:  # noqa: N801
         self.shape, self.period_s = (height, width, 3), 1 / framerate
 
 
-class pipeline:  # noqa: N801
+class pipeline:
     def start(self, settings: config) -> None:
         if told.fault("no camera"):
             raise RuntimeError("No device connected")

@@ -3,12 +3,13 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 _lock = threading.Lock()
 
 
 def write(kind: str, **fields: object) -> None:
-    with _lock, open(os.environ["COUNTERPART_LOG"], "a") as file:
+    with _lock, Path(os.environ["COUNTERPART_LOG"]).open("a") as file:
         file.write(json.dumps({"kind": kind, **fields}) + "\n")
 
 

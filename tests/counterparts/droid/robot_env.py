@@ -37,7 +37,7 @@ class RobotEnv:
         return {}
 
     def get_observation(self) -> dict[str, Any]:
-        """Pictures are blue first, with alpha; red says which camera, green which lens, and a corner of blue the time."""
+        """Pictures are blue first, with alpha: red says which camera, green which lens, some of blue the time."""
         self._count += 1
         images = {}
         for number, serial in enumerate(SERIALS):

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import told
-from rclpy.signals import SignalHandlerOptions
 from ros_station import Station
+
+from rclpy.signals import SignalHandlerOptions
 
 
 class _Future:

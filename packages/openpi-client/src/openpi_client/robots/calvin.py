@@ -3,7 +3,7 @@
 Of the 15 values of an action the simulator takes seven: a relative pose, and the gripper, whose sign counts.
 """
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from typing_extensions import Literal
@@ -15,7 +15,7 @@ RATE_HZ = 30.0
 
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 _WIDTH = 15
-_ZERO: List[Literal["stay", "zero"]] = ["zero"]
+_ZERO: Tuple[Literal["stay", "zero"]] = ("zero",)
 
 
 class CalvinWorld(World):
@@ -29,7 +29,7 @@ class CalvinWorld(World):
     state_names: Mapping[str, Sequence[str]] = {
         "observation/state": (*_POSE, "gripper_width", *(f"joint_{i}" for i in range(1, 8)), "gripper")
     }
-    holds: Optional[Hold] = [*_ZERO * 6, "stay", *_ZERO * (_WIDTH - 7)]
+    holds: Optional[Hold] = (*_ZERO * 6, "stay", *_ZERO * (_WIDTH - 7))
     step_hz = RATE_HZ
 
     def __init__(

@@ -24,8 +24,8 @@ def check_fit(robot: Robot, metadata: Mapping[str, Any], *, rows: Optional[int] 
     found = [*_actions(robot, contract, rows), *_cameras(leaves, contract), *_state(leaves, contract)]
     if leaves.get("prompt") in (None, "") and contract.get("default_prompt") is None:
         found.append(
-            "the robot sends no 'prompt', and the policy has no default: give the program a prompt, or start the server "
-            "with --default-prompt TEXT"
+            "the robot sends no 'prompt', and the policy has no default: give the program a prompt, or start the "
+            "server with --default-prompt TEXT"
         )
     if found:
         raise ValueError(

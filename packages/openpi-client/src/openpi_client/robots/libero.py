@@ -1,7 +1,7 @@
 """LIBERO's simulated Franka as a robot, in the conventions of its published data.
 
-Pictures are turned by 180 degrees, as those of the training data are. Actions are seven: shares of the controller's step in
-position and rotation, and the gripper, -1 open .. 1 close.
+Pictures are turned by 180 degrees, as those of the training data are. Actions are seven: shares of the controller's
+step in position and rotation, and the gripper, -1 open .. 1 close.
 """
 
 import math

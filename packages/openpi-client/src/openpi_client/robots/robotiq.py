@@ -101,9 +101,7 @@ class RobotiqGripper:
     def _get(self, variable: str) -> int:
         words = self._ask(f"GET {variable}").split()
         if len(words) != 2 or words[0] != variable:
-            raise ConnectionError(
-                f"the gripper answered {' '.join(words)!r} to GET {variable}; expected a number"
-            )
+            raise ConnectionError(f"the gripper answered {' '.join(words)!r} to GET {variable}; expected a number")
         return int(words[1])
 
     def _ask(self, line: str) -> str:
