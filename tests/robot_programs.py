@@ -83,6 +83,10 @@ class Program:
         told = [json.loads(line) for line in lines]
         return told if kind is None else [entry for entry in told if entry["kind"] == kind]
 
+    def commands(self, topic: str) -> list:
+        """Under a topic of ROS that ends so."""
+        return [entry["cmd"] for entry in self.told("command") if entry["topic"].endswith(topic)]
+
     def wait_for(self, kind: str, count: int) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
         while len(self.told(kind)) < count:

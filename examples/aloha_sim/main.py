@@ -87,9 +87,9 @@ def main(args: Args) -> None:
     env = gymnasium.make(args.task, obs_type="pixels_agent_pos")
     world = AlohaSim(env, observation, step_hz=aloha.RATE_HZ, seed=args.seed, on_step=seen)
     try:
+        world.reset()
         with program.playing(world, args.host, args.port, args, rows=args.action_horizon) as (_, loop):
-            most = program.seconds(env.spec.max_episode_steps or 1000, loop.rate_hz)
-            summary = loop.run(max_s=most, until=lambda: world.is_over)
+            summary = program.played(loop, world, env.spec.max_episode_steps or 1000)
             print(f"largest reward: {world.reward:g}; {summary['rows_played']} steps; {summary['end']}")
     finally:
         print(f"video: {film.close()}")

@@ -6,7 +6,7 @@ python examples/calvin/main.py --args.calvin-data-path /data/task_D_D --args.hos
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 
@@ -52,40 +52,35 @@ def main(args: Args) -> None:
     sequences = libraries.need("calvin_agent.evaluation.multistep_sequences", _INSTALL)
     start_of = libraries.need("calvin_agent.evaluation.utils", _INSTALL).get_env_state_for_initial_condition
     oracle, texts = tasks()
-    films: Dict[str, Optional[video.VideoWriter]] = {"now": None}
-
-    def seen(observed: Dict[str, Any]) -> None:
-        film = films["now"]
-        if film is not None:
-            film.add(observed["observation/rgb_static"])
-
     make_env = libraries.need("calvin_env.envs.play_table_env", _INSTALL).get_env
-    env = make_env(str(args.calvin_data_path / "validation"), show_gui=False)
-    world = CalvinWorld(env, on_step=seen)
+    recorder = video.Recorder(VIDEO_FPS, lambda observed: observed["observation/rgb_static"])
+    world = CalvinWorld(make_env(str(args.calvin_data_path / "validation"), show_gui=False), on_step=recorder.seen)
+    todo = sequences.get_sequences(args.num_sequences)
+    world.place(*start_of(todo[0][0]))
+    world.prompt = texts[todo[0][1][0]][0]
+    world.reset()
     done: List[int] = []
-    world.place(*start_of(sequences.get_sequences(1)[0][0]))
     with program.playing(world, args.host, args.port, args, rows=args.replan_steps) as (robot, loop):
-        most = program.seconds(args.max_subtask_steps, loop.rate_hz)
-        for number, (start, subtasks) in enumerate(sequences.get_sequences(args.num_sequences)):
+        for number, (start, subtasks) in enumerate(todo):
             if number < args.num_save_videos:
-                films["now"] = video.VideoWriter(args.video_out_path / f"sequence_{number:04d}.mp4", VIDEO_FPS)
-            world.place(*start_of(start))
-            robot.reset()
-            done.append(0)
-            for subtask in subtasks:
-                world.begin(texts[subtask][0], lambda then, now, name=subtask: is_done(oracle, then, now, name))
-                loop.run(max_s=most, until=lambda: world.is_over)
-                if not world.is_over:
-                    break
-                done[-1] += 1
-            film = films.pop("now")
-            films["now"] = None
-            if film is not None:
-                film.close()
-            logger.info(
-                "sequence %d: %d of %d subtasks; %.3f on average", number, done[-1], len(subtasks), np.mean(done)
-            )
+                recorder.begin(args.video_out_path / f"sequence_{number:04d}.mp4")
+            if number > 0:
+                world.place(*start_of(start))
+                robot.reset()
+            done.append(play(loop, world, subtasks, oracle, texts, args.max_subtask_steps))
+            recorder.end(f"_{done[-1]}_of_{len(subtasks)}")
+            logger.info("sequence %d: %d subtasks; %.3f on average", number, done[-1], np.mean(done))
     print_table(done)
+
+
+def play(loop: Any, world: CalvinWorld, subtasks: Sequence[str], oracle: Any, texts: Any, most_steps: int) -> int:
+    """How many subtasks are done, until one is not."""
+    for count, subtask in enumerate(subtasks):
+        world.begin(texts[subtask][0], lambda then, now, name=subtask: is_done(oracle, then, now, name))
+        program.played(loop, world, most_steps)
+        if not world.is_over:
+            return count
+    return len(subtasks)
 
 
 def tasks() -> Any:

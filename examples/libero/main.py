@@ -71,7 +71,7 @@ def main(args: Args) -> None:
 def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]) -> None:
     """All trials of one task."""
     task, states = suite.get_task(number), suite.get_task_init_states(number)
-    recorder = Recorder()
+    recorder = video.Recorder(VIDEO_FPS, lambda observed: observed["observation/image"])
     world = LiberoWorld(
         make_env(task, args.seed),
         states,
@@ -80,18 +80,21 @@ def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]
         num_steps_wait=args.num_steps_wait,
         on_step=recorder.seen,
     )
+    world.reset()
     with program.playing(world, args.host, args.port, args, rows=args.replan_steps) as (robot, loop):
-        most = program.seconds(MAX_STEPS[args.task_suite_name], loop.rate_hz)
         for trial in range(args.num_trials_per_task):
-            world.trial = trial
             recorder.begin(args.video_out_path / f"rollout_{task.language.replace(' ', '_')}_{trial:03d}.mp4")
             try:
-                robot.reset()
-                summary = loop.run(max_s=most, until=lambda: world.is_over)
+                if trial > 0:
+                    world.trial = trial
+                    robot.reset()
+                how = program.played(loop, world, MAX_STEPS[args.task_suite_name])["end"]
+            except (ValueError, RuntimeError, ArithmeticError) as error:  # of the simulator
+                world.is_over, how = False, f"{type(error).__name__}: {error}"
             finally:
-                recorder.end("success" if world.is_over else "failure")
+                recorder.end("_success" if world.is_over else "_failure")
             results[task.language].append(world.is_over)
-            logger.info("%s, trial %d: %s (%s)", task.language, trial, world.is_over, summary["end"])
+            logger.info("%s, trial %d: %s (%s)", task.language, trial, world.is_over, how)
 
 
 def make_env(task: Any, seed: int) -> Any:
@@ -101,26 +104,6 @@ def make_env(task: Any, seed: int) -> Any:
     env = envs.OffScreenRenderEnv(bddl_file_name=str(bddl), camera_heights=RENDERED, camera_widths=RENDERED)
     env.seed(seed)
     return env
-
-
-class Recorder:
-    """A video of each trial, named by how it went once that is known."""
-
-    def __init__(self) -> None:
-        self._film: Optional[video.VideoWriter] = None
-
-    def begin(self, path: Path) -> None:
-        self._film = video.VideoWriter(path, VIDEO_FPS)
-
-    def seen(self, observed: Dict[str, Any]) -> None:
-        if self._film is not None:
-            self._film.add(observed["observation/image"])
-
-    def end(self, how: str) -> None:
-        path = None if self._film is None else self._film.close()
-        if path is not None:
-            path.replace(path.with_name(f"{path.stem}_{how}.mp4"))
-        self._film = None
 
 
 if __name__ == "__main__":

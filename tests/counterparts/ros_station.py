@@ -24,7 +24,8 @@ class Station:
 
     def __init__(self, arms: tuple[str, str], camera_topic: str, *, is_ros2: bool) -> None:
         self._is_ros2 = is_ros2
-        self._joints = {arm: [0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.5, 0.04, -0.04] for arm in arms}
+        finger = 0.05 if is_ros2 else 0.04
+        self._joints = {arm: [0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.5, finger, -finger] for arm in arms}
         self._listeners: dict[str, list[Callable[[Any], None]]] = {}
         cameras = ["cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist"]
         self._cameras = [camera_topic.format(camera=name) for name in cameras]

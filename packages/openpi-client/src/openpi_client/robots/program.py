@@ -119,13 +119,17 @@ def playing(
     """A simulated world and its loop with a server: it waits for each answer, and plays `rows` rows of it.
 
     A row is a step of the world, whatever its rate is called.
+
+    Args:
+        world: reset.
+    Raises:
+        ConnectionError, ValueError: as `running`.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(world.close)
         policy = stack.enter_context(WebsocketClientPolicy(host, port, args.api_key))
         robot = DryRun(world) if args.dry_run else world
         clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
-        world.reset()
         metadata = policy.get_server_metadata()
         check_fit(robot, metadata, rows=rows)
         yield (
@@ -140,6 +144,20 @@ def playing(
                 clock=clock,
             ),
         )
+
+
+def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[str, Any]:
+    """An episode of a world, until it is over or has had so many steps; its summary.
+
+    Raises:
+        ConnectionError: an answer failed. That says nothing of what the policy can, and is no failure of the episode.
+    """
+    summary = loop.run(max_s=seconds(most_steps, loop.rate_hz), until=lambda: world.is_over)
+    assert loop.last_log is not None
+    failed = [event["error"] for event in loop.last_log.events if event["kind"] == "failed"]
+    if failed:
+        raise ConnectionError(f"the server did not answer, so the episode does not count: {failed[0]}")
+    return summary
 
 
 def strategy_of(name: str, rows: int, metadata: Mapping[str, Any]) -> strategies.Strategy:

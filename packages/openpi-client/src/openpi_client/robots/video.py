@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
@@ -89,3 +89,29 @@ class VideoWriter:
             container.mux(stream.encode(None))
         finally:
             container.close()
+
+
+class Recorder:
+    """Videos of one episode after the other, of what a world's policy sees."""
+
+    def __init__(self, fps: int, picture: Callable[[Dict[str, Any]], np.ndarray]) -> None:
+        """
+        Args:
+            picture: an observation -> uint8[h, w, 3], RGB.
+        """
+        self._fps, self._picture = fps, picture
+        self._film: Optional[VideoWriter] = None
+
+    def begin(self, path: Path) -> None:
+        """The next observations go to this file, which is there after `end`."""
+        self._film = VideoWriter(path, self._fps)
+
+    def seen(self, observation: Dict[str, Any]) -> None:
+        if self._film is not None:
+            self._film.add(self._picture(observation))
+
+    def end(self, suffix: str = "") -> Optional[Path]:
+        """Completes the file, with something added to its name; None = there is none."""
+        path = None if self._film is None else self._film.close()
+        self._film = None
+        return path if path is None or not suffix else path.replace(path.with_name(f"{path.stem}{suffix}{path.suffix}"))
