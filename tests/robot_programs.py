@@ -99,7 +99,11 @@ class Program:
 
     def end(self, code: int | None = None) -> str:
         """What it printed, when it is over."""
-        output, _ = self._process.communicate(timeout=PATIENCE_S)
+        try:
+            output, _ = self._process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"it does not end: {self._process.communicate()[0]}") from None
         assert code is None or self._process.returncode == code, output
         return output
 

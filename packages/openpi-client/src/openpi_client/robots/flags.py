@@ -19,11 +19,13 @@ def parse(kind: Type[T], argv: Optional[Sequence[str]] = None, *, prefix: str = 
     """Reads a command line into a dataclass; ends the program for `--help` and for what is wrong.
 
     Args:
-        kind: every field has a default, and is described under `Attributes:` of the docstring. Types: text, numbers,
-            paths, bool (`--flag`, `--no-flag`), `Literal`s, and `Optional`s of these, which take the word None.
+        kind: every field has a default, and is described under `Attributes:` of its class's docstring. Types: text,
+            numbers, paths, bool (`--flag`, `--no-flag`), `Literal`s, and `Optional`s, which take the word None.
         prefix: of the flags as they are published, such as "args."; they are taken without it, too.
     """
-    told = _descriptions(kind.__doc__ or "")
+    told: Dict[str, str] = {}
+    for parent in reversed(kind.__mro__):
+        told.update(_descriptions(parent.__doc__ or ""))
     summary = (kind.__doc__ or "").partition("\n\n")[0]
     parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
     hints = get_type_hints(kind)

@@ -62,9 +62,10 @@ class UR5Robot(Robot):
         self._receive = self._control = None
         try:
             self._receive = need("rtde_receive", _INSTALL).RTDEReceiveInterface(host)
+            self.pose()  # before a program is started on a controller that has stopped its arm
             if moves:
                 self._control = need("rtde_control", _INSTALL).RTDEControlInterface(host)
-        except RuntimeError as error:
+        except (RuntimeError, TimeoutError) as error:
             self.close()
             raise ConnectionError(
                 f"the controller at {host} does not take commands ({error}): is it on, in remote control, and without "
