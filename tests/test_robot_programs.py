@@ -21,6 +21,7 @@ from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, 
 from openpi_client.robots.cameras import Camera, open_camera
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
+from openpi_client.robots.libraries import need
 from openpi_client.robots.motion import follow
 from robot_programs import COUNTERPARTS, ROOT, Program, contract_of, serving, summaries
 from ur_controller import SERVO_STOP, Controller
@@ -515,6 +516,11 @@ def test_rotations_are_vectors_as_in_libero_s_data():
     half = np.sqrt(0.5)
     np.testing.assert_allclose(libero.axis_angle(np.array([half, 0, 0, half])), [np.pi / 2, 0, 0])
     np.testing.assert_allclose(libero.axis_angle(np.array([half, 0, 0, -half])), [3 * np.pi / 2, 0, 0])
+
+
+def test_a_library_that_is_missing_is_said_with_what_installs_it():
+    with pytest.raises(ImportError, match=r"'no_such_robot' .*To get it: pip install no-such-robot"):
+        need("no_such_robot", "pip install no-such-robot")
 
 
 def test_pictures_of_unknown_encodings_are_refused():

@@ -7,6 +7,7 @@ world program    the world waits for the policy, as benchmarks do     playing(wo
 import contextlib
 import dataclasses
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Type, TypeVar
@@ -24,6 +25,9 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 A = TypeVar("A")
 
 logger = logging.getLogger(__name__)
+
+# A simulator takes whatever it is told, and a benchmark is to see it.
+_UNBOUNDED = realtime.Limits(low=-math.inf, high=math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +142,7 @@ def playing(
                 robot,
                 realtime.SimulatedLatency(policy, clock, [0.0]),
                 strategy=realtime.Synchronous(rows),
-                safety=realtime.Safety(blend_s=0, frozen_after_s=None, accept_warnings=True),
+                safety=realtime.Safety(blend_s=0, frozen_after_s=None, accept_warnings=True, limits=_UNBOUNDED),
                 rate_hz=rate_of(metadata) or world.step_hz,
                 log_folder=args.log_dir,
                 clock=clock,

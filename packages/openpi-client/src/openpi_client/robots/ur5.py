@@ -65,7 +65,7 @@ class UR5Robot(Robot):
             self.pose()  # before a program is started on a controller that has stopped its arm
             if moves:
                 self._control = need("rtde_control", _INSTALL).RTDEControlInterface(host)
-        except (RuntimeError, TimeoutError) as error:
+        except RuntimeError as error:
             self.close()
             raise ConnectionError(
                 f"the controller at {host} does not take commands ({error}): is it on, in remote control, and without "

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from openpi_client.realtime import Limits, Robot
+from openpi_client.realtime import Robot
 
 
 class World(Robot):
@@ -18,8 +18,6 @@ class World(Robot):
 
     is_over: bool = False
     step_hz: float = 1.0
-    # A simulator takes whatever it is told, and a benchmark is to see it.
-    limits = Limits(low=-np.inf, high=np.inf)
 
     def __init__(self) -> None:
         self._command: Optional[np.ndarray] = None
