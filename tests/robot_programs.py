@@ -17,9 +17,11 @@ import numpy as np
 from openpi.cli import serve_dummy
 from openpi.policies.contract import Contract
 from openpi.policies.dummy_policy import DummyPolicy
-from serving_live import PATIENCE_S, server_thread
+from serving_live import server_thread
 
 ROOT = Path(__file__).parents[1]
+# Of a program that takes a second or a few: machines are shared.
+PATIENCE_S = 120.0
 COUNTERPARTS = Path(__file__).parent / "counterparts"
 
 
@@ -88,10 +90,13 @@ class Program:
         return [entry["cmd"] for entry in self.told("command") if entry["topic"].endswith(topic)]
 
     def wait_for(self, kind: str, count: int) -> None:
+        self.wait_until(lambda: len(self.told(kind)) >= count)
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
-        while len(self.told(kind)) < count:
+        while not is_so():
             assert self._process.poll() is None, self.end()
-            assert time.monotonic() < deadline_s, f"{self.told(kind)}"
+            assert time.monotonic() < deadline_s, self.told()[-3:]
             time.sleep(0.02)
 
     def interrupt(self) -> None:

@@ -18,8 +18,12 @@ RTDE, DASHBOARD, SCRIPT, GRIPPER = 30004, 29999, 30003, 63352
 
 # Letters of `struct` for the types of RTDE's variables; all else is DOUBLE.
 _FORMATS = {"DOUBLE": "d", "VECTOR3D": "3d", "VECTOR6D": "6d", "INT32": "i", "VECTOR6INT32": "6i", "UINT32": "I"}
-_FORMATS |= {"UINT64": "Q", "UINT8": "B", "BOOL": "?"}
-_VECTORS = ("_q", "_qd", "_qdd", "_current", "_moment", "_pose", "_TCP_pose", "_TCP_speed", "_TCP_force", "_voltage")
+_FORMATS["UINT64"] = "Q"
+_VECTORS = {
+    *("target_q", "target_qd", "target_qdd", "target_current", "target_moment", "actual_q", "actual_qd"),
+    *("actual_current", "joint_control_output", "actual_TCP_pose", "actual_TCP_speed", "actual_TCP_force"),
+    *("target_TCP_pose", "target_TCP_speed", "joint_temperatures", "actual_joint_voltage", "payload_inertia"),
+}
 # What the registers of the script say.
 _READY, _DONE = 1, 2
 SERVO_STOP, _SERVOJ, _STOP_SCRIPT = 16, 11, 255
@@ -27,17 +31,13 @@ _HZ = 125
 
 
 def type_of(name: str) -> str:
-    if "int_register" in name or name in ("robot_mode", "safety_mode", "runtime_state", "safety_status"):
+    """Of a variable, as the guide has it."""
+    if "int_register" in name or name in ("robot_mode", "safety_mode", "runtime_state"):
         return "INT32"
-    if "bits" in name:
+    if name.endswith("_bits"):
         return "UINT64" if "digital" in name else "UINT32"
-    if name == "joint_mode":
-        return "VECTOR6INT32"
-    if name.endswith("accelerometer") or "elbow" in name:
-        return "VECTOR3D"
-    if name.endswith(_VECTORS) or name in ("joint_control_output", "joint_temperatures", "ft_raw_wrench"):
-        return "VECTOR6D"
-    return "UINT8" if "digital_output" in name or "mask" in name else "DOUBLE"
+    known = {"joint_mode": "VECTOR6INT32", "actual_tool_accelerometer": "VECTOR3D", "payload_cog": "VECTOR3D"}
+    return known.get(name, "VECTOR6D" if name in _VECTORS else "DOUBLE")
 
 
 class Controller:

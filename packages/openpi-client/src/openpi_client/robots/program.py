@@ -154,13 +154,13 @@ def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[st
     """An episode of a world, until it is over or has had so many steps; its summary.
 
     Raises:
-        ConnectionError: an answer failed. That says nothing of what the policy can, and is no failure of the episode.
+        ConnectionError: an answer was an error, or of no use. That is no failure of the episode: it does not count.
     """
     summary = loop.run(max_s=seconds(most_steps, loop.rate_hz), until=lambda: world.is_over)
     assert loop.last_log is not None
     failed = [event["error"] for event in loop.last_log.events if event["kind"] == "failed"]
     if failed:
-        raise ConnectionError(f"the server did not answer, so the episode does not count: {failed[0]}")
+        raise ConnectionError(f"an answer is of no use, so the episode does not count: {failed[0]}")
     return summary
 
 

@@ -82,22 +82,26 @@ class UR5Robot(Robot):
         return {**pictures, "joints": joints, "gripper": gripper, "prompt": self._prompt}
 
     def pose(self) -> np.ndarray:
-        receive: Any = self._receive
-        if not receive.isConnected():
-            raise RuntimeError("the controller is gone")
-        if receive.isProtectiveStopped() or receive.isEmergencyStopped():
-            raise RuntimeError("the controller has stopped the arm: see its screen, and start anew")
         opening = 0.0 if self._gripper is None else self._gripper.position
-        return np.array([*receive.getActualQ(), opening], np.float64)
+        return np.array([*self._alive().getActualQ(), opening], np.float64)
 
     def apply(self, action: np.ndarray) -> None:
         """Raises RuntimeError: the controller does not take it."""
+        self._alive()
         joints = [float(angle) for angle in action[:6]]
         control: Any = self._control
         if not control.servoJ(joints, 0.0, 0.0, self._period_s, _LOOKAHEAD_S, _GAIN):
             raise RuntimeError("the controller does not servo: is its program still running?")
         if self._gripper is not None:
             self._gripper.move(float(action[6]))
+
+    def _alive(self) -> Any:
+        receive: Any = self._receive
+        if not receive.isConnected():
+            raise RuntimeError("the controller is gone")
+        if receive.isProtectiveStopped() or receive.isEmergencyStopped():
+            raise RuntimeError("the controller has stopped the arm: see its screen, and start anew")
+        return receive
 
     def hold(self) -> None:
         """Ends servoing: the arm decelerates and stands."""
