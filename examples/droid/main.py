@@ -8,6 +8,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import itertools
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -69,7 +70,7 @@ def main(args: Args) -> None:
         return station
 
     station: Optional[DroidRobot] = None
-    table = args.results_dir / f"eval_{datetime.datetime.now():%I:%M%p_%B_%d_%Y}.csv"
+    table = unused(args.results_dir / f"eval_{datetime.datetime.now():%I:%M%p_%B_%d_%Y}.csv")
     scores: List[Dict[str, Any]] = []
     host, rows = args.remote_host, args.open_loop_horizon
     with program.running(make_robot, host, args.remote_port, args, rows=rows) as (robot, loop):
@@ -77,9 +78,8 @@ def main(args: Args) -> None:
         save_views(station, Path("robot_camera_views.png"))
         while True:
             station.prompt = input("Instruction: ").strip()
-            film = video.VideoWriter(
-                Path(f"video_{datetime.datetime.now():%Y_%m_%d_%H:%M:%S}.mp4"), VIDEO_FPS, drops=True
-            )
+            name = unused(Path(f"video_{datetime.datetime.now():%Y_%m_%d_%H:%M:%S}.mp4"))
+            film = video.VideoWriter(name, VIDEO_FPS, drops=True)
             num_ticks = rollout(args, loop, station, film)
             path = film.close()
             scores.append({"success": ask_score(), "duration": num_ticks - 1, "video_filename": str(path or "")})
@@ -118,6 +118,12 @@ def ask_score() -> float:
             if 0 <= float(answer) <= 100:
                 return float(answer) / 100
         print(f"{answer!r} is none of these")
+
+
+def unused(path: Path) -> Path:
+    """The path, or one with a number, if there is such a file already."""
+    taken = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
+    return next(found for found in itertools.chain([path], taken) if not found.exists())
 
 
 def write_table(path: Path, scores: List[Dict[str, Any]]) -> None:

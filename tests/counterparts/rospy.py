@@ -17,8 +17,6 @@ class ROSException(Exception):
 def init_node(name: str, anonymous: bool = False, disable_signals: bool = False) -> None:
     global _station
     assert disable_signals and threading.current_thread() is threading.main_thread()
-    if told.fault("no master"):
-        raise ROSException("master is not there")
     _station = Station(("puppet_left", "puppet_right"), "/{camera}", is_ros2=False)
 
 

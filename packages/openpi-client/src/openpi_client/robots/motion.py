@@ -9,6 +9,12 @@ from openpi_client.realtime.clock import Clock, Pacer
 from openpi_client.realtime.start import BlendedStart
 
 
+def check_rate(rate_hz: float) -> None:
+    """Raises ValueError unless it is a number of ticks per second."""
+    if not 0 < rate_hz < 1e4:
+        raise ValueError(f"the rate is {rate_hz} Hz; expected more than 0")
+
+
 def follow(
     robot: Robot,
     pose: np.ndarray,

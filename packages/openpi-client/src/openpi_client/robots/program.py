@@ -72,7 +72,7 @@ def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Opt
     except KeyboardInterrupt:
         logger.info("interrupted; the robot holds")
         sys.exit(130)
-    except (ValueError, ImportError, OSError, RuntimeError) as refused:
+    except (ValueError, LookupError, ImportError, OSError, RuntimeError, EOFError) as refused:
         sys.exit(f"{Path(sys.argv[0]).parent.name}: {refused}")
 
 

@@ -1,5 +1,6 @@
 """`aloha.Topics` under ROS 1 (rospy, Python 3.8 of Noetic, or RoboStack)."""
 
+import os
 import time
 from typing import Any, Callable, Dict, Sequence
 
@@ -19,11 +20,12 @@ class Ros1Topics:
             ConnectionError: no master.
         """
         self._rospy = need("rospy", _INSTALL)
-        try:
-            # Ctrl-C is for the loop, which then holds.
-            self._rospy.init_node(name, anonymous=True, disable_signals=True)
-        except (self._rospy.ROSException, OSError) as error:
-            raise ConnectionError(f"no ROS master ({error}); start roscore and set ROS_MASTER_URI") from error
+        # Without one, `init_node` would wait for ever.
+        if not need("rosgraph", _INSTALL).is_master_online():
+            place = os.environ.get("ROS_MASTER_URI", "not set")
+            raise ConnectionError(f"no ROS master answers (ROS_MASTER_URI is {place}); start roscore, and the drivers")
+        # Ctrl-C is for the loop, which then holds.
+        self._rospy.init_node(name, anonymous=True, disable_signals=True)
 
     def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[[Any], None]) -> None:
         kind = self._kind_of(topic)

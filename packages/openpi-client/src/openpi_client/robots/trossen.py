@@ -3,6 +3,7 @@
 State and action, 14, in the driver's units: left joints 0-5 (rad), left carriage (m), right joints 0-5, right carriage.
 """
 
+import math
 from typing import Any, Dict, List, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from openpi_client.robots import pictures
 from openpi_client.robots.aloha import NAMES
 from openpi_client.robots.cameras import Camera
 from openpi_client.robots.libraries import need
+from openpi_client.robots.motion import check_rate
 
 RATE_HZ = 30.0
 
@@ -49,8 +51,12 @@ class TrossenRobot(Robot):
             moves: False leaves the motors as they are, and only listens.
         Raises:
             ImportError: no driver here.
+            ValueError: a rate or a time is none.
             ConnectionError: an arm does not answer.
         """
+        check_rate(rate_hz)
+        if not 0 < time_to_move_multiplier < math.inf:
+            raise ValueError(f"min_time_to_move_multiplier is {time_to_move_multiplier}; expected more than 0")
         self.rate_hz = rate_hz
         self._arm = need("trossen_arm", _INSTALL)
         self._cameras, self._prompt, self._stretches = dict(cameras), prompt, resize == "stretch"

@@ -10,6 +10,7 @@ import numpy as np
 from openpi_client.realtime import Limits, Robot
 from openpi_client.robots.cameras import Camera
 from openpi_client.robots.libraries import need
+from openpi_client.robots.motion import check_rate
 from openpi_client.robots.robotiq import RobotiqGripper
 
 JOINTS = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3")
@@ -54,8 +55,10 @@ class UR5Robot(Robot):
             moves: False only listens: no program is started on the controller.
         Raises:
             ImportError: no ur-rtde here.
+            ValueError: the rate is none.
             ConnectionError: no controller, or one that does not take commands.
         """
+        check_rate(rate_hz)
         self._cameras, self._gripper, self._prompt = dict(cameras), gripper, prompt
         self._period_s = 1 / rate_hz
         self.rate_hz = rate_hz
