@@ -325,7 +325,7 @@ def test_a_simulated_aloha_is_played_and_filmed(tmp_path):
 
 def test_libero_is_played_from_its_initial_states(tmp_path):
     with serving("pi05_libero", np.array([0.1] * 6 + [1.0]), rate_hz=10, is_relative=True) as (policy, port):
-        words = ["--args.num-trials-per-task", 2, "--args.num-tasks", 1, "--args.log-dir", "logs"]
+        words = ["--args.num-trials-per-task", 2, "--args.num-tasks", 1]
         program = Program(tmp_path, "libero/main.py", "--args.host", HERE, "--args.port", port, *words)
         assert "success: 1.0000 (2 of 2)" in program.end(0)
     assert [entry["state"] for entry in program.told("initial")] == [[0.0, 1.0], [2.0, 3.0]]
@@ -336,7 +336,7 @@ def test_libero_is_played_from_its_initial_states(tmp_path):
     assert first["observation/state"] == pytest.approx([0.1, 0.2, 0.3, 0, 0, 0.4, 0.04, -0.04])
     assert first["prompt"] == "do task 0" and len(policy.asked) == 2 * 3
     names = {path.name for path in (tmp_path / "data/libero/videos").iterdir()}
-    assert names == {"rollout_do_task_0_000_success.mp4", "rollout_do_task_0_001_success.mp4"}
+    assert names == {"rollout_do_task_0_00_000_success.mp4", "rollout_do_task_0_00_001_success.mp4"}
 
 
 def test_a_server_that_fails_is_no_failure_of_a_task(tmp_path):

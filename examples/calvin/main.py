@@ -44,7 +44,7 @@ class Args(program.WorldArgs):
     seed: int = 7
     video_out_path: Path = Path("data/calvin/videos")
     num_save_videos: int = 5
-    log_dir: Optional[Path] = None
+    log_dir: Optional[Path] = Path("data/calvin/logs")
 
 
 def main(args: Args) -> None:

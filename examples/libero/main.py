@@ -50,27 +50,29 @@ class Args(program.WorldArgs):
     num_tasks: Optional[int] = None
     video_out_path: Path = Path("data/libero/videos")
     seed: int = 7
-    log_dir: Optional[Path] = None
+    log_dir: Optional[Path] = Path("data/libero/logs")
 
 
 def main(args: Args) -> None:
     np.random.seed(args.seed)
     benchmark = libraries.need("libero.libero.benchmark", _INSTALL)
     suite = benchmark.get_benchmark_dict()[args.task_suite_name]()
-    results: Dict[str, List[bool]] = collections.defaultdict(list)
+    results: Dict[int, List[bool]] = collections.defaultdict(list)
     for number in range(suite.n_tasks if args.num_tasks is None else min(args.num_tasks, suite.n_tasks)):
         run_task(args, suite, number, results)
-        rate = np.mean(results[suite.get_task(number).language])
-        logger.info("success of this task %.3f, of all so far %.3f", rate, np.mean(sum(results.values(), [])))
+        rates = np.mean(results[number]), np.mean(sum(results.values(), []))
+        logger.info("success of this task %.3f, of all so far %.3f", *rates)
     trials = sum(results.values(), [])
-    for name, successes in results.items():
-        print(f"{sum(successes):4d} of {len(successes):<4d} {name}")
+    for number, successes in results.items():
+        print(f"{sum(successes):4d} of {len(successes):<4d} {number:2d} {suite.get_task(number).language}")
     print(f"success: {np.mean(trials):.4f} ({sum(trials)} of {len(trials)})")
 
 
-def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]) -> None:
+def run_task(args: Args, suite: Any, number: int, results: Dict[int, List[bool]]) -> None:
     """All trials of one task."""
     task, states = suite.get_task(number), suite.get_task_init_states(number)
+    # Two tasks of libero_90 may have the same text.
+    stem = f"rollout_{task.language.replace(' ', '_')}_{number:02d}"
     recorder = video.Recorder(VIDEO_FPS, lambda observed: observed["observation/image"])
     world = LiberoWorld(
         make_env(task, args.seed),
@@ -83,7 +85,7 @@ def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]
     world.reset()
     with program.playing(world, args.host, args.port, args, rows=args.replan_steps) as (robot, loop):
         for trial in range(args.num_trials_per_task):
-            recorder.begin(args.video_out_path / f"rollout_{task.language.replace(' ', '_')}_{trial:03d}.mp4")
+            recorder.begin(args.video_out_path / f"{stem}_{trial:03d}.mp4")
             try:
                 if trial > 0:
                     world.trial = trial
@@ -93,7 +95,7 @@ def run_task(args: Args, suite: Any, number: int, results: Dict[str, List[bool]]
                 world.is_over, how = False, f"{type(error).__name__}: {error}"
             finally:
                 recorder.end("_success" if world.is_over else "_failure")
-            results[task.language].append(world.is_over)
+            results[number].append(world.is_over)
             logger.info("%s, trial %d: %s (%s)", task.language, trial, world.is_over, how)
 
 
