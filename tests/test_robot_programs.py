@@ -186,18 +186,10 @@ def test_a_camera_that_dies_is_noticed_and_the_robot_holds(tmp_path, aloha_serve
     assert all(observation["images"]["cam_high"] is not None for observation in policy.asked)
 
 
-@pytest.mark.parametrize(
-    ("faults", "message"),
-    [
-        ("no master", "no ROS master"),
-        ("no camera", "nobody publishes '/cam_right_wrist'; there are /cam_high, "),
-    ],
-)
-def test_what_is_missing_of_an_aloha_is_said(tmp_path, aloha_server, faults, message):
-    options = ["--args.host", HERE, "--args.port", aloha_server[1], "--args.prompt", "go"]
-    program = Program(tmp_path, "aloha_real/main.py", *options, faults=faults)
-    assert message in program.end(1)
-    assert program.told("command") == []
+def test_a_ros_master_that_is_missing_is_said(tmp_path, aloha_server):
+    words = ["--args.host", HERE, "--args.port", aloha_server[1], "--args.prompt", "go"]
+    program = Program(tmp_path, "aloha_real/main.py", *words, faults="no master")
+    assert "no ROS master answers (ROS_MASTER_URI is " in program.end(1) and program.told("command") == []
 
 
 def test_a_robot_does_not_start_with_a_policy_of_another(tmp_path):
@@ -267,7 +259,6 @@ def test_a_ur5_is_servoed_through_the_real_library(tmp_path):
             program.wait_until(lambda: len(controller.servoed) > before + 5)
             controller.stopped = True
             assert "the controller has stopped the arm" in program.end(1)
-            assert "the controller has stopped the arm" in Program(tmp_path, "ur5/main.py", *words).end(1)
         assert controller.commands[-1] == SERVO_STOP and not controller.is_running
     finally:
         controller.close()

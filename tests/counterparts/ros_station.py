@@ -35,8 +35,6 @@ class Station:
         self.topics = {f"/{arm}/joint_states": "sensor_msgs/JointState" for arm in arms}
         kind = "sensor_msgs/Image" if is_ros2 else "aloha/RGBGrayscaleImage"
         self.topics |= dict.fromkeys(self._cameras, kind)
-        if told.fault("no camera"):
-            del self.topics[self._cameras[-1]]
         threading.Thread(target=self._run, daemon=True).start()
 
     def listen(self, topic: str, callback: Callable[[Any], None]) -> None:
