@@ -128,14 +128,21 @@ class AlohaRobot(Robot):
         self._singles = [self._publisher(arm, "joint_single", "JointSingleCommand") for arm in arms]
 
     def observe(self) -> Dict[str, Any]:
-        """Raises RuntimeError: an arm is silent."""
+        """An arm or a camera that is silent is None; then the observation is not sent."""
         messages = {name: camera.get() for name, camera in self._cameras.items()}
         images = {name: None if message is None else pictures.of_ros(message) for name, message in messages.items()}
         prompt = {} if self._prompt is None else {"prompt": self._prompt}
-        return {"state": self.pose().astype(np.float32), "images": images, **prompt}
+        arms = [self._arm_state(joints) for joints in self._joints]
+        state = None if any(arm is None for arm in arms) else np.concatenate(arms, dtype=np.float32)
+        return {"state": state, "images": images, **prompt}
 
     def pose(self) -> np.ndarray:
-        return np.concatenate([self._arm_state(joints) for joints in self._joints])
+        """Raises RuntimeError: an arm is silent."""
+        arms = [self._arm_state(joints) for joints in self._joints]
+        silent = [arm for arm, state in zip(self._arms, arms) if state is None]
+        if silent:
+            raise RuntimeError(f"nothing new from {' and '.join(silent)}: is the driver (xs_sdk) running?")
+        return np.concatenate(arms)
 
     def apply(self, action: np.ndarray) -> None:
         for publish, joints in zip(self._groups, (action[:6], action[7:13])):
@@ -174,10 +181,10 @@ class AlohaRobot(Robot):
         for service, kind, fields in calls:
             self._topics.call(f"/{arm}/{service}", f"interbotix_xs_msgs/{kind}", **fields)
 
-    def _arm_state(self, latest: "Latest[Any]") -> np.ndarray:
+    def _arm_state(self, latest: "Latest[Any]") -> Optional[np.ndarray]:
         message = latest.get()
         if message is None:
-            raise RuntimeError(f"nothing new from '{latest.name}': is its driver (xs_sdk) running?")
+            return None
         measured = dict(zip(message.name, message.position))
         missing = [name for name in (*JOINTS, "left_finger") if name not in measured]
         if missing:
