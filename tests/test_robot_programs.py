@@ -489,6 +489,10 @@ def test_a_way_is_followed_within_its_speed_and_an_interruption_holds():
     assert path[-1] == pytest.approx([1, 0.1]) and np.abs(np.diff(path, axis=0)).max() <= 1 / 50 + 1e-9
     assert clock.now_s() > 1.4
 
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        follow(robot, np.array([0, np.nan]), [(np.ones(2), 1.0)], rate_hz=50, clock=clock)
+    assert len(robot.commands) == len(path)
+
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -496,6 +500,13 @@ def test_a_way_is_followed_within_its_speed_and_an_interruption_holds():
         clock = realtime.VirtualClock(on_advance=interrupted)
         follow(robot, np.zeros(2), [(np.ones(2), 1.0)], rate_hz=50, clock=clock)
     assert robot.held == 1
+
+
+@pytest.mark.parametrize("pose", [None, "home", [0.0] * 5, [0, 0, 0, 0, 0, np.nan], [0, 2.0, 0, 0, 0, 0]])
+def test_a_reset_pose_that_no_arm_can_have_is_refused(pose):
+    assert aloha.checked_pose([0, -1.5, 1.5, 0, 0, 0]).shape == (6,)
+    with pytest.raises(ValueError, match="reset_pose"):
+        aloha.checked_pose(pose)
 
 
 def test_a_dry_run_says_what_another_robot_would_do():

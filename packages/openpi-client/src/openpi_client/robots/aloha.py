@@ -68,6 +68,24 @@ GRIPPERS = {
 }
 
 
+def checked_pose(pose: Any) -> np.ndarray:
+    """float64[6] of one arm, rad; of a server's metadata, which may hold anything.
+
+    Raises:
+        ValueError: it is no pose that the arm can have.
+    """
+    try:
+        angles = np.array(pose, np.float64)
+    except (TypeError, ValueError):
+        angles = np.zeros(0)
+    if angles.shape != (len(JOINTS),) or not np.isfinite(angles).all():
+        raise ValueError(f"reset_pose is {pose!r}; expected {len(JOINTS)} angles in rad: {', '.join(JOINTS)}")
+    for name, angle, low, high in zip(JOINTS, angles, _LOW, _HIGH):
+        if not low <= angle <= high:
+            raise ValueError(f"reset_pose has {name} at {angle:g} rad; the arm can {low:.4g} to {high:.4g}")
+    return angles
+
+
 class Topics(Protocol):
     """ROS, as much of it as is needed; message types are written `package/Name`."""
 
@@ -113,12 +131,10 @@ class AlohaRobot(Robot):
             prompt: None = the policy's own.
         Raises:
             TimeoutError: an arm or a camera is silent.
-            ValueError: a topic has another type, or the reset pose another length.
+            ValueError: a topic has another type, or the reset pose is none.
         """
-        if len(reset_pose) != len(JOINTS):
-            raise ValueError(f"reset_pose is {list(reset_pose)}; expected {len(JOINTS)} angles: {', '.join(JOINTS)}")
         self._topics, self._arms, self._gripper, self._prompt = topics, tuple(arms), gripper, prompt
-        self._reset_pose = np.array(reset_pose, np.float64)
+        self._reset_pose = checked_pose(reset_pose)
         self._joints = [self._latest(f"/{arm}/joint_states", ("sensor_msgs/JointState",)) for arm in arms]
         places = {name: f"/{name}" for name in CAMERAS} if camera_topics is None else camera_topics
         self._cameras = {name: self._latest(topic, IMAGE_TYPES) for name, topic in places.items()}
@@ -132,17 +148,15 @@ class AlohaRobot(Robot):
         messages = {name: camera.get() for name, camera in self._cameras.items()}
         images = {name: None if message is None else pictures.of_ros(message) for name, message in messages.items()}
         prompt = {} if self._prompt is None else {"prompt": self._prompt}
-        arms = [self._arm_state(joints) for joints in self._joints]
-        state = None if any(arm is None for arm in arms) else np.concatenate(arms, dtype=np.float32)
-        return {"state": state, "images": images, **prompt}
+        state = self._measured()
+        return {"state": None if state is None else state.astype(np.float32), "images": images, **prompt}
 
     def pose(self) -> np.ndarray:
         """Raises RuntimeError: an arm is silent."""
-        arms = [self._arm_state(joints) for joints in self._joints]
-        silent = [arm for arm, state in zip(self._arms, arms) if state is None]
-        if silent:
-            raise RuntimeError(f"nothing new from {' and '.join(silent)}: is the driver (xs_sdk) running?")
-        return np.concatenate(arms)
+        state = self._measured()
+        if state is None:
+            raise RuntimeError(f"nothing new from {' or '.join(self._arms)}: is the driver (xs_sdk) running?")
+        return state
 
     def apply(self, action: np.ndarray) -> None:
         for publish, joints in zip(self._groups, (action[:6], action[7:13])):
@@ -181,14 +195,21 @@ class AlohaRobot(Robot):
         for service, kind, fields in calls:
             self._topics.call(f"/{arm}/{service}", f"interbotix_xs_msgs/{kind}", **fields)
 
-    def _arm_state(self, latest: "Latest[Any]") -> Optional[np.ndarray]:
-        message = latest.get()
-        if message is None:
-            return None
+    def _measured(self) -> Optional[np.ndarray]:
+        """float64[14]; None = an arm is silent."""
+        arms = []
+        for latest in self._joints:
+            message = latest.get()
+            if message is None:
+                return None
+            arms.append(self._arm_state(latest.name, message))
+        return np.concatenate(arms)
+
+    def _arm_state(self, topic: str, message: Any) -> np.ndarray:
         measured = dict(zip(message.name, message.position))
         missing = [name for name in (*JOINTS, "left_finger") if name not in measured]
         if missing:
-            raise ValueError(f"'{latest.name}' has no {', '.join(missing)}; it has {', '.join(measured)}")
+            raise ValueError(f"'{topic}' has no {', '.join(missing)}; it has {', '.join(measured)}")
         return np.array([*(measured[name] for name in JOINTS), self._gripper.measured(measured["left_finger"])])
 
     def _latest(self, topic: str, kinds: Sequence[str]) -> "Latest[Any]":

@@ -30,7 +30,12 @@ def follow(
         pose: float64[width], where the robot is, as a command.
         targets: float64[width] each, and the seconds to get there: more, if `max_speed` demands it.
         max_speed: per second; None = no bound.
+    Raises:
+        ValueError: a pose is not finite; nothing was commanded.
     """
+    for where in (pose, *(target for target, _ in targets)):
+        if not np.isfinite(where).all():
+            raise ValueError(f"a pose is {where}; expected finite numbers. Nothing is commanded")
     clock = clock or MonotonicClock()
     max_step = np.full(len(pose), np.inf) if max_speed is None else np.asarray(max_speed, np.float64) / rate_hz
     pacer = Pacer(clock, rate_hz)
