@@ -84,7 +84,7 @@ class Controller:
         self.spec, self.strategy, self.safety, self.rate_hz = spec, strategy, safety, rate_hz
         self.rows_per_tick = safety.speed * (1.0 if spec.rate_hz is None else spec.rate_hz / rate_hz)
         self._record, self._on_warning, self._on_stop = record, on_warning, on_stop
-        self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick)
+        self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick, rate_hz=rate_hz)
         self.phase = Phase.START
         self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay, recent_delays)
         self._has_horizon = spec.horizon is not None

@@ -1,7 +1,7 @@
 """How far and how fast a command may go."""
 
 import dataclasses
-from typing import Any, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from typing_extensions import Literal
@@ -13,6 +13,8 @@ Bound = Union[float, Sequence[float], np.ndarray, None]
 # How much further than what was recorded a command may go, and how much faster.
 _RANGE_SLACK = 0.05
 _STEP_SLACK = 1.5
+
+_STEPS = ("max_step", "max_jump", "max_speed")
 
 
 class LimitExceeded(Exception):
@@ -27,6 +29,7 @@ class Limits:
         max_step: largest change per tick of dimensions that are positions.
         max_jump: the same for the first command of a new chunk; a larger jump is caught up with in steps of this size.
         on_violation: "clamp" plays what is allowed; "stop" ends the episode in hold.
+        max_speed: largest change per second of dimensions that are positions, whatever the rates are: the hardware's.
     """
 
     low: Bound = None
@@ -34,15 +37,16 @@ class Limits:
     max_step: Bound = None
     max_jump: Bound = None
     on_violation: Literal["clamp", "stop"] = "clamp"
+    max_speed: Bound = None
 
     def __post_init__(self) -> None:
         if self.on_violation not in ("clamp", "stop"):
             raise ValueError(f"on_violation is {self.on_violation!r}; expected 'clamp' or 'stop'")
-        for name in ("low", "high", "max_step", "max_jump"):
+        for name in ("low", "high", *_STEPS):
             bound = getattr(self, name)
             if bound is not None and np.isnan(np.asarray(bound, np.float64)).any():
                 raise ValueError(f"limits.{name} is {bound}; expected numbers")
-        for name in ("max_step", "max_jump"):
+        for name in _STEPS:
             bound = getattr(self, name)
             if bound is not None and not (np.asarray(bound, np.float64) > 0).all():
                 raise ValueError(f"limits.{name} is {bound}; expected more than 0, or the robot never moves")
@@ -85,18 +89,37 @@ class Limits:
         step = actions.get("max_step")
         return cls(actions.get("low"), actions.get("high"), step, step, on_violation)
 
+    def narrowed(self, other: Optional["Limits"]) -> "Limits":
+        """What both allow. Bounds have one number, or as many as an action has.
+
+        Raises:
+            ValueError: they have no range in common.
+        """
+        if other is None:
+            return self
+        narrowest = {
+            name: _narrower(getattr(self, name), getattr(other, name), np.minimum) for name in ("high", *_STEPS)
+        }
+        stops = "stop" in (self.on_violation, other.on_violation)
+        return Limits(
+            low=_narrower(self.low, other.low, np.maximum), on_violation="stop" if stops else "clamp", **narrowest
+        )
+
     @property
     def is_empty(self) -> bool:
-        return self.low is None and self.high is None and self.max_step is None and self.max_jump is None
+        return self.low is None and self.high is None and all(getattr(self, name) is None for name in _STEPS)
 
 
 class Limiter:
     """Applies limits to one command after the other."""
 
-    def __init__(self, limits: Limits, spec: ActionSpec, *, rows_per_tick: float = 1.0) -> None:
+    def __init__(
+        self, limits: Limits, spec: ActionSpec, *, rows_per_tick: float = 1.0, rate_hz: Optional[float] = None
+    ) -> None:
         """
         Args:
             rows_per_tick: limits of steps are per row, as recorded.
+            rate_hz: of the ticks; limits of speed are per second, and None is for limits that have none.
         Raises:
             ValueError: a limit has as many numbers as no action.
         """
@@ -108,6 +131,10 @@ class Limiter:
         self._max_step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
         self._max_jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
         self._max_step = self._max_step * max(1.0, rows_per_tick)
+        if limits.max_speed is not None:
+            assert rate_hz is not None
+            fastest = np.where(spec.stays, _bound("max_speed", limits.max_speed, np.inf, spec), np.inf) / rate_hz
+            self._max_step = np.minimum(self._max_step, fastest)
         self._is_catching_up = False
 
     @property
@@ -143,6 +170,12 @@ class Limiter:
             return ""
         worst = changed[np.argmax(np.abs(wanted - allowed)[changed])]
         return f"'{self._spec.names[worst]}' of {wanted[worst]:.4g} is {what}; {allowed[worst]:.4g} is allowed"
+
+
+def _narrower(mine: Bound, other: Bound, choose: Callable[..., np.ndarray]) -> Bound:
+    if mine is None or other is None:
+        return other if mine is None else mine
+    return choose(np.asarray(mine, np.float64), np.asarray(other, np.float64))
 
 
 def _bound(name: str, bound: Bound, default: float, spec: ActionSpec) -> np.ndarray:

@@ -11,12 +11,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple
 
 import numpy as np
 
 from openpi_client.realtime import strategies
-from openpi_client.realtime.actions import ActionSpec, Hold
+from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
 from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
 from openpi_client.realtime.controller import Controller, EpisodeEnded
 from openpi_client.realtime.limits import Limits
@@ -63,10 +63,11 @@ class ControlLoop:
             strategy: falls back to another one when the server cannot; None = `TrainedRTC()` if the server offers it,
                 else `GuidedRTC()`.
             safety: None = `Safety()`.
-            rate_hz: of the ticks; None = that of the server's contract. At another rate rows are interpolated.
-            action_width: for servers without a contract.
+            rate_hz: of the ticks; None = the robot's, or else that of the server's contract. At another rate than the
+                contract's rows are interpolated.
+            action_width: for servers without a contract; None = as many as the robot has names.
             hold: how the robot stands still: "stay" (positions), "zero" (velocities, steps), or one of them per
-                dimension; None = as the contract says.
+                dimension; None = as the contract says, or else the robot.
             log_folder: gets a folder per episode; None = no files.
             on_warning: called once for each warning of an episode, the server's included; they are logged anyway.
             on_stop: called with the reason when the robot has held for `stop_after_s`: a way to a safe pose, or brakes.
@@ -78,7 +79,10 @@ class ControlLoop:
         self._priority = priority
         metadata = policy.metadata
         check_names(robot, metadata)
-        self.spec = ActionSpec.from_metadata(metadata, width=action_width, hold=hold)
+        self.spec = ActionSpec.from_metadata(
+            metadata, width=action_width or len(robot.action_names) or None, hold=_hold_of(robot, metadata, hold)
+        )
+        rate_hz = robot.rate_hz if rate_hz is None else rate_hz
         if rate_hz is None and self.spec.rate_hz is None:
             raise ValueError("the server does not tell its rate (no control_hz in a contract); give rate_hz=...")
         self.rate_hz = float(rate_hz or self.spec.rate_hz or 0)
@@ -86,7 +90,7 @@ class ControlLoop:
             raise ValueError(f"rate_hz is {rate_hz}; expected more than 0")
         self.strategy, self._why_other = strategies.usable(strategy or strategies.best(metadata), metadata)
         self._robot, self._policy, self._safety = robot, policy, safety or Safety()
-        self._limits = self._safety.limits or Limits.from_metadata(metadata)
+        self._limits = (self._safety.limits or Limits.from_metadata(metadata)).narrowed(robot.limits)
         self._clock: Clock = MonotonicClock() if clock is None else clock
         self._log_folder, self._num_episodes = log_folder, 0
         self._on_warning, self._on_stop = on_warning, on_stop
@@ -251,8 +255,11 @@ class ControlLoop:
 
     def _hold(self, controller: Controller) -> None:
         command = controller.stop_command()
-        if command is not None:
-            self._robot.apply(command)
+        try:
+            if command is not None:
+                self._robot.apply(command)
+        finally:
+            self._robot.hold()
 
     def _next_folder(self) -> Optional[Path]:
         """A new folder for the log of an episode."""
@@ -261,6 +268,13 @@ class ControlLoop:
         while (self._log_folder / f"episode_{self._num_episodes:04d}").exists():
             self._num_episodes += 1
         return self._log_folder / f"episode_{self._num_episodes:04d}"
+
+
+def _hold_of(robot: Robot, metadata: Mapping[str, Any], hold: Optional[Hold]) -> Optional[Hold]:
+    """How to stand still, where the contract does not say it; None = it does."""
+    if hold is None and "hold" not in contract_of(metadata).get("actions", {}):
+        return robot.holds
+    return hold
 
 
 @contextlib.contextmanager

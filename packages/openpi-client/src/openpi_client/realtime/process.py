@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from typing_extensions import Literal
+
 import openpi_client
 from openpi_client import msgpack_numpy
 from openpi_client.realtime.arena import Arena, memory_file, packed
@@ -34,6 +36,7 @@ class ProcessRequester:
         api_key: Optional[str] = None,
         *,
         image_size: Optional[Tuple[int, int]] = (224, 224),
+        image_layout: Literal["hwc", "chw"] = "hwc",
         memory_mib: int = 64,
         **options: Any,
     ) -> None:
@@ -42,6 +45,8 @@ class ProcessRequester:
         Args:
             image_size: height and width to which pictures are resized (with their aspect kept) before they are sent,
                 where the contract does not say; None = sent as they are.
+            image_layout: "chw" sends them as [3, h, w], which published servers of ALOHA take only; the robot gives
+                [h, w, 3].
             memory_mib: for one observation, before it is resized.
             options: further arguments of `WebsocketClientPolicy`; its `resend` is off.
         Raises:
@@ -57,7 +62,7 @@ class ProcessRequester:
         self._line = Connection(mine.detach())
         try:
             asked = {"host": host, "port": port, "api_key": api_key, **options, "resend": False}
-            self._line.send_bytes(packed({**asked, "image_size": image_size}))
+            self._line.send_bytes(packed({**asked, "image_size": image_size, "image_layout": image_layout}))
             opening = msgpack_numpy.unpackb(self._line.recv_bytes())
         except (EOFError, OSError) as error:
             self.close()

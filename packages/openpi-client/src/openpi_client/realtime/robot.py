@@ -5,7 +5,8 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
-from openpi_client.realtime.actions import contract_of
+from openpi_client.realtime.actions import Hold, contract_of
+from openpi_client.realtime.limits import Limits
 from openpi_client.realtime.watch import flat
 
 
@@ -16,6 +17,12 @@ class Robot(abc.ABC):
     # are found out before anything moves.
     action_names: Sequence[str] = ()
     state_names: Mapping[str, Sequence[str]] = {}
+    # Ticks per second that its controller is made for; None = as many as the policy was trained with.
+    rate_hz: Optional[float] = None
+    # How it stands still, where the server's contract does not say it.
+    holds: Optional[Hold] = None
+    # What its hardware allows, on top of the limits of the contract.
+    limits: Optional[Limits] = None
 
     @abc.abstractmethod
     def observe(self) -> Dict[str, Any]:
@@ -32,6 +39,19 @@ class Robot(abc.ABC):
         """Where the robot is, float64[width], as a command that would keep it there. None = take it from the
         observation, by the names of the contract."""
         return None
+
+    def hold(self) -> None:
+        """Stands still, now. Called at the end of an episode, after a last command that says the same; for robots that
+        need more than that, such as one that servoes on for as long as its program runs."""
+        return
+
+    def reset(self) -> None:
+        """Goes to where an episode begins, and returns when it is there. For programs: the loop does not call it."""
+        return
+
+    def close(self) -> None:
+        """Lets go of the hardware, which stands still from then on."""
+        return
 
 
 def measured_pose(robot: Robot, metadata: Mapping[str, Any]) -> Optional[np.ndarray]:

@@ -27,7 +27,10 @@ class ObservationWatch:
         """One line for each."""
         leaves = dict(flat(observation))
         vectors = {key: value for key, value in leaves.items() if _is_array(value) and value.ndim <= 1}
+        # A prompt may be left to the server.
+        missing = {key for key, value in leaves.items() if value is None and key != "prompt"}
         found = [f"camera '{key}' is missing" for key in self._seen if leaves.get(key) is None]
+        found += [f"'{key}' is missing" for key in sorted(missing - set(self._seen))]
         found += [f"'{key}' holds NaN or infinity" for key, value in vectors.items() if not np.isfinite(value).all()]
         state = np.concatenate([np.ravel(value).astype(np.float64) for value in vectors.values()] or [np.zeros(0)])
         for key, value in leaves.items():

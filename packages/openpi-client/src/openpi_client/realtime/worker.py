@@ -31,9 +31,9 @@ def main(socket_fd: int, memory_fd: int) -> None:
     line, arena = Connection(socket_fd), Arena(memory_fd)
     try:
         options = msgpack_numpy.unpackb(line.recv_bytes())
-        size = options.pop("image_size")
+        size, layout = options.pop("image_size"), options.pop("image_layout")
         with _connected(line, options) as policy:
-            worker = Worker(policy, size)
+            worker = Worker(policy, size, layout)
             while True:
                 line.send_bytes(packed(worker.answer(arena, *QUESTION.unpack(line.recv_bytes()))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -54,16 +54,20 @@ def _connected(line: Connection, options: Dict[str, Any]) -> WebsocketClientPoli
 class Worker:
     """Questions to one server."""
 
-    def __init__(self, policy: WebsocketClientPolicy, image_size: Optional[Tuple[int, int]]) -> None:
+    def __init__(
+        self, policy: WebsocketClientPolicy, image_size: Optional[Tuple[int, int]], image_layout: str = "hwc"
+    ) -> None:
         """
         Args:
             image_size: [height, width] of images whose camera has no size in the contract; None = as they are.
+            image_layout: "hwc" or "chw", in which they are sent.
         """
         self._policy = policy
         self._told = self._connection = policy.get_server_metadata()
         self._is_first = True
         self._sizes = camera_sizes(self._told)
         self._image_size = image_size
+        self._is_chw = image_layout == "chw"
 
     def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, Any]:
         """The answer to a question, as a message."""
@@ -101,9 +105,13 @@ class Worker:
             if isinstance(value, Mapping):
                 result[key] = self._resized(value, f"{path}/")
             else:
-                size = self._sizes.get(path) or self._image_size
-                result[key] = image_tools.resize_with_pad(value, *size) if size and _is_image(value) else value
+                result[key] = self._sent(path, value) if _is_image(value) else value
         return result
+
+    def _sent(self, path: str, image: np.ndarray) -> np.ndarray:
+        size = self._sizes.get(path) or self._image_size
+        image = image_tools.resize_with_pad(image, *size) if size else image
+        return np.ascontiguousarray(image.transpose(2, 0, 1)) if self._is_chw else image
 
 
 def camera_sizes(metadata: Mapping[str, Any]) -> Dict[str, Tuple[int, int]]:

@@ -1,0 +1,186 @@
+"""What all programs of robots share: flags, a loop between a robot and a server that fit, and how a program ends.
+
+robot program    ProcessRequester, ticks of the wall clock           running(make_robot, host, port, args, ...)
+world program    the world waits for the policy, as benchmarks do     playing(world, host, port, args, ...)
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+
+from typing_extensions import Literal
+
+from openpi_client import realtime
+from openpi_client.realtime import strategies
+from openpi_client.robots import flags
+from openpi_client.robots.dry_run import DryRun
+from openpi_client.robots.fit import check_fit
+from openpi_client.robots.worlds import World
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+A = TypeVar("A")
+
+logger = logging.getLogger(__name__)
+
+# A simulator takes whatever it is told, and a benchmark is to see it.
+_UNBOUNDED = realtime.Limits(low=-math.inf, high=math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldArgs:
+    """Flags of every program.
+
+    Attributes:
+        api_key: of the server, if it wants one.
+        dry_run: print what would be commanded, and move nothing.
+        log_dir: gets a folder for each episode, with what happened in each tick; None = no log.
+    """
+
+    api_key: Optional[str] = None
+    dry_run: bool = False
+    log_dir: Optional[Path] = Path("data/logs")
+
+
+@dataclasses.dataclass(frozen=True)
+class RobotArgs(WorldArgs):
+    """Flags of every program of a robot.
+
+    Attributes:
+        strategy: auto = trained or guided real-time chunking, where the server offers it, else receding: asks while it
+            plays. synchronous = holds while it asks, as published programs do.
+        speed: 0.25 plays at a quarter of the recorded speed, for a first run.
+        blend_s: seconds from where the robot is to where the policy begins; 0 = it jumps.
+        accept_warnings: start although the server finds the first observation suspicious.
+    """
+
+    strategy: Literal["auto", "receding", "synchronous"] = "auto"
+    speed: float = 1.0
+    blend_s: float = 5.0
+    accept_warnings: bool = False
+
+
+def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Optional[Sequence[str]] = None) -> None:
+    """Runs a program: its flags, logging, and what it cannot do as one line. Ctrl-C ends it with code 130."""
+    args = flags.parse(kind, argv, prefix=prefix)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        logger.info("interrupted; the robot holds")
+        sys.exit(130)
+    except (ValueError, LookupError, ImportError, OSError, RuntimeError, EOFError) as refused:
+        sys.exit(f"{Path(sys.argv[0]).parent.name}: {refused}")
+
+
+@contextlib.contextmanager
+def running(
+    make_robot: Callable[[Mapping[str, Any]], realtime.Robot],
+    host: str,
+    port: Optional[int],
+    args: RobotArgs,
+    *,
+    rows: int,
+    rate_hz: Optional[float] = None,
+    strategy: Optional[strategies.Strategy] = None,
+    image_layout: Literal["hwc", "chw"] = "hwc",
+) -> Iterator[Tuple[realtime.Robot, realtime.ControlLoop]]:
+    """A robot, or with `dry_run` what prints for it, and its loop with a server; both are closed at the end.
+
+    Args:
+        make_robot: connects it, and does not move it. Called with what the server says of its policy.
+        rows: of a chunk that are played from one question to the next, at least.
+        rate_hz: of the ticks, where neither the robot nor the server's contract has a rate.
+        strategy: another one than `args.strategy` says.
+    Raises:
+        ConnectionError: no server, or no robot.
+        ValueError: they do not fit.
+    """
+    with contextlib.ExitStack() as stack:
+        policy = stack.enter_context(realtime.ProcessRequester(host, port, args.api_key, image_layout=image_layout))
+        robot = make_robot(policy.metadata)
+        stack.callback(robot.close)
+        robot = DryRun(robot) if args.dry_run else robot
+        check_fit(robot, policy.metadata, rows=rows)
+        loop = realtime.ControlLoop(
+            robot,
+            policy,
+            strategy=strategy or strategy_of(args.strategy, rows, policy.metadata),
+            safety=realtime.Safety(blend_s=args.blend_s, speed=args.speed, accept_warnings=args.accept_warnings),
+            rate_hz=robot.rate_hz or rate_of(policy.metadata) or rate_hz,
+            log_folder=args.log_dir,
+        )
+        yield robot, loop
+
+
+@contextlib.contextmanager
+def playing(
+    world: World, host: str, port: Optional[int], args: WorldArgs, *, rows: int
+) -> Iterator[Tuple[realtime.Robot, realtime.ControlLoop]]:
+    """A simulated world and its loop with a server: it waits for each answer, and plays `rows` rows of it.
+
+    A row is a step of the world, whatever its rate is called.
+
+    Args:
+        world: reset.
+    Raises:
+        ConnectionError, ValueError: as `running`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(world.close)
+        policy = stack.enter_context(WebsocketClientPolicy(host, port, args.api_key))
+        robot = DryRun(world) if args.dry_run else world
+        clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
+        metadata = policy.get_server_metadata()
+        check_fit(robot, metadata, rows=rows)
+        yield (
+            robot,
+            realtime.ControlLoop(
+                robot,
+                realtime.SimulatedLatency(policy, clock, [0.0]),
+                strategy=realtime.Synchronous(rows),
+                safety=realtime.Safety(blend_s=0, frozen_after_s=None, accept_warnings=True, limits=_UNBOUNDED),
+                rate_hz=rate_of(metadata) or world.step_hz,
+                log_folder=args.log_dir,
+                clock=clock,
+            ),
+        )
+
+
+def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[str, Any]:
+    """An episode of a world, until it is over or has had so many steps; its summary.
+
+    Raises:
+        ConnectionError: an answer was an error, or of no use. That is no failure of the episode: it does not count.
+    """
+    summary = loop.run(max_s=seconds(most_steps, loop.rate_hz), until=lambda: world.is_over)
+    assert loop.last_log is not None
+    failed = [event["error"] for event in loop.last_log.events if event["kind"] == "failed"]
+    if failed:
+        raise ConnectionError(f"an answer is of no use, so the episode does not count: {failed[0]}")
+    return summary
+
+
+def strategy_of(name: str, rows: int, metadata: Mapping[str, Any]) -> strategies.Strategy:
+    """The strategy by the word of its flag, for `rows` rows between two questions."""
+    receding = realtime.Receding(rows)
+    known: Dict[str, strategies.Strategy] = {
+        "auto": dataclasses.replace(strategies.best(metadata), execution_horizon=rows, fallback=receding),
+        "receding": receding,
+        "synchronous": realtime.Synchronous(rows),
+    }
+    return known[name]
+
+
+def seconds(steps: int, rate_hz: float) -> float:
+    """`max_s` for a number of ticks: half a tick less, so that no rounding adds one."""
+    return (steps - 0.5) / rate_hz
+
+
+def rate_of(metadata: Mapping[str, Any]) -> Optional[float]:
+    """Rows per second, by a server's contract; None = it does not say."""
+    contract = metadata.get("contract")
+    return contract.get("control_hz") if isinstance(contract, Mapping) else None

@@ -1,0 +1,3 @@
+from ros_messages import message
+
+RGBGrayscaleImage = message("RGBGrayscaleImage", header=None, images=[])

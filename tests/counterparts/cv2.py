@@ -1,0 +1,28 @@
+"""Cameras of no matter by OpenCV: blue first."""
+
+import time
+
+import numpy as np
+
+CAP_PROP_FRAME_WIDTH, CAP_PROP_FRAME_HEIGHT, CAP_PROP_FPS = 3, 4, 5
+
+
+class VideoCapture:
+    def __init__(self, index: int | str) -> None:
+        self._index, self._count = index, 0
+
+    def isOpened(self) -> bool:
+        return self._index != 9
+
+    def set(self, setting: int, value: float) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        time.sleep(1 / 30)
+        self._count += 1
+        frame = np.zeros((480, 640, 3), np.uint8)
+        frame[..., 2], frame[..., 0] = 100 + int(self._index), self._count % 256
+        return True, frame
+
+    def release(self) -> None:
+        pass

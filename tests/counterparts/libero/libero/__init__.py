@@ -1,0 +1,3 @@
+def get_libero_path(name: str) -> str:
+    assert name == "bddl_files"
+    return "/bddl"
