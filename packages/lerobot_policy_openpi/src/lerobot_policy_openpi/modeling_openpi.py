@@ -89,12 +89,30 @@ class OpenPIPolicy(PreTrainedPolicy):
             self._tell(problem, "clamped")
         return torch.from_numpy(self._robot_side.to_lerobot(np.stack(self._last)))
 
+    def supports_rtc(self) -> bool:
+        """Whether the server can go on from the rows that are still to be played."""
+        return self._robot_side.continues
+
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """float32[b, horizon, width]; `inference_delay`, `prev_chunk_left_over` and `execution_horizon` as LeRobot's
-        real-time chunking gives them.
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """float32[b, horizon, width], in LeRobot's order and the robot's units.
+
+        Args:
+            inference_delay: rows that will have been played when this returns.
+            prev_chunk_left_over: float[n, width], those that are still to be played.
+            execution_horizon: rows from one call to the next.
+        Raises:
+            ValueError, RuntimeError, TimeoutError, ConnectionError: as `select_action`.
         """
-        rows = self._chunks(batch, self._continuation(kwargs))
+        keys = self._continuation(prev_chunk_left_over, inference_delay, execution_horizon)
+        rows = self._chunks(batch, keys)
         return torch.from_numpy(self._robot_side.to_lerobot(self._robot_side.within_range(rows)))
 
     def forward(self, batch: dict[str, Any], **_: Any) -> Any:
@@ -130,18 +148,13 @@ class OpenPIPolicy(PreTrainedPolicy):
                 "this is right, start with --policy.accept_warnings=true"
             )
 
-    def _continuation(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _continuation(self, left: Tensor | None, delay: int | None, horizon: int | None) -> dict[str, Any]:
         """What the server is told of the rows that are still to be played."""
-        left = given.get("prev_chunk_left_over")
-        if left is None or left.numel() == 0:
-            return {}
-        if not self._robot_side.continues:
-            self._tell("the server offers no real-time chunking: chunks are not made to go on from each other", "rtc")
+        if left is None or left.numel() == 0 or not self._robot_side.continues:
             return {}
         rows = self._robot_side.from_lerobot(left.reshape(-1, left.shape[-1]).double().cpu().numpy())
         rows = rows[: self._robot_side.spec.horizon]
-        keys = {"prev_action_chunk": rows, "inference_delay": min(int(given.get("inference_delay") or 0), len(rows))}
-        horizon = given.get("execution_horizon")
+        keys = {"prev_action_chunk": rows, "inference_delay": min(int(delay or 0), len(rows))}
         return keys if horizon is None else {**keys, "execution_horizon": int(horizon)}
 
     def _tell(self, text: str, subject: str) -> None:

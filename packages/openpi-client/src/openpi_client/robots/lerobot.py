@@ -9,6 +9,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import json
 import logging
@@ -136,8 +137,8 @@ def make_robot(arguments: Sequence[str]) -> LeRobot:
     except ImportError as error:
         raise ImportError(f"{error}; `pip install lerobot` (Python 3.12 or later) in this environment") from error
     _register_everything()
-    config: Any = draccus.parse(config_class=RobotConfig, args=[flag.replace("--robot.", "--", 1) for flag in arguments])
-    return make_robot_from_config(config)
+    command_line: Any = dataclasses.make_dataclass("CommandLine", [("robot", RobotConfig)])
+    return make_robot_from_config(draccus.parse(config_class=command_line, args=list(arguments)).robot)
 
 
 def _register_everything() -> None:
