@@ -210,7 +210,11 @@ SPOILT = {
     ),
     "steps for a robot of positions": (metadata(**POSITIONS_FOR_VELOCITIES), None, "takes positions.*another robot"),
     "a conversion without a way back": (metadata(), Choices(convert={"elbow.pos": (0.0, 1.0)}), "scale not 0"),
-    "a fixed joint that the policy moves": (metadata(), Choices(fixed={"elbow.pos": 1.0}), "is an action of the policy"),
+    "a fixed joint that the policy moves": (
+        metadata(),
+        Choices(fixed={"elbow.pos": 1.0}),
+        "is an action of the policy",
+    ),
 }
 
 

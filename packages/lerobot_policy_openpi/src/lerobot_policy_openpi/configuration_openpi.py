@@ -44,8 +44,8 @@ class OpenPIConfig(PreTrainedConfig):
         """Raises ValueError unless the robot's features are known."""
         if not self.action_names:
             raise ValueError(
-                "policy.action_names is empty, so the order of the robot's joints is not known; write the policy folder "
-                "with `python -m lerobot_policy_openpi --host HOST --robot.type=... --output FOLDER`"
+                "policy.action_names is empty, so the order of the robot's joints is not known; write the policy "
+                "folder with `python -m lerobot_policy_openpi --host HOST --robot.type=... --output FOLDER`"
             )
 
     def get_optimizer_preset(self) -> AdamWConfig:

@@ -1,6 +1,7 @@
 """The policy: LeRobot's batches to a server's observations, and its chunks to LeRobot's actions."""
 
 import logging
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
 from openpi_client import image_tools
 from openpi_client.freshness import chunk_s
 from openpi_client.realtime.actions import ActionSpec
@@ -18,9 +22,6 @@ from openpi_client.realtime.limits import Limiter, Limits
 from openpi_client.realtime.worker import camera_sizes
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from torch import Tensor
-
-from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 class OpenPIPolicy(PreTrainedPolicy):
     """Asks an openpi server. It has no weights, and is not trained here.
 
-    A new row is played when the last one was; when the queue is empty, the server is asked and waited for. With LeRobot's
-    real-time chunking, the rows that are still to be played go along, and the server's model goes on from them.
+    The rows of a chunk are played one by one; then the server is asked, and waited for. With LeRobot's real-time
+    chunking, the rows that are still to be played go along, and the server's model goes on from them.
     """
 
     config_class = OpenPIConfig
@@ -46,7 +47,8 @@ class OpenPIPolicy(PreTrainedPolicy):
         self.config = config
         # LeRobot finds a policy's device by its parameters.
         self.register_buffer("_device", torch.zeros(1), persistent=False)
-        self._client = WebsocketClientPolicy(config.host, config.port, jpeg_quality=config.jpeg_quality)
+        key = os.environ.get("OPENPI_API_KEY")  # no field: it would be written to config.json
+        self._client = WebsocketClientPolicy(config.host, config.port, key, jpeg_quality=config.jpeg_quality)
         metadata = self._client.get_server_metadata()
         self._robot_side = RobotSide(config, metadata)
         self._max_age_s = config.max_age_s or 2 * (chunk_s(metadata) or 1.0)

@@ -95,7 +95,9 @@ class LeRobotRobot(realtime.Robot):
         for name, value in wanted.items():
             if name not in self._clipped and abs(float((sent or wanted).get(name, value)) - value) > _CLIPPED:
                 self._clipped[name] = value
-                logger.warning("LeRobot sent %s instead of %.4g to '%s' (max_relative_target?)", sent[name], value, name)
+                logger.warning(
+                    "LeRobot sent %s instead of %.4g to '%s' (max_relative_target?)", sent[name], value, name
+                )
 
     def _raw(self) -> Mapping[str, Any]:
         raw = self._robot.get_observation()
@@ -194,13 +196,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", help="of the server")
+    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"), help="of the server: OPENPI_API_KEY")
     parser.add_argument("--prompt", help="the task in words; without it, the server's own")
     parser.add_argument("--max-s", type=float, help="seconds of the episode; without it, until Ctrl-C")
     parser.add_argument("--rate-hz", type=float, help="of the ticks; without it, that of the training data")
     parser.add_argument("--speed", type=float, default=1.0, help="0.25 plays at a quarter of the recorded speed")
     parser.add_argument("--log-folder", type=Path, help="gets a folder per episode")
-    parser.add_argument("--dry-run", action="store_true", help="asks once, prints what would be commanded, moves nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="asks once, prints what would be commanded, moves nothing"
+    )
     add_choices(parser)
     return parser
 

@@ -269,7 +269,9 @@ def _check_known(choices: Choices, contract: Mapping[str, Any], features: Any, p
     ):
         for name in given:
             if name not in known:
-                raise ValueError(f"{what} has '{name}', which is not there{_likely(name, known)}; known: {_listed(known)}")
+                raise ValueError(
+                    f"{what} has '{name}', which is not there{_likely(name, known)}; known: {_listed(known)}"
+                )
 
 
 def _put(observation: Dict[str, Any], key: str, value: np.ndarray) -> None:
@@ -280,7 +282,7 @@ def _put(observation: Dict[str, Any], key: str, value: np.ndarray) -> None:
 
 
 def _is_number(kind: Any) -> bool:
-    return kind in (float, int, bool) or isinstance(kind, type) and issubclass(kind, np.number)
+    return kind in (float, int, bool) or (isinstance(kind, type) and issubclass(kind, np.number))
 
 
 def _is_picture(kind: Any) -> bool:
