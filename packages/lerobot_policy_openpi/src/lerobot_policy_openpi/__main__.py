@@ -57,7 +57,7 @@ def config_for(robot: Any, metadata: dict[str, Any], choices: Choices, **server:
     FeatureMap(observed, commanded, metadata, choices, units=units)
     state = [name for name, kind in observed.items() if kind is float]
     actions = [name for name, kind in commanded.items() if kind is float]
-    pictures = {name: shape for name, shape in observed.items() if isinstance(shape, tuple)}
+    pictures = {name: shape for name, shape in observed.items() if isinstance(shape, tuple) and shape[-1] == 3}
     inputs = {OBS_STATE: PolicyFeature(FeatureType.STATE, (len(state),))} if state else {}
     for name, (height, width, channels) in pictures.items():
         inputs[f"{OBS_IMAGES}.{name}"] = PolicyFeature(FeatureType.VISUAL, (channels, height, width))

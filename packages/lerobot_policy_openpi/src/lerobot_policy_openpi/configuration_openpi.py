@@ -38,6 +38,13 @@ class OpenPIConfig(PreTrainedConfig):
     max_age_s: float | None = None
     accept_warnings: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_action_steps is not None and self.n_action_steps < 1:
+            raise ValueError(f"policy.n_action_steps is {self.n_action_steps}; expected at least 1, or nothing for all")
+        if self.max_age_s is not None and not self.max_age_s > 0:
+            raise ValueError(f"policy.max_age_s is {self.max_age_s}; expected more than 0, or nothing for two chunks")
+
     # What LeRobot asks of a config; nothing here is trained.
 
     def validate_features(self) -> None:

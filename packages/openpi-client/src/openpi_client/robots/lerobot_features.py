@@ -19,7 +19,9 @@ from openpi_client.realtime.actions import ActionSpec, contract_of
 # What contracts say where nobody said more.
 _NO_UNIT = ("", "unknown", "as recorded")
 _SPELLINGS = {"degrees": "deg", "degree": "deg", "radians": "rad", "radian": "rad", "metres": "m", "meters": "m"}
-_FACTORS = {("deg", "rad"): math.pi / 180, ("rad", "deg"): 180 / math.pi, ("mm", "m"): 1e-3, ("m", "mm"): 1e3}
+_TURNS = {("deg", "rad"): math.pi / 180, ("rad", "deg"): 180 / math.pi}
+_LENGTHS = {("mm", "m"): 1e-3, ("m", "mm"): 1e3}
+_FACTORS = {**_TURNS, **_LENGTHS, **{(f"{a}/s", f"{b}/s"): factor for (a, b), factor in {**_TURNS, **_LENGTHS}.items()}}
 # How LeRobot names what an action is.
 _HOLDS = {".pos": "stay", ".vel": "zero"}
 # The one group that published robots send as a dict; other keys with a slash are text.
