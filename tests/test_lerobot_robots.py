@@ -22,7 +22,7 @@ import tiny_recipe
 from openpi.models.model_config import IMAGE_KEYS
 from openpi.policies.contract import Contract
 from openpi.policies.policy_config import create_trained_policy
-from openpi.policies.robot_inputs import RobotInputs
+from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared import normalize
 from openpi.shared.normalize import NormStats
