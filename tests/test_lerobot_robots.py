@@ -21,6 +21,7 @@ import pytest
 import tiny_recipe
 from openpi.models.model_config import IMAGE_KEYS
 from openpi.policies.contract import Contract
+from openpi.policies.policy import Policy
 from openpi.policies.policy_config import create_trained_policy
 from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
@@ -189,7 +190,7 @@ def test_lerobot_s_real_time_chunking_goes_on_from_the_rows_that_it_still_plays(
 
 def test_relative_actions_of_a_trained_policy_reach_lerobot_s_robot_as_positions(lerobot: Run, tmp_path: Path):
     policy = trained(tmp_path / "checkpoint")
-    told = {"contract": policy.metadata["contract"]}
+    told = {"contract": policy.contract.as_metadata()}
     assert told["contract"]["actions"]["names"] == [*JOINTS]
     log = tmp_path / "robot.log"
     with served(policy, told) as (server, port):
@@ -200,7 +201,7 @@ def test_relative_actions_of_a_trained_policy_reach_lerobot_s_robot_as_positions
     assert np.abs(server.answers[0][:, 2] - 40).max() < 20
 
 
-def trained(folder: Path) -> BasePolicy:
+def trained(folder: Path) -> Policy:
     """A tiny model of this arm with random weights, whose actions are relative to the state."""
     spec = RobotSpec(
         robot="tiny_arm",
