@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from openpi_client import image_tools
 from openpi_client.freshness import chunk_s
 from openpi_client.realtime.actions import ActionSpec
 from openpi_client.realtime.limits import Limiter, Limits
+from openpi_client.realtime.requests import OTHER_SERVER, is_other_server
 from openpi_client.realtime.worker import camera_sizes
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -49,7 +51,7 @@ class OpenPIPolicy(PreTrainedPolicy):
         self.register_buffer("_device", torch.zeros(1), persistent=False)
         key = os.environ.get("OPENPI_API_KEY")  # no field: it would be written to config.json
         self._client = WebsocketClientPolicy(config.host, config.port, key, jpeg_quality=config.jpeg_quality)
-        metadata = self._client.get_server_metadata()
+        self._metadata = metadata = self._client.get_server_metadata()
         self._robot_side = RobotSide(config, metadata)
         self._max_age_s = config.max_age_s or 2 * (chunk_s(metadata) or 1.0)
         self._has_started = False
@@ -81,15 +83,31 @@ class OpenPIPolicy(PreTrainedPolicy):
             RuntimeError: the server finds the first observation suspicious, or failed.
             TimeoutError, ConnectionError: it does not answer.
         """
-        if not self._rows or time.monotonic() - self._observed_s > self._max_age_s:
+        if not self._rows or self._is_stale():
             self._observed_s = time.monotonic()
             rows = self._chunks(batch, {})[:, : self.config.n_action_steps]
             self._rows = deque(np.moveaxis(rows, 1, 0))
-        limited = self._robot_side.limited(self._rows.popleft(), self._last or self._robot_side.poses(batch))
+        before = self._last or self._robot_side.poses(batch)
+        if self._is_stale():
+            return self._held(before)
+        limited = self._robot_side.limited(self._rows.popleft(), before)
         self._last = [row for row, _ in limited]
         for _, problem in limited:
             self._tell(problem, "clamped")
         return torch.from_numpy(self._robot_side.to_lerobot(np.stack(self._last)))
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._observed_s > self._max_age_s
+
+    def _held(self, before: Sequence[np.ndarray | None]) -> Tensor:
+        """Where each robot is: the answer came too late to be played, and the next call asks anew."""
+        self._rows.clear()
+        text = f"an answer came later than {self._max_age_s:.3g} s after its observation (max_age_s) and is not played"
+        if any(row is None for row in before):
+            raise TimeoutError(f"{text}; the robot does not measure what it is commanded, so it cannot be held")
+        self._tell(f"{text}: the robot holds", "stale")
+        held = [self._robot_side.spec.hold_row(row) for row in before if row is not None]
+        return torch.from_numpy(self._robot_side.to_lerobot(np.stack(held)))
 
     def supports_rtc(self) -> bool:
         """Whether the server can go on from the rows that are still to be played."""
@@ -130,6 +148,8 @@ class OpenPIPolicy(PreTrainedPolicy):
             results = [self._client.infer(observations[0])]
         else:
             results = self._client.infer_batch(observations)
+        if is_other_server(self._metadata, self._client.get_server_metadata()):
+            raise RuntimeError(OTHER_SERVER)
         for result in results:
             self._check(result)
         self._has_started = True
@@ -225,9 +245,7 @@ class RobotSide:
         state = batch[OBS_STATE].double().cpu().numpy()
         return [self._map.pose(dict(zip(self._state_names, values.tolist(), strict=True))) for values in state]
 
-    def limited(
-        self, rows: np.ndarray, last: list[np.ndarray | None] | list[np.ndarray]
-    ) -> list[tuple[np.ndarray, str]]:
+    def limited(self, rows: np.ndarray, last: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, str]]:
         """Each row within the limits of the contract, from the command before; and what was wrong with it."""
         return [self._limiter.within(row, before, is_seam=False) for row, before in zip(rows, last, strict=True)]
 
