@@ -147,8 +147,9 @@ def test_a_robot_that_does_not_fit_is_refused_by_both(lerobot: Run, tmp_path: Pa
         assert "--name wrist.pos=FEATURE" in text and not (tmp_path / "policy").exists()
 
 
-def rollout(lerobot: Run, folder: Path, log: Path, *more: str) -> str:
-    robot = ("--robot.type=tiny_arm", f"--robot.log={log}")
+def rollout(lerobot: Run, folder: Path, log: Path, *more: str, max_age_s: float = 60) -> str:
+    """An age that no busy machine exceeds."""
+    robot = ("--robot.type=tiny_arm", f"--robot.log={log}", f"--policy.max_age_s={max_age_s}")
     options = ("--fps=20", "--duration=2", "--task=go", "--play_sounds=false", "--strategy.type=base")
     return lerobot("lerobot.scripts.lerobot_rollout", f"--policy.path={folder}", *robot, *options, *more)
 
@@ -169,6 +170,16 @@ def test_lerobot_rollout_plays_our_chunks(lerobot: Run, tmp_path: Path):
     assert len(server.asked) >= 2
     np.testing.assert_allclose([in_contract(row) for row in played[:HORIZON]], server.answers[0], atol=1e-4)
     np.testing.assert_allclose(in_contract(played[HORIZON]), server.answers[1][0], atol=1e-4)
+
+
+def test_an_answer_that_comes_too_late_is_not_played(lerobot: Run, tmp_path: Path):
+    log = tmp_path / "robot.log"
+    with served(Walk(), metadata()) as (server, port):
+        write_folder(lerobot, port, tmp_path / "policy")
+        text = rollout(lerobot, tmp_path / "policy", log, max_age_s=1e-6)
+    assert "the robot holds" in text and len(server.asked) > 2
+    start = in_contract(read(log, "observation")[0])
+    np.testing.assert_allclose([in_contract(row) for row in read(log, "action")], [start] * len(read(log, "action")))
 
 
 def test_lerobot_s_real_time_chunking_goes_on_from_the_rows_that_it_still_plays(lerobot: Run, tmp_path: Path):
@@ -227,4 +238,7 @@ def trained(folder: Path) -> Policy:
     normalize.save(folder / "assets" / "arm", stats)
     data_config = recipe.data.create(recipe.assets_dirs, recipe.model)
     Contract.build(data_config, recipe.model, control_hz=RATE_HZ).save(folder)
-    return create_trained_policy(recipe, folder)
+    policy = create_trained_policy(recipe, folder)
+    picture = np.zeros((224, 224, 3), np.uint8)
+    policy.infer({CAMERA: picture, "observation.state": np.zeros(3, np.float32), "prompt": "go"})  # compiles
+    return policy
