@@ -133,28 +133,27 @@ def make_robot(arguments: Sequence[str]) -> LeRobot:
         ImportError: LeRobot is not installed.
         SystemExit: as argparse; flags that LeRobot does not know.
     """
+    draccus, robots = (_library(name) for name in ("draccus", "lerobot.robots"))
+    _register_everything()
+    command_line: Any = dataclasses.make_dataclass("CommandLine", [("robot", robots.RobotConfig)])
+    return robots.make_robot_from_config(draccus.parse(config_class=command_line, args=list(arguments)).robot)
+
+
+def _library(name: str) -> Any:
     try:
-        import draccus
-        from lerobot.robots import RobotConfig, make_robot_from_config
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{error}; `pip install lerobot` (Python 3.12 or later) in this environment") from error
-    _register_everything()
-    command_line: Any = dataclasses.make_dataclass("CommandLine", [("robot", RobotConfig)])
-    return make_robot_from_config(draccus.parse(config_class=command_line, args=list(arguments)).robot)
 
 
 def _register_everything() -> None:
     """LeRobot knows types of robots and cameras by the modules that were imported."""
-    import lerobot.cameras
-    import lerobot.robots
-    from lerobot.utils.import_utils import register_third_party_plugins
-
-    for package in (lerobot.cameras, lerobot.robots):
+    for package in (_library("lerobot.cameras"), _library("lerobot.robots")):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if module.ispkg:
                 with contextlib.suppress(ImportError):  # what it needs is not installed
                     importlib.import_module(module.name)
-    register_third_party_plugins()
+    _library("lerobot.utils.import_utils").register_third_party_plugins()
 
 
 @contextlib.contextmanager
@@ -212,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Flags for what names do not decide: those of `Choices`."""
     group = parser.add_argument_group("where names do not decide (may be repeated)")
-    pair = {"action": "append", "default": [], "type": _pair}
+    pair: Dict[str, Any] = {"action": "append", "default": [], "type": _pair}
     group.add_argument("--name", metavar="DIMENSION=FEATURE", help="of the contract = of the robot", **pair)
     group.add_argument("--camera", metavar="KEY=CAMERA", help="of the contract = of the robot", **pair)
     group.add_argument("--unit", metavar="FEATURE=UNIT", help="of the robot's values, such as deg", **pair)

@@ -141,7 +141,8 @@ class FeatureMap:
             raise ValueError(f"'{vector['key']}' of the policy would have {', '.join(twice)} of the robot twice")
         units = vector.get("units") or [""] * len(names)
         conversions = [self._conversion(feature, str(unit)) for feature, unit in zip(found, units)]
-        return Dimensions(tuple(found), *(np.array(part, np.float64) for part in zip(*conversions)))
+        scale, offset = (np.array([pair[part] for pair in conversions], np.float64) for part in (0, 1))
+        return Dimensions(tuple(found), scale, offset)
 
     def _conversion(self, feature: str, wanted: str) -> Tuple[float, float]:
         """(scale, offset) from the robot's unit to the policy's."""
