@@ -129,7 +129,7 @@ def test_its_checkpoint_is_served_and_what_it_answered_is_looked_at_in_a_noteboo
     for key, what in (
         ("inputs/arm/camera", r"uint8\[32, 32, 3\]"),
         ("inputs/prompt", "pick up the cube"),
-        ("outputs/actions", r"float32\[3, 3\]"),
+        ("outputs/actions", r"float64\[3, 3\]"),
     ):
         assert re.search(rf"{key} +{what}", text), text
     assert "outputs/policy_timing/infer_ms: median" in text
