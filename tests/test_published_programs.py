@@ -1,15 +1,14 @@
 """Programs for the published system run as they are: those of `tests/programs`, in the manner of their users."""
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 
 import tiny_recipe
 import weight_layouts
+from notebooks import run_cells
 from openpi.policies.policy import PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten, unflatten
@@ -115,35 +115,35 @@ def latest(trained: Path) -> Path:
     return max(trained.parent.glob("[0-9]*"), key=lambda path: int(path.name))
 
 
-def test_its_checkpoint_is_served_and_what_it_answered_is_looked_at_in_a_notebook(run, trained, tmp_path, monkeypatch):
+def test_its_checkpoint_is_served_and_what_it_answered_is_looked_at_in_a_notebook(trained, tmp_path):
     import their_config
     import their_policy
 
     checkpoint = latest(trained)
     policy = create_trained_policy(their_config.get_config("pi0_arm"), checkpoint)
-    monkeypatch.chdir(tmp_path)
-    recorder = PolicyRecorder(policy, "policy_records")
+    recorder = PolicyRecorder(policy, tmp_path / "policy_records")
     for _ in range(2):
         recorder.infer(their_policy.make_arm_example())
-    text = run_cells(PROGRAMS / "policy_records_notebook.py")
-    assert "length 2" in text and "size (32, 32)" in text and "actions (2, 3, 3)" in text
-    for key in ("inputs/arm/camera", "inputs/arm/joints", "inputs/prompt", "outputs/actions"):
-        assert f"'{key}'" in text
+    text = run_cells("policy_records.ipynb", f"RECORDS = {str(tmp_path / 'policy_records')!r}")
+    assert "requests: 2" in text and "actions [request, horizon, width]: (2, 3, 3)" in text
+    for key, what in (
+        ("inputs/arm/camera", r"uint8\[32, 32, 3\]"),
+        ("inputs/prompt", "pick up the cube"),
+        ("outputs/actions", r"float64\[3, 3\]"),
+    ):
+        assert re.search(rf"{key} +{what}", text), text
+    assert "outputs/policy_timing/infer_ms: median" in text
 
 
-def run_cells(notebook: Path) -> str:
-    """The output of a notebook's cells, one after the other in one namespace."""
-    output, namespace = io.StringIO(), {}
-    with contextlib.redirect_stdout(output):
-        for number, cell in enumerate(notebook.read_text().split("# %%\n")):
-            exec(compile(cell, f"{notebook.name}, cell {number}", "exec"), namespace)
-    return output.getvalue()
-
-
-def test_the_cells_of_the_inference_notebook_run(trained, monkeypatch):
-    monkeypatch.setenv("THEIR_CHECKPOINT", str(latest(trained)))
-    text = run_cells(PROGRAMS / "inference_notebook.py")
-    assert text.splitlines() == ["Actions shape: (3, 3)", *["Loss shape: (1, 3)"] * 2]
+def test_the_cells_of_the_inference_notebook_run(trained):
+    names = f"""
+        from their_policy import make_arm_example as make_example
+        POLICY_CONFIG = MODEL_CONFIG = "their_config:_ARM"
+        POLICY_CHECKPOINT = MODEL_CHECKPOINT = {str(latest(trained))!r}
+    """
+    lines = run_cells("inference.ipynb", textwrap.dedent(names)).splitlines()
+    assert "actions [horizon, width]: (3, 3)" in lines
+    assert lines[-2:] == ["loss [batch, horizon]: (1, 3)"] * 2
 
 
 def test_a_program_of_pytorch_reads_released_weights(run, trained, tmp_path):
