@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from openpi.demo.closed_loop import EvaluateOptions, evaluate_server
+from openpi.evaluation.rollout import swapped
 
 from openpi.cli import demo
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.demo.closed_loop import EvaluateOptions, evaluate_server
 from openpi.demo.recording import RecordOptions, record_dataset
 from openpi.envs.tabletop import PLACE, PROMPTS, TabletopEnv, expert, tasks
-from openpi.evaluation.rollout import swapped
 from openpi_client.base_policy import BasePolicy
 from serving_live import server_thread
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openpi.evaluation.rollout import EvaluationReport, evaluate, swapped
 from PIL import Image
 
 from openpi.envs.tabletop import PICK, PROMPTS, TabletopEnv, expert, tabletop_observation, tasks
-from openpi.evaluation.rollout import EvaluationReport, evaluate, swapped
 from openpi.evaluation.stats import wilson_interval
 from openpi.evaluation.video import tile, write_video
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example

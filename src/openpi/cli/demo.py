@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from openpi.demo.processes import STOP_SIGNALS
+from openpi.shared.children import STOP_SIGNALS
 
 SUMMARY = "record, train, serve and evaluate a small pi0.5 in a simulator, with a report"
 

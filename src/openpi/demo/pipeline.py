@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from openpi.demo import machine, report
 from openpi.demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
-from openpi.demo.processes import Child, Children
 from openpi.demo.stages import StageRunner
 from openpi.demo.terminal import Terminal
 from openpi.evaluation.rollout import Tally
+from openpi.shared.children import Child, Children
 from openpi.training.backend import require_framework
 from openpi.training.config import get_config
 
@@ -77,7 +77,7 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
         FileExistsError: the output folder is in use.
         OSError: too little disk space.
         ImportError: the backend is not installed.
-        StageFailedError: a command failed. Nothing keeps running.
+        CommandFailedError: a command failed. Nothing keeps running.
     """
     plan = options.plan()
     require_framework(options.backend)

@@ -3,12 +3,12 @@
 Each stage is a public command, printed as it runs, so that it can be repeated by hand or on other data.
 """
 
-import shlex
-import sys
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+from openpi.shared.children import Command
 
 Backend = Literal["jax", "pytorch"]
 
@@ -18,22 +18,6 @@ BASE = Path(str(resources.files("openpi.demo").joinpath("base")))
 EXP_NAME = "demo"
 RECORD_SEED = 0
 EVALUATION_SEED = 1_000_000  # scenes that no demonstration has shown
-
-
-@dataclass(frozen=True)
-class Command:
-    """One call of `openpi`; `str(command)` is what a user would type."""
-
-    args: tuple[str, ...]
-    in_background: bool = False
-
-    @property
-    def argv(self) -> list[str]:
-        """The same call with this Python, whether or not `openpi` is on the PATH."""
-        return [sys.executable, "-m", "openpi.cli.main", *self.args]
-
-    def __str__(self) -> str:
-        return f"openpi {shlex.join(self.args)}{' &' if self.in_background else ''}"
 
 
 @dataclass(frozen=True)
