@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openpi.envs.world import WorldConfig
     from openpi.evaluation.asker import Asker
     from openpi.evaluation.evaluate import Evaluation
+    from openpi.evaluation.stats import Tally
     from openpi.evaluation.worlds import Done
     from openpi.policies.contract import Contract
 
@@ -129,6 +130,7 @@ def parse(words: Sequence[str]) -> tuple[str, WorldConfig, Args]:
 
 def _plan(name: str, world: Any, args: Args) -> Evaluation:
     """All that can be refused before anything starts."""
+    from openpi.evaluation.episodes import check_free
     from openpi.evaluation.evaluate import Evaluation
 
     ways = [args.checkpoint, args.policy, args.compare, args.is_remote or None]
@@ -154,6 +156,8 @@ def _plan(name: str, world: Any, args: Args) -> Evaluation:
         is_privileged=args.policy is not None,
     )
     assert plan.jobs
+    for folder in [args.output] if args.compare is None else [args.output / "a", args.output / "b"]:
+        check_free(folder, resume=args.resume)
     for place in (*([args.checkpoint] if args.checkpoint else []), *(args.compare or ())):
         _check_fit(place, plan)
     return plan
@@ -197,21 +201,23 @@ def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
 
     console = rich.get_console()
     if args.compare is None:
-        results = _one(plan, args, args.checkpoint, serve_options, args.output)
-        console.print(report.terminal_table(results))
+        played = [_one(plan, args, args.checkpoint, serve_options, args.output)]
+        console.print(report.terminal_table(played[0]))
     else:
         folders = [args.output / name for name in "ab"]
-        a, b = (
-            _one(plan, args, place, serve_options, folder) for place, folder in zip(args.compare, folders, strict=True)
-        )
-        found = compare(a, b)
-        write_json(args.output / "results.json", found)
-        page = report.render_comparison(found, a, b, folders)
+        both = zip(args.compare, folders, strict=True)
+        played = [_one(plan, args, place, serve_options, folder) for place, folder in both]
+        found = compare(*played)
+        write_json(args.output / RESULTS_FILE, found)
+        page = report.render_comparison(found, *played, folders)
         (args.output / "report.html").write_text(page, encoding="utf-8")
         console.print(report.comparison_table(found))
         console.print(f"B less A: {report.difference_words(found['total'])}")
     print(f"report: {args.output / 'report.html'}")
-    return 0
+    errors = [error for results in played for error in results["errors"]]
+    for error in errors:
+        print(f"{PROGRAM}: not played: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 def _one(
@@ -224,21 +230,14 @@ def _one(
     from openpi.evaluation.evaluate import evaluate
     from openpi.evaluation.progress import bar
 
-    console = rich.get_console()
-    total, count, successes = len(plan.jobs), 0, 0
+    console, total = rich.get_console(), len(plan.jobs)
     policy = _described(checkpoint, serve_options) if checkpoint else {"policy": args.policy or "a running server"}
     with _server(plan, args, checkpoint, serve_options, output) as asker, bar(console, total) as update:
 
-        def show(done: Done) -> None:
-            nonlocal count, successes
-            if done.job.video is not None:
-                return
-            count += 1
-            outcome = done.error or _outcome(done.result[0])
-            successes += not done.error and done.result[0].success
-            update(count, f"success so far {successes}/{count}")
+        def show(done: Done, tally: Tally) -> None:
+            update(tally.trials, f"success so far {tally.successes}/{tally.trials}")
             if not console.is_terminal:
-                print(f"[{count}/{total}] {outcome}", flush=True)
+                print(f"[{tally.trials}/{total}] {done.error or _outcome(done.result[0])}", flush=True)
 
         results = evaluate(plan, asker, output, policy=policy, resume=args.resume, on_done=show)
     (output / "report.html").write_text(report.render(results, output), encoding="utf-8")

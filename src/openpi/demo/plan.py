@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from openpi.envs.tabletop import PLACE, PROMPTS
 from openpi.shared.children import Command
 
 Backend = Literal["jax", "pytorch"]
@@ -28,8 +29,8 @@ class Sizes:
         demonstrations: recorded episodes.
         episodes: closed-loop episodes before, and after.
         swapped_episodes: closed-loop episodes in which the policy is told something else.
-        films, films_of_failure: kept from the start of an evaluation; the latter before training and with swapped
-            prompts, where every episode runs to its time limit, and drawing takes longer than playing.
+        films, films_of_failure: of an evaluation; the latter before training and with swapped prompts, where every
+            episode runs to its time limit, and drawing takes longer than playing.
         train_steps, batch_size, holdout_episodes: None = the recipe's.
     """
 
@@ -76,7 +77,7 @@ class Plan:
         return self.output / "dataset"
 
     def evaluation(self, name: str) -> Path:
-        return self.output / "evaluations" / f"{name}.json"
+        return self.output / "evaluations" / name
 
     def port_file(self, name: str) -> Path:
         return self.output / "servers" / f"{name}.port"
@@ -120,10 +121,11 @@ class Plan:
     def evaluate(self, name: str, *, server: str, episodes: int, films: int, swap_prompts: bool = False) -> Command:
         """`name` of the evaluation, `server` the name that `serve` was given."""
         command = _command(
-            "demo",
             "evaluate",
+            "tabletop",
             port_file=self.port_file(server),
             episodes=episodes,
+            trials=-(-episodes // len(PROMPTS[PLACE])),  # that many at most; prompts take turns
             seed=EVALUATION_SEED,
             output=self.evaluation(name),
             videos=min(films, episodes),

@@ -95,12 +95,9 @@ class EpisodeFolder:
             raise
 
     def _open(self, *, resume: bool) -> None:
+        check_free(self.path, resume=resume)
         before = self.path / _OPTIONS
         if before.is_file():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.path} holds an evaluation; go on with --resume, or choose another --output"
-                )
             _check_same(self.path, json.loads(before.read_text()), self.options)
         else:
             write_json(before, self.options)
@@ -138,6 +135,12 @@ class EpisodeFolder:
 
     def close(self) -> None:
         self._lock.release()
+
+
+def check_free(path: Path, *, resume: bool) -> None:
+    """Raises FileExistsError where there is an evaluation that is not gone on with."""
+    if not resume and (path / _OPTIONS).is_file():
+        raise FileExistsError(f"{path} holds an evaluation; go on with --resume, or choose another --output")
 
 
 def write_json(path: Path, value: Any) -> None:

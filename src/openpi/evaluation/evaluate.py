@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import functools
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from openpi.evaluation.worlds import Done, Job, Seat, Worlds
 
 RESULTS_FILE = "results.json"
 _MOST_ERRORS = 3
+_NOT_REPEATABLE = "played again from its commands it ended otherwise: the world is not repeatable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,46 +114,54 @@ def evaluate(
     *,
     policy: Mapping[str, Any],
     resume: bool = False,
-    on_done: Callable[[Done], None] = lambda done: None,
+    on_done: Callable[[Done, Tally], None] = lambda done, tally: None,
 ) -> dict[str, Any]:
     """Plays what is not there yet, films, and writes `results.json`.
 
     Args:
         policy: what is evaluated, JSON-ready.
-        on_done: called after each episode, and each film.
+        on_done: called after each episode that was played, or could not be, with what there is so far.
     Returns:
         the contents of `results.json`.
     Raises:
         ValueError: policy and world do not fit, or the folder is of another evaluation.
         FileExistsError, BlockingIOError: as of `EpisodeFolder`.
         ConnectionError, CommandFailedError: the server is away; the episodes so far are kept.
-        RuntimeError: several episodes could not be played.
+        RuntimeError: several episodes could not be played; of fewer the results tell, as `errors`.
         OSError: the disk is full.
     """
     player = plan.player(asker.metadata)
     folder = EpisodeFolder(output, plan.options(policy, player), resume=resume)
     try:
-        todo = [job for job in plan.jobs if (job.task.name, job.seed) not in folder.episodes]
+        todo = [job for job in plan.jobs if job.key not in folder.episodes]
         seat = Seat.of(plan.world, plan.config, player, is_privileged=plan.is_privileged)
         with Worlds(seat, plan.workers) as worlds:
+            started = time.perf_counter()
             errors = _play(worlds, todo, asker, folder, on_done)
-            played = [
-                folder.episodes[key] for job in plan.jobs if (key := (job.task.name, job.seed)) in folder.episodes
-            ]
-            videos = _film(worlds, plan, played, folder, on_done)
-        facts = {**folder.options, "workers": plan.workers, "errors": errors, "videos": videos}
-        results = {**summary(played), **facts, **(asker.timing() if todo else {}), "seed": plan.seed}
-        results |= {"repeatable": player.sends_seed, "episodes": [episode.to_dict() for episode in played]}
+            timing = (
+                {**asker.timing(), "wall_s": time.perf_counter() - started, "num_played": len(todo)} if todo else {}
+            )
+            played = [folder.episodes[job.key] for job in plan.jobs if job.key in folder.episodes]
+            videos = _film(worlds, plan, played, folder)
+        results = {
+            **summary(played),
+            **folder.options,
+            **({**timing, **asker.timing()} if todo else {}),
+            "seed": plan.seed,
+            "workers": plan.workers,
+            "repeatable": player.sends_seed,
+            "errors": errors,
+            "videos": videos,
+            "episodes": [episode.to_dict() for episode in played],
+        }
         write_json(output / RESULTS_FILE, results)
     finally:
         folder.close()
-    if errors:
-        raise RuntimeError(f"{len(errors)} episodes could not be played, the first: {errors[0]}")
     return results
 
 
 def _play(
-    worlds: Worlds, jobs: Sequence[Job], asker: Asker, folder: EpisodeFolder, on_done: Callable[[Done], None]
+    worlds: Worlds, jobs: Sequence[Job], asker: Asker, folder: EpisodeFolder, on_done: Callable[[Done, Tally], None]
 ) -> list[str]:
     """Plays and keeps episodes; returns why some could not be played."""
     errors: list[str] = []
@@ -162,17 +172,11 @@ def _play(
                 raise RuntimeError(f"{len(errors)} episodes could not be played, the first: {errors[0]}")
         else:
             folder.add(*done.result)
-        on_done(done)
+        on_done(done, Tally.of(episode.success for episode in folder.episodes.values()))
     return errors
 
 
-def _film(
-    worlds: Worlds,
-    plan: Evaluation,
-    played: Sequence[Episode],
-    folder: EpisodeFolder,
-    on_done: Callable[[Done], None],
-) -> list[dict[str, Any]]:
+def _film(worlds: Worlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder) -> list[dict[str, Any]]:
     """Plays the chosen episodes once more, from their commands: which of them failed is known only now."""
     chosen = sorted(played, key=lambda episode: episode.success)[: plan.videos]
     tasks = {job.task.name: job.task for job in plan.jobs}
@@ -182,14 +186,10 @@ def _film(
         jobs[episode.key] = Job(tasks[episode.task], episode.seed, folder.commands(episode), video)
     notes = {}
     for done in worlds.run(jobs.values(), _never_asked):
-        episode = folder.episodes[done.job.task.name, done.job.seed]
+        episode = folder.episodes[done.job.key]
         if done.error:
             raise RuntimeError(f"no film of {done.error}")
-        is_same = done.result == episode.success
-        notes[episode.key] = (
-            "" if is_same else "played again from its commands it ended otherwise: the world is not repeatable"
-        )
-        on_done(done)
+        notes[episode.key] = "" if done.result == episode.success else _NOT_REPEATABLE
     return [
         {
             **{name: getattr(episode, name) for name in ("task", "prompt", "seed", "success", "num_steps")},

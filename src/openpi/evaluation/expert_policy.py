@@ -30,8 +30,8 @@ class ExpertPolicy(BasePolicy):
         observation = Request.parse(obs).observation
         if PRIVILEGED not in observation:
             raise ObservationError(
-                f"observation has no '{PRIVILEGED}': this is an expert, which needs what only a simulator knows; ask it "
-                "by `openpi evaluate WORLD --policy expert`"
+                f"observation has no '{PRIVILEGED}': this is an expert, which needs what only a simulator knows; ask "
+                "it by `openpi evaluate WORLD --policy expert`"
             )
         sent = {key: value for key, value in observation.items() if key != PRIVILEGED}
         if self._guard is not None:

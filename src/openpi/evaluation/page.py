@@ -44,7 +44,7 @@ def tally_cell(tally: Mapping[str, Any] | None) -> str:
 
 
 def films(videos: Iterable[Mapping[str, Any]], folder: Path) -> str:
-    """A row of videos: `path` relative to `folder`, `prompt` or `task`, `success`, `num_steps`; `told_prompt`, `note`."""
+    """A row of videos: `path` relative to `folder`, `prompt`, `success`, `num_steps`; maybe `told_prompt`, `note`."""
     figures = "".join(_film(video, folder) for video in videos)
     return f'<div class="films">{figures}</div>' if figures else '<p class="note">No films were kept.</p>'
 

@@ -105,17 +105,22 @@ def _task_rows(results: Results) -> list[list[str]]:
 
 
 def _head(results: Results) -> str:
-    episodes = len(results["episodes"])
-    seconds = results["seconds"] / max(1, episodes)
     tiles = [
         page.tile("after", "success", *page.rate_words(results["total"])),
-        page.tile("", "episodes", str(episodes), f"{len(results['per_task'])} tasks, seeds from {results['seed']} on"),
-        page.tile("", "of an episode", f"{seconds:.1f} s", f"{results['workers']} worlds at once"),
+        page.tile(
+            "",
+            "episodes",
+            str(len(results["episodes"])),
+            f"{len(results['per_task'])} tasks, seed {results['seed']} on",
+        ),
     ]
+    if "wall_s" in results:
+        seconds = results["wall_s"] / max(1, results["num_played"])
+        tiles.append(page.tile("", "per episode", f"{seconds:.1f} s", f"{results['workers']} worlds at once"))
     if "round_trip_ms" in results:
         trip = results["round_trip_ms"]
         small = f"95th percentile {trip['p95']:.0f} ms, {results['mean_batch']:.1f} observations on average"
-        tiles.append(page.tile("", "of an answer", f"{trip['p50']:.0f} ms", small))
+        tiles.append(page.tile("", "per answer", f"{trip['p50']:.0f} ms", small))
     return (
         f"<h1>{escape(_policy(results))} in {escape(str(results['world']))}</h1>"
         f'<div class="tiles">{"".join(tiles)}</div>'

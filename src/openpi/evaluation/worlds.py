@@ -7,6 +7,7 @@ process     world.reset, step, render, observe -> question ... answer -> ... -> 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -45,6 +46,11 @@ class Job:
     seed: int
     commands: np.ndarray | None = None
     video: Path | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Of its episode."""
+        return self.task.name, self.seed
 
     def __str__(self) -> str:
         return f"task '{self.task.name}', seed {self.seed}"
@@ -108,22 +114,25 @@ class Worlds:
             answer: answers the questions of all who wait; a dict with `error` for one that has no answer.
         """
         waiting = collections.deque(jobs)
+        questions: dict[Connection, dict[str, Any]] = {}
         while waiting or self._busy:
             while waiting and len(self._busy) < self._count:
                 process = self._idle.pop() if self._idle else _Process(self._seat)
                 process.begin(waiting.popleft())
                 self._busy[process.pipe] = process
-            questions: dict[Connection, dict[str, Any]] = {}
-            for pipe in multiprocessing.connection.wait(list(self._busy)):
+            for pipe in multiprocessing.connection.wait([pipe for pipe in self._busy if pipe not in questions]):
                 assert isinstance(pipe, Connection)
                 kind, value = self._busy[pipe].received()
                 if kind == "question":
                     questions[pipe] = value
                 else:
                     yield self._over(self._busy.pop(pipe), kind, value)
-            if questions:
+            # One half steps while the other half is answered. Whoever is ready first alone would leave the others to
+            # ask one by one as well.
+            if questions and 2 * len(questions) >= len(self._busy):
                 for pipe, result in zip(questions, answer(list(questions.values())), strict=True):
                     self._busy[pipe].send(result)
+                questions = {}
 
     def _over(self, process: _Process, kind: str, value: Any) -> Done:
         assert process.job is not None
@@ -150,10 +159,8 @@ class _Process:
         self.send(job)
 
     def send(self, message: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # It has died: `received` says how.
             self.pipe.send(message)
-        except OSError:  # It has died: `received` says how.
-            pass
 
     def received(self) -> tuple[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""Runs `openpi ...` for as long as its standard input stays open: whoever started it, and is killed, leaves nothing behind.
+"""Runs `openpi ...` for as long as its standard input stays open: whoever started it may be killed, and leaves nothing.
 
 Not PR_SET_PDEATHSIG: that is sent when the thread ends that has started us, of a parent that lives on.
 """
