@@ -1,5 +1,7 @@
 """`openpi evaluate`: worlds of our own and of somebody else's, in processes, over the wire."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -194,7 +196,8 @@ def test_a_film_is_the_episode_again():
     episode, taken = player().play(world, task, 5, dot_world.Walker().infer)
     frames, fps, is_success = film(world, task, 5, taken, 10.0)
     assert (len(frames), fps, is_success) == (episode.num_steps + 1, 10.0, True)
-    assert len(film(world, task, 5, np.repeat(taken, 8, axis=0), 100.0)[0]) < 8 * len(taken) / 6
+    quick = film(world, task, 5, np.repeat(taken, 8, axis=0), 100.0)  # at 100 Hz each seventh is enough
+    assert len(quick[0]) == 2 + 8 * len(taken) // 7
 
 
 def test_a_policy_that_never_answers_is_a_mistake_and_no_failure():
@@ -226,7 +229,7 @@ def test_a_strategy_that_cannot_be_is_refused_before_anything_is_played(strategy
 def test_rtc_goes_to_servers_that_offer_it():
     world, task, policy = dot_world.Dot().open(), dot_world.Dot().tasks()[1], dot_world.Walker()
     player("guided-rtc", latency_ms=100, rtc={"modes": ["guided"]}).play(world, task, 0, policy.infer)
-    assert any(asked.get("inference_delay") == 1 for asked in policy.asked)
+    assert any("prev_action_chunk" in asked and asked["inference_delay"] > 0 for asked in policy.asked)
 
 
 # --- several worlds
@@ -293,14 +296,15 @@ def test_a_server_that_goes_away_or_becomes_another_ends_the_evaluation(monkeypa
     monkeypatch.setattr(asker_module, "_RECONNECT_TIMEOUT_S", 0.3)
     world = dot_world.Dot().open()
     world.reset(dot_world.Dot().tasks()[0], 0)
-    with server_thread(Walking) as (_, port), running_server("127.0.0.1", port, None) as asker:
-        assert "actions" in asker([world.observe()])[0]
-    with server_thread(Walking) as (_, port), running_server("127.0.0.1", port, None) as first:
-        first([world.observe()])
-        stack = (first, port)
-    asker, port = stack
-    with pytest.raises(ConnectionError, match="away"):
-        asker([world.observe()])
+    with contextlib.ExitStack() as stack:
+        with server_thread(Walking) as (_, port):
+            asker = stack.enter_context(running_server("127.0.0.1", port, None))
+            assert "actions" in asker([world.observe()])[0]
+        with pytest.raises(ConnectionError, match="away"):
+            asker([world.observe()])
+        other = dataclasses.replace(CONTRACT, robot="another")
+        with server_thread(lambda: Walking(other), port=port), pytest.raises(ConnectionError, match="another policy"):
+            asker([world.observe()])
 
 
 def test_our_own_server_answers_lists_and_its_death_is_told(tmp_path):
@@ -345,7 +349,7 @@ def test_a_checkpoint_of_another_robot_is_refused_before_anything_starts(tmp_pat
 def test_cameras_that_only_one_side_has_are_named_and_rates_may_be_waived():
     mine, other = CONTRACT.as_metadata(), CONTRACT.as_metadata()
     mine["cameras"][0] = {**mine["cameras"][0], "key": "observation/top"}
-    with pytest.raises(ValueError, match="needs the camera 'observation/top'.*'observation/image' is none"):
+    with pytest.raises(ValueError, match=r"needs the camera 'observation/top'.*'observation/image' is none"):
         fit.check(mine, other, rate_hz=10.0)
     with pytest.raises(ValueError, match="--any-rate"):
         fit.check(other, other, rate_hz=50.0)
@@ -385,18 +389,20 @@ def test_patterns_choose_tasks_and_names_may_have_brackets():
 
 
 def test_a_full_disk_is_an_error_and_no_half_episode(tmp_path):
-    folder = EpisodeFolder(tmp_path, {}, resume=False)
     (tmp_path / "episodes.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    with (
+        contextlib.closing(EpisodeFolder(tmp_path, {}, resume=False)) as folder,
+        pytest.raises(OSError, match="No space left"),
+    ):
         folder.add(Episode("a", "a", 0, True, 1, "success", 1, 0, 0.1), np.zeros((1, 2)))
     assert not folder.episodes
 
 
 def test_two_processes_do_not_play_into_one_folder(tmp_path):
-    folder = EpisodeFolder(tmp_path, {}, resume=True)
-    with pytest.raises(BlockingIOError, match="another process"):
-        EpisodeFolder(tmp_path, {}, resume=True)
-    folder.close()
+    with contextlib.closing(EpisodeFolder(tmp_path, {}, resume=True)):
+        with pytest.raises(BlockingIOError, match="another process"):
+            EpisodeFolder(tmp_path, {}, resume=True)
+    EpisodeFolder(tmp_path, {}, resume=True).close()
 
 
 # --- comparing

@@ -79,6 +79,8 @@ class Child:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
                 self.peak_memory_bytes = usage.ru_maxrss * _BYTES_PER_RSS_UNIT
                 self._reader.join(timeout=5)
+                assert self._process.stdin is not None
+                self._process.stdin.close()
         return self._process.returncode
 
     def stop(self) -> None:
