@@ -55,7 +55,7 @@ def play(args: argparse.Namespace, port_file: Path, output: Path, *, workers: in
 
 
 def show(found: dict[int, list[dict]]) -> None:
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}\n")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}\n")
     print("| worlds at once | s per episode, of each round | batch | round trip, ms (p50) | success |")
     print("|---|---|---|---|---|")
     seconds = {}

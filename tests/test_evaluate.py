@@ -399,9 +399,9 @@ def test_a_full_disk_is_an_error_and_no_half_episode(tmp_path):
 
 
 def test_two_processes_do_not_play_into_one_folder(tmp_path):
-    with contextlib.closing(EpisodeFolder(tmp_path, {}, resume=True)):
-        with pytest.raises(BlockingIOError, match="another process"):
-            EpisodeFolder(tmp_path, {}, resume=True)
+    first = EpisodeFolder(tmp_path, {}, resume=True)
+    with contextlib.closing(first), pytest.raises(BlockingIOError, match="another process"):
+        EpisodeFolder(tmp_path, {}, resume=True)
     EpisodeFolder(tmp_path, {}, resume=True).close()
 
 

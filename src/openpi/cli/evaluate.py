@@ -87,12 +87,14 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     cut = words.index("--") if "--" in words else len(words)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    from websockets.exceptions import WebSocketException
+
     output: Path | None = None
     try:
         name, world, args = parse(words[:cut])
         output = args.output
         return _run(_plan(name, world, args), args, tuple(words[cut + 1 :]))
-    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError, WebSocketException) as error:
         print(f"{PROGRAM}: {_reason(error)}{_kept(output)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -139,21 +141,14 @@ def _plan(name: str, world: Any, args: Args) -> Evaluation:
     if args.policy and world.expert() is None:
         raise ValueError(f"world {name} has no expert with these options")
     contract = _contract_of(world)
+    same = ("tasks", "trials", "episodes", "seed", "strategy", "execute_horizon", "latency_ms", "videos", "any_rate")
     plan = Evaluation(
         name,
         world,
-        {} if contract is None else contract.as_metadata(),
-        args.tasks,
-        args.trials,
-        args.episodes,
-        args.seed,
-        args.workers or min(8, os.cpu_count() or 1),
-        args.strategy,
-        args.execute_horizon,
-        args.latency_ms,
-        args.videos,
-        args.any_rate,
+        recipe={} if contract is None else contract.as_metadata(),
+        workers=min(8, os.cpu_count() or 1) if args.workers is None else args.workers,
         is_privileged=args.policy is not None,
+        **{field: getattr(args, field) for field in same},
     )
     assert plan.jobs
     for folder in [args.output] if args.compare is None else [args.output / "a", args.output / "b"]:
@@ -197,7 +192,7 @@ def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
 
     from openpi.evaluation import report
     from openpi.evaluation.episodes import write_json
-    from openpi.evaluation.evaluate import compare
+    from openpi.evaluation.evaluate import RESULTS_FILE, compare
 
     console = rich.get_console()
     if args.compare is None:
@@ -232,7 +227,7 @@ def _one(
 
     console, total = rich.get_console(), len(plan.jobs)
     policy = _described(checkpoint, serve_options) if checkpoint else {"policy": args.policy or "a running server"}
-    with _server(plan, args, checkpoint, serve_options, output) as asker, bar(console, total) as update:
+    with _server(plan, args, policy, output) as asker, bar(console, total) as update:
 
         def show(done: Done, tally: Tally) -> None:
             update(tally.trials, f"success so far {tally.successes}/{tally.trials}")
@@ -245,20 +240,19 @@ def _one(
 
 
 @contextlib.contextmanager
-def _server(
-    plan: Evaluation, args: Args, checkpoint: str | None, serve_options: tuple[str, ...], output: Path
-) -> Iterator[Asker]:
+def _server(plan: Evaluation, args: Args, policy: dict[str, Any], output: Path) -> Iterator[Asker]:
     from openpi.evaluation.asker import own_server, running_server
     from openpi.shared.children import Command
 
+    key = args.api_key or os.environ.get("OPENPI_API_KEY")
     with contextlib.ExitStack() as stack:
-        if checkpoint is not None:
-            yield stack.enter_context(own_server(Command(("serve", checkpoint, *serve_options)), output))
+        if "checkpoint" in policy:
+            command = Command(("serve", policy["checkpoint"], *policy["serve_options"]))
+            yield stack.enter_context(own_server(command, output, api_key=key))
             return
         host, port = args.host or "127.0.0.1", int(args.port_file.read_text()) if args.port_file else args.port
         if args.policy is not None:
             port = stack.enter_context(_expert_server(plan.config))
-        key = args.api_key or os.environ.get("OPENPI_API_KEY")
         yield stack.enter_context(running_server(host, port, key))
 
 

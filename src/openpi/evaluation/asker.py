@@ -99,11 +99,12 @@ class Asker:
 
 
 @contextlib.contextmanager
-def own_server(command: Command, folder: Path) -> Iterator[Asker]:
+def own_server(command: Command, folder: Path, *, api_key: str | None = None) -> Iterator[Asker]:
     """Starts a server with a free port, and ends it.
 
     Args:
         folder: for its log and its port.
+        api_key: that the environment lets it ask for.
     Raises:
         CommandFailedError: it ended instead.
     """
@@ -119,7 +120,7 @@ def own_server(command: Command, folder: Path) -> Iterator[Asker]:
             require_alive(server)
             try:
                 # Nothing but its death ends a connection to our own server.
-                client = _client("127.0.0.1", port, None, connect_timeout_s=_ATTEMPT_S, reconnect_timeout_s=0.0)
+                client = _client("127.0.0.1", port, api_key, connect_timeout_s=_ATTEMPT_S, reconnect_timeout_s=0.0)
                 break
             except TimeoutError:  # It loads, or is about to end.
                 continue

@@ -22,6 +22,7 @@ from openpi.evaluation.worlds import Done, Job, Seat, Worlds
 
 RESULTS_FILE = "results.json"
 _MOST_ERRORS = 3
+_LEAST = {"trials": 1, "workers": 1, "episodes": 1, "execute_horizon": 1, "seed": 0, "latency_ms": 0, "videos": 0}
 _NOT_REPEATABLE = "played again from its commands it ended otherwise: the world is not repeatable"
 
 
@@ -67,7 +68,7 @@ class Evaluation:
             ValueError: no task has such a name, or a number is out of range.
             ImportError: the world is not installed.
         """
-        for name, least in (("trials", 1), ("workers", 1), ("episodes", 1), ("seed", 0), ("latency_ms", 0)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
@@ -86,7 +87,7 @@ class Evaluation:
         if isinstance(contract, Mapping):
             fit.check(contract, self.recipe, rate_hz=rate_hz, any_rate=self.any_rate)
         told = fit.completed(metadata, self.recipe, rate_hz=rate_hz)
-        rows = self.execute_horizon or getattr(self.config, "execute_horizon", None)
+        rows = getattr(self.config, "execute_horizon", None) if self.execute_horizon is None else self.execute_horizon
         # pi0-FAST writes its actions token by token; servers that tell no contract are not ours.
         sends_seed = isinstance(contract, Mapping) and "fast" not in str(contract.get("model_type")).lower()
         player = Player(self.strategy, rows, self.latency_ms / 1e3, rate_hz, told, sends_seed)
@@ -142,7 +143,7 @@ def evaluate(
                 {**asker.timing(), "wall_s": time.perf_counter() - started, "num_played": len(todo)} if todo else {}
             )
             played = [folder.episodes[job.key] for job in plan.jobs if job.key in folder.episodes]
-            videos = _film(worlds, plan, played, folder)
+            videos, film_errors = _film(worlds, plan, played, folder)
         results = {
             **summary(played),
             **folder.options,
@@ -150,7 +151,7 @@ def evaluate(
             "seed": plan.seed,
             "workers": plan.workers,
             "repeatable": player.sends_seed,
-            "errors": errors,
+            "errors": [*errors, *film_errors],
             "videos": videos,
             "episodes": [episode.to_dict() for episode in played],
         }
@@ -184,20 +185,18 @@ def _film(worlds: Worlds, plan: Evaluation, played: Sequence[Episode], folder: E
     for episode in chosen:
         video = folder.path / "videos" / f"{folder.file_name(episode)}.mp4"
         jobs[episode.key] = Job(tasks[episode.task], episode.seed, folder.commands(episode), video)
-    notes = {}
+    videos, errors = {}, []
     for done in worlds.run(jobs.values(), _never_asked):
         episode = folder.episodes[done.job.key]
         if done.error:
-            raise RuntimeError(f"no film of {done.error}")
-        notes[episode.key] = "" if done.result == episode.success else _NOT_REPEATABLE
-    return [
-        {
+            errors.append(f"no film of {done.error}")
+            continue
+        videos[episode.key] = {
             **{name: getattr(episode, name) for name in ("task", "prompt", "seed", "success", "num_steps")},
             "path": str(Path("videos") / f"{folder.file_name(episode)}.mp4"),
-            "note": notes[episode.key],
+            "note": "" if done.result == episode.success else _NOT_REPEATABLE,
         }
-        for episode in chosen
-    ]
+    return [videos[episode.key] for episode in chosen if episode.key in videos], errors
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
