@@ -52,7 +52,8 @@ def has_succeeded(step: Step) -> bool:
 class GymWorld:
     """A `World` around an environment that draws pictures (`render_mode="rgb_array"`).
 
-    Its own time limit is not asked: `Task.max_steps` counts. Take `env.unwrapped` of one that stops earlier.
+    One that ends its episode (it has failed for good, or its own time limit is shorter than `Task.max_steps`) rests
+    from then on; `env.unwrapped` has no time limit.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class GymWorld:
         return self._keys(self._last.raw, self._task)
 
     def step(self, action: np.ndarray) -> None:
+        if self._last.terminated or self._last.truncated:
+            return
         space = self._env.action_space
         raw, reward, terminated, truncated, info = self._env.step(np.asarray(action, space.dtype))
         self._last = Step(raw, float(reward), terminated, truncated, info)
