@@ -36,7 +36,7 @@ from openpi_client.base_policy import BasePolicy
 from serving_live import server_thread
 
 DOT = f"{Path(dot_world.__file__)}:Dot"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 CONTRACT = of_recipe("tabletop_place", 10.0)
 
 
@@ -117,15 +117,13 @@ def test_other_options_are_not_mixed_into_an_evaluation(played, capsys):
 
 def test_a_kill_loses_the_running_episodes_only_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "openpi.cli.main", "evaluate", "tabletop", "--policy=expert", "--trials=50"]
-    process = subprocess.Popen([*command, f"--output={tmp_path}", "--workers=2"], stdout=subprocess.PIPE, text=True)
-    try:
+    command += [f"--output={tmp_path}", "--workers=2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(3)]
         children = descendants(process.pid)
-        assert len(children) >= 2
-    finally:
         process.kill()
-        process.wait(PATIENCE_S)
+    assert len(children) >= 2
     lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
     assert len(lines) >= len(told) and all(json.loads(line)["success"] for line in lines)
     deadline_s = time.monotonic() + PATIENCE_S
