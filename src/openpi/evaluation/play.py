@@ -96,7 +96,7 @@ class Player:
         )
         summary = loop.run(max_s=task.max_steps / self.rate_hz, until=lambda: body.is_success)
         if not summary["rows_played"]:
-            raise NoAnswerError(policy.last_error or f"the policy gave no row to play ({summary['end']})")
+            raise NoAnswerError(f"no row of the policy was played: {policy.last_error or [summary['end'], *warnings][-1]}")
         episode = Episode(
             task.name,
             policy.prompt or task.prompt,
