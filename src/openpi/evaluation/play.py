@@ -96,7 +96,8 @@ class Player:
         )
         summary = loop.run(max_s=task.max_steps / self.rate_hz, until=lambda: body.is_success)
         if not summary["rows_played"]:
-            raise NoAnswerError(f"no row of the policy was played: {policy.last_error or [summary['end'], *warnings][-1]}")
+            reason = policy.last_error or [summary["end"], *warnings][-1]
+            raise NoAnswerError(f"no row of the policy was played: {reason}")
         episode = Episode(
             task.name,
             policy.prompt or task.prompt,
