@@ -201,10 +201,10 @@ def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
     else:
         folders = [args.output / name for name in "ab"]
         both = zip(args.compare, folders, strict=True)
-        played = [_one(plan, args, place, serve_options, folder) for place, folder in both]
-        found = compare(*played)
+        a, b = played = [_one(plan, args, place, serve_options, folder) for place, folder in both]
+        found = compare(a, b)
         write_json(args.output / RESULTS_FILE, found)
-        page = report.render_comparison(found, *played, folders)
+        page = report.render_comparison(found, a, b, folders)
         (args.output / "report.html").write_text(page, encoding="utf-8")
         console.print(report.comparison_table(found))
         console.print(f"B less A: {report.difference_words(found['total'])}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def find(name: str) -> type[WorldConfig]:
         raise ValueError(f"{name} is {type(found).__name__}, no world: expected a frozen dataclass in {where}")
     if missing := sorted(_MEMBERS - set(dir(found)) - {field.name for field in fields(found)}):
         raise ValueError(f"world {name} has no {missing[0]!r}; expected {', '.join(sorted(_MEMBERS))}")
-    return found
+    return cast(type[WorldConfig], found)
 
 
 def _installed(name: str) -> Any:
