@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi.envs.tabletop import PLACE, PROMPTS
-from openpi.evaluation.rollout import Tally
+from openpi.evaluation.stats import Tally
 from openpi.evaluation.video import write_video
 
 STAGES = ("record", "stats", "evaluate_before", "train", "evaluate_after", "prompt_swap", "from_scratch")

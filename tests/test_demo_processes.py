@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from openpi.demo.plan import FULL, Command, Plan
-from openpi.demo.processes import Children, StageFailedError, wait, wait_for_file
+from openpi.demo.plan import FULL, Plan
 from openpi.demo.stages import StageRunner, progress_parser
 from openpi.demo.terminal import Terminal
+from openpi.shared.children import Children, Command, CommandFailedError, wait, wait_for_file
 
 PATIENCE_S = 60.0
 UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -52,7 +52,7 @@ def test_the_trainer_s_log_lines_are_progress_too():
 
 
 def test_a_failure_names_the_command_its_last_words_and_the_log(tmp_path):
-    with Children() as children, pytest.raises(StageFailedError) as failure:
+    with Children() as children, pytest.raises(CommandFailedError) as failure:
         wait(children.start(Command(("recrod",)), tmp_path / "x.log"))
     message = str(failure.value)
     assert message.startswith("openpi recrod\nended with exit code 2")
@@ -64,7 +64,7 @@ def test_a_command_stops_being_waited_for_when_the_server_it_needs_ends(tmp_path
     with Children() as children:
         server = children.start(Command(("nonsense",)), tmp_path / "server.log")
         client = children.start(endless(tmp_path), tmp_path / "client.log")
-        with pytest.raises(StageFailedError, match="openpi nonsense"):
+        with pytest.raises(CommandFailedError, match="openpi nonsense"):
             wait(client, needs=[server])
     assert client.poll() is not None
 
@@ -72,7 +72,7 @@ def test_a_command_stops_being_waited_for_when_the_server_it_needs_ends(tmp_path
 def test_a_server_that_ends_before_it_has_a_port_is_noticed(tmp_path):
     with Children() as children:
         server = children.start(Command(("nonsense",)), tmp_path / "server.log")
-        with pytest.raises(StageFailedError, match="openpi nonsense"):
+        with pytest.raises(CommandFailedError, match="openpi nonsense"):
             wait_for_file(tmp_path / "port", written_by=server)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from demo_findings import findings
 from openpi.demo import machine
-from openpi.demo.charts import Line, Rate, line_chart, rate_chart, smooth
 from openpi.demo.report import render
 from openpi.envs.tabletop import PLACE, PROMPTS
+from openpi.evaluation.charts import Line, Rate, line_chart, rate_chart, smooth
 
 VOID = {"meta", "br"}
 

@@ -1,4 +1,4 @@
-"""`openpi demo`: the whole way in a simulator, and the two steps of it that have no other command.
+"""`openpi demo`: the whole way in a simulator, and the step of it that has no other command.
 
 Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 128 + signal number = stopped, nothing left running.
 """
@@ -7,14 +7,13 @@ import signal
 import sys
 from types import FrameType
 
-from openpi.demo.processes import STOP_SIGNALS
+from openpi.shared.children import STOP_SIGNALS
 
 SUMMARY = "record, train, serve and evaluate a small pi0.5 in a simulator, with a report"
 
 _HELP_ON_ACTIONS = """
-actions, with options of their own (--help lists them):
+an action, with options of its own (--help lists them):
   openpi demo record --output DATASET    record demonstrations as a LeRobot dataset
-  openpi demo evaluate --port-file F     play closed-loop episodes against a running `openpi serve`
 """
 
 
@@ -28,11 +27,8 @@ class _Stopped(BaseException):
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    actions = {"record": _record, "evaluate": _evaluate}
     try:
-        if argv and argv[0] in actions:
-            return actions[argv[0]](argv[1:])
-        return _demo(argv)
+        return _record(argv[1:]) if argv and argv[0] == "record" else _demo(argv)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         print(f"openpi demo: {error}", file=sys.stderr)
         return 1
@@ -71,21 +67,6 @@ def _record(argv: list[str]) -> int:
     options = tyro.cli(RecordOptions, args=argv, prog="openpi demo record")
     path = record_dataset(options, lambda count, prompt: print(f"[{count}/{options.episodes}] {prompt}"))
     print(f"dataset: {path}")
-    return 0
-
-
-def _evaluate(argv: list[str]) -> int:
-    import tyro
-
-    from openpi.demo.closed_loop import EvaluateOptions, evaluate_server, progress_line
-    from openpi.evaluation.rollout import Episode
-
-    options = tyro.cli(EvaluateOptions, args=argv, prog="openpi demo evaluate")
-
-    def show(count: int, episode: Episode) -> None:
-        print(f"[{count}/{options.episodes}] {progress_line(episode)}")
-
-    print(evaluate_server(options, show))
     return 0
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve checkpoints to robots over websocket",
+    "evaluate": "success of a policy in a simulator: intervals per task, videos, a report",
     "client-check": "how long answers take from here, and which loop that carries",
     "replay": "recorded requests to a server again, and the answers compared",
     "export": "a LoRA checkpoint merged, without its base, or whole",
@@ -27,7 +28,7 @@ COMMANDS = {
 
 
 # Whose checkpoints may bring code of their own.
-LOAD_CHECKPOINTS = ("train", "serve", "export", "convert-checkpoint", "verify", "explain", "infer")
+LOAD_CHECKPOINTS = ("train", "serve", "evaluate", "export", "convert-checkpoint", "verify", "explain", "infer")
 TRUST_FLAG = "--trust-code"
 
 

@@ -88,7 +88,6 @@ def _contract(args: Args) -> tuple[Contract, Path | None]:
     """The contract, and the dataset that it comes from, if it does."""
     from openpi.data.lerobot.metadata import LeRobotMetadata
     from openpi.policies.contract import CONTRACT_FILE, Contract
-    from openpi.training.config import get_config
 
     place = Path(args.dummy).expanduser()
     if place.name == CONTRACT_FILE or (place / CONTRACT_FILE).is_file():
@@ -97,11 +96,23 @@ def _contract(args: Args) -> tuple[Contract, Path | None]:
         return of_dataset(LeRobotMetadata.load(place), args.horizon), place
     if place.exists():
         raise ValueError(f"{place} is no contract ({CONTRACT_FILE}), no checkpoint with one, and no LeRobot dataset")
-    config = get_config(args.dummy)
-    data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
     rate_hz = LeRobotMetadata.load(args.dataset).fps if args.dataset else None
+    return of_recipe(args.dummy, rate_hz), None
+
+
+def of_recipe(name: str, control_hz: float | None) -> Contract:
+    """What a checkpoint of a recipe would have, without its statistics.
+
+    Raises:
+        ValueError, OSError, ImportError: there is no such recipe, or the transforms of its robot bring no spec.
+    """
+    from openpi.policies.contract import Contract
+    from openpi.training.config import get_config
+
+    config = get_config(name)
+    data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
     data_config: Any = data.create(config.assets_dirs, config.model)
-    return Contract.build(dataclasses.replace(data_config, norm_stats=None), config.model, control_hz=rate_hz), None
+    return Contract.build(dataclasses.replace(data_config, norm_stats=None), config.model, control_hz=control_hz)
 
 
 def of_dataset(metadata: LeRobotMetadata, horizon: int) -> Contract:

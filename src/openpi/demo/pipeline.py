@@ -3,10 +3,10 @@
 this process                 child processes, each a public command
 run_demo --- record -------> openpi demo record
          --- stats --------> openpi stats
-         --- before -------> openpi serve <base>        <== websocket ==> openpi demo evaluate
+         --- before -------> openpi serve <base>        <== websocket ==> openpi evaluate tabletop
          --- train --------> openpi train
-         --- after --------> openpi serve <checkpoint>  <== websocket ==> openpi demo evaluate
-         --- prompt swap --> (the same server)          <== websocket ==> openpi demo evaluate --swap-prompts
+         --- after --------> openpi serve <checkpoint>  <== websocket ==> openpi evaluate tabletop
+         --- prompt swap --> (the same server)          <== websocket ==> openpi evaluate tabletop --swap-prompts
          --- from scratch -> train, serve and evaluate once more, without the base, if time allows
          --- report -------> report.json, report.html
 """
@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from openpi.demo import machine, report
 from openpi.demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
-from openpi.demo.processes import Child, Children
 from openpi.demo.stages import StageRunner
 from openpi.demo.terminal import Terminal
-from openpi.evaluation.rollout import Tally
+from openpi.evaluation.evaluate import RESULTS_FILE
+from openpi.evaluation.stats import Tally
+from openpi.shared.children import Child, Children
 from openpi.training.backend import require_framework
 from openpi.training.config import get_config
 
@@ -77,7 +78,7 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
         FileExistsError: the output folder is in use.
         OSError: too little disk space.
         ImportError: the backend is not installed.
-        StageFailedError: a command failed. Nothing keeps running.
+        CommandFailedError: a command failed. Nothing keeps running.
     """
     plan = options.plan()
     require_framework(options.backend)
@@ -163,8 +164,8 @@ class _Demo:
             name, server=server_name, episodes=episodes, films=films, swap_prompts=name == "swapped"
         )
         self._runner.run(command, log=f"evaluate_{name}", total=episodes, server=server)
-        result = json.loads(self._plan.evaluation(name).read_text())
-        self._evaluations[name] = result
+        results = json.loads((self._plan.evaluation(name) / RESULTS_FILE).read_text())
+        result = self._evaluations[name] = as_evaluation(results, self._plan.evaluation(name).name)
         self._terminal.say(f"success: {_tally(result['total'])}", "bold")
         if name == "swapped":
             self._terminal.say(f"did what it was told instead: {_tally(result['told'])}", "bold")
@@ -234,6 +235,29 @@ class _Demo:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a trainer's `metrics.jsonl`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def as_evaluation(results: dict[str, Any], folder: str) -> dict[str, Any]:
+    """What `report.json` holds of an evaluation: what is judged is a `prompt`, what the policy hears a `told_prompt`.
+
+    Args:
+        results: contents of `results.json`, in a folder of this name.
+    """
+
+    def judged(entry: dict[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in entry.items() if name != "task"}
+        return {**rest, "prompt": entry["task"], "told_prompt": entry["prompt"]}
+
+    trials = results["total"]["trials"]
+    same = ("total", "execute_horizon", "seconds", "round_trip_ms")
+    return {
+        **{name: results[name] for name in same},
+        "per_prompt": results["per_task"],
+        "episodes": [judged(episode) for episode in results["episodes"]],
+        "task": results["world_options"]["task"],
+        "told": Tally(round(trials * results["measurements"]["told"]), trials).to_dict(),
+        "videos": [{**judged(video), "path": f"{folder}/{video['path']}"} for video in results["videos"]],
+    }
 
 
 def _tally(tally: dict[str, Any]) -> str:

@@ -3,12 +3,13 @@
 Each stage is a public command, printed as it runs, so that it can be repeated by hand or on other data.
 """
 
-import shlex
-import sys
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+from openpi.envs.tabletop import PLACE, PROMPTS
+from openpi.shared.children import Command
 
 Backend = Literal["jax", "pytorch"]
 
@@ -21,22 +22,6 @@ EVALUATION_SEED = 1_000_000  # scenes that no demonstration has shown
 
 
 @dataclass(frozen=True)
-class Command:
-    """One call of `openpi`; `str(command)` is what a user would type."""
-
-    args: tuple[str, ...]
-    in_background: bool = False
-
-    @property
-    def argv(self) -> list[str]:
-        """The same call with this Python, whether or not `openpi` is on the PATH."""
-        return [sys.executable, "-m", "openpi.cli.main", *self.args]
-
-    def __str__(self) -> str:
-        return f"openpi {shlex.join(self.args)}{' &' if self.in_background else ''}"
-
-
-@dataclass(frozen=True)
 class Sizes:
     """How much of everything.
 
@@ -44,8 +29,8 @@ class Sizes:
         demonstrations: recorded episodes.
         episodes: closed-loop episodes before, and after.
         swapped_episodes: closed-loop episodes in which the policy is told something else.
-        films, films_of_failure: kept from the start of an evaluation; the latter before training and with swapped
-            prompts, where every episode runs to its time limit, and drawing takes longer than playing.
+        films, films_of_failure: of an evaluation; the latter before training and with swapped prompts, where every
+            episode runs to its time limit, and drawing takes longer than playing.
         train_steps, batch_size, holdout_episodes: None = the recipe's.
     """
 
@@ -92,7 +77,7 @@ class Plan:
         return self.output / "dataset"
 
     def evaluation(self, name: str) -> Path:
-        return self.output / "evaluations" / f"{name}.json"
+        return self.output / "evaluations" / name
 
     def port_file(self, name: str) -> Path:
         return self.output / "servers" / f"{name}.port"
@@ -136,10 +121,11 @@ class Plan:
     def evaluate(self, name: str, *, server: str, episodes: int, films: int, swap_prompts: bool = False) -> Command:
         """`name` of the evaluation, `server` the name that `serve` was given."""
         command = _command(
-            "demo",
             "evaluate",
+            "tabletop",
             port_file=self.port_file(server),
             episodes=episodes,
+            trials=-(-episodes // len(PROMPTS[PLACE])),  # that many at most; prompts take turns
             seed=EVALUATION_SEED,
             output=self.evaluation(name),
             videos=min(films, episodes),

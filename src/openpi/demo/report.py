@@ -1,15 +1,17 @@
 """The report: one HTML file that needs nothing beside it, from what `report.json` holds and the films."""
 
-import base64
-import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from openpi.demo.charts import Line, Rate, line_chart, rate_chart, smooth
+from openpi.evaluation import page
+from openpi.evaluation.charts import Line, line_chart, rate_chart, smooth
 
 Findings = Mapping[str, Any]
+
+EVALUATIONS = "evaluations"
+"""Folder of the evaluations in that of the demo."""
 
 FRAMEWORKS = {"jax": "JAX", "pytorch": "PyTorch"}
 """Names of backends, as people write them."""
@@ -42,22 +44,17 @@ def render(findings: Findings, folder: Path) -> str:
         _costs(findings),
         _machine(findings),
     ]
-    style = importlib.resources.files("openpi.demo").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>openpi demo</title><style>{style}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page.document("openpi demo", sections)
 
 
 def _head(findings: Findings) -> str:
     evaluations = findings["evaluations"]
     swapped = evaluations["swapped"]
     tiles = [
-        _tile("before", "success before", *_rate_words(evaluations["before"]["total"])),
-        _tile("after", "success after fine-tuning", *_rate_words(evaluations["after"]["total"])),
-        _tile("other", "success when told something else", *_rate_words(swapped["total"])),
-        _tile("", "from nothing to this page", _duration(findings["total_seconds"]), _memory_words(findings)),
+        page.tile("before", "success before", *page.rate_words(evaluations["before"]["total"])),
+        page.tile("after", "success after fine-tuning", *page.rate_words(evaluations["after"]["total"])),
+        page.tile("other", "success when told something else", *page.rate_words(swapped["total"])),
+        page.tile("", "from nothing to this page", page.duration(findings["total_seconds"]), _memory_words(findings)),
     ]
     quick = (
         '<p class="no">A quick run: sizes only fit to see that everything works, nothing was learnt.</p>'
@@ -80,17 +77,19 @@ def _success(findings: Findings) -> str:
     shown = [(name, label, style) for name, label, style in shown if name in evaluations]
     prompts = list(evaluations["after"]["per_prompt"])
     groups = [
-        (prompt, [_rate(evaluations[name]["per_prompt"][prompt], label, style) for name, label, style in shown])
+        (prompt, [page.rate(evaluations[name]["per_prompt"][prompt], label, style) for name, label, style in shown])
         for prompt in prompts
         if all(prompt in evaluations[name]["per_prompt"] for name, _, _ in shown)
     ]
-    groups.append(("all prompts", [_rate(evaluations[name]["total"], label, style) for name, label, style in shown]))
+    groups.append(
+        ("all prompts", [page.rate(evaluations[name]["total"], label, style) for name, label, style in shown])
+    )
     head = ["prompt", *(label for _, label, _ in shown)]
     rows = [
-        [escape(prompt), *(_tally_cell(evaluations[name]["per_prompt"].get(prompt)) for name, _, _ in shown)]
+        [escape(prompt), *(page.tally_cell(evaluations[name]["per_prompt"].get(prompt)) for name, _, _ in shown)]
         for prompt in prompts
     ]
-    rows.append(["all prompts", *(_tally_cell(evaluations[name]["total"]) for name, _, _ in shown)])
+    rows.append(["all prompts", *(page.tally_cell(evaluations[name]["total"]) for name, _, _ in shown)])
     keys = "".join(f'<span class="key {style}">{label}</span>' for _, label, style in shown)
     latency = evaluations["after"]["round_trip_ms"]
     return (
@@ -100,7 +99,7 @@ def _success(findings: Findings) -> str:
         f"{evaluations['after']['execute_horizon']} steps of 0.1 s; its answer takes {latency['p50']:.0f} ms "
         f"(95th percentile {latency['p95']:.0f} ms) over the wire.</p>"
         f'<div class="card"><p class="legend">{keys}</p>{rate_chart(groups)}</div>'
-        f'<div class="card">{_table(head, rows, last_is_sum=True)}</div>'
+        f'<div class="card">{page.table(head, rows, last_is_sum=True)}</div>'
     )
 
 
@@ -108,7 +107,7 @@ def _films(findings: Findings, folder: Path) -> str:
     parts = ["<h2>Camera videos</h2><p>Left the front camera, right the wrist camera as the policy sees it.</p>"]
     for name, title in (("after", "After fine-tuning"), ("before", "Before"), ("scratch", "Without the base")):
         if name in findings["evaluations"]:
-            parts.append(f"<h3>{title}</h3>{_film_row(findings['evaluations'][name]['videos'], folder)}")
+            parts.append(f"<h3>{title}</h3>{page.films(findings['evaluations'][name]['videos'], folder / EVALUATIONS)}")
     return "".join(parts)
 
 
@@ -119,16 +118,16 @@ def _language(findings: Findings, folder: Path) -> str:
     num_compared = min(trials, len(after["episodes"]))
     rows = [
         ["told what it is judged by", f"{same_scenes}/{num_compared}"],
-        ["told another prompt, judged by the first", _tally_cell(swapped["total"])],
-        ["told another prompt, judged by what it was told", _tally_cell(swapped["told"])],
+        ["told another prompt, judged by the first", page.tally_cell(swapped["total"])],
+        ["told another prompt, judged by what it was told", page.tally_cell(swapped["told"])],
     ]
     return (
         "<h2>Does it listen?</h2>"
         "<p>The same policy in the same scenes, but told another of the six prompts. If it went by the picture alone, "
         "nothing would change; if language steers it, success by the original prompt collapses and the block or plate "
         "that was named is used instead.</p>"
-        f'<div class="card">{_table(["the policy is", "success"], rows)}</div>'
-        f"{_film_row(swapped['videos'], folder)}"
+        f'<div class="card">{page.table(["the policy is", "success"], rows)}</div>'
+        f"{page.films(swapped['videos'], folder / EVALUATIONS)}"
     )
 
 
@@ -157,18 +156,13 @@ def _metric_chart(training: Mapping[str, Sequence[Mapping[str, float]]], metric:
 
 
 def _repeat(findings: Findings) -> str:
-    commands = "\n".join(_unbroken_words(command) for command in findings["commands"])
+    commands = "\n".join(page.command(command) for command in findings["commands"])
     return (
         "<h2>Repeat it, or do it with your own data</h2>"
         "<p>Everything above was done by these commands. With a LeRobot dataset of your own, put its folder in "
         "<code>--data.repo-id</code>, and the recipe of your robot in place of <code>tabletop_place</code>.</p>"
         f'<div class="code">{commands}</div>'
     )
-
-
-def _unbroken_words(command: str) -> str:
-    """Lines may break between words only; browsers would break at the dashes of flags."""
-    return f"<div>{' '.join(f'<span>{escape(word)}</span>' for word in command.split(' '))}</div>"
 
 
 def _costs(findings: Findings) -> str:
@@ -185,7 +179,7 @@ def _costs(findings: Findings) -> str:
         if value >= 0.05  # a stage that was left out
     ]
     rows.append(["all", "", f"{findings['total_seconds']:.1f} s", f"{findings['peak_memory_mb']:.0f} MB"])
-    table = _table(["stage", "", "time", "peak memory"], rows, numbers_from=2, last_is_sum=True)
+    table = page.table(["stage", "", "time", "peak memory"], rows, numbers_from=2, last_is_sum=True)
     return (
         f'<h2>What it cost</h2><div class="card">{table}</div>'
         '<p class="note">Memory: the peaks of all processes of a stage added up, an upper bound.</p>'
@@ -194,74 +188,8 @@ def _costs(findings: Findings) -> str:
 
 def _machine(findings: Findings) -> str:
     rows = [[name, escape(value)] for name, value in {**findings["machine"], **findings["versions"]}.items()]
-    return f'<h2>Machine and versions</h2><div class="card">{_table(["", ""], rows)}</div>'
-
-
-# --- small parts ----------------------------------------------------------------------------------------------
-
-
-def _tile(style: str, name: str, value: str, small: str) -> str:
-    return f'<div class="tile {style}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
-
-
-def _rate_words(tally: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = tally["wilson_95"]
-    return f"{tally['rate']:.0%}", f"{tally['successes']} of {tally['trials']}; 95 % interval {low:.0%} to {high:.0%}"
+    return f'<h2>Machine and versions</h2><div class="card">{page.table(["", ""], rows)}</div>'
 
 
 def _memory_words(findings: Findings) -> str:
     return f"{findings['machine']['cores']} cores, at most {findings['peak_memory_mb'] / 1000:.1f} GB of memory"
-
-
-def _rate(tally: Mapping[str, Any], label: str, style: str) -> Rate:
-    low, high = tally["wilson_95"]
-    return Rate(label, tally["rate"], low, high, style)
-
-
-def _tally_cell(tally: Mapping[str, Any] | None) -> str:
-    if tally is None:
-        return "not played"
-    low, high = tally["wilson_95"]
-    return f"{tally['successes']}/{tally['trials']} = {tally['rate']:.0%} [{low:.0%}, {high:.0%}]"
-
-
-def _film_row(videos: Iterable[Mapping[str, Any]], folder: Path) -> str:
-    figures = "".join(_film(video, folder) for video in videos)
-    return f'<div class="films">{figures}</div>' if figures else '<p class="note">No films were kept.</p>'
-
-
-def _film(video: Mapping[str, Any], folder: Path) -> str:
-    data = base64.b64encode((folder / "evaluations" / video["path"]).read_bytes()).decode()
-    outcome = '<span class="yes">done</span>' if video["success"] else '<span class="no">not done</span>'
-    words = escape(video["prompt"])
-    if video["told_prompt"] != video["prompt"]:
-        words = f"{words}<br>told: {escape(video['told_prompt'])}"
-    return (
-        f'<figure><video controls autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
-        f"<figcaption><b>{words}</b><br>{outcome}, {video['num_steps']} steps</figcaption></figure>"
-    )
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None, last_is_sum: bool = False
-) -> str:
-    """Cells are HTML already."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        is_number = [numbers_from is not None and i >= numbers_from for i in range(len(row))]
-        return "".join(
-            f'<{tag} class="number">{cell}</{tag}>' if number else f"<{tag}>{cell}</{tag}>"
-            for cell, number in zip(row, is_number, strict=True)
-        )
-
-    header = f"<thead><tr>{cells('th', head)}</tr></thead>" if any(head) else ""
-    opening = ["<tr>"] * len(rows)
-    if last_is_sum:
-        opening[-1] = '<tr class="sum">'
-    body = "".join(f"{start}{cells('td', row)}</tr>" for start, row in zip(opening, rows, strict=True))
-    return f"<table>{header}<tbody>{body}</tbody></table>"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s"

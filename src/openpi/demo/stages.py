@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from openpi.demo.plan import Command, Plan
-from openpi.demo.processes import Child, Children, wait, wait_for_file
+from openpi.demo.plan import Plan
 from openpi.demo.terminal import Terminal, Update
+from openpi.shared.children import Child, Children, Command, wait, wait_for_file
 
 # What the commands print: `[12/50] note` from our own, `... Step 120: note` from the trainer (counted from 0).
 _COUNTED = re.compile(r"^\[(\d+)/\d+\] (.*)$")
@@ -66,7 +66,7 @@ class StageRunner:
             total: how far its progress counts; None shows no bar.
             server: has to stay alive meanwhile, and counts to this stage.
         Raises:
-            StageFailedError: it failed, or the server ended.
+            CommandFailedError: it failed, or the server ended.
         """
         needs = [] if server is None else [server]
         self.stages[-1].children += [child for child in needs if child not in self.stages[-1].children]
@@ -81,7 +81,7 @@ class StageRunner:
         """Starts a server and waits until its port is known; `Child.stop` ends it.
 
         Raises:
-            StageFailedError: it ended instead.
+            CommandFailedError: it ended instead.
         """
         self._announce(command)
         self._plan.port_file(name).parent.mkdir(parents=True, exist_ok=True)

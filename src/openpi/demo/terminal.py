@@ -1,15 +1,12 @@
 """What the demo says while it runs: the stages, the commands behind them, and a bar for each."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from openpi.demo.plan import Command
-
-Update = Callable[[int, str], None]  # (done so far, a note)
+from openpi.evaluation.progress import Update, bar
+from openpi.shared.children import Command
 
 
 class Terminal:
@@ -32,24 +29,8 @@ class Terminal:
     def say(self, text: str, style: str = "") -> None:
         self._print(f"  {text}", style)
 
-    @contextlib.contextmanager
-    def bar(self, total: int) -> Iterator[Update]:
-        """Yields the function that moves the bar; it may be called from another thread."""
-        bar = Progress(
-            TextColumn(" "),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        task = bar.add_task("", total=total, note="")
-        with bar:
-            yield lambda done, note: bar.update(task, completed=done, note=note)
+    def bar(self, total: int) -> AbstractContextManager[Update]:
+        return bar(self._console, total)
 
     def _print(self, text: str, style: str) -> None:
         self._console.print(Text(text, style), soft_wrap=True)

@@ -5,17 +5,20 @@
     world.reset(task, seed); world.observe(); world.step(action); world.is_success
 
 Worlds are found by the entry point `openpi.worlds`: name -> a frozen dataclass that is a `WorldConfig`, the fields of
-which are flags of `openpi evaluate NAME` and `openpi record NAME`.
+which are flags of `openpi evaluate NAME` and `openpi record NAME`. One that is not installed is named by its file,
+`path/to/my_world.py:MyWorld`, or its module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+
+from openpi.shared import references
 
 ENTRY_POINTS = "openpi.worlds"
 # Beside the keys of the policy, what only an expert may know; asked for by `open(privileged=True)`.
@@ -57,7 +60,7 @@ class World(Protocol):
         ...
 
     def hold(self) -> np.ndarray:
-        """The action, float64[action_dim], that stands still: played while no row is there."""
+        """The action, float64[action_dim], that stands still where nothing has been commanded yet."""
         ...
 
     @property
@@ -70,6 +73,15 @@ class World(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class MeasuredWorld(Protocol):
+    """A world that knows more of an episode than whether it succeeded."""
+
+    def measurements(self) -> Mapping[str, float]:
+        """Asked at the end of an episode: name -> number; the same names always."""
+        ...
 
 
 class Expert(Protocol):
@@ -85,7 +97,11 @@ class Expert(Protocol):
 
 @runtime_checkable
 class WorldConfig(Protocol):
-    """A frozen dataclass: which tasks, and how to open the world. Pickled to where episodes are played."""
+    """A frozen dataclass: which tasks, and how to open the world. Pickled to where episodes are played.
+
+    It may have an attribute `execute_horizon`: rows of a chunk that are played before the policy is asked again, where
+    a benchmark's published numbers were made so.
+    """
 
     @property
     def recipe(self) -> str:
@@ -124,12 +140,34 @@ def names() -> list[str]:
 def find(name: str) -> type[WorldConfig]:
     """The dataclass of a world.
 
+    Args:
+        name: of an entry point, or `path/to/file.py:attribute`, or `package.module:attribute`.
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it is none.
+        FileNotFoundError, ImportError: no such file or module.
     """
+    if references.is_reference(name):
+        where, module, attribute = references.resolve(name, "world")
+        found = getattr(module, attribute, None)
+    else:
+        where, found = name, _installed(name)
+    if not isinstance(found, type) or not is_dataclass(found):
+        raise ValueError(f"{name} is {type(found).__name__}, no world: expected a frozen dataclass in {where}")
+    if missing := sorted(_MEMBERS - set(dir(found)) - {field.name for field in fields(found)}):
+        raise ValueError(f"world {name} has no {missing[0]!r}; expected {', '.join(sorted(_MEMBERS))}")
+    return cast(type[WorldConfig], found)
+
+
+def _installed(name: str) -> Any:
     points: Mapping[str, metadata.EntryPoint] = {
         point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)
     }
     if name not in points:
-        raise ValueError(f"the world is {name!r}; expected one of {', '.join(sorted(points)) or '(none installed)'}")
+        raise ValueError(
+            f"the world is {name!r}; expected one of {', '.join(sorted(points)) or '(none installed)'}, or your own as "
+            "path/to/my_world.py:MyWorld"
+        )
     return points[name].load()
+
+
+_MEMBERS = {name for name in vars(WorldConfig) if not name.startswith("_")}

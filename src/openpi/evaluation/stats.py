@@ -1,8 +1,46 @@
 """Statistics of success counts."""
 
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 _Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Successes out of trials."""
+
+    successes: int
+    trials: int
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool]) -> "Tally":
+        outcomes = list(outcomes)
+        return cls(sum(outcomes), len(outcomes))
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the true rate."""
+        return wilson_interval(self.successes, self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "successes": self.successes,
+            "trials": self.trials,
+            "rate": self.rate,
+            "wilson_95": list(self.interval),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.successes}/{self.trials} = {self.rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[float, float]:
@@ -20,3 +58,60 @@ def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[f
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two policies in the same episodes.
+
+    Attributes:
+        only_a, only_b: episodes in which one succeeded and the other did not; the others tell nothing of a difference.
+        difference: rate of b less that of a, and its 95 % interval (Newcombe's method 10).
+        p_value: of the exact two-sided McNemar test (a sign test of `only_a` against `only_b`).
+    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data", 1998; Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+    """
+
+    a: Tally
+    b: Tally
+    only_a: int
+    only_b: int
+    difference: tuple[float, float, float]
+    p_value: float
+
+    @classmethod
+    def of(cls, a: Sequence[bool], b: Sequence[bool]) -> "Paired":
+        """ValueError: not as many, or none."""
+        only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+        only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+        return cls(Tally.of(a), Tally.of(b), only_a, only_b, _difference(a, b), _sign_test(only_a, only_b))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        difference, low, high = self.difference
+        return {
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "difference": difference,
+            "newcombe_95": [low, high],
+            "p_value": self.p_value,
+        }
+
+
+def _difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, float]:
+    n = len(a)
+    p1, p2 = sum(a) / n, sum(b) / n
+    (l1, u1), (l2, u2) = wilson_interval(sum(a), n), wilson_interval(sum(b), n)
+    spread = math.sqrt(p1 * (1 - p1) * p2 * (1 - p2))
+    both = sum(x and y for x, y in zip(a, b, strict=True)) / n
+    phi = (both - p1 * p2) / spread if spread else 0.0
+    down = math.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2)
+    up = math.sqrt((u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2)
+    return p2 - p1, p2 - p1 - down, p2 - p1 + up
+
+
+def _sign_test(only_a: int, only_b: int) -> float:
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)

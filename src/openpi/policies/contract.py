@@ -57,6 +57,10 @@ class ModelDescription(Protocol):
     def model_type(self) -> Any: ...
 
 
+class NoSpecError(ValueError):
+    """A contract cannot be made of transforms that do not say which robot they are for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Contract:
     """What a policy takes and returns.
@@ -128,7 +132,7 @@ class Contract:
             state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
             camera_means: per client key, see `channel_means`.
         Raises:
-            ValueError: neither a spec nor a sample.
+            NoSpecError: neither a spec nor a sample.
         """
         stats = data_config.norm_stats or {}
         widths = {key: entry.width for key, entry in stats.items()}
@@ -365,7 +369,7 @@ def is_finite(values: np.ndarray) -> np.ndarray:
 
 def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
     if sample is None:
-        raise ValueError(
+        raise NoSpecError(
             "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
             "them. Give the robot's input transform a `spec: ClassVar[RobotSpec]`"
         )

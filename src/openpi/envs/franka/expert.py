@@ -34,9 +34,8 @@ class Waypoint:
     hold_s: float = 0.0
 
 
-def waypoints(world: FrankaWorld) -> list[Waypoint]:
-    """From where the arm is to the stacked cube, and clear of it."""
-    red, green = world.cube_position(RED), world.cube_position(GREEN)
+def waypoints(red: np.ndarray, green: np.ndarray) -> list[Waypoint]:
+    """From where the arm is to the stacked cube, and clear of it; the cubes' centres float64[3]."""
     grasp = green + _up(_GRASP_M)
     place = red + _up(2 * _CUBE_HALF_M + _RELEASE_M + _GRASP_M)
     lift = _up(_CLEAR_M - _GRASP_M)
@@ -54,10 +53,15 @@ def plan(world: FrankaWorld) -> tuple[np.ndarray, np.ndarray]:
     """Commanded poses float64[n, 7] and grips float64[n], one row per 1 / `RATE_HZ` seconds; empty when it is done."""
     if stacking.is_stacked(world):
         return np.empty((0, 7)), np.empty(0)
-    here, grip = world.ee_pose, _OPEN
+    return plan_from(world.ee_pose, world.cube_position(RED), world.cube_position(GREEN))
+
+
+def plan_from(here: np.ndarray, red: np.ndarray, green: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `plan`, from the pose of the end effector, float64[7], and the cubes' centres, float64[3]."""
+    grip = _OPEN
     rows: list[np.ndarray] = []
     grips: list[float] = []
-    for point in waypoints(world):
+    for point in waypoints(red, green):
         target = poses.pose_of(point.position, _DOWN)
         path = _straight(here, target)
         rows += path

@@ -12,7 +12,7 @@ from openpi.envs.tabletop.render import make_renderer
 from openpi.envs.tabletop.world import CAMERAS, CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA, Scene, TabletopWorld
 
 MAX_STEPS = 70  # more than twice what the expert needs
-_STABLE_STEPS = 2  # success must hold this long: a block flung past the mark is no pick
+STABLE_STEPS = 2  # success must hold this long: a block flung past the mark is no pick
 _RENDER_SIZE = 256
 _OPTIONS = ("prompt", "scene", "num_blocks")
 
@@ -107,7 +107,7 @@ class TabletopEnv(gymnasium.Env):
         self._num_steps += 1
         success = tasks.is_success(self.world, self._goal)
         self._num_stable_steps = self._num_stable_steps + 1 if success else 0
-        terminated = self._num_stable_steps >= _STABLE_STEPS
+        terminated = self._num_stable_steps >= STABLE_STEPS
         truncated = not terminated and self._num_steps >= self._max_steps
         return self._observation(), float(terminated), terminated, truncated, {"success": success}
 

@@ -1,17 +1,19 @@
-"""Commands as child processes: output to log files, progress line by line, peak memory, and nothing left behind."""
+"""Commands of `openpi` as child processes: output to log files, progress line by line, peak memory, and nothing left
+behind.
+"""
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-
-from openpi.demo.plan import Command
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.05
@@ -20,8 +22,24 @@ _KILL_S = 3.0  # for the kernel; zombies whose parent never looks stay longer, a
 _BYTES_PER_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
 
 
-class StageFailedError(RuntimeError):
-    """A command of the demo ended badly; the message says which one, why, and where its log is."""
+class CommandFailedError(RuntimeError):
+    """A command ended badly; the message says which one, why, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of `openpi`; `str(command)` is what a user would type."""
+
+    args: tuple[str, ...]
+    in_background: bool = False
+
+    @property
+    def argv(self) -> list[str]:
+        """The same call with this Python, whether or not `openpi` is on the PATH."""
+        return [sys.executable, "-m", "openpi.cli.main", *self.args]
+
+    def __str__(self) -> str:
+        return f"openpi {shlex.join(self.args)}{' &' if self.in_background else ''}"
 
 
 class Child:
@@ -40,8 +58,8 @@ class Child:
         self.log = log
         self.peak_memory_bytes = 0
         self._process = subprocess.Popen(
-            command.argv,
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "openpi.shared.lifeline", *command.args],
+            stdin=subprocess.PIPE,  # the lifeline: never written to, and closed by the kernel when we are killed
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -61,6 +79,8 @@ class Child:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
                 self.peak_memory_bytes = usage.ru_maxrss * _BYTES_PER_RSS_UNIT
                 self._reader.join(timeout=5)
+                assert self._process.stdin is not None
+                self._process.stdin.close()
         return self._process.returncode
 
     def stop(self) -> None:
@@ -148,21 +168,21 @@ def wait(child: Child, *, needs: Sequence[Child] = ()) -> None:
     Args:
         needs: servers that have to stay alive meanwhile.
     Raises:
-        StageFailedError: it failed, or one that it needs ended.
+        CommandFailedError: it failed, or one that it needs ended.
     """
     while (code := child.poll()) is None:
         for server in needs:
             require_alive(server)
         time.sleep(_POLL_S)
     if code != 0:
-        raise StageFailedError(_failure(child, code))
+        raise CommandFailedError(_failure(child, code))
 
 
 def wait_for_file(path: Path, *, written_by: Child) -> None:
     """Waits until a server has written a file.
 
     Raises:
-        StageFailedError: the server ended instead.
+        CommandFailedError: the server ended instead.
     """
     while not path.is_file():
         require_alive(written_by)
@@ -170,9 +190,9 @@ def wait_for_file(path: Path, *, written_by: Child) -> None:
 
 
 def require_alive(server: Child) -> None:
-    """Raises StageFailedError when it has ended."""
+    """Raises CommandFailedError when it has ended."""
     if (code := server.poll()) is not None:
-        raise StageFailedError(_failure(server, code))
+        raise CommandFailedError(_failure(server, code))
 
 
 def _failure(child: Child, code: int) -> str:

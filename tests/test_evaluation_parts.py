@@ -1,6 +1,4 @@
-"""Closed-loop evaluation: episodes with a policy that knows the expert's answer, statistics, videos."""
-
-import json
+"""Statistics of evaluations, their videos, and the table-top's policy transforms."""
 
 import av
 import numpy as np
@@ -9,84 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from openpi.envs.tabletop import PICK, PROMPTS, TabletopEnv, expert, tabletop_observation, tasks
-from openpi.evaluation.rollout import EvaluationReport, evaluate, swapped
-from openpi.evaluation.stats import wilson_interval
+from openpi.envs.tabletop import PICK, TabletopEnv, tabletop_observation
+from openpi.evaluation.stats import Paired, wilson_interval
 from openpi.evaluation.video import tile, write_video
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example
-from openpi_client.base_policy import BasePolicy
-
-CHUNK = 12
-
-
-class ScriptedPolicy(BasePolicy):
-    """Answers with the next chunk of the expert's plan for the prompt that it is told, in its own world."""
-
-    def __init__(self):
-        self.env = TabletopEnv(PICK, render_mode="rgb_array")
-        self.asked_with: list[dict] = []
-        self.num_resets = 0
-
-    def infer(self, obs: dict) -> dict:
-        step = 6 * len(self.asked_with)
-        self.asked_with.append(obs)
-        path = expert.actions(expert.plan(self.env.world.scene, tasks.parse_prompt(obs["prompt"])))
-        return {
-            "actions": path[np.minimum(step + np.arange(CHUNK), len(path) - 1)],
-            "policy_timing": {"infer_ms": 0.0},
-        }
-
-    def reset(self) -> None:
-        self.num_resets += 1
-        self.asked_with = []
-
-
-def play(policy: ScriptedPolicy, **kwargs) -> EvaluationReport:
-    return evaluate(lambda: policy.env, policy, observe=tabletop_observation, **kwargs)
-
-
-def test_the_expert_behind_the_broker_succeeds_on_every_prompt():
-    policy = ScriptedPolicy()
-    seen = []
-    report = play(policy, seeds=range(3), prompts=PROMPTS[PICK], on_episode=seen.append)
-    assert report.total.successes == report.total.trials == 3
-    assert list(report.per_prompt) == list(PROMPTS[PICK])
-    assert policy.num_resets == 3
-    assert tuple(seen) == report.episodes
-
-
-def test_the_policy_is_asked_once_per_executed_horizon_with_client_keys():
-    policy = ScriptedPolicy()
-    report = play(policy, seeds=[4], prompts=[PROMPTS[PICK][0]], execute_horizon=6)
-    assert len(policy.asked_with) == -(-report.episodes[0].num_steps // 6)
-    assert set(policy.asked_with[0]) == set(make_tabletop_example())
-
-
-def test_a_policy_that_is_told_another_prompt_fails_by_the_judged_one():
-    policy = ScriptedPolicy()
-    prompts = PROMPTS[PICK]
-    report = play(policy, seeds=range(3), prompts=prompts, told_prompts=swapped(prompts))
-    assert report.total.successes == 0
-    assert all(episode.told_prompt != episode.prompt for episode in report.episodes)
-
-
-def test_reports_are_json_and_readable_and_films_stay_out_of_them():
-    policy = ScriptedPolicy()
-    report = play(policy, seeds=[0, 1], num_filmed=1)
-    filmed, unfilmed = report.episodes
-    assert unfilmed.frames is None
-    assert filmed.frames is not None
-    assert filmed.frames.shape == (filmed.num_steps + 1, 256, 256, 3)
-    data = json.loads(json.dumps(report.to_dict()))
-    assert data["total"]["trials"] == 2
-    assert [episode["seed"] for episode in data["episodes"]] == [0, 1]
-    assert "2/2 = 100%" in str(report).splitlines()[-1]
-
-
-def test_an_evaluation_without_seeds_is_refused():
-    with pytest.raises(ValueError, match="seeds is empty"):
-        play(ScriptedPolicy(), seeds=[])
-
 
 # --- statistics
 
@@ -114,6 +38,27 @@ def test_wilson_intervals_hold_the_observed_rate_and_mirror(counts):
 def test_impossible_counts_are_refused(successes, trials):
     with pytest.raises(ValueError, match=f"successes={successes} of trials={trials}"):
         wilson_interval(successes, trials)
+
+
+OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
+
+
+@given(OUTCOMES)
+def test_a_paired_difference_lies_in_its_interval_and_turns_its_sign_with_the_policies(pairs):
+    a, b = map(list, zip(*pairs, strict=True))
+    forth, back = Paired.of(a, b), Paired.of(b, a)
+    difference, low, high = forth.difference
+    assert -1 - 1e-9 <= low <= difference + 1e-9 and difference - 1e-9 <= high <= 1 + 1e-9
+    assert back.difference == pytest.approx((-difference, -high, -low), abs=1e-9)
+    assert forth.p_value == pytest.approx(back.p_value)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p_value"), [(0, 0, 1.0), (3, 3, 1.0), (0, 6, 2 / 64), (1, 9, 2 * 11 / 1024), (0, 1, 1.0)]
+)
+def test_the_sign_test_counts_only_episodes_in_which_the_policies_differ(only_a, only_b, p_value):
+    a, b = [True] * only_a + [False] * only_b, [False] * only_a + [True] * only_b
+    assert Paired.of([*a, True, False], [*b, True, False]).p_value == pytest.approx(p_value)
 
 
 # --- videos
