@@ -177,8 +177,14 @@ def _play(
     return errors
 
 
-def _film(worlds: Worlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder) -> list[dict[str, Any]]:
-    """Plays the chosen episodes once more, from their commands: which of them failed is known only now."""
+def _film(
+    worlds: Worlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Plays the chosen episodes once more, from their commands: which of them failed is known only now.
+
+    Returns:
+        the films, and why some are missing.
+    """
     chosen = sorted(played, key=lambda episode: episode.success)[: plan.videos]
     tasks = {job.task.name: job.task for job in plan.jobs}
     jobs = {}
