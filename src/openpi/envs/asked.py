@@ -16,10 +16,17 @@ _MAX_EPISODES = 64  # of worlds that are played at once
 
 
 class Asked:
-    """The keys `privileged/...` of an observation, as a world sends them when it is opened with `privileged=True`."""
+    """What a world that was opened with `privileged=True` sends beside the keys of the policy.
+
+    Raises:
+        KeyError: it was not.
+    """
 
     def __init__(self, observation: Mapping[str, Any]):
-        self._observation = observation
+        if PRIVILEGED not in observation:
+            fix = "Only a world that is opened with privileged=True can be solved by an expert."
+            raise missing_key(PRIVILEGED, observation, wanted_by="the expert", fix=fix)
+        self._values: Mapping[str, Any] = observation[PRIVILEGED]
 
     @property
     def episode(self) -> str:
@@ -43,11 +50,9 @@ class Asked:
         return value
 
     def _value(self, name: str) -> Any:
-        key = f"{PRIVILEGED}/{name}"
-        if key not in self._observation:
-            fix = "Only a world that is opened with privileged=True can be solved by an expert."
-            raise missing_key(key, self._observation, wanted_by="the expert", fix=fix)
-        return self._observation[key]
+        if name not in self._values:
+            raise missing_key(f"{PRIVILEGED}/{name}", self._values, wanted_by="the expert")
+        return self._values[name]
 
 
 class Episodes(Generic[T]):

@@ -39,7 +39,8 @@ def _first_that_works() -> str:
     if _load("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so") is not None:
         return "osmesa"
     raise RuntimeError(
-        f"the simulator's pictures need OpenGL without a screen, and neither EGL nor OSMesa is here; install one: {INSTALL}"
+        "the simulator's pictures need OpenGL without a screen, and neither EGL nor OSMesa works here; install one: "
+        f"{INSTALL}"
     )
 
 
@@ -49,9 +50,7 @@ def has_egl() -> bool:
     if egl is None:
         return False
     egl.eglGetProcAddress.restype = ctypes.c_void_p
-    query, display_of = (
-        egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")
-    )
+    query, display_of = (egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT"))
     if not query or not display_of:
         return False
     devices, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int()

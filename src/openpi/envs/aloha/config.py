@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from openpi.envs import extra
-from openpi.envs.world import Expert, Task, World
+from openpi.envs.world import Task, World
 
 if TYPE_CHECKING:
     from openpi.envs.aloha.expert import AlohaExpert
@@ -45,6 +45,11 @@ class AlohaConfig:
     def control_hz(self) -> float:
         return CONTROL_HZ
 
+    @property
+    def execute_horizon(self) -> int:
+        """Rows of a chunk that the published program plays."""
+        return 10
+
     def tasks(self) -> tuple[Task, ...]:
         """See `WorldConfig`."""
         extra.check("gym_aloha", "aloha")
@@ -63,5 +68,3 @@ class AlohaConfig:
         from openpi.envs.aloha.expert import AlohaExpert
 
         return AlohaExpert()
-
-

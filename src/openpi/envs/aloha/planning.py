@@ -184,7 +184,9 @@ def _smooth(ticks: int) -> np.ndarray:
 # --- hands --------------------------------------------------------------------------------------------------
 
 
-def hand(side: str, gripped: np.ndarray, *, pitch_deg: float, yaw_rad: float = 0.0, roll_deg: float = 0.0) -> np.ndarray:
+def hand(
+    side: str, gripped: np.ndarray, *, pitch_deg: float, yaw_rad: float = 0.0, roll_deg: float = 0.0
+) -> np.ndarray:
     """Pose of a hand that has the point `gripped` between its fingers.
 
     Args:

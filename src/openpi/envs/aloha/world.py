@@ -29,7 +29,7 @@ _NAMES = {TRANSFER: "transfer_cube", INSERTION: "insertion"}  # as `gym_aloha` c
 
 
 class AlohaWorld:
-    """See `openpi.envs.world.World`. Privileged: the `episode`, its `task`, `step`s so far, `qpos` and `qvel`, float64."""
+    """See `openpi.envs.world.World`. Privileged: `episode`, `task`, `step`s so far, `qpos`, `qvel`."""
 
     def __init__(self, *, image_size: int = 224, exact_images: bool = False, privileged: bool = False):
         self._size, self._is_exact, self._is_privileged = image_size, exact_images, privileged
@@ -87,14 +87,14 @@ class AlohaWorld:
 
     def _privileged(self) -> dict[str, Any]:
         assert self._task is not None
-        found = {
+        found: dict[str, Any] = {
             "episode": self._episode,
             "task": self._task.name,
             "step": self._step,
             "qpos": self._physics.data.qpos.copy(),
             "qvel": self._physics.data.qvel.copy(),
         }
-        return {f"{PRIVILEGED}/{key}": value for key, value in found.items()}
+        return {PRIVILEGED: found}
 
     def _exact_image(self) -> np.ndarray:
         return resize_with_pad(self._draw(*_EXACT_HW, has_shadows=True), self._size, self._size)
