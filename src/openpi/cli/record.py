@@ -109,7 +109,9 @@ def columns_of(recipe: str) -> Columns:
     from openpi.transforms import RepackTransform
 
     config = get_config(recipe)
-    data = config.data.create(config.assets_dirs, config.model)
+    # Without its statistics, which may have to be fetched.
+    bare = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
+    data = bare.create(config.assets_dirs, config.model)
     repacks = [t for t in data.repack_transforms.inputs if isinstance(t, RepackTransform)]
     spec = find_spec(data.data_transforms.inputs)
     if len(repacks) != 1 or spec is None:

@@ -33,10 +33,10 @@ class Asked:
         return self.text("episode")
 
     def text(self, name: str) -> str:
-        return str(self._value(name))
+        return str(self.value(name))
 
     def number(self, name: str) -> int:
-        return int(self._value(name))
+        return int(self.value(name))
 
     def vector(self, name: str, width: int | None = None) -> np.ndarray:
         """float64[width].
@@ -44,12 +44,13 @@ class Asked:
         Raises:
             ValueError: another shape, or values that are not finite.
         """
-        value = np.asarray(self._value(name), np.float64)
+        value = np.asarray(self.value(name), np.float64)
         if value.ndim != 1 or (width is not None and len(value) != width) or not np.isfinite(value).all():
             raise ValueError(f"'{PRIVILEGED}/{name}' is {value}; expected {width or 'some'} finite values")
         return value
 
-    def _value(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
+        """As it was sent."""
         if name not in self._values:
             raise missing_key(f"{PRIVILEGED}/{name}", self._values, wanted_by="the expert")
         return self._values[name]

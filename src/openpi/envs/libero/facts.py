@@ -20,6 +20,7 @@ def look(env: Any) -> dict[str, Any]:
         hand: position, then the rotation matrix row by row, [12].
         fingers: [2], m.
         goal: predicates, such as [["in", "milk_1", "basket_1_contain_region"]].
+        done: whether each is met.
         things: name -> [19]: position, rotation matrix, then centre and half size of its box in its own frame, and 0.
             Of objects, fixtures, and the regions that goals name.
         camera: of the picture from outside: position, rotation matrix, vertical field of view in rad, [13].
@@ -35,6 +36,7 @@ def look(env: Any) -> dict[str, Any]:
         "hand": np.concatenate([data.site_xpos[site], data.site_xmat[site]]),
         "fingers": np.array(gripper),
         "goal": [list(predicate) for predicate in env.parsed_problem["goal_state"]],
+        "done": [bool(env._eval_predicate(predicate)) for predicate in env.parsed_problem["goal_state"]],
         "things": things,
         "camera": np.concatenate([data.cam_xpos[camera], data.cam_xmat[camera], [np.deg2rad(model.cam_fovy[camera])]]),
     }
