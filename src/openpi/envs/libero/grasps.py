@@ -1,6 +1,6 @@
 """A LIBERO scene as the expert sees it, and where a hand should grip things in it.
 
-A hand's z axis points out of the fingers, which close along its y axis. World frame: z up, metres.
+A hand's z axis points out of the fingers, which close along its x axis. World frame: z up, metres.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Scene:
 
 def choose(thing: Thing, scene: Scene, attempt: int) -> Grasp:
     """How to grip a thing from above; other ways in later attempts."""
-    closing = scene.hand_rotation[:, 1] * [1, 1, 0]
+    closing = scene.hand_rotation[:, 0] * [1, 1, 0]
     closing /= max(np.linalg.norm(closing), 1e-9)
     fitting = [side for side, width in thing.sides() if width <= _WIDEST_M]
     depth = _DEPTH_M + 0.01 * (attempt % 3)
@@ -161,7 +161,7 @@ def _rim(thing: Thing, closing: np.ndarray, attempt: int) -> Grasp:
 def facing_down(closing: np.ndarray) -> np.ndarray:
     """Rotation matrix of a hand that points down and closes along a level unit vector."""
     down = np.array([0.0, 0.0, -1.0])
-    return np.stack([np.cross(closing, down), closing, down], axis=1)
+    return np.stack([closing, np.cross(down, closing), down], axis=1)
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
