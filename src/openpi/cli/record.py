@@ -1,0 +1,141 @@
+"""`openpi record WORLD --episodes N --output DATASET`: demonstrations of a simulator's scripted expert.
+
+Only episodes that succeed are kept, under the columns that the world's recipe trains on. A run that is stopped goes on
+when the same command is given again. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command line; 130 =
+stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openpi.convert.demonstrations import Columns
+    from openpi.envs.world import WorldConfig
+
+SUMMARY = "demonstrations of a simulator's scripted expert, as a LeRobot dataset"
+
+PROGRAM = "openpi record"
+
+logger = logging.getLogger("openpi")
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Records episodes of a world's scripted expert as a LeRobot dataset, under the columns of the world's recipe.
+
+    Attributes:
+        output: folder of the dataset.
+        episodes: successful ones, in all; the tasks share them evenly.
+        tasks: names or patterns, such as '*milk*'; default: all.
+        seed: of the first attempt of each task; the others follow. Evaluations begin with 0: choose others.
+        noise: standard deviation of a disturbance of what the robot does, in the units of its actions, grippers
+            excepted; recorded is what the expert wants, so that a policy learns to come back.
+        images: store cameras as images instead of video.
+        overwrite: replace an existing dataset.
+        workers: processes, each with a world of its own.
+    """
+
+    output: Path
+    episodes: int = 50
+    tasks: tuple[str, ...] = ()
+    seed: int = 100_000
+    noise: float = 0.0
+    images: bool = False
+    overwrite: bool = False
+    workers: int = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    from openpi.cli.console import configure_logging
+
+    words = sys.argv[1:] if argv is None else argv
+    configure_logging()
+    try:
+        world, args = parse(words)
+        _record(world, args)
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
+        logger.debug("", exc_info=True)
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    logger.info("written: %s", args.output)
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[WorldConfig, Args]:
+    """WORLD and flags, those of the world among them.
+
+    Raises:
+        ValueError, OSError, ImportError: there is no such world, or its fields have the names of our options.
+        SystemExit: a bad command line, or `--help`.
+    """
+    import tyro
+
+    from openpi.envs import world
+
+    if not words or words[0].startswith("-"):
+        print(f"usage: {PROGRAM} WORLD --output DATASET [options]; worlds: {', '.join(world.names())}")
+        print(f"`{PROGRAM} WORLD --help` lists the options, those of the world too")
+        raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
+    name, *rest = words
+    config: Any = world.find(name)
+    if taken := {f.name for f in dataclasses.fields(config)} & {f.name for f in dataclasses.fields(Args)}:
+        raise ValueError(f"world {name} has a field '{min(taken)}', which is an option of {PROGRAM}; rename the field")
+    both = dataclasses.make_dataclass("Both", [("arguments", Args), ("world", config)])
+    parsed: Any = tyro.cli(
+        both, args=rest, prog=f"{PROGRAM} {name}", description=Args.__doc__, config=(tyro.conf.OmitArgPrefixes,)
+    )
+    return parsed.world, parsed.arguments
+
+
+def columns_of(recipe: str) -> Columns:
+    """Which columns a recipe reads: its repack transform, the other way round.
+
+    Raises:
+        ValueError: its robot or its repacking says too little.
+    """
+    from openpi.convert.demonstrations import Columns
+    from openpi.policies.robot_spec import find_spec
+    from openpi.shared.tree import flatten
+    from openpi.training.config import get_config
+    from openpi.transforms import RepackTransform
+
+    config = get_config(recipe)
+    # Without its statistics, which may have to be fetched.
+    bare = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
+    data = bare.create(config.assets_dirs, config.model)
+    repacks = [t for t in data.repack_transforms.inputs if isinstance(t, RepackTransform)]
+    spec = find_spec(data.data_transforms.inputs)
+    if len(repacks) != 1 or spec is None:
+        raise ValueError(
+            f"recipe {recipe} does not say which columns it reads: it needs one RepackTransform and a robot with a spec"
+        )
+    named = {key: str(column) for key, column in flatten(repacks[0].structure).items() if key != "prompt"}
+    vectors = (*spec.state, spec.actions)
+    return Columns(
+        named,
+        {vector.key: vector.names for vector in vectors},
+        tuple("gripper" in name for name in spec.actions.names),
+        spec.robot,
+    )
+
+
+def _record(world: WorldConfig, args: Args) -> None:
+    from openpi.convert.demonstrations import Recording, record
+
+    recording = Recording(
+        world, columns_of(world.recipe), args.episodes, args.tasks, args.seed, args.noise, not args.images
+    )
+    record(recording, args.output, overwrite=args.overwrite, num_workers=args.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
