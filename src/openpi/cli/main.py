@@ -12,6 +12,7 @@ COMMANDS = {
     "init": "a recipe file for your own robot, drafted from its dataset",
     "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
     "convert": "recordings in another format to a LeRobot dataset",
+    "dataset": "whether a dataset is whole and of one kind, with a report",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
