@@ -11,9 +11,9 @@ from openpi.data.check.subject import MIN_EPISODES, Subject, Vector
 from openpi.data.lerobot.episode_table import leave_out
 
 _UNITS = (
-    (57.296, 1.8, "in degrees, and in radians"),
-    (1000.0, 1.8, "in mm, and in m"),
-    (100.0, 1.4, "in cm or %, and in m"),
+    (57.296, 1.6, "in degrees", "in radians"),
+    (1000.0, 1.8, "in mm", "in m"),
+    (100.0, 1.1, "in cm or %", "in m or shares"),
 )
 _OTHER_SCALE = 20.0
 _ALIKE = 2.5  # spread of the factors of the dimensions of an episode that is smaller
@@ -23,11 +23,14 @@ _MOST = 0.8  # of the episodes agree
 def check(subject: Subject) -> Iterator[Finding]:
     if len(subject.episodes) < MIN_EPISODES:
         return
-    for vector in subject.vectors:
-        if vector.role != "other":
-            yield from _units(subject, vector)
-            yield from _sign(subject, vector)
-    yield from check_order(subject)
+    vectors = [vector for vector in subject.vectors if vector.role != "other"]
+    for vector in vectors:
+        yield from _units(subject, vector)
+    exchanged = list(check_order(subject))
+    yield from exchanged
+    told = {(finding.column, finding.episode) for finding in exchanged}
+    for vector in vectors:
+        yield from (finding for finding in _sign(subject, vector) if (finding.column, finding.episode) not in told)
     yield from check_grippers(subject)
 
 
@@ -54,10 +57,9 @@ def _units(subject: Subject, vector: Vector) -> Iterator[Finding]:
 
 def _other_unit(vector: Vector, number: int, length: int, factor: float) -> Finding:
     size = max(factor, 1 / factor)
-    names = next((told for unit, slack, told in _UNITS if unit / slack <= size <= unit * slack), "")
-    here, others = names.split(", and ") if names else ("in another unit", "in one of their own")
-    if factor < 1:
-        here, others = others, here
+    known = (told for unit, slack, *told in _UNITS if unit / slack <= size <= unit * slack)
+    larger, smaller = next(known, ("in a smaller unit", "in a larger one"))
+    here, others = (larger, smaller) if factor > 1 else (smaller, larger)
     return Finding(
         "consistency.units",
         Severity.ERROR,
@@ -80,9 +82,8 @@ def _sign(subject: Subject, vector: Vector) -> Iterator[Finding]:
     middles = np.array([np.median(values, axis=0) for _, values in found])
     for dim in np.flatnonzero(~vector.grippers).tolist():
         for side in (1, -1):
-            is_here, is_there = side * lows[:, dim] > 0, side * highs[:, dim] < 0
-            if side < 0:
-                is_here, is_there = highs[:, dim] < 0, lows[:, dim] > 0
+            is_positive, is_negative = lows[:, dim] > 0, highs[:, dim] < 0
+            is_here, is_there = (is_positive, is_negative) if side > 0 else (is_negative, is_positive)
             if is_here.mean() < _MOST or not is_there.any():
                 continue
             low, high = lows[is_here, dim].min(), highs[is_here, dim].max()

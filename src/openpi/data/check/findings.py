@@ -17,7 +17,7 @@ _NAMED = 8
 
 
 class Severity(enum.StrEnum):
-    """`error`: a policy would learn something wrong, or nothing. `warning`: somebody should look. `info`: worth knowing."""
+    """`error`: a policy would learn something wrong. `warning`: somebody should look. `info`: worth knowing."""
 
     ERROR = "error"
     WARNING = "warning"

@@ -1,4 +1,4 @@
-"""Grippers that open where others close, and that do not move when told: `consistency.gripper`, `anomalies.gripper-*`."""
+"""Grippers that open where others close, or that do not move when told: `consistency.gripper`, `anomalies.gripper-stuck`."""
 
 from __future__ import annotations
 

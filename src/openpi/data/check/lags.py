@@ -1,7 +1,7 @@
 """When the state does what an action says: the lag between the two, per joint and episode.
 
-    action a(t) = target             a(t) - a(t - k)   ~   s(t + L) - s(t + L - k)      L >= 1: it is commanded, then done
-    action a(t) = change, velocity   a(t)              ~   s(t + L) - s(t + L - 1)
+    a(t) is a target               a(t) - a(t - k)   ~   s(t + L) - s(t + L - k)     L >= 1: it is commanded, then done
+    a(t) is a change, a velocity   a(t)              ~   s(t + L) - s(t + L - 1)
 
 Changes are compared, so that neither the offset nor the unit of one of them matters; what is left over of the one when
 the other explains it best, as a share of its energy, is the residual of a lag.
@@ -21,6 +21,8 @@ _LARGEST_S = 0.2
 _LARGEST_FRAMES = 4
 _FEWEST_FRAMES = 8
 _TRACKED = 0.3  # residual up to which the state follows the actions at all
+_AGREEING = 0.4  # of the episodes: where half of them are late, they are of two kinds
+_AS_GOOD = 1.5
 _SMALL = 1e-12
 
 
@@ -34,7 +36,7 @@ class Lags:
         residuals: by episode number, f64[l p], from 0 (explained) to 1; NaN where a joint does not move.
         weights: by episode number, f64[p], of the joints by how far they move.
         typical: the lag of the dataset, in frames.
-        curve: f64[l], the median over episodes of the residual of all joints.
+        curve: f64[l], the residual of all joints, of the episodes that agree on a lag.
         is_change: whether actions are changes of the state.
     """
 
@@ -88,10 +90,14 @@ def _measure(subject: Subject, pairs: tuple[Pair, ...], is_change: bool) -> Lags
     if not residuals:
         return None
     curves = np.array([_together(residuals[index], weights[index]) for index in residuals])
-    curve = np.nanmedian(curves, axis=0) if np.isfinite(curves).any(axis=0).all() else np.ones(len(lags))
-    shift = 1 if is_change else 0  # a change asked for at t is in the state at t + 1, which the span has at t
-    typical = int(lags[np.argmin(curve)]) + shift
-    return Lags(pairs, lags + shift, residuals, weights, typical, curve, is_change)
+    is_known = np.isfinite(curves).any(axis=0).all()
+    curve = np.nanquantile(curves, _AGREEING, axis=0) if is_known else np.ones(len(lags))
+    lags = lags + (1 if is_change else 0)  # a change asked for at t is in the state at t + 1, which the span has at t
+    typical = lags[np.argmin(curve)]
+    causal = np.flatnonzero((lags > 0) & (curve <= _AS_GOOD * curve.min() + _SMALL))
+    if typical <= 0 and len(causal):  # half of the episodes are late, and the others are right
+        typical = lags[causal[0]]
+    return Lags(pairs, lags, residuals, weights, int(typical), curve, is_change)
 
 
 def _residuals(asked: np.ndarray, done: np.ndarray, most: int) -> np.ndarray:

@@ -66,7 +66,7 @@ def look(datasets: Mapping[str, LeRobotDataset], episode: int) -> Looks:
 
 
 def choose_frames(dataset: LeRobotDataset, key: str, position: int) -> list[int]:
-    """Spread over the episode; where key frames are far apart, those, for all others cost the decoding from there on."""
+    """Spread over the episode; where key frames are far apart, those: others cost the decoding from there on."""
     episode = dataset.episodes[position]
     spread = np.unique(np.linspace(0, episode.length - 1, NUM_FRAMES).round().astype(int))
     keys = dataset.key_frames(key, position)

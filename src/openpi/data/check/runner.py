@@ -23,7 +23,7 @@ from openpi.data.check import (
 )
 from openpi.data.check.findings import Finding, Report, in_order
 from openpi.data.check.pictures import Looks, look
-from openpi.data.check.subject import Reading, Subject, open_subject, subject_of
+from openpi.data.check.subject import EVERYTHING, Reading, Subject, open_subject, subject_of
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import worker_process
 
@@ -35,7 +35,7 @@ OnEpisode = Callable[[int, int], None]
 
 def check_dataset(
     root: Path,
-    reading: Reading = Reading(),
+    reading: Reading = EVERYTHING,
     *,
     jobs: int = 1,
     decodes: bool = True,

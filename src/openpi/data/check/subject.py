@@ -46,6 +46,10 @@ class Reading:
         return self.columns is None or key in self.columns
 
 
+EVERYTHING = Reading()
+"""Without a recipe."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Vector:
     """A column of floats, [n, d].
@@ -225,7 +229,7 @@ def _fails(episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Sequen
 
 
 def _named_so(keys: Sequence[str], exact: tuple[str, ...]) -> tuple[str, ...]:
-    """The column of an exact name, or those whose names have the word; of states, all that are none of something else."""
+    """The column of an exact name, or those whose names have the word; of states, all that are of nothing else."""
     found = [key for key in keys if key in exact]
     if found:
         return tuple(found)
