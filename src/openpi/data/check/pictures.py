@@ -24,7 +24,7 @@ class Look:
         size_hw: of a picture.
         means, spreads: f64[k], brightness and its deviation over the picture, of 255.
         changes: f64[k - 1], the largest change of a patch from one to the next, of 255.
-        patches: f32[GRID, GRID, 3], the mean over all of them, RGB.
+        patches: f32[GRID, GRID, 3], the median over all of them, RGB: without what moves.
     """
 
     frames: tuple[int, ...]
@@ -84,7 +84,7 @@ def _summary(frames: Sequence[int], pictures: Sequence[np.ndarray]) -> Look:
         small.mean(axis=(1, 2, 3), dtype=np.float64),
         np.array([picture[::4, ::4].std(axis=(0, 1)).max() for picture in pictures]),
         changes.max(axis=1) if len(small) > 1 else np.zeros(0),
-        small.mean(axis=0),
+        np.median(small, axis=0),
     )
 
 

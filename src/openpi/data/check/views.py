@@ -1,6 +1,6 @@
 """Cameras that look unlike themselves in the other episodes: red and blue exchanged, turned, mirrored, another camera.
 
-The mean picture of an episode is compared with that of the others as it is, and with each mistake undone: what fits far
+The picture of an episode, without what moves in it, is compared with that of the others as it is, and with each mistake undone: what fits far
 better then was made by it. Patches count by how little they differ between episodes: the background, not the objects.
 """
 
@@ -16,10 +16,10 @@ from openpi.data.check.pictures import Looks
 from openpi.data.check.subject import MIN_EPISODES
 from openpi.data.lerobot.episode_table import leave_out
 
-_FITS, _EXCHANGED_FITS = 0.8, 0.6  # distance with the mistake undone, of that before; clean sets have 1.1 and more
-_OTHER, _FAR = 2.0, 3.0  # distance from which on a picture is another one; clean sets have up to 2.4
-_NOISE = 3.0  # of 255
-_MOST_SPREADS = 5.0  # a patch that an object covers counts no more
+_FITS, _EXCHANGED_FITS = 0.8, 0.6  # distance with the mistake undone, of that before; clean sets have 1.2 and more
+_OTHER, _FAR = 1.5, 1.8  # distance from which on a picture is another one; clean sets have up to 1.4
+_NOISE = 2.0  # of 255
+_MOST_SPREADS = 2.5  # a patch that an object covers counts no more
 _NEAREST = 0.4  # of the episodes make up what is usual: where half of them are at fault, one half
 _MISTAKES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     "colors": (lambda p: p[..., ::-1], "red and blue are exchanged (BGR for RGB)", "Exchange them: frames[..., ::-1]"),
