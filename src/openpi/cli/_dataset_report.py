@@ -51,11 +51,8 @@ def render(report: Report, root: Path) -> str:
     """
     shown = _worst_first(report)[:_MAX_EPISODES]
     sections = [_head(report), _kinds(report), *(_episode(report, root, number) for number in shown)]
-    if len(report.per_episode) > len(shown):
-        sections.append(
-            f'<p class="note">{len(report.per_episode) - len(shown)} more episodes have findings; see above '
-            "or the JSON.</p>"
-        )
+    if more := len(report.per_episode) - len(shown):
+        sections.append(f'<p class="note">{more} more episodes have findings; the JSON has all of them.</p>')
     style = importlib.resources.files("openpi.demo").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -128,12 +125,13 @@ def _sheet(metadata: LeRobotMetadata, number: int, key: str, findings: Sequence[
     except (ValueError, OSError) as error:
         return f"<h3>{escape(key)}</h3><p class='note'>{escape(str(error))}</p>"
     concerned = [finding for finding in findings if finding.column == key]
-    figures = "".join(
-        f'<figure class="{"marked" if any(_covers(f, frame) for f in concerned) else ""}">'
-        f'<img alt="{escape(key)}, frame {frame}" src="{_as_url(picture)}"><figcaption>frame {frame}</figcaption></figure>'
+    figures = [
+        f'<figure class="{"marked" if any(_covers(finding, frame) for finding in concerned) else ""}">'
+        f'<img alt="{escape(key)}, frame {frame}" src="{_as_url(picture)}">'
+        f"<figcaption>frame {frame}</figcaption></figure>"
         for frame, picture in zip(frames, pictures, strict=True)
-    )
-    return f'<h3>{escape(key)}</h3><div class="sheet">{figures}</div>'
+    ]
+    return f'<h3>{escape(key)}</h3><div class="sheet">{"".join(figures)}</div>'
 
 
 def _covers(finding: Finding, frame: int) -> bool:

@@ -1,4 +1,4 @@
-"""Grippers that open where others close (`consistency.gripper`), or stay when told to move (`anomalies.gripper-stuck`)."""
+"""Grippers that open where others close, `consistency.gripper`, or stay when told to move, `anomalies.gripper-stuck`."""
 
 from __future__ import annotations
 

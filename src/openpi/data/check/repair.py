@@ -137,10 +137,10 @@ def _statistics(subject: Subject, folder: Path) -> list[str]:
             changed.append("meta/stats.json computed anew")
     if _episode_lines(subject, folder / "meta/episodes_stats.jsonl", keys):
         changed.append("meta/episodes_stats.jsonl computed anew")
-    num_tables = sum(
-        _episode_table(subject, file, keys) for file in sorted((folder / "meta/episodes").glob("*/*.parquet"))
-    )
-    return [*changed, *(["statistics in the table of episodes computed anew"] if num_tables else [])]
+    tables = sorted((folder / "meta/episodes").glob("*/*.parquet"))
+    if sum(_episode_table(subject, file, keys) for file in tables):
+        changed.append("statistics in the table of episodes computed anew")
+    return changed
 
 
 def _corrected(stored: Any, values: np.ndarray) -> Any:

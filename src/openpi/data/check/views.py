@@ -1,7 +1,8 @@
 """Cameras that look unlike themselves in the other episodes: red and blue exchanged, turned, mirrored, another camera.
 
-The picture of an episode, without what moves in it, is compared with that of the others as it is, and with each mistake undone: what fits far
-better then was made by it. Patches count by how little they differ between episodes: the background, not the objects.
+The picture of an episode, without what moves in it, is compared with that of the others as it is, and with each mistake
+undone: what fits far better then was made by it. Patches count by how little they differ between episodes: the
+background, not the objects. Of two equal halves of a dataset one is called usual, and it may be the wrong one.
 """
 
 from __future__ import annotations
@@ -76,13 +77,13 @@ def check(looks: Sequence[Looks], blank: Set[tuple[str, int]]) -> Iterator[Findi
             after = {name: usual[key].distance(undo(picture)) for name, (undo, _, _) in _MISTAKES.items()}
             name = min(after, key=after.__getitem__)
             if after[name] <= _FITS * before:
-                yield _mistake(key, episode, name)
+                yield _mistake(key, episode, name, len(found) - 1)
 
 
-def _mistake(key: str, episode: int, name: str) -> Finding:
+def _mistake(key: str, episode: int, name: str, num_others: int) -> Finding:
     _, what, fix = _MISTAKES[name]
     fix = f"{fix} there, or {leave_out([episode])}"
-    expected = "pictures as in the other episodes"
+    expected = f"pictures as in most of the other {num_others} episodes"
     return Finding(f"videos.{name}", Severity.ERROR, what, expected, fix, episode, column=key)
 
 
