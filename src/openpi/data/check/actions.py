@@ -32,12 +32,12 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 def _copied(subject: Subject) -> Finding | None:
     """Actions that are the state of the same frame: the policy learns to stay where it is."""
-    pairs = [p for p in subject.pairs if not p.is_gripper and p.state.range[p.state_dim] > _SAME]
+    pairs = [p for p in subject.pairs if not p.is_gripper and subject.range_of(p.state)[p.state_dim] > _SAME]
     if not pairs:
         return None
     for pair in pairs:
         actions, states = pair.action.values[:, pair.action_dim], pair.state.values[:, pair.state_dim]
-        if not (np.abs(actions - states) <= _SAME * max(1.0, pair.state.range[pair.state_dim])).all():
+        if not (np.abs(actions - states) <= _SAME * max(1.0, subject.range_of(pair.state)[pair.state_dim])).all():
             return None
     return Finding(
         "actions.copy-of-state",

@@ -14,7 +14,7 @@ _JUMP_LEAST = 0.1  # of the range of the dimension
 _TURNS = (2 * np.pi, 360.0)
 _STILL = 2e-3  # of the range, from frame to frame
 _IDLE_S, _IDLE_SHARE, _IDLE_COMMON = 3.0, 0.2, 0.3
-_STUCK, _ALIVE = 1e-4, 0.2  # of the range
+_STUCK, _ALIVE = 1e-4, 0.05  # of the range
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -57,14 +57,15 @@ def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
     steps = {n: np.abs(np.diff(values, axis=0)) for _, n, values in subject.each(vector) if len(values) > 2}
     if not steps:
         return
+    wide = subject.range_of(vector)
     largest = np.median([found.max(axis=0) for found in steps.values()], axis=0)
     for number, found in steps.items():
         # A step up and the one back again are one jump: the second is left out of what the rest does.
         local = np.quantile(found, 0.9, axis=0) if len(found) >= 10 else np.median(found, axis=0)
-        least = np.maximum.reduce([_JUMP * largest, _JUMP_LOCAL * local, _JUMP_LEAST * vector.range])
+        least = np.maximum.reduce([_JUMP * largest, _JUMP_LOCAL * local, _JUMP_LEAST * wide])
         if len(steps) < MIN_EPISODES:
-            least = np.maximum(_JUMP_LOCAL * 4 * local, 0.5 * vector.range)
-        is_jump = (found > least) & ~vector.grippers & (vector.range > 0)
+            least = np.maximum(_JUMP_LOCAL * 4 * local, 0.5 * wide)
+        is_jump = (found > least) & ~vector.grippers & (wide > 0)
         for dim in np.flatnonzero(is_jump.any(axis=0)).tolist():
             yield _jump(vector, dim, number, found[:, dim], is_jump[:, dim], float(least[dim]))
 
@@ -91,7 +92,7 @@ def _jump(vector: Vector, dim: int, number: int, steps: np.ndarray, is_jump: np.
 def _stuck(subject: Subject) -> Iterator[Finding]:
     """A joint whose reading stands still though it is told to move, in a dataset where it follows."""
     for pair in subject.pairs:
-        wide = pair.state.range[pair.state_dim], pair.action.range[pair.action_dim]
+        wide = subject.range_of(pair.state)[pair.state_dim], subject.range_of(pair.action)[pair.action_dim]
         if pair.is_gripper or min(wide) <= 0 or len(subject.episodes) < MIN_EPISODES:
             continue
         for position, episode in enumerate(subject.episodes):
@@ -114,15 +115,16 @@ def _stuck(subject: Subject) -> Iterator[Finding]:
 
 def _idle(subject: Subject) -> Iterator[Finding]:
     """Long stretches without movement, where the others have none."""
-    vectors = [v for v in subject.vectors if v.role != "other" and (v.range > 0).any()]
+    vectors = [v for v in subject.vectors if v.role != "other" and (subject.range_of(v) > 0).any()]
     if not any(v.role == "state" for v in vectors):
         return
     fps, found = subject.metadata.fps, []
+    units = {vector.key: subject.unit_of(vector) for vector in vectors}
     for position, episode in enumerate(subject.episodes):
         rows = subject.rows(position)
         is_still = np.ones(max(0, episode.length - 1), bool)
         for vector in vectors:
-            steps = np.abs(np.diff(vector.values[rows], axis=0)) / np.where(vector.range > 0, vector.range, np.inf)
+            steps = np.abs(np.diff(vector.values[rows], axis=0)) / units[vector.key]
             is_still &= (steps < _STILL).all(axis=1)
         first, length = _longest_run(is_still)
         if length >= max(_IDLE_S * fps, _IDLE_SHARE * episode.length):

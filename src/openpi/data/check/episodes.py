@@ -37,7 +37,7 @@ def _too_short(subject: Subject) -> Iterator[Finding]:
 
 def _twice(subject: Subject) -> Iterator[Finding]:
     """The same numbers in every frame of every vector, as of a recording that was added a second time."""
-    moving = [v for v in subject.vectors if v.role != "other" and v.range.any()]
+    moving = [v for v in subject.vectors if v.role != "other" and subject.range_of(v).any()]
     if not moving:
         return
     seen: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""Grippers that open where others close, `consistency.gripper`, or stay when told to move, `anomalies.gripper-stuck`."""
+"""Grippers that open where others close: `consistency.gripper`; or do not move: `anomalies.gripper-stuck`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AGREES = 0.5
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    pairs = [pair for pair in subject.pairs if pair.is_gripper and pair.action.range[pair.action_dim] > 0]
+    pairs = [pair for pair in subject.pairs if pair.is_gripper and subject.range_of(pair.action)[pair.action_dim] > 0]
     told: set[int] = set()
     for pair in pairs:
         for finding in _against(subject, pair):
@@ -26,7 +26,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield from _stuck(subject, pair)
     for vector in subject.vectors:
         if vector.role != "other":
-            for dim in np.flatnonzero(vector.grippers & (vector.range > 0)).tolist():
+            for dim in np.flatnonzero(vector.grippers & (subject.range_of(vector) > 0)).tolist():
                 yield from (f for f in _first_side(subject, vector, dim) if f.episode not in told)
 
 
@@ -112,11 +112,11 @@ def _stuck(subject: Subject, pair: Pair) -> Iterator[Finding]:
 def _normalized(subject: Subject, pair: Pair, position: int) -> tuple[np.ndarray, np.ndarray]:
     """f64[n] of the action and of the state, in units of their range; zeros where they are none."""
     rows = subject.rows(position)
-    parts = ((pair.action, pair.action_dim), (pair.state, pair.state_dim))
-    action, state = (
-        np.nan_to_num(v.values[rows, dim].astype(np.float64)) / max(float(v.range[dim]), 1e-9) for v, dim in parts
+    action = (
+        pair.action.values[rows, pair.action_dim].astype(np.float64) / subject.unit_of(pair.action)[pair.action_dim]
     )
-    return action, state
+    state = pair.state.values[rows, pair.state_dim].astype(np.float64) / subject.unit_of(pair.state)[pair.state_dim]
+    return np.nan_to_num(action), np.nan_to_num(state)
 
 
 def _all_frames(subject: Subject, number: int) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def changes(subject: Subject, pairs: Sequence[Pair], position: int, is_change: b
 def _measure(subject: Subject, pairs: tuple[Pair, ...], is_change: bool) -> Lags | None:
     most = max(_LARGEST_FRAMES, round(_LARGEST_S * subject.metadata.fps))
     lags = np.arange(-most, most + 1)
-    scale = np.array([pair.state.range[pair.state_dim] for pair in pairs])
+    scale = np.array([subject.range_of(pair.state)[pair.state_dim] for pair in pairs])
     residuals, weights = {}, {}
     for position, episode in enumerate(subject.episodes):
         asked, done = changes(subject, pairs, position, is_change)

@@ -37,7 +37,7 @@ def repair(root: Path, output: Path) -> list[str]:
         what was changed, in words.
     Raises:
         FileExistsError: `output` is there.
-        ValueError, OSError: an episode cannot be read; that is not for us to mend.
+        ValueError, OSError: an episode cannot be read, or `fps` and times contradict; that is not for us to mend.
     """
     metadata = LeRobotMetadata.load(root, trust_totals=True)
     subject, unreadable = open_subject(metadata, EVERYTHING)
@@ -77,6 +77,11 @@ def _link_all(root: Path, folder: Path) -> None:
 def _rows(subject: Subject, folder: Path) -> list[str]:
     """Times and numbers of the rows of every file; rows are found by their episode, as everywhere."""
     fps, begins = subject.metadata.fps, {e.index: e.dataset_from for e in subject.episodes}
+    if not _runs_at(subject, fps):
+        raise ValueError(
+            f"most timestamps do not run at fps {fps:g} of meta/info.json; which of the two is right is not certain. "
+            "Correct 'fps' there, or write the timestamps again"
+        )
     changed = dict.fromkeys(_INDEX_COLUMNS, 0)
     for path in dict.fromkeys(episode.data_path for episode in subject.episodes):
         file = folder / path.relative_to(subject.metadata.root)
@@ -94,6 +99,13 @@ def _rows(subject: Subject, folder: Path) -> list[str]:
         if wrong:
             _write_table(table, file)
     return [f"{name} of {count} files written anew" for name, count in changed.items() if count]
+
+
+def _runs_at(subject: Subject, fps: float) -> bool:
+    """Whether the typical step of time is that of `fps`: else all times look wrong, and it may be `fps` that is."""
+    is_step = np.diff(subject.columns["episode_index"]) == 0
+    steps = np.diff(subject.columns["timestamp"].astype(np.float64))[is_step]
+    return not len(steps) or abs(float(np.median(steps)) * fps - 1) < 0.1
 
 
 def _is_right(table: pa.Table, name: str, values: np.ndarray, fps: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -67,7 +68,8 @@ def check_dataset(
         findings += check_signals(subject)
         if decodes:
             on_stage("pictures of episodes")
-            datasets, faults = videos.open_cameras(subject)
+            refused = {f.episode for f in findings if f.code == temporal.REFUSED and f.episode is not None}
+            datasets, faults = videos.open_cameras(subject, refused)
             looks = _look(datasets, subject, jobs, on_episode)
             num_pictures = sum(len(camera.frames) for found in looks for camera in found.cameras.values())
             findings += [*faults, *videos.check(subject, looks)]
@@ -78,7 +80,9 @@ def check_dataset(
 def check_signals(subject: Subject) -> list[Finding]:
     """The fast half: what the columns say. In this order, for each leaves out what those before it have found."""
     checks = (anomalies.not_finite, consistency.check, anomalies.check, actions.check, episodes.check, training.check)
-    return [finding for check in checks for finding in check(subject)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what is not finite is a finding already
+        return [finding for check in checks for finding in check(subject)]
 
 
 def check_open(dataset: LeRobotDataset, reading: Reading) -> tuple[Finding, ...]:

@@ -68,14 +68,6 @@ class Vector:
     values: np.ndarray
     grippers: np.ndarray
 
-    @cached_property
-    def range(self) -> np.ndarray:
-        """f64[d]: width of what the middle 98% of all frames take."""
-        finite = np.where(np.isfinite(self.values), self.values, np.nan)
-        with np.errstate(all="ignore"):
-            low, high = np.nanquantile(finite, [0.01, 0.99], axis=0) if len(finite) else np.zeros((2, len(self.names)))
-        return np.nan_to_num(high - low)
-
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -109,6 +101,7 @@ class Subject:
     columns: Mapping[str, np.ndarray]
     bounds: np.ndarray
     odd: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+    _ranges: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
@@ -128,6 +121,21 @@ class Subject:
         if not found and len(states) == len(actions):
             found = [Pair(*action, *state) for action, state in zip(actions, states, strict=True)]
         return tuple(found)
+
+    def range_of(self, vector: Vector) -> np.ndarray:
+        """f64[d]: width of what the middle 98% of the frames take, in episodes that are like the others."""
+        odd = sorted(number for key, number in self.odd if key == vector.key)
+        if (vector.key, len(odd)) not in self._ranges:
+            is_like = ~np.isin(self.columns["episode_index"], odd)
+            values = vector.values[is_like] if is_like.any() else vector.values
+            low, high = np.nanquantile(np.where(np.isfinite(values), values, np.nan), [0.01, 0.99], axis=0)
+            self._ranges[vector.key, len(odd)] = np.nan_to_num(high - low)
+        return self._ranges[vector.key, len(odd)]
+
+    def unit_of(self, vector: Vector) -> np.ndarray:
+        """f64[d]: the range to divide by; infinite where nothing changes."""
+        wide = self.range_of(vector)
+        return np.where(wide > 0, wide, np.inf)
 
     def rows(self, position: int) -> slice:
         """Of an episode."""

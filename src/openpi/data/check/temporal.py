@@ -8,6 +8,7 @@ from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.subject import Subject
 from openpi.data.lerobot.row_checks import RowsError, check_rows
 
+REFUSED = "temporal.refused"
 LEROBOT_TOLERANCE_S = 1e-4
 _WRITE_TIMES = "`openpi dataset check --fix` writes frame_index / fps"
 
@@ -38,7 +39,7 @@ def _refused(subject: Subject) -> Iterator[Finding]:
         try:
             check_rows(part, np.array([[0, episode.length]]), [episode], metadata)
         except RowsError as error:
-            yield Finding.of_error("temporal.refused", error, episode=error.episode, frames=error.frames)
+            yield Finding.of_error(REFUSED, error, episode=error.episode, frames=error.frames)
 
 
 def _times(timestamps: np.ndarray, episode: int, fps: float) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.pictures import Look, Looks
 from openpi.data.check.subject import Subject
 from openpi.data.lerobot.episode_check import size_hw
-from openpi.data.lerobot.episode_table import Episode, leave_out
+from openpi.data.lerobot.episode_table import leave_out
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.lerobot.video_layout import VideoLayout
@@ -22,28 +23,30 @@ _ALIVE = 5.0
 _MOVES = 0.1  # of the range of a joint, between two pictures
 
 
-def open_cameras(subject: Subject) -> tuple[dict[str, LeRobotDataset], list[Finding]]:
-    """Each camera with the episodes whose files are what the tables say; the others are findings."""
+def open_cameras(subject: Subject, refused: Set[int]) -> tuple[dict[str, LeRobotDataset], list[Finding]]:
+    """Each camera with the episodes whose files are what the tables say; the others are findings.
+
+    Args:
+        refused: episodes that cannot be opened for what is in their tables.
+    """
     datasets: dict[str, LeRobotDataset] = {}
     findings: list[Finding] = []
     for key in subject.metadata.camera_keys:
         if not subject.reading.reads(key):
             continue
-        good = {episode.index for episode in subject.episodes}
+        good = {episode.index for episode in subject.episodes} - refused
         if subject.metadata.features[key]["dtype"] == "video":
             for members, error in _faults(key, subject):
                 good -= set(members)
                 findings += [_fault(key, index, error) for index in members]
-        if good:
-            try:
-                dataset = LeRobotDataset(
-                    subject.metadata.root, episodes=sorted(good), columns=[key], metadata=subject.metadata
-                )
-            except (ValueError, OSError) as error:
-                if not any(f.code == "temporal.refused" for f in findings):
-                    findings.append(Finding.of_error("videos.unreadable", error, column=key))
-                continue
-            datasets[key] = dataset
+        if not good:
+            continue
+        try:
+            datasets[key] = LeRobotDataset(
+                subject.metadata.root, episodes=sorted(good), columns=[key], metadata=subject.metadata
+            )
+        except (ValueError, OSError) as error:
+            findings.append(Finding.of_error("videos.unreadable", error, column=key))
     return datasets, findings
 
 
@@ -66,26 +69,45 @@ def check(subject: Subject, looks: Sequence[Looks]) -> Iterator[Finding]:
     yield from views.check(looks, blank)
 
 
-def _faults(key: str, subject: Subject) -> Iterator[tuple[list[int], Exception]]:
-    """Episodes of files that are not what the tables say."""
-    files: dict[object, list[Episode]] = {}
+def _faults(key: str, subject: Subject) -> Iterator[tuple[Sequence[int], Exception]]:
+    """Episodes of files that are not what the tables say, and why."""
+    chosen = [episode.index for episode in subject.episodes]
+    layouts = []
+    try:
+        layouts.append(_layout(key, subject, chosen))
+    except ValueError:  # of one of the files: looked at one by one
+        for members in _by_file(key, subject):
+            try:
+                layouts.append(_layout(key, subject, members))
+            except ValueError as error:
+                yield members, error
+    for layout in layouts:
+        for path in layout.paths:
+            try:
+                _check_file(path, layout, subject, key)
+            except (ValueError, OSError) as error:
+                yield [index for index in layout.layout(path).episodes if index in set(chosen)], error
+
+
+def _layout(key: str, subject: Subject, chosen: Sequence[int]) -> VideoLayout:
+    return VideoLayout(subject.metadata.episodes, chosen, [key], subject.metadata.fps)
+
+
+def _by_file(key: str, subject: Subject) -> list[list[int]]:
+    files: dict[Path | None, list[int]] = {}
     for episode in subject.episodes:
         span = episode.videos.get(key)
-        files.setdefault(None if span is None else span.path, []).append(episode)
-    everything, fps = subject.metadata.episodes, subject.metadata.fps
-    for members in files.values():
-        indices = [episode.index for episode in members]
-        try:
-            layout = VideoLayout(everything, indices, [key], fps)
-            for path in layout.paths:
-                video = VideoFile(path, fps)
-                try:
-                    layout.check(video)
-                    _check_size(video, subject.metadata.features[key])
-                finally:
-                    video.close()
-        except (ValueError, OSError) as error:
-            yield indices, error
+        files.setdefault(None if span is None else span.path, []).append(episode.index)
+    return list(files.values())
+
+
+def _check_file(path: Path, layout: VideoLayout, subject: Subject, key: str) -> None:
+    video = VideoFile(path, subject.metadata.fps)
+    try:
+        layout.check(video)
+        _check_size(video, subject.metadata.features[key])
+    finally:
+        video.close()
 
 
 class _SizeError(ValueError):
@@ -142,7 +164,8 @@ def _blank(key: str, episode: int, look: Look) -> Iterator[Finding]:
 
 def _frozen(subject: Subject, key: str, seen: Mapping[int, Look], positions: Mapping[int, int]) -> Iterator[Finding]:
     """Pictures that stay the same while the robot moves, of a camera that shows it move elsewhere."""
-    moved = {episode: _movement(subject, positions[episode], look.frames) for episode, look in seen.items()}
+    units = {vector.key: subject.unit_of(vector) for vector in subject.vectors}
+    moved = {episode: _movement(subject, units, positions[episode], look.frames) for episode, look in seen.items()}
     with_movement = [look.changes[moved[e] > _MOVES] for e, look in seen.items()]
     changes = np.concatenate(with_movement) if with_movement else np.zeros(0)
     if len(seen) < 3 or not len(changes) or np.quantile(changes, 0.75) < _ALIVE:
@@ -164,12 +187,12 @@ def _frozen(subject: Subject, key: str, seen: Mapping[int, Look], positions: Map
             )
 
 
-def _movement(subject: Subject, position: int, frames: Sequence[int]) -> np.ndarray:
+def _movement(subject: Subject, units: Mapping[str, np.ndarray], position: int, frames: Sequence[int]) -> np.ndarray:
     """f64[k - 1]: how far the joint that moves most goes from one picture to the next, in units of its range."""
     rows = subject.rows(position)
     most = np.zeros(max(0, len(frames) - 1))
     for vector in subject.of_role("state") or subject.of_role("action"):
-        values = vector.values[rows][list(frames)].astype(np.float64)
-        steps = np.abs(np.diff(values, axis=0)) / np.where(vector.range > 0, vector.range, np.inf)
-        most = np.maximum(most, np.nan_to_num(steps).max(axis=1, initial=0.0))
+        values = np.nan_to_num(vector.values[rows][list(frames)].astype(np.float64))
+        steps = np.abs(np.diff(values, axis=0)) / units[vector.key]
+        most = np.maximum(most, steps.max(axis=1, initial=0.0))
     return most
