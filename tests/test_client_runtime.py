@@ -82,6 +82,7 @@ def test_a_chunk_shorter_than_the_horizon_raises_on_its_end():
     broker.infer({}), broker.infer({})
     with pytest.raises(IndexError, match=r"'result/actions' .* shape \(2, 2\)"):
         broker.infer({})
+    assert broker.infer({})["actions"].shape == (2,)  # of a new chunk
 
 
 def test_a_horizon_of_no_actions_is_refused():

@@ -1,6 +1,6 @@
 """When actions are done, and by what: `actions.*`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,9 +10,10 @@ from openpi.data.check.lags import Lags
 from openpi.data.check.subject import MIN_EPISODES, Subject
 from openpi.data.lerobot.episode_table import leave_out
 
-_FACTOR, _LEAST = 2.0, 0.05  # of the residual at the lag of the others to that at its own; clean sets have up to 1.4
-_JOINT_FACTOR, _JOINT_LEAST = 4.0, 0.2
-_WELL_TRACKED = 0.15
+_FACTOR = 2.0  # of the residual at the lag of the others to that at its own; clean sets have up to 1.4
+_APART = 0.75  # frames between the two: robots that follow in 1.5 are not an episode of 1 and one of 2
+_JOINT_FACTOR = 4.0
+_WELL_TRACKED, _TRACKED = 0.15, 0.5
 _MOVES = 0.05  # of the movement of all joints
 _SAME = 1e-6
 
@@ -53,7 +54,13 @@ def _dataset_lag(lags: Lags) -> Iterator[Finding]:
     """A robot cannot have done yet what it is only told now."""
     first = float(lags.curve[lags.at(1)]) if 1 in lags.lags else 1.0
     best = float(lags.curve.min())
-    if lags.typical > 0 or best > _WELL_TRACKED or first < _FACTOR * best or len(lags.residuals) < 3:
+    if (
+        not all(pair.is_sure for pair in lags.pairs)
+        or lags.typical > 0
+        or best > _WELL_TRACKED
+        or first < _FACTOR * best
+        or len(lags.residuals) < 3
+    ):
         return
     late = 1 - lags.typical
     yield Finding(
@@ -69,21 +76,34 @@ def _dataset_lag(lags: Lags) -> Iterator[Finding]:
 
 def _episode_lag(lags: Lags, episode: int, length: int) -> Iterator[Finding]:
     residuals, weights = lags.residuals[episode], lags.weights[episode]
-    whole = lags.of_episode(episode)
+    whole, moving = lags.of_episode(episode), _moving(weights)
     if not np.isfinite(whole).all():
         return
-    best, typical = int(np.argmin(whole)), lags.at(lags.typical)
-    if best != typical and whole[typical] >= max(_FACTOR * whole[best], whole[best] + _LEAST):
-        names = [_name(lags, i) for i in _moving(weights) if np.argmin(residuals[:, i]) == best]
+    if _is_apart(lags, whole, _usual_lag(lags, [lags.of_episode(number) for number in lags.residuals]), _FACTOR):
+        best = int(np.argmin(whole))
+        names = [_name(lags, i) for i in moving if abs(np.argmin(residuals[:, i]) - best) <= 1]
         yield _other_lag(lags, episode, length, int(lags.lags[best]), names)
         return
-    usual = np.nanmedian([found[typical] for found in lags.residuals.values()], axis=0)
-    for i in _moving(weights):
-        joint = residuals[:, i]
-        best = int(np.argmin(joint))
-        is_off = joint[typical] >= max(_JOINT_FACTOR * joint[best], joint[best] + _JOINT_LEAST)
-        if best != typical and is_off and usual[i] <= _WELL_TRACKED:
+    typical = lags.at(lags.typical)
+    for i in moving:
+        others = [found[:, i] for found in lags.residuals.values() if np.isfinite(found[:, i]).all()]
+        is_tracked = np.median([found[typical] for found in others]) <= _WELL_TRACKED if others else False
+        if is_tracked and _is_apart(lags, residuals[:, i], _usual_lag(lags, others), _JOINT_FACTOR):
+            best = int(np.argmin(residuals[:, i]))
             yield _other_lag(lags, episode, length, int(lags.lags[best]), [_name(lags, i)])
+
+
+def _is_apart(lags: Lags, residuals: np.ndarray, usual: float, factor: float) -> bool:
+    here = residuals[lags.at(lags.typical)]
+    is_better = here >= factor * residuals.min() and residuals.min() <= _TRACKED
+    return bool(is_better and abs(lags.best(residuals) - usual) >= _APART)
+
+
+def _usual_lag(lags: Lags, curves: Sequence[np.ndarray]) -> float:
+    """In fractions of a frame, of the episodes that have the typical one."""
+    found = np.array([lags.best(curve) for curve in curves if np.isfinite(curve).all()])
+    near = found[np.abs(found - lags.typical) <= _APART]
+    return float(np.median(near)) if len(near) else float(lags.typical)
 
 
 def _other_lag(lags: Lags, episode: int, length: int, lag: int, names: list[str]) -> Finding:

@@ -17,7 +17,7 @@ _UNITS = (
 )
 _OTHER_SCALE = 20.0
 _ALIKE = 2.5  # spread of the factors of the dimensions of an episode that is smaller
-_MOST = 0.8  # of the episodes agree
+_MOST, _FEW = 0.8, 0.05  # of the episodes agree; more than a few are another task, on the other side
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def _sign(subject: Subject, vector: Vector) -> Iterator[Finding]:
         for side in (1, -1):
             is_positive, is_negative = lows[:, dim] > 0, highs[:, dim] < 0
             is_here, is_there = (is_positive, is_negative) if side > 0 else (is_negative, is_positive)
-            if is_here.mean() < _MOST or not is_there.any():
+            if is_here.mean() < _MOST or not 0 < is_there.sum() <= max(1, _FEW * len(found)):
                 continue
             low, high = lows[is_here, dim].min(), highs[is_here, dim].max()
             for row in np.flatnonzero(is_there).tolist():
@@ -97,10 +97,10 @@ def _other_sign(
 ) -> Finding:
     return Finding(
         "consistency.sign",
-        Severity.ERROR,
+        Severity.WARNING,
         f"its values have the opposite sign (median {middle:.3g})",
         f"{others[0]:.3g} to {others[1]:.3g}, as in the other episodes",
-        f"Turn the sign of the dimension there, or {leave_out([number])}",
+        f"If it does not work on the other side: turn the sign of the dimension there, or {leave_out([number])}",
         number,
         (0, len(values) - 1),
         vector.key,

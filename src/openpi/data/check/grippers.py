@@ -10,7 +10,7 @@ from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.subject import MIN_EPISODES, Pair, Subject, Vector
 from openpi.data.lerobot.episode_table import leave_out
 
-_MOST = 0.8
+_MOST, _FEW = 0.8, 0.1  # of the episodes agree; more than a few are another task
 _MOVES, _STAYS = 0.4, 0.05  # of the range of the dataset
 _FIRST_FRAMES = 3
 _AGREES = 0.5
@@ -69,12 +69,13 @@ def _first_side(subject: Subject, vector: Vector, dim: int) -> Iterator[Finding]
     is_high = np.mean(sides > 0.7) >= _MOST
     if not is_high and np.mean(sides < 0.3) < _MOST:
         return
-    for number, start in starts.items():
-        if start < 0.3 if is_high else start > 0.7:
+    others = [number for number, start in starts.items() if (start < 0.3 if is_high else start > 0.7)]
+    if len(others) <= max(1, _FEW * len(starts)):
+        for number in others:
             yield Finding(
                 "consistency.gripper",
                 Severity.WARNING,
-                f"its gripper begins at {low + start * (high - low):.3g}",
+                f"its gripper begins at {low + starts[number] * (high - low):.3g}",
                 f"{high if is_high else low:.3g}, as in the other episodes: open and closed may be exchanged",
                 f"Look at it; invert it there (low + high - value), or {leave_out([number])}",
                 number,

@@ -23,6 +23,7 @@ _FEWEST_FRAMES = 8
 _TRACKED = 0.3  # residual up to which the state follows the actions at all
 _AGREEING = 0.4  # of the episodes: where half of them are late, they are of two kinds
 _AS_GOOD = 1.5
+_MOST_TIMES = 4.0
 _SMALL = 1e-12
 
 
@@ -55,6 +56,15 @@ class Lags:
     def at(self, lag: int) -> int:
         return int(np.flatnonzero(self.lags == lag)[0])
 
+    def best(self, residuals: np.ndarray) -> float:
+        """The lag of f64[l] residuals in fractions of a frame: the vertex of the parabola around the smallest."""
+        i = int(np.argmin(residuals))
+        if not 0 < i < len(residuals) - 1:
+            return float(self.lags[i])
+        before, here, after = residuals[i - 1 : i + 2]
+        bend = before - 2 * here + after
+        return float(self.lags[i] + (0.5 * (before - after) / bend if bend > _SMALL else 0.0))
+
 
 def measure(subject: Subject) -> Lags | None:
     """None where no state follows the actions."""
@@ -73,7 +83,7 @@ def changes(subject: Subject, pairs: Sequence[Pair], position: int, is_change: b
     actions = np.stack([pair.action.values[rows, pair.action_dim] for pair in pairs], axis=1).astype(np.float64)
     states = np.stack([pair.state.values[rows, pair.state_dim] for pair in pairs], axis=1).astype(np.float64)
     asked = _sums(actions, span) if is_change else actions[span:] - actions[:-span]
-    return asked, states[span:] - states[:-span]
+    return _without_jumps(asked), _without_jumps(states[span:] - states[:-span])
 
 
 def _measure(subject: Subject, pairs: tuple[Pair, ...], is_change: bool) -> Lags | None:
@@ -98,6 +108,14 @@ def _measure(subject: Subject, pairs: tuple[Pair, ...], is_change: bool) -> Lags
     if typical <= 0 and len(causal):  # half of the episodes are late, and the others are right
         typical = lags[causal[0]]
     return Lags(pairs, lags, residuals, weights, int(typical), curve, is_change)
+
+
+def _without_jumps(changes: np.ndarray) -> np.ndarray:
+    """A single one, as of an angle that goes round, would be all that counts."""
+    if not len(changes):
+        return changes
+    most = _MOST_TIMES * np.quantile(np.abs(changes), 0.9, axis=0)
+    return np.clip(changes, -most, most)
 
 
 def _residuals(asked: np.ndarray, done: np.ndarray, most: int) -> np.ndarray:

@@ -71,12 +71,17 @@ class Vector:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A dimension of the actions and the dimension of the state that it moves."""
+    """A dimension of the actions and the dimension of the state that it moves.
+
+    Attributes:
+        is_sure: that it does; else it only stands at the same place of a vector of another width.
+    """
 
     action: Vector
     action_dim: int
     state: Vector
     state_dim: int
+    is_sure: bool = True
 
     @property
     def is_gripper(self) -> bool:
@@ -112,14 +117,15 @@ class Subject:
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """Actions and the state that they move: by the names of dimensions, or by place if both are as wide."""
+        """Actions and the state that they move: by the names of dimensions, or else by place."""
         states = [(vector, dim) for vector in self.of_role("state") for dim in range(len(vector.names))]
         actions = [(vector, dim) for vector in self.of_role("action") for dim in range(len(vector.names))]
         by_name = {_plain(v.names[dim]): (v, dim) for v, dim in states if v.is_named}
         named = [(a, by_name.get(_plain(a[0].names[a[1]]))) for a in actions if a[0].is_named]
         found = [Pair(*action, *state) for action, state in named if state is not None]
-        if not found and len(states) == len(actions):
-            found = [Pair(*action, *state) for action, state in zip(actions, states, strict=True)]
+        if not found:
+            is_sure = len(states) == len(actions)
+            found = [Pair(*action, *state, is_sure) for action, state in zip(actions, states, strict=False)]
         return tuple(found)
 
     def range_of(self, vector: Vector) -> np.ndarray:
