@@ -45,6 +45,12 @@ class Recorded:
         return root
 
 
+def without_cameras(recorded: Recorded) -> Recorded:
+    features = {key: feature for key, feature in recorded.features.items() if feature["dtype"] == "float32"}
+    episodes = [{key: frames[key] for key in features} for frames in recorded.episodes]
+    return dataclasses.replace(recorded, features=features, episodes=episodes)
+
+
 def read(root: Path) -> Recorded:
     dataset = LeRobotDataset(root)
     keys = [key for key in dataset.keys if key in dataset.metadata.features and "index" not in key]

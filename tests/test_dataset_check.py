@@ -1,5 +1,6 @@
 """A dataset with known mistakes: each is found, with episode, frames and name; good ones are silent."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planted_mistakes as mistakes
+from openpi.cli import _dataset_report, dataset
 from openpi.cli import main as cli
 from openpi.data.check.findings import GROUPS, Finding, Report, Severity
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING, Reading
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.training import preflight
+from openpi.training.config import get_config
 
 GOLDEN = Path(__file__).parent / "golden"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +46,7 @@ def good(arm, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory) -> tuple[Path, Report]:
-    recorded = mistakes.arm(NUM_GOOD + len(PLANTED), size=(16, 24), seed=7)
+    recorded = mistakes.arm(NUM_GOOD + len(PLANTED), num_frames=32, size=(16, 24), seed=7)
     for episode, name in enumerate(PLANTED, start=NUM_GOOD):
         recorded = mistakes.plant(recorded, mistakes.IN_EPISODES[name][0], KEYS, [episode])
     root = recorded.write(tmp_path_factory.mktemp("spoilt") / "arm")
@@ -112,12 +116,9 @@ def test_actions_that_are_late_in_all_episodes_are_found_without_another_to_comp
 
 def in_tables(recorded: mistakes.Recorded) -> tuple[Finding, ...]:
     """What the fast half says, of a dataset on disk without its cameras."""
-    features = {key: feature for key, feature in recorded.features.items() if feature["dtype"] == "float32"}
     with tempfile.TemporaryDirectory() as folder:
-        with LeRobotWriter(Path(folder, "arm"), fps=recorded.fps, features=features) as writer:
-            for frames, task in zip(recorded.episodes, recorded.tasks, strict=True):
-                writer.add_episode({key: frames[key] for key in features}, task)
-        return check_open(LeRobotDataset(Path(folder, "arm")), EVERYTHING)
+        root = mistakes.without_cameras(recorded).write(Path(folder, "arm"))
+        return check_open(LeRobotDataset(root), EVERYTHING)
 
 
 @pytest.mark.parametrize("name", mistakes.IN_FILES)
@@ -178,7 +179,7 @@ def test_smooth_random_trajectories_give_no_finding(seed, fps, num_episodes, amp
 def test_the_command_says_what_it_found_as_table_json_and_exit_code(spoilt, good, capsys):
     assert cli.main(["dataset", "check", str(good), "--no-pictures"]) == 0
     assert "nothing found in 12 episodes" in capsys.readouterr().out
-    assert cli.main(["dataset", "check", str(spoilt[0]), "--no-pictures"]) == 1
+    dataset.show(spoilt[1])
     told = capsys.readouterr().out
     assert "anomalies.jump" in told and "shoulder" in told and "--data.exclude-episodes" in told
     assert cli.main(["dataset", "check", str(spoilt[0]), "--no-pictures", "--json"]) == 1
@@ -187,6 +188,33 @@ def test_the_command_says_what_it_found_as_table_json_and_exit_code(spoilt, good
     assert {f["code"].split(".")[0] for f in document["findings"]} <= set(GROUPS)
     assert cli.main(["dataset", "check", str(good / "nowhere")]) == 2
     assert cli.main(["dataset", "check", str(good), "--fix", str(good)]) == 2
+
+
+def test_init_says_what_the_fast_half_finds(spoilt, tmp_path, capsys):
+    assert (
+        cli.main(["init", "--dataset", str(spoilt[0]), "--output", str(tmp_path / "drafted_spoilt.py"), "--yes"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "anomalies.jump at observation.state/shoulder, episode" in told or "anomalies.jump at episode" in told
+    assert "openpi dataset check" in told
+
+
+def test_training_says_what_the_fast_half_finds_and_goes_on(tmp_path, caplog):
+    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+    features = {"front": camera, "joints": vector, "actions": vector}
+    with LeRobotWriter(tmp_path / "arm", fps=10, features=features) as writer:
+        for n in (12, 3):
+            path = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
+            frames = {"front": np.zeros((n, 32, 32, 3), np.uint8), "joints": path, "actions": path + 1}
+            writer.add_episode(frames, "lift it")
+    config = get_config(f"{Path(__file__).parent / 'tiny_recipe.py'}:as_recorded")
+    data = dataclasses.replace(config.data, repo_id=str(tmp_path / "arm"))
+    preflight.open_data(
+        dataclasses.replace(config, exp_name="x", assets_base_dir=str(tmp_path / "assets"), data=data), num_devices=1
+    )
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("dataset: episodes.too-short")]
+    assert len(told) == 1 and "episode 1" in told[0] and "--data.exclude-episodes 1" in told[0]
 
 
 def test_several_processes_find_the_same(spoilt, monkeypatch):
@@ -209,6 +237,9 @@ def test_the_fix_writes_times_counts_and_statistics_anew_and_leaves_the_dataset_
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert cli.main(["dataset", "check", str(root), "--no-pictures", "--fix", str(fixed)]) == 1
     assert "timestamp of 1 files" in capsys.readouterr().err
+    page = tmp_path / "report.html"
+    assert cli.main(["dataset", "check", str(fixed), "--no-pictures", "--report", str(page)]) == 0
+    assert "Dataset check" in page.read_text()
     assert {path: path.read_bytes() for path in before} == before
     assert not alarms(check_dataset(fixed))
     ours, theirs = LeRobotDataset(fixed), LeRobotDataset(good)
@@ -223,12 +254,13 @@ def test_the_fix_writes_times_counts_and_statistics_anew_and_leaves_the_dataset_
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
 def test_a_browser_shows_the_report_with_pictures_and_marked_signals(spoilt, tmp_path):
     page, shot = tmp_path / "report.html", Path(os.environ.get("OPENPI_SCREENSHOT", tmp_path / "report.png"))
-    assert cli.main(["dataset", "check", str(spoilt[0]), "--report", str(page)]) == 1
+    shown = [f for f in spoilt[1].findings if f.episode is None or f.code in ("anomalies.jump", "videos.black")]
+    _dataset_report.write(dataclasses.replace(spoilt[1], findings=tuple(shown)), spoilt[0], page)
     text = page.read_text()
     assert 'src="http' not in text and "<script" not in text
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1250,3000"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "--dump-dom", page.as_uri()]
     dump = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert shot.stat().st_size > 20_000
-    for shown in ("Dataset check", "anomalies.jump", "data:image/jpeg", "polyline", f"{ACTION}/shoulder", "line other"):
-        assert shown in dump
+    for words in ("Dataset check", "anomalies.jump", "data:image/jpeg", "polyline", f"{ACTION}/shoulder", "line other"):
+        assert words in dump

@@ -32,7 +32,8 @@ _STYLE = """
 .sheet img { width: 100%; border-radius: 4px; display: block; image-rendering: auto; }
 .sheet figcaption { font-size: 12px; margin: 2px 0 0; }
 .sheet .marked img { outline: 3px solid var(--other); }
-td { overflow-wrap: anywhere; } main { max-width: 1200px; }
+td { overflow-wrap: anywhere; } td:first-child, td:nth-child(2) { white-space: nowrap; overflow-wrap: normal; }
+main { max-width: 1280px; }
 """
 
 
@@ -95,7 +96,7 @@ def _kinds(report: Report) -> str:
 def _kind_row(kind: Kind) -> str:
     first = kind.first
     level = first.severity.value
-    cells = (first.code, kind.where or "the dataset", first.found, first.expected, first.fix)
+    cells = (first.code, kind.where or "the dataset", first.found, first.expected, kind.fix)
     return f'<tr><td class="{level}">{level}</td>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
 
 

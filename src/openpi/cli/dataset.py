@@ -148,7 +148,7 @@ def show(report: Report) -> None:
     for kind in by_kind(report.findings):
         first = kind.first
         color = _COLORS[first.severity.value]
-        told = [part for part in (first.expected, first.fix) if part]
+        told = [part for part in (first.expected, kind.fix) if part]
         cells = (first.severity.value, first.code, kind.where or "the dataset", first.found, ". ".join(told))
         table.add_row(*(f"[{color}]{escape(cell)}[/]" if i < 2 else escape(cell) for i, cell in enumerate(cells)))
     if report.findings:

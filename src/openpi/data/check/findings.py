@@ -7,6 +7,8 @@ import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from openpi.data.lerobot.episode_table import leave_out
+
 GROUPS = (
     *("metadata", "temporal", "actions", "videos", "statistics", "episodes"),
     *("consistency", "training", "anomalies", "portability"),
@@ -133,11 +135,22 @@ class Kind:
         return self.findings[0]
 
     @property
+    def episodes(self) -> list[int]:
+        return list(dict.fromkeys(f.episode for f in self.findings if f.episode is not None))
+
+    @property
+    def fix(self) -> str:
+        """Of all of them."""
+        if self.first.episode is None:
+            return self.first.fix
+        return self.first.fix.replace(leave_out([self.first.episode]), leave_out(self.episodes))
+
+    @property
     def where(self) -> str:
         """`actions/elbow, episodes 3, 5 and 7 more`."""
         if len(self.findings) == 1:
             return self.first.place
-        numbers = list(dict.fromkeys(f.episode for f in self.findings if f.episode is not None))
+        numbers = self.episodes
         more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
         episodes = f"{'episode' if len(numbers) == 1 else 'episodes'} {', '.join(map(str, numbers[:_NAMED]))}{more}"
         return ", ".join(part for part in (self.first.signal, episodes if numbers else "") if part)
@@ -149,7 +162,7 @@ class Kind:
         sample = f" (first: {first.place})" if len(self.findings) > 1 else ""
         parts = [f"{first.code} at {self.where or 'the dataset'}{sample}: {first.found}"]
         parts += [f"; expected {first.expected}"] if first.expected else []
-        return "".join([*parts, f". {first.fix}" if first.fix else ""])
+        return "".join([*parts, f". {self.fix}" if self.fix else ""])
 
 
 def by_kind(findings: Iterable[Finding]) -> list[Kind]:
