@@ -25,6 +25,9 @@ class RowsError(ValueError):
         self.episode = episode
         self.frames = frames
 
+    def __reduce__(self) -> tuple[type["RowsError"], tuple[str, int, tuple[int, int]]]:
+        return RowsError, (str(self), self.episode, self.frames)  # it crosses from worker processes
+
 
 def check_rows(
     columns: Mapping[str, np.ndarray], bounds: np.ndarray, episodes: Sequence[Episode], metadata: LeRobotMetadata

@@ -8,6 +8,7 @@ seeking again, and one colour converter serves a whole file. Opening a file cost
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -88,7 +89,7 @@ class VideoFile:
             return number / self.fps
         return (index[number].timestamp - index[0].timestamp) / self._ticks_per_s
 
-    @property
+    @cached_property
     def key_frames(self) -> np.ndarray:
         """int64[k]: numbers of the frames that decode alone, by the container's index; empty without one."""
         index = self._stream.index_entries
