@@ -27,7 +27,7 @@ from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import vector_stats
 
-_INDEX_COLUMNS = ("timestamp", "frame_index", "index")
+_INDEX_COLUMNS: tuple[str, ...] = ("timestamp", "frame_index", "index")
 
 
 def repair(root: Path, output: Path) -> list[str]:
