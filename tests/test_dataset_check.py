@@ -21,9 +21,6 @@ from openpi.data.check.findings import GROUPS, Finding, Report, Severity
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING, Reading
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.training import preflight
-from openpi.training.config import get_config
 
 GOLDEN = Path(__file__).parent / "golden"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -197,24 +194,6 @@ def test_init_says_what_the_fast_half_finds(spoilt, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "anomalies.jump at observation.state/shoulder, episode" in told or "anomalies.jump at episode" in told
     assert "openpi dataset check" in told
-
-
-def test_training_says_what_the_fast_half_finds_and_goes_on(tmp_path, caplog):
-    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
-    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
-    features = {"front": camera, "joints": vector, "actions": vector}
-    with LeRobotWriter(tmp_path / "arm", fps=10, features=features) as writer:
-        for n in (12, 3):
-            path = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
-            frames = {"front": np.zeros((n, 32, 32, 3), np.uint8), "joints": path, "actions": path + 1}
-            writer.add_episode(frames, "lift it")
-    config = get_config(f"{Path(__file__).parent / 'tiny_recipe.py'}:as_recorded")
-    data = dataclasses.replace(config.data, repo_id=str(tmp_path / "arm"))
-    preflight.open_data(
-        dataclasses.replace(config, exp_name="x", assets_base_dir=str(tmp_path / "assets"), data=data), num_devices=1
-    )
-    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("dataset: episodes.too-short")]
-    assert len(told) == 1 and "episode 1" in told[0] and "--data.exclude-episodes 1" in told[0]
 
 
 def test_several_processes_find_the_same(spoilt, monkeypatch):
