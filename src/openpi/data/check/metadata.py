@@ -8,7 +8,7 @@ import numpy as np
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.subject import Reading, Subject
 from openpi.data.lerobot import home
-from openpi.data.lerobot.features import dimension_names
+from openpi.data.lerobot.features import dimension_names, is_depth
 from openpi.data.lerobot.files import read_json
 from openpi.data.lerobot.metadata import LeRobotMetadata
 
@@ -33,8 +33,10 @@ def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
     yield from _other_totals(info, metadata)
     yield from _split(info, metadata)
     for key, reason in metadata.unreadable.items():
-        if reading.columns is not None and key in reading.columns:
-            yield Finding("metadata.picture", Severity.ERROR, f"it {reason}", column=key)
+        is_read = reading.columns is not None and key in reading.columns
+        other = Severity.INFO if is_depth(metadata.features[key]) else Severity.WARNING
+        severity = Severity.ERROR if is_read else other
+        yield Finding("metadata.picture", severity, f"it {reason}", "8-bit RGB, to be a camera", column=key)
     for key, feature in metadata.features.items():
         names = dimension_names(feature)
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -106,7 +106,7 @@ class Subject:
     columns: Mapping[str, np.ndarray]
     bounds: np.ndarray
     odd: set[tuple[str, int]] = dataclasses.field(default_factory=set)
-    _ranges: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict)
+    _ranges: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
