@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import normalize
 from openpi.training import preflight, run_directory
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
@@ -230,6 +231,20 @@ def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
     config = get_config(f"{RECIPE.removesuffix(':tiny')}:{name}")
     data = dataclasses.replace(config.data, repo_id=str(dataset))
     return dataclasses.replace(config, data=data, assets_base_dir=str(folder), exp_name="x")
+
+
+def test_training_says_what_is_wrong_in_the_columns_of_a_dataset_and_goes_on(tmp_path, caplog):
+    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+    features = {"front": camera, "joints": vector, "actions": vector}
+    with LeRobotWriter(tmp_path / "arm", fps=10, features=features) as writer:
+        for n in (12, 3):
+            path = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
+            frames = {"front": np.zeros((n, 32, 32, 3), np.uint8), "joints": path, "actions": path + 1}
+            writer.add_episode(frames, "lift it")
+    open_data(of_arm("as_recorded", tmp_path / "arm", tmp_path))
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("dataset: episodes.too-short")]
+    assert len(told) == 1 and "episode 1" in told[0] and "--data.exclude-episodes 1" in told[0]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ Names decide or nobody does: a position in a list, a shape or a guess by content
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from openpi.data.lerobot.dimension_words import ORIENTATION_WORDS, is_gripper, words
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, dimension_names
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.shared.errors import listed
@@ -51,10 +51,7 @@ _SCENE_WORDS = frozenset(
     {"agentview", "back", "base", "bottom", "ceiling", "exterior", "external", "front", "global", "head", "high", "low"}
     | {"overhead", "scene", "side", "static", "third", "top", "workspace"}
 )
-_GRIPPER_WORDS = frozenset({"gripper", "grip", "finger", "fingers", "claw", "jaw"})
 _POSITION_WORDS = frozenset({"pos", "position"})
-# Angles of an orientation: they jump by a turn, and their difference is no rotation.
-_ORIENTATION_WORDS = frozenset({"euler", "orientation", "pitch", "quat", "roll", "rot", "rotation", "rpy", "yaw"})
 _CHANGE_WORDS = frozenset({"delta", "rel", "relative", "vel", "velocity", "velocities"})
 
 
@@ -127,11 +124,6 @@ def _dimension_names(feature: Feature) -> tuple[str, ...]:
     width = feature["shape"][0]
     # A vector of several dimensions may carry just its own name.
     return names if len(names) == width == len(set(names)) else ()
-
-
-def words(name: str) -> list[str]:
-    """The words of a name such as `observation.images.camHigh_2`: letters only, in lower case."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
 
 
 # --- cameras --------------------------------------------------------------------------------------------------
@@ -227,7 +219,7 @@ def _choose_relative(features: Features, state: Choice, action: Choice) -> Choic
     """Whether actions are trained relative to the state."""
     name = "TRAIN_RELATIVE"
     key = action.value if isinstance(action, Decision) else ""
-    names = [name for name in _action_names(features, action) if not _is_gripper(name)] if key in features.named else []
+    names = [name for name in _action_names(features, action) if not is_gripper(name)] if key in features.named else []
     if _CHANGE_WORDS & set(words(key)):
         return Decision(name, False, f"the name '{key}' says that the actions are changes already")
     if names and all(_CHANGE_WORDS & set(words(dimension)) for dimension in names):
@@ -250,7 +242,7 @@ def _choose_relative(features: Features, state: Choice, action: Choice) -> Choic
 def _choose_grippers(features: Features, action: Choice, relative: Choice) -> Choice:
     """Which dimensions of the actions are never relative."""
     name, names = "GRIPPERS", _action_names(features, action)
-    grippers = tuple(dimension for dimension in names if _is_gripper(dimension))
+    grippers = tuple(dimension for dimension in names if is_gripper(dimension))
     if grippers and isinstance(action, Decision):
         return Decision(name, grippers, "their names say so; they are never relative")
     if isinstance(relative, Decision) and not relative.value:
@@ -260,11 +252,7 @@ def _choose_grippers(features: Features, action: Choice, relative: Choice) -> Ch
 
 
 def _says_position(dimension: str) -> bool:
-    return bool(_POSITION_WORDS & set(words(dimension))) and not _ORIENTATION_WORDS & set(words(dimension))
-
-
-def _is_gripper(dimension: str) -> bool:
-    return bool(_GRIPPER_WORDS & set(words(dimension)))
+    return bool(_POSITION_WORDS & set(words(dimension))) and not ORIENTATION_WORDS & set(words(dimension))
 
 
 def _action_names(features: Features, action: Choice) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Names in the dataset decide what they can: which camera shows the scene, what is the state, whether actions are
 changes. What they do not decide is asked at the terminal, or becomes a marked line, FILL_IN(...), that has to be filled
-in before the recipe loads. The file is yours and lies outside the package. Only the dataset's metadata is read.
+in before the recipe loads. The file is yours and lies outside the package. Only the dataset's metadata decide; what is
+odd in its tables is said at the end, as by `openpi dataset check`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"openpi init: {error}", file=sys.stderr)
         return 1
     print(_report(args.output, text, draft.origin))
+    print("\n".join(_found_in(args.dataset)))
     return 0
 
 
@@ -220,6 +222,19 @@ def _report(path: Path, text: str, origin: str) -> str:
         f"  openpi train {path}:config --exp-name=first",
     ]
     return "\n".join(lines)
+
+
+def _found_in(dataset: str) -> list[str]:
+    """What the fast half of `openpi dataset check` says, a line for each kind of finding."""
+    from openpi.cli.dataset import lines
+    from openpi.data.check.runner import check_dataset
+    from openpi.data.lerobot.home import locate_dataset
+
+    found = lines(check_dataset(locate_dataset(dataset), decodes=False).findings)
+    if not found:
+        return [f"Its tables look well; `openpi dataset check {dataset}` looks at its pictures too."]
+    more = f"`openpi dataset check {dataset} --report report.html` shows it, and looks at the pictures."
+    return ["Look at the dataset before you train:", *(f"  {line}" for line in found), more]
 
 
 if __name__ == "__main__":

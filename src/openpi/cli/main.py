@@ -13,6 +13,7 @@ COMMANDS = {
     "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
     "convert": "recordings in another format to a LeRobot dataset",
     "record": "demonstrations of a simulator's scripted expert, as a LeRobot dataset",
+    "dataset": "whether a dataset is whole and of one kind, with a report",
     "stats": "normalisation statistics of a recipe's dataset, from its columns",
     "train": "train a recipe",
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",

@@ -8,6 +8,7 @@ sections 3 and 8. No JAX here, and none in the worker processes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -212,6 +213,15 @@ def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
     """The description of the recipe's dataset in LeRobot form.
 
     Raises:
+        ValueError: as `open_root`; or the description is spoilt.
+    """
+    return LeRobotMetadata.load(open_root(data_config))
+
+
+def open_root(data_config: DataConfig) -> Path:
+    """The folder of the recipe's dataset in LeRobot form, fetched if it is not on this machine.
+
+    Raises:
         ValueError: the recipe names no dataset, random data, or one in RLDS form.
     """
     if data_config.rlds_data_dir is not None:
@@ -223,8 +233,7 @@ def open_metadata(data_config: DataConfig) -> LeRobotMetadata:
             f"the recipe names no recorded dataset (repo_id is {data_config.repo_id!r}); set --data.repo-id to a hub "
             f"id or a folder"
         )
-    root = locate_dataset(data_config.repo_id, may_download=not data_config.local_files_only)
-    return LeRobotMetadata.load(root)
+    return locate_dataset(data_config.repo_id, may_download=not data_config.local_files_only)
 
 
 def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:

@@ -23,7 +23,7 @@ from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adapters, data_loader, processes, recipe_io, stats_in_use, tracking
+from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, stats_in_use, tracking
 from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
@@ -205,6 +205,8 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     for client, made in zip(clients, mades, strict=True):
         look.round_trip(client, made)
     look.warn()
+    if processes.is_first():
+        dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
     return contract
 
 

@@ -146,8 +146,8 @@ def _tasks(rows: Rows) -> list[tuple[str, ...]]:
     return tasks
 
 
-def check_table(episodes: Sequence[Episode], info: Mapping[str, Any], path: Path) -> None:
-    """Do the episodes follow one another, and are there as many as `info.json` says?
+def check_order(episodes: Sequence[Episode], path: Path) -> None:
+    """Do the episodes follow one another?
 
     Raises:
         ValueError: no.
@@ -160,6 +160,14 @@ def check_table(episodes: Sequence[Episode], info: Mapping[str, Any], path: Path
                 f"dataset (dataset_from_index), and episode {before.index} before it ends at {before.dataset_to}; "
                 "expected the same. Write the table of episodes again with the tool that made the dataset"
             )
+
+
+def check_totals(episodes: Sequence[Episode], info: Mapping[str, Any], path: Path) -> None:
+    """Are there as many as `info.json` says?
+
+    Raises:
+        ValueError: no.
+    """
     num_frames = sum(episode.length for episode in episodes)
     for name, found in (("total_episodes", len(episodes)), ("total_frames", num_frames)):
         if info.get(name) is None:

@@ -22,7 +22,8 @@ from openpi.data.lerobot.episode_table import (
     V3_VIDEO_COLUMNS,
     DataPaths,
     Episode,
-    check_table,
+    check_order,
+    check_totals,
     episodes_v2,
     episodes_v3,
 )
@@ -83,9 +84,11 @@ class LeRobotMetadata:
         return sum(episode.length for episode in self.episodes)
 
     @classmethod
-    def load(cls, root: Path) -> "LeRobotMetadata":
+    def load(cls, root: Path, *, trust_totals: bool = False) -> "LeRobotMetadata":
         """Reads `root/meta`.
 
+        Args:
+            trust_totals: do not compare the totals of `info.json` with the table of episodes, which is what counts.
         Raises:
             FileNotFoundError: a file of the format is missing.
             ValueError: the format version is unknown, or an entry is not what the format says; the message has the
@@ -99,7 +102,9 @@ class LeRobotMetadata:
         features = read_features(_entry(info, "features", path), f"{path}, 'features'")
         load = _load_v3 if version.startswith("v3") else _load_v2
         tasks, episodes = load(root, path, info, features)
-        check_table(episodes, info, path)
+        check_order(episodes, path)
+        if not trust_totals:
+            check_totals(episodes, info, path)
         return cls(
             root=root,
             version=version,

@@ -116,6 +116,33 @@ class LeRobotDataset:
             raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {columns}")
         return self._load([name])[name]
 
+    def camera_frames(self, key: str, position: int, offsets: Sequence[int]) -> list[np.ndarray]:
+        """Frames of one camera of an episode, uint8 [h, w, 3] each.
+
+        Args:
+            position: of the episode in `episodes`.
+            offsets: numbers of the frames in the episode.
+        Raises:
+            FileNotFoundError, ValueError: they cannot be decoded.
+        """
+        episode = self._episodes[position]
+        if self.metadata.features[key]["dtype"] == "image":
+            row = self._first_rows[episode.index]
+            return [self._images.image_at(episode.data_path, key, row + offset) for offset in offsets]
+        # By number, not by the float32 timestamp column, which is off by more than a frame beyond some hours.
+        first = self._layout.first_frame(key, episode.index)
+        return self._videos.frames(episode.videos[key].path, [first + offset for offset in offsets])
+
+    def key_frames(self, key: str, position: int) -> np.ndarray:
+        """Numbers of the frames of a camera of an episode that decode alone; all of those stored as images, and none
+        where the video has no index."""
+        episode = self._episodes[position]
+        if self.metadata.features[key]["dtype"] == "image":
+            return np.arange(episode.length)
+        first = self._layout.first_frame(key, episode.index)
+        numbers = self._videos.key_frames(episode.videos[key].path) - first
+        return numbers[(numbers >= 0) & (numbers < episode.length)]
+
     def check_finite(self) -> None:
         """Refuses numbers that no policy can learn from, in any column that samples carry.
 
@@ -131,23 +158,13 @@ class LeRobotDataset:
         if key not in self._deltas:
             if key in self._columns:
                 return _item(self._columns[key][frame]), None
-            return self._camera_frames(key, position, [frame - begin])[0], None
+            return self.camera_frames(key, position, [frame - begin])[0], None
         steps = frame + self._deltas[key]
         inside = np.clip(steps, begin, end - 1)
         is_pad = steps != inside
         if key in self._columns:
             return self._columns[key][inside], is_pad
-        return np.stack(self._camera_frames(key, position, (inside - begin).tolist())), is_pad
-
-    def _camera_frames(self, key: str, position: int, offsets: Sequence[int]) -> list[np.ndarray]:
-        """Frames of one camera, `offsets` counting from the start of the episode."""
-        episode = self._episodes[position]
-        if self.metadata.features[key]["dtype"] == "image":
-            row = self._first_rows[episode.index]
-            return [self._images.image_at(episode.data_path, key, row + offset) for offset in offsets]
-        # By number, not by the float32 timestamp column, which is off by more than a frame beyond some hours.
-        first = self._layout.first_frame(key, episode.index)
-        return self._videos.frames(episode.videos[key].path, [first + offset for offset in offsets])
+        return np.stack(self.camera_frames(key, position, (inside - begin).tolist())), is_pad
 
     def _normalise_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):

@@ -12,6 +12,23 @@ _JITTER_FRAMES = 0.75  # clocks of recorders wander; a frame that is missing mak
 _DRIFT = 0.01  # of a clock: 29.97 for 30
 
 
+class RowsError(ValueError):
+    """Rows that cannot be used, with the first of them.
+
+    Attributes:
+        episode: its number.
+        frames: first and last, numbers in the episode.
+    """
+
+    def __init__(self, message: str, episode: int, frames: tuple[int, int]):
+        super().__init__(message)
+        self.episode = episode
+        self.frames = frames
+
+    def __reduce__(self) -> tuple[type["RowsError"], tuple[str, int, tuple[int, int]]]:
+        return RowsError, (str(self), self.episode, self.frames)  # it crosses from worker processes
+
+
 def check_rows(
     columns: Mapping[str, np.ndarray], bounds: np.ndarray, episodes: Sequence[Episode], metadata: LeRobotMetadata
 ) -> None:
@@ -21,7 +38,7 @@ def check_rows(
         columns: of `INDEX_FEATURES`, [n] each.
         bounds: int64[episodes 2], the rows of each episode.
     Raises:
-        ValueError: rows out of order, times that do not go with `fps`, or a task that is not listed.
+        RowsError: rows out of order, times that do not go with `fps`, or a task that is not listed.
     """
     frames = columns["frame_index"]
     is_inside = np.ones(len(frames), bool)
@@ -29,9 +46,12 @@ def check_rows(
     steps = np.diff(frames, prepend=0)
     if (bad := is_inside & (steps <= 0)).any():
         row = int(np.argmax(bad))
-        raise ValueError(
+        raise _rows_error(
+            row,
+            bounds,
+            episodes,
             f"{_place(row, bounds, episodes)}: frame_index is {frames[row]} after {frames[row - 1]}; expected rows in "
-            "the order of time. Sort the rows, or write the file again"
+            "the order of time. Sort the rows, or write the file again",
         )
     _check_times(columns["timestamp"].astype(np.float64), is_inside, bounds, episodes, metadata)
     _check_tasks(columns["task_index"], bounds, episodes, metadata)
@@ -50,10 +70,13 @@ def _check_times(
     if (bad := is_inside & ~(np.abs(steps * fps - 1) <= _JITTER_FRAMES)).any():
         row = int(np.argmax(bad))
         index = episodes[int(np.searchsorted(bounds[:, 1], row, side="right"))].index
-        raise ValueError(
+        raise _rows_error(
+            row,
+            bounds,
+            episodes,
             f"{_place(row, bounds, episodes)}: its timestamp is {times[row]:.4f} s, and {times[row - 1]:.4f} s the one "
             f"before; expected {1 / fps:.4f} s between two, since meta/info.json says fps {fps:g}. {fix}; or "
-            f"{leave_out([index])}"
+            f"{leave_out([index])}",
         )
     taken = times[bounds[:, 1] - 1] - times[bounds[:, 0]]
     expected = (np.diff(bounds, axis=1)[:, 0] - 1) / fps
@@ -61,10 +84,12 @@ def _check_times(
         number = int(np.argmax(bad))
         episode = episodes[number]
         rate = f", {(episode.length - 1) / taken[number]:.4g} frames per second" if taken[number] > 0 else ""
-        raise ValueError(
+        raise RowsError(
             f"{episode.data_path}: the {episode.length} timestamps of episode {episode.index} take "
             f"{taken[number]:.3f} s{rate}; expected {expected[number]:.3f} s, since meta/info.json says fps {fps:g}. "
-            f"{fix}; or {leave_out([episode.index])}"
+            f"{fix}; or {leave_out([episode.index])}",
+            episode.index,
+            (0, episode.length - 1),
         )
 
 
@@ -73,10 +98,13 @@ def _check_tasks(tasks: np.ndarray, bounds: np.ndarray, episodes: Sequence[Episo
     for task in np.unique(tasks).tolist():
         if task not in known:
             rows = np.flatnonzero(tasks == task)
-            raise ValueError(
+            raise _rows_error(
+                int(rows[0]),
+                bounds,
+                episodes,
                 f"{metadata.root}: {len(rows)} frames have task_index {task}, the first is "
                 f"{_place(int(rows[0]), bounds, episodes)}; known are {sorted(known)[:20]}. The tasks file in meta/ is "
-                "incomplete: bring it again, or add the task"
+                "incomplete: bring it again, or add the task",
             )
 
 
@@ -128,3 +156,9 @@ def _place(row: int, bounds: np.ndarray, episodes: Sequence[Episode]) -> str:
     position = int(np.searchsorted(bounds[:, 1], row, side="right"))
     episode = episodes[position]
     return f"frame {row - int(bounds[position, 0])} of episode {episode.index} ({episode.data_path.name})"
+
+
+def _rows_error(row: int, bounds: np.ndarray, episodes: Sequence[Episode], message: str) -> RowsError:
+    position = int(np.searchsorted(bounds[:, 1], row, side="right"))
+    frame = row - int(bounds[position, 0])
+    return RowsError(message, episodes[position].index, (frame, frame))

@@ -8,6 +8,7 @@ seeking again, and one colour converter serves a whole file. Opening a file cost
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -87,6 +88,12 @@ class VideoFile:
         if number >= len(index):
             return number / self.fps
         return (index[number].timestamp - index[0].timestamp) / self._ticks_per_s
+
+    @cached_property
+    def key_frames(self) -> np.ndarray:
+        """int64[k]: numbers of the frames that decode alone, by the container's index; empty without one."""
+        index = self._stream.index_entries
+        return np.array([number for number in range(len(index)) if index[number].is_keyframe], np.int64)
 
     def frame(self, number: int) -> np.ndarray:
         """A frame by its number in the file, as uint8 RGB [h, w, 3].
@@ -195,6 +202,10 @@ class VideoCache:
         """One frame for each number, see `VideoFile.frame`."""
         video = self._open(path)
         return [video.frame(number) for number in numbers]
+
+    def key_frames(self, path: Path) -> np.ndarray:
+        """See `VideoFile.key_frames`."""
+        return self._open(path).key_frames
 
     def _open(self, path: Path) -> VideoFile:
         videos = self._videos()

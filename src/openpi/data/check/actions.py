@@ -1,0 +1,141 @@
+"""When actions are done, and by what: `actions.*`."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from openpi.data.check import lags as _lags
+from openpi.data.check.findings import Finding, Severity
+from openpi.data.check.lags import Lags
+from openpi.data.check.subject import MIN_EPISODES, Subject
+from openpi.data.lerobot.episode_table import leave_out
+
+_FACTOR = 2.0  # of the residual at the lag of the others to that at its own; clean sets have up to 1.4
+_APART = 0.75  # frames between the two: robots that follow in 1.5 are not an episode of 1 and one of 2
+_JOINT_FACTOR = 4.0
+_WELL_TRACKED, _TRACKED = 0.15, 0.5
+_MOVES = 0.05  # of the movement of all joints
+_SAME = 1e-6
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    if (copied := _copied(subject)) is not None:
+        yield copied
+        return
+    lags = _lags.measure(subject)
+    if lags is None:
+        return
+    yield from _dataset_lag(lags)
+    if len(lags.residuals) >= MIN_EPISODES:
+        for episode in lags.residuals:
+            yield from _episode_lag(lags, episode, _length(subject, episode))
+
+
+def _copied(subject: Subject) -> Finding | None:
+    """Actions that are the state of the same frame: the policy learns to stay where it is."""
+    pairs = [p for p in subject.pairs if not p.is_gripper and subject.range_of(p.state)[p.state_dim] > _SAME]
+    if not pairs:
+        return None
+    for pair in pairs:
+        actions, states = pair.action.values[:, pair.action_dim], pair.state.values[:, pair.state_dim]
+        if not (np.abs(actions - states) <= _SAME * max(1.0, subject.range_of(pair.state)[pair.state_dim])).all():
+            return None
+    return Finding(
+        "actions.copy-of-state",
+        Severity.ERROR,
+        "the actions are the state of the same frame: a policy learns to stay where it is",
+        "what was commanded, or the state of a later frame",
+        "Record the commands, or shift the column by a frame (the last frame of each episode falls away)",
+        column=pairs[0].action.key,
+    )
+
+
+def _dataset_lag(lags: Lags) -> Iterator[Finding]:
+    """A robot cannot have done yet what it is only told now."""
+    first = float(lags.curve[lags.at(1)]) if 1 in lags.lags else 1.0
+    best = float(lags.curve.min())
+    if (
+        not all(pair.is_sure for pair in lags.pairs)
+        or lags.typical > 0
+        or best > _WELL_TRACKED
+        or first < _FACTOR * best
+        or len(lags.residuals) < 3
+    ):
+        return
+    late = 1 - lags.typical
+    yield Finding(
+        "actions.late",
+        Severity.ERROR if lags.typical < 0 else Severity.WARNING,
+        f"in all episodes the state does what an action says {_frames(lags.typical)}",
+        "1 frame after it or more: what is commanded at a frame is seen in the next ones",
+        f"The actions were probably recorded {late} frame{'s' if late > 1 else ''} late: shift the column back; it is "
+        "right as it is only if the robot follows within half a frame",
+        column=lags.pairs[0].action.key,
+    )
+
+
+def _episode_lag(lags: Lags, episode: int, length: int) -> Iterator[Finding]:
+    residuals, weights = lags.residuals[episode], lags.weights[episode]
+    whole, moving = lags.of_episode(episode), _moving(weights)
+    if not np.isfinite(whole).all():
+        return
+    if _is_apart(lags, whole, _usual_lag(lags, [lags.of_episode(number) for number in lags.residuals]), _FACTOR):
+        best = int(np.argmin(whole))
+        names = [_name(lags, i) for i in moving if abs(np.argmin(residuals[:, i]) - best) <= 1]
+        yield _other_lag(lags, episode, length, int(lags.lags[best]), names)
+        return
+    typical = lags.at(lags.typical)
+    for i in moving:
+        others = [found[:, i] for found in lags.residuals.values() if np.isfinite(found[:, i]).all()]
+        is_tracked = np.median([found[typical] for found in others]) <= _WELL_TRACKED if others else False
+        if is_tracked and _is_apart(lags, residuals[:, i], _usual_lag(lags, others), _JOINT_FACTOR):
+            best = int(np.argmin(residuals[:, i]))
+            yield _other_lag(lags, episode, length, int(lags.lags[best]), [_name(lags, i)])
+
+
+def _is_apart(lags: Lags, residuals: np.ndarray, usual: float, factor: float) -> bool:
+    here = residuals[lags.at(lags.typical)]
+    is_better = here >= factor * residuals.min() and residuals.min() <= _TRACKED
+    return bool(is_better and abs(lags.best(residuals) - usual) >= _APART)
+
+
+def _usual_lag(lags: Lags, curves: Sequence[np.ndarray]) -> float:
+    """In fractions of a frame, of the episodes that have the typical one."""
+    found = np.array([lags.best(curve) for curve in curves if np.isfinite(curve).all()])
+    near = found[np.abs(found - lags.typical) <= _APART]
+    return float(np.median(near)) if len(near) else float(lags.typical)
+
+
+def _other_lag(lags: Lags, episode: int, length: int, lag: int, names: list[str]) -> Finding:
+    shift = lags.typical - lag
+    word = "late" if shift > 0 else "early"
+    return Finding(
+        "actions.late" if shift > 0 else "actions.early",
+        Severity.ERROR,
+        f"the state does what an action says {_frames(lag)} (joints {', '.join(names[:8])})",
+        f"{_frames(lags.typical)}, as in the other episodes: its actions are {abs(shift)} frame"
+        f"{'s' if abs(shift) > 1 else ''} {word}",
+        f"Shift its actions by {abs(shift)}, or {leave_out([episode])}",
+        episode,
+        (0, length - 1),
+        lags.pairs[0].action.key,
+        names[0] if len(names) == 1 else None,
+    )
+
+
+def _frames(lag: int) -> str:
+    if lag == 0:
+        return "in the same frame"
+    return f"{abs(lag)} frame{'s' if abs(lag) > 1 else ''} {'later' if lag > 0 else 'before it'}"
+
+
+def _moving(weights: np.ndarray) -> list[int]:
+    return np.flatnonzero(weights >= _MOVES * weights.sum()).tolist()
+
+
+def _name(lags: Lags, i: int) -> str:
+    return lags.pairs[i].action.names[lags.pairs[i].action_dim]
+
+
+def _length(subject: Subject, number: int) -> int:
+    return next(episode.length for episode in subject.episodes if episode.index == number)

@@ -1,0 +1,152 @@
+"""Numbers that a robot does not make: `anomalies.*`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from openpi.data.check.findings import Finding, Severity
+from openpi.data.check.subject import MIN_EPISODES, Subject, Vector
+from openpi.data.lerobot.episode_table import leave_out
+
+_JUMP = 5.0  # times the largest step of a typical episode
+_JUMP_LOCAL = 8.0  # times the 90 % of all steps of the same episode
+_JUMP_LEAST = 0.1  # of the range of the dimension
+_TURNS = (2 * np.pi, 360.0)
+_STILL = 2e-3  # of the range, from frame to frame
+_IDLE_S, _IDLE_SHARE, _IDLE_COMMON = 3.0, 0.2, 0.3
+_STUCK, _ALIVE = 1e-4, 0.05  # of the range
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    for vector in subject.vectors:
+        if vector.role != "other":
+            yield from _jumps(subject, vector)
+    yield from _stuck(subject)
+    yield from _idle(subject)
+
+
+def not_finite(subject: Subject) -> Iterator[Finding]:
+    """The first check of all: what it finds is left out of the others."""
+    for vector in subject.vectors:
+        yield from _not_finite(subject, vector)
+
+
+def _not_finite(subject: Subject, vector: Vector) -> Iterator[Finding]:
+    if np.isfinite(vector.values.sum(dtype=np.float64)):
+        return
+    for _, number, values in list(subject.each(vector)):
+        is_bad = ~np.isfinite(values)
+        for dim in np.flatnonzero(is_bad.any(axis=0)).tolist():
+            frames = np.flatnonzero(is_bad[:, dim])
+            subject.odd.add((vector.key, number))
+            yield Finding(
+                "anomalies.not-finite",
+                Severity.ERROR,
+                f"{len(frames)} of {len(values)} frames hold {values[frames[0], dim]}",
+                "finite numbers: no policy can learn from others",
+                f"Repair the column, or {leave_out([number])}",
+                number,
+                (int(frames[0]), int(frames[-1])),
+                vector.key,
+                vector.names[dim],
+            )
+
+
+def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
+    """Steps far beyond those of a typical episode, and of the rest of their own."""
+    steps = {n: np.abs(np.diff(values, axis=0)) for _, n, values in subject.each(vector) if len(values) > 2}
+    if not steps:
+        return
+    wide = subject.range_of(vector)
+    largest = np.median([found.max(axis=0) for found in steps.values()], axis=0)
+    for number, found in steps.items():
+        # A step up and the one back again are one jump: the second is left out of what the rest does.
+        local = np.quantile(found, 0.9, axis=0) if len(found) >= 10 else np.median(found, axis=0)
+        least = np.maximum.reduce([_JUMP * largest, _JUMP_LOCAL * local, _JUMP_LEAST * wide])
+        if len(steps) < MIN_EPISODES:
+            least = np.maximum(_JUMP_LOCAL * 4 * local, 0.5 * wide)
+        is_jump = (found > least) & ~vector.grippers & (wide > 0)
+        for dim in np.flatnonzero(is_jump.any(axis=0)).tolist():
+            yield _jump(vector, dim, number, found[:, dim], is_jump[:, dim], float(least[dim]))
+
+
+def _jump(vector: Vector, dim: int, number: int, steps: np.ndarray, is_jump: np.ndarray, least: float) -> Finding:
+    frames = np.flatnonzero(is_jump)
+    size, name = float(steps[frames].max()), vector.names[dim]
+    is_wrap = any(abs(size / turn - 1) < 0.1 for turn in _TURNS)
+    return Finding(
+        "anomalies.wrap" if is_wrap else "anomalies.jump",
+        Severity.WARNING if is_wrap else Severity.ERROR,
+        f"it {'goes round by' if is_wrap else 'jumps by'} {size:.3g} from one frame to the next",
+        f"steps below {least:.3g}, as elsewhere in the dataset",
+        "Angles that jump by a turn: unwrap the column, or use another representation"
+        if is_wrap
+        else f"Frames were lost, or the sensor failed: {leave_out([number])}",
+        number,
+        (int(frames[0]), int(frames[-1]) + 1),
+        vector.key,
+        name,
+    )
+
+
+def _stuck(subject: Subject) -> Iterator[Finding]:
+    """A joint whose reading stands still though it is told to move, in a dataset where it follows."""
+    for pair in subject.pairs:
+        wide = subject.range_of(pair.state)[pair.state_dim], subject.range_of(pair.action)[pair.action_dim]
+        if pair.is_gripper or min(wide) <= 0 or len(subject.episodes) < MIN_EPISODES:
+            continue
+        for position, episode in enumerate(subject.episodes):
+            rows = subject.rows(position)
+            moved = np.ptp(pair.state.values[rows, pair.state_dim]) / wide[0]
+            asked = np.ptp(pair.action.values[rows, pair.action_dim]) / wide[1]
+            if moved < _STUCK and asked > _ALIVE:
+                yield Finding(
+                    "anomalies.stuck",
+                    Severity.ERROR,
+                    "the state does not change in the whole episode, though the actions ask for it",
+                    "movement, as in the other episodes",
+                    f"Its reading was not updated: {leave_out([episode.index])}",
+                    episode.index,
+                    (0, episode.length - 1),
+                    pair.state.key,
+                    pair.state.names[pair.state_dim],
+                )
+
+
+def _idle(subject: Subject) -> Iterator[Finding]:
+    """Long stretches without movement, where the others have none."""
+    vectors = [v for v in subject.vectors if v.role != "other" and (subject.range_of(v) > 0).any()]
+    if not any(v.role == "state" for v in vectors):
+        return
+    fps, found = subject.metadata.fps, []
+    units = {vector.key: subject.unit_of(vector) for vector in vectors}
+    for position, episode in enumerate(subject.episodes):
+        rows = subject.rows(position)
+        is_still = np.ones(max(0, episode.length - 1), bool)
+        for vector in vectors:
+            steps = np.abs(np.diff(vector.values[rows], axis=0)) / units[vector.key]
+            is_still &= (steps < _STILL).all(axis=1)
+        first, length = _longest_run(is_still)
+        if length >= max(_IDLE_S * fps, _IDLE_SHARE * episode.length):
+            found.append((episode.index, first, length))
+    is_common = len(found) > _IDLE_COMMON * len(subject.episodes)
+    for number, first, length in found:
+        yield Finding(
+            "anomalies.idle",
+            Severity.INFO if is_common else Severity.WARNING,
+            f"nothing moves for {length / fps:.1f} s",
+            f"less than {_IDLE_S:g} s: a policy learns to wait, and may not go on",
+            "Cut the stretch out when recording or converting",
+            number,
+            (first, first + length),
+        )
+
+
+def _longest_run(is_true: np.ndarray) -> tuple[int, int]:
+    """(first, length) of the longest stretch of true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_true.astype(np.int8), [0]])))
+    if not len(edges):
+        return 0, 0
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return int(begins[longest]), int(ends[longest] - begins[longest])

@@ -1,0 +1,91 @@
+"""What `meta/` says, against itself and against the tables: `metadata.*`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from openpi.data.check.findings import Finding, Severity
+from openpi.data.check.subject import Reading, Subject
+from openpi.data.lerobot import home
+from openpi.data.lerobot.features import dimension_names, is_depth
+from openpi.data.lerobot.files import read_json
+from openpi.data.lerobot.metadata import LeRobotMetadata
+
+_FIXED = "`openpi dataset check --fix` writes what the table of episodes has"
+
+
+def load(root: Path) -> tuple[LeRobotMetadata | None, list[Finding]]:
+    """The metadata, and what keeps them from being read; totals that are wrong do not."""
+    try:
+        return LeRobotMetadata.load(root), []
+    except (ValueError, OSError) as error:
+        refused = error
+    try:
+        metadata = LeRobotMetadata.load(root, trust_totals=True)
+    except (ValueError, OSError) as error:
+        return None, [Finding.of_error("metadata.refused", error)]
+    return metadata, [Finding.of_error("metadata.totals", refused)]
+
+
+def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
+    info = read_json(metadata.root / home.INFO_FILE)
+    yield from _other_totals(info, metadata)
+    yield from _split(info, metadata)
+    for key, reason in metadata.unreadable.items():
+        is_read = reading.columns is not None and key in reading.columns
+        other = Severity.INFO if is_depth(metadata.features[key]) else Severity.WARNING
+        severity = Severity.ERROR if is_read else other
+        yield Finding("metadata.picture", severity, f"it {reason}", "8-bit RGB, to be a camera", column=key)
+    for key, feature in metadata.features.items():
+        names = dimension_names(feature)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if len(feature["shape"]) == 1 and len(names) == feature["shape"][0] and twice:
+            yield Finding(
+                "metadata.names",
+                Severity.WARNING,
+                f"several dimensions are called {', '.join(twice)}",
+                "a name of its own for each",
+                "Correct features in meta/info.json",
+                column=key,
+            )
+
+
+def check_tasks(subject: Subject) -> Iterator[Finding]:
+    """The tasks that the table of episodes names are those of the frames."""
+    texts = subject.metadata.tasks
+    for position, episode in enumerate(subject.episodes):
+        used = np.unique(subject.columns["task_index"][subject.rows(position)]).tolist()
+        found = {texts[task] for task in used if task in texts}
+        if episode.tasks and found and set(episode.tasks) != found:
+            yield Finding(
+                "metadata.tasks",
+                Severity.WARNING,
+                f"meta/episodes names {sorted(episode.tasks)}, and task_index of the frames says {sorted(found)}",
+                "the same; frames are what training reads",
+                "Write the table of episodes again, or correct task_index",
+                episode.index,
+                column="task_index",
+            )
+
+
+def _other_totals(info: dict, metadata: LeRobotMetadata) -> Iterator[Finding]:
+    num_videos = len(metadata.episodes) * sum(f["dtype"] == "video" for f in metadata.features.values())
+    counted = {"total_tasks": len(metadata.tasks), "total_videos": num_videos}
+    for name, expected in counted.items():
+        found = info.get(name)
+        if found is not None and found != expected and (name == "total_tasks" or metadata.version < "v3"):
+            what = f"{name} in meta/info.json is {found}"
+            yield Finding("metadata.totals", Severity.WARNING, what, str(expected), _FIXED)
+
+
+def _split(info: dict, metadata: LeRobotMetadata) -> Iterator[Finding]:
+    splits = info.get("splits")
+    if not isinstance(splits, dict):
+        return
+    end = max((episode.index for episode in metadata.episodes), default=-1) + 1
+    for name, span in splits.items():
+        parts = str(span).split(":")
+        if len(parts) == 2 and parts[1].strip().isdigit() and int(parts[1]) > end:
+            what = f"split '{name}' in meta/info.json is {span}, and the last episode is {end - 1}"
+            yield Finding("metadata.splits", Severity.WARNING, what, f"an end of {end} at most", _FIXED)

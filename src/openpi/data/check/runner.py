@@ -1,0 +1,134 @@
+"""All checks of a dataset, one after the other: `check_dataset`; and the fast half, of a dataset that is open."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from openpi.data.check import (
+    actions,
+    anomalies,
+    consistency,
+    episodes,
+    metadata,
+    portability,
+    statistics,
+    temporal,
+    training,
+    videos,
+)
+from openpi.data.check.findings import Finding, Report, in_order
+from openpi.data.check.pictures import Looks, look
+from openpi.data.check.subject import EVERYTHING, Reading, Subject, open_subject, subject_of
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared import worker_process
+
+_PER_TASK = 4  # episodes
+_WORTH_A_PROCESS = 200  # pictures of cameras and episodes: starting one takes about a second
+
+OnEpisode = Callable[[int, int], None]
+
+
+def check_dataset(
+    root: Path,
+    reading: Reading = EVERYTHING,
+    *,
+    jobs: int = 1,
+    decodes: bool = True,
+    on_episode: OnEpisode = lambda done, total: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Report:
+    """Looks at everything.
+
+    Args:
+        reading: what a recipe makes of it.
+        jobs: processes that decode pictures.
+        decodes: whether any are; without, this takes seconds.
+        on_episode: is told how many of all episodes have been looked at.
+        on_stage: is told what comes next.
+    """
+    started = time.monotonic()
+    on_stage("metadata and files")
+    description, findings = metadata.load(root)
+    findings += portability.check(root)
+    if description is None:
+        return Report(str(root), in_order(findings), {}, seconds=time.monotonic() - started)
+    findings += metadata.check(description, reading)
+    on_stage("columns")
+    subject, unreadable = open_subject(description, reading)
+    findings += unreadable
+    num_pictures = 0
+    if subject.episodes:
+        findings += [*temporal.check(subject), *metadata.check_tasks(subject), *statistics.check(subject)]
+        findings += check_signals(subject)
+        if decodes:
+            on_stage("pictures of episodes")
+            refused = {f.episode for f in findings if f.code == temporal.REFUSED and f.episode is not None}
+            datasets, faults = videos.open_cameras(subject, refused)
+            looks = _look(datasets, subject, jobs, on_episode)
+            num_pictures = sum(len(camera.frames) for found in looks for camera in found.cameras.values())
+            findings += [*faults, *videos.check(subject, looks)]
+    lengths = {episode.index: episode.length for episode in description.episodes}
+    return Report(str(root), in_order(findings), lengths, num_pictures, time.monotonic() - started)
+
+
+def check_signals(subject: Subject) -> list[Finding]:
+    """The fast half: what the columns say. In this order, for each leaves out what those before it have found."""
+    checks = (anomalies.not_finite, consistency.check, anomalies.check, actions.check, episodes.check, training.check)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what is not finite is a finding already
+        return [finding for check in checks for finding in check(subject)]
+
+
+def check_open(dataset: LeRobotDataset, reading: Reading) -> tuple[Finding, ...]:
+    """The fast half of a dataset that was opened for training."""
+    return in_order(check_signals(subject_of(dataset, reading)))
+
+
+def _look(
+    datasets: Mapping[str, LeRobotDataset], subject: Subject, jobs: int, on_episode: OnEpisode
+) -> Sequence[Looks]:
+    numbers = [episode.index for episode in subject.episodes]
+    looks = []
+    for found in _looks(datasets, numbers, jobs):
+        looks.append(found)
+        on_episode(len(looks), len(numbers))
+    return looks
+
+
+def _looks(datasets: Mapping[str, LeRobotDataset], numbers: Sequence[int], jobs: int) -> Iterator[Looks]:
+    if not datasets:
+        return
+    jobs = min(jobs, max(1, len(numbers) * len(datasets) // _WORTH_A_PROCESS))
+    _quiet_decoders()
+    if jobs == 1:
+        for number in numbers:
+            yield look(datasets, number)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(datasets,)) as pool:
+        yield from pool.map(_look_in_worker, numbers, chunksize=_PER_TASK)
+
+
+_datasets: Mapping[str, LeRobotDataset] = {}
+
+
+def _start(datasets: Mapping[str, LeRobotDataset]) -> None:
+    global _datasets
+    worker_process.start()
+    _quiet_decoders()
+    _datasets = datasets
+
+
+def _look_in_worker(number: int) -> Looks:
+    return look(_datasets, number)
+
+
+def _quiet_decoders() -> None:
+    """What is broken becomes a finding; FFmpeg would print the same to the terminal."""
+    logging.getLogger("libav").setLevel(logging.CRITICAL)

@@ -1,0 +1,109 @@
+"""Stored statistics against the numbers: `statistics.*`. Not those of training, which `openpi stats` computes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.data.check.findings import Finding, Severity
+from openpi.data.check.subject import Subject
+from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.meta_values import number_of
+
+COMPARED = ("min", "max", "mean", "std")
+_TOLERANCE = 1e-3  # of the range of a dimension
+_FIXED = "`openpi dataset check --fix` computes them anew"
+_EPISODE_STATS_V21 = "meta/episodes_stats.jsonl"
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    root = subject.metadata.root
+    if len(subject.episodes) == len(subject.metadata.episodes) and (root / "meta/stats.json").is_file():
+        yield from _of_dataset(root / "meta/stats.json", subject)
+    try:
+        stored = list(episode_stats(root, subject.metadata.version))
+    except (ValueError, OSError) as error:
+        yield Finding.of_error("statistics.unreadable", error)
+        return
+    positions = {episode.index: position for position, episode in enumerate(subject.episodes)}
+    for index, stats in stored:
+        if index in positions:
+            rows = subject.rows(positions[index])
+            for key in _compared(subject):
+                if key in stats:
+                    yield from _differences(key, stats[key], subject.columns[key][rows], index)
+
+
+def episode_stats(root: Path, version: str) -> Iterator[tuple[int, Mapping[str, Mapping[str, Any]]]]:
+    """Those stored with each episode: lines of their own in v2.1, flat columns of the table of episodes in v3.0."""
+    if version == "v2.1" and (root / _EPISODE_STATS_V21).is_file():
+        for _, line in read_jsonl(root / _EPISODE_STATS_V21):
+            if isinstance(line.get("stats"), dict) and isinstance(line.get("episode_index"), int):
+                yield line["episode_index"], line["stats"]
+    if version.startswith("v3"):
+        for file in sorted((root / "meta/episodes").glob("*/*.parquet")):
+            yield from _flat_stats(file)
+
+
+def _flat_stats(file: Path) -> Iterator[tuple[int, Mapping[str, Mapping[str, Any]]]]:
+    table = read_parquet(file)
+    names = [name for name in table.column_names if name.startswith("stats/") and name.rsplit("/", 1)[1] in COMPARED]
+    columns = {name: table[name].to_pylist() for name in names}
+    for row, index in enumerate(table["episode_index"].to_pylist()):
+        stats: dict[str, dict[str, Any]] = {}
+        for name, values in columns.items():
+            key, stat = name.removeprefix("stats/").rsplit("/", 1)
+            stats.setdefault(key, {})[stat] = values[row]
+        yield index, stats
+
+
+def _of_dataset(path: Path, subject: Subject) -> Iterator[Finding]:
+    try:
+        stored = read_json(path)
+    except (ValueError, OSError) as error:
+        yield Finding.of_error("statistics.unreadable", error)
+        return
+    for key in _compared(subject):
+        if isinstance(stored.get(key), dict):
+            yield from _differences(key, stored[key], subject.columns[key], None)
+        else:
+            yield Finding(
+                "statistics.missing", Severity.INFO, "meta/stats.json has no statistics of it", "", _FIXED, column=key
+            )
+
+
+def _compared(subject: Subject) -> Sequence[str]:
+    return [vector.key for vector in subject.vectors]
+
+
+def _differences(key: str, stored: Mapping[str, Any], values: np.ndarray, episode: int | None) -> Iterator[Finding]:
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    if not np.isfinite(rows).all():
+        return
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    real = {"min": low, "max": high, "mean": rows.mean(axis=0), "std": rows.std(axis=0)}
+    slack = _TOLERANCE * (high - low) + 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
+    for name in COMPARED:
+        found = _numbers(stored.get(name))
+        if found is None or found.shape != low.shape:
+            continue
+        if (off := ~(np.abs(found - real[name]) <= slack)).any():
+            dim = int(np.argmax(off))
+            yield Finding(
+                "statistics.stale",
+                Severity.WARNING,
+                f"the stored {name} of dimension {dim} is {found[dim]:.6g}",
+                f"{real[name][dim]:.6g}, which the frames have",
+                _FIXED,
+                episode,
+                column=key,
+            )
+            return
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return None if number_of(value) is None else np.array([number_of(value)], np.float64)
