@@ -1,4 +1,4 @@
-"""`benchmarks/on_gpu.py`, as a machine runs it that has little more than PyTorch and JAX; without a GPU, on tiny models."""
+"""`benchmarks/on_gpu.py`, on tiny models, as a machine runs it that has little more than PyTorch and JAX."""
 
 import argparse
 import importlib

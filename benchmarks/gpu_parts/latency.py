@@ -14,6 +14,7 @@ from gpu_parts.sizes import Shape, Size
 from gpu_parts.start import since_start
 from gpu_parts.work import NUM_STEPS
 from openpi import transforms
+from openpi.models import compact
 
 _NUM_KERNELS = 10
 
@@ -53,7 +54,9 @@ def _parts(sampler: Any, pipeline: Any, observation: dict, noise: np.ndarray, se
     """Of a step, the difference of what takes ten and what takes one, a ninth; what is left is the prefix."""
     to_model, to_robot = transforms.compose(pipeline.inputs), transforms.compose(pipeline.outputs)
     inputs = batch_of(pipeline, observation)
-    whole, short = (sampler.program(inputs, noise, num_steps=n) for n in (NUM_STEPS, 1))
+    # What the sampler was made ready for: else the shorter program, which it was not, would run on all there could be.
+    inputs = compact.cut(inputs, compact.longer(compact.used_extent(inputs), compact.whole_extent(inputs)))
+    whole, short = sampler.program(inputs, noise), sampler.program(inputs, noise, num_steps=1)
     actions = whole()
     answer = {"state": np.asarray(inputs["state"][0]), "actions": actions[0]}
     time_it = functools.partial(times_ms, seconds=seconds, at_most=200)

@@ -1,5 +1,6 @@
 """Several clients at once: through the server and its sockets, and past them."""
 
+import importlib.util
 import multiprocessing
 import queue
 import threading
@@ -9,7 +10,7 @@ from typing import Any
 
 from gpu_parts import models
 from gpu_parts.calls import observation_for, pipeline_of, policy_of
-from gpu_parts.records import Records, figure
+from gpu_parts.records import Records, figure, times_ms
 from gpu_parts.sizes import Size
 
 _CLIENTS_PER_PROCESS = 4
@@ -18,7 +19,7 @@ _PATIENCE_S = 60.0
 
 
 def clients(part: str, *, size: Size, records: Records) -> None:
-    """PyTorch as CUDA graphs; batches of one and of eight are captured before."""
+    """PyTorch as CUDA graphs: one by one, as `openpi serve` has it, and with batches of eight captured before."""
     shape = size.shapes["published"]
     pipeline = pipeline_of(shape)
     observation = observation_for(shape, pipeline)
@@ -29,27 +30,19 @@ def clients(part: str, *, size: Size, records: Records) -> None:
         is_smoke=size.name == "smoke",
     )
     policy = policy_of(sampler, pipeline)
+    has_sockets = importlib.util.find_spec("websockets") is not None
     for count in _BATCHES:
         policy.warm_up(observation, batch_size=count)
-        one = figure(_repeated(lambda count=count: policy.infer_batch([observation] * count), size.seconds / 2), "ms")
-        records.write(part, f"batch of {count}", figures={"call": one})
-    names = {"model thread, no sockets": _past_sockets, "websockets": _through_sockets}
-    for name, measure in names.items():
-        times = measure(policy, observation, size)
-        seconds, waits = times
-        figures = {"chunks": figure(len(waits) / seconds, "1/s"), "wait": figure(waits, "ms")}
-        records.write(part, f"{size.clients} clients, {name}", figures=figures)
-
-
-def _repeated(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Milliseconds of each."""
-    call()
-    end, times = time.perf_counter() + seconds, []
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
+        together = [observation] * count
+        times = times_ms(lambda together=together: policy.infer_batch(together), seconds=size.seconds / 3)
+        records.write(part, f"batch of {count}", figures={"call": figure(times, "ms")})
+        ways = {"no sockets": _past_sockets} | ({"websockets": _through_sockets} if has_sockets else {})
+        for way, measure in ways.items():
+            seconds, waits = measure(policy, observation, size)
+            figures = {"chunks": figure(len(waits) / seconds, "1/s"), "wait": figure(waits, "ms")}
+            records.write(part, f"{size.clients} clients, {way}, batches of {count}", figures=figures)
+    if not has_sockets:
+        raise ModuleNotFoundError("No module named 'websockets': measured without sockets", name="websockets")
 
 
 def _past_sockets(policy: Any, observation: dict, size: Size) -> tuple[float, list[float]]:
@@ -80,7 +73,7 @@ def _at_once(calls: list[Callable[[], None]], seconds: float) -> tuple[float, li
 
     def repeat(call: Callable[[], None]) -> None:
         try:
-            waits.extend(_repeated(call, seconds))
+            waits.extend(times_ms(call, seconds=seconds, at_least=1, at_most=10**6))
         except Exception as error:
             errors.append(error)
 

@@ -35,9 +35,9 @@ def _call(function: Callable[..., None], size: Size, records: Records) -> None:
     function(size=size, records=records)
 
 
-def _training(backend: str, case: str, limit_s: float) -> Part:
-    name = f"training/{backend}-{case.lower().replace(' ', '')}"
-    return _part(name, training.steps, limit_s, 30, backend, backend=backend, case=case)
+def _training(backend: str, case: str, limit_s: float, *, is_compiled: bool = False) -> Part:
+    name = f"training/{backend}-{case.lower().replace(' ', '')}{'-compiled' * is_compiled}"
+    return _part(name, training.steps, limit_s, 30, backend, backend=backend, case=case, is_compiled=is_compiled)
 
 
 _GRAPH = {"uses_graphs": True}
@@ -51,6 +51,7 @@ _PARTS = (
     _training("pytorch", "full", 60),
     _part("serving", serving.clients, 90, 40, "pytorch"),
     _training("jax", "full", 80),
+    _training("pytorch", "full", 100, is_compiled=True),
     _part("tokens/pytorch", tokens.tokens, 45, 20, "pytorch", backend="pytorch"),
     _training("pytorch", "24 GB", 50),
     _training("pytorch", "libero", 60),

@@ -13,14 +13,14 @@ from openpi.training.backend import open_backend
 _AT_LEAST, _AT_MOST = 3, 20
 
 
-def steps(part: str, *, backend: str, case: str, size: Size, records: Records) -> None:
+def steps(part: str, *, backend: str, case: str, size: Size, records: Records, is_compiled: bool = False) -> None:
     """Steps that wait for the device, so that each has a time of its own; their batches lie on it already."""
     training = size.training[case](backend)
-    config, note = training.config, training.note
+    config, note = dataclasses.replace(training.config, pytorch_compile=is_compiled), training.note
     if config.model.augmentation and backend == "jax" and importlib.util.find_spec("augmax") is None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, augmentation=False))
         note += "; without image augmentation, for want of augmax"
-    engine = open_backend(config)
+    engine = _engine(config, size)
     engine.check()
     rows = batch(config.model, config.batch_size, cameras=training.cameras, prompt_len=training.prompt_len)
     start = time.perf_counter()
@@ -41,6 +41,15 @@ def steps(part: str, *, backend: str, case: str, size: Size, records: Records) -
     note += f"; loss {loss:.3g}"
     records.write(part, case, figures=figures, note=note)
     records.write(part, case, figures=figures | _planned(config), note=note)
+
+
+def _engine(config: Any, size: Size) -> Any:
+    """Compiled by nothing but the tracer where everything is tiny."""
+    if not config.pytorch_compile or size.name != "smoke":
+        return open_backend(config)
+    from openpi.training.backend_pytorch import PyTorchBackend
+
+    return PyTorchBackend(config, compile_backend="eager")
 
 
 def _figures(times: list[float], rows: int) -> dict[str, Any]:
