@@ -37,10 +37,10 @@ def _timed(make_sampler: Callable[[Shape], Any], part: str, size: Size, records:
         whole = figure(calls, "ms")
         figures = {"policy call": whole, "p99 / p50": figure(whole["p99"] / whole["p50"], ""), "ready after": ready}
         figures |= first
-        checksum = {"actions": actions.astype(float).round(6).tolist()}
-        records.write(part, name, figures=figures, **checksum)  # should what follows not come to its end
+        kept = {"actions": actions.astype(float).round(6).tolist()}
+        records.write(part, name, figures=figures, **kept)  # should what follows not come to its end
         figures |= _parts(sampler, pipeline, observation, noise[None], size.seconds / 4)
-        records.write(part, name, figures=figures | _memory(part), **checksum)
+        records.write(part, name, figures=figures | _memory(part), **kept)
         if part.startswith("latency/pytorch"):
             _write_kernels(lambda policy=policy, seen=observation: policy.infer(seen), part, name, records)
 
@@ -105,14 +105,8 @@ def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Recor
 
 
 def pytorch(part: str, *, compile_mode: str | None, uses_graphs: bool, size: Size, records: Records) -> None:
-    """One way of PyTorch; where everything is tiny, of its tracer alone."""
-
-    def make(shape: Shape) -> Any:
-        return models.pytorch_sampler(
-            shape.model, compile_mode=compile_mode, uses_graphs=uses_graphs, is_smoke=size.name == "smoke"
-        )
-
-    _timed(make, part, size, records)
+    how: Any = {"compile_mode": compile_mode if size.compiles else None, "uses_graphs": uses_graphs}
+    _timed(lambda shape: models.pytorch_sampler(shape.model, **how), part, size, records)
 
 
 def jax(part: str, *, size: Size, records: Records) -> None:

@@ -44,20 +44,16 @@ def fill(parameters: dict[str, Any]) -> None:
             value.normal_(std=_STD, generator=generator)
 
 
-def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool, is_smoke: bool = False) -> Any:
-    """Compiled by nothing but the tracer where everything is tiny: the compiler takes minutes on a CPU."""
+def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool) -> Any:
+    """Without graphs where there is no GPU."""
     import torch
 
     from openpi.policies.sampler_pytorch import PytorchSampler
 
     device = "cuda" if on_gpu() else "cpu"
-    return PytorchSampler(
-        pytorch_model(config, torch.device(device)),
-        device=device,
-        compile_mode=compile_mode,
-        compile_backend="eager" if is_smoke else "inductor",
-        uses_graphs=uses_graphs and device == "cuda",
-    )
+    model = pytorch_model(config, torch.device(device))
+    graphs = uses_graphs and on_gpu()
+    return PytorchSampler(model, device=device, compile_mode=compile_mode, uses_graphs=graphs)
 
 
 def jax_sampler(config: Any) -> Any:

@@ -23,12 +23,8 @@ def clients(part: str, *, size: Size, records: Records) -> None:
     shape = size.shapes["published"]
     pipeline = pipeline_of(shape)
     observation = observation_for(shape, pipeline)
-    sampler = models.pytorch_sampler(
-        shape.model,
-        compile_mode="default" if models.on_gpu() else None,
-        uses_graphs=True,
-        is_smoke=size.name == "smoke",
-    )
+    compile_mode = "default" if size.compiles else None
+    sampler = models.pytorch_sampler(shape.model, compile_mode=compile_mode, uses_graphs=True)
     policy = policy_of(sampler, pipeline)
     has_sockets = importlib.util.find_spec("websockets") is not None
     for count in _BATCHES:

@@ -55,6 +55,7 @@ class Size:
     """Attributes:
     shapes: by name.
     seconds: of repeating whatever is repeated.
+    compiles: by `torch.compile`, where that is what is measured; on a CPU it takes minutes.
     gemm_side, copy_bytes: of the ceilings.
     tokens: that pi0-FAST writes, few and many.
     training: by name, made for a backend.
@@ -66,6 +67,7 @@ class Size:
     tokens: tuple[int, int]
     training: dict[str, Callable[[str], Training]]
     seconds: float
+    compiles: bool
     gemm_side: int
     copy_bytes: int
     clients: int
@@ -131,6 +133,7 @@ FULL = Size(
     tokens=(16, 144),
     training={"full": _full, "libero": _libero, "lora": _lora, "24 GB": _24gb},
     seconds=6.0,
+    compiles=True,
     gemm_side=8192,
     copy_bytes=4 << 30,
     clients=16,
@@ -174,7 +177,8 @@ SMOKE = Size(
     fast=Pi0FASTConfig(action_dim=7, action_horizon=4, max_token_len=16, **_SMALL),
     tokens=(2, 4),
     training={name: _tiny(made) for name, made in FULL.training.items()},
-    seconds=0.05,
+    seconds=0.02,
+    compiles=False,
     gemm_side=128,
     copy_bytes=1 << 20,
     clients=2,

@@ -24,8 +24,8 @@ def again(part: str, *, backend: str, size: Size, records: Records) -> None:
     if backend == "jax":
         sampler = models.jax_sampler(shape.model)
     else:
-        is_smoke = size.name == "smoke"
-        sampler = models.pytorch_sampler(shape.model, compile_mode="default", uses_graphs=True, is_smoke=is_smoke)
+        compile_mode = "default" if size.compiles else None
+        sampler = models.pytorch_sampler(shape.model, compile_mode=compile_mode, uses_graphs=True)
     policy, observation = policy_of(sampler, pipeline), observation_for(shape, pipeline)
     policy.warm_up(observation)
     policy.infer(observation)

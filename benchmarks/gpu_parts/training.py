@@ -14,27 +14,24 @@ _AT_LEAST, _AT_MOST = 3, 20
 
 
 def steps(part: str, *, backend: str, case: str, size: Size, records: Records, is_compiled: bool = False) -> None:
-    """Steps that wait for the device, so that each has a time of its own; their batches lie on it already."""
+    """Steps that wait for the device, so that each has a time of its own."""
     training = size.training[case](backend)
-    config, note = dataclasses.replace(training.config, pytorch_compile=is_compiled), training.note
+    config, note = dataclasses.replace(training.config, pytorch_compile=is_compiled and size.compiles), training.note
     if config.model.augmentation and backend == "jax" and importlib.util.find_spec("augmax") is None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, augmentation=False))
         note += "; without image augmentation, for want of augmax"
-    engine = _engine(config, size)
+    engine = open_backend(config)
     engine.check()
     rows = batch(config.model, config.batch_size, cameras=training.cameras, prompt_len=training.prompt_len)
     start = time.perf_counter()
-    state, times = _state(engine), []
-    while len(times) < _AT_LEAST + 1 or (sum(times) < size.seconds * 1e3 and len(times) < _AT_MOST):
-        placed = engine.place(rows, len(times))
-        begun = time.perf_counter()
-        state, metrics = engine.train_step(state, placed)
-        engine.wait(metrics)
-        times.append((time.perf_counter() - begun) * 1e3)
-        if len(times) == 1:
-            first = time.perf_counter() - start
-    loss = float(metrics["loss"])
-    figures = _figures(times[1:], config.batch_size) | {"first step after": figure(first, "s")}
+    state = _state(engine)
+    ready_s = time.perf_counter() - start
+    times, loss = _times_ms(engine, state, rows, size.seconds)
+    figures = {
+        "step": figure(times[1:], "ms"),
+        "samples": figure([config.batch_size / ms * 1e3 for ms in times[1:]], "1/s"),
+        "first step after": figure(ready_s + times[0] / 1e3, "s"),
+    }
     peak = models.peak_bytes(backend)
     if peak is not None:
         figures["peak memory"] = figure(peak / 1e9, "GB")
@@ -43,17 +40,17 @@ def steps(part: str, *, backend: str, case: str, size: Size, records: Records, i
     records.write(part, case, figures=figures | _planned(config), note=note)
 
 
-def _engine(config: Any, size: Size) -> Any:
-    """Compiled by nothing but the tracer where everything is tiny."""
-    if not config.pytorch_compile or size.name != "smoke":
-        return open_backend(config)
-    from openpi.training.backend_pytorch import PyTorchBackend
-
-    return PyTorchBackend(config, compile_backend="eager")
-
-
-def _figures(times: list[float], rows: int) -> dict[str, Any]:
-    return {"step": figure(times, "ms"), "samples": figure([rows / ms * 1e3 for ms in times], "1/s")}
+def _times_ms(engine: Any, state: Any, rows: dict[str, Any], seconds: float) -> tuple[list[float], float]:
+    """Of steps, the one that compiles included, each with what is left of the transfer of its batch; and the loss."""
+    times: list[float] = []
+    metrics: Any = None
+    while len(times) <= _AT_LEAST or (sum(times) < seconds * 1e3 and len(times) < _AT_MOST):
+        placed = engine.place(rows, len(times))
+        start = time.perf_counter()
+        state, metrics = engine.train_step(state, placed)
+        engine.wait(metrics)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times, float(metrics["loss"])
 
 
 def _state(engine: Any) -> Any:
