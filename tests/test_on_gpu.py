@@ -17,13 +17,14 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "on_gpu.py"
 MISSING = ("augmax", "av", "beartype", "google_crc32c", "gymnasium", "mujoco", "tyro")
 _HIDES = """
 import sys
+from importlib.machinery import PathFinder
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing}:
-            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {missing} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Hidden())
+sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
 """
 
 

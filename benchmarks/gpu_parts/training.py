@@ -9,6 +9,7 @@ from gpu_parts import models
 from gpu_parts.records import Records, figure
 from gpu_parts.sizes import Size, batch
 from openpi.training.backend import open_backend
+from openpi.training.config import TrainConfig
 
 _AT_LEAST, _AT_MOST = 3, 20
 
@@ -17,8 +18,8 @@ def steps(part: str, *, backend: str, case: str, size: Size, records: Records, i
     """Steps that wait for the device, so that each has a time of its own."""
     training = size.training[case](backend)
     config, note = dataclasses.replace(training.config, pytorch_compile=is_compiled and size.compiles), training.note
-    if config.model.augmentation and backend == "jax" and importlib.util.find_spec("augmax") is None:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, augmentation=False))
+    if backend == "jax" and _for_jax(config) is not config:
+        config = _for_jax(config)
         note += "; without image augmentation, for want of augmax"
     engine = open_backend(config)
     engine.check()
@@ -38,6 +39,14 @@ def steps(part: str, *, backend: str, case: str, size: Size, records: Records, i
     note += f"; loss {loss:.3g}"
     records.write(part, case, figures=figures, note=note)
     records.write(part, case, figures=figures | _planned(config), note=note)
+
+
+def _for_jax(config: TrainConfig) -> TrainConfig:
+    """Without the image augmentation, where the library is not there that makes it in JAX."""
+    model: Any = config.model
+    if not model.augmentation or importlib.util.find_spec("augmax") is not None:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(model, augmentation=False))
 
 
 def _times_ms(engine: Any, state: Any, rows: dict[str, Any], seconds: float) -> tuple[list[float], float]:
@@ -64,10 +73,10 @@ def _state(engine: Any) -> Any:
     return state
 
 
-def _planned(config: Any) -> dict[str, Any]:
+def _planned(config: TrainConfig) -> dict[str, Any]:
     """What `openpi train --plan` says, which needs JAX to trace the step."""
     if importlib.util.find_spec("jax") is None:
         return {}
     from openpi.training import plan
 
-    return {"peak as --plan has it": figure(plan.predict(config).total / 1e9, "GB")}
+    return {"peak as --plan has it": figure(plan.predict(_for_jax(config)).total / 1e9, "GB")}
