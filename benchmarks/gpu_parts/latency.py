@@ -19,8 +19,10 @@ from openpi.models import compact
 _NUM_KERNELS = 10
 
 
-def _timed(make_sampler: Callable[[Shape], Any], part: str, size: Size, records: Records) -> None:
-    for name, shape in size.shapes.items():
+def _timed(
+    make_sampler: Callable[[Shape], Any], part: str, shapes: dict[str, Shape], seconds: float, records: Records
+) -> None:
+    for name, shape in shapes.items():
         pipeline = pipeline_of(shape)
         observation = observation_for(shape, pipeline)
         start = time.perf_counter()
@@ -32,14 +34,14 @@ def _timed(make_sampler: Callable[[Shape], Any], part: str, size: Size, records:
             (shape.model.action_horizon, shape.model.action_dim), dtype=np.float32
         )
         actions = np.asarray(policy.infer(observation, noise=noise)["actions"])
-        first = {"first chunk after": since_start()} if name == next(iter(size.shapes)) else {}
-        calls = times_ms(lambda policy=policy, seen=observation: policy.infer(seen), seconds=size.seconds, at_most=1000)
+        first = {"first chunk after": since_start()} if name == next(iter(shapes)) else {}
+        calls = times_ms(lambda policy=policy, seen=observation: policy.infer(seen), seconds=seconds, at_most=1000)
         whole = figure(calls, "ms")
         figures = {"policy call": whole, "p99 / p50": figure(whole["p99"] / whole["p50"], ""), "ready after": ready}
         figures |= first
         kept = {"actions": actions.astype(float).round(6).tolist()}
         records.write(part, name, figures=figures, **kept)  # should what follows not come to its end
-        figures |= _parts(sampler, pipeline, observation, noise[None], size.seconds / 4)
+        figures |= _parts(sampler, pipeline, observation, noise[None], seconds / 4)
         records.write(part, name, figures=figures | _memory(part), **kept)
         if part.startswith("latency/pytorch"):
             _write_kernels(lambda policy=policy, seen=observation: policy.infer(seen), part, name, records)
@@ -106,8 +108,9 @@ def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Recor
 
 def pytorch(part: str, *, compile_mode: str | None, uses_graphs: bool, size: Size, records: Records) -> None:
     how: Any = {"compile_mode": compile_mode if size.compiles else None, "uses_graphs": uses_graphs}
-    _timed(lambda shape: models.pytorch_sampler(shape.model, **how), part, size, records)
+    _timed(lambda shape: models.pytorch_sampler(shape.model, **how), part, size.shapes, size.seconds, records)
 
 
 def jax(part: str, *, size: Size, records: Records) -> None:
-    _timed(lambda shape: models.jax_sampler(shape.model), part, size, records)
+    shapes = size.shapes if size.compiles else dict(list(size.shapes.items())[:1])
+    _timed(lambda shape: models.jax_sampler(shape.model), part, shapes, size.seconds, records)

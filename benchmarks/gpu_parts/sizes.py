@@ -55,7 +55,7 @@ class Size:
     """Attributes:
     shapes: by name.
     seconds: of repeating whatever is repeated.
-    compiles: by `torch.compile`, where that is what is measured; on a CPU it takes minutes.
+    compiles: by `torch.compile`, where that is what is measured, and by JAX every shape; on a CPU that takes minutes.
     gemm_side, copy_bytes: of the ceilings.
     tokens: that pi0-FAST writes, few and many.
     training: by name, made for a backend.
