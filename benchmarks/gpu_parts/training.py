@@ -38,7 +38,8 @@ def steps(part: str, *, backend: str, case: str, size: Size, records: Records, i
         figures["peak memory"] = figure(peak / 1e9, "GB")
     note += f"; loss {loss:.3g}"
     records.write(part, case, figures=figures, note=note)
-    records.write(part, case, figures=figures | _planned(config), note=note)
+    if size.compiles or case == "full":  # tracing a tiny step takes longer than making it
+        records.write(part, case, figures=figures | _planned(config), note=note)
 
 
 def _for_jax(config: TrainConfig) -> TrainConfig:
