@@ -56,9 +56,10 @@ def test_every_part_runs_where_little_is_installed_and_leaves_the_page(bare: Pat
     assert done.returncode == 0, page + (out / "log.txt").read_text()[-4000:]
     assert set(states(out).values()) == {"done"}, page
     assert page in done.stdout and "nothing else" in page
-    rows = [line for line in page.splitlines() if line.startswith("|")]
-    goals = [row for row in rows if " ms | latency/" in row or " 1/s | " in row or " ms | tokens/" in row]
-    assert len(goals) >= 5, page
+    goals = page.partition("## Goals")[2].partition("##")[0]
+    reached = [line.split(" | ")[2] for line in goals.splitlines() if line.startswith("| ")][2:]
+    # No GPU tells the peak of its memory.
+    assert len(reached) == 10 and reached.count("open") == 2, page
     assert "has no FP8 yet" in page
 
 

@@ -70,7 +70,8 @@ def _parts(sampler: Any, pipeline: Any, observation: dict, noise: np.ndarray, se
         "on the device": all_steps,
         "prefix": [ms - np.median(step) for ms in one_step],
         "denoising, a step": step,
-        "read-back": time_it(whole.fetch),
+        # Of new actions each time: JAX keeps what it has brought once.
+        "read-back": time_it(whole.fetch, before=lambda: (whole.run(), whole.wait())),
         "output transforms": time_it(lambda: to_robot({**answer})),
     }
     return {name: figure(times, "ms") for name, times in found.items()}

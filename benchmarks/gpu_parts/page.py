@@ -12,13 +12,16 @@ Record = dict[str, Any]
 _ON_DEVICE = ("prefix", "denoising")
 
 
+_RATE = "1/s"  # the more the better; of everything else the less
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """A number that we aim at.
 
     Attributes:
-        parts, case, figure, quantile: where what was reached is found; of several parts the best counts.
-        target: at most that, or with `is_least` at least.
+        parts, case, figure, quantile: where what was reached is found; by the beginning of parts, by a piece of cases.
+        chosen_by: the figure by which the best of several is chosen; None = this one.
     """
 
     what: str
@@ -28,18 +31,19 @@ class Goal:
     target: float
     unit: str
     quantile: str = "p50"
-    is_least: bool = False
+    chosen_by: str | None = None
 
 
+_CALL, _CLIENTS = ("latency/", "published"), ("serving", "clients, websockets")
 GOALS = (
-    Goal("whole policy call, first goal", "latency/", "published", "policy call", 14.0, "ms"),
-    Goal("whole policy call", "latency/", "published", "policy call", 9.2, "ms"),
-    Goal("p99 / p50 of it", "latency/", "published", "p99 / p50", 1.05, ""),
+    Goal("whole policy call, first goal", *_CALL, "policy call", 14.0, "ms"),
+    Goal("whole policy call", *_CALL, "policy call", 9.2, "ms"),
+    Goal("p99 / p50 of the fastest", *_CALL, "p99 / p50", 1.05, "", chosen_by="policy call"),
     Goal("the same in FP8, cosine at least 0.998", "latency/pytorch-fp8", "published", "policy call", 9.0, "ms"),
-    Goal("serving, 16 clients", "serving", "clients, websockets", "chunks", 100, "1/s", is_least=True),
-    Goal("their wait, p99", "serving", "clients, websockets", "wait", 120, "ms", quantile="p99"),
-    Goal("full fine-tuning", "training/", "full", "samples", 30, "1/s", is_least=True),
-    Goal("recipe of LIBERO", "training/", "libero", "samples", 50, "1/s", is_least=True),
+    Goal("serving, 16 clients", *_CLIENTS, "chunks", 100, _RATE),
+    Goal("their wait, p99", *_CLIENTS, "wait", 120, "ms", quantile="p99", chosen_by="chunks"),
+    Goal("full fine-tuning", "training/", "full", "samples", 30, _RATE),
+    Goal("recipe of LIBERO", "training/", "libero", "samples", 50, _RATE),
     Goal("peak of a recipe for 24 GB", "training/", "24 GB", "peak memory", 22, "GB"),
     Goal("a token of pi0-FAST", "tokens/", "pi0-FAST, LIBERO", "a token", 1.5, "ms"),
 )
@@ -96,22 +100,34 @@ def _goals(records: Sequence[Record]) -> str:
 
 
 def _goal_row(goal: Goal, records: Sequence[Record]) -> list[str]:
-    sign = ">=" if goal.is_least else "<="
-    wanted = f"{sign} {goal.target:g} {goal.unit}"
-    reached = [
-        (record["part"], record["figures"][goal.figure])
+    is_rate = goal.unit == _RATE
+    wanted = f"{'>=' if is_rate else '<='} {goal.target:g} {goal.unit}".strip()
+    reached = _reached(goal, records)
+    if reached is None:
+        return [goal.what, wanted, "open", GAPS.get(goal.parts, "-"), "-", "-"]
+    found = reached["figures"][goal.figure]
+    value = found[goal.quantile]
+    is_met = value >= goal.target if is_rate else value <= goal.target
+    by = f"{reached['part']}, {reached['case']}"
+    return [goal.what, wanted, f"{_number(value)} {goal.unit}".strip(), by, _spread(found), "yes" if is_met else "no"]
+
+
+def _reached(goal: Goal, records: Sequence[Record]) -> Record | None:
+    """The best record of what the goal is about."""
+    candidates = [
+        record
         for record in records
         if record["part"].startswith(goal.parts)
         and goal.case in record["case"]
         and goal.figure in record.get("figures", {})
     ]
-    if not reached:
-        return [goal.what, wanted, "open", GAPS.get(goal.parts, "-"), "-", "-"]
-    choose = max if goal.is_least else min
-    part, found = choose(reached, key=lambda pair: pair[1][goal.quantile])
-    value = found[goal.quantile]
-    is_met = value >= goal.target if goal.is_least else value <= goal.target
-    return [goal.what, wanted, f"{_number(value)} {goal.unit}", part, _spread(found), "yes" if is_met else "no"]
+    by = goal.chosen_by or goal.figure
+
+    def worth(record: Record) -> float:
+        found = record["figures"][by]
+        return found["p50"] if found["unit"] == _RATE else -found["p50"]
+
+    return max(candidates, key=worth, default=None)
 
 
 def _spread(found: dict[str, Any]) -> str:

@@ -18,12 +18,21 @@ def figure(values: float | Sequence[float], unit: str) -> dict[str, Any]:
     return {"unit": unit, "n": len(found), "min": low, "p50": p50, "p99": p99, "max": high}
 
 
-def times_ms(call: Callable[[], Any], *, seconds: float, at_most: int = 300, at_least: int = 5) -> list[float]:
-    """Of calls that return when they are done; the first one is not counted."""
+def times_ms(
+    call: Callable[[], Any],
+    *,
+    seconds: float,
+    at_most: int = 300,
+    at_least: int = 5,
+    before: Callable[[], Any] = lambda: None,
+) -> list[float]:
+    """Of calls that return when they are done; the first one is not counted, nor is what comes `before` each."""
+    before()
     call()
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < at_least or (time.perf_counter() - started < seconds and len(times) < at_most):
+        before()
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1e3)
