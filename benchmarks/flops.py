@@ -25,7 +25,7 @@ from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.policies.robot_spec import find_spec
 from openpi.serving.warm_up import example_observation
 from openpi.shared.tree import unflatten
-from openpi.training import step_jax
+from openpi.training import liveness, step_jax
 from openpi.training.config import TrainConfig, get_config
 
 # --- counting -------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class _Walk:
         if name == "conv_general_dilated":
             return _conv(eqn), unknown
         if name == "scan":
-            return self._scan(params, inputs)
+            return self._scan(eqn, inputs)
         if name == "cond":
             return self._cond(params["branches"], inputs)
         if name == "while":
@@ -100,9 +100,10 @@ class _Walk:
         found = [self.run(branch.jaxpr, branch.consts, operands) for branch in branches]
         return max(flops for flops, _ in found), [None] * len(found[0][1])
 
-    def _scan(self, params: Any, inputs: list[Any]) -> tuple[int, list[Any]]:
+    def _scan(self, eqn: Any, inputs: list[Any]) -> tuple[int, list[Any]]:
+        params = eqn.params
         body, length = params["jaxpr"], params["length"]
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        num_consts, num_carry = liveness.scan_sizes(eqn)
         consts, carry, xs = (
             inputs[:num_consts],
             inputs[num_consts : num_consts + num_carry],

@@ -58,7 +58,7 @@ def take_ctrl_c() -> None:
 
 take_ctrl_c()
 
-# Shapes written in signatures are checked while tests run, and only then.
+# Shapes written in signatures are checked while tests run, and only then; not on a bare machine (benchmarks/on_gpu.py).
 jaxtyping.install_import_hook(
     [
         "openpi.models.gemma",
@@ -70,7 +70,7 @@ jaxtyping.install_import_hook(
         "openpi.models.augment",
         *(f"openpi.models_pytorch.{name}" for name in ("gemma", "siglip", "lora", "pi0", "pi0_fast")),
     ],
-    "beartype.beartype",
+    "beartype.beartype" if importlib.util.find_spec("beartype") else None,
 )
 
 # How long an example takes says nothing on a shared machine.

@@ -115,6 +115,16 @@ def test_of_many_kinds_of_inputs_the_one_used_longest_ago_is_forgotten(
         np.testing.assert_array_equal(sampler.sample(inputs_of(kit, row), noise[row], num_steps=1), before)
 
 
+def test_the_parts_of_a_call_are_the_call(kit: Kit) -> None:
+    sampler, noise, row = sampler_of(kit), kit.inputs["sample_noise"], slice(0, 1)
+    program = sampler.program(inputs_of(kit, row), noise[row], num_steps=1)
+    for step in (program.send, program.run, program.wait, program.run):
+        step()
+    actions = program.fetch()
+    np.testing.assert_array_equal(actions, sampler.sample(inputs_of(kit, row), noise[row], num_steps=1))
+    np.testing.assert_array_equal(actions, program())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_graph_replays_what_was_captured_for_other_inputs(kit: Kit) -> None:

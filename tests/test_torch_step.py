@@ -90,7 +90,7 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     backend = PyTorchBackend(config)
     placed = moved(backend.place(sample_batch(config), 0))
     backend._device = DEVICE
-    state = backend._empty_state()
+    state = backend.empty_state()
     assert all(param.device == DEVICE for param in state.params.values())
     with NothingWaits() as seen:
         metrics = backend._step(state, placed.rows, placed.random)
@@ -121,7 +121,7 @@ def test_a_step_gets_the_random_numbers_drawn_for_it() -> None:
         drawn = step_pytorch.draw(config, step, config.batch_size)
         torch.testing.assert_close(placed.random, drawn, rtol=0, atol=0)
     with pytest.raises(AssertionError, match="the batch of step 7 is given to step 0"):
-        backend.train_step(backend._empty_state(), placed)
+        backend.train_step(backend.empty_state(), placed)
 
 
 def test_metrics_are_numbers_once_they_are_read() -> None:
@@ -225,7 +225,7 @@ def test_a_state_is_made_without_all_gradients_at_once(name: str) -> None:
     # An average is made afterwards, and would hide what was there before.
     backend = PyTorchBackend(of_torch(tiny_recipe.tiny, deep, run(ema_decay=None), STATES[name]))
     with Allocated() as allocated:
-        state = backend._empty_state()
+        state = backend.empty_state()
         sizes = [param.nbytes for param in state.trainable.values()]
         kept = sum(x.nbytes for slots in state.optimizer.state.values() for x in slots.values())
         kept += sum(sizes)

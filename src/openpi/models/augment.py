@@ -1,11 +1,11 @@
 """Image augmentation while training, on the device. Source: the model specification, section 2.4.
 
-The `augmax` library does the work, so that the random draws are those the published models were trained with.
+The `augmax` library does the work, so that the random draws are those the published models were trained with. It is
+imported when something is augmented: a robot's computer, or a bare one, serves without it.
 """
 
 from typing import Any
 
-import augmax
 import jax
 from jaxtyping import Array, Float
 
@@ -32,7 +32,10 @@ def augment_images(rng: jax.Array, images: dict[str, Float[Array, "b h w 3"]]) -
     return out
 
 
-def _chain(height: int, width: int, *, keep_geometry: bool) -> augmax.Chain:
+def _chain(height: int, width: int, *, keep_geometry: bool) -> Any:
+    """An `augmax.Chain`."""
+    import augmax
+
     jitter = augmax.ColorJitter(brightness=0.3, contrast=0.4, saturation=0.5)
     if keep_geometry:
         return augmax.Chain(jitter)

@@ -12,6 +12,7 @@ import numpy as np
 from openpi.models import compact, rtc
 from openpi.models.model import BaseModel, Observation
 from openpi.policies.extents import Extents
+from openpi.policies.program import Program
 
 
 class JaxSampler:
@@ -45,35 +46,57 @@ class JaxSampler:
         Returns:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
+        return self.program(inputs, noise, **sample_kwargs)()
+
+    def program(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> Program:
+        """What `sample` does with these arguments, part by part."""
         options = tuple(sorted(sample_kwargs.items()))
         self._rng, key = jax.random.split(self._rng)
-        return self._run(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options, key)
+        return self._program(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options, key)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
         options = tuple(sorted(sample_kwargs.items()))
         _, key = jax.random.split(jax.random.key(0))  # compiled as well
         for extent in self._extents.make_ready(inputs, options):
-            self._run(compact.cut(inputs, extent), None, options, key)
+            self._program(compact.cut(inputs, extent), None, options, key)()
 
-    def _run(
+    def _program(
         self,
         inputs: Mapping[str, Any],
         noise: np.ndarray | None,
         options: tuple[tuple[str, Any], ...],
         key: jax.Array,
-    ) -> Any:
+    ) -> Program:
+        kwargs = tuple((name, value) for name, value in options if name != "chunking")
+        arguments: list[Any] = []
+        outputs: list[jax.Array] = []
+
+        def send() -> None:
+            arguments[:] = self._arguments(inputs, noise, options, key)
+
+        def run() -> None:
+            outputs[:] = [self._sample(self._model, key, *arguments, sample_kwargs=kwargs)]
+
+        return Program(send, run, lambda: np.asarray(outputs[0]), lambda: jax.block_until_ready((arguments, outputs)))
+
+    def _arguments(
+        self,
+        inputs: Mapping[str, Any],
+        noise: np.ndarray | None,
+        options: tuple[tuple[str, Any], ...],
+        key: jax.Array,
+    ) -> tuple[Observation, jax.Array | None, rtc.Continued | None]:
+        """Of `_sample`, on their way to the device."""
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))
         start = None if noise is None else jnp.asarray(noise, jnp.float32)
         if start is None and self.takes_noise:
             start = _draw(key, (len(inputs["state"]), self.action_horizon, self.action_dim))
-        others = {name: value for name, value in options if name != "chunking"}
         continued = None
         if "continued" in inputs:
             rows = {name: jnp.asarray(value) for name, value in inputs["continued"].items()}
             continued = rtc.Continued(**rows, config=dict(options)["chunking"])
-        kwargs = tuple(others.items())
-        return np.asarray(self._sample(self._model, key, observation, start, continued, sample_kwargs=kwargs))
+        return observation, start, continued
 
 
 def _sample(

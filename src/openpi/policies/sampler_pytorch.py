@@ -18,6 +18,7 @@ from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
 from openpi.policies.extents import Extents
+from openpi.policies.program import Program
 
 logger = logging.getLogger("openpi")
 
@@ -94,7 +95,7 @@ class PytorchSampler:
         self._generator = torch.Generator().manual_seed(seed)
         self._graphs = Graphs(self._device) if uses_graphs else None
         self._extents = Extents(config)
-        self._programs: dict[Any, Callable[[dict[str, Any]], Tensor]] = {}  # the last one used comes last
+        self._programs: dict[Any, Direct | Graph] = {}  # the last one used comes last
         self.action_horizon: int = config.action_horizon
         self.action_dim: int = config.action_dim
 
@@ -116,9 +117,13 @@ class PytorchSampler:
         Returns:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
+        return self.program(inputs, noise, **sample_kwargs)()
+
+    def program(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> Program:
+        """What `sample` does with these arguments, part by part."""
         options = tuple(sorted(sample_kwargs.items()))
         find = self._extents.choose if self._has_programs else self._extents.used
-        return self._run(compact.cut(inputs, find(inputs, options)), noise, options, self._generator)
+        return self._program(compact.cut(inputs, find(inputs, options)), noise, options, self._generator)
 
     def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
         """Compiles and captures `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays
@@ -126,12 +131,12 @@ class PytorchSampler:
         """
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
-            self._run(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))
+            self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))()
 
     @torch.no_grad()
-    def _run(
+    def _program(
         self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options, generator: torch.Generator
-    ) -> np.ndarray:
+    ) -> Program:
         host = host_tensors(inputs)
         if self.takes_noise:
             shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
@@ -146,18 +151,25 @@ class PytorchSampler:
             if len(self._programs) >= _MAX_PROGRAMS:
                 logger.warning("inputs of more than %d kinds: that used longest ago is forgotten", _MAX_PROGRAMS)
                 del self._programs[next(iter(self._programs))]
-            program = self._program(host, dropped, options)
+            program = self._made(host, dropped, options)
         self._programs[signature] = program
-        return program(host).float().cpu().numpy()
+        return Program(
+            send=lambda: program.send(host),
+            run=program.replay,
+            fetch=lambda: program.fetch().float().numpy(),
+            wait=self._wait,
+        )
 
-    def _program(
-        self, host: dict[str, Tensor], dropped: tuple[str, ...], options: Options
-    ) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _made(self, host: dict[str, Tensor], dropped: tuple[str, ...], options: Options) -> Direct | Graph:
         """A function of host tensors of these shapes."""
         on_device = self._of_flow(dropped, options) if self.takes_noise else self._of_tokens(dropped, options)
         if self._graphs is not None:
             return self._graphs.capture(on_device, host)
-        return lambda host: on_device({key: value.to(self._device) for key, value in host.items()})
+        return Direct(on_device, self._device)
 
     def _of_flow(self, dropped: tuple[str, ...], options: Options) -> Callable[[dict[str, Tensor]], Tensor]:
         num_steps = dict(options).get("num_steps", 10)
@@ -188,6 +200,26 @@ class PytorchSampler:
             return write(observation_of(tensors, dropped))
 
         return run
+
+
+class Direct:
+    """A function of device tensors, launched as it is written; in the steps of a `Graph`."""
+
+    def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], device: torch.device) -> None:
+        self._run, self._device = run, device
+        self._inputs: dict[str, Tensor] = {}
+        self._output: Tensor | None = None
+
+    def send(self, host: dict[str, Tensor]) -> None:
+        self._inputs = {key: value.to(self._device) for key, value in host.items()}
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        self._output = self._run(self._inputs)
+
+    def fetch(self) -> Tensor:
+        assert self._output is not None
+        return self._output.cpu()
 
 
 class Graphs:

@@ -169,7 +169,7 @@ class PyTorchBackend:
     def create_state(self) -> TrainState:
         reference = unflatten(dict(self.param_specs()))
         weights = weight_loaders.open_weights(self._config.start_weights, reference)
-        state = self._empty_state()
+        state = self.empty_state()
         params = state.params
         loaded = {row.released for rows in layout.loaded_rows(weights).values() for row in rows}
         for block in weights.blocks(loaded.__contains__):
@@ -181,8 +181,40 @@ class PyTorchBackend:
             average.copy_(params[name].detach())
         return state
 
+    def empty_state(self) -> TrainState:
+        """A state of the right shapes and dtypes, split over the devices, with any values."""
+        config = self._config
+        computes_in_f32 = config.pytorch_training_precision == "float32"
+        model_config: Any = dataclasses.replace(config.model, **({"dtype": "float32"} if computes_in_f32 else {}))
+        model = loading.create(model_config)
+        is_frozen = {row.torch: config.freeze_filter(row.tree) for row in self._table}
+        masters = torch.bfloat16 if config.pytorch_training_precision == "pure_bfloat16" else torch.float32
+        for name, param in list(model.named_parameters()):
+            dtype = torch.bfloat16 if is_frozen[name] else masters
+            loading.set_parameter(model, name, param.detach().to(dtype), requires_grad=not is_frozen[name])
+        parallel_pytorch.split(model, config.fsdp_devices, self._device)
+        model.to_empty(device=self._device)
+        if config.pytorch_compile:
+            compiling.compile_blocks(model, backend=self._compile_backend)
+        trees = {row.torch: row.tree for row in self._table}
+        params = dict(model.named_parameters())
+        trainable = {name: param for name, param in params.items() if param.requires_grad}
+
+        def make(params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+            return optimizer_pytorch.create(config.optimizer, params, lambda name: is_matrix(trees[name]))
+
+        frees = config.pytorch_free_gradients
+        optimizer = optimizer_pytorch.InBackward(trainable, make) if frees else make(trainable)
+        optimizer_pytorch.allocate(optimizer)
+        average = None
+        if config.ema_decay is not None:
+            # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
+            average = {name: torch.empty_like(param, dtype=torch.float32) for name, param in trainable.items()}
+        forward = parallel_pytorch.replicated(model, config.fsdp_devices, self._device)
+        return TrainState(0, model, params, forward, optimizer, average)
+
     def restore_state(self, directory: Path) -> TrainState:
-        state = self._empty_state()
+        state = self.empty_state()
         state_files_pytorch.restore(directory, self._config.model, state)
         return state
 
@@ -233,38 +265,6 @@ class PyTorchBackend:
     @functools.cached_property
     def _step(self) -> step_pytorch.Step:
         return step_pytorch.Step(self._config, self._table, self._device)
-
-    def _empty_state(self) -> TrainState:
-        """A state of the right shapes and dtypes, split over the devices, with any values."""
-        config = self._config
-        computes_in_f32 = config.pytorch_training_precision == "float32"
-        model_config: Any = dataclasses.replace(config.model, **({"dtype": "float32"} if computes_in_f32 else {}))
-        model = loading.create(model_config)
-        is_frozen = {row.torch: config.freeze_filter(row.tree) for row in self._table}
-        masters = torch.bfloat16 if config.pytorch_training_precision == "pure_bfloat16" else torch.float32
-        for name, param in list(model.named_parameters()):
-            dtype = torch.bfloat16 if is_frozen[name] else masters
-            loading.set_parameter(model, name, param.detach().to(dtype), requires_grad=not is_frozen[name])
-        parallel_pytorch.split(model, config.fsdp_devices, self._device)
-        model.to_empty(device=self._device)
-        if config.pytorch_compile:
-            compiling.compile_blocks(model, backend=self._compile_backend)
-        trees = {row.torch: row.tree for row in self._table}
-        params = dict(model.named_parameters())
-        trainable = {name: param for name, param in params.items() if param.requires_grad}
-
-        def make(params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-            return optimizer_pytorch.create(config.optimizer, params, lambda name: is_matrix(trees[name]))
-
-        frees = config.pytorch_free_gradients
-        optimizer = optimizer_pytorch.InBackward(trainable, make) if frees else make(trainable)
-        optimizer_pytorch.allocate(optimizer)
-        average = None
-        if config.ema_decay is not None:
-            # f32 also where the weights are not: a step of the average is smaller than bfloat16 can tell.
-            average = {name: torch.empty_like(param, dtype=torch.float32) for name, param in trainable.items()}
-        forward = parallel_pytorch.replicated(model, config.fsdp_devices, self._device)
-        return TrainState(0, model, params, forward, optimizer, average)
 
     def _extent(self, batch: Mapping[str, Any]) -> compact.Extent:
         extent = compact.used_extent(batch)

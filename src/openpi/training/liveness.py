@@ -54,6 +54,19 @@ def peak_bytes(program: Any, size: Size) -> int:
     return _Frame(program.jaxpr, size, is_whole=True).peak()
 
 
+def scan_sizes(eqn: Any) -> tuple[int, int]:
+    """How many inputs of a `scan` are the same in each iteration, and how many after them are carried on; those that
+    are left are sliced. Found by shapes: what the operation calls them differs between versions of JAX.
+    """
+    body = eqn.params["jaxpr"].jaxpr
+
+    def num_alike(outer: list[Any], inner: list[Any]) -> int:
+        return sum(a.aval.shape == b.aval.shape for a, b in zip(outer, inner, strict=True))
+
+    num_carry = num_alike(eqn.outvars, body.outvars)
+    return num_alike(eqn.invars, body.invars) - num_carry, num_carry
+
+
 class _Frame:
     """One straight list of operations: a program, the body of a loop, or a branch.
 
@@ -152,7 +165,7 @@ class _Frame:
         name, params = eqn.primitive.name, eqn.params
         if name in ("scan", "while"):
             body = params["jaxpr" if name == "scan" else "body_jaxpr"].jaxpr
-            sliced = body.invars[params["num_consts"] + params["num_carry"] :] if name == "scan" else ()
+            sliced = body.invars[sum(scan_sizes(eqn)) :] if name == "scan" else ()
             frame = _Frame(body, self.size, sliced=sliced)
             is_layer = all(eqn.primitive.name not in ("scan", "while") for eqn, _, _ in frame.eqns)
             return int(frame.peak() * (_LAYER_COPIES if is_layer else 1))

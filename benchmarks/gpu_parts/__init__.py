@@ -1,0 +1,1 @@
+"""What `on_gpu.py` measures, one subject a file; `table.py` lists it."""
