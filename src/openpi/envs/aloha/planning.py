@@ -138,13 +138,14 @@ class Plan:
 
 def plan(stage: Stage, ways: Sequence[Callable[[Stage], Way]], qpos: np.ndarray, qvel: np.ndarray) -> Plan:
     """The first way that succeeds when it is played from this state, else the last."""
-    assert ways
-    for way in ways:
+    *others, last = ways
+    for way in others:
         stage.set(qpos, qvel)
         tried = play(stage, way(stage))
         if tried.has_succeeded:
-            break
-    return tried
+            return tried
+    stage.set(qpos, qvel)
+    return play(stage, last(stage))
 
 
 def play(stage: Stage, way: Way) -> Plan:
