@@ -397,10 +397,14 @@ class Pi0(BaseModel):
         return loss_over_draws(self.config, self.params, observation.state, actions, noise, time, *prefix, delay)
 
     def draw_delay(self, rng: jax.Array, shape: tuple[int, ...]) -> Int[Array, "*b"] | None:
-        """Delays from 0 to `rtc_max_delay`; None where none are trained, which leaves all other draws as they are."""
-        if not self.config.rtc_max_delay:
+        """Delays from 0 to `rtc_max_delay`, half of them 0 (`rtc_config`); None where none are trained, which leaves
+        all other draws as they are.
+        """
+        most = self.config.rtc_max_delay
+        if not most:
             return None
-        return jax.random.randint(jax.random.fold_in(rng, _DELAY_STREAM), shape, 0, self.config.rtc_max_delay + 1)
+        drawn = jax.random.randint(jax.random.fold_in(rng, _DELAY_STREAM), shape, 1 - most, most + 1)
+        return jnp.maximum(drawn, 0)
 
     def sample_actions(
         self,

@@ -82,9 +82,9 @@ class PI0Pytorch(nn.Module):
         if time is None:
             alpha, beta = (torch.tensor(side) for side in _TIME_BETA)
             time = torch.distributions.Beta(alpha, beta).sample((len(actions),)) * _TIME_SCALE + _TIME_OFFSET
-        delay = None
-        if self.config.rtc_max_delay:
-            delay = torch.randint(self.config.rtc_max_delay + 1, (len(actions),)).to(self._device)
+        delay, most = None, self.config.rtc_max_delay
+        if most:  # half of them are 0, see `rtc_config`
+            delay = torch.randint(1 - most, most + 1, (len(actions),)).clamp(min=0).to(self._device)
         draws = None
         if self.training:
             seed = int(torch.randint(2**62, ()))

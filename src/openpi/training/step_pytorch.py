@@ -109,9 +109,13 @@ def draw_flow(
 
 
 def draw_delay(model: Any, rng: np.random.Generator, time: Tensor | None) -> Tensor | None:
-    """Delays from 0 to `rtc_max_delay`, as many as flow times; None where none are trained."""
+    """Delays from 0 to `rtc_max_delay`, half of them 0 (`rtc_config`), as many as flow times; None where none are
+    trained.
+    """
     most = getattr(model, "rtc_max_delay", 0)
-    return torch.as_tensor(rng.integers(0, most + 1, tuple(time.shape))) if most and time is not None else None
+    if not most or time is None:
+        return None
+    return torch.as_tensor(np.maximum(rng.integers(1 - most, most + 1, tuple(time.shape)), 0))
 
 
 class Step:
