@@ -138,7 +138,7 @@ class Plan:
 
 def plan(stage: Stage, ways: Sequence[Callable[[Stage], Way]], qpos: np.ndarray, qvel: np.ndarray) -> Plan:
     """The first way that succeeds when it is played from this state, else the last."""
-    assert ways
+    tried = Plan(np.empty((0, 14), np.float32), stage.objects(qpos)[None], has_succeeded=False)
     for way in ways:
         stage.set(qpos, qvel)
         tried = play(stage, way(stage))
