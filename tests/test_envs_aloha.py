@@ -74,6 +74,17 @@ def test_one_opens_a_gripper_and_joints_are_absolute(world, task):
     assert not world.is_success
 
 
+def test_insertion_has_a_world_and_no_expert(world):
+    both = AlohaConfig(task="both")
+    transfer, insertion = both.tasks()
+    world.reset(insertion, 0)
+    world.step(world.hold())
+    seen = world.observe()
+    assert seen["prompt"] == insertion.prompt != transfer.prompt
+    assert len(seen[PRIVILEGED]["qpos"]) == 16 + 2 * 7
+    assert both.expert() is None and AlohaConfig(task="insertion").expert() is None
+
+
 @pytest.mark.parametrize("wrong", [np.zeros(13), np.full(14, np.nan)], ids=["width", "nan"])
 def test_actions_that_are_none_are_refused(world, task, wrong):
     world.reset(task, 0)
@@ -113,9 +124,9 @@ def test_the_expert_notices_what_is_wrong_with_an_observation(world, task, exper
 
 
 def test_a_plan_is_judged_where_it_is_played():
-    stage = planning.Stage("transfer_cube")
+    stage = planning.Stage()
     qpos = np.concatenate([[0, -0.96, 1.16, 0, -0.3, 0, 0.02239, -0.02239] * 2, [0.1, 0.5, 0.05, 1, 0, 0, 0]])
-    (way, *_) = ways.ways("transfer_cube")
+    (way, *_) = ways.TRANSFER
     assert planning.plan(stage, [way], qpos, np.zeros(22)).has_succeeded
     qpos[17] = 1.5  # out of reach
     assert not planning.plan(stage, [way], qpos, np.zeros(22)).has_succeeded

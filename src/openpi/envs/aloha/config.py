@@ -62,8 +62,10 @@ class AlohaConfig:
 
         return AlohaWorld(image_size=self.image_size, exact_images=self.exact_images, privileged=privileged)
 
-    def expert(self) -> AlohaExpert:
-        """See `WorldConfig`."""
+    def expert(self) -> AlohaExpert | None:
+        """See `WorldConfig`. None for insertion, which nobody has written yet."""
+        if self.task != "transfer":
+            return None
         extra.check("gym_aloha", "aloha")
         from openpi.envs.aloha.expert import AlohaExpert
 

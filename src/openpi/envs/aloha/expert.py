@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from openpi.envs.aloha import planning, ways
-from openpi.envs.aloha.config import INSERTION, TRANSFER
+from openpi.envs.aloha.config import TRANSFER
 from openpi.envs.asked import Asked, Episodes
 
 HORIZON = 50
 
 _STATE_TOLERANCE = 1e-5
-_OBJECT_TOLERANCE_M = 0.03
+_CUBE_TOLERANCE_M = 0.03
 _MIN_STEPS_BETWEEN_PLANS = 25  # a plan takes as long to make as some steps to play
 _MIN_RED_PIXELS = 4
 _RED_TOLERANCE = 0.06  # of the picture's width; fingers hide a part of the cube
@@ -41,7 +41,7 @@ class AlohaExpert:
     """See `openpi.envs.world.Expert`."""
 
     def __init__(self) -> None:
-        self._stages = {TRANSFER: planning.Stage("transfer_cube"), INSERTION: planning.Stage("insertion")}
+        self._stage = planning.Stage()
         self._plans: Episodes[_Plan] = Episodes()
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,9 @@ class AlohaExpert:
             ValueError: a key is missing, the state or the picture is not what the simulator says.
         """
         asked = Asked(obs)
-        stage = self._stages[asked.text("task")]
+        stage = self._stage
+        if asked.text("task") != TRANSFER:
+            raise ValueError(f"the expert is asked to do {asked.text('task')!r}; it knows {TRANSFER}")
         qpos, qvel, step = (
             asked.vector("qpos", stage.model.nq),
             asked.vector("qvel", stage.model.nv),
@@ -59,8 +61,8 @@ class AlohaExpert:
         )
         check_observation(obs, stage, qpos)
         plan = self._plans.get(asked.episode)
-        if plan is None or _has_strayed(plan, step, stage.objects(qpos)):
-            plan = _Plan(step, planning.plan(stage, ways.ways(stage.name), qpos, qvel))
+        if plan is None or _has_strayed(plan, step, stage.cube_pose(qpos)[:3]):
+            plan = _Plan(step, planning.plan(stage, ways.TRANSFER, qpos, qvel))
             self._plans.put(asked.episode, plan)
         first = plan.row_of(step)
         rows = plan.made.rows[first : first + HORIZON]
@@ -96,8 +98,8 @@ def _red_centre(image: np.ndarray) -> np.ndarray | None:
     return np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / image.shape[1]
 
 
-def _has_strayed(plan: _Plan, step: int, objects: np.ndarray) -> bool:
+def _has_strayed(plan: _Plan, step: int, cube: np.ndarray) -> bool:
     if 0 <= step - plan.first_step < _MIN_STEPS_BETWEEN_PLANS:
         return False
-    expected = plan.made.objects[plan.row_of(step)]
-    return step < plan.first_step or bool(np.abs(objects - expected).max() > _OBJECT_TOLERANCE_M)
+    expected = plan.made.cube[plan.row_of(step)]
+    return step < plan.first_step or bool(np.abs(cube - expected).max() > _CUBE_TOLERANCE_M)
