@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openpi.envs.tabletop import PICK, TabletopEnv, tabletop_observation
+from openpi.evaluation.play import _holds
 from openpi.evaluation.stats import Paired, wilson_interval
 from openpi.evaluation.video import tile, write_video
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example
@@ -151,3 +152,9 @@ def test_the_example_has_the_keys_and_shapes_that_the_world_sends():
     assert sent.keys() == example.keys()
     for key in ("observation/image", "observation/wrist_image", "observation/state"):
         assert (sent[key].shape, sent[key].dtype) == (example[key].shape, example[key].dtype)
+
+
+def test_a_joint_at_zero_is_a_place_and_a_command_of_zeros_is_none():
+    """An ALOHA that holds must not turn its waists back to where they began."""
+    assert _holds(np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.0])) == ["stay"] * 7
+    assert _holds(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])) == ["zero"] * 6 + ["stay"]

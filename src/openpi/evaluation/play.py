@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Player:
             ),
             rate_hz=self.rate_hz,
             action_width=len(body.pose()),
-            hold=None if _tells_hold(self.metadata) else ["stay" if value else "zero" for value in body.pose()],
+            hold=None if _tells_hold(self.metadata) else _holds(body.pose()),
             on_warning=warnings.append,
             clock=clock,
         )
@@ -176,6 +176,14 @@ class _Asked(BasePolicy):
             self.last_error = str(answer["error"])
             raise RuntimeError(self.last_error)
         return answer
+
+
+def _holds(start: np.ndarray) -> Sequence[Literal["stay", "zero"]]:
+    """How each dimension stands still, by what does so at the start: a command of zeros, but for the gripper, is one of
+    steps or velocities; any other is a place, in which single joints may well be at zero.
+    """
+    is_place = bool(start[:-1].any())
+    return [*("stay" if is_place else "zero" for _ in start[:-1]), "stay"]
 
 
 def _tells_hold(metadata: Mapping[str, Any]) -> bool:
