@@ -351,7 +351,7 @@ def test_cameras_that_only_one_side_has_are_named_and_rates_may_be_waived():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["moon", "--policy=expert"], "expected one of franka"),
+        (["moon", "--policy=expert"], "expected one of aloha, franka"),
         (["nowhere/my_world.py:World", "--policy=expert"], "does not exist"),
         ([f"{dot_world.__file__}:Walker", "--policy=expert"], "no world"),
         (["tabletop"], "which policy"),
