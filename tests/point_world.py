@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from openpi.envs.world import PRIVILEGED, Task, WorldConfig
-from openpi.policies.contract import Contract
-from openpi.training.config import AssetsConfig, get_config
+from openpi.envs.world import PRIVILEGED, Task
 
 STEP_M = 0.05  # for an action of 1, as LIBERO's controller
 NEAR_M = 0.04
@@ -81,10 +79,3 @@ class PointConfig:
 
     def expert(self) -> PointExpert:
         return PointExpert()
-
-
-def contract_of(world: WorldConfig) -> Contract:
-    """Of the recipe whose keys and actions a world speaks, without statistics."""
-    config = get_config(world.recipe)
-    data = replace(config.data, assets=AssetsConfig()).create(config.assets_dirs, config.model)
-    return Contract.build(replace(data, norm_stats=None), config.model, control_hz=world.control_hz)

@@ -119,4 +119,4 @@ def summaries(folder: Path) -> list[dict]:
 
 
 def contract_of(recipe: str) -> Contract:
-    return serve_dummy._contract(serve_dummy.Args(recipe))[0]
+    return serve_dummy.of_recipe(recipe, None)

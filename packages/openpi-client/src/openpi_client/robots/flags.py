@@ -29,7 +29,8 @@ def parse(kind: Type[T], argv: Optional[Sequence[str]] = None, *, prefix: str = 
     summary = (kind.__doc__ or "").partition("\n\n")[0]
     parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
     hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    declared: Any = kind
+    for field in dataclasses.fields(declared):
         _add(parser, prefix, field, hints[field.name], told.get(field.name, ""))
     words = sys.argv[1:] if argv is None else argv
     found = vars(parser.parse_args([_published(word, prefix) for word in words]))
@@ -81,7 +82,8 @@ def _reader(kind: Callable[[str], Any], is_optional: bool) -> Callable[[str], An
     def read(text: str) -> Any:
         return None if is_optional and text == "None" else kind(text)
 
-    read.__name__ = {int: "whole number", float: "number", Path: "path"}.get(kind, "text")  # type: ignore[call-overload]
+    names: Dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
+    read.__name__ = names.get(kind, "text")  # argparse says it of a bad value
     return read
 
 

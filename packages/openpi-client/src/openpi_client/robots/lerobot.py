@@ -27,6 +27,7 @@ from openpi_client import realtime
 from openpi_client.realtime.requests import Requester
 from openpi_client.realtime.robot import check_names
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
+from openpi_client.robots.libraries import need
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 logger = logging.getLogger(__name__)
@@ -140,10 +141,7 @@ def make_robot(arguments: Sequence[str]) -> LeRobot:
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{error}; `pip install lerobot` (Python 3.12 or later) in this environment") from error
+    return need(name, "pip install lerobot (Python 3.12 or later) in this environment")
 
 
 def _register_everything() -> None:
