@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import demo, evaluate, serve
+from openpi.cli import _world_words, demo, evaluate, serve
 from openpi.demo import pipeline
 from openpi.demo.pipeline import DemoOptions, read_metrics, run_demo
 from openpi.demo.plan import BASE, FULL, QUICK, Plan
@@ -27,7 +27,7 @@ def test_printed_commands_are_commands_that_exist_with_flags_they_know(tmp_path)
     assert parsed.data.repo_id == str(plan.dataset)
     assert parsed.checkpoint_dir == plan.run_dir("tabletop_place")
     command = plan.evaluate("after", server="base", episodes=8, films=1, swap_prompts=True)
-    _, world, evaluated = evaluate.parse(command.args[1:])
+    _, world, evaluated = _world_words.parse(command.args[1:], evaluate.Args, "openpi evaluate", "")
     assert world.swap_prompts and (evaluated.episodes, evaluated.trials) == (8, 2)
     assert (evaluated.output, evaluated.videos) == (plan.evaluation("after"), 1)
 

@@ -24,6 +24,7 @@ class Hiding(PathFinder):
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in {missing} else super().find_spec(name, path, target)
 
+Hiding.__name__ = PathFinder.__name__  # by which jaxtyping finds it
 sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
 """
 

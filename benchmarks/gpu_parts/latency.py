@@ -43,7 +43,7 @@ def _timed(
         records.write(part, name, figures=figures, **kept)  # should what follows not come to its end
         figures |= _parts(sampler, pipeline, observation, noise[None], seconds / 4)
         records.write(part, name, figures=figures | _memory(part), **kept)
-        if part.startswith("latency/pytorch"):
+        if part.startswith("latency/pytorch") and (first or models.on_gpu()):
             _write_kernels(lambda policy=policy, seen=observation: policy.infer(seen), part, name, records)
 
 
@@ -92,7 +92,8 @@ def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Recor
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    on_gpu, count = models.on_gpu(), 3
+    on_gpu = models.on_gpu()
+    count = 3 if on_gpu else 1  # a processor's thousands of events take seconds to sort
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         for _ in range(count):
             call()
