@@ -63,6 +63,18 @@ def test_aloha_inputs_agree_with_the_recording_and_leave_their_input_alone(golde
     assert_same(sample, before)
 
 
+def test_aloha_takes_each_camera_under_the_key_that_its_contract_names():
+    sample = aloha_policy.make_aloha_example()
+    images = sample.pop("images")
+    flat = {**sample, **{f"images/{name}": image for name, image in images.items()}}
+    nested = flatten_dict(aloha_policy.AlohaInputs()({**sample, "images": images}))
+    del nested["prompt"], flat["prompt"]
+    assert_same(aloha_policy.AlohaInputs()(flat), nested)
+    del flat["images/cam_high"]
+    with pytest.raises(KeyError, match="images/cam_high"):
+        aloha_policy.AlohaInputs()(flat)
+
+
 @pytest.mark.parametrize("adapt", [0, 1])
 @pytest.mark.parametrize("dim", [14, 32])
 def test_aloha_outputs_agree_with_the_recording(golden, adapt, dim):

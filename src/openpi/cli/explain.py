@@ -215,8 +215,10 @@ def _model_line(model: Any) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """One line; a `KeyError` of user code says at least that it is one."""
-    return f"{type(error).__name__}: {error}"
+    """One line; a `KeyError` of user code says at least that it is one, ours has a sentence."""
+    from openpi.shared.errors import MissingKeyError
+
+    return str(error) if isinstance(error, MissingKeyError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

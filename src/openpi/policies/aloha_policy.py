@@ -97,7 +97,9 @@ class AlohaOutputs:
 
 def _camera_slots(data: dict) -> tuple[dict[str, np.ndarray], dict[str, np.bool_]]:
     known = {camera.key.removeprefix("images/"): camera.slot for camera in ALOHA_SPEC.cameras}
-    images = data.get("images", {})
+    # Under one key, as published, or each under its own, as a contract names them.
+    images = {key.removeprefix("images/"): data[key] for key in data if key.startswith("images/")}
+    images |= data.get("images", {})
     unknown = [name for name in images if name not in known]
     if unknown:
         raise ValueError(

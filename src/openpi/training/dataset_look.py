@@ -34,7 +34,14 @@ def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
 
 def warn_of_findings(dataset: Any, data_config: DataConfig, horizon: int) -> None:
     """Logs one line for each kind of finding that is an error or a warning; nothing is refused for it."""
-    if not isinstance(dataset, LeRobotDataset) or len(dataset) > _MAX_FRAMES:
+    if not isinstance(dataset, LeRobotDataset):
+        return
+    if len(dataset) > _MAX_FRAMES:
+        logger.info(
+            "dataset: not looked at, for its %d frames; `openpi dataset check %s` does",
+            len(dataset),
+            dataset.metadata.root,
+        )
         return
     kinds = [
         kind
