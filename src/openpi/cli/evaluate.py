@@ -1,4 +1,5 @@
-"""`openpi evaluate WORLD`: closed-loop episodes of a policy in a simulator, over the wire as a robot would.
+"""`openpi evaluate WORLD`: closed-loop episodes of a policy in a simulator, over the wire as a robot would; and
+`openpi evaluate DATASET`: its chunks beside recorded ones.
 
 Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 130 = stopped. What was played is kept: `--resume`.
 """
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openpi.cli import _world_words
+from openpi.cli import _open_loop, _world_words
 
 if TYPE_CHECKING:
     from openpi.envs.world import WorldConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from openpi.evaluation.worlds import Done
     from openpi.policies.contract import Contract
 
-SUMMARY = "success of a policy in a simulator: intervals per task, videos, a report"
+SUMMARY = "success of a policy in a simulator, or its error on a dataset: intervals, videos, a report"
 
 PROGRAM = "openpi evaluate"
 _PATIENCE_S = 10.0
@@ -93,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
 
     output: Path | None = None
     try:
+        if words and _open_loop.is_dataset(words[0]):
+            return _open_loop.main(words, PROGRAM)
         name, world, args = _world_words.parse(words[:cut], Args, PROGRAM, "[options]")
         output = args.output
         return _run(_plan(name, world, args), args, tuple(words[cut + 1 :]))

@@ -44,7 +44,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool
         parts.append(
             f'<polyline class="line {line.style}" points="{path}"><title>{escape(line.label)}</title></polyline>'
         )
-    named = [line for line in lines if line.style != "faint"]
+    named = list({line.label: line for line in lines if line.style != "faint"}.values())
     legend = _legend(named) if len(named) > 1 else ""
     return f"{legend}{_svg(parts, _WIDTH, _HEIGHT, f'{y_label} over {x_label}')}"
 
