@@ -100,6 +100,7 @@ class Args:
         tls_cert: certificate chain (PEM), for wss:// and https://.
         tls_key: its private key (PEM).
         shared_memory: take the images of robots on this host from memory instead of the socket (Linux).
+        strict: refuse observations that do not look like those of training, instead of warning of them.
         debug: send whole tracebacks to clients.
     """
 
@@ -135,6 +136,7 @@ class Args:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     shared_memory: bool = False
+    strict: bool = False
     debug: bool = False
 
 
@@ -204,6 +206,7 @@ def _limits(args: Args) -> Limits:
         idle_timeout_s=args.idle_timeout_s or None,
         max_memory_bytes=None if args.max_memory_mib is None else args.max_memory_mib * 2**20,
         message=dataclasses.replace(usual, max_observations=max(usual.max_observations, 4 * args.max_batch)),
+        refuses_suspicious=args.strict,
     )
 
 

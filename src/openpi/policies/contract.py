@@ -20,6 +20,7 @@ from openpi import transforms as _transforms
 from openpi.policies import images as _images
 from openpi.policies.colours import channel_mean, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
+from openpi.policies.seen import Seen
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
@@ -79,6 +80,7 @@ class Contract:
             commanded; empty = unknown.
         action_low, action_high: of recorded actions, as the robot takes them; None = unknown.
         action_max_step: from one recorded action to the next, at most; None = unknown.
+        seen: views of the cameras, states and prompts of training, for `policies.watch`; None = unknown.
         control_hz: steps per second, as recorded; None = unknown.
         default_prompt: used when an observation has none; None = a prompt is required.
         normalization: `quantile` or `zscore`.
@@ -110,6 +112,7 @@ class Contract:
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None
     action_max_step: tuple[float, ...] | None = None
+    seen: Seen | None = None
 
     @classmethod
     def build(
@@ -483,6 +486,8 @@ def _from_json(document: dict[str, Any]) -> Contract:
     optional = ("hold", "action_low", "action_high", "action_max_step")  # which older files lack
     for name in ("trained_relative", "state_q01", "state_q99", *(name for name in optional if name in fields)):
         fields[name] = None if fields[name] is None else tuple(fields[name])
+    if fields.get("seen") is not None:
+        fields["seen"] = Seen.from_json(fields["seen"])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
     contract = Contract(**fitted_fields(Contract, fields, "contract"))
     _check_widths(contract)

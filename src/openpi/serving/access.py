@@ -28,6 +28,7 @@ class Limits:
         max_opening_per_network: of them, from one address.
         max_pages: pages that are made or sent at once; more are answered with 503. Health checks are none.
         message: what one message may hold.
+        refuses_suspicious: observations that do not look like those of training are refused, not only warned of.
     """
 
     max_message_bytes: int = 256 * _MIB
@@ -39,6 +40,7 @@ class Limits:
     max_opening_per_network: int = 64
     max_pages: int = 64
     message: MessageLimits = dataclasses.field(default_factory=MessageLimits)
+    refuses_suspicious: bool = False
 
     @property
     def memory_bytes(self) -> int:

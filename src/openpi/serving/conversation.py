@@ -27,6 +27,7 @@ from openpi.serving.model_slot import ModelPool, ModelSlot, StoppingError
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.positronic_session import PositronicSession
 from openpi.serving.recording import SessionLog, SessionRecorder
+from openpi.serving.watching import Watching
 from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageRefused, StreamClosed
@@ -99,6 +100,7 @@ class Conversation:
         live = LiveSession(connection.number, session.protocol, slot.model_id, connection.address)
         opening = self.opening_of(session, slot)
         connection.live = live
+        watching = Watching(slot.policy, self.client_log, connection.address, is_strict=self.limits.refuses_suspicious)
         if connection.is_stopping:
             raise StoppingError
         with contextlib.closing(live), self._log(live, opening) as log:
@@ -110,7 +112,7 @@ class Conversation:
                 if connection.is_over:
                     connection.turn.release()
                     return
-                _Exchange(self, slot, live, log, message).run()
+                _Exchange(self, slot, live, log, watching, message).run()
                 del message
 
     @contextlib.contextmanager
@@ -138,9 +140,11 @@ class _Exchange:
     slot: ModelSlot
     live: LiveSession
     log: SessionLog | None
+    watching: Watching
     message: memoryview | str
     observations: list[dict] = dataclasses.field(default_factory=list)
     items: list[Item | Exception] = dataclasses.field(default_factory=list)
+    suspicions: list[str] = dataclasses.field(default_factory=list)
     num_bytes: int = 0  # of the message, and of what was made of it
     is_released: bool = False
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
@@ -170,6 +174,8 @@ class _Exchange:
             )
             self.observations = self.conversation.session.received(self.message, decode)
             self.items = self.slot.thread.prepare(self.observations)
+            if not isinstance(self.items[0] if self.items else None, Exception):
+                self.suspicions = self.watching.look(self.observations)
 
     def _reserve(self, num_bytes: int) -> None:
         self.conversation.memory.reserve(num_bytes)
@@ -221,6 +227,8 @@ class _Exchange:
         if error is None and answers is not None:
             ran = iter(answers.results)
             results = [item if isinstance(item, Exception) else next(ran) for item in self.items]
+            if self.suspicions and isinstance(results[0], dict):
+                results[0] = {**results[0], "warnings": [*results[0].get("warnings", ()), *self.suspicions]}
             try:
                 frames = self.conversation.session.replied(
                     results, answers.infer_s, self.prepare_s, time.perf_counter() - self.start_s

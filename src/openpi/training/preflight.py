@@ -23,7 +23,7 @@ from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, stats_in_use, tracking
+from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, seen, stats_in_use, tracking
 from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
@@ -152,6 +152,9 @@ def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, c
         return TrainingData(data_config, _loader(config, data_config), holdout=None, contract=None)
     data_config = with_usable_statistics(config, data_config, checkpoint)
     contract = check_samples(config, data_config)
+    if processes.is_first() and data_config.rlds_data_dir is None:  # who writes it; a stream has no episodes
+        numbers = seen.trained_on(config, data_config)
+        contract = dataclasses.replace(contract, seen=seen.look(config, data_config, numbers))
     return TrainingData(
         data_config,
         train=_loader(config, data_config),

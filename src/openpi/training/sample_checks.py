@@ -22,6 +22,7 @@ from openpi.models.tokenizer import (
     PaligemmaTokenizer,
     load_sentencepiece,
 )
+from openpi.policies import watch
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.robot_spec import find_spec
@@ -96,6 +97,8 @@ def check_stage(stage: Stage, before: Sample | None, context: Context, *, is_out
                 findings += _told(context.contract.warnings(stage.sample))
         case ContractGuard() as guard:
             findings += _told(guard.contract.warnings(before))
+            if guard.contract.seen is not None:
+                findings += _told(watch.once(guard.contract.seen, before))
         case RangeGuard() as guard if "state" in before:
             findings += _told(guard.contract.range_warnings(before["state"]))
         case transforms.InjectDefaultPrompt() if "prompt" in stage.sample and "prompt" not in before:
@@ -130,8 +133,9 @@ def check_round_trip(recorded: np.ndarray, returned: np.ndarray) -> Finding:
 
 
 def _told(warnings: list[str]) -> list[Finding]:
-    """Warnings of a contract, `subject: text`."""
-    return [Finding(key, text.strip()) for key, _, text in (warning.partition(":") for warning in warnings)]
+    """Warnings of a contract, `subject: text` or `[code] subject: text`."""
+    parts = [warning.partition(":") for warning in warnings]
+    return [Finding(subject.rpartition("] ")[2], text.strip()) for subject, _, text in parts]
 
 
 def _another_robot(transform: Any, before: Sample) -> Iterator[Finding]:

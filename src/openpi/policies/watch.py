@@ -1,0 +1,255 @@
+"""Whether a robot sees what training saw: its observations, one after another, against the contract's `seen`.
+
+Warnings begin with their code and subject, `[frozen] observation/image: ...`, and end with what to do. Each of the
+checks takes out what may well differ (lamps, a moved table) and speaks after several observations only, so that a
+clean robot is not bothered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from openpi.policies.seen import FLAT, SIDE, Seen, Vector, direction, view
+from openpi.shared.tree import flatten
+
+_LOOKS = 5  # observations that a check of pictures looks at
+_CLEARLY = 0.5  # another explanation is nearer by this factor
+_LEAST_FAR = 0.08  # one less correlation: nearer is the same picture to anyone
+_SLACK = 0.5  # of a range, beyond which a value is outside: the range is that of some frames only
+_NARROW = 0.25  # of a range: episodes begin alike
+_MOVED = 0.01  # of a range: the robot moved
+_MAX_SWAPPED_CAMERAS = 4
+_SCALES = {"degrees where training had radians": np.pi / 180, "radians where training had degrees": 180 / np.pi,
+           "millimetres where training had metres": 1e-3, "metres where training had millimetres": 1e3}  # fmt: skip
+_TURNS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "turned by 180 degrees": lambda v: v[..., ::-1, ::-1],
+    "upside down": lambda v: v[..., ::-1, :],
+    "mirrored": lambda v: v[..., ::-1],
+}
+
+
+def once(seen: Seen, observation: Mapping[str, Any]) -> list[str]:
+    """What would be said of a robot that keeps sending this observation."""
+    watch = Watch(seen)
+    return list(dict.fromkeys(warning for _ in range(_LOOKS) for warning in watch.look(observation)))
+
+
+@dataclasses.dataclass
+class _Looked:
+    """The pictures of one observation.
+
+    Attributes:
+        keys: of cameras that training saw.
+        views: f32[n SIDE SIDE].
+        distances: f32[n m], of each to the nearest view of each camera of training.
+        turned: f32[n t], of each when turned to the nearest of its own.
+    """
+
+    keys: tuple[str, ...]
+    views: np.ndarray
+    distances: np.ndarray
+    turned: np.ndarray
+
+
+class Watch:
+    """Looks at the observations of one robot, in order. Not for several threads at once."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._column = {key: i for i, key in enumerate(seen.cameras)}
+        known = [camera.directions() for camera in seen.cameras.values()]
+        self._known = np.concatenate([*known, np.zeros((0, SIDE * SIDE), np.float32)])
+        self._begins = np.cumsum([0, *map(len, known[:-1])])
+        self._prompts = {_plain(prompt): prompt for prompt in seen.prompts}
+        self._looked: deque[_Looked] = deque(maxlen=_LOOKS)
+        self._states: deque[np.ndarray] = deque(maxlen=_LOOKS)
+        self._strange = 0  # so many states in a row
+        self._is_first = True
+
+    def look(self, observation: Mapping[str, Any]) -> list[str]:
+        """What is suspicious about this observation and those before."""
+        leaves = flatten(observation)
+        state = {key: np.asarray(leaves[key], np.float64).reshape(-1) for key in self._seen.state if key in leaves}
+        state = {key: value for key, value in state.items() if len(value) == len(self._seen.state[key].low)}
+        self._states.append(np.concatenate([*state.values(), np.zeros(0)]))
+        self._strange = self._strange + 1 if (strange := [*_vectors(self._seen.state, state)]) else 0
+        found = strange if self._strange >= _LOOKS else []
+        keys = tuple(key for key in self._column if key in leaves)
+        if keys:
+            self._looked.append(self._look_at(keys, np.stack([view(leaves[key]) for key in keys])))
+            found += self._cameras()
+        if self._is_first:
+            found += _starts(self._seen.state, state)
+        self._is_first = False
+        if "prompt" in leaves and self._prompts:
+            found += self._prompt(leaves["prompt"])
+        return found
+
+    def _look_at(self, keys: tuple[str, ...], views: np.ndarray) -> _Looked:
+        turned = np.full((len(keys), len(_TURNS)), np.inf, np.float32)
+        distances = self._distances(views)
+        for i, key in enumerate(keys):
+            if distances[i, self._column[key]] > self._far(key):
+                variants = np.stack([turn(views[i]) for turn in _TURNS.values()])
+                turned[i] = self._distances(variants)[:, self._column[key]]
+        return _Looked(keys, views, distances, turned)
+
+    def _distances(self, views: np.ndarray) -> np.ndarray:
+        """f32[n m] to the nearest view of each camera."""
+        return 1 - np.maximum.reduceat(direction(views) @ self._known.T, self._begins, axis=1)
+
+    def _far(self, key: str) -> float:
+        return max(2 * self._seen.cameras[key].usual, _LEAST_FAR)
+
+    def _cameras(self) -> Iterator[str]:
+        last = self._looked[-1]
+        flat = {i for i, deviation in enumerate(last.views.std(axis=(1, 2))) if self._is_flat(last.keys[i], deviation)}
+        yield from (_blank(last.keys[i], float(last.views[i].mean())) for i in sorted(flat))
+        if len(self._looked) < _LOOKS or any(each.keys != last.keys for each in self._looked):
+            return
+        rows = [i for i in range(len(last.keys)) if i not in flat]
+        yield from (_frozen(last.keys[i]) for i in rows if self._is_frozen(i))
+        mean = np.mean([each.distances for each in self._looked], axis=0)
+        columns = [self._column[key] for key in last.keys]
+        far = [i for i in rows if mean[i, columns[i]] > self._far(last.keys[i])]
+        if not far:
+            return
+        swapped = _swapped([(last.keys[i], mean[i, [columns[j] for j in rows]]) for i in rows])
+        for key, other in swapped.items():
+            yield (
+                f"[swapped] {key}: shows what '{other}' showed in training; exchange the two in the robot's program, "
+                "or their cables"
+            )
+        turned = np.mean([each.turned for each in self._looked], axis=0)
+        for i in far:
+            if last.keys[i] not in swapped:
+                yield self._unlike(last.keys[i], float(mean[i, columns[i]]), turned[i])
+
+    def _is_flat(self, key: str, deviation: float) -> bool:
+        return deviation < FLAT < 2 * FLAT < self._seen.cameras[key].contrast
+
+    def _is_frozen(self, row: int) -> bool:
+        first = self._looked[0].views[row]
+        if not all(np.array_equal(first, each.views[row]) for each in reversed(self._looked)):
+            return False
+        spans = [np.subtract(vector.high, vector.low) for vector in self._seen.state.values()]
+        span = np.concatenate([*spans, np.zeros(0)])
+        if not len(span) or any(len(state) != len(span) for state in self._states):
+            return False
+        moved = np.abs(np.subtract(self._states, self._states[0])).max(axis=0)
+        return bool((moved > _MOVED * span + 1e-6).any())
+
+    def _unlike(self, key: str, distance: float, turned: np.ndarray) -> str:
+        if turned.min() < _CLEARLY * distance:
+            name = list(_TURNS)[int(turned.argmin())]
+            return f"[turned] {key}: fits the pictures of training when it is {name}; turn it in the robot's program"
+        return (
+            f"[view] {key}: unlike all pictures of training (distance {distance:.2f}, usual up to "
+            f"{self._seen.cameras[key].usual:.2f}); is the camera moved, cropped or another one, or the scene new?"
+        )
+
+    def _prompt(self, prompt: Any) -> Iterator[str]:
+        text = prompt.decode(errors="replace") if isinstance(prompt, bytes) else str(np.asarray(prompt).item())
+        if (plain := _plain(text)) not in self._prompts:
+            near = self._prompts[difflib.get_close_matches(plain, self._prompts, n=1, cutoff=0.0)[0]]
+            count = len(self._prompts)
+            yield f"[prompt] prompt: {text[:100]!r} is none of the {count} of training; the nearest is {near[:100]!r}"
+
+
+def _swapped(cameras: list[tuple[str, np.ndarray]]) -> dict[str, str]:
+    """Which camera each one looks like, where another order fits clearly better.
+
+    Args:
+        cameras: names, and distances to the views of each of them.
+    """
+    if not 1 < len(cameras) <= _MAX_SWAPPED_CAMERAS:
+        return {}
+    orders = list(itertools.permutations(range(len(cameras))))
+    cost = [sum(distances[j] for (_, distances), j in zip(cameras, order, strict=True)) for order in orders]
+    if min(cost) > _CLEARLY * cost[0]:
+        return {}
+    best = orders[int(np.argmin(cost))]
+    return {key: cameras[j][0] for i, ((key, _), j) in enumerate(zip(cameras, best, strict=True)) if i != j}
+
+
+def _blank(key: str, level: float) -> str:
+    shade = "black" if level < 16 else "white" if level > 239 else "one colour"
+    return f"[blank] {key}: the picture is {shade}, those of training show something; look at the camera"
+
+
+def _frozen(key: str) -> str:
+    return f"[frozen] {key}: the same picture {_LOOKS} times while the robot moved; look at its thread and its cable"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().replace("_", " ").split()).rstrip(".")
+
+
+def _vectors(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Of values outside the range of training, those that another unit or order would bring inside."""
+    for key, values in state.items():
+        low, high = _widened(known[key].low, known[key].high)
+        outside = (values < low) | (values > high)
+        if not outside.any():
+            continue
+        for name, scale in _SCALES.items():
+            scaled = np.where(outside, values * scale, values)
+            if _is_inside(scaled, low, high) and np.abs(values[outside]).max() > 1e-6 and outside.sum() > 1:
+                yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
+                break
+        else:
+            if (order := _better_order(values, low, high)) is not None:
+                yield f"[order] {key}: fits training when {order}; put the values in the order of the contract"
+
+
+def _better_order(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> str | None:
+    n = len(values)
+    candidates = [
+        ("the last value comes first", np.roll(values, 1)),
+        ("the first value comes last", np.roll(values, -1)),
+    ]
+    candidates += [("its halves are exchanged", np.roll(values, n // 2)), ("it is reversed", values[::-1])]
+    for i, j in itertools.combinations(range(n), 2):
+        swapped = values.copy()
+        swapped[[i, j]] = swapped[[j, i]]
+        candidates.append((f"values {i} and {j} are exchanged", swapped))
+    fitting = [words for words, found in candidates if _is_inside(found, low, high)]
+    return fitting[0] if fitting else None
+
+
+def _starts(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Of the first observation, values that start where training's would when turned over: a gripper's polarity."""
+    for key, values in state.items():
+        vector = known[key]
+        low, high = np.array(vector.low), np.array(vector.high)
+        if not _is_inside(values, *_widened(np.minimum(low, 0), np.maximum(high, 1))):
+            continue  # of another unit or order
+        start_low, start_high = np.array(vector.start_low), np.array(vector.start_high)
+        span = high - low
+        slack = _NARROW * span
+        is_narrow = (start_high - start_low < _NARROW * span) & (span > 0)
+        is_off = (values < start_low - 2 * slack) | (values > start_high + 2 * slack)
+        others = np.stack([low + high - values, 1 - values, -values])
+        would_fit = ((others >= start_low - slack) & (others <= start_high + slack)).any(axis=0)
+        for i in np.flatnonzero(is_narrow & is_off & would_fit):
+            yield (
+                f"[polarity] {key}[{i}]: starts at {values[i]:.3g}, in training at {start_low[i]:.3g} to "
+                f"{start_high[i]:.3g}; is open and closed, or the sign, the other way round?"
+            )
+
+
+def _widened(low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    slack = _SLACK * (high - low) + 1e-3
+    return low - slack, high + slack
+
+
+def _is_inside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
+    return bool(((values >= low) & (values <= high)).all())
