@@ -1,0 +1,243 @@
+"""Recordings of other programs to LeRobot datasets: every value is what an independent reader of the raw file says."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import raw_recordings as raw
+from openpi.cli.main import main
+from openpi.data.lerobot.reader import LeRobotDataset
+
+MAX_GREY_LEVELS = 6  # mean over a picture that went through a lossy encoder
+INDEX = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+
+
+def convert(*arguments: object, code: int = 0) -> None:
+    """In this process, as the command line does."""
+    assert main(["convert", *map(str, arguments), "--workers", "0"]) == code
+
+
+def assert_same(folder: Path, episodes: list[dict[str, np.ndarray]], *, tolerance: float = 0) -> LeRobotDataset:
+    """Every column of the dataset is what was written, and it has no others."""
+    dataset = LeRobotDataset(folder)
+    assert set(dataset.metadata.features) - INDEX == set(episodes[0])
+    assert len(dataset.episode_bounds) == len(episodes)
+    for number, (written, (begin, end)) in enumerate(zip(episodes, dataset.episode_bounds, strict=True)):
+        for key, values in written.items():
+            assert end - begin == len(values), key
+            if values.ndim == 4:
+                found = dataset.camera_frames(key, number, range(len(values)))
+                difference = np.abs(np.stack(found).astype(float) - values)
+                assert difference.mean() <= tolerance, key
+            else:
+                np.testing.assert_array_equal(dataset.column(key)[begin:end], values.astype(np.float32), key)
+    return dataset
+
+
+def provenance(folder: Path) -> dict:
+    (path,) = folder.glob("run_metadata_*.yaml")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def aloha(tmp_path) -> Path:
+    """Ten and more episodes, whose names do not sort as text, of which 3 are there."""
+    folder = tmp_path / "aloha"
+    folder.mkdir()
+    for number in (2, 9, 10):
+        raw.aloha_episode(folder / f"episode_{number}.hdf5", number)
+    return folder
+
+
+def test_aloha_is_converted_value_by_value(aloha, tmp_path):
+    written = [raw.aloha_episode(aloha / f"episode_{n}.hdf5", n, 6 + n) for n in (2, 9, 10)]
+    convert("aloha", aloha, tmp_path / "set", "--task", "fold the shirt", "--images")
+    dataset = assert_same(tmp_path / "set", written)
+    info = dataset.metadata
+    assert (info.fps, info.features["action"]["names"][6]) == (50, "left_gripper")
+    assert info.features["observation.images.cam_high"]["shape"] == [3, 24, 32]
+    assert dataset[0]["task"] == "fold the shirt"
+    told = provenance(tmp_path / "set")
+    assert [entry["name"] for entry in told["episodes"]] == ["episode_2.hdf5", "episode_9.hdf5", "episode_10.hdf5"]
+    content = (aloha / "episode_9.hdf5").read_bytes()
+    assert told["sources"][1] == {
+        "files": ["episode_9.hdf5"],
+        "num_files": 1,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert told["format"] == "AlohaHdf5" and told["options"]["task"] == "fold the shirt"
+
+
+@pytest.mark.parametrize("compression", ["padded", "variable"])
+def test_aloha_mobile_with_other_cameras_as_jpeg_and_video(compression, tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    options = {"cameras": ("front", "wrist"), "compression": compression, "is_mobile": True}
+    depth = {"observations/images/front_depth": np.zeros((9, 24, 32), np.uint16)}
+    written = [raw.aloha_episode(folder / f"episode_{n}.hdf5", n, extra=depth, **options) for n in range(2)]
+    convert("aloha", folder, tmp_path / "set", "--mobile", "--task", "push the chair")
+    assert_same(tmp_path / "set", written, tolerance=MAX_GREY_LEVELS)
+    assert json.loads((tmp_path / "set/meta/info.json").read_text())["robot_type"] == "mobile_aloha"
+
+
+def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--swap-colors", "--episodes", "0")
+    written = raw.aloha_episode(aloha / "again.hdf5", 2)
+    assert_same(tmp_path / "set", [{k: v[..., ::-1] if v.ndim == 4 else v for k, v in written.items()}])
+
+
+def test_a_dry_run_shows_the_mapping_and_writes_nothing(aloha, tmp_path, capsys):
+    convert("aloha", aloha, tmp_path / "set", "--dry-run")
+    shown = capsys.readouterr().out
+    assert "episode_2.hdf5, the first of 3: 9 frames at 50" in shown
+    assert "observation.state" in shown and "/observations/qpos" in shown and "left_gripper" in shown
+    assert "--task" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aloha"]
+
+
+def spoil_nan(file: h5py.File) -> None:
+    file["action"][4, 13] = np.nan
+
+
+def spoil_length(file: h5py.File) -> None:
+    values = file["action"][:-1]
+    del file["action"]
+    file["action"] = values
+
+
+def spoil_camera(file: h5py.File) -> None:
+    del file["observations/images/cam_low"]
+
+
+def spoil_size(file: h5py.File) -> None:
+    del file["observations/images/cam_low"]
+    file["observations/images/cam_low"] = np.zeros((9, 12, 16, 3), np.uint8)
+
+
+def spoil_jpeg(file: h5py.File) -> None:
+    name = "observations/images/cam_low"
+    contents = [raw.jpeg(picture) for picture in raw.pictures(0, 9)]
+    contents[5] = b"no picture"
+    del file[name]
+    raw._write_encoded(file, name, contents, "variable")
+
+
+def spoil_by_link(file: h5py.File) -> None:
+    del file["action"]
+    file["action"] = h5py.ExternalLink("episode_2.hdf5", "/action")
+
+
+def spoil_by_virtual(file: h5py.File) -> None:
+    del file["action"]
+    layout = h5py.VirtualLayout((9, 14), "f8")
+    layout[:] = h5py.VirtualSource("episode_2.hdf5", "action", (9, 14))
+    file.create_virtual_dataset("action", layout)
+
+
+def spoil_by_storage(file: h5py.File) -> None:
+    del file["action"]
+    file.create_dataset("action", (9, 14), "f8", external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)])
+
+
+def spoil_by_size(file: h5py.File) -> None:
+    del file["action"]
+    file.create_dataset("action", (2**40, 14), "f8", chunks=(1, 14), compression="gzip")
+
+
+def spoil_dtype(file: h5py.File) -> None:
+    del file["action"]
+    file.create_dataset("action", data=[b"text"] * 9)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_nan, ("'action'", "frame 4", "dimension [13]")),
+        (spoil_length, ("'action': 8", "'observation.state': 9")),
+        (spoil_camera, ("lacks 'observation.images.cam_low'",)),
+        (spoil_size, ("'observation.images.cam_low'", "[3, 12, 16]", "[3, 24, 32]")),
+        (spoil_jpeg, ("'observation.images.cam_low'", "frame 5", "cannot be decoded")),
+        (spoil_by_link, ("link to another file",)),
+        (spoil_by_virtual, ("lies in another file",)),
+        (spoil_by_storage, ("lies in another file",)),
+        (spoil_by_size, ("/action", "at most")),
+        (spoil_dtype, ("/action", "expected numbers")),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_episode_and_frame_and_nothing_is_left(spoil, words, aloha, tmp_path, capsys):
+    with h5py.File(aloha / "episode_9.hdf5", "a") as file:
+        spoil(file)
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", code=1)
+    told = capsys.readouterr().err
+    assert "1 of 3 episodes cannot be converted" in told and "episode_9.hdf5" in told
+    for word in words:
+        assert word in told
+    assert not (tmp_path / "set").exists()
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--skip-unusable")
+    assert [entry["name"] for entry in provenance(tmp_path / "set")["episodes"]] == [
+        "episode_2.hdf5",
+        "episode_10.hdf5",
+    ]
+    assert "episode_9.hdf5" in provenance(tmp_path / "set")["left_out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aloha", "set"]
+
+
+def test_files_that_are_something_else_say_what_they_are(aloha, tmp_path, capsys):
+    (aloha / "episode_2.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n")
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", code=1)
+    assert "Git LFS pointer" in capsys.readouterr().err
+    convert("aloha", tmp_path / "nowhere", tmp_path / "set", code=1)
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_told_nothing_is_refused(aloha, tmp_path, capsys):
+    convert("aloha", aloha, tmp_path / "set", code=1)
+    assert "--task" in capsys.readouterr().err
+
+
+def test_an_existing_dataset_is_replaced_only_when_told(aloha, tmp_path, capsys):
+    for options, code in (((), 0), ((), 1), (("--overwrite",), 0)):
+        convert("aloha", aloha, tmp_path / "set", "--task", "t", "--episodes", "1", *options, code=code)
+    assert "exists" in capsys.readouterr().err
+
+
+KILLED = textwrap.dedent("""
+    import dataclasses, os, signal, sys
+    from pathlib import Path
+    from openpi.convert.engine import Options, convert
+    from openpi.convert.formats.aloha import AlohaHdf5
+
+    class Killed(AlohaHdf5):
+        def read(self, ref):
+            if ref.name == "episode_10.hdf5":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(ref)
+
+    Killed.__qualname__ = "AlohaHdf5"  # as the next run calls it
+    convert(Killed(Path(sys.argv[1])), Path(sys.argv[2]), Options(task="t"), num_workers=0)
+""")
+
+
+def test_a_conversion_that_was_killed_goes_on_and_gives_the_same(aloha, tmp_path, capsys):
+    process = subprocess.run([sys.executable, "-c", KILLED, aloha, tmp_path / "set"], check=False, capture_output=True)
+    assert process.returncode == -9, process.stderr
+    assert not (tmp_path / "set").exists()
+    convert("aloha", aloha, tmp_path / "set", "--task", "t")
+    assert "going on with 2 prepared episodes" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aloha", "set"]
+    convert("aloha", aloha, tmp_path / "at_once", "--task", "t")
+    assert contents(tmp_path / "set") == contents(tmp_path / "at_once")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All files but those that say when it was made."""
+    files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith("run_metadata")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
