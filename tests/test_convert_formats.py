@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 import raw_recordings as raw
 from openpi.cli.main import main
@@ -241,3 +242,129 @@ def contents(root: Path) -> dict[str, bytes]:
     """All files but those that say when it was made."""
     files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith("run_metadata")]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def test_libero_s_own_demonstrations_become_the_published_columns(tmp_path, capsys):
+    folder = tmp_path / "libero_goal"
+    folder.mkdir()
+    written = raw.libero_file(folder / "a_demo.hdf5", 0, (4, 5), "open the drawer")
+    written += raw.libero_file(folder / "b_demo.hdf5", 7, (3,), "put the bowl on the plate")
+    convert("libero", folder, tmp_path / "set", "--images")
+    dataset = assert_same(tmp_path / "set", written)
+    assert [dataset[int(begin)]["task"] for begin, _ in dataset.episode_bounds] == [
+        *("open the drawer", "open the drawer", "put the bowl on the plate")
+    ]
+    assert (dataset.metadata.fps, dataset.metadata.features["image"]["shape"]) == (20, [16, 16, 3])
+    assert [entry["source"] for entry in provenance(tmp_path / "set")["episodes"]] == [0, 0, 1]
+    convert("libero", folder, tmp_path / "set", "--dry-run", "--as-stored")
+    assert "obs/joint_states" in capsys.readouterr().out  # left out
+
+
+def test_a_subset_of_robomimic_s_demonstrations(tmp_path, capsys):
+    written = raw.robomimic_file(tmp_path / "low.hdf5", [3] * 11)
+    convert("robomimic", tmp_path / "low.hdf5", tmp_path / "set", "--task", "lift", "--subset", "train", "--images")
+    dataset = assert_same(tmp_path / "set", written[::2])
+    assert dataset.metadata.features["observation.state"]["names"][3] == "robot0_eef_quat_0"
+    convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--subset", "valid", code=1)
+    assert "it has 'train'" in capsys.readouterr().err
+    convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--state", "robot0_joints", code=1)
+    assert "robot0_joints" in capsys.readouterr().err
+
+
+def test_droid_s_raw_episodes(tmp_path):
+    folder = tmp_path / "droid"
+    written = [raw.droid_episode(folder / "success/day_1", "LAB+1", 0, 12)]
+    written.append(raw.droid_episode(folder / "success/day_2", "LAB+2", 5, 12, num_filmed=11))
+    raw.droid_episode(folder / "success/day_3", "LAB+3", 5, 12, num_filmed=6)
+    told = {"LAB+1": {"language_instruction1": "close the lid"}}
+    (folder / "aggregated-annotations-030724.json").write_text(json.dumps(told))
+    convert("droid", folder, tmp_path / "set", "--images", "--skip-unusable")
+    dataset = assert_same(tmp_path / "set", written)
+    tasks = [dataset[int(begin)]["task"] for begin, _ in dataset.episode_bounds]
+    assert (tasks, dataset.metadata.fps) == (["close the lid", "Do something"], 15)
+    told = provenance(tmp_path / "set")
+    assert "its last 1 of 12 steps have no picture" in told["remarks"]["success/day_2"][1]
+    assert "'wrist_image_left': 6" in told["left_out"]["success/day_3"]
+    assert "success/day_1/recordings/MP4/3333.mp4" in told["sources"][0]["files"]
+
+
+@pytest.mark.parametrize(("is_zipped", "zarr_format"), [(True, 2), (False, 2), (False, 3)])
+def test_umi_s_replay_buffers(is_zipped, zarr_format, tmp_path):
+    path = tmp_path / ("d.zarr.zip" if is_zipped else "d.zarr")
+    written = raw.umi_buffer(path, (5, 3), zarr_format=zarr_format)
+    convert("umi", path, tmp_path / "set", "--task", "fold the cup", "--images")
+    dataset = assert_same(tmp_path / "set", written)
+    assert dataset.metadata.fps == 60
+    assert dataset.metadata.features["action"]["names"][-1] == "robot0_gripper_width"
+
+
+def test_diffusion_policy_s_replay_buffers_say_no_rate(tmp_path, capsys):
+    written = raw.pusht_buffer(tmp_path / "pusht.zarr", (4, 6))
+    convert("umi", tmp_path / "pusht.zarr", tmp_path / "set", "--task", "push", "--images", code=1)
+    assert "--fps" in capsys.readouterr().err
+    convert("umi", tmp_path / "pusht.zarr", tmp_path / "set", "--task", "push", "--images", "--fps", "10")
+    assert_same(tmp_path / "set", written)
+
+
+def spoil_by_objects(path: Path) -> None:
+    group = zarr.open_group(path / "data", mode="a", zarr_format=2)
+    del group["robot0_eef_pos"]
+    meta = {"chunks": [8], "compressor": None, "dtype": "|O", "fill_value": 0, "filters": [{"id": "pickle"}]}
+    folder = path / "data/robot0_eef_pos"
+    folder.mkdir()
+    (folder / ".zarray").write_text(json.dumps({**meta, "order": "C", "shape": [8], "zarr_format": 2}))
+    (folder / "0").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+
+
+def spoil_by_chunk(path: Path) -> None:
+    about = path / "data/robot0_eef_pos/.zarray"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "chunks": [2**40, 3], "shape": [2**40, 3]}))
+
+
+def spoil_by_ends(path: Path) -> None:
+    zarr.open_group(path, mode="a", zarr_format=2)["meta/episode_ends"][:] = [9, 5]
+
+
+def spoil_by_bytes(path: Path) -> None:
+    next(file for file in (path / "data/robot0_eef_pos").iterdir() if file.name[0].isdigit()).write_bytes(b"no blosc")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_by_objects, "robot0_eef_pos"),
+        (spoil_by_chunk, "at most"),
+        (spoil_by_ends, "numbers that rise"),
+        (spoil_by_bytes, "cannot be read"),
+    ],
+)
+def test_a_spoilt_replay_buffer_is_refused(spoil, words, tmp_path, capsys):
+    raw.umi_buffer(tmp_path / "d.zarr", (5, 3))
+    spoil(tmp_path / "d.zarr")
+    convert("umi", tmp_path / "d.zarr", tmp_path / "set", "--task", "t", code=1)
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["d.zarr"]
+
+
+def test_calvin_s_annotated_stretches_are_episodes(tmp_path, capsys):
+    stretches = [("lift the block", 3, 6), ("push the drawer", 5, 9)]
+    written = raw.calvin_split(tmp_path / "task_D_D/training", 3, 9, stretches)
+    convert("calvin", tmp_path / "task_D_D", tmp_path / "set", "--images")
+    dataset = assert_same(tmp_path / "set", written)
+    assert [dataset[int(begin)]["task"] for begin, _ in dataset.episode_bounds] == [text for text, *_ in stretches]
+    convert("calvin", tmp_path / "task_D_D", tmp_path / "play", "--play", "--task", "play", "--absolute")
+    assert len(LeRobotDataset(tmp_path / "play")) == 7
+    (tmp_path / "task_D_D/training/episode_0000005.npz").unlink()
+    convert("calvin", tmp_path / "task_D_D", tmp_path / "other", "--episodes", "0", code=1)
+    assert "episode_0000005.npz is missing" in capsys.readouterr().err
+
+
+def test_calvin_s_annotations_are_data(tmp_path, capsys):
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "done",))
+
+    raw.calvin_split(tmp_path / "training", 0, 2, [("lift", 0, 2)], annotations={"language": Harmful()})
+    convert("calvin", tmp_path, tmp_path / "set", code=1)
+    assert "auto_lang_ann.npy" in capsys.readouterr().err
+    assert not (tmp_path / "done").exists()

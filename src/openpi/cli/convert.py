@@ -1,7 +1,7 @@
 """`openpi convert FORMAT SRC DST [options]`: recordings in another format to a LeRobot dataset.
 
-SRC and DST are on this machine or at URLs (s3://, gs://). What goes to a URL is made on this machine, and sent when it is
-complete. `--dry-run` shows what would become of the first episode.
+SRC and DST are on this machine or at URLs (s3://, gs://). What goes to a URL is made on this machine, and sent when it
+is complete. `--dry-run` shows what would become of the first episode.
 A conversion that is stopped goes on when the same command is given again. Exit codes: 0 = written; 1 = refused or
 failed; 2 = bad command line; 130 = stopped by Ctrl-C.
 """

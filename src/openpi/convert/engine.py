@@ -67,7 +67,7 @@ class Options:
 def convert(
     source: Source,
     output: Path,
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
     *,
     overwrite: bool = False,
     skip_unusable: bool = False,
@@ -346,8 +346,8 @@ def _unusable_message(reasons: Mapping[str, str], num_episodes: int) -> str:
     shown = "\n".join(f"  {name}: {reason}" for name, reason in list(reasons.items())[:_SHOWN])
     more = f"\n  ... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return (
-        f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nRepair them, or leave them out "
-        "with skip_unusable (--skip-unusable)"
+        f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nRepair them, or leave them "
+        "out with skip_unusable (--skip-unusable)"
     )
 
 

@@ -51,7 +51,8 @@ def _task(task: str | Sequence[str] | None) -> str:
 def _described(column: RawColumn) -> Iterator[str]:
     if isinstance(column, Camera):
         first = next(iter(column.frames))
-        yield f"      first picture {list(first.shape)}, mean color {first.reshape(-1, 3).mean(axis=0).round().tolist()}"
+        color = first.reshape(-1, 3).mean(axis=0).round().tolist()
+        yield f"      first picture {list(first.shape)}, mean color {color}"
         return
     values = column.values.reshape(len(column.values), -1)
     for number in range(min(values.shape[1], _MAX_DIMENSIONS)):

@@ -1,4 +1,4 @@
-"""What a format of recordings is to the conversion: a cheap list of episodes, and a pure function from one to its frames.
+"""What a format of recordings is to the conversion: a cheap list of episodes, and a pure function from one to frames.
 
 A format is a frozen dataclass of its options, so that it travels to other processes and says what a result depends on.
 Reading tells nothing about the dataset that is written: names, rate and task come with the episode, and the conversion

@@ -94,7 +94,7 @@ class Hdf5File:
         return value if isinstance(value, str) else float(value) if np.ndim(value) == 0 else None
 
     def camera(self, name: str, *, is_chw: bool = False, turned: bool = False) -> Camera:
-        """Pictures, raw [n, h, w, 3] or [n, 3, h, w], or encoded (JPEG, PNG), each padded with zeros or as long as it is.
+        """Pictures, raw [n, h, w, 3] or [n, 3, h, w], or encoded (JPEG, PNG), padded with zeros or not.
 
         Args:
             is_chw: how the dataset shall call them.
@@ -118,8 +118,8 @@ class Hdf5File:
                 yield decode_image(_content(self._read(dataset, name, number)), formats=_ENCODED)
         else:
             raise ValueError(
-                f"{self._at(name)} holds {dataset.dtype} {dataset.shape}; expected uint8 pictures [n, h, w, 3] or encoded "
-                "ones"
+                f"{self._at(name)} holds {dataset.dtype} {dataset.shape}; expected uint8 pictures [n, h, w, 3] or "
+                "encoded ones"
             )
 
     def _raw_frames(self, dataset: h5py.Dataset, name: str) -> Iterator[np.ndarray]:
@@ -160,8 +160,8 @@ class Hdf5File:
                 raise missing_key(name, there, wanted_by=f"{self.path} ({node.name})")
             if isinstance(link, self._h5py.ExternalLink):
                 raise ValueError(
-                    f"{self._at(name)} is a link to another file, {link.filename!r}; files are read by themselves: copy "
-                    "it into this one (h5repack)"
+                    f"{self._at(name)} is a link to another file, {link.filename!r}; files are read by themselves: "
+                    "copy it into this one (h5repack)"
                 )
             if isinstance(link, self._h5py.SoftLink):
                 if depth == _MAX_SOFT_LINKS:
