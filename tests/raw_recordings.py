@@ -15,6 +15,9 @@ import numpy as np
 import zarr
 from imagecodecs.numcodecs import Jpegxl, register_codecs
 from PIL import Image
+from rosbags import rosbag1, rosbag2
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.typesys import Stores, get_typestore
 
 ALOHA_CAMERAS = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 
@@ -269,3 +272,76 @@ def calvin_split(
     return [
         {name: array[begin - first : end + 1 - first] for name, array in columns.items()} for _, begin, end in stretches
     ]
+
+
+def ros_bag(path: Path, form: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A bag with two cameras (one BGR and padded, one JPEG), joints at 50 Hz and commands at 30 Hz.
+
+    Args:
+        form: `ros1`, `ros2` or `ros2 mcap`.
+    Returns:
+        Topic -> times in ns, and values, pictures in RGB.
+    """
+    store = get_typestore(Stores.ROS1_NOETIC if form == "ros1" else Stores.ROS2_HUMBLE)
+    plugin = StoragePlugin.MCAP if form == "ros2 mcap" else StoragePlugin.SQLITE3
+    writer = rosbag1.Writer(path) if form == "ros1" else rosbag2.Writer(path, version=9, storage_plugin=plugin)
+    rates = {"/camera/front/image_raw": 20, "/wrist/image/compressed": 25, "/joint_states": 50, "/arm/command": 30}
+    times = {
+        topic: 1_700_000_000_000_000_000 + 1_000_000 * number + np.arange(rate // 2) * (1_000_000_000 // rate)
+        for number, (topic, rate) in enumerate(rates.items())
+    }
+    front, wrist = pictures(1, 10, 16, 16), pictures(2, 12, 16, 16)
+    jpegs = [jpeg(picture) for picture in wrist]
+    joints, commands = walk(1, 25, 3), walk(2, 15, 2)
+    kinds = {
+        "/camera/front/image_raw": ("sensor_msgs/msg/Image", lambda i: _image(store, form, front[i])),
+        "/wrist/image/compressed": ("sensor_msgs/msg/CompressedImage", lambda i: _jpeg_message(store, form, jpegs[i])),
+        "/joint_states": ("sensor_msgs/msg/JointState", lambda i: _joints(store, form, joints[i])),
+        "/arm/command": ("std_msgs/msg/Float64MultiArray", lambda i: _array(store, commands[i])),
+    }
+    serialize = store.serialize_ros1 if form == "ros1" else store.serialize_cdr
+    with writer:
+        for topic, (kind, message) in kinds.items():
+            connection = writer.add_connection(topic, kind, typestore=store)
+            for number, time in enumerate(times[topic].tolist()):
+                writer.write(connection, time, serialize(message(number), kind))
+    values = {"/joint_states": joints, "/arm/command": commands, "/camera/front/image_raw": front}
+    values["/wrist/image/compressed"] = np.stack([opened(content) for content in jpegs])
+    return {topic: (times[topic], values[topic]) for topic in rates}
+
+
+def ros1_bag_of_type(path: Path, name: str) -> None:
+    with rosbag1.Writer(path) as writer:
+        connection = writer.add_connection("/x", f"std_msgs/msg/{name}", msgdef="float64 a", md5sum="0" * 32)
+        writer.write(connection, 1, b"\0" * 8)
+
+
+def _header(store, form: str):
+    time = store.types["builtin_interfaces/msg/Time"](sec=1, nanosec=2)
+    more = {"seq": 0} if form == "ros1" else {}
+    return store.types["std_msgs/msg/Header"](stamp=time, frame_id="base", **more)
+
+
+def _image(store, form: str, picture: np.ndarray):
+    height, width, _ = picture.shape
+    rows = np.zeros((height, 3 * width + 5), np.uint8)
+    rows[:, : 3 * width] = picture[..., ::-1].reshape(height, -1)
+    about = {"height": height, "width": width, "encoding": "bgr8", "is_bigendian": 0, "step": rows.shape[1]}
+    return store.types["sensor_msgs/msg/Image"](header=_header(store, form), data=rows.ravel(), **about)
+
+
+def _jpeg_message(store, form: str, content: bytes):
+    data = np.frombuffer(content, np.uint8)
+    return store.types["sensor_msgs/msg/CompressedImage"](header=_header(store, form), format="jpeg", data=data)
+
+
+def _joints(store, form: str, values: np.ndarray):
+    empty = np.zeros(0)
+    return store.types["sensor_msgs/msg/JointState"](
+        header=_header(store, form), name=["elbow", "shoulder", "grip"], position=values, velocity=empty, effort=empty
+    )
+
+
+def _array(store, values: np.ndarray):
+    layout = store.types["std_msgs/msg/MultiArrayLayout"](dim=[], data_offset=0)
+    return store.types["std_msgs/msg/Float64MultiArray"](layout=layout, data=values)

@@ -1,7 +1,9 @@
 """Recordings of other programs to LeRobot datasets: every value is what an independent reader of the raw file says."""
 
 import hashlib
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,8 +15,11 @@ import pytest
 import zarr
 
 import raw_recordings as raw
+import rlds_datasets
 from openpi.cli.main import main
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.serving import recording_mcap
+from openpi.serving.recorded import Exchange, SessionInfo
 
 MAX_GREY_LEVELS = 6  # mean over a picture that went through a lossy encoder
 INDEX = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -332,7 +337,7 @@ def spoil_by_bytes(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (spoil_by_objects, "robot0_eef_pos"),
+        (spoil_by_objects, "an array that is not read here"),
         (spoil_by_chunk, "at most"),
         (spoil_by_ends, "numbers that rise"),
         (spoil_by_bytes, "cannot be read"),
@@ -368,3 +373,174 @@ def test_calvin_s_annotations_are_data(tmp_path, capsys):
     convert("calvin", tmp_path, tmp_path / "set", code=1)
     assert "auto_lang_ann.npy" in capsys.readouterr().err
     assert not (tmp_path / "done").exists()
+
+
+def newest(times: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The last value at or before each instant, one by one."""
+    return np.stack([values[max(i for i, time in enumerate(times) if time <= instant)] for instant in at])
+
+
+@pytest.mark.parametrize("form", ["ros1", "ros2", "ros2 mcap"])
+def test_bags_are_sampled_by_a_mapping_that_is_drafted_from_them(form, tmp_path):
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    wrote = raw.ros_bag(bags / ("take.bag" if form == "ros1" else "take"), form)
+    mapping = tmp_path / "mapping.json"
+    convert("ros", bags, tmp_path / "set", "--draft", mapping)
+    drafted = json.loads(mapping.read_text())
+    assert drafted["fps"] == 20
+    assert drafted["columns"]["observation.images.camera_front"] == [{"topic": "/camera/front/image_raw"}]
+    assert drafted["columns"]["action"] == [{"topic": "/arm/command", "field": "data"}]
+    (state,) = drafted["columns"]["observation.state"]
+    assert state == {"topic": "/joint_states", "field": "position", "names": ["elbow", "shoulder", "grip"]}
+    state["names"] = ["shoulder", "elbow"]
+    mapping.write_text(json.dumps({**drafted, "task": "wipe the table"}))
+    convert("ros", bags, tmp_path / "set", "--mapping", mapping, "--images")
+    start = max(times[0] for times, _ in wrote.values())
+    end = max(times[-1] for times, _ in wrote.values())
+    at = np.arange(start, end, 50_000_000)
+    dataset = assert_same(
+        tmp_path / "set",
+        [
+            {
+                "observation.images.camera_front": newest(*wrote["/camera/front/image_raw"], at),
+                "observation.images.wrist": newest(*wrote["/wrist/image/compressed"], at),
+                "observation.state": newest(*wrote["/joint_states"], at)[:, [1, 0]],
+                "action": newest(*wrote["/arm/command"], at),
+            }
+        ],
+    )
+    assert dataset[0]["task"] == "wipe the table"
+    assert dataset.metadata.features["observation.state"]["names"] == ["shoulder", "elbow"]
+
+
+def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
+    raw.ros_bag(tmp_path / "take", "ros2")
+    mapping = tmp_path / "m.json"
+    for columns, words in (
+        ({"action": [{"topic": "/other"}]}, "'/other'"),
+        ({"action": [{"topic": "/arm/command", "field": "layout.__class__"}]}, "no '__class__'"),
+        ({"action": [{"topic": "/joint_states", "field": "position", "names": ["knee"]}]}, "no joint 'knee'"),
+        ({"action": [{"topic": "/joint_states"}, {"topic": "/camera/front/image_raw"}]}, "is a camera"),
+        ({"action": []}, "expected a list"),
+    ):
+        mapping.write_text(json.dumps({"fps": 20, "columns": columns, "task": "t"}))
+        convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
+        assert words in capsys.readouterr().err
+    convert("ros", tmp_path / "take", tmp_path / "set", code=1)
+    assert "--draft" in capsys.readouterr().err
+
+
+def test_definitions_in_a_bag_are_names_and_no_code(tmp_path, capsys):
+    harmful = "Empty:\n  import pathlib; pathlib.Path('done').touch()\nclass X"
+    raw.ros1_bag_of_type(tmp_path / "take.bag", harmful)
+    convert("ros", tmp_path / "take.bag", tmp_path / "set", "--draft", tmp_path / "m.json", code=1)
+    assert "defines messages with the name" in capsys.readouterr().err
+
+
+def test_recorded_sessions_become_a_dataset_of_what_was_played(tmp_path):
+    times = np.array([0, 100, 203, 300]) * 1_000_000 + 1_700_000_000_000_000_000
+    joints, chunks = raw.walk(1, 4, 3).astype(np.float32), raw.walk(2, 40, 2).reshape(4, 10, 2)
+    frames = raw.pictures(1, 4, 16, 16)
+    writer = recording_mcap.Writer(tmp_path / "a", SessionInfo("m", "openpi", "c", 0.0, {}))
+    for i, time in enumerate(times.tolist()):
+        seen = {"observation/image": frames[i].transpose(2, 0, 1), "joints": joints[i], "prompt": "pick", "note": "x"}
+        writer.write(Exchange(2 * i, seen, {"actions": chunks[i]}, time, time + 5))
+        writer.write(Exchange(2 * i + 1, seen, {"error": "busy"}, time + 6, time + 7))
+    writer.finish()
+    convert("session", tmp_path / "a.mcap", tmp_path / "set", "--fps", "50", "--images")
+    at = np.arange(times[0], times[-1], 20_000_000)
+    rows = [max(i for i, time in enumerate(times) if time <= instant) for instant in at]
+    played = np.stack(
+        [chunks[row][int((instant - times[row]) // 20_000_000)] for row, instant in zip(rows, at, strict=True)]
+    )
+    dataset = assert_same(
+        tmp_path / "set", [{"observation.image": frames[rows], "joints": joints[rows], "actions": played}]
+    )
+    assert dataset[3]["task"] == "pick"
+    assert provenance(tmp_path / "set")["remarks"]["a.mcap"] == ["4 requests got no actions, and are left out"]
+
+
+def test_a_converted_set_has_statistics_by_the_door_of_a_recipe(tmp_path, capsys):
+    """Those of the raw files' numbers."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    written = raw.libero_file(folder / "a_demo.hdf5", 0, (12, 15), "open the drawer")
+    convert("libero", folder, tmp_path / "set", "--images")
+    assets = ("--assets-base-dir", str(tmp_path / "assets"))
+    assert main(["stats", "pi05_libero", f"--data.repo-id={tmp_path / 'set'}", *assets]) == 0
+    (path,) = (tmp_path / "assets").rglob("norm_stats.json")
+    found = json.loads(path.read_text())["norm_stats"]["state"]
+    states = np.concatenate([episode["state"] for episode in written]).astype(np.float32)
+    np.testing.assert_allclose(found["mean"][:8], states.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found["std"][:8], states.std(axis=0), atol=1e-5)
+
+
+def libero_rlds(root: Path, lengths: tuple[int, ...] = (3, 2)) -> list[dict[str, np.ndarray]]:
+    """The four published datasets, of two files each."""
+    written = []
+    for at, name in enumerate(LIBERO_SETS):
+        episodes = []
+        for number, length in enumerate(lengths):
+            seed = 10 * at + number
+            jpegs = {key: [raw.jpeg(p) for p in raw.pictures(seed + len(key), length, 16, 16)] for key in RLDS_CAMERAS}
+            state, actions = raw.walk(seed, length, 8), raw.walk(seed + 1, length, 7)
+            features = {
+                "steps/observation/state": state.astype(np.float32),
+                "steps/action": actions.astype(np.float32),
+                "steps/language_instruction": [f"task {number} of {name}".encode()] * length,
+                "steps/reward": np.zeros(length, np.float32),
+                **{f"steps/observation/{key}": contents for key, contents in jpegs.items()},
+            }
+            episodes.append(rlds_datasets.RecordedEpisode(features, {}))
+            pictures = {key: np.stack([raw.opened(content) for content in contents]) for key, contents in jpegs.items()}
+            written.append({"state": state, "actions": actions, **pictures})
+        rlds_datasets.write(root, name, "1.0.0", episodes)
+    return written
+
+
+LIBERO_SETS = ("libero_10_no_noops", "libero_goal_no_noops", "libero_object_no_noops", "libero_spatial_no_noops")
+RLDS_CAMERAS = ("image", "wrist_image")
+
+
+def script(place: str):
+    """A published script, as a module."""
+    path = Path(__file__).parents[1] / "examples" / place
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_published_libero_script_converts_the_published_datasets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
+    written = libero_rlds(tmp_path / "rlds")
+    flags = ["--data_dir", str(tmp_path / "rlds"), "--workers", "0"]
+    assert script("libero/convert_libero_data_to_lerobot.py").main(flags) == 0
+    folder = tmp_path / "home/your_hf_username/libero"
+    dataset = assert_same(folder, written)
+    begin = int(dataset.episode_bounds[3][0])
+    assert dataset[begin]["task"] == "task 1 of libero_goal_no_noops"
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert (info["robot_type"], info["fps"], info["features"]["image"]["dtype"]) == ("panda", 10, "image")
+    assert info["features"]["image"]["names"] == ["height", "width", "channel"]
+    assert script("libero/convert_libero_data_to_lerobot.py").main(flags) == 1  # it deletes nothing unasked
+    assert "exists" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "rlds" / LIBERO_SETS[2])
+    convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", code=1)
+    assert "libero_object_no_noops has no dataset" in capsys.readouterr().err
+
+
+def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
+    flags = ["--raw-dir", str(aloha), "--repo-id", "me/pens", "--episodes", "0", "2", "--no-push-to-hub", "--is-mobile"]
+    more = ["--mode", "image", "--workers", "0"]
+    assert script("aloha_real/convert_aloha_data_to_lerobot.py").main([*flags, *more]) == 0
+    assert "say the task with --task" in caplog.text
+    written = [raw.aloha_episode(tmp_path / "again.hdf5", number) for number in (2, 10)]
+    dataset = assert_same(tmp_path / "home/me/pens", written)
+    assert dataset[0]["task"] == "DEBUG"
+    raw.droid_episode(tmp_path / "droid/day", "LAB+1", 0, 4)
+    flags = ["--data_dir", str(tmp_path / "droid"), "--workers", "0"]
+    assert script("droid/convert_droid_data_to_lerobot.py").main(flags) == 0
+    assert len(LeRobotDataset(tmp_path / "home/your_hf_username/my_droid_dataset")) == 4

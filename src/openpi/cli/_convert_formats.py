@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 from openpi.convert.formats import FORMATS, format_class
@@ -23,7 +25,10 @@ def add_parsers(formats: Any) -> None:
             "output", metavar="DST", help="folder of the dataset, or a URL (s3://, gs://) to send it to"
         )
         add_common(parser)
-        _add_fields(parser, format_class(word))
+        kind = format_class(word)
+        _add_fields(parser, kind)
+        if hasattr(kind, "draft"):
+            parser.add_argument("--draft", metavar="FILE", help="write a mapping of SRC there, to be edited, and stop")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +53,13 @@ def run(args: argparse.Namespace) -> None:
 
     kind = format_class(args.format)
     given = {field.name: getattr(args, field.name) for field in _fields(kind)}
-    source = kind(root=maybe_download(args.input), **given)
-    options = Options(args.task, args.fps, not args.images, args.swap_colors, args.episodes)
+    source = kind(root=maybe_download(args.input), **given, **_readers(kind))
+    if getattr(args, "draft", None):
+        _write_draft(Path(args.draft), source.draft())
+        return
+    # Formats that sample choose their frames by the rate; of the others it is only told.
+    fps = None if "fps" in given else args.fps
+    options = Options(args.task, fps, not args.images, args.swap_colors, args.episodes)
     if args.dry_run:
         print(*preview(source, options), sep="\n")
         return
@@ -62,6 +72,21 @@ def run(args: argparse.Namespace) -> None:
     logger.info("written: %s", args.output)
 
 
+def _readers(kind: Any) -> dict[str, Any]:
+    """What a format is given that no file says."""
+    if not any(field.name == "read_session" for field in dataclasses.fields(kind)):
+        return {}
+    from openpi.serving.recording import read_session
+
+    return {"read_session": read_session}
+
+
+def _write_draft(path: Path, content: dict[str, Any]) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+    logger.info("written: %s. Look through it, then convert with --mapping %s", path, path)
+
+
 def _fields(kind: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(kind) if field.name != "root" and field.repr]
 
@@ -70,6 +95,8 @@ def _add_fields(parser: argparse.ArgumentParser, kind: Any) -> None:
     told = _descriptions(kind.__doc__ or "")
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):
+        if field.name == "fps":  # every format has that flag
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         help_text = told[field.name].replace("%", "%%")
         if hints[field.name] is bool:

@@ -125,7 +125,10 @@ class _Opened:
 
     def names(self, group: str) -> list[str]:
         node = self._node(group)
-        return sorted(node.array_keys()) if hasattr(node, "array_keys") else []
+        try:
+            return sorted(node.array_keys()) if hasattr(node, "array_keys") else []
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.path} {group} has an array that is not read here: {error}") from error
 
     def is_picture(self, name: str) -> bool:
         array = self._array(name)
