@@ -3,10 +3,11 @@
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ import zarr
 import raw_recordings as raw
 import rlds_datasets
 from openpi.cli.main import main
+from openpi.convert.formats import ros_bag_file
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.serving import recording_mcap
 from openpi.serving.recorded import Exchange, SessionInfo
@@ -215,32 +217,44 @@ def test_an_existing_dataset_is_replaced_only_when_told(aloha, tmp_path, capsys)
     assert "exists" in capsys.readouterr().err
 
 
-KILLED = textwrap.dedent("""
-    import dataclasses, os, signal, sys
-    from pathlib import Path
-    from openpi.convert.engine import Options, convert
-    from openpi.convert.formats.aloha import AlohaHdf5
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from openpi.convert.engine import Options, convert
+from openpi.convert.formats import aloha
 
-    class Killed(AlohaHdf5):
-        def read(self, ref):
-            if ref.name == "episode_10.hdf5":
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().read(ref)
+class AlohaHdf5(aloha.AlohaHdf5):  # of the name that it has in the next run
+    def read(self, ref):
+        if ref.name == "episode_10.hdf5":
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().read(ref)
 
-    Killed.__qualname__ = "AlohaHdf5"  # as the next run calls it
-    convert(Killed(Path(sys.argv[1])), Path(sys.argv[2]), Options(task="t"), num_workers=0)
-""")
+if __name__ == "__main__":
+    convert(AlohaHdf5(Path(sys.argv[1])), Path(sys.argv[2]), Options(task="t"), num_workers=2)
+"""
 
 
-def test_a_conversion_that_was_killed_goes_on_and_gives_the_same(aloha, tmp_path, capsys):
-    process = subprocess.run([sys.executable, "-c", KILLED, aloha, tmp_path / "set"], check=False, capture_output=True)
-    assert process.returncode == -9, process.stderr
+def test_a_conversion_by_two_processes_that_was_killed_goes_on_and_gives_the_same(aloha, tmp_path, capsys):
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    process = subprocess.run([sys.executable, program, aloha, tmp_path / "set"], check=False, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert not (tmp_path / "set").exists()
     convert("aloha", aloha, tmp_path / "set", "--task", "t")
-    assert "going on with 2 prepared episodes" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aloha", "set"]
+    assert re.search("going on with [12] prepared episodes", capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aloha", "program.py", "set"]
     convert("aloha", aloha, tmp_path / "at_once", "--task", "t")
     assert contents(tmp_path / "set") == contents(tmp_path / "at_once")
+
+
+@pytest.mark.parametrize("package", ["h5py", "zarr", "rosbags"])
+def test_a_missing_package_is_named_with_its_extra(package, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    word, file = {"h5py": ("aloha", "episode_0.hdf5"), "zarr": ("umi", "d.zip"), "rosbags": ("ros", "a.bag")}[package]
+    (tmp_path / file).touch()
+    options = ("--draft", tmp_path / "m") if word == "ros" else ("--dry-run",)
+    convert(word, tmp_path, tmp_path / "set", *options, code=1)
+    assert "uv sync --extra convert" in capsys.readouterr().err
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -435,7 +449,9 @@ def test_definitions_in_a_bag_are_names_and_no_code(tmp_path, capsys):
     harmful = "Empty:\n  import pathlib; pathlib.Path('done').touch()\nclass X"
     raw.ros1_bag_of_type(tmp_path / "take.bag", harmful)
     convert("ros", tmp_path / "take.bag", tmp_path / "set", "--draft", tmp_path / "m.json", code=1)
-    assert "defines messages with the name" in capsys.readouterr().err
+    assert "the definition of" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="defines messages with the name"):
+        ros_bag_file._check_words({"std_msgs/msg/X": ([], [("a\nimport os", (1, ("float64", 0)))])}, "take.bag")
 
 
 def test_recorded_sessions_become_a_dataset_of_what_was_played(tmp_path):
@@ -531,7 +547,7 @@ def test_the_published_libero_script_converts_the_published_datasets(tmp_path, m
     assert "libero_object_no_noops has no dataset" in capsys.readouterr().err
 
 
-def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, monkeypatch, caplog):
+def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
     flags = ["--raw-dir", str(aloha), "--repo-id", "me/pens", "--episodes", "0", "2", "--no-push-to-hub", "--is-mobile"]
     more = ["--mode", "image", "--workers", "0"]
@@ -542,5 +558,7 @@ def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, m
     assert dataset[0]["task"] == "DEBUG"
     raw.droid_episode(tmp_path / "droid/day", "LAB+1", 0, 4)
     flags = ["--data_dir", str(tmp_path / "droid"), "--workers", "0"]
-    assert script("droid/convert_droid_data_to_lerobot.py").main(flags) == 0
+    # There is no hub here: it is told so, and the dataset is complete.
+    assert script("droid/convert_droid_data_to_lerobot.py").main([*flags, "--push_to_hub"]) == 1
+    assert "'your_hf_username/my_droid_dataset' was not sent" in capsys.readouterr().err
     assert len(LeRobotDataset(tmp_path / "home/your_hf_username/my_droid_dataset")) == 4

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from openpi.convert.formats import FORMATS, format_class
 logger = logging.getLogger("openpi")
 
 
-def add_parsers(formats: Any) -> None:
-    """A parser for each format, behind which `run` stands."""
+def add_parsers(formats: Any, argv: Sequence[str]) -> None:
+    """A parser for each format, behind which `run` stands; own flags for the one in `argv`, whose module is imported."""
     for word, (_, _, summary) in FORMATS.items():
         parser = formats.add_parser(word, help=summary, description=summary)
         parser.add_argument("input", metavar="SRC", help="file, folder or URL")
@@ -25,6 +26,8 @@ def add_parsers(formats: Any) -> None:
             "output", metavar="DST", help="folder of the dataset, or a URL (s3://, gs://) to send it to"
         )
         add_common(parser)
+        if word not in argv:
+            continue
         kind = format_class(word)
         _add_fields(parser, kind)
         if hasattr(kind, "draft"):
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from openpi.shared.download import maybe_download
 
     kind = format_class(args.format)
-    given = {field.name: getattr(args, field.name) for field in _fields(kind)}
+    given = {field.name: _value(kind, field.name, getattr(args, field.name)) for field in _fields(kind)}
     source = kind(root=maybe_download(args.input), **given, **_readers(kind))
     if getattr(args, "draft", None):
         _write_draft(Path(args.draft), source.draft())
@@ -70,6 +73,13 @@ def run(args: argparse.Namespace) -> None:
         key=repr((source, options, choices)),
     )
     logger.info("written: %s", args.output)
+
+
+def _value(kind: Any, name: str, given: Any) -> Any:
+    """What a flag says; of a field that is read from a file, what the file says."""
+    parts = typing.get_args(typing.get_type_hints(kind)[name])
+    load = next((part.load for part in parts if hasattr(part, "load")), None)
+    return load(given.expanduser()) if load is not None and given is not None else given
 
 
 def _readers(kind: Any) -> dict[str, Any]:
@@ -107,6 +117,7 @@ def _add_fields(parser: argparse.ArgumentParser, kind: Any) -> None:
             reader: Any = _words
         else:
             reader = parts[0] if parts else hints[field.name]
+            reader = Path if hasattr(reader, "load") else reader
         parser.add_argument(flag, type=reader, dest=field.name, default=field.default, help=help_text)
 
 

@@ -24,7 +24,8 @@ logger = logging.getLogger("openpi")
 def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import configure_logging
 
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
     configure_logging()
     try:
         _positronic(args) if args.format == "positronic" else _convert_formats.run(args)
@@ -37,12 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openpi convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    _convert_formats.add_parsers(formats)
+    _convert_formats.add_parsers(formats, argv)
     positronic = formats.add_parser("positronic", help="raw recordings of Positronic, by a codec")
     positronic.add_argument("input", help="folder or URL")
     positronic.add_argument("output", help="folder of the dataset, or a URL (s3://, gs://) to send it to")

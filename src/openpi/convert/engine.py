@@ -397,4 +397,6 @@ def _plain(source: Source) -> dict[str, Any]:
 def _json_value(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return [_json_value(item) for item in value] if isinstance(value, tuple) else str(value)

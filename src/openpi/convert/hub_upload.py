@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def push(folder: Path, repo_id: str, *, tags: Sequence[str] = (), is_private: bo
         ConnectionError: the hub refuses it, or cannot be reached; the dataset is where it was.
         ImportError: the hub's library is missing.
     """
+    if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
+        raise ConnectionError(f"'{repo_id}' was not sent: OPENPI_OFFLINE is set; the dataset is in {folder}")
     try:
         import huggingface_hub
     except ImportError as error:

@@ -135,7 +135,8 @@ def found(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
         raise FileNotFoundError(f"{root} does not exist; expected {what}")
     if root.is_file():
         return [root]
-    paths = in_order({path for pattern in patterns for path in root.glob(pattern)})
+    # Some systems put a hidden file of their own beside each.
+    paths = in_order({path for pattern in patterns for path in root.glob(pattern) if not path.name.startswith(".")})
     if not paths:
         raise FileNotFoundError(f"{root} holds no {' or '.join(patterns)}; expected {what}")
     return paths

@@ -114,6 +114,8 @@ class Hdf5File:
         if dataset.ndim == 4 and dataset.dtype == np.uint8 and 3 in (dataset.shape[1], dataset.shape[3]):
             yield from self._raw_frames(dataset, name)
         elif self._is_encoded(dataset):
+            row_bytes = int(np.prod(dataset.shape[1:], dtype=object)) * dataset.dtype.itemsize
+            Budget(3 * MAX_IMAGE_PIXELS).spend(row_bytes, f"an encoded picture of {self._at(name)}")
             for number in range(len(dataset)):
                 yield decode_image(_content(self._read(dataset, name, number)), formats=_ENCODED)
         else:

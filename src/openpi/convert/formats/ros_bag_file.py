@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from openpi.convert.formats.ros_mapping import JOINT_STATE, Topic
-from openpi.shared.errors import install_hint, listed
+from openpi.shared.errors import first_line, install_hint, listed
 from openpi.shared.file_kinds import found_instead
 
 Message: TypeAlias = Any
@@ -55,13 +55,18 @@ class BagFile:
     def __exit__(self, *_: object) -> None:
         self._reader.close()
 
+    def kinds(self) -> dict[str, str]:
+        """Topic -> the type of its messages."""
+        return {name: str(info.msgtype) for name, info in sorted(self._reader.topics.items())}
+
     def topics(self) -> dict[str, Topic]:
-        """By name."""
-        seconds = max(1e-9, (self._reader.end_time - self._reader.start_time) / _NS_PER_S)
+        """What each topic has; walks through the whole bag for the rates."""
         topics = {}
-        for name, info in sorted(self._reader.topics.items()):
-            kind = str(info.msgtype)
-            topics[name] = Topic(kind, info.msgcount, info.msgcount / seconds, self._joints(name, kind))
+        for name, kind in self.kinds().items():
+            times = [time_ns for time_ns, _ in self.messages(name)]
+            seconds = (max(times) - min(times)) / _NS_PER_S if times else 0
+            rate_hz = (len(times) - 1) / seconds if seconds else 0.0
+            topics[name] = Topic(kind, len(times), rate_hz, self._joints(name, kind))
         return topics
 
     def messages(self, topic: str) -> Iterator[tuple[int, Callable[[], Message]]]:
@@ -103,7 +108,7 @@ class BagFile:
                 definitions |= typesys.get_types_from_msg(text, connection.msgtype) if text else {}
             except self._library.errors as error:
                 raise ValueError(
-                    f"{self.path}: the definition of {connection.msgtype[:80]} is damaged: {error}"
+                    f"{self.path}: the definition of {connection.msgtype[:80]} is damaged: {first_line(error)}"
                 ) from error
         if not definitions:
             known = {store.name.removeprefix("ROS2_").lower(): store for store in typesys.Stores}

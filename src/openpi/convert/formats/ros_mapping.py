@@ -15,10 +15,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from openpi.shared.errors import listed
 
+_MAX_BYTES = 1 << 20
 CLOCKS = ("bag", "header")
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 JOINT_STATE = "sensor_msgs/msg/JointState"
@@ -55,6 +57,16 @@ class Mapped:
     clock: str = "bag"
     task: str | None = None
     robot_type: str | None = None
+
+    @classmethod
+    def load(cls, file: Path) -> Mapped:
+        """
+        Raises:
+            ValueError, OSError: no such file; what is wrong in it is named.
+        """
+        if (size := file.stat().st_size) > _MAX_BYTES:
+            raise ValueError(f"{file} is no mapping: it has {size:,} bytes")
+        return parse(file.read_text(encoding="utf-8"), str(file))
 
     @property
     def topics(self) -> set[str]:
@@ -132,8 +144,8 @@ def draft(topics: Mapping[str, Topic]) -> dict[str, Any]:
                 part["names"] = list(topic.names)
             columns.setdefault("action" if is_command else "observation.state", []).append(part)
     used = {part["topic"]: topics[part["topic"]] for parts in columns.values() for part in parts}
-    rates = [topic.rate_hz for topic in used.values() if topic.kind in IMAGES]
-    rates = rates or [topic.rate_hz for topic in used.values()]
+    moving = [topic for topic in used.values() if topic.rate_hz]
+    rates = [topic.rate_hz for topic in moving if topic.kind in IMAGES] or [topic.rate_hz for topic in moving]
     shown = {
         name: {"type": topic.kind, "messages": topic.num_messages, "hz": round(topic.rate_hz, 2)}
         for name, topic in topics.items()

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from openpi.convert.formats.ros_bag_file import BagFile, Message
-from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft, parse
+from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft
 from openpi.convert.sampling import instants, newest
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.budgets import decode_image
 from openpi.shared.errors import listed
 
 _NS_PER_S = 1_000_000_000
-_MAX_MAPPING_BYTES = 1 << 20
+_MAX_NUMBERS = 10_000  # of one message; more is no vector but a picture or a cloud
 # Channels of a picture, in the order of red, green and blue.
 _ENCODINGS = {
     "rgb8": (3, (0, 1, 2)),
@@ -37,13 +37,13 @@ class RosBags:
 
     Attributes:
         root: a bag, or a folder of bags.
-        mapping: file that says which topics become which columns; draft one with --draft FILE.
+        mapping: which topics become which columns: a file that --draft FILE writes.
         distro: of ROS 2, for bags without the definitions of their messages, such as humble or jazzy.
         fps: frames per second; default: what the mapping says.
     """
 
     root: Path
-    mapping: str | None = None
+    mapping: Mapped | None = None
     distro: str = "humble"
     fps: float | None = None
 
@@ -52,17 +52,13 @@ class RosBags:
             raise ValueError(
                 "which topics become which columns? Draft a mapping (--draft FILE), and give it (--mapping)"
             )
-        path = Path(self.mapping).expanduser()
-        if path.stat().st_size > _MAX_MAPPING_BYTES:
-            raise ValueError(f"{path} is no mapping: it has {path.stat().st_size:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        parse(text, str(path))
-        return [EpisodeRef(relative(bag, self.root), (bag,), (text,)) for bag in self._bags()]
+        return [EpisodeRef(relative(bag, self.root), (bag,)) for bag in self._bags()]
 
     def read(self, ref: EpisodeRef) -> RawEpisode:
-        path, mapped = ref.files[0], parse(str(ref.place[0]), "the mapping")
+        path, mapped = ref.files[0], self.mapping
+        assert mapped is not None
         with BagFile(path, self.distro) as bag:
-            kinds = {name: topic.kind for name, topic in bag.topics().items()}
+            kinds = bag.kinds()
             if absent := sorted(mapped.topics - kinds.keys()):
                 raise ValueError(
                     f"{path} has no topic {listed(absent)}, which the mapping names; it has {listed(kinds)}"
@@ -184,8 +180,8 @@ def _numbers(message: Message, part: Part, kind: str, where: str) -> tuple[list[
         if len(said) != len(numbers):
             raise ValueError(f"{where}: {len(said)} names for {len(numbers)} values of '{path}'")
         return [numbers[said.index(name)] for name in part.names], list(part.names)
-    if not numbers:
-        raise ValueError(f"{where}: no numbers in '{path or 'the message'}'")
+    if not 0 < len(numbers) <= _MAX_NUMBERS:
+        raise ValueError(f"{where}: {len(numbers)} numbers in '{path or 'the message'}'; expected 1 to {_MAX_NUMBERS}")
     return numbers, said if len(said) == len(numbers) else names
 
 
@@ -221,7 +217,7 @@ def _pictures(path: Path, distro: str, topic: str, wanted: np.ndarray) -> Iterat
     last = {number: position for position, number in enumerate(wanted.tolist())}
     held: dict[int, np.ndarray] = {}
     with BagFile(path, distro) as bag:
-        kind = bag.topics()[topic].kind
+        kind = bag.kinds()[topic]
         messages = enumerate(bag.messages(topic))
         for position, number in enumerate(wanted.tolist()):
             while number not in held:
