@@ -292,7 +292,8 @@ def ros_bag(path: Path, form: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
     front, wrist = pictures(1, 10, 16, 16), pictures(2, 12, 16, 16)
     jpegs = [jpeg(picture) for picture in wrist]
-    joints, commands = walk(1, 25, 3), walk(2, 15, 2)
+    joints, commands, fingers = walk(1, 25, 3), walk(2, 15, 2), walk(3, 12, 1)
+    finger_times = times["/joint_states"][::2][:12] + 500_000
     kinds = {
         "/camera/front/image_raw": ("sensor_msgs/msg/Image", lambda i: _image(store, form, front[i])),
         "/wrist/image/compressed": ("sensor_msgs/msg/CompressedImage", lambda i: _jpeg_message(store, form, jpegs[i])),
@@ -305,9 +306,12 @@ def ros_bag(path: Path, form: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             connection = writer.add_connection(topic, kind, typestore=store)
             for number, time in enumerate(times[topic].tolist()):
                 writer.write(connection, time, serialize(message(number), kind))
+            if topic == "/joint_states":  # another node speaks on it, too
+                for time, value in zip(finger_times.tolist(), fingers, strict=True):
+                    writer.write(connection, time, serialize(_joints(store, form, value, ["finger"]), kind))
     values = {"/joint_states": joints, "/arm/command": commands, "/camera/front/image_raw": front}
     values["/wrist/image/compressed"] = np.stack([opened(content) for content in jpegs])
-    return {topic: (times[topic], values[topic]) for topic in rates}
+    return {topic: (times[topic], values[topic]) for topic in rates} | {"finger": (finger_times, fingers)}
 
 
 def ros1_bag_of_type(path: Path, name: str) -> None:
@@ -335,10 +339,10 @@ def _jpeg_message(store, form: str, content: bytes):
     return store.types["sensor_msgs/msg/CompressedImage"](header=_header(store, form), format="jpeg", data=data)
 
 
-def _joints(store, form: str, values: np.ndarray):
+def _joints(store, form: str, values: np.ndarray, names: Sequence[str] = ("elbow", "shoulder", "grip")):
     empty = np.zeros(0)
     return store.types["sensor_msgs/msg/JointState"](
-        header=_header(store, form), name=["elbow", "shoulder", "grip"], position=values, velocity=empty, effort=empty
+        header=_header(store, form), name=list(names), position=values, velocity=empty, effort=empty
     )
 
 

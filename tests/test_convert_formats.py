@@ -24,6 +24,7 @@ from openpi.serving import recording_mcap
 from openpi.serving.recorded import Exchange, SessionInfo
 
 MAX_GREY_LEVELS = 6  # mean over a picture that went through a lossy encoder
+TWO = ("cam_high", "cam_low")
 INDEX = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
@@ -60,7 +61,7 @@ def aloha(tmp_path) -> Path:
     folder = tmp_path / "aloha"
     folder.mkdir()
     for number in (2, 9, 10):
-        raw.aloha_episode(folder / f"episode_{number}.hdf5", number)
+        raw.aloha_episode(folder / f"episode_{number}.hdf5", number, cameras=TWO)
     return folder
 
 
@@ -98,7 +99,7 @@ def test_aloha_mobile_with_other_cameras_as_jpeg_and_video(compression, tmp_path
 
 def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
     convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--swap-colors", "--episodes", "0")
-    written = raw.aloha_episode(aloha / "again.hdf5", 2)
+    written = raw.aloha_episode(aloha / "again.hdf5", 2, cameras=TWO)
     assert_same(tmp_path / "set", [{k: v[..., ::-1] if v.ndim == 4 else v for k, v in written.items()}])
 
 
@@ -183,13 +184,13 @@ def spoil_dtype(file: h5py.File) -> None:
 def test_what_is_wrong_is_told_with_file_episode_and_frame_and_nothing_is_left(spoil, words, aloha, tmp_path, capsys):
     with h5py.File(aloha / "episode_9.hdf5", "a") as file:
         spoil(file)
-    convert("aloha", aloha, tmp_path / "set", "--task", "t", code=1)
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", code=1)
     told = capsys.readouterr().err
     assert "1 of 3 episodes cannot be converted" in told and "episode_9.hdf5" in told
     for word in words:
         assert word in told
     assert not (tmp_path / "set").exists()
-    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--skip-unusable")
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--skip-unusable")
     assert [entry["name"] for entry in provenance(tmp_path / "set")["episodes"]] == [
         "episode_2.hdf5",
         "episode_10.hdf5",
@@ -292,9 +293,9 @@ def test_a_subset_of_robomimic_s_demonstrations(tmp_path, capsys):
 
 def test_droid_s_raw_episodes(tmp_path):
     folder = tmp_path / "droid"
-    written = [raw.droid_episode(folder / "success/day_1", "LAB+1", 0, 12)]
-    written.append(raw.droid_episode(folder / "success/day_2", "LAB+2", 5, 12, num_filmed=11))
-    raw.droid_episode(folder / "success/day_3", "LAB+3", 5, 12, num_filmed=6)
+    written = [raw.droid_episode(folder / "success/day_1", "LAB+1", 0, 3)]
+    written.append(raw.droid_episode(folder / "success/day_2", "LAB+2", 5, 10, num_filmed=9))
+    raw.droid_episode(folder / "success/day_3", "LAB+3", 5, 4, num_filmed=3)
     told = {"LAB+1": {"language_instruction1": "close the lid"}}
     (folder / "aggregated-annotations-030724.json").write_text(json.dumps(told))
     convert("droid", folder, tmp_path / "set", "--images", "--skip-unusable")
@@ -302,8 +303,8 @@ def test_droid_s_raw_episodes(tmp_path):
     tasks = [dataset[int(begin)]["task"] for begin, _ in dataset.episode_bounds]
     assert (tasks, dataset.metadata.fps) == (["close the lid", "Do something"], 15)
     told = provenance(tmp_path / "set")
-    assert "its last 1 of 12 steps have no picture" in told["remarks"]["success/day_2"][1]
-    assert "'wrist_image_left': 6" in told["left_out"]["success/day_3"]
+    assert "its last 1 of 10 steps have no picture" in told["remarks"]["success/day_2"][1]
+    assert "'wrist_image_left': 3" in told["left_out"]["success/day_3"]
     assert "success/day_1/recordings/MP4/3333.mp4" in told["sources"][0]["files"]
 
 
@@ -405,27 +406,29 @@ def test_bags_are_sampled_by_a_mapping_that_is_drafted_from_them(form, tmp_path)
     assert drafted["fps"] == 20
     assert drafted["columns"]["observation.images.camera_front"] == [{"topic": "/camera/front/image_raw"}]
     assert drafted["columns"]["action"] == [{"topic": "/arm/command", "field": "data"}]
-    (state,) = drafted["columns"]["observation.state"]
+    state, finger = drafted["columns"]["observation.state"]
     assert state == {"topic": "/joint_states", "field": "position", "names": ["elbow", "shoulder", "grip"]}
+    assert finger == {"topic": "/joint_states", "field": "position", "names": ["finger"]}
     state["names"] = ["shoulder", "elbow"]
     mapping.write_text(json.dumps({**drafted, "task": "wipe the table"}))
     convert("ros", bags, tmp_path / "set", "--mapping", mapping, "--images")
     start = max(times[0] for times, _ in wrote.values())
     end = max(times[-1] for times, _ in wrote.values())
     at = np.arange(start, end, 50_000_000)
+    joints = newest(*wrote["/joint_states"], at)
     dataset = assert_same(
         tmp_path / "set",
         [
             {
                 "observation.images.camera_front": newest(*wrote["/camera/front/image_raw"], at),
                 "observation.images.wrist": newest(*wrote["/wrist/image/compressed"], at),
-                "observation.state": newest(*wrote["/joint_states"], at)[:, [1, 0]],
+                "observation.state": np.hstack([joints[:, [1, 0]], newest(*wrote["finger"], at)]),
                 "action": newest(*wrote["/arm/command"], at),
             }
         ],
     )
     assert dataset[0]["task"] == "wipe the table"
-    assert dataset.metadata.features["observation.state"]["names"] == ["shoulder", "elbow"]
+    assert dataset.metadata.features["observation.state"]["names"] == ["shoulder", "elbow", "finger"]
 
 
 def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
@@ -434,8 +437,10 @@ def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
     for columns, words in (
         ({"action": [{"topic": "/other"}]}, "'/other'"),
         ({"action": [{"topic": "/arm/command", "field": "layout.__class__"}]}, "no '__class__'"),
-        ({"action": [{"topic": "/joint_states", "field": "position", "names": ["knee"]}]}, "no joint 'knee'"),
-        ({"action": [{"topic": "/joint_states"}, {"topic": "/camera/front/image_raw"}]}, "is a camera"),
+        ({"action": [{"topic": "/joint_states", "field": "position", "names": ["knee"]}]}, "no messages about 'knee'"),
+        ({"action": [{"topic": "/joint_states", "field": "position", "names": ["grip", "knee"]}]}, "no joint 'knee'"),
+        ({"action": [{"topic": "/arm/command"}, {"topic": "/camera/front/image_raw"}]}, "is a camera"),
+        ({"action": [{"topic": "/joint_states", "field": "position"}]}, "with names in the mapping"),
         ({"action": []}, "expected a list"),
     ):
         mapping.write_text(json.dumps({"fps": 20, "columns": columns, "task": "t"}))
@@ -553,7 +558,7 @@ def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, m
     more = ["--mode", "image", "--workers", "0"]
     assert script("aloha_real/convert_aloha_data_to_lerobot.py").main([*flags, *more]) == 0
     assert "say the task with --task" in caplog.text
-    written = [raw.aloha_episode(tmp_path / "again.hdf5", number) for number in (2, 10)]
+    written = [raw.aloha_episode(tmp_path / "again.hdf5", number, cameras=TWO) for number in (2, 10)]
     dataset = assert_same(tmp_path / "home/me/pens", written)
     assert dataset[0]["task"] == "DEBUG"
     raw.droid_episode(tmp_path / "droid/day", "LAB+1", 0, 4)

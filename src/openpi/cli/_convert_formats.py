@@ -18,7 +18,7 @@ logger = logging.getLogger("openpi")
 
 
 def add_parsers(formats: Any, argv: Sequence[str]) -> None:
-    """A parser for each format, behind which `run` stands; own flags for the one in `argv`, whose module is imported."""
+    """A parser for each format, behind which `run` stands; flags of its own for the one in `argv`."""
     for word, (_, _, summary) in FORMATS.items():
         parser = formats.add_parser(word, help=summary, description=summary)
         parser.add_argument("input", metavar="SRC", help="file, folder or URL")

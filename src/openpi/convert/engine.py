@@ -13,11 +13,11 @@ The dataset appears whole or not at all, with the provenance of every episode in
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +43,7 @@ logger = logging.getLogger("openpi")
 
 _TOLD = "episode.json"
 _SHOWN = 10
+_NAME = re.compile(r"[^\W\d][\w.\- ]*")  # a folder is called so, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def convert(
         ) as writer,
     ):
         plan = _Plan(source, options, features, dict(writer.features), rate, writer.encoder)
-        jobs = [_Job(ref, scratch.path / plan.digest(ref), plan) for ref in refs]
+        jobs = plan.jobs(refs, scratch.path)
         unusable = _prepare_all(jobs, num_workers)
         if unusable and (not skip_unusable or len(unusable) == len(jobs)):
             raise ValueError(_unusable_message(unusable, len(jobs)))
@@ -135,6 +136,7 @@ def planned(
     Raises:
         ValueError: it cannot be read, or says no rate.
     """
+    reason: Exception | None = None
     for ref in refs:
         try:
             raw = source.read(ref)
@@ -148,8 +150,11 @@ def planned(
 
 def features_of(raw: RawEpisode, use_videos: bool) -> dict[str, Feature]:
     """The columns as the dataset describes them."""
-    if own := [key for key in raw.columns if key in INDEX_FEATURES]:
-        raise ValueError(f"the columns {listed(own)} have names that datasets use themselves; rename them")
+    if wrong := [key for key in raw.columns if key in INDEX_FEATURES or not _NAME.fullmatch(key)]:
+        raise ValueError(
+            f"columns cannot be called {listed(wrong)}: expected letters, digits, '_', '-' and '.', beginning with a "
+            f"letter, and none of {listed(INDEX_FEATURES)}"
+        )
     return {key: _feature(column, use_videos) for key, column in raw.columns.items()}
 
 
@@ -197,17 +202,14 @@ class _Plan:
     fps: float
     encoder: str
 
-    def digest(self, ref: EpisodeRef) -> str:
-        """Of an episode's files, and of all that its preparation depends on."""
+    def jobs(self, refs: Sequence[EpisodeRef], folder: Path) -> list[_Job]:
+        """One for each episode, with a folder called by all that its preparation depends on."""
         options = dataclasses.replace(self.options, episodes=None)
-        stamp = _stamp(FileGroup(self.source.root, ref.files))
-        depends = (self.source, options, self.stored, self.fps, self.encoder, ref, stamp, metadata.version("openpi"))
-        return hashlib.sha256(repr(depends).encode()).hexdigest()[:20]
-
-
-@functools.lru_cache(maxsize=8)  # a file often has many episodes
-def _stamp(group: FileGroup) -> list[tuple[str, int, int]]:
-    return group.stamp()
+        common = (self.source, options, self.stored, self.fps, self.encoder, metadata.version("openpi"))
+        stamps = {group: group.stamp() for group in groups(self.source.root, [ref.files for ref in refs])}
+        depends = [(*common, ref, stamps[FileGroup(self.source.root, ref.files)]) for ref in refs]
+        names = [hashlib.sha256(repr(parts).encode()).hexdigest()[:20] for parts in depends]
+        return [_Job(ref, folder / name, self) for ref, name in zip(refs, names, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +235,7 @@ def _prepare_anew(job: _Job) -> None:
     plan = job.plan
     raw = plan.source.read(job.ref)
     _check_like_first(raw, plan)
-    task = _task(raw, plan.options)
+    task = _task(raw, plan)
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     try:
@@ -273,11 +275,14 @@ def _length(column: RawColumn) -> int:
     return column.length if isinstance(column, Camera) else len(column.values)
 
 
-def _task(raw: RawEpisode, options: Options) -> str | list[str]:
-    task = raw.task if options.task is None else options.task
+def _task(raw: RawEpisode, plan: _Plan) -> str | list[str]:
+    task = raw.task if plan.options.task is None else plan.options.task
     texts = [task or ""] if isinstance(task, str) or task is None else list(task)
     if not all(text.strip() for text in texts):
         raise ValueError("the recording says no task; a policy is told what to do, so say it with task (--task)")
+    length = _length(next(iter(raw.columns.values())))
+    if not isinstance(task, str) and len(texts) != length:
+        raise ValueError(f"{len(texts)} texts of tasks for {length} frames")
     return texts[0] if isinstance(task, str) else texts
 
 

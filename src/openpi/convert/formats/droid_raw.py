@@ -99,13 +99,10 @@ def _wide(parts: Mapping[str, np.ndarray], origin: str, names: tuple[str, ...], 
 
 def _cameras(file: Hdf5File, videos: Mapping[str, Path]) -> dict[str, Path]:
     """Column -> its video: the wrist's, and the first two others in the order of their ids."""
-    kinds = {
-        name: int(file.numbers(f"observation/camera_type/{name}").ravel()[0])
-        for name in file.names("observation/camera_type")
-        if name in videos
-    }
-    wrist = [name for name, kind in kinds.items() if kind == _WRIST]
-    others = [name for name, kind in kinds.items() if kind != _WRIST]
+    filmed = [name for name in file.names("observation/camera_type") if name in videos]
+    kinds = {name: file.numbers(f"observation/camera_type/{name}").ravel()[:1].tolist() for name in filmed}
+    wrist = [name for name, kind in kinds.items() if kind == [_WRIST]]
+    others = [name for name, kind in kinds.items() if kind != [_WRIST]]
     if len(wrist) != 1 or len(others) < 2:
         raise ValueError(
             f"{file.path}: expected a video of one wrist camera and of two others, found {len(wrist)} and "

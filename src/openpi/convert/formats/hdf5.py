@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 26  # of raw pictures read at once
 _MAX_SOFT_LINKS = 8
 _MAX_TEXT = 1 << 20
+# What damaged bytes lead to in the library.
+_DAMAGES = (OSError, ValueError, TypeError, RuntimeError, KeyError, UnicodeDecodeError)
 _ENCODED = ("JPEG", "PNG", "WEBP")
 
 
@@ -51,8 +53,8 @@ class Hdf5File:
 
     def names(self, group: str = "/") -> list[str]:
         """What is in a group, in natural order; nothing where there is no such group."""
-        node = self._file if group.strip("/") == "" else self._node(group)
-        return sorted(node.keys(), key=natural) if isinstance(node, self._h5py.Group) else []
+        node = self._node(group)
+        return sorted(self._keys(node), key=natural)
 
     def has(self, name: str) -> bool:
         try:
@@ -64,34 +66,35 @@ class Hdf5File:
     def is_group(self, name: str) -> bool:
         return self.has(name) and isinstance(self._node(name), self._h5py.Group)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._dataset(name).shape
-
     def numbers(self, name: str) -> np.ndarray:
         """The whole of an array of numbers."""
         dataset = self._dataset(name)
         if dataset.dtype.kind not in "biuf":
             raise ValueError(f"{self._at(name)} holds {dataset.dtype}; expected numbers")
-        Budget(MAX_ARRAYS_BYTES).spend(dataset.size * dataset.dtype.itemsize, f"{self._at(name)} {dataset.shape}")
+        num_bytes = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+        Budget(MAX_ARRAYS_BYTES).spend(num_bytes, f"{self._at(name)} {dataset.shape}")
         return self._read(dataset, name, ())
 
     def texts(self, name: str) -> list[str]:
         """An array of texts."""
         dataset = self._dataset(name)
-        if self._h5py.check_string_dtype(dataset.dtype) is None or dataset.ndim > 1 or dataset.size > _MAX_TEXT:
+        if self._h5py.check_string_dtype(dataset.dtype) is None or dataset.ndim > 1 or len(dataset) > _MAX_TEXT:
             raise ValueError(f"{self._at(name)} holds {dataset.dtype} {dataset.shape}; expected a list of texts")
         values = np.atleast_1d(np.asarray(self._read(dataset, name, ()), dtype=object))
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
 
     def attribute(self, group: str, name: str) -> str | float | None:
         """A text or a number beside a group; None where there is none."""
-        node = self._file if group.strip("/") == "" else self._node(group)
-        if name not in node.attrs:
-            return None
-        value: Any = node.attrs[name]
+        node = self._node(group)
+        try:
+            value: Any = node.attrs.get(name)
+        except _DAMAGES as error:
+            raise ValueError(f"{self._at(group)}: its attribute '{name}' cannot be read: {error}") from error
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace")
-        return value if isinstance(value, str) else float(value) if np.ndim(value) == 0 else None
+        if isinstance(value, str):
+            return str(value)
+        return float(value) if isinstance(value, int | float | np.number) else None
 
     def camera(self, name: str, *, is_chw: bool = False, turned: bool = False) -> Camera:
         """Pictures, raw [n, h, w, 3] or [n, 3, h, w], or encoded (JPEG, PNG), padded with zeros or not.
@@ -145,7 +148,7 @@ class Hdf5File:
             raise ValueError(f"{self._at(name)} is a group; expected an array")
         if node.external or node.is_virtual:
             raise ValueError(f"{self._at(name)} lies in another file; copy it into this one (h5repack)")
-        if node.ndim == 0:
+        if not node.shape:
             raise ValueError(f"{self._at(name)} is a single value; expected one per frame")
         if node.chunks:
             chunk_bytes = int(np.prod(node.chunks, dtype=object)) * node.dtype.itemsize
@@ -156,10 +159,9 @@ class Hdf5File:
         """Walked step by step, since a link anywhere on the way may lead out of the file."""
         node: Any = self._file
         for part in (part for part in name.split("/") if part):
-            link = node.get(part, getlink=True) if isinstance(node, self._h5py.Group) else None
-            if link is None:
-                there = node.keys() if isinstance(node, self._h5py.Group) else []
+            if part not in (there := self._keys(node)):
                 raise missing_key(name, there, wanted_by=f"{self.path} ({node.name})")
+            link = node.get(part, getlink=True)
             if isinstance(link, self._h5py.ExternalLink):
                 raise ValueError(
                     f"{self._at(name)} is a link to another file, {link.filename!r}; files are read by themselves: "
@@ -171,13 +173,26 @@ class Hdf5File:
                 above = "" if link.path.startswith("/") else node.name
                 node = self._node(f"{above}/{link.path}", depth + 1)
             else:
-                node = node[part]
+                node = self._entry(node, part, name)
         return node
+
+    def _entry(self, group: Any, part: str, name: str) -> Any:
+        try:
+            return group[part]
+        except _DAMAGES as error:
+            raise ValueError(f"{self._at(name)} cannot be read: {error}") from error
+
+    def _keys(self, node: Any) -> list[str]:
+        """Of a group; an array has none."""
+        try:
+            return list(node.keys()) if isinstance(node, self._h5py.Group) else []
+        except _DAMAGES as error:
+            raise ValueError(f"{self.path} {node.name} cannot be read: {error}") from error
 
     def _read(self, dataset: h5py.Dataset, name: str, where: Any) -> Any:
         try:
             return dataset[where]
-        except (OSError, ValueError, TypeError) as error:
+        except _DAMAGES as error:
             raise ValueError(f"{self._at(name)} cannot be read: {error}") from error
 
     def _at(self, name: str) -> str:

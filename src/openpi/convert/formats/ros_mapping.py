@@ -75,12 +75,12 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Topic:
-    """What a bag has under a name; `names`: of the joints of a JointState."""
+    """What a bag has under a name; `joints`: of a JointState, a tuple for each set that comes together."""
 
     kind: str
     num_messages: int
     rate_hz: float
-    names: tuple[str, ...] = ()
+    joints: tuple[tuple[str, ...], ...] = ()
 
 
 def parse(text: str, where: str) -> Mapped:
@@ -140,9 +140,8 @@ def draft(topics: Mapping[str, Topic]) -> dict[str, Any]:
         if topic.kind in _FIELDS:
             is_command = any(word in name.lower() for word in _COMMANDS)
             part: dict[str, Any] = {"topic": name, "field": _FIELDS[topic.kind]}
-            if topic.names:
-                part["names"] = list(topic.names)
-            columns.setdefault("action" if is_command else "observation.state", []).append(part)
+            parts = [{**part, "names": list(names)} for names in topic.joints] or [part]
+            columns.setdefault("action" if is_command else "observation.state", []).extend(parts)
     used = {part["topic"]: topics[part["topic"]] for parts in columns.values() for part in parts}
     moving = [topic for topic in used.values() if topic.rate_hz]
     rates = [topic.rate_hz for topic in moving if topic.kind in IMAGES] or [topic.rate_hz for topic in moving]

@@ -127,8 +127,8 @@ class _Log:
 
     def _add(self, path: Path, number: int, inputs: Mapping[str, Any], actions: np.ndarray) -> None:
         for key, values in self.vectors.items():
-            value = np.atleast_1d(inputs.get(key)) if _is_vector(inputs.get(key)) else None
-            if value is None or (values and values[0].shape != value.shape):
+            value = np.atleast_1d(np.asarray(inputs.get(key)))
+            if not _is_vector(inputs.get(key)) or (values and values[0].shape != value.shape):
                 raise ValueError(f"{path}, request {number}: '{key}' is not as in the first; it has {listed(inputs)}")
             values.append(value)
         if any(not _is_picture(inputs.get(key)) for key in self.cameras):
@@ -170,8 +170,9 @@ def _repeated(frames: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.nda
 
 
 def _is_picture(value: object) -> bool:
-    is_image = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
-    return is_image and 3 in (value.shape[0], value.shape[-1])
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3:
+        return False
+    return 3 in (value.shape[0], value.shape[-1])
 
 
 def _hwc(value: np.ndarray) -> np.ndarray:
