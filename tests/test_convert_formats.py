@@ -20,6 +20,7 @@ import rlds_datasets
 from openpi.cli.main import main
 from openpi.convert.formats import ros_bag_file
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.policies.calvin_policy import CALVIN_SPEC
 from openpi.serving import recording_mcap
 from openpi.serving.recorded import Exchange, SessionInfo
 
@@ -207,6 +208,15 @@ def test_files_that_are_something_else_say_what_they_are(aloha, tmp_path, capsys
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_an_odd_first_episode_does_not_make_all_others_unusable(aloha, tmp_path, capsys):
+    with h5py.File(aloha / "episode_2.hdf5", "a") as file:
+        spoil_camera(file)
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--skip-unusable", code=1)
+    assert "If the first one is the odd one out" in capsys.readouterr().err
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--episodes", "1-2")
+    assert len(LeRobotDataset(tmp_path / "set").episode_bounds) == 2
+
+
 def test_a_policy_that_is_told_nothing_is_refused(aloha, tmp_path, capsys):
     convert("aloha", aloha, tmp_path / "set", code=1)
     assert "--task" in capsys.readouterr().err
@@ -369,8 +379,14 @@ def test_a_spoilt_replay_buffer_is_refused(spoil, words, tmp_path, capsys):
 def test_calvin_s_annotated_stretches_are_episodes(tmp_path, capsys):
     stretches = [("lift the block", 3, 6), ("push the drawer", 5, 9)]
     written = raw.calvin_split(tmp_path / "task_D_D/training", 3, 9, stretches)
+    convert("calvin", tmp_path / "task_D_D", tmp_path / "unpadded", "--images", "--unpadded")
+    assert_same(tmp_path / "unpadded", written)
     convert("calvin", tmp_path / "task_D_D", tmp_path / "set", "--images")
-    dataset = assert_same(tmp_path / "set", written)
+    padded = [{**episode, "actions": np.pad(episode["actions"], ((0, 0), (0, 8)))} for episode in written]
+    dataset = assert_same(tmp_path / "set", padded)
+    spec = CALVIN_SPEC
+    assert dataset.metadata.features["actions"]["names"] == list(spec.actions.names)
+    assert dataset.metadata.features["state"]["names"] == list(spec.state_names)
     assert [dataset[int(begin)]["task"] for begin, _ in dataset.episode_bounds] == [text for text, *_ in stretches]
     convert("calvin", tmp_path / "task_D_D", tmp_path / "play", "--play", "--task", "play", "--absolute")
     assert len(LeRobotDataset(tmp_path / "play")) == 7

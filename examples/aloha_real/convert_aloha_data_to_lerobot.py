@@ -7,6 +7,7 @@ The dataset is in LeRobot's home ($HF_LEROBOT_HOME). Any set of cameras is taken
 --push-to-hub says so.
 """
 
+import argparse
 import logging
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--task", default=_PLACEHOLDER, help="what the robot is told to do")
     parser.add_argument("--episodes", type=int, nargs="+", help="places in the sorted list, from 0; default: all")
-    published.add(parser, "is_mobile", action="store_true", help="call the robot mobile_aloha")
+    how = {"action": argparse.BooleanOptionalAction, "default": False}
+    published.add(parser, "is_mobile", help="call the robot mobile_aloha", **how)
     parser.add_argument("--mode", choices=("image", "video"), default="image", help="how cameras are stored")
     args = parser.parse_args(argv)
     if args.task == _PLACEHOLDER:

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from openpi.convert.engine import Options, convert
 from openpi.convert.source import Source
@@ -29,10 +30,10 @@ def parser(description: str, repo_id: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def add(parser: argparse.ArgumentParser, name: str, **options: object) -> None:
+def add(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
     """A flag in both spellings, `--raw-dir` and `--raw_dir`."""
     flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-    parser.add_argument(*flags, dest=name, **options)  # type: ignore[arg-type]
+    parser.add_argument(*flags, dest=name, **options)
 
 
 def run(

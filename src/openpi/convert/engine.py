@@ -78,7 +78,8 @@ def convert(
 
     Args:
         output: folder of the dataset; new, unless `overwrite`.
-        skip_unusable: leave out episodes that are damaged or unlike the first; else they are an error.
+        skip_unusable: leave out episodes that are damaged or unlike the first; else, or if they are more than half,
+            that is an error.
         num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
             guards itself with `if __name__ == "__main__"`.
     Returns:
@@ -90,17 +91,19 @@ def convert(
         ImportError: a package for this format is missing; its extra is named.
     """
     refs = chosen(source, options)
-    features, rate, robot = planned(source, refs, options, skip_unusable=skip_unusable)
+    first = first_readable(source, refs, skip_unusable=skip_unusable)
+    features, rate, robot = features_of(first, options.use_videos), rate_of(first, options), first.robot_type
+    _task(first, options)  # nobody waits for hours to be told that there is none
     with (
         WorkFolder(output) as scratch,
         LeRobotWriter(
             output, fps=rate, features=features, robot_type=robot, overwrite=overwrite, scratch=scratch.path
         ) as writer,
     ):
-        plan = _Plan(source, options, features, dict(writer.features), rate, writer.encoder)
+        plan = _Plan(source, options, features, dict(writer.features), rate, robot, writer.encoder)
         jobs = plan.jobs(refs, scratch.path)
         unusable = _prepare_all(jobs, num_workers)
-        if unusable and (not skip_unusable or len(unusable) == len(jobs)):
+        if unusable and (not skip_unusable or 2 * len(unusable) > len(jobs)):
             raise ValueError(_unusable_message(unusable, len(jobs)))
         used = [job for job in jobs if job.ref.name not in unusable]
         for name, reason in unusable.items():
@@ -128,19 +131,16 @@ def chosen(source: Source, options: Options) -> list[EpisodeRef]:
     return [refs[number] for number in options.episodes]
 
 
-def planned(
-    source: Source, refs: Sequence[EpisodeRef], options: Options, *, skip_unusable: bool = False
-) -> tuple[dict[str, Feature], float, str | None]:
-    """Features, rate and robot of the dataset, by the first episode (that can be read, with `skip_unusable`).
+def first_readable(source: Source, refs: Sequence[EpisodeRef], *, skip_unusable: bool = False) -> RawEpisode:
+    """The first episode, or with `skip_unusable` the first that can be read: what all are compared with.
 
     Raises:
-        ValueError: it cannot be read, or says no rate.
+        ValueError: it cannot be read.
     """
     reason: Exception | None = None
     for ref in refs:
         try:
-            raw = source.read(ref)
-            return features_of(raw, options.use_videos), _rate(raw, options), raw.robot_type
+            return source.read(ref)
         except (ValueError, KeyError) as error:
             if not skip_unusable:
                 raise ValueError(f"{ref.name}: {error}") from error
@@ -175,7 +175,8 @@ def _dtype(values: np.ndarray) -> str:
     return kinds[values.dtype.kind]
 
 
-def _rate(raw: RawEpisode, options: Options) -> float:
+def rate_of(raw: RawEpisode, options: Options) -> float:
+    """Frames per second that the dataset will have."""
     rate = raw.fps if options.fps is None else options.fps
     if rate is None:
         raise ValueError("these recordings do not say how many frames a second has; say it with fps (--fps)")
@@ -200,12 +201,13 @@ class _Plan:
     features: Mapping[str, Feature]
     stored: Mapping[str, Feature]
     fps: float
+    robot: str | None
     encoder: str
 
     def jobs(self, refs: Sequence[EpisodeRef], folder: Path) -> list[_Job]:
         """One for each episode, with a folder called by all that its preparation depends on."""
         options = dataclasses.replace(self.options, episodes=None)
-        common = (self.source, options, self.stored, self.fps, self.encoder, metadata.version("openpi"))
+        common = (self.source, options, self.features, self.fps, self.robot, self.encoder, metadata.version("openpi"))
         stamps = {group: group.stamp() for group in groups(self.source.root, [ref.files for ref in refs])}
         depends = [(*common, ref, stamps[FileGroup(self.source.root, ref.files)]) for ref in refs]
         names = [hashlib.sha256(repr(parts).encode()).hexdigest()[:20] for parts in depends]
@@ -235,7 +237,7 @@ def _prepare_anew(job: _Job) -> None:
     plan = job.plan
     raw = plan.source.read(job.ref)
     _check_like_first(raw, plan)
-    task = _task(raw, plan)
+    task = _task(raw, plan.options)
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     try:
@@ -264,7 +266,9 @@ def _check_like_first(raw: RawEpisode, plan: _Plan) -> None:
         for name, value in feature.items():
             if features[key][name] != value:
                 raise ValueError(f"{name} of '{key}' is {features[key][name]}; in the first episode it is {value}")
-    if (rate := _rate(raw, plan.options)) != plan.fps:
+    if raw.robot_type != plan.robot:
+        raise ValueError(f"its robot is {raw.robot_type!r}, in the first episode {plan.robot!r}")
+    if (rate := rate_of(raw, plan.options)) != plan.fps:
         raise ValueError(f"it has {rate} frames per second, the first episode {plan.fps}; say one with fps (--fps)")
     lengths = {key: _length(column) for key, column in raw.columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -275,8 +279,8 @@ def _length(column: RawColumn) -> int:
     return column.length if isinstance(column, Camera) else len(column.values)
 
 
-def _task(raw: RawEpisode, plan: _Plan) -> str | list[str]:
-    task = raw.task if plan.options.task is None else plan.options.task
+def _task(raw: RawEpisode, options: Options) -> str | list[str]:
+    task = raw.task if options.task is None else options.task
     texts = [task or ""] if isinstance(task, str) or task is None else list(task)
     if not all(text.strip() for text in texts):
         raise ValueError("the recording says no task; a policy is told what to do, so say it with task (--task)")
@@ -350,6 +354,11 @@ def _assemble(used: Sequence[_Job], writer: LeRobotWriter) -> dict[str, list[str
 def _unusable_message(reasons: Mapping[str, str], num_episodes: int) -> str:
     shown = "\n".join(f"  {name}: {reason}" for name, reason in list(reasons.items())[:_SHOWN])
     more = f"\n  ... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    if 2 * len(reasons) > num_episodes > 1:
+        return (
+            f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nThat is most of them. If "
+            "the first one is the odd one out, leave it out with episodes (--episodes)"
+        )
     return (
         f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nRepair them, or leave them "
         "out with skip_unusable (--skip-unusable)"

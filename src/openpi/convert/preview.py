@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from openpi.convert.engine import Options, chosen, features_of, planned
+from openpi.convert.engine import Options, chosen, features_of, first_readable, rate_of
 from openpi.convert.source import Camera, Numbers, RawColumn, Source
 from openpi.shared.errors import listed
 
@@ -22,14 +22,14 @@ def preview(source: Source, options: Options) -> Iterator[str]:
     """
     refs = chosen(source, options)
     ref = refs[0]
-    features, rate, robot = planned(source, refs[:1], options)
-    raw = source.read(ref)
+    raw = first_readable(source, refs[:1])
+    features, rate = features_of(raw, options.use_videos), rate_of(raw, options)
     length = max(_length(column) for column in raw.columns.values())
     yield f"episode {ref.name}, the first of {len(refs)}: {length} frames at {rate} Hz, {length / rate:.1f} s"
-    yield f"robot {robot or '(nobody says)'}, {_task(raw.task if options.task is None else options.task)}"
+    yield f"robot {raw.robot_type or '(nobody says)'}, {_task(raw.task if options.task is None else options.task)}"
     width = max(map(len, features))
     for key, column in raw.columns.items():
-        feature = features_of(raw, options.use_videos)[key]
+        feature = features[key]
         yield f"  {key:<{width}}  {feature['dtype']} {feature['shape']}  <- {column.origin}"
         yield from _described(column)
     if raw.left_out:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, relative
+from openpi.policies.aloha_policy import ALOHA_SPEC
 from openpi.shared.errors import missing_key
 
-_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-_MOTORS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOINTS)
+_MOTORS = tuple(ALOHA_SPEC.actions.names)
 _VECTORS = {
     # in the file: (column, whether an episode may lack it)
     "observations/qpos": ("observation.state", False),

@@ -11,7 +11,7 @@ Source: the README of CALVIN's dataset; columns as the recipe `pi0_calvin` reads
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode
+from openpi.policies.calvin_policy import CALVIN_SPEC
 from openpi.shared import plain_pickle
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy, read_npy_header, read_npz
 from openpi.shared.errors import missing_key
@@ -31,9 +32,9 @@ _IDS, _ANNOTATIONS = "ep_start_end_ids.npy", "lang_annotations/auto_lang_ann.npy
 _CAMERAS = ("rgb_static", "rgb_gripper")
 _FRAME_BYTES = 1 << 26
 _MAX_ANNOTATION_BYTES = 1 << 28
-_POSE = ("x", "y", "z", "rx", "ry", "rz")
-_STATE_NAMES = (*(f"tcp_{name}" for name in _POSE), "gripper_width", *(f"joint_{n}" for n in range(1, 8)), "gripper")
-_ACTION_NAMES = (*_POSE, "gripper")
+_STATE_NAMES, _ACTION_NAMES = tuple(CALVIN_SPEC.state_names), tuple(CALVIN_SPEC.actions.names)
+# Those of the recipe are as wide as the state; what lies behind the seven is padding.
+_NUM_ACTIONS = 7
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class CalvinNpz:
         root: the dataset, or one of its splits.
         split: which split of the dataset.
         absolute: actions are poses in the world, instead of changes.
+        unpadded: the 7 actions that were recorded; default: padded with zeros to 15, as the recipe pi0_calvin has them.
         play: stretches of play, annotated or not, instead of the annotated ones; their task is given by task (--task).
     """
 
     root: Path
     split: str = "training"
     absolute: bool = False
+    unpadded: bool = False
     play: bool = False
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -61,23 +64,37 @@ class CalvinNpz:
         return [_ref(folder, number, *stretch) for number, stretch in enumerate(stretches)]
 
     def read(self, ref: EpisodeRef) -> RawEpisode:
-        action = "actions" if self.absolute else "rel_actions"
-        wanted = {"robot_obs": ("state", _STATE_NAMES), action: ("actions", _ACTION_NAMES)}
-        frames = [_load(path, [*wanted]) for path in ref.files]
-        columns: dict[str, RawColumn] = {}
-        for name, (column, names) in wanted.items():
-            for path, frame in zip(ref.files, frames, strict=True):
-                if frame[name].shape != (len(names),):
-                    raise ValueError(
-                        f"{path}: '{name}' has the shape {frame[name].shape}; expected {len(names)} numbers"
-                    )
-            columns[column] = Numbers(np.stack([frame[name] for frame in frames]), name, names)
+        # A pose has the names of the state; changes have their own.
+        action, pose = ("actions", _STATE_NAMES[:6]) if self.absolute else ("rel_actions", _ACTION_NAMES[:6])
+        wanted = ["robot_obs", action]
+        frames = [_load(path, wanted) for path in ref.files]
+        actions = _vector(ref.files, frames, action, (*pose, _ACTION_NAMES[_NUM_ACTIONS - 1]))
+        vectors = {
+            "state": _vector(ref.files, frames, "robot_obs", _STATE_NAMES),
+            "actions": actions if self.unpadded else _padded(actions),
+        }
+        columns: dict[str, RawColumn] = {**vectors}
         first = _load(ref.files[0], _CAMERAS)
         for name in _CAMERAS:
             height, width = first[name].shape[:2]
             columns[name] = Camera(len(frames), (height, width), _pictures(ref.files, name), name)
         task = str(ref.place[0]) or None
         return RawEpisode(columns, _RATE_HZ, task, "calvin", _others(ref.files[0], [*wanted, *_CAMERAS]))
+
+
+def _vector(
+    paths: Sequence[Path], frames: Sequence[Mapping[str, np.ndarray]], name: str, dimensions: tuple[str, ...]
+) -> Numbers:
+    for path, frame in zip(paths, frames, strict=True):
+        if frame[name].shape != (len(dimensions),):
+            raise ValueError(f"{path}: '{name}' has the shape {frame[name].shape}; expected {len(dimensions)} numbers")
+    return Numbers(np.stack([frame[name] for frame in frames]), name, dimensions)
+
+
+def _padded(actions: Numbers) -> Numbers:
+    padding = _ACTION_NAMES[_NUM_ACTIONS:]
+    values = np.concatenate([actions.values, np.zeros((len(actions.values), len(padding)))], axis=1)
+    return Numbers(values, f"{actions.origin}, padded with zeros", (*actions.names, *padding))
 
 
 def _ref(folder: Path, number: int, first: int, last: int, task: str) -> EpisodeRef:

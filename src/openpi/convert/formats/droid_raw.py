@@ -20,12 +20,13 @@ import numpy as np
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.formats.mp4 import count_frames, video
 from openpi.convert.source import EpisodeRef, Numbers, RawColumn, RawEpisode, found, joined, relative
+from openpi.policies.droid_policy import DROID_SPEC
 
 _RATE_HZ = 15
 _SIZE_HW = (180, 320)
 _WRIST = 0  # a camera's type; all others stand beside the robot
 _VIDEOS = "recordings/MP4"
-_JOINTS = tuple(f"joint_{number}" for number in range(1, 8))
+_NAMES = tuple(DROID_SPEC.actions.names)  # the joints and the gripper; the state has the same
 _NO_INSTRUCTION = "Do something"
 _LEAST_FILMED = 0.9  # of the frames; less is no camera that was stopped a moment early
 
@@ -84,9 +85,9 @@ def _vectors(file: Hdf5File) -> dict[str, Numbers]:
     joints = file.numbers(f"{robot}/joint_positions")
     gripper = file.numbers(f"{robot}/gripper_position")
     return {
-        "joint_position": _wide({"joint_positions": joints}, f"/{robot}/joint_positions", _JOINTS, file.path),
-        "gripper_position": _wide({"gripper_position": gripper}, f"/{robot}/gripper_position", ("gripper",), file.path),
-        "actions": _wide(actions, "/action/{joint_velocity, gripper_position}", (*_JOINTS, "gripper"), file.path),
+        "joint_position": _wide({"joint_positions": joints}, f"/{robot}/joint_positions", _NAMES[:7], file.path),
+        "gripper_position": _wide({"gripper_position": gripper}, f"/{robot}/gripper_position", _NAMES[7:], file.path),
+        "actions": _wide(actions, "/action/{joint_velocity, gripper_position}", _NAMES, file.path),
     }
 
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from openpi.convert.formats.demos import control_hz, json_attribute, list_demos, side_by_side
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.source import EpisodeRef, Numbers, RawColumn, RawEpisode
+from openpi.policies.libero_policy import LIBERO_SPEC
 
 _CAMERAS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _STATE = ("ee_states", "gripper_states")
-_STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_left", "gripper_right")
-_ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 _CONVENTION = "opengl"
 
 
@@ -45,8 +44,8 @@ class LiberoHdf5:
         with Hdf5File(ref.files[0]) as file:
             state = side_by_side(file, f"{group}/obs", _STATE)
             columns: dict[str, RawColumn] = {
-                "state": _named(state, _STATE_NAMES),
-                "actions": _named(side_by_side(file, group, ("actions",)), _ACTION_NAMES),
+                "state": _named(state, LIBERO_SPEC.state_names),
+                "actions": _named(side_by_side(file, group, ("actions",)), LIBERO_SPEC.actions.names),
             }
             turned = not self.as_stored
             if (
@@ -65,10 +64,10 @@ class LiberoHdf5:
             return RawEpisode(columns, control_hz(file), _instruction(file), "panda", tuple(left_out))
 
 
-def _named(column: Numbers, names: tuple[str, ...]) -> Numbers:
+def _named(column: Numbers, names: Sequence[str]) -> Numbers:
     if column.values.shape[1] != len(names):
         raise ValueError(f"{column.origin} has {column.values.shape[1]} dimensions; expected {len(names)}")
-    return Numbers(column.values, column.origin, names)
+    return Numbers(column.values, column.origin, tuple(names))
 
 
 def _instruction(file: Hdf5File) -> str | None:

@@ -19,13 +19,17 @@ from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpi
 from openpi.data.droid_rlds.example import MalformedError, Values, not_an_example, parse_example
 from openpi.data.droid_rlds.folder import open_folder
 from openpi.data.droid_rlds.tfrecord import TFRecordFile
+from openpi.policies.libero_policy import LIBERO_SPEC
 from openpi.shared.budgets import decode_image
 from openpi.shared.errors import listed, missing_key
 
 SETS = ("libero_10_no_noops", "libero_goal_no_noops", "libero_object_no_noops", "libero_spatial_no_noops")
 _RATE_HZ = 10
 _CAMERAS = {"image": "steps/observation/image", "wrist_image": "steps/observation/wrist_image"}
-_VECTORS = {"state": ("steps/observation/state", 8), "actions": ("steps/action", 7)}
+_VECTORS = {
+    "state": ("steps/observation/state", LIBERO_SPEC.state_names),
+    "actions": ("steps/action", LIBERO_SPEC.actions.names),
+}
 _INSTRUCTION = "steps/language_instruction"
 _ALL = frozenset({*_CAMERAS.values(), *(name for name, _ in _VECTORS.values()), _INSTRUCTION})
 
@@ -55,7 +59,8 @@ class LiberoRlds:
         number, length = (int(place) for place in ref.place)
         features = _record(ref.files[0], number, length)
         columns: dict[str, RawColumn] = {
-            column: Numbers(_vector(features, name, width), name) for column, (name, width) in _VECTORS.items()
+            column: Numbers(_vector(features, name, len(names)), name, tuple(names))
+            for column, (name, names) in _VECTORS.items()
         }
         for column, name in _CAMERAS.items():
             pictures = _strings(features, name)

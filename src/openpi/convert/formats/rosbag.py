@@ -54,7 +54,7 @@ class RosBags:
                 )
             every = [part for parts in mapped.columns.values() for part in parts]
             signals = {part: _signal(bag, part, kinds[part.topic], mapped.clock) for part in every}
-            fps = self.fps or mapped.fps
+            fps = mapped.fps if self.fps is None else self.fps
             at = instants([signal.times_ns for signal in signals.values()], fps)
             columns: dict[str, RawColumn] = {
                 key: self._column(path, parts, signals, at) for key, parts in mapped.columns.items()

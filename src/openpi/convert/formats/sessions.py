@@ -54,7 +54,7 @@ class Sessions:
     def read(self, ref: EpisodeRef) -> RawEpisode:
         path = ref.files[0]
         log = _Log.read(path, self._answered(path))
-        fps = self.fps or _asking_rate(log.times_ns)
+        fps = _asking_rate(log.times_ns) if self.fps is None else self.fps
         at = instants([log.times_ns], fps)
         rows = newest(log.times_ns, at)
         columns: dict[str, RawColumn] = {
