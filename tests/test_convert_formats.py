@@ -495,7 +495,9 @@ def test_recorded_sessions_become_a_dataset_of_what_was_played(tmp_path):
         tmp_path / "set", [{"observation.image": frames[rows], "joints": joints[rows], "actions": played}]
     )
     assert dataset[3]["task"] == "pick"
-    assert provenance(tmp_path / "set")["remarks"]["a.mcap"] == ["4 requests got no actions, and are left out"]
+    told = provenance(tmp_path / "set")
+    assert told["remarks"]["a.mcap"] == ["4 requests got no actions, and are left out"]
+    assert (told["options"]["fps"], told["fps"]) == (50, 50)
 
 
 def test_a_converted_set_has_statistics_by_the_door_of_a_recipe(tmp_path, capsys):

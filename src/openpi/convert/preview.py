@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from openpi.convert.engine import Options, chosen, features_of, first_readable, rate_of
+from openpi.convert.engine import chosen, first_readable
+from openpi.convert.episode_work import Options, features_of, rate_of
 from openpi.convert.source import Camera, Numbers, RawColumn, Source
 from openpi.shared.errors import listed
 
