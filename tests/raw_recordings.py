@@ -203,7 +203,7 @@ def umi_buffer(path: Path, lengths: Sequence[int], *, zarr_format: int = 2) -> l
     register_codecs("imagecodecs_jpegxl", verbose=False)
     total, ends = sum(lengths), np.cumsum(lengths)
     hand = {"eef_pos": 3, "eef_rot_axis_angle": 3, "gripper_width": 1}
-    arrays = {f"data/robot0_{name}": walk(width, total, width) for name, width in hand.items()}
+    arrays = {f"data/robot0_{name}": walk(seed, total, width) for seed, (name, width) in enumerate(hand.items())}
     arrays["data/robot0_demo_start_pose"] = walk(9, total, 6)
     frames = pictures(1, total, 16, 16)
     is_old = zarr_format == 2
