@@ -121,6 +121,8 @@ FRAMEWORK_FREE = [
     "openpi.data.raw_episodes",
     "openpi.codecs.catalog",
     "openpi.convert.positronic",
+    "openpi.convert.engine",
+    "openpi.convert.formats.droid_raw",
     "openpi_client",
 ]
 

@@ -1,7 +1,7 @@
-"""`openpi convert positronic INPUT OUTPUT [options]`: recordings in another format to a LeRobot dataset.
+"""`openpi convert FORMAT SRC DST [options]`: recordings in another format to a LeRobot dataset.
 
-INPUT is a raw dataset of Positronic, or a folder of several; INPUT and OUTPUT are on this machine or at URLs (s3://,
-gs://). What goes to a URL is made on this machine, and sent when it is complete.
+SRC and DST are on this machine or at URLs (s3://, gs://). What goes to a URL is made on this machine, and sent when it
+is complete. `--dry-run` shows what would become of the first episode.
 A conversion that is stopped goes on when the same command is given again. Exit codes: 0 = written; 1 = refused or
 failed; 2 = bad command line; 130 = stopped by Ctrl-C.
 """
@@ -14,6 +14,8 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from openpi.cli import _convert_formats
+
 SUMMARY = "recordings in another format to a LeRobot dataset"
 
 logger = logging.getLogger("openpi")
@@ -22,25 +24,26 @@ logger = logging.getLogger("openpi")
 def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import configure_logging
 
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
     configure_logging()
     try:
-        _positronic(args)
+        _positronic(args) if args.format == "positronic" else _convert_formats.run(args)
     except (ValueError, KeyError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi convert: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    logger.info("written: %s", args.output)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openpi convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    _convert_formats.add_parsers(formats, argv)
     positronic = formats.add_parser("positronic", help="raw recordings of Positronic, by a codec")
     positronic.add_argument("input", help="folder or URL")
     positronic.add_argument("output", help="folder of the dataset, or a URL (s3://, gs://) to send it to")
@@ -93,6 +96,7 @@ def _positronic(args: argparse.Namespace) -> None:
         append=args.append,
         options=sent_to,
     )
+    logger.info("written: %s", args.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -159,11 +159,12 @@ def read_npy(stream: IO[bytes], budget: Budget, what: str) -> np.ndarray:
     return plain_array(dtype, shape, _exactly(stream, num_bytes), is_fortran=is_fortran)
 
 
-def read_npz(file: IO[bytes], budget: Budget) -> dict[str, np.ndarray]:
+def read_npz(file: IO[bytes], budget: Budget, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file.
 
     Args:
         file: seekable.
+        names: those to read, where the file has them; None = all.
     Raises:
         BudgetError: it would be larger than the budget, or has too many members.
         ValueError: no such file, or damaged.
@@ -171,19 +172,23 @@ def read_npz(file: IO[bytes], budget: Budget) -> dict[str, np.ndarray]:
     _check_directory(file)
     try:
         with zipfile.ZipFile(file) as archive:
-            return dict(_arrays(archive, budget))
+            return dict(_arrays(archive, budget, names))
     except BudgetError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"it is no whole archive ({error})") from error
 
 
-def _arrays(archive: zipfile.ZipFile, budget: Budget) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(
+    archive: zipfile.ZipFile, budget: Budget, wanted: Collection[str] | None
+) -> Iterator[tuple[str, np.ndarray]]:
     names = archive.namelist()
     if len(names) != len(set(names)):
         raise ValueError("it has two members of one name")
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
+        if wanted is not None and name not in wanted:
+            continue
         with archive.open(info) as stream:  # gives no more bytes than the directory says
             yield name, read_npy(stream, budget, f"'{name}'")
 

@@ -1,0 +1,163 @@
+"""Recordings of any format -> a LeRobot dataset v3.0.
+
+```
+plan       the episodes, and what the first one looks like: all others are compared with it
+prepare    each episode on its own, in several processes: read, check, encode, statistics
+           -> .<name>.converting/<digest>/    kept until the dataset is there, so that a stopped run goes on
+assemble   in order, in this process: joins what is prepared; no frame is touched again
+```
+
+The dataset appears whole or not at all, with the provenance of every episode in `run_metadata_<UTC>.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from openpi.convert import jobs as work
+from openpi.convert.episode_work import TOLD, Job, Options, Plan, features_of, prepare, rate_of, task_of
+from openpi.convert.origin import provenance
+from openpi.convert.progress import Progress
+from openpi.convert.source import EpisodeRef, RawEpisode, Source
+from openpi.convert.work_folder import WorkFolder
+from openpi.data.lerobot.prepared import PreparedEpisode
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared import run_metadata
+
+logger = logging.getLogger("openpi")
+
+_SHOWN = 10
+
+
+def convert(
+    source: Source,
+    output: Path,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    skip_unusable: bool = False,
+    num_workers: int | None = None,
+) -> Path:
+    """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
+
+    Args:
+        output: folder of the dataset; new, unless `overwrite`.
+        skip_unusable: leave out episodes that are damaged or unlike the first; else, or if they are more than half,
+            that is an error.
+        num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
+            guards itself with `if __name__ == "__main__"`.
+    Returns:
+        `output`.
+    Raises:
+        ValueError: there is no rate or task, episodes are unusable, or another conversion writes the same dataset.
+        FileExistsError: `output` is there.
+        FileNotFoundError: there are no recordings.
+        ImportError: a package for this format is missing; its extra is named.
+    """
+    options = options or Options()
+    refs = chosen(source, options)
+    first = first_readable(source, refs, skip_unusable=skip_unusable)
+    features, rate, robot = features_of(first, options.use_videos), rate_of(first, options), first.robot_type
+    task_of(first, options)  # nobody waits for hours to be told that there is none
+    with (
+        WorkFolder(output) as scratch,
+        LeRobotWriter(
+            output, fps=rate, features=features, robot_type=robot, overwrite=overwrite, scratch=scratch.path
+        ) as writer,
+    ):
+        plan = Plan(source, options, features, dict(writer.features), rate, robot, writer.encoder)
+        jobs = plan.jobs(refs, scratch.path)
+        unusable = _prepare_all(jobs, num_workers)
+        if unusable and (not skip_unusable or 2 * len(unusable) > len(jobs)):
+            raise ValueError(_unusable_message(unusable, len(jobs)))
+        used = [job for job in jobs if job.ref.name not in unusable]
+        for name, reason in unusable.items():
+            logger.warning("left out: %s: %s", name, reason)
+        remarks = _assemble(used, writer)
+        told = {"remarks": remarks, "left_out": unusable}
+        content = provenance(source, options, [job.ref for job in used], scratch.path, num_workers)
+        run_metadata.write(writer.temporary, {**content, "fps": rate, **told})
+    return output
+
+
+def chosen(source: Source, options: Options) -> list[EpisodeRef]:
+    """The episodes that are asked for.
+
+    Raises:
+        ValueError: one that is not there, or two of one name.
+    """
+    refs = list(source.episodes())
+    if len({ref.name for ref in refs}) != len(refs):
+        raise ValueError(f"{source.root}: two episodes have one name")
+    if options.episodes is None:
+        return refs
+    if absent := [number for number in options.episodes if not 0 <= number < len(refs)]:
+        raise ValueError(f"episodes: {absent} are not there; {source.root} has {len(refs)}, from 0 to {len(refs) - 1}")
+    return [refs[number] for number in options.episodes]
+
+
+def first_readable(source: Source, refs: Sequence[EpisodeRef], *, skip_unusable: bool = False) -> RawEpisode:
+    """The first episode, or with `skip_unusable` the first that can be read: what all are compared with.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    reason: Exception | None = None
+    for ref in refs:
+        try:
+            return source.read(ref)
+        except (ValueError, KeyError) as error:
+            if not skip_unusable:
+                raise ValueError(f"{ref.name}: {error}") from error
+            reason = error
+    raise ValueError(f"no episode of {source.root} can be read, the last for this reason: {reason}")
+
+
+# --- all of them --------------------------------------------------------------------------------------------
+
+
+def _prepare_all(jobs: Sequence[Job], num_workers: int | None) -> dict[str, str]:
+    """Prepares what is not; returns the unusable ones with the reason."""
+    if done := sum(job.folder.is_dir() for job in jobs):
+        logger.info("going on with %d prepared episodes", done)
+    processes = work.num_processes(num_workers, len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // max(1, processes))
+    jobs = [dataclasses.replace(job, threads=threads) for job in jobs]
+    unusable: dict[str, str] = {}
+    with Progress("episodes", len(jobs)) as progress:
+        for job, reason in work.each(prepare, jobs, processes):
+            if reason is not None:
+                unusable[job.ref.name] = reason
+            progress.advance()
+    return {job.ref.name: unusable[job.ref.name] for job in jobs if job.ref.name in unusable}
+
+
+def _assemble(used: Sequence[Job], writer: LeRobotWriter) -> dict[str, list[str]]:
+    """Joins what is prepared; returns remarks by episode."""
+    remarks = {}
+    for job in used:
+        told = json.loads((job.folder / TOLD).read_text(encoding="utf-8"))
+        writer.add_prepared(PreparedEpisode.load(job.folder), told["task"])
+        if told["remarks"]:
+            remarks[job.ref.name] = told["remarks"]
+            logger.warning("%s: %s", job.ref.name, "; ".join(told["remarks"]))
+    return remarks
+
+
+def _unusable_message(reasons: Mapping[str, str], num_episodes: int) -> str:
+    shown = "\n".join(f"  {name}: {reason}" for name, reason in list(reasons.items())[:_SHOWN])
+    more = f"\n  ... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    if 2 * len(reasons) > num_episodes > 1:
+        return (
+            f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nThat is most of them. If "
+            "the first one is the odd one out, leave it out with episodes (--episodes)"
+        )
+    return (
+        f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nRepair them, or leave them "
+        "out with skip_unusable (--skip-unusable)"
+    )

@@ -1,0 +1,56 @@
+"""Videos of recordings, frame by frame; the container is MP4 whatever the file says, so none can name other files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from PIL import Image
+
+from openpi.convert.source import Camera
+from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
+from openpi.shared.file_kinds import found_instead
+
+
+def count_frames(path: Path) -> int:
+    """Without decoding any.
+
+    Raises:
+        ValueError: no such video, or damaged.
+    """
+    try:
+        with av.open(str(path), format="mp4") as container:
+            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    except (FFmpegError, IndexError) as error:
+        raise _unreadable(path, error) from error
+
+
+def video(path: Path, length: int, size_hw: tuple[int, int], origin: str) -> Camera:
+    """The first frames, resized (bicubic) where they have another size."""
+    return Camera(length, size_hw, _frames(path, length, size_hw), origin)
+
+
+def _frames(path: Path, length: int, size_hw: tuple[int, int]) -> Iterator[np.ndarray]:
+    height, width = size_hw
+    try:
+        with av.open(str(path), format="mp4") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            Budget(MAX_IMAGE_PIXELS, "pixels").spend(stream.width * stream.height, f"a frame of {path}")
+            for number, frame in enumerate(container.decode(stream)):
+                if number == length:
+                    return
+                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                resized = (
+                    image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+                )
+                yield np.asarray(resized)
+    except (FFmpegError, IndexError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be decoded: {found_instead(path, 'MP4') or error}")

@@ -1,0 +1,129 @@
+"""Which files a dataset was made of: sizes and hashes, for its provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openpi.convert import jobs
+from openpi.convert.source import EpisodeRef, Source, relative
+
+_SHOWN = 8
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files and folders that are hashed together: all that an episode, or several, are read from."""
+
+    root: Path
+    files: tuple[Path, ...]
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of change of every file: what tells that one was changed."""
+        stats = [(relative(path, self.root), path.stat()) for path in self._all()]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def described(self) -> dict[str, Any]:
+        """Reads everything.
+
+        The hash of several files is that of the lines that `sha256sum` prints of them, sorted by name.
+        """
+        lines, total = [], 0
+        for path in self._all():
+            total += path.stat().st_size
+            lines.append((relative(path, self.root), _sha256(path)))
+        names = [name for name, _ in lines]
+        text = "".join(f"{digest}  {name}\n" for name, digest in lines)
+        return {
+            "files": names if len(names) <= _SHOWN else [names[0], "...", names[-1]],
+            "num_files": len(names),
+            "bytes": total,
+            "sha256": lines[0][1] if len(lines) == 1 else hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def _all(self) -> list[Path]:
+        return sorted(_files(self.files))
+
+
+def groups(root: Path, all_files: Iterable[Sequence[Path]]) -> list[FileGroup]:
+    """One for each set of files, in the order in which they come."""
+    return list(dict.fromkeys(FileGroup(root, tuple(files)) for files in all_files))
+
+
+def provenance(
+    source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, num_workers: int | None
+) -> dict[str, Any]:
+    """Source, options, files with their hashes, and which episode comes from which of them, as JSON.
+
+    Args:
+        options: a dataclass.
+        folder: where hashes are kept for a run that goes on after this one was stopped.
+    """
+    files = groups(source.root, [ref.files for ref in refs])
+    described: dict[FileGroup, dict[str, Any]] = dict(
+        jobs.each(_Hashing(folder), files, jobs.num_processes(num_workers, len(files)))
+    )
+    numbers = {group: number for number, group in enumerate(files)}
+    return {
+        "format": type(source).__name__,
+        "source": source.root.name,
+        "options": {**_plain(options), **_plain(source)},
+        "sources": [described[group] for group in files],
+        "episodes": [{"name": ref.name, "source": numbers[FileGroup(source.root, ref.files)]} for ref in refs],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hashing:
+    """Hashes files, and remembers it for a run that goes on after this one was stopped."""
+
+    folder: Path
+
+    def __call__(self, group: FileGroup) -> dict[str, Any]:
+        digest = hashlib.sha256(repr(group.stamp()).encode()).hexdigest()[:20]
+        kept = self.folder / f"{digest}.json"
+        if kept.exists():
+            return json.loads(kept.read_text(encoding="utf-8"))
+        described = group.described()
+        partial = self.folder / f"{digest}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(described), encoding="utf-8")
+        partial.rename(kept)
+        return described
+
+
+def _plain(options: object) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them; the folder is a name there."""
+    assert dataclasses.is_dataclass(options)
+    fields = [field.name for field in dataclasses.fields(options) if field.repr and field.name != "root"]
+    return {name: _json_value(getattr(options, name)) for name in fields}
+
+
+def _json_value(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return [_json_value(item) for item in value] if isinstance(value, tuple) else str(value)
+
+
+def _files(paths: Iterable[Path]) -> Iterable[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (entry for entry in path.rglob("*") if entry.is_file())
+        else:
+            yield path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

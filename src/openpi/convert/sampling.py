@@ -1,0 +1,42 @@
+"""Signals with times of their own as frames of one rate: at each instant the newest value so far.
+
+The first instant is when every signal has a value, and the last one lies before the last change of any.
+Source: the serving specification, section 6.6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import numpy as np
+
+_NS_PER_S = 1_000_000_000
+_MAX_HZ = 1000
+
+
+def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
+    """int64[n]: start, start + period, ... before the end; the period is cut to whole nanoseconds.
+
+    Args:
+        times_ns: ascending, of each signal.
+    Raises:
+        ValueError: a signal has no value, they have no time in common, or the rate is none.
+    """
+    signals = list(times_ns)
+    if not signals or any(not len(signal) for signal in signals):
+        raise ValueError("a signal has no value")
+    if not 0 < fps <= _MAX_HZ:
+        raise ValueError(f"fps is {fps}; expected frames per second, above 0")
+    start, end = max(int(signal[0]) for signal in signals), max(int(signal[-1]) for signal in signals)
+    exact = _NS_PER_S / Fraction(fps)  # of a double; epoch-sized times are beyond its precision
+    count = math.ceil((end - start) / exact)
+    if count < 1:
+        raise ValueError("its signals have no time in common")
+    return start + np.arange(count, dtype=np.int64) * math.floor(exact)
+
+
+def newest(times_ns: np.ndarray, at_ns: np.ndarray) -> np.ndarray:
+    """int64[n], the row that was the newest at each instant."""
+    return np.searchsorted(times_ns, at_ns, side="right") - 1
