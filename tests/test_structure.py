@@ -183,6 +183,7 @@ JAX_LAZILY = {
 
 
 PYTORCH = {
+    "openpi.policies.graphs_pytorch",
     "openpi.policies.sampler_pytorch",
     *(
         f"openpi.training.{name}_pytorch"

@@ -21,7 +21,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = TOLERANCE if ON_GPU else [torch.float32, torch.float16]  # the interpreter has no bfloat16
-pytestmark = pytest.mark.gpu if ON_GPU else ()
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from golden_kits import Kit, load_kit
 from meta_device import DEVICE, NothingWaits
 from openpi.models_pytorch import loading
-from openpi.policies import sampler_pytorch
+from openpi.policies import graphs_pytorch, sampler_pytorch
 from openpi.policies.policy import Policy
 from openpi.policies.sampler_pytorch import PytorchSampler
 from openpi.serving.batching import Batching, Item, Job, ModelThread
@@ -82,11 +82,11 @@ def test_what_a_capture_forbids_would_be_found(what: str) -> None:
 def test_inputs_lie_side_by_side_in_one_buffer(fields: list[tuple[Any, int]]) -> None:
     rng = np.random.default_rng(0)
     values = {str(i): torch.as_tensor(rng.integers(0, 2, size).astype(kind)) for i, (kind, size) in enumerate(fields)}
-    buffer = torch.zeros(sampler_pytorch._num_bytes(values), dtype=torch.uint8)
-    places = sampler_pytorch.within(buffer, values)
+    buffer = torch.zeros(graphs_pytorch.num_bytes(values), dtype=torch.uint8)
+    places = graphs_pytorch.within(buffer, values)
     for key, value in values.items():
         places[key].copy_(value)
-    for key, value in sampler_pytorch.within(buffer.clone(), values).items():
+    for key, value in graphs_pytorch.within(buffer.clone(), values).items():
         assert value.dtype == values[key].dtype and torch.equal(value, values[key])
         assert value.storage_offset() * value.element_size() % 16 == 0
 
@@ -141,7 +141,7 @@ class HeldGraphs:
         if len(example["state"]) > 1:
             self.is_making.set()
             assert self.may_go_on.wait(PATIENCE_S)
-        return sampler_pytorch.Direct(run, self.device)
+        return graphs_pytorch.Direct(run, self.device)
 
 
 def test_a_server_answers_while_the_graph_for_its_batches_is_made_and_then_runs_them_together(

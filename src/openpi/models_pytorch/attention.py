@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openpi.models_pytorch import fusion
+from openpi.shared.errors import first_line
 
 logger = logging.getLogger("openpi")
 
@@ -30,11 +30,6 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # as `pla
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative to the largest output
 PLAIN = "plain"
-_BACKENDS = {
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
 _FEW_ROWS = 1024  # of all heads that share a key head
 _ROUNDS, _CALLS = 3, 20
 _HEAD_START = 5_000_000  # clocks that the device idles, 2 or 3 ms, in which the host launches the calls
@@ -62,16 +57,35 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         f[b t n h].
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if k.shape[1] == 1:  # a view; not all kernels know of fewer key heads than queries have
-        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    q, k, v = _heads_first(q, k, v)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
     return mixed.transpose(1, 2)
 
 
-def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    with sdpa_kernel(backend):
-        return plain(q, k, v, bias)
+def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f[b _ n h]; a single key head as many times as there are queries': not all kernels know of fewer. Views."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if k.shape[1] == 1:
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    return q, k, v
+
+
+# PyTorch's own kernels by name: switches that choose between them are the whole process's, in which others infer.
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    heads, bias = _heads_first(q, k, v), None if bias is None else bias.expand(-1, q.shape[2], -1, -1)
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(*heads, bias, False)[0].transpose(1, 2)
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    heads, bias = _heads_first(q, k, v), None if bias is None else bias.expand(-1, q.shape[2], -1, -1)
+    return torch.ops.aten._scaled_dot_product_efficient_attention(*heads, bias, False)[0].transpose(1, 2)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    assert bias is None, "it knows no mask"
+    return torch.ops.aten._scaled_dot_product_flash_attention(*_heads_first(q, k, v))[0].transpose(1, 2)
 
 
 def folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,10 +100,9 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 def candidates(q: Tensor, k: Tensor, bias: Tensor | None) -> dict[str, Attention]:
     """By name; the plain one first."""
-    found: dict[str, Attention] = {PLAIN: plain}
-    found |= {name: functools.partial(by_backend, backend) for name, backend in _BACKENDS.items()}
-    if bias is not None:
-        del found["flash"]  # knows no mask
+    found: dict[str, Attention] = {PLAIN: plain, "cuDNN": cudnn, "efficient": efficient}
+    if bias is None:
+        found["flash"] = flash
     num_key_heads, rows = k.shape[2], q.shape[1] * q.shape[2] // k.shape[2]
     if num_key_heads == 1:
         found["folded"] = folded
@@ -114,7 +127,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[str, A
             else:
                 logger.info("attention by %s is off by %.2g, and is left out", name, error)
         except Exception as error:  # whatever a library or a compiler raises where its kernel does not run
-            logger.debug("attention by %s does not run here: %s", name, error)
+            logger.debug("attention by %s does not run here: %s", name, first_line(error))
     best = min(times, key=lambda name: times[name])
     told = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in sorted(times.items(), key=lambda pair: pair[1]))
     logger.info("attention of %s to %s: by %s (us: %s)", tuple(q.shape), tuple(k.shape), best, told)

@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
 
 class Tiling(NamedTuple):
     """How the work is cut.
@@ -143,9 +141,8 @@ def _attend_split(
             logits += tl.load(place, mask=is_row[:, None] & is_key[None, :], other=0.0).to(tl.float32)
         logits = tl.where(is_key[None, :], logits, float("-inf"))
         higher = tl.maximum(highest, tl.max(logits, 1))
-        # Differences first: masked logits are near the largest number there is.
-        shrink = tl.exp2((highest - higher) * _LOG2_E)
-        weights = tl.exp2((logits - higher[:, None]) * _LOG2_E)
+        shrink = tl.exp(highest - higher)
+        weights = tl.exp(logits - higher[:, None])
         v = tl.load(
             v_ptr + sample * v_b + key_head * v_k + key[:, None] * v_s + column[None, :],
             mask=is_key[:, None],
@@ -180,7 +177,7 @@ def _join_splits(
     at = (part * num_heads + of_head) * rows + row
     highest = tl.load(sums_ptr + at, mask=is_part, other=float("-inf"))
     total = tl.load(sums_ptr + splits * num_heads * rows + at, mask=is_part, other=0.0)
-    weights = tl.exp2((highest - tl.max(highest, 0)) * _LOG2_E)
+    weights = tl.exp(highest - tl.max(highest, 0))
     mixed = tl.load(partial_ptr + at[:, None] * WIDTH + column[None, :], mask=is_part[:, None], other=0.0)
     joined = tl.sum(mixed * weights[:, None], 0) / tl.sum(total * weights, 0)  # type: ignore[operator]
     head = (of_head % num_key_heads) * GROUP + row % GROUP

@@ -25,26 +25,21 @@ def norm(
     Args:
         x: [b t d], any strides but 1 of the last axis.
         scale: [d], or as shift; shift: [_b _t d], which may be broadcast; None = none.
-        residual: y [b t d], contiguous, and its gate [_b _t d] or None; None = x as it is.
+        residual: y [b t d], and its gate [_b _t d] or None; None = x as it is.
     Returns:
         What was normed and the norm, [b t d], contiguous; without residual the former is x.
     """
     b, t, d = x.shape
     out = torch.empty((b, t, d), dtype=x.dtype, device=x.device)
-    y, gate = residual if residual is not None else (x, None)
     total = torch.empty_like(out) if residual is not None else x
-    scale, moved = scale.expand(b, t, d), shift if shift is None else shift.expand(b, t, d)
-    gated = None if gate is None else gate.expand(b, t, d)
+    y, gate = residual if residual is not None else (None, None)
+    others = [x if other is None else other.expand(b, t, d) for other in (y, gate, scale, shift)]
     launch(
         _norm,
         (b * t,),
-        *(x, y, gated if gated is not None else x, scale, moved if moved is not None else x, total, out),
-        *(t, d),
-        *x.stride()[:2],
-        *y.stride()[:2],
-        *(gated if gated is not None else x).stride()[:2],
-        *scale.stride()[:2],
-        *(moved if moved is not None else x).stride()[:2],
+        *(x, *others, total, out),
+        *(t, d, *x.stride()[:2]),
+        *(stride for other in others for stride in other.stride()[:2]),
         epsilon,
         WIDTH=triton.next_power_of_2(d),
         HAS_RESIDUAL=residual is not None,

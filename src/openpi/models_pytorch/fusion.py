@@ -1,17 +1,21 @@
 """When the kernels of `fused_kernels` take the place of PyTorch's: on a GPU, for inference that no compiler sees.
 
-`torch.compile` fuses the same, and more, such as the rounding to FP8 that follows.
+`torch.compile` fuses the same, and more, such as the rounding to FP8 that follows. The environment variable
+OPENPI_KERNELS=off keeps kernels of ours from being used at all.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 
 import torch
 from torch import Tensor
 
 from openpi.shared.errors import first_line
+
+KERNELS_VARIABLE = "OPENPI_KERNELS"
 
 logger = logging.getLogger("openpi")
 
@@ -23,7 +27,9 @@ def applies(x: Tensor) -> bool:
 
 @functools.cache
 def works_on(device: torch.device) -> bool:
-    """Whether Triton is there, and finds what it compiles and links with."""
+    """Whether kernels of ours are wanted, and Triton is there and finds what it compiles and links with."""
+    if os.environ.get(KERNELS_VARIABLE) == "off":
+        return False
     try:
         from openpi.models_pytorch import fused_kernels
 
