@@ -19,8 +19,9 @@ from openpi.models_pytorch import attention_kernels
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-DTYPES = TOLERANCE if ON_GPU else [torch.float32, torch.float16]  # the interpreter has no bfloat16
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 1.6e-2}
+# The interpreter has no bfloat16; on a GPU each variant is compiled, in seconds.
+DTYPES = [torch.bfloat16] if ON_GPU else [torch.float32, torch.float16]
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
@@ -180,7 +181,7 @@ def test_a_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert out is not None
         return out
 
-    torch.testing.assert_close(*reversed(both_ways(call, monkeypatch)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*reversed(both_ways(call, monkeypatch)), rtol=1e-4, atol=1e-4)
 
 
 def test_where_gradients_are_wanted_or_there_is_no_gpu_nothing_is_replaced() -> None:

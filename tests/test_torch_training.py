@@ -437,10 +437,10 @@ def test_layers_and_gradients_of_a_random_model_agree_with_jax() -> None:
 
 @torch.no_grad()
 def test_steps_too_small_for_bfloat16_count_on_average_with_moments_of_eight_bits() -> None:
-    start = torch.full((64, 128), 1.0)
+    start = torch.full((256, 512), 1.0)
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
-        param = torch.nn.Parameter(start.to(dtype))
+        param = torch.nn.Parameter(start.to(dtype, copy=True))
         optimizer = adam_8bit_pytorch.AdamW8bit([param], betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
         optimizer.param_groups[0]["lr"] = 1e-4  # bfloat16 has steps of 39e-4 below 1
         for _ in range(20):
@@ -448,7 +448,7 @@ def test_steps_too_small_for_bfloat16_count_on_average_with_moments_of_eight_bit
             optimizer.step()
         moved[dtype] = float((start - param.float()).mean())
     assert moved[torch.float32] == pytest.approx(20e-4, rel=0.01)
-    assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.05)
+    assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.03)
 
 
 def test_rounding_at_random_keeps_what_bfloat16_can_tell_and_what_is_not_finite() -> None:

@@ -2,13 +2,16 @@
 
 1. All products run as they are, and note the largest magnitude of their inputs.
 2. They run once more, and each notes the error that FP8 would make of its outputs.
-3. All are replaced, and whole action chunks are compared. As long as one is less alike than the target, more of the
-   products with the largest errors stay as they are: none, a sixteenth, an eighth, ... all.
+3. All are replaced, and whole action chunks are compared. If one is less alike than the target, each kind of product
+   (such as `experts.0.self_attn.qkv_proj`, of all layers) is replaced alone, and the kinds that cost most stay as they
+   are, as many as it takes. Errors of outputs do not tell which: they are much the same for all, and what becomes of
+   them is not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +23,8 @@ from openpi.models_pytorch import fp8
 from openpi.models_pytorch.fp8_file import Calibration, Layer
 from openpi.models_pytorch.siglip import Linear
 
-_SHARES_KEPT = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_LAYER = re.compile(r"(layers|blocks)\.\d+\.")
+_HOPELESS = 2.0  # so many times what may be lost; costs of kinds about add up
 
 
 def calibrate(
@@ -40,24 +44,39 @@ def calibrate(
     found = {name: linear for name, linear in found.items() if name in amax}  # of the last layer not all is read
     made = {name: fp8.Fp8Linear(linear, amax[name]) for name, linear in found.items()}
     errors = _errors(found, made, run)
-    by_error = sorted(found, key=lambda name: -errors[name])
 
     def likeness_of(chosen: Sequence[str]) -> np.ndarray:
         with _replaced(model, {name: made[name] for name in chosen}):
-            return cosines(run(), plain)
+            return cosines(run(), plain) if chosen else cosines(plain, plain)
 
-    tried = ((chosen, likeness_of(chosen)) for chosen in _fewer(by_error))
-    chosen, likeness = next((pair for pair in tried if pair[1].min() >= target), ([], cosines(plain, plain)))
+    chosen, likeness, costs = _most(list(found), likeness_of, target)
     layers = {
         name: Layer(amax[name], float(linear.weight.abs().amax()), errors[name], name in chosen)
         for name, linear in found.items()
     }
-    return Calibration(layers, float(likeness.min()), float(likeness.mean()), target, about)
+    told = {**about, **({"costs of kinds": costs} if costs else {})}
+    return Calibration(layers, float(likeness.min()), float(likeness.mean()), target, told)
 
 
-def _fewer(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for share in _SHARES_KEPT:
-        yield names[int(np.ceil(share * len(names))) :]
+def _most(
+    names: Sequence[str], likeness_of: Callable[[Sequence[str]], np.ndarray], target: float
+) -> tuple[Sequence[str], np.ndarray, dict[str, float]]:
+    """Which products are replaced, how alike chunks are then, and what each kind costs where not all are."""
+    likeness = likeness_of(names)
+    if likeness.min() >= target:
+        return names, likeness, {}
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(_LAYER.sub("", name), []).append(name)
+    costs = {kind: float(1 - likeness_of(alike).min()) for kind, alike in kinds.items()}
+    left = sorted(kinds, key=lambda kind: costs[kind])
+    chosen = names
+    while chosen and likeness.min() < target:
+        left.pop()
+        chosen = [name for kind in left for name in kinds[kind]]
+        if sum(costs[kind] for kind in left) <= _HOPELESS * (1 - target):
+            likeness = likeness_of(chosen)
+    return chosen, likeness, costs
 
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

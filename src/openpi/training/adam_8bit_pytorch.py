@@ -10,6 +10,7 @@ split. Vectors stay in f32.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,7 +79,8 @@ class AdamW8bit(torch.optim.Optimizer):
         """Of the rounding: the same in every run, and on every device that holds the same part of the parameter."""
         number = self._numbers[param]
         part = param.device_mesh.get_local_rank(param.device_mesh.ndim - 1) if isinstance(param, DTensor) else 0
-        return (step << 32) + (part << 20) + number
+        # A processor's generator takes 32 bits of a seed and forgets the others.
+        return zlib.crc32(f"{step}/{part}/{number}".encode())
 
 
 def _rows(tensor: Tensor) -> Tensor:
