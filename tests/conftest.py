@@ -44,6 +44,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ and sum(file.stat().st_size for file 
     shutil.rmtree(_compiled)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Without a GPU, kernels in Triton run in its interpreter, which has to be known before PyTorch imports it.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # As many threads as test processes there are cores for.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENPI_DATA_HOME", str(Path(__file__).parent / ".cache"))

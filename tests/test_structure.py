@@ -185,6 +185,7 @@ JAX_LAZILY = {
 
 
 PYTORCH = {
+    "openpi.policies.graphs_pytorch",
     "openpi.policies.sampler_pytorch",
     *(
         f"openpi.training.{name}_pytorch"

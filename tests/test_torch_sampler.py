@@ -1,6 +1,7 @@
 """The PyTorch sampler: nothing that a CUDA graph cannot capture, and equal answers however it runs."""
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from torch import Tensor
 from golden_kits import Kit, load_kit
 from meta_device import DEVICE, NothingWaits
 from openpi.models_pytorch import loading
-from openpi.policies import sampler_pytorch
+from openpi.policies import graphs_pytorch, sampler_pytorch
+from openpi.policies.policy import Policy
 from openpi.policies.sampler_pytorch import PytorchSampler
+from openpi.serving.batching import Batching, Item, Job, ModelThread
+
+PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module", params=["pi0", "pi05", "pi0_lora"])
@@ -46,7 +51,7 @@ def test_sampling_has_nothing_that_a_capture_forbids(kit: Kit, dropped: tuple[st
         del inputs["image"][key]
         inputs["image_mask"][key] = None
     host = sampler_pytorch.host_tensors(inputs) | {"noise": torch.as_tensor(kit.inputs["sample_noise"])}
-    sampler._model.to(DEVICE)
+    sampler.model.to(DEVICE)
     run = sampler._of_flow(dropped, ())
     on_device = {key: value.to(DEVICE) for key, value in host.items()}
     with NothingWaits() as seen:
@@ -77,11 +82,11 @@ def test_what_a_capture_forbids_would_be_found(what: str) -> None:
 def test_inputs_lie_side_by_side_in_one_buffer(fields: list[tuple[Any, int]]) -> None:
     rng = np.random.default_rng(0)
     values = {str(i): torch.as_tensor(rng.integers(0, 2, size).astype(kind)) for i, (kind, size) in enumerate(fields)}
-    buffer = torch.zeros(sampler_pytorch._num_bytes(values), dtype=torch.uint8)
-    places = sampler_pytorch.within(buffer, values)
+    buffer = torch.zeros(graphs_pytorch.num_bytes(values), dtype=torch.uint8)
+    places = graphs_pytorch.within(buffer, values)
     for key, value in values.items():
         places[key].copy_(value)
-    for key, value in sampler_pytorch.within(buffer.clone(), values).items():
+    for key, value in graphs_pytorch.within(buffer.clone(), values).items():
         assert value.dtype == values[key].dtype and torch.equal(value, values[key])
         assert value.storage_offset() * value.element_size() % 16 == 0
 
@@ -105,12 +110,13 @@ def test_of_many_kinds_of_inputs_the_one_used_longest_ago_is_forgotten(
     sampler, noise = sampler_of(kit), kit.inputs["sample_noise"]
     rows = (slice(0, 1), slice(0, 2))
     expected = [sampler.sample(inputs_of(kit, row), noise[row], num_steps=1) for row in rows]
-    kept = list(sampler._programs)
+    kept = sampler._programs.signatures()
     assert not caplog.text
     sampler.sample(inputs_of(kit, rows[0]), noise[rows[0]], num_steps=1)
     sampler.sample(inputs_of(kit, rows[0]), noise[rows[0]], num_steps=2)
     assert "inputs of more than 2 kinds" in caplog.text
-    assert kept[0] in sampler._programs and kept[1] not in sampler._programs and len(sampler._programs) == 2
+    left = sampler._programs.signatures()
+    assert kept[0] in left and kept[1] not in left and len(left) == 2
     for row, before in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(sampler.sample(inputs_of(kit, row), noise[row], num_steps=1), before)
 
@@ -123,6 +129,66 @@ def test_the_parts_of_a_call_are_the_call(kit: Kit) -> None:
     actions = program.fetch()
     np.testing.assert_array_equal(actions, sampler.sample(inputs_of(kit, row), noise[row], num_steps=1))
     np.testing.assert_array_equal(actions, program())
+
+
+class HeldGraphs:
+    """In place of CUDA graphs where there is no GPU: functions are run as they are. Making one for several waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.is_making, self.may_go_on = device, threading.Event(), threading.Event()
+
+    def capture(self, run: Callable[[dict[str, Tensor]], Tensor], example: dict[str, Tensor]) -> Any:
+        if len(example["state"]) > 1:
+            self.is_making.set()
+            assert self.may_go_on.wait(PATIENCE_S)
+        return graphs_pytorch.Direct(run, self.device)
+
+
+def test_a_server_answers_while_the_graph_for_its_batches_is_made_and_then_runs_them_together(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = load_kit(golden / "pi05")
+    monkeypatch.setattr(sampler_pytorch, "Graphs", HeldGraphs)
+    sampler = sampler_of(kit, uses_graphs=True)
+    policy = Policy(sampler, sample_kwargs={"num_steps": 1})
+    observation = inputs_of(kit, 0)
+    policy.warm_up(observation)
+    sizes: list[int] = []
+    thread = ModelThread(Batching(), on_batch=lambda size, seconds: sizes.append(size))
+    thread.load(lambda: policy).result(PATIENCE_S)
+
+    def ask(count: int) -> list[Any]:
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        thread.submit(Job([Item(observation)] * count), lambda value, error: answer.set_result(error or value.results))
+        return answer.result(PATIENCE_S)
+
+    ask(4)
+    graphs: Any = sampler._graphs
+    assert graphs.is_making.wait(PATIENCE_S)
+    ask(1)
+    assert set(sizes) == {1} and policy.batch_sizes == (1,)
+    graphs.may_go_on.set()
+    thread._compiling.join(PATIENCE_S)  # type: ignore[union-attr]
+    assert policy.batch_sizes == (1, 4)
+    answers = ask(3)
+    assert sizes[-1] == 3 and all(np.isfinite(answer["actions"]).all() for answer in answers)
+    assert thread.finish(PATIENCE_S)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_for_a_batch_is_captured_while_others_are_replayed(kit: Kit) -> None:
+    sampler = PytorchSampler(loading.from_tree(kit.config, kit.params), device="cuda")
+    noise, expected = kit.inputs["sample_noise"], kit.outputs["sampled_actions_10"]
+    one, two = slice(0, 1), slice(0, 2)
+    sampler.warm_up(inputs_of(kit, one))
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        ready = threads.submit(sampler.warm_up, inputs_of(kit, two))
+        while not ready.done():
+            np.testing.assert_allclose(sampler.sample(inputs_of(kit, one), noise[one]), expected[one], atol=1e-3)
+        ready.result()
+    for row in (two, one, two):
+        np.testing.assert_allclose(sampler.sample(inputs_of(kit, row), noise[row]), expected[row], atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -433,3 +433,32 @@ def test_layers_and_gradients_of_a_random_model_agree_with_jax() -> None:
     }
     scale = max(float(jnp.abs(leaf).max()) for leaf in flatten(gradients).values())
     assert_alike(pair._trees(gradients, found), atol=1e-6 * scale)
+
+
+@torch.no_grad()
+def test_steps_too_small_for_bfloat16_count_on_average_with_moments_of_eight_bits() -> None:
+    start = torch.full((256, 512), 1.0)
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        param = torch.nn.Parameter(start.to(dtype, copy=True))
+        optimizer = adam_8bit_pytorch.AdamW8bit([param], betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+        optimizer.param_groups[0]["lr"] = 1e-4  # bfloat16 has steps of 39e-4 below 1
+        for _ in range(20):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        moved[dtype] = float((start - param.float()).mean())
+    assert moved[torch.float32] == pytest.approx(20e-4, rel=0.01)
+    assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.03)
+
+
+def test_rounding_at_random_keeps_what_bfloat16_can_tell_and_what_is_not_finite() -> None:
+    rounding = torch.Generator().manual_seed(0)
+    exact = torch.tensor([0.0, -0.0, 1.0, -1.5, 3e38, float("inf"), -float("inf"), float("nan")])
+    torch.testing.assert_close(
+        adam_8bit_pytorch.rounded(exact.bfloat16().float(), rounding), exact.bfloat16(), rtol=0, atol=0, equal_nan=True
+    )
+    between = torch.full((10_000,), -1 - 0.25 / 128)
+    found = adam_8bit_pytorch.rounded(between, rounding).float()
+    assert set(found.tolist()) == {-1.0, -1 - 1 / 128} and float(found.mean()) == pytest.approx(
+        -1 - 0.25 / 128, abs=3e-4
+    )

@@ -113,6 +113,22 @@ def pytorch(part: str, *, compile_mode: str | None, uses_graphs: bool, size: Siz
     _timed(lambda shape: models.pytorch_sampler(shape.model, **how), part, size.shapes, size.seconds, records)
 
 
+def fp8(part: str, *, size: Size, records: Records) -> None:
+    """Compiled and as graphs, with the scales of the very observation."""
+    how: Any = {"compile_mode": "default" if size.compiles else None, "uses_graphs": True}
+
+    def make(shape: Shape) -> Any:
+        pipeline = pipeline_of(shape)
+        found = models.calibrated(shape.model, batch_of(pipeline, observation_for(shape, pipeline)))
+        case = next(name for name, other in size.shapes.items() if other is shape)
+        figures = {"cosine to bfloat16": figure(found.lowest, "")}
+        note = f"{len(found.chosen())} of {len(found.layers)} products in FP8"
+        records.write(part, f"likeness of a {case} chunk", figures=figures, note=note)
+        return models.pytorch_sampler(shape.model, calibration=found, **how)
+
+    _timed(make, part, size.shapes, size.seconds, records)
+
+
 def jax(part: str, *, size: Size, records: Records) -> None:
     shapes = size.shapes if size.compiles else dict(list(size.shapes.items())[:1])
     _timed(lambda shape: models.jax_sampler(shape.model), part, shapes, size.seconds, records)

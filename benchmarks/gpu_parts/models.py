@@ -44,7 +44,7 @@ def fill(parameters: dict[str, Any]) -> None:
             value.normal_(std=_STD, generator=generator)
 
 
-def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool) -> Any:
+def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool, calibration: Any = None) -> Any:
     """Without graphs where there is no GPU."""
     import torch
 
@@ -53,7 +53,18 @@ def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool)
     device = "cuda" if on_gpu() else "cpu"
     model = pytorch_model(config, torch.device(device))
     graphs = uses_graphs and on_gpu()
-    return PytorchSampler(model, device=device, compile_mode=compile_mode, uses_graphs=graphs)
+    return PytorchSampler(model, device=device, compile_mode=compile_mode, uses_graphs=graphs, calibration=calibration)
+
+
+def calibrated(config: Any, inputs: Any) -> Any:
+    """What of the same model bears FP8, on one sample."""
+    from openpi.models_pytorch import fp8_calibration
+
+    sampler = pytorch_sampler(config, compile_mode=None, uses_graphs=False)
+    noise = np.random.default_rng(0).standard_normal((1, config.action_horizon, config.action_dim), dtype=np.float32)
+    return fp8_calibration.calibrate(
+        sampler.model, lambda: sampler.sample(inputs, noise), target=0.998, about={"weights": "random"}
+    )
 
 
 def jax_sampler(config: Any) -> Any:

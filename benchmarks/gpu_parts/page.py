@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpu_parts import models
-from gpu_parts.table import GAPS, PARTS
+from gpu_parts.table import PARTS
 
 Record = dict[str, Any]
 
@@ -22,6 +22,8 @@ class Goal:
     Attributes:
         parts, case, figure, quantile: where what was reached is found; by the beginning of parts, by a piece of cases.
         chosen_by: the figure by which the best of several is chosen; None = this one.
+        without: a part that does not count.
+        wants_more: the more the better, as of rates.
     """
 
     what: str
@@ -32,14 +34,18 @@ class Goal:
     unit: str
     quantile: str = "p50"
     chosen_by: str | None = None
+    without: str | None = None
+    wants_more: bool = False
 
 
+_FP8 = "latency/pytorch-fp8"
 _CALL, _CLIENTS = ("latency/", "published"), ("serving", "clients, websockets")
 GOALS = (
-    Goal("whole policy call, first goal", *_CALL, "policy call", 14.0, "ms"),
-    Goal("whole policy call", *_CALL, "policy call", 9.2, "ms"),
-    Goal("p99 / p50 of the fastest", *_CALL, "p99 / p50", 1.05, "", chosen_by="policy call"),
-    Goal("the same in FP8, cosine at least 0.998", "latency/pytorch-fp8", "published", "policy call", 9.0, "ms"),
+    Goal("whole policy call, first goal", *_CALL, "policy call", 14.0, "ms", without=_FP8),
+    Goal("whole policy call", *_CALL, "policy call", 9.2, "ms", without=_FP8),
+    Goal("p99 / p50 of the fastest", *_CALL, "p99 / p50", 1.05, "", chosen_by="policy call", without=_FP8),
+    Goal("the same in FP8", _FP8, "published", "policy call", 9.0, "ms"),
+    Goal("its lowest cosine to bfloat16", _FP8, "published", "cosine to bfloat16", 0.998, "", wants_more=True),
     Goal("serving, 16 clients", *_CLIENTS, "chunks", 100, _RATE),
     Goal("their wait, p99", *_CLIENTS, "wait", 120, "ms", quantile="p99", chosen_by="chunks"),
     Goal("full fine-tuning", "training/", "full", "samples", 30, _RATE),
@@ -73,8 +79,9 @@ def _head(records: Sequence[Record], command: str) -> str:
     rest = "; ".join(f"{key} {value}" for key, value in card.items() if key != "name")
     return (
         f"# On a GPU: {card.get('name', 'unknown card')}\n\n{warning}{run.get('date', '?')}, commit "
-        f"{run.get('commit', '?')}. Command: `{command}`. pi0.5 with random weights in bfloat16; `published` has three "
-        "cameras, 968 prefix tokens, 50 actions; `libero` two cameras, a short prompt, 10 actions; 10 steps both.\n\n"
+        f"{run.get('commit', '?')}. Command: `{command}`. pi0.5 with random weights in bfloat16, or FP8 "
+        "where it says so; `published` has three cameras, 968 prefix tokens, 50 actions; `libero` two cameras, a short "
+        "prompt, 10 actions; 10 steps both.\n\n"
         f"Card as it was found: {rest or 'unknown'}.\n\nMachine: "
         f"{'; '.join(f'{key} {value}' for key, value in machine.items()) or 'unknown'}."
     )
@@ -100,14 +107,14 @@ def _goals(records: Sequence[Record]) -> str:
 
 
 def _goal_row(goal: Goal, records: Sequence[Record]) -> list[str]:
-    is_rate = goal.unit == _RATE
-    wanted = f"{'>=' if is_rate else '<='} {goal.target:g} {goal.unit}".strip()
+    wants_more = goal.wants_more or goal.unit == _RATE
+    wanted = f"{'>=' if wants_more else '<='} {goal.target:g} {goal.unit}".strip()
     reached = _reached(goal, records)
     if reached is None:
-        return [goal.what, wanted, "open", GAPS.get(goal.parts, "-"), "-", "-"]
+        return [goal.what, wanted, "open", "-", "-", "-"]
     found = reached["figures"][goal.figure]
     value = found[goal.quantile]
-    is_met = value >= goal.target if is_rate else value <= goal.target
+    is_met = value >= goal.target if wants_more else value <= goal.target
     by = f"{reached['part']}, {reached['case']}"
     return [goal.what, wanted, f"{_number(value)} {goal.unit}".strip(), by, _spread(found), "yes" if is_met else "no"]
 
@@ -118,6 +125,7 @@ def _reached(goal: Goal, records: Sequence[Record]) -> Record | None:
         record
         for record in records
         if record["part"].startswith(goal.parts)
+        and record["part"] != goal.without
         and goal.case in record["case"]
         and goal.figure in record.get("figures", {})
     ]
@@ -222,5 +230,4 @@ def _parts(records: Sequence[Record]) -> str:
         state = states.get(name, {"state": "not run"})
         seconds = f"{state['seconds']:.0f}" if "seconds" in state else "-"
         rows.append([name, state["state"], seconds, state.get("why", "").replace("|", "/") or "-"])
-    rows += [[name, "missing", "-", why] for name, why in GAPS.items()]
     return _table("Parts", ("part", "state", "seconds", "why"), rows)

@@ -19,7 +19,9 @@ _PATIENCE_S = 60.0
 
 
 def clients(part: str, *, size: Size, records: Records) -> None:
-    """PyTorch as CUDA graphs: one by one, as `openpi serve` has it, and with batches of eight captured before."""
+    """PyTorch as CUDA graphs: one by one, and in batches of eight, which a server makes ready when they first come."""
+    from openpi.serving.batching import Batching
+
     shape = size.shapes["published"]
     pipeline = pipeline_of(shape)
     observation = observation_for(shape, pipeline)
@@ -34,18 +36,18 @@ def clients(part: str, *, size: Size, records: Records) -> None:
         records.write(part, f"batch of {count}", figures={"call": figure(times, "ms")})
         ways = {"no sockets": _past_sockets} | ({"websockets": _through_sockets} if has_sockets else {})
         for way, measure in ways.items():
-            seconds, waits = measure(policy, observation, size)
+            seconds, waits = measure(policy, observation, size, Batching(max_batch=count))
             figures = {"chunks": figure(len(waits) / seconds, "1/s"), "wait": figure(waits, "ms")}
             records.write(part, f"{size.clients} clients, {way}, batches of {count}", figures=figures)
     if not has_sockets:
         raise ModuleNotFoundError("No module named 'websockets': measured without sockets", name="websockets")
 
 
-def _past_sockets(policy: Any, observation: dict, size: Size) -> tuple[float, list[float]]:
+def _past_sockets(policy: Any, observation: dict, size: Size, batching: Any) -> tuple[float, list[float]]:
     """What batching reaches, with clients that are threads of this process."""
     from openpi.serving.batching import Job, ModelThread
 
-    thread = ModelThread()
+    thread = ModelThread(batching)
     thread.load(lambda: policy).result()
 
     def ask() -> None:
@@ -84,12 +86,12 @@ def _at_once(calls: list[Callable[[], None]], seconds: float) -> tuple[float, li
     return time.perf_counter() - start, waits
 
 
-def _through_sockets(policy: Any, observation: dict, size: Size) -> tuple[float, list[float]]:
+def _through_sockets(policy: Any, observation: dict, size: Size, batching: Any) -> tuple[float, list[float]]:
     """As robots ask: other processes, four robots in each."""
     from openpi.serving.server import PolicyServer
 
     ports: queue.SimpleQueue[int] = queue.SimpleQueue()
-    server = PolicyServer(lambda: policy, port=0, on_listening=ports.put)
+    server = PolicyServer(lambda: policy, port=0, on_listening=ports.put, batching=batching)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

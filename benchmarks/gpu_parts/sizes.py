@@ -115,15 +115,11 @@ def _lora(backend: str) -> Training:
 
 def _24gb(backend: str) -> Training:
     """All weights of pi0.5 in as little memory as the backend can."""
-    small: dict[str, Any] = {"batch_size": 8, "ema_decay": None, "optimizer": AdamW(state_bits=8)}
     if backend == "pytorch":
-        small["optimizer"] = AdamW(state_bits=8, clip_gradient_norm=float("inf"))
-        small |= {"pytorch_training_precision": "pure_bfloat16", "pytorch_free_gradients": True}
-        what = "bfloat16 weights, 8-bit AdamW, gradients freed in the backward pass"
-    else:
-        small |= {"gradient_accumulation_steps": 2}
-        what = "8-bit AdamW, two parts"
-    return Training(_trained("pi05_libero", backend, **small), 2, 32, f"pi0.5, all weights: {what}, no EMA, batch 8")
+        return Training(_trained("pi05_libero_24gb", backend), 2, 32, "recipe pi05_libero_24gb")
+    small: dict[str, Any] = {"batch_size": 8, "ema_decay": None, "optimizer": AdamW(state_bits=8)}
+    config = _trained("pi05_libero", backend, gradient_accumulation_steps=2, **small)
+    return Training(config, 2, 32, "pi0.5, all weights: 8-bit AdamW, two parts, no EMA, batch 8")
 
 
 FULL = Size(

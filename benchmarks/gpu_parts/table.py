@@ -46,6 +46,7 @@ _PARTS = (
     Part("ceilings", device.ceilings, 60, 15, "pytorch"),
     _part("latency/pytorch-graph", latency.pytorch, 75, 25, "pytorch", compile_mode=None, **_GRAPH),
     _part("latency/pytorch-compiled-graph", latency.pytorch, 120, 45, "pytorch", compile_mode="default", **_GRAPH),
+    _part("latency/pytorch-fp8", latency.fp8, 120, 50, "pytorch"),
     _part("latency/jax", latency.jax, 110, 45, "jax"),
     Part("tests", gpu_tests.run, 90, 30, "pytorch"),
     _training("pytorch", "full", 60),
@@ -69,4 +70,3 @@ _PARTS = (
     ),
 )
 PARTS = {part.name: part for part in _PARTS}
-GAPS = {"latency/pytorch-fp8": "`openpi serve` has no FP8 yet; nothing to measure."}

@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": "recorded requests to a server again, and the answers compared",
     "export": "a LoRA checkpoint merged, without its base, or whole",
     "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
+    "calibrate-fp8": "measures a checkpoint on its dataset, to serve it in FP8",
     "verify": "whether a checkpoint is whole and both backends agree on it",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",
@@ -30,7 +31,9 @@ COMMANDS = {
 
 
 # Whose checkpoints may bring code of their own.
-LOAD_CHECKPOINTS = ("train", "serve", "evaluate", "export", "convert-checkpoint", "verify", "explain", "infer")
+LOAD_CHECKPOINTS = (
+    *("train", "serve", "evaluate", "export", "convert-checkpoint", "calibrate-fp8", "verify", "explain", "infer"),
+)
 TRUST_FLAG = "--trust-code"
 
 

@@ -89,6 +89,7 @@ class Args:
         dtype: of the model's activations, instead of the recipe's.
         backend: what runs the model; default: PyTorch for model.safetensors, else JAX. Either runs every checkpoint.
         pytorch_device: such as cuda:1 or cpu; implies --backend pytorch.
+        fp8: products in 8 bits, as `openpi calibrate-fp8` measured them; implies --backend pytorch.
         max_batch: requests that wait are run together, so many at most; 1 = one at a time.
         batch_wait_ms: how long to wait for others after a batch of several; a lone client never waits.
         max_sessions: open at once; more are refused.
@@ -125,6 +126,7 @@ class Args:
     dtype: Literal["float32", "bfloat16"] | None = None
     backend: Literal["jax", "pytorch"] | None = None
     pytorch_device: str | None = None
+    fp8: bool = False
     max_batch: int = 8
     batch_wait_ms: float = 2.0
     max_sessions: int = 128
@@ -246,6 +248,7 @@ def find_models(args: Args) -> Catalog:
         backend=args.backend,
         pytorch_device=args.pytorch_device,
         rtc=chunking(args),
+        fp8=args.fp8,
     )
     named = dict(_name_and_place(text) for text in args.model)
     if "://" in args.checkpoint:
@@ -420,6 +423,7 @@ def load_policy(
     backend: Literal["jax", "pytorch"] | None = None,
     pytorch_device: str | None = None,
     rtc: RtcConfig | None = DEFAULT_RTC,
+    fp8: bool = False,
 ) -> Policy:
     """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
     use_compilation_cache()
@@ -441,6 +445,7 @@ def load_policy(
         backend=backend,
         pytorch_device=pytorch_device,
         rtc=rtc,
+        fp8=fp8,
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())

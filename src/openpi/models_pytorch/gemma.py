@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openpi.models.gemma_config import GemmaConfig
+from openpi.models_pytorch import attention, fusion
 from openpi.models_pytorch.lora import DenseAdapter, HeadsAdapter, OutAdapter
 from openpi.models_pytorch.remat import rematerialised
 from openpi.models_pytorch.siglip import Linear
@@ -203,8 +204,7 @@ class Block(nn.Module):
                 continue
             rows = slice(ends[i] - x.shape[1] + first, ends[i])
             mixed = expert.self_attn.o_proj(attend(qkv[i][0], k, v, places.bias[:, :, rows]))
-            y = _residual(x[:, first:], mixed, gates[i])
-            inner, gate = expert.post_attention_layernorm(y, after[i])
+            y, inner, gate = expert.post_attention_layernorm.of_sum(x[:, first:], mixed, gates[i], after[i])
             y = _residual(y, expert.mlp(inner), gate)
             outs[i] = torch.cat([x[:, :first], y], dim=1) if first else y
         return outs, (k, v)
@@ -280,8 +280,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         if self.gate_up_proj is not None:
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-            return self.down_proj(F.gelu(gate, approximate="tanh") * up)
+            return self.down_proj(geglu(self.gate_up_proj(x)))
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
@@ -326,14 +325,31 @@ class RMSNorm(nn.Module):
         Args:
             cond: of an adaptive norm, or what `modulation` makes of it, f[_b 3*d] or f[_b _t 3*d].
         """
-        normed = F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPSILON)
+        scale, shift, gate = self._modulated(x, cond)
+        if fusion.applies(x):
+            return fused_norm(x, scale, shift)[1], gate
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPSILON) * (1 + scale)
+        return (normed if shift is None else normed + shift).to(x.dtype), gate
+
+    def of_sum(
+        self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], gate: Tensor | None, cond: Tensor | None
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Float[Tensor, "_b _t d"] | None]:
+        """The sum of x and the gated y, and `forward` of it."""
+        if not fusion.applies(x):
+            total = _residual(x, y, gate)
+            return total, *self(total, cond)
+        scale, shift, next_gate = self._modulated(x, cond)
+        return *fused_norm(x, scale, shift, (y, gate)), next_gate
+
+    def _modulated(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scale, shift and gate."""
         if self.weight is not None:
-            return (normed * (1 + self.weight.float())).to(x.dtype), None
+            return self.weight.float(), None, None
         assert cond is not None, "adaptive norms need a condition"
         modulation = cond if cond.shape[-1] == 3 * x.shape[-1] else self.modulation(cond.to(x.dtype))
         modulation = modulation[:, None] if modulation.ndim == 2 else modulation
         scale, shift, gate = modulation.chunk(3, dim=-1)
-        return (normed * (1 + scale) + shift).to(x.dtype), gate
+        return scale, shift, gate
 
     def modulation(self, cond: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 3*d"]:
         assert self.dense is not None
@@ -364,11 +380,7 @@ def attend(
     bias: Float[Tensor, "b 1 t s"],
 ) -> Float[Tensor, "b t nh"]:
     """Attention of rotated queries to keys; query head n uses key/value head n // g."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if k.shape[1] == 1:  # a view; not all kernels know of fewer key/value heads than queries have
-        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=k.shape[1] != q.shape[1])
-    return mixed.transpose(1, 2).flatten(2)
+    return attention.attend(q, k, v, bias).flatten(2)
 
 
 def additive(mask: Bool[Tensor, "b t s"], dtype: torch.dtype) -> Float[Tensor, "b 1 t s"]:
@@ -387,8 +399,30 @@ def rotations(positions: Int[Tensor, "b t"], head_dim: int) -> tuple[Tensor, Ten
 
 def rope(x: Float[Tensor, "b t heads h"], sin: Tensor, cos: Tensor) -> Float[Tensor, "b t heads h"]:
     """Rotary position embedding, half-split layout, computed in f32."""
+    if fusion.applies(x):
+        from openpi.models_pytorch import fused_kernels
+
+        return fused_kernels.rope(x, sin, cos)
     x1, x2 = x.float().chunk(2, dim=-1)
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
+
+
+def fused_norm(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: tuple[Tensor, Tensor | None] | None = None
+) -> tuple[Tensor, Tensor]:
+    from openpi.models_pytorch import fused_kernels  # needs Triton
+
+    return fused_kernels.norm(x, scale, shift, NORM_EPSILON, residual)
+
+
+def geglu(gate_up: Float[Tensor, "b t _2f"]) -> Float[Tensor, "b t f"]:
+    """Of both halves side by side."""
+    if fusion.applies(gate_up):
+        from openpi.models_pytorch import fused_kernels
+
+        return fused_kernels.geglu(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def _of_norms(cond: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openpi.models.siglip_config import SiglipConfig
+from openpi.models_pytorch import attention
 from openpi.models_pytorch.remat import rematerialised
 
 NORM_EPSILON = 1e-6
@@ -110,16 +111,15 @@ class Attention(nn.Module):
         del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        def heads(y: Tensor) -> Float[Tensor, "b n t h"]:
-            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        def heads(y: Tensor) -> Float[Tensor, "b t n h"]:
+            return y.unflatten(-1, (self.num_heads, -1))
 
         if self.qkv_proj is None:
             projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         else:
             projected = self.qkv_proj(x).chunk(3, dim=-1)
         q, k, v = map(heads, projected)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return self.out_proj(attention.attend(q, k, v, None).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from openpi import transforms as _transforms
 from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
+from openpi.models_pytorch.fp8_file import Calibration
 from openpi.policies import lerobot_robot
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import CONTRACT_FILE, Contract
+from openpi.policies.fp8 import check_model
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
@@ -45,6 +47,7 @@ def create_trained_policy(
     dtype: Literal["float32", "bfloat16"] | None = None,
     on_undecodable: Literal["error", "hold"] = "error",
     rtc: RtcConfig | None = DEFAULT_RTC,
+    fp8: bool = False,
 ) -> Policy:
     """A policy from a checkpoint of training, or a released one.
 
@@ -64,18 +67,23 @@ def create_trained_policy(
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
         rtc: how chunks go on from what a robot is still playing, with models that can; None = not at all.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
+        fp8: make products in FP8 as the checkpoint was calibrated; implies the PyTorch backend.
     Raises:
-        FileNotFoundError: no checkpoint, or no statistics in it.
+        FileNotFoundError: no checkpoint, or no statistics in it; with `fp8`, no calibration.
         ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
             holds; its action tokenizer cannot decode; `rtc` is not what it was trained for; or there is no such
             device.
         ImportError: PyTorch is needed and not installed.
     """
     _check_actions_can_be_decoded(train_config.model)
+    backend = "pytorch" if fp8 and backend is None else backend
     _check_backend(backend, pytorch_device)
+    if fp8:
+        _check_fp8(train_config.model, backend, pytorch_device, dtype)
     folder = download.maybe_download(str(checkpoint_dir))
     backend = backend or choose_backend(folder, pytorch_device)
     _check_backend(backend, pytorch_device)
+    calibration = Calibration.load(folder) if fp8 else None
     _warn_of_other_horizon(train_config.model, folder)
     pipeline = load_pipeline(
         train_config,
@@ -86,7 +94,7 @@ def create_trained_policy(
     )
     continuation = _continuation(rtc, train_config.model, pipeline)
     return Policy(
-        _load_sampler(train_config.model, folder, backend, pytorch_device, dtype),
+        _load_sampler(train_config.model, folder, backend, pytorch_device, dtype, calibration),
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
@@ -187,6 +195,17 @@ def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
         from openpi.policies.sampler_pytorch import resolve_device
 
         resolve_device(pytorch_device)
+
+
+def _check_fp8(model_config: Any, backend: Backend | None, pytorch_device: str | None, dtype: str | None) -> None:
+    """Before weights are fetched or read."""
+    if backend == "jax":
+        raise ValueError("fp8 goes with backend=pytorch; backend is jax. Leave one out")
+    check_model(model_config, dtype)
+    from openpi.models_pytorch.fp8 import check_device
+    from openpi.policies.sampler_pytorch import resolve_device
+
+    check_device(resolve_device(pytorch_device))
 
 
 def _warn_of_other_horizon(model_config: Any, folder: Path) -> None:
@@ -331,7 +350,14 @@ def _hold_transforms(
     return [*hold_transforms(pipeline.data_config, horizon), *repack]
 
 
-def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_device: str | None, dtype: Any) -> Sampler:
+def _load_sampler(
+    model_config: Any,
+    folder: Path,
+    backend: Backend,
+    pytorch_device: str | None,
+    dtype: Any,
+    calibration: Calibration | None = None,
+) -> Sampler:
     """Imports the framework, which nothing else here needs. In JAX, adapters share the weights of a base that is loaded
     already.
     """
@@ -344,7 +370,7 @@ def _load_sampler(model_config: Any, folder: Path, backend: Backend, pytorch_dev
         device = resolve_device(pytorch_device)
         model = load_checkpoint(model_config, folder, device=device, dtype=dtype)
         compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
-        return PytorchSampler(model, device=str(device), compile_mode=compile_mode)
+        return PytorchSampler(model, device=str(device), compile_mode=compile_mode, calibration=calibration)
     from openpi.policies.sampler_jax import JaxSampler
     from openpi.weights import on_device
 

@@ -13,27 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
-from openpi.models_pytorch import compiling
+from openpi.models_pytorch import compiling, fp8
 from openpi.models_pytorch.action_grammar import ActionGrammar
+from openpi.models_pytorch.fp8_file import Calibration
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
 from openpi.policies.extents import Extents
+from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
 from openpi.policies.program import Program
 
 logger = logging.getLogger("openpi")
 
 # Modes of the configuration that bring CUDA graphs of their own; here the whole sampler is one graph.
 _WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
-_WARM_UP_RUNS = 3
 _MAX_PROGRAMS = 32  # kinds of inputs that a sampler keeps something for
-_ALIGNMENT = 256  # bytes, of tensors in a buffer
 _TEXTS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask")
 
 Options = tuple[tuple[str, Any], ...]
-
-# A capture begins with waiting for the whole device, as does a compiler that tries kernels before it; no thread may do
-# that while a stream of the device is being captured. Threads that only replay graphs are not kept.
-_one_capture_at_a_time = threading.Lock()
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -55,8 +51,8 @@ class PytorchSampler:
     """Runs `sample_actions` of a PyTorch model on batches of NumPy inputs.
 
     Without given noise, successive calls draw from a generator seeded with `seed`: a fresh process repeats the same
-    sequence, on any device. Calls must not overlap, those of `warm_up` included: the caller (a server) runs one at a
-    time. Samplers of one device may run side by side.
+    sequence, on any device. Calls must not overlap: the caller (a server) runs one at a time; with graphs another
+    thread may `warm_up` meanwhile, for another batch size. Samplers of one device may run side by side.
 
     Args:
         model: with its parameters; they are fused in place, which makes it one for inference only.
@@ -64,8 +60,12 @@ class PytorchSampler:
         compile_mode: of `torch.compile`; None = not compiled.
         compile_backend: of `torch.compile`.
         uses_graphs: capture CUDA graphs; None = on a GPU.
+        calibration: what is made in FP8; None = nothing.
+    Attributes:
+        compiles: each batch size anew.
+        warms_up_beside: another batch size, while another thread samples.
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device; it knows no FP8, or the calibration is that of other weights.
     """
 
     def __init__(
@@ -77,33 +77,39 @@ class PytorchSampler:
         compile_mode: str | None = None,
         compile_backend: compiling.Backend = "inductor",
         uses_graphs: bool | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self._device = resolve_device(device)
-        self._model: Any = model.to(self._device).eval().requires_grad_(False)
+        self.model: Any = model.to(self._device).eval().requires_grad_(False)
         for module in list(model.modules()):
             fuse: Any = getattr(module, "fuse", None)
             if fuse is not None:
                 fuse()
-        config = self._model.config
-        self.takes_noise: bool = self._model.takes_noise
+        if calibration is not None:
+            fp8.check_device(self._device)
+            fp8.quantize(self.model, calibration.chosen())
+        config = self.model.config
+        self.takes_noise: bool = self.model.takes_noise
         if self.takes_noise and compile_mode is not None:
             self._compile(_WITHOUT_GRAPHS.get(compile_mode, compile_mode), compile_backend)
         on_gpu = self._device.type == "cuda"
         uses_graphs = (on_gpu if uses_graphs is None else uses_graphs) and self.takes_noise
         self._has_programs = self.takes_noise and (uses_graphs or compile_mode is not None)
-        self.compiles = self._has_programs  # each batch size anew
+        self.compiles = self._has_programs
+        self.warms_up_beside = uses_graphs  # what is replayed meets neither the compiler nor the allocator
         self._generator = torch.Generator().manual_seed(seed)
         self._graphs = Graphs(self._device) if uses_graphs else None
         self._extents = Extents(config)
-        self._programs: dict[Any, Direct | Graph] = {}  # the last one used comes last
+        self._programs = _Programs()
+        self._one_call_at_a_time = threading.Lock()
         self.action_horizon: int = config.action_horizon
         self.action_dim: int = config.action_dim
 
     def _compile(self, mode: str, backend: compiling.Backend) -> None:
         """In place, part by part: all Euler steps are one program."""
-        for name in self._model.sampled_by:
-            part = compiling.compiled(getattr(self._model, name), mode=mode, backend=backend)
-            setattr(self._model, name, part)
+        for name in self.model.sampled_by:
+            part = compiling.compiled(getattr(self.model, name), mode=mode, backend=backend)
+            setattr(self.model, name, part)
 
     def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
@@ -117,7 +123,7 @@ class PytorchSampler:
         Returns:
             f32[b ah ad] actions; from pi0-FAST, which takes no noise, f32[b m] tokens.
         """
-        return self.program(inputs, noise, **sample_kwargs)()
+        return self._call(self.program(inputs, noise, **sample_kwargs))
 
     def program(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> Program:
         """What `sample` does with these arguments, part by part."""
@@ -131,7 +137,11 @@ class PytorchSampler:
         """
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
-            self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))()
+            self._call(self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0)))
+
+    def _call(self, program: Program) -> np.ndarray:
+        with self._one_call_at_a_time:
+            return program()
 
     @torch.no_grad()
     def _program(
@@ -146,13 +156,7 @@ class PytorchSampler:
             host["seed"] = torch.randint(2**62, (1,), generator=generator)
         dropped = tuple(key for key, mask in inputs["image_mask"].items() if mask is None)
         signature = (options, dropped, *((key, tuple(value.shape), value.dtype) for key, value in host.items()))
-        program = self._programs.pop(signature, None)
-        if program is None:
-            if len(self._programs) >= _MAX_PROGRAMS:
-                logger.warning("inputs of more than %d kinds: that used longest ago is forgotten", _MAX_PROGRAMS)
-                del self._programs[next(iter(self._programs))]
-            program = self._made(host, dropped, options)
-        self._programs[signature] = program
+        program = self._programs.find(signature) or self._programs.add(signature, self._made(host, dropped, options))
         return Program(
             send=lambda: program.send(host),
             run=program.replay,
@@ -176,13 +180,13 @@ class PytorchSampler:
         unknown = [key for key, _ in options if key not in ("num_steps", "chunking")]
         if unknown or not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"sampling options are {dict(options)}; expected num_steps, at least 1")
-        flow_times = self._model.flow_times(num_steps)
+        flow_times = self.model.flow_times(num_steps)
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
-            observation = self._model.preprocess(observation_of(tensors, dropped))
+            observation = self.model.preprocess(observation_of(tensors, dropped))
             rows = _below(tensors, "continued/")
             continued = Continued(**rows, config=dict(options)["chunking"]) if rows else None
-            return self._model.sample(observation, tensors["noise"], flow_times, continued)
+            return self.model.sample(observation, tensors["noise"], flow_times, continued)
 
         return run
 
@@ -192,7 +196,7 @@ class PytorchSampler:
             kwargs["grammar"] = ActionGrammar(kwargs["grammar"], self._device)
         if kwargs.get("temperature"):
             kwargs["generator"] = torch.Generator(self._device)
-        write = functools.partial(self._model.sample_actions, **kwargs)
+        write = functools.partial(self.model.sample_actions, **kwargs)
 
         def run(tensors: dict[str, Tensor]) -> Tensor:
             if "generator" in kwargs:
@@ -202,126 +206,30 @@ class PytorchSampler:
         return run
 
 
-class Direct:
-    """A function of device tensors, launched as it is written; in the steps of a `Graph`."""
+class _Programs:
+    """What was made for the kinds of inputs that came last, at most `_MAX_PROGRAMS`; used by several threads."""
 
-    def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], device: torch.device) -> None:
-        self._run, self._device = run, device
-        self._inputs: dict[str, Tensor] = {}
-        self._output: Tensor | None = None
+    def __init__(self) -> None:
+        self._found: dict[Any, Direct | Graph] = {}  # the last one used comes last
+        self._lock = threading.Lock()
 
-    def send(self, host: dict[str, Tensor]) -> None:
-        self._inputs = {key: value.to(self._device) for key, value in host.items()}
+    def find(self, signature: Any) -> Direct | Graph | None:
+        with self._lock:
+            program = self._found.pop(signature, None)
+            if program is not None:
+                self._found[signature] = program
+            return program
 
-    @torch.no_grad()
-    def replay(self) -> None:
-        self._output = self._run(self._inputs)
+    def add(self, signature: Any, program: Direct | Graph) -> Direct | Graph:
+        with self._lock:
+            if len(self._found) >= _MAX_PROGRAMS:
+                logger.warning("inputs of more than %d kinds: that used longest ago is forgotten", _MAX_PROGRAMS)
+                del self._found[next(iter(self._found))]
+            self._found[signature] = program
+            return program
 
-    def fetch(self) -> Tensor:
-        assert self._output is not None
-        return self._output.cpu()
-
-
-class Graphs:
-    """Captures functions on a GPU. Its graphs are replayed one at a time, in any order. So they share a stream, with it
-    the workspaces of libraries, and the memory for everything between their inputs and outputs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream()
-            self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, run: Callable[[dict[str, Tensor]], Tensor], example: dict[str, Tensor]) -> Graph:
-        """A graph of `run`.
-
-        Args:
-            run: device tensors by name -> device tensor, with no other input; see `test_torch_sampler.py` for what a
-                capture forbids.
-            example: host tensors, as every call will have them.
-        """
-        captured = torch.cuda.CUDAGraph()
-        with _one_capture_at_a_time, torch.cuda.device(self.device):  # captures are of the current device
-            transfers = _Inputs(example, self.device)
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                for _ in range(_WARM_UP_RUNS):  # compiles, tunes, and opens libraries, none of which can be captured
-                    run(transfers.on_device)
-            # Of this thread only: others may go on to allocate memory meanwhile.
-            how: Any = {"pool": self._pool, "stream": self.stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(captured, **how):
-                output = run(transfers.on_device)
-        return Graph(captured, transfers, output, self.stream)
-
-
-class _Inputs:
-    """Tensors at fixed places on the host and on the device, in one buffer each, so that one transfer moves them all;
-    the host's is pinned, so that the device fetches it.
-    """
-
-    def __init__(self, example: dict[str, Tensor], device: torch.device) -> None:
-        self._staging = torch.empty(_num_bytes(example), dtype=torch.uint8, pin_memory=True)
-        self._staged = within(self._staging, example)
-        self._buffer = torch.empty(self._staging.shape, dtype=torch.uint8, device=device)
-        self.on_device = within(self._buffer, example)
-        self.send(example)
-
-    def send(self, host: dict[str, Tensor]) -> None:
-        """Starts the transfer in the current stream. The one before must have ended."""
-        for key, value in host.items():
-            self._staged[key].copy_(value)
-        self._buffer.copy_(self._staging, non_blocking=True)
-
-
-class Graph:
-    """A captured function: replayed as one launch, with inputs and output at fixed places. Calls must not overlap, nor
-    with those of other graphs of the same `Graphs`.
-    """
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: _Inputs, output: Tensor, stream: torch.cuda.Stream) -> None:
-        self._graph, self._inputs, self._output, self._stream = graph, inputs, output, stream
-        self._fetched = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
-
-    def __call__(self, host: dict[str, Tensor]) -> Tensor:
-        """The output on the host; nothing is under way any more when it returns."""
-        self.send(host)
-        self.replay()
-        return self.fetch()
-
-    def send(self, host: dict[str, Tensor]) -> None:
-        """Starts the transfer of the inputs."""
-        with torch.cuda.stream(self._stream):
-            self._inputs.send(host)
-
-    def replay(self) -> None:
-        with torch.cuda.stream(self._stream):
-            self._graph.replay()
-
-    def fetch(self) -> Tensor:
-        """Waits for the output."""
-        with torch.cuda.stream(self._stream):
-            self._fetched.copy_(self._output, non_blocking=True)
-        self._stream.synchronize()
-        return self._fetched.clone()  # the next call writes there
-
-
-def within(buffer: Tensor, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors like those of the example, side by side in a buffer of bytes."""
-    found, start = {}, 0
-    for key, value in example.items():
-        end = start + value.numel() * value.element_size()
-        found[key] = buffer[start:end].view(value.dtype).view(value.shape)
-        start = _aligned(end)
-    return found
-
-
-def _num_bytes(example: Mapping[str, Tensor]) -> int:
-    return sum(_aligned(value.numel() * value.element_size()) for value in example.values())
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    def signatures(self) -> list[Any]:
+        return list(self._found)
 
 
 def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

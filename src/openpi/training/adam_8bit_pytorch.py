@@ -1,5 +1,8 @@
 """AdamW with moments of eight bits: the codes of `adam_8bit`, which explains them, in PyTorch.
 
+Weights that are kept in bfloat16 are rounded at random, so that they are right on average: most steps of a fine-tune
+are smaller than half of what bfloat16 can tell, and rounded to the nearest none of them would count.
+
 Of parameters that are split over devices each device codes its own rows: blocks lie along the last axis, which is not
 split. Vectors stay in f32.
 """
@@ -7,6 +10,7 @@ split. Vectors stay in f32.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,7 +67,11 @@ class AdamW8bit(torch.optim.Optimizer):
             mean = b1 * _decoded(moments, "exp_avg") + (1 - b1) * grad
             square = b2 * _decoded(moments, "exp_avg_sq") + (1 - b2) * grad.square()
             change = (mean / (1 - b1**step)) / ((square / (1 - b2**step)).sqrt() + eps)
-            values.sub_(lr * (change + weight_decay * values.float()))
+            move = lr * (change + weight_decay * values.float())
+            if values.dtype == torch.bfloat16:
+                values.copy_(rounded(values.float() - move, rounding))
+            else:
+                values.sub_(move)
             _remember(moments, "exp_avg", mean, rounding)
             _remember(moments, "exp_avg_sq", square, rounding)
 
@@ -71,7 +79,8 @@ class AdamW8bit(torch.optim.Optimizer):
         """Of the rounding: the same in every run, and on every device that holds the same part of the parameter."""
         number = self._numbers[param]
         part = param.device_mesh.get_local_rank(param.device_mesh.ndim - 1) if isinstance(param, DTensor) else 0
-        return (step << 32) + (part << 20) + number
+        # A processor's generator takes 32 bits of a seed and forgets the others.
+        return zlib.crc32(f"{step}/{part}/{number}".encode())
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -130,6 +139,14 @@ def encode(values: Tensor, rounding: torch.Generator, *, is_squares: bool) -> tu
     else:
         codes = (blocks.sign() * magnitudes).to(torch.int8)
     return codes.reshape(values.shape), scales
+
+
+def rounded(values: Tensor, rounding: torch.Generator) -> Tensor:
+    """bfloat16 of f32 values: of the two beside each, one by chance, in proportion to how near it is."""
+    bits = values.contiguous().view(torch.int32)
+    below = torch.randint(0, 1 << 16, bits.shape, generator=rounding, device=bits.device, dtype=torch.int32)
+    # bfloat16 is the upper half of an f32; a carry out of the lower half rounds away from zero.
+    return ((bits + below) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ class TrainConfig:
         weight_loader: what training starts from.
         pytorch_weight_path: folder of a PyTorch checkpoint to start from, for the PyTorch trainer.
         pytorch_training_precision: of the PyTorch trainer: it computes in `bfloat16` with f32 weights, or all in
-            `float32`; `pure_bfloat16` also keeps the weights in bfloat16, which saves memory and learns worse.
+            `float32`; `pure_bfloat16` also keeps the weights in bfloat16, which saves memory and learns worse, but for
+            AdamW with `state_bits=8`, which rounds them at random.
         pytorch_free_gradients: whether the PyTorch trainer updates each weight during the backward pass and frees its
             gradient, which saves a copy of the weights; on one device, without clipping.
         pytorch_compile: whether the PyTorch trainer compiles the transformer blocks (`torch.compile`).
