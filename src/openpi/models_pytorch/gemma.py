@@ -349,8 +349,8 @@ class Embedding(nn.Module):
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_tokens, width))
-        # Rounded on the host, so that nothing is read from a device. Not by a function that the compiler is told to take
-        # for a constant: telling it so imports the compiler, which takes four seconds.
+        # Rounded on the host, so that nothing is read from a device. Not by a function that the compiler takes for a
+        # constant: telling it so imports the compiler, which takes four seconds.
         self._root = {dtype: torch.tensor(width**0.5, dtype=dtype, device="cpu").item() for dtype in _DTYPES}
 
     def forward(self, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t d"]:
