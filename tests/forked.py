@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import select
 import shlex
@@ -280,6 +281,8 @@ def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    # Some library has set it up while it was imported, before the program could.
+    logging.root.handlers.clear()
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
 

@@ -29,7 +29,9 @@ def test_a_process_that_outlives_its_test_is_found_with_the_test_that_started_it
 
 # What a process can tell about its start.
 TELL = """
-import json, os, signal, sys, warnings
+import json, logging, os, signal, sys, warnings
+logging.basicConfig(level=logging.INFO)
+logging.info("words")
 main = sys.modules["__main__"]
 print(json.dumps({
     "arguments": sys.argv, "folder": os.getcwd(), "path": sys.path[0], "heard": sys.stdin.read(),
@@ -39,7 +41,7 @@ print(json.dumps({
     "open": sorted(os.listdir("/proc/self/fd"))[:-1], "session": os.getsid(0) == os.getpid(),
     "errors": [filter[0] for filter in warnings.filters][:1] == ["error"],
 }))
-print("words", file=sys.stderr)
+print("more words", file=sys.stderr)
 if sys.argv[-1] == "fails":
     1 / 0
 sys.exit(7)
