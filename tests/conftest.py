@@ -21,6 +21,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+import forked
+
 # Hundreds of processes import JAX or PyTorch. Where no bytecode is kept, each compiles them again, for 5 to 10 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -101,12 +103,13 @@ _OF_THIS_PROCESS = ("multiprocessing.resource_tracker", "multiprocessing.forkser
 def _no_test_leaves_a_process_behind():
     """Processes carry a mark in their environment, so that those whose parent is gone are found, too."""
     os.environ["OPENPI_TESTS_MARK"] = mark = uuid.uuid4().hex
-    yield
-    deadline = time.monotonic() + _GOODBYE_S
-    while (left := list(_processes_with(mark))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for pid, _ in left:
-        os.kill(pid, signal.SIGKILL)
+    with forked.server():
+        yield
+        deadline = time.monotonic() + _GOODBYE_S
+        while (left := list(_processes_with(mark))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid, _ in left:
+            os.kill(pid, signal.SIGKILL)
     assert not left, "these processes outlived their tests:\n" + "\n".join(told for _, told in left)
 
 
@@ -121,7 +124,9 @@ def _processes_with(mark: str) -> Iterator[tuple[int, str]]:
         is_ours = environment.get(b"OPENPI_TESTS_MARK") == mark.encode() and int(folder.name) != os.getpid()
         if is_ours and command and not any(name in command for name in _OF_THIS_PROCESS):
             test = environment.get(b"PYTEST_CURRENT_TEST", b"?").decode()
-            yield int(folder.name), f"{folder.name}: {command[:300]} (started by {test})"
+            told = forked.told(int(folder.name))
+            if told != "":  # the server that forks
+                yield int(folder.name), f"{folder.name}: {told or f'{command[:300]} (of {test})'}"
 
 
 @pytest.fixture(scope="module", autouse=True)

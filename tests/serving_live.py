@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import forked
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies.guards import ObservationError
 from openpi.serving.recording import SessionRecorder
@@ -99,9 +100,8 @@ class ServerProcess:
     """A server in a process of its own; `line` waits for what it prints."""
 
     def __init__(self, port: int = 0, *arguments: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(port), *arguments], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-W", "error", __file__, port, *arguments]
+        self._process = forked.Popen(command, preloads=forked.SERVING, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         self.port = int(self.line())
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import forked
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
@@ -280,6 +281,6 @@ def _assert_whole(directory: Path, step: int) -> None:
 def _child(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     program = textwrap.dedent(CHILD) + code
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, env=environment, check=False
+    return forked.run(
+        [sys.executable, "-c", program, directory], capture_output=True, text=True, env=environment, check=False
     )

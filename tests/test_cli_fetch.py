@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from file_server import GoogleServer, HubServer, running
 
 RECIPE = """
@@ -77,8 +78,9 @@ def fetch(google, hub, tmp_path) -> Fetch:
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "openpi.cli.main", "fetch", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment | more, capture_output=True, text=True, check=False
+        preloads = ("openpi.cli.fetch", "openpi.training.config", "openpi.training.requirements", "openpi.shared.hub")
+        return forked.run(
+            command, preloads=preloads, cwd=tmp_path, env=environment | more, capture_output=True, text=True
         )
 
     return run

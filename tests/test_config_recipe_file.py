@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 from openpi import transforms
 from openpi.shared.normalize import NormStats
 from openpi.training.config import TrainConfig, config_names, get_config
@@ -215,7 +216,7 @@ def test_equal_recipes_are_equal_after_a_change_and_back():
 def _run(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = forked.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done
 

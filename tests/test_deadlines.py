@@ -337,7 +337,7 @@ def test_an_answer_that_comes_too_late_on_a_new_connection_is_not_waited_for():
 
 
 def test_a_server_that_lost_its_connection_while_it_was_idle_counts_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(freshness, "_CHUNK_S", 0.2)
+    monkeypatch.setattr(freshness, "_CHUNK_S", 0.001)
     with ServerProcess() as server:
         client = WebsocketClientPolicy("127.0.0.1", server.port)
         server.kill()

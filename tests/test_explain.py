@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint, write_stats
 from openpi.cli._explain_view import StageReport, TextView
@@ -287,7 +287,7 @@ def test_a_pipe_gets_plain_text(tmp_path):
     write_checkpoint(tmp_path / "7")
     observation = save_observation(tmp_path / "obs.npz", **{"observation/image": np.zeros((32, 48, 3), np.uint8)})
     command = [sys.executable, "-m", "openpi.cli.main", "explain", tmp_path / "7", "--observation", observation]
-    process = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    process = forked.run(command, capture_output=True, text=True, check=True)
     assert "\x1b" not in process.stdout
     assert "!! observation/image: is all black" in process.stdout
     assert process.stdout.splitlines()[-1].startswith("2 surprises")

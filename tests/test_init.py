@@ -162,6 +162,7 @@ def test_where_names_decide_everything_nothing_is_marked_and_the_small_recipe_tr
         "exp-name": "try",
         "num-train-steps": 2,
         "batch-size": 2,
+        **{f"model.{stack}-variant.depth": 1 for stack in ("paligemma", "action-expert", "image-encoder")},
         "assets-base-dir": tmp_path / "assets",
         "checkpoint-base-dir": tmp_path / "checkpoints",
     }

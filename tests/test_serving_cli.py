@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 from openpi.cli import serve, serve_policy
 from openpi.cli.serve_policy import Checkpoint, EnvMode, Exported
 from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
@@ -111,7 +112,7 @@ def test_help_answers_without_jax():
 
 def test_a_place_without_a_checkpoint_ends_the_command_with_code_1(tmp_path):
     command = [sys.executable, "-m", "openpi.cli.main", "serve", str(tmp_path / "nothing"), "--port", "0"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = forked.run(command, preloads=forked.SERVING, capture_output=True, text=True)
     assert result.returncode == 1
     assert "openpi serve: " in result.stderr and "does not exist" in result.stderr
     assert "Traceback" not in result.stderr
@@ -123,7 +124,7 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
     command += ["--record", str(tmp_path / "records"), "--record-format", "mcap"]
     command += ["--port", "0", "--port-file", str(tmp_path / "port")]
     example = make_droid_example()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with forked.Popen(command, preloads=(*forked.SERVING, *forked.JAX), stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for_line(process, "Policy server on ws://")
             port = int((tmp_path / "port").read_text())

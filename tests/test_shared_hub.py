@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from file_server import HubServer, running
 from openpi.shared import download, hub
 
@@ -36,9 +37,8 @@ def fetch(server, tmp_path) -> Fetch:
         places = {"HF_HOME": str(tmp_path / "hf"), "OPENPI_DATA_HOME": str(tmp_path / "cache")}
         hub_is = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OPENPI_OFFLINE": ""}
         environment = {**os.environ, **places, **hub_is, **variables}
-        return subprocess.run(
-            [sys.executable, "-c", FETCH, *urls], env=environment, capture_output=True, text=True, check=False
-        )
+        command, preloads = [sys.executable, "-c", FETCH, *urls], ("openpi.shared.download", "openpi.shared.hub")
+        return forked.run(command, preloads=preloads, env=environment, capture_output=True, text=True)
 
     return run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import forked
 import tiny_recipe
 import training_processes
 import weight_layouts
@@ -42,7 +43,7 @@ def words(recipe: str, name: str, *flags: str) -> list[str]:
 def train(folder: Path, count: int, runs: list[list[str]]) -> None:
     environment = training_processes.environment()
     command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
-    training_processes.run(command, count, environment | {"OMP_NUM_THREADS": "1"}, folder / f"logs-{count}")
+    training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
 
 
 def assert_same_numbers(found: Path, expected: Path, steps: range) -> None:

@@ -1,12 +1,12 @@
 """Where a process stands in a run: flags, variables, launchers, and the roll call before the start."""
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+import forked
 from openpi.training import roll_call
 from openpi.training.launch import Launch, find_launch, split_flags
 from training_processes import environment, free_port
@@ -140,7 +140,7 @@ def test_a_coordinator_that_is_not_there_ends_training_with_one_line(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     words = ["--exp-name=x", f"--checkpoint-base-dir={tmp_path}", "--process-id=1", "--num-processes=2"]
     limit = "--coordinator-timeout-s=1"
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "openpi.cli.main", "train", RECIPE, *words, f"--coordinator-address={address}", limit],
         env=environment(),
         capture_output=True,

@@ -23,6 +23,8 @@ from training_processes import metrics
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
 NUM_STEPS = 24
+# Runs that are stopped have a checkpoint soon; the others need no more than the last.
+SAVES_OFTEN, SAVES_AT_THE_END = "--save-interval=2", f"--save-interval={NUM_STEPS}"
 # f32 sums in another order, over up to NUM_STEPS updates. Measured: below 1e-4.
 TOLERANCE = 1e-3
 
@@ -47,7 +49,6 @@ def words(workspace, arm_dataset) -> list[str]:
         "num-train-steps": NUM_STEPS,
         "gradient-accumulation-steps": 2,
         "holdout-episodes": 1,
-        "save-interval": 2,
     }
     return [RECIPE, *(f"--{name}={value}" for name, value in flags.items())]
 
@@ -55,7 +56,7 @@ def words(workspace, arm_dataset) -> list[str]:
 @pytest.fixture(scope="module")
 def whole_run(workspace, words, environment) -> Path:
     """The folder of a run that one process did, undisturbed."""
-    command = training_processes.train_command(*words, "--exp-name=whole")
+    command = training_processes.train_command(*words, "--exp-name=whole", "--eval-interval=2", SAVES_AT_THE_END)
     training_processes.run(command, 1, environment, workspace / "whole")
     return workspace / "checkpoints" / "arm" / "whole"
 
@@ -66,7 +67,7 @@ def stopped(workspace, words, environment) -> tuple[Path, list[int], list[str]]:
     logs = workspace / "stopped"
     # Validation takes long to compile; two processes do it below.
     more = ["--exp-name=changing", "--fsdp-devices=2", f"--eval-interval={NUM_STEPS}"]
-    command = training_processes.train_command(*words, *more)
+    command = training_processes.train_command(*words, *more, SAVES_OFTEN)
     children = training_processes.start(command, 4, environment, logs)
     training_processes.wait_for("Step 1:", children[0], logs / "0.log")
     children[3].send_signal(signal.SIGTERM)
@@ -80,7 +81,8 @@ def stopped(workspace, words, environment) -> tuple[Path, list[int], list[str]]:
 def bereft(workspace, words, environment, stopped) -> tuple[Path, list[int], list[str]]:
     """Two processes that continue the run of four, of which the second is killed: run, exit codes, logs."""
     run, logs = stopped[0].with_name("changing"), workspace / "bereft"
-    command = training_processes.train_command(*words, "--exp-name=changing", "--resume", "--eval-interval=2")
+    more = ["--exp-name=changing", "--resume", "--eval-interval=2"]
+    command = training_processes.train_command(*words, *more, SAVES_OFTEN)
     children = training_processes.start(command, 2, environment, logs)
     training_processes.wait_for("checkpoint saved", children[0], logs / "0.log")
     children[1].kill()
@@ -150,7 +152,8 @@ def test_a_process_that_dies_ends_the_others(bereft):
 
 def test_one_process_finishes_what_two_left(bereft, words, environment, workspace, whole_run):
     run = bereft[0]
-    command = training_processes.train_command(*words, "--exp-name=changing", "--resume", "--fsdp-devices=1")
+    more = ["--exp-name=changing", "--resume", "--fsdp-devices=1", "--eval-interval=2"]
+    command = training_processes.train_command(*words, *more, SAVES_AT_THE_END)
     training_processes.run(command, 1, environment, workspace / "finished")
     found, expected = metrics(run), metrics(whole_run)
     assert found.keys() == expected.keys()

@@ -1,7 +1,6 @@
 """One process with eight devices: any way to share batches and parameters gives the numbers of one device."""
 
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 from training_processes import environment
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
@@ -55,7 +55,7 @@ PROGRAM = """
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), RECIPE, *map(str, WAYS)],
         env=environment(devices=8),
         capture_output=True,

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import forked
+
 # Splits every parameter, however small, so that every split is used.
 TRAIN = """
 import sys
@@ -33,7 +35,11 @@ def free_port() -> int:
 
 
 def start(
-    command: Sequence[str], count: int, environment: dict[str, str], log_folder: Path
+    command: Sequence[str],
+    count: int,
+    environment: dict[str, str],
+    log_folder: Path,
+    preloads: Sequence[str] = forked.JAX,
 ) -> list[subprocess.Popen[bytes]]:
     """`count` processes of one run; number i logs to `log_folder/i.log`."""
     log_folder.mkdir(exist_ok=True)
@@ -42,7 +48,7 @@ def start(
     for i in range(count):
         own = {**environment, **place, "OPENPI_PROCESS_ID": str(i)} if count > 1 else environment
         with (log_folder / f"{i}.log").open("wb") as log:
-            children.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
+            children.append(forked.Popen(command, preloads=preloads, env=own, stdout=log, stderr=subprocess.STDOUT))
     return children
 
 
@@ -52,9 +58,15 @@ def end(children: list[subprocess.Popen[bytes]], log_folder: Path) -> tuple[list
     return codes, [(log_folder / f"{i}.log").read_text() for i in range(len(children))]
 
 
-def run(command: Sequence[str], count: int, environment: dict[str, str], log_folder: Path) -> list[str]:
+def run(
+    command: Sequence[str],
+    count: int,
+    environment: dict[str, str],
+    log_folder: Path,
+    preloads: Sequence[str] = forked.JAX,
+) -> list[str]:
     """The logs of processes that all succeed."""
-    codes, logs = end(start(command, count, environment, log_folder), log_folder)
+    codes, logs = end(start(command, count, environment, log_folder, preloads), log_folder)
     assert not any(codes), "\n".join(logs)
     return logs
 

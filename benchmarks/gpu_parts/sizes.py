@@ -159,8 +159,10 @@ def _tiny(made: Callable[[str], Training]) -> Callable[[str], Training]:
         model: Any = training.config.model
         lora = {"attn_lora": LoRAConfig(2), "ffn_lora": LoRAConfig(2)} if "lora" in str(model.paligemma_variant) else {}
         tiny = {"paligemma_variant": _expert(16, **lora), "action_expert_variant": _expert(16, **lora)}
-        # What takes a compiler long and changes nothing that a part does: augmentation, rematerialisation, cameras.
+        # What takes a compiler long and changes nothing that a part does: augmentation, rematerialisation, cameras, and
+        # chunks of another length, without which recipes have programs in common.
         less = {"augmentation": False, "remat": "none", "image_keys": model.image_keys[:1], "max_token_len": 32}
+        less |= {"action_horizon": 10}
         model = dataclasses.replace(model, **{**_TINY, **tiny, **less})
         config = dataclasses.replace(training.config, model=model, batch_size=2)
         return dataclasses.replace(training, config=config, cameras=1, prompt_len=32)

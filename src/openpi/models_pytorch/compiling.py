@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,12 @@ def compiled(function: Callable[..., Any], *, backend: Backend = "inductor", mod
             return program(*args, **kwargs)
 
     return call
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Where programs of its own, and the minutes to make them, are not worth it. Compiled functions run as written."""
+    # The compiler takes seconds to import; who has compiled anything has done so.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def compile_blocks(model: nn.Module, *, backend: Backend = "inductor") -> None:

@@ -356,21 +356,21 @@ class RMSNorm(nn.Module):
         return self.dense(cond)
 
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 class Embedding(nn.Module):
     """Token embeddings times sqrt(d), the root rounded to the table's dtype as the weights were trained with."""
 
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_tokens, width))
+        # Rounded on the host, so that nothing is read from a device. Not by a function that the compiler takes for a
+        # constant: telling it so imports the compiler, which takes four seconds.
+        self._root = {dtype: torch.tensor(width**0.5, dtype=dtype, device="cpu").item() for dtype in _DTYPES}
 
     def forward(self, tokens: Int[Tensor, "b t"], dtype: torch.dtype) -> Float[Tensor, "b t d"]:
-        return (F.embedding(tokens, self.weight) * _root(self.weight.shape[-1], self.weight.dtype)).to(dtype)
-
-
-@torch.compiler.assume_constant_result
-def _root(width: int, dtype: torch.dtype) -> float:
-    """Rounded on the host, so that nothing is read from a device."""
-    return torch.tensor(width**0.5, dtype=dtype, device="cpu").item()
+        return (F.embedding(tokens, self.weight) * self._root[self.weight.dtype]).to(dtype)
 
 
 def attend(

@@ -240,7 +240,6 @@ class PyTorchBackend:
     def wait(self, metrics: Metrics) -> None:
         metrics.wait()
 
-    @torch.compiler.set_stance("force_eager")  # it would take programs of its own, and minutes to make them
     @torch.no_grad()
     def evaluate(
         self, state: TrainState, batch: Mapping[str, Any], index: int, **sample_options: Any
@@ -252,7 +251,7 @@ class PyTorchBackend:
         random = self._of_rows(step_pytorch.draw_for_validation(self._config, index, count * processes.count()), count)
         if sample_options.get("grammar") is not None:
             sample_options["grammar"] = ActionGrammar(sample_options["grammar"], self._device)
-        with step_pytorch.averaged(state) as averaged:
+        with compiling.uncompiled(), step_pytorch.averaged(state) as averaged:
             averaged.eval()
             loss = step_pytorch.batch_loss(averaged, rows, random)
             parallel_pytorch.split_again(averaged)
