@@ -1,6 +1,7 @@
 """LoRA checkpoints without their adapters."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -51,6 +52,16 @@ def with_large_adapters(config) -> dict:
     return unflatten({path: leaf + rng.normal(0, 0.2, leaf.shape).astype(np.float32) for path, leaf in params.items()})
 
 
+@jax.jit
+def loss(model, observation, actions) -> jax.Array:
+    return model.compute_loss(jax.random.key(0), observation, actions)
+
+
+@functools.partial(jax.jit, static_argnames="max_decoding_steps")
+def sample(model, observation, **options) -> jax.Array:
+    return model.sample_actions(jax.random.key(1), observation, **options)
+
+
 def checkpoint(folder: Path, config) -> Path:
     orbax_io.write_params(folder / "params", with_large_adapters(config))
     recipe_io.save_recipe(folder, TrainConfig(name="tuned", exp_name="x", model=config))
@@ -70,14 +81,14 @@ def test_the_merged_checkpoint_gives_the_same_actions_without_adapters(tmp_path,
         MODELS[name].load(restore_params(source / "params")),
         recipe.model.load(params, remove_extra_params=False),
     ]
-    losses = [model.compute_loss(jax.random.key(0), observation, actions) for model in models]
+    losses = [loss(model, observation, actions) for model in models]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
     options = {"max_decoding_steps": 4} if name == "pi0_fast" else {}
-    samples = [model.sample_actions(jax.random.key(1), observation, **options) for model in models]
+    samples = [sample(model, observation, **options) for model in models]
     np.testing.assert_allclose(samples[0], samples[1], atol=1e-4)
     bare = MODELS[name].load(with_large_adapters(MODELS[name]))
     without = recipe.model.load(bare.params)  # adapters dropped
-    assert np.abs(without.compute_loss(jax.random.key(0), observation, actions) - losses[0]).max() > 1e-3
+    assert np.abs(loss(without, observation, actions) - losses[0]).max() > 1e-3
 
 
 def test_names_of_variants_lose_their_adapters():

@@ -93,6 +93,56 @@ def gradients(config: Pi0Config, params: dict, *inputs: Observation | jax.Array)
     return jax.grad(lambda params: jnp.mean(pi0.loss(config, params, *inputs)))(params)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def joint_pass(config: Pi0Config, params: dict, observation: Observation, x_t: jax.Array, time: jax.Array) -> dict:
+    """Prefix, suffix, and what the transformer makes of them."""
+    prefix = pi0.embed_prefix(config, params, observation)
+    suffix, cond = pi0.embed_suffix(config, params, observation.state, x_t, time)
+    mask = jnp.concatenate([prefix.mask, suffix.mask], axis=1)
+    positions = jnp.cumsum(mask, axis=1) - 1
+    (prefix_out, suffix_out), _ = pi0.transformer(
+        config,
+        params,
+        [prefix.embedded, suffix.embedded],
+        positions=positions,
+        mask=make_attention_mask(mask, jnp.concatenate([prefix.ar_mask, suffix.ar_mask])),
+        cond=cond,
+    )
+    return {
+        "prefix": dict(vars(prefix)),
+        "suffix": dict(vars(suffix)),
+        "cond": cond,
+        "positions": positions,
+        "prefix_out": prefix_out,
+        "suffix_out": suffix_out,
+        "v_t": pi0.velocity(config, params, suffix_out),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cached_pass(config: Pi0Config, params: dict, observation: Observation, noise: jax.Array) -> dict:
+    """The prefix on its own, and the first flow step over its keys and values."""
+    prefix = pi0.embed_prefix(config, params, observation)
+    (hidden, _), cache = pi0.transformer(
+        config,
+        params,
+        [prefix.embedded, None],
+        positions=jnp.cumsum(prefix.mask, axis=1) - 1,
+        mask=make_attention_mask(prefix.mask, prefix.ar_mask),
+        cond=None,
+    )
+    v_t = pi0.denoise(config, params, observation.state, noise, jnp.ones(2), prefix.mask, cache)
+    return {"mask": prefix.mask, "hidden": hidden, "cache": cache, "v_t": v_t}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_over_draws(
+    config: Pi0Config, params: dict, observation: Observation, actions: jax.Array, noise: jax.Array, time: jax.Array
+) -> jax.Array:
+    prefix = pi0.encode_prefix(config, params, pi0.embed_prefix(config, params, observation))
+    return pi0.loss_over_draws(config, params, observation.state, actions, noise, time, *prefix)
+
+
 @pytest.fixture(scope="module", params=KITS)
 def kit(request: pytest.FixtureRequest, golden: Path) -> Kit:
     return load_kit(golden / request.param)
@@ -113,12 +163,7 @@ def test_draws_that_share_a_prefix_have_the_mean_loss_of_their_own(kit: Kit) -> 
     time = pi0.draw_time(key, (2, len(actions)))
     single = [loss(kit.config, kit.params, observation, actions, *pair) for pair in zip(noise, time, strict=True)]
 
-    @jax.jit
-    def over_draws(params: dict, observation: Observation) -> jax.Array:
-        prefix = pi0.encode_prefix(kit.config, params, pi0.embed_prefix(kit.config, params, observation))
-        return pi0.loss_over_draws(kit.config, params, observation.state, actions, noise, time, *prefix)
-
-    shared = over_draws(kit.params, observation)
+    shared = loss_over_draws(kit.config, kit.params, observation, actions, noise, time)
     close(shared, np.mean(single, axis=0), **LOSS)
 
     model = dataclasses.replace(kit.config, loss_draws=2).load(kit.params)
@@ -136,58 +181,38 @@ def test_gradients_equal_the_recording(kit: Kit) -> None:
 
 
 def test_prefix_suffix_and_joint_pass_equal_the_recording(kit: Kit) -> None:
-    config, params, out = kit.config, kit.params, kit.outputs
-    observation, time = kit.observation(), kit.array("loss_time")
-    prefix = pi0.embed_prefix(config, params, observation)
-    close(prefix.embedded[:, ::4], out["prefix_embs_every4"], EMBEDDING, 1e-5)
-    np.testing.assert_array_equal(prefix.mask, out["prefix_mask"])
-    np.testing.assert_array_equal(prefix.ar_mask, out["prefix_ar_mask"])
-
+    out, time = kit.outputs, kit.array("loss_time")
     t = time[:, None, None]
     x_t = t * kit.array("loss_noise") + (1 - t) * kit.array("actions")
     close(x_t, out["x_t"], 1e-6)
-    suffix, cond = pi0.embed_suffix(config, params, observation.state, x_t, time)
-    close(suffix.embedded, out["suffix_embs"], EMBEDDING, 1e-5)
-    np.testing.assert_array_equal(suffix.mask, out["suffix_mask"])
-    np.testing.assert_array_equal(suffix.ar_mask, out["suffix_ar_mask"])
-    if config.pi05:
-        assert cond is not None
-        close(cond, out["adarms_cond"], EMBEDDING, 1e-5)
 
-    mask = jnp.concatenate([prefix.mask, suffix.mask], axis=1)
-    positions = jnp.cumsum(mask, axis=1) - 1
-    np.testing.assert_array_equal(positions, out["positions"])
-    (prefix_out, suffix_out), _ = pi0.transformer(
-        config,
-        params,
-        [prefix.embedded, suffix.embedded],
-        positions=positions,
-        mask=make_attention_mask(mask, jnp.concatenate([prefix.ar_mask, suffix.ar_mask])),
-        cond=cond,
-    )
-    close(suffix_out, out["suffix_hidden_joint"], HIDDEN)
-    close_where_real(prefix_out, out["prefix_hidden_joint_every4"], prefix.mask)
-    close(pi0.velocity(config, params, suffix_out), out["v_t_loss"], HIDDEN)
+    found = jax.device_get(joint_pass(kit.config, kit.params, kit.observation(), x_t, time))
+    prefix, suffix = found["prefix"], found["suffix"]
+    close(prefix["embedded"][:, ::4], out["prefix_embs_every4"], EMBEDDING, 1e-5)
+    np.testing.assert_array_equal(prefix["mask"], out["prefix_mask"])
+    np.testing.assert_array_equal(prefix["ar_mask"], out["prefix_ar_mask"])
+
+    close(suffix["embedded"], out["suffix_embs"], EMBEDDING, 1e-5)
+    np.testing.assert_array_equal(suffix["mask"], out["suffix_mask"])
+    np.testing.assert_array_equal(suffix["ar_mask"], out["suffix_ar_mask"])
+    if kit.config.pi05:
+        assert found["cond"] is not None
+        close(found["cond"], out["adarms_cond"], EMBEDDING, 1e-5)
+
+    np.testing.assert_array_equal(found["positions"], out["positions"])
+    close(found["suffix_out"], out["suffix_hidden_joint"], HIDDEN)
+    close_where_real(found["prefix_out"], out["prefix_hidden_joint_every4"], prefix["mask"])
+    close(found["v_t"], out["v_t_loss"], HIDDEN)
 
 
 def test_cached_prefix_and_first_step_equal_the_recording(kit: Kit) -> None:
-    config, params, out = kit.config, kit.params, kit.outputs
-    observation = kit.observation()
-    prefix = pi0.embed_prefix(config, params, observation)
-    (hidden, _), (k, v) = pi0.transformer(
-        config,
-        params,
-        [prefix.embedded, None],
-        positions=jnp.cumsum(prefix.mask, axis=1) - 1,
-        mask=make_attention_mask(prefix.mask, prefix.ar_mask),
-        cond=None,
-    )
-    close_where_real(hidden, out["prefix_hidden_every4"], prefix.mask)
-    for cache, name in ((k, "kv_cache_k_every4"), (v, "kv_cache_v_every4")):
+    out = kit.outputs
+    found = jax.device_get(cached_pass(kit.config, kit.params, kit.observation(), kit.array("sample_noise")))
+    close_where_real(found["hidden"], out["prefix_hidden_every4"], found["mask"])
+    for cache, name in zip(found["cache"], ("kv_cache_k_every4", "kv_cache_v_every4"), strict=True):
         for layer in range(cache.shape[0]):
-            close_where_real(cache[layer], out[name][layer], prefix.mask)
-    v_t = pi0.denoise(config, params, observation.state, kit.array("sample_noise"), jnp.ones(2), prefix.mask, (k, v))
-    close(v_t, out["v_t_step0"], HIDDEN)
+            close_where_real(cache[layer], out[name][layer], found["mask"])
+    close(found["v_t"], out["v_t_step0"], HIDDEN)
 
 
 def close_where_real(actual: jax.Array, every4: np.ndarray, mask: jax.Array) -> None:
@@ -238,13 +263,15 @@ def test_attention_mask_equals_the_recording(golden: Path) -> None:
 
 
 def test_a_mask_of_the_wrong_width_is_refused(kit: Kit) -> None:
-    prefix = pi0.embed_prefix(kit.config, kit.params, kit.observation())
-    short = jnp.ones((2, prefix.mask.shape[1], 3), bool)
-    with pytest.raises(ValueError, match="attention mask has shape"):
-        gemma.forward(
-            kit.params["PaliGemma"]["llm"],
+    def forward(params: dict, observation: Observation) -> object:
+        prefix = pi0.embed_prefix(kit.config, params, observation)
+        return gemma.forward(
+            params["PaliGemma"]["llm"],
             kit.config.experts,
             [prefix.embedded, None],
             jnp.zeros(prefix.mask.shape, jnp.int32),
-            short,
+            jnp.ones((2, prefix.mask.shape[1], 3), bool),
         )
+
+    with pytest.raises(ValueError, match="attention mask has shape"):
+        jax.eval_shape(forward, kit.params, kit.observation())

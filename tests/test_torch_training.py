@@ -176,11 +176,16 @@ def test_optimisers_make_the_steps_of_jax(
     in_jax = create_optimizer(optimizer, schedule)
     trees = {row.torch: row.tree for row in table}
     in_torch = optimizer_pytorch.create(optimizer, theirs, lambda name: is_matrix(trees[name]))
-    state = in_jax.init(ours)
+    state = jax.jit(in_jax.init)(ours)
+
+    @jax.jit
+    def step_in_jax(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = in_jax.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     for step, scale in enumerate((1e-5, 1e-2, 1.0, 1e-4)):
         grads = random_tree(scale)
-        updates, state = in_jax.update(unflatten(dict(grads)), state, ours)
-        ours = optax.apply_updates(ours, updates)
+        ours, state = step_in_jax(unflatten(dict(grads)), state, ours)
         for row in table:
             theirs[row.torch].grad = loading.as_tensor(row.to_torch(grads[row.tree][row.index]).copy())
         found = [param.grad for param in theirs.values() if param.grad is not None]
@@ -425,7 +430,7 @@ def test_layers_and_gradients_of_a_random_model_agree_with_jax() -> None:
         draws = (jnp.asarray(noise.numpy()), jnp.asarray(time.numpy()))
         return jnp.mean(pi0.loss_over_draws(model, params, observation.state, actions, *draws, *prefix))
 
-    expected, gradients = jax.value_and_grad(of_jax)(pair.of_jax.params)
+    expected, gradients = jax.jit(jax.value_and_grad(of_jax))(pair.of_jax.params)
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
     found = {
         name: torch.zeros_like(param) if param.grad is None else param.grad

@@ -1,7 +1,13 @@
-"""Whole training runs as users start them: processes, signals, sudden deaths, and what is left on disk."""
+"""Whole training runs as users start them: processes, signals, sudden deaths, and what is left on disk.
 
+Commands that nobody disturbs run in this process, where they find what others have compiled.
+"""
+
+import contextlib
 import dataclasses
+import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openpi.cli.main import main
 from openpi.policies import policy_config
 from openpi.policies.contract import Contract
 from openpi.shared import normalize
@@ -24,6 +31,7 @@ from openpi.training.recipe_io import load_recipe
 from openpi.weights import orbax_io
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
+PROGRAM = (sys.executable, "-m", "openpi.cli.main")
 NUM_STEPS = 6
 NUMBERS = ("loss", "grad_norm", "param_norm", "learning_rate")
 
@@ -49,7 +57,7 @@ def command(workspace, dataset) -> list[str]:
         "keep-best": None,
     }
     words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items()]
-    return [sys.executable, "-m", "openpi.cli.main", "train", RECIPE, *words]
+    return ["train", RECIPE, *words]
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +68,25 @@ def whole_run(workspace, command) -> Path:
     return workspace / "checkpoints" / "arm" / "whole"
 
 
-def _train(
-    command: list[str], name: str, *more: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*command, f"--exp-name={name}", *more], env=env, capture_output=True, text=True, check=False)
+def _train(command: list[str], name: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return _call(*command, f"--exp-name={name}", *more)
+
+
+def _call(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command in this process."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as log:
+        try:
+            code = main(list(words))
+        finally:
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(level)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), log.getvalue())
 
 
 def _train_until(command: list[str], name: str, text: str, signum: int) -> tuple[int, str]:
     """Sends a signal when `text` appears in the log; returns exit code and log."""
-    child = subprocess.Popen([*command, f"--exp-name={name}"], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([*PROGRAM, *command, f"--exp-name={name}"], stderr=subprocess.PIPE, text=True)
     with child:
         log = "".join(_lines_sending(child, text, signum))
     return child.returncode, log
@@ -173,9 +191,8 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, whole_run)
 def test_a_run_is_continued_with_its_own_recipe_and_another_batch_size(workspace, whole_run):
     """No flag of the start is given again; the data order that cannot go on begins anew."""
     shutil.copytree(whole_run, whole_run.with_name("longer"))
-    command = [sys.executable, "-m", "openpi.cli.main", "train", RECIPE]
     where = f"--checkpoint-base-dir={workspace / 'checkpoints'}"
-    done = _train(command, "longer", where, "--resume", "--num-train-steps=8", "--batch-size=2")
+    done = _train(["train", RECIPE], "longer", where, "--resume", "--num-train-steps=8", "--batch-size=2")
     assert done.returncode == 0, done.stderr
     run = whole_run.with_name("longer")
     assert "batch_size was 4, is 2" in done.stderr and "a new order begins" in done.stderr
@@ -217,9 +234,8 @@ arm = dataclasses.replace(
 
 def test_sigterm_ends_a_run_whose_data_are_stuck_with_a_checkpoint(dataset, tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
-    command = [sys.executable, "-m", "openpi.cli.main", "train", "stuck.py:arm", "--exp-name=x"]
     child = subprocess.Popen(
-        [*command, f"--data.repo-id={dataset}"],
+        [*PROGRAM, "train", "stuck.py:arm", "--exp-name=x", f"--data.repo-id={dataset}"],
         env={**os.environ, "TESTS": str(Path(__file__).parent)},
         cwd=tmp_path,
         stderr=subprocess.PIPE,
@@ -270,8 +286,7 @@ def test_a_refused_start_does_not_block_the_corrected_one(command):
 def test_statistics_are_computed_where_the_recipe_reads_them(workspace, dataset):
     where = workspace / "other_assets"
     flags = [f"--data.repo-id={dataset}", f"--assets-base-dir={where}", "--data.assets.asset-id=mine"]
-    command = [sys.executable, "-m", "openpi.cli.main", "stats", "--config-name", RECIPE, "--max-frames=20", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _call("stats", "--config-name", RECIPE, "--max-frames=20", *flags)
     assert done.returncode == 0, done.stderr
     assert str(where / "arm" / "mine" / "norm_stats.json") in done.stdout
     stats = normalize.load(where / "arm" / "mine")
@@ -285,14 +300,14 @@ def test_four_devices_that_share_the_parameters_compute_the_same(command, whole_
         "import sys; from openpi.training import sharding; sharding.MIN_SHARDED_BYTES = 0; "
         "from openpi.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    words = command[command.index("train") :]
+    words = [*command, "--exp-name=sharded", "--fsdp-devices=2", "--num-train-steps=3"]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    done = _train(
+    done = subprocess.run(
         [sys.executable, "-c", program, *words],
-        "sharded",
-        "--fsdp-devices=2",
-        "--num-train-steps=3",
         env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "4 devices" in done.stderr

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import shutil
 import sys
@@ -218,10 +219,15 @@ def _as_f32(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loss(model: BaseModel) -> np.ndarray:
+    observation, actions = random_inputs(model.config)
+    return np.asarray(_compiled_loss()(model, observation, actions))
+
+
+@functools.cache  # of one function JAX keeps what it has compiled: the two plain models share a program
+def _compiled_loss() -> Any:
     import jax
 
-    observation, actions = random_inputs(model.config)
-    return np.asarray(jax.jit(lambda m, o, a: m.compute_loss(jax.random.key(0), o, a))(model, observation, actions))
+    return jax.jit(lambda m, o, a: m.compute_loss(jax.random.key(0), o, a))
 
 
 def random_inputs(config: BaseModelConfig, *, seed: int = 0) -> Any:

@@ -25,6 +25,11 @@ def split_by_rows(sharding: jax.sharding.NamedSharding) -> Iterator[None]:
         _by_rows.reset(token)
 
 
+def rows_sharding() -> jax.sharding.NamedSharding | None:
+    """That of `split_by_rows`, which a function that is jitted within a model takes as a static argument."""
+    return _by_rows.get()
+
+
 def keep_rows(tree: Any) -> Any:
     """A tree of arrays with a leading batch axis, split over the devices; unchanged outside `split_by_rows`.
 

@@ -6,6 +6,7 @@ Legend: b batch, y x patch rows and columns, p q pixels inside a patch, t = y*x 
 o output width.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openpi.models.activations import keep_rows
+from openpi.models.activations import keep_rows, rows_sharding
 from openpi.models.gemma import rematerialised, unroll
 from openpi.models.siglip_config import SiglipConfig
 
@@ -36,6 +37,20 @@ def forward(
         images: f32 in [-1, 1].
         dtype: of the transformer; patch and position embeddings stay f32.
     """
+    return _forward(params, images, config=config, dtype=dtype, remat=remat, rows=rows_sharding())
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "remat", "rows"))  # traced once for all cameras
+def _forward(
+    params: Params,
+    images: Float[Array, "b height width 3"],
+    *,
+    config: SiglipConfig,
+    dtype: str,
+    remat: str,
+    rows: jax.sharding.NamedSharding | None,
+) -> Float[Array, "b t o"]:
+    del rows  # what `keep_rows` reads, so that JAX tells the two apart
     x = patchify(images, config.patch_size) @ _kernel2d(params["embedding"]["kernel"])
     x = x + params["embedding"]["bias"].astype(jnp.float32) + params["pos_embedding"].astype(jnp.float32)
 

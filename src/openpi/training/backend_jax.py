@@ -130,17 +130,11 @@ class JaxBackend:
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., jax.Array]:
-        function = functools.partial(step_jax.eval_step, self._config)
-        everywhere = sharding.replicated(self._mesh)
-        jitted = jax.jit(function, static_argnames="extent", out_shardings=everywhere)
-        return processes_jax.in_step("the validation loss", jitted)
+        return processes_jax.in_step("the validation loss", step_jax.compile_eval_step(self._config, self._mesh))
 
     @functools.cached_property
     def _sample_step(self) -> Callable[..., jax.Array]:
-        function = functools.partial(step_jax.sample_step, self._config)
-        by_rows = sharding.data_sharding(self._mesh)
-        jitted = jax.jit(function, static_argnames=("extent", "grammar"), out_shardings=by_rows)
-        return processes_jax.in_step("sampling", jitted)
+        return processes_jax.in_step("sampling", step_jax.compile_sample_step(self._config, self._mesh))
 
     @functools.cached_property
     def _vote(self) -> processes_jax.Vote:

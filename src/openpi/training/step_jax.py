@@ -27,6 +27,7 @@ from openpi.training import processes_jax, sharding, weight_loaders
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel
+from openpi.training.step_config import StepConfig, once_per_recipe
 from openpi.weights import layout, on_device
 
 logger = logging.getLogger("openpi")
@@ -34,6 +35,7 @@ logger = logging.getLogger("openpi")
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
+Recipe = TrainConfig | StepConfig
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +74,7 @@ def join_params(trainable: Params, frozen: Params) -> Params:
     return unflatten(flatten(trainable) | flatten(frozen))
 
 
-def init_state(config: TrainConfig, key: jax.Array, partial_params: Params | None = None) -> TrainState:
+def init_state(config: Recipe, key: jax.Array, partial_params: Params | None = None) -> TrainState:
     """A fresh state; leaves of `partial_params` replace the random ones. Meant to run inside `jit`."""
     params = config.model.create(key).params
     if partial_params:
@@ -89,7 +91,8 @@ def init_state(config: TrainConfig, key: jax.Array, partial_params: Params | Non
     )
 
 
-def state_spec(config: TrainConfig, mesh: Mesh) -> TrainState:
+@once_per_recipe
+def state_spec(config: StepConfig, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed."""
     spec = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
     shardings = sharding.fsdp_sharding(spec, mesh)
@@ -112,12 +115,18 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
         path: on_device.read_array(weights, path, leaves[path].dtype, leaves[path].sharding)
         for path in layout.loaded_rows(weights)
     }
-    init = jax.jit(functools.partial(init_state, config), out_shardings=_shardings(spec), donate_argnums=1)
-    return processes_jax.in_step("the initialisation", init)(key, unflatten(placed))
+    init = processes_jax.in_step("the initialisation", _compiled_init(config, mesh))
+    return init(key, unflatten(placed))
+
+
+@once_per_recipe
+def _compiled_init(config: StepConfig, mesh: Mesh) -> Any:
+    placement = _shardings(state_spec(config, mesh))
+    return jax.jit(functools.partial(init_state, config), out_shardings=placement, donate_argnums=1)
 
 
 def train_step(
-    config: TrainConfig, key: jax.Array, state: TrainState, batch: Batch, *, extent: Extent | None = None
+    config: Recipe, key: jax.Array, state: TrainState, batch: Batch, *, extent: Extent | None = None
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step.
 
@@ -152,7 +161,7 @@ def train_step(
 
 
 def eval_step(
-    config: TrainConfig, key: jax.Array, params: Params, batch: Batch, *, extent: Extent | None = None
+    config: Recipe, key: jax.Array, params: Params, batch: Batch, *, extent: Extent | None = None
 ) -> jax.Array:
     """Mean loss of a batch without augmentation; noise and time come from `key`, so equal keys compare models.
 
@@ -164,7 +173,7 @@ def eval_step(
 
 
 def sample_step(
-    config: TrainConfig,
+    config: Recipe,
     key: jax.Array,
     params: Params,
     batch: Batch,
@@ -193,24 +202,14 @@ def _without_answer(observation: Observation) -> Observation:
 def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
     """`train_step` jitted over the mesh; the given state's buffers are reused for the next one.
 
+    Recipes that agree in `StepConfig` get the same function, with what it has compiled.
+
     Of many processes each sees its own samples only, but all have to run the same program. So what the first batch
     uses, over all of them, becomes the `extent`, and the program holds the whole computation too.
     """
-    placement = _shardings(state_spec(config, mesh))
-    everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
 
     def compiled(extent: Extent | None) -> Callable[[jax.Array, TrainState, Batch], Any]:
-        def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            with split_by_rows(by_rows):
-                return train_step(config, key, state, batch, extent=extent)
-
-        function = jax.jit(
-            step,
-            in_shardings=(everywhere, placement, by_rows),
-            out_shardings=(placement, everywhere),
-            donate_argnums=1,
-        )
-        return processes_jax.in_step("the training step", function)
+        return processes_jax.in_step("the training step", _compiled_step(config, mesh, extent))
 
     if jax.process_count() == 1 or not config.model.skip_unused:
         return compiled(None)
@@ -223,6 +222,37 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
         return first[0](key, state, batch)
 
     return step
+
+
+@once_per_recipe
+def _compiled_step(config: StepConfig, mesh: Mesh, extent: Extent | None) -> Any:
+    placement = _shardings(state_spec(config, mesh))
+    everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
+
+    def step(key: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with split_by_rows(by_rows):
+            return train_step(config, key, state, batch, extent=extent)
+
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, placement, by_rows),
+        out_shardings=(placement, everywhere),
+        donate_argnums=1,
+    )
+
+
+@once_per_recipe
+def compile_eval_step(config: StepConfig, mesh: Mesh) -> Any:
+    """`eval_step` jitted over the mesh."""
+    function = functools.partial(eval_step, config)
+    return jax.jit(function, static_argnames="extent", out_shardings=sharding.replicated(mesh))
+
+
+@once_per_recipe
+def compile_sample_step(config: StepConfig, mesh: Mesh) -> Any:
+    """`sample_step` jitted over the mesh."""
+    function = functools.partial(sample_step, config)
+    return jax.jit(function, static_argnames=("extent", "grammar"), out_shardings=sharding.data_sharding(mesh))
 
 
 def cut_batch(config: TrainConfig, batch: Batch) -> Batch:
@@ -286,11 +316,11 @@ def _shardings(spec: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, spec)
 
 
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def _optimizer(config: Recipe) -> optax.GradientTransformation:
     return create_optimizer(config.optimizer, config.lr_schedule)
 
 
-def _model(config: TrainConfig, params: Params) -> BaseModel:
+def _model(config: Recipe, params: Params) -> BaseModel:
     return config.model.load(params, remove_extra_params=False)
 
 
@@ -301,7 +331,7 @@ def _inputs(batch: Batch) -> tuple[Observation, jax.Array]:
 
 
 def loss_and_grads(
-    config: TrainConfig, key: jax.Array, trainable: Params, frozen: Params, batch: Batch
+    config: Recipe, key: jax.Array, trainable: Params, frozen: Params, batch: Batch
 ) -> tuple[jax.Array, Params]:
     def loss(trainable: Params, key: jax.Array, part: Batch) -> jax.Array:
         observation, actions = _inputs(part)
