@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from openpi.shared.errors import first_line, install_hint
+from openpi.shared.errors import first_line
 
 SCHEME = "hf://"
 
@@ -52,10 +52,9 @@ def fetch(url: str, *, force_download: bool = False) -> Path:
     Raises:
         FileNotFoundError: the repository has no such path.
         ConnectionError: no such repository, none for us, or not reachable.
-        ImportError: the hub's library is not installed.
     """
     place = parse(url)
-    with _own_errors(url) as library:
+    with _own_errors() as library:
         snapshot = library.snapshot_download(
             place.repo_id,
             repo_type=place.repo_type,
@@ -72,7 +71,7 @@ def fetch(url: str, *, force_download: bool = False) -> Path:
 def sizes(url: str) -> list[int]:
     """Bytes of every file that `fetch` would bring; nothing is transferred. Errors as of `fetch`."""
     place = parse(url)
-    with _own_errors(url) as library:
+    with _own_errors() as library:
         info = library.HfApi().repo_info(
             place.repo_id, repo_type=place.repo_type, revision=place.revision, files_metadata=True
         )
@@ -84,12 +83,10 @@ def sizes(url: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def _own_errors(url: str) -> Iterator[Any]:
+def _own_errors() -> Iterator[Any]:
     """The hub's library, whose errors are of its own types and of those of the HTTP library below it."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(f"{url} needs a package that is missing ({error}); {install_hint('hub')}") from error
+    import huggingface_hub
+
     try:
         yield huggingface_hub
     except Exception as error:
