@@ -146,8 +146,8 @@ def _asked(config: TrainConfig, known: Memory, num_devices: int) -> Memory:
 
 _NOTES = {
     True: "A card fits if nine tenths of it hold the peak, for all cameras and longest prompts; '>': compiled for one "
-    "device only.\nJAX takes three quarters of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 or so is set. PyTorch's "
-    "activations are others, and what --pytorch-* options save is not counted.",
+    "device only.\nJAX takes three quarters of a card unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 or so is set. "
+    "PyTorch's activations are others, and what --pytorch-* options save is not counted.",
     False: "Activations come on top, and on a machine with a GPU the compiler tells them: a card that is missing here "
     "does not fit, one that is listed may not.\nThey shrink with --gradient-accumulation-steps, --model.remat=full and "
     "the batch.",
