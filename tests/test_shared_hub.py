@@ -97,7 +97,7 @@ def test_a_mirror_may_stand_in_for_the_hub(tmp_path, monkeypatch):
 
 
 def test_hub_urls_name_repository_revision_and_path():
-    assert hub.parse("hf://lab/pi05") == HfUri("model", "lab/pi05")
+    assert hub.parse("hf://lab/pi05/") == HfUri("model", "lab/pi05")
     assert hub.parse("hf://datasets/lab/arm@v3.0/meta/info.json") == HfUri(
         "dataset", "lab/arm", "v3.0", "meta/info.json"
     )

@@ -149,7 +149,7 @@ def _plan(argv: list[str]) -> int:
     try:
         for line in plan.report(config, config.fsdp_devices):
             print(line, flush=True)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of JAX: the device is in use
         print(f"openpi train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -29,6 +29,7 @@ TOLERANCE = 1e-4  # of outputs around 1; relative above
 
 _VERSION = 1
 _PACKAGES = {"jax": "jax", "pytorch": "torch"}
+_Tensors = Mapping[str, Mapping[str, str]]  # as of `Witness.tensors`
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -94,9 +95,6 @@ def _seen(folder: Path, config: Any) -> tuple[Probe, Witness]:
     for block in open_weights(config, folder).blocks():
         witness.see(block)
     return probe, witness
-
-
-_Tensors = Mapping[str, Mapping[str, str]]
 
 
 def _compare_tensors(folder: Path, meant: _Tensors, found: _Tensors) -> None:

@@ -23,7 +23,7 @@ def parse(url: str) -> HfUri:
     from huggingface_hub.utils import parse_hf_uri
 
     try:
-        return parse_hf_uri(url)
+        return parse_hf_uri(url.rstrip("/"))
     except ValueError as error:
         raise ValueError(
             f"{url} names no repository of the hub; expected {SCHEME}<org>/<repository>[@<revision>][/<path>] "

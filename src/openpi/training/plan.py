@@ -85,6 +85,7 @@ def ask_compiler(config: TrainConfig) -> Memory:
     state, batch = _shapes(config)
     step = jax.jit(functools.partial(step_jax.train_step, config), donate_argnums=1)
     found = step.lower(jax.eval_shape(jax.random.key, 0), state, batch).compile().memory_analysis()
+    assert found is not None
     # What comes out lies where the state was, but for the metrics.
     peak = found.argument_size_in_bytes + found.temp_size_in_bytes
     peak += found.output_size_in_bytes - found.alias_size_in_bytes

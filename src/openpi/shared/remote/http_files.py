@@ -84,8 +84,9 @@ def request(
     """The reply, after redirects, its body unread; None if its status is one of `none_for`.
 
     Raises:
-        RefusedError, CutError, ConnectionError: the server refuses, may answer later, or has nothing there.
-        CutError: no answer.
+        RefusedError: it is not for us.
+        CutError: no answer, or one that will be another later.
+        ConnectionError: the server has nothing there.
     """
     question = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
     try:
