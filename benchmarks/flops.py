@@ -25,7 +25,7 @@ from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.policies.robot_spec import find_spec
 from openpi.serving.warm_up import example_observation
 from openpi.shared.tree import unflatten
-from openpi.training import liveness, step_jax
+from openpi.training import step_jax
 from openpi.training.config import TrainConfig, get_config
 
 # --- counting -------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class _Walk:
     def _scan(self, eqn: Any, inputs: list[Any]) -> tuple[int, list[Any]]:
         params = eqn.params
         body, length = params["jaxpr"], params["length"]
-        num_consts, num_carry = liveness.scan_sizes(eqn)
+        num_consts, num_carry = _scan_sizes(eqn)
         consts, carry, xs = (
             inputs[:num_consts],
             inputs[num_consts : num_consts + num_carry],
@@ -122,6 +122,19 @@ class _Walk:
             total, carry, per_step[i] = total + flops, outputs[:num_carry], outputs[num_carry:]
         ys = zip(*(per_step[i] for i in range(length)), strict=True)
         return total, [*carry, *(np.stack(y) if all(v is not None for v in y) else None for y in ys)]
+
+
+def _scan_sizes(eqn: Any) -> tuple[int, int]:
+    """How many inputs of a `scan` are the same in each iteration, and how many after them are carried on; those that
+    are left are sliced. Found by shapes: what the operation calls them differs between versions of JAX.
+    """
+    body = eqn.params["jaxpr"].jaxpr
+
+    def num_alike(outer: list[Any], inner: list[Any]) -> int:
+        return sum(a.aval.shape == b.aval.shape for a, b in zip(outer, inner, strict=True))
+
+    num_carry = num_alike(eqn.outvars, body.outvars)
+    return num_alike(eqn.invars, body.invars) - num_carry, num_carry
 
 
 def _small(value: Any) -> Any:

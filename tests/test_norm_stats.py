@@ -11,7 +11,6 @@ import pytest
 
 from openpi import transforms
 from openpi.cli import stats as stats_command
-from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import normalize
@@ -227,14 +226,6 @@ def test_a_dimension_that_never_moves_is_named_and_widened(tmp_path):
     assert len(computed.messages) == 1
     assert computed.messages[0].startswith("state/finger_left is constant at 0.04")
     assert computed.stats["state"].std[6] == 1
-
-
-def test_channel_means_are_those_of_the_frames(tmp_path):
-    dataset = LeRobotDataset(write_dataset(tmp_path / "set", LIBERO))
-    means = norm_stats.camera_channel_means(dataset, n=100)
-    expected = np.average([0, 40, 80], weights=LENGTHS)
-    assert means.keys() == {"image", "wrist_image"}
-    np.testing.assert_allclose(means["image"], [expected] * 3)
 
 
 def test_data_are_compared_with_statistics_from_elsewhere_without_writing(arm_dataset, tmp_path, capsys):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import HfUri
 
 import forked
 from file_server import HubServer, running
@@ -96,9 +97,9 @@ def test_a_mirror_may_stand_in_for_the_hub(tmp_path, monkeypatch):
 
 
 def test_hub_urls_name_repository_revision_and_path():
-    assert hub.parse("hf://lab/pi05") == hub.HubPlace("lab/pi05", "model", None, "")
-    assert hub.parse("hf://datasets/lab/arm@v3.0/meta/info.json") == hub.HubPlace(
-        "lab/arm", "dataset", "v3.0", "meta/info.json"
+    assert hub.parse("hf://lab/pi05/") == HfUri("model", "lab/pi05")
+    assert hub.parse("hf://datasets/lab/arm@v3.0/meta/info.json") == HfUri(
+        "dataset", "lab/arm", "v3.0", "meta/info.json"
     )
     with pytest.raises(ValueError, match="names no repository of the hub; expected hf://<org>/<repository>"):
         hub.parse("hf://pi05")

@@ -75,9 +75,9 @@ def _state(engine: Any) -> Any:
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
-    """What `openpi train --plan` says, which needs JAX to trace the step."""
+    """What `openpi train --plan` knows without compiling; it needs JAX."""
     if importlib.util.find_spec("jax") is None:
         return {}
     from openpi.training import plan
 
-    return {"peak as --plan has it": figure(plan.predict(_for_jax(config)).total / 1e9, "GB")}
+    return {"state and gradients by --plan": figure(plan.count_state(_for_jax(config)).total / 1e9, "GB")}

@@ -143,12 +143,13 @@ def _plan(argv: list[str]) -> int:
     from openpi.training import config as _config
 
     config = _config.cli(argv, prog="openpi train")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes only: leaves the accelerator to whoever is using it
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to whoever is training
     from openpi.training import plan
 
     try:
-        print(plan.report(config, config.fsdp_devices))
-    except ValueError as error:
+        for line in plan.report(config, config.fsdp_devices):
+            print(line, flush=True)
+    except (ValueError, RuntimeError) as error:  # of JAX: the device is in use
         print(f"openpi train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -55,6 +55,8 @@ class SourceLoader:
         name: of the data, for messages.
     """
 
+    batches_per_epoch: int | None = None  # of a stream, which has no epochs
+
     def __init__(
         self,
         source: BatchSource,

@@ -175,7 +175,6 @@ def load_codec(path: str | Path) -> FastCodec:
 
     Raises:
         FileNotFoundError: a local folder lacks one of the two files.
-        ImportError: a hub name, and `huggingface_hub` is not installed.
         ConnectionError: a hub name, neither cached nor reachable.
         ValueError: a file is not what it should be.
     """

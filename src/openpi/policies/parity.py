@@ -29,6 +29,7 @@ TOLERANCE = 1e-4  # of outputs around 1; relative above
 
 _VERSION = 1
 _PACKAGES = {"jax": "jax", "pytorch": "torch"}
+_Tensors = Mapping[str, Mapping[str, str]]  # as of `Witness.tensors`
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -46,10 +47,9 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
     Raises:
         ValueError: the checkpoint holds other numbers than meant, or a backend computes something else.
     """
-    probe = Probe(config)
-    found = _witness(folder, config, probe)
-    tensors = _tensors_of(found if meant is None else meant)
-    _compare_tensors(folder, tensors, found)
+    probe, found = _seen(folder, config)
+    tensors = (meant or found).tensors
+    _compare_tensors(folder, tensors, found.tensors)
     inputs, params = probe.inputs(), found.tree()
     results = {name: _run(name, probe, params, inputs) for name in installed_backends()}
     outputs = next(iter(results.values()))
@@ -61,14 +61,14 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
             name: {"version": importlib.metadata.version(_PACKAGES[name]), "max_error": error}
             for name, error in errors.items()
         },
-        "tensors": tensors,
+        "tensors": dict(sorted(tensors.items())),
     }
-    arrays = {f"inputs/{key}": value for key, value in inputs.items()}
+    arrays = {"outputs": outputs, **{f"inputs/{key}": value for key, value in inputs.items()}}
     partial = [folder / f".partial-{name}" for name in (ARRAYS_FILE, PARITY_FILE)]
-    np.savez_compressed(partial[0], **{"outputs": outputs, **arrays})  # type: ignore[arg-type]
+    np.savez_compressed(partial[0], **arrays)  # type: ignore[arg-type]
     partial[1].write_text(json.dumps(document, indent=1) + "\n")
-    for file, name in zip(partial, (ARRAYS_FILE, PARITY_FILE), strict=True):
-        file.replace(folder / name)
+    for file in partial:
+        file.replace(folder / file.name.removeprefix(".partial-"))
     return errors
 
 
@@ -84,28 +84,20 @@ def verify(folder: Path, config: Any, backends: Sequence[str] | None = None) -> 
         ValueError: a tensor or an output is another than when the certificate was written; the first is named.
     """
     document, inputs, outputs = _load(folder)
-    probe = Probe(config)
-    found = _witness(folder, config, probe)
-    _compare_tensors(folder, document["tensors"], found)
+    probe, found = _seen(folder, config)
+    _compare_tensors(folder, document["tensors"], found.tensors)
     names = installed_backends() if backends is None else backends
     return {name: _error(name, _run(name, probe, found.tree(), inputs), outputs) for name in names}
 
 
-def _witness(folder: Path, config: Any, probe: Probe) -> Witness:
-    witness = Witness(probe)
+def _seen(folder: Path, config: Any) -> tuple[Probe, Witness]:
+    witness = Witness(probe := Probe(config))
     for block in open_weights(config, folder).blocks():
         witness.see(block)
-    return witness
+    return probe, witness
 
 
-def _tensors_of(witness: Witness) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"dtype": witness.dtypes[name], "crc32": f"{crc:08x}"} for name, crc in sorted(witness.checksums.items())
-    }
-
-
-def _compare_tensors(folder: Path, meant: Mapping[str, Mapping[str, Any]], witness: Witness) -> None:
-    found = _tensors_of(witness)
+def _compare_tensors(folder: Path, meant: _Tensors, found: _Tensors) -> None:
     others = [name for name in sorted(meant.keys() | found.keys()) if meant.get(name) != found.get(name)]
     if others:
         name = others[0]

@@ -32,9 +32,6 @@ def positronic_spec(state_dim: int) -> RobotSpec:
     )
 
 
-POSITRONIC_SPEC = positronic_spec(_STATE_DIM)
-
-
 def make_positronic_example() -> dict:
     """A random observation, as the inference server's codec makes it."""
     rng = np.random.default_rng()

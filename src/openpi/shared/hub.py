@@ -6,44 +6,29 @@ The hub's library transfers, continues and shares them with other programs (`HF_
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from openpi.shared.errors import first_line, install_hint
+from openpi.shared.errors import first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import HfUri
 
 SCHEME = "hf://"
 
 
-@dataclasses.dataclass(frozen=True)
-class HubPlace:
-    """What a hub URL names.
-
-    Attributes:
-        repo_type: `model` or `dataset`.
-        revision: branch, tag or commit; None = the default branch as it is when first fetched.
-        path: file or folder inside; empty for the whole repository.
-    """
-
-    repo_id: str
-    repo_type: str
-    revision: str | None
-    path: str
-
-
-def parse(url: str) -> HubPlace:
+def parse(url: str) -> HfUri:
     """Raises ValueError if the URL does not name a repository."""
-    parts = PurePosixPath(url.removeprefix(SCHEME)).parts
-    repo_type = "model"
-    if parts and parts[0] in ("datasets", "models"):
-        repo_type, parts = parts[0].removesuffix("s"), parts[1:]
-    if len(parts) < 2:
+    from huggingface_hub.utils import parse_hf_uri
+
+    try:
+        return parse_hf_uri(url.rstrip("/"))
+    except ValueError as error:
         raise ValueError(
-            f"{url} names no repository of the hub; expected hf://<org>/<repository>[@<revision>][/<path>]"
-        )
-    name, _, revision = parts[1].partition("@")
-    return HubPlace(f"{parts[0]}/{name}", repo_type, revision or None, "/".join(parts[2:]))
+            f"{url} names no repository of the hub; expected {SCHEME}<org>/<repository>[@<revision>][/<path>] "
+            f"({first_line(error)})"
+        ) from error
 
 
 def fetch(url: str, *, force_download: bool = False) -> Path:
@@ -52,44 +37,39 @@ def fetch(url: str, *, force_download: bool = False) -> Path:
     Raises:
         FileNotFoundError: the repository has no such path.
         ConnectionError: no such repository, none for us, or not reachable.
-        ImportError: the hub's library is not installed.
     """
     place = parse(url)
-    with _own_errors(url) as library:
+    with _own_errors() as library:
         snapshot = library.snapshot_download(
-            place.repo_id,
-            repo_type=place.repo_type,
+            place.id,
+            repo_type=place.type,
             revision=place.revision,
-            allow_patterns=[place.path, f"{place.path}/*"] if place.path else None,
+            allow_patterns=[place.path_in_repo, f"{place.path_in_repo}/*"] if place.path_in_repo else None,
             force_download=force_download,
         )
-    found = Path(snapshot) / place.path
+    found = Path(snapshot) / place.path_in_repo
     if not found.exists():
-        raise FileNotFoundError(f"{url} does not exist: repository '{place.repo_id}' has no '{place.path}'")
+        raise FileNotFoundError(f"{url} does not exist: repository '{place.id}' has no '{place.path_in_repo}'")
     return found
 
 
 def sizes(url: str) -> list[int]:
     """Bytes of every file that `fetch` would bring; nothing is transferred. Errors as of `fetch`."""
     place = parse(url)
-    with _own_errors(url) as library:
-        info = library.HfApi().repo_info(
-            place.repo_id, repo_type=place.repo_type, revision=place.revision, files_metadata=True
-        )
-    below = f"{place.path}/" if place.path else ""
-    files = [file for file in info.siblings if file.rfilename == place.path or file.rfilename.startswith(below)]
+    with _own_errors() as library:
+        info = library.HfApi().repo_info(place.id, repo_type=place.type, revision=place.revision, files_metadata=True)
+    below = f"{place.path_in_repo}/" if place.path_in_repo else ""
+    files = [file for file in info.siblings if file.rfilename == place.path_in_repo or file.rfilename.startswith(below)]
     if not files:
-        raise FileNotFoundError(f"{url} does not exist: repository '{place.repo_id}' has no '{place.path}'")
+        raise FileNotFoundError(f"{url} does not exist: repository '{place.id}' has no '{place.path_in_repo}'")
     return [file.size or 0 for file in files]
 
 
 @contextlib.contextmanager
-def _own_errors(url: str) -> Iterator[Any]:
+def _own_errors() -> Iterator[Any]:
     """The hub's library, whose errors are of its own types and of those of the HTTP library below it."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(f"{url} needs a package that is missing ({error}); {install_hint('hub')}") from error
+    import huggingface_hub
+
     try:
         yield huggingface_hub
     except Exception as error:

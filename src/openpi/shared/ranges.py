@@ -17,7 +17,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 
@@ -74,17 +74,13 @@ def check(config: Any, *, has_flags: bool = False) -> None:
         raise ValueError("\n".join(problems))
 
 
-def ranges_of(kind: type) -> dict[str, Any]:
+@functools.cache
+def ranges_of(kind: type) -> Mapping[str, Any]:
     """By field, the declared type of a dataclass with its ranges: the nearest in the order of its bases that has one.
 
     A subclass that declares another default without a range keeps the range. Types that cannot be resolved, as those
     imported for type checkers only, are left out.
     """
-    return dict(_ranges_of(kind))
-
-
-@functools.cache
-def _ranges_of(kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         for name, hint in inspect.get_annotations(base).items():
@@ -114,7 +110,7 @@ def _resolved(hint: Any, owner: type) -> Any:
 
 
 def _problems(config: Any, path: str, has_flags: bool) -> Iterator[str]:
-    hints = _ranges_of(type(config))
+    hints = ranges_of(type(config))
     for field in dataclasses.fields(config):
         value, where = getattr(config, field.name), f"{path}{field.name}"
         expected = _objection(value, hints[field.name]) if field.name in hints else None

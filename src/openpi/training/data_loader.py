@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from openpi import transforms
-from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader
+from openpi.data.batch_loader import BatchLoader, SourceLoader
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.droid_rlds.episode import Frame
 from openpi.data.droid_rlds.folder import open_folder
@@ -58,58 +58,6 @@ PUBLISHED = (
 )
 
 
-class RecipeLoader:
-    """Batches of model inputs, as nested dicts of stacked NumPy arrays with `actions` among them.
-
-    Endless unless made with `num_batches`. What `state()` returns, as JSON values, makes `restore()` continue with
-    the very batch that would have come next, whatever the number of workers.
-    """
-
-    def __init__(self, batches: SourceLoader, data_config: DataConfig):
-        self._batches = batches
-        self._data_config = data_config
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._batches)
-
-    @property
-    def batches_per_epoch(self) -> int | None:
-        """None of a stream, which has no epochs."""
-        return self._batches.batches_per_epoch if isinstance(self._batches, BatchLoader) else None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the data order depends on, as JSON values: the same in all processes of a run."""
-        return self._batches.identity
-
-    def data_config(self) -> DataConfig:
-        """The expanded data half of the recipe, with the statistics in use."""
-        return self._data_config
-
-    def state(self) -> dict[str, Any]:
-        return self._batches.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if the dataset, batch size or seed is another than when `state` was taken."""
-        self._batches.restore(state)
-
-    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What makes `state` one that cannot be restored: before, and now."""
-        return self._batches.changes_since(state)
-
-    def restart_after(self, state: Mapping[str, Any]) -> None:
-        """Begins a new data order, for a run that goes on with another dataset, batch size or seed."""
-        self._batches.restart_after(state)
-
-    def restart(self) -> None:
-        """The next iteration begins with the first batch."""
-        self._batches.restart()
-
-    def close(self) -> None:
-        """Ends worker processes, and an iteration that waits for them in another thread."""
-        self._batches.close()
-
-
 def create_batch_loader(
     config: Any,
     *,
@@ -121,8 +69,10 @@ def create_batch_loader(
     keep_padding_flags: bool = False,
     part: tuple[int, int] = (0, 1),
     data_config: DataConfig | None = None,
-) -> RecipeLoader:
+) -> SourceLoader:
     """The loader of a recipe, as training iterates over it; `create_data_loader` gives what was published.
+
+    Batches are model inputs, as nested dicts of stacked NumPy arrays with `actions` among them.
 
     Args:
         config: a `TrainConfig`; `batch_size` is that of all processes together.
@@ -138,7 +88,7 @@ def create_batch_loader(
             out of data in RLDS form.
         FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
     """
-    data_config = _expanded(config) if data_config is None else data_config
+    data_config = expanded(config) if data_config is None else data_config
     dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
@@ -151,8 +101,8 @@ def create_batch_loader(
     }
     if isinstance(dataset, FramesInOrder):
         source = MixtureSource(dataset.mixture, buffer_size=data_config.shuffle_buffer_size, **order)
-        return RecipeLoader(SourceLoader(source, DecodeAndTransform(chain), **work), data_config)
-    return RecipeLoader(BatchLoader(TransformedDataset(dataset, chain), **order, **work), data_config)
+        return SourceLoader(source, DecodeAndTransform(chain), **work)
+    return BatchLoader(TransformedDataset(dataset, chain), **order, **work)
 
 
 def create_dataset(
@@ -399,7 +349,8 @@ class KeepPaddingFlags:
         return {**transforms.compose(self.chain)(sample), "actions_is_pad": sample[self.source]}
 
 
-def _expanded(config: Any) -> DataConfig:
+def expanded(config: Any) -> DataConfig:
+    """The data half of a recipe, with its statistics."""
     return config.data.create(config.assets_dirs, config.model)
 
 

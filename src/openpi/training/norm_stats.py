@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check
@@ -267,17 +266,3 @@ def _labels(data_config: DataConfig, key: str, width: int) -> tuple[str, ...]:
     spec = find_spec(data_config.data_transforms.inputs)
     names = () if spec is None else {"state": spec.state_names, "actions": spec.actions.names}[key]
     return names if len(names) == width else tuple(str(i) for i in range(width))
-
-
-def camera_channel_means(dataset: LeRobotDataset, n: int = 32) -> dict[str, np.ndarray]:
-    """Mean of each colour channel per camera, float64[3] in RGB order and [0, 255]; decodes `n` frames spread evenly.
-
-    A robot that sends BGR, or another camera under the same name, differs from it.
-    """
-    rows = np.unique(np.linspace(0, len(dataset) - 1, n).round().astype(int))
-    means: dict[str, list[np.ndarray]] = {key: [] for key in dataset.metadata.camera_keys if key in dataset.keys}
-    for row in rows:
-        sample = dataset[int(row)]
-        for key, found in means.items():
-            found.append(sample[key].reshape(-1, 3).mean(axis=0))
-    return {key: np.mean(found, axis=0) for key, found in means.items()}

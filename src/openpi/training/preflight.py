@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
+from openpi.data.batch_loader import SourceLoader
 from openpi.data.droid_rlds.episode import CONTROL_HZ
 from openpi.data.lerobot.features import dimension_names
 from openpi.models.model_config import ModelType
@@ -164,7 +165,7 @@ def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, c
     )
 
 
-def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> data_loader.RecipeLoader:
+def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> SourceLoader:
     """Of this process's rows of every batch."""
     part = (processes.index(), processes.count())
     return data_loader.create_batch_loader(config, data_config=data_config, part=part, **options)

@@ -170,11 +170,17 @@ def create_data_loader(
         ValueError, FileNotFoundError, KeyError: see `data_loader.create_batch_loader`.
     """
     place = model_side_placer(framework, sharding)
+    recipe = as_recipe(config)
+    data_config = data_loader.expanded(recipe)
     loader = data_loader.create_batch_loader(
-        as_recipe(config), shuffle=shuffle, skip_norm_stats=skip_norm_stats, part=process_part(framework)
+        recipe,
+        shuffle=shuffle,
+        skip_norm_stats=skip_norm_stats,
+        part=process_part(framework),
+        data_config=data_config,
     )
     placed = _Placed(loader, num_batches, place, None if shuffle else loader.restart)
-    return DataLoaderImpl(loader.data_config(), placed)
+    return DataLoaderImpl(data_config, placed)
 
 
 def create_torch_data_loader(

@@ -9,7 +9,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import tensorstore
@@ -54,9 +53,8 @@ def _check_index(folder: Path, sums: Checksums) -> None:
         for file in folder.glob("*/.z*"):
             sums.check(file)
         return
-    for key, location in _locations(*_opened(folder)):
-        if location.startswith("btreenode:") or not is_chunk(key):
-            file, start, length = _place(folder, location)
+    for key, kind, (file, start, length) in _located(folder):
+        if kind == "btreenode" or not is_chunk(key):
             sums.check(file, start, start + length)
 
 
@@ -94,41 +92,22 @@ def _problems(folder: Path) -> Iterator[str]:
 
 def value_places(folder: Path) -> dict[str, tuple[Path, int, int]]:
     """File, first byte and length of every value of the folder's store, by key; without those inside the index."""
-    base, manifest = _opened(folder)
-    return {
-        key: place
-        for key, location in _locations(base, manifest)
-        if location.startswith("value:")
-        for place in [_place(folder, location)]
-    }
+    return {key: place for key, kind, place in _located(folder) if kind == "value"}
 
 
 def _extents(folder: Path) -> dict[str, int]:
     """File -> the first byte behind everything that the index finds in it."""
     ends: dict[str, int] = defaultdict(int)
-    for _, location in _locations(*_opened(folder)):
-        file, start, length = _place(folder, location)
+    for _, _, (file, start, length) in _located(folder):
         name = str(file.relative_to(folder))
         ends[name] = max(ends[name], start + length)
     return ends
 
 
-def _opened(folder: Path) -> tuple[Any, Any]:
+def _located(folder: Path) -> Iterator[tuple[str, str, tuple[Path, int, int]]]:
+    """Key, kind (`btreenode` or `value`), and file, first byte and length of all that the latest version points to."""
     base = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
-    return base, tensorstore.ocdbt.dump(base).result()
-
-
-def _place(folder: Path, location: str) -> tuple[Path, int, int]:
-    _, root, name, start, length = location.split(":")
-    path = Path(unquote(root) + unquote(name))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"it points to {path}, out of the folder")
-    return folder / path, int(start), int(length)
-
-
-def _locations(base: Any, manifest: Any) -> Iterator[tuple[str, str]]:
-    """Key and `<kind>:<root>:<file>:<start>:<length>` of every node and value of the latest version."""
-    waiting = [(b"", manifest["versions"][-1]["root"])]
+    waiting = [(b"", tensorstore.ocdbt.dump(base).result()["versions"][-1]["root"])]
     nodes: set[str] = set()
     while waiting:
         prefix, entry = waiting.pop()
@@ -136,8 +115,12 @@ def _locations(base: Any, manifest: Any) -> Iterator[tuple[str, str]]:
         location = entry.get("location") or entry.get("indirect_value")
         if location is None:
             continue  # its value is in the node itself
-        yield key.decode(errors="replace"), location
-        if location.startswith("btreenode:"):
+        kind, root, name, start, length = location.split(":")
+        path = Path(unquote(root) + unquote(name))
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"it points to {path}, out of the folder")
+        yield key.decode(errors="replace"), kind, (folder / path, int(start), int(length))
+        if kind == "btreenode":
             if location in nodes:
                 raise ValueError(f"its node {location} is in it twice")
             nodes.add(location)

@@ -17,7 +17,6 @@ import numpy as np
 from openpi.shared.tree import unflatten
 from openpi.weights import names
 from openpi.weights.layout import Block
-from openpi.weights.names import Row
 
 _MLP_UNITS = 1024
 _TOKENS = 512
@@ -33,55 +32,35 @@ class Probe:
 
     def __init__(self, config: Any) -> None:
         self._depths = {"img": config.image_encoder.depth, "llm": config.experts[0].depth}
-        experts = [
-            dataclasses.replace(
-                expert,
-                depth=min(expert.depth, 2),
-                mlp_dim=min(expert.mlp_dim, _MLP_UNITS),
-                vocab_size=min(expert.vocab_size, _TOKENS),
-            )
-            for expert in config.experts
-        ]
-        variants = dict(zip(("paligemma_variant", "action_expert_variant"), experts, strict=False))
-        encoder = config.image_encoder
+        experts = [_cut(expert, vocab_size=min(expert.vocab_size, _TOKENS)) for expert in config.experts]
         self.config: Any = dataclasses.replace(
             config,
-            **variants,
-            image_encoder_variant=dataclasses.replace(
-                encoder, depth=min(encoder.depth, 2), mlp_dim=min(encoder.mlp_dim, _MLP_UNITS)
-            ),
+            **dict(zip(("paligemma_variant", "action_expert_variant"), experts, strict=False)),
+            image_encoder_variant=_cut(config.image_encoder),
             image_keys=config.image_keys[:1],
             max_token_len=min(config.max_token_len, _PROMPT_LEN),
             dtype="float32",
             augmentation=False,
             remat="none",
         )
-        self._shapes = names.tree_shapes(self.config)
+        self.shapes = names.tree_shapes(self.config)
 
-    def place(self, row: Row) -> tuple[int, ...] | None:
-        """The index of a tensor's part in the small model; None = it is not in it."""
-        if not row.index:
-            return ()
-        last = self._depths[row.tree.split("/")[1]] - 1
-        layers = {0: 0, last: min(last, 1)}
-        return (layers[row.index[0]], *row.index[1:]) if row.index[0] in layers else None
-
-    def picked(self, block: Block) -> tuple[slice, np.ndarray]:
-        """Where of the small model's part a block's values belong along axis 0, and those."""
-        axes = block.row.axes.split("->")[0].split()
-        wanted = self._shapes[block.row.tree][len(block.row.index) :]
-        sizes = block.row.part_shape
+    def part(self, block: Block) -> tuple[tuple[Any, ...], np.ndarray] | None:
+        """What of a block is in the small model, with its index there; None = nothing."""
+        row, layer = block.row, block.row.index[:1]
+        if layer and layer[0] not in (0, self._depths[row.tree.split("/")[1]] - 1):
+            return None
+        index = (*(min(i, 1) for i in layer), *row.index[1:])
+        wanted = self.shapes[row.tree][len(index) :]
         if not block.is_whole:
-            rows = _spread(sizes[0], wanted[0])
+            rows = _spread(row.part_shape[0], wanted[0])
             mine = np.flatnonzero((rows >= block.start) & (rows < block.start + len(block.values)))
-            where = slice(mine[0], mine[-1] + 1) if len(mine) else slice(0, 0)
-            return where, block.values[rows[mine] - block.start]
-        values = block.row.to_tree(block.values)
-        for axis, (letter, size, kept) in enumerate(zip(axes, sizes, wanted, strict=True)):
+            return (*index, mine), block.values[rows[mine] - block.start]
+        values = row.to_tree(block.values)
+        for axis, (size, kept) in enumerate(zip(row.part_shape, wanted, strict=True)):
             if kept != size:
-                assert letter in ("f", "t"), block.row
                 values = np.take(values, _spread(size, kept), axis=axis)
-        return slice(None), values
+        return (*index, ...), values
 
     def inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """A made-up batch of one: flat, by the paths of model-side inputs, with `noise`, `time` and `actions`."""
@@ -103,20 +82,16 @@ class Probe:
         return found
 
 
-@dataclasses.dataclass
 class Witness:
     """Remembers of tensors that pass by: what the probe needs, if there is one, and a checksum of each.
 
     Attributes:
-        checksums: CRC-32 of the bytes of each tensor, by released name.
-        dtypes: by released name.
+        tensors: by released name, `dtype` and `crc32` of the bytes, as a certificate has them.
     """
 
-    probe: Probe | None = None
-    checksums: dict[str, int] = dataclasses.field(default_factory=dict)
-    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, probe: Probe | None = None) -> None:
+        self.tensors: dict[str, dict[str, str]] = {}
+        self._probe = probe
         self._flat: dict[str, np.ndarray] = {}
 
     def watch(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -127,17 +102,15 @@ class Witness:
 
     def see(self, block: Block) -> None:
         name, values = block.row.released, np.ascontiguousarray(block.values)
-        self.checksums[name] = zlib.crc32(values.reshape(-1).view(np.uint8).data, self.checksums.get(name, 0))
-        self.dtypes[name] = str(values.dtype)
-        place = None if self.probe is None else self.probe.place(block.row)
-        if self.probe is None or place is None:
-            return
-        where, picked = self.probe.picked(block)
-        path = block.row.tree
-        if path not in self._flat:
-            self._flat[path] = np.zeros(self.probe._shapes[path], np.float32)
-        part = self._flat[path][place]
-        part[where] = picked
+        before = int(self.tensors[name]["crc32"], 16) if name in self.tensors else 0
+        crc32 = zlib.crc32(values.reshape(-1).view(np.uint8).data, before)
+        self.tensors[name] = {"dtype": str(values.dtype), "crc32": f"{crc32:08x}"}
+        part = None if self._probe is None else self._probe.part(block)
+        if self._probe is not None and part is not None:
+            path, (index, picked) = block.row.tree, part
+            if path not in self._flat:
+                self._flat[path] = np.zeros(self._probe.shapes[path], np.float32)
+            self._flat[path][index] = picked
 
     def tree(self) -> dict[str, Any]:
         """The published tree of the small model, float32."""
@@ -147,6 +120,12 @@ class Witness:
 def nested(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Model-side inputs of `Probe.inputs`, without `noise`."""
     return unflatten({key: value for key, value in inputs.items() if key != "noise"})
+
+
+def _cut(transformer: Any, **fields: Any) -> Any:
+    return dataclasses.replace(
+        transformer, depth=min(transformer.depth, 2), mlp_dim=min(transformer.mlp_dim, _MLP_UNITS), **fields
+    )
 
 
 def _spread(size: int, count: int) -> np.ndarray:

@@ -63,10 +63,6 @@ class ExistingDataset:
         codecs = {self.info["features"][key].get("info", {}).get("video.codec") for key in self.metadata.video_keys}
         return next(iter(codecs), None)
 
-    @property
-    def next_task(self) -> int:
-        return max(self.metadata.tasks, default=-1) + 1
-
     def next_file(self, below: str) -> int:
         """The number of the first new file in a folder of chunks."""
         numbers = [

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from openpi.shared.errors import first_line, install_hint
+from openpi.shared.errors import first_line
 
 INFO_FILE = Path("meta/info.json")
 FORMAT_VERSIONS = ("v3.0", "v2.1", "v2.0")
@@ -63,13 +63,8 @@ def _require_dataset(folder: Path) -> Path:
 def _download(repo_id: str, local: Path) -> Path:
     if "/" not in repo_id:
         raise FileNotFoundError(f"no dataset folder '{repo_id}' in {Path.cwd()} or {local.parent}; correct the path")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"dataset '{repo_id}' is not in {local}; put a LeRobot dataset there, or pass its folder ($HF_LEROBOT_HOME "
-            f"moves the place). Downloading it needs another package; {install_hint('hub')}"
-        ) from error
+    import huggingface_hub
+
     try:
         revision = _published_revision(huggingface_hub.HfApi(), repo_id)
         # The file that a dataset is known by comes last, so that a download that was cut is not taken for one.
@@ -80,7 +75,7 @@ def _download(repo_id: str, local: Path) -> Path:
     except Exception as error:  # the hub raises types of its own, and of the HTTP library below it
         raise FileNotFoundError(
             f"dataset '{repo_id}' is neither in {local} nor available from the hub ({first_line(error)}); "
-            f"check the id, log in with `hf auth login`, or pass a local folder"
+            f"check the id, log in with `hf auth login`, or pass a local folder ($HF_LEROBOT_HOME moves the place)"
         ) from error
     return _require_dataset(local)
 

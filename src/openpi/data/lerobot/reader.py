@@ -2,9 +2,10 @@
 
 The values equal those of the library's `LeRobotDataset`, except that cameras are uint8 [h, w, 3] rather than
 float32 [3, h, w] in [0, 1]. A sample costs what is asked for: tables are held as NumPy arrays, cameras are
-decoded one frame at a time. Datasets pickle small (worker processes read the tables again).
+decoded one frame at a time. Datasets pickle small: worker processes map the columns of the first.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.row_checks import check_finite, check_rows
 from openpi.data.lerobot.video import VideoCache, VideoFile
 from openpi.data.lerobot.video_layout import VideoLayout
+from openpi.data.shared_arrays import SharedArrays
 
 DELTA_TOLERANCE_S = 1e-4
 MAX_VIDEOS_CHECKED_AT_LOAD = 2000  # opening one takes 0.4 ms from a warm disk; the others are checked on first use
@@ -203,8 +205,21 @@ class LeRobotDataset:
         finally:
             video.close()
 
+    @cached_property
+    def _shared(self) -> SharedArrays | None:
+        """The columns for worker processes; None = there is no room for that, and each reads its own."""
+        with contextlib.suppress(OSError):
+            return SharedArrays(self._columns)
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_columns"}
+        return {**self.__dict__, "_columns": self._shared, "_shared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        del state["_shared"]
+        if state["_columns"] is None:
+            del state["_columns"]
+        self.__dict__.update(state)
 
 
 def _select_episodes(metadata: LeRobotMetadata, wanted: Sequence[int] | None) -> tuple[Episode, ...]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import http.client
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from openpi.shared.remote.files import Body, RemoteFile
-from openpi.shared.remote.http_files import StatusError, chunks, request
+from openpi.shared.remote.files import RemoteFile
+from openpi.shared.remote.http_files import open_at, request
 
 _GOOGLE = "https://storage.googleapis.com"
 _MISSING = (404, 410)
@@ -54,13 +53,11 @@ def _listing(objects: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def _json(url: str) -> dict[str, Any]:
-    try:
-        with request(url) as response:
-            return json.load(response)
-    except StatusError as error:
-        if error.status in _MISSING:
-            raise FileNotFoundError(f"{url} does not exist") from error
-        raise
+    response = request(url, none_for=_MISSING)
+    if response is None:
+        raise FileNotFoundError(f"{url} does not exist")
+    with response:
+        return json.load(response)
 
 
 def _file(objects: str, item: Mapping[str, Any], name: str) -> RemoteFile:
@@ -69,11 +66,4 @@ def _file(objects: str, item: Mapping[str, Any], name: str) -> RemoteFile:
     query = urlencode({"alt": "media", "generation": generation})
     media = f"{objects}/{quote(item['name'], safe='')}?{query}"
     md5 = base64.b64decode(item["md5Hash"]) if "md5Hash" in item else None  # composed objects have none
-    return RemoteFile(name, int(item["size"]), generation, functools.partial(_open, media), md5)
-
-
-@contextlib.contextmanager
-def _open(media: str, start: int) -> Iterator[Body]:
-    with request(media, {"Range": f"bytes={start}-"} if start else {}) as response:
-        begin = start if response.status == http.client.PARTIAL_CONTENT else 0
-        yield Body(begin, None, chunks(response))
+    return RemoteFile(name, int(item["size"]), generation, functools.partial(open_at, media, None), md5)

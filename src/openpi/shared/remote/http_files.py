@@ -8,7 +8,7 @@ import html.parser
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -19,7 +19,7 @@ from openpi.shared.remote.files import NUM_CONNECTIONS, Body, CutError, RefusedE
 TIMEOUT_S = 60  # without any byte
 
 _CHUNK_BYTES = 1 << 20
-_REFUSED, _NO_SUCH_RANGE = (401, 403), 416
+_REFUSED, _NO_SUCH_RANGE = (401, 403), (416,)
 _NO_HEAD = (403, 405, 501)  # servers without the method; signed links are signed for GET only
 _PASSING = (408, 429)  # and all from 500 on
 
@@ -37,27 +37,23 @@ def http_files(url: str) -> list[RemoteFile]:
 
 def _probe(url: str, name: str) -> tuple[str, bool, RemoteFile]:
     """Asks for everything but the content: the address after redirects, whether it is a folder's listing, the file."""
-    try:
-        response = request(url, method="HEAD")
-    except StatusError as error:
-        if error.status not in _NO_HEAD:
-            raise
-        response = request(url)  # its body is not read
+    response = request(url, method="HEAD", none_for=_NO_HEAD) or request(url)  # its body is not read
     with response:
         is_folder = response.url.endswith("/") and response.headers.get_content_type() == "text/html"
         version = _version(response)
-        file = RemoteFile(name, _length(response), version, functools.partial(_open_http, url, version))
+        file = RemoteFile(name, _length(response), version, functools.partial(open_at, url, version))
         return response.url, is_folder, file
 
 
 @contextlib.contextmanager
-def _open_http(url: str, version: str | None, start: int) -> Iterator[Body]:
-    try:
-        response = request(url, {"Range": f"bytes={start}-"} if start else {})
-    except StatusError as error:
-        if error.status != _NO_SUCH_RANGE:
-            raise
-        response = request(url)  # it has become shorter
+def open_at(url: str, version: str | None, start: int) -> Iterator[Body]:
+    """The content from a byte on, or from its start where the server has no ranges or another version.
+
+    Args:
+        version: None = the URL names it, or it is not known.
+    """
+    # None: it has become shorter.
+    response = request(url, {"Range": f"bytes={start}-"} if start else {}, none_for=_NO_SUCH_RANGE) or request(url)
     if response.status == http.client.PARTIAL_CONTENT and not _continues(response, start, version):
         response.close()
         response = request(url)
@@ -66,16 +62,15 @@ def _open_http(url: str, version: str | None, start: int) -> Iterator[Body]:
         length = _length(response)
         if length is None and response.headers.get("Transfer-Encoding") is None:
             raise ConnectionError(f"{url} comes without a length, so that a cut could not be noticed")
-        yield Body(begin, None if length is None else begin + length, chunks(response))
+        yield Body(begin, None if length is None else begin + length, _chunks(response))
 
 
 def _continues(response: Any, start: int, version: str | None) -> bool:
     says = response.headers.get("Content-Range", "")
-    return says.startswith(f"bytes {start}-") and _version(response) in (None, version)
+    return says.startswith(f"bytes {start}-") and (version is None or _version(response) in (None, version))
 
 
-def chunks(response: Any) -> Iterator[bytes]:
-    """What a reply of `request` still holds; raises CutError."""
+def _chunks(response: Any) -> Iterator[bytes]:
     try:
         while chunk := response.read(_CHUNK_BYTES):
             yield chunk
@@ -83,37 +78,26 @@ def chunks(response: Any) -> Iterator[bytes]:
         raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-class StatusError(ConnectionError):
-    """The server's answer is not the file; RefusedError or CutError too, where it says so."""
-
-    def __init__(self, url: str, status: int, reason: str):
-        super().__init__(f"HTTP {status} {reason} from {url}")
-        self.status = status
-
-
-class _RefusedStatusError(StatusError, RefusedError):
-    pass
-
-
-class _PassingStatusError(StatusError, CutError):
-    pass
-
-
-def request(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Any:
-    """The reply, after redirects, its body unread.
+def request(
+    url: str, headers: Mapping[str, str] | None = None, method: str = "GET", none_for: Collection[int] = ()
+) -> Any:
+    """The reply, after redirects, its body unread; None if its status is one of `none_for`.
 
     Raises:
-        StatusError: the server refuses, or has nothing there.
-        CutError: no answer.
+        RefusedError: it is not for us.
+        CutError: no answer, or one that will be another later.
+        ConnectionError: the server has nothing there.
     """
     question = urllib.request.Request(url, headers={"User-Agent": "openpi", **(headers or {})}, method=method)
     try:
         return urllib.request.urlopen(question, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code in none_for:
+            return None
         passes = error.code in _PASSING or error.code >= http.client.INTERNAL_SERVER_ERROR
-        kind = _RefusedStatusError if error.code in _REFUSED else _PassingStatusError if passes else StatusError
-        raise kind(url, error.code, error.reason) from error
+        kind = RefusedError if error.code in _REFUSED else CutError if passes else ConnectionError
+        raise kind(f"HTTP {error.code} {error.reason} from {url}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise CutError(f"no answer from {urlsplit(url).netloc}: {reason}") from error
