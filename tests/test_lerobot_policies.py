@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from golden_kits import load_kit
 from openpi import transforms
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import _lerobot, convert_checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import ModelType
@@ -239,11 +240,11 @@ def test_statistics_come_back_as_they_were(family: str, exported: dict[str, Path
 def test_what_lerobot_cannot_say_is_refused_before_anything_is_written(tmp_path: Path):
     recipe = TrainConfig(name="aloha", model=Pi0Config(), data=LeRobotAlohaDataConfig(repo_id="robot"))
     with pytest.raises(ValueError, match=r"would send its robot other actions:\nAlohaInputs: state are changed in"):
-        _lerobot.plan(recipe, tmp_path, {}, any_model=False)
+        _lerobot.plan(recipe, Checkpoint(tmp_path), {}, any_model=False)
     plain = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, adapt_to_pi=False))
     with pytest.raises(ValueError, match="statistics of 'state' have 0 dimensions, and the robot 14"):
-        _lerobot.plan(plain, tmp_path, {}, any_model=False)
-    plan = _lerobot.plan(recipe, tmp_path, None, any_model=False)
+        _lerobot.plan(plain, Checkpoint(tmp_path), {}, any_model=False)
+    plan = _lerobot.plan(recipe, Checkpoint(tmp_path), None, any_model=False)
     plan.write(tmp_path, recipe.model, dtype="float32")
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
@@ -328,7 +329,7 @@ def test_the_mask_is_checked_where_a_pipeline_is_loaded(tmp_path: Path):
     normalize.save(folder / "assets" / "robot", stats())
     recipe = TrainConfig(name="tiny", model=MODEL, data=data)
     for load in (policy_config.load_pipeline, convert_checkpoint._find_norm_stats):
-        arguments = (recipe, folder)
+        arguments = (recipe, Checkpoint(folder))
         with pytest.raises(ValueError, match="are changes in the policy"):
             load(*arguments)
 

@@ -17,7 +17,8 @@ from golden_kits import load_kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")
 
-from openpi.cli import convert_checkpoint, infer, serve, verify  # noqa: E402
+from openpi.checkpoints.find import find_step  # noqa: E402
+from openpi.cli import convert_checkpoint, infer, server, verify  # noqa: E402
 from openpi.models.model import restore_params  # noqa: E402
 from openpi.models_pytorch import loading  # noqa: E402
 from openpi.policies import parity  # noqa: E402
@@ -292,7 +293,7 @@ def test_shards_are_read_as_one_file(converted: dict[str, Path], sources: dict[s
         weight_map |= dict.fromkeys(part, file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same_trees(layout.read_tree(sources["pi0"].recipe.model, tmp_path), sources["pi0"].params)
-    assert serve.find_checkpoint(str(tmp_path)) == tmp_path
+    assert find_step(str(tmp_path)) == tmp_path
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors is missing"):
         layout.open_weights(sources["pi0"].recipe.model, tmp_path)
@@ -392,8 +393,8 @@ def noise() -> np.ndarray:
 
 def test_requests_run_together_in_pytorch(converted: dict[str, Path]) -> None:
     """As the server does: another size is warmed up when it is wanted, which takes nothing of the noise."""
-    args = serve.parse([str(converted["pi05"]), "--num-steps=1", "--pytorch-device=cpu"])
-    models = serve.find_models(args)
+    args = server.parse([str(converted["pi05"]), "--num-steps=1", "--pytorch-device=cpu"])
+    models = server.find_models(args)
     policy, untouched = (models.load(models.resolve(None)) for _ in range(2))
     policy.warm_up(EXAMPLE, batch_size=2)
     assert policy.batch_sizes is None  # nothing is compiled on a CPU

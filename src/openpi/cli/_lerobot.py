@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
     from openpi.weights.lerobot_writer import LeRobotRobot
@@ -33,7 +34,9 @@ class Plan:
         lerobot_writer.write(folder, model, self.robot, self.norm_stats, variants=self.variants, dtype=dtype)
 
 
-def plan(recipe: TrainConfig, checkpoint: Path, norm_stats: Mapping[str, NormStats] | None, *, any_model: bool) -> Plan:
+def plan(
+    recipe: TrainConfig, checkpoint: Checkpoint, norm_stats: Mapping[str, NormStats] | None, *, any_model: bool
+) -> Plan:
     """How a checkpoint is written for LeRobot.
 
     Args:
@@ -44,11 +47,10 @@ def plan(recipe: TrainConfig, checkpoint: Path, norm_stats: Mapping[str, NormSta
         ValueError: LeRobot would send other actions or build another model; everything is named.
     """
     from openpi.policies import lerobot_model, lerobot_robot, policy_config
-    from openpi.policies.contract import CONTRACT_FILE, Contract
+    from openpi.policies.contract import Contract
 
     data_config = policy_config.data_config_of(recipe, checkpoint)
-    contract = Contract.load(checkpoint) if (checkpoint / CONTRACT_FILE).is_file() else None
-    described = lerobot_robot.describe(data_config, recipe.model, contract)
+    described = lerobot_robot.describe(data_config, recipe.model, checkpoint.read(Contract.find))
     losses = () if norm_stats is None else described.losses
     obstacles = () if any_model else tuple(lerobot_model.obstacles(recipe.model))
     if losses or obstacles:

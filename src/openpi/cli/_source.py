@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openpi.cli import serve
+from openpi.checkpoints.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A recipe, and the step directory of a checkpoint unless only a recipe was named."""
+    """A recipe, and a checkpoint unless only a recipe was named."""
 
     config: TrainConfig
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def resolve(name: str, *, config: str | None = None) -> Source:
@@ -32,10 +32,11 @@ def resolve(name: str, *, config: str | None = None) -> Source:
         FileNotFoundError: no such directory, no checkpoint in it, or one without a recipe and no `config`.
     """
     from openpi.training.config import config_names, get_config
+    from openpi.training.recipe_io import recipe_of
 
     if name not in config_names() and _is_place(name):
-        checkpoint = serve.find_checkpoint(name)
-        return Source(serve.choose_recipe(checkpoint, config), checkpoint)
+        checkpoint = Checkpoint.open(name)
+        return Source(recipe_of(checkpoint, config), checkpoint)
     if config is not None:
         raise ValueError(f"--config={config} goes with a checkpoint, and '{name}' is not one; name one of the two")
     return Source(get_config(name))

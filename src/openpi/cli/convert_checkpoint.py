@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.cli._lerobot import Plan
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
@@ -120,8 +121,8 @@ def convert(
             for what the recipe does, its statistics cannot be used, or the result is not what was meant.
         OSError: the disk is too small.
     """
-    from openpi.cli import serve
-    from openpi.weights import layout
+    from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.training.recipe_io import recipe_of
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if output.exists():
@@ -132,12 +133,12 @@ def convert(
     if (folder := _exported_folder(source)) is not None:
         _convert_exported(folder, target, config)
         return
-    checkpoint = serve.find_checkpoint(source)
-    recipe = serve.choose_recipe(checkpoint, config)
-    if layout.find_layout(checkpoint).value == to and dtype is None and not without:
+    checkpoint = Checkpoint.open(source)
+    recipe = recipe_of(checkpoint, config)
+    if checkpoint.layout.value == to and dtype is None and not without:
         raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
     norm_stats = _find_norm_stats(recipe, checkpoint)
-    weights = layout.open_weights(recipe.model, checkpoint, without=without)
+    weights = checkpoint.weights(recipe.model, without=without)
     if to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
     _write_all(target, checkpoint, recipe, weights, norm_stats)
@@ -166,6 +167,7 @@ def _exported_folder(source: str) -> Path | None:
 
 def _convert_exported(folder: Path, target: _Target, config: str | None) -> None:
     """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models import exported
     from openpi.policies import exported_policy
     from openpi.shared import normalize
@@ -186,35 +188,33 @@ def _convert_exported(folder: Path, target: _Target, config: str | None) -> None
     with tempfile.TemporaryDirectory() as extras:
         for name in exported.processors(folder):
             normalize.save(Path(extras) / "assets" / name, exported.load_norm_stats(folder, name))
-        _write_all(target, Path(extras), recipe, weights, _find_norm_stats(recipe, Path(extras)))
+        checkpoint = Checkpoint(Path(extras))
+        _write_all(target, checkpoint, recipe, weights, _find_norm_stats(recipe, checkpoint))
     logger.info("served with the statistics of '%s'; others lie beside it in assets/", processor)
 
 
-def _find_norm_stats(recipe: TrainConfig, checkpoint: Path) -> tuple[str, dict[str, NormStats]] | None:
+def _find_norm_stats(recipe: TrainConfig, checkpoint: Checkpoint) -> tuple[str, dict[str, NormStats]] | None:
     """With their asset id; None if there are none, and says so.
 
     Raises:
         ValueError: they cannot be used; or a LeRobot policy's actions are relative to the state in other dimensions
             than the recipe's.
     """
-    from openpi.policies import lerobot_robot, policy_config
-    from openpi.weights import lerobot_files
+    from openpi.policies import policy_config
 
     data_config = policy_config.data_config_of(recipe, checkpoint)
-    if lerobot_files.is_policy(checkpoint):
-        lerobot_robot.check_relative(checkpoint, data_config)
     try:
-        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
+        norm_stats = policy_config.norm_stats_of(checkpoint, data_config)
     except (FileNotFoundError, ValueError) as error:
         logger.warning("no normalisation statistics go along: %s", error)
         return None
-    policy_config.check_norm_stats(norm_stats, data_config, checkpoint)
-    return asset_id, norm_stats
+    policy_config.check_norm_stats(norm_stats, data_config, checkpoint.folder)
+    return data_config.asset_id, norm_stats
 
 
 def _write_all(
     target: _Target,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     recipe: TrainConfig,
     weights: Weights,
     assets: tuple[str, dict[str, NormStats]] | None,
@@ -308,15 +308,11 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _copy_extras(checkpoint: Path, folder: Path, assets: tuple[str, dict[str, NormStats]] | None) -> None:
+def _copy_extras(checkpoint: Checkpoint, folder: Path, assets: tuple[str, dict[str, NormStats]] | None) -> None:
     """What lies beside the weights: tokenizers, contract, statistics."""
-    from openpi.policies.contract import CONTRACT_FILE
     from openpi.shared import normalize
 
-    if (checkpoint / "assets").is_dir():
-        shutil.copytree(checkpoint / "assets", folder / "assets")
-    if (checkpoint / CONTRACT_FILE).is_file():
-        shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
+    checkpoint.copy_extras(folder)
     if assets is None:
         return
     asset_id, norm_stats = assets

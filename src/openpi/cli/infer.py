@@ -18,6 +18,7 @@ import numpy as np
 from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.policies.policy import Policy
     from openpi.training.config import TrainConfig
 
@@ -71,7 +72,7 @@ def infer(args: argparse.Namespace) -> Path:
     """
     from openpi.cli import _source
     from openpi.cli._observation_file import load_array, load_observation, save_arrays
-    from openpi.cli.serve import check_range
+    from openpi.cli.console import check_range
     from openpi.models.model_config import ModelType
 
     check_range("num_steps", args.num_steps, 1)
@@ -102,7 +103,7 @@ def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
 
 def load_policy(
     config: TrainConfig,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     sample_kwargs: dict[str, Any],
     default_prompt: str | None,
     **chosen: Any,

@@ -17,7 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openpi.cli import serve
+from openpi.checkpoints.find import find_step
+from openpi.cli import server
+from openpi.cli._running import run_server
+from openpi.cli.console import check_range, refuse
+from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from openpi_client.base_policy import BasePolicy
@@ -124,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         load = loader(args)
     except (ValueError, OSError) as error:
-        return serve.refuse(error, PROGRAM)
-    return serve.run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
+        return refuse(error, PROGRAM)
+    return run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
 
 
 def loader(args: Args) -> Callable[[], BasePolicy]:
@@ -135,7 +139,7 @@ def loader(args: Args) -> Callable[[], BasePolicy]:
         FileNotFoundError: there is no checkpoint in the folder; says what is there.
         ValueError: no recipe of that name, no such port, or an option that an exported model does not have.
     """
-    serve.check_range("port", args.port, *serve.RANGES["port"])
+    check_range("port", args.port, *server.RANGES["port"])
     chosen = choose_checkpoint(args)
     if isinstance(chosen, Checkpoint):
         check(chosen)
@@ -157,7 +161,7 @@ def check(chosen: Checkpoint) -> None:
 
     get_config(chosen.config)
     if "://" not in chosen.dir:
-        serve.find_checkpoint(chosen.dir)
+        find_step(chosen.dir)
 
 
 def load_policy(
@@ -168,7 +172,7 @@ def load_policy(
     pytorch_device: str | None = None,
 ) -> BasePolicy:
     """The policy, warm."""
-    return serve.load_policy(
+    return server.load_policy(
         chosen.dir, chosen.config, default_prompt=default_prompt, backend=backend, pytorch_device=pytorch_device
     )
 
@@ -183,7 +187,7 @@ def load_exported(chosen: Exported, env: EnvMode, default_prompt: str | None) ->
     from openpi.policies import exported_policy
     from openpi.serving.warm_up import warm_up
 
-    serve.use_compilation_cache()
+    use_compilation_cache()
     robot = exported_policy.ROBOTS[env.value]
     place = robot.url if chosen.dir is None else chosen.dir
     try:

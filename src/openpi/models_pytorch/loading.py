@@ -15,7 +15,7 @@ from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
 from openpi.shared.tree import flatten
 from openpi.weights import names
-from openpi.weights.layout import open_weights
+from openpi.weights.layout import Weights, open_weights
 
 
 def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:
@@ -73,7 +73,17 @@ def load_checkpoint(
     Raises:
         FileNotFoundError, ValueError: as of `weights.layout.open_weights`.
     """
-    weights = open_weights(config, folder)
+    return load_weights(config, open_weights(config, folder), device=device, dtype=dtype)
+
+
+def load_weights(
+    config: BaseModelConfig,
+    weights: Weights,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> nn.Module:
+    """As `load_checkpoint`, of weights that are open."""
     model = create(config)
     whole = torch.empty(0)
     for block in weights.blocks():

@@ -17,21 +17,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openpi.checkpoints.checkpoint import RECIPE_FILE, Checkpoint
 from openpi.shared.tree import flatten
-from openpi.training.config import TrainConfig
+from openpi.training.config import TrainConfig, get_config
 from openpi.training.recipe_decoding import Decoder, upgrade
 from openpi.training.recipe_encoding import Encoder, differences
 from openpi.training.recipe_sources import OwnCode
 from openpi.weights import checksums
 
-RECIPE_FILE = "recipe.json"
 _VERSION = 2
 _READ_VERSIONS = (1, 2)
 _MAX_BYTES = 2**24
+# What of a recipe changes how a checkpoint is served.
+_SERVED_FIELDS = ("model", "data", "policy_metadata")
+
+logger = logging.getLogger("openpi")
 
 
 def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
@@ -112,6 +117,23 @@ def load_recipe(directory: Path | str) -> TrainConfig:
         if not isinstance(config, TrainConfig):
             raise ValueError(f"it holds a {type(config).__name__}; expected a TrainConfig")
     return config
+
+
+def recipe_of(checkpoint: Checkpoint, name: str | None = None) -> TrainConfig:
+    """The recipe called `name`, else the checkpoint's own; logs where the two differ.
+
+    Raises:
+        FileNotFoundError: the checkpoint has no recipe, and none is named.
+        ValueError: unknown name, or a damaged recipe.
+    """
+    if name is None:
+        return checkpoint.read(load_recipe)
+    named = get_config(name)
+    for field, before, now in changes_since(checkpoint.folder, named):
+        if field.partition(".")[0] in _SERVED_FIELDS:
+            text = f"{field} is {now!r}, the checkpoint was trained with {before!r}"
+            logger.warning("recipe '%s' differs from the checkpoint's: %s", name, text)
+    return named
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ import time
 import uuid
 from pathlib import Path
 
+from openpi.checkpoints.find import complete_steps, damaged_steps
 from openpi.training import processes
-from openpi.training.checkpoints import LOCK_FILE, Checkpoints, complete_steps, damaged_steps
+from openpi.training.checkpoints import LOCK_FILE, Checkpoints
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
