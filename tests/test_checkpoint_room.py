@@ -14,6 +14,7 @@ from openpi.cli import server
 from openpi.serving import warm_up
 from openpi.shared import download
 from openpi.training import resume, state_files
+from openpi.training.config import LeRobotLiberoDataConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.weights import layout, orbax_io
 
@@ -30,9 +31,13 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
-def test_a_checkpoint_of_version_1_is_served_and_its_layout_is_looked_for_once(looked_at: list[Path]) -> None:
-    policy = server.load_policy(str(FROZEN.parent), num_steps=1, rtc=None)
-    assert looked_at == [FROZEN]
+def test_a_checkpoint_of_version_1_is_served_and_all_is_looked_for_once(
+    looked_at: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expanded, create = [], LeRobotLiberoDataConfig.create
+    monkeypatch.setattr(LeRobotLiberoDataConfig, "create", lambda *args: expanded.append(args) or create(*args))
+    policy = server.load_policy(server.Args(str(FROZEN.parent), num_steps=1, rtc="off"))
+    assert (looked_at, len(expanded)) == ([FROZEN], 1)
     actions = policy.infer(arm_observation())["actions"]
     assert actions.shape == (5, 7) and np.isfinite(actions).all()
 
@@ -85,7 +90,7 @@ def test_a_released_checkpoint_is_served_without_asking_the_network_for_what_it_
     asked, warmed, fetch = [], [], download.maybe_download
     monkeypatch.setattr(download, "maybe_download", lambda url, **kw: asked.append(str(url)) or fetch(url, **kw))
     monkeypatch.setattr(warm_up, "warm_up", lambda policy, cameras, state: warmed.append((cameras, state)))
-    server.load_policy(str(folder), f"{recipe}:recipe")
+    server.load_policy(server.Args(str(folder), config=f"{recipe}:recipe"))
     assert [url for url in asked if "://" in url] == []
     assert len(warmed) == 1
 

@@ -21,7 +21,7 @@ def refused_by_train(folder: Path) -> None:
 
 def refused_by_serve(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        server.load_policy(str(folder / "nothing"))
+        server.load_policy(server.Args(str(folder / "nothing")))
 
 
 def refused_by_infer(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_converted(recip
     stats, message = BAD["key of LeRobot"]
     normalize.save(step / "assets" / str(recipe.data.asset_id), stats)
     with pytest.raises(ValueError, match=message):
-        convert_checkpoint.convert(str(step), tmp_path / "out")
+        convert_checkpoint.convert(str(step), convert_checkpoint.Target(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

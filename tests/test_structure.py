@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -189,6 +190,17 @@ PYTORCH = {
         for name in ("adam_8bit", "backend", "optimizer", "parallel", "processes", "state_files", "step")
     ),
 }
+
+
+def test_the_command_that_serves_is_imported_by_nobody():
+    """What it does is in `openpi.cli.server`."""
+    root = Path(__file__).parents[1]
+    files = [file for folder in ("src", "packages", "examples", "scripts") for file in (root / folder).rglob("*.py")]
+    texts = {
+        file: re.findall(r"^ *(?:from|import) .*\b(?:cli\.serve|cli import .*\bserve)\b", file.read_text(), re.M)
+        for file in files
+    }
+    assert {str(file): found for file, found in texts.items() if found} == {}
 
 
 def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():

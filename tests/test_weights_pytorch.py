@@ -85,7 +85,9 @@ def converted(sources: dict[str, Source], tmp_path_factory: pytest.TempPathFacto
     """PyTorch layout; with adapters, merged."""
     found = {family: tmp_path_factory.mktemp(f"{family}_pytorch") / "out" for family in FAMILIES}
     for family, output in found.items():
-        convert_checkpoint.convert(str(sources[family].folder), output, with_certificate=family != "pi0")
+        convert_checkpoint.convert(
+            str(sources[family].folder), convert_checkpoint.Target(output, certify=family != "pi0")
+        )
     return found
 
 
@@ -239,7 +241,7 @@ def test_the_converted_golden_checkpoint_matches_the_recording_key_for_key(
 ) -> None:
     recipe_io.save_recipe(tmp_path / "step", recipe_of(family, golden))
     (tmp_path / "step" / "params").symlink_to(golden / family / "checkpoint" / "params")
-    convert_checkpoint.convert(str(tmp_path / "step"), tmp_path / "out", with_certificate=False)
+    convert_checkpoint.convert(str(tmp_path / "step"), convert_checkpoint.Target(tmp_path / "out", certify=False))
     recorded = json.loads((golden / family / "torch" / "layout.json").read_text())
     tensors = safetensors_io.open_tensors(tmp_path / "out")
     assert tensors.metadata == recorded["metadata"]
@@ -274,8 +276,12 @@ def test_there_and_back_gives_the_same_bits(
         released.write_tensors(file, source.recipe.model, released.cast(weights, wanted), lambda row: wanted)
         recipe_io.save_recipe(tmp_path / "there", source.recipe)
     else:
-        convert_checkpoint.convert(str(source.folder), tmp_path / "there", dtype=dtype, with_certificate=False)
-    convert_checkpoint.convert(str(tmp_path / "there"), tmp_path / "back", to="jax", with_certificate=False)
+        convert_checkpoint.convert(
+            str(source.folder), convert_checkpoint.Target(tmp_path / "there", dtype=dtype, certify=False)
+        )
+    convert_checkpoint.convert(
+        str(tmp_path / "there"), convert_checkpoint.Target(tmp_path / "back", to="jax", certify=False)
+    )
     expected = flatten(source.params)
     if dtype == "bfloat16":
         expected = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in expected.items()}
@@ -360,7 +366,7 @@ def test_a_lerobot_folder_is_served_with_its_own_statistics(
 ) -> None:
     source = sources[family]
     convert_checkpoint.convert(
-        str(source.folder), tmp_path / "lerobot", to="lerobot", with_certificate=False, any_model=True
+        str(source.folder), convert_checkpoint.Target(tmp_path / "lerobot", to="lerobot", certify=False, any_model=True)
     )
     config = json.loads((tmp_path / "lerobot" / "config.json").read_text())
     assert (config["type"], config["chunk_size"], config["max_action_dim"]) == (family, 10, 8)
@@ -481,7 +487,9 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
 
 def test_bfloat16_keeps_in_float32_what_is_computed_in_it(sources: dict[str, Source]) -> None:
     source = sources["pi05"]
-    model = loading.load_checkpoint(source.recipe.model, source.folder, dtype="bfloat16")
+    model = loading.load_checkpoint(
+        source.recipe.model, layout.open_weights(source.recipe.model, source.folder), dtype="bfloat16"
+    )
     wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {"action_in_proj.weight", "time_mlp_in.bias", "vision.position_embedding", "language.norms.0.weight"} <= wide
     assert {parameter.dtype for name, parameter in model.named_parameters() if name not in wide} == {torch.bfloat16}

@@ -9,16 +9,17 @@ Recipe and contract are classes of rooms above this one, and so are their reader
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from openpi.checkpoints import find
 from openpi.shared import normalize
 from openpi.shared.normalize import NormStats
-from openpi.weights import layout, lerobot_files
+from openpi.weights import checksums, layout, lerobot_files
 from openpi.weights.compare import Shapes
 from openpi.weights.layout import Layout, Weights
 
@@ -111,3 +112,17 @@ class Checkpoint:
         if key not in self._parts:
             self._parts[key] = read()
         return self._parts[key]
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Where to write a checkpoint, which gets checksums and its name at the end; nothing is left where it fails."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        checksums.write(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,17 +156,15 @@ def _write(
     checkpoint: Checkpoint, output: Path, recipe: TrainConfig, weights: Weights, base: AdapterBase | None = None
 ) -> None:
     """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
+    from openpi.checkpoints.checkpoint import written_whole
     from openpi.training import recipe_io
-    from openpi.weights import checksums, released, safetensors_io
+    from openpi.weights import released, safetensors_io
     from openpi.weights.layout import Layout
 
     left_out = frozenset[str]() if base is None else base.frozen.keys()
     kept = {row.released for row in weights.table if row.tree not in left_out}
     blocks = released.cast(weights, only=kept.__contains__)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with written_whole(output) as partial:
         if checkpoint.layout is Layout.JAX:
             released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
         else:
@@ -177,10 +174,6 @@ def _write(
         recipe_io.save_recipe(partial, recipe)
         if base is not None:
             base.save(partial)
-        checksums.write(partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_same_outputs(

@@ -139,13 +139,16 @@ def loader(args: Args) -> Callable[[], BasePolicy]:
         FileNotFoundError: there is no checkpoint in the folder; says what is there.
         ValueError: no recipe of that name, no such port, or an option that an exported model does not have.
     """
+    from openpi.training.config import get_config
+
     check_range("port", args.port, *server.RANGES["port"])
     chosen = choose_checkpoint(args)
     if isinstance(chosen, Checkpoint):
-        check(chosen)
-        load = functools.partial(
-            load_policy, chosen, args.default_prompt, backend=args.backend, pytorch_device=args.pytorch_device
-        )
+        get_config(chosen.config)
+        if "://" not in chosen.dir:
+            find_step(chosen.dir)
+        same = {field: getattr(args, field) for field in ("default_prompt", "backend", "pytorch_device")}
+        load = functools.partial(server.load_policy, server.Args(chosen.dir, config=chosen.config, **same))
     else:
         if args.backend == "pytorch" or args.pytorch_device is not None:
             raise ValueError("an exported model is a graph of JAX; leave out --backend and --pytorch-device")
@@ -153,28 +156,6 @@ def loader(args: Args) -> Callable[[], BasePolicy]:
             find_exported(chosen.dir)
         load = functools.partial(load_exported, chosen, args.env, args.default_prompt)
     return functools.partial(_recorded, load) if args.record else load
-
-
-def check(chosen: Checkpoint) -> None:
-    """Raises FileNotFoundError or ValueError as of `loader`."""
-    from openpi.training.config import get_config
-
-    get_config(chosen.config)
-    if "://" not in chosen.dir:
-        find_step(chosen.dir)
-
-
-def load_policy(
-    chosen: Checkpoint,
-    default_prompt: str | None,
-    *,
-    backend: Literal["jax", "pytorch"] | None = None,
-    pytorch_device: str | None = None,
-) -> BasePolicy:
-    """The policy, warm."""
-    return server.load_policy(
-        chosen.dir, chosen.config, default_prompt=default_prompt, backend=backend, pytorch_device=pytorch_device
-    )
 
 
 def load_exported(chosen: Exported, env: EnvMode, default_prompt: str | None) -> BasePolicy:
@@ -204,8 +185,9 @@ def find_exported(place: str) -> Path:
     from openpi.policies import exported_policy
     from openpi.shared import download
 
-    folder = exported_policy.model_folder(download.maybe_download(place))
-    if not exported_policy.is_exported(folder):
+    folder = exported_policy.find(place)
+    if folder is None:
+        folder = download.maybe_download(place)
         found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
         raise FileNotFoundError(
             f"{folder} is no exported model: it has no file 'graph' (found: {', '.join(found) or 'nothing'}). A "

@@ -14,7 +14,7 @@ from openpi.checkpoints import find
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli._running import PROGRAM, run_server, served_key
 from openpi.cli.console import check_range, refuse
-from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
+from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.processor import wait_asleep
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from openpi.policies.policy import Policy
     from openpi.serving.access import Limits
     from openpi.serving.catalog import Catalog
-    from openpi.training.config import TrainConfig
 
 # Whole ranges of the options that are numbers.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -140,7 +139,9 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
     from openpi.serving.recording import SessionRecorder
 
     try:
-        check_ranges(args)
+        for field, (lowest, highest) in RANGES.items():
+            check_range(field, getattr(args, field), lowest, highest)
+        chunking(args)
         key = served_key(args.api_key)
         options = {
             "codec": codec or served_codec(args.codec),
@@ -179,12 +180,6 @@ def _limits(args: Args) -> Limits:
     )
 
 
-def check_ranges(args: Args) -> None:
-    """Raises ValueError for a number that cannot be."""
-    for field, (lowest, highest) in RANGES.items():
-        check_range(field, getattr(args, field), lowest, highest)
-
-
 def find_models(args: Args) -> Catalog:
     """What the command line offers. Checkpoints on this machine are looked for at once; what is at a URL is fetched
     when it is used.
@@ -198,17 +193,6 @@ def find_models(args: Args) -> Catalog:
     from openpi.shared import download
     from openpi.training.recipe_io import recipe_name
 
-    load = functools.partial(
-        load_policy,
-        config=args.config,
-        dtype=args.dtype,
-        default_prompt=args.default_prompt,
-        num_steps=args.num_steps,
-        on_undecodable=args.on_undecodable,
-        backend=args.backend,
-        pytorch_device=args.pytorch_device,
-        rtc=chunking(args),
-    )
     named = dict(_name_and_place(text) for text in args.model)
     name, recipe = _last_part(args.checkpoint), args.config
     if "://" in args.checkpoint:
@@ -226,7 +210,7 @@ def find_models(args: Args) -> Catalog:
             steps = functools.partial(find.steps_in, place)
         recipe = recipe or recipe_name(step)
     described = {"config_name": recipe, "checkpoint_path": args.checkpoint, "experiment_name": name}
-    catalog = Checkpoints(load, steps, named, args.default_model, described)
+    catalog = Checkpoints(functools.partial(load_policy, args), steps, named, args.default_model, described)
     catalog.resolve(None)
     return catalog
 
@@ -297,48 +281,34 @@ def shared_memory_here(is_wanted: bool) -> bool:
     return is_wanted
 
 
-def with_dtype(recipe: TrainConfig, dtype: str | None) -> TrainConfig:
-    """The recipe with another activation dtype; itself when `dtype` is None."""
-    if dtype is None:
-        return recipe
-    model: Any = recipe.model
-    return dataclasses.replace(recipe, model=dataclasses.replace(model, dtype=dtype))
+def load_policy(args: Args, place: str | None = None) -> Policy:
+    """A warm policy: what a robot gets from the first request on.
 
-
-def load_policy(
-    place: str,
-    config: str | None = None,
-    *,
-    dtype: str | None = None,
-    default_prompt: str | None = None,
-    num_steps: int | None = None,
-    on_undecodable: Literal["error", "hold"] = "error",
-    backend: Literal["jax", "pytorch"] | None = None,
-    pytorch_device: str | None = None,
-    rtc: RtcConfig | None = DEFAULT_RTC,
-) -> Policy:
-    """A warm policy: what a robot gets from the first request on. Arguments as in `Args`."""
+    Args:
+        place: of the checkpoint, instead of that of the options.
+    """
     use_compilation_cache()
     wait_asleep()
-    checkpoint = Checkpoint.open(place)
+    checkpoint = Checkpoint.open(place or args.checkpoint)
     from openpi.policies import policy_config
     from openpi.policies.robot_spec import find_spec
     from openpi.serving.warm_up import warm_up
     from openpi.training.recipe_io import recipe_of
 
-    recipe = with_dtype(recipe_of(checkpoint, config), dtype)
-
+    recipe: Any = recipe_of(checkpoint, args.config)
+    if args.dtype is not None:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=args.dtype))
     logger.info("Loading %s", checkpoint)
-    sample_kwargs = None if num_steps is None else {"num_steps": num_steps}
+    sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
     policy = policy_config.create_trained_policy(
         recipe,
         checkpoint,
-        default_prompt=default_prompt,
+        default_prompt=args.default_prompt,
         sample_kwargs=sample_kwargs,
-        on_undecodable=on_undecodable,
-        backend=backend,
-        pytorch_device=pytorch_device,
-        rtc=rtc,
+        on_undecodable=args.on_undecodable,
+        backend=args.backend,
+        pytorch_device=args.pytorch_device,
+        rtc=chunking(args),
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())

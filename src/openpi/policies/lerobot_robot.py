@@ -20,6 +20,7 @@ from openpi.policies.contract import Contract
 from openpi.policies.lerobot_trial import Known, Trial, relative_dims
 from openpi.policies.robot_spec import find_spec, numbered
 from openpi.weights import lerobot_files
+from openpi.weights.layout import read_config
 from openpi.weights.lerobot_writer import LeRobotRobot
 
 _CAMERA_PREFIX = "observation.images."
@@ -93,7 +94,7 @@ def check_relative(folder: Path, data_config: Any) -> None:
     Raises:
         ValueError: changes would be sent as targets, or targets as changes; the dimensions are named.
     """
-    if not lerobot_files.is_policy(folder):
+    if read_config(folder).get("type") is None:
         return
     theirs = lerobot_files.read_relative(folder)
     if theirs is None and ((folder / RECIPE_FILE).is_file() or not lerobot_files.has_processors(folder)):

@@ -74,7 +74,8 @@ def create_trained_policy(
     _check_backend(backend, pytorch_device)
     is_open = isinstance(checkpoint_dir, Checkpoint)
     checkpoint = checkpoint_dir if is_open else Checkpoint(download.maybe_download(checkpoint_dir))
-    backend = backend or choose_backend(checkpoint, pytorch_device)
+    if backend is None:
+        backend = "jax" if checkpoint.layout is Layout.JAX and pytorch_device is None else "pytorch"
     _check_backend(backend, pytorch_device)
     _warn_of_other_horizon(train_config.model, checkpoint.folder)
     pipeline = load_pipeline(
@@ -85,6 +86,7 @@ def create_trained_policy(
         norm_stats=norm_stats,
     )
     continuation = _continuation(rtc, train_config.model, pipeline)
+    repack = repack_transforms or _transforms.Group()
     return Policy(
         _load_sampler(train_config.model, checkpoint, backend, pytorch_device, dtype),
         transforms=pipeline.inputs,
@@ -92,7 +94,7 @@ def create_trained_policy(
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
         metadata=getattr(train_config, "policy_metadata", None),  # which copies of the first version lack
         contract=pipeline.contract,
-        hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
+        hold_transforms=[*hold_transforms(pipeline.data_config, train_config.model.action_horizon), *repack.outputs]
         if on_undecodable == "hold" and _writes_tokens(pipeline)
         else None,
         continuation=continuation,
@@ -168,15 +170,6 @@ def _check_actions_can_be_decoded(model_config: Any) -> None:
     check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
     if check is not None:
         check()
-
-
-def choose_backend(checkpoint: Checkpoint, pytorch_device: str | None = None) -> Backend:
-    """What runs a checkpoint unless one asks for something else.
-
-    Raises:
-        FileNotFoundError: the folder is no checkpoint.
-    """
-    return "jax" if checkpoint.layout is Layout.JAX and pytorch_device is None else "pytorch"
 
 
 def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
@@ -316,13 +309,6 @@ def _writes_tokens(pipeline: Pipeline) -> bool:
     return any(isinstance(step, _transforms.ExtractFASTActions) for step in pipeline.outputs)
 
 
-def _hold_transforms(
-    pipeline: Pipeline, horizon: int, repack_transforms: _transforms.Group | None
-) -> list[_transforms.DataTransformFn]:
-    repack = () if repack_transforms is None else repack_transforms.outputs
-    return [*hold_transforms(pipeline.data_config, horizon), *repack]
-
-
 def _load_sampler(
     model_config: Any, checkpoint: Checkpoint, backend: Backend, pytorch_device: str | None, dtype: Any
 ) -> Sampler:
@@ -332,11 +318,11 @@ def _load_sampler(
     if dtype is None:
         dtype = "float32" if getattr(model_config, "dtype", None) == "float32" else "bfloat16"
     if backend == "pytorch":
-        from openpi.models_pytorch.loading import load_weights
+        from openpi.models_pytorch.loading import load_checkpoint
         from openpi.policies.sampler_pytorch import PytorchSampler, resolve_device
 
         device = resolve_device(pytorch_device)
-        model = load_weights(model_config, checkpoint.weights(model_config), device=device, dtype=dtype)
+        model = load_checkpoint(model_config, checkpoint.weights(model_config), device=device, dtype=dtype)
         compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
         return PytorchSampler(model, device=str(device), compile_mode=compile_mode)
     from openpi.policies.sampler_jax import JaxSampler

@@ -17,8 +17,7 @@ from openpi.models_pytorch import compiling
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
-from openpi.policies.extents import Extents
-from openpi.policies.program import Program
+from openpi.policies.program import Extents, Program
 
 logger = logging.getLogger("openpi")
 

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.checkpoints.find import complete_steps
 from openpi.shared import published
 from openpi.shared.errors import first_line
@@ -97,10 +96,6 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         return self.directory / str(step)
-
-    def open(self, step: int) -> Checkpoint:
-        """One of `steps`."""
-        return Checkpoint(self.path(step))
 
     def save(
         self,

@@ -24,11 +24,11 @@ from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, stats_in_use, tracking
-from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.first_look import FirstLook
+from openpi.training.robot_actions import with_recorded_limits
 
 logger = logging.getLogger("openpi")
 
@@ -68,7 +68,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     _warn_of_deltas_of_deltas(config)
     if config.holdout_episodes:
         data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
-    recipe_io.check_recipe_can_be_saved(config)
+    recipe_io.recipe_values(config)  # raises what saving it would
     adapters.check_recipe(config, backend)
     backend.check()
     paths = backend.param_specs()

@@ -84,8 +84,9 @@ def continue_run(
         ValueError: the checkpoint is damaged, or of another recipe; what has changed is named by its flag, with what
             can be done.
     """
-    changes = _changes(checkpoint, config)
-    for field, (old, new) in changes.items():
+    found = recipe_io.changes_since(checkpoint.folder, config)
+    changes = {field: (old, new) for field, old, new in found if field not in _OF_THE_COMMAND}
+    for field, (old, new) in changes.items():  # they hold from here on
         logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
     try:
         checksums.check_small_files(checkpoint.folder)
@@ -97,12 +98,6 @@ def continue_run(
         _restore_data(config, checkpoint, changes, data, loop_state["loader"])
         window.restore(loop_state["window"])
     return state
-
-
-def _changes(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """A resumed run may have other flags than before; they hold from here on."""
-    changes = recipe_io.changes_since(checkpoint.folder, config)
-    return {field: (old, new) for field, old, new in changes if field not in _OF_THE_COMMAND}
 
 
 def _read_loop_state(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -37,11 +37,9 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     if processes.count() > 1:
         last_step = processes.exchange("the step to continue after", last_step)[0]
         _check_shared(config.checkpoint_dir)
-    return checkpoints or _checkpoints(config), last_step
-
-
-def _checkpoints(config: TrainConfig) -> Checkpoints:
-    return Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+    if checkpoints is None:
+        checkpoints = Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+    return checkpoints, last_step
 
 
 def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
