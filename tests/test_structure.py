@@ -96,6 +96,7 @@ PUBLIC = {
 
 # Loading these must bring in neither JAX nor PyTorch.
 FRAMEWORK_FREE = [
+    "openpi.checkpoints.checkpoint",
     "openpi.training.checkpoints",
     "openpi.training.data_loader",
     "openpi.training.misc.polaris_config",
