@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
@@ -75,7 +76,7 @@ def demo(count: int) -> Case:
     config: Any = recipe.model
 
     def load(config: Pi0Config, dtype: torch.dtype) -> nn.Module:
-        return loading.load_checkpoint(config, folder, dtype="float32" if dtype == torch.float32 else "bfloat16")
+        return loading.load_checkpoint(config, Checkpoint(folder).weights(config), dtype="float32" if dtype == torch.float32 else "bfloat16")
 
     return Case("the demo's base, trained, on its scenes", config, load, batches)
 

@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from openpi.cli import convert_checkpoint, serve
-from openpi.weights.layout import open_weights
+from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.cli import convert_checkpoint
+from openpi.training.recipe_io import recipe_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(place: str, config: str | None) -> int:
     try:
-        checkpoint = serve.find_checkpoint(place)
-        weights = open_weights(serve.choose_recipe(checkpoint, config).model, checkpoint)
+        checkpoint = Checkpoint.open(place)
+        weights = checkpoint.weights(recipe_of(checkpoint, config).model)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import verify
 from openpi.policies import policy_config
 from openpi.training import recipe_io
@@ -103,7 +104,7 @@ def test_a_file_that_was_edited_on_purpose_is_said_or_accepted(recipe, step, cap
     assert f"{file} was edited since its checkpoint was written; it is read as it is" in caplog.text
     file.write_text('{"norm_stats" :{}}')  # as long as before: a flipped bit looks no other
     with pytest.raises(ValueError, match=rf"norm_stats.json is not what was written: bytes .*verify {step} --accept"):
-        policy_config.load_pipeline(recipe, step)
+        policy_config.load_pipeline(recipe, Checkpoint(step))
     assert verify.main([str(step)]) == 1
     assert "norm_stats.json is not what was written" in capsys.readouterr().err
     assert verify.main([str(step), "--accept"]) == 0

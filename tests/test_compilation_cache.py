@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import tiny_recipe
-from openpi.cli import infer, serve, train
+from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.cli import infer, server, train
 from openpi.shared.compilation_cache import FOLDERS
 from openpi.training.config import get_config
 
@@ -20,12 +21,12 @@ def refused_by_train(folder: Path) -> None:
 
 def refused_by_serve(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        serve.load_policy(str(folder / "nothing"))
+        server.load_policy(server.Args(str(folder / "nothing")))
 
 
 def refused_by_infer(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        infer.load_policy(get_config(RECIPE), folder / "nothing", {}, None)
+        infer.load_policy(get_config(RECIPE), Checkpoint(folder / "nothing"), {}, None)
 
 
 @pytest.mark.parametrize("command", [refused_by_train, refused_by_serve, refused_by_infer])

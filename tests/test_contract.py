@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from openpi.policies.aloha_policy import make_aloha_example
-from openpi.policies.colours import channel_mean, channel_means, looks_bgr
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import make_droid_example
+from openpi.policies.images import channel_mean, channel_means, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared.normalize import NormStats
 from openpi.training.config import get_config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import _world_words, demo, evaluate, serve
+from openpi.cli import _world_words, demo, evaluate, server
 from openpi.demo import pipeline
 from openpi.demo.pipeline import DemoOptions, read_metrics, run_demo
 from openpi.demo.plan import BASE, FULL, QUICK, Plan
@@ -36,7 +36,7 @@ def test_with_pytorch_the_commands_that_train_and_serve_say_so_and_no_others(tmp
     plan = Plan(tmp_path / "out", QUICK, backend="pytorch")
     parsed = config.cli(plan.train("tabletop_place").args[1:])
     assert (parsed.backend, parsed.cpu_devices) == ("pytorch", 1)
-    assert serve.parse(list(plan.serve("base", plan.base).args[1:])).backend == "pytorch"
+    assert server.parse(list(plan.serve("base", plan.base).args[1:])).backend == "pytorch"
     plain = Plan(tmp_path / "out", QUICK)
     commands = [plain.train("tabletop_place"), plain.serve("base", plain.base), plain.record(), plan.record()]
     assert not any("backend" in str(command) or "cpu" in str(command) for command in commands)

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from golden_kits import load_kit
 from openpi import transforms
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import _lerobot, convert_checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import ModelType
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.tokenizer import BinningTokenizer
-from openpi.policies import lerobot_model, lerobot_robot, policy_config
+from openpi.policies import lerobot_robot, policy_config
 from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared import normalize
@@ -190,9 +191,11 @@ def exported(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         normalize.save(folder / "assets" / "robot", stats())
         recipe_io.save_recipe(folder, recipe)
         with pytest.raises(ValueError, match=r"cannot build this model:\npaligemma_variant=.*(\n.*)*tokenizer_path="):
-            convert_checkpoint.convert(str(folder), folder.parent / "out", to="lerobot")
+            convert_checkpoint.convert(str(folder), convert_checkpoint.Target(folder.parent / "out", to="lerobot"))
         found[family] = folder.parent / "out"
-        convert_checkpoint.convert(str(folder), found[family], to="lerobot", any_model=True, with_certificate=False)
+        convert_checkpoint.convert(
+            str(folder), convert_checkpoint.Target(found[family], to="lerobot", any_model=True, certify=False)
+        )
     return found
 
 
@@ -239,11 +242,11 @@ def test_statistics_come_back_as_they_were(family: str, exported: dict[str, Path
 def test_what_lerobot_cannot_say_is_refused_before_anything_is_written(tmp_path: Path):
     recipe = TrainConfig(name="aloha", model=Pi0Config(), data=LeRobotAlohaDataConfig(repo_id="robot"))
     with pytest.raises(ValueError, match=r"would send its robot other actions:\nAlohaInputs: state are changed in"):
-        _lerobot.plan(recipe, tmp_path, {}, any_model=False)
+        _lerobot.plan(recipe, Checkpoint(tmp_path), {}, any_model=False)
     plain = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, adapt_to_pi=False))
     with pytest.raises(ValueError, match="statistics of 'state' have 0 dimensions, and the robot 14"):
-        _lerobot.plan(plain, tmp_path, {}, any_model=False)
-    plan = _lerobot.plan(recipe, tmp_path, None, any_model=False)
+        _lerobot.plan(plain, Checkpoint(tmp_path), {}, any_model=False)
+    plan = _lerobot.plan(recipe, Checkpoint(tmp_path), None, any_model=False)
     plan.write(tmp_path, recipe.model, dtype="float32")
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
@@ -262,15 +265,15 @@ def test_what_lerobot_cannot_say_is_refused_before_anything_is_written(tmp_path:
     ],
 )
 def test_models_that_lerobot_cannot_build_are_named(model: Any, why: str):
-    (found,) = lerobot_model.obstacles(model)
+    (found,) = _lerobot.obstacles(model)
     assert why in found
 
 
 def test_models_that_lerobot_builds_are_written_with_their_sizes():
     model = Pi0Config(action_expert_variant="gemma_2b", image_resolution=(112, 112), action_horizon=7)
-    assert list(lerobot_model.obstacles(model)) == []
-    assert lerobot_model.variants(model) == {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_2b"}
-    assert list(lerobot_model.obstacles(Pi0FASTConfig())) == []
+    assert list(_lerobot.obstacles(model)) == []
+    assert _lerobot.variants(model) == {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_2b"}
+    assert list(_lerobot.obstacles(Pi0FASTConfig())) == []
 
 
 # --- read ---------------------------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def test_the_mask_is_checked_where_a_pipeline_is_loaded(tmp_path: Path):
     normalize.save(folder / "assets" / "robot", stats())
     recipe = TrainConfig(name="tiny", model=MODEL, data=data)
     for load in (policy_config.load_pipeline, convert_checkpoint._find_norm_stats):
-        arguments = (recipe, folder)
+        arguments = (recipe, Checkpoint(folder))
         with pytest.raises(ValueError, match="are changes in the policy"):
             load(*arguments)
 

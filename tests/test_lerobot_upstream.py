@@ -103,7 +103,9 @@ def sizes_of(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("checkpoint", [(f, r) for f in ("pi0", "pi05") for r in (False, True)], indirect=True)
 def test_lerobot_sends_its_robot_the_actions_that_we_send(checkpoint, lerobot_python: Path, tmp_path: Path) -> None:
     folder, recipe = checkpoint
-    convert_checkpoint.convert(str(folder), tmp_path / "out", to="lerobot", any_model=True, with_certificate=False)
+    convert_checkpoint.convert(
+        str(folder), convert_checkpoint.Target(tmp_path / "out", to="lerobot", any_model=True, certify=False)
+    )
     rng = np.random.default_rng(6)
     images = [rng.integers(256, size=(224, 224, 3), dtype=np.uint8) for _ in range(2)]
     stats = libero_stats()["state"]
@@ -129,7 +131,9 @@ def test_lerobot_sends_its_robot_the_actions_that_we_send(checkpoint, lerobot_py
 def test_lerobot_makes_the_prompt_of_pi0_fast_from_an_export(checkpoint, lerobot_python: Path, tmp_path: Path) -> None:
     """Up to the answer: its pi0-FAST begins that itself, in its own way."""
     folder, recipe = checkpoint
-    convert_checkpoint.convert(str(folder), tmp_path / "out", to="lerobot", any_model=True, with_certificate=False)
+    convert_checkpoint.convert(
+        str(folder), convert_checkpoint.Target(tmp_path / "out", to="lerobot", any_model=True, certify=False)
+    )
     stats = libero_stats()["state"]
     state = (stats.mean + stats.std).astype(np.float32)
     given = {"observation.images.base_0_rgb": np.zeros((224, 224, 3), np.uint8), "state": state, "noise": np.zeros(1)}

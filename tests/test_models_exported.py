@@ -12,9 +12,10 @@ from jax import export
 
 import exported_models
 from exported_models import SLOTS
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import convert_checkpoint, serve_policy
 from openpi.models.exported import ExportedModel, Graph, load_norm_stats
-from openpi.policies import exported_policy, policy_config
+from openpi.policies import exported_policy
 from openpi.policies.aloha_policy import AlohaInputs, AlohaOutputs, make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.policy import Policy
@@ -281,7 +282,7 @@ def test_an_exported_model_becomes_a_checkpoint(droid: Path, tmp_path: Path, mon
         48,
         DROID,
     )
-    _, norm_stats = policy_config.find_norm_stats(converted, tmp_path / "out")
+    norm_stats = Checkpoint(tmp_path / "out").norm_stats(DROID)
     np.testing.assert_allclose(norm_stats["actions"].mean, exported_models.stats(1)["mean"])
     stored = flatten(orbax_io.read_params(droid)["decoder"])
     written = flatten(orbax_io.read_params(tmp_path / "out" / "params"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from openpi import transforms
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model import restore_params
 from openpi.models.pi0_config import Pi0Config
@@ -302,7 +303,7 @@ def test_serving_never_reaches_for_statistics_outside_the_checkpoint(golden, tmp
     normalize.save(tmp_path / "assets" / "trossen", stats)
     recipe = get_config("pi05_aloha_pen_uncap")
     assert recipe.data.assets.assets_dir.startswith("gs://")
-    pipeline = load_pipeline(recipe, tmp_path)
+    pipeline = load_pipeline(recipe, Checkpoint(tmp_path))
     np.testing.assert_array_equal(pipeline.data_config.norm_stats["state"].mean, stats["state"].mean)
     assert not [url for url in asked if "://" in url]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlds_datasets
-from openpi.cli import serve
+from openpi.cli import server
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models.siglip_config import SiglipConfig
@@ -118,7 +118,7 @@ def test_a_robot_family_trains_resumes_and_serves(family, tmp_path):
     assert [row["step"] for row in rows] == list(range(NUM_STEPS))
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
 
-    with server_thread(lambda: serve.load_policy(str(run))) as (_, port):
+    with server_thread(lambda: server.load_policy(server.Args(str(run)))) as (_, port):
         client = WebsocketClientPolicy("127.0.0.1", port)
         actions = client.infer(make_observation() | {"prompt": "pick up the red cube"})["actions"]
         assert client.get_server_metadata().get("reset_pose") == (config.policy_metadata or {}).get("reset_pose")

@@ -7,7 +7,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
-from openpi.cli import serve
+from openpi.cli import _running
 from openpi.serving.access import is_known_host, network_of
 from openpi.serving.server import PolicyServer
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -112,9 +112,9 @@ def test_an_empty_or_unusable_key_is_an_error_and_not_an_open_server(key, monkey
         PolicyServer(TestPolicy, api_key=key)
     if "\0" not in key:
         monkeypatch.setenv("OPENPI_API_KEY", key)
-        assert serve.run_server(TestPolicy, host="127.0.0.1", port=0) == 1
+        assert _running.run_server(TestPolicy, host="127.0.0.1", port=0) == 1
         assert "unset OPENPI_API_KEY" in capsys.readouterr().err
-    assert serve.run_server(TestPolicy, host="127.0.0.1", port=0, api_key=key) == 1
+    assert _running.run_server(TestPolicy, host="127.0.0.1", port=0, api_key=key) == 1
 
 
 HOST = "Host: localhost\r\n"

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import forked
-from openpi.cli import serve, serve_policy
+from openpi.checkpoints import checkpoint as checkpoints
+from openpi.checkpoints.find import find_step
+from openpi.cli import serve_policy, server
 from openpi.cli.serve_policy import Checkpoint, EnvMode, Exported
 from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
 from openpi.serving.recording import find_sessions, read_session
 from openpi.serving.warm_up import example_observation
 from openpi.training.config import get_config
-from openpi.training.recipe_io import save_recipe
+from openpi.training.recipe_io import recipe_of, save_recipe
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from test_shared_memory import held_by
 
@@ -65,31 +67,31 @@ def test_a_run_s_folder_means_its_numerically_latest_complete_step(tmp_path):
     make_step(tmp_path / "9000"), make_step(tmp_path / "10000")
     (tmp_path / "11000").mkdir()
     (tmp_path / "11000.tmp").mkdir()
-    assert serve.find_checkpoint(str(tmp_path)) == tmp_path / "10000"
-    assert serve.find_checkpoint(str(tmp_path / "9000")) == tmp_path / "9000"
+    assert find_step(str(tmp_path)) == tmp_path / "10000"
+    assert find_step(str(tmp_path / "9000")) == tmp_path / "9000"
 
 
 def test_a_folder_without_a_checkpoint_is_refused_with_what_is_there(tmp_path):
     (tmp_path / "videos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"complete steps in it \(found: videos\)"):
-        serve.find_checkpoint(str(tmp_path))
+        find_step(str(tmp_path))
 
 
 def test_the_recipe_comes_with_the_checkpoint_and_differences_to_a_named_one_are_logged(tmp_path, caplog):
     saved = get_config("pi05_droid")
     other = dataclasses.replace(saved, model=dataclasses.replace(saved.model, action_horizon=7))
     save_recipe(tmp_path, other)
-    assert serve.choose_recipe(tmp_path, None) == other
+    assert recipe_of(checkpoints.Checkpoint(tmp_path)) == other
     assert not caplog.records
-    assert serve.choose_recipe(tmp_path, "pi05_droid") == saved
+    assert recipe_of(checkpoints.Checkpoint(tmp_path), "pi05_droid") == saved
     expected = "recipe 'pi05_droid' differs from the checkpoint's: model.action_horizon is 15, "
     assert [record.getMessage().startswith(expected) for record in caplog.records] == [True]
 
 
 def test_a_checkpoint_without_a_recipe_needs_a_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="--config"):
-        serve.choose_recipe(tmp_path, None)
-    assert serve.choose_recipe(tmp_path, "pi05_droid") == get_config("pi05_droid")
+        recipe_of(checkpoints.Checkpoint(tmp_path))
+    assert recipe_of(checkpoints.Checkpoint(tmp_path), "pi05_droid") == get_config("pi05_droid")
 
 
 def test_the_example_for_warming_up_has_the_keys_and_shapes_that_robots_send():
@@ -169,7 +171,7 @@ def wait_for_line(process: subprocess.Popen, text: str) -> None:
     ],
 )
 def test_numbers_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path, capsys, flag, value, expected):
-    assert serve.serve(serve.parse([str(tmp_path), f"--{flag}={value}"])) == 1
+    assert server.serve(server.parse([str(tmp_path), f"--{flag}={value}"])) == 1
     assert capsys.readouterr().err == f"openpi serve: --{flag} is {value}; expected {expected}\n"
 
 

@@ -15,11 +15,12 @@ import websockets.exceptions
 import websockets.sync.client
 import websockets.sync.server
 
-from openpi.cli import serve
+from openpi.checkpoints.find import steps_in
+from openpi.cli import server
 from openpi.codecs.catalog import get_codec
 from openpi.serving.access import Limits, has_key, is_foreign_page
 from openpi.serving.batching import Batching, Item, Job, ModelThread
-from openpi.serving.catalog import Checkpoints, steps_in
+from openpi.serving.catalog import Checkpoints
 from openpi.serving.errors import ServerBusyError, UnknownModelError
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
@@ -74,7 +75,7 @@ def test_steps_are_listed_by_number_and_matched_by_number(experiment):
 
 
 def test_a_single_checkpoint_is_asked_for_by_its_name_and_may_lie_in_a_package():
-    models = serve.find_models(serve.parse(["package:openpi.demo/base"]))
+    models = server.find_models(server.parse(["package:openpi.demo/base"]))
     assert models.ids() == ["base"]
     assert models.resolve("base") == models.resolve(None) == "base"
 

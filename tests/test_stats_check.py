@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import convert_checkpoint
 from openpi.policies import policy_config
 from openpi.shared import normalize, stats_check
@@ -82,7 +83,7 @@ def test_training_and_comparing_refuse_what_cannot_be_used(stats, message, recip
 def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_served(stats, message, recipe, tmp_path):
     normalize.save(tmp_path / "step" / "assets" / str(recipe.data.asset_id), stats)
     with pytest.raises(ValueError, match=message):
-        policy_config.load_pipeline(recipe, tmp_path / "step")
+        policy_config.load_pipeline(recipe, Checkpoint(tmp_path / "step"))
 
 
 def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_converted(recipe, tmp_path):
@@ -93,7 +94,7 @@ def test_a_checkpoint_with_statistics_that_cannot_be_used_is_not_converted(recip
     stats, message = BAD["key of LeRobot"]
     normalize.save(step / "assets" / str(recipe.data.asset_id), stats)
     with pytest.raises(ValueError, match=message):
-        convert_checkpoint.convert(str(step), tmp_path / "out")
+        convert_checkpoint.convert(str(step), convert_checkpoint.Target(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -136,7 +137,7 @@ def test_what_a_model_was_trained_with_is_served_unchanged_and_warned_of(recipe,
     flat = {**GOOD, "state": _stats(q01=_at(1, 0.5, -1.0), q99=_at(1, 0.5, 1.0))}
     normalize.save(tmp_path / "step" / "assets" / str(recipe.data.asset_id), flat)
     with caplog.at_level(logging.WARNING, logger="openpi"):
-        pipeline = policy_config.load_pipeline(recipe, tmp_path / "step")
+        pipeline = policy_config.load_pipeline(recipe, Checkpoint(tmp_path / "step"))
     assert pipeline.data_config.norm_stats == flat
     assert "state/joint_1 have no width" in caplog.text
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -95,6 +96,7 @@ PUBLIC = {
 
 # Loading these must bring in neither JAX nor PyTorch.
 FRAMEWORK_FREE = [
+    "openpi.checkpoints.checkpoint",
     "openpi.training.checkpoints",
     "openpi.training.data_loader",
     "openpi.training.misc.polaris_config",
@@ -192,6 +194,17 @@ PYTORCH = {
         for name in ("adam_8bit", "backend", "optimizer", "parallel", "processes", "state_files", "step")
     ),
 }
+
+
+def test_the_command_that_serves_is_imported_by_nobody():
+    """What it does is in `openpi.cli.server`."""
+    root = Path(__file__).parents[1]
+    files = [file for folder in ("src", "packages", "examples", "scripts") for file in (root / folder).rglob("*.py")]
+    texts = {
+        file: re.findall(r"^ *(?:from|import) .*\b(?:cli\.serve|cli import .*\bserve)\b", file.read_text(), re.M)
+        for file in files
+    }
+    assert {str(file): found for file, found in texts.items() if found} == {}
 
 
 def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():

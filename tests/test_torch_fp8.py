@@ -197,10 +197,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_is_calibrated_on_a_dataset_and_served_in_fp8(
     checkpoint: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from openpi.cli import calibrate_fp8, serve
+    from openpi.cli import calibrate_fp8, server
 
     with pytest.raises(FileNotFoundError, match=r"has no fp8\.json.*`openpi calibrate-fp8"):
-        serve.load_policy(str(checkpoint), dtype="bfloat16", fp8=True, pytorch_device="cpu")
+        server.load_policy(server.Args(str(checkpoint), dtype="bfloat16", fp8=True, pytorch_device="cpu"))
     assert calibrate_fp8.main([str(checkpoint), "--dataset", str(scenes), "--samples", "2", "--num-steps", "2"]) == 1
     assert "in float32" in capsys.readouterr().err
     words = [str(checkpoint), "--dataset", str(scenes), "--samples", "2", "--num-steps", "2", "--dtype", "bfloat16"]
@@ -209,7 +209,8 @@ def test_a_checkpoint_is_calibrated_on_a_dataset_and_served_in_fp8(
     found = Calibration.load(checkpoint)
     assert f"{len(found.chosen())} of {len(found.layers)} products in FP8" in told and found.lowest >= TARGET
     assert found.about["samples"] == 2 and found.about["dataset"] == str(scenes)
-    policy = serve.load_policy(str(checkpoint), dtype="bfloat16", fp8=True, pytorch_device="cpu", num_steps=2, rtc=None)
+    asked = server.Args(str(checkpoint), dtype="bfloat16", fp8=True, pytorch_device="cpu", num_steps=2, rtc="off")
+    policy = server.load_policy(asked)
     assert any(isinstance(module, Fp8Linear) for module in policy._sampler.model.modules())  # type: ignore[attr-defined]
 
 
@@ -224,7 +225,7 @@ def test_a_checkpoint_is_calibrated_on_a_dataset_and_served_in_fp8(
 def test_what_fp8_is_not_for_is_refused_before_weights_are_read(
     options: dict[str, Any], told: str, checkpoint: Path
 ) -> None:
-    from openpi.cli import serve
+    from openpi.cli import server
 
     with pytest.raises(ValueError, match=told):
-        serve.load_policy(str(checkpoint), fp8=True, **options)
+        server.load_policy(server.Args(str(checkpoint), fp8=True, **options))

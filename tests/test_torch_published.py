@@ -138,11 +138,12 @@ def test_half_precision_keeps_what_is_published_in_f32(small):
 
 def test_what_it_saves_is_read_by_it_and_by_the_policy_s_reader(small, tmp_path):
     from openpi.models_pytorch import loading
+    from openpi.weights.layout import open_weights
 
     save_model(small, tmp_path / "model.safetensors")
     other = PI0Pytorch(tiny_recipe.MODEL)
     load_model(other, tmp_path / "model.safetensors")
-    ours = loading.load_checkpoint(tiny_recipe.MODEL, tmp_path)
+    ours = loading.load_checkpoint(tiny_recipe.MODEL, open_weights(tiny_recipe.MODEL, tmp_path))
     for name, parameter in small.named_parameters():
         assert torch.equal(parameter, dict(other.named_parameters())[name])
     assert torch.equal(ours.action_in_proj.weight, small.model.action_in_proj.weight)

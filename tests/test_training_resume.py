@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import train as train_command
 from openpi.data.batch_loader import BatchLoader
 from openpi.training import recipe_io, resume, run_directory
@@ -113,10 +114,10 @@ class Backend:
         return "the state"
 
 
-def continued(config: TrainConfig, checkpoint: Path, backend: Backend, loader: BatchLoader):
+def continued(config: TrainConfig, folder: Path, backend: Backend, loader: BatchLoader):
     data = TrainingData(config.data.create(config.assets_dirs, config.model), loader, None, None)
     window = type("Window", (), {"restore": lambda self, values: None})()
-    return resume.continue_run(config, backend, checkpoint, data, window)  # type: ignore[arg-type]
+    return resume.continue_run(config, backend, Checkpoint(folder), data, window)  # type: ignore[arg-type]
 
 
 def test_arrays_that_cannot_be_read_name_the_step_and_the_one_before(tmp_path):
@@ -147,11 +148,11 @@ def test_another_model_names_the_flag_and_the_way_to_keep_the_weights(tmp_path):
 
 def test_the_flag_that_starts_from_weights_is_one_that_the_recipe_has(tmp_path):
     config = of_run(tmp_path)
-    assert resume.weights_flag(config, tmp_path / "4") == f"--pytorch-weight-path={tmp_path}/4/params"
+    assert resume.weights_flag(config, Checkpoint(tmp_path / "4")) == f"--pytorch-weight-path={tmp_path}/4/params"
     pytorch = dataclasses.replace(config, backend="pytorch")
-    assert resume.weights_flag(pytorch, tmp_path / "4") == f"--pytorch-weight-path={tmp_path}/4"
+    assert resume.weights_flag(pytorch, Checkpoint(tmp_path / "4")) == f"--pytorch-weight-path={tmp_path}/4"
     based = dataclasses.replace(config, weight_loader=CheckpointWeightLoader("x"))
-    assert resume.weights_flag(based, tmp_path / "4") == f"--weight-loader.params-path={tmp_path}/4/params"
+    assert resume.weights_flag(based, Checkpoint(tmp_path / "4")) == f"--weight-loader.params-path={tmp_path}/4/params"
 
 
 # --- other data ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from golden_kits import load_kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")
 
-from openpi.cli import convert_checkpoint, infer, serve, verify  # noqa: E402
+from openpi.checkpoints.find import find_step  # noqa: E402
+from openpi.cli import convert_checkpoint, infer, server, verify  # noqa: E402
 from openpi.models.model import restore_params  # noqa: E402
 from openpi.models_pytorch import loading  # noqa: E402
 from openpi.policies import parity  # noqa: E402
@@ -84,7 +85,9 @@ def converted(sources: dict[str, Source], tmp_path_factory: pytest.TempPathFacto
     """PyTorch layout; with adapters, merged."""
     found = {family: tmp_path_factory.mktemp(f"{family}_pytorch") / "out" for family in FAMILIES}
     for family, output in found.items():
-        convert_checkpoint.convert(str(sources[family].folder), output, with_certificate=family != "pi0")
+        convert_checkpoint.convert(
+            str(sources[family].folder), convert_checkpoint.Target(output, certify=family != "pi0")
+        )
     return found
 
 
@@ -238,7 +241,7 @@ def test_the_converted_golden_checkpoint_matches_the_recording_key_for_key(
 ) -> None:
     recipe_io.save_recipe(tmp_path / "step", recipe_of(family, golden))
     (tmp_path / "step" / "params").symlink_to(golden / family / "checkpoint" / "params")
-    convert_checkpoint.convert(str(tmp_path / "step"), tmp_path / "out", with_certificate=False)
+    convert_checkpoint.convert(str(tmp_path / "step"), convert_checkpoint.Target(tmp_path / "out", certify=False))
     recorded = json.loads((golden / family / "torch" / "layout.json").read_text())
     tensors = safetensors_io.open_tensors(tmp_path / "out")
     assert tensors.metadata == recorded["metadata"]
@@ -273,8 +276,12 @@ def test_there_and_back_gives_the_same_bits(
         released.write_tensors(file, source.recipe.model, released.cast(weights, wanted), lambda row: wanted)
         recipe_io.save_recipe(tmp_path / "there", source.recipe)
     else:
-        convert_checkpoint.convert(str(source.folder), tmp_path / "there", dtype=dtype, with_certificate=False)
-    convert_checkpoint.convert(str(tmp_path / "there"), tmp_path / "back", to="jax", with_certificate=False)
+        convert_checkpoint.convert(
+            str(source.folder), convert_checkpoint.Target(tmp_path / "there", dtype=dtype, certify=False)
+        )
+    convert_checkpoint.convert(
+        str(tmp_path / "there"), convert_checkpoint.Target(tmp_path / "back", to="jax", certify=False)
+    )
     expected = flatten(source.params)
     if dtype == "bfloat16":
         expected = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in expected.items()}
@@ -292,7 +299,7 @@ def test_shards_are_read_as_one_file(converted: dict[str, Path], sources: dict[s
         weight_map |= dict.fromkeys(part, file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same_trees(layout.read_tree(sources["pi0"].recipe.model, tmp_path), sources["pi0"].params)
-    assert serve.find_checkpoint(str(tmp_path)) == tmp_path
+    assert find_step(str(tmp_path)) == tmp_path
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors is missing"):
         layout.open_weights(sources["pi0"].recipe.model, tmp_path)
@@ -359,7 +366,7 @@ def test_a_lerobot_folder_is_served_with_its_own_statistics(
 ) -> None:
     source = sources[family]
     convert_checkpoint.convert(
-        str(source.folder), tmp_path / "lerobot", to="lerobot", with_certificate=False, any_model=True
+        str(source.folder), convert_checkpoint.Target(tmp_path / "lerobot", to="lerobot", certify=False, any_model=True)
     )
     config = json.loads((tmp_path / "lerobot" / "config.json").read_text())
     assert (config["type"], config["chunk_size"], config["max_action_dim"]) == (family, 10, 8)
@@ -392,8 +399,8 @@ def noise() -> np.ndarray:
 
 def test_requests_run_together_in_pytorch(converted: dict[str, Path]) -> None:
     """As the server does: another size is warmed up when it is wanted, which takes nothing of the noise."""
-    args = serve.parse([str(converted["pi05"]), "--num-steps=1", "--pytorch-device=cpu"])
-    models = serve.find_models(args)
+    args = server.parse([str(converted["pi05"]), "--num-steps=1", "--pytorch-device=cpu"])
+    models = server.find_models(args)
     policy, untouched = (models.load(models.resolve(None)) for _ in range(2))
     policy.warm_up(EXAMPLE, batch_size=2)
     assert policy.batch_sizes is None  # nothing is compiled on a CPU
@@ -480,7 +487,9 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
 
 def test_bfloat16_keeps_in_float32_what_is_computed_in_it(sources: dict[str, Source]) -> None:
     source = sources["pi05"]
-    model = loading.load_checkpoint(source.recipe.model, source.folder, dtype="bfloat16")
+    model = loading.load_checkpoint(
+        source.recipe.model, layout.open_weights(source.recipe.model, source.folder), dtype="bfloat16"
+    )
     wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {"action_in_proj.weight", "time_mlp_in.bias", "vision.position_embedding", "language.norms.0.weight"} <= wide
     assert {parameter.dtype for name, parameter in model.named_parameters() if name not in wide} == {torch.bfloat16}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openpi import transforms
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.dataset import Sample
 from openpi.data.droid_rlds.in_order import FramesInOrder
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -49,7 +49,7 @@ def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, repo_id=dataset, assets=assets))
 
 
-def pipeline(config: TrainConfig, checkpoint: Path | None) -> Pipeline:
+def pipeline(config: TrainConfig, checkpoint: Checkpoint | None) -> Pipeline:
     """What a policy does around its model; a recipe alone takes its own statistics."""
     if checkpoint is None:
         return policy_config.make_pipeline(config.data.create(config.assets_dirs, config.model))

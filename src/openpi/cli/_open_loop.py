@@ -158,8 +158,8 @@ def _measured(asked: Asked, played: Played, plan: Any, recordings: Moments) -> d
 
 def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
     """The checkpoint's recipe on the dataset that is asked for, and its data half with the checkpoint's statistics."""
-    from openpi.cli import _source
     from openpi.cli._explain_chain import pipeline, with_dataset
+    from openpi.training import recipe_io
 
     if args.is_remote and args.against:
         raise ValueError("--against is a checkpoint beside another; leave --host and --port out")
@@ -167,9 +167,9 @@ def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
         raise ValueError("which policy? Give --checkpoint, or --host and --port with --config RECIPE")
     name = args.checkpoint or args.config
     assert name is not None
-    source = _source.resolve(name, config=args.config if args.checkpoint else None)
-    config = with_dataset(source.config, dataset)
-    return config, pipeline(config, source.checkpoint).data_config
+    config, checkpoint = recipe_io.resolve(name, args.config if args.checkpoint else None)
+    config = with_dataset(config, dataset)
+    return config, pipeline(config, checkpoint).data_config
 
 
 def _policies(config: TrainConfig, args: Args) -> dict[str, Callable[[], Asked]]:
@@ -195,14 +195,14 @@ def _once(open_it: Callable[[], Asked]) -> Callable[[], Asked]:
 
 
 def _local(checkpoint: str, args: Args) -> Asked:
-    from openpi.cli import _source
     from openpi.cli.infer import load_policy
     from openpi.models.model_config import ModelType
+    from openpi.training import recipe_io
 
-    source = _source.resolve(checkpoint, config=args.config)
+    config, opened = recipe_io.resolve(checkpoint, args.config)
     options = {} if args.num_steps is None else {"num_steps": args.num_steps}
-    policy = load_policy(source.config, source.checkpoint, options, None, backend=args.backend)
-    takes_seed = source.config.model.model_type is not ModelType.PI0_FAST
+    policy = load_policy(config, opened, options, None, backend=args.backend)
+    takes_seed = config.model.model_type is not ModelType.PI0_FAST
 
     def ask(observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[np.ndarray | None]:
         told = [{"seed": seed} if takes_seed else {} for seed in seeds]

@@ -8,12 +8,14 @@ bad command line.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models_pytorch.fp8_file import Calibration
     from openpi.training.config import TrainConfig
 
@@ -37,14 +39,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from openpi.cli import serve
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models_pytorch import fp8_calibration
     from openpi.policies import fp8
+    from openpi.training.recipe_io import recipe_of
 
     if args.samples < 1 or not 0 < args.target <= 1:
         raise ValueError(f"--samples is {args.samples}, --target {args.target}; expected at least 1, and above 0 to 1")
-    checkpoint = serve.find_checkpoint(args.checkpoint)
-    recipe = serve.with_dtype(serve.choose_recipe(checkpoint, args.config), args.dtype)
+    checkpoint = Checkpoint.open(args.checkpoint)
+    recipe: Any = recipe_of(checkpoint, args.config)
+    if args.dtype is not None:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=args.dtype))
     fp8.check_model(recipe.model)
     samples, what = _samples(recipe, checkpoint, args.dataset, args.samples)
     kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
@@ -58,7 +63,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         sample_kwargs=kwargs,
     )
     print(fp8_calibration.table(found))
-    _write(found, checkpoint)
+    _write(found, checkpoint.folder)
 
 
 def _write(found: Calibration, checkpoint: Path) -> None:
@@ -76,7 +81,7 @@ def _write(found: Calibration, checkpoint: Path) -> None:
 
 
 def _samples(
-    recipe: TrainConfig, checkpoint: Path, dataset: str | None, count: int
+    recipe: TrainConfig, checkpoint: Checkpoint, dataset: str | None, count: int
 ) -> tuple[list[dict[str, Any]], str]:
     """Model inputs of frames all over the dataset, with the checkpoint's statistics and tokenizers."""
     import numpy as np

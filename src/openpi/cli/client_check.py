@@ -21,7 +21,7 @@ _CAMERA = (480, 640)
 
 
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.serve import refuse
+    from openpi.cli.console import refuse
     from openpi_client.realtime import ProcessRequester
 
     args = _parser().parse_args(argv)

@@ -1,7 +1,13 @@
-"""Log lines for people: coloured on a terminal, one plain line each in a file."""
+"""What commands say: log lines, colored on a terminal and one plain line each in a file; and refusals."""
+
+from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
+
+logger = logging.getLogger("openpi")
 
 
 def configure_logging(level: int | None = None, *, process: int = 0) -> None:
@@ -26,3 +32,20 @@ def configure_logging(level: int | None = None, *, process: int = 0) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("absl", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def check_range(field: str, value: float | None, lowest: float, highest: float = math.inf) -> None:
+    """Raises ValueError that names the option of this field, unless its value is in the range, or None."""
+    if value is None or lowest <= value <= highest:
+        return
+    expected = f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
+    raise ValueError(f"--{field.replace('_', '-')} is {value}; expected {expected}")
+
+
+def refuse(error: BaseException, program: str) -> int:
+    """Prints why, without a traceback; returns the exit code."""
+    logger.debug("", exc_info=error)
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else message
+    print(f"{program}: {message}", file=sys.stderr)
+    return 1

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.cli._lerobot import Plan
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
@@ -48,17 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     configure_logging()
     try:
-        convert(
-            args.source,
-            args.output,
-            to=args.to,
-            config=args.config,
-            dtype=args.dtype,
-            without=args.without,
-            with_certificate=args.certify,
-            weights_only=args.weights_only,
-            any_model=args.any_model,
-        )
+        flags = ("to", "dtype", "certify", "weights_only", "any_model")
+        target = Target(args.output, **{flag: getattr(args, flag) for flag in flags})
+        convert(args.source, target, config=args.config, without=args.without)
     except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi convert-checkpoint: {error}", file=sys.stderr)
@@ -96,76 +89,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def convert(
-    source: str,
-    output: Path,
-    *,
-    to: str = "pytorch",
-    config: str | None = None,
-    dtype: str | None = None,
-    without: Sequence[str] = (),
-    with_certificate: bool = True,
-    weights_only: bool = False,
-    any_model: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is written, and where; see the flags of the command line."""
+
+    folder: Path
+    to: str = "pytorch"
+    dtype: str | None = None
+    certify: bool = True
+    weights_only: bool = False
+    any_model: bool = False
+
+
+def convert(source: str, target: Target, *, config: str | None = None, without: Sequence[str] = ()) -> None:
     """Writes the checkpoint in another layout, all or nothing.
 
     Args:
         without: names of tensors in the source that are not meant.
-        weights_only, any_model: of LeRobot's layout, as on the command line.
     Raises:
-        FileExistsError: `output` is there.
+        FileExistsError: the folder is there.
         FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
         ValueError: the checkpoint does not fit the recipe's model, is in that layout already, the layout has no place
             for what the recipe does, its statistics cannot be used, or the result is not what was meant.
         OSError: the disk is too small.
     """
-    from openpi.cli import serve
-    from openpi.weights import layout
+    from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.policies import exported_policy
+    from openpi.training.recipe_io import recipe_of
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
-    if output.exists():
-        raise FileExistsError(f"{output} exists; choose another folder, or move it away")
-    target = _Target(
-        output, to, dtype, with_certificate=with_certificate, weights_only=weights_only, any_model=any_model
-    )
-    if (folder := _exported_folder(source)) is not None:
+    if target.folder.exists():
+        raise FileExistsError(f"{target.folder} exists; choose another folder, or move it away")
+    if (folder := exported_policy.find(source)) is not None:
         _convert_exported(folder, target, config)
         return
-    checkpoint = serve.find_checkpoint(source)
-    recipe = serve.choose_recipe(checkpoint, config)
-    if layout.find_layout(checkpoint).value == to and dtype is None and not without:
-        raise ValueError(f"{checkpoint} is in the layout '{to}' already; name a --dtype to change that")
+    checkpoint = Checkpoint.open(source)
+    recipe = recipe_of(checkpoint, config)
+    if checkpoint.layout.value == target.to and target.dtype is None and not without:
+        raise ValueError(f"{checkpoint} is in the layout '{target.to}' already; name a --dtype to change that")
     norm_stats = _find_norm_stats(recipe, checkpoint)
-    weights = layout.open_weights(recipe.model, checkpoint, without=without)
-    if to != "jax":
+    weights = checkpoint.weights(recipe.model, without=without)
+    if target.to != "jax":
         recipe, weights = _without_adapters(recipe, weights)
     _write_all(target, checkpoint, recipe, weights, norm_stats)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """What is written, and where; the fields are the arguments of `convert`."""
-
-    folder: Path
-    to: str
-    dtype: str | None
-    with_certificate: bool
-    weights_only: bool
-    any_model: bool
-
-
-def _exported_folder(source: str) -> Path | None:
-    """The folder of an exported model of the first release, if the source is one."""
-    from openpi.policies import exported_policy
-    from openpi.shared import download
-
-    folder = exported_policy.model_folder(download.maybe_download(source))
-    return folder if exported_policy.is_exported(folder) else None
-
-
-def _convert_exported(folder: Path, target: _Target, config: str | None) -> None:
+def _convert_exported(folder: Path, target: Target, config: str | None) -> None:
     """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models import exported
     from openpi.policies import exported_policy
     from openpi.shared import normalize
@@ -186,60 +157,55 @@ def _convert_exported(folder: Path, target: _Target, config: str | None) -> None
     with tempfile.TemporaryDirectory() as extras:
         for name in exported.processors(folder):
             normalize.save(Path(extras) / "assets" / name, exported.load_norm_stats(folder, name))
-        _write_all(target, Path(extras), recipe, weights, _find_norm_stats(recipe, Path(extras)))
+        checkpoint = Checkpoint(Path(extras))
+        _write_all(target, checkpoint, recipe, weights, _find_norm_stats(recipe, checkpoint))
     logger.info("served with the statistics of '%s'; others lie beside it in assets/", processor)
 
 
-def _find_norm_stats(recipe: TrainConfig, checkpoint: Path) -> tuple[str, dict[str, NormStats]] | None:
+def _find_norm_stats(recipe: TrainConfig, checkpoint: Checkpoint) -> tuple[str, dict[str, NormStats]] | None:
     """With their asset id; None if there are none, and says so.
 
     Raises:
         ValueError: they cannot be used; or a LeRobot policy's actions are relative to the state in other dimensions
             than the recipe's.
     """
-    from openpi.policies import lerobot_robot, policy_config
-    from openpi.weights import lerobot_files
+    from openpi.policies import policy_config
 
     data_config = policy_config.data_config_of(recipe, checkpoint)
-    if lerobot_files.is_policy(checkpoint):
-        lerobot_robot.check_relative(checkpoint, data_config)
     try:
-        asset_id, norm_stats = policy_config.find_norm_stats(recipe, checkpoint)
+        norm_stats = policy_config.norm_stats_of(checkpoint, data_config)
     except (FileNotFoundError, ValueError) as error:
         logger.warning("no normalisation statistics go along: %s", error)
         return None
-    policy_config.check_norm_stats(norm_stats, data_config, checkpoint)
-    return asset_id, norm_stats
+    policy_config.check_norm_stats(norm_stats, data_config, checkpoint.folder)
+    return data_config.asset_id, norm_stats
 
 
 def _write_all(
-    target: _Target,
-    checkpoint: Path,
+    target: Target,
+    checkpoint: Checkpoint,
     recipe: TrainConfig,
     weights: Weights,
     assets: tuple[str, dict[str, NormStats]] | None,
 ) -> None:
     """All or nothing; `checkpoint`: where the files beside the weights are."""
+    from openpi.checkpoints.checkpoint import written_whole
     from openpi.cli import _lerobot
-    from openpi.weights import checksums
+    from openpi.policies import parity
+    from openpi.shared import normalize
 
     plan = None
     if target.to == "lerobot":
         norm_stats = None if assets is None or target.weights_only else assets[1]
         plan = _lerobot.plan(recipe, checkpoint, norm_stats, any_model=target.any_model)
-    target.folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.folder.with_name(f".{target.folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with written_whole(target.folder) as partial:
         witness = _write(partial, recipe, weights, plan, to=target.to, dtype=target.dtype)
-        _copy_extras(checkpoint, partial, assets)
-        if target.with_certificate:
-            _certify(partial, recipe.model, witness)
-        checksums.write(partial)
-        partial.rename(target.folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        checkpoint.copy_extras(partial)
+        if assets is not None and not (partial / "assets" / assets[0]).exists():
+            normalize.save(partial / "assets" / assets[0], assets[1])
+        if target.certify:
+            for name, error in parity.certify(partial, recipe.model, witness).items():
+                logger.info("%s: largest error of the outputs %.1e", name, error)
 
 
 def _without_adapters(recipe: TrainConfig, weights: Weights) -> tuple[TrainConfig, Weights]:
@@ -289,13 +255,6 @@ def _write(
     return witness
 
 
-def _certify(folder: Path, model: Any, witness: Witness) -> None:
-    from openpi.policies import parity
-
-    for name, error in parity.certify(folder, model, witness).items():
-        logger.info("%s: largest error of the outputs %.1e", name, error)
-
-
 def _numpy_dtype(name: str) -> np.dtype:
     import ml_dtypes
 
@@ -306,22 +265,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
-
-
-def _copy_extras(checkpoint: Path, folder: Path, assets: tuple[str, dict[str, NormStats]] | None) -> None:
-    """What lies beside the weights: tokenizers, contract, statistics."""
-    from openpi.policies.contract import CONTRACT_FILE
-    from openpi.shared import normalize
-
-    if (checkpoint / "assets").is_dir():
-        shutil.copytree(checkpoint / "assets", folder / "assets")
-    if (checkpoint / CONTRACT_FILE).is_file():
-        shutil.copyfile(checkpoint / CONTRACT_FILE, folder / CONTRACT_FILE)
-    if assets is None:
-        return
-    asset_id, norm_stats = assets
-    if not (folder / "assets" / asset_id).exists():
-        normalize.save(folder / "assets" / asset_id, norm_stats)
 
 
 def _write_config(folder: Path, model: Any, dtype: str) -> None:

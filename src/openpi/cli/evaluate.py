@@ -152,16 +152,15 @@ def _contract_of(config: WorldConfig) -> Contract | None:
 
 def _check_fit(place: str, plan: Evaluation) -> None:
     """Raises ValueError where a checkpoint of this machine does not fit the world, OSError where there is none."""
-    from openpi.cli.serve import find_checkpoint
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.evaluation import fit
-    from openpi.policies.contract import CONTRACT_FILE, Contract
+    from openpi.policies.contract import Contract
 
     if "://" in place or place.startswith("package:"):
         return
-    checkpoint = find_checkpoint(place)
-    if (checkpoint / CONTRACT_FILE).is_file():
-        told = Contract.load(checkpoint).as_metadata()
-        fit.check(told, plan.recipe, rate_hz=float(plan.config.control_hz), any_rate=plan.any_rate)
+    contract = Checkpoint.open(place).read(Contract.find)
+    if contract is not None:
+        fit.check(contract.as_metadata(), plan.recipe, rate_hz=float(plan.config.control_hz), any_rate=plan.any_rate)
 
 
 def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
@@ -257,12 +256,12 @@ def _expert_server(config: WorldConfig) -> Iterator[int]:
 
 def _described(checkpoint: str, serve_options: Sequence[str]) -> dict[str, Any]:
     """What is evaluated: the step's folder, so that a run that goes on is not mixed in, and what is in it."""
-    from openpi.cli.serve import find_checkpoint
+    from openpi.checkpoints.find import find_step
     from openpi.weights.checksums import CHECKSUMS_FILE
 
     if "://" in checkpoint or checkpoint.startswith("package:"):
         return {"checkpoint": checkpoint, "serve_options": list(serve_options)}
-    folder = find_checkpoint(checkpoint).resolve()
+    folder = find_step(checkpoint).resolve()
     sums = folder / CHECKSUMS_FILE
     known = {"checksums": zlib.crc32(sums.read_bytes())} if sums.is_file() else {}
     return {"checkpoint": str(folder), **known, "serve_options": list(serve_options)}

@@ -72,17 +72,16 @@ def _parser() -> argparse.ArgumentParser:
 def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     """Walks the sample through the chains and reports every stage as it comes."""
     from openpi.cli import _explain_chain as chain
-    from openpi.cli import _source
     from openpi.cli._explain_view import JsonView, TextView
     from openpi.cli._observation_file import load_observation
-    from openpi.training import overrides
+    from openpi.training import overrides, recipe_io
     from openpi.training.sample_checks import Context
 
-    source = _source.resolve(args.source, config=args.config)
-    config = overrides.parse(source.config, flags, prog="openpi explain") if flags else source.config
+    config, checkpoint = recipe_io.resolve(args.source, args.config)
+    config = overrides.parse(config, flags, prog="openpi explain") if flags else config
     config = chain.with_dataset(config, args.dataset)
-    around = chain.pipeline(config, source.checkpoint)
-    about = {"recipe": config.name, "checkpoint": str(source.checkpoint or "none"), "model": _model_line(config.model)}
+    around = chain.pipeline(config, checkpoint)
+    about = {"recipe": config.name, "checkpoint": str(checkpoint or "none"), "model": _model_line(config.model)}
     if args.observation:
         recorded = chain.Recording(
             load_observation(args.observation), args.observation, chain.steps_of(around.inputs, around.data_config)

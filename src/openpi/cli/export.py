@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models.model import BaseModel
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.config import TrainConfig
@@ -97,7 +97,7 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     plain = lora.without_adapters(recipe.model)
     if plain == recipe.model:
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
-    weights = layout.open_weights(recipe.model, checkpoint)
+    weights = checkpoint.weights(recipe.model)
     merged = MergedWeights(recipe.model, weights)
     if verify:
         _check_same_outputs(recipe.model, layout.tree_of(weights), plain, layout.tree_of(merged))
@@ -123,7 +123,7 @@ def extract_adapters(place: str, output: Path, *, config: str | None = None, bas
     frozen = {row.tree for row in table if recipe.freeze_filter(row.tree)}
     if not frozen:
         raise ValueError(f"recipe '{recipe.name}' freezes nothing: every weight may differ from the base's")
-    weights = layout.open_weights(recipe.model, checkpoint)
+    weights = checkpoint.weights(recipe.model)
     adapter_base = AdapterBase.of(base, layout.frozen_arrays(weights, frozen))
     layout.check_base(table, adapter_base)
     _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), weights, adapter_base)
@@ -136,54 +136,45 @@ def complete_checkpoint(place: str, output: Path, *, config: str | None = None) 
         FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
         ValueError: the checkpoint is whole already, or its base has changed.
     """
-    from openpi.weights import layout
-
     checkpoint, recipe = _open(place, output, config)
-    weights = layout.open_weights(recipe.model, checkpoint)
+    weights = checkpoint.weights(recipe.model)
     if weights.base is None:
         raise ValueError(f"{checkpoint} holds all its weights; there is nothing to put in")
     _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=True), weights)
 
 
-def _open(place: str, output: Path, config: str | None) -> tuple[Path, TrainConfig]:
-    from openpi.cli import serve
+def _open(place: str, output: Path, config: str | None) -> tuple[Checkpoint, TrainConfig]:
+    from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.training.recipe_io import recipe_of
 
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another --output, or move it away")
-    checkpoint = serve.find_checkpoint(place)
-    return checkpoint, serve.choose_recipe(checkpoint, config)
+    checkpoint = Checkpoint.open(place)
+    return checkpoint, recipe_of(checkpoint, config)
 
 
 def _write(
-    checkpoint: Path, output: Path, recipe: TrainConfig, weights: Weights, base: AdapterBase | None = None
+    checkpoint: Checkpoint, output: Path, recipe: TrainConfig, weights: Weights, base: AdapterBase | None = None
 ) -> None:
     """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
+    from openpi.checkpoints.checkpoint import written_whole
     from openpi.training import recipe_io
-    from openpi.weights import checksums, layout, released, safetensors_io
+    from openpi.weights import released, safetensors_io
+    from openpi.weights.layout import Layout
 
     left_out = frozenset[str]() if base is None else base.frozen.keys()
     kept = {row.released for row in weights.table if row.tree not in left_out}
     blocks = released.cast(weights, only=kept.__contains__)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        if layout.find_layout(checkpoint) is layout.Layout.JAX:
+    with written_whole(output) as partial:
+        if checkpoint.layout is Layout.JAX:
             released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
         else:
             file = partial / safetensors_io.SINGLE_FILE
             released.write_tensors(file, recipe.model, blocks, weights.dtype, left_out=left_out)
-        if (checkpoint / "assets").is_dir():
-            shutil.copytree(checkpoint / "assets", partial / "assets")
-        if (checkpoint / "contract.json").is_file():
-            shutil.copyfile(checkpoint / "contract.json", partial / "contract.json")
+        checkpoint.copy_extras(partial)
         recipe_io.save_recipe(partial, recipe)
         if base is not None:
             base.save(partial)
-        checksums.write(partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_same_outputs(

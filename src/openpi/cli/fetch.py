@@ -100,11 +100,12 @@ def _of_url(url: str, config: TrainConfig | None) -> list[Requirement]:
 
 
 def _is_checkpoint(url: str) -> bool:
+    from openpi.checkpoints.find import MARKS
     from openpi.shared import download
 
-    for name in ("params/_METADATA", "model.safetensors", "model.safetensors.index.json"):
+    for mark in MARKS:
         try:
-            if download.look_up(f"{url.rstrip('/')}/{name}"):
+            if download.look_up(f"{url.rstrip('/')}/{mark}"):
                 return True
         except _FAILURES:
             continue

@@ -18,6 +18,7 @@ import numpy as np
 from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.policies.policy import Policy
     from openpi.training.config import TrainConfig
 
@@ -69,15 +70,15 @@ def infer(args: argparse.Namespace) -> Path:
     Raises:
         ValueError, KeyError, FileNotFoundError: the source, the observation, the noise or a number does not fit.
     """
-    from openpi.cli import _source
     from openpi.cli._observation_file import load_array, load_observation, save_arrays
-    from openpi.cli.serve import check_range
+    from openpi.cli.console import check_range
     from openpi.models.model_config import ModelType
+    from openpi.training import recipe_io
 
     check_range("num_steps", args.num_steps, 1)
     observation = load_observation(args.observation)
-    source = _source.resolve(args.source, config=args.config)
-    model = source.config.model
+    config, checkpoint = recipe_io.resolve(args.source, args.config)
+    model = config.model
     if args.noise:
         noise = load_array(args.noise, key="noise").astype(np.float32)
     elif model.model_type is ModelType.PI0_FAST:  # writes its actions token by token
@@ -86,9 +87,9 @@ def infer(args: argparse.Namespace) -> Path:
         noise = draw_noise(args.seed, (model.action_horizon, model.action_dim))
     sample_kwargs = {} if args.num_steps is None else {"num_steps": args.num_steps}
     chosen = {"backend": args.backend, "pytorch_device": args.pytorch_device}
-    if source.checkpoint is None and set(chosen.values()) - {None, "jax"}:
+    if checkpoint is None and set(chosen.values()) - {None, "jax"}:
         raise ValueError("a recipe without a checkpoint runs with JAX; name a checkpoint, or leave --backend out")
-    policy = load_policy(source.config, source.checkpoint, sample_kwargs, args.default_prompt, **chosen)
+    policy = load_policy(config, checkpoint, sample_kwargs, args.default_prompt, **chosen)
     result = policy.infer(observation, noise=noise)
     actions = np.asarray(result["actions"], dtype=np.float32)
     used = {} if noise is None else {"noise": noise}
@@ -102,7 +103,7 @@ def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
 
 def load_policy(
     config: TrainConfig,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     sample_kwargs: dict[str, Any],
     default_prompt: str | None,
     **chosen: Any,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openpi.cli import serve
+from openpi.cli._running import PROGRAM, run_server
+from openpi.cli.console import check_range, refuse
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
@@ -57,21 +58,19 @@ def main(argv: list[str]) -> int:
 
     from openpi.cli.console import configure_logging
 
-    args = tyro.cli(Args, args=argv, prog=serve.PROGRAM)
+    args = tyro.cli(Args, args=argv, prog=PROGRAM)
     configure_logging()
     try:
-        serve.check_range("port", args.port, 0, 65535)
-        serve.check_range("latency_ms", args.latency_ms, 0)
-        serve.check_range("jitter_ms", args.jitter_ms, 0, args.latency_ms)
-        serve.check_range("drop", args.drop, 0, 1)
-        serve.check_range("horizon", args.horizon, 1)
+        check_range("port", args.port, 0, 65535)
+        check_range("latency_ms", args.latency_ms, 0)
+        check_range("jitter_ms", args.jitter_ms, 0, args.latency_ms)
+        check_range("drop", args.drop, 0, 1)
+        check_range("horizon", args.horizon, 1)
         policy = make(args)
     except (ValueError, LookupError, OSError, ImportError) as error:
-        return serve.refuse(error)
+        return refuse(error, PROGRAM)
     print(policy.contract.describe())
-    return serve.run_server(
-        lambda: policy, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key
-    )
+    return run_server(lambda: policy, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
 
 
 def make(args: Args) -> DummyPolicy:

@@ -17,7 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openpi.cli import serve
+from openpi.checkpoints.find import find_step
+from openpi.cli import server
+from openpi.cli._running import run_server
+from openpi.cli.console import check_range, refuse
+from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from openpi_client.base_policy import BasePolicy
@@ -124,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         load = loader(args)
     except (ValueError, OSError) as error:
-        return serve.refuse(error, PROGRAM)
-    return serve.run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
+        return refuse(error, PROGRAM)
+    return run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
 
 
 def loader(args: Args) -> Callable[[], BasePolicy]:
@@ -135,13 +139,16 @@ def loader(args: Args) -> Callable[[], BasePolicy]:
         FileNotFoundError: there is no checkpoint in the folder; says what is there.
         ValueError: no recipe of that name, no such port, or an option that an exported model does not have.
     """
-    serve.check_range("port", args.port, *serve.RANGES["port"])
+    from openpi.training.config import get_config
+
+    check_range("port", args.port, *server.RANGES["port"])
     chosen = choose_checkpoint(args)
     if isinstance(chosen, Checkpoint):
-        check(chosen)
-        load = functools.partial(
-            load_policy, chosen, args.default_prompt, backend=args.backend, pytorch_device=args.pytorch_device
-        )
+        get_config(chosen.config)
+        if "://" not in chosen.dir:
+            find_step(chosen.dir)
+        same = {field: getattr(args, field) for field in ("default_prompt", "backend", "pytorch_device")}
+        load = functools.partial(server.load_policy, server.Args(chosen.dir, config=chosen.config, **same))
     else:
         if args.backend == "pytorch" or args.pytorch_device is not None:
             raise ValueError("an exported model is a graph of JAX; leave out --backend and --pytorch-device")
@@ -149,28 +156,6 @@ def loader(args: Args) -> Callable[[], BasePolicy]:
             find_exported(chosen.dir)
         load = functools.partial(load_exported, chosen, args.env, args.default_prompt)
     return functools.partial(_recorded, load) if args.record else load
-
-
-def check(chosen: Checkpoint) -> None:
-    """Raises FileNotFoundError or ValueError as of `loader`."""
-    from openpi.training.config import get_config
-
-    get_config(chosen.config)
-    if "://" not in chosen.dir:
-        serve.find_checkpoint(chosen.dir)
-
-
-def load_policy(
-    chosen: Checkpoint,
-    default_prompt: str | None,
-    *,
-    backend: Literal["jax", "pytorch"] | None = None,
-    pytorch_device: str | None = None,
-) -> BasePolicy:
-    """The policy, warm."""
-    return serve.load_policy(
-        chosen.dir, chosen.config, default_prompt=default_prompt, backend=backend, pytorch_device=pytorch_device
-    )
 
 
 def load_exported(chosen: Exported, env: EnvMode, default_prompt: str | None) -> BasePolicy:
@@ -183,7 +168,7 @@ def load_exported(chosen: Exported, env: EnvMode, default_prompt: str | None) ->
     from openpi.policies import exported_policy
     from openpi.serving.warm_up import warm_up
 
-    serve.use_compilation_cache()
+    use_compilation_cache()
     robot = exported_policy.ROBOTS[env.value]
     place = robot.url if chosen.dir is None else chosen.dir
     try:
@@ -200,8 +185,9 @@ def find_exported(place: str) -> Path:
     from openpi.policies import exported_policy
     from openpi.shared import download
 
-    folder = exported_policy.model_folder(download.maybe_download(place))
-    if not exported_policy.is_exported(folder):
+    folder = exported_policy.find(place)
+    if folder is None:
+        folder = download.maybe_download(place)
         found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
         raise FileNotFoundError(
             f"{folder} is no exported model: it has no file 'graph' (found: {', '.join(found) or 'nothing'}). A "

@@ -12,6 +12,10 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openpi.checkpoints.checkpoint import Checkpoint
 
 SUMMARY = "whether a checkpoint is whole and both backends agree on it"
 
@@ -24,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     configure_logging()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the certificate is of float32 on a processor
-    from openpi.cli import serve
+    from openpi.checkpoints.checkpoint import Checkpoint
 
     try:
-        checkpoint = serve.find_checkpoint(args.checkpoint)
+        checkpoint = Checkpoint.open(args.checkpoint)
         if args.accept:
-            _accept(checkpoint)
+            _accept(checkpoint.folder)
         else:
             _verify(checkpoint, args.config, is_writing=args.write)
     except (ValueError, OSError, ImportError) as error:
@@ -47,22 +51,23 @@ def _accept(checkpoint: Path) -> None:
     print(f"written: {checkpoint / checksums.CHECKSUMS_FILE}")
 
 
-def _verify(checkpoint: Path, config: str | None, *, is_writing: bool) -> None:
-    from openpi.cli import serve
+def _verify(checkpoint: Checkpoint, config: str | None, *, is_writing: bool) -> None:
     from openpi.policies import parity
-    from openpi.weights import checksums, layout
+    from openpi.training.recipe_io import recipe_of
+    from openpi.weights import checksums
 
-    has_sums = _check_files(checkpoint)
-    model = serve.choose_recipe(checkpoint, config).model
-    if has_sums and not is_writing and not (checkpoint / parity.PARITY_FILE).is_file():
-        layout.open_weights(model, checkpoint)
+    folder = checkpoint.folder
+    has_sums = _check_files(folder)
+    model = recipe_of(checkpoint, config).model
+    if has_sums and not is_writing and not (folder / parity.PARITY_FILE).is_file():
+        checkpoint.weights(model)
         print("there is no certificate, so backends are not compared (`openpi verify --write` makes one)")
     else:
-        for name, error in (parity.certify if is_writing else parity.verify)(checkpoint, model).items():
+        for name, error in (parity.certify if is_writing else parity.verify)(folder, model).items():
             print(f"{name}: largest error {error:.1e} (at most {parity.TOLERANCE:g})")
     if is_writing:
-        checksums.write(checkpoint, only=(parity.PARITY_FILE, parity.ARRAYS_FILE) if has_sums else None)
-    print("OK" if not is_writing else f"written: {checkpoint / parity.PARITY_FILE}")
+        checksums.write(folder, only=(parity.PARITY_FILE, parity.ARRAYS_FILE) if has_sums else None)
+    print("OK" if not is_writing else f"written: {folder / parity.PARITY_FILE}")
 
 
 def _check_files(checkpoint: Path) -> bool:

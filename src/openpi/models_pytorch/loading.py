@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
 from openpi.shared.tree import flatten
 from openpi.weights import names
-from openpi.weights.layout import open_weights
+from openpi.weights.layout import Weights
 
 
 def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:
@@ -60,7 +59,7 @@ def from_tree(config: BaseModelConfig, params: Mapping[str, Any], **options: Any
 
 def load_checkpoint(
     config: BaseModelConfig,
-    folder: Path,
+    weights: Weights,
     *,
     device: torch.device | str = "cpu",
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -68,12 +67,10 @@ def load_checkpoint(
     """A model from a checkpoint of any layout, read as it is: no conversion, no second copy in memory.
 
     Args:
-        folder: local; a checkpoint, or a `params/` folder.
         dtype: of the parameters, see `served_dtype`; None = as stored.
     Raises:
-        FileNotFoundError, ValueError: as of `weights.layout.open_weights`.
+        ValueError: as of `Weights.blocks`.
     """
-    weights = open_weights(config, folder)
     model = create(config)
     whole = torch.empty(0)
     for block in weights.blocks():

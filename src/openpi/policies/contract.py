@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi import transforms as _transforms
-from openpi.policies import images as _images
-from openpi.policies.colours import channel_mean, looks_bgr
+from openpi.checkpoints.checkpoint import CONTRACT_FILE
+from openpi.policies.images import channel_mean, layout_of, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
@@ -27,7 +27,6 @@ from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 from openpi.shared.typed_values import fitted_fields
 
-CONTRACT_FILE = "contract.json"
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
@@ -187,6 +186,11 @@ class Contract:
             return _from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
+
+    @classmethod
+    def find(cls, directory: Path) -> Contract | None:
+        """As `load`; None where there is no such file."""
+        return cls.load(directory) if (directory / CONTRACT_FILE).is_file() else None
 
     def check(self, observation: Mapping[str, Any]) -> None:
         """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
@@ -405,7 +409,7 @@ def _default_prompt(transforms: Iterable[Any]) -> str | None:
 
 
 def _check_image(camera: CameraSpec, image: np.ndarray) -> None:
-    layout = _images.layout_of(image, camera.key)
+    layout = layout_of(image, camera.key)
     if camera.layout not in ("any", layout):
         axes = {"hwc": "[h, w, 3]", "chw": "[3, h, w]"}
         raise ValueError(

@@ -20,6 +20,7 @@ from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy
 from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import RobotSpec
+from openpi.shared import download
 from openpi.shared.image_tools import resize_with_pad
 from openpi.transforms import DataTransformFn
 from openpi.weights import layout, names
@@ -194,7 +195,7 @@ def load(folder: Path, robot: Robot, *, processor: str | None = None, default_pr
     """
     from openpi.models import exported
 
-    folder = model_folder(folder)
+    folder = find(folder) or folder
     name = exported.choose_processor(folder, processor, robot.processor)
     norm_stats = exported.load_norm_stats(folder, name)
     graph = exported.Graph.read(folder)
@@ -246,14 +247,10 @@ def open_weights(config: Any, folder: Path) -> Weights:
     return layout.of_arrays(names.rows(config), decoder, source=str(folder))
 
 
-def model_folder(folder: Path) -> Path:
-    """The folder with the graph: this one, or `model/` in it."""
-    inner = folder / "model"
-    return inner if not is_exported(folder) and is_exported(inner) else folder
-
-
-def is_exported(folder: Path) -> bool:
-    return (folder / "graph").is_file()
+def find(place: Path | str) -> Path | None:
+    """The folder with the graph at a place, or in its `model/`; None where there is no exported model."""
+    folder = download.maybe_download(place)
+    return next((found for found in (folder, folder / "model") if (found / "graph").is_file()), None)
 
 
 def _check_fits(graph: Graph, robot: Robot, norm_stats: Mapping[str, NormStats], source: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.model_config import ModelType
 from openpi.models_pytorch.fp8_file import Calibration
 
@@ -25,7 +25,7 @@ def check_model(model_config: Any, dtype: str | None = None) -> None:
 
 def calibrate(
     model_config: Any,
-    folder: Path,
+    checkpoint: Checkpoint,
     samples: Sequence[Mapping[str, Any]],
     *,
     device: str | None = None,
@@ -35,7 +35,6 @@ def calibrate(
 ) -> Calibration:
     """
     Args:
-        folder: the checkpoint.
         samples: un-batched model inputs, as the recipe's transforms make them; what else they have is not read.
         target: lowest cosine of a sample's chunk in FP8 and without.
         about: what the samples are, for people.
@@ -50,7 +49,7 @@ def calibrate(
     fp8.check_device(on)
     if not samples:
         raise ValueError("there are no samples to calibrate with")
-    model = loading.load_checkpoint(model_config, folder, device=on, dtype="bfloat16")
+    model = loading.load_checkpoint(model_config, checkpoint.weights(model_config), device=on, dtype="bfloat16")
     sampler = PytorchSampler(model, device=str(on), uses_graphs=False)
     shape = (len(samples), 1, sampler.action_horizon, sampler.action_dim)
     noise = np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms as _transforms
+from openpi.checkpoints.checkpoint import RECIPE_FILE
 from openpi.policies.contract import Contract
 from openpi.policies.lerobot_trial import Known, Trial, relative_dims
 from openpi.policies.robot_spec import find_spec, numbered
 from openpi.weights import lerobot_files
+from openpi.weights.layout import read_config
 from openpi.weights.lerobot_writer import LeRobotRobot
 
 _CAMERA_PREFIX = "observation.images."
 _STATE = "observation.state"
-_RECIPE_FILE = "recipe.json"  # written by training, which is above this layer
 _SCALES = (0.3, 3.0)  # of the made-up numbers: grippers and angles live in the first, thresholds show in the second
 _KNOWN_MODEL_STEPS = (
     _transforms.InjectDefaultPrompt,
@@ -93,10 +94,10 @@ def check_relative(folder: Path, data_config: Any) -> None:
     Raises:
         ValueError: changes would be sent as targets, or targets as changes; the dimensions are named.
     """
-    if not lerobot_files.is_policy(folder):
+    if read_config(folder).get("type") is None:
         return
     theirs = lerobot_files.read_relative(folder)
-    if theirs is None and ((folder / _RECIPE_FILE).is_file() or not lerobot_files.has_processors(folder)):
+    if theirs is None and ((folder / RECIPE_FILE).is_file() or not lerobot_files.has_processors(folder)):
         return  # a base policy, or exported before such steps were written: the recipe beside it is what holds
     steps = data_config.data_transforms.outputs
     masks = [step.mask for step in steps if isinstance(step, _transforms.AbsoluteActions) and step.mask is not None]

@@ -51,6 +51,7 @@ class Policy(BasePolicy):
     """Runs one observation through transforms, model and back.
 
     Attributes:
+        transforms: observation -> un-batched model inputs.
         metadata: sent to robots when they connect.
         contract: what observations are checked against; None = unchecked.
         rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
@@ -82,6 +83,7 @@ class Policy(BasePolicy):
         is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
         self._sampler = sampler
+        self.transforms = tuple(transforms)
         self._steps = [*guards, *transforms]
         self._to_model = _transforms.compose(self._steps)
         self._unchecked_steps = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]

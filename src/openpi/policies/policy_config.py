@@ -10,33 +10,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openpi import transforms as _transforms
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
 from openpi.models_pytorch.fp8_file import Calibration
 from openpi.policies import lerobot_robot
 from openpi.policies.continuation import Continuation
-from openpi.policies.contract import CONTRACT_FILE, Contract
+from openpi.policies.contract import Contract
 from openpi.policies.fp8 import check_model
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, normalize, stats_check
+from openpi.shared import download, stats_check
 from openpi.shared.errors import install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
-from openpi.weights import checksums, layout, lerobot_files
+from openpi.weights import checksums, layout
+from openpi.weights.layout import Layout
 
 logger = logging.getLogger("openpi")
 
 Backend = Literal["jax", "pytorch"]
 
-TOKENIZER_FILE = "assets/tokenizer.model"
-ACTION_TOKENIZER_DIR = "assets/action_tokenizer"
-
 
 def create_trained_policy(
     train_config: Any,
-    checkpoint_dir: Path | str,
+    checkpoint_dir: Path | str | Checkpoint,
     *,
     repack_transforms: _transforms.Group | None = None,
     sample_kwargs: Mapping[str, Any] | None = None,
@@ -56,7 +55,7 @@ def create_trained_policy(
     Args:
         train_config: the recipe, with the fields of `TrainConfig`.
         checkpoint_dir: folder with `params/` or `model.safetensors`, and `assets/`, local or remote; see
-            `docs/reference/checkpoints.md`.
+            `docs/reference/checkpoints.md`. Or the checkpoint, open.
         repack_transforms: applied before and after everything else, to adapt a client's keys.
         sample_kwargs: passed to the model with every call, such as `num_steps`. pi0-FAST is held to the grammar of
             its tokenizer unless `grammar` is among them.
@@ -80,27 +79,30 @@ def create_trained_policy(
     _check_backend(backend, pytorch_device)
     if fp8:
         _check_fp8(train_config.model, backend, pytorch_device, dtype)
-    folder = download.maybe_download(str(checkpoint_dir))
-    backend = backend or choose_backend(folder, pytorch_device)
+    is_open = isinstance(checkpoint_dir, Checkpoint)
+    checkpoint = checkpoint_dir if is_open else Checkpoint(download.maybe_download(checkpoint_dir))
+    if backend is None:
+        backend = "jax" if checkpoint.layout is Layout.JAX and pytorch_device is None else "pytorch"
     _check_backend(backend, pytorch_device)
-    calibration = Calibration.load(folder) if fp8 else None
-    _warn_of_other_horizon(train_config.model, folder)
+    calibration = checkpoint.read(Calibration.load) if fp8 else None
+    _warn_of_other_horizon(train_config.model, checkpoint.folder)
     pipeline = load_pipeline(
         train_config,
-        folder,
+        checkpoint,
         repack_transforms=repack_transforms,
         default_prompt=default_prompt,
         norm_stats=norm_stats,
     )
     continuation = _continuation(rtc, train_config.model, pipeline)
+    repack = repack_transforms or _transforms.Group()
     return Policy(
-        _load_sampler(train_config.model, folder, backend, pytorch_device, dtype, calibration),
+        _load_sampler(train_config.model, checkpoint, backend, pytorch_device, dtype, calibration),
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
         metadata=getattr(train_config, "policy_metadata", None),  # which copies of the first version lack
         contract=pipeline.contract,
-        hold_transforms=_hold_transforms(pipeline, train_config.model.action_horizon, repack_transforms)
+        hold_transforms=[*hold_transforms(pipeline.data_config, train_config.model.action_horizon), *repack.outputs]
         if on_undecodable == "hold" and _writes_tokens(pipeline)
         else None,
         continuation=continuation,
@@ -140,30 +142,35 @@ class Pipeline:
 
 def load_pipeline(
     train_config: Any,
-    folder: Path,
+    checkpoint: Checkpoint,
     *,
     repack_transforms: _transforms.Group | None = None,
     default_prompt: str | None = None,
     norm_stats: Mapping[str, NormStats] | None = None,
 ) -> Pipeline:
-    """The pipeline of a checkpoint in a local folder; arguments and errors as of `create_trained_policy`."""
-    checksums.check_small_files(folder)
-    data_config = data_config_of(train_config, folder)
-    lerobot_robot.check_relative(folder, data_config)
+    """The pipeline of a checkpoint; arguments and errors as of `create_trained_policy`."""
+    checksums.check_small_files(checkpoint.folder)
+    data_config = data_config_of(train_config, checkpoint)
     if norm_stats is None:
-        norm_stats = _load_norm_stats(folder, data_config)
-    check_norm_stats(norm_stats, data_config, folder)
+        norm_stats = norm_stats_of(checkpoint, data_config)
+    check_norm_stats(norm_stats, data_config, checkpoint.folder)
     data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
-    contract = _load_contract(folder, data_config, train_config.model)
+    contract = _contract_of(checkpoint, data_config, train_config.model)
     if contract is not None and default_prompt is not None:
         contract = dataclasses.replace(contract, default_prompt=default_prompt)
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
 
 
-def data_config_of(train_config: Any, folder: Path) -> Any:
-    """The recipe's data half, expanded with what the checkpoint brings: tokenizers and assets."""
-    model = _with_own_tokenizer(train_config, folder).model
-    return _with_own_assets(train_config.data, folder).create(folder / "assets", model)
+def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
+    """The recipe's data half, expanded with what the checkpoint brings: tokenizers and assets.
+
+    Raises:
+        ValueError: a LeRobot policy's actions are relative to the state in other dimensions than the recipe's.
+    """
+    model = _with_own_tokenizers(train_config.model, checkpoint.tokenizers)
+    data_config = _with_own_assets(train_config.data, checkpoint.assets).create(checkpoint.assets, model)
+    lerobot_robot.check_relative(checkpoint.folder, data_config)
+    return data_config
 
 
 def _check_actions_can_be_decoded(model_config: Any) -> None:
@@ -171,16 +178,6 @@ def _check_actions_can_be_decoded(model_config: Any) -> None:
     check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
     if check is not None:
         check()
-
-
-def choose_backend(folder: Path, pytorch_device: str | None = None) -> Backend:
-    """What runs a checkpoint unless one asks for something else.
-
-    Raises:
-        FileNotFoundError: the folder is no checkpoint.
-    """
-    is_jax = layout.find_layout(folder) is layout.Layout.JAX
-    return "jax" if is_jax and pytorch_device is None else "pytorch"
 
 
 def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
@@ -221,37 +218,22 @@ def _warn_of_other_horizon(model_config: Any, folder: Path) -> None:
         )
 
 
-def _with_own_tokenizer(train_config: Any, folder: Path) -> Any:
-    """The recipe, with the tokenizers that the checkpoint was trained with, if it brings them."""
-    files = {"tokenizer_path": folder / TOKENIZER_FILE, "action_tokenizer_path": folder / ACTION_TOKENIZER_DIR}
-    own: dict[str, Any] = {
-        field: str(path) for field, path in files.items() if path.exists() and hasattr(train_config.model, field)
-    }
-    model = train_config.model
+def _with_own_tokenizers(model: Any, tokenizers: Mapping[str, Path]) -> Any:
+    """The model's config, with the tokenizers that the checkpoint was trained with."""
+    own: dict[str, Any] = {field: str(path) for field, path in tokenizers.items() if hasattr(model, field)}
     kwargs = getattr(model, "fast_model_tokenizer_kwargs", None)
     if kwargs:  # what they name is where the checkpoint's own came from
         known = {"tokenizer_path": "model_path", "action_tokenizer_path": "fast_tokenizer_path"}
         replaced = {known[field] for field in own}
         own["fast_model_tokenizer_kwargs"] = {key: v for key, v in kwargs.items() if key not in replaced}
-    return dataclasses.replace(train_config, model=dataclasses.replace(model, **own))
+    return dataclasses.replace(model, **own)
 
 
-def _with_own_assets(data: Any, folder: Path) -> Any:
+def _with_own_assets(data: Any, assets: Path) -> Any:
     """The recipe's data half, reading statistics in the checkpoint: those it names elsewhere may be far away."""
     if not hasattr(data, "assets"):
         return data
-    return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(folder / "assets")))
-
-
-def find_norm_stats(train_config: Any, folder: Path) -> tuple[str, dict[str, NormStats]]:
-    """Asset id and statistics that a checkpoint is served with.
-
-    Raises:
-        ValueError: the recipe names no asset id, or the statistics are of another kind.
-        FileNotFoundError: there are none.
-    """
-    data_config = train_config.data.create_base_config(folder / "assets", train_config.model)
-    return data_config.asset_id, _load_norm_stats(folder, data_config)
+    return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(assets)))
 
 
 def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, folder: Path | str) -> None:
@@ -276,23 +258,26 @@ def stats_dims(data_config: Any) -> stats_check.Dims:
     return stats_check.Dims({}, {} if spec is None else {"state": spec.state_names, "actions": spec.actions.names})
 
 
-def _load_norm_stats(folder: Path, data_config: Any) -> dict[str, NormStats]:
-    asset_id = data_config.asset_id
-    if asset_id is None:
+def norm_stats_of(checkpoint: Checkpoint, data_config: Any) -> dict[str, NormStats]:
+    """The statistics that a checkpoint is served with.
+
+    Raises:
+        ValueError: the recipe names no asset id, or the statistics are of another kind.
+        FileNotFoundError: there are none.
+    """
+    if data_config.asset_id is None:
         raise ValueError(
             "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
             "use; set data.assets.asset_id, or pass norm_stats"
         )
-    if not (folder / "assets").is_dir() and layout.find_layout(folder) is layout.Layout.LEROBOT:
-        return lerobot_files.read_norm_stats(folder, use_quantiles=data_config.use_quantile_norm)
-    return normalize.load(folder / "assets" / asset_id)
+    return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
-def _load_contract(folder: Path, data_config: Any, model_config: Any) -> Contract | None:
+def _contract_of(checkpoint: Checkpoint, data_config: Any, model_config: Any) -> Contract | None:
     """The checkpoint's contract; refuses statistics of another robot, and says where the recipe differs."""
-    if not (folder / CONTRACT_FILE).is_file():
+    contract = checkpoint.read(Contract.find)
+    if contract is None:
         return None
-    contract = Contract.load(folder)
     contract.check_norm_stats(data_config.norm_stats)
     if find_spec(data_config.data_transforms.inputs) is not None:
         served = Contract.build(data_config, model_config, control_hz=contract.control_hz)
@@ -343,16 +328,9 @@ def _writes_tokens(pipeline: Pipeline) -> bool:
     return any(isinstance(step, _transforms.ExtractFASTActions) for step in pipeline.outputs)
 
 
-def _hold_transforms(
-    pipeline: Pipeline, horizon: int, repack_transforms: _transforms.Group | None
-) -> list[_transforms.DataTransformFn]:
-    repack = () if repack_transforms is None else repack_transforms.outputs
-    return [*hold_transforms(pipeline.data_config, horizon), *repack]
-
-
 def _load_sampler(
     model_config: Any,
-    folder: Path,
+    checkpoint: Checkpoint,
     backend: Backend,
     pytorch_device: str | None,
     dtype: Any,
@@ -368,12 +346,11 @@ def _load_sampler(
         from openpi.policies.sampler_pytorch import PytorchSampler, resolve_device
 
         device = resolve_device(pytorch_device)
-        model = load_checkpoint(model_config, folder, device=device, dtype=dtype)
+        model = load_checkpoint(model_config, checkpoint.weights(model_config), device=device, dtype=dtype)
         compile_mode = getattr(model_config, "pytorch_compile_mode", None) if device.type == "cuda" else None
         return PytorchSampler(model, device=str(device), compile_mode=compile_mode, calibration=calibration)
     from openpi.policies.sampler_jax import JaxSampler
     from openpi.weights import on_device
 
     shapes = {path: leaf.shape for path, leaf in flatten(model_config.abstract_params()).items()}
-    weights = layout.open_tree(shapes, folder)
-    return JaxSampler(model_config.load(on_device.read_params(weights, dtype=dtype)))
+    return JaxSampler(model_config.load(on_device.read_params(checkpoint.weights_of(shapes), dtype=dtype)))

@@ -1,9 +1,16 @@
-"""One call of a sampler in its parts."""
+"""The programs of a sampler: which part of its padded inputs it runs, and one call in its parts."""
+
+from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+
+from openpi.models import compact
+from openpi.models.compact import Extent
+from openpi.models.model_config import BaseModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,3 +35,42 @@ class Program:
         self.send()
         self.run()
         return self.fetch()
+
+
+class Extents:
+    """What a sampler has programs for, by batch size and options, so that nothing is compiled while a robot waits.
+
+    Args:
+        config: of the model; one without `skip_unused` runs everything.
+    """
+
+    def __init__(self, config: BaseModelConfig) -> None:
+        self._config = config
+        self._ready: dict[Any, set[Extent]] = {}
+
+    def choose(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
+        """The least that holds all these inputs use, of what is ready; else everything. A robot must not wait for the
+        compiler because its prompt has grown by a token.
+        """
+        used, whole = self.used(inputs, options), compact.whole_extent(inputs)
+        enough = [extent for extent in (*self._ready_for(inputs, options), whole) if extent.holds(used)]
+        return min(enough, key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
+
+    def make_ready(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> list[Extent]:
+        """What to warm up for inputs like these: anything that they could hold, so that no later call has to compile,
+        and what these use and prompts a little longer, which is less work. They count as ready from now on.
+        """
+        whole = compact.whole_extent(inputs)
+        extents = list(dict.fromkeys((whole, compact.longer(self.used(inputs, options), whole))))
+        self._ready_for(inputs, options).update(extents)
+        return extents
+
+    def used(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
+        """The least that holds all these inputs use."""
+        if not self._config.skip_unused:
+            return compact.whole_extent(inputs)
+        exact_slots = dict(options).get("exact_slots", False)
+        return compact.used_extent(inputs, reads_masked=compact.reads_masked(self._config, exact_slots=exact_slots))
+
+    def _ready_for(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
+        return self._ready.setdefault((len(inputs["state"]), options), set())

@@ -11,8 +11,7 @@ import numpy as np
 
 from openpi.models import compact, rtc
 from openpi.models.model import BaseModel, Observation
-from openpi.policies.extents import Extents
-from openpi.policies.program import Program
+from openpi.policies.program import Extents, Program
 
 
 class JaxSampler:

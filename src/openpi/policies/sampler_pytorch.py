@@ -18,9 +18,8 @@ from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.fp8_file import Calibration
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
-from openpi.policies.extents import Extents
 from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
-from openpi.policies.program import Program
+from openpi.policies.program import Extents, Program
 
 logger = logging.getLogger("openpi")
 

@@ -1,20 +1,12 @@
 """Which models a server has: one policy, or the checkpoints of an experiment and others beside them."""
 
 import dataclasses
-import logging
-import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from openpi.checkpoints.find import step_number
 from openpi.serving.errors import UnknownModelError
-from openpi.shared.remote import find_files
-from openpi.weights import safetensors_io
 from openpi_client.base_policy import BasePolicy
-
-logger = logging.getLogger("openpi")
-
-_STEP_FOLDER = re.compile(r"(checkpoint-)?(\d+)")
 
 
 class Catalog(Protocol):
@@ -110,39 +102,3 @@ class Checkpoints:
 
     def describe(self, model_id: str) -> Mapping[str, Any]:
         return self.description
-
-
-def steps_in(experiment: Path) -> dict[str, str]:
-    """The complete checkpoints in a folder by name, ascending by step."""
-    entries = list(experiment.iterdir()) if experiment.is_dir() else []
-    return {name: str(experiment / name) for name in _by_step(entry.name for entry in entries if is_complete(entry))}
-
-
-def steps_at(url: str) -> dict[str, str]:
-    """The complete checkpoints below a URL by name, ascending by step; empty where they cannot be listed, as offline or
-    for a checkpoint itself.
-    """
-    try:
-        names = [file.name for file in find_files(url)]
-    except (OSError, ValueError, ImportError) as error:
-        logger.debug("%s cannot be listed", url, exc_info=error)
-        return {}
-    markers = ("/params/_METADATA", f"/{safetensors_io.SINGLE_FILE}", f"/{safetensors_io.INDEX_FILE}")
-    complete = {name.removesuffix(marker) for name in names for marker in markers if name.endswith(marker)}
-    return {name: f"{url.rstrip('/')}/{name}" for name in _by_step(complete)}
-
-
-def _by_step(names: Iterable[str]) -> list[str]:
-    numbers = {name: number for name in names if (number := step_number(name)) is not None}
-    return sorted(numbers, key=lambda name: (numbers[name], name))
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder holds weights, all written."""
-    return (folder / "params" / "_METADATA").is_file() or safetensors_io.is_here(folder)
-
-
-def step_number(name: str) -> int | None:
-    """10000 of `10000`, `010000` and `checkpoint-10000`; None of anything else."""
-    match = _STEP_FOLDER.fullmatch(name)
-    return int(match.group(2)) if match else None

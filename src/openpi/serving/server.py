@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from openpi.codecs.codec import Codec
 from openpi.policies.guards import ObservationError
-from openpi.serving import allocator, pages
+from openpi.serving import memory, pages
 from openpi.serving.access import (
     Limits,
     check_key,
@@ -152,7 +152,7 @@ class PolicyServer:
             OSError: the port cannot be opened.
             Exception: whatever loading the default model raised; waiting clients were told.
         """
-        allocator.keep_freed_memory()
+        memory.keep_freed_memory()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with Listener(
             self._host,
@@ -205,7 +205,7 @@ class PolicyServer:
             live = [connection.live for connection in self._sessions.values() if connection.live]
         rested = [session.rest(_IDLE_S) for session in live]
         if any(rested):
-            allocator.give_back()
+            memory.give_freed_back()
 
     def _drain(self, listener: Listener) -> None:
         """Closes idle sessions and waits for the busy ones, which close themselves after their reply."""

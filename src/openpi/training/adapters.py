@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.shared.tree import unflatten
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
@@ -44,7 +43,7 @@ def check_base(config: TrainConfig, backend: Backend) -> None:
         )
 
 
-def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: Path | None) -> AdapterBase | None:
+def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: Checkpoint | None) -> AdapterBase | None:
     """What checkpoints have to say about the frozen weights that they leave out; None when they hold all.
 
     Raises:
@@ -52,7 +51,7 @@ def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: P
     """
     if config.save_frozen_params:
         return None
-    before = None if resumed_from is None else AdapterBase.load(resumed_from)
+    before = None if resumed_from is None else resumed_from.read(AdapterBase.load)
     if before is not None:
         return before  # whatever the recipe says now: this is where they were read
     shapes = {path: tuple(spec.shape) for path, spec in backend.param_specs().items()}

@@ -21,12 +21,12 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from openpi.checkpoints.find import complete_steps
 from openpi.shared import published
 from openpi.shared.errors import first_line
 from openpi.shared.locks import FileLock, HeldElsewhereError
@@ -38,13 +38,6 @@ logger = logging.getLogger("openpi")
 
 LOCK_FILE = ".lock"  # and what begins so
 METRICS_FILE = "eval_metrics.json"
-# Of JAX and of PyTorch, a file that a folder of weights is known by.
-_MARKS = ("params/_METADATA", "model.safetensors")
-# What each needs besides to train on.
-_STATE_FILES = (
-    (_MARKS[0], "train_state/_METADATA"),
-    (_MARKS[1], "train_state.safetensors", "train_state.json"),
-)
 _PARTIAL = ".partial-"
 _DISCARDED = ".discarded-"
 
@@ -219,30 +212,6 @@ class Checkpoints:
             # Renamed first: a half-deleted checkpoint must not look like one.
             discarded = self.path(step).rename(self.directory / f"{_DISCARDED}{step}")
             shutil.rmtree(discarded)
-
-
-def complete_steps(directory: Path | str) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending; empty if there is no such directory."""
-    directory = Path(directory)
-    return [step for step in _numbered(directory) if any((directory / str(step) / mark).is_file() for mark in _MARKS)]
-
-
-def _numbered(directory: Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if re.fullmatch(r"\d+", entry.name))
-
-
-def damaged_steps(directory: Path | str) -> dict[int, str]:
-    """By step, which file of the training state is missing: a whole checkpoint has those of its framework."""
-    found = {}
-    for step in _numbered(Path(directory)):
-        folder = Path(directory) / str(step)
-        wanted = next((files for files in _STATE_FILES if (folder / files[0]).is_file()), None)
-        missing = [] if wanted is None else [name for name in wanted if not (folder / name).is_file()]
-        if wanted is None or missing:
-            found[step] = " and ".join(missing) or f"neither {' nor '.join(_MARKS)}"
-    return found
 
 
 def best_step(directory: Path | str) -> int | None:

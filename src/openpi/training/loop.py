@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from openpi import transforms
+from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, Checkpoint
 from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
-from openpi.policies.policy_config import ACTION_TOKENIZER_DIR, TOKENIZER_FILE
 from openpi.shared import normalize
 from openpi.training import adapters, preflight, processes, recipe_io, resume, run_directory
 from openpi.training.backend import Backend, PlacedBatch, State, open_backend
@@ -83,7 +83,7 @@ def _train(
     config: TrainConfig, backend: Backend, checkpoints: Checkpoints, last_step: int | None, interrupts: Interrupts
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
-    checkpoint = None if last_step is None else checkpoints.path(last_step)
+    checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
     if checkpoint is None:
         with processes.together("fetching the weights"):
             preflight.check_weights(config, backend)

@@ -10,26 +10,26 @@ import itertools
 import logging
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openpi import transforms
 from openpi.data.batch_loader import SourceLoader
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.droid_rlds.episode import CONTROL_HZ
 from openpi.data.lerobot.features import dimension_names
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
-from openpi.policies.colours import channel_means
 from openpi.policies.contract import Contract
+from openpi.policies.images import channel_means
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, seen, stats_in_use, tracking
-from openpi.training.action_limits import with_recorded_limits
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.first_look import FirstLook
+from openpi.training.robot_actions import with_recorded_limits
 
 logger = logging.getLogger("openpi")
 
@@ -69,7 +69,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
     _warn_of_deltas_of_deltas(config)
     if config.holdout_episodes:
         data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
-    recipe_io.check_recipe_can_be_saved(config)
+    recipe_io.recipe_values(config)  # raises what saving it would
     adapters.check_recipe(config, backend)
     backend.check()
     paths = backend.param_specs()
@@ -129,7 +129,7 @@ def check_weights(config: TrainConfig, backend: Backend) -> None:
         check(unflatten(backend.param_specs()))
 
 
-def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Path | None = None) -> TrainingData:
+def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Checkpoint | None = None) -> TrainingData:
     """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
 
     Called by all processes of a run; the first computes the statistics.
@@ -148,7 +148,9 @@ def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Path | None 
     return data
 
 
-def _open_data(config: TrainConfig, data_config: DataConfig, num_devices: int, checkpoint: Path | None) -> TrainingData:
+def _open_data(
+    config: TrainConfig, data_config: DataConfig, num_devices: int, checkpoint: Checkpoint | None
+) -> TrainingData:
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         return TrainingData(data_config, _loader(config, data_config), holdout=None, contract=None)
     data_config = with_usable_statistics(config, data_config, checkpoint)
@@ -171,7 +173,9 @@ def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> Sou
     return data_loader.create_batch_loader(config, data_config=data_config, part=part, **options)
 
 
-def with_usable_statistics(config: TrainConfig, data_config: DataConfig, checkpoint: Path | None = None) -> DataConfig:
+def with_usable_statistics(
+    config: TrainConfig, data_config: DataConfig, checkpoint: Checkpoint | None = None
+) -> DataConfig:
     """Checks the statistics against a sample as it is when it is normalised; see `stats_in_use.usable`.
 
     Raises:

@@ -17,21 +17,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openpi.checkpoints.checkpoint import RECIPE_FILE, Checkpoint
+from openpi.shared import download
 from openpi.shared.tree import flatten
-from openpi.training.config import TrainConfig
+from openpi.training.config import TrainConfig, config_names, get_config
 from openpi.training.recipe_decoding import Decoder, upgrade
 from openpi.training.recipe_encoding import Encoder, differences
 from openpi.training.recipe_sources import OwnCode
 from openpi.weights import checksums
 
-RECIPE_FILE = "recipe.json"
 _VERSION = 2
 _READ_VERSIONS = (1, 2)
 _MAX_BYTES = 2**24
+# What of a recipe changes how a checkpoint is served.
+_SERVED_FIELDS = ("model", "data", "policy_metadata")
+
+logger = logging.getLogger("openpi")
 
 
 def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
@@ -49,11 +55,6 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     partial = directory / f".{RECIPE_FILE}.partial"
     partial.write_text(json.dumps(document, indent=2) + "\n")
     return partial.rename(directory / RECIPE_FILE)
-
-
-def check_recipe_can_be_saved(config: TrainConfig) -> None:
-    """Raises what `save_recipe` would, and writes nothing."""
-    recipe_values(config)
 
 
 def recipe_values(config: TrainConfig) -> dict[str, Any]:
@@ -112,6 +113,48 @@ def load_recipe(directory: Path | str) -> TrainConfig:
         if not isinstance(config, TrainConfig):
             raise ValueError(f"it holds a {type(config).__name__}; expected a TrainConfig")
     return config
+
+
+def recipe_of(checkpoint: Checkpoint, name: str | None = None) -> TrainConfig:
+    """The recipe called `name`, else the checkpoint's own; logs where the two differ.
+
+    Raises:
+        FileNotFoundError: the checkpoint has no recipe, and none is named.
+        ValueError: unknown name, or a damaged recipe.
+    """
+    if name is None:
+        return checkpoint.read(load_recipe)
+    named = get_config(name)
+    for field, before, now in changes_since(checkpoint.folder, named):
+        if field.partition(".")[0] in _SERVED_FIELDS:
+            text = f"{field} is {now!r}, the checkpoint was trained with {before!r}"
+            logger.warning("recipe '%s' differs from the checkpoint's: %s", name, text)
+    return named
+
+
+def resolve(name: str, config: str | None = None) -> tuple[TrainConfig, Checkpoint | None]:
+    """RECIPE_OR_CHECKPOINT of a command line: a recipe, and the checkpoint unless only a recipe was named.
+
+    Args:
+        name: a registered recipe, `path.py:attribute`, `module:attribute`, or a place, as of `Checkpoint.open`.
+        config: recipe to use instead of the one that the checkpoint carries; released checkpoints carry none.
+    Raises:
+        ValueError: no such recipe, or `config` is given with one.
+        FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
+    """
+    if name not in config_names() and _is_place(name):
+        checkpoint = Checkpoint.open(name)
+        return recipe_of(checkpoint, config), checkpoint
+    if config is not None:
+        raise ValueError(f"--config={config} goes with a checkpoint, and '{name}' is not one; name one of the two")
+    return get_config(name), None
+
+
+def _is_place(name: str) -> bool:
+    """Recipe names have no slash, and references to recipes in files have a colon."""
+    if download.is_address(name) or Path(name).is_dir():
+        return True
+    return ":" not in name and ("/" in name or name.startswith("~"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,13 @@ import enum
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.checkpoints.find import complete_steps
 from openpi.shared.errors import first_line
 from openpi.training import overrides, recipe_io
 from openpi.training.backend import Backend, State
-from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig
 from openpi.training.preflight import TrainingData
 from openpi.training.progress import Window
@@ -41,9 +41,9 @@ def with_own_values(recipe: TrainConfig, config: TrainConfig) -> TrainConfig:
     steps = complete_steps(config.checkpoint_dir)
     if not steps:
         return recipe
-    checkpoint = config.checkpoint_dir / str(steps[-1])
+    checkpoint = Checkpoint(config.checkpoint_dir / str(steps[-1]))
     try:
-        stored = recipe_io.load_recipe(checkpoint)
+        stored = checkpoint.read(recipe_io.load_recipe)
     except FileNotFoundError:
         return recipe  # of the reference trainer
     except ValueError as error:
@@ -75,19 +75,22 @@ def _merged(now: Any, before: Any, flagged: Any, path: str) -> Any:
     return dataclasses.replace(now, **changes)
 
 
-def continue_run(config: TrainConfig, backend: Backend, checkpoint: Path, data: TrainingData, window: Window) -> State:
+def continue_run(
+    config: TrainConfig, backend: Backend, checkpoint: Checkpoint, data: TrainingData, window: Window
+) -> State:
     """The state of a checkpoint; data order and metrics go on, too.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another recipe; what has changed is named by its flag, with what
             can be done.
     """
-    changes = _changes(checkpoint, config)
-    for field, (old, new) in changes.items():
+    found = recipe_io.changes_since(checkpoint.folder, config)
+    changes = {field: (old, new) for field, old, new in found if field not in _OF_THE_COMMAND}
+    for field, (old, new) in changes.items():  # they hold from here on
         logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
     try:
-        checksums.check_small_files(checkpoint)
-        state = backend.restore_state(checkpoint)
+        checksums.check_small_files(checkpoint.folder)
+        state = backend.restore_state(checkpoint.folder)
         loop_state = _read_loop_state(checkpoint)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
@@ -97,15 +100,9 @@ def continue_run(config: TrainConfig, backend: Backend, checkpoint: Path, data: 
     return state
 
 
-def _changes(checkpoint: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """A resumed run may have other flags than before; they hold from here on."""
-    changes = recipe_io.changes_since(checkpoint, config)
-    return {field: (old, new) for field, old, new in changes if field not in _OF_THE_COMMAND}
-
-
-def _read_loop_state(checkpoint: Path) -> dict[str, Any] | None:
+def _read_loop_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Checkpoints of the reference trainer have none, and the data order starts anew."""
-    file = checkpoint / LOOP_STATE_FILE
+    file = checkpoint.folder / LOOP_STATE_FILE
     if not file.is_file():
         logger.warning("%s has no %s: the data order starts from the seed again", checkpoint, LOOP_STATE_FILE)
         return None
@@ -116,11 +113,11 @@ def _read_loop_state(checkpoint: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error
 
 
-def _cannot_continue(config: TrainConfig, checkpoint: Path, changes: Mapping[str, Any], error: Exception) -> str:
+def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Mapping[str, Any], error: Exception) -> str:
     """Why, and how to go on: whoever changed the model or the optimizer knows it by the flag."""
     fitting = {field: value for field, value in changes.items() if field.startswith(("model.", "optimizer", "ema"))}
     if not fitting:
-        return damaged_message(checkpoint.parent, int(checkpoint.name), first_line(error))
+        return damaged_message(checkpoint.folder.parent, int(checkpoint.folder.name), first_line(error))
     flags = ", ".join(f"--{field.replace('_', '-')} was {old}, is {new}" for field, (old, new) in fitting.items())
     return (
         f"{error}\nChanged since the checkpoint: {flags}. Leave these flags out to continue, or start a new run from "
@@ -129,7 +126,11 @@ def _cannot_continue(config: TrainConfig, checkpoint: Path, changes: Mapping[str
 
 
 def _restore_data(
-    config: TrainConfig, checkpoint: Path, changes: Mapping[str, Any], data: TrainingData, state: Mapping[str, Any]
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    changes: Mapping[str, Any],
+    data: TrainingData,
+    state: Mapping[str, Any],
 ) -> None:
     """The data order goes on; where the data are others, a new one begins, and that is said."""
     different = data.train.changes_since(state)
@@ -154,10 +155,10 @@ def _restore_data(
     data.train.restart_after(state)
 
 
-def weights_flag(config: TrainConfig, checkpoint: Path) -> str:
+def weights_flag(config: TrainConfig, checkpoint: Checkpoint) -> str:
     """What starts a new run of the recipe from a checkpoint's weights."""
     if config.backend == "pytorch":
         return f"--pytorch-weight-path={checkpoint}"
     if hasattr(config.weight_loader, "params_path"):
-        return f"--weight-loader.params-path={checkpoint / 'params'}"
-    return f"--pytorch-weight-path={checkpoint / 'params'}"  # which JAX takes where there is nothing else
+        return f"--weight-loader.params-path={checkpoint.folder / 'params'}"
+    return f"--pytorch-weight-path={checkpoint.folder / 'params'}"  # which JAX takes where there is nothing else

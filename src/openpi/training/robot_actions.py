@@ -1,13 +1,21 @@
-"""From actions as the model has them back to the robot's, by the transforms that serving uses."""
+"""Actions as the robot has them: back from those of the model, and their limits in what was recorded."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from openpi import transforms
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.policies.contract import Contract
 from openpi.training.data_config import DataConfig
+from openpi_client.realtime.limits import Limits
+
+# A dimension that never moved in the recordings has no fastest step; JSON knows no infinity.
+_ANY_STEP = 1e9
 
 
 def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -24,3 +32,37 @@ def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.
         )
     )
     return lambda state, actions: np.asarray(chain({"state": state, "actions": actions})["actions"])
+
+
+def with_recorded_limits(
+    contract: Contract, dataset: Any, data_config: DataConfig, client: Any, returned: np.ndarray
+) -> Contract:
+    """The contract with the range and the speed of the dataset's actions, and a little more.
+
+    They are left out where recorded actions are not what the robot gets: the recipe's transforms make others of them.
+
+    Args:
+        client: a sample under client keys.
+        returned: [h, width], its actions as the robot would get them back.
+    """
+    keys = data_config.action_sequence_keys
+    if not isinstance(dataset, LeRobotDataset) or len(keys) != 1:
+        return contract
+    recorded, sent = dataset.column(keys[0]), np.asarray(client.get("actions", ()))
+    are_same = recorded.ndim == 2 and recorded.shape[1] == contract.actions.width and len(recorded) > 1
+    if not are_same or sent.shape != returned.shape or not np.allclose(sent, returned, rtol=1e-3, atol=1e-3):
+        return contract
+    if not _has_row(recorded, sent[0]):
+        return contract
+    limits = Limits.from_recorded(recorded, dataset.episode_bounds[:, 1].tolist())
+    steps = np.minimum(np.asarray(limits.max_step), _ANY_STEP)
+    return dataclasses.replace(
+        contract,
+        action_low=tuple(np.asarray(limits.low).tolist()),
+        action_high=tuple(np.asarray(limits.high).tolist()),
+        action_max_step=tuple(steps.tolist()),
+    )
+
+
+def _has_row(rows: np.ndarray, row: np.ndarray) -> bool:
+    return bool((np.abs(rows - row) <= 1e-5 * (1 + np.abs(row))).all(axis=1).any())

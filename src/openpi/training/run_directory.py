@@ -9,8 +9,9 @@ import time
 import uuid
 from pathlib import Path
 
+from openpi.checkpoints.find import complete_steps, damaged_steps
 from openpi.training import processes
-from openpi.training.checkpoints import LOCK_FILE, Checkpoints, complete_steps, damaged_steps
+from openpi.training.checkpoints import LOCK_FILE, Checkpoints
 from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
@@ -36,11 +37,9 @@ def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     if processes.count() > 1:
         last_step = processes.exchange("the step to continue after", last_step)[0]
         _check_shared(config.checkpoint_dir)
-    return checkpoints or _checkpoints(config), last_step
-
-
-def _checkpoints(config: TrainConfig) -> Checkpoints:
-    return Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+    if checkpoints is None:
+        checkpoints = Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+    return checkpoints, last_step
 
 
 def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.policies.policy_config import stats_dims
 from openpi.shared import normalize, stats_check
 from openpi.training import data_loader, norm_stats, processes
@@ -17,7 +17,7 @@ logger = logging.getLogger("openpi")
 Stats = dict[str, normalize.NormStats]
 
 
-def read(config: TrainConfig, checkpoint: Path | None = None) -> DataConfig:
+def read(config: TrainConfig, checkpoint: Checkpoint | None = None) -> DataConfig:
     """The data half of a recipe with its statistics, which process 0 computes where there are none.
 
     All processes of a run call it and get those of process 0. They are not checked yet: `usable`.
@@ -35,7 +35,7 @@ def read(config: TrainConfig, checkpoint: Path | None = None) -> DataConfig:
 
 
 def usable(
-    config: TrainConfig, data_config: DataConfig, widths: dict[str, int], checkpoint: Path | None = None
+    config: TrainConfig, data_config: DataConfig, widths: dict[str, int], checkpoint: Checkpoint | None = None
 ) -> DataConfig:
     """The statistics to train on.
 
@@ -60,7 +60,7 @@ def usable(
     return dataclasses.replace(data_config, norm_stats=wide)
 
 
-def _ensure(config: TrainConfig, checkpoint: Path | None) -> None:
+def _ensure(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         return
@@ -72,15 +72,17 @@ def _ensure(config: TrainConfig, checkpoint: Path | None) -> None:
     logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
 
 
-def _stored(data_config: DataConfig, checkpoint: Path | None) -> Stats | None:
+def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:
     """Those of a checkpoint; None where there are none."""
     if checkpoint is None or data_config.asset_id is None:
         return None
-    folder = checkpoint / "assets" / data_config.asset_id
-    return normalize.load(folder) if (folder / normalize.STATS_FILE).is_file() else None
+    try:
+        return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
+    except FileNotFoundError:
+        return None
 
 
-def _of_the_run(config: TrainConfig, data_config: DataConfig, checkpoint: Path | None) -> Stats | None:
+def _of_the_run(config: TrainConfig, data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:
     stored, current = _stored(data_config, checkpoint), data_config.norm_stats
     if stored is None:
         return current

@@ -72,11 +72,11 @@ def find_layout(folder: Path) -> Layout:
     found = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
     raise FileNotFoundError(
         f"{folder} has neither params/ nor {safetensors_io.SINGLE_FILE}; expected a checkpoint, such as "
-        f"checkpoints/<recipe>/<run>/<step>. There is: {', '.join(found) or 'nothing'}{_advice(found)}"
+        f"checkpoints/<recipe>/<run>/<step>. There is: {', '.join(found) or 'nothing'}{advice(found)}"
     )
 
 
-def _advice(found: Collection[str]) -> str:
+def advice(found: Collection[str]) -> str:
     """On weights in a form that is not read."""
     if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in found):
         return f". These shards lack their {safetensors_io.INDEX_FILE}; bring the whole folder here again"
@@ -161,21 +161,29 @@ class Weights(Protocol):
 # --- opening ------------------------------------------------------------------------------------------------------
 
 
-def open_weights(config: Any, folder: Path, *, without: Sequence[str] = ()) -> Weights:
+def open_weights(config: Any, folder: Path, *, without: Sequence[str] = (), layout: Layout | None = None) -> Weights:
     """The weights of a checkpoint (or of a `params/` folder), compared with the model by names and shapes.
 
     Args:
         config: of the model.
         without: names of tensors in the file that are not meant.
+        layout: of the folder, where it is known; None = it is looked for.
     Raises:
         FileNotFoundError: no checkpoint, or the base of adapters is not there.
         ValueError: tensors are missing or have another shape (ten are shown), the file has adapters that the model has
             not, it holds a tensor under several names that differ, or it is damaged.
     """
-    return _open(names.rows(config), folder, without=without)
+    return _open(names.rows(config), folder, without=without, layout=layout)
 
 
-def open_tree(shapes: Shapes, folder: Path, *, may_lack_adapters: bool = False, source: str | None = None) -> Weights:
+def open_tree(
+    shapes: Shapes,
+    folder: Path,
+    *,
+    may_lack_adapters: bool = False,
+    source: str | None = None,
+    layout: Layout | None = None,
+) -> Weights:
     """As `open_weights`, from path -> shape of a whole tree instead of a configuration.
 
     The tree may be of a model that is not among ours where the checkpoint is a `params/` folder.
@@ -183,8 +191,10 @@ def open_tree(shapes: Shapes, folder: Path, *, may_lack_adapters: bool = False, 
     Args:
         may_lack_adapters: LoRA factors need not be there.
         source: what the report and errors call the folder.
+        layout: as of `open_weights`.
     """
-    return _open(names.rows_of(shapes), folder, may_keep=_ADAPTERS if may_lack_adapters else _NONE, source=source)
+    may_keep = _ADAPTERS if may_lack_adapters else _NONE
+    return _open(names.rows_of(shapes), folder, may_keep=may_keep, source=source, layout=layout)
 
 
 def stored_shapes(folder: Path) -> Shapes:
@@ -318,10 +328,10 @@ def _open(
     source: str | None = None,
     is_base: bool = False,
     without: Sequence[str] = (),
+    layout: Layout | None = None,
 ) -> Weights:
     """As of `open_tree` and `open_weights`; `is_base`: there may be more than the table has."""
-    is_jax = find_layout(folder) is Layout.JAX
-    params = _params_folder(folder) if is_jax else None
+    params = _params_folder(folder) if (layout or find_layout(folder)) is Layout.JAX else None
     base = AdapterBase.load(folder if params is None else params.parent)
     elsewhere = {} if base is None else {path: entry.shape for path, entry in base.frozen.items()}
     is_alone = base is None and not is_base

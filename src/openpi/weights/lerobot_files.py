@@ -50,11 +50,6 @@ _COVERED = {
 }
 
 
-def is_policy(folder: Path) -> bool:
-    """Whether a folder is one of LeRobot's, by its `config.json`."""
-    return read_config(folder).get("type") is not None
-
-
 def has_processors(folder: Path) -> bool:
     return any((folder / f"{name}.json").is_file() for name in (PREPROCESSOR, POSTPROCESSOR))
 

@@ -54,7 +54,7 @@ def serve(
     extra_args: Sequence[str],
 ) -> None:
     """Serves until it is stopped; the latest checkpoint is the default."""
-    from openpi.cli import serve as openpi_serve
+    from openpi.cli import server
 
     if ee_frame is not None:
         raise ValueError(
@@ -78,7 +78,7 @@ def serve(
     extra = [extra_args] if isinstance(extra_args, str) else [commands.text(arg) for arg in extra_args]
     chosen = commands.codec(codec)
     served = None if chosen is None else catalog.for_slash_keys(chosen)
-    commands.finish(openpi_serve.serve(openpi_serve.parse([*arguments, *extra]), codec=served))
+    commands.finish(server.serve(server.parse([*arguments, *extra]), codec=served))
 
 
 def _place(text: str) -> str:
