@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from openpi.data.dataset import Sample
-from openpi.data.droid_rlds.example import Values, required
-from openpi.data.droid_rlds.frame_ranges import FrameRanges, episode_key
 from openpi.data.images import decode_image
 from openpi.shared.errors import missing_key
+from openpi_rlds.example import Values, required
+from openpi_rlds.frame_ranges import FrameRanges, episode_key
 
 ArmAction: TypeAlias = Literal["joint_position", "joint_velocity"]
 

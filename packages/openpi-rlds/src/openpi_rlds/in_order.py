@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi.data.dataset import Sample
-from openpi.data.droid_rlds.episode import (
+from openpi_rlds.episode import (
     WRIST_CAMERA,
     ArmAction,
     Episode,
@@ -17,9 +17,9 @@ from openpi.data.droid_rlds.episode import (
     kept_frames,
     make_episode,
 )
-from openpi.data.droid_rlds.example import parse_example, read_features
-from openpi.data.droid_rlds.stream import MAX_BARREN, Mixture, MixturePart
-from openpi.data.droid_rlds.tfrecord import Span, TFRecordFile
+from openpi_rlds.example import parse_example, read_features
+from openpi_rlds.stream import MAX_BARREN, Mixture, MixturePart
+from openpi_rlds.tfrecord import Span, TFRecordFile
 
 _SEED = 0
 

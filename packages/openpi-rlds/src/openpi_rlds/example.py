@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from openpi.data.droid_rlds.tfrecord import Span, TFRecordFile
 from openpi.shared.errors import missing_key
+from openpi_rlds.tfrecord import Span, TFRecordFile
 
 ReadAt: TypeAlias = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> bytes there, fewer at the end."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.data.droid_rlds.episode import FILE_PATH, NUM_JOINTS, RECORDING_FOLDER
-from openpi.data.droid_rlds.example import read_features, required
-from openpi.data.droid_rlds.folder import TfdsFolder
-from openpi.data.droid_rlds.frame_ranges import episode_key
-from openpi.data.droid_rlds.tfrecord import Span, TFRecordFile
+from openpi_rlds.episode import FILE_PATH, NUM_JOINTS, RECORDING_FOLDER
+from openpi_rlds.example import read_features, required
+from openpi_rlds.folder import TfdsFolder
+from openpi_rlds.frame_ranges import episode_key
+from openpi_rlds.tfrecord import Span, TFRecordFile
 
 logger = logging.getLogger("openpi")
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from openpi.data.batch_order import check_divisible
-from openpi.data.droid_rlds.episode import (
+from openpi_rlds.episode import (
     WRIST_CAMERA,
     ArmAction,
     Frame,
@@ -37,10 +37,10 @@ from openpi.data.droid_rlds.episode import (
     kept_frames,
     make_episode,
 )
-from openpi.data.droid_rlds.example import MalformedError, not_an_example, parse_example
-from openpi.data.droid_rlds.folder import TfdsFolder
-from openpi.data.droid_rlds.frame_ranges import FrameRanges
-from openpi.data.droid_rlds.tfrecord import TFRecordFile
+from openpi_rlds.example import MalformedError, not_an_example, parse_example
+from openpi_rlds.folder import TfdsFolder
+from openpi_rlds.frame_ranges import FrameRanges
+from openpi_rlds.tfrecord import TFRecordFile
 
 MAX_LANES = 16
 MAX_READERS = 8
