@@ -1,11 +1,14 @@
 """What is not core is found by what is installed, and is told by its package where it is not."""
 
 import dataclasses
+import importlib.util
 from importlib import metadata
 
 import pytest
 
-from openpi.shared import plugins
+from openpi.cli import main
+from openpi.envs import world
+from openpi.shared import download, plugins
 from openpi.training import data_loader
 from openpi.training.config import get_config
 
@@ -33,3 +36,39 @@ def test_two_packages_that_bring_the_same_name_are_not_chosen_between(monkeypatc
 def test_what_no_package_brings_is_not_promised():
     with pytest.raises(ImportError, match=r"'no_such_format' of openpi\.streams is not installed$"):
         plugins.load("openpi.streams", "no_such_format")
+
+
+def test_a_command_of_a_package_is_one_of_openpi_or_says_what_to_install(core_alone, capsys):
+    assert main.main(["demo"]) == 2
+    assert "unknown command 'demo'; it is in the package openpi-demo" in capsys.readouterr().err
+
+
+def test_a_world_of_a_package_that_is_missing_says_what_to_install(core_alone):
+    with pytest.raises(ValueError, match=r"the world is 'aloha'; .*it is in the package openpi-sim"):
+        world.find("aloha")
+
+
+def test_old_names_of_modules_that_moved_are_the_modules_themselves():
+    import openpi.envs.tabletop.world as old
+    from openpi.envs.tabletop import PICK
+
+    import openpi_demo.tabletop.world as new
+    from openpi_demo import tabletop
+
+    assert old is new
+    assert new.__spec__.name == "openpi_demo.tabletop.world"
+    assert PICK is tabletop.PICK
+    with pytest.raises(ModuleNotFoundError, match=r"openpi_demo\.tabletop\.nothing"):
+        importlib.import_module("openpi.envs.tabletop.nothing")
+
+
+def test_old_names_of_modules_of_a_package_that_is_missing_say_what_to_install(core_alone):
+    with pytest.raises(ModuleNotFoundError, match=r"named 'openpi\.demo'; it is in the package openpi-demo"):
+        importlib.util.find_spec("openpi.demo.plan")
+
+
+def test_resources_keep_the_names_that_checkpoints_say(monkeypatch):
+    assert (download.maybe_download("package:openpi.demo/base") / "recipe.json").is_file()
+    monkeypatch.setattr(metadata, "entry_points", lambda group: metadata.EntryPoints(()))
+    with pytest.raises(FileNotFoundError, match=r"'openpi\.demo', which is not installed; it is .* openpi-demo"):
+        download.maybe_download("package:openpi.demo/base")

@@ -17,10 +17,17 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "openpi.commands": {"demo": "openpi-demo"},
     "openpi.modules": {
         "openpi.demo": "openpi-demo",
+        "openpi.envs.franka": "openpi-positronic",
         "openpi.envs.tabletop": "openpi-demo",
+        "openpi.evaluation.franka": "openpi-positronic",
     },
     "openpi.streams": {"droid_rlds": "openpi-rlds"},
-    "openpi.worlds": {"tabletop": "openpi-demo", "aloha": "openpi-sim", "libero": "openpi-sim"},
+    "openpi.worlds": {
+        "aloha": "openpi-sim",
+        "franka": "openpi-positronic",
+        "libero": "openpi-sim",
+        "tabletop": "openpi-demo",
+    },
 }
 
 
