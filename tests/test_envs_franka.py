@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from openpi.codecs.action import CartesianPose
-from openpi.codecs.catalog import get_codec
+from openpi_positronic.codecs.action import CartesianPose
+from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.franka import FrankaStackEnv, expert, franka_observation, stacking
 from openpi_positronic.franka.env import CONTROL_HZ
 from openpi_positronic.franka.render import make_renderer

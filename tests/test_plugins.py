@@ -2,21 +2,34 @@
 
 import dataclasses
 import importlib.util
+import json
+import shutil
 from importlib import metadata
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from openpi.cli import main
 from openpi.envs import world
+from openpi.serving import protocols
 from openpi.shared import download, plugins
-from openpi.training import data_loader
-from openpi.training.config import get_config
+from openpi.training import config, data_loader, recipe_table
+from openpi.training.config import TrainConfig, get_config
+from openpi.training.recipe_io import load_recipe, save_recipe
+from serving_live import TestPolicy, server_thread
 
 
 @pytest.fixture
 def core_alone(monkeypatch):
     """As where none of the packages is installed."""
     monkeypatch.setattr(metadata, "entry_points", lambda group: metadata.EntryPoints(()))
+    known = (config._registered, recipe_table._table)
+    for each in known:
+        each.cache_clear()
+    yield
+    for each in known:
+        each.cache_clear()
 
 
 def test_a_recipe_whose_data_nobody_can_read_here_says_what_to_install(core_alone):
@@ -41,6 +54,13 @@ def test_what_no_package_brings_is_not_promised():
 def test_a_command_of_a_package_is_one_of_openpi_or_says_what_to_install(core_alone, capsys):
     assert main.main(["demo"]) == 2
     assert "unknown command 'demo'; it is in the package openpi-demo" in capsys.readouterr().err
+
+
+def test_a_command_of_a_package_that_is_broken_takes_no_other_with_it(monkeypatch, capsys):
+    broken = metadata.EntryPoint("paint", "no_such_package.paint", "openpi.commands")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: metadata.EntryPoints([broken]))
+    assert main.main(["--help"]) == 0
+    assert "paint              (cannot be loaded: ModuleNotFoundError: No module named" in capsys.readouterr().out
 
 
 def test_a_world_of_a_package_that_is_missing_says_what_to_install(core_alone):
@@ -72,3 +92,29 @@ def test_resources_keep_the_names_that_checkpoints_say(monkeypatch):
     monkeypatch.setattr(metadata, "entry_points", lambda group: metadata.EntryPoints(()))
     with pytest.raises(FileNotFoundError, match=r"'openpi\.demo', which is not installed; it is .* openpi-demo"):
         download.maybe_download("package:openpi.demo/base")
+
+
+def test_a_checkpoint_that_names_what_is_missing_says_what_to_install(core_alone, tmp_path, golden):
+    shutil.copy(golden / "recipes_v1" / "pi05_positronic_lowmem.json", tmp_path / "recipe.json")
+    with pytest.raises(ValueError, match=r"LeRobotPositronicDataConfig', which is not installed; .* openpi-positronic"):
+        load_recipe(tmp_path)
+    file = save_recipe(tmp_path, TrainConfig(name="x"))
+    document = json.loads(file.read_text())
+    document["config"]["policy_metadata"] = {"codec": {"$type": "codec.Timing", "fps": 15.0}}
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"'codec\.Timing', which is not installed; .* openpi-positronic"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_and_a_format_of_a_package_that_is_missing_say_what_to_install(core_alone, capsys):
+    with pytest.raises(ValueError, match=r"'pi05_positronic_lowmem' not found.* in the package openpi-positronic"):
+        get_config("pi05_positronic_lowmem")
+    assert main.main(["convert", "positronic", "a", "b"]) == 2
+    assert "there are nothing; it is in the package openpi-positronic" in capsys.readouterr().err
+
+
+def test_a_protocol_that_is_missing_is_not_answered_in_another(core_alone):
+    with server_thread(TestPolicy) as (_, port), pytest.raises(InvalidStatus, match="404"):
+        connect(f"ws://127.0.0.1:{port}/api/v1/session")
+    with pytest.raises(ValueError, match=r"--codec is ee, and no protocol .* openpi-positronic"):
+        protocols.installed("ee")

@@ -16,7 +16,6 @@ import websockets.sync.client
 import websockets.sync.server
 
 from openpi.cli import serve
-from openpi.codecs.catalog import get_codec
 from openpi.serving.access import Limits, has_key, is_foreign_page
 from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.catalog import Checkpoints, steps_in
@@ -25,6 +24,7 @@ from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from openpi_positronic.codecs.catalog import get_codec
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get, raw_connection
 

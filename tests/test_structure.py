@@ -118,9 +118,9 @@ FRAMEWORK_FREE = [
     "openpi.serving.openpi_session",
     "openpi.shared.normalize",
     "openpi.data.lerobot.reader",
-    "openpi.data.raw_episodes",
-    "openpi.codecs.catalog",
-    "openpi.convert.positronic",
+    "openpi_positronic.raw_episodes",
+    "openpi_positronic.codecs.catalog",
+    "openpi_positronic.conversion",
     "openpi_client",
 ]
 

@@ -4,10 +4,10 @@ import contextlib
 import sys
 from pathlib import Path
 
-from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
 from openpi_positronic.franka.env import CAMERAS
 from openpi_positronic.franka.render import make_renderer
 from openpi_positronic.franka.world import FrankaWorld
+from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
 from openpi_positronic.simulation.drivers import EvalUi
 from openpi_positronic.simulation.eval_panel import EvalPanel
 from openpi_positronic.simulation.policies import ScriptedPolicy

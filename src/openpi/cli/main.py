@@ -55,7 +55,7 @@ class Command(Protocol):
 
 
 def usage() -> str:
-    installed = {name: _load(name).SUMMARY for name in plugins.names(ENTRY_POINTS) if name not in COMMANDS}
+    installed = {name: _summary(name) for name in plugins.names(ENTRY_POINTS) if name not in COMMANDS}
     rows = "\n".join(f"  {name:<18} {summary}" for name, summary in {**installed, **COMMANDS}.items())
     return (
         f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command.\n"
@@ -89,6 +89,14 @@ def _load(command: str) -> Command:
     if command in COMMANDS:
         return cast(Command, importlib.import_module(f"openpi.cli.{command.replace('-', '_')}"))
     return plugins.load(ENTRY_POINTS, command)
+
+
+def _summary(command: str) -> str:
+    """Of a package's command; one that is broken takes no other with it."""
+    try:
+        return _load(command).SUMMARY
+    except Exception as error:
+        return f"(cannot be loaded: {type(error).__name__}: {error})"
 
 
 def _hint(command: str, known: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,10 +24,10 @@ from openpi.training.processor import wait_asleep
 if TYPE_CHECKING:
     import ssl
 
-    from openpi.codecs.codec import Codec
     from openpi.policies.policy import Policy
     from openpi.serving.access import Limits
     from openpi.serving.catalog import Catalog
+    from openpi.serving.protocols import ServerProtocol
     from openpi.training.config import TrainConfig
     from openpi_client.base_policy import BasePolicy
 
@@ -158,20 +158,21 @@ def parse(argv: list[str] | None) -> Args:
     return tyro.cli(Args, args=argv, prog=PROGRAM, config=config)
 
 
-def serve(args: Args, *, codec: Codec | None = None) -> int:
+def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C; returns the exit code.
 
     Args:
-        codec: of Positronic sessions, instead of one by name.
+        protocols: instead of those that are installed, with the codec by its name.
     """
     from openpi.serving.batching import Batching
+    from openpi.serving.protocols import installed
     from openpi.serving.recording import SessionRecorder
 
     try:
         check_ranges(args)
         key = served_key(args.api_key)
         options = {
-            "codec": codec or served_codec(args.codec),
+            "protocols": installed(args.codec) if protocols is None else protocols,
             "tls": tls_context(args.tls_cert, args.tls_key),
             "limits": _limits(args),
             "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
@@ -309,22 +310,6 @@ def served_key(given: str | None) -> str | None:
     key = os.environ.get(API_KEY_VARIABLE) if given is None else given
     check_key(key)
     return key
-
-
-def served_codec(name: str | None) -> Codec | None:
-    """The codec of Positronic sessions; the published ones speak the keys of the recipes, whichever those of the
-    dataset are.
-
-    Raises:
-        ValueError, OSError, ImportError: there is none of that name.
-    """
-    from openpi.codecs import catalog
-
-    if name is None:
-        return None
-    codec = catalog.get_codec(name)
-    is_published = name.removeprefix("older/") in catalog.PUBLISHED
-    return catalog.for_slash_keys(codec) if is_published else codec
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -476,7 +461,7 @@ def run_server(
             on_listening=functools.partial(announce, host, port_file, scheme),
             **options,
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         return refuse(error, program)
     try:
         server.run()

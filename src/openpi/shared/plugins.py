@@ -15,12 +15,28 @@ if TYPE_CHECKING:
 # Where names of this project's own packages come from. For messages only.
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "openpi.commands": {"demo": "openpi-demo"},
+    "openpi.converters": {"positronic": "openpi-positronic"},
     "openpi.modules": {
+        "openpi.codecs": "openpi-positronic",
+        "openpi.convert.positronic": "openpi-positronic",
+        "openpi.data.raw_episodes": "openpi-positronic",
         "openpi.demo": "openpi-demo",
         "openpi.envs.franka": "openpi-positronic",
         "openpi.envs.tabletop": "openpi-demo",
         "openpi.evaluation.franka": "openpi-positronic",
+        "openpi.policies.positronic_policy": "openpi-positronic",
+        "openpi.training.recipes.positronic": "openpi-positronic",
     },
+    "openpi.protocols": {"positronic": "openpi-positronic"},
+    "openpi.recipes": {"pi05_positronic_lowmem": "openpi-positronic"},
+    "openpi.recipe_types": dict.fromkeys(
+        (
+            *("data.LeRobotPositronicDataConfig", "robot.PositronicInputs", "robot.PositronicOutputs"),
+            *("codec.Vector", "codec.Camera", "codec.ObservationCodec", "codec.Rename", "codec.CartesianPose"),
+            *("codec.JointPositions", "codec.JointDelta", "codec.BinariseGrip", "codec.Timing"),
+        ),
+        "openpi-positronic",
+    ),
     "openpi.streams": {"droid_rlds": "openpi-rlds"},
     "openpi.worlds": {
         "aloha": "openpi-sim",

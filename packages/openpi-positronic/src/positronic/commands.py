@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import configuronic as cfn
 
 if TYPE_CHECKING:
-    from openpi.codecs.codec import Codec
+    from openpi_positronic.codecs.codec import Codec
 
 logger = logging.getLogger("openpi")
 
@@ -71,7 +71,7 @@ def text(value: Any) -> str:
 
 def codec(value: Codec | str | None) -> Codec | None:
     """A configured codec, or one by openpi's names: `ee`, `my_codec.py:codec`, `package.module:codec`."""
-    from openpi.codecs.catalog import get_codec
+    from openpi_positronic.codecs.catalog import get_codec
 
     return get_codec(value) if isinstance(value, str) else value
 

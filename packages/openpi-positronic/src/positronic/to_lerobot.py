@@ -7,7 +7,7 @@ from typing import Any
 
 import configuronic as cfn
 
-from openpi.codecs.codec import Codec
+from openpi_positronic.codecs.codec import Codec
 from positronic import commands
 from positronic.cfg import ds
 from positronic.vendors.openpi import codecs
@@ -70,10 +70,10 @@ def append(
 
 
 def _write(dataset: Encoded, output_dir: str, num_workers: int | None, refresh: bool, options: dict[str, Any]) -> None:
-    from openpi.convert import positronic
     from openpi.convert.destination import write_to
-    from openpi.data.raw_episodes import RawDataset
     from openpi.shared.download import maybe_download
+    from openpi_positronic import conversion as positronic
+    from openpi_positronic.raw_episodes import RawDataset
 
     recordings, codec = dataset
     options = {**options, "task": None if options["task"] is None else commands.text(options["task"])}

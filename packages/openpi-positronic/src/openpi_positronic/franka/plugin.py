@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from openpi.codecs import catalog
-from openpi.codecs.action import COMMAND, GRIP
-from openpi.codecs.observation import TASK
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_positronic.codecs import catalog
+from openpi_positronic.codecs.action import COMMAND, GRIP
+from openpi_positronic.codecs.observation import TASK
 from openpi_positronic.franka import expert, stacking
 from openpi_positronic.franka.env import CAMERAS, CONTROL_HZ, MAX_STEPS
 from openpi_positronic.franka.render import make_renderer

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from openpi.codecs.action import COMMAND, GRIP
-from openpi.codecs.codec import Step
+from openpi_positronic.codecs.action import COMMAND, GRIP
+from openpi_positronic.codecs.codec import Step
 from openpi_positronic.franka import expert
 from openpi_positronic.franka.world import FrankaWorld
 from openpi_sim import poses

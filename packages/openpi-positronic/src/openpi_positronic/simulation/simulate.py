@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openpi.data.raw_episodes import RawDatasetWriter
 from openpi.shared import run_metadata
 from openpi_positronic.franka import stacking
 from openpi_positronic.franka.env import CAMERAS
 from openpi_positronic.franka.render import check_camera, make_renderer
 from openpi_positronic.franka.world import MODEL_PATH, FrankaWorld
+from openpi_positronic.raw_episodes import RawDatasetWriter
 from openpi_positronic.simulation.drivers import Driver
 from openpi_positronic.simulation.policies import RobotPolicy
 from openpi_positronic.simulation.station import Observer, Station

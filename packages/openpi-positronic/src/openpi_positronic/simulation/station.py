@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from openpi.codecs.action import COMMAND, GRIP
-from openpi.codecs.codec import Step
-from openpi.data.raw_episodes import EpisodeWriter, RawDatasetWriter
 from openpi.shared.errors import listed
+from openpi_positronic.codecs.action import COMMAND, GRIP
+from openpi_positronic.codecs.codec import Step
 from openpi_positronic.franka.render import Renderer
 from openpi_positronic.franka.world import FrankaWorld, execute, signals
+from openpi_positronic.raw_episodes import EpisodeWriter, RawDatasetWriter
 from openpi_positronic.simulation.policies import RobotPolicy, WatchingPolicy
 from openpi_sim import poses
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import configuronic as cfn
 
-from openpi.codecs.catalog import get_codec
-from openpi.codecs.codec import Codec
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.codecs.codec import Codec
 
 
 def _timed(name: str, fps: float, horizon_sec: float | None, **options: Any) -> Codec:

@@ -11,8 +11,9 @@ from typing import Any
 
 import configuronic as cfn
 
-from openpi.codecs import catalog
-from openpi.codecs.codec import Codec
+from openpi_positronic.codecs import catalog
+from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.protocol import PositronicProtocol
 from positronic import commands
 from positronic.vendors.openpi import codecs
 
@@ -78,7 +79,10 @@ def serve(
     extra = [extra_args] if isinstance(extra_args, str) else [commands.text(arg) for arg in extra_args]
     chosen = commands.codec(codec)
     served = None if chosen is None else catalog.for_slash_keys(chosen)
-    commands.finish(openpi_serve.serve(openpi_serve.parse([*arguments, *extra]), codec=served))
+    parsed = openpi_serve.parse([*arguments, *extra])
+    if parsed.codec is not None and served is None:
+        served = PositronicProtocol.named(parsed.codec).codec
+    commands.finish(openpi_serve.serve(parsed, protocols=[PositronicProtocol(served)]))
 
 
 def _place(text: str) -> str:

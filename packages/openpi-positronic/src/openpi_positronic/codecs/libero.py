@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from openpi.codecs.action import COMMAND, GRIP, ActionCodec
-from openpi.codecs.codec import Codec, Step
-from openpi.codecs.observation import signal_of
+from openpi_positronic.codecs.action import COMMAND, GRIP, ActionCodec
+from openpi_positronic.codecs.codec import Codec, Step
+from openpi_positronic.codecs.observation import signal_of
 
 STATE = "libero.state"
 _POSE, _GRIP = "robot_state.ee_pose", "grip"

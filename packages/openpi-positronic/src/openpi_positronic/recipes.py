@@ -6,10 +6,10 @@ from pathlib import Path
 from openpi import transforms
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
-from openpi.policies.positronic_policy import PositronicInputs, PositronicOutputs
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.recipes.released import weights
+from openpi_positronic.policy import PositronicInputs, PositronicOutputs
 
 _KEYS = {
     "observation/image": "observation.images.side",

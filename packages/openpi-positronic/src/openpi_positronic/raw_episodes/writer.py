@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from av.video.stream import VideoStream
 
-from openpi.data.raw_episodes import layout
+from openpi_positronic.raw_episodes import layout
 
 _ROWS_PER_GROUP = 4096
 _ENCODER = "libx264"

@@ -27,15 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from openpi.codecs.action import COMMAND
-from openpi.codecs.codec import Codec
-from openpi.codecs.timing import TIMESTAMP
 from openpi.policies.guards import ObservationError
 from openpi.serving import wire
 from openpi.serving.errors import UnknownModelError, error_text, is_explained
 from openpi.serving.frames import Binary, Close, Frame
-from openpi.serving.session_parameters import SessionParameters
+from openpi.serving.protocols import Served
 from openpi_client import msgpack_numpy
+from openpi_positronic.codecs.action import COMMAND
+from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.codecs.timing import TIMESTAMP
+from openpi_positronic.session_parameters import SessionParameters
 
 REFUSED_CODE, NORMAL_CODE = 1008, 1000
 _WITH_MARKED_COMMANDS = _FIRST_WITH_IDS = 2
@@ -71,19 +72,20 @@ class PositronicSession:
         self._debug = debug
         self.request: Any = None  # what the last message held, for the log; None = no observation
 
+    def told(self, served: Served) -> dict[str, Any]:
+        """The `meta`: of the server and the checkpoint, and of this session."""
+        where = {"type": "openpi", "host": served.host, "port": served.port}
+        return {**where, **served.description, "checkpoint_id": served.model_id, **self.meta}
+
     def loading(self, status: str, message: str) -> list[Frame]:
         """What the client waits for; `status` is `loading` or `waiting`."""
         return _frames({"status": status, "message": message})
 
-    def opening(self, meta: Mapping[str, Any], now_s: float) -> list[Frame]:
-        """The frames that open a session.
-
-        Args:
-            meta: with that of `meta`, which is of this session.
-        """
+    def opening(self, metadata: Mapping[str, Any], now_s: float) -> list[Frame]:
+        """The frames that open a session; `metadata` is what `told` gave."""
         version = {} if self._version == 1 else {"protocol_version": self._version}
         named = {"session_id": self._id} if self._version >= _FIRST_WITH_IDS else {}
-        return _frames({"status": "ready", **version, **named, "meta": dict(meta)})
+        return _frames({"status": "ready", **version, **named, "meta": dict(metadata)})
 
     @property
     def meta(self) -> dict[str, Any]:

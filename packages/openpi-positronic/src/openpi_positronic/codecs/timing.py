@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from openpi.codecs.codec import Codec
+from openpi_positronic.codecs.codec import Codec
 
 TIMESTAMP = "timestamp"
 _HIGHEST_FPS = 1000  # no arm is commanded faster

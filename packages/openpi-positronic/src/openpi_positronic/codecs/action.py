@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.codecs.codec import Codec, Column, Step
-from openpi.codecs.observation import Vector
+from openpi_positronic.codecs.codec import Codec, Column, Step
+from openpi_positronic.codecs.observation import Vector
 
 COMMAND, GRIP = "robot_command", "target_grip"
 ACTION_COLUMN = "action"

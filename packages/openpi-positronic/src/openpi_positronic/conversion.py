@@ -26,17 +26,17 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.codecs.codec import Codec, Column
-from openpi.convert import provenance
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
 from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.data.raw_episodes import Episode, RawDataset
-from openpi.data.raw_episodes.signals import Signal
 from openpi.shared import worker_process
+from openpi_positronic import provenance
+from openpi_positronic.codecs.codec import Codec, Column
+from openpi_positronic.raw_episodes import Episode, RawDataset
+from openpi_positronic.raw_episodes.signals import Signal
 
 logger = logging.getLogger("openpi")
 

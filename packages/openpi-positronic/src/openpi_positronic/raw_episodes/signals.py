@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from openpi.data.lerobot.files import read_parquet
 from openpi.data.lerobot.video import VideoFile
-from openpi.data.raw_episodes import layout
+from openpi_positronic.raw_episodes import layout
 
 _FRAMES_AT_ONCE = 32  # more would only be waiting in memory
 

@@ -11,13 +11,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openpi.codecs.action import BinariseGrip, CartesianPose, ControlMode, FlipGrip, JointDelta, JointPositions
-from openpi.codecs.codec import Codec, Column
-from openpi.codecs.libero import STATE, CartesianDelta, LiberoSignals
-from openpi.codecs.observation import TASK, Camera, ObservationCodec, Rename, Vector
-from openpi.codecs.timing import Timing
 from openpi.shared import references
 from openpi.shared.errors import closest_name, listed
+from openpi_positronic.codecs.action import (
+    BinariseGrip,
+    CartesianPose,
+    ControlMode,
+    FlipGrip,
+    JointDelta,
+    JointPositions,
+)
+from openpi_positronic.codecs.codec import Codec, Column
+from openpi_positronic.codecs.libero import STATE, CartesianDelta, LiberoSignals
+from openpi_positronic.codecs.observation import TASK, Camera, ObservationCodec, Rename, Vector
+from openpi_positronic.codecs.timing import Timing
 
 EE_POSE, JOINTS, GRIP = {"robot_state.ee_pose": 7}, {"robot_state.q": 7}, {"grip": 1}
 _WRIST, _EXTERIOR = "image.wrist", "image.exterior"

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from openpi.codecs.codec import Codec
 from openpi.policies.guards import ObservationError
 from openpi.shared.errors import listed
+from openpi_positronic.codecs.codec import Codec
 
 PROTOCOL_VERSIONS = (1, 2, 3)
 _VERSION, _CODEC = "protocol_version", "codec."

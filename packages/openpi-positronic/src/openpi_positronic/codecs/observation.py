@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from openpi.codecs.codec import Codec, Column, joined
 from openpi.shared import image_tools
 from openpi.shared.errors import missing_key
+from openpi_positronic.codecs.codec import Codec, Column, joined
 
 TASK = "task"
 WARM_UP_PROMPT = "warmup"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openpi.codecs.codec import Codec
-from openpi.data.raw_episodes import Episode
 from openpi.shared import run_metadata
+from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.raw_episodes import Episode
 
 _KINDS = ("run", "append")
 _SHOWN = 5

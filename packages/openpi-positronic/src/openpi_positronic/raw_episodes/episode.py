@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from openpi.data.lerobot.files import read_json
-from openpi.data.raw_episodes import layout
-from openpi.data.raw_episodes.signals import Signal, as_times, is_time, open_signals, stepped_times
 from openpi.shared.errors import missing_key
+from openpi_positronic.raw_episodes import layout
+from openpi_positronic.raw_episodes.signals import Signal, as_times, is_time, open_signals, stepped_times
 
 
 class Episode(Mapping[str, Any]):

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from openpi.data.raw_episodes import layout
-from openpi.data.raw_episodes.episode import Episode
+from openpi_positronic.raw_episodes import layout
+from openpi_positronic.raw_episodes.episode import Episode
 
 
 class RawDataset(Sequence[Episode]):
