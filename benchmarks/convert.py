@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.codecs.catalog import get_codec
-from openpi.convert.positronic import convert, sample_times, span
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.data.raw_episodes import Episode, RawDataset, RawDatasetWriter
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.conversion import convert, sample_times, span
+from openpi_positronic.raw_episodes import Episode, RawDataset, RawDatasetWriter
 
 FPS = 15
 CAMERA_FPS = 30

@@ -35,14 +35,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import numpy as np
 
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.envs.tabletop import TabletopEnv, arm, record, tabletop_observation, tasks
-from openpi.envs.tabletop.env import MAX_STEPS
-from openpi.envs.tabletop.render import make_renderer
-from openpi.envs.tabletop.world import CAMERAS, CONTROL_HZ, PLATE_COLOURS
 from openpi.evaluation.stats import Paired, Tally
 from openpi_client import realtime
 from openpi_client.base_policy import BasePolicy
 from openpi_client.realtime.log import KINDS
+from openpi_demo.tabletop import TabletopEnv, arm, record, tabletop_observation, tasks
+from openpi_demo.tabletop.env import MAX_STEPS
+from openpi_demo.tabletop.render import make_renderer
+from openpi_demo.tabletop.world import CAMERAS, CONTROL_HZ, PLATE_COLOURS
 
 RECIPE = "tabletop_place"
 MAX_DELAY = 6

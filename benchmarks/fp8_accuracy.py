@@ -62,7 +62,7 @@ def demo(count: int) -> Case:
     from openpi.policies import policy_config
     from openpi.training import recipe_io
 
-    folder = ROOT / "src/openpi/demo/base"
+    folder = ROOT / "packages/openpi-demo/src/openpi_demo/base"
     recipe = recipe_io.load_recipe(folder)
     to_model = transforms.compose(policy_config.load_pipeline(recipe, folder).inputs)
     arena: Any = world.find("tabletop")(task="pick")  # type: ignore[call-arg]

@@ -18,10 +18,10 @@ NUM_JOINTS = 7
 
 def ours(folder: Path, batch: int, buffer: int, workers: int):
     from openpi.data.batch_loader import SourceLoader
-    from openpi.data.droid_rlds.episode import Frame
-    from openpi.data.droid_rlds.folder import open_folder
-    from openpi.data.droid_rlds.frame_ranges import FrameRanges
-    from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
+    from openpi_rlds.episode import Frame
+    from openpi_rlds.folder import open_folder
+    from openpi_rlds.frame_ranges import FrameRanges
+    from openpi_rlds.stream import Mixture, MixturePart, MixtureSource
 
     part = MixturePart(open_folder(folder, "droid", "1.0.1"), 1.0, FrameRanges())
     source = MixtureSource(Mixture([part], "joint_position", HORIZON), batch_size=batch, seed=0, buffer_size=buffer)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from openpi.cli.console import configure_logging
-from openpi.data.droid_rlds import folder, idle
+from openpi_rlds import folder, idle
 
 
 def main() -> None:

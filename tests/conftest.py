@@ -163,7 +163,7 @@ def _logging_as_before():
 
 @pytest.fixture
 def positronic(monkeypatch):
-    """Runs an installed command of `positronic-compat` in this process; returns its exit code."""
+    """Runs an installed command of `openpi-positronic` in this process; returns its exit code."""
 
     def call(program: str, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])

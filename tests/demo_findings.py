@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.envs.tabletop import PLACE, PROMPTS
 from openpi.evaluation.stats import Tally
 from openpi.evaluation.video import write_video
+from openpi_demo.tabletop import PLACE, PROMPTS
 
 STAGES = ("record", "stats", "evaluate_before", "train", "evaluate_after", "prompt_swap", "from_scratch")
 

@@ -11,8 +11,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from openpi.data.droid_rlds.tfrecord import framed
 from openpi.training.data_config import RLDSDroidDataConfig
+from openpi_rlds.tfrecord import framed
 
 HEIGHT, WIDTH = 180, 320
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")

@@ -21,6 +21,7 @@ from openpi.policies.guards import ObservationError
 from openpi.serving.recording import SessionRecorder
 from openpi.serving.server import PolicyServer
 from openpi_client.base_policy import BasePolicy
+from openpi_positronic.protocol import PositronicProtocol
 
 PATIENCE_S = 30.0
 METADATA = {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
@@ -75,6 +76,8 @@ def server_thread(load: Callable[[], BasePolicy], **options) -> Iterator[tuple[P
     """A server in a thread of this process, and its port. Errors of `run` are raised at the end."""
     ports: queue.SimpleQueue[int] = queue.SimpleQueue()
     errors: list[BaseException] = []
+    if "codec" in options:
+        options["protocols"] = [PositronicProtocol(options.pop("codec"))]
     server = PolicyServer(load, **{"port": 0, **options}, on_listening=ports.put)
 
     def run() -> None:

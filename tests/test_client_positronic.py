@@ -10,9 +10,9 @@ import pytest
 import websockets.exceptions
 import websockets.sync.server
 
-from openpi.codecs.catalog import get_codec
 from openpi_client import msgpack_numpy, positronic_client
 from openpi_client.positronic_client import PositronicClient
+from openpi_positronic.codecs.catalog import get_codec
 
 
 @pytest.fixture

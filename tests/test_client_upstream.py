@@ -20,13 +20,13 @@ import pytest
 
 import exported_models
 from openpi.cli import serve_policy
-from openpi.codecs.catalog import get_codec
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example
 from openpi.serving.catalog import Checkpoints
 from openpi.shared.tree import flatten
 from openpi_client.base_policy import BasePolicy
+from openpi_positronic.codecs.catalog import get_codec
 from serving_live import METADATA, PATIENCE_S, TestPolicy, server_thread
 from tiny_recipe import TOKENIZER
 

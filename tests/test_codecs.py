@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import packed_arrays
-from openpi.codecs import catalog
-from openpi.codecs.action import BinariseGrip, CartesianPose, JointDelta
-from openpi.codecs.catalog import get_codec
-from openpi.codecs.observation import Camera, ObservationCodec, Vector
-from openpi.codecs.timing import Timing
-from openpi.data.raw_episodes import RawDataset
+from openpi_positronic.codecs import catalog
+from openpi_positronic.codecs.action import BinariseGrip, CartesianPose, JointDelta
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.codecs.observation import Camera, ObservationCodec, Vector
+from openpi_positronic.codecs.timing import Timing
+from openpi_positronic.raw_episodes import RawDataset
 
 NUMBERS = 1e-6
 TIMES_S = 1e-9
@@ -261,7 +261,7 @@ def test_a_grip_is_as_binary_in_training_as_in_commands_and_binarising_twice_cha
 
 
 def _given(values):
-    from openpi.codecs.codec import Column
+    from openpi_positronic.codecs.codec import Column
 
     return Column((), lambda _: np.asarray(values))
 
@@ -341,7 +341,7 @@ def test_a_codec_that_is_not_there_or_not_possible_is_refused(name, options, mes
 def test_a_codec_of_ones_own_is_found_by_its_file(tmp_path):
     file = tmp_path / "lab_codec.py"
     file.write_text(
-        "from openpi.codecs.catalog import ee\nfrom openpi.codecs.timing import Timing\n"
+        "from openpi_positronic.codecs.catalog import ee\nfrom openpi_positronic.codecs.timing import Timing\n"
         "def codec(fps=5.0): return ee(fps=fps)\nother = ee()\nnumber = 3\n"
     )
     assert get_codec(f"{file}").served_meta["action_fps"] == 5
@@ -370,7 +370,7 @@ def test_codecs_pickle(name):
 
 
 def test_codecs_load_neither_a_framework_nor_a_file_format():
-    code = "import openpi.codecs.catalog, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import openpi_positronic.codecs.catalog, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert [name for name in ("jax", "torch", "pyarrow", "av", "optax", "mujoco") if name in loaded] == []
 

@@ -18,7 +18,7 @@ SERVICES = {
 
 def test_services_run_installed_programs_in_images_that_are_built_here():
     compose = yaml.safe_load((ROOT / "docker" / "docker-compose.yml").read_text())
-    programs = tomllib.loads((ROOT / "packages" / "positronic-compat" / "pyproject.toml").read_text())["project"]
+    programs = tomllib.loads((ROOT / "packages" / "openpi-positronic" / "pyproject.toml").read_text())["project"]
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     assert compose["services"].keys() == SERVICES.keys()
     for name, service in compose["services"].items():

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import packed_arrays
 from openpi.cli.main import main
-from openpi.codecs.catalog import get_codec
-from openpi.convert import positronic
-from openpi.convert.positronic import convert, sample_times, sampled, span
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
+from openpi_positronic import conversion as positronic
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.conversion import convert, sample_times, sampled, span
+from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
 
 MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
 

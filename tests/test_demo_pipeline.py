@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import _world_words, demo, evaluate, server
-from openpi.demo import pipeline
-from openpi.demo.pipeline import DemoOptions, read_metrics, run_demo
-from openpi.demo.plan import BASE, FULL, QUICK, Plan
+from openpi.cli import _world_words, evaluate, server
 from openpi.training import config
+from openpi_demo import command as demo
+from openpi_demo import pipeline
+from openpi_demo.pipeline import DemoOptions, read_metrics, run_demo
+from openpi_demo.plan import BASE, FULL, QUICK, Plan
 
 HAS_BASE = (BASE / "params").is_dir()
 NO_BASE = "the base checkpoint is not in this installation"

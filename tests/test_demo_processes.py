@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from openpi.demo.plan import FULL, Plan
-from openpi.demo.stages import StageRunner, progress_parser
-from openpi.demo.terminal import Terminal
 from openpi.shared.children import Children, Command, CommandFailedError, wait, wait_for_file
+from openpi_demo.plan import FULL, Plan
+from openpi_demo.stages import StageRunner, progress_parser
+from openpi_demo.terminal import Terminal
 
 PATIENCE_S = 60.0
 UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}

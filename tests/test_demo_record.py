@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from openpi.cli import demo
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.demo.recording import RecordOptions, record_dataset
-from openpi.envs.tabletop import PLACE, PROMPTS
+from openpi_demo import command as demo
+from openpi_demo.recording import RecordOptions, record_dataset
+from openpi_demo.tabletop import PLACE, PROMPTS
 
 
 def test_a_recorded_dataset_reads_back_with_its_prompts_and_progress_is_told(tmp_path, capsys):

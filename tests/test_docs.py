@@ -13,6 +13,7 @@ import pytest
 from openpi.cli.main import COMMANDS
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
+from openpi.shared import plugins
 from openpi.training.config import TrainConfig, config_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,8 @@ def test_links_between_pages_lead_to_files(page: Path):
 
 def test_every_command_has_a_row_in_the_reference():
     text = (ROOT / "docs/reference/commands.md").read_text()
-    assert [name for name in COMMANDS if f"`openpi {name} " not in text] == []
+    commands = (*COMMANDS, *plugins.names("openpi.commands"))
+    assert [name for name in commands if f"`openpi {name} " not in text] == []
 
 
 @pytest.mark.parametrize("config", [TrainConfig, Pi0Config, Pi0FASTConfig])

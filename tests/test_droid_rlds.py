@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 import rlds_datasets
 from openpi.data.batch_loader import SourceLoader
 from openpi.data.batch_order import merged_state
-from openpi.data.droid_rlds import episode as episode_module
-from openpi.data.droid_rlds import idle, stream
-from openpi.data.droid_rlds.episode import feature_names, make_episode
-from openpi.data.droid_rlds.example import MalformedError, parse_example, read_features
-from openpi.data.droid_rlds.folder import open_folder
-from openpi.data.droid_rlds.frame_ranges import FrameRanges
-from openpi.data.droid_rlds.in_order import FramesInOrder, episodes
-from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
-from openpi.data.droid_rlds.tfrecord import TFRecordFile, framed
 from openpi.data.images import decode_image
+from openpi_rlds import episode as episode_module
+from openpi_rlds import idle, stream
+from openpi_rlds.episode import feature_names, make_episode
+from openpi_rlds.example import MalformedError, parse_example, read_features
+from openpi_rlds.folder import open_folder
+from openpi_rlds.frame_ranges import FrameRanges
+from openpi_rlds.in_order import FramesInOrder, episodes
+from openpi_rlds.stream import Mixture, MixturePart, MixtureSource
+from openpi_rlds.tfrecord import TFRecordFile, framed
 
 HORIZON = 4
 LENGTHS = {"droid": (30, 12, 21, 16, 9, 25), "simulated": (11, 8)}

@@ -16,7 +16,15 @@ import training_processes
 from openpi import transforms
 from openpi.cli import main as cli
 from openpi.shared import normalize
-from openpi.training import data_loader, norm_stats, preflight, recipe_io, stats_in_use, tabular_frames
+from openpi.training import (
+    data_loader,
+    frame_blocks,
+    norm_stats,
+    preflight,
+    recipe_io,
+    stats_in_use,
+    tabular_frames,
+)
 from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
@@ -71,7 +79,7 @@ def raw_samples(config: TrainConfig, part: int) -> list[dict]:
 
 @pytest.mark.parametrize("block", [4, 4096])
 def test_statistics_are_those_of_the_frames_that_training_sees(folder, tmp_path, monkeypatch, block):
-    monkeypatch.setattr(tabular_frames, "BLOCK_FRAMES", block)
+    monkeypatch.setattr(frame_blocks, "BLOCK_FRAMES", block)
     config = recipe(folder, tmp_path)
     found = norm_stats.compute(config)
     samples = raw_samples(config, 0)

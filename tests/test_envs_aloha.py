@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("gym_aloha")
 
 from openpi.cli.serve_dummy import of_recipe
-from openpi.envs import extra, opengl
-from openpi.envs.aloha import planning, ways
-from openpi.envs.aloha.config import AlohaConfig
 from openpi.envs.world import PRIVILEGED
+from openpi_sim import extra, opengl
+from openpi_sim.aloha import planning, ways
+from openpi_sim.aloha.config import AlohaConfig
 
 START = np.array([0, -0.96, 1.16, 0, -0.3, 0] * 2).reshape(2, 6)
 SHUT, WIDE = 0.065, 0.975  # what grippers reach that are told 0 and 1: the fingers' joints end there

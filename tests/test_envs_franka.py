@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from openpi.codecs.action import CartesianPose
-from openpi.codecs.catalog import get_codec
-from openpi.envs.franka import FrankaStackEnv, expert, franka_observation, poses, stacking
-from openpi.envs.franka.env import CONTROL_HZ
-from openpi.envs.franka.render import make_renderer
-from openpi.envs.franka.world import (
+from openpi_positronic.codecs.action import CartesianPose
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.franka import FrankaStackEnv, expert, franka_observation, stacking
+from openpi_positronic.franka.env import CONTROL_HZ
+from openpi_positronic.franka.render import make_renderer
+from openpi_positronic.franka.world import (
     ACTUATORS,
     EXTERIOR_CAMERA,
     GREEN,
@@ -28,6 +28,7 @@ from openpi.envs.franka.world import (
     FrankaWorld,
     execute,
 )
+from openpi_sim import poses
 
 # The manufacturer's Denavit-Hartenberg parameters after Craig: a (m), d (m), alpha (rad) per joint; limits in rad.
 DH = [
@@ -264,8 +265,8 @@ def test_a_reset_that_cannot_be_is_refused(options):
 OPENGL_CENTROIDS = """
 import sys
 import numpy as np
-from openpi.envs.franka.render import make_renderer
-from openpi.envs.franka.world import EXTERIOR_CAMERA, WRIST_CAMERA, FrankaWorld
+from openpi_positronic.franka.render import make_renderer
+from openpi_positronic.franka.world import EXTERIOR_CAMERA, WRIST_CAMERA, FrankaWorld
 
 world = FrankaWorld()
 world.reset(np.random.default_rng(1))

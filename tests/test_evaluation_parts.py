@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from openpi.envs.tabletop import PICK, TabletopEnv, tabletop_observation
 from openpi.evaluation.play import _holds
 from openpi.evaluation.stats import Paired, wilson_interval
 from openpi.evaluation.video import tile, write_video
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example
+from openpi_demo.tabletop import PICK, TabletopEnv, tabletop_observation
 
 # --- statistics
 

@@ -9,12 +9,12 @@ from openpi.policies import (
     calvin_policy,
     droid_policy,
     libero_policy,
-    positronic_policy,
     ur5_policy,
 )
 from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.transforms import flatten_dict, unflatten_dict
+from openpi_positronic import policy as positronic_policy
 
 ATOL = 1e-6
 

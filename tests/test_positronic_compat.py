@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import s3fs
 
-from openpi.codecs import catalog
-from openpi.codecs.catalog import get_codec
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import normalize
+from openpi_positronic.codecs import catalog
+from openpi_positronic.codecs.catalog import get_codec
 from positronic.vendors.openpi import server
 
 CODECS = "positronic.vendors.openpi.codecs"
@@ -136,7 +136,7 @@ def test_codecs_are_also_named_as_in_openpi_and_found_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     (tmp_path / "codec_of_this_folder.py").write_text(
-        "import configuronic\nfrom openpi.codecs.catalog import get_codec\n"
+        "import configuronic\nfrom openpi_positronic.codecs.catalog import get_codec\n"
         "codec = get_codec('ee_joints')\nchosen = configuronic.Config(get_codec, name='joints_traj')\n"
     )
     widths = []

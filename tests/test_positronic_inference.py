@@ -12,10 +12,10 @@ import pytest
 import websockets.exceptions
 import websockets.sync.server
 
-from openpi.codecs.catalog import get_codec
-from openpi.data.raw_episodes import RawDataset
-from openpi.envs.franka import stacking
 from openpi_client import msgpack_numpy
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.franka import stacking
+from openpi_positronic.raw_episodes import RawDataset
 
 QUICK = ("--camera_fps=2", "--driver.simulation_time=1.5", "--seed=4")
 

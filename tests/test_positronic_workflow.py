@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.data.raw_episodes import RawDataset
 from openpi.serving.recording import find_sessions, read_session
 from openpi.shared import normalize
 from openpi_client.positronic_client import PositronicClient
+from openpi_positronic.raw_episodes import RawDataset
 
 CODEC = "@positronic.vendors.openpi.codecs.ee_joints"
 # A layer is compiled three times faster than three are.

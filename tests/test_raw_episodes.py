@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import packed_arrays
-from openpi.data.raw_episodes import Episode, RawDataset, RawDatasetWriter
+from openpi_positronic.raw_episodes import Episode, RawDataset, RawDatasetWriter
 
 MAX_GREY_LEVELS = 3  # between H.264 decoders and colour conversions
 

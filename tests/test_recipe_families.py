@@ -19,7 +19,6 @@ from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.calvin_policy import make_calvin_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example
-from openpi.policies.positronic_policy import make_positronic_example
 from openpi.policies.tabletop_policy import make_tabletop_example
 from openpi.policies.ur5_policy import make_ur5_example
 from openpi.training import loop
@@ -27,6 +26,7 @@ from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.weight_loaders import NoOpWeightLoader
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from openpi_positronic.policy import make_positronic_example
 from robot_datasets import FORMATS, write_dataset
 from serving_live import server_thread
 

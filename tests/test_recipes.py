@@ -14,7 +14,6 @@ from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.calvin_policy import make_calvin_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example
-from openpi.policies.positronic_policy import make_positronic_example
 from openpi.policies.robot_spec import find_spec
 from openpi.policies.tabletop_policy import make_tabletop_example
 from openpi.policies.ur5_policy import make_ur5_example
@@ -22,6 +21,7 @@ from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 from openpi.training import data_loader, norm_stats
 from openpi.training.config import TrainConfig, config_names, get_config
+from openpi_positronic.policy import make_positronic_example
 from robot_datasets import FORMATS, TASKS, write_dataset
 
 GOLDEN = Path(__file__).parent / "golden"

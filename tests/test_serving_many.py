@@ -17,7 +17,6 @@ import websockets.sync.server
 
 from openpi.checkpoints.find import steps_in
 from openpi.cli import server
-from openpi.codecs.catalog import get_codec
 from openpi.serving.access import Limits, has_key, is_foreign_page
 from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.catalog import Checkpoints
@@ -26,6 +25,7 @@ from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from openpi_positronic.codecs.catalog import get_codec
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get, raw_connection
 

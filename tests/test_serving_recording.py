@@ -25,7 +25,6 @@ import zstandard
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 
 from openpi.cli import replay, serve
-from openpi.codecs.catalog import get_codec
 from openpi.serving import recording_mcap
 from openpi.serving.catalog import Checkpoints
 from openpi.serving.recorded import Exchange, SessionInfo
@@ -34,6 +33,7 @@ from openpi.serving.recording_npy import read_record
 from openpi_client import msgpack_numpy
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from openpi_positronic.codecs.catalog import get_codec
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread
 from test_serving_many import until
 from test_serving_page import droid_policy, observation

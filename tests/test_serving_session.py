@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openpi.codecs.catalog import get_codec
 from openpi.policies.guards import ObservationError
 from openpi.serving.frames import Binary, Close, Text
 from openpi.serving.openpi_session import OpenpiSession
-from openpi.serving.positronic_session import PositronicSession
-from openpi.serving.session_parameters import SessionParameters
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.session import PositronicSession
+from openpi_positronic.session_parameters import SessionParameters
 from serving_live import TestPolicy, server_thread
 
 

@@ -120,11 +120,11 @@ FRAMEWORK_FREE = [
     "openpi.serving.openpi_session",
     "openpi.shared.normalize",
     "openpi.data.lerobot.reader",
-    "openpi.data.raw_episodes",
-    "openpi.codecs.catalog",
-    "openpi.convert.positronic",
     "openpi.convert.engine",
     "openpi.convert.formats.droid_raw",
+    "openpi_positronic.raw_episodes",
+    "openpi_positronic.codecs.catalog",
+    "openpi_positronic.conversion",
     "openpi_client",
 ]
 
@@ -158,7 +158,7 @@ def test_configurations_transforms_and_protocols_load_no_framework():
 
 # Besides `openpi.models`, whose configurations import it within their methods.
 JAX = {
-    "openpi.demo.pointing",
+    "openpi_demo.pointing",
     "openpi.policies.sampler_jax",
     # What programs of others annotate and compile with; nothing of ours imports these two.
     "openpi.shared.array_typing",
@@ -221,9 +221,10 @@ def test_pytorch_is_imported_where_the_architecture_says_and_nowhere_else():
 
 def _importers(packages: set[str], *, outside: str) -> dict[bool, set[str]]:
     """Modules that import one of the packages at their top (true), or within functions (false)."""
-    source = Path(__file__).parents[1] / "src"
+    root = Path(__file__).parents[1]
     found = {True: set(), False: set()}
-    for file in source.rglob("*.py"):
+    folders = (root / "src", *root.glob("packages/openpi-*/src"))
+    for source, file in [(folder, file) for folder in folders for file in folder.rglob("*.py")]:
         module = ".".join(file.relative_to(source).with_suffix("").parts)
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):

@@ -16,15 +16,15 @@ from PIL import Image
 from websockets.frames import Frame, Opcode
 
 from openpi.cli.server import tls_context
-from openpi.codecs.catalog import get_codec
 from openpi.serving import wire
 from openpi.serving.openpi_session import OpenpiSession
-from openpi.serving.positronic_session import PositronicSession
 from openpi_client import msgpack_numpy, stream
 from openpi_client.socket_io import LockedSocketIo
 from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_client.wire_images import with_jpeg
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.session import PositronicSession
 from serving_live import PATIENCE_S, TestPolicy, server_thread
 
 # What a session answers with an error; anything else would end its thread.

@@ -4,15 +4,15 @@ import contextlib
 import sys
 from pathlib import Path
 
-from openpi.data.raw_episodes import RawDataset, RawDatasetWriter
-from openpi.envs.franka.env import CAMERAS
-from openpi.envs.franka.render import make_renderer
-from openpi.envs.franka.world import FrankaWorld
-from openpi.evaluation.franka.drivers import EvalUi
-from openpi.evaluation.franka.eval_panel import EvalPanel
-from openpi.evaluation.franka.policies import ScriptedPolicy
-from openpi.evaluation.franka.station import Station
-from openpi.evaluation.franka.window import CameraWindow
+from openpi_positronic.franka.env import CAMERAS
+from openpi_positronic.franka.render import make_renderer
+from openpi_positronic.franka.world import FrankaWorld
+from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
+from openpi_positronic.simulation.drivers import EvalUi
+from openpi_positronic.simulation.eval_panel import EvalPanel
+from openpi_positronic.simulation.policies import ScriptedPolicy
+from openpi_positronic.simulation.station import Station
+from openpi_positronic.simulation.window import CameraWindow
 
 
 def make_station(folder: Path | None, **options) -> Station:

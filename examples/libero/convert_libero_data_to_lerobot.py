@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openpi.cli import _published_converters as published
 from openpi.convert.engine import Options
-from openpi.convert.formats.libero_rlds import LiberoRlds
+from openpi_rlds.libero import LiberoRlds
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openpi.convert.formats import FORMATS, format_class
+from openpi.convert.formats import format_class, summaries
 
 logger = logging.getLogger("openpi")
 
 
 def add_parsers(formats: Any, argv: Sequence[str]) -> None:
     """A parser for each format, behind which `run` stands; flags of its own for the one in `argv`."""
-    for word, (_, _, summary) in FORMATS.items():
+    for word, summary in summaries().items():
         parser = formats.add_parser(word, help=summary, description=summary)
         parser.add_argument("input", metavar="SRC", help="file, folder or URL")
         parser.add_argument(

@@ -11,7 +11,6 @@ import numpy as np
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.dataset import Sample
-from openpi.data.droid_rlds.in_order import FramesInOrder
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies import policy_config
 from openpi.policies.contract import Contract
@@ -21,6 +20,7 @@ from openpi.policies.robot_spec import find_spec
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.sample_trace import Step
+from openpi.training.streams import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
     dataset = data_loader.create_dataset(data_config, config.model)
     no_stats = data_config.norm_stats is None  # a finding, not a reason to show nothing
     steps = steps_of(data_loader.input_transforms(data_config, dataset, skip_norm_stats=no_stats), data_config)
-    if isinstance(dataset, FramesInOrder):
+    if isinstance(dataset, Stream):
         return Recording(dataset[index], f"frame {index} of {data_config.dataset_name}", steps)
     if not -len(dataset) <= index < len(dataset):
         raise IndexError(f"frame {index} of a dataset of {len(dataset)} frames")

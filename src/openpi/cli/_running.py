@@ -55,7 +55,7 @@ def run_server(
             on_listening=functools.partial(announce, host, port_file, scheme),
             **options,
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         return refuse(error, program)
     try:
         server.run()

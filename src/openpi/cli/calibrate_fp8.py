@@ -88,8 +88,8 @@ def _samples(
 
     from openpi import transforms
     from openpi.cli import _explain_chain as chain
-    from openpi.data.droid_rlds.in_order import FramesInOrder
     from openpi.training import data_loader
+    from openpi.training.streams import Stream
 
     recipe = chain.with_dataset(recipe, dataset)
     data_config = chain.pipeline(recipe, checkpoint).data_config
@@ -97,8 +97,8 @@ def _samples(
         raise ValueError(f"recipe '{recipe.name}' has no dataset; name one with --dataset")
     frames = data_loader.create_dataset(data_config, recipe.model)
     to_model = transforms.compose(data_loader.input_transforms(data_config, frames))
-    if isinstance(frames, FramesInOrder):
-        chosen = frames.spread(count)
+    if isinstance(frames, Stream):
+        chosen = [frame for _, frame in frames.spread(count)]
     else:
         if not len(frames):
             raise ValueError(f"{data_config.dataset_name} has no frames")

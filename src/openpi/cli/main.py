@@ -1,13 +1,19 @@
-"""`openpi COMMAND ...`: dispatch on the first word, importing only the command that was asked for."""
+"""`openpi COMMAND ...`: dispatch on the first word, importing only the command that was asked for.
+
+Packages add commands by the entry point `openpi.commands`: name -> a module as `Command` says.
+"""
 
 import importlib
 import os
 import sys
-from types import ModuleType
+from typing import Protocol, cast
+
+from openpi.shared import plugins
+
+ENTRY_POINTS = "openpi.commands"
 
 # command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
 COMMANDS = {
-    "demo": "record, train, serve and evaluate a small pi0.5 in a simulator, with a report",
     "configs": "the registered recipes as a table, or one with its lab note",
     "init": "a recipe file for your own robot, drafted from its dataset",
     "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
@@ -37,8 +43,23 @@ LOAD_CHECKPOINTS = (
 TRUST_FLAG = "--trust-code"
 
 
+class Command(Protocol):
+    """A module with a command; importing it loads nothing heavy.
+
+    Attributes:
+        SUMMARY: one line for `openpi --help`.
+    """
+
+    SUMMARY: str
+
+    def main(self, argv: list[str], /) -> int | None:
+        """Runs it; returns the exit code, None for 0."""
+        ...
+
+
 def usage() -> str:
-    rows = "\n".join(f"  {name:<18} {summary}" for name, summary in COMMANDS.items())
+    installed = {name: _summary(name) for name in plugins.names(ENTRY_POINTS) if name not in COMMANDS}
+    rows = "\n".join(f"  {name:<18} {summary}" for name, summary in {**installed, **COMMANDS}.items())
     return (
         f"usage: openpi COMMAND [options]\n\n{rows}\n\n`openpi COMMAND --help` lists the options of a command.\n"
         f"{TRUST_FLAG}, with a command that loads a checkpoint: run the recipe code that a downloaded one brings."
@@ -51,14 +72,11 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0
     command, *rest = argv
-    if command not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        print(f"{usage()}\n\nopenpi: unknown command '{command}'{hint}", file=sys.stderr)
+    known = (*COMMANDS, *plugins.names(ENTRY_POINTS)) if command not in COMMANDS else (command,)
+    if command not in known:
+        print(f"{usage()}\n\nopenpi: unknown command '{command}'{_hint(command, known)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"openpi.cli.{command.replace('-', '_')}")
+    module = _load(command)
     try:
         if TRUST_FLAG in rest and command in LOAD_CHECKPOINTS:
             return _run_trusting(module, [word for word in rest if word != TRUST_FLAG])
@@ -70,7 +88,28 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _run_trusting(module: ModuleType, argv: list[str]) -> int:
+def _load(command: str) -> Command:
+    if command in COMMANDS:
+        return cast(Command, importlib.import_module(f"openpi.cli.{command.replace('-', '_')}"))
+    return plugins.load(ENTRY_POINTS, command)
+
+
+def _summary(command: str) -> str:
+    """Of a package's command; one that is broken takes no other with it."""
+    try:
+        return _load(command).SUMMARY
+    except Exception as error:
+        return f"(cannot be loaded: {type(error).__name__}: {error})"
+
+
+def _hint(command: str, known: tuple[str, ...]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(command, known, n=1)
+    return plugins.hint(ENTRY_POINTS, command) or (f"; did you mean '{close[0]}'?" if close else "")
+
+
+def _run_trusting(module: Command, argv: list[str]) -> int:
     """With the variable that recipes, workers and further processes look at."""
     from openpi.training.recipe_sources import TRUST_VARIABLE
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +21,10 @@ from openpi.training.processor import wait_asleep
 if TYPE_CHECKING:
     import ssl
 
-    from openpi.codecs.codec import Codec
     from openpi.policies.policy import Policy
     from openpi.serving.access import Limits
     from openpi.serving.catalog import Catalog
+    from openpi.serving.protocols import ServerProtocol
 
 # Whole ranges of the options that are numbers.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -133,13 +133,14 @@ def parse(argv: list[str] | None) -> Args:
     return tyro.cli(Args, args=argv, prog=PROGRAM, config=config)
 
 
-def serve(args: Args, *, codec: Codec | None = None) -> int:
+def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C; returns the exit code.
 
     Args:
-        codec: of Positronic sessions, instead of one by name.
+        protocols: instead of those that are installed, with the codec by its name.
     """
     from openpi.serving.batching import Batching
+    from openpi.serving.protocols import installed
     from openpi.serving.recording import SessionRecorder
 
     try:
@@ -148,7 +149,7 @@ def serve(args: Args, *, codec: Codec | None = None) -> int:
         chunking(args)
         key = served_key(args.api_key)
         options = {
-            "codec": codec or served_codec(args.codec),
+            "protocols": installed(args.codec) if protocols is None else protocols,
             "tls": tls_context(args.tls_cert, args.tls_key),
             "limits": _limits(args),
             "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
@@ -238,22 +239,6 @@ def _name_and_place(text: str) -> tuple[str, str]:
 
 def _last_part(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2] or place
-
-
-def served_codec(name: str | None) -> Codec | None:
-    """The codec of Positronic sessions; the published ones speak the keys of the recipes, whichever those of the
-    dataset are.
-
-    Raises:
-        ValueError, OSError, ImportError: there is none of that name.
-    """
-    from openpi.codecs import catalog
-
-    if name is None:
-        return None
-    codec = catalog.get_codec(name)
-    is_published = name.removeprefix("older/") in catalog.PUBLISHED
-    return catalog.for_slash_keys(codec) if is_published else codec
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

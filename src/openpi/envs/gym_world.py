@@ -23,12 +23,14 @@ def keys(raw, task):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from openpi.envs.world import Task
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 class Step(NamedTuple):

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from importlib import metadata
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from openpi.shared import references
+from openpi.shared import plugins, references
 
 ENTRY_POINTS = "openpi.worlds"
 # Beside the keys of the policy, what only an expert may know; asked for by `open(privileged=True)`.
@@ -134,7 +133,7 @@ class WorldConfig(Protocol):
 
 def names() -> list[str]:
     """Of the worlds that are installed."""
-    return sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)})
+    return plugins.names(ENTRY_POINTS)
 
 
 def find(name: str) -> type[WorldConfig]:
@@ -159,15 +158,13 @@ def find(name: str) -> type[WorldConfig]:
 
 
 def _installed(name: str) -> Any:
-    points: Mapping[str, metadata.EntryPoint] = {
-        point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)
-    }
-    if name not in points:
+    installed = names()
+    if name not in installed:
         raise ValueError(
-            f"the world is {name!r}; expected one of {', '.join(sorted(points)) or '(none installed)'}, or your own as "
-            "path/to/my_world.py:MyWorld"
+            f"the world is {name!r}; expected one of {', '.join(installed) or '(none installed)'}, or your own as "
+            f"path/to/my_world.py:MyWorld{plugins.hint(ENTRY_POINTS, name)}"
         )
-    return points[name].load()
+    return plugins.load(ENTRY_POINTS, name)
 
 
 _MEMBERS = {name for name in vars(WorldConfig) if not name.startswith("_")}

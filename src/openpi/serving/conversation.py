@@ -24,8 +24,7 @@ from openpi.serving.long_work import LongWork
 from openpi.serving.memory import SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot, StoppingError
-from openpi.serving.openpi_session import OpenpiSession
-from openpi.serving.positronic_session import PositronicSession
+from openpi.serving.protocols import Session
 from openpi.serving.recording import SessionLog, SessionRecorder
 from openpi.serving.watching import Watching
 from openpi.shared.errors import MissingKeyError
@@ -36,8 +35,6 @@ logger = logging.getLogger("openpi")
 
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23
-
-Session = OpenpiSession | PositronicSession
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from openpi.policies.guards import ObservationError
 from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
+from openpi.serving.protocols import Served
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client import msgpack_numpy
 
@@ -48,6 +49,10 @@ class OpenpiSession:
         self.request: Any = None  # what the last message held, for the log; None = no observations
         self._exchange_start_s = 0.0
         self._prev_total_ms: float | None = None
+
+    def told(self, served: Served) -> dict[str, Any]:
+        """The policy's own metadata."""
+        return dict(served.metadata)
 
     def loading(self, status: str, message: str) -> list[Frame]:
         """Nothing: clients of this protocol wait for the metadata, however long."""

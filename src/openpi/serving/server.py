@@ -4,7 +4,7 @@
     model threads    one per model in memory: load it, run batches, encode and send answers
 
     /                             websocket: the openpi protocol (also /?model=ID); HTTP: the status page
-    /api/v1/session[/ID]          websocket: Positronic's protocol
+    other paths                   websocket: the protocols that are installed (protocols.py)
     POST /api/v1/keepalive        how long the server stays, for who waits for it
     /api/v1/models, /healthz, /readyz, /metrics, /status.json
 
@@ -22,12 +22,11 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from openpi.codecs.codec import Codec
 from openpi.policies.guards import ObservationError
 from openpi.serving import memory, pages
 from openpi.serving.access import (
@@ -43,16 +42,15 @@ from openpi.serving.batching import Batching
 from openpi.serving.catalog import Catalog, OnePolicy
 from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
-from openpi.serving.conversation import Conversation, Session
+from openpi.serving.conversation import Conversation
 from openpi.serving.handshake import Handshake
 from openpi.serving.listener import Listener
 from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot
 from openpi.serving.openpi_session import OpenpiSession
-from openpi.serving.positronic_session import PositronicSession
+from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder
-from openpi.serving.session_parameters import SessionParameters
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
 from openpi_client.connection import FEATURES_HEADER
@@ -62,7 +60,8 @@ logger = logging.getLogger("openpi")
 
 DEFAULT_PORT = 8000
 FEATURES = "batch, jpeg"
-_SESSION_PATH, _KEEPALIVE_PATH = "/api/v1/session", "/api/v1/keepalive"
+_OTHER_PROTOCOLS = "/api/"  # where openpi's own is never spoken
+_KEEPALIVE_PATH = "/api/v1/keepalive"
 _DRAIN_TICK_S = 0.02
 # A signal may reach the process in another thread, which does not wake the main one: its handler runs at the next tick.
 _SIGNAL_TICK_S = 0.2
@@ -87,7 +86,7 @@ class PolicyServer:
         metadata: Mapping[str, Any] | None = None,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
-        codec: Codec | None = None,
+        protocols: Sequence[ServerProtocol] | None = None,
         batching: Batching | None = None,
         limits: Limits | None = None,
         max_models: int = 1,
@@ -105,7 +104,7 @@ class PolicyServer:
             metadata: first message of every openpi session; None takes the policy's `metadata`, and its contract.
             api_key: when set, clients must send it (`access.has_key`). Health checks need none.
             tls: certificate and key; None = no encryption.
-            codec: of Positronic sessions; None = observations and actions as they are.
+            protocols: beside openpi's own; None = those that are installed.
             max_models: in memory at once.
             recorder: writes what sessions ask and get.
             shared_memory: clients on this host may hand their images over in memory.
@@ -122,7 +121,7 @@ class PolicyServer:
         self._metadata = metadata
         self._api_key = api_key
         self._tls = tls
-        self._codec = codec
+        self._protocols = installed() if protocols is None else protocols
         self._batching = batching or Batching()
         self._limits = limits or Limits()
         self._recorder = recorder
@@ -240,6 +239,9 @@ class PolicyServer:
         if refusal is not None:
             handshake.respond(refusal, _PAGE_TIMEOUT_S)
         elif handshake.is_websocket and path != _KEEPALIVE_PATH:
+            if self._protocol_of(path) is None and path.startswith(_OTHER_PROTOCOLS):
+                handshake.respond(pages.not_found(path), _PAGE_TIMEOUT_S)
+                return
             self._open_session(handshake, sock, address)
         elif self._pages.acquire(blocking=False):
             try:
@@ -276,10 +278,13 @@ class PolicyServer:
                 max_message_bytes=self._limits.max_message_bytes,
                 admit=memory.admit,
             )
+            url = urlsplit(handshake.path)
+            protocol = self._protocol_of(url.path)
             try:
-                session, requested = self._session_of(handshake.path, shared)
+                session, requested = self._session_of(url, protocol, shared)
             except ObservationError as error:
-                connection.send(PositronicSession().refused(error))
+                assert protocol is not None
+                connection.send(protocol.refused(error))
                 connection.wait_closed()
                 return
             self._metrics.session_opened(session.protocol)
@@ -305,7 +310,7 @@ class PolicyServer:
                 del self._sessions[number]
 
     def _shared_memory(self, handshake: Handshake, address: str) -> SharedMemory | None:
-        if not self._has_shared_memory or handshake.path.startswith(_SESSION_PATH):
+        if not self._has_shared_memory or self._protocol_of(urlsplit(handshake.path).path) is not None:
             return None
         is_first = True
 
@@ -368,31 +373,36 @@ class PolicyServer:
 
     # Sessions
 
-    def _session_of(self, path: str, shared: SharedMemory | None) -> tuple[Session, str | None]:
-        """The protocol that a path stands for, and the model it asks for.
+    def _protocol_of(self, path: str) -> ServerProtocol | None:
+        """The one that a path stands for; None = openpi's own."""
+        return next((each for each in self._protocols if path == each.path or path.startswith(f"{each.path}/")), None)
+
+    def _session_of(
+        self, url: SplitResult, protocol: ServerProtocol | None, shared: SharedMemory | None
+    ) -> tuple[Session, str | None]:
+        """A session, and the model it asks for.
 
         Raises:
             ObservationError: a session cannot be as its client wants it.
         """
-        url = urlsplit(path)
-        if url.path == _SESSION_PATH or url.path.startswith(f"{_SESSION_PATH}/"):
-            requested = unquote(url.path.removeprefix(_SESSION_PATH).strip("/")) or None
-            parameters = SessionParameters.of_query(url.query)
-            return PositronicSession(self._codec, parameters, debug=self._debug), requested
+        if protocol is not None:
+            requested = unquote(url.path.removeprefix(protocol.path).strip("/")) or None
+            return protocol.session(url.query, debug=self._debug), requested
         return OpenpiSession(debug=self._debug, shared=shared), parse_qs(url.query).get("model", [None])[0]
 
     def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, Any]:
-        """The metadata of an openpi session, the `meta` of a Positronic one."""
-        if isinstance(session, PositronicSession):
-            where = {"type": "openpi", "host": self._host, "port": self._port}
-            return {**where, **self._catalog.describe(slot.model_id), "checkpoint_id": slot.model_id, **session.meta}
+        described = self._catalog.describe(slot.model_id)
+        return session.told(Served(self._host, self._port, slot.model_id, described, self._metadata_of(slot.policy)))
+
+    def _metadata_of(self, policy: BasePolicy | None) -> dict[str, Any]:
+        """What clients of openpi are told of a policy."""
         if self._metadata is not None:
             return dict(self._metadata)
-        contract = getattr(slot.policy, "contract", None)
+        contract = getattr(policy, "contract", None)
         told = {} if contract is None else {"contract": contract.as_metadata()}
-        rtc = getattr(slot.policy, "rtc_metadata", None)
+        rtc = getattr(policy, "rtc_metadata", None)
         told |= {} if rtc is None else {"rtc": rtc}
-        return {**getattr(slot.policy, "metadata", {}), **told}
+        return {**getattr(policy, "metadata", {}), **told}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from openpi.shared import hub, transfer
+from openpi.shared import hub, moved_modules, transfer
 from openpi.shared.errors import closest_name
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
@@ -199,7 +199,8 @@ def _packaged(url: str) -> Path:
         raise FileNotFoundError(f"'{url}' names no package; expected package:<package>[/<path>]")
     folders = _package_folders(package)
     if not folders:
-        raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed")
+        hint = moved_modules.hint(package)
+        raise FileNotFoundError(f"'{url}' names the package '{package}', which is not installed{hint}")
     places = [Path(os.path.normpath(folder / inside)) for folder in folders]  # links may lead to an installer's cache
     if not all(place.is_relative_to(folder) for place, folder in zip(places, folders, strict=True)):
         raise FileNotFoundError(f"'{url}' leads out of the package '{package}'; name a file inside it")
@@ -211,9 +212,9 @@ def _packaged(url: str) -> Path:
 
 def _package_folders(package: str) -> list[Path]:
     """Where a package lies, without importing it: its name may come from a file."""
-    top, *below = package.split(".")
-    if not all(part.isidentifier() for part in (top, *below)):
+    if not all(part.isidentifier() for part in package.split(".")):
         return []
+    top, *below = (moved_modules.new_name(package) or package).split(".")
     spec = importlib.util.find_spec(top)
     places = [] if spec is None else spec.submodule_search_locations or []
     folders = [Path(place, *below).absolute() for place in places]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
-from openpi.shared import ranges, references
+from openpi.shared import plugins, ranges, references
 from openpi.shared.ranges import Count, Decay, Range
 from openpi.training import freeze, nnx_filters, weight_loaders
 from openpi.training import optimizer as _optimizer
@@ -213,6 +213,7 @@ def get_config(name: str) -> TrainConfig:
         raise ValueError(
             f"config '{name}' not found; did you mean {' or '.join(map(repr, close))}? `openpi configs` lists all "
             f"{len(recipes)}; a recipe of your own is named path/to/file.py:attribute or package.module:attribute"
+            f"{plugins.hint('openpi.recipes', name)}"
         )
     return recipes[name]
 

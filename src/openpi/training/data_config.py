@@ -89,6 +89,11 @@ class DataConfig:
     exclude_episodes: Sequence[WholeNumber] = ()
 
     @property
+    def stream_format(self) -> str | None:
+        """Which `openpi.streams` reads the data; None where they have random access, or there are none."""
+        return None if self.rlds_data_dir is None else "droid_rlds"
+
+    @property
     def dataset_name(self) -> str | None:
         """For messages; None in recipes that only serve."""
         if self.rlds_data_dir is None:

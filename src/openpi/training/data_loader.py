@@ -16,19 +16,14 @@ import numpy as np
 from openpi import transforms
 from openpi.data.batch_loader import BatchLoader, SourceLoader
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
-from openpi.data.droid_rlds.episode import Frame
-from openpi.data.droid_rlds.folder import open_folder
-from openpi.data.droid_rlds.frame_ranges import FrameRanges
-from openpi.data.droid_rlds.in_order import FramesInOrder
-from openpi.data.droid_rlds.stream import Mixture, MixturePart, MixtureSource
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
-from openpi.shared import download, published
+from openpi.shared import published
 from openpi.shared.errors import missing_key
 from openpi.training.data_config import DataConfig
-from openpi.training.droid_rlds_dataset import DroidActionSpace
+from openpi.training.streams import Encoded, Stream, open_stream
 
 FAKE_REPO_ID = "fake"
 FAKE_TOKEN_RANGE = 2048
@@ -99,15 +94,14 @@ def create_batch_loader(
         "num_batches": num_batches,
         "name": data_config.dataset_name,
     }
-    if isinstance(dataset, FramesInOrder):
-        source = MixtureSource(dataset.mixture, buffer_size=data_config.shuffle_buffer_size, **order)
-        return SourceLoader(source, DecodeAndTransform(chain), **work)
+    if isinstance(dataset, Stream):
+        return SourceLoader(dataset.batches(**order), DecodeAndTransform(chain), **work)
     return BatchLoader(TransformedDataset(dataset, chain), **order, **work)
 
 
 def create_dataset(
     data_config: DataConfig, model_config: BaseModelConfig, episodes: Sequence[int] | None = None
-) -> Dataset | FramesInOrder:
+) -> Dataset | Stream:
     """The samples of a recipe before any transform.
 
     Cameras that the repack transform does not mention are not decoded. Data in RLDS form have no random access, only
@@ -117,10 +111,11 @@ def create_dataset(
         episodes: numbers of the episodes to read; None = all but those that the recipe excludes. Not for data in
             RLDS form.
     Raises:
+        ImportError: what reads the data's form is not installed.
         ValueError: the recipe names no dataset, or a column that it reads holds numbers that are not finite.
     """
-    if data_config.rlds_data_dir is not None:
-        return FramesInOrder(open_mixture(data_config, model_config.action_horizon))
+    if data_config.stream_format is not None:
+        return open_stream(data_config, model_config.action_horizon)
     if data_config.repo_id == FAKE_REPO_ID:
         return FakeDataset(model_config)
     metadata = open_metadata(data_config)
@@ -151,10 +146,10 @@ def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[in
     return kept
 
 
-def samples_of(dataset: Dataset | FramesInOrder, num_samples: int) -> list[tuple[str, Sample]]:
+def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, Sample]]:
     """Samples from all over a dataset, before any transform, each with what to call it."""
-    if isinstance(dataset, FramesInOrder):
-        return [(f"frame {sample['step_id'].decode()}", sample) for sample in dataset.spread(num_samples)]
+    if isinstance(dataset, Stream):
+        return dataset.spread(num_samples)
     rows = np.unique(np.linspace(0, len(dataset) - 1, num_samples).round().astype(int))
     return [(f"sample {row}", dataset[int(row)]) for row in rows]
 
@@ -186,32 +181,8 @@ def open_root(data_config: DataConfig) -> Path:
     return locate_dataset(data_config.repo_id, may_download=not data_config.local_files_only)
 
 
-def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
-    """The datasets of a recipe, opened, with their frame ranges fetched.
-
-    Raises:
-        FileNotFoundError, ValueError: a dataset or its ranges are not there or cannot be used; or the weights do not
-            add up to 1; or the recipe excludes episodes.
-    """
-    assert data_config.rlds_data_dir is not None
-    if data_config.exclude_episodes:
-        raise ValueError(
-            "exclude_episodes is set, but data in RLDS form are a stream without numbered episodes; leave them out in "
-            "the file of frame ranges (filter_dict_path)"
-        )
-    parts = []
-    for dataset in data_config.datasets:
-        folder = open_folder(data_config.rlds_data_dir, dataset.name, dataset.version)
-        ranges = FrameRanges()
-        if dataset.filter_dict_path is not None:
-            ranges = FrameRanges.load(download.maybe_download(dataset.filter_dict_path))
-        parts.append(MixturePart(folder, dataset.weight, ranges))
-    is_velocity = data_config.action_space is DroidActionSpace.JOINT_VELOCITY
-    return Mixture(tuple(parts), "joint_velocity" if is_velocity else "joint_position", horizon)
-
-
 def input_transforms(
-    data_config: DataConfig, dataset: Dataset | FramesInOrder, *, skip_norm_stats: bool = False
+    data_config: DataConfig, dataset: Dataset | Stream, *, skip_norm_stats: bool = False
 ) -> tuple[Callable[[Sample], Sample], ...]:
     """Everything between a sample of `create_dataset` and the model, in order.
 
@@ -226,15 +197,13 @@ def input_transforms(
     )
 
 
-def prompt_transforms(
-    data_config: DataConfig, dataset: Dataset | FramesInOrder
-) -> tuple[Callable[[Sample], Sample], ...]:
+def prompt_transforms(data_config: DataConfig, dataset: Dataset | Stream) -> tuple[Callable[[Sample], Sample], ...]:
     """What puts the text of a task under `prompt`, if the recipe wants it there.
 
     Raises:
         ValueError: the repack transform drops it.
     """
-    if not data_config.prompt_from_task or not isinstance(dataset, LeRobotDataset):  # frames of DROID carry a prompt
+    if not data_config.prompt_from_task or not isinstance(dataset, LeRobotDataset):  # frames of a stream carry a prompt
         return ()
     _check_prompt_survives(data_config)
     return (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
@@ -313,7 +282,7 @@ class DecodeAndTransform:
 
     chain: Sequence[Callable[[Sample], Sample]]
 
-    def __call__(self, frame: Frame) -> Sample:
+    def __call__(self, frame: Encoded) -> Sample:
         return transforms.compose(self.chain)(frame.decode())
 
 

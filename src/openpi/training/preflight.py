@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
-from openpi.data.batch_loader import SourceLoader
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.data.droid_rlds.episode import CONTROL_HZ
+from openpi.data.batch_loader import SourceLoader
 from openpi.data.lerobot.features import dimension_names
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
@@ -30,6 +29,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.first_look import FirstLook
 from openpi.training.robot_actions import with_recorded_limits
+from openpi.training.streams import Stream
 
 logger = logging.getLogger("openpi")
 
@@ -207,7 +207,8 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
         mades.append(made)
         clients.append(client)
         raws.append(raw)
-    contract = _contract(data_config, config, clients)
+    control_hz = dataset.control_hz if isinstance(dataset, Stream) else data_loader.open_metadata(data_config).fps
+    contract = _contract(data_config, config, clients, control_hz)
     returned = _check_contract(contract, data_config, config, clients[0], raws[0])
     contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
     for client, made in zip(clients, mades, strict=True):
@@ -320,8 +321,8 @@ def _shape_text(value: Any) -> str:
     return "missing" if value is None else f"shape {list(np.shape(value))}"
 
 
-def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) -> Contract:
-    control_hz, features = _rate_and_features(data_config)
+def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any], control_hz: float) -> Contract:
+    features = _features(data_config)
     action_key = data_config.action_sequence_keys[0]
     state_key = next((key for key in ("observation.state", "state") if key in features), "")
     return Contract.build(
@@ -335,18 +336,14 @@ def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any]) 
     )
 
 
-def _rate_and_features(data_config: DataConfig) -> tuple[float, Mapping[str, Any]]:
-    """Frames per second, and the features as LeRobot describes them; data in RLDS form are DROID's and name nothing."""
-    if data_config.rlds_data_dir is not None:
-        return CONTROL_HZ, {}
-    metadata = data_loader.open_metadata(data_config)
-    return metadata.fps, metadata.features
+def _features(data_config: DataConfig) -> Mapping[str, Any]:
+    """As LeRobot describes them; a stream names none."""
+    return {} if data_config.stream_format is not None else data_loader.open_metadata(data_config).features
 
 
 def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
-    _, features = _rate_and_features(data_config)
-    names = dimension_names(features.get(data_config.action_sequence_keys[0]) or {})
+    names = dimension_names(_features(data_config).get(data_config.action_sequence_keys[0]) or {})
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol, TypeVar, cast
 
 from openpi import transforms
 from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader, stack
+from openpi.data.batch_order import BatchSource
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
-from openpi.data.droid_rlds.episode import Frame
-from openpi.data.droid_rlds.stream import MixtureSource
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
 from openpi.training.adopted import as_recipe
 from openpi.training.batch_arrays import Framework, model_side_placer, placer, process_part
 from openpi.training.data_config import DataConfig
+from openpi.training.streams import Encoded, open_stream
 
 # Frames that training uses of DROID 1.0.1, about: the published length of data in RLDS form, whatever they are.
 RLDS_LENGTH = 20_000_000
@@ -253,13 +253,10 @@ def create_rlds_dataset(
     Raises:
         ValueError: the recipe reads no data in RLDS form.
     """
-    if data_config.rlds_data_dir is None:
+    if data_config.stream_format is None:
         raise ValueError(f"the recipe reads no data in RLDS form ({data_config.repo_id}); use create_torch_dataset")
-    mixture = data_loader.open_mixture(data_config, action_horizon)
-    source = MixtureSource(
-        mixture, batch_size=batch_size, seed=0, shuffle=shuffle, buffer_size=data_config.shuffle_buffer_size
-    )
-    return _Frames(source)
+    stream = open_stream(data_config, action_horizon)
+    return _Frames(stream.batches(batch_size=batch_size, seed=0, shuffle=shuffle))
 
 
 def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_stats: bool = False) -> Dataset:
@@ -304,15 +301,19 @@ class _Placed:
 
 @dataclasses.dataclass(frozen=True)
 class _Frames:
-    """Decoded batches of a mixture; each iteration begins anew."""
+    """Decoded batches of a stream; each iteration begins anew."""
 
-    source: MixtureSource
+    source: BatchSource
 
     def __len__(self) -> int:
         return RLDS_LENGTH
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(SourceLoader(self.source, Frame.decode))
+        return iter(SourceLoader(self.source, _decoded))
+
+
+def _decoded(item: Encoded) -> Sample:
+    return item.decode()
 
 
 class _SamplerSource:

@@ -56,6 +56,8 @@ def _upgraded_name(name: Any, own_modules: list[str], field: str) -> str:
 def _unknown(name: Any, own_modules: list[str], field: str) -> ValueError:
     close = closest_name(str(name).rpartition(":")[2], [known.partition(".")[2] for known in recipe_table.names()])
     hint = f" (is '{close}' meant?)" if close else ""
+    if where := recipe_table.hint(str(name)):
+        return ValueError(f"{field} refers to {str(name)[:120]!r}, which is not installed{where}")
     own = f", and what its own files define ({', '.join(own_modules)})" if own_modules else ""
     return ValueError(
         f"{field} refers to {str(name)[:120]!r}{hint}; a recipe may only name what openpi lists for recipes{own}. If a "

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from openpi import transforms
 from openpi.data.dataset import Sample
-from openpi.data.droid_rlds.episode import IMAGE_SHAPE, Episode, kept_frames
-from openpi.data.droid_rlds.in_order import FramesInOrder, episodes
-from openpi.data.droid_rlds.stream import MixturePart
 from openpi.data.lerobot.features import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
-from openpi.training import data_loader
+from openpi.training import data_loader, frame_blocks
 from openpi.training.data_config import DataConfig
-
-logger = logging.getLogger("openpi")
-
-BLOCK_FRAMES = 4096
-_SEED = 0
-_FILES_AHEAD = 8
-_FILES_PER_LINE = 200
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some frames, black where the cameras are.
-
-    Attributes:
-        episodes: int[n], the episode that each is of.
-        build: (rows of the block, shape) -> a sample whose numbers are `shape(values of these rows)`.
-    """
-
-    episodes: np.ndarray
-    build: Callable[[np.ndarray, Callable[[np.ndarray], Any]], Sample]
-
-    def __len__(self) -> int:
-        return len(self.episodes)
-
-    def together(self) -> Sample:
-        """All as one sample whose numbers have a leading axis; images and texts are those of one frame."""
-        return self.build(np.arange(len(self)), lambda values: values)
-
-    def alone(self, row: int) -> Sample:
-        """One as the loader would hand it to the transforms, images aside."""
-        return self.build(np.array([row]), lambda values: np.array(values[0]))
+from openpi.training.frame_blocks import Block, check_max_frames
+from openpi.training.streams import Stream, open_stream
 
 
 class Frames(Protocol):
@@ -73,14 +36,14 @@ class Frames(Protocol):
 
 def open_frames(data_config: DataConfig, model_config: BaseModelConfig) -> Frames:
     """Raises what opening the dataset raises."""
-    kind = TabularFrames if data_config.rlds_data_dir is None else RldsFrames
+    kind = TabularFrames if data_config.stream_format is None else StreamFrames
     return kind(data_config, model_config)
 
 
 class _Evaluating:
     """Runs the loader's transforms up to normalisation."""
 
-    def __init__(self, data_config: DataConfig, dataset: LeRobotDataset | FramesInOrder):
+    def __init__(self, data_config: DataConfig, dataset: LeRobotDataset | Stream):
         chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
         end = next(i for i, transform in enumerate(chain) if isinstance(transform, transforms.Normalize))
         self._chain = transforms.compose(chain[:end])
@@ -114,7 +77,8 @@ class TabularFrames(_Evaluating):
 
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
         rows = _chosen_rows(len(self), max_frames)
-        chosen = (rows[begin : begin + BLOCK_FRAMES] for begin in range(0, len(rows), BLOCK_FRAMES))
+        size = frame_blocks.BLOCK_FRAMES
+        chosen = (rows[begin : begin + size] for begin in range(0, len(rows), size))
         return [(1.0, (self._block(each) for each in chosen))]
 
     def _block(self, rows: np.ndarray) -> Block:
@@ -137,90 +101,23 @@ class TabularFrames(_Evaluating):
         return sample
 
 
-class RldsFrames(_Evaluating):
-    """Of DROID in RLDS form: those that training would draw. No image is read."""
+class StreamFrames(_Evaluating):
+    """Of a stream: those that training would draw. No image is read."""
 
     def __init__(self, data_config: DataConfig, model_config: BaseModelConfig):
-        self._mixture = data_loader.open_mixture(data_config, model_config.action_horizon)
-        super().__init__(data_config, FramesInOrder(self._mixture))
-        black = np.zeros(IMAGE_SHAPE, np.uint8)
-        self._images = {"image": black, "wrist_image": black}
+        self._stream = open_stream(data_config, model_config.action_horizon)
+        super().__init__(data_config, self._stream)
 
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
-        _check_max_frames(max_frames, "all")
-        parts = self._mixture.parts
-        limits = [None if max_frames is None else max(1, round(part.weight * max_frames)) for part in parts]
-        return [(part.weight, self._blocks(part, limit)) for part, limit in zip(parts, limits, strict=True)]
-
-    def _blocks(self, part: MixturePart, limit: int | None) -> Iterator[Block]:
-        waiting: list[tuple[int, Episode, np.ndarray]] = []
-        count = total = 0
-        for number, episode in enumerate(self._episodes(part, is_drawn=limit is not None)):
-            kept = kept_frames(episode, part.ranges)[: None if limit is None else limit - total]
-            waiting.append((number, episode, kept))
-            count, total = count + len(kept), total + len(kept)
-            if count >= BLOCK_FRAMES:
-                yield self._block(waiting)
-                waiting, count = [], 0
-            if total == limit:
-                break
-        if count:
-            yield self._block(waiting)
-
-    def _block(self, chosen: list[tuple[int, Episode, np.ndarray]]) -> Block:
-        chunks = [episode.chunks(kept, self._mixture.horizon) for _, episode, kept in chosen]
-        columns = {
-            "actions": np.concatenate([actions for actions, _ in chunks]),
-            "actions_is_pad": np.concatenate([is_pad for _, is_pad in chunks]),
-            "joint_position": np.concatenate([episode.joints[kept] for _, episode, kept in chosen]),
-            "gripper_position": np.concatenate([episode.gripper[kept] for _, episode, kept in chosen]),
-        }
-        numbers = np.concatenate([np.full(len(kept), number) for number, _, kept in chosen])
-        _, episode, _ = chosen[0]
-        texts = {"prompt": episode.instructions[0][0], "step_id": episode.key.encode()}
-
-        def build(rows: np.ndarray, shape: Callable[[np.ndarray], Any]) -> Sample:
-            values = {name: shape(column[rows]) for name, column in columns.items()}
-            measured = {name: values.pop(name) for name in ("joint_position", "gripper_position")}
-            return {**values, "observation": {**self._images, **measured}, **texts}
-
-        return Block(numbers, build)
-
-    def _episodes(self, part: MixturePart, *, is_drawn: bool) -> Iterator[Episode]:
-        """Files are read a few ahead: what takes time on a network disk is waiting."""
-        shards = part.folder.filled
-        if is_drawn:
-            shards = [shards[i] for i in np.random.default_rng(_SEED).permutation(len(shards))]
-        ahead: deque[Future[list[Episode]]] = deque()
-        with ThreadPoolExecutor(_FILES_AHEAD, thread_name_prefix="columns") as readers:
-            try:
-                for i, shard in enumerate(shards):
-                    if i and i % _FILES_PER_LINE == 0:
-                        logger.info("columns of %d of %d files of %s read", i, len(shards), part.folder.root)
-                    ahead.append(readers.submit(self._episodes_of, shard))
-                    if len(ahead) == _FILES_AHEAD:
-                        yield from ahead.popleft().result()
-                while ahead:
-                    yield from ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def _episodes_of(self, shard: tuple[Path, int]) -> list[Episode]:
-        path, num_records = shard
-        return [episode for _, _, episode in episodes(path, self._mixture.arm_action, num_records)]
+        check_max_frames(max_frames, "all")
+        return self._stream.blocks(max_frames)
 
 
 def _chosen_rows(num_frames: int, max_frames: int | None) -> np.ndarray:
-    _check_max_frames(max_frames, f"all {num_frames}")
+    check_max_frames(max_frames, f"all {num_frames}")
     if max_frames is None or max_frames >= num_frames:
         return np.arange(num_frames)
-    return np.sort(np.random.default_rng(_SEED).choice(num_frames, max_frames, replace=False))
-
-
-def _check_max_frames(max_frames: int | None, all_of_them: str) -> None:
-    if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames is {max_frames}; give at least 1, or None for {all_of_them} frames")
+    return np.sort(np.random.default_rng(frame_blocks.SEED).choice(num_frames, max_frames, replace=False))
 
 
 def _tabular_dataset(data_config: DataConfig) -> LeRobotDataset:

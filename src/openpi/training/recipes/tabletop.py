@@ -1,5 +1,5 @@
-"""The embedded table-top: a tiny pi0.5 that a laptop trains in minutes. The base's own recipe is
-`openpi.demo.base_recipe`.
+"""The embedded table-top: a tiny pi0.5 that a laptop trains in minutes. The base and its own
+recipe are in the package of `openpi demo`.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ RECIPES = [
     TrainConfig(
         name="tabletop_pick",
         note='What the base shipped for `openpi demo` is served with: "pick up the red block", "move to the white '
-        'plate". 1.5 M parameters, for any laptop; the base itself was made by openpi.demo.base_recipe.',
+        "plate\". 1.5 M parameters, for any laptop; the base itself was made by base_recipe of the demo's package.",
         model=TINY_PI05,
         data=_DATA,
         num_workers=0,

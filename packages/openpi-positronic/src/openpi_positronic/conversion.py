@@ -1,0 +1,306 @@
+"""Positronic's raw recordings -> a LeRobot dataset v3.0, by a codec.
+
+```
+prepare    each episode on its own, in several processes: sample, resize, encode, statistics
+           -> .<name>.converting/<digest>/    kept until the dataset is there, so that a stopped run goes on
+assemble   in order, in this process: joins what is prepared; no frame is touched again
+```
+
+Every column is sampled at start, start + 1/fps, ...: the newest sample of each signal so far. An episode starts when
+every signal of its columns has a value. Source: the serving specification, section 6.6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from openpi.convert.progress import Progress
+from openpi.convert.work_folder import WorkFolder
+from openpi.data.lerobot.episode_check import FrameStream
+from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared import worker_process
+from openpi_positronic import provenance
+from openpi_positronic.codecs.codec import Codec, Column
+from openpi_positronic.raw_episodes import Episode, RawDataset
+from openpi_positronic.raw_episodes.signals import Signal
+
+logger = logging.getLogger("openpi")
+
+ROBOT_TYPE = "positronic"
+_NS_PER_S = 1_000_000_000
+
+
+def convert(
+    source: Sequence[Path] | RawDataset,
+    output: Path,
+    codec: Codec,
+    *,
+    fps: float | None = None,
+    task: str | None = None,
+    use_videos: bool = True,
+    append: bool = False,
+    overwrite: bool = False,
+    repeat: bool = False,
+    skip_unusable: bool = False,
+    num_workers: int | None = None,
+) -> Path:
+    """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
+
+    Args:
+        source: a raw dataset, or folders of its episodes.
+        output: folder of the dataset; new, unless `append` or `overwrite`.
+        codec: which signals become which columns.
+        fps: whole frames per second; None = those of the codec.
+        task: for all episodes; None = what each recording says, or nothing.
+        use_videos: cameras as video; else as images. When appending, as they are in the dataset.
+        append: behind the episodes that are in the dataset.
+        repeat: append recordings again that are in the dataset already.
+        skip_unusable: leave out episodes that lack a signal, are too short or cannot be read; else they are an error.
+        num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
+            guards itself with `if __name__ == "__main__"`.
+    Returns:
+        `output`.
+    Raises:
+        ValueError: the codec is for inference only, a rate is missing, episodes are unusable or in the dataset already,
+            or another conversion writes the same dataset.
+        FileExistsError, FileNotFoundError: see `LeRobotWriter`.
+    """
+    paths = list(source.paths) if isinstance(source, RawDataset) else list(source)
+    columns = codec.training_columns()
+    features = _features(codec)
+    rate = _rate(fps, codec)
+    paths = _usable(paths, columns, skip_unusable)
+    if append and not repeat:
+        provenance.refuse_repeats(output, paths)
+    with (
+        WorkFolder(output) as work,
+        LeRobotWriter(
+            output,
+            fps=rate,
+            features=features if use_videos else _as_images(features),
+            robot_type=ROBOT_TYPE,
+            append=append,
+            overwrite=overwrite,
+            scratch=work.path,
+        ) as writer,
+    ):
+        options = (codec, dict(writer.features), rate, writer.encoder)
+        jobs = [_Job(path, work.path / _digest(path, codec, rate, writer), *options) for path in paths]
+        unusable = _prepare_all(jobs, num_workers)
+        if unusable and not skip_unusable:
+            raise ValueError(_unusable_message(unusable))
+        for path, reason in unusable.items():
+            logger.warning("left out: %s: %s", path, reason)
+        used = [job for job in jobs if job.path not in unusable]
+        for job in used:
+            said = codec.training_task(Episode(job.path).static)
+            writer.add_prepared(PreparedEpisode.load(job.folder), (said or "") if task is None else task)
+        provenance.record(
+            writer.temporary, [job.path for job in used], is_append=append, codec=codec, fps=rate, task=task
+        )
+    return output
+
+
+def sample_times(start_ns: int, end_ns: int, fps: float) -> np.ndarray:
+    """int64[n]: start, start + period, ... before the end; the period is cut to whole nanoseconds."""
+    count = -(-(end_ns - start_ns) * round(fps) // _NS_PER_S) if end_ns > start_ns else 0
+    return start_ns + np.arange(count, dtype=np.int64) * (_NS_PER_S // round(fps))
+
+
+def span(episode: Episode, columns: Mapping[str, Column]) -> tuple[int, int]:
+    """When all columns have a value for the first time, and when one of them changes for the last; in nanoseconds."""
+    signals = [_signal(episode, name) for name in _signal_names(columns)]
+    return max(signal.start_ts for signal in signals), max(signal.last_ts for signal in signals)
+
+
+def sampled(
+    episode: Episode, columns: Mapping[str, Column], features: Mapping[str, Feature], times: np.ndarray
+) -> dict[str, np.ndarray | FrameStream]:
+    """The columns at ascending times, [n, ...] each; cameras as streams, in which no frame is decoded twice."""
+    frames: dict[str, np.ndarray | FrameStream] = {}
+    for key, column in columns.items():
+        signals = {name: _signal(episode, name) for name in column.signals}
+        if features[key]["dtype"] in CAMERA_DTYPES:
+            (signal,) = signals.values()
+            stream = FrameStream(len(times), _images(column, signal, signal.rows_at(times)))
+            is_video = features[key]["dtype"] == "video"
+            frames[key] = stream if is_video else np.stack(list(stream))
+        else:
+            frames[key] = column.derive(
+                {name: signal.values(signal.rows_at(times)) for name, signal in signals.items()}
+            )
+    return frames
+
+
+def _images(column: Column, signal: Signal, rows: np.ndarray) -> Iterator[np.ndarray]:
+    wanted, counts = np.unique(rows, return_counts=True)
+    repeats = iter(counts.tolist())
+    for chunk in signal.chunks(wanted):
+        for image in column.derive({signal.name: chunk}):
+            for _ in range(next(repeats)):
+                yield image
+
+
+# --- one episode, in a process of its own -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    path: Path
+    folder: Path
+    codec: Codec
+    features: dict[str, Feature]
+    fps: float
+    encoder: str
+    threads: int = 0
+
+
+def _prepare(job: _Job) -> str | None:
+    """Prepares an episode, if it is not; says why if it cannot be used."""
+    try:
+        return None if job.folder.is_dir() else _prepare_anew(job)
+    except ValueError as error:  # damaged, or holding what no dataset may hold
+        return str(error)
+
+
+def _prepare_anew(job: _Job) -> str | None:
+    episode, columns = Episode(job.path), job.codec.training_columns()
+    start, end = span(episode, columns)
+    times = sample_times(start, end, job.fps)
+    if not len(times):
+        return "its signals have no time in common"
+    # A name of its own: a process whose conversion was killed may still be busy with the same episode.
+    partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
+    try:
+        frames = sampled(episode, columns, job.features, times)
+        prepared = prepare_episode(
+            frames, job.features, folder=partial, fps=job.fps, encoder=job.encoder, threads=job.threads
+        )
+        prepared.save(partial)
+        partial.rename(job.folder)
+    except OSError:
+        if not job.folder.is_dir():  # else somebody was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return None
+
+
+def _prepare_all(jobs: Sequence[_Job], num_workers: int | None) -> dict[Path, str]:
+    """Prepares what is not; returns the unusable ones with the reason."""
+    if done := sum(job.folder.is_dir() for job in jobs):
+        logger.info("going on with %d prepared episodes", done)
+    cores = os.cpu_count() or 1
+    processes = min(cores if num_workers is None else num_workers, len(jobs))
+    unusable: dict[Path, str] = {}
+    with Progress("episodes", len(jobs)) as progress:
+        for path, reason in _each(jobs, processes, max(1, cores // max(1, processes))):
+            if reason is not None:
+                unusable[path] = reason
+            progress.advance()
+    return unusable
+
+
+def _each(jobs: Sequence[_Job], processes: int, threads: int) -> Iterator[tuple[Path, str | None]]:
+    jobs = [dataclasses.replace(job, threads=threads) for job in jobs]
+    if processes < 2:
+        for job in jobs:
+            yield job.path, _prepare(job)
+        return
+    # On Ctrl-C they finish the episode they are at.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=worker_process.start) as pool:
+        running: dict[Future[str | None], Path] = {pool.submit(_prepare, job): job.path for job in jobs}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a process of the conversion was ended from outside, perhaps for lack of memory; run it again, with "
+                "fewer workers: what is prepared is kept"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- before work starts -------------------------------------------------------------------------------------
+
+
+def _rate(fps: float | None, codec: Codec) -> int:
+    rate = codec.training_meta.get("action_fps") if fps is None else fps
+    if rate is None:
+        raise ValueError("this codec has no rate of its own; name one with fps (--fps), such as 15")
+    if rate != int(rate) or rate < 1:
+        raise ValueError(f"fps is {rate}; expected a whole number above 0, which is what datasets have")
+    return int(rate)
+
+
+def _features(codec: Codec) -> dict[str, Feature]:
+    features = codec.training_meta["lerobot_features"]
+    if slashed := [key for key in features if "/" in key]:
+        raise ValueError(
+            f"this codec calls columns {slashed}, and LeRobot datasets allow no '/' in names; convert with 'ee' or "
+            "'eepose_absolute', which have the same values under 'observation.state' and so on"
+        )
+    return features
+
+
+def _as_images(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    return {key: {**f, "dtype": "image"} if f["dtype"] == "video" else f for key, f in features.items()}
+
+
+def _usable(paths: Sequence[Path], columns: Mapping[str, Column], skip_unusable: bool) -> list[Path]:
+    """Those that have all signals."""
+    names = _signal_names(columns)
+    lacking = {}
+    for path in paths:
+        recorded = Episode(path).signals
+        if missing := [name for name in names if name not in recorded and _newer_name(name) not in recorded]:
+            lacking[path] = f"it lacks {', '.join(missing)}"
+    if lacking and (not skip_unusable or len(lacking) == len(paths)):
+        raise ValueError(_unusable_message(lacking))
+    for path, reason in lacking.items():
+        logger.warning("left out: %s: %s", path, reason)
+    return [path for path in paths if path not in lacking]
+
+
+def _unusable_message(reasons: Mapping[Path, str]) -> str:
+    shown = "\n".join(f"  {path}: {reason}" for path, reason in list(reasons.items())[:10])
+    return (
+        f"{len(reasons)} episodes cannot be converted with this codec:\n{shown}\nRepair them, choose another codec, or "
+        "leave them out with skip_unusable (--skip-unusable)"
+    )
+
+
+def _signal(episode: Episode, name: str) -> Signal:
+    newer = _newer_name(name)
+    return episode.signal(newer if name not in episode.signals and newer in episode.signals else name)
+
+
+def _newer_name(name: str) -> str:
+    """What Positronic calls a signal since it records one command at a time."""
+    return name.replace("robot_commands.", "robot_command.", 1)
+
+
+def _signal_names(columns: Mapping[str, Column]) -> list[str]:
+    return list(dict.fromkeys(name for column in columns.values() for name in column.signals))
+
+
+def _digest(path: Path, codec: Codec, fps: int, writer: LeRobotWriter) -> str:
+    """Of an episode's files, and of the options that its preparation depends on."""
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
+    options = (codec, fps, dict(writer.features), writer.encoder)
+    return hashlib.sha256(repr((str(path.absolute()), files, options)).encode()).hexdigest()[:20]

@@ -1,0 +1,65 @@
+"""Where the episodes of a converted dataset come from, written into it: `run_metadata_<UTC>.yaml`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from openpi.shared import run_metadata
+from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.raw_episodes import Episode
+
+_KINDS = ("run", "append")
+_SHOWN = 5
+
+
+def record(
+    folder: Path, episodes: Sequence[Path], *, is_append: bool, codec: Codec, fps: float, task: str | None
+) -> Path:
+    """Writes the command line, versions, git state and recordings of one conversion into a dataset."""
+    content = {
+        "codec": repr(codec),
+        "fps": fps,
+        "task": task,
+        "recordings": [{"id": recording_id(path), "path": str(path.absolute())} for path in episodes],
+    }
+    return run_metadata.write(folder, content, kind=_KINDS[is_append])
+
+
+def refuse_repeats(dataset: Path, episodes: Sequence[Path]) -> None:
+    """
+    Raises:
+        ValueError: recordings are in the dataset already.
+    """
+    known = _recorded_ids(dataset)
+    repeated = [path for path in episodes if recording_id(path) in known]
+    if repeated:
+        shown = ", ".join(str(path) for path in repeated[:_SHOWN])
+        raise ValueError(
+            f"{len(repeated)} of {len(episodes)} recordings are in {dataset} already, such as {shown}. Name only the "
+            "new ones, or append them again with repeat (--repeat)"
+        )
+
+
+def recording_id(episode: Path) -> str:
+    """The same wherever the episode lies: its number, and when it was recorded."""
+    return f"{episode.name}-{Episode(episode).meta.get('created_ts_ns', 0)}"
+
+
+def _recorded_ids(dataset: Path) -> set[str]:
+    ids = set()
+    for kind in _KINDS:
+        for path in dataset.glob(f"{kind}_metadata_*.yaml"):
+            ids |= {entry["id"] for entry in _read(path).get("recordings", [])}
+    return ids
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty for a file of another tool."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,7 +1,0 @@
-"""Positronic's raw recordings: every signal at its own rate, in one folder per episode."""
-
-from openpi.data.raw_episodes.dataset import RawDataset
-from openpi.data.raw_episodes.episode import Episode
-from openpi.data.raw_episodes.writer import EpisodeWriter, RawDatasetWriter
-
-__all__ = ["Episode", "EpisodeWriter", "RawDataset", "RawDatasetWriter"]
