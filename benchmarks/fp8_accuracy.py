@@ -76,7 +76,8 @@ def demo(count: int) -> Case:
     config: Any = recipe.model
 
     def load(config: Pi0Config, dtype: torch.dtype) -> nn.Module:
-        return loading.load_checkpoint(config, Checkpoint(folder).weights(config), dtype="float32" if dtype == torch.float32 else "bfloat16")
+        told = "float32" if dtype == torch.float32 else "bfloat16"
+        return loading.load_checkpoint(config, Checkpoint(folder).weights(config), dtype=told)
 
     return Case("the demo's base, trained, on its scenes", config, load, batches)
 

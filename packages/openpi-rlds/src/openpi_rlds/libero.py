@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, natural, relative
-from openpi_rlds.example import MalformedError, Values, not_an_example, parse_example
-from openpi_rlds.folder import open_folder
-from openpi_rlds.tfrecord import TFRecordFile
 from openpi.policies.libero_policy import LIBERO_SPEC
 from openpi.shared.budgets import decode_image
 from openpi.shared.errors import listed, missing_key
+from openpi_rlds.example import MalformedError, Values, not_an_example, parse_example
+from openpi_rlds.folder import open_folder
+from openpi_rlds.tfrecord import TFRecordFile
 
 SETS = ("libero_10_no_noops", "libero_goal_no_noops", "libero_object_no_noops", "libero_spatial_no_noops")
 _RATE_HZ = 10
