@@ -57,7 +57,8 @@ class AlohaHdf5:
                     columns[column] = _vector(file, name)
             name, column, dimensions = _BASE
             if file.has(name):
-                columns[column] = Numbers(file.numbers(name), f"/{name}", dimensions)
+                values = file.numbers(name)
+                columns[column] = Numbers(values, f"/{name}", dimensions if values.shape[1:] == (2,) else ())
             cameras, left_out = _cameras(file)
             known = {name.split("/")[0] for name in (*_VECTORS, _BASE[0], *_BOOKKEEPING)}
             left_out += [f"/{name}" for name in file.names() if name not in known]

@@ -54,16 +54,18 @@ class Sessions:
     def read(self, ref: EpisodeRef) -> RawEpisode:
         path = ref.files[0]
         log = _Log.read(path, self._answered(path))
+        named = [_column_name(key) for key in (*log.vectors, *log.cameras)] + [_ACTIONS]
+        if len(set(named)) != len(named):
+            raise ValueError(f"{path}: two of its keys would be one column: {listed(named)}")
         fps = _asking_rate(log.times_ns) if self.fps is None else self.fps
         at = instants([log.times_ns], fps)
         rows = newest(log.times_ns, at)
         columns: dict[str, RawColumn] = {
-            key.replace("/", "."): Numbers(np.stack(values)[rows], f"inputs/{key}")
-            for key, values in log.vectors.items()
+            _column_name(key): Numbers(np.stack(values)[rows], f"inputs/{key}") for key, values in log.vectors.items()
         }
         for key, size_hw in log.cameras.items():
             frames = _repeated(self._pictures(path, key), rows)
-            columns[key.replace("/", ".")] = Camera(len(rows), size_hw, frames, f"inputs/{key}")
+            columns[_column_name(key)] = Camera(len(rows), size_hw, frames, f"inputs/{key}")
         columns[_ACTIONS] = Numbers(_due(log, rows, at, fps), f"outputs/{_ACTIONS}, the row that was due")
         remarks = (f"{log.num_refused} requests got no actions, and are left out",) if log.num_refused else ()
         tasks = [log.prompts[row] for row in rows] if log.prompts else None
@@ -141,6 +143,11 @@ class _Log:
         if len(self.prompts) not in (0, number + 1) or (self.chunks and self.chunks[0].shape[1:] != actions.shape[1:]):
             raise ValueError(f"{path}, request {number}: its prompt or the width of its actions is not as in the first")
         self.chunks.append(actions)
+
+
+def _column_name(key: str) -> str:
+    """Datasets allow no slashes."""
+    return key.replace("/", ".")
 
 
 def _due(log: _Log, rows: np.ndarray, at_ns: np.ndarray, fps: float) -> np.ndarray:
