@@ -1,6 +1,6 @@
 """What the recipes for small cards learn, beside float32: losses of a small model, step by step, on the same batches.
 
-    python benchmarks/small_cards.py [--steps 400] [--report benchmarks/small_cards.md]
+    python benchmarks/small_cards.py [--steps 150] [--report benchmarks/small_cards.md]
 
 The demo's base (1.5 million weights, trained) learns chunks that follow from the colour of a picture. All runs have the
 same batches, noise and flow times. Only weights, optimiser state and rounding differ, as in `pi05_libero_24gb` and
@@ -23,7 +23,7 @@ from openpi.training.config import TrainConfig, get_config
 from openpi.training.optimizer import AdamW, CosineDecaySchedule
 from openpi.training.recipes.tabletop import TINY_PI05
 
-WINDOW, BATCH = 50, 8
+WINDOW, BATCH = 25, 8
 _EIGHT = AdamW(state_bits=8, clip_gradient_norm=math.inf)
 RUNS: dict[str, dict[str, Any]] = {
     "float32": {"pytorch_training_precision": "float32", "optimizer": AdamW(clip_gradient_norm=math.inf)},
@@ -86,7 +86,7 @@ def losses(config: TrainConfig, steps: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     columns = {}

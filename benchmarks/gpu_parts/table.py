@@ -44,7 +44,7 @@ _GRAPH = {"uses_graphs": True}
 _PARTS = (
     Part("environment", device.environment, 30, 5, "pytorch"),
     Part("ceilings", device.ceilings, 60, 15, "pytorch"),
-    _part("latency/pytorch-graph", latency.pytorch, 75, 25, "pytorch", compile_mode=None, **_GRAPH),
+    _part("latency/pytorch-graph", latency.pytorch, 110, 40, "pytorch", compile_mode=None, **_GRAPH),
     _part("latency/pytorch-compiled-graph", latency.pytorch, 120, 45, "pytorch", compile_mode="default", **_GRAPH),
     _part("latency/pytorch-fp8", latency.fp8, 120, 50, "pytorch"),
     _part("latency/jax", latency.jax, 110, 45, "jax"),
