@@ -92,9 +92,9 @@ def test_a_public_server_without_a_key_shows_no_cameras_and_serves_robots():
         for path in ("/", "/status.json"):
             status, _, text = get(port, path)
             assert status == 403 and "OPENPI_API_KEY" in text
-        assert get(port, "/metrics")[0] == get(port, "/api/v1/models")[0] == get(port, "/readyz")[0] == 200
         with WebsocketClientPolicy("127.0.0.1", port) as client:
             assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+        assert get(port, "/metrics")[0] == get(port, "/api/v1/models")[0] == get(port, "/readyz")[0] == 200
 
 
 def test_a_public_server_with_a_key_shows_its_page_to_who_has_it():
