@@ -57,6 +57,10 @@ class Episode(Mapping[str, Any]):
         """The last sample of any signal."""
         return max(signal.last_ts for signal in self.signals.values())
 
+    @property
+    def duration_ns(self) -> int:
+        return self.last_ts - self.start_ts
+
     def signal(self, name: str) -> Signal:
         """A signal.
 
