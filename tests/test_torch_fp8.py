@@ -19,6 +19,7 @@ from openpi.models_pytorch.fp8 import Fp8Linear
 from openpi.models_pytorch.fp8_file import FP8_FILE, Calibration, Layer
 from openpi.models_pytorch.siglip import Linear
 from openpi.policies.sampler_pytorch import PytorchSampler
+from openpi.shared import download
 
 TARGET = 0.998
 
@@ -174,7 +175,7 @@ def test_a_damaged_file_is_refused_with_what_writes_it_again(
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's base, in bfloat16."""
     folder = tmp_path_factory.mktemp("fp8") / "base"
-    shutil.copytree(Path(__file__).parents[1] / "src/openpi/demo/base", folder)
+    shutil.copytree(download.maybe_download("package:openpi.demo/base"), folder)
     return folder
 
 
