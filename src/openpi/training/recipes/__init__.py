@@ -13,11 +13,12 @@ from openpi.training.recipes import (
     positronic,
     roboarena,
     tabletop,
+    tiny,
     trossen,
     ur5,
 )
 
-_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen, positronic)
+_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen, positronic, tiny)
 
 
 def all_recipes() -> Mapping[str, TrainConfig]:
