@@ -13,12 +13,11 @@ from openpi.training.recipes import (
     positronic,
     roboarena,
     tabletop,
-    tiny,
     trossen,
     ur5,
 )
 
-_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen, positronic, tiny)
+_FAMILIES = (aloha, droid, libero, ur5, calvin, tabletop, debug, roboarena, polaris, trossen, positronic)
 
 
 def all_recipes() -> Mapping[str, TrainConfig]:
