@@ -90,7 +90,10 @@ RECIPES = [
     ),
     TrainConfig(
         name="pi0_aloha_sim_tiny",
-        note="NOTE",
+        note="Simulated cube transfer on a CPU: 1.4 M parameters, learnt from nothing but 24 recordings of `openpi "
+        "record aloha --image-size 112 --images --noise 0.004` in some 25 CPU minutes. 4 of 20 unseen scenes "
+        "(docs/results.md), so more recordings are the next thing to try. The state as numbers, joints absolute as in "
+        "pi0_aloha_sim. Evaluate with --image-size 112 --execute-horizon 25.",
         model=_TINY_PI0,
         data=LeRobotAlohaDataConfig(
             repo_id="lerobot/aloha_sim_transfer_cube_human",
