@@ -132,6 +132,16 @@ def test_a_plan_is_judged_where_it_is_played():
     assert not planning.plan(stage, [way], qpos, np.zeros(22)).has_succeeded
 
 
+@pytest.mark.parametrize("cube_xy", [(0.05, 0.42), (0.15, 0.58)])
+def test_an_arm_does_not_turn_its_wrist_half_round_on_the_way(cube_xy):
+    stage = planning.Stage()
+    qpos = np.concatenate([[0, -0.96, 1.16, 0, -0.3, 0, 0.02239, -0.02239] * 2, cube_xy, [0.02, 1, 0, 0, 0]])
+    rows = planning.plan(stage, ways.TRANSFER[:1], qpos, np.zeros(22)).rows
+    joints = np.delete(rows, [6, 13], axis=1)
+    assert np.abs(np.diff(joints, axis=0)).max() < 0.1
+    assert np.abs(joints[:, [9, 11]]).max() < np.pi / 2
+
+
 def test_a_missing_simulator_or_opengl_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match="uv sync --extra sim"):
         extra.check("no_such_simulator", "aloha")

@@ -27,7 +27,7 @@ _STEPS_PER_TICK = 10
 _OPEN_M, _CLOSED_M = 0.05800, 0.01844  # of a finger, where the gripper counts 1 and 0
 _TIP_M = 0.020  # from the hand's site at its very tip back to the middle of what is gripped
 _LEFT_FINGER = "vx300s_left/10_left_gripper_finger"
-_MAX_MISSES = 20  # ticks of a move that an arm may fail to follow, as at odd turns on the way, before it stays
+_TWISTS, _WRIST = [3, 5], 4  # of an arm: forearm and hand turn half round, and the wrist bends the other way
 OPEN, CLOSED = 1.0, 0.0
 
 
@@ -139,35 +139,34 @@ def plan(stage: Stage, ways: Sequence[Callable[[Stage], Way]], qpos: np.ndarray,
 
 
 def play(stage: Stage, way: Way) -> Plan:
-    """Plays joint targets along straight lines of the hands; a hand stops where its arm cannot follow."""
+    """Plays each move in joint space; an arm that cannot reach its goal stays.
+
+    Straight lines of the hands would pass where the wrist is stretched, and there its other joints turn half round.
+    """
     arms = {side: stage.data.qpos[i * _ARM_WIDTH :][:6].copy() for i, side in enumerate(_SIDES)}
-    here = {side: stage.arms[side].pose(joints) for side, joints in arms.items()}
     rows, cube, has_succeeded = [], [], False
     for move in way:
-        goals = {"left": move.left, "right": move.right}
-        grips, misses = {"left": move.left_grip, "right": move.right_grip}, 0
+        goals, grips = {"left": move.left, "right": move.right}, {"left": move.left_grip, "right": move.right_grip}
+        ends = {side: _joints_at(stage.arms[side], goals[side], arms[side]) for side in _SIDES}
         for share in [*_smooth(move.ticks), *[1.0] * move.hold]:
-            for side, goal in goals.items():
-                if goal is None:
-                    continue
-                found = stage.arms[side].joints(between(here[side], goal, share), arms[side])
-                if found is not None:
-                    arms[side] = found
-                elif (misses := misses + 1) > _MAX_MISSES:
-                    goals[side] = None
-            rows.append(np.concatenate([[*arms[side], grips[side]] for side in _SIDES]).astype(np.float32))
+            joints = {side: arms[side] + share * (ends[side] - arms[side]) for side in _SIDES}
+            rows.append(np.concatenate([[*joints[side], grips[side]] for side in _SIDES]).astype(np.float32))
             cube.append(stage.cube_pose()[:3])
             stage.step(rows[-1])
             has_succeeded |= stage.is_solved()
-        here = {side: stage.arms[side].pose(joints) for side, joints in arms.items()}
+        arms = ends
     return Plan(np.array(rows), np.array(cube), has_succeeded)
 
 
-def between(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
-    """Pose on the way, float64[7]; the shorter turn."""
-    last = end[3:] if end[3:] @ start[3:] >= 0 else -end[3:]
-    turn = start[3:] + share * (last - start[3:])
-    return np.concatenate([start[:3] + share * (end[:3] - start[:3]), turn / np.linalg.norm(turn)])
+def _joints_at(arm: InverseKinematics, goal: np.ndarray | None, here: np.ndarray) -> np.ndarray:
+    """Of the two ways in which a wrist can reach a pose, the one with less to turn; `here` if there is none."""
+    if goal is None or (found := arm.joints(goal, here)) is None:
+        return here
+    flipped = found.copy()
+    flipped[_TWISTS] -= np.pi * np.sign(found[_TWISTS])
+    flipped[_WRIST] *= -1
+    other = arm.joints(goal, flipped)
+    return min([found] if other is None else [found, other], key=lambda joints: np.abs(joints - here).max())
 
 
 def _smooth(ticks: int) -> np.ndarray:
