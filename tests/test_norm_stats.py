@@ -14,7 +14,7 @@ from openpi.cli import stats as stats_command
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import normalize
-from openpi.training import data_loader, norm_stats, tabular_frames
+from openpi.training import data_loader, frame_blocks, norm_stats
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import (
     AssetsConfig,
@@ -130,7 +130,7 @@ def test_statistics_from_columns_equal_those_of_all_samples(tmp_path, name, capl
 def test_blocks_of_any_size_give_the_same_statistics(tmp_path, monkeypatch):
     frames = frames_of(recipe(tmp_path, ALOHA, LeRobotAlohaDataConfig))
     whole = norm_stats.compute_norm_stats(frames)
-    monkeypatch.setattr(tabular_frames, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr(frame_blocks, "BLOCK_FRAMES", 4)
     assert_stats_equal(norm_stats.compute_norm_stats(frames), whole)
 
 
