@@ -110,7 +110,7 @@ def test_a_recipe_and_a_format_of_a_package_that_is_missing_say_what_to_install(
     with pytest.raises(ValueError, match=r"'pi05_positronic_lowmem' not found.* in the package openpi-positronic"):
         get_config("pi05_positronic_lowmem")
     assert main.main(["convert", "positronic", "a", "b"]) == 2
-    assert "there are nothing; it is in the package openpi-positronic" in capsys.readouterr().err
+    assert "'positronic' is not installed; it is in the package openpi-positronic" in capsys.readouterr().err
 
 
 def test_a_protocol_that_is_missing_is_not_answered_in_another(core_alone):

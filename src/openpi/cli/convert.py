@@ -33,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in plugins.names(ENTRY_POINTS):
         converter: Command = plugins.load(ENTRY_POINTS, argv[0])
         return converter.main(argv[1:]) or 0
+    hint = "".join(plugins.hint(group, argv[0]) for group in (ENTRY_POINTS, FORMATS)) if argv else ""
+    if hint and argv[0] not in summaries():
+        print(f"openpi convert: the format '{argv[0]}' is not installed{hint}", file=sys.stderr)
+        return 2
     args = _parser(argv).parse_args(argv)
     configure_logging()
     try:
@@ -50,9 +54,6 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openpi convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    is_known = bool(argv) and argv[0] in {*plugins.names(ENTRY_POINTS), *summaries()}
-    if argv and not is_known and (hint := plugins.hint(ENTRY_POINTS, argv[0]) or plugins.hint(FORMATS, argv[0])):
-        parser.error(f"the format '{argv[0]}' is not installed{hint}")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     _convert_formats.add_parsers(formats, argv)
     for name in plugins.names(ENTRY_POINTS):  # which parse their own options
