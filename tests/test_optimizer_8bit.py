@@ -97,7 +97,7 @@ def test_a_network_learns_as_with_adam():
 def test_its_state_takes_a_quarter_and_the_plan_knows():
     config = dataclasses.replace(get_config("pi05_libero"), batch_size=8)
     small = dataclasses.replace(config, optimizer=AdamW(state_bits=8))
-    whole, eighth = plan.predict(config).optimizer, plan.predict(small).optimizer
+    whole, eighth = plan.count_state(config).optimizer, plan.count_state(small).optimizer
     assert 0.25 < eighth / whole < 0.27
     assert "--optimizer.state-bits=8" in [label for label, _ in plan.alternatives(config)]
 
