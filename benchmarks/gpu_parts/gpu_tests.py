@@ -54,6 +54,7 @@ def _output(files: list[Path], seconds: float) -> tuple[str, list[str]]:
         *map(str, files),
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # libraries bring some that need what is not there
     with tempfile.TemporaryFile("w+") as file:
         try:
             code = subprocess.run(
@@ -71,4 +72,5 @@ def _output(files: list[Path], seconds: float) -> tuple[str, list[str]]:
 def _options() -> list[str]:
     """Other versions than ours may warn, which is no failure here; plugins may not be there."""
     options = ["-o", "filterwarnings=default", "-o", "addopts=--strict-markers"]
-    return options if importlib.util.find_spec("pytest_timeout") else [*options, "-o", "timeout="]
+    has_timeout = importlib.util.find_spec("pytest_timeout") is not None
+    return [*options, *(("-p", "pytest_timeout") if has_timeout else ("-o", "timeout="))]
