@@ -76,8 +76,8 @@ def is_dataset(word: str) -> bool:
 
 def main(words: Sequence[str], program: str) -> int:
     """Raises what opening the dataset or a checkpoint raises; SystemExit for a bad command line."""
-    import rich
     import tyro
+    from rich.console import Console
 
     from openpi.evaluation import open_loop_report
 
@@ -86,7 +86,7 @@ def main(words: Sequence[str], program: str) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     _write(args.output / RESULTS_FILE, json.dumps(_plain(results), indent=1, allow_nan=False))
     _write(args.output / REPORT_FILE, page)
-    rich.get_console().print(open_loop_report.terminal_table(results))
+    Console().print(open_loop_report.terminal_table(results))  # the shared one may be on standard error
     if "paired" in results:
         low, high = results["paired"]["interval_95"]
         print(
