@@ -103,6 +103,12 @@ def test_a_prompt_may_be_written_a_little_otherwise(seen):
     assert "the nearest is 'pick up the cube'" in told
 
 
+def test_the_nearest_prompt_is_found_by_its_words_however_long_what_was_sent_is():
+    seen = Seen({}, {}, tuple(f"put block {i} on the plate {i}" for i in range(500)))
+    (told,) = Watch(seen).look({"prompt": "put block 77 on the plate 77, please " * 100_000})
+    assert "the nearest is 'put block 77 on the plate 77'" in told
+
+
 def test_a_view_does_not_depend_on_the_layout_and_takes_any_size():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     np.testing.assert_array_equal(view(image), view(np.moveaxis(image, -1, 0)))

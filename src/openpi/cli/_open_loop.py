@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,12 +80,13 @@ def main(words: Sequence[str], program: str) -> int:
     from rich.console import Console
 
     from openpi.evaluation import open_loop_report
+    from openpi.evaluation.episodes import write_json
 
     args = tyro.cli(Args, args=words[1:], prog=f"{program} DATASET", description=Args.__doc__)
     results, page = evaluate(words[0], args)
     args.output.mkdir(parents=True, exist_ok=True)
-    _write(args.output / RESULTS_FILE, json.dumps(_plain(results), indent=1, allow_nan=False))
-    _write(args.output / REPORT_FILE, page)
+    write_json(args.output / RESULTS_FILE, _plain(results))
+    (args.output / REPORT_FILE).write_text(page, encoding="utf-8")
     Console().print(open_loop_report.terminal_table(results))  # the shared one may be on standard error
     if "paired" in results:
         low, high = results["paired"]["interval_95"]
@@ -126,10 +127,11 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, Any], str]:
         "policies": {},
     }  # fmt: skip
     played: list[tuple[str, Played]] = []
-    for name, asked in _policies(config, args).items():
+    for name, open_policy in _policies(config, args).items():
+        asked = open_policy()
         with bar(rich.get_console(), len(moments)) as update:
-            one = open_loop.play(asked(), moments, plan, lambda n, u=update, t=name: u(n, t))
-            found["policies"][name] = _measured(asked(), one, plan, recordings)
+            one = open_loop.play(asked, moments, plan, lambda n, u=update, t=name: u(n, t))
+            found["policies"][name] = _measured(asked, one, plan, recordings)
         played.append((name, one))
     if len(played) == 2:
         a, b = (open_loop.errors(one.chunks, moments) for _, one in played)
@@ -175,23 +177,12 @@ def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
 def _policies(config: TrainConfig, args: Args) -> dict[str, Callable[[], Asked]]:
     """By name, opened when they are first asked, so that one model is in memory at a time."""
     if args.is_remote:
-        return {"the server": _once(lambda: _remote(args))}
+        return {"the server": functools.partial(_remote, args)}
     assert args.checkpoint is not None
     names = [args.checkpoint, *([args.against] if args.against else [])]
     labels = dict.fromkeys([Path(name).name for name in names])
     shown = list(labels) if len(labels) == len(names) else names
-    return {label: _once(lambda name=name: _local(name, args)) for label, name in zip(shown, names, strict=True)}
-
-
-def _once(open_it: Callable[[], Asked]) -> Callable[[], Asked]:
-    opened: list[Asked] = []
-
-    def get() -> Asked:
-        if not opened:
-            opened.append(open_it())
-        return opened[0]
-
-    return get
+    return {label: functools.partial(_local, name, args) for label, name in zip(shown, names, strict=True)}
 
 
 def _local(checkpoint: str, args: Args) -> Asked:
@@ -262,9 +253,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.new")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

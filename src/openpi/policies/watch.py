@@ -8,7 +8,6 @@ clean robot is not bothered.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ _SLACK = 0.5  # of a range, beyond which a value is outside: the range is that o
 _NARROW = 0.25  # of a range: episodes begin alike
 _MOVED = 0.01  # of a range: the robot moved
 _MAX_SWAPPED_CAMERAS = 4
+_PROMPT = 1000  # characters that are read
 _SCALES = {"degrees where training had radians": np.pi / 180, "radians where training had degrees": 180 / np.pi,
            "millimetres where training had metres": 1e-3, "metres where training had millimetres": 1e3}  # fmt: skip
 _TURNS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -67,7 +67,7 @@ class Watch:
         known = [camera.directions() for camera in seen.cameras.values()]
         self._known = np.concatenate([*known, np.zeros((0, SIDE * SIDE), np.float32)])
         self._begins = np.cumsum([0, *map(len, known[:-1])])
-        self._prompts = {_plain(prompt): prompt for prompt in seen.prompts}
+        self._prompts = {_plain(prompt[:_PROMPT]): prompt for prompt in seen.prompts}
         self._looked: deque[_Looked] = deque(maxlen=_LOOKS)
         self._states: deque[np.ndarray] = deque(maxlen=_LOOKS)
         self._strange = 0  # so many states in a row
@@ -156,9 +156,11 @@ class Watch:
         )
 
     def _prompt(self, prompt: Any) -> Iterator[str]:
-        text = prompt.decode(errors="replace") if isinstance(prompt, bytes) else str(np.asarray(prompt).item())
+        text = prompt if isinstance(prompt, (bytes, str)) else np.asarray(prompt).item()
+        text = text[:_PROMPT].decode(errors="replace") if isinstance(text, bytes) else str(text)[:_PROMPT]
         if (plain := _plain(text)) not in self._prompts:
-            near = self._prompts[difflib.get_close_matches(plain, self._prompts, n=1, cutoff=0.0)[0]]
+            words = set(plain.split())  # a measure of texts would keep the others waiting
+            near = self._prompts[max(self._prompts, key=lambda known: len(words & set(known.split())))]
             count = len(self._prompts)
             yield f"[prompt] prompt: {text[:100]!r} is none of the {count} of training; the nearest is {near[:100]!r}"
 

@@ -73,10 +73,6 @@ class Moments:
         self.lengths = {number: int(length) for number, length in zip(self._starts, lengths, strict=True)}
 
     @property
-    def fps(self) -> float:
-        return float(self._dataset.metadata.fps)
-
-    @property
     def tasks(self) -> tuple[str, ...]:
         """Texts of all tasks of the dataset."""
         return tuple(self._dataset.metadata.tasks.values())
@@ -131,11 +127,12 @@ def chosen(
         )
     held = data_loader.holdout_split(config, metadata, data_config)[1] if config.holdout_episodes else []
     unseen = {*held, *data_config.exclude_episodes}
-    found = list(wanted) if wanted else _spread(held or numbers, at_most)
+    found = list(wanted) if wanted else spread(held or numbers, at_most)
     return found, set(found) <= unseen
 
 
-def _spread(numbers: Sequence[int], at_most: int) -> list[int]:
+def spread(numbers: Sequence[int], at_most: int) -> list[int]:
+    """Some of them, evenly, the first and the last among them."""
     rows = np.linspace(0, len(numbers) - 1, min(at_most, len(numbers))).round().astype(int)
     return [numbers[i] for i in rows]
 

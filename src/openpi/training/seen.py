@@ -13,7 +13,7 @@ from openpi.policies.seen import Seen
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
-from openpi.training.moments import Moments
+from openpi.training.moments import Moments, spread
 
 _EPISODES, _FRAMES = 40, 3
 
@@ -35,12 +35,12 @@ def look(config: TrainConfig, data_config: DataConfig, numbers: Sequence[int]) -
     Raises:
         ValueError: no dataset in LeRobot form.
     """
-    chosen = [numbers[i] for i in _spread(len(numbers), _EPISODES)]
+    chosen = spread(numbers, _EPISODES)
     moments = Moments(config, data_config, chosen)
     samples = [
         (number, step == 0, moments.at(number, step).observation)
         for number in chosen
-        for step in _spread(moments.lengths[number], _FRAMES)
+        for step in spread(range(moments.lengths[number]), _FRAMES)
     ]
     return Seen.of(samples, moments.tasks if data_config.prompt_from_task else (), _ranges(data_config, samples[0][2]))
 
@@ -58,7 +58,3 @@ def _ranges(data_config: DataConfig, observation: Mapping[str, Any]) -> dict[str
     columns = LeRobotDataset(metadata.root, columns=sorted(set(taken.values())), metadata=metadata)
     found = {key: columns.column(source) for key, source in taken.items()}
     return {key: (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) for key, values in found.items()}
-
-
-def _spread(count: int, at_most: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int)).tolist()

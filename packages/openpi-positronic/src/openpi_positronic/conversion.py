@@ -19,20 +19,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from openpi.convert import jobs as work
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
 from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.shared import worker_process
 from openpi_positronic import provenance
 from openpi_positronic.codecs.codec import Codec, Column
 from openpi_positronic.raw_episodes import Episode, RawDataset
@@ -205,35 +202,15 @@ def _prepare_all(jobs: Sequence[_Job], num_workers: int | None) -> dict[Path, st
     if done := sum(job.folder.is_dir() for job in jobs):
         logger.info("going on with %d prepared episodes", done)
     cores = os.cpu_count() or 1
-    processes = min(cores if num_workers is None else num_workers, len(jobs))
+    processes = work.num_processes(num_workers, len(jobs))
+    jobs = [dataclasses.replace(job, threads=max(1, cores // max(1, processes))) for job in jobs]
     unusable: dict[Path, str] = {}
     with Progress("episodes", len(jobs)) as progress:
-        for path, reason in _each(jobs, processes, max(1, cores // max(1, processes))):
+        for job, reason in work.each(_prepare, jobs, processes):
             if reason is not None:
-                unusable[path] = reason
+                unusable[job.path] = reason
             progress.advance()
     return unusable
-
-
-def _each(jobs: Sequence[_Job], processes: int, threads: int) -> Iterator[tuple[Path, str | None]]:
-    jobs = [dataclasses.replace(job, threads=threads) for job in jobs]
-    if processes < 2:
-        for job in jobs:
-            yield job.path, _prepare(job)
-        return
-    # On Ctrl-C they finish the episode they are at.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=worker_process.start) as pool:
-        running: dict[Future[str | None], Path] = {pool.submit(_prepare, job): job.path for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a process of the conversion was ended from outside, perhaps for lack of memory; run it again, with "
-                "fewer workers: what is prepared is kept"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 # --- before work starts -------------------------------------------------------------------------------------
