@@ -241,12 +241,13 @@ def test_a_ur5_is_servoed_through_the_real_library(tmp_path):
         with serving("pi0_ur5", np.full(7, 0.004), rate_hz=20) as (policy, port):
             words = ["--host", HERE, "--port", port, "--robot_host", controller.host, "--prompt", "go"]
             Program(tmp_path, "ur5/main.py", *words, "--blend_s", 0, "--max_seconds", 0.3, "--dry_run").end(0)
+            controller.heard_out()
             assert not controller.servoed and not controller.is_running and not controller.positions
             program = Program(tmp_path, "ur5/main.py", *words, "--blend_s", 0.2)
             program.wait_until(lambda: bool(controller.servoed) and controller.servoed[-1][0][0] > 0.03)
             program.interrupt()
             program.end(130)
-            targets = np.array([joints for joints, _ in controller.servoed])
+            targets = np.array([joints for joints, _ in controller.heard_out().servoed])
             np.testing.assert_allclose(targets[0], [0.0, -1.5, 1.5, 0.0, 0.5, 0.0], atol=0.01)
             assert {seconds for _, seconds in controller.servoed} == {0.05} and targets[-1, 0] > 0.02
             assert np.abs(np.diff(targets, axis=0)).max() <= np.pi / 20
@@ -263,7 +264,7 @@ def test_a_ur5_is_servoed_through_the_real_library(tmp_path):
             program.wait_until(lambda: len(controller.servoed) > before + 5)
             controller.stopped = True
             assert "the controller has stopped the arm" in program.end(1)
-        assert controller.commands[-1] == SERVO_STOP and not controller.is_running
+        assert controller.heard_out().commands[-1] == SERVO_STOP and not controller.is_running
     finally:
         controller.close()
 

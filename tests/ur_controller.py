@@ -59,6 +59,8 @@ class Controller:
         self.gripper = {"POS": 3, "ACT": 0, "STA": 0, "GTO": 0, "ATR": 0, "SPE": 0, "FOR": 0, "PRE": 3}
         self.positions: list[int] = []
         self._status = 0
+        self._peers = 0
+        self._nobody = threading.Condition()
         self._servers = [
             self._listen(port, talk)
             for port, talk in (
@@ -70,9 +72,11 @@ class Controller:
         ]
 
     def _listen(self, port: int, talk: Callable[[socket.socket], None]) -> socketserver.ThreadingTCPServer:
+        controller = self
+
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                with contextlib.suppress(OSError, EOFError):
+                with controller._peer(), contextlib.suppress(OSError, EOFError):
                     talk(self.request)
 
         class Server(socketserver.ThreadingTCPServer):
@@ -82,6 +86,23 @@ class Controller:
         server = Server((self.host, port), Handler)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server
+
+    @contextlib.contextmanager
+    def _peer(self) -> Iterator[None]:
+        with self._nobody:
+            self._peers += 1
+        try:
+            yield
+        finally:
+            with self._nobody:
+                self._peers -= 1
+                self._nobody.notify_all()
+
+    def heard_out(self) -> "Controller":
+        """What it is when it has read all that programs sent that have ended: their last words may be on the way."""
+        with self._nobody:
+            assert self._nobody.wait_for(lambda: self._peers == 0, 30), "somebody is still connected"
+        return self
 
     def close(self) -> None:
         self.is_closed = True

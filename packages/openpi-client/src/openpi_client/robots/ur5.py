@@ -3,6 +3,7 @@
 Joints are servoed to absolute positions in rad; the gripper is 0 open .. 1 closed.
 """
 
+import logging
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from openpi_client.robots.cameras import Camera
 from openpi_client.robots.libraries import need
 from openpi_client.robots.motion import check_rate
 from openpi_client.robots.robotiq import RobotiqGripper
+
+logger = logging.getLogger(__name__)
 
 JOINTS = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3")
 # Of the base models' UR5e data.
@@ -59,6 +62,7 @@ class UR5Robot(Robot):
             ConnectionError: no controller, or one that does not take commands.
         """
         check_rate(rate_hz)
+        self._host = host
         self._cameras, self._gripper, self._prompt = dict(cameras), gripper, prompt
         self._period_s = 1 / rate_hz
         self.rate_hz = rate_hz
@@ -115,6 +119,10 @@ class UR5Robot(Robot):
         if self._control is not None:
             self._control.servoStop()
             self._control.stopScript()
+            # While the arm is stopped the library sends nothing: its program would wait there, and go on once the
+            # stop is cleared.
+            if self._control.isProgramRunning():
+                self._stop_program()
         for connection in (self._control, self._receive):
             if connection is not None:
                 connection.disconnect()
@@ -123,3 +131,12 @@ class UR5Robot(Robot):
             self._gripper.close()
         for camera in self._cameras.values():
             camera.close()
+
+    def _stop_program(self) -> None:
+        try:
+            dashboard = need("dashboard_client", _INSTALL).DashboardClient(self._host)
+            dashboard.connect()
+            dashboard.stop()
+            dashboard.disconnect()
+        except RuntimeError as error:
+            logger.error("the program on the controller is still running (%s): stop it on the pendant", error)
