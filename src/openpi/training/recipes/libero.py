@@ -1,17 +1,31 @@
 """LIBERO: a simulated Franka with four task suites, 10 Hz, 7 relative actions."""
 
+import dataclasses
 from typing import Any
 
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
-from openpi.training.optimizer import AdamW, CosineDecaySchedule
+from openpi.training.optimizer import AdamW, CosineDecaySchedule, Muon
 from openpi.training.recipes.released import weights
+from openpi.training.recipes.tabletop import TINY_PI05
 
 _PI0_LORA = Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
 _FAST = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180)
 _FAST_LORA = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180, paligemma_variant="gemma_2b_lora")
+
+# 1.4 M parameters. pi0, so that the state goes in as numbers.
+_TINY_PI0 = dataclasses.replace(
+    TINY_PI05,
+    pi05=False,
+    discrete_state_input=False,
+    image_resolution=(96, 96),
+    action_dim=8,
+    action_horizon=16,
+    max_token_len=32,
+    loss_draws=4,
+)
 
 
 def _data(*, extra_delta: bool) -> LeRobotLiberoDataConfig:
@@ -114,5 +128,20 @@ RECIPES = [
         **_SMALL_CARD,
         batch_size=16,
         ema_decay=0.999,
+    ),
+    TrainConfig(
+        name="pi0_libero_tiny",
+        note="One simulated task on a CPU: 1.4 M parameters, from nothing but the recordings of `openpi record libero`. "
+        "Evaluate with --image-size 96 --resolution 96 --execute-horizon 16.",
+        model=_TINY_PI0,
+        data=_data(extra_delta=False),
+        lr_schedule=CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
+        optimizer=Muon(),
+        batch_size=16,
+        num_workers=0,
+        num_train_steps=1000,
+        log_interval=25,
+        save_interval=250,
+        keep_period=None,
     ),
 ]
