@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,16 +20,14 @@ from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, stats_check
-from openpi.shared.errors import install_hint
+from openpi.shared import download, frameworks, stats_check
+from openpi.shared.frameworks import Backend
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 from openpi.weights import checksums, layout
 from openpi.weights.layout import Layout
 
 logger = logging.getLogger("openpi")
-
-Backend = Literal["jax", "pytorch"]
 
 
 def create_trained_policy(
@@ -62,7 +59,8 @@ def create_trained_policy(
         default_prompt: for observations without one; wins over the recipe's.
         norm_stats: used instead of the checkpoint's.
         pytorch_device: such as `cuda:1` or `cpu`; implies the PyTorch backend. None = a GPU if there is one.
-        backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX.
+        backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX; where
+            only one is installed, that.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
         rtc: how chunks go on from what a robot is still playing, with models that can; None = not at all.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
@@ -72,18 +70,16 @@ def create_trained_policy(
         ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
             holds; its action tokenizer cannot decode; `rtc` is not what it was trained for; or there is no such
             device.
-        ImportError: PyTorch is needed and not installed.
+        ImportError: the backend is not installed, or none is.
     """
     _check_actions_can_be_decoded(train_config.model)
-    backend = "pytorch" if fp8 and backend is None else backend
+    backend = "pytorch" if backend is None and (fp8 or pytorch_device is not None) else backend
     _check_backend(backend, pytorch_device)
     if fp8:
         _check_fp8(train_config.model, backend, pytorch_device, dtype)
     is_open = isinstance(checkpoint_dir, Checkpoint)
     checkpoint = checkpoint_dir if is_open else Checkpoint(download.maybe_download(checkpoint_dir))
-    if backend is None:
-        backend = "jax" if checkpoint.layout is Layout.JAX and pytorch_device is None else "pytorch"
-    _check_backend(backend, pytorch_device)
+    backend = backend or _backend_of(checkpoint)
     calibration = checkpoint.read(Calibration.load) if fp8 else None
     _warn_of_other_horizon(train_config.model, checkpoint.folder)
     pipeline = load_pipeline(
@@ -184,14 +180,23 @@ def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
     """Before weights are fetched or read."""
     if backend == "jax" and pytorch_device is not None:
         raise ValueError(f"pytorch_device={pytorch_device} goes with backend=pytorch; backend is jax. Leave one out")
-    if backend == "pytorch" or pytorch_device is not None:
-        if importlib.util.find_spec("torch") is None:
-            raise ImportError(
-                f"PyTorch is not installed; {install_hint('torch')}. JAX runs every checkpoint, too: --backend=jax"
-            )
+    if backend is None:
+        frameworks.choose("jax", "a policy")
+        return
+    frameworks.require_backend(backend)
+    if backend == "pytorch":
         from openpi.policies.sampler_pytorch import resolve_device
 
         resolve_device(pytorch_device)
+
+
+def _backend_of(checkpoint: Checkpoint) -> Backend:
+    """The layout's own framework, or the one that is installed."""
+    own: Backend = "jax" if checkpoint.layout is Layout.JAX else "pytorch"
+    backend = frameworks.choose(own, "a policy")
+    if backend != own:
+        logger.info("%s is not installed; %s runs the model", frameworks.NAMES[own], frameworks.NAMES[backend])
+    return backend
 
 
 def _check_fp8(model_config: Any, backend: Backend | None, pytorch_device: str | None, dtype: str | None) -> None:
