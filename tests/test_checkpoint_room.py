@@ -35,9 +35,11 @@ def test_a_checkpoint_of_version_1_is_served_and_all_is_looked_for_once(
     looked_at: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expanded, create = [], LeRobotLiberoDataConfig.create
+    opened, read_text = [], Path.read_text
     monkeypatch.setattr(LeRobotLiberoDataConfig, "create", lambda *args: expanded.append(args) or create(*args))
+    monkeypatch.setattr(Path, "read_text", lambda file, *args: opened.append(file.name) or read_text(file, *args))
     policy = server.load_policy(server.Args(str(FROZEN.parent), num_steps=1, rtc="off"))
-    assert (looked_at, len(expanded)) == ([FROZEN], 1)
+    assert (looked_at, len(expanded), opened.count("norm_stats.json")) == ([FROZEN], 1, 1)
     actions = policy.infer(arm_observation())["actions"]
     assert actions.shape == (5, 7) and np.isfinite(actions).all()
 

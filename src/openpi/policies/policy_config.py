@@ -12,9 +12,10 @@ from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
 from openpi.models_pytorch.fp8_file import Calibration
-from openpi.policies import lerobot_robot
+from openpi.policies import data_half, lerobot_robot
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
+from openpi.policies.data_half import DataHalf
 from openpi.policies.fp8 import check_model
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
@@ -132,7 +133,7 @@ class Pipeline:
 
     inputs: Sequence[_transforms.DataTransformFn]
     outputs: Sequence[_transforms.DataTransformFn]
-    data_config: Any
+    data_config: DataHalf
     contract: Contract | None = None
 
 
@@ -157,14 +158,15 @@ def load_pipeline(
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
 
 
-def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
-    """The recipe's data half, expanded with what the checkpoint brings: tokenizers and assets.
+def data_config_of(train_config: Any, checkpoint: Checkpoint) -> DataHalf:
+    """The recipe's data half, expanded with what the checkpoint brings, its tokenizers; statistics are not read.
 
     Raises:
         ValueError: a LeRobot policy's actions are relative to the state in other dimensions than the recipe's.
     """
     model = _with_own_tokenizers(train_config.model, checkpoint.tokenizers)
-    data_config = _with_own_assets(train_config.data, checkpoint.assets).create(checkpoint.assets, model)
+    data = _with_own_assets(train_config.data, checkpoint.assets)
+    data_config = data_half.expanded(data, checkpoint.assets, model, None)
     lerobot_robot.check_relative(checkpoint.folder, data_config)
     return data_config
 
@@ -235,13 +237,13 @@ def _with_own_tokenizers(model: Any, tokenizers: Mapping[str, Path]) -> Any:
 
 
 def _with_own_assets(data: Any, assets: Path) -> Any:
-    """The recipe's data half, reading statistics in the checkpoint: those it names elsewhere may be far away."""
+    """For a `create` of the user's own that reads statistics: those that the recipe names may be far away."""
     if not hasattr(data, "assets"):
         return data
     return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(assets)))
 
 
-def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, folder: Path | str) -> None:
+def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: DataHalf, folder: Path | str) -> None:
     """Refuses statistics that cannot be used, and warns of ranges without width: the model was trained with them.
 
     Raises:
@@ -257,13 +259,13 @@ def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, fold
         )
 
 
-def stats_dims(data_config: Any) -> stats_check.Dims:
+def stats_dims(data_config: DataHalf) -> stats_check.Dims:
     """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
     spec = find_spec(data_config.data_transforms.inputs)
     return stats_check.Dims({}, {} if spec is None else {"state": spec.state_names, "actions": spec.actions.names})
 
 
-def norm_stats_of(checkpoint: Checkpoint, data_config: Any) -> dict[str, NormStats]:
+def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, NormStats]:
     """The statistics that a checkpoint is served with.
 
     Raises:
@@ -278,7 +280,7 @@ def norm_stats_of(checkpoint: Checkpoint, data_config: Any) -> dict[str, NormSta
     return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
-def _contract_of(checkpoint: Checkpoint, data_config: Any, model_config: Any) -> Contract | None:
+def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Any) -> Contract | None:
     """The checkpoint's contract; refuses statistics of another robot, and says where the recipe differs."""
     contract = checkpoint.read(Contract.find)
     if contract is None:
@@ -292,7 +294,7 @@ def _contract_of(checkpoint: Checkpoint, data_config: Any, model_config: Any) ->
 
 
 def make_pipeline(
-    data_config: Any,
+    data_config: DataHalf,
     contract: Contract | None = None,
     *,
     default_prompt: str | None = None,
