@@ -53,8 +53,8 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
         "version": _VERSION,
         "tolerance": TOLERANCE,
         "backends": {
-            name: {"version": importlib.metadata.version(frameworks.PACKAGES[name]), "max_error": error}
-            for name, error in errors.items()
+            name: {"version": importlib.metadata.version(frameworks.PACKAGES[name]), "max_error": errors[name]}
+            for name in backends
         },
         "tensors": dict(sorted(tensors.items())),
     }
