@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from openpi import transforms
 from openpi.shared.normalize import NormStats
@@ -40,15 +40,18 @@ class DataHalf(Protocol):
     def norm_stats(self) -> Mapping[str, NormStats] | None: ...
 
 
-class DataFactory(Protocol):
+T_co = TypeVar("T_co", bound=DataHalf, covariant=True)
+
+
+class DataFactory(Protocol[T_co]):
     """What makes one, of ours or of a user's own; training's is `DataConfigFactory`."""
 
-    def create(self, assets_dirs: Path, model_config: Any, /) -> Any: ...
+    def create(self, assets_dirs: Path, model_config: Any, /) -> T_co: ...
 
 
 def expanded(
-    data: DataFactory, assets_dirs: Path, model_config: Any, norm_stats: Mapping[str, NormStats] | None
-) -> DataHalf:
+    data: DataFactory[T_co], assets_dirs: Path, model_config: Any, norm_stats: Mapping[str, NormStats] | None
+) -> T_co:
     """What `data.create` makes, with these statistics (None = none)."""
     token = _are_given.set(True)
     try:

@@ -133,7 +133,7 @@ class Pipeline:
 
     inputs: Sequence[_transforms.DataTransformFn]
     outputs: Sequence[_transforms.DataTransformFn]
-    data_config: DataHalf
+    data_config: Any
     contract: Contract | None = None
 
 
@@ -158,7 +158,7 @@ def load_pipeline(
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
 
 
-def data_config_of(train_config: Any, checkpoint: Checkpoint) -> DataHalf:
+def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
     """The recipe's data half, expanded with what the checkpoint brings, its tokenizers; statistics are not read.
 
     Raises:
@@ -285,7 +285,7 @@ def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: An
     contract = checkpoint.read(Contract.find)
     if contract is None:
         return None
-    contract.check_norm_stats(data_config.norm_stats)
+    contract.check_norm_stats(data_config.norm_stats or {})
     if find_spec(data_config.data_transforms.inputs) is not None:
         served = Contract.build(data_config, model_config, control_hz=contract.control_hz)
         for difference in contract.diff(served):
