@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.models.gemma_config import GemmaConfig, LoRAConfig
-from openpi.models.lora import without_adapters
+from openpi.models.gemma_config import GemmaConfig, LoRAConfig, without_adapters
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.training import freeze

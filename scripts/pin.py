@@ -15,9 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "# Written by scripts/pin.py; change the dependencies above, then run it again.\n"
-_SECTION = re.compile(
-    r"\n\[tool\.uv\]\n" + re.escape(BEGIN) + r"constraint-dependencies = \[\n(?:    .*\n)*\]\n", re.MULTILINE
-)
+_PINS = re.compile(re.escape(BEGIN) + r"constraint-dependencies = \[\n(?:    .*\n)*\]\n")
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?")
 # The client is for older versions, too, and `uv pip install` reads the pins of the folder that it runs in.
 _WHERE = "python_version >= '3.11'"
@@ -63,16 +61,16 @@ def resolve(pyproject: str) -> list[str]:
 
 
 def without_pins(pyproject: str) -> str:
-    return _SECTION.sub("", pyproject)
+    return with_pins(pyproject, [])
 
 
 def with_pins(pyproject: str, pins: list[str]) -> str:
     lines = "".join(f"    {_quoted(pin)},\n" for pin in pins)
-    section = f"\n[tool.uv]\n{BEGIN}constraint-dependencies = [\n{lines}]\n"
-    head, anchor, tail = without_pins(pyproject).partition("\n[tool.uv.workspace]\n")
-    if not anchor:
-        raise SystemExit("pyproject.toml has no [tool.uv.workspace] section to put the pins in front of")
-    return head + section + anchor + tail
+    section = f"{BEGIN}constraint-dependencies = [\n{lines}]\n"
+    text, count = _PINS.subn(lambda _: section, pyproject)
+    if count != 1:
+        raise SystemExit(f"pyproject.toml has {count} lists of pins to replace; expected one, below the line: {BEGIN}")
+    return text
 
 
 def _pin(line: str) -> str | None:

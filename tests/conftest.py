@@ -32,7 +32,7 @@ gc.set_threshold(100_000, 20, 20)
 # Most of the time of these tests is compiling, for models that then run for milliseconds. An unknown flag ends the
 # process, so what only the pinned JAX is known to have is left to it.
 _flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if metadata.version("jax").startswith("0.10."):
+if importlib.util.find_spec("jax") and metadata.version("jax").startswith("0.10."):
     _flags += [
         "--xla_cpu_use_fusion_emitters=false",
         "--xla_cpu_parallel_codegen_split_count=1",

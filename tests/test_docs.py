@@ -62,6 +62,14 @@ def test_groups_and_extras_that_documents_name_can_be_installed():
     assert {(kind, name) for kind, name in named if name not in known[kind]} == set()
 
 
+def test_adding_an_extra_never_removes_another():
+    """uv leaves in an environment what a `sync` names, and nothing else."""
+    sources = [file for folder in ("src", "packages") for file in (ROOT / folder).rglob("*.py")]
+    for file in (*PAGES, *sources):
+        for command in re.findall(r"uv sync\b[^`\n]*", file.read_text()):
+            assert command.count("--extra") != 1 or "--inexact" in command, f"{file}: {command}"
+
+
 def test_the_tutorial_s_dataset_and_recipe_surprise_nobody(tmp_path: Path):
     for file in (ROOT / "docs/tutorial").glob("*.py"):
         shutil.copy(file, tmp_path)

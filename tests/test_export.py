@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from openpi.cli import export
-from openpi.models import lora
+from openpi.models import gemma_config
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model import restore_params
 from openpi.models.pi0_config import Pi0Config
@@ -93,12 +93,12 @@ def test_the_merged_checkpoint_gives_the_same_actions_without_adapters(tmp_path,
 
 def test_names_of_variants_lose_their_adapters():
     config = Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
-    plain = lora.without_adapters(config)
+    plain = gemma_config.without_adapters(config)
     assert (plain.paligemma_variant, plain.action_expert_variant) == ("gemma_2b", "gemma_300m")
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, capsys):
-    plain = lora.without_adapters(MODELS["pi0"])
+    plain = gemma_config.without_adapters(MODELS["pi0"])
     source = checkpoint(tmp_path / "0", plain)
     assert export.main([str(source), "--merge", f"--output={tmp_path / 'merged'}"]) == 1
     assert "has no adapters" in capsys.readouterr().err

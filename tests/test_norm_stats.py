@@ -13,6 +13,7 @@ from openpi import transforms
 from openpi.cli import stats as stats_command
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
+from openpi.policies import data_half
 from openpi.shared import normalize
 from openpi.training import data_loader, frame_blocks, norm_stats
 from openpi.training.config import TrainConfig, get_config
@@ -191,6 +192,23 @@ def test_statistics_are_written_where_the_recipe_reads_them(tmp_path):
     assert computed.path == tmp_path / "assets/test/robot/norm_stats.json"
     assert computed.num_frames == sum(LENGTHS)
     assert config.data.create(config.assets_dirs, config.model).norm_stats == computed.stats
+
+
+def test_a_recipe_is_expanded_with_given_statistics_and_reads_none(tmp_path, monkeypatch):
+    """Also by a `create` of the user's own, which asks `create_base_config` for them."""
+    config = recipe(tmp_path, LIBERO, LeRobotLiberoDataConfig)
+    stats = norm_stats.compute(config).stats
+
+    class Own(LeRobotLiberoDataConfig):
+        def create(self, assets_dirs, model_config):
+            return dataclasses.replace(super().create(assets_dirs, model_config), prompt_from_task=True)
+
+    own = Own(**{field.name: getattr(config.data, field.name) for field in dataclasses.fields(config.data)})
+    assert own.create(config.assets_dirs, config.model).norm_stats == stats
+    monkeypatch.setattr(normalize, "load", lambda folder: pytest.fail(f"{folder} is read"))
+    given = {key: dataclasses.replace(value, mean=value.mean + 1) for key, value in stats.items()}
+    assert data_half.expanded(own, config.assets_dirs, config.model, given).norm_stats is given
+    assert data_half.expanded(own, config.assets_dirs, config.model, None).norm_stats is None
 
 
 def test_statistics_of_a_remote_folder_are_not_computed_into_nowhere(tmp_path):

@@ -16,6 +16,7 @@ from openpi.training.optimizer import SGD, AdamW, CosineDecaySchedule, RsqrtDeca
 SCHEDULE_RTOL = 3e-4  # recorded in float32
 ADAM_ATOL = 1e-6
 NORM_RTOL = 1e-6
+F32_ROUNDING = 2e-7
 
 
 def _schedules() -> dict[str, CosineDecaySchedule | RsqrtDecaySchedule]:
@@ -37,6 +38,37 @@ def test_schedules_match_the_recordings(golden):
         schedule = config.create()
         found = [float(schedule(int(step))) for step in steps]
         np.testing.assert_allclose(found, recorded[name], rtol=SCHEDULE_RTOL, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            CosineDecaySchedule(warmup_steps=700, peak_lr=3e-4, decay_steps=9_000, decay_lr=7e-6),
+            optax.warmup_cosine_decay_schedule(3e-4 / 701, 3e-4, 700, 9_000, 7e-6),
+        ),
+        (
+            CosineDecaySchedule(warmup_steps=0, peak_lr=1e-3, decay_steps=50, decay_lr=0.0),
+            optax.warmup_cosine_decay_schedule(1e-3, 1e-3, 0, 50, 0.0),
+        ),
+        (
+            RsqrtDecaySchedule(warmup_steps=30, peak_lr=5e-5, timescale=17.5),
+            optax.join_schedules(
+                [
+                    optax.linear_schedule(5e-5 / 31, 5e-5, 30),
+                    lambda since: 5e-5 / jnp.sqrt((17.5 + since) / 17.5),
+                ],
+                [30],
+            ),
+        ),
+    ],
+)
+def test_schedules_are_optax_s_bit_for_bit_in_jax_and_the_same_without(ours, theirs):
+    steps = jnp.asarray([0, 1, 2, 29, 30, 31, 49, 50, 51, 699, 700, 701, 5_000, 8_999, 9_000, 1_000_000])
+    found, expected = (np.asarray(jax.jit(jax.vmap(schedule))(steps)) for schedule in (ours.create(), theirs))
+    assert (found.dtype, found.tolist()) == (expected.dtype, expected.tolist())
+    alone = [float(ours.create()(int(step))) for step in steps]
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=F32_ROUNDING * expected.max())  # of numbers up to the peak
 
 
 def test_adamw_with_clipping_and_averaging_matches_the_recording(golden):

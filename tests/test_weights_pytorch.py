@@ -445,12 +445,14 @@ def test_the_layout_chooses_the_backend_and_a_device_means_pytorch(
         create_trained_policy(sources["pi0"].recipe, "gs://no/such/bucket", pytorch_device="cpu", backend="jax")
 
 
-def test_without_pytorch_its_extra_is_named(
-    converted: dict[str, Path], sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+def test_the_framework_that_is_missing_is_named_before_weights_are_fetched(
+    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"PyTorch is not installed; in the checkout: `uv sync --extra torch`"):
-        create_trained_policy(sources["pi0"].recipe, converted["pi0"])
+    with pytest.raises(ImportError, match=r"backend=pytorch needs PyTorch; in the checkout: `uv sync --extra torch "):
+        create_trained_policy(sources["pi0"].recipe, "gs://no/such/bucket", backend="pytorch")
+    with pytest.raises(ImportError, match=r"a policy needs JAX or PyTorch, and neither is installed"):
+        create_trained_policy(sources["pi0"].recipe, "gs://no/such/bucket")
 
 
 def test_another_horizon_than_the_file_s_is_warned_of(

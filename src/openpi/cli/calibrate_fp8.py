@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openpi.shared import frameworks
+
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models_pytorch.fp8_file import Calibration
@@ -39,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
+    frameworks.require("pytorch", "FP8")
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models_pytorch import fp8_calibration
     from openpi.policies import fp8

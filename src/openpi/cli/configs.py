@@ -133,8 +133,9 @@ def _dataset(config: TrainConfig) -> str:
 
 def _data_config(config: TrainConfig) -> DataConfig:
     """Without its statistics: they are not wanted here, and may be far away."""
-    data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
-    return data.create(config.assets_dirs, config.model)
+    from openpi.policies import data_half
+
+    return data_half.expanded(config.data, config.assets_dirs, config.model, None)
 
 
 def _robot(config: TrainConfig) -> str:

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.shared import frameworks
+
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.cli._lerobot import Plan
@@ -112,6 +114,7 @@ def convert(source: str, target: Target, *, config: str | None = None, without: 
         ValueError: the checkpoint does not fit the recipe's model, is in that layout already, the layout has no place
             for what the recipe does, its statistics cannot be used, or the result is not what was meant.
         OSError: the disk is too small.
+        ImportError: there is no framework for the certificate.
     """
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.policies import exported_policy
@@ -120,6 +123,8 @@ def convert(source: str, target: Target, *, config: str | None = None, without: 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves the accelerator to whoever is using it
     if target.folder.exists():
         raise FileExistsError(f"{target.folder} exists; choose another folder, or move it away")
+    if target.certify:
+        frameworks.choose("jax", "the certificate (leave it out with --no-certify)")
     if (folder := exported_policy.find(source)) is not None:
         _convert_exported(folder, target, config)
         return
@@ -136,6 +141,7 @@ def convert(source: str, target: Target, *, config: str | None = None, without: 
 
 def _convert_exported(folder: Path, target: Target, config: str | None) -> None:
     """The weights and statistics of an exported model; its graph is left behind, as a recipe says what it computes."""
+    frameworks.require("jax", "an exported model of the first release")
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models import exported
     from openpi.policies import exported_policy
@@ -209,11 +215,11 @@ def _write_all(
 
 
 def _without_adapters(recipe: TrainConfig, weights: Weights) -> tuple[TrainConfig, Weights]:
-    from openpi.models import lora
+    from openpi.models import gemma_config
     from openpi.models.model_config import freeze_nothing
     from openpi.weights.merging import MergedWeights
 
-    plain = lora.without_adapters(recipe.model)
+    plain = gemma_config.without_adapters(recipe.model)
     if plain == recipe.model:
         return recipe, weights
     logger.info("the adapters are merged into the weights")

@@ -167,7 +167,7 @@ class Walk:
 def _model_inputs(sample: Sample) -> Sample:
     """The batch of one that the model is given, as `Observation` holds it, and the actions."""
     from openpi.data.batch_loader import stack
-    from openpi.models.model import Observation
+    from openpi.models.observation import Observation
 
     batch = stack([sample])
     actions = {"actions": batch["actions"]} if "actions" in batch else {}

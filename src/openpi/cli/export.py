@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.shared import frameworks
+
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models.model import BaseModel
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             extract_adapters(args.checkpoint, args.output, config=args.config, base=args.base)
         else:
             complete_checkpoint(args.checkpoint, args.output, config=args.config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi export: {error}", file=sys.stderr)
         return 1
@@ -87,19 +89,21 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
         FileExistsError: `output` is there.
         FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
         ValueError: the model has no adapters, or the merged model computes something else.
+        ImportError: JAX, which compares the two, is not installed.
     """
-    from openpi.models import lora
+    from openpi.models import gemma_config
     from openpi.models.model_config import freeze_nothing
     from openpi.weights import layout
     from openpi.weights.merging import MergedWeights
 
     checkpoint, recipe = _open(place, output, config)
-    plain = lora.without_adapters(recipe.model)
+    plain = gemma_config.without_adapters(recipe.model)
     if plain == recipe.model:
         raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
     weights = checkpoint.weights(recipe.model)
     merged = MergedWeights(recipe.model, weights)
     if verify:
+        frameworks.require("jax", "comparing the two models", instead="--no-verify leaves that out")
         _check_same_outputs(recipe.model, layout.tree_of(weights), plain, layout.tree_of(merged))
     recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
     _write(checkpoint, output, recipe, merged)

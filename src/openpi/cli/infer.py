@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-steps", type=int, metavar="N", help="denoising steps; default: the model's (10)")
     parser.add_argument("--default-prompt", metavar="TEXT", help="for an observation without a prompt")
     parser.add_argument(
-        "--backend", choices=("jax", "pytorch"), help="default: PyTorch for model.safetensors, else JAX"
+        "--backend",
+        choices=("jax", "pytorch"),
+        help="default: PyTorch for model.safetensors, else JAX; or what is installed",
     )
     parser.add_argument("--pytorch-device", metavar="DEVICE", help="such as cuda:1 or cpu; implies --backend pytorch")
     return parser
@@ -89,6 +92,8 @@ def infer(args: argparse.Namespace) -> Path:
     chosen = {"backend": args.backend, "pytorch_device": args.pytorch_device}
     if checkpoint is None and set(chosen.values()) - {None, "jax"}:
         raise ValueError("a recipe without a checkpoint runs with JAX; name a checkpoint, or leave --backend out")
+    if checkpoint is None:
+        frameworks.require("jax", "a recipe without a checkpoint")
     policy = load_policy(config, checkpoint, sample_kwargs, args.default_prompt, **chosen)
     result = policy.infer(observation, noise=noise)
     actions = np.asarray(result["actions"], dtype=np.float32)

@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
+from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.launch import Launch, find_launch, flags_help, split_flags
 from openpi.training.processor import split_processor, wait_asleep
@@ -113,7 +114,7 @@ def run(config: TrainConfig) -> TrainResult:
 
 def _prepare(config: TrainConfig) -> None:
     """Before the first use of JAX, as far as that is still to come."""
-    if config.backend != "jax":  # weight files and schedules still use it, and it would take most of a GPU's memory
+    if config.backend != "jax":  # should a recipe's own code import it: it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_compilation_cache()
 
@@ -144,12 +145,13 @@ def _plan(argv: list[str]) -> int:
 
     config = _config.cli(argv, prog="openpi train")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to whoever is training
-    from openpi.training import plan
-
     try:
+        frameworks.require("jax", "--plan")
+        from openpi.training import plan
+
         for line in plan.report(config, config.fsdp_devices):
             print(line, flush=True)
-    except (ValueError, RuntimeError) as error:  # of JAX: the device is in use
+    except (ValueError, ImportError, RuntimeError) as error:  # the last of JAX: the device is in use
         print(f"openpi train: {error}", file=sys.stderr)
         return 1
     return 0

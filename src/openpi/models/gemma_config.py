@@ -1,6 +1,7 @@
 """Dimensions of the Gemma experts. Source: the model specification, section 1.3. No JAX here."""
 
 import dataclasses
+from typing import Any
 
 from openpi.shared import ranges
 from openpi.shared.ranges import Count, Positive
@@ -97,3 +98,16 @@ def get_config(variant: "str | GemmaConfig") -> GemmaConfig:
             "Use one of these or pass a GemmaConfig with explicit dims"
         )
     return VARIANTS[variant]
+
+
+def without_adapters(model_config: Any) -> Any:
+    """The configuration of a model whose adapters are merged into its weights."""
+    variants = [field.name for field in dataclasses.fields(model_config) if field.name.endswith("_variant")]
+    plain = {}
+    for name in variants:
+        variant = getattr(model_config, name)
+        if isinstance(variant, GemmaConfig):
+            plain[name] = dataclasses.replace(variant, attn_lora=None, ffn_lora=None)
+        elif name != "image_encoder_variant" and get_config(variant).has_lora:
+            plain[name] = variant.removesuffix("_lora")
+    return dataclasses.replace(model_config, **plain)

@@ -4,15 +4,13 @@ Legend: b batch, t tokens, d model width, n query heads, k kv heads, h head widt
 gate, up).
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openpi.models.gemma_config import GemmaConfig, LoRAConfig, get_config
+from openpi.models.gemma_config import LoRAConfig
 
 INIT_STDDEV = 0.01
 
@@ -45,16 +43,3 @@ def out_delta(x: Float[Array, "b t n h"], p: Mapping[str, jax.Array], lora: LoRA
     """
     low = jnp.einsum("btnh,nhr->btr", x, p["lora_a"].astype(x.dtype))
     return lora.scaling * jnp.einsum("btr,nrd->btd", low, p["lora_b"].astype(x.dtype))
-
-
-def without_adapters(model_config: Any) -> Any:
-    """The configuration of the merged model."""
-    variants = [field.name for field in dataclasses.fields(model_config) if field.name.endswith("_variant")]
-    plain = {}
-    for name in variants:
-        variant = getattr(model_config, name)
-        if isinstance(variant, GemmaConfig):
-            plain[name] = dataclasses.replace(variant, attn_lora=None, ffn_lora=None)
-        elif name != "image_encoder_variant" and get_config(variant).has_lora:
-            plain[name] = variant.removesuffix("_lora")
-    return dataclasses.replace(model_config, **plain)

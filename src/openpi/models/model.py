@@ -21,11 +21,12 @@ from openpi.models.augment import augment_images
 from openpi.models.model_config import (
     IMAGE_KEYS,
     IMAGE_RESOLUTION,
+    ArraySpec,
     BaseModelConfig,
     ModelType,
 )
+from openpi.models.observation import Observation
 from openpi.shared import download
-from openpi.shared.errors import missing_key
 from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.tree import differences, flatten, unflatten
 from openpi.weights import layout, on_device, orbax_io
@@ -49,73 +50,7 @@ logger = logging.getLogger("openpi")
 Actions = Float[Array, "*b ah ad"]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Observation:
-    """Model inputs, batched.
-
-    Attributes:
-        images: per camera f32[*b h w 3] in [-1, 1], RGB.
-        image_masks: per camera bool[*b], false where the camera is padding. None = it is in the whole batch, and the
-            camera has no images (see `openpi.models.compact`).
-        state: f32[*b s], normalised and padded.
-        tokenized_prompt: int[*b l]; with `tokenized_prompt_mask` bool[*b l], true on real tokens.
-        token_ar_mask: int[*b l], 1 where a token starts a new attention block (pi0-FAST).
-        token_loss_mask: bool[*b l], true on tokens that are trained (pi0-FAST).
-        extras: labels that a recipe's own training loss reads; released models ignore them.
-    """
-
-    images: dict[str, Any]
-    image_masks: dict[str, Any]
-    state: Any
-    tokenized_prompt: Any = None
-    tokenized_prompt_mask: Any = None
-    token_ar_mask: Any = None
-    token_loss_mask: Any = None
-    extras: dict[str, Any] | None = None
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Builds an observation from the model-side sample keys; uint8 images become f32 in [-1, 1].
-
-        Tensors of PyTorch are taken, too; uint8 images among them become [*b 3 h w], floats stay as they are.
-
-        Raises:
-            KeyError: `image`, `image_mask` or `state` is missing.
-            ValueError: only one of `tokenized_prompt` and `tokenized_prompt_mask` is there.
-        """
-        for key in ("image", "image_mask", "state"):
-            if key not in data:
-                raise missing_key(key, data, wanted_by="Observation.from_dict")
-        if ("tokenized_prompt" in data) != ("tokenized_prompt_mask" in data):
-            raise ValueError(
-                "'tokenized_prompt' and 'tokenized_prompt_mask' go together; "
-                f"found only one of them among: {', '.join(sorted(data))}"
-            )
-        return cls(
-            images={key: _to_unit_range(image) for key, image in data["image"].items()},
-            image_masks=dict(data["image_mask"]),
-            state=data["state"],
-            tokenized_prompt=data.get("tokenized_prompt"),
-            tokenized_prompt_mask=data.get("tokenized_prompt_mask"),
-            token_ar_mask=data.get("token_ar_mask"),
-            token_loss_mask=data.get("token_loss_mask"),
-            extras=data.get("extras"),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Inverse of `from_dict` in naming; images stay as they are, absent fields are left out."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        renamed = {{"images": "image", "image_masks": "image_mask"}.get(k, k): v for k, v in fields.items()}
-        return {key: value for key, value in renamed.items() if value is not None}
-
-
-def _to_unit_range(image: Any) -> Any:
-    if image.dtype == np.uint8:
-        return image.astype(np.float32) / 255 * 2 - 1
-    if str(image.dtype) == "torch.uint8":  # as published, with the channels first
-        return image.float().movedim(-1, -3) / 255 * 2 - 1
-    return image
+jax.tree_util.register_dataclass(Observation)
 
 
 def preprocess_observation(
@@ -152,20 +87,12 @@ def preprocess_observation(
     return dataclasses.replace(observation, images=images, image_masks=masks | dict.fromkeys(dropped))
 
 
-def inputs_spec(
-    config: BaseModelConfig, batch_size: int, *, image_keys: Sequence[str], image_resolution: tuple[int, int]
-) -> tuple[Observation, Any]:
-    """Shapes and dtypes of the training inputs of pi0 and pi0.5."""
-    b, length = batch_size, config.max_token_len
-    leaf = jax.ShapeDtypeStruct
-    observation = Observation(
-        images={key: leaf((b, *image_resolution, 3), jnp.float32) for key in image_keys},
-        image_masks={key: leaf((b,), jnp.bool_) for key in image_keys},
-        state=leaf((b, config.action_dim), jnp.float32),
-        tokenized_prompt=leaf((b, length), jnp.int32),
-        tokenized_prompt_mask=leaf((b, length), jnp.bool_),
-    )
-    return observation, leaf((b, config.action_horizon, config.action_dim), jnp.float32)
+def inputs_spec(sample: Mapping[str, ArraySpec], batch_size: int) -> tuple[Observation, Any]:
+    """Of a batch of such samples, with leaves of JAX."""
+    leaves = {path: jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype) for path, spec in sample.items()}
+    tree = unflatten(leaves)
+    actions, images, masks = (tree.pop(key) for key in ("actions", "image", "image_mask"))
+    return Observation(images=images, image_masks=masks, **tree), actions
 
 
 @dataclasses.dataclass(frozen=True)

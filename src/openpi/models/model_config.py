@@ -5,11 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from openpi.shared.param_paths import ParamPath
 from openpi.shared.ranges import Count
+from openpi.shared.tree import flatten
 
 if TYPE_CHECKING:
     import jax
@@ -26,6 +29,13 @@ class ModelType(enum.Enum):
     PI0 = "pi0"
     PI0_FAST = "pi0_fast"
     PI05 = "pi05"
+
+
+class ArraySpec(NamedTuple):
+    """An array without its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +78,28 @@ class BaseModelConfig(abc.ABC):
             ValueError: structure or shapes differ; every differing path is named.
         """
 
-    @abc.abstractmethod
     def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
         """Shapes and dtypes of the training inputs as `jax.ShapeDtypeStruct` leaves."""
+        from openpi.models import model
+
+        return model.inputs_spec(self._own_spec(), batch_size)
+
+    def sample_spec(self) -> dict[str, ArraySpec]:
+        """Of one training sample, `actions` included, by '/'-joined path. No JAX, but for a class with an `inputs_spec`
+        of its own.
+        """
+        if type(self).inputs_spec is BaseModelConfig.inputs_spec:
+            return self._own_spec()
+        observation, actions = self.inputs_spec(batch_size=1)
+        leaves = flatten({**observation.to_dict(), "actions": actions})
+        return {path: ArraySpec(tuple(leaf.shape[1:]), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
+
+    def _own_spec(self) -> dict[str, ArraySpec]:
+        chunk = (self.action_horizon, self.action_dim)
+        return {**self._observation_spec(), "actions": ArraySpec(chunk, np.dtype(np.float32))}
+
+    def _observation_spec(self) -> dict[str, ArraySpec]:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it takes; it needs `inputs_spec`")
 
     def get_freeze_filter(self) -> Callable[[str], bool]:
         """Predicate on '/'-joined parameter paths: true where the parameter is frozen."""
@@ -83,6 +112,20 @@ class BaseModelConfig(abc.ABC):
     def fake_act(self, batch_size: int = 1) -> Actions:
         """An action chunk of ones with the right shape."""
         return _ones(self.inputs_spec(batch_size=batch_size)[1])
+
+
+def prompted_images_spec(
+    config: BaseModelConfig, image_keys: Sequence[str], image_resolution: tuple[int, int]
+) -> dict[str, ArraySpec]:
+    """Of what pi0 and pi0.5 observe."""
+    f32, length = np.dtype(np.float32), (config.max_token_len,)
+    return {
+        **{f"image/{key}": ArraySpec((*image_resolution, 3), f32) for key in image_keys},
+        **{f"image_mask/{key}": ArraySpec((), np.dtype(np.bool_)) for key in image_keys},
+        "state": ArraySpec((config.action_dim,), f32),
+        "tokenized_prompt": ArraySpec(length, np.dtype(np.int32)),
+        "tokenized_prompt_mask": ArraySpec(length, np.dtype(np.bool_)),
+    }
 
 
 def freeze_nothing(path: ParamPath, value: object = None) -> bool:

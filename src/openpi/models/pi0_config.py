@@ -15,9 +15,11 @@ from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import (
     IMAGE_KEYS,
     IMAGE_RESOLUTION,
+    ArraySpec,
     BaseModelConfig,
     ModelType,
     freeze_nothing,
+    prompted_images_spec,
 )
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared import ranges
@@ -27,7 +29,6 @@ from openpi.shared.ranges import Count, WholeNumber
 if TYPE_CHECKING:
     import jax
 
-    from openpi.models.model import Actions, Observation
     from openpi.models.pi0 import Pi0
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -141,10 +142,8 @@ class Pi0Config(BaseModelConfig):
         matched = model.match_params(self.abstract_params(), params, remove_extra=remove_extra_params)
         return pi0.Pi0(self, jax.tree.map(jnp.asarray, matched))
 
-    def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
-        from openpi.models import model
-
-        return model.inputs_spec(self, batch_size, image_keys=self.image_keys, image_resolution=self.image_resolution)
+    def _observation_spec(self) -> dict[str, ArraySpec]:
+        return prompted_images_spec(self, self.image_keys, self.image_resolution)
 
     def get_freeze_filter(self) -> Callable[[str], bool]:
         """Freezes the transformer weights of each LoRA expert, except the adapters themselves."""

@@ -10,9 +10,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openpi.models import gemma_config, siglip_config
 from openpi.models.gemma_config import GemmaConfig
-from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType, freeze_nothing
+from openpi.models.model_config import (
+    IMAGE_RESOLUTION,
+    ArraySpec,
+    BaseModelConfig,
+    ModelType,
+    freeze_nothing,
+    prompted_images_spec,
+)
 from openpi.models.pi0_config import LoRAFreeze, check_shared_fields
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.ranges import Count
@@ -20,7 +29,6 @@ from openpi.shared.ranges import Count
 if TYPE_CHECKING:
     import jax
 
-    from openpi.models.model import Actions, Observation
     from openpi.models.pi0_fast import Pi0FAST
 
 FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -128,21 +136,13 @@ class Pi0FASTConfig(BaseModelConfig):
         matched = model.match_params(self.abstract_params(), params, remove_extra=remove_extra_params)
         return pi0_fast.Pi0FAST(self, jax.tree.map(jnp.asarray, matched))
 
-    def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
-        import jax
-        import jax.numpy as jnp
-
-        from openpi.models import model
-
-        observation, actions = model.inputs_spec(
-            self, batch_size, image_keys=self.image_keys, image_resolution=self.image_resolution
-        )
-        shape = (batch_size, self.max_token_len)
-        masks = {
-            "token_ar_mask": jax.ShapeDtypeStruct(shape, jnp.int32),
-            "token_loss_mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+    def _observation_spec(self) -> dict[str, ArraySpec]:
+        length = (self.max_token_len,)
+        return {
+            **prompted_images_spec(self, self.image_keys, self.image_resolution),
+            "token_ar_mask": ArraySpec(length, np.dtype(np.int32)),
+            "token_loss_mask": ArraySpec(length, np.dtype(np.bool_)),
         }
-        return dataclasses.replace(observation, **masks), actions
 
     def get_freeze_filter(self) -> Callable[[str], bool]:
         """Freezes the transformer weights under LoRA, except the adapters themselves."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
+from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, layout_of, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
@@ -31,21 +32,6 @@ _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
 _LARGEST_ITEM_BYTES = 8  # models take no long doubles, and one would spoil the batch of others
-
-
-class DataDescription(Protocol):
-    """The fields of a recipe's data config that a contract is made of."""
-
-    @property
-    def data_transforms(self) -> _transforms.Group: ...
-    @property
-    def model_transforms(self) -> _transforms.Group: ...
-    @property
-    def use_quantile_norm(self) -> bool: ...
-    @property
-    def asset_id(self) -> str | None: ...
-    @property
-    def norm_stats(self) -> Mapping[str, NormStats] | None: ...
 
 
 class ModelDescription(Protocol):
@@ -116,7 +102,7 @@ class Contract:
     @classmethod
     def build(
         cls,
-        data_config: DataDescription,
+        data_config: DataHalf,
         model_config: ModelDescription,
         *,
         sample: Mapping[str, Any] | None = None,

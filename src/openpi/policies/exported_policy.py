@@ -20,7 +20,7 @@ from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy
 from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import RobotSpec
-from openpi.shared import download
+from openpi.shared import download, frameworks
 from openpi.shared.image_tools import resize_with_pad
 from openpi.transforms import DataTransformFn
 from openpi.weights import layout, names
@@ -193,6 +193,7 @@ def load(folder: Path, robot: Robot, *, processor: str | None = None, default_pr
         ValueError: there is no such processor, the files are damaged, or they are of another robot.
         ImportError: the extra `exported` is not installed.
     """
+    frameworks.require("jax", "an exported model")
     from openpi.models import exported
 
     folder = find(folder) or folder

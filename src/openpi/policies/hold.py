@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
+from openpi.policies.data_half import DataHalf
 from openpi.policies.robot_spec import find_spec
 
 
@@ -28,7 +29,7 @@ class HoldStill:
         return {**data, "actions": np.tile(step, (self.horizon, 1))}
 
 
-def hold_transforms(data_config: Any, horizon: int) -> list[transforms.DataTransformFn]:
+def hold_transforms(data_config: DataHalf, horizon: int) -> list[transforms.DataTransformFn]:
     """`{"state"}` as the model has it -> the robot's actions for standing still.
 
     Raises:

@@ -17,6 +17,7 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import RECIPE_FILE
 from openpi.policies.contract import Contract
+from openpi.policies.data_half import DataHalf
 from openpi.policies.lerobot_trial import Known, Trial, relative_dims
 from openpi.policies.robot_spec import find_spec, numbered
 from openpi.weights import lerobot_files
@@ -51,7 +52,7 @@ class Described:
     notes: tuple[str, ...] = ()
 
 
-def describe(data_config: Any, model_config: Any, contract: Contract | None) -> Described:
+def describe(data_config: DataHalf, model_config: Any, contract: Contract | None) -> Described:
     """The robot of a recipe.
 
     Args:
@@ -79,7 +80,7 @@ def describe(data_config: Any, model_config: Any, contract: Contract | None) -> 
     return Described(robot, tuple(dict.fromkeys(losses)), tuple(_notes(data_config, known, slots, robot)))
 
 
-def bare_robot(data_config: Any, model_config: Any) -> LeRobotRobot:
+def bare_robot(data_config: DataHalf, model_config: Any) -> LeRobotRobot:
     """What goes with weights alone: a robot as wide as the model, in the model's own names."""
     cameras = tuple(f"{_CAMERA_PREFIX}{slot}" for slot in model_config.image_keys)
     width = model_config.action_dim
@@ -88,7 +89,7 @@ def bare_robot(data_config: Any, model_config: Any) -> LeRobotRobot:
     return LeRobotRobot(cameras, width, names, relative, data_config.use_quantile_norm)
 
 
-def check_relative(folder: Path, data_config: Any) -> None:
+def check_relative(folder: Path, data_config: DataHalf) -> None:
     """Compares a LeRobot folder's relative actions with the recipe's; other folders pass.
 
     Raises:
@@ -127,7 +128,7 @@ def _mask_text(mask: Sequence[bool]) -> str:
     return f"with_delta_actions(group, {tuple(mask)})"
 
 
-def _unknown_steps(data_config: Any) -> list[str]:
+def _unknown_steps(data_config: DataHalf) -> list[str]:
     """Steps around the robot's that are of no known kind, and steps of the dataset that do more than rename."""
     around = data_config.model_transforms
     lines = [
@@ -143,7 +144,7 @@ def _unknown_steps(data_config: Any) -> list[str]:
     return lines
 
 
-def _relative_losses(data_config: Any, known: Known) -> list[str]:
+def _relative_losses(data_config: DataHalf, known: Known) -> list[str]:
     if any(known.mask) and len(known.state_names) < known.actions.width:
         return [
             f"actions relative to a state of {len(known.state_names)} values, fewer than the action's "
@@ -152,7 +153,7 @@ def _relative_losses(data_config: Any, known: Known) -> list[str]:
     return []
 
 
-def _robot_steps(data_config: Any, *, outputs: bool = False) -> str:
+def _robot_steps(data_config: DataHalf, *, outputs: bool = False) -> str:
     group = data_config.data_transforms
     return _names(group.outputs if outputs else group.inputs)
 
@@ -167,7 +168,7 @@ def _names(steps: Iterable[Any]) -> str:
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-def _robot(data_config: Any, known: Known, slots: Mapping[str, str | None]) -> LeRobotRobot:
+def _robot(data_config: DataHalf, known: Known, slots: Mapping[str, str | None]) -> LeRobotRobot:
     columns = _columns(data_config)
     found = [columns.get(key, key) if key else slot for slot, key in slots.items()]
     cameras = [
@@ -186,7 +187,7 @@ def _robot(data_config: Any, known: Known, slots: Mapping[str, str | None]) -> L
     )
 
 
-def _columns(data_config: Any) -> dict[str, str]:
+def _columns(data_config: DataHalf) -> dict[str, str]:
     """Client key -> the dataset's feature."""
     columns: dict[str, str] = {}
     for step in data_config.repack_transforms.inputs:
@@ -195,7 +196,7 @@ def _columns(data_config: Any) -> dict[str, str]:
     return columns
 
 
-def _notes(data_config: Any, known: Known, slots: Mapping[str, str | None], robot: LeRobotRobot) -> Iterator[str]:
+def _notes(data_config: DataHalf, known: Known, slots: Mapping[str, str | None], robot: LeRobotRobot) -> Iterator[str]:
     for feature, key in zip(robot.cameras, slots.values(), strict=True):
         if key is None:
             yield f"LeRobot hides a camera that is not sent, this model has learned to see black: send it as {feature}"

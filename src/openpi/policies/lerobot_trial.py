@@ -10,6 +10,7 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.policies.contract import Contract
+from openpi.policies.data_half import DataHalf
 from openpi.policies.robot_spec import CameraSpec, VectorSpec, find_spec, numbered
 from openpi.shared.errors import listed
 from openpi.shared.tree import unflatten
@@ -41,7 +42,7 @@ class Known:
     mask: tuple[bool, ...]
 
     @classmethod
-    def find(cls, data_config: Any, model_config: Any, contract: Contract | None) -> Known | None:
+    def find(cls, data_config: DataHalf, model_config: Any, contract: Contract | None) -> Known | None:
         """From the contract or the spec; None where transforms are there and nothing tells what they take."""
         steps = data_config.data_transforms.inputs
         source = contract or find_spec(steps)

@@ -10,7 +10,6 @@ of the MLPs and of the token table, and takes seconds. What it leaves out, the c
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.shared import budgets
+from openpi.shared import budgets, frameworks
 from openpi.shared.errors import first_line
 from openpi.weights.layout import open_weights
 from openpi.weights.probe import Probe, Witness
@@ -28,12 +27,7 @@ ARRAYS_FILE = "parity.npz"
 TOLERANCE = 1e-4  # of outputs around 1; relative above
 
 _VERSION = 1
-_PACKAGES = {"jax": "jax", "pytorch": "torch"}
 _Tensors = Mapping[str, Mapping[str, str]]  # as of `Witness.tensors`
-
-
-def installed_backends() -> tuple[str, ...]:
-    return tuple(name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is not None)
 
 
 def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str, float]:
@@ -47,19 +41,20 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
     Raises:
         ValueError: the checkpoint holds other numbers than meant, or a backend computes something else.
     """
+    backends = _installed_backends()
     probe, found = _seen(folder, config)
     tensors = (meant or found).tensors
     _compare_tensors(folder, tensors, found.tensors)
     inputs, params = probe.inputs(), found.tree()
-    results = {name: _run(name, probe, params, inputs) for name in installed_backends()}
-    outputs = next(iter(results.values()))
+    results = {name: _run(name, probe, params, inputs) for name in backends}
+    outputs = results[backends[0]]
     errors = {name: _error(name, result, outputs) for name, result in results.items()}
     document = {
         "version": _VERSION,
         "tolerance": TOLERANCE,
         "backends": {
-            name: {"version": importlib.metadata.version(_PACKAGES[name]), "max_error": error}
-            for name, error in errors.items()
+            name: {"version": importlib.metadata.version(frameworks.PACKAGES[name]), "max_error": errors[name]}
+            for name in backends
         },
         "tensors": dict(sorted(tensors.items())),
     }
@@ -86,8 +81,14 @@ def verify(folder: Path, config: Any, backends: Sequence[str] | None = None) -> 
     document, inputs, outputs = _load(folder)
     probe, found = _seen(folder, config)
     _compare_tensors(folder, document["tensors"], found.tensors)
-    names = installed_backends() if backends is None else backends
+    names = _installed_backends() if backends is None else backends
     return {name: _error(name, _run(name, probe, found.tree(), inputs), outputs) for name in names}
+
+
+def _installed_backends() -> tuple[frameworks.Backend, ...]:
+    """Raises ImportError where there is none."""
+    frameworks.choose("jax", "a certificate")
+    return frameworks.installed()
 
 
 def _seen(folder: Path, config: Any) -> tuple[Probe, Witness]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,24 +12,23 @@ from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
 from openpi.models_pytorch.fp8_file import Calibration
-from openpi.policies import lerobot_robot
+from openpi.policies import data_half, lerobot_robot
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
+from openpi.policies.data_half import DataHalf
 from openpi.policies.fp8 import check_model
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, stats_check
-from openpi.shared.errors import install_hint
+from openpi.shared import download, frameworks, stats_check
+from openpi.shared.frameworks import Backend
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
 from openpi.weights import checksums, layout
 from openpi.weights.layout import Layout
 
 logger = logging.getLogger("openpi")
-
-Backend = Literal["jax", "pytorch"]
 
 
 def create_trained_policy(
@@ -62,7 +60,8 @@ def create_trained_policy(
         default_prompt: for observations without one; wins over the recipe's.
         norm_stats: used instead of the checkpoint's.
         pytorch_device: such as `cuda:1` or `cpu`; implies the PyTorch backend. None = a GPU if there is one.
-        backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX.
+        backend: what runs the model; either runs every layout. None = PyTorch for `model.safetensors`, else JAX; where
+            only one is installed, that.
         on_undecodable: what to answer when pi0-FAST wrote no action chunk: an error, or actions that stand still.
         rtc: how chunks go on from what a robot is still playing, with models that can; None = not at all.
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
@@ -72,18 +71,16 @@ def create_trained_policy(
         ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
             holds; its action tokenizer cannot decode; `rtc` is not what it was trained for; or there is no such
             device.
-        ImportError: PyTorch is needed and not installed.
+        ImportError: the backend is not installed, or none is.
     """
     _check_actions_can_be_decoded(train_config.model)
-    backend = "pytorch" if fp8 and backend is None else backend
+    backend = "pytorch" if backend is None and (fp8 or pytorch_device is not None) else backend
     _check_backend(backend, pytorch_device)
     if fp8:
         _check_fp8(train_config.model, backend, pytorch_device, dtype)
     is_open = isinstance(checkpoint_dir, Checkpoint)
     checkpoint = checkpoint_dir if is_open else Checkpoint(download.maybe_download(checkpoint_dir))
-    if backend is None:
-        backend = "jax" if checkpoint.layout is Layout.JAX and pytorch_device is None else "pytorch"
-    _check_backend(backend, pytorch_device)
+    backend = backend or _backend_of(checkpoint)
     calibration = checkpoint.read(Calibration.load) if fp8 else None
     _warn_of_other_horizon(train_config.model, checkpoint.folder)
     pipeline = load_pipeline(
@@ -162,13 +159,14 @@ def load_pipeline(
 
 
 def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
-    """The recipe's data half, expanded with what the checkpoint brings: tokenizers and assets.
+    """The recipe's data half, expanded with what the checkpoint brings, its tokenizers; statistics are not read.
 
     Raises:
         ValueError: a LeRobot policy's actions are relative to the state in other dimensions than the recipe's.
     """
     model = _with_own_tokenizers(train_config.model, checkpoint.tokenizers)
-    data_config = _with_own_assets(train_config.data, checkpoint.assets).create(checkpoint.assets, model)
+    data = _with_own_assets(train_config.data, checkpoint.assets)
+    data_config = data_half.expanded(data, checkpoint.assets, model, None)
     lerobot_robot.check_relative(checkpoint.folder, data_config)
     return data_config
 
@@ -184,14 +182,23 @@ def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
     """Before weights are fetched or read."""
     if backend == "jax" and pytorch_device is not None:
         raise ValueError(f"pytorch_device={pytorch_device} goes with backend=pytorch; backend is jax. Leave one out")
-    if backend == "pytorch" or pytorch_device is not None:
-        if importlib.util.find_spec("torch") is None:
-            raise ImportError(
-                f"PyTorch is not installed; {install_hint('torch')}. JAX runs every checkpoint, too: --backend=jax"
-            )
+    if backend is None:
+        frameworks.choose("jax", "a policy")
+        return
+    frameworks.require_backend(backend)
+    if backend == "pytorch":
         from openpi.policies.sampler_pytorch import resolve_device
 
         resolve_device(pytorch_device)
+
+
+def _backend_of(checkpoint: Checkpoint) -> Backend:
+    """The layout's own framework, or the one that is installed."""
+    own: Backend = "jax" if checkpoint.layout is Layout.JAX else "pytorch"
+    backend = frameworks.choose(own, "a policy")
+    if backend != own:
+        logger.info("%s is not installed; %s runs the model", frameworks.NAMES[own], frameworks.NAMES[backend])
+    return backend
 
 
 def _check_fp8(model_config: Any, backend: Backend | None, pytorch_device: str | None, dtype: str | None) -> None:
@@ -230,13 +237,13 @@ def _with_own_tokenizers(model: Any, tokenizers: Mapping[str, Path]) -> Any:
 
 
 def _with_own_assets(data: Any, assets: Path) -> Any:
-    """The recipe's data half, reading statistics in the checkpoint: those it names elsewhere may be far away."""
+    """For a `create` of the user's own that reads statistics: those that the recipe names may be far away."""
     if not hasattr(data, "assets"):
         return data
     return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(assets)))
 
 
-def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, folder: Path | str) -> None:
+def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: DataHalf, folder: Path | str) -> None:
     """Refuses statistics that cannot be used, and warns of ranges without width: the model was trained with them.
 
     Raises:
@@ -252,13 +259,13 @@ def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: Any, fold
         )
 
 
-def stats_dims(data_config: Any) -> stats_check.Dims:
+def stats_dims(data_config: DataHalf) -> stats_check.Dims:
     """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
     spec = find_spec(data_config.data_transforms.inputs)
     return stats_check.Dims({}, {} if spec is None else {"state": spec.state_names, "actions": spec.actions.names})
 
 
-def norm_stats_of(checkpoint: Checkpoint, data_config: Any) -> dict[str, NormStats]:
+def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, NormStats]:
     """The statistics that a checkpoint is served with.
 
     Raises:
@@ -273,12 +280,12 @@ def norm_stats_of(checkpoint: Checkpoint, data_config: Any) -> dict[str, NormSta
     return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
-def _contract_of(checkpoint: Checkpoint, data_config: Any, model_config: Any) -> Contract | None:
+def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Any) -> Contract | None:
     """The checkpoint's contract; refuses statistics of another robot, and says where the recipe differs."""
     contract = checkpoint.read(Contract.find)
     if contract is None:
         return None
-    contract.check_norm_stats(data_config.norm_stats)
+    contract.check_norm_stats(data_config.norm_stats or {})
     if find_spec(data_config.data_transforms.inputs) is not None:
         served = Contract.build(data_config, model_config, control_hz=contract.control_hz)
         for difference in contract.diff(served):
@@ -287,7 +294,7 @@ def _contract_of(checkpoint: Checkpoint, data_config: Any, model_config: Any) ->
 
 
 def make_pipeline(
-    data_config: Any,
+    data_config: DataHalf,
     contract: Contract | None = None,
     *,
     default_prompt: str | None = None,

@@ -36,8 +36,8 @@ def first_line(error: BaseException) -> str:
 
 
 def install_hint(extra: str) -> str:
-    """How to add an extra, for the end of a message."""
-    return f"in the checkout: `uv sync --extra {extra}` (with --inexact beside others), or `pip install '.[{extra}]'`"
+    """How to add an extra, for the end of a message. Without `--inexact`, uv removes the extras that are not named."""
+    return f"in the checkout: `uv sync --extra {extra} --inexact`, or `pip install '.[{extra}]'`"
 
 
 def closest_name(name: str, names: Iterable[str]) -> str | None:

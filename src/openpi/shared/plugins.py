@@ -80,7 +80,7 @@ def hint(group: str, name: str) -> str:
 
 def install(package: str) -> str:
     """The command that installs one of this project's packages."""
-    return f"in the checkout: `uv sync` (with --inexact, to keep extras), or `pip install ./packages/{package}`"
+    return f"in the checkout: `uv sync --inexact`, or `pip install ./packages/{package}`"
 
 
 def _points(group: str) -> dict[str, metadata.EntryPoint]:

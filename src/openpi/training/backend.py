@@ -10,16 +10,13 @@ Source: the design, "one loop, two steps".
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from openpi.shared.errors import install_hint
+from openpi.shared import frameworks
 from openpi.training.freeze import Filter
 
 if TYPE_CHECKING:
@@ -168,20 +165,11 @@ def open_backend(config: TrainConfig) -> Backend:
     Raises:
         ImportError: its framework is not installed; the extra is named.
     """
-    return framework_module("backend", config.backend).open_backend(config)
+    frameworks.require_backend(config.backend)
+    if config.backend == "pytorch":
+        from openpi.training import backend_pytorch
 
+        return backend_pytorch.open_backend(config)
+    from openpi.training import backend_jax
 
-def framework_module(part: str, name: str) -> ModuleType:
-    """`openpi.training.<part>_<name>`, imported when it is needed.
-
-    Raises:
-        ImportError: as of `open_backend`.
-    """
-    require_framework(name)
-    return importlib.import_module(f"openpi.training.{part}_{name}")
-
-
-def require_framework(name: str) -> None:
-    """Raises ImportError, with the extra to install, where the framework of a backend is not installed."""
-    if name == "pytorch" and importlib.util.find_spec("torch") is None:
-        raise ImportError(f"backend=pytorch needs PyTorch; {install_hint('torch')}")
+    return backend_jax.open_backend(config)

@@ -91,7 +91,7 @@ class JaxBackend:
         _, train_key = self._keys
         return self._train_step(train_key, state, placed)
 
-    def wait(self, metrics: Metrics) -> None:
+    def wait(self, metrics: Mapping[str, Any]) -> None:
         jax.block_until_ready(metrics)
 
     def evaluate(self, state: TrainState, batch: Batch, index: int, **sample_options: Any) -> tuple[float, np.ndarray]:

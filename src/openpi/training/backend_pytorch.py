@@ -237,7 +237,8 @@ class PyTorchBackend:
         assert placed.step == state.step, f"the batch of step {placed.step} is given to step {state.step}"
         return state, Metrics(self._step(state, placed.rows, placed.random))
 
-    def wait(self, metrics: Metrics) -> None:
+    def wait(self, metrics: Mapping[str, Any]) -> None:
+        assert isinstance(metrics, Metrics)
         metrics.wait()
 
     @torch.no_grad()

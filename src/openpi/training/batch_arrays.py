@@ -11,6 +11,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.batch_loader import Batch
+from openpi.models.observation import Observation
 
 Framework = Literal["jax", "pytorch"]
 
@@ -18,10 +19,10 @@ Framework = Literal["jax", "pytorch"]
 def model_side_placer(framework: Framework, sharding: Any) -> Callable[[Batch], Batch]:
     """As `placer`, without what the model does not take, such as texts."""
     place = placer(framework, sharding)
+    if framework == "jax":
+        import openpi.models.model  # noqa: F401  # from here on an `Observation` is a pytree
 
     def place_taken(batch: Batch) -> Batch:
-        from openpi.models.model import Observation
-
         names = {"images": "image", "image_masks": "image_mask"}
         taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
         return place({key: value for key, value in batch.items() if key in taken})

@@ -16,7 +16,7 @@ from typing import Any
 from openpi import transforms
 from openpi.models import tokenizer as _tokenizer
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType
-from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
+from openpi.policies import aloha_policy, data_half, droid_policy, libero_policy, ur5_policy
 from openpi.shared import download, normalize
 from openpi.shared.ranges import Count, WholeNumber
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
@@ -201,7 +201,7 @@ class DataConfigFactory(abc.ABC):
     def _load_norm_stats(self, assets_dirs: Path) -> dict[str, normalize.NormStats] | None:
         """None where there are none: a recipe must be usable for serving, where they come from the checkpoint."""
         folder = self.stats_dir(assets_dirs)
-        if folder is None:
+        if folder is None or data_half.statistics_are_given():
             return None
         try:
             return normalize.load(download.maybe_download(folder))

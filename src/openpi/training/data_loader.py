@@ -19,9 +19,10 @@ from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.models.model_config import BaseModelConfig
+from openpi.models.model_config import ArraySpec, BaseModelConfig
 from openpi.shared import published
 from openpi.shared.errors import missing_key
+from openpi.shared.tree import unflatten
 from openpi.training.data_config import DataConfig
 from openpi.training.streams import Encoded, Stream, open_stream
 
@@ -293,9 +294,7 @@ class FakeDataset:
     """
 
     def __init__(self, model_config: BaseModelConfig, num_samples: int = 1024):
-        observation, actions = model_config.inputs_spec(batch_size=1)
-        spec = {**observation.to_dict(), "actions": actions}
-        self._spec = _without_batch_axis(spec)
+        self._spec = model_config.sample_spec()
         self._num_samples = num_samples
 
     def __len__(self) -> int:
@@ -304,7 +303,8 @@ class FakeDataset:
     def __getitem__(self, index: int, /) -> Sample:
         if not 0 <= index < self._num_samples:
             raise IndexError(f"sample {index} of {self._num_samples}")
-        return _draw(self._spec, np.random.default_rng(index))
+        rng = np.random.default_rng(index)
+        return unflatten({path: _draw(spec, rng) for path, spec in self._spec.items()})
 
 
 @dataclass(frozen=True)
@@ -389,22 +389,8 @@ def _check_prompt_survives(data_config: DataConfig) -> None:
             )
 
 
-def _without_batch_axis(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """(shape, dtype) of one sample from the specification of a batch."""
-    return {
-        key: _without_batch_axis(leaf) if isinstance(leaf, Mapping) else (tuple(leaf.shape[1:]), np.dtype(leaf.dtype))
-        for key, leaf in spec.items()
-    }
-
-
-def _draw(spec: Mapping[str, Any], rng: np.random.Generator) -> Sample:
-    return {key: _draw_leaf(leaf, rng) for key, leaf in spec.items()}
-
-
-def _draw_leaf(leaf: Any, rng: np.random.Generator) -> Any:
-    if isinstance(leaf, Mapping):
-        return _draw(leaf, rng)
-    shape, dtype = leaf
+def _draw(spec: ArraySpec, rng: np.random.Generator) -> Any:
+    shape, dtype = spec
     if dtype.kind == "f":
         return rng.uniform(-1, 1, shape).astype(dtype)
     if dtype.kind == "i":

@@ -1,4 +1,5 @@
-"""Learning-rate schedules and optimisers as data; `create()` builds the optax object. No JAX at import.
+"""Learning-rate schedules and optimisers as data. No JAX at import: schedules run without, an optimiser's `create()`
+builds the optax object, and `optimizer_pytorch` has the same in PyTorch.
 
 Source: the training specification, section 6.1.
 """
@@ -7,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 from openpi.shared.ranges import Count, Decay, NonNegative, Positive, Range, WholeNumber
 from openpi.shared.tree import flatten, unflatten
@@ -15,12 +20,15 @@ from openpi.shared.tree import flatten, unflatten
 if TYPE_CHECKING:
     import optax
 
+Schedule = Callable[[Any], Any]
+"""From a step to its learning rate: a number, or arrays of NumPy or JAX, traced ones, too. As `optax.Schedule`."""
+
 
 @runtime_checkable
 class LRScheduleConfig(Protocol):
-    """Something that builds a schedule: step -> learning rate."""
+    """Something that builds a schedule."""
 
-    def create(self) -> optax.Schedule: ...
+    def create(self) -> Schedule: ...
 
 
 @runtime_checkable
@@ -51,16 +59,15 @@ class CosineDecaySchedule(LRScheduleConfig):
                 f"warmup_steps={self.warmup_steps}; for a short run lower both"
             )
 
-    def create(self) -> optax.Schedule:
-        import optax
+    def create(self) -> Schedule:
+        num_steps = float(self.decay_steps - self.warmup_steps)
+        floor = self.decay_lr / self.peak_lr if self.peak_lr else 0.0
 
-        return optax.warmup_cosine_decay_schedule(
-            init_value=self.peak_lr / (self.warmup_steps + 1),
-            peak_value=self.peak_lr,
-            warmup_steps=self.warmup_steps,
-            decay_steps=self.decay_steps,
-            end_value=self.decay_lr,
-        )
+        def decay(steps_since: Any, xp: ModuleType) -> Any:
+            cosine = 0.5 * (1 + xp.cos(xp.pi * xp.minimum(steps_since, num_steps) / num_steps))
+            return self.peak_lr * ((1 - floor) * cosine + floor)
+
+        return _after_warm_up(self.peak_lr, self.warmup_steps, decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +78,27 @@ class RsqrtDecaySchedule(LRScheduleConfig):
     peak_lr: NonNegative = 5e-5
     timescale: Positive = 10_000
 
-    def create(self) -> optax.Schedule:
-        import jax.numpy as jnp
-        import optax
+    def create(self) -> Schedule:
+        def decay(steps_since: Any, xp: ModuleType) -> Any:
+            # Before it begins the root is of any number; what comes of it is not used.
+            return self.peak_lr / xp.sqrt((self.timescale + xp.maximum(steps_since, 0)) / self.timescale)
 
-        warm_up = optax.linear_schedule(self.peak_lr / (self.warmup_steps + 1), self.peak_lr, self.warmup_steps)
+        return _after_warm_up(self.peak_lr, self.warmup_steps, decay)
 
-        def decay(steps_since: Any) -> Any:
-            return self.peak_lr / jnp.sqrt((self.timescale + steps_since) / self.timescale)
 
-        return optax.join_schedules([warm_up, decay], [self.warmup_steps])
+def _after_warm_up(peak: float, num_steps: int, decay: Callable[[Any, ModuleType], Any]) -> Schedule:
+    """A line from `peak / (num_steps + 1)` to `peak`, then `decay(steps since, module of the array's functions)`.
+
+    The operations and their order are those of optax: trained in JAX, a run goes on bit for bit.
+    """
+    first = peak / (num_steps + 1)
+
+    def rate(step: Any) -> Any:
+        xp = step.__array_namespace__() if hasattr(step, "__array_namespace__") else np
+        ahead = 1 - xp.clip(step, 0, num_steps) / max(num_steps, 1)
+        return xp.where(step < num_steps, (first - peak) * ahead + peak, decay(step - num_steps, xp))
+
+    return rate
 
 
 MaxNorm = Annotated[float, Range(above=0, note="infinity = no clipping")]

@@ -261,13 +261,11 @@ def _described(sample: Any) -> str:
 
 def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict[str, Any]) -> None:
     """Raises ValueError, naming every difference, unless the sample has the shapes of the model's inputs."""
-    observation, actions = config.model.inputs_spec(batch_size=1)
-    expected = flatten({**observation.to_dict(), "actions": actions})
     found = flatten(made)
     problems = [
-        f"{key}: {_shape_text(found.get(key))}, the model takes {list(leaf.shape[1:])}"
-        for key, leaf in expected.items()
-        if key not in found or np.shape(found[key]) != tuple(leaf.shape[1:])
+        f"{key}: {_shape_text(found.get(key))}, the model takes {list(spec.shape)}"
+        for key, spec in config.model.sample_spec().items()
+        if key not in found or np.shape(found[key]) != spec.shape
     ]
     is_fast = config.model.model_type is ModelType.PI0_FAST
     problems = [] if is_fast and "actions" in found else problems  # takes any cameras, and the robot's own widths

@@ -20,8 +20,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from openpi.shared import frameworks
+from openpi.shared.frameworks import Backend
 from openpi.training import roll_call
-from openpi.training.backend import framework_module
 from openpi.training.launch import Launch
 
 logger = logging.getLogger("openpi")
@@ -60,7 +61,7 @@ _exchanges: Counter[str] = Counter()
 _all_know_of_the_failure = False
 
 
-def start(launch: Launch | None, backend: str) -> None:
+def start(launch: Launch | None, backend: Backend) -> None:
     """Joins the other processes; to be called before anything asks the framework for its devices.
 
     Args:
@@ -72,7 +73,7 @@ def start(launch: Launch | None, backend: str) -> None:
     global _peers, _is_one_of_several
     if launch is None:
         return
-    join = framework_module("processes", backend).join
+    join = _join_of(backend)
     if launch.coordinator_address is not None:
         roll_call.meet(
             launch.coordinator_address,
@@ -83,6 +84,17 @@ def start(launch: Launch | None, backend: str) -> None:
     _is_one_of_several = True  # from here on a failure must not wait for the others
     _peers = join(launch)
     logger.info("%d processes have met; this is process %d", count(), index())
+
+
+def _join_of(backend: Backend) -> Callable[[Launch], Peers]:
+    frameworks.require_backend(backend)
+    if backend == "pytorch":
+        from openpi.training import processes_pytorch
+
+        return processes_pytorch.join
+    from openpi.training import processes_jax
+
+    return processes_jax.join
 
 
 def end(exit_code: int) -> None:

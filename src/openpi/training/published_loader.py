@@ -19,6 +19,7 @@ from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader, stack
 from openpi.data.batch_order import BatchSource
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.models.model_config import BaseModelConfig
+from openpi.models.observation import Observation
 from openpi.training import data_loader
 from openpi.training.adopted import as_recipe
 from openpi.training.batch_arrays import Framework, model_side_placer, placer, process_part
@@ -64,8 +65,6 @@ class DataLoaderImpl:
         return self._data_config
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        from openpi.models.model import Observation
-
         for batch in self._batches:
             yield Observation.from_dict(batch), batch["actions"]
 

@@ -142,7 +142,7 @@ class Step:
             `loss`, `grad_norm` before clipping, `param_norm` of the kernels, `learning_rate`; tensors on the device.
         """
         config = self._config
-        learning_rate = float(np.asarray(self._schedule(state.step)))
+        learning_rate = float(self._schedule(state.step))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._backward(state, batch, random)

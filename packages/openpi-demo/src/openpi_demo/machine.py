@@ -5,8 +5,10 @@ import os
 import platform
 from pathlib import Path
 
-_PACKAGES = ("openpi", "openpi-client", "jax", "numpy", "mujoco", "optax", "orbax-checkpoint", "av", "pyarrow")
-_OF_BACKENDS = {"pytorch": ("torch",)}
+from openpi.shared.frameworks import Backend
+
+_PACKAGES = ("openpi", "openpi-client", "numpy", "mujoco", "av", "pyarrow")
+_OF_BACKENDS: dict[Backend, tuple[str, ...]] = {"jax": ("jax", "optax", "orbax-checkpoint"), "pytorch": ("torch",)}
 
 
 def describe_machine() -> dict[str, str]:
@@ -19,9 +21,9 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def versions(backend: str = "jax") -> dict[str, str]:
+def versions(backend: Backend = "jax") -> dict[str, str]:
     """Python and the packages that matter here."""
-    packages = (*_PACKAGES, *_OF_BACKENDS.get(backend, ()))
+    packages = (*_PACKAGES, *_OF_BACKENDS[backend])
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from openpi.evaluation.evaluate import RESULTS_FILE
 from openpi.evaluation.stats import Tally
+from openpi.shared import frameworks
 from openpi.shared.children import Child, Children
-from openpi.training.backend import require_framework
 from openpi.training.config import get_config
 from openpi_demo import machine, report
 from openpi_demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
@@ -81,7 +81,7 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
         CommandFailedError: a command failed. Nothing keeps running.
     """
     plan = options.plan()
-    require_framework(options.backend)
+    frameworks.require_backend(options.backend)
     terminal = terminal or Terminal(NUM_STAGES)
     open_output(options)
     with Children() as children:

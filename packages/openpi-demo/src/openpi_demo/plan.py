@@ -6,12 +6,10 @@ Each stage is a public command, printed as it runs, so that it can be repeated b
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from openpi.shared.children import Command
+from openpi.shared.frameworks import Backend
 from openpi_demo.tabletop import PLACE, PROMPTS
-
-Backend = Literal["jax", "pytorch"]
 
 RECIPE = "tabletop_place"
 SCRATCH_RECIPE = "openpi_demo.scratch:tabletop_place_scratch"

@@ -1,0 +1,66 @@
+"""The data half of a recipe, expanded with statistics that are given instead of those that it names.
+
+    config.data.create(assets_dirs, model)                   published; reads the statistics that the recipe names
+    expanded(config.data, assets_dirs, model, norm_stats)    reads nothing
+
+Recipes of users override `create`, so what is given does not go through its arguments: what `create` calls to read
+statistics (`DataConfigFactory.create_base_config`) asks here whether somebody has them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from openpi import transforms
+from openpi.shared.normalize import NormStats
+
+_are_given: contextvars.ContextVar[bool] = contextvars.ContextVar("statistics_are_given", default=False)
+
+
+class DataHalf(Protocol):
+    """The fields of an expanded data half that a policy is made of; training's is `DataConfig`."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def repack_transforms(self) -> transforms.Group: ...
+    @property
+    def data_transforms(self) -> transforms.Group: ...
+    @property
+    def model_transforms(self) -> transforms.Group: ...
+    @property
+    def use_quantile_norm(self) -> bool: ...
+    @property
+    def asset_id(self) -> str | None: ...
+    @property
+    def norm_stats(self) -> Mapping[str, NormStats] | None: ...
+
+
+T_co = TypeVar("T_co", bound=DataHalf, covariant=True)
+
+
+class DataFactory(Protocol[T_co]):
+    """What makes one, of ours or of a user's own; training's is `DataConfigFactory`."""
+
+    def create(self, assets_dirs: Path, model_config: Any, /) -> T_co: ...
+
+
+def expanded(
+    data: DataFactory[T_co], assets_dirs: Path, model_config: Any, norm_stats: Mapping[str, NormStats] | None
+) -> T_co:
+    """What `data.create` makes, with these statistics (None = none)."""
+    token = _are_given.set(True)
+    try:
+        data_config = data.create(assets_dirs, model_config)
+    finally:
+        _are_given.reset(token)
+    return dataclasses.replace(data_config, norm_stats=norm_stats)
+
+
+def statistics_are_given() -> bool:
+    """Whether `create` is called by `expanded`: then it has no statistics to read."""
+    return _are_given.get()
