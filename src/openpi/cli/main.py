@@ -31,6 +31,7 @@ COMMANDS = {
     "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
     "calibrate-fp8": "measures a checkpoint on its dataset, to serve it in FP8",
     "verify": "whether a checkpoint is whole and both backends agree on it",
+    "doctor": "whether a server, or a robot, sees what training saw; and whether this machine fits",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",
 }
@@ -38,7 +39,18 @@ COMMANDS = {
 
 # Whose checkpoints may bring code of their own.
 LOAD_CHECKPOINTS = (
-    *("train", "serve", "evaluate", "export", "convert-checkpoint", "calibrate-fp8", "verify", "explain", "infer"),
+    *(
+        "train",
+        "serve",
+        "evaluate",
+        "export",
+        "convert-checkpoint",
+        "calibrate-fp8",
+        "verify",
+        "doctor",
+        "explain",
+        "infer",
+    ),
 )
 TRUST_FLAG = "--trust-code"
 
