@@ -12,10 +12,11 @@ from PIL import Image
 
 import planted_mistakes
 import tiny_arm
-from arm_files import run, write_checkpoint
+from arm_files import arm_observation, run, write_checkpoint
 from openpi import transforms
 from openpi.cli import _environment as environment
 from openpi.evaluation import image_causes, model_differences
+from openpi.policies.guards import ObservationError
 from openpi.policies.policy import Policy
 from openpi.policies.policy_config import create_trained_policy
 from openpi.serving.recorded import Exchange, SessionInfo
@@ -54,7 +55,7 @@ def changed(clean: Policy, inputs: Change, outputs: Change, **contract: Any) -> 
 
 def diagnose(capsys, checkpoint: Path, served: BasePolicy, *words: str) -> dict[str, Any]:
     with server_thread(lambda: served) as (_, port):
-        code = run("doctor", checkpoint, "--port", str(port), "--frames", "6", "--json", *words)
+        code = run("doctor", checkpoint, "--port", str(port), "--frames", "4", "--json", *words)
     told = capsys.readouterr()
     assert told.out, told.err
     document = json.loads(told.out)
@@ -172,6 +173,15 @@ def test_another_rate_is_found_at_the_chunk(policy, checkpoint, capsys):
 def test_a_clean_pair_has_no_difference_and_the_same_model(policy, checkpoint, capsys):
     found = diagnose(capsys, checkpoint, policy)
     assert found["differences"] == [] and set(found["stages"].values()) == {"same"} and not found["not_compared"]
+
+
+def test_stages_are_told_to_whoever_asks_and_to_nobody_else(policy):
+    observation = arm_observation()
+    told = policy.infer({**observation, "trace": True})["trace"]
+    assert set(told) == {"raw", "normalized", "inputs", "actions"} and told["raw"]["prompt"] == "pick up the cube"
+    assert "trace" not in policy.infer({**observation, "trace": False})
+    with pytest.raises(ObservationError, match="'trace' is 'yes'; expected true or false"):
+        policy.infer({**observation, "trace": "yes"})
 
 
 class Foreign(BasePolicy):

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny_arm
 import tiny_recipe
+from arm_files import arm_stats
+from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.training import data_loader, holdout, recipe_io
 from openpi.training.config import TrainConfig
 from openpi.training.progress import Progress
+from openpi.training.robot_actions import robot_actions
 from openpi.training.run_report import advice
+from openpi.training.validation import _baselines
 from openpi.training.validation_picture import draw
 
 VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
@@ -67,6 +72,18 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path, before):
     found = holdout.decided(config)
     assert (found.holdout_episodes, found.keep_best) == (before, False)
     assert holdout.decided(dataclasses.replace(config, exp_name="another")).holdout_episodes == 2
+
+
+def test_the_mean_action_is_the_dataset_s_in_the_robot_s_units_relative_or_not():
+    config, stats = tiny_arm.recipe, arm_stats()
+    for is_relative in (False, True):
+        data = dataclasses.replace(config.data, extra_delta_transform=is_relative)
+        data_config = dataclasses.replace(data.create(config.assets_dirs, config.model), norm_stats=stats)
+        policy = _baselines(data_config, robot_actions(data_config, is_sampled=False), 5)["mean_action"]
+        state = transforms.Normalize(stats, use_quantiles=data_config.use_quantile_norm)({"state": np.full(8, 0.3)})
+        chunk = policy(np.pad(state["state"], (0, 2)), np.zeros((5, 10), np.float32))
+        moved = 0.3 * np.array([1, 1, 1, 1, 1, 1, 0]) * is_relative
+        np.testing.assert_allclose(chunk, np.tile(stats["actions"].mean + moved, (5, 1)), atol=1e-4)
 
 
 def test_log_lines_tell_the_time_that_is_left(caplog):

@@ -31,7 +31,7 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
         FileNotFoundError, OSError, ValueError: the recording or the dataset is missing, damaged or of another kind.
         ImportError: a form of recording needs an extra that is not installed; it is named.
     """
-    session = max(find_sessions(recording), key=lambda place: place.stat().st_size)
+    session = find_sessions(recording)[-1]  # the newest
     if (protocol := origin_of(session).protocol) != "openpi":
         raise ValueError(
             f"{session} was recorded with the protocol '{protocol}'; only that of openpi sends observations"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from openpi.policies import stages
 from openpi.policies.contract import Contract
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.request import SEED, TRACE
+from openpi.policies.robot_spec import find_spec
 from openpi.training import data_loader
 from openpi.training import moments as _moments
 from openpi.training.config import TrainConfig
@@ -38,15 +38,19 @@ def diagnose(
     episodes, _ = _moments.chosen(config, data_config, None, args.frames)
     recordings = Moments(config, data_config, episodes)
     some = frames_of(recordings, args.frames)
-    contract = _contract(config, around, recordings, some[0])
+    contract = _contract(config, around)
+    fps = float(recordings.dataset.metadata.fps)
     # What was recorded is old.
     with WebsocketClientPolicy(
         args.host, args.port, args.api_key, connect_timeout_s=args.timeout, max_age_s=None
     ) as client:
         told = client.get_server_metadata().get("contract")
         about = f"{len(some)} frames of {data_config.repo_id} through {args.host}:{args.port} and through training"
-        found = [] if told is None else list(contract_differences.find(contract.as_metadata(), told))
-        found += [] if told is None else list(contract_differences.observation(told, some[0].observation))
+        found: list[Difference] = []
+        if told is not None:
+            found += contract_differences.find(told if contract is None else contract.as_metadata(), told)
+            found += contract_differences.rate(fps, told.get("control_hz"))
+            found += contract_differences.observation(told, some[0].observation)
         try:
             return _compared(about, found, config, checkpoint, around, recordings, some, client, args.model)
         except RuntimeError as error:  # the server's own words
@@ -64,12 +68,11 @@ def frames_of(recordings: Moments, at_most: int) -> list[Moment]:
     return [recordings.at(*places[row]) for row in rows]
 
 
-def _contract(config: TrainConfig, around: Pipeline, recordings: Moments, moment: Moment) -> Contract:
-    """What was trained, at the rate of the dataset."""
-    fps = recordings.dataset.metadata.fps
-    if around.contract is not None:
-        return dataclasses.replace(around.contract, control_hz=fps)
-    return Contract.build(around.data_config, config.model, sample=moment.observation, control_hz=fps)
+def _contract(config: TrainConfig, around: Pipeline) -> Contract | None:
+    """What was trained; None of a recipe whose transforms do not say which robot they are for."""
+    if around.contract is not None or find_spec(around.data_config.data_transforms.inputs) is None:
+        return around.contract
+    return Contract.build(around.data_config, config.model)
 
 
 def _compared(

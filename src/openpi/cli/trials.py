@@ -127,6 +127,8 @@ def _servers(names: Sequence[str], file: Path) -> Iterator[list[Address]]:
     from openpi.shared.children import Command
 
     with contextlib.ExitStack() as stack:
+        # Two servers on one device: JAX would take most of its memory for the first.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         found: list[Address] = []
         for i, name in enumerate(names):
             if (address := _address(name)) is not None:

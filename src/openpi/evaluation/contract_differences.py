@@ -16,7 +16,7 @@ _SERVE = "serve the checkpoint with its own recipe, or name the recipe it was tr
 
 
 def find(trained: Mapping[str, Any], served: Mapping[str, Any]) -> Iterator[Difference]:
-    """Between two contracts, as of `Contract.as_metadata`."""
+    """Between two contracts, as of `Contract.as_metadata`, but for the rate, which is the dataset's."""
     for fact in ("robot", "model_type"):
         if trained.get(fact) != served.get(fact):
             yield _other(KEYS, fact, trained.get(fact), served.get(fact), "the server has another recipe", _SERVE)
@@ -27,7 +27,6 @@ def find(trained: Mapping[str, Any], served: Mapping[str, Any]) -> Iterator[Diff
         if ours.get(fact) != theirs.get(fact):
             cause = "the actions are others than those of training"
             yield _other(CHUNK, f"actions, {fact}", ours.get(fact), theirs.get(fact), cause, _SERVE)
-    yield from rate(trained.get("control_hz"), served.get("control_hz"))
 
 
 def rate(recorded_hz: float | None, played_hz: float | None) -> Iterator[Difference]:

@@ -75,8 +75,26 @@ def find(frames: Sequence[Frame], path: Path) -> list[Difference]:
     """All that is found, in the order of the stages behind `keys`."""
     if any(stages.RAW not in frame.served or stages.RAW not in frame.trained for frame in frames):
         return [_untold(frames[0])]
-    found = [*_images(frames), *_resized(frames, path), *_state(frames, path), *_normalized(frames, path)]
-    return [*found, *_prompt(frames), *_tokens(frames, path), *_chunk(frames, path)]
+    looks: list[tuple[str, Callable[[], Iterator[Difference]]]] = [
+        (IMAGES, lambda: _images(frames)),
+        (IMAGES, lambda: _resized(frames, path)),
+        (STATE, lambda: _state(frames, path)),
+        (NORMALIZED, lambda: _normalized(frames, path)),
+        (TOKENS, lambda: _prompt(frames)),
+        (TOKENS, lambda: _tokens(frames, path)),
+        (CHUNK, lambda: _chunk(frames, path)),
+    ]
+    return [difference for stage, look in looks for difference in _found(stage, look)]
+
+
+def _found(stage: str, look: Callable[[], Iterator[Difference]]) -> list[Difference]:
+    """What training's transforms do not take of the server's stage is a difference, and no reason to stop looking."""
+    try:
+        return list(look())
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        found = f"training's transforms do not take what the server has: {type(error).__name__}: {error}"
+        cause = "the server has another robot's transforms, or another model config"
+        return [Difference(stage, "transforms", found, cause, "serve with the recipe of the checkpoint")]
 
 
 def _untold(frame: Frame) -> Difference:
@@ -189,6 +207,9 @@ def _state(frames: Sequence[Frame], path: Path) -> Iterator[Difference]:
 
 
 def _normalized(frames: Sequence[Frame], path: Path) -> Iterator[Difference]:
+    if "state" not in frames[0].served[stages.RAW]:
+        return
+
     def expected(frame: Frame) -> Any:
         state = {"state": np.asarray(frame.served[stages.RAW]["state"])}
         return (state if path.normalize is None else path.normalize(state))["state"]

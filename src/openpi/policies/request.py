@@ -74,7 +74,7 @@ class Request:
             raise ObservationError("'noise' and 'seed' are both given; the seed is what noise is drawn from. Send one")
         noise = _numbers(given, NOISE) if NOISE in given else None
         left_over = _left_over(given)
-        is_traced = bool(np.asarray(given.get(TRACE, False)).any())
+        is_traced = _flag(given, TRACE)
         if is_traced and left_over is not None:
             raise ObservationError(
                 f"'{TRACE}' is given with '{CHUNK}'; the stages of a chunk that begins anew are told"
@@ -136,6 +136,13 @@ def _whole_number(given: Mapping[str, Any], key: str, *, least: int) -> int | No
     if array.size != 1 or array.dtype.kind not in "iu" or array.item() < least:
         raise ObservationError(f"'{key}' is {_shown(value)}; expected a whole number of at least {least}")
     return int(array.item())
+
+
+def _flag(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if not isinstance(value, (bool, np.bool_)):
+        raise ObservationError(f"'{key}' is {_shown(value)}; expected true or false")
+    return bool(value)
 
 
 def _shown(value: Any) -> str:

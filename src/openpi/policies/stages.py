@@ -11,10 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from openpi import transforms
 
 RAW, NORMALIZED, INPUTS, ACTIONS = "raw", "normalized", "inputs", "actions"
 _RAW_KEYS = ("image", "image_mask", "state", "prompt")
+_INPUT_KEYS = (
+    *("image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask"),
+    *("token_ar_mask", "token_loss_mask"),
+)
 
 Stages = Mapping[str, Mapping[str, Any]]
 
@@ -22,18 +28,18 @@ Stages = Mapping[str, Mapping[str, Any]]
 def walk(
     chain: Iterable[transforms.DataTransformFn], sample: transforms.DataDict
 ) -> tuple[transforms.DataDict, dict[str, Any]]:
-    """What a chain makes of a sample, and the sample at its stages, without its actions; a chain that does not
+    """What a chain makes of a sample, and what the sample's stages have of what models take; a chain that does not
     normalize has no `raw` and no `normalized`.
     """
     found: dict[str, Any] = {}
     for step in chain:
         is_pivot = isinstance(step, transforms.Normalize) and RAW not in found
         if is_pivot:
-            found[RAW] = {key: sample[key] for key in _RAW_KEYS if key in sample}
+            found[RAW] = _some(sample, _RAW_KEYS)
         sample = step(sample)
-        if is_pivot and "state" in sample:
-            found[NORMALIZED] = {"state": sample["state"]}
-    found[INPUTS] = {key: value for key, value in sample.items() if key != "actions"}
+        if is_pivot:
+            found[NORMALIZED] = _some(sample, ("state",))
+    found[INPUTS] = _some(sample, _INPUT_KEYS)
     return sample, found
 
 
@@ -46,3 +52,11 @@ def split(
         if isinstance(step, transforms.Normalize):
             return steps[:i], step, steps[i + 1 :]
     return steps, None, []
+
+
+def _some(sample: transforms.DataDict, keys: Iterable[str]) -> dict[str, Any]:
+    """Of these keys; text as the wire has it."""
+    found = {key: sample[key] for key in keys if key in sample}
+    if "prompt" in found and not isinstance(found["prompt"], bytes):
+        found["prompt"] = str(np.asarray(found["prompt"]).item())
+    return found

@@ -56,7 +56,7 @@ class RunReport:
             partial = self._directory / f".{REPORT_FILE}.partial"
             partial.write_text(text, encoding="utf-8")
             partial.replace(self._directory / REPORT_FILE)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, it is not worth the run
             if not self._has_failed:
                 logger.warning("the page of the run cannot be written: %s", error)
             self._has_failed = True

@@ -7,6 +7,7 @@ Noise and flow time are the same at every validation and for every model, so tha
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
 from openpi.training.robot_actions import robot_actions
+
+logger = logging.getLogger("openpi")
 
 ToRobot = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -68,13 +71,12 @@ class Validation:
         for i, batch in enumerate(self._batches):
             loss, sampled = self._backend.evaluate(state, batch, i, **self._sample_options)
             losses.append(loss)
-            recorded, chunks = self._chunks(sampled, batch)
+            recorded, chunks, decodable_rows = self._chunks(sampled, batch)
             if i == 0:
                 rows = np.unique(np.linspace(0, len(chunks) - 1, _SHOWN).round().astype(int))
                 self.shown = recorded[rows], chunks[rows]
-            decodable_rows, error_rows = _errors(recorded, chunks)
             decodable.append(decodable_rows)
-            errors.append(error_rows)
+            errors.append(np.where(decodable_rows[:, None], np.abs(chunks - recorded).mean(axis=1), 0.0))
         found = {"validation_loss": float(np.mean(losses)), **self._baselines}
         is_decodable, error = _of_all_processes(decodable), _of_all_processes(errors)
         if self._writes_tokens:
@@ -88,14 +90,17 @@ class Validation:
     def _names_of(self, width: int) -> Sequence[str]:
         return self._names if len(self._names) == width else [str(i) for i in range(width)]
 
-    def _chunks(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """float[b ah d] recorded and sampled, in the robot's units; NaN where tokens are no chunk."""
+    def _chunks(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float[b ah d] recorded and sampled, in the robot's units, NaN where tokens are no chunk; and where they are
+        one, bool[b].
+        """
         recorded = self._recorded(batch)
-        chunks = np.full(recorded.shape, np.nan)
+        chunks, is_decodable = np.full(recorded.shape, np.nan), np.zeros(len(recorded), bool)
         for i, (state, ours) in enumerate(zip(batch["state"], sampled, strict=True)):
             with contextlib.suppress(UndecodableActionsError):
                 chunks[i] = self._sampled_to_robot(state, ours)
-        return recorded, chunks
+                is_decodable[i] = True
+        return recorded, chunks, is_decodable
 
     def _recorded(self, batch: Mapping[str, Any]) -> np.ndarray:
         rows = zip(batch["state"], batch["actions"], strict=True)
@@ -106,12 +111,19 @@ class Validation:
         found: dict[str, float] = {}
         horizon = self._batches[0]["actions"].shape[1]
         for name, policy in _baselines(data_config, self._recorded_to_robot, horizon).items():
-            errors = []
-            for batch in self._batches:
-                chunks = np.stack([policy(state, actions) for state, actions in zip(*_pair(batch), strict=True)])
-                errors.append(_errors(self._recorded(batch), chunks)[1])
-            found[f"baseline/{name}"] = float(_of_all_processes(errors).mean())
+            try:
+                errors = [self._errors_of(policy, batch) for batch in self._batches]
+            except Exception as error:  # a user's transforms, which no model's actions went through yet
+                logger.info("the baseline '%s' is left out: %s: %s", name, type(error).__name__, error)
+                errors = []
+            if all(processes.exchange(f"whether there is the baseline '{name}'", bool(errors))):
+                found[f"baseline/{name}"] = float(_of_all_processes(errors).mean())
         return found
+
+    def _errors_of(self, policy: ToRobot, batch: Mapping[str, Any]) -> np.ndarray:
+        """f64[b d], mean over the horizon."""
+        chunks = np.stack([policy(*row) for row in zip(batch["state"], batch["actions"], strict=True)])
+        return np.abs(chunks - self._recorded(batch)).mean(axis=1)
 
 
 def _baselines(data_config: DataConfig, to_robot: ToRobot, horizon: int) -> dict[str, ToRobot]:
@@ -131,19 +143,6 @@ def _baselines(data_config: DataConfig, to_robot: ToRobot, horizon: int) -> dict
 
         found["mean_action"] = mean_action
     return found
-
-
-def _pair(batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    return batch["state"], batch["actions"]
-
-
-def _errors(recorded: np.ndarray, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per sample whether there is a chunk, bool[b], and the error f64[b d], zero where there is none.
-
-    The error is the mean over the horizon of |chunk - recorded|, in the robot's units.
-    """
-    is_decodable = ~np.isnan(chunks).any(axis=(1, 2))
-    return is_decodable, np.where(is_decodable[:, None], np.abs(chunks - recorded).mean(axis=1), 0.0)
 
 
 def _of_all_processes(batches: list[np.ndarray]) -> np.ndarray:
