@@ -11,7 +11,18 @@ import numpy as np
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli._doctor_view import Diagnosis
 from openpi.evaluation import contract_differences, differences, model_differences
-from openpi.evaluation.differences import CHUNK, IMAGES, KEYS, NORMALIZED, STATE, TOKENS, Difference, Frame
+from openpi.evaluation.difference import (
+    CHUNK,
+    IMAGES,
+    KEYS,
+    NORMALIZED,
+    STAGES,
+    STATE,
+    TOKENS,
+    Difference,
+    Frame,
+    TrainingPath,
+)
 from openpi.models.model_config import ModelType
 from openpi.policies import stages
 from openpi.policies.contract import Contract
@@ -24,7 +35,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.moments import Moment, Moments
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-_INNER = (IMAGES, STATE, NORMALIZED, TOKENS)
+_INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)
 _SAMPLES = 4  # chunks per frame, of a server that takes no noise
 
 
@@ -101,7 +112,7 @@ def _compared(
     ]
     contract = around.contract
     names = ((), ()) if contract is None else (contract.state_names, contract.actions.names)
-    path = differences.Path(normalize, after, around.outputs, *names)
+    path = TrainingPath(normalize, after, around.outputs, *names)
     if frames:
         found = [*found, *differences.find(frames, path)]
     not_compared = {} if frames else dict.fromkeys((*_INNER, CHUNK), "the model wrote no action chunk for any frame")
@@ -161,4 +172,4 @@ def _seed(number: int, takes_seed: bool) -> dict[str, int]:
 
 
 def _sorted(found: Sequence[Difference]) -> list[Difference]:
-    return sorted(found, key=lambda each: differences.STAGES.index(each.stage))
+    return sorted(found, key=lambda each: STAGES.index(each.stage))

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openpi.evaluation.differences import STAGES, Difference
+from openpi.evaluation.difference import STAGES, Difference
 
 _WIDTH = 100
 

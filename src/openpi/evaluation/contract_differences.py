@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.evaluation.differences import CHUNK, IMAGES, KEYS, STATE, Difference
+from openpi.evaluation.difference import CHUNK, IMAGES, KEYS, STATE, Difference
 from openpi.policies.images import layout_of
 from openpi.shared.tree import flatten
 

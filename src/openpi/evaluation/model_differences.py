@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from openpi.evaluation.differences import CHUNK, Difference
+from openpi.evaluation.difference import CHUNK, Difference
 
 _PRECISION = 0.05  # of the size of the values: bfloat16 through a few denoising steps
 _FAR = 4.0  # standard errors of the mean, in the median

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
-from openpi.evaluation.differences import CHUNK, IMAGES, KEYS, NORMALIZED, STAGES, STATE, TOKENS, Difference
+from openpi.evaluation.difference import CHUNK, IMAGES, KEYS, NORMALIZED, STAGES, STATE, TOKENS, Difference
 from openpi.policies.images import channel_means, layout_of
 from openpi.policies.request import KEYS as REQUEST_KEYS
 from openpi.policies.seen import Seen

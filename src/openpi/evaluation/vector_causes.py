@@ -44,7 +44,7 @@ def explain(trained: np.ndarray, served: np.ndarray, names: Sequence[str]) -> Ca
         trained, served: float[n d], n observations of the same moments.
         names: of the dimensions.
     """
-    differs = ~are_close(trained, served).all(axis=0)
+    differs = np.asarray(~are_close(trained, served).all(axis=0))
     if not differs.any():
         return None
     if (order := _order(trained, served, differs)) is not None:
@@ -52,7 +52,7 @@ def explain(trained: np.ndarray, served: np.ndarray, names: Sequence[str]) -> Ca
         return Cause("order", _listed(moved))
     dims = np.flatnonzero(differs)
     fits = [_affine(trained[:, j], served[:, j]) for j in dims]
-    told = ", ".join(names[j] for j in dims[:_MOST_NAMED]) + (" and others" if len(dims) > _MOST_NAMED else "")
+    told = ", ".join(names[int(j)] for j in dims[:_MOST_NAMED]) + (" and others" if len(dims) > _MOST_NAMED else "")
     values = f"{served[0, dims[0]]:.5g} instead of {trained[0, dims[0]]:.5g}"
     scales = [fit[0] for fit in fits if fit is not None and abs(fit[1]) < 1e-3 * (1 + abs(fit[0]))]
     if len(scales) == len(dims) and np.allclose(scales, scales[0], rtol=1e-2):
