@@ -171,7 +171,7 @@ def test_another_rate_is_found_at_the_chunk(policy, checkpoint, capsys):
 
 
 def test_a_clean_pair_has_no_difference_and_the_same_model(policy, checkpoint, capsys):
-    found = diagnose(capsys, checkpoint, policy)
+    found = diagnose(capsys, checkpoint, policy, "--model", "--num-steps", "1")
     assert found["differences"] == [] and set(found["stages"].values()) == {"same"} and not found["not_compared"]
 
 
@@ -182,6 +182,26 @@ def test_stages_are_told_to_whoever_asks_and_to_nobody_else(policy):
     assert "trace" not in policy.infer({**observation, "trace": False})
     with pytest.raises(ObservationError, match="'trace' is 'yes'; expected true or false"):
         policy.infer({**observation, "trace": "yes"})
+
+
+class OtherWeights:
+    """A sampler whose model is another one."""
+
+    takes_noise, action_horizon, action_dim, compiles = True, 5, 10, False
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def sample(self, inputs: Mapping[str, Any], noise: Any, **options: Any) -> np.ndarray:
+        return np.asarray(self._sampler.sample(inputs, noise, **options)) * 1.2
+
+
+def test_other_weights_are_told_where_everything_else_is_the_same(policy, checkpoint, capsys):
+    served = changed(policy, same, same)
+    served._sampler = OtherWeights(served._sampler)
+    found = diagnose(capsys, checkpoint, served, "--model", "--num-steps", "1")
+    [told] = found["differences"]
+    assert (told["stage"], told["subject"]) == ("chunk", "model") and "other weights" in told["cause"]
 
 
 class Foreign(BasePolicy):
@@ -203,6 +223,10 @@ def test_of_a_server_that_tells_no_stages_keys_and_chunks_are_compared_and_that_
     assert "--model compares" in found["not_compared"]["chunk"]
     found = diagnose(capsys, checkpoint, Foreign(policy, lambda a: a[:, :6]))
     assert found["first"]["stage"] == "chunk" and found["first"]["found"] == "6 dimensions; recorded were 7"
+    found = diagnose(capsys, checkpoint, Foreign(policy), "--model", "--num-steps", "1")
+    assert found["differences"] == [] and found["stages"]["chunk"] == "same"
+    found = diagnose(capsys, checkpoint, Foreign(policy, lambda a: a * 2 + 40), "--model", "--num-steps", "1")
+    assert found["first"]["stage"] == "chunk" and "standard errors" in found["first"]["found"]
 
 
 def test_what_a_server_refuses_is_told_in_its_words(policy, checkpoint, capsys):

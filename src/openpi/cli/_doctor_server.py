@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli._doctor_view import Diagnosis
 from openpi.evaluation import contract_differences, differences, model_differences
@@ -45,30 +47,14 @@ def diagnose(
     """Raises ValueError, FileNotFoundError, KeyError for the dataset; TimeoutError, ConnectionError for the server."""
     if args.model and checkpoint is None:
         raise ValueError("--model compares what the models answer; name a checkpoint instead of a recipe")
-    data_config = around.data_config
-    episodes, _ = _moments.chosen(config, data_config, None, args.frames)
-    recordings = Moments(config, data_config, episodes)
+    episodes, _ = _moments.chosen(config, around.data_config, None, args.frames)
+    recordings = Moments(config, around.data_config, episodes)
     some = frames_of(recordings, args.frames)
-    contract = _contract(config, around)
-    fps = float(recordings.dataset.metadata.fps)
     # What was recorded is old.
     with WebsocketClientPolicy(
         args.host, args.port, args.api_key, connect_timeout_s=args.timeout, max_age_s=None
     ) as client:
-        told = client.get_server_metadata().get("contract")
-        about = f"{len(some)} frames of {data_config.repo_id} through {args.host}:{args.port} and through training"
-        found: list[Difference] = []
-        if told is not None:
-            found += contract_differences.find(told if contract is None else contract.as_metadata(), told)
-            found += contract_differences.rate(fps, told.get("control_hz"))
-            found += contract_differences.observation(told, some[0].observation)
-        try:
-            return _compared(about, found, config, checkpoint, around, recordings, some, client, args.model)
-        except RuntimeError as error:  # the server's own words
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            cause, fix = "the server does not take what the dataset holds", "see its message; it names the field"
-            refused = Difference(KEYS, "observation", f"refused: {reason}", cause, fix)
-            return Diagnosis(about, [*found, refused], dict.fromkeys(_INNER, "the server refused the observation"))
+        return _Asking(config, checkpoint, around, recordings, some, client, args).diagnosis()
 
 
 def frames_of(recordings: Moments, at_most: int) -> list[Moment]:
@@ -79,97 +65,117 @@ def frames_of(recordings: Moments, at_most: int) -> list[Moment]:
     return [recordings.at(*places[row]) for row in rows]
 
 
-def _contract(config: TrainConfig, around: Pipeline) -> Contract | None:
-    """What was trained; None of a recipe whose transforms do not say which robot they are for."""
-    if around.contract is not None or find_spec(around.data_config.data_transforms.inputs) is None:
-        return around.contract
-    return Contract.build(around.data_config, config.model)
+class _RefusedError(Exception):
+    """The server's own words about an observation."""
 
 
-def _compared(
-    about: str,
-    found: list[Difference],
-    config: TrainConfig,
-    checkpoint: Checkpoint | None,
-    around: Pipeline,
-    recordings: Moments,
-    some: Sequence[Moment],
-    client: WebsocketClientPolicy,
-    has_model: bool,
-) -> Diagnosis:
-    if TRACE not in client.server_features:
-        return _foreign(about, found, config, checkpoint, some, client, has_model)
-    takes_seed = config.model.model_type is not ModelType.PI0_FAST
-    answers = [client.infer({**m.observation, TRACE: True, **_seed(i, takes_seed)}) for i, m in enumerate(some)]
-    if any(TRACE not in answer for answer in answers):
-        return _foreign(about, found, config, checkpoint, some, client, has_model)
-    chain = data_loader.input_transforms(around.data_config, recordings.dataset)
-    _, normalize, after = stages.split(chain)
-    frames = [
-        Frame(stages.walk(chain, recordings.sample(m.episode, m.step))[1], answer[TRACE], np.asarray(answer["actions"]))
-        for m, answer in zip(some, answers, strict=True)
-        if not answer.get("held")
-    ]
-    contract = around.contract
-    names = ((), ()) if contract is None else (contract.state_names, contract.actions.names)
-    path = TrainingPath(normalize, after, around.outputs, *names)
-    if frames:
-        found = [*found, *differences.find(frames, path)]
-    not_compared = {} if frames else dict.fromkeys((*_INNER, CHUNK), "the model wrote no action chunk for any frame")
-    if has_model and frames and not found:
-        ours = list(_local(config, checkpoint, [{**m.observation, TRACE: True} for m in some], takes_seed, 1))
-        mine = np.stack([chunks[0][TRACE][stages.ACTIONS] for chunks in ours])
-        theirs = np.stack([answer[TRACE][stages.ACTIONS] for answer in answers])
-        found += model_differences.same_noise(np.asarray(mine, np.float64), np.asarray(theirs, np.float64))
-    elif has_model and found:
-        not_compared = {**not_compared, "model": "it has other inputs"}
-    return Diagnosis(about, _sorted(found), not_compared)
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+    """A server, and what it is asked."""
 
+    config: TrainConfig
+    checkpoint: Checkpoint | None
+    around: Pipeline
+    recordings: Moments
+    some: Sequence[Moment]
+    client: WebsocketClientPolicy
+    args: argparse.Namespace
 
-def _foreign(
-    about: str,
-    found: list[Difference],
-    config: TrainConfig,
-    checkpoint: Checkpoint | None,
-    some: Sequence[Moment],
-    client: WebsocketClientPolicy,
-    has_model: bool,
-) -> Diagnosis:
-    """By keys and chunks only."""
-    why = "the server does not tell its stages: it is not of this version of openpi, or has a policy of its own"
-    not_compared = dict.fromkeys(_INNER, why)
-    answers = [[client.infer(dict(m.observation)) for _ in range(_SAMPLES if has_model else 1)] for m in some]
-    theirs = [[np.asarray(answer["actions"], np.float64) for answer in each] for each in answers]
-    if theirs[0][0].shape[-1] != (width := some[0].recorded.shape[-1]):
-        text = f"{theirs[0][0].shape[-1]} dimensions; recorded were {width}"
-        cause, fix = "the policy is that of another robot or recipe", "serve the checkpoint of this robot"
-        found.append(Difference(CHUNK, "actions", text, cause, fix))
-    elif has_model:
-        mine = _local(config, checkpoint, [m.observation for m in some], False, _SAMPLES)
-        ours = np.stack([[np.asarray(answer["actions"], np.float64) for answer in each] for each in mine])
-        found += model_differences.other_noise(ours, np.stack([np.stack(each) for each in theirs]))
-    else:
-        not_compared[CHUNK] = "only its width; --model compares with what the checkpoint answers here"
-    return Diagnosis(about, _sorted(found), not_compared)
+    def diagnosis(self) -> Diagnosis:
+        found = list(self._of_the_contract())
+        try:
+            more, not_compared = (
+                self._of_the_stages() if TRACE in self.client.server_features else self._of_the_chunks()
+            )
+        except _RefusedError as refused:
+            cause, fix = "the server does not take what the dataset holds", "see its message; it names the field"
+            more = [Difference(KEYS, "observation", f"refused: {refused}", cause, fix)]
+            not_compared = dict.fromkeys((*_INNER, CHUNK), "the server refused the observation")
+        ordered = sorted([*found, *more], key=lambda each: STAGES.index(each.stage))
+        name, place = self.around.data_config.repo_id, f"{self.args.host}:{self.args.port}"
+        return Diagnosis(
+            f"{len(self.some)} frames of {name} through {place} and through training", ordered, not_compared
+        )
 
+    def _of_the_contract(self) -> Iterator[Difference]:
+        told = self.client.get_server_metadata().get("contract")
+        if told is None:
+            return
+        contract = self.around.contract
+        if contract is None and find_spec(self.around.data_config.data_transforms.inputs) is not None:
+            contract = Contract.build(self.around.data_config, self.config.model)
+        if contract is not None:
+            yield from contract_differences.find(contract.as_metadata(), told)
+        yield from contract_differences.rate(float(self.recordings.dataset.metadata.fps), told.get("control_hz"))
+        yield from contract_differences.observation(told, self.some[0].observation)
 
-def _local(
-    config: TrainConfig,
-    checkpoint: Checkpoint | None,
-    observations: Sequence[Mapping[str, Any]],
-    takes_seed: bool,
-    samples: int,
-) -> Iterator[list[dict[str, Any]]]:
-    from openpi.cli.infer import load_policy
+    def _of_the_stages(self) -> tuple[list[Difference], dict[str, str]]:
+        answers = [
+            self._ask({**moment.observation, TRACE: True, **self._seed(i)}) for i, moment in enumerate(self.some)
+        ]
+        if any(TRACE not in answer for answer in answers):
+            return self._of_the_chunks()
+        chain = data_loader.input_transforms(self.around.data_config, self.recordings.dataset)
+        frames = [
+            Frame(stages.walk(chain, self.recordings.sample(m.episode, m.step))[1], a[TRACE], np.asarray(a["actions"]))
+            for m, a in zip(self.some, answers, strict=True)
+            if not a.get("held")
+        ]
+        if not frames:
+            return [], dict.fromkeys((*_INNER, CHUNK), "the model wrote no action chunk for any frame")
+        found = differences.find(frames, self._path(chain))
+        if not self.args.model:
+            return found, {}
+        if found:
+            return found, {"models": "they have other inputs"}
+        ours = self._local([{**moment.observation, TRACE: True} for moment in self.some], samples=1)
+        mine, theirs = (
+            np.stack([np.asarray(answer[TRACE][stages.ACTIONS], np.float64) for answer in way])
+            for way in ([first for [first] in ours], answers)
+        )
+        return list(model_differences.same_noise(mine, theirs)), {}
 
-    policy = load_policy(config, checkpoint, {}, None)
-    for i, observation in enumerate(observations):
-        yield [policy.infer({**observation, **_seed(i, takes_seed)}) for _ in range(samples)]
+    def _path(self, chain: Sequence[transforms.DataTransformFn]) -> TrainingPath:
+        _, normalize, after = stages.split(chain)
+        contract = self.around.contract
+        names = ((), ()) if contract is None else (contract.state_names, contract.actions.names)
+        return TrainingPath(normalize, after, self.around.outputs, *names)
 
+    def _of_the_chunks(self) -> tuple[list[Difference], dict[str, str]]:
+        """All there is of a server that tells no stages."""
+        why = "the server does not tell its stages: it is not of this version of openpi, or has a policy of its own"
+        not_compared = dict.fromkeys(_INNER, why)
+        samples = _SAMPLES if self.args.model else 1
+        answers = [[self._ask(dict(moment.observation)) for _ in range(samples)] for moment in self.some]
+        theirs = np.stack([[np.asarray(answer["actions"], np.float64) for answer in each] for each in answers])
+        if theirs.shape[-1] != (width := self.some[0].recorded.shape[-1]):
+            found = f"{theirs.shape[-1]} dimensions; recorded were {width}"
+            cause, fix = "the policy is that of another robot or recipe", "serve the checkpoint of this robot"
+            return [Difference(CHUNK, "actions", found, cause, fix)], not_compared
+        if not self.args.model:
+            return [], {**not_compared, CHUNK: "only its width; --model compares with what the checkpoint answers here"}
+        local = self._local([moment.observation for moment in self.some], samples)
+        ours = np.stack([[np.asarray(answer["actions"], np.float64) for answer in each] for each in local])
+        return list(model_differences.other_noise(ours, theirs)), not_compared
 
-def _seed(number: int, takes_seed: bool) -> dict[str, int]:
-    return {SEED: number} if takes_seed else {}
+    def _ask(self, observation: dict[str, Any]) -> Mapping[str, Any]:
+        try:
+            return self.client.infer(observation)
+        except RuntimeError as error:
+            raise _RefusedError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
 
+    def _local(self, observations: Sequence[Mapping[str, Any]], samples: int) -> list[list[dict[str, Any]]]:
+        """Answers of the checkpoint in this process; a single one of each is from the noise that the server has."""
+        from openpi.cli.infer import load_policy
 
-def _sorted(found: Sequence[Difference]) -> list[Difference]:
-    return sorted(found, key=lambda each: STAGES.index(each.stage))
+        steps = self.args.num_steps
+        policy = load_policy(self.config, self.checkpoint, {} if steps is None else {"num_steps": steps}, None)
+        seeds = [self._seed(i) if samples == 1 else {} for i in range(len(observations))]
+        return [
+            [policy.infer({**observation, **seed}) for _ in range(samples)]
+            for observation, seed in zip(observations, seeds, strict=True)
+        ]
+
+    def _seed(self, number: int) -> dict[str, int]:
+        """pi0-FAST takes none."""
+        return {} if self.config.model.model_type is ModelType.PI0_FAST else {SEED: number}

@@ -48,6 +48,7 @@ class Diagnosis:
                     lines += _indented(f"fix: {found.fix}")
             if stage in self.not_compared:
                 lines += _indented(self.not_compared[stage])
+        lines += [f"  {what}: not compared, {why}" for what, why in self.not_compared.items() if what not in STAGES]
         if self.first is None:
             ending = "no difference was found" + (" in what could be compared" if self.not_compared else "")
         else:

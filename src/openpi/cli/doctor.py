@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", action="store_true", help="load the checkpoint here, too, and compare what the models answer"
     )
+    parser.add_argument("--num-steps", type=int, help="with --model: denoising steps, as the server was started with")
     parser.add_argument(
         "--robot", type=Path, metavar="RECORDING", help="what `openpi serve --record` wrote, instead of a server"
     )
@@ -75,6 +76,7 @@ def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
     from openpi.training import overrides, recipe_io
 
     check_range("frames", args.frames, 2)
+    check_range("num_steps", args.num_steps, 1)
     config, checkpoint = recipe_io.resolve(args.source, args.config)
     config = overrides.parse(config, flags, prog="openpi doctor") if flags else config
     config = chain.with_dataset(config, args.dataset)

@@ -109,7 +109,7 @@ def rows_of(frames: Sequence[Frame], of: Callable[[Frame], Any]) -> np.ndarray |
 
 def name_of(names: Sequence[str], dim: int | np.integer) -> str:
     """Of a dimension; its number where it has none."""
-    return names[dim] if dim < len(names) else f"[{dim}]"
+    return names[int(dim)] if dim < len(names) else f"[{dim}]"
 
 
 def text_of(value: Any) -> str | None:

@@ -16,7 +16,7 @@ def prompt(frames: Sequence[Frame]) -> Iterator[Difference]:
     """Of the text, before it is tokenized."""
     for frame in frames:
         ours, theirs = (text_of(way[stages.RAW].get("prompt")) for way in (frame.trained, frame.served))
-        if ours != theirs:
+        if ours != theirs and not (ours is None and _have_same_tokens(frame)):  # both have the recipe's default
             yield Difference(
                 TOKENS,
                 "prompt",
@@ -25,6 +25,11 @@ def prompt(frames: Sequence[Frame]) -> Iterator[Difference]:
                 "start the server without --default-prompt, or with that of training",
             )
             return
+
+
+def _have_same_tokens(frame: Frame) -> bool:
+    ours, theirs = (way[stages.INPUTS].get("tokenized_prompt") for way in (frame.trained, frame.served))
+    return ours is not None and theirs is not None and np.array_equal(ours, theirs)
 
 
 def tokens(frames: Sequence[Frame], path: TrainingPath) -> Iterator[Difference]:

@@ -49,12 +49,12 @@ def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
 
 def _chosen(config: TrainConfig) -> int:
     """How many episodes can be spared: 5 %, at least one, at most 20, none of a dataset that is too small."""
-    data_config = config.data.create(config.assets_dirs, config.model)
-    if data_config.stream_format is not None or data_config.repo_id in (None, data_loader.FAKE_REPO_ID):
-        return 0
     try:
+        data_config = config.data.create(config.assets_dirs, config.model)
+        if data_config.stream_format is not None or data_config.repo_id in (None, data_loader.FAKE_REPO_ID):
+            return 0
         metadata = data_loader.open_metadata(data_config)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError):  # raised again where the data are opened
         return 0
     lengths = {episode.index: episode.length for episode in metadata.episodes}
     number = min(_MOST, max(1, math.ceil(_SHARE * len(lengths))))
