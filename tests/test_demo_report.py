@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo_findings import findings
-from openpi.evaluation.charts import Line, Rate, line_chart, rate_chart, smooth
+from openpi.shared.charts import Line, Rate, line_chart, rate_chart, smooth
 from openpi_demo import machine
 from openpi_demo.report import render
 from openpi_demo.tabletop import PLACE, PROMPTS

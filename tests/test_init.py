@@ -104,6 +104,7 @@ def test_a_recorded_dataset_becomes_a_recipe_that_trains_once_the_marked_lines_a
         batch_size=2,
         num_workers=0,
         num_train_steps=3,
+        holdout_episodes=0,
     )
     checkpoint = loop.train(config).checkpoint
 
@@ -162,6 +163,7 @@ def test_where_names_decide_everything_nothing_is_marked_and_the_small_recipe_tr
         "exp-name": "try",
         "num-train-steps": 2,
         "batch-size": 2,
+        "holdout-episodes": 0,
         **{f"model.{stack}-variant.depth": 1 for stack in ("paligemma", "action-expert", "image-encoder")},
         "assets-base-dir": tmp_path / "assets",
         "checkpoint-base-dir": tmp_path / "checkpoints",

@@ -56,7 +56,7 @@ def test_from_recordings_to_a_robot_and_its_logs(positronic, golden, tmp_path, m
         named,
         "--exp_name=20240101",
         "--num_train_steps=2",
-        f"--extra_args={['--log-interval=1', '--batch-size=2', *SHALLOW]}",
+        f"--extra_args={['--log-interval=1', '--batch-size=2', '--holdout-episodes=0', *SHALLOW]}",
     )
     experiment = checkpoints / "pi05_positronic_tiny" / "20240101"
     (step,) = experiment.glob("[0-9]*")

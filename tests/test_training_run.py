@@ -155,6 +155,19 @@ def test_a_run_reports_every_step_and_the_error_on_held_out_episodes(whole_run):
     assert evaluated == [2, 4, 5]
     per_joint = [metrics[5][f"action_error/{name}"] for name in ("lift", "turn", "grip")]
     np.testing.assert_allclose(metrics[5]["action_error"], np.mean(per_joint), rtol=1e-6)
+    # Constant, and what a model that learned nothing but the mean would have.
+    baselines = {metrics[step]["baseline/mean_action"] for step in evaluated}
+    assert len(baselines) == 1 and 0 < baselines.pop() < metrics[2]["action_error"]
+
+
+def test_a_run_has_a_page_with_a_picture_of_each_validation(whole_run):
+    assert sorted(file.name for file in whole_run.glob("validation_*.png")) == [
+        f"validation_{step}.png" for step in (2, 4, 5)
+    ]
+    page = (whole_run / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 4  # and the first batch
+    for words in ("Loss", "mean action", "grip", "Samples per second", "step 5: recorded in grey", "<b>6</b>"):
+        assert words in page
 
 
 def test_the_first_batch_is_shown_with_its_true_brightness(whole_run):

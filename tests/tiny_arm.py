@@ -38,6 +38,7 @@ recipe = TrainConfig(
         base_config=DataConfig(prompt_from_task=True),
         extra_delta_transform=True,
     ),
+    holdout_episodes=0,
 )
 
 # Episodes of the dataset have 23 to 37 frames.

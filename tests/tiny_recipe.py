@@ -88,7 +88,9 @@ tiny = TrainConfig(
 )
 
 # Recorded data; name it with --data.repo-id.
-arm = dataclasses.replace(tiny, name="arm", data=ArmData(base_config=DataConfig(prompt_from_task=True)))
+arm = dataclasses.replace(
+    tiny, name="arm", data=ArmData(base_config=DataConfig(prompt_from_task=True)), holdout_episodes=0
+)
 
 # pi0-FAST, whose tokens are an action tokenizer's.
 fast = dataclasses.replace(

@@ -20,7 +20,7 @@ from PIL import Image
 from openpi.data.check.findings import Finding, Kind, Report, Severity, by_kind
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.evaluation.charts import Line, line_chart
+from openpi.shared.charts import Line, line_chart
 
 _MAX_EPISODES = 40  # a page of some MB
 _MAX_CHARTS = 6  # of an episode
@@ -54,7 +54,7 @@ def render(report: Report, root: Path) -> str:
     sections = [_head(report), _kinds(report), *(_episode(report, root, number) for number in shown)]
     if more := len(report.per_episode) - len(shown):
         sections.append(f'<p class="note">{more} more episodes have findings; the JSON has all of them.</p>')
-    style = importlib.resources.files("openpi.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -25,12 +25,14 @@ COMMANDS = {
     "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
     "serve": "serve checkpoints to robots over websocket",
     "evaluate": "success of a policy in a simulator: intervals per task, videos, a report",
+    "trials": "two policies on your robot, blind: success or score per trial, and the interval",
     "client-check": "how long answers take from here, and which loop that carries",
     "replay": "recorded requests to a server again, and the answers compared",
     "export": "a LoRA checkpoint merged, without its base, or whole",
     "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
     "calibrate-fp8": "measures a checkpoint on its dataset, to serve it in FP8",
     "verify": "whether a checkpoint is whole and both backends agree on it",
+    "doctor": "whether a server, or a robot, sees what training saw; and whether this machine fits",
     "explain": "one sample through every stage of the pipeline",
     "infer": "one observation file -> one action chunk file",
 }
@@ -38,7 +40,8 @@ COMMANDS = {
 
 # Whose checkpoints may bring code of their own.
 LOAD_CHECKPOINTS = (
-    *("train", "serve", "evaluate", "export", "convert-checkpoint", "calibrate-fp8", "verify", "explain", "infer"),
+    *("train", "serve", "evaluate", "trials", "export", "convert-checkpoint", "calibrate-fp8", "verify", "doctor"),
+    *("explain", "infer"),
 )
 TRUST_FLAG = "--trust-code"
 

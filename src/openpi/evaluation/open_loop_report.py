@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from openpi.evaluation import page
-from openpi.evaluation.charts import Line, line_chart
 from openpi.evaluation.open_loop import Moment, Played
 from openpi.evaluation.report import table
+from openpi.shared import page
+from openpi.shared.charts import Line, line_chart
 from openpi.shared.tree import flatten
 
 Results = Mapping[str, Any]

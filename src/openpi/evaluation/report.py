@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from openpi.evaluation import page
-from openpi.evaluation.charts import rate_chart
+from openpi.shared import page
+from openpi.shared.charts import rate_chart
 
 Results = Mapping[str, Any]
 

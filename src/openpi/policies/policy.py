@@ -12,11 +12,12 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
+from openpi.policies import stages
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract, is_finite
 from openpi.policies.guards import ContractGuard, ObservationError, RangeGuard
 from openpi.policies.recorder import PolicyRecorder
-from openpi.policies.request import CHUNK, SEED, Request
+from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings
 from openpi_client.base_policy import BasePolicy
 
@@ -55,8 +56,11 @@ class Policy(BasePolicy):
         metadata: sent to robots when they connect.
         contract: what observations are checked against; None = unchecked.
         rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
+        tells_stages: that requests may ask for them.
         num_undecodable: answers so far for which the model wrote no action chunk.
     """
+
+    tells_stages = True
 
     def __init__(
         self,
@@ -161,6 +165,9 @@ class Policy(BasePolicy):
     def _prepared(self, request: Request, warnings: list[str]) -> Prepared:
         noise = self._requested_noise(request)
         observation = _copied(request.observation)
+        if request.is_traced:
+            inputs, trace = stages.walk(self._steps, observation)
+            return Prepared(inputs, warnings, noise, trace=trace)
         if request.left_over is None:
             return Prepared(self._to_model(observation), warnings, noise)
         if self._continuation is None:
@@ -199,7 +206,8 @@ class Policy(BasePolicy):
         except Exception as error:
             return error
         warnings = {"warnings": item.warnings} if item.warnings else {}
-        return {**outputs, **warnings, "policy_timing": {"infer_ms": infer_ms}}
+        trace = {} if item.trace is None else {TRACE: {**item.trace, stages.ACTIONS: actions}}
+        return {**outputs, **warnings, **trace, "policy_timing": {"infer_ms": infer_ms}}
 
     def _outputs(self, state: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
         try:
@@ -294,12 +302,14 @@ class Prepared:
         warnings: what was suspicious about the observation.
         noise: f32[ah ad] that it brought; None = none.
         continued: what its chunk goes on from, as of `Continuation.prepare`; None = it begins anew.
+        trace: its stages, as of `stages.walk`; None = not asked for.
     """
 
     inputs: Mapping[str, Any]
     warnings: list[str]
     noise: np.ndarray | None = None
     continued: Mapping[str, np.ndarray] | None = None
+    trace: Mapping[str, Any] | None = None
 
 
 def _own_noise(items: Sequence[Prepared]) -> np.ndarray | None:

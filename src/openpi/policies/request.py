@@ -1,4 +1,5 @@
-"""What a request may say beside its observation: the chunk that its robot is playing, and the noise to start from.
+"""What a request may say beside its observation: the chunk that its robot is playing, the noise to start from, and
+whether its stages are to be told.
 
     prev_action_chunk    float[n, w], n at most the horizon: the actions that are still to be played, in the robot's
                          units; row 0 is due when the observation was made
@@ -6,6 +7,7 @@
     execution_horizon    int, optional: ticks from one request to the next; the answer is free after that part of the
                          chunk before which will be played still
     noise | seed         float[ah, ad] | int: what the chunk is made from
+    trace                bool: the answer has the sample's stages, too, as of `openpi.policies.stages`
 
 None stands for absent, so that a client may send the same keys always. They are no part of the observation: recordings
 keep them, transforms do not see them. Source: spec, "RTC on the wire".
@@ -23,7 +25,8 @@ from openpi.policies.contract import is_finite
 from openpi.policies.guards import ObservationError
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
-KEYS = (CHUNK, DELAY, PERIOD, NOISE, SEED)
+TRACE = "trace"
+KEYS = (CHUNK, DELAY, PERIOD, NOISE, SEED, TRACE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Request:
     Attributes:
         left_over: None = the chunk begins anew.
         noise: as it was sent.
+        is_traced: its stages are asked for.
     """
 
     observation: dict[str, Any]
     left_over: LeftOver | None = None
     noise: np.ndarray | None = None
     seed: int | None = None
+    is_traced: bool = False
 
     @classmethod
     def parse(cls, sent: Mapping[str, Any]) -> Request:
@@ -68,7 +73,13 @@ class Request:
         if NOISE in given and SEED in given:
             raise ObservationError("'noise' and 'seed' are both given; the seed is what noise is drawn from. Send one")
         noise = _numbers(given, NOISE) if NOISE in given else None
-        return cls(observation, _left_over(given), noise, _whole_number(given, SEED, least=0))
+        left_over = _left_over(given)
+        is_traced = _flag(given, TRACE)
+        if is_traced and left_over is not None:
+            raise ObservationError(
+                f"'{TRACE}' is given with '{CHUNK}'; the stages of a chunk that begins anew are told"
+            )
+        return cls(observation, left_over, noise, _whole_number(given, SEED, least=0), is_traced)
 
     def noise_of(self, horizon: int, width: int) -> np.ndarray | None:
         """f32[horizon width] to start from, the same for a seed on every backend; None = the model draws it.
@@ -125,6 +136,13 @@ def _whole_number(given: Mapping[str, Any], key: str, *, least: int) -> int | No
     if array.size != 1 or array.dtype.kind not in "iu" or array.item() < least:
         raise ObservationError(f"'{key}' is {_shown(value)}; expected a whole number of at least {least}")
     return int(array.item())
+
+
+def _flag(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if not isinstance(value, (bool, np.bool_)):
+        raise ObservationError(f"'{key}' is {_shown(value)}; expected true or false")
+    return bool(value)
 
 
 def _shown(value: Any) -> str:

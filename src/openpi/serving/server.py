@@ -59,7 +59,7 @@ from openpi_client.stream import MessageStream
 logger = logging.getLogger("openpi")
 
 DEFAULT_PORT = 8000
-FEATURES = "batch, jpeg"
+FEATURES = "batch, jpeg, trace"
 _OTHER_PROTOCOLS = "/api/"  # where openpi's own is never spoken
 _KEEPALIVE_PATH = "/api/v1/keepalive"
 _DRAIN_TICK_S = 0.02

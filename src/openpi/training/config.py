@@ -58,7 +58,10 @@ __all__ = [
 
 Interval = Annotated[int, Range(0, note="0 = only at the end of the run")]
 """Steps between two of a kind."""
-_HOLD_OUT = Range(0, below=math.inf, is_whole_from=1, note="so many episodes, or below 1 that share of them")
+HoldOut = Annotated[
+    float, Range(0, below=math.inf, is_whole_from=1, note="so many episodes, or below 1 that share of them")
+]
+"""Episodes kept out of training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,9 @@ class TrainConfig:
             checkpoint of adapters takes MBs, and reads the rest from where `weight_loader` found it.
         keep_period: checkpoints at multiples of it stay; None = none but the latest.
         keep_best: also keep the checkpoint with the lowest validation loss.
-        holdout_episodes: episodes kept out of training for validation: a number, or a fraction below 1.
+        holdout_episodes: episodes kept out of training for validation: a number, or a fraction below 1; 0 = none.
+            None = 5 % of them, at least one and at most 20; none of a dataset of one or two, or of a stream. The best
+            checkpoint is kept then, too.
         eval_interval: steps between validations; 0 = only at the end of the run, None = `save_interval`.
         eval_batches: batches per validation.
         overwrite: delete an existing run of the same name.
@@ -140,7 +145,7 @@ class TrainConfig:
     keep_period: Count | None = 5000
     keep_best: bool = False
 
-    holdout_episodes: Annotated[float, _HOLD_OUT] = 0
+    holdout_episodes: HoldOut | None = None
     eval_interval: Interval | None = None
     eval_batches: Count = 8
 

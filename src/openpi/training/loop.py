@@ -20,7 +20,17 @@ from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, 
 from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
-from openpi.training import adapters, preflight, processes, recipe_io, resume, run_directory
+from openpi.training import (
+    adapters,
+    holdout,
+    preflight,
+    processes,
+    recipe_io,
+    resume,
+    run_directory,
+    tracking,
+    validation_picture,
+)
 from openpi.training.backend import Backend, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
@@ -28,7 +38,6 @@ from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts, StoppedError
 from openpi.training.prefetch import GaveUpError, Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
-from openpi.training.tracking import open_observers
 from openpi.training.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
 
@@ -67,6 +76,8 @@ def train(config: TrainConfig) -> TrainResult:
     with processes.together("checking the recipe"):
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
+    with processes.together("choosing what is held out"):
+        config = holdout.decided(config)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     if config.save_interval == 0:
         logger.info("save_interval=0: the only checkpoint is that of the end, or of a signal")
@@ -175,7 +186,7 @@ class _Run:
         with contextlib.ExitStack() as closing:
             self.validate = None if data.holdout is None else Validation(config, data, self.backend)
             directory = self.checkpoints.directory
-            self.observers = open_observers(config, directory, resume_step=start or None) if is_first else []
+            self.observers = tracking.open_observers(config, directory, resume_step=start or None) if is_first else []
             for observer in self.observers:
                 closing.callback(observer.close)
             self.batches = Prefetcher(data.train, self.backend.place, first=start, may_give_up=self._may_give_up)
@@ -189,7 +200,7 @@ class _Run:
     def _show(self, step: int, batch: PlacedBatch) -> None:
         sheet = contact_sheet(self.backend.local_rows(batch))
         for observer in self.observers:
-            observer.image(step, "first_batch", sheet)
+            observer.image(step, run_directory.FIRST_BATCH, sheet)
 
     def _report_means(self, step: int, metrics: Mapping[str, Any]) -> None:
         samples = len(self.window) * self.config.batch_size
@@ -205,6 +216,10 @@ class _Run:
             evaluated = self.validate(state)
         self.reported |= evaluated
         self._report(step, evaluated)
+        if self.observers and self.validate.shown is not None:
+            picture = validation_picture.draw(*self.validate.shown, self.validate.names)
+            for observer in self.observers:
+                observer.image(step, run_directory.VALIDATION, picture)
         return evaluated
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:

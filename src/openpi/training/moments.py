@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from openpi import transforms
+from openpi.data.dataset import Sample
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.hold import hold_transforms
 from openpi.training import data_loader, tabular_frames
@@ -77,8 +78,17 @@ class Moments:
         """Texts of all tasks of the dataset."""
         return tuple(self._dataset.metadata.tasks.values())
 
+    @property
+    def dataset(self) -> LeRobotDataset:
+        """The episodes, as training reads them."""
+        return self._dataset
+
+    def sample(self, episode: int, step: int) -> Sample:
+        """A frame before any transform."""
+        return self._dataset[self._starts[episode] + step]
+
     def at(self, episode: int, step: int) -> Moment:
-        sample = self._dataset[self._starts[episode] + step]
+        sample = self.sample(episode, step)
         observation = self._to_observation(sample)
         raw = self._to_stats({**observation})
         made = self._normalize({key: np.asarray(raw[key]) for key in ("state", "actions")})

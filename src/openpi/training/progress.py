@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from openpi.training.backend import STEPS_IN_FLIGHT
 
 logger = logging.getLogger("openpi")
 
+_REPORTS_FOR_TIME_LEFT = 20
 _SHOWN = ("loss", "grad_norm", "param_norm", "learning_rate", "samples_per_s", "data_wait")
 
 
@@ -39,6 +41,7 @@ class Progress:
             disable=not (is_shown and rich.get_console().is_terminal),
         )
         self._task = self._bar.add_task("training", total=num_steps, completed=start, rate="")
+        self._num_steps, self._times = num_steps, deque[tuple[int, float]](maxlen=_REPORTS_FOR_TIME_LEFT)
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -53,7 +56,19 @@ class Progress:
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         self._bar.update(self._task, rate=f"{metrics.get('samples_per_s', 0):.1f} samples/s")
         shown = {name: metrics[name] for name in _SHOWN if name in metrics} or metrics
-        logger.info("Step %d: %s", step, ", ".join(f"{name}={value:.4g}" for name, value in shown.items()))
+        text = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
+        logger.info("Step %d: %s%s", step, text, self._time_left(step))
+
+    def _time_left(self, step: int) -> str:
+        """By the last reports, validations and checkpoints between them included; nothing before there are two."""
+        if not self._times or self._times[-1][0] < step:
+            self._times.append((step, time.perf_counter()))
+        (first, since), (last, now) = self._times[0], self._times[-1]
+        left = self._num_steps - 1 - last
+        if last == first or left <= 0:
+            return ""
+        seconds = round(left * (now - since) / (last - first))
+        return f", {datetime.timedelta(seconds=seconds)} left"
 
 
 class Stopwatch:

@@ -16,6 +16,8 @@ from openpi.training.config import TrainConfig
 
 logger = logging.getLogger("openpi")
 
+METRICS_FILE = "metrics.jsonl"
+FIRST_BATCH, VALIDATION = "first_batch", "validation"  # pictures: one of a run, and one of each validation
 # Network file systems may show a new file late.
 _SHARED_WITHIN_S = 10
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from openpi.shared.errors import install_hint
 from openpi.training.config import TrainConfig
+from openpi.training.run_directory import METRICS_FILE, VALIDATION
+from openpi.training.run_report import RunReport
 
 logger = logging.getLogger("openpi")
 
-METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
 
 
@@ -57,7 +58,8 @@ class MetricsFile:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         from PIL import Image
 
-        Image.fromarray(image).save(Path(self._file.name).parent / f"{name}.png")
+        stem = f"{name}_{step}" if name == VALIDATION else name
+        Image.fromarray(image).save(Path(self._file.name).parent / f"{stem}.png")
 
     def close(self) -> None:
         self._file.close()
@@ -112,8 +114,8 @@ class TensorBoardObserver:
 
 
 def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> list[Observer]:
-    """The metrics file, and the trackers that are asked for; see `check_installed`."""
-    observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step)]
+    """The metrics file, the run's page, and the trackers that are asked for; see `check_installed`."""
+    observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step), RunReport(config, directory)]
     if config.wandb_enabled:
         observers.append(WandbObserver(importlib.import_module("wandb"), config, directory))
     if config.tensorboard_enabled:

@@ -123,6 +123,11 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         """Returns what the server said about its policy when the connection was opened."""
         return self._server_metadata
 
+    @property
+    def server_features(self) -> FrozenSet[str]:
+        """What the server offers beyond the published protocol, such as `batch`; empty = it is not one of openpi's."""
+        return self._server_features
+
     @override
     def infer(self, obs: Dict) -> Dict:
         """Returns the server's answer: the policy's result, `server_timing` in ms, and `obs_age_s`, the seconds from

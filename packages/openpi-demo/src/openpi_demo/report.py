@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from openpi.evaluation import page
-from openpi.evaluation.charts import Line, line_chart, rate_chart, smooth
+from openpi.shared import page
+from openpi.shared.charts import Line, line_chart, rate_chart, smooth
 
 Findings = Mapping[str, Any]
 

@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from openpi.evaluation.charts import Rate
+from openpi.shared.charts import Rate
 
 
 def document(title: str, sections: Iterable[str]) -> str:
     """The page; sections are HTML already."""
-    style = importlib.resources.files("openpi.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

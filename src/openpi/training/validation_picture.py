@@ -1,0 +1,57 @@
+"""What a model says beside what was recorded, as a picture: one row per action dimension, one column per frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_WIDTH, _HEIGHT, _GAP, _LEFT, _TOP = 150, 74, 8, 96, 22
+_MAX_DIMS, _MAX_FRAMES = 16, 5
+_INK, _SOFT, _RECORDED, _PREDICTED = (40, 40, 40), (225, 225, 225), (90, 90, 90), (11, 122, 117)
+
+
+def draw(recorded: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """
+    Args:
+        recorded, predicted: float[n ah d], chunks in the robot's units; those that are not finite are not drawn.
+        names: of the dimensions.
+    Returns:
+        uint8[H W 3], RGB: what was recorded in grey, what is predicted in green; a row has one scale.
+    """
+    from PIL import Image, ImageDraw
+
+    recorded, predicted = recorded[:_MAX_FRAMES, :, :_MAX_DIMS], predicted[:_MAX_FRAMES, :, :_MAX_DIMS]
+    frames, _, dims = recorded.shape
+    size = (_LEFT + frames * (_WIDTH + _GAP), _TOP + dims * (_HEIGHT + _GAP))
+    sheet = Image.new("RGB", size, (255, 255, 255))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, 4), "recorded", fill=_RECORDED)
+    pen.text((_GAP + 70, 4), "predicted", fill=_PREDICTED)
+    for dim in range(dims):
+        top = _TOP + dim * (_HEIGHT + _GAP)
+        values = np.concatenate([recorded[..., dim].ravel(), predicted[..., dim].ravel()])
+        values = values[np.isfinite(values)]
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        pen.text((_GAP, top + _HEIGHT // 2 - 14), _short(names[dim]), fill=_INK)
+        pen.text((_GAP, top + _HEIGHT // 2), f"{low:.3g} .. {high:.3g}", fill=_RECORDED)
+        for frame in range(frames):
+            left = _LEFT + frame * (_WIDTH + _GAP)
+            pen.rectangle((left, top, left + _WIDTH, top + _HEIGHT), outline=_SOFT)
+            for chunk, color in ((recorded, _RECORDED), (predicted, _PREDICTED)):
+                points = _points(chunk[frame, :, dim], (low, high), left, top)
+                if len(points) > 1:
+                    pen.line(points, fill=color, width=2)
+    return np.asarray(sheet)
+
+
+def _points(values: np.ndarray, scale: tuple[float, float], left: int, top: int) -> list[tuple[float, float]]:
+    low, high = scale
+    span = high - low if high > low else 1.0
+    x = left + 4 + (_WIDTH - 8) * np.arange(len(values)) / max(1, len(values) - 1)
+    y = top + _HEIGHT - 5 - (_HEIGHT - 10) * (values - low) / span
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=True) if np.isfinite(b)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}."

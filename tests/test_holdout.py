@@ -1,0 +1,108 @@
+"""What a run holds out where its recipe does not say, and what it says of its time."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny_arm
+import tiny_recipe
+from arm_files import arm_stats
+from openpi import transforms
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.training import data_loader, holdout, recipe_io
+from openpi.training.config import TrainConfig
+from openpi.training.progress import Progress
+from openpi.training.robot_actions import robot_actions
+from openpi.training.run_report import advice
+from openpi.training.validation import _baselines
+from openpi.training.validation_picture import draw
+
+VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+
+
+def recipe(folder: Path, num_episodes: int, **changes) -> TrainConfig:
+    """Of a dataset of episodes of ten frames."""
+    with LeRobotWriter(folder / "data", fps=10, features={"joints": VECTOR, "actions": VECTOR}) as writer:
+        for number in range(num_episodes):
+            frames = np.full((10, 3), number, np.float32)
+            writer.add_episode({"joints": frames, "actions": frames}, "lift it")
+    data = dataclasses.replace(tiny_recipe.arm.data, repo_id=str(folder / "data"))
+    options = {"data": data, "holdout_episodes": None, "exp_name": "run", "checkpoint_base_dir": str(folder / "runs")}
+    return dataclasses.replace(tiny_recipe.arm, **{**options, **changes})
+
+
+@pytest.mark.parametrize(("num_episodes", "expected"), [(1, 0), (2, 0), (3, 1), (21, 2), (60, 3)])
+def test_a_recipe_that_does_not_say_holds_out_a_few_and_says_so(tmp_path, caplog, num_episodes, expected):
+    caplog.set_level(logging.INFO, "openpi")
+    config = holdout.decided(recipe(tmp_path, num_episodes))
+    assert (config.holdout_episodes, config.keep_best) == (expected, expected > 0)
+    assert ("no episode is held out" if expected == 0 else "--holdout-episodes=0 trains on all") in caplog.text
+    if expected:
+        metadata = data_loader.open_metadata(data_loader.expanded(config))
+        train, held = data_loader.holdout_split(config, metadata, data_loader.expanded(config))
+        assert len(held) == expected and len(train) == num_episodes - expected
+
+
+def test_what_a_recipe_says_stands(tmp_path):
+    config = recipe(tmp_path, 5, holdout_episodes=0)
+    for stated in (config, dataclasses.replace(config, holdout_episodes=0.4)):
+        assert holdout.decided(stated) is stated
+
+
+def test_nothing_is_held_out_that_a_batch_needs_or_that_cannot_be(tmp_path):
+    assert holdout.decided(recipe(tmp_path, 3, batch_size=25)).holdout_episodes == 0
+    missing = dataclasses.replace(tiny_recipe.arm.data, repo_id=str(tmp_path / "nowhere"))
+    assert (
+        holdout.decided(dataclasses.replace(tiny_recipe.arm, data=missing, holdout_episodes=None)).holdout_episodes == 0
+    )
+    assert holdout.decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path, before):
+    """Those of before this wrote 0."""
+    config = recipe(tmp_path, 40, resume=True)
+    step = config.checkpoint_dir / "7"
+    (step / "params").mkdir(parents=True)
+    (step / "params" / "_METADATA").touch()
+    recipe_io.save_recipe(step, dataclasses.replace(config, holdout_episodes=before, keep_best=False, resume=False))
+    found = holdout.decided(config)
+    assert (found.holdout_episodes, found.keep_best) == (before, False)
+    assert holdout.decided(dataclasses.replace(config, exp_name="another")).holdout_episodes == 2
+
+
+def test_the_mean_action_is_the_dataset_s_in_the_robot_s_units_relative_or_not():
+    config, stats = tiny_arm.recipe, arm_stats()
+    for is_relative in (False, True):
+        data = dataclasses.replace(config.data, extra_delta_transform=is_relative)
+        data_config = dataclasses.replace(data.create(config.assets_dirs, config.model), norm_stats=stats)
+        policy = _baselines(data_config, robot_actions(data_config, is_sampled=False), 5)["mean_action"]
+        state = transforms.Normalize(stats, use_quantiles=data_config.use_quantile_norm)({"state": np.full(8, 0.3)})
+        chunk = policy(np.pad(state["state"], (0, 2)), np.zeros((5, 10), np.float32))
+        moved = 0.3 * np.array([1, 1, 1, 1, 1, 1, 0]) * is_relative
+        np.testing.assert_allclose(chunk, np.tile(stats["actions"].mean + moved, (5, 1)), atol=1e-4)
+
+
+def test_log_lines_tell_the_time_that_is_left(caplog):
+    caplog.set_level(logging.INFO, "openpi")
+    with Progress(num_steps=100, start=0) as progress:
+        for step in (0, 10, 99):
+            progress.report(step, {"loss": 1.0})
+    lines = [record.message for record in caplog.records]
+    assert "left" not in lines[0] and lines[1].endswith(" left") and "left" not in lines[2]
+
+
+def test_waiting_for_data_is_advised_on():
+    assert advice(0.02, 2) == "The data keep up with the model."
+    assert "--num-workers=4 (now 2)" in advice(0.4, 2)
+
+
+def test_a_picture_of_chunks_shows_both_and_leaves_out_what_is_none():
+    recorded = np.zeros((2, 5, 3))
+    predicted = np.full((2, 5, 3), np.nan)
+    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
+    predicted = np.ones((2, 5, 3))
+    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
