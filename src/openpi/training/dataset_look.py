@@ -57,11 +57,13 @@ def warn_of_findings(dataset: Any, data_config: DataConfig, horizon: int) -> Non
 
 def _reading(data_config: DataConfig, horizon: int, metadata: LeRobotMetadata | None) -> Reading:
     columns = None if metadata is None else data_loader.features_read(data_config, metadata)
+    numbered = data_config.exclude_episodes
+    excluded = numbered if metadata is None else data_config.selection.excluded(metadata)
     return Reading(
         action_keys=tuple(data_config.action_sequence_keys),
         columns=columns,
         horizon=horizon,
-        excluded=frozenset(data_config.exclude_episodes),
+        excluded=frozenset(excluded),
         needs_tasks=data_config.prompt_from_task,
     )
 
