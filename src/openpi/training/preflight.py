@@ -238,13 +238,13 @@ def _check_mixed_in(config: TrainConfig, data_config: DataConfig, made_of_first:
         _check_model_inputs(config, data_config, made)
         look.round_trip(client, made)
         first, found = flatten(dict(made_of_first)), flatten(made)
-        differing = [key for key in {**first, **found} if np.shape(first.get(key)) != np.shape(found.get(key))]
-        if first.keys() != found.keys() or differing:
-            keys = sorted({*(first.keys() ^ found.keys()), *differing})
+        others = first.keys() ^ found.keys()
+        others |= {key for key in first.keys() & found.keys() if np.shape(first[key]) != np.shape(found[key])}
+        if others:
             raise ValueError(
                 f"the samples of {data_config.dataset_name} are not like those of the first dataset of the mixture in "
-                f"{keys}: {_described(made)}; the first has {_described(made_of_first)}. Make them alike in the "
-                "transforms of the part"
+                f"{sorted(others)}: {_described(made)}; the first has {_described(made_of_first)}. Make them alike in "
+                "the transforms of the part"
             )
     look.warn()
     if processes.is_first():
