@@ -315,3 +315,10 @@ def test_info_tells_a_dataset_in_numbers():
     code, out, _ = call("dataset", "info", root)
     assert code == 0 and "3 episodes, 90 frames at 10 Hz" in out and "wrist_image" in out
     assert call("dataset", "info", root / "nothing")[0] == 1
+
+
+def test_a_dataset_is_never_shrunk_onto_itself(tmp_path):
+    shutil.copytree(GOLDEN / "lerobot_v30/image", tmp_path / "set")
+    code, _, log = call("dataset", "shrink", tmp_path / "set", tmp_path / "set", "--overwrite")
+    assert code == 1 and "is the dataset itself" in log
+    assert len(LeRobotDataset(tmp_path / "set")) == 90

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_recipe
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.batch_loader import SourceLoader
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.mixture_order import MixedIn, MixtureSource, shares
+from openpi.policies import policy_config
 from openpi.shared import normalize
 from openpi.training import data_loader, loop, norm_stats, requirements
 from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
@@ -240,3 +242,6 @@ def test_a_run_over_a_mixture_resumes_with_the_next_sample_and_keeps_all_statist
             normalize.load(step / "assets" / member.asset_id)["actions"].mean, member.norm_stats["actions"].mean
         )
     assert load_recipe(step).data == config.data
+    served = policy_config.load_pipeline(load_recipe(step), Checkpoint(step)).data_config
+    first_alone = data_loader.expanded(config).members[0]
+    np.testing.assert_array_equal(served.norm_stats["state"].mean, first_alone.norm_stats["state"].mean)

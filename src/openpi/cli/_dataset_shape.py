@@ -157,6 +157,8 @@ def _shrink(args: argparse.Namespace) -> None:
     metadata, kept = _opened(args)
     if unknown := sorted(set(args.cameras or ()) - set(metadata.camera_keys)):
         raise ValueError(f"--cameras has {unknown}; {metadata.root} has {list(metadata.camera_keys)}")
+    if args.output.resolve() == metadata.root.resolve():
+        raise ValueError(f"{args.output} is the dataset itself; name another folder, nothing is ever changed in place")
     if not metadata.camera_keys:
         raise ValueError(f"{metadata.root} has no cameras to shrink")
     source = ResizedDataset(metadata.root, args.size, None if args.cameras is None else tuple(args.cameras))
@@ -196,6 +198,8 @@ def describe(metadata: LeRobotMetadata) -> dict[str, Any]:
     """A dataset in numbers, by its metadata alone, as JSON."""
     from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
 
+    if not metadata.episodes:
+        raise ValueError(f"{metadata.root} has no episodes")
     lengths = np.array([episode.length for episode in metadata.episodes])
     tasks = Counter(task for episode in metadata.episodes for task in episode.tasks)
     features = {
@@ -214,7 +218,7 @@ def describe(metadata: LeRobotMetadata) -> dict[str, Any]:
         "num_episodes": len(lengths),
         "num_frames": int(lengths.sum()),
         "hours": round(float(lengths.sum()) / metadata.fps / 3600, 3),
-        "length": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
+        "length": {name: float(np.quantile(lengths, q)) for name, q in (("min", 0), ("median", 0.5), ("max", 1))},
         "num_bytes": sum(sizes),
         "num_files": len(sizes),
         "cameras": list(metadata.camera_keys),
@@ -228,7 +232,7 @@ def _told(found: dict[str, Any]) -> Sequence[str]:
     lines = [
         f"{found['dataset']}: LeRobot {found['version']}, robot {found['robot_type'] or '(nobody says)'}",
         f"{found['num_episodes']} episodes, {found['num_frames']} frames at {found['fps']:g} Hz ({found['hours']} h)",
-        f"episodes of {length['min']} to {length['max']} frames, median {length['median']:g}",
+        f"episodes of {length['min']:g} to {length['max']:g} frames, median {length['median']:g}",
         f"{found['num_bytes'] / 1e6:,.1f} MB in {found['num_files']} files",
     ]
     width = max(map(len, found["features"]), default=0)

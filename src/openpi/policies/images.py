@@ -85,7 +85,9 @@ def _check_values(image: np.ndarray, key: str) -> None:
 def channel_mean(image: np.ndarray) -> tuple[float, float, float]:
     """Mean of the three channels of an RGB image in either layout, 0..255."""
     sparse = to_uint8_hwc(image, "image")[::_STRIDE, ::_STRIDE]
-    red, green, blue = (sparse.sum(axis=(0, 1), dtype=np.float64) / (sparse.shape[0] * sparse.shape[1])).tolist()
+    # Whatever the layout; `mean` copies what does not lie together.
+    sums = np.einsum("hwc->c", sparse, dtype=np.int64)
+    red, green, blue = (sums / (sparse.shape[0] * sparse.shape[1])).tolist()
     return red, green, blue
 
 
