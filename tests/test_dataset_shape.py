@@ -3,15 +3,23 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from openpi.cli._dataset_view import Pages, open_server
 from openpi.cli.main import main
+from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.runner import check_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -21,6 +29,7 @@ from openpi.data.lerobot.video_writer import encode_video
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_client.image_tools import resize_with_pad
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GOLDEN = Path(__file__).parent / "golden"
 STORED = ("lerobot_v21/image", "lerobot_v21/video", "lerobot_v30/converted_video", "lerobot_v30/chunked")
 
@@ -322,3 +331,67 @@ def test_a_dataset_is_never_shrunk_onto_itself(tmp_path):
     code, _, log = call("dataset", "shrink", tmp_path / "set", tmp_path / "set", "--overwrite")
     assert code == 1 and "is the dataset itself" in log
     assert len(LeRobotDataset(tmp_path / "set")) == 90
+
+
+# --- view -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def viewed():
+    """A running server, with two findings of its dataset."""
+    found = [
+        Finding("anomalies.jump", Severity.ERROR, "a jump of 2.5 rad", episode=1, frames=(5, 9), column="state"),
+        Finding("metadata.totals", Severity.WARNING, "<img src=x onerror=alert(1)>"),
+    ]
+    server = open_server(Pages(LeRobotDataset(GOLDEN / "lerobot_v30/image"), found))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetch(url: str, **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_the_view_gives_signals_findings_and_the_very_frames_of_the_dataset(viewed):
+    whole = LeRobotDataset(GOLDEN / "lerobot_v30/image")
+    overview = json.loads(fetch(f"{viewed}/dataset.json")[1])
+    assert [each["length"] for each in overview["episodes"]] == [23, 37, 30]
+    assert overview["episodes"][1]["codes"] == ["anomalies.jump"]
+    episode = json.loads(fetch(f"{viewed}/episode/1.json")[1])
+    state = next(signal for signal in episode["signals"] if signal["key"] == "state")
+    np.testing.assert_allclose(np.transpose(state["values"]), whole.column("state")[23:60], atol=1e-6)
+    assert [finding["code"] for finding in episode["findings"]] == ["anomalies.jump", "metadata.totals"]
+    camera = overview["cameras"].index("wrist_image")
+    picture = np.asarray(Image.open(io.BytesIO(fetch(f"{viewed}/frame/{camera}/1/7.jpg")[1])))
+    assert np.abs(picture.astype(int) - whole[30]["wrist_image"]).mean() < 12
+
+
+@pytest.mark.parametrize("path", ["/episode/3.json", "/frame/9/0/0.jpg", "/frame/0/0/23.jpg", "/../etc/passwd", "/x"])
+def test_pages_that_are_not_there_are_not_found(path, viewed):
+    assert fetch(viewed + path)[0] == 404
+
+
+def test_other_pages_do_not_reach_the_view_under_names_of_their_own(viewed):
+    assert fetch(f"{viewed}/dataset.json", Host="evil.example:80")[0] == 403
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+def test_a_browser_shows_pictures_signals_and_findings_of_the_episode_asked_for(viewed, tmp_path):
+    shot = Path(os.environ.get("OPENPI_SCREENSHOT", tmp_path / "view.png"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1200"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
+    command += [f"--screenshot={shot}", "--dump-dom", f"{viewed}/#1/7"]
+    dump = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert shot.stat().st_size > 20_000
+    for words in ("frame 7 of 37", "frame/0/1/7.jpg", "anomalies.jump", "polyline", 'class="marked"'):
+        assert words in dump
+    assert "<img src=x" not in dump and "&lt;img src=x" in dump

@@ -70,9 +70,9 @@ def test_a_world_of_a_package_that_is_missing_says_what_to_install(core_alone):
 
 def test_old_names_of_modules_that_moved_are_the_modules_themselves():
     import openpi.envs.tabletop.world as old
+    from openpi.envs.tabletop import PICK
 
     import openpi_demo.tabletop.world as new
-    from openpi.envs.tabletop import PICK
     from openpi_demo import tabletop
 
     assert old is new

@@ -1,6 +1,7 @@
-"""`openpi dataset info | split | merge | shrink`: what a dataset is, and new ones of it; none is changed in place.
+"""`openpi dataset info | view | split | merge | shrink`: what a dataset is, and new ones of it. None is changed.
 
     info DATASET                          what is in it
+    view DATASET [--port N]               a page to look at it
     split DATASET OUT=PART [OUT=PART ...]  PART: a share (0.9), episodes (0,3,7-12), or `rest`
     merge DATASET DATASET ... --output OUT
     shrink DATASET OUT --size 224x224      cameras letterboxed as a model sees them
@@ -32,6 +33,7 @@ logger = logging.getLogger("openpi")
 
 SUMMARIES = {
     "info": "what is in a dataset",
+    "view": "a page on this machine: pictures, signals and findings, episode by episode",
     "split": "episodes of a dataset into new ones",
     "merge": "datasets of one form into a new one",
     "shrink": "a dataset with its cameras at the size that a model sees",
@@ -49,9 +51,11 @@ def add_parsers(verbs: Any) -> None:
         )
         for verb, summary in SUMMARIES.items()
     }
-    for verb in ("info", "split", "shrink"):
+    for verb in ("info", "view", "split", "shrink"):
         parsers[verb].add_argument("source", metavar="DATASET", help="folder of a LeRobot dataset, or user/name")
     parsers["info"].add_argument("--json", action="store_true", help="one JSON document instead of the text")
+    parsers["view"].add_argument("--port", type=int, default=8010, help="of this machine; 0 = a free one")
+    parsers["view"].add_argument("--no-check", action="store_true", help="look for no findings first")
     parsers["split"].add_argument("parts", nargs="+", type=_part, metavar="OUT=PART")
     parsers["split"].add_argument("--seed", type=int, default=0, help="of which episodes a share gets")
     parsers["merge"].add_argument("sources", nargs="+", metavar="DATASET")
@@ -70,7 +74,7 @@ def add_parsers(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     configure_logging()
     try:
-        {"info": _info, "split": _split, "merge": _merge, "shrink": _shrink}[args.verb](args)
+        {"info": _info, "view": _view, "split": _split, "merge": _merge, "shrink": _shrink}[args.verb](args)
     except (ValueError, KeyError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
         print(f"openpi dataset: {error}", file=sys.stderr)
@@ -192,6 +196,20 @@ def _info(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         print(*_told(found), sep="\n")
+
+
+def _view(args: argparse.Namespace) -> None:
+    from openpi.cli._dataset_view import HOST, Pages, open_server
+    from openpi.data.check.runner import check_dataset
+    from openpi.data.lerobot.home import locate_dataset
+    from openpi.data.lerobot.reader import LeRobotDataset
+
+    root = locate_dataset(args.source)
+    dataset = LeRobotDataset(root)
+    findings = () if args.no_check else check_dataset(root, decodes=False).findings
+    with open_server(Pages(dataset, findings), args.port) as server:
+        print(f"http://{HOST}:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
 
 
 def describe(metadata: LeRobotMetadata) -> dict[str, Any]:
