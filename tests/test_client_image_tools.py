@@ -124,6 +124,13 @@ def test_pixels_do_not_depend_on_how_they_lie_in_memory(size_hw):
     np.testing.assert_array_equal(image_tools.resize_with_pad(stacked, 32, 32), [expected, expected])
 
 
+def test_colors_are_weighted_by_alpha_however_pixels_lie():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+    expected = image_tools.resize_with_pad(image, 20, 20)
+    np.testing.assert_array_equal(image_tools.resize_with_pad(planes, 20, 20), expected)
+
+
 def test_a_black_image_without_memory_becomes_an_ordinary_one():
     black = np.broadcast_to(np.zeros((), np.uint8), (2, 480, 640, 3))
     resized = image_tools.resize_with_pad(black, 28, 28)

@@ -15,6 +15,7 @@ KERNELS = ("exact", "torch")
 
 # Channel counts that PIL can resize as 8-bit images.
 _RESIZABLE_CHANNELS = (1, 3, 4)
+_RGB = 3
 _ROUNDING = 1e-4
 
 
@@ -134,9 +135,9 @@ def _resize_into(source: np.ndarray, target: np.ndarray, method: int) -> None:
             plane = Image.fromarray(np.ascontiguousarray(source[..., channel], np.float32))
             inner[..., channel] = np.asarray(plane.resize(size, resample=method))
         return
-    if _kernel == "torch" and method == Image.Resampling.BILINEAR:
+    if _kernel == "torch" and channels == _RGB and method == Image.Resampling.BILINEAR:
         inner[:] = _resized_by_torch(source, new_height, new_width)
-    elif channels == 1 or not source.transpose(2, 0, 1).flags.c_contiguous:
+    elif channels != _RGB or not source.transpose(2, 0, 1).flags.c_contiguous:  # Pillow weights colors by alpha
         image = Image.fromarray(source[..., 0] if channels == 1 else source)
         inner[:] = np.asarray(image.resize(size, resample=method)).reshape(new_height, new_width, channels)
     else:  # [c, h, w] in memory: Pillow takes planes as they are, and of pixels it would make two copies
