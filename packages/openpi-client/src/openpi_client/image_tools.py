@@ -6,7 +6,7 @@ images of this process: about five times as fast, and one gray level off in 0.4 
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, Mapping
+from typing import Dict, Mapping, Optional
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,7 @@ def convert_to_uint8(img: np.ndarray) -> np.ndarray:
 
 
 _kernel = KERNELS[0]
-_pool = None  # type: Optional[ThreadPoolExecutor]
+_pool: Optional[ThreadPoolExecutor] = None
 
 
 def use_kernel(name: str) -> None:

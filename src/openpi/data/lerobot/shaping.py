@@ -31,7 +31,9 @@ def divide(numbers: Sequence[int], parts: Mapping[str, Part], *, seed: int = 0) 
     Raises:
         ValueError: an episode that is not there or in two parts, shares of more than 1 in all, or a part without any.
     """
-    found: dict[str, list[int]] = {name: sorted(part) for name, part in parts.items() if _is_list(part)}
+    found: dict[str, list[int]] = {
+        name: sorted(part) for name, part in parts.items() if isinstance(part, Sequence) and not isinstance(part, str)
+    }
     listed = [number for part in found.values() for number in part]
     if unknown := sorted(set(listed) - set(numbers)):
         raise ValueError(f"episodes {unknown} are not there or left out; there are {len(numbers)}")
@@ -94,10 +96,6 @@ def merge(roots: Sequence[Path], output: Path, on_episode: Callable[[], None] = 
             _copy(LeRobotDataset(metadata.root, metadata=metadata), writer, on_episode)
         counts = [{"dataset": root.name, "episodes": len(m.episodes)} for root, m in zip(roots, metadatas, strict=True)]
         run_metadata.write(writer.temporary, {"merged_from": counts})
-
-
-def _is_list(part: Part) -> bool:
-    return not isinstance(part, float | str)
 
 
 def _check_new(output: Path) -> None:

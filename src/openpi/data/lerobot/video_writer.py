@@ -143,9 +143,7 @@ class VideoFiles:
 
     def append(self, encoded: Path) -> dict[str, int | float]:
         """Adds an encoded episode; says in which file and at what time it lies."""
-        size = encoded.stat().st_size
-        is_full = self._joined is None or self._joined.num_bytes + size > self._max_bytes
-        if is_full or not self._joined.fits(encoded):
+        if self._joined is None or not self._has_room(self._joined, encoded):
             self._joined = self._next_file()
         begin_s = self._joined.duration_s
         self._joined.append(encoded)
@@ -157,6 +155,9 @@ class VideoFiles:
             "to_timestamp": self._joined.duration_s,
         }
         return {f"videos/{self._key}/{name}": value for name, value in place.items()}
+
+    def _has_room(self, joined: JoinedVideo, encoded: Path) -> bool:
+        return joined.num_bytes + encoded.stat().st_size <= self._max_bytes and joined.fits(encoded)
 
     def close(self) -> None:
         if self._joined is not None:
