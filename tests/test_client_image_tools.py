@@ -97,3 +97,83 @@ def test_convert_to_uint8_leaves_integers_alone():
 def test_convert_to_uint8_refuses_what_would_wrap_around(value):
     with pytest.raises(ValueError, match=r"wants floats in \[0, 1\]"):
         image_tools.convert_to_uint8(np.full((2, 2, 3), value, np.float32))
+
+
+# --- memory layouts, cameras that are not there, other kernels --------------------------------------------------
+
+
+def random_image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size_hw", [(48, 64), (64, 48), (90, 31), (20, 20)])
+def test_pixels_do_not_depend_on_how_they_lie_in_memory(size_hw):
+    image = random_image(*size_hw)
+    expected = image_tools.resize_with_pad(image, 32, 32)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    planes.flags.writeable = False  # as messages are decoded
+    larger = np.zeros((3, *np.multiply(size_hw, 2)), np.uint8)
+    larger[:, ::2, ::2] = planes
+    for other in (
+        planes.transpose(1, 2, 0),
+        larger[:, ::2, ::2].transpose(1, 2, 0),
+        image[..., ::-1].copy()[..., ::-1],
+    ):
+        np.testing.assert_array_equal(image_tools.resize_with_pad(other, 32, 32), expected)
+    stacked = np.stack([planes, planes]).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(image_tools.resize_with_pad(stacked, 32, 32), [expected, expected])
+
+
+def test_colors_are_weighted_by_alpha_however_pixels_lie():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+    expected = image_tools.resize_with_pad(image, 20, 20)
+    np.testing.assert_array_equal(image_tools.resize_with_pad(planes, 20, 20), expected)
+
+
+def test_a_black_image_without_memory_becomes_an_ordinary_one():
+    black = np.broadcast_to(np.zeros((), np.uint8), (2, 480, 640, 3))
+    resized = image_tools.resize_with_pad(black, 28, 28)
+    assert resized.shape == (2, 28, 28, 3) and resized.flags.writeable and not resized.any()
+    gray = np.broadcast_to(np.full((), 7, np.uint8), (480, 640, 3))
+    np.testing.assert_array_equal(
+        image_tools.resize_with_pad(gray, 28, 28), image_tools.resize_with_pad(np.array(gray), 28, 28)
+    )
+
+
+@pytest.fixture
+def defaults():
+    yield
+    image_tools.use_kernel("exact")
+    image_tools.use_threads(1)
+
+
+def test_cameras_resized_at_once_are_those_resized_one_by_one(defaults):
+    images = {name: random_image(40 + i, 60) for i, name in enumerate(("top", "left", "right"))}
+    images["small"] = random_image(16, 16)
+    alone = image_tools.resize_each(images, 16, 16)
+    image_tools.use_threads(3)
+    together = image_tools.resize_each(images, 16, 16)
+    assert list(together) == list(images)
+    for name, image in images.items():
+        np.testing.assert_array_equal(together[name], alone[name])
+        np.testing.assert_array_equal(alone[name], image_tools.resize_with_pad(image, 16, 16))
+
+
+def test_the_kernel_of_pytorch_is_one_gray_level_off_at_most_and_never_the_default(defaults):
+    pytest.importorskip("torch")
+    assert image_tools._kernel == "exact"
+    image = random_image(120, 160)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+    image.flags.writeable = planes.flags.writeable = False
+    cases = [image, planes, image[..., ::-1], image[::2, ::2]]
+    exact = [image_tools.resize_with_pad(case, 56, 56).astype(int) for case in cases]
+    image_tools.use_kernel("torch")
+    for case, expected in zip(cases, exact, strict=True):
+        difference = np.abs(image_tools.resize_with_pad(case, 56, 56) - expected)
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.02
+
+
+def test_a_kernel_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="expected one of exact, torch"):
+        image_tools.use_kernel("fast")

@@ -15,6 +15,10 @@ INTENDED = {
     # Trackers are off unless asked for, and never prompt; the published flag `--no-wandb-enabled` still parses.
     "wandb_enabled": lambda expected: False,
 }
+SELECTION = {
+    *("exclude_episodes", "exclude_findings", "exclude_kinds", "exclude_where"),
+    "validation_episodes",
+}
 # Fields that the reference does not have; their defaults change nothing.
 NEW_FIELDS = {
     "TrainConfig": {
@@ -53,9 +57,9 @@ NEW_FIELDS = {
         "skip_unused",
     },
     "AdamW": {"state_bits"},
-    "DataConfig": {"exclude_episodes", "local_files_only", "shuffle_buffer_size"},
+    "DataConfig": {*SELECTION, "local_files_only", "shuffle_buffer_size", "mixture"},
     "RLDSDroidDataConfig": {"shuffle_buffer_size"},
-    "factory": {"exclude_episodes", "use_quantile_norm"},
+    "factory": {*SELECTION, "use_quantile_norm"},
 }
 REQUIRED = "<required>"
 

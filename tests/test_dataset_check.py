@@ -111,6 +111,31 @@ def test_actions_that_are_late_in_all_episodes_are_found_without_another_to_comp
         assert "shift the column back" in finding.fix
 
 
+def with_a_quick_joint(arm: mistakes.Recorded, joint: int) -> mistakes.Recorded:
+    """The arm follows in 1.7 frames, and this joint of it in 0.7 to 1.1, in each episode in another time."""
+    rng = np.random.default_rng(1)
+    for episode, frames in enumerate(arm.episodes):
+        share, action, state = rng.uniform(-0.1, 0.3), frames[ACTION][:, joint], frames[STATE].copy()
+        state[1:, joint] = (1 - share) * action[:-1] + share * action[1:]
+        arm = arm.replace(episode, {**frames, STATE: state})
+    return arm
+
+
+def test_a_joint_that_follows_sooner_than_the_others_in_every_episode_is_not_late(arm):
+    assert of_code(in_tables(with_a_quick_joint(arm, 4)), "actions.late") == []
+
+
+@pytest.mark.parametrize(("frames", "code"), [(1, "actions.late"), (-1, "actions.early")])
+def test_a_joint_is_compared_with_itself_in_the_other_episodes(arm, frames, code):
+    quick = with_a_quick_joint(arm, 4)
+    action = quick.episodes[3][ACTION].copy()
+    action[:, 4] = np.roll(action[:, 4], frames)
+    action[:2, 4], action[-2:, 4] = action[2, 4], action[-3, 4]
+    found = of_code(in_tables(quick.replace(3, {**quick.episodes[3], ACTION: action})), code)
+    assert [(finding.episode, finding.dimension) for finding in found] == [(3, "wrist_turn")]
+    assert "1 frame later, as in the other episodes" in found[0].expected
+
+
 def in_tables(recorded: mistakes.Recorded) -> tuple[Finding, ...]:
     """What the fast half says, of a dataset on disk without its cameras."""
     with tempfile.TemporaryDirectory() as folder:

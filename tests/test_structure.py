@@ -217,7 +217,7 @@ def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
 def test_pytorch_is_imported_where_the_architecture_says_and_nowhere_else():
     assert _importers({"torch"}, outside="openpi.models_pytorch.") == {
         True: PYTORCH,
-        False: {"openpi.training.batch_arrays"},
+        False: {"openpi.training.batch_arrays", "openpi_client.image_tools"},
     }
 
 

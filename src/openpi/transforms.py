@@ -16,8 +16,8 @@ import numpy as np
 
 from openpi.shared import tree as _tree
 from openpi.shared.errors import missing_key
-from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.normalize import NormStats
+from openpi_client.image_tools import resize_each
 
 DataDict = dict[str, Any]
 
@@ -266,17 +266,18 @@ class ResizeImages:
     width: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        images = _require(data, "image", "ResizeImages")
-        return {**data, "image": {key: self._resized(key, np.asarray(image)) for key, image in images.items()}}
+        images = {key: np.asarray(image) for key, image in _require(data, "image", "ResizeImages").items()}
+        for key, image in images.items():
+            self._check(key, image)
+        return {**data, "image": resize_each(images, self.height, self.width)}
 
-    def _resized(self, key: str, image: np.ndarray) -> np.ndarray:
+    def _check(self, key: str, image: np.ndarray) -> None:
         # Floats pass where the size fits: they are in [-1, 1] then, as models take them. Of others we cannot tell.
         if image.shape[-3:-1] != (self.height, self.width) and image.dtype != np.uint8:
             raise ValueError(
                 f"image '{key}' is to be resized, for which it has to be uint8; it is {image.dtype}. Use "
                 "image_tools.convert_to_uint8 on floats in [0, 1] in the robot's inputs"
             )
-        return resize_with_pad(image, self.height, self.width)
 
 
 @dataclasses.dataclass(frozen=True)

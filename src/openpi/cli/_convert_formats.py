@@ -40,7 +40,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="frames per second; default: what the recordings say")
     parser.add_argument("--images", action="store_true", help="store cameras as images, without loss, instead of video")
     parser.add_argument("--swap-colors", action="store_true", help="the pictures are BGR, whatever the recording says")
-    parser.add_argument("--episodes", type=_places, help="places in the list of episodes, from 0, such as 0,3,7-12")
+    parser.add_argument("--episodes", type=places, help="places in the list of episodes, from 0, such as 0,3,7-12")
     parser.add_argument("--dry-run", action="store_true", help="show what would become of the first episode, and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     parser.add_argument("--skip-unusable", action="store_true", help="leave out episodes that are damaged or unlike")
@@ -132,7 +132,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
 
-def _places(text: str) -> tuple[int, ...]:
+def places(text: str) -> tuple[int, ...]:
     """`0,3,7-9` -> (0, 3, 7, 8, 9)."""
     places: list[int] = []
     for part in text.split(","):

@@ -128,7 +128,7 @@ def _dataset(config: TrainConfig) -> str:
     mixture = getattr(config.data, "datasets", ())
     if mixture:
         return "RLDS: " + " + ".join(f"{part.weight:g} {part.name}" for part in mixture)
-    return config.data.repo_id or "-"
+    return " + ".join(data.repo_id or "-" for data in config.data.members)
 
 
 def _data_config(config: TrainConfig) -> DataConfig:

@@ -14,20 +14,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openpi.cli import _dataset_shape
 from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
     from openpi.data.check.findings import Report
     from openpi.data.check.subject import Reading
 
-SUMMARY = "whether a dataset is whole and of one kind, with a report"
+SUMMARY = "whether a dataset is whole and of one kind; what is in it; split, merge, shrink"
 
 _MAX_JOBS = 8
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    args, overrides = _parser().parse_known_args(argv)
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    if args.verb != "check":
+        if overrides:
+            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        return _dataset_shape.run(args)
     configure_logging()
     try:
         _check_outputs(args)
@@ -44,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="openpi dataset", description=SUMMARY, allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="check")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     check = verbs.add_parser(
         "check",
+        help="everything that is wrong in a dataset, with episode, frame and name",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Fields of a recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
@@ -67,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--jobs", type=int, default=0, metavar="N", help="processes; default: one per core, at most 8")
     check.add_argument("--no-pictures", action="store_true", help="decode nothing: only tables and metadata")
+    _dataset_shape.add_parsers(verbs)
     return parser
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from openpi.cli.console import check_range, refuse
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.processor import wait_asleep
+from openpi_client import image_tools
 
 if TYPE_CHECKING:
     import ssl
@@ -40,6 +42,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 logger = logging.getLogger("openpi")
+
+_CAMERAS_AT_ONCE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Args:
         backend: what runs the model; default: PyTorch for model.safetensors, else JAX. Either runs every checkpoint.
         pytorch_device: such as cuda:1 or cpu; implies --backend pytorch.
         fp8: products in 8 bits, as `openpi calibrate-fp8` measured them; implies --backend pytorch.
+        image_kernel: what resizes cameras to the model's size: exact, as in training; or torch, which is about five
+            times as fast and one gray level off in 0.4 % of the values.
         max_batch: requests that wait are run together, so many at most; 1 = one at a time.
         batch_wait_ms: how long to wait for others after a batch of several; a lone client never waits.
         max_sessions: open at once; more are refused.
@@ -111,6 +117,7 @@ class Args:
     backend: Literal["jax", "pytorch"] | None = None
     pytorch_device: str | None = None
     fp8: bool = False
+    image_kernel: Literal["exact", "torch"] = "exact"
     max_batch: int = 8
     batch_wait_ms: float = 2.0
     max_sessions: int = 128
@@ -158,6 +165,8 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
             "debug": args.debug,
             "allowed_hosts": args.allowed_host,
         }
+        image_tools.use_kernel(args.image_kernel)
+        image_tools.use_threads(min(_CAMERAS_AT_ONCE, os.cpu_count() or 1))
         models = find_models(args)
         options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
     except (ValueError, LookupError, OSError, ImportError) as error:

@@ -8,11 +8,15 @@ where it reads some from a bucket, to its own assets folder.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openpi.cli.console import configure_logging
+
+if TYPE_CHECKING:
+    from openpi.training.config import TrainConfig
 
 SUMMARY = "normalisation statistics of a recipe's dataset, from its columns"
 
@@ -29,14 +33,23 @@ def main(argv: list[str] | None = None) -> int:
     from openpi.training import norm_stats
 
     try:
-        if arguments.compare:
-            print(_comparison(norm_stats.compare(config, max_frames=arguments.max_frames)))
-            return 0
-        path = norm_stats.own_path(config)
-        computed = norm_stats.compute(config, max_frames=arguments.max_frames, path=path)
+        for data in config.data.with_own_statistics:
+            alone = dataclasses.replace(config, data=data)
+            if arguments.compare:
+                print(_comparison(norm_stats.compare(alone, max_frames=arguments.max_frames)))
+            else:
+                _compute(alone, arguments.max_frames)
     except (ValueError, KeyError, OSError) as error:
         print(f"openpi stats: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _compute(config: TrainConfig, max_frames: int | None) -> None:
+    from openpi.training import norm_stats
+
+    path = norm_stats.own_path(config)
+    computed = norm_stats.compute(config, max_frames=max_frames, path=path)
     for key, stats in computed.stats.items():
         print(f"{key}\n{_table(stats, computed.names[key])}")
     print(f"{computed.num_frames} frames; written to {computed.path}")
@@ -46,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
             f"The recipe reads the statistics in {read}, which stay as they are. To train with these, add "
             f"--data.assets.assets-dir={config.assets_dirs}; to compare, use --compare"
         )
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

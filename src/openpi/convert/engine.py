@@ -67,7 +67,13 @@ def convert(
     with (
         WorkFolder(output) as scratch,
         LeRobotWriter(
-            output, fps=rate, features=features, robot_type=robot, overwrite=overwrite, scratch=scratch.path
+            output,
+            fps=rate,
+            features=features,
+            robot_type=robot,
+            overwrite=overwrite,
+            video_codec=options.codec,
+            scratch=scratch.path,
         ) as writer,
     ):
         plan = Plan(source, options, features, dict(writer.features), rate, robot, writer.encoder)

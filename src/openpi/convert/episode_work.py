@@ -36,6 +36,7 @@ class Options:
         task: for all episodes; None = what each recording says.
         fps: None = what the recordings say.
         use_videos: cameras as video; else as images, without any loss.
+        codec: of videos, `av1` or `h264`; None = the first of them that can be written here.
         swap_colors: the pictures are BGR, whatever the recording says.
         episodes: places in the list of episodes, from 0; None = all.
     """
@@ -45,6 +46,7 @@ class Options:
     use_videos: bool = True
     swap_colors: bool = False
     episodes: tuple[int, ...] | None = None
+    codec: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

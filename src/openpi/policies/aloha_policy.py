@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from openpi.policies.images import to_uint8_hwc
+from openpi.policies.images import black_like, to_uint8_hwc
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared.errors import listed, missing_key
 
@@ -110,7 +110,7 @@ def _camera_slots(data: dict) -> tuple[dict[str, np.ndarray], dict[str, np.bool_
         fix = "Send it; from a dataset, map a camera to it in the repack transform."
         raise missing_key("images/cam_high", [f"images/{n}" for n in images], wanted_by="AlohaInputs", fix=fix)
     parsed = {slot: to_uint8_hwc(images[n], f"images/{n}") for n, slot in known.items() if slot and n in images}
-    black = np.zeros_like(parsed["base_0_rgb"])
+    black = black_like(parsed["base_0_rgb"])
     slots = [slot for slot in known.values() if slot]
     return {s: parsed.get(s, black) for s in slots}, {s: np.bool_(s in parsed) for s in slots}
 

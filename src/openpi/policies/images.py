@@ -35,8 +35,14 @@ def to_uint8_hwc(image: np.ndarray, key: str) -> np.ndarray:
     image = np.asarray(image)
     layout = layout_of(image, key)
     _check_values(image, key)
-    hwc = np.moveaxis(image, 0, -1) if layout == "chw" else image
-    return convert_to_uint8(hwc)
+    hwc = image.transpose(1, 2, 0) if layout == "chw" else image
+    return hwc if hwc.dtype == np.uint8 else convert_to_uint8(hwc)
+
+
+def black_like(image: np.ndarray) -> np.ndarray:
+    """A black image of the same shape and dtype, for a camera that is not there: a single zero, read-only, which costs
+    nothing to make or to resize."""
+    return np.broadcast_to(np.zeros((), image.dtype), image.shape)
 
 
 def layout_of(image: np.ndarray, key: str) -> Layout:
@@ -79,7 +85,9 @@ def _check_values(image: np.ndarray, key: str) -> None:
 def channel_mean(image: np.ndarray) -> tuple[float, float, float]:
     """Mean of the three channels of an RGB image in either layout, 0..255."""
     sparse = to_uint8_hwc(image, "image")[::_STRIDE, ::_STRIDE]
-    red, green, blue = sparse.reshape(-1, 3).mean(axis=0).tolist()
+    # Whatever the layout; `mean` copies what does not lie together.
+    sums = np.einsum("hwc->c", sparse, dtype=np.int64)
+    red, green, blue = (sums / (sparse.shape[0] * sparse.shape[1])).tolist()
     return red, green, blue
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpi.models.model_config import IMAGE_KEYS, ModelType
-from openpi.policies.images import to_uint8_hwc
+from openpi.policies.images import black_like, to_uint8_hwc
 from openpi.policies.robot_spec import RobotSpec, VectorSpec
 from openpi.shared.errors import listed, missing_key
 from openpi.shared.tree import flatten
@@ -49,7 +49,7 @@ def robot_inputs(
     if not images:
         known = listed(camera.key for camera in spec.cameras if camera.slot is not None)
         raise ValueError(f"{wanted_by} found no camera; expected at least one of {known}")
-    black = np.zeros_like(next(iter(images.values())))
+    black = black_like(next(iter(images.values())))
     is_black_seen = model_type is ModelType.PI0_FAST
     return {
         "state": _state(leaves, spec.state),

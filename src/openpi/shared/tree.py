@@ -1,12 +1,14 @@
 """Parameter trees as flat `{'a/b/c': leaf}` maps, and how two of them differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> one dict keyed by '/'-joined paths."""
-    return dict(_walk(tree, ()))
+    flat: dict[str, Any] = {}
+    _collect(tree, "", flat)
+    return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +36,10 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     return lines
 
 
-def _walk(tree: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _collect(tree: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
+    """A loop without generators: every request passes here several times."""
     for key, value in tree.items():
-        path = (*prefix, key)
-        if isinstance(value, Mapping):
-            yield from _walk(value, path)
+        if isinstance(value, (dict, Mapping)):  # asked of a dict first, it is answered at once
+            _collect(value, f"{prefix}{key}/", flat)
         else:
-            yield "/".join(path), value
+            flat[prefix + key] = value

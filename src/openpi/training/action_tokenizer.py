@@ -87,6 +87,11 @@ def _normalised_chunks(config: Any, max_frames: int | None) -> tuple[np.ndarray,
         computed = norm_stats.compute(config)
         logger.info("normalisation statistics of %d frames written to %s", computed.num_frames, computed.path)
         data_config = config.data.create(config.assets_dirs, config.model)
+    if data_config.mixture:
+        raise ValueError(
+            "an action tokenizer is fitted to one dataset, and the recipe has a mixture; name a recipe of one of its "
+            "parts, and give its action_tokenizer_path to the mixture's model"
+        )
     stats: dict[str, normalize.NormStats] = data_config.norm_stats
     chunks, episodes = norm_stats.action_chunks(open_frames(data_config, config.model), max_frames=max_frames)
     to_model = transforms.Normalize({"actions": stats["actions"]}, use_quantiles=data_config.use_quantile_norm)

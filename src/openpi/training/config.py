@@ -36,6 +36,7 @@ from openpi.training.data_config import (
     RLDSDroidDataConfig,
     SimpleDataConfig,
 )
+from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 
 __all__ = [
     "AssetsConfig",
@@ -46,6 +47,8 @@ __all__ = [
     "LeRobotAlohaDataConfig",
     "LeRobotDROIDDataConfig",
     "LeRobotLiberoDataConfig",
+    "MixtureDataConfig",
+    "MixturePart",
     "ModelTransformFactory",
     "RLDSDroidDataConfig",
     "SimpleDataConfig",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi import transforms
+from openpi.data.selection import ERRORS, Selection
 from openpi.models import tokenizer as _tokenizer
 from openpi.models.model_config import IMAGE_RESOLUTION, BaseModelConfig, ModelType
 from openpi.policies import aloha_policy, data_half, droid_policy, libero_policy, ur5_policy
@@ -69,7 +70,10 @@ class DataConfig:
         prompt_from_task: put the text of the frame's task under `prompt`.
         rlds_data_dir, action_space, datasets, shuffle_buffer_size: of DROID in RLDS form.
         local_files_only: never ask the hub for the dataset, as in configs of the first release.
-        exclude_episodes: numbers of episodes that are neither trained on nor validated with, because they are spoilt.
+        exclude_episodes, exclude_findings, exclude_kinds, exclude_where: episodes that are neither trained on nor
+            validated with, because they are spoilt; see `Selection`.
+        validation_episodes: numbers of episodes held out of training for validation.
+        mixture: all datasets of a mixture, this one the first; empty = there is only this one.
     """
 
     repo_id: str | None = None
@@ -87,6 +91,21 @@ class DataConfig:
     shuffle_buffer_size: Count = DROID_SHUFFLE_BUFFER
     local_files_only: bool = False
     exclude_episodes: Sequence[WholeNumber] = ()
+    exclude_findings: str | None = None
+    exclude_kinds: Sequence[str] = ERRORS
+    exclude_where: str | None = None
+    validation_episodes: Sequence[WholeNumber] = ()
+    mixture: Sequence[MixedDataset] = dataclasses.field(default=(), metadata=HIDDEN)
+
+    @property
+    def members(self) -> tuple[DataConfig, ...]:
+        """The datasets that are read: those of a mixture, or this one."""
+        return tuple(part.config for part in self.mixture) or (self,)
+
+    @property
+    def selection(self) -> Selection:
+        """Which episodes are left out."""
+        return Selection(self.exclude_episodes, self.exclude_findings, self.exclude_kinds, self.exclude_where)
 
     @property
     def stream_format(self) -> str | None:
@@ -96,9 +115,25 @@ class DataConfig:
     @property
     def dataset_name(self) -> str | None:
         """For messages; None in recipes that only serve."""
+        if self.mixture:
+            return " + ".join(f"{part.share:.4g} {part.config.repo_id}" for part in self.mixture)
         if self.rlds_data_dir is None:
             return self.repo_id
         return " and ".join(f"{Path(self.rlds_data_dir) / each.name / each.version}" for each in self.datasets)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedDataset:
+    """A dataset of a mixture, expanded.
+
+    Attributes:
+        share: of all samples.
+        stats_dir: folder of its statistics; see `DataConfigFactory.stats_dir`.
+    """
+
+    config: DataConfig
+    share: float
+    stats_dir: str | None = None
 
 
 GroupFactory = Callable[[BaseModelConfig], transforms.Group]
@@ -154,6 +189,11 @@ class DataConfigFactory(abc.ABC):
         base_config: values for the `DataConfig` fields that the factory does not set itself.
         use_quantile_norm: None = what the model family was published with (quantiles for all but pi0).
         exclude_episodes: numbers of episodes of the dataset to leave out, such as those that are spoilt.
+        exclude_findings: file of `openpi dataset check --json`; episodes with findings are left out.
+        exclude_kinds: which findings: severities (`error`, `warning`), groups (`videos`), codes (`videos.frozen`).
+        exclude_where: condition on episodes to leave out, such as `length < 50 or max(abs(diff(action))) > 0.5`.
+        validation_episodes: numbers of episodes to hold out of training for validation, by name instead of
+            `holdout_episodes`.
     """
 
     repo_id: str | None = None
@@ -161,6 +201,10 @@ class DataConfigFactory(abc.ABC):
     base_config: DataConfig | None = dataclasses.field(default=None, metadata=HIDDEN)
     use_quantile_norm: bool | None = dataclasses.field(default=None, kw_only=True)
     exclude_episodes: Sequence[WholeNumber] = dataclasses.field(default=(), kw_only=True)
+    exclude_findings: str | None = dataclasses.field(default=None, kw_only=True)
+    exclude_kinds: Sequence[str] = dataclasses.field(default=ERRORS, kw_only=True)
+    exclude_where: str | None = dataclasses.field(default=None, kw_only=True)
+    validation_episodes: Sequence[WholeNumber] = dataclasses.field(default=(), kw_only=True)
 
     @abc.abstractmethod
     def create(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
@@ -173,14 +217,29 @@ class DataConfigFactory(abc.ABC):
     def create_base_config(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
         """`base_config` with the fields that every factory sets: names, statistics, kind of normalisation."""
         by_model = model_config.model_type is not ModelType.PI0
+        base = self.base_config or DataConfig()
         return dataclasses.replace(
-            self.base_config or DataConfig(),
+            base,
             repo_id=self.repo_id,
             asset_id=self.asset_id,
             norm_stats=self._load_norm_stats(assets_dirs),
             use_quantile_norm=by_model if self.use_quantile_norm is None else self.use_quantile_norm,
-            exclude_episodes=(*(self.base_config or DataConfig()).exclude_episodes, *self.exclude_episodes),
+            exclude_episodes=(*base.exclude_episodes, *self.exclude_episodes),
+            exclude_findings=self.exclude_findings or base.exclude_findings,
+            exclude_kinds=base.exclude_kinds if self.exclude_kinds == ERRORS else self.exclude_kinds,
+            exclude_where=self.exclude_where or base.exclude_where,
+            validation_episodes=(*base.validation_episodes, *self.validation_episodes),
         )
+
+    @property
+    def members(self) -> tuple[DataConfigFactory, ...]:
+        """The datasets that are read, each as a data half of its own."""
+        return (self,)
+
+    @property
+    def with_own_statistics(self) -> tuple[DataConfigFactory, ...]:
+        """Those of which statistics are computed, each on its own."""
+        return (self,)
 
     @property
     def asset_id(self) -> str | None:

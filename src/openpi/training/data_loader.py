@@ -19,6 +19,7 @@ from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
 from openpi.models.model_config import ArraySpec, BaseModelConfig
 from openpi.shared import published
 from openpi.shared.errors import missing_key
@@ -72,7 +73,7 @@ def create_batch_loader(
 
     Args:
         config: a `TrainConfig`; `batch_size` is that of all processes together.
-        split: `train` leaves out the episodes held out by `config.holdout_episodes`, `val` reads only those.
+        split: `train` leaves out the episodes held out for validation, `val` reads only those.
         num_batches: stop after so many; None = endless.
         num_workers: None = the recipe's.
         skip_norm_stats: feed un-normalised values.
@@ -85,25 +86,58 @@ def create_batch_loader(
         FileNotFoundError, KeyError: the dataset is missing, or lacks a feature that the recipe reads.
     """
     data_config = expanded(config) if data_config is None else data_config
-    dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
-    chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
-    if keep_padding_flags:
-        chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)
+    choices = {"skip_norm_stats": skip_norm_stats, "keep_padding_flags": keep_padding_flags}
     order: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "shuffle": shuffle, "part": part}
     work: dict[str, Any] = {
         "num_workers": config.num_workers if num_workers is None else num_workers,
         "num_batches": num_batches,
         "name": data_config.dataset_name,
     }
+    if data_config.mixture:
+        return _mixture_loader(config, data_config, split, choices, order, work)
+    dataset, chain = _opened(config, data_config, split, **choices)
     if isinstance(dataset, Stream):
         return SourceLoader(dataset.batches(**order), DecodeAndTransform(chain), **work)
     return BatchLoader(TransformedDataset(dataset, chain), **order, **work)
 
 
+def _opened(
+    config: Any, data_config: DataConfig, split: Split, *, skip_norm_stats: bool, keep_padding_flags: bool
+) -> tuple[Dataset | Stream, Sequence[Callable[[Sample], Sample]]]:
+    """One dataset, and what its samples go through."""
+    dataset = create_dataset(data_config, config.model, _episodes_of(config, data_config, split))
+    chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
+    if keep_padding_flags:
+        chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)
+    return dataset, chain
+
+
+def _mixture_loader(
+    config: Any,
+    data_config: DataConfig,
+    split: Split,
+    choices: Mapping[str, bool],
+    order: Mapping[str, Any],
+    work: Mapping[str, Any],
+) -> SourceLoader:
+    """Of `val`, the parts that hold something out."""
+    parts = [part for part in data_config.mixture if split != "val" or holds_out(config, part.config)]
+    datasets = []
+    for part in parts:
+        dataset, chain = _opened(config, part.config, split, **choices)
+        assert not isinstance(dataset, Stream)
+        datasets.append(TransformedDataset(dataset, chain))
+    mixed = [
+        MixedIn(str(part.config.repo_id), len(dataset), share)
+        for part, dataset, share in zip(parts, datasets, shares([part.share for part in parts]), strict=True)
+    ]
+    return SourceLoader(MixtureSource(mixed, **order), ConcatenatedDataset(datasets).__getitem__, **work)
+
+
 def create_dataset(
     data_config: DataConfig, model_config: BaseModelConfig, episodes: Sequence[int] | None = None
 ) -> Dataset | Stream:
-    """The samples of a recipe before any transform.
+    """The samples of a recipe before any transform; of a mixture, those of its first dataset.
 
     Cameras that the repack transform does not mention are not decoded. Data in RLDS form have no random access, only
     an order.
@@ -136,15 +170,9 @@ def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[in
     """Numbers of the episodes that the recipe does not exclude; None = it excludes none.
 
     Raises:
-        ValueError: it excludes all.
+        ValueError: it excludes all; or as `Selection.excluded`.
     """
-    if not data_config.exclude_episodes:
-        return None
-    excluded = _excluded(data_config, metadata)
-    kept = [episode.index for episode in metadata.episodes if episode.index not in excluded]
-    if not kept:
-        raise ValueError(f"exclude_episodes leaves none of the {len(metadata.episodes)} episodes of {metadata.root}")
-    return kept
+    return data_config.selection.kept(metadata) if data_config.selection else None
 
 
 def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, Sample]]:
@@ -326,21 +354,15 @@ def expanded(config: Any) -> DataConfig:
 def _episodes_of(config: Any, data_config: DataConfig, split: Split) -> list[int] | None:
     """None = all. Fake data has no episodes, and so nothing to hold out."""
     check_holdout(config, data_config)
-    if split == "all" or not config.holdout_episodes or data_config.repo_id in (None, FAKE_REPO_ID):
+    if split == "all" or not holds_out(config, data_config) or data_config.repo_id in (None, FAKE_REPO_ID):
         return None
     train, held = holdout_split(config, open_metadata(data_config), data_config)
     return train if split == "train" else held
 
 
-def _excluded(data_config: DataConfig, metadata: LeRobotMetadata) -> set[int]:
-    excluded = set(data_config.exclude_episodes)
-    numbers = {episode.index for episode in metadata.episodes}
-    if unknown := sorted(excluded - numbers):
-        raise ValueError(
-            f"exclude_episodes has {unknown}, and {metadata.root} has no such episodes; expected some of its "
-            f"{len(numbers)} numbers, {min(numbers, default=0)} to {max(numbers, default=0)}"
-        )
-    return excluded
+def holds_out(config: Any, data_config: DataConfig) -> bool:
+    """Whether a recipe keeps episodes for validation, by number or by name, in any of its datasets."""
+    return bool(config.holdout_episodes or any(member.validation_episodes for member in data_config.members))
 
 
 def holdout_split(config: Any, metadata: LeRobotMetadata, data_config: DataConfig) -> tuple[list[int], list[int]]:
@@ -352,23 +374,42 @@ def holdout_split(config: Any, metadata: LeRobotMetadata, data_config: DataConfi
         ValueError: nothing is left of either.
     """
     numbers = [episode.index for episode in metadata.episodes]
-    excluded = _excluded(data_config, metadata)
-    parts = split_episodes(len(numbers), config.holdout_episodes, config.seed)
-    train, held = ([numbers[i] for i in part if numbers[i] not in excluded] for part in parts)
-    if not train or not held:
+    excluded = data_config.selection.excluded(metadata)
+    held = _held_out(config, numbers, data_config, metadata.root)
+    train = [number for number in numbers if number not in held and number not in excluded]
+    validation = [number for number in numbers if number in held and number not in excluded]
+    if not train or not validation:
         raise ValueError(
-            f"exclude_episodes leaves {len(train)} episodes to train on and {len(held)} of those held out "
-            f"(holdout_episodes={config.holdout_episodes:g}); exclude fewer, or hold out others"
+            f"{data_config.selection or 'holding out'} leaves {len(train)} episodes to train on and {len(validation)} "
+            f"of those held out ({len(held)} of {len(numbers)}); exclude fewer, or hold out others"
         )
-    return train, held
+    return train, validation
+
+
+def _held_out(config: Any, numbers: Sequence[int], data_config: DataConfig, root: Path) -> set[int]:
+    """Numbers of the episodes held out, those that are excluded too among them."""
+    if not data_config.validation_episodes:
+        return {numbers[i] for i in split_episodes(len(numbers), config.holdout_episodes, config.seed)[1]}
+    if unknown := sorted(set(data_config.validation_episodes) - set(numbers)):
+        raise ValueError(
+            f"validation_episodes has {unknown}, and {root} has no such episodes; expected some of its {len(numbers)} "
+            f"numbers, {min(numbers)} to {max(numbers)}"
+        )
+    return set(data_config.validation_episodes)
 
 
 def check_holdout(config: Any, data_config: DataConfig) -> None:
-    """Raises ValueError where episodes cannot be held out."""
-    if config.holdout_episodes and data_config.rlds_data_dir is not None:
+    """Raises ValueError where episodes cannot be held out, or are in two ways."""
+    if config.holdout_episodes and any(member.validation_episodes for member in data_config.members):
         raise ValueError(
-            f"holdout_episodes={config.holdout_episodes:g}, but data in RLDS form are a stream without a list of "
-            "episodes to choose from; set it to 0"
+            f"holdout_episodes={config.holdout_episodes:g} draws episodes to hold out, and data.validation_episodes "
+            "names some; set one of the two"
+        )
+    if holds_out(config, data_config) and data_config.rlds_data_dir is not None:
+        names = list(data_config.validation_episodes)
+        field = f"data.validation_episodes={names}" if names else f"holdout_episodes={config.holdout_episodes:g}"
+        raise ValueError(
+            f"{field}, but data in RLDS form are a stream without a list of episodes to choose from; leave it out"
         )
 
 

@@ -25,9 +25,14 @@ def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
     """The folder of a recipe's dataset, and what the recipe makes of it.
 
     Raises:
-        ValueError: it names no dataset in LeRobot form.
+        ValueError: it names no dataset in LeRobot form, or several.
     """
     data_config = config.data.create(config.assets_dirs, config.model)
+    if data_config.mixture:
+        raise ValueError(
+            f"recipe '{config.name}' has a mixture; check its datasets one by one: "
+            f"{', '.join(str(member.repo_id) for member in data_config.members)}"
+        )
     metadata_root = data_loader.open_root(data_config)
     return metadata_root, _reading(data_config, config.model.action_horizon, _metadata_or_none(metadata_root))
 
@@ -57,11 +62,13 @@ def warn_of_findings(dataset: Any, data_config: DataConfig, horizon: int) -> Non
 
 def _reading(data_config: DataConfig, horizon: int, metadata: LeRobotMetadata | None) -> Reading:
     columns = None if metadata is None else data_loader.features_read(data_config, metadata)
+    numbered = data_config.exclude_episodes
+    excluded = numbered if metadata is None else data_config.selection.excluded(metadata)
     return Reading(
         action_keys=tuple(data_config.action_sequence_keys),
         columns=columns,
         horizon=horizon,
-        excluded=frozenset(data_config.exclude_episodes),
+        excluded=frozenset(excluded),
         needs_tasks=data_config.prompt_from_task,
     )
 

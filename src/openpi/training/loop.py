@@ -305,8 +305,9 @@ class _Extras:
     def _write_assets(self, assets: Path) -> None:
         assets.mkdir()
         data_config = self.data.config
-        if data_config.norm_stats is not None and data_config.asset_id is not None:
-            normalize.save(assets / data_config.asset_id, data_config.norm_stats)
+        for member in data_config.members:
+            if member.norm_stats is not None and member.asset_id is not None:
+                normalize.save(assets / member.asset_id, member.norm_stats)
         tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
         if tokenizer_path is not None:
             model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()

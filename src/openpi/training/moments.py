@@ -105,8 +105,9 @@ def others(
     """Frames of all episodes but some: float[n s] states as the statistics see them, float[n ah w] actions of the
     robot. No image is read; none where no episode is left.
     """
-    excluded = sorted({*data_config.exclude_episodes, *episodes})
-    if len(excluded) >= len(data_loader.open_metadata(data_config).episodes):
+    metadata = data_loader.open_metadata(data_config)
+    excluded = sorted({*data_config.selection.excluded(metadata), *episodes})
+    if len(excluded) >= len(metadata.episodes):
         return np.zeros((0, 1)), np.zeros((0, config.model.action_horizon, 1))
     frames = tabular_frames.TabularFrames(
         dataclasses.replace(data_config, exclude_episodes=tuple(excluded)), config.model
@@ -135,8 +136,9 @@ def chosen(
         raise ValueError(
             f"episodes {unknown} are not in {metadata.root}, which has {len(numbers)}: {min(numbers)} to {max(numbers)}"
         )
-    held = data_loader.holdout_split(config, metadata, data_config)[1] if config.holdout_episodes else []
-    unseen = {*held, *data_config.exclude_episodes}
+    is_split = data_loader.holds_out(config, data_config.members[0])
+    held = data_loader.holdout_split(config, metadata, data_config)[1] if is_split else []
+    unseen = {*held, *data_config.selection.excluded(metadata)}
     found = list(wanted) if wanted else spread(held or numbers, at_most)
     return found, set(found) <= unseen
 

@@ -10,7 +10,7 @@ as well, and at the first difference (or error) the whole dataset is done sample
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check
 from openpi.training.data_config import DataConfig
-from openpi.training.tabular_frames import Block, Frames, open_frames
+from openpi.training.tabular_frames import Block, Frames, open_members
 
 logger = logging.getLogger("openpi")
 
@@ -67,7 +67,7 @@ def compute(config: Any, *, max_frames: int | None = None, path: Path | None = N
     """
     path = path or norm_stats_path(config)
     data_config = config.data.create(config.assets_dirs, config.model)
-    raw, num_frames = _compute(open_frames(data_config, config.model), max_frames)
+    raw, num_frames = _compute(open_members(data_config, config.model), max_frames)
     stats, messages, names = {}, [], {}
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
@@ -108,7 +108,7 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
         raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
     source, use_quantiles = str(config.data.stats_dir(config.assets_dirs)), data_config.use_quantile_norm
     stats_check.check(data_config.norm_stats, source=source, use_quantiles=use_quantiles, dims=stats_dims(data_config))
-    found = compute_norm_stats(open_frames(data_config, config.model), max_frames=max_frames)
+    found, _ = _compute(open_members(data_config, config.model), max_frames)
     rows = []
     for key, data in found.items():
         used = data_config.norm_stats.get(key)
@@ -173,24 +173,46 @@ def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict
     Raises:
         KeyError: the transforms give no `state` or no `actions`.
     """
-    return _compute(frames, max_frames)[0]
+    return _compute([(1.0, frames)], max_frames)[0]
 
 
-def _compute(frames: Frames, max_frames: int | None) -> tuple[dict[str, normalize.NormStats], int]:
-    """The statistics, and the number of frames looked at."""
-    try:
-        parts = [_together(frames, blocks) for _, blocks in frames.parts(max_frames)]
-    except _NotVectorizableError as reason:
-        logger.info("computing statistics sample by sample: %s", reason)
-        parts = [_one_by_one(frames, blocks) for _, blocks in frames.parts(max_frames)]
-    counts = [part["state"].count for part in parts]
-    per_frame = [weight / max(1, n) for (weight, _), n in zip(frames.parts(max_frames), counts, strict=True)]
+def _compute(
+    members: Sequence[tuple[float, Frames]], max_frames: int | None
+) -> tuple[dict[str, normalize.NormStats], int]:
+    """The statistics, and the number of frames looked at, of datasets with their shares."""
+    parts = [part for share, frames in members for part in _weighted(share, frames, max_frames)]
+    counts = [part["state"].count for _, part in parts]
+    per_frame = [weight / max(1, n) for (weight, _), n in zip(parts, counts, strict=True)]
     total = {key: normalize.RunningStats() for key in STATS_KEYS}
-    for part, share in zip(parts, per_frame, strict=True):
+    for (_, part), share in zip(parts, per_frame, strict=True):
         times = 1 if len(parts) == 1 else round(_WEIGHT_STEPS * share / min(per_frame))
         for key, running in part.items():
-            total[key].merge(running.repeated(times))
+            _merge(total[key], key, running.repeated(times))
     return {key: running.get_statistics() for key, running in total.items()}, sum(counts)
+
+
+def _weighted(
+    share: float, frames: Frames, max_frames: int | None
+) -> list[tuple[float, dict[str, normalize.RunningStats]]]:
+    if max_frames is not None and share < 1:
+        max_frames = max(1, round(max_frames * share))
+    parts = frames.parts(max_frames)
+    try:
+        found = [_together(frames, blocks) for _, blocks in parts]
+    except _NotVectorizableError as reason:
+        logger.info("computing statistics sample by sample: %s", reason)
+        found = [_one_by_one(frames, blocks) for _, blocks in frames.parts(max_frames)]
+    return [(share * weight, part) for (weight, _), part in zip(parts, found, strict=True)]
+
+
+def _merge(total: normalize.RunningStats, key: str, part: normalize.RunningStats) -> None:
+    if total.count and total.num_dims != part.num_dims:
+        raise ValueError(
+            f"'{key}' has {total.num_dims} dimensions in one dataset of the mixture and {part.num_dims} in another, so "
+            "they cannot share statistics; set statistics='own' of the mixture, or bring the parts to one width by "
+            "their transforms"
+        )
+    total.merge(part)
 
 
 def _together(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.RunningStats]:

@@ -26,7 +26,7 @@ from openpi.shared.tree import flatten, unflatten
 from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, seen, stats_in_use, tracking
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
-from openpi.training.data_config import DataConfig
+from openpi.training.data_config import DataConfig, MixedDataset
 from openpi.training.first_look import FirstLook
 from openpi.training.robot_actions import with_recorded_limits
 from openpi.training.streams import Stream
@@ -67,8 +67,7 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
         tracking.check_installed(config)
     _check_dataset_name(config)
     _warn_of_deltas_of_deltas(config)
-    if config.holdout_episodes:
-        data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
+    data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
     recipe_io.recipe_values(config)  # raises what saving it would
     adapters.check_recipe(config, backend)
     backend.check()
@@ -90,18 +89,17 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
 
 
 def _check_dataset_name(config: TrainConfig) -> None:
-    repo_id = config.data.repo_id
-    rlds_data_dir = getattr(config.data, "rlds_data_dir", None)
-    if repo_id is None and rlds_data_dir is None:
-        raise ValueError(
-            f"recipe '{config.name}' has no dataset: it serves a released checkpoint. Name one with --data.repo-id, or "
-            "train another recipe"
-        )
-    values = {"data.repo_id": repo_id, "data.rlds_data_dir": rlds_data_dir}
-    for field, value in values.items():
-        if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
-            flag = field.replace("_", "-")
-            raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
+    for data in config.data.members:
+        rlds_data_dir = getattr(data, "rlds_data_dir", None)
+        if data.repo_id is None and rlds_data_dir is None:
+            raise ValueError(
+                f"recipe '{config.name}' has no dataset: it serves a released checkpoint. Name one with "
+                "--data.repo-id, or train another recipe"
+            )
+        for field, value in {"data.repo_id": data.repo_id, "data.rlds_data_dir": rlds_data_dir}.items():
+            if value is not None and any(placeholder in str(value) for placeholder in _PLACEHOLDERS):
+                flag = field.replace("_", "-")
+                raise ValueError(f"{field}={value!r} is a placeholder of recipe '{config.name}'; set it with --{flag}")
 
 
 def _warn_of_deltas_of_deltas(config: TrainConfig) -> None:
@@ -181,13 +179,22 @@ def with_usable_statistics(
     Raises:
         ValueError: the statistics cannot be used; or a transform fails.
     """
+    folders = [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
+    members = zip(data_config.members, folders, strict=True)
+    found = [
+        stats_in_use.usable(member, folder, _stats_widths(config, member), checkpoint) for member, folder in members
+    ]
+    return stats_in_use.with_stats(data_config, found)
+
+
+def _stats_widths(config: TrainConfig, data_config: DataConfig) -> dict[str, int]:
+    """Of `state` and `actions` of a sample when it is normalised."""
     dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
     before = tuple(itertools.takewhile(lambda step: not isinstance(step, transforms.Normalize), chain))
     where, sample = data_loader.samples_of(dataset, 1)[0]
     raw = _run_chain(sample, before, data_config, where=where)[2]
-    widths = {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
-    return stats_in_use.usable(config, data_config, widths, checkpoint)
+    return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
 
 
 def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
@@ -216,7 +223,32 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     look.warn()
     if processes.is_first():
         dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
+    for member in data_config.members[1:]:
+        _check_mixed_in(config, member, mades[0])
     return contract
+
+
+def _check_mixed_in(config: TrainConfig, data_config: DataConfig, made_of_first: Mapping[str, Any]) -> None:
+    """Raises ValueError unless samples of another dataset of a mixture can be in one batch with those of the first."""
+    dataset = data_loader.create_dataset(data_config, config.model)
+    chain = data_loader.input_transforms(data_config, dataset)
+    look = FirstLook(config, data_config)
+    for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
+        client, _, made = _run_chain(sample, chain, data_config, where=where, look=look)
+        _check_model_inputs(config, data_config, made)
+        look.round_trip(client, made)
+        first, found = flatten(dict(made_of_first)), flatten(made)
+        others = first.keys() ^ found.keys()
+        others |= {key for key in first.keys() & found.keys() if np.shape(first[key]) != np.shape(found[key])}
+        if others:
+            raise ValueError(
+                f"the samples of {data_config.dataset_name} are not like those of the first dataset of the mixture in "
+                f"{sorted(others)}: {_described(made)}; the first has {_described(made_of_first)}. Make them alike in "
+                "the transforms of the part"
+            )
+    look.warn()
+    if processes.is_first():
+        dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
 
 
 def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> None:
@@ -347,19 +379,31 @@ def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...
 
 def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int) -> Any | None:
     """At most one pass over the episodes held out, in batches that fit however few frames there are."""
-    if not config.holdout_episodes:
+    if not data_loader.holds_out(config, data_config):
         return None
+    parts = data_config.mixture or (MixedDataset(data_config, 1.0),)
+    held = [
+        (part.share, *_held_out(config, part.config)) for part in parts if data_loader.holds_out(config, part.config)
+    ]
+    total_share = sum(share for share, _, _ in held)
+    # Of a mixture: until the first of its parts has been passed through.
+    num_episodes = sum(episodes for _, episodes, _ in held)
+    num_frames = min(int(frames * total_share / share) for share, _, frames in held)
+    batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
+    if batch_size == 0:
+        raise ValueError(f"the {num_episodes} episodes held out give {num_frames} frames; hold out more")
+    small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
+    num_batches = min(config.eval_batches, num_frames // batch_size)
+    logger.info("held out for validation: %d episodes, %d frames", num_episodes, num_frames)
+    return _loader(small, data_config, split="val", num_batches=num_batches)
+
+
+def _held_out(config: TrainConfig, data_config: DataConfig) -> tuple[int, int]:
+    """Numbers of episodes and of frames that a dataset holds out."""
     metadata = data_loader.open_metadata(data_config)
     _, held = data_loader.holdout_split(config, metadata, data_config)
     lengths = {episode.index: episode.length for episode in metadata.episodes}
-    num_frames = sum(lengths[episode] for episode in held)
-    batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
-    if batch_size == 0:
-        raise ValueError(f"holdout_episodes={config.holdout_episodes} holds {num_frames} frames; hold out more")
-    small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
-    num_batches = min(config.eval_batches, num_frames // batch_size)
-    logger.info("held out for validation: %d episodes, %d frames", len(held), num_frames)
-    return _loader(small, data_config, split="val", num_batches=num_batches)
+    return len(held), sum(lengths[episode] for episode in held)
 
 
 def check_disk_space(config: TrainConfig, needed: int) -> None:

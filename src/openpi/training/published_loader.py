@@ -238,6 +238,10 @@ def create_torch_dataset(data_config: DataConfig, action_horizon: int, model_con
             f"the recipe reads data in RLDS form ({data_config.rlds_data_dir}), which have no random access; use "
             "create_rlds_dataset"
         )
+    if data_config.mixture:
+        raise ValueError(
+            "the recipe has a mixture of datasets, each with transforms of its own; use create_data_loader"
+        )
     of_horizon = dataclasses.replace(model_config, action_horizon=action_horizon)
     dataset = cast(Dataset, data_loader.create_dataset(data_config, of_horizon))
     prompt = data_loader.prompt_transforms(data_config, dataset)

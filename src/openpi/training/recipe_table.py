@@ -32,7 +32,15 @@ from openpi.policies import (
     ur5_policy,
 )
 from openpi.shared import moved_modules, normalize, plugins
-from openpi.training import config, data_config, droid_rlds_dataset, freeze, optimizer, weight_loaders
+from openpi.training import (
+    config,
+    data_config,
+    droid_rlds_dataset,
+    freeze,
+    mixture_config,
+    optimizer,
+    weight_loaders,
+)
 from openpi.training.recipes import calvin, roboarena, tabletop
 
 ENTRY_POINTS = "openpi.recipe_types"
@@ -98,6 +106,10 @@ TYPES: tuple[Entry, ...] = (
         data_config.LeRobotLiberoDataConfig,
         data_config.LeRobotUR5DataConfig,
         data_config.RLDSDroidDataConfig,
+    ),
+    *(
+        Entry(value, f"data.{value.__name__}")
+        for value in (mixture_config.MixtureDataConfig, mixture_config.MixturePart)
     ),
     *entries(
         "data",

@@ -26,14 +26,16 @@ class Requirement:
 def requirements(config: TrainConfig) -> list[Requirement]:
     """What training the recipe takes that does not lie on this machine by its nature."""
     found = [Requirement("weights", url) for url in _urls(config.weight_loader)]
-    statistics = config.data.stats_dir(config.assets_dirs)
-    if statistics is not None and "://" in statistics:
-        found.append(Requirement("statistics", statistics))
+    for data in config.data.with_own_statistics:
+        statistics = data.stats_dir(config.assets_dirs)
+        if statistics is not None and "://" in statistics:
+            found.append(Requirement("statistics", statistics))
     found += tokenizers(config)
     for dataset in getattr(config.data, "datasets", ()):
         found += [Requirement("frame ranges", url) for url in _urls(dataset)]
-    if (name := config.data.repo_id) is not None and _is_hub_name(name) and not hasattr(config.data, "rlds_data_dir"):
-        found.append(Requirement("dataset", f"hf://datasets/{name}"))
+    for data in config.data.members:
+        if (name := data.repo_id) is not None and _is_hub_name(name) and not hasattr(data, "rlds_data_dir"):
+            found.append(Requirement("dataset", f"hf://datasets/{name}"))
     return found
 
 

@@ -21,7 +21,7 @@ _EPISODES, _FRAMES = 40, 3
 def trained_on(config: TrainConfig, data_config: DataConfig) -> list[int]:
     """Numbers of the episodes that the recipe neither excludes nor holds out."""
     metadata = data_loader.open_metadata(data_config)
-    if config.holdout_episodes:
+    if data_loader.holds_out(config, data_config.members[0]):
         return data_loader.holdout_split(config, metadata, data_config)[0]
     kept = data_loader.kept_episodes(data_config, metadata)
     return [episode.index for episode in metadata.episodes] if kept is None else kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.policies.policy_config import stats_dims
@@ -30,16 +31,31 @@ def read(config: TrainConfig, checkpoint: Checkpoint | None = None) -> DataConfi
     processes.on_first("computing the statistics", lambda: _ensure(config, checkpoint))
     with processes.together("reading the statistics"):
         data_config = config.data.create(config.assets_dirs, config.model)
-        own = _of_the_run(config, data_config, checkpoint)
-    return dataclasses.replace(data_config, norm_stats=_of_first(own, where=config.data.stats_dir(config.assets_dirs)))
+        folder = config.data.stats_dir(config.assets_dirs)
+        folders = [part.stats_dir for part in data_config.mixture] or [folder]
+        found = [
+            _of_the_run(member, where, checkpoint) for member, where in zip(data_config.members, folders, strict=True)
+        ]
+    return with_stats(data_config, [_of_first(own, where) for own, where in zip(found, folders, strict=True)])
+
+
+def with_stats(data_config: DataConfig, stats: Sequence[Stats | None]) -> DataConfig:
+    """The data half with other statistics, one for each of its members."""
+    parts = [
+        dataclasses.replace(part, config=dataclasses.replace(part.config, norm_stats=own))
+        for part, own in zip(data_config.mixture, stats if data_config.mixture else (), strict=True)
+    ]
+    return dataclasses.replace(data_config, norm_stats=stats[0], mixture=tuple(parts))
 
 
 def usable(
-    config: TrainConfig, data_config: DataConfig, widths: dict[str, int], checkpoint: Checkpoint | None = None
-) -> DataConfig:
+    data_config: DataConfig, folder: str | None, widths: dict[str, int], checkpoint: Checkpoint | None = None
+) -> Stats | None:
     """The statistics to train on.
 
     Args:
+        data_config: of one dataset.
+        folder: where its statistics are.
         widths: of `state` and `actions`, as they are normalised.
         checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
     Raises:
@@ -47,29 +63,30 @@ def usable(
     """
     found = data_config.norm_stats
     if found is None:
-        return data_config
-    source = str(config.data.stats_dir(config.assets_dirs) if checkpoint is None else checkpoint)
+        return None
+    source = str(folder if checkpoint is None else checkpoint)
     use_quantiles = data_config.use_quantile_norm
     dims = dataclasses.replace(stats_dims(data_config), widths=widths)
     stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
     if checkpoint is not None:
-        return data_config
+        return found
     wide, messages = stats_check.widened(found, use_quantiles=use_quantiles, dims=dims)
     for message in messages:
         logger.warning("normalisation statistics of %s: %s", source, message)
-    return dataclasses.replace(data_config, norm_stats=wide)
+    return wide
 
 
 def _ensure(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
     if config.data.repo_id == data_loader.FAKE_REPO_ID:
         return
-    data_config = config.data.create(config.assets_dirs, config.model)
-    if data_config.norm_stats is not None or _stored(data_config, checkpoint) is not None:
-        return
-    logger.info("computing the normalisation statistics of %s, from its columns", data_config.dataset_name)
-    computed = norm_stats.compute(config)
-    logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
+    for data in config.data.with_own_statistics:
+        data_config = data.create(config.assets_dirs, config.model)
+        if data_config.norm_stats is not None or _stored(data_config, checkpoint) is not None:
+            continue
+        logger.info("computing the normalisation statistics of %s, from its columns", data_config.dataset_name)
+        computed = norm_stats.compute(dataclasses.replace(config, data=data))
+        logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
 
 
 def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:
@@ -82,7 +99,7 @@ def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | N
         return None
 
 
-def _of_the_run(config: TrainConfig, data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:
+def _of_the_run(data_config: DataConfig, folder: str | None, checkpoint: Checkpoint | None) -> Stats | None:
     stored, current = _stored(data_config, checkpoint), data_config.norm_stats
     if stored is None:
         return current
@@ -90,7 +107,7 @@ def _of_the_run(config: TrainConfig, data_config: DataConfig, checkpoint: Checkp
         logger.warning(
             "the statistics in %s are not those that this run was trained with, in %s (%s): it goes on with its own. "
             "For the others, start a new run from its weights",
-            config.data.stats_dir(config.assets_dirs),
+            folder,
             checkpoint,
             difference,
         )

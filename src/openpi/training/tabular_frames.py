@@ -40,6 +40,13 @@ def open_frames(data_config: DataConfig, model_config: BaseModelConfig) -> Frame
     return kind(data_config, model_config)
 
 
+def open_members(data_config: DataConfig, model_config: BaseModelConfig) -> list[tuple[float, Frames]]:
+    """The datasets of a recipe, each with its share of the samples."""
+    if not data_config.mixture:
+        return [(1.0, open_frames(data_config, model_config))]
+    return [(part.share, open_frames(part.config, model_config)) for part in data_config.mixture]
+
+
 class _Evaluating:
     """Runs the loader's transforms up to normalisation."""
 

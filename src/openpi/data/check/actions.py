@@ -1,5 +1,6 @@
 """When actions are done, and by what: `actions.*`."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ _APART = 0.75  # frames between the two: robots that follow in 1.5 are not an ep
 _JOINT_FACTOR = 4.0
 _WELL_TRACKED, _TRACKED = 0.15, 0.5
 _MOVES = 0.05  # of the movement of all joints
+_AGREEING = 0.4  # of the episodes: where half of them are late in a joint, they are of two kinds
 _SAME = 1e-6
 
 
@@ -79,41 +81,56 @@ def _episode_lag(lags: Lags, episode: int, length: int) -> Iterator[Finding]:
     whole, moving = lags.of_episode(episode), _moving(weights)
     if not np.isfinite(whole).all():
         return
-    if _is_apart(lags, whole, _usual_lag(lags, [lags.of_episode(number) for number in lags.residuals]), _FACTOR):
+    usual = _usual_lag(lags, [lags.of_episode(number) for number in lags.residuals], 0)
+    if _is_apart(lags, whole, usual, _FACTOR):
         best = int(np.argmin(whole))
         names = [_name(lags, i) for i in moving if abs(np.argmin(residuals[:, i]) - best) <= 1]
-        yield _other_lag(lags, episode, length, int(lags.lags[best]), names)
+        yield _other_lag(lags, episode, length, int(lags.lags[best]), usual.frames, names)
         return
-    typical = lags.at(lags.typical)
     for i in moving:
         others = [found[:, i] for found in lags.residuals.values() if np.isfinite(found[:, i]).all()]
-        is_tracked = np.median([found[typical] for found in others]) <= _WELL_TRACKED if others else False
-        if is_tracked and _is_apart(lags, residuals[:, i], _usual_lag(lags, others), _JOINT_FACTOR):
+        usual = _usual_lag(lags, others, _AGREEING)
+        is_tracked = np.median([found[lags.at(usual.frames)] for found in others]) <= _WELL_TRACKED if others else False
+        if is_tracked and _is_apart(lags, residuals[:, i], usual, _JOINT_FACTOR):
             best = int(np.argmin(residuals[:, i]))
-            yield _other_lag(lags, episode, length, int(lags.lags[best]), [_name(lags, i)])
+            yield _other_lag(lags, episode, length, int(lags.lags[best]), usual.frames, [_name(lags, i)])
 
 
-def _is_apart(lags: Lags, residuals: np.ndarray, usual: float, factor: float) -> bool:
-    here = residuals[lags.at(lags.typical)]
+@dataclasses.dataclass(frozen=True)
+class _Usual:
+    """The lag of most episodes, in whole frames and in fractions of one."""
+
+    frames: int
+    exact: float
+
+
+def _is_apart(lags: Lags, residuals: np.ndarray, usual: _Usual, factor: float) -> bool:
+    here = residuals[lags.at(usual.frames)]
     is_better = here >= factor * residuals.min() and residuals.min() <= _TRACKED
-    return bool(is_better and abs(lags.best(residuals) - usual) >= _APART)
+    return bool(is_better and abs(lags.best(residuals) - usual.exact) >= _APART)
 
 
-def _usual_lag(lags: Lags, curves: Sequence[np.ndarray]) -> float:
-    """In fractions of a frame, of the episodes that have the typical one."""
+def _usual_lag(lags: Lags, curves: Sequence[np.ndarray], fewest: float) -> _Usual:
+    """Of the episodes that have about the typical lag of the dataset; or of all, where those are fewer than `fewest` of
+    all: a light joint at the end of an arm follows sooner than the arm, in every episode."""
     found = np.array([lags.best(curve) for curve in curves if np.isfinite(curve).all()])
     near = found[np.abs(found - lags.typical) <= _APART]
-    return float(np.median(near)) if len(near) else float(lags.typical)
+    if len(near) > fewest * len(found):
+        return _Usual(lags.typical, float(np.median(near)))
+    if not fewest or not len(found):
+        return _Usual(lags.typical, float(lags.typical))
+    exact = float(np.median(found))
+    return _Usual(round(exact), exact)
 
 
-def _other_lag(lags: Lags, episode: int, length: int, lag: int, names: list[str]) -> Finding:
-    shift = lags.typical - lag
+def _other_lag(lags: Lags, episode: int, length: int, lag: int, usual: int, names: list[str]) -> Finding:
+    shift = usual - lag
     word = "late" if shift > 0 else "early"
     return Finding(
         "actions.late" if shift > 0 else "actions.early",
         Severity.ERROR,
         f"the state does what an action says {_frames(lag)} (joints {', '.join(names[:8])})",
-        f"{_frames(lags.typical)}, as in the other episodes: its actions are {abs(shift)} frame"
+        f"{_frames(usual)}, as in the other episodes: its actions are {abs(shift)} frame"
         f"{'s' if abs(shift) > 1 else ''} {word}",
         f"Shift its actions by {abs(shift)}, or {leave_out([episode])}",
         episode,

@@ -38,11 +38,12 @@ class ImageColumns:
             ValueError: the cell is empty or does not hold an image, or the column has cells of another kind.
             FileNotFoundError: the cell names a file that is not there.
         """
-        where = f"{path}, column '{column}', row {row}"
+        return decode_image(self.encoded_at(path, column, row), f"{path}, column '{column}', row {row}")
+
+    def encoded_at(self, path: Path, column: str, row: int) -> bytes:
+        """The same as it is stored."""
         content, name = self._cell(path, column, row)
-        if content is None:
-            content = self._read_external(name, where)
-        return decode_image(content, where)
+        return self._read_external(name, f"{path}, column '{column}', row {row}") if content is None else content
 
     def _cell(self, path: Path, column: str, row: int) -> tuple[bytes | None, object]:
         """The encoded image, or else the name of a file."""

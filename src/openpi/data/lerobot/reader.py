@@ -135,6 +135,17 @@ class LeRobotDataset:
         first = self._layout.first_frame(key, episode.index)
         return self._videos.frames(episode.videos[key].path, [first + offset for offset in offsets])
 
+    def encoded_images(self, key: str, position: int) -> list[bytes]:
+        """All pictures of a camera of an episode that is stored as images, as they are stored."""
+        episode = self._episodes[position]
+        rows = self._first_rows[episode.index] + np.arange(episode.length)
+        return [self._images.encoded_at(episode.data_path, key, row) for row in rows.tolist()]
+
+    def video_place(self, key: str, position: int) -> tuple[Path, int]:
+        """The file of a camera of an episode that is stored as video, and the number of its first frame in there."""
+        episode = self._episodes[position]
+        return episode.videos[key].path, self._layout.first_frame(key, episode.index)
+
     def key_frames(self, key: str, position: int) -> np.ndarray:
         """Numbers of the frames of a camera of an episode that decode alone; all of those stored as images, and none
         where the video has no index."""

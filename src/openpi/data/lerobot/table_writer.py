@@ -73,8 +73,14 @@ def to_table(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature])
 
 
 def _encode_images(frames_hwc: np.ndarray) -> pa.StructArray:
+    """Pictures, or objects [n] that are encoded ones already."""
+    if frames_hwc.dtype == object:
+        return _image_cells(frames_hwc.tolist())
     with ThreadPoolExecutor(_PNG_THREADS) as pool:
-        encoded = list(pool.map(_encode_png, frames_hwc))
+        return _image_cells(list(pool.map(_encode_png, frames_hwc)))
+
+
+def _image_cells(encoded: list[bytes]) -> pa.StructArray:
     paths = [f"frame-{i:06d}.png" for i in range(len(encoded))]
     return pa.StructArray.from_arrays(
         [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], fields=list(_IMAGE_TYPE)

@@ -89,13 +89,20 @@ class JoinedVideo:
         self._fps = _rate(fps)
         self._container = av.open(str(path), "w", format="mp4")
         self._stream: VideoStream | None = None
+        self._kind: tuple[object, ...] | None = None
 
     @property
     def duration_s(self) -> float:
         return self.num_frames / float(self._fps)
 
+    def fits(self, path: Path) -> bool:
+        """Whether the frames of `path` were encoded like those that are here: one file has one description of it."""
+        return self._kind is None or self._kind == _encoding(path)
+
     def append(self, path: Path) -> None:
-        """Adds the frames of `path`, which was made by `encode_video` with the same encoder and size."""
+        """Adds the frames of `path`, which `fits`."""
+        if self._kind is None:
+            self._kind = _encoding(path)
         with av.open(str(path)) as source:
             stream = source.streams.video[0]
             if self._stream is None:
@@ -116,6 +123,13 @@ class JoinedVideo:
         self._container.close()
 
 
+def _encoding(path: Path) -> tuple[object, ...]:
+    """What a decoder is told before the first frame."""
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        return context.name, context.width, context.height, context.extradata
+
+
 class VideoFiles:
     """Video files of one camera, rolled over by size."""
 
@@ -129,7 +143,7 @@ class VideoFiles:
 
     def append(self, encoded: Path) -> dict[str, int | float]:
         """Adds an encoded episode; says in which file and at what time it lies."""
-        if self._joined is None or self._joined.num_bytes + encoded.stat().st_size > self._max_bytes:
+        if self._joined is None or not self._has_room(self._joined, encoded):
             self._joined = self._next_file()
         begin_s = self._joined.duration_s
         self._joined.append(encoded)
@@ -141,6 +155,9 @@ class VideoFiles:
             "to_timestamp": self._joined.duration_s,
         }
         return {f"videos/{self._key}/{name}": value for name, value in place.items()}
+
+    def _has_room(self, joined: JoinedVideo, encoded: Path) -> bool:
+        return joined.num_bytes + encoded.stat().st_size <= self._max_bytes and joined.fits(encoded)
 
     def close(self) -> None:
         if self._joined is not None:

@@ -44,6 +44,7 @@ class LeRobotWriter:
         append: put the episodes behind those of an existing dataset, once they are complete; cameras are stored as
             they are there.
         use_videos: store `image` cameras as video.
+        video_codec: `av1` or `h264`; None = the first of them that can be written here. Not for `append`.
         data_file_mb, video_file_mb: a file is closed before it would grow beyond this.
         scratch: where the dataset is until it is complete, on the same disk; None = beside `root`.
     Raises:
@@ -62,6 +63,7 @@ class LeRobotWriter:
         overwrite: bool = False,
         append: bool = False,
         use_videos: bool = False,
+        video_codec: str | None = None,
         data_file_mb: float = 100,
         video_file_mb: float = 200,
         scratch: Path | None = None,
@@ -76,7 +78,7 @@ class LeRobotWriter:
         self._features = self._before.fitting(features, fps) if self._before else features
         self._encoder = ""
         if self._video_keys:
-            self._encoder = video_writer.choose_encoder(self._before.video_codec if self._before else None)
+            self._encoder = video_writer.choose_encoder(self._before.video_codec if self._before else video_codec)
         for key in self._video_keys:
             video_writer.check_size(key, size_hw(self._features[key]), self._encoder)
         self._limits_mb = (data_file_mb, video_file_mb)
@@ -258,7 +260,9 @@ class LeRobotWriter:
         features = {key: dict(feature) for key, feature in self._features.items()}
         for key in self._video_keys:
             found = self._before.info["features"][key].get("info") if self._before else None
-            features[key]["info"] = found or _video_info(features[key], self._fps, self._encoder)
+            features[key]["info"] = (
+                found or features[key].get("info") or _video_info(features[key], self._fps, self._encoder)
+            )
         data_mb, video_mb = self._limits_mb
         num_episodes = self._num_episodes_before + len(self._episodes)
         return {

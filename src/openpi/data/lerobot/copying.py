@@ -1,0 +1,120 @@
+"""Episodes of datasets into a new one, as they are: nothing is decoded that need not be.
+
+Tables are read and written, encoded images and packets of videos are taken over. Only an episode whose packets cannot
+be had alone is encoded again, and that is told.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.data.lerobot import stats as feature_stats
+from openpi.data.lerobot import video_writer
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.files import read_parquet
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.prepared import PreparedEpisode
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.video_cut import VideoPackets
+from openpi.data.lerobot.writer import LeRobotWriter
+
+_LOOKED_AT = 10  # pictures of a camera of an episode, for its statistics
+
+
+def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
+    """Those that are copied: all but what is no camera here, such as depth."""
+    kept = (*metadata.camera_keys, *metadata.column_keys)
+    features = {k: f for k, f in metadata.features.items() if k in kept and k not in INDEX_FEATURES}
+    return {key: {name: value for name, value in f.items() if name != "video_info"} for key, f in features.items()}
+
+
+def differences(features: Mapping[str, Feature], others: Mapping[str, Feature]) -> list[str]:
+    """In words, what of two sets of features is not alike, so that they cannot be in one dataset."""
+    told = [f"'{key}' is only in one of them" for key in sorted(features.keys() ^ others.keys())]
+    for key in features.keys() & others.keys():
+        for name in ("dtype", "shape", "names"):
+            here, there = features[key].get(name), others[key].get(name)
+            if here != there:
+                told.append(f"{name} of '{key}' is {here} and {there}")
+    return told
+
+
+def copy_episodes(dataset: LeRobotDataset, writer: LeRobotWriter) -> Iterator[str | None]:
+    """Appends all episodes of an opened dataset; after each, what should be known about it, or None."""
+    for position in range(len(dataset.episodes)):
+        with tempfile.TemporaryDirectory(prefix=".episode-", dir=writer.temporary) as folder:
+            episode, remark = _prepared(dataset, position, writer, Path(folder))
+            writer.add_prepared(episode, _tasks(dataset, position))
+        yield remark
+
+
+def _tasks(dataset: LeRobotDataset, position: int) -> list[str]:
+    begin, end = dataset.episode_bounds[position]
+    return [dataset.metadata.tasks[int(index)] for index in dataset.column("task_index")[begin:end]]
+
+
+def _prepared(
+    dataset: LeRobotDataset, position: int, writer: LeRobotWriter, folder: Path
+) -> tuple[PreparedEpisode, str | None]:
+    length = dataset.episodes[position].length
+    columns: dict[str, np.ndarray] = {}
+    videos, stats, encoded_again = {}, {}, []
+    for key, feature in writer.features.items():
+        if key in INDEX_FEATURES:
+            continue
+        if feature["dtype"] in CAMERA_DTYPES:
+            frames = np.unique(np.linspace(0, length - 1, _LOOKED_AT).round().astype(int)).tolist()
+            stats[key] = feature_stats.image_stats(np.stack(dataset.camera_frames(key, position, frames)))
+        if feature["dtype"] == "image":
+            columns[key] = np.array([*dataset.encoded_images(key, position), None], object)[:-1]
+        elif feature["dtype"] == "video":
+            videos[key] = folder / f".{key}.mp4"
+            if not _cut(dataset, key, position, videos[key]):
+                _encode(dataset, key, position, videos[key], writer)
+                encoded_again.append(key)
+        else:
+            columns[key] = _exact(dataset, key, position, feature)
+            if feature["dtype"] != "string":
+                stats[key] = feature_stats.vector_stats(columns[key])
+    number = dataset.episodes[position].index
+    remark = f"episode {number}: {', '.join(encoded_again)} encoded again, because its video begins with no key frame"
+    return PreparedEpisode(length, columns, videos, stats), remark if encoded_again else None
+
+
+def _exact(dataset: LeRobotDataset, key: str, position: int, feature: Feature) -> np.ndarray:
+    """A column of an episode; the reader gives float32 whatever is stored."""
+    begin, end = dataset.episode_bounds[position]
+    if feature["dtype"] != "float64":
+        return dataset.column(key)[begin:end]
+    episode = dataset.episodes[position]
+    table = read_parquet(episode.data_path, columns=[key, "episode_index"])
+    is_of = table["episode_index"].to_numpy() == episode.index
+    return np.array(table[key].filter(is_of).to_pylist(), np.float64)
+
+
+@lru_cache(maxsize=16)
+def _packets(path: Path, stamp: tuple[Any, ...]) -> VideoPackets:
+    del stamp  # of the file, which may be another one of that name
+    return VideoPackets.read(path)
+
+
+def _cut(dataset: LeRobotDataset, key: str, position: int, target: Path) -> bool:
+    path, first = dataset.video_place(key, position)
+    state = path.stat()
+    packets = _packets(path, (state.st_mtime_ns, state.st_size))
+    place = packets.place(first, dataset.episodes[position].length)
+    if place is None:
+        return False
+    packets.cut(place, target)
+    return True
+
+
+def _encode(dataset: LeRobotDataset, key: str, position: int, target: Path, writer: LeRobotWriter) -> None:
+    frames = (dataset.camera_frames(key, position, [i])[0] for i in range(dataset.episodes[position].length))
+    video_writer.encode_video(target, frames, dataset.metadata.fps, writer.encoder)

@@ -1,0 +1,132 @@
+"""One dataset into several, and several into one: `split` and `merge`. Each result is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpi.data.lerobot.copying import copy_episodes, differences, kept_features
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared import run_metadata
+
+logger = logging.getLogger("openpi")
+
+REST = "rest"
+Part = float | Sequence[int] | str
+"""A share of the episodes, their numbers, or `rest`."""
+
+
+def divide(numbers: Sequence[int], parts: Mapping[str, Part], *, seed: int = 0) -> dict[str, list[int]]:
+    """Which episodes each part gets, ascending.
+
+    Args:
+        parts: lists are taken as they are; shares are of the others, drawn at random; `rest` is what is left then.
+    Raises:
+        ValueError: an episode that is not there or in two parts, shares of more than 1 in all, or a part without any.
+    """
+    found: dict[str, list[int]] = {
+        name: sorted(part) for name, part in parts.items() if isinstance(part, Sequence) and not isinstance(part, str)
+    }
+    listed = [number for part in found.values() for number in part]
+    if unknown := sorted(set(listed) - set(numbers)):
+        raise ValueError(f"episodes {unknown} are not there or left out; there are {len(numbers)}")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"episodes {sorted({n for n in listed if listed.count(n) > 1})} are in two parts")
+    shares = {name: part for name, part in parts.items() if isinstance(part, float)}
+    if sum(shares.values()) > 1 + 1e-9:
+        raise ValueError(f"the shares are {sum(shares.values()):g} in all; expected at most 1")
+    others = [number for number in numbers if number not in set(listed)]
+    drawn = np.random.default_rng(seed).permutation(others).tolist()
+    begin, total = 0, 0.0
+    for name, share in shares.items():
+        total += share
+        end = round(total * len(others))
+        found[name], begin = sorted(drawn[begin:end]), end
+    found |= {name: sorted(drawn[begin:]) for name, part in parts.items() if part == REST}
+    if empty := [name for name in parts if not found[name]]:
+        raise ValueError(f"{empty[0]} gets no episode of {len(numbers)}; ask for more, or leave it out")
+    return {name: found[name] for name in parts}
+
+
+def split(
+    root: Path,
+    parts: Mapping[Path, Sequence[int]],
+    on_episode: Callable[[], None] = lambda: None,
+    *,
+    told: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes some episodes each into new datasets.
+
+    Args:
+        parts: numbers of episodes, by folder; none may be there.
+        told: for their provenance.
+    Raises:
+        FileExistsError: a folder is there.
+        ValueError, OSError: the dataset cannot be read.
+    """
+    for output in parts:
+        _check_new(output)
+    metadata = LeRobotMetadata.load(root)
+    for output, numbers in parts.items():
+        with _writer(output, metadata) as writer:
+            _copy(LeRobotDataset(root, episodes=numbers, metadata=metadata), writer, on_episode)
+            run_metadata.write(writer.temporary, {"split_from": root.name, "episodes": list(numbers), **(told or {})})
+
+
+def merge(roots: Sequence[Path], output: Path, on_episode: Callable[[], None] = lambda: None) -> None:
+    """Writes all episodes of several datasets into a new one, in order; tasks are joined by their texts.
+
+    Raises:
+        FileExistsError: `output` is there.
+        ValueError: they differ in their rate, robot or features.
+    """
+    _check_new(output)
+    metadatas = [LeRobotMetadata.load(root) for root in roots]
+    for other in metadatas[1:]:
+        _check_alike(metadatas[0], other)
+    with _writer(output, metadatas[0]) as writer:
+        for metadata in metadatas:
+            _copy(LeRobotDataset(metadata.root, metadata=metadata), writer, on_episode)
+        counts = [{"dataset": root.name, "episodes": len(m.episodes)} for root, m in zip(roots, metadatas, strict=True)]
+        run_metadata.write(writer.temporary, {"merged_from": counts})
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise FileExistsError(f"{output} exists; name a new folder")
+
+
+def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
+    told = differences(kept_features(first), kept_features(other))
+    if first.fps != other.fps:
+        told.append(f"fps is {first.fps:g} and {other.fps:g}")
+    if first.robot_type != other.robot_type:
+        told.append(f"robot_type is {first.robot_type!r} and {other.robot_type!r}")
+    if told:
+        raise ValueError(
+            f"{first.root} and {other.root} cannot be in one dataset: {'; '.join(told)}. Train on them together as a "
+            "mixture, or bring them to one form first (`openpi dataset shrink` brings cameras to one size)"
+        )
+
+
+@contextlib.contextmanager
+def _writer(output: Path, metadata: LeRobotMetadata) -> Iterator[LeRobotWriter]:
+    for key, reason in metadata.unreadable.items():
+        logger.warning("left out: '%s' %s", key, reason)
+    fps = int(metadata.fps) if metadata.fps == int(metadata.fps) else metadata.fps
+    with LeRobotWriter(output, fps=fps, features=kept_features(metadata), robot_type=metadata.robot_type) as writer:
+        yield writer
+
+
+def _copy(dataset: LeRobotDataset, writer: LeRobotWriter, on_episode: Callable[[], None]) -> None:
+    for remark in copy_episodes(dataset, writer):
+        if remark is not None:
+            logger.warning("%s", remark)
+        on_episode()

@@ -1,0 +1,85 @@
+"""Taking an episode out of a video file packet by packet, without decoding it.
+
+That can be done where its packets lie together and begin with a key frame, as in files that were joined from episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+
+
+@dataclass(frozen=True)
+class VideoPackets:
+    """The packets of a file in the order in which they are stored.
+
+    Attributes:
+        shown, decoded: int64[n], when; in ticks.
+        is_key: bool[n].
+    """
+
+    path: Path
+    shown: np.ndarray
+    decoded: np.ndarray
+    is_key: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> VideoPackets:
+        """Decodes nothing.
+
+        Raises:
+            ValueError: packets without a time.
+        """
+        with av.open(str(path)) as container:
+            rows = [(packet.pts, packet.dts, packet.is_keyframe) for packet in _packets(container)]
+        if any(shown is None or decoded is None for shown, decoded, _ in rows):
+            raise ValueError(f"{path} has packets without a time; encode it again as mp4")
+        columns = list(zip(*rows, strict=True)) or [(), (), ()]
+        return cls(path, np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], bool))
+
+    def place(self, first: int, length: int) -> slice | None:
+        """Where the packets of some frames are; None where they cannot be had without others.
+
+        Args:
+            first: number of the first frame, as they are shown.
+        """
+        rank = np.argsort(np.argsort(self.shown, kind="stable"), kind="stable")
+        rows = np.flatnonzero((rank >= first) & (rank < first + length))
+        is_together = len(rows) == length and rows[-1] - rows[0] == length - 1
+        # What follows an open group of pictures may need the one before: then some frame is shown before the first.
+        if not is_together or not self.is_key[rows[0]] or rank[rows[0]] != first:
+            return None
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+
+    def cut(self, place: slice, target: Path) -> None:
+        """Writes them as an mp4 that begins with time 0."""
+        with av.open(str(self.path)) as source, av.open(str(target), "w", format="mp4") as container:
+            stream = source.streams.video[0]
+            copy = container.add_stream_from_template(stream, opaque=True)
+            begin, end = int(self.decoded[place.start]), int(self.decoded[place.stop - 1])
+            shift = int(self.shown[place.start])
+            source.seek(begin, stream=stream)
+            if (first := next(_packets(source), None)) is None or first.dts is None or first.dts > begin:
+                source.seek(int(self.decoded[0]), stream=stream)
+            else:
+                source.seek(begin, stream=stream)
+            for packet in _packets(source):
+                assert packet.dts is not None and packet.pts is not None
+                if packet.dts > end:
+                    break
+                if packet.dts >= begin:
+                    packet.pts -= shift
+                    packet.dts -= shift
+                    packet.stream = copy
+                    container.mux(packet)
+
+
+def _packets(container: InputContainer) -> Iterator[Packet]:
+    """Of the first video, but for the empty one at the end."""
+    return (packet for packet in container.demux(container.streams.video[0]) if packet.size)
