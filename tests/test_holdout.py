@@ -14,6 +14,7 @@ from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.training import data_loader, holdout, recipe_io
 from openpi.training.config import TrainConfig
+from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 from openpi.training.progress import Progress
 from openpi.training.robot_actions import robot_actions
 from openpi.training.run_report import advice
@@ -59,6 +60,17 @@ def test_nothing_is_held_out_that_a_batch_needs_or_that_cannot_be(tmp_path):
         holdout.decided(dataclasses.replace(tiny_recipe.arm, data=missing, holdout_episodes=None)).holdout_episodes == 0
     )
     assert holdout.decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
+
+
+def test_what_is_held_out_by_name_stands_and_of_a_mixture_the_smallest_dataset_decides(tmp_path):
+    config = recipe(tmp_path / "large", 25)
+    named = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_episodes=(4,)))
+    assert (decided := holdout.decided(named)).holdout_episodes == 0 and not decided.keep_best
+    for fewest, expected in ((2, 0), (3, 1)):
+        small = recipe(tmp_path / f"of_{fewest}", fewest)
+        parts = (MixturePart(config.data, 1.0), MixturePart(small.data, 1.0))
+        mixture = dataclasses.replace(config, data=MixtureDataConfig(parts=parts))
+        assert holdout.decided(mixture).holdout_episodes == expected
 
 
 @pytest.mark.parametrize("before", [0, 3])

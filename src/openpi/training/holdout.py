@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from openpi.checkpoints.find import complete_steps
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.training import data_loader, recipe_io
 from openpi.training.config import TrainConfig
+from openpi.training.data_config import DataConfig
 
 logger = logging.getLogger("openpi")
 
@@ -48,32 +50,43 @@ def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
 
 
 def _chosen(config: TrainConfig) -> int:
-    """How many episodes can be spared: 5 %, at least one, at most 20, none of a dataset that is too small."""
+    """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, none where one is too
+    small, or where the recipe names some.
+    """
     try:
         data_config = config.data.create(config.assets_dirs, config.model)
-        if data_config.stream_format is not None or data_config.repo_id in (None, data_loader.FAKE_REPO_ID):
+        members = data_config.members
+        if data_loader.holds_out(config, data_config) or any(
+            member.stream_format is not None or member.repo_id in (None, data_loader.FAKE_REPO_ID)
+            for member in members
+        ):
             return 0
-        metadata = data_loader.open_metadata(data_config)
+        datasets = [(member, data_loader.open_metadata(member)) for member in members]
     except (OSError, ValueError, KeyError):  # raised again where the data are opened
         return 0
-    lengths = {episode.index: episode.length for episode in metadata.episodes}
-    number = min(_MOST, max(1, math.ceil(_SHARE * len(lengths))))
+    fewest = min(len(metadata.episodes) for _, metadata in datasets)
+    number = min(_MOST, max(1, math.ceil(_SHARE * fewest)))
     off = "--holdout-episodes=N holds some out, and validates on them"
-    if len(lengths) < _FEWEST:
-        logger.info("no episode is held out for validation, as there are only %d; %s", len(lengths), off)
+    if fewest < _FEWEST:
+        logger.info("no episode is held out for validation, as there are only %d; %s", fewest, off)
         return 0
-    try:
-        train, held = data_loader.holdout_split(
-            dataclasses.replace(config, holdout_episodes=number), metadata, data_config
-        )
-    except ValueError:  # of the episodes that are not excluded
-        train, held = [], []
-    if sum(lengths[episode] for episode in train) < config.batch_size:
+    spared = dataclasses.replace(config, holdout_episodes=number)
+    if any(_frames_left(spared, *each) < config.batch_size for each in datasets):
         logger.info("no episode is held out for validation: too few frames would be left for a batch; %s", off)
         return 0
     logger.info(
-        "%d of %d episodes are held out for validation, as the recipe does not say; --holdout-episodes=0 trains on all",
-        len(held),
-        len(lengths),
+        "%d of %s episodes are held out for validation, as the recipe does not say; --holdout-episodes=0 trains on all",
+        number * len(datasets),
+        " + ".join(str(len(metadata.episodes)) for _, metadata in datasets),
     )
     return number
+
+
+def _frames_left(config: TrainConfig, data_config: DataConfig, metadata: LeRobotMetadata) -> int:
+    """Frames to train on; 0 where the recipe excludes too many episodes."""
+    try:
+        train, _ = data_loader.holdout_split(config, metadata, data_config)
+    except ValueError:
+        return 0
+    lengths = {episode.index: episode.length for episode in metadata.episodes}
+    return sum(lengths[episode] for episode in train)

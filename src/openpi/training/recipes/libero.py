@@ -131,7 +131,7 @@ RECIPES = [
     ),
     TrainConfig(
         name="pi0_libero_tiny",
-        note="One simulated task on a CPU: 1.4 M parameters, from nothing but the recordings of `openpi record libero`. "
+        note="One simulated task on a CPU: 1.4 M parameters, from nothing but recordings of `openpi record libero`. "
         "Evaluate with --image-size 96 --resolution 96 --execute-horizon 16.",
         model=_TINY_PI0,
         data=_data(extra_delta=False),
