@@ -23,7 +23,7 @@ _TINY_PI0 = dataclasses.replace(
     image_resolution=(96, 96),
     action_dim=8,
     action_horizon=16,
-    max_token_len=32,
+    max_token_len=48,
     loss_draws=4,
 )
 
@@ -131,8 +131,8 @@ RECIPES = [
     ),
     TrainConfig(
         name="pi0_libero_tiny",
-        note="One simulated task on a CPU: 1.4 M parameters, from nothing but recordings of `openpi record libero`. "
-        "Evaluate with --image-size 96 --resolution 96 --execute-horizon 16.",
+        note="One simulated task on a CPU: 1.4 M parameters, learnt from nothing but 20 recordings of `openpi record "
+        "libero` in some 15 CPU minutes. 4 of 20 unseen starts (docs/results.md has the commands). Evaluate with --image-size 96 --resolution 96 --execute-horizon 16.",
         model=_TINY_PI0,
         data=_data(extra_delta=False),
         lr_schedule=CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
