@@ -132,7 +132,8 @@ RECIPES = [
     TrainConfig(
         name="pi0_libero_tiny",
         note="One simulated task on a CPU: 1.4 M parameters, learnt from nothing but 20 recordings of `openpi record "
-        "libero` in some 15 CPU minutes. 4 of 20 unseen starts (docs/results.md has the commands). Evaluate with --image-size 96 --resolution 96 --execute-horizon 16.",
+        "libero` in some 15 CPU minutes. 4 of 20 unseen starts (docs/results.md has the commands). Evaluate "
+        "with --image-size 96 --resolution 96 --execute-horizon 16.",
         model=_TINY_PI0,
         data=_data(extra_delta=False),
         lr_schedule=CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
