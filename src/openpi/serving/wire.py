@@ -5,6 +5,7 @@ Extensions, which a client uses only with a server that offers them in its hands
 Positronic's clients send images as `{b"__jpeg__": true, b"frames": [bin, ...]}`, with b"ndim" or b"shape" of the array.
 """
 
+import collections
 import io
 import math
 from collections.abc import Callable
@@ -42,6 +43,7 @@ _LIGHT_MESSAGE_BYTES = 2**23
 _LISTS = frozenset(bytes([tag]) for tag in (*range(0x92, 0xA0), 0xDC, 0xDD))
 # Bytes that are no array are copied; arrays are not.
 _LARGEST_PLAIN_BYTES = 2**24
+_LONGEST_KEY = 80
 
 _LIMITS = MessageLimits()
 
@@ -85,7 +87,7 @@ def decode(
     values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
     return msgpack.unpackb(
         without_parts(view, parts),
-        object_hook=values.of_map,
+        object_pairs_hook=values.of_pairs,
         list_hook=values.of_list if values.has_views else None,
         ext_hook=values.of_extension,
     )
@@ -103,6 +105,15 @@ class _Values:
         self._max_pixels = self._pixels_left = max_pixels
         self._reserve = reserve
         self._long = long
+
+    def of_pairs(self, pairs: list[tuple[Any, Any]]) -> Any:
+        """Of two values for one key, a policy would see whichever came last, and a recording or a proxy another."""
+        item = dict(pairs)
+        if len(item) < len(pairs):
+            counts = collections.Counter(key for key, _ in pairs)
+            key = _shown(max(counts, key=counts.__getitem__))
+            raise ObservationError(f"a map of a message has the key {key} twice; send each once")
+        return self.of_map(item)
 
     def of_map(self, item: dict) -> Any:
         if _JPEG in item:
@@ -188,6 +199,11 @@ class _Values:
         if self._max_pixels - self._pixels_left > _LIGHT_JPEG_PIXELS:
             self._long.begin()
         self._reserve(pixels * _BYTES_PER_PIXEL)
+
+
+def _shown(key: Any) -> str:
+    text = repr(key)
+    return text if len(text) <= _LONGEST_KEY else f"{text[:_LONGEST_KEY]}..."
 
 
 def _pixels(image: Any) -> np.ndarray:

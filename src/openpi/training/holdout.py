@@ -57,8 +57,7 @@ def _chosen(config: TrainConfig) -> int:
         data_config = config.data.create(config.assets_dirs, config.model)
         members = data_config.members
         if data_loader.holds_out(config, data_config) or any(
-            member.stream_format is not None or member.repo_id in (None, data_loader.FAKE_REPO_ID)
-            for member in members
+            member.stream_format is not None or member.repo_id in (None, data_loader.FAKE_REPO_ID) for member in members
         ):
             return 0
         datasets = [(member, data_loader.open_metadata(member)) for member in members]
