@@ -110,6 +110,12 @@ def test_a_state_survives(config, ema_decay, tmp_path):
         _assert_equal(restore_state(run.path(7), _spec(config)), state)
 
 
+def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "disk").touch()
+    with pytest.raises(NotADirectoryError, match=r"a run cannot be written here; .*--checkpoint-base-dir.*disk/run"):
+        Checkpoints(tmp_path / "disk" / "run")
+
+
 def test_frozen_leaves_survive_in_bfloat16_without_optimiser_state(config, tmp_path):
     config = dataclasses.replace(config, freeze_filter=PathRegex(".*llm.*"))
     state = _state(config)

@@ -61,6 +61,7 @@ class Checkpoints:
         keep_period: keep steps that are multiples of it; None = only the latest.
         keep_best: also keep the step with the lowest `validation_loss`.
     Raises:
+        OSError: the directory cannot be made, or written in.
         RuntimeError: another run is training in this directory.
     """
 
@@ -75,8 +76,12 @@ class Checkpoints:
             self._take_over()
 
     def _take_over(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.directory)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.directory)
+        except OSError as error:
+            what = f"{error.strerror}: a run cannot be written here; choose another folder (--checkpoint-base-dir)"
+            raise OSError(error.errno, what, str(self.directory)) from error
         for leftover in [*self.directory.glob(f"{_PARTIAL}*"), *self.directory.glob(f"{_DISCARDED}*")]:
             logger.info("removing the unfinished checkpoint %s", leftover)
             shutil.rmtree(leftover)
