@@ -91,6 +91,11 @@ def test_each_mistake_is_told_by_its_code_within_an_episode_and_nothing_else(see
     assert codes(seen, [{**observation, **change(observation, stream[0])} for observation in stream]) == [code]
 
 
+def test_a_robot_that_strays_a_little_has_no_other_units(seen):
+    stream = [{**o, "state": np.float32([o["state"][0], 2.2, o["state"][2], 1.8])} for o in Arm(40).episode()]
+    assert "units" not in codes(seen, stream)
+
+
 def test_a_robot_that_stands_still_has_no_frozen_camera(seen):
     observation = Arm(3).episode()[0]
     assert codes(seen, [observation] * 10) == []

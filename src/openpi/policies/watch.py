@@ -203,7 +203,10 @@ def _vectors(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> It
             continue
         for name, scale in _SCALES.items():
             scaled = np.where(outside, values * scale, values)
-            if _is_inside(scaled, low, high) and np.abs(values[outside]).max() > 1e-6 and outside.sum() > 1:
+            # Made small enough, anything fits a range around zero: what half of the way brings there just went far.
+            halfway = values * np.sqrt(scale)
+            is_far = outside & ((halfway < known[key].low) | (halfway > known[key].high))
+            if _is_inside(scaled, low, high) and is_far.any() and outside.sum() > 1:
                 yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
                 break
         else:
