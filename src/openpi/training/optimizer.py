@@ -95,6 +95,8 @@ def _after_warm_up(peak: float, num_steps: int, decay: Callable[[Any, ModuleType
 
     def rate(step: Any) -> Any:
         xp = step.__array_namespace__() if hasattr(step, "__array_namespace__") else np
+        if isinstance(step, int):  # PyTorch's: rounded as JAX rounds, so that both backends train alike
+            step = np.float32(step)
         ahead = 1 - xp.clip(step, 0, num_steps) / max(num_steps, 1)
         return xp.where(step < num_steps, (first - peak) * ahead + peak, decay(step - num_steps, xp))
 
