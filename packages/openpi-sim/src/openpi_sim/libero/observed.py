@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,16 @@ _MIN_PIXELS = 30
 
 @dataclass(frozen=True)
 class Look:
-    """The last picture from outside, gray, and where the hand was in it, (right, down), 0 to 1."""
+    """The last picture from outside, gray, and where the hand was in it, (right, down), 0 to 1.
+
+    Attributes:
+        known: directions (0: right, 1: down) in which pictures of the episode have moved where the hand was. From then
+            on another part of the arm may move more than the hand does.
+    """
 
     gray: np.ndarray
     hand: np.ndarray
+    known: frozenset[int] = frozenset()
 
 
 def check_observation(obs: dict[str, Any], scene: Scene, before: Look | None) -> Look:
@@ -36,24 +42,33 @@ def check_observation(obs: dict[str, Any], scene: Scene, before: Look | None) ->
             raise ValueError(f"'{key}' is {image.dtype}{list(image.shape)}; expected uint8[n, n, 3]")
     now = Look(np.asarray(obs["observation/image"]).mean(-1), _projected(scene))
     if before is not None and before.gray.shape == now.gray.shape:
-        _check_picture(before, now)
+        return replace(now, known=before.known | _sides_agreed(before, now))
     return now
 
 
-def _check_picture(before: Look, now: Look) -> None:
-    """What changes between two moments is the arm and what it holds, which are on the hand's side of the picture."""
+def _sides_agreed(before: Look, now: Look) -> frozenset[int]:
+    """What changes between two moments is the arm and what it holds, which are on the hand's side of the picture.
+
+    Returns: in which directions that can be told.
+    """
     rows, columns = np.nonzero(np.abs(now.gray - before.gray) > _MIN_CHANGE)
     if len(rows) < _MIN_PIXELS or np.linalg.norm(now.hand - before.hand) > _MIN_DISTANCE:
-        return
+        return frozenset()
     size = now.gray.shape[0]
     moved = (np.array([np.median(columns), np.median(rows)]) + 0.5) / size - 0.5
     hand = (now.hand + before.hand) / 2 - 0.5
+    agreed = set()
     for side, name in ((0, "right and left"), (1, "up and down")):
-        if abs(hand[side]) > _MIN_DISTANCE and abs(moved[side]) > _MIN_DISTANCE and hand[side] * moved[side] < 0:
+        if abs(hand[side]) <= _MIN_DISTANCE or abs(moved[side]) <= _MIN_DISTANCE:
+            continue
+        if hand[side] * moved[side] > 0:
+            agreed.add(side)
+        elif side not in before.known:
             raise ValueError(
                 f"'observation/image' moves at {(moved + 0.5).round(2)} (right, down; 0 to 1) where the simulator has "
                 f"the hand at {now.hand.round(2)}: {name} are swapped. LIBERO's pictures are turned by 180 degrees"
             )
+    return frozenset(agreed)
 
 
 def _projected(scene: Scene) -> np.ndarray:
