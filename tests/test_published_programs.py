@@ -85,11 +85,11 @@ def trained(workspace, statistics):
 
 def test_statistics_of_a_script_of_ones_own_are_those_of_openpi_stats(statistics):
     import their_config
-    from openpi.training import norm_stats
+    from openpi.training import norm_stats, tabular_frames
 
     config = their_config.get_config("pi0_arm")
     data_config = config.data.create(config.assets_dirs, config.model)
-    expected = norm_stats.compute_norm_stats(norm_stats.open_frames(data_config, config.model))
+    expected = norm_stats.compute_norm_stats(tabular_frames.open_frames(data_config, config.model))
     for key, found in statistics.items():
         np.testing.assert_allclose(found.mean, expected[key].mean, atol=1e-6)
         np.testing.assert_allclose(found.std, expected[key].std, atol=1e-6)
@@ -173,7 +173,7 @@ def test_the_training_script_trains_a_recipe_that_a_program_hands_it(statistics,
     monkeypatch.syspath_prepend(ROOT)
     script = importlib.import_module("scripts.train")
     places = {"exp_name": "theirs", "checkpoint_base_dir": str(tmp_path), "backend": "pytorch", "num_train_steps": 1}
-    config = dataclasses.replace(their_config.get_config("pi0_arm"), **places)
+    config = dataclasses.replace(their_config.get_config("pi0_arm"), holdout_episodes=0, **places)
     result = script.main(config)
     assert result.checkpoint == tmp_path / "pi0_arm" / "theirs" / "0"
     assert load_recipe(result.checkpoint) == config
