@@ -13,7 +13,7 @@ from openpi.cli import _world_words, evaluate, server
 from openpi.training import config
 from openpi_demo import command as demo
 from openpi_demo import pipeline
-from openpi_demo.pipeline import DemoOptions, read_metrics, run_demo
+from openpi_demo.pipeline import DemoOptions, run_demo
 from openpi_demo.plan import BASE, FULL, QUICK, Plan
 
 HAS_BASE = (BASE / "params").is_dir()
@@ -102,11 +102,6 @@ def test_a_full_disk_is_noticed_before_anything_starts(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Make room"):
         run_demo(DemoOptions(output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_metrics_are_read_line_by_line(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.5}\n{"step": 10, "loss": 0.5}\n')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 1.5}, {"step": 10, "loss": 0.5}]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 from openpi.training.progress import Progress
 from openpi.training.robot_actions import robot_actions
-from openpi.training.run_report import advice
+from openpi.training.run_report import advice, read_metrics
 from openpi.training.validation import _baselines
 from openpi.training.validation_picture import draw
 
@@ -105,6 +105,12 @@ def test_log_lines_tell_the_time_that_is_left(caplog):
             progress.report(step, {"loss": 1.0})
     lines = [record.message for record in caplog.records]
     assert "left" not in lines[0] and lines[1].endswith(" left") and "left" not in lines[2]
+
+
+def test_metrics_are_read_by_step_and_a_line_that_is_being_written_is_left_out(tmp_path):
+    lines = '{"step": 0, "loss": 1.5}\n{"step": 10, "loss": 0.5}\n{"step": 10, "action_error": 0.1}\n{"step": 2'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert read_metrics(tmp_path) == [{"step": 0, "loss": 1.5}, {"step": 10, "loss": 0.5, "action_error": 0.1}]
 
 
 def test_waiting_for_data_is_advised_on():

@@ -84,9 +84,9 @@ def frames_of(
     some, steps = [], []
     for episode, length in recordings.lengths.items():
         for step in _moments.spread(range(max(1, length - (apart or 1))), _PLACES):
-            some.append(recordings.at(episode, step))
+            some.append(moment := recordings.at(episode, step))
             if apart is not None and step + apart < length:
-                pair = [chain(dict(recordings.at(episode, at).observation))["state"] for at in (step, step + apart)]
+                pair = [chain(dict(at.observation))["state"] for at in (moment, recordings.at(episode, step + apart))]
                 steps.append(np.abs(np.subtract(*(np.asarray(state, np.float64) for state in pair))))
     return some, np.stack(steps) if steps else None
 

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from openpi.evaluation.stats import bootstrap_interval
 from openpi.shared.tree import flatten
 
 Chunk = np.ndarray  # float[ah w]
 
 _BATCH = 8
-_BOOTSTRAPS = 2000
 _GRAY = 128
 
 
@@ -219,12 +219,9 @@ def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 
         groups = [np.array([value]) for value in groups[0]]
     groups = [group for group in groups if np.isfinite(group).any()]
     sums, counts = (np.array([f(group[np.isfinite(group)]) for group in groups]) for f in (np.sum, len))
-    drawn = np.random.default_rng(seed).integers(len(groups), size=(_BOOTSTRAPS, len(groups)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, (2.5, 97.5))
     return {
         "difference": float(sums.sum() / counts.sum()),
-        "interval_95": [float(low), float(high)],
+        "interval_95": list(bootstrap_interval(sums, counts, seed)),
         "drawn_from": "episodes" if len(np.unique(episodes)) > 1 else "frames",
     }
 

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 _Z_95 = 1.959964
+_BOOTSTRAPS = 2000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Tally:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.successes}/{self.trials} = {self.rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
+
+
+def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean over groups that are drawn anew, float[n] with their sums and numbers of values."""
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(_BOOTSTRAPS, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[float, float]:

@@ -17,9 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from openpi.evaluation.stats import Paired, Tally
+from openpi.evaluation.stats import Paired, Tally, bootstrap_interval
 
-_BOOTSTRAPS = 4000
 Measure = Literal["success", "score"]
 BETTER = ("first", "second", "tie")
 
@@ -197,9 +196,7 @@ def _bootstrap(differences: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean over pairs; all there can be of one pair."""
     if len(differences) < 2 or math.isclose(float(np.ptp(differences)), 0.0):
         return (-1.0, 1.0) if len(differences) < 2 else (float(differences[0]), float(differences[0]))
-    drawn = np.random.default_rng(0).integers(len(differences), size=(_BOOTSTRAPS, len(differences)))
-    low, high = np.percentile(differences[drawn].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    return bootstrap_interval(differences, np.ones(len(differences)))
 
 
 def _preferences(rows: Sequence[Outcome], trials: Sequence[Trial], names: Sequence[str]) -> list[str]:

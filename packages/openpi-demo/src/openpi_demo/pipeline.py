@@ -22,6 +22,7 @@ from openpi.evaluation.evaluate import RESULTS_FILE
 from openpi.evaluation.stats import Tally
 from openpi.shared import frameworks
 from openpi.shared.children import Child, Children
+from openpi.training import run_report
 from openpi.training.config import get_config
 from openpi_demo import machine, report
 from openpi_demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
@@ -30,7 +31,6 @@ from openpi_demo.terminal import Terminal
 
 MARKER_FILE = ".openpi-demo"
 NUM_STAGES = 8
-METRICS_FILE = "metrics.jsonl"
 NEEDED_BYTES = 500 * 2**20
 
 
@@ -128,7 +128,7 @@ class _Demo:
         self._framework = report.FRAMEWORKS[options.backend]
         self._started = time.perf_counter()
         self._evaluations: dict[str, dict[str, Any]] = {}
-        self._metrics: dict[str, list[dict[str, float]]] = {}
+        self._metrics: dict[str, list[run_report.Row]] = {}
 
     def run(self) -> Path:
         """All stages, in order; returns the path of the report."""
@@ -176,7 +176,7 @@ class _Demo:
         num_steps = self._plan.sizes.train_steps or config.num_train_steps
         self._runner.run(self._plan.train(recipe), log=f"train_{name}", total=num_steps)
         run_dir = self._plan.run_dir(config.name)
-        self._metrics[name] = read_metrics(run_dir / METRICS_FILE)
+        self._metrics[name] = run_report.read_metrics(run_dir)
         return run_dir
 
     def _compare_with_scratch(self) -> None:
@@ -230,11 +230,6 @@ class _Demo:
             "machine": machine.describe_machine(),
             "versions": machine.versions(self._options.backend),
         }
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a trainer's `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def as_evaluation(results: dict[str, Any], folder: str) -> dict[str, Any]:

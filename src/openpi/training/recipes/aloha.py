@@ -5,9 +5,8 @@ import dataclasses
 from openpi.models.pi0_config import Pi0Config
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import AssetsConfig, LeRobotAlohaDataConfig, repack
-from openpi.training.optimizer import CosineDecaySchedule, Muon
 from openpi.training.recipes.released import assets, weights
-from openpi.training.recipes.tabletop import TINY_PI05
+from openpi.training.recipes.tabletop import FROM_NOTHING, TINY_PI0
 
 # Joint angles (rad) of one arm that the robot program drives to before an episode.
 _METADATA = {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
@@ -26,16 +25,13 @@ _PEN_CAMERAS = repack(
 _PEN = "physical-intelligence/aloha_pen_uncap_diverse"
 
 # 1.4 M parameters. pi0, so that the state goes in as numbers; one camera, in which a pixel is 15 mm of the table.
-_TINY_PI0 = dataclasses.replace(
-    TINY_PI05,
-    pi05=False,
-    discrete_state_input=False,
+_TINY = dataclasses.replace(
+    TINY_PI0,
     image_resolution=(112, 112),
     image_keys=("base_0_rgb",),
     action_dim=14,
     action_horizon=50,
     max_token_len=16,
-    loss_draws=4,
 )
 
 
@@ -94,20 +90,13 @@ RECIPES = [
         "record aloha --image-size 112 --images --noise 0.004` in some 25 CPU minutes. 4 of 20 unseen scenes "
         "(docs/results.md), so more recordings are the next thing to try. The state as numbers, joints absolute as in "
         "pi0_aloha_sim. Evaluate with --image-size 112 --execute-horizon 25.",
-        model=_TINY_PI0,
+        model=_TINY,
         data=LeRobotAlohaDataConfig(
             repo_id="lerobot/aloha_sim_transfer_cube_human",
             default_prompt="Transfer cube",
             use_delta_joint_actions=False,
         ),
-        lr_schedule=CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
-        optimizer=Muon(),
-        batch_size=16,
-        num_workers=0,
-        num_train_steps=1000,
-        log_interval=25,
-        save_interval=250,
-        keep_period=None,
+        **FROM_NOTHING,
     ),
     TrainConfig(
         name="pi0_aloha_pen_uncap",

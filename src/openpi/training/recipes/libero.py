@@ -7,24 +7,21 @@ from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
-from openpi.training.optimizer import AdamW, CosineDecaySchedule, Muon
+from openpi.training.optimizer import AdamW, CosineDecaySchedule
 from openpi.training.recipes.released import weights
-from openpi.training.recipes.tabletop import TINY_PI05
+from openpi.training.recipes.tabletop import FROM_NOTHING, TINY_PI0
 
 _PI0_LORA = Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
 _FAST = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180)
 _FAST_LORA = Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180, paligemma_variant="gemma_2b_lora")
 
 # 1.4 M parameters. pi0, so that the state goes in as numbers.
-_TINY_PI0 = dataclasses.replace(
-    TINY_PI05,
-    pi05=False,
-    discrete_state_input=False,
+_TINY = dataclasses.replace(
+    TINY_PI0,
     image_resolution=(96, 96),
     action_dim=8,
     action_horizon=16,
     max_token_len=48,
-    loss_draws=4,
 )
 
 
@@ -134,15 +131,8 @@ RECIPES = [
         note="One simulated task on a CPU: 1.4 M parameters, learnt from nothing but 20 recordings of `openpi record "
         "libero` in some 15 CPU minutes. 4 of 20 unseen starts (docs/results.md has the commands). Evaluate "
         "with --image-size 96 --resolution 96 --execute-horizon 16.",
-        model=_TINY_PI0,
+        model=_TINY,
         data=_data(extra_delta=False),
-        lr_schedule=CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
-        optimizer=Muon(),
-        batch_size=16,
-        num_workers=0,
-        num_train_steps=1000,
-        log_interval=25,
-        save_interval=250,
-        keep_period=None,
+        **FROM_NOTHING,
     ),
 ]

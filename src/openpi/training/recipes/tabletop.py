@@ -3,6 +3,7 @@ recipe are in the package of `openpi demo`.
 """
 
 import dataclasses
+from typing import Any
 
 from openpi import transforms
 from openpi.models.gemma_config import GemmaConfig
@@ -50,6 +51,19 @@ TINY_PI05 = Pi0Config(
     augmentation=False,
     remat="none",
 )
+
+# For worlds of others: pi0, so that the state goes in as numbers; from nothing but recordings, in minutes on a CPU.
+TINY_PI0 = dataclasses.replace(TINY_PI05, pi05=False, discrete_state_input=False, loss_draws=4)
+FROM_NOTHING: dict[str, Any] = {
+    "lr_schedule": CosineDecaySchedule(warmup_steps=100, peak_lr=2e-3, decay_steps=1000, decay_lr=2e-5),
+    "optimizer": Muon(),
+    "batch_size": 16,
+    "num_workers": 0,
+    "num_train_steps": 1000,
+    "log_interval": 25,
+    "save_interval": 250,
+    "keep_period": None,
+}
 
 
 def tabletop_transforms(model_config: BaseModelConfig) -> transforms.Group:
