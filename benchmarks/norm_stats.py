@@ -21,10 +21,10 @@ import numpy as np
 from openpi import transforms
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import RunningStats
-from openpi.training import data_loader, norm_stats
+from openpi.training import data_loader, norm_stats, recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
-from openpi.training.tabular_frames import TabularFrames
+from openpi.training.tabular_frames import open_frames
 
 HORIZON = 10
 
@@ -38,14 +38,14 @@ def recipe(dataset: Path) -> TrainConfig:
 
 def from_columns(config: TrainConfig) -> int:
     """Everything, opening the dataset included; returns the number of frames."""
-    frames = TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+    frames = open_frames(config.data.create(config.assets_dirs, config.model), config.model)
     norm_stats.compute_norm_stats(frames)
     return len(frames)
 
 
 def from_samples(config: TrainConfig, num_frames: int) -> int:
     data_config = config.data.create(config.assets_dirs, config.model)
-    dataset = data_loader.create_dataset(data_config, config.model)
+    dataset = recipe_data.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
     end = [isinstance(transform, transforms.Normalize) for transform in chain].index(True)
     run = transforms.compose(chain[:end])

@@ -25,10 +25,10 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.tokenizer import load_sentencepiece, state_as_text
-from openpi.training import data_loader
+from openpi.training import holdout, recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
-from openpi.training.tabular_frames import TabularFrames
+from openpi.training.tabular_frames import open_frames
 from openpi.weights.safetensors_io import open_tensors
 
 V21, V30, V30_IMAGE = "lerobot_v21/video", "lerobot_v30/converted_video", "lerobot_v30/image"
@@ -586,7 +586,7 @@ def test_pictures_that_are_not_8_bit_rgb_are_refused_by_name_and_no_camera_for_i
         LeRobotDataset(root, columns=["wrist_image"])
     config = recipe(root, ("image", "wrist_image"))
     with pytest.raises(ValueError, match=refused):  # statistics read no pictures, and must not say another thing
-        TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+        open_frames(config.data.create(config.assets_dirs, config.model), config.model)
 
 
 def test_a_camera_that_is_not_there_is_not_taken_for_one_that_the_recipe_reads_already(copied):
@@ -631,7 +631,7 @@ def recipe(root: Path, cameras: tuple[str, ...] = ("image",), **changes: Any) ->
 
 
 def samples(config: TrainConfig) -> LeRobotDataset:
-    dataset = data_loader.create_dataset(config.data.create(config.assets_dirs, config.model), config.model)
+    dataset = recipe_data.create_dataset(config.data.create(config.assets_dirs, config.model), config.model)
     assert isinstance(dataset, LeRobotDataset)
     return dataset
 
@@ -656,10 +656,10 @@ def test_numbers_that_are_none_are_refused_where_the_loader_and_the_statistics_a
     with pytest.raises(ValueError, match=message):
         samples(config)
     with pytest.raises(ValueError, match=message):
-        TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+        open_frames(config.data.create(config.assets_dirs, config.model), config.model)
     without = recipe(root, exclude_episodes=(1,))
     assert len(samples(without)) == 53
-    assert len(TabularFrames(without.data.create(without.assets_dirs, without.model), without.model)) == 53
+    assert len(open_frames(without.data.create(without.assets_dirs, without.model), without.model)) == 53
 
 
 def test_a_column_that_the_recipe_does_not_read_may_hold_what_it_likes(copied):
@@ -677,10 +677,10 @@ def test_excluded_episodes_are_in_no_split_and_leave_the_others_where_they_were(
     root = copied(V30_IMAGE)
     metadata = LeRobotMetadata.load(root)
     whole = recipe(root)
-    split = data_loader.holdout_split(held_out(whole), metadata, whole.data.create(whole.assets_dirs, whole.model))
+    split = holdout.holdout_split(held_out(whole), metadata, whole.data.create(whole.assets_dirs, whole.model))
     dropped = split[0][0]
     fewer = recipe(root, exclude_episodes=(dropped,))
-    found = data_loader.holdout_split(held_out(fewer), metadata, fewer.data.create(fewer.assets_dirs, fewer.model))
+    found = holdout.holdout_split(held_out(fewer), metadata, fewer.data.create(fewer.assets_dirs, fewer.model))
     assert found == (split[0][1:], split[1])
     with pytest.raises(ValueError, match=r"exclude_episodes has \[9\].*no such episodes"):
         samples(recipe(root, exclude_episodes=(9,)))

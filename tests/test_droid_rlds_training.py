@@ -19,13 +19,14 @@ from openpi.shared import normalize
 from openpi.training import (
     data_loader,
     frame_blocks,
+    loop,
     norm_stats,
     preflight,
+    recipe_data,
     recipe_io,
     stats_in_use,
     tabular_frames,
 )
-from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
@@ -66,7 +67,7 @@ def raw_samples(config: TrainConfig, part: int) -> list[dict]:
     """The slow way: every kept frame of a dataset with its images, through the transforms before normalisation."""
     data = dataclasses.replace(config.data, datasets=[dataclasses.replace(config.data.datasets[part], weight=1.0)])
     data_config = data.create(config.assets_dirs, config.model)
-    frames = data_loader.create_dataset(data_config, config.model)
+    frames = recipe_data.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, frames, skip_norm_stats=True)
     chain = chain[: [isinstance(step, transforms.Normalize) for step in chain].index(True)]
     samples = []
@@ -173,23 +174,20 @@ def test_a_script_of_ones_own_reads_the_frames_in_batches_transforms_them_and_ge
 
 
 def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
-    config = recipe(folder, tmp_path, holdout_episodes=2, checkpoint_base_dir=str(tmp_path / "runs"))
-    for refuse in (
-        lambda config: preflight.check_recipe(config, open_backend(config)),
-        data_loader.create_batch_loader,
-    ):
+    config = recipe(folder, tmp_path, holdout_episodes=2, exp_name="x", checkpoint_base_dir=str(tmp_path / "runs"))
+    for refuse in (loop.train, data_loader.create_batch_loader):
         with pytest.raises(ValueError, match=r"holdout_episodes=2, but data in RLDS form are a stream"):
             refuse(config)
 
 
 def test_samples_from_every_dataset_are_tried_before_training(folder, tmp_path):
     config = recipe(folder, tmp_path, weight=0.75)
-    data_config = preflight.with_usable_statistics(config, stats_in_use.read(config))
-    contract = preflight.check_samples(config, data_config)
+    data = stats_in_use.read(config, recipe_data.open_recipe(config))
+    contract = preflight.check_samples(config, preflight.with_usable_statistics(config, data))
     assert contract.control_hz == 15
     assert contract.robot == "droid"
-    frames = data_loader.create_dataset(data_config, config.model)
-    names = [name for name, _ in data_loader.samples_of(frames, 4)]
+    (frames,) = data.datasets
+    names = [name for name, _ in recipe_data.samples_of(frames, 4)]
     assert {re.search("droid|simulated", name)[0] for name in names} == {"droid", "simulated"}
 
 

@@ -12,7 +12,7 @@ import tiny_recipe
 from arm_files import arm_stats
 from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.training import data_loader, holdout, recipe_io
+from openpi.training import holdout, recipe_data, recipe_io
 from openpi.training.config import TrainConfig
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 from openpi.training.progress import Progress
@@ -22,55 +22,58 @@ from openpi.training.validation import _baselines
 from openpi.training.validation_picture import draw
 
 VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+CAMERA = {"dtype": "image", "shape": (4, 4, 3), "names": ["height", "width", "channel"]}
+PICTURES = np.zeros((10, 4, 4, 3), np.uint8)
 
 
 def recipe(folder: Path, num_episodes: int, **changes) -> TrainConfig:
     """Of a dataset of episodes of ten frames."""
-    with LeRobotWriter(folder / "data", fps=10, features={"joints": VECTOR, "actions": VECTOR}) as writer:
+    features = {"front": CAMERA, "joints": VECTOR, "actions": VECTOR}
+    with LeRobotWriter(folder / "data", fps=10, features=features) as writer:
         for number in range(num_episodes):
             frames = np.full((10, 3), number, np.float32)
-            writer.add_episode({"joints": frames, "actions": frames}, "lift it")
+            writer.add_episode({"front": PICTURES, "joints": frames, "actions": frames}, "lift it")
     data = dataclasses.replace(tiny_recipe.arm.data, repo_id=str(folder / "data"))
     options = {"data": data, "holdout_episodes": None, "exp_name": "run", "checkpoint_base_dir": str(folder / "runs")}
     return dataclasses.replace(tiny_recipe.arm, **{**options, **changes})
 
 
+def decided(config: TrainConfig) -> TrainConfig:
+    return holdout.decided(config, recipe_data.open_recipe(config))
+
+
 @pytest.mark.parametrize(("num_episodes", "expected"), [(1, 0), (2, 0), (3, 1), (21, 2), (60, 3)])
 def test_a_recipe_that_does_not_say_holds_out_a_few_and_says_so(tmp_path, caplog, num_episodes, expected):
     caplog.set_level(logging.INFO, "openpi")
-    config = holdout.decided(recipe(tmp_path, num_episodes))
+    config = decided(recipe(tmp_path, num_episodes))
     assert (config.holdout_episodes, config.keep_best) == (expected, expected > 0)
     assert ("no episode is held out" if expected == 0 else "--holdout-episodes=0 trains on all") in caplog.text
     if expected:
-        metadata = data_loader.open_metadata(data_loader.expanded(config))
-        train, held = data_loader.holdout_split(config, metadata, data_loader.expanded(config))
+        metadata = recipe_data.open_metadata(recipe_data.expanded(config))
+        train, held = holdout.holdout_split(config, metadata, recipe_data.expanded(config))
         assert len(held) == expected and len(train) == num_episodes - expected
 
 
 def test_what_a_recipe_says_stands(tmp_path):
     config = recipe(tmp_path, 5, holdout_episodes=0)
     for stated in (config, dataclasses.replace(config, holdout_episodes=0.4)):
-        assert holdout.decided(stated) is stated
+        assert decided(stated) is stated
 
 
 def test_nothing_is_held_out_that_a_batch_needs_or_that_cannot_be(tmp_path):
-    assert holdout.decided(recipe(tmp_path, 3, batch_size=25)).holdout_episodes == 0
-    missing = dataclasses.replace(tiny_recipe.arm.data, repo_id=str(tmp_path / "nowhere"))
-    assert (
-        holdout.decided(dataclasses.replace(tiny_recipe.arm, data=missing, holdout_episodes=None)).holdout_episodes == 0
-    )
-    assert holdout.decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
+    assert decided(recipe(tmp_path, 3, batch_size=25)).holdout_episodes == 0
+    assert decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
 
 
 def test_what_is_held_out_by_name_stands_and_of_a_mixture_the_smallest_dataset_decides(tmp_path):
     config = recipe(tmp_path / "large", 25)
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_episodes=(4,)))
-    assert (decided := holdout.decided(named)).holdout_episodes == 0 and not decided.keep_best
+    assert (found := decided(named)).holdout_episodes == 0 and not found.keep_best
     for fewest, expected in ((2, 0), (3, 1)):
         small = recipe(tmp_path / f"of_{fewest}", fewest)
         parts = (MixturePart(config.data, 1.0), MixturePart(small.data, 1.0))
         mixture = dataclasses.replace(config, data=MixtureDataConfig(parts=parts))
-        assert holdout.decided(mixture).holdout_episodes == expected
+        assert decided(mixture).holdout_episodes == expected
 
 
 @pytest.mark.parametrize("before", [0, 3])
@@ -81,9 +84,9 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path, before):
     (step / "params").mkdir(parents=True)
     (step / "params" / "_METADATA").touch()
     recipe_io.save_recipe(step, dataclasses.replace(config, holdout_episodes=before, keep_best=False, resume=False))
-    found = holdout.decided(config)
+    found = decided(config)
     assert (found.holdout_episodes, found.keep_best) == (before, False)
-    assert holdout.decided(dataclasses.replace(config, exp_name="another")).holdout_episodes == 2
+    assert decided(dataclasses.replace(config, exp_name="another")).holdout_episodes == 2
 
 
 def test_the_mean_action_is_the_dataset_s_in_the_robot_s_units_relative_or_not():

@@ -24,9 +24,10 @@ from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import NormStats
-from openpi.training import data_loader
+from openpi.training import data_loader, recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig, SimpleDataConfig
+from openpi.training.holdout import split_episodes
 
 LENGTHS = (9, 6, 14, 11)
 HORIZON = 4
@@ -341,17 +342,17 @@ def test_a_split_covers_all_episodes_without_overlap(total, holdout, seed):
     count = holdout if holdout >= 1 else int(np.ceil(holdout * total))
     if count >= total:
         with pytest.raises(ValueError, match="hold out fewer"):
-            data_loader.split_episodes(total, holdout, seed)
+            split_episodes(total, holdout, seed)
         return
-    train, held = data_loader.split_episodes(total, holdout, seed)
+    train, held = split_episodes(total, holdout, seed)
     assert sorted(train + held) == list(range(total))
     assert len(held) == count
-    assert (train, held) == data_loader.split_episodes(total, holdout, seed)
+    assert (train, held) == split_episodes(total, holdout, seed)
 
 
 def test_random_data_has_the_shapes_of_the_model_and_depends_on_the_index_only():
     model = Pi0Config(paligemma_variant="dummy", action_expert_variant="dummy", action_horizon=6, action_dim=5)
-    dataset = data_loader.FakeDataset(model, num_samples=10)
+    dataset = recipe_data.FakeDataset(model, num_samples=10)
     sample = dataset[4]
     observation, actions = model.inputs_spec()
     for key, leaf in {"state": observation.state, "tokenized_prompt": observation.tokenized_prompt}.items():
@@ -403,7 +404,7 @@ def test_a_batch_larger_than_the_dataset_is_refused(tmp_path):
 
 def test_recipes_without_a_recorded_dataset_say_so():
     with pytest.raises(ValueError, match="names no recorded dataset"):
-        data_loader.create_dataset(DataConfig(), Pi0Config())
+        recipe_data.create_dataset(DataConfig(), Pi0Config())
 
 
 def test_the_loader_brings_in_neither_jax_nor_torch():

@@ -18,7 +18,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.mixture_order import MixedIn, MixtureSource, shares
 from openpi.policies import policy_config
 from openpi.shared import normalize
-from openpi.training import data_loader, loop, norm_stats, requirements
+from openpi.training import data_loader, loop, norm_stats, recipe_data, requirements
 from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
 from openpi.training.recipe_io import load_recipe
 
@@ -139,11 +139,11 @@ def test_shared_statistics_count_the_datasets_by_weight_whatever_their_sizes(con
     square = sum(share * np.square(part).mean(axis=0) for share, part in zip(shares(WEIGHTS), parts, strict=True))
     np.testing.assert_allclose(computed.stats["actions"].mean, mean, rtol=0.01)
     np.testing.assert_allclose(computed.stats["actions"].std, np.sqrt(square - mean**2), rtol=0.01)
-    data_config = data_loader.expanded(config)
+    data_config = recipe_data.expanded(config)
     assert data_config.asset_id.startswith("0.75_")
     assert all(member.norm_stats == data_config.norm_stats != {} for member in data_config.members)
     heavier = dataclasses.replace(config.data, parts=(MixturePart(config.data.parts[0].data, 9), config.data.parts[1]))
-    other = data_loader.expanded(dataclasses.replace(config, data=heavier))
+    other = recipe_data.expanded(dataclasses.replace(config, data=heavier))
     assert other.norm_stats is None, "statistics of other weights are not taken for these"
 
 
@@ -152,7 +152,7 @@ def test_own_statistics_are_those_of_each_dataset_alone(config):
     alone = []
     for data in own.data.with_own_statistics:
         alone.append(norm_stats.compute(dataclasses.replace(own, data=data)).stats)
-    members = data_loader.expanded(own).members
+    members = recipe_data.expanded(own).members
     assert len({member.asset_id for member in members}) == 2
     for member, stats in zip(members, alone, strict=True):
         np.testing.assert_array_equal(member.norm_stats["actions"].mean, stats["actions"].mean)
@@ -194,7 +194,7 @@ def test_parts_without_a_place_kind_or_number_of_their_own_are_refused(config, a
         dataclasses.replace(config, data=MixtureDataConfig(parts=(MixturePart(first, 0.0),)))
     twice = MixtureDataConfig(parts=(MixturePart(first), MixturePart(first)), statistics="own")
     with pytest.raises(ValueError, match="one asset id for statistics of their own"):
-        data_loader.expanded(dataclasses.replace(config, data=twice))
+        recipe_data.expanded(dataclasses.replace(config, data=twice))
 
 
 def test_datasets_of_other_widths_share_no_statistics(config, second, tmp_path):
@@ -237,11 +237,11 @@ def test_a_run_over_a_mixture_resumes_with_the_next_sample_and_keeps_all_statist
     assert [row["loss"] for row in losses[0] if "loss" in row] == [row["loss"] for row in losses[1] if "loss" in row]
     assert any("validation_loss" in row for row in losses[0])
     step = max(runs[0].glob("[0-9]*"), key=lambda folder: int(folder.name))
-    for member in data_loader.expanded(config).members:
+    for member in recipe_data.expanded(config).members:
         np.testing.assert_array_equal(
             normalize.load(step / "assets" / member.asset_id)["actions"].mean, member.norm_stats["actions"].mean
         )
     assert load_recipe(step).data == config.data
     served = policy_config.load_pipeline(load_recipe(step), Checkpoint(step)).data_config
-    first_alone = data_loader.expanded(config).members[0]
+    first_alone = recipe_data.expanded(config).members[0]
     np.testing.assert_array_equal(served.norm_stats["state"].mean, first_alone.norm_stats["state"].mean)

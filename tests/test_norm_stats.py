@@ -15,7 +15,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.policies import data_half
 from openpi.shared import normalize
-from openpi.training import data_loader, frame_blocks, norm_stats
+from openpi.training import data_loader, frame_blocks, norm_stats, recipe_data
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import (
     AssetsConfig,
@@ -25,7 +25,7 @@ from openpi.training.data_config import (
     LeRobotLiberoDataConfig,
     SimpleDataConfig,
 )
-from openpi.training.tabular_frames import TabularFrames
+from openpi.training.tabular_frames import Frames, open_frames
 
 HORIZON = 5
 LENGTHS = (7, 3, 11)
@@ -83,7 +83,7 @@ def recipe(tmp_path: Path, features: dict, factory: type, **options) -> TrainCon
 def stats_of_samples(config: TrainConfig) -> dict[str, normalize.NormStats]:
     """The slow way: every sample of the loader's dataset, cameras decoded, up to normalisation."""
     data_config = config.data.create(config.assets_dirs, config.model)
-    dataset = data_loader.create_dataset(data_config, config.model)
+    dataset = recipe_data.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
     end = [isinstance(transform, transforms.Normalize) for transform in chain].index(True)
     running = {key: normalize.RunningStats() for key in ("state", "actions")}
@@ -101,8 +101,8 @@ def assert_stats_equal(found: dict[str, normalize.NormStats], expected: dict[str
             np.testing.assert_allclose(getattr(found[key], name), getattr(expected[key], name), rtol=1e-9, atol=1e-12)
 
 
-def frames_of(config: TrainConfig) -> TabularFrames:
-    return TabularFrames(config.data.create(config.assets_dirs, config.model), config.model)
+def frames_of(config: TrainConfig) -> Frames:
+    return open_frames(config.data.create(config.assets_dirs, config.model), config.model)
 
 
 RECIPES = {

@@ -19,7 +19,7 @@ from openpi.policies.tabletop_policy import make_tabletop_example
 from openpi.policies.ur5_policy import make_ur5_example
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
-from openpi.training import data_loader, norm_stats
+from openpi.training import data_loader, norm_stats, recipe_data
 from openpi.training.config import TrainConfig, config_names, get_config
 from openpi_positronic.policy import make_positronic_example
 from robot_datasets import FORMATS, TASKS, write_dataset
@@ -121,7 +121,7 @@ def test_a_dataset_of_the_robot_becomes_batches_for_the_model(name, datasets, tm
 def test_the_prompt_is_the_task_or_the_fixed_one_of_the_recipe(name, datasets):
     config = with_local_files(get_config(name), repo_id=str(datasets[get_config(name).data.repo_id]))
     data = config.data.create(config.assets_dirs, config.model)
-    dataset = data_loader.create_dataset(data, config.model)
+    dataset = recipe_data.create_dataset(data, config.model)
     chain = data_loader.input_transforms(data, dataset, skip_norm_stats=True)
     sample = dataset[0]
     for step in chain:
@@ -188,9 +188,9 @@ def test_a_recipe_of_the_first_release_may_forbid_to_ask_the_hub(tmp_path, monke
     config = with_local_files(published, repo_id="me/mine", base_config=offline)
     data = config.data.create(config.assets_dirs, config.model)
     with pytest.raises(FileNotFoundError, match=r"'me/mine' is not in .* the recipe says local_files_only"):
-        data_loader.open_metadata(data)
+        recipe_data.open_metadata(data)
     write_dataset(tmp_path / "me" / "mine", FORMATS["physical-intelligence/libero"])
-    assert data_loader.open_metadata(data).fps == 10
+    assert recipe_data.open_metadata(data).fps == 10
 
 
 def test_every_recipe_says_what_it_is_for():

@@ -15,7 +15,7 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.selection import Selection
 from openpi.models.pi0_config import Pi0Config
-from openpi.training import data_loader, dataset_look, recipe_io
+from openpi.training import dataset_look, holdout, recipe_data, recipe_io
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
 
@@ -191,9 +191,9 @@ def recipe(root, **changes) -> TrainConfig:
 
 def test_a_recipe_leaves_out_what_its_condition_says_and_holds_out_what_it_names(root, metadata, tmp_path):
     config = recipe(root, exclude_where='"box" in task', validation_episodes=(1, 2))
-    data_config = data_loader.expanded(config)
-    assert data_loader.holdout_split(config, metadata, data_config) == ([0, 3], [2])
-    assert len(data_loader.create_dataset(data_config, config.model)) == sum(LENGTHS) - 30
+    data_config = recipe_data.expanded(config)
+    assert holdout.holdout_split(config, metadata, data_config) == ([0, 3], [2])
+    assert len(recipe_data.create_dataset(data_config, config.model)) == sum(LENGTHS) - 30
     assert dataset_look.reading_of(config)[1].excluded == {1}
     recipe_io.save_recipe(tmp_path, config)
     assert recipe_io.load_recipe(tmp_path).data == config.data
@@ -202,10 +202,10 @@ def test_a_recipe_leaves_out_what_its_condition_says_and_holds_out_what_it_names
 def test_held_out_episodes_are_named_or_drawn_but_not_both(root):
     config = dataclasses.replace(recipe(root, validation_episodes=(1,)), holdout_episodes=1)
     with pytest.raises(ValueError, match=r"holdout_episodes=1 .* and data.validation_episodes"):
-        data_loader.check_holdout(config, data_loader.expanded(config))
+        holdout.check_holdout(config, recipe_data.expanded(config))
     alone = recipe(root, validation_episodes=(7,))
     with pytest.raises(ValueError, match=r"validation_episodes has \[7\]"):
-        data_loader.holdout_split(alone, LeRobotMetadata.load(root), data_loader.expanded(alone))
+        holdout.holdout_split(alone, LeRobotMetadata.load(root), recipe_data.expanded(alone))
     everything = recipe(root, validation_episodes=(0, 1, 2, 3))
     with pytest.raises(ValueError, match="leaves 0 episodes to train on and 4"):
-        data_loader.holdout_split(everything, LeRobotMetadata.load(root), data_loader.expanded(everything))
+        holdout.holdout_split(everything, LeRobotMetadata.load(root), recipe_data.expanded(everything))

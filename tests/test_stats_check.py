@@ -14,6 +14,7 @@ from openpi.shared import normalize, stats_check
 from openpi.shared.normalize import NormStats
 from openpi.training import norm_stats, preflight, recipe_io
 from openpi.training.config import TrainConfig, get_config
+from openpi.training.recipe_data import open_recipe
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:as_recorded"
 
@@ -69,10 +70,14 @@ def _write(config: TrainConfig, stats: dict[str, NormStats]) -> Path:
     return folder
 
 
+def _prepared(recipe: TrainConfig) -> preflight.TrainingData:
+    return preflight.prepare(recipe, open_recipe(recipe), num_devices=1)
+
+
 @pytest.mark.parametrize(("stats", "message"), BAD.values(), ids=BAD)
 def test_training_and_comparing_refuse_what_cannot_be_used(stats, message, recipe):
     folder = _write(recipe, stats)
-    for ask in (lambda: preflight.open_data(recipe, num_devices=1), lambda: norm_stats.compare(recipe)):
+    for ask in (lambda: _prepared(recipe), lambda: norm_stats.compare(recipe)):
         with pytest.raises(ValueError, match=message) as refusal:
             ask()
         assert str(folder) in str(refusal.value)
@@ -102,31 +107,31 @@ def test_what_is_odd_in_most_samples_is_said_when_training_starts(recipe, caplog
     far = NormStats(np.full(3, 100.0), np.ones(3), np.full(3, 99.0), np.full(3, 101.0))
     _write(recipe, {**GOOD, "actions": far})
     with caplog.at_level(logging.WARNING, logger="openpi"):
-        preflight.open_data(recipe, num_devices=1)
+        _prepared(recipe)
     assert "8 of 8 samples, at Normalize: actions 3 of 3 dimensions leave q01..q99: joint_" in caplog.text
     assert "openpi explain" in caplog.text
 
 
 def test_outputs_that_do_not_undo_the_inputs_are_said_when_training_starts(recipe, caplog):
     with caplog.at_level(logging.WARNING, logger="openpi"):
-        preflight.open_data(recipe, num_devices=1)
+        _prepared(recipe)
     assert "outputs do not undo inputs" not in caplog.text
     data = dataclasses.replace(recipe.data, outputs=Doubled())
     with caplog.at_level(logging.WARNING, logger="openpi"):
-        preflight.open_data(dataclasses.replace(recipe, data=data), num_devices=1)
+        _prepared(dataclasses.replace(recipe, data=data))
     assert "outputs do not undo inputs" in caplog.text
 
 
 def test_statistics_narrower_than_the_robot_are_refused(recipe):
     _write(recipe, {**GOOD, "state": NormStats(*(np.arange(2.0) + i for i in range(4)))})
     with pytest.raises(ValueError, match="'state' has 2 dimensions; expected 3"):
-        preflight.open_data(recipe, num_devices=1)
+        _prepared(recipe)
 
 
 def test_a_range_without_width_is_widened_for_training_as_when_it_is_computed(recipe, caplog):
     flat = {**GOOD, "actions": _stats(q01=_at(1, 0.5, -1.0), q99=_at(1, 0.5, 1.0), mean=_at(1, 0.5, 0.0))}
     _write(recipe, flat)
-    used = preflight.open_data(recipe, num_devices=1).config.norm_stats
+    used = _prepared(recipe).config.norm_stats
     assert used is not None and used["actions"].q01 is not None and used["actions"].q99 is not None
     assert used["actions"].q01[1] < 0.5 < used["actions"].q99[1]
     assert used["state"] == GOOD["state"]  # nothing else has changed

@@ -1,5 +1,6 @@
 """The parts of the loop on their own: metrics on disk, batches ahead of time, what is shown, what is refused."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -8,14 +9,16 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import normalize
-from openpi.training import preflight, run_directory
+from openpi.training import loop, preflight, run_directory
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, cli, get_config
@@ -24,6 +27,7 @@ from openpi.training.freeze import freeze_nothing
 from openpi.training.interrupts import Interrupts, StoppedError
 from openpi.training.prefetch import GaveUpError, Prefetcher
 from openpi.training.progress import Stopwatch, Window
+from openpi.training.recipe_data import open_recipe
 from openpi.training.tracking import MetricsFile
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
@@ -209,7 +213,7 @@ def check_recipe(config: TrainConfig) -> None:
 
 
 def open_data(config: TrainConfig) -> preflight.TrainingData:
-    return preflight.open_data(config, num_devices=1)
+    return preflight.prepare(config, open_recipe(config), num_devices=1)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +315,36 @@ def test_averaging_of_frozen_weights_is_warned_of(caplog):
         assert "second copy" not in caplog.text
         check_recipe(dataclasses.replace(config, exp_name="x", ema_decay=0.99))
     assert "keeps a second copy of all weights" in caplog.text
+
+
+def test_a_start_expands_the_recipe_once_and_opens_its_data_once(arm_dataset, tmp_path, monkeypatch):
+    """Statistics that are not there, an automatic hold-out, the contract, both loaders: of one reading."""
+    calls = collections.Counter()
+
+    def count(owner: type, name: str) -> None:
+        true = getattr(owner, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[f"{owner.__name__}.{name}"] += 1
+            return true(*args, **options)
+
+        monkeypatch.setattr(owner, name, staticmethod(counted) if name == "load" else counted)
+
+    config = of_arm("arm", arm_dataset, tmp_path)
+    config = dataclasses.replace(config, holdout_episodes=None, checkpoint_base_dir=str(tmp_path / "runs"))
+    count(type(config.data), "create")
+    count(LeRobotMetadata, "load")
+    count(LeRobotDataset, "__init__")
+
+    def full(config: TrainConfig, needed: int) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(preflight, "check_disk_space", full)  # the last thing before the model is built
+    with pytest.raises(OSError, match="full"):
+        loop.train(config)
+    assert list(tmp_path.rglob("norm_stats.json"))
+    assert sorted(calls) == ["ArmData.create", "LeRobotDataset.__init__", "LeRobotMetadata.load"]
+    assert set(calls.values()) == {1}, calls
 
 
 def test_a_full_disk_is_noticed_before_training(tmp_path):

@@ -14,6 +14,7 @@ from openpi.policies.seen import Camera, Seen, view
 from openpi.policies.watch import Watch
 from openpi.serving.access import Limits
 from openpi.training import seen as training_seen
+from openpi.training.recipe_data import open_lerobot
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import server_thread
 
@@ -125,7 +126,8 @@ def test_a_view_does_not_depend_on_the_layout_and_takes_any_size():
 def contract() -> Contract:
     config = tiny_arm.recipe
     data_config = dataclasses.replace(config.data.create(config.assets_dirs, config.model), norm_stats=arm_stats())
-    found = training_seen.look(config, data_config, training_seen.trained_on(config, data_config))
+    dataset = open_lerobot(data_config, config.model)
+    found = training_seen.look(config, data_config, dataset, training_seen.trained_on(config, data_config, dataset))
     return dataclasses.replace(Contract.build(data_config, config.model), seen=found)
 
 

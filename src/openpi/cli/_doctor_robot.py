@@ -20,6 +20,7 @@ from openpi.training import moments as _moments
 from openpi.training import seen as _seen
 from openpi.training.config import TrainConfig
 from openpi.training.moments import Moment, Moments
+from openpi.training.recipe_data import open_lerobot
 
 _MOST_REQUESTS = 200
 _EPISODES, _PLACES = 8, 3
@@ -40,9 +41,10 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
     if not sent:
         raise ValueError(f"{session} holds no request of one robot")
     data_config = around.data_config
-    numbers = _seen.trained_on(config, data_config)
+    dataset = open_lerobot(data_config, config.model)
+    numbers = _seen.trained_on(config, data_config, dataset)
     episodes = _moments.spread(numbers, _EPISODES)
-    recordings = Moments(config, data_config, episodes)
+    recordings = Moments(config, data_config, episodes, dataset)
     before, normalize, _ = stages.split(around.inputs)
     assert normalize is not None  # made of statistics
     to_state = [step for step in before if not isinstance(step, (ContractGuard, RangeGuard))]
@@ -51,7 +53,7 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
     recorded = Recorded(
         [moment.observation for moment in some],
         np.stack([moment.recorded for moment in some]),
-        _seen.look(config, data_config, numbers),
+        _seen.look(config, data_config, dataset, numbers),
         fps,
         steps,
     )

@@ -63,11 +63,11 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
         FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe.
         IndexError: no such frame.
     """
-    from openpi.training import data_loader
+    from openpi.training import data_loader, recipe_data
 
     if data_config.dataset_name is None:
         raise ValueError(f"recipe '{config.name}' has no dataset; name one with --dataset, or pass --observation")
-    dataset = data_loader.create_dataset(data_config, config.model)
+    dataset = recipe_data.create_dataset(data_config, config.model)
     no_stats = data_config.norm_stats is None  # a finding, not a reason to show nothing
     steps = steps_of(data_loader.input_transforms(data_config, dataset, skip_norm_stats=no_stats), data_config)
     if isinstance(dataset, Stream):

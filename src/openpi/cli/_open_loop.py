@@ -234,11 +234,11 @@ def _chunk(answer: Mapping[str, Any] | Exception) -> np.ndarray | None:
 def _joints(data_config: DataConfig, width: int) -> list[str]:
     from openpi.data.lerobot.features import dimension_names
     from openpi.policies.robot_spec import find_spec
-    from openpi.training import data_loader
+    from openpi.training import recipe_data
 
     spec = find_spec(data_config.data_transforms.inputs)
     recorded = dimension_names(
-        data_loader.open_metadata(data_config).features.get(data_config.action_sequence_keys[0]) or {}
+        recipe_data.open_metadata(data_config).features.get(data_config.action_sequence_keys[0]) or {}
     )
     for names in (recorded, () if spec is None else spec.actions.names):
         if len(names) == width:

@@ -91,14 +91,14 @@ def _samples(
 
     from openpi import transforms
     from openpi.cli import _explain_chain as chain
-    from openpi.training import data_loader
+    from openpi.training import data_loader, recipe_data
     from openpi.training.streams import Stream
 
     recipe = chain.with_dataset(recipe, dataset)
     data_config = chain.pipeline(recipe, checkpoint).data_config
     if data_config.dataset_name is None:
         raise ValueError(f"recipe '{recipe.name}' has no dataset; name one with --dataset")
-    frames = data_loader.create_dataset(data_config, recipe.model)
+    frames = recipe_data.create_dataset(data_config, recipe.model)
     to_model = transforms.compose(data_loader.input_transforms(data_config, frames))
     if isinstance(frames, Stream):
         chosen = [frame for _, frame in frames.spread(count)]

@@ -13,9 +13,8 @@ import numpy as np
 from openpi import transforms
 from openpi.models.fast_codec import FastCodec, fit_codec
 from openpi.models.model_config import ModelType
-from openpi.shared import normalize
-from openpi.training import norm_stats
-from openpi.training.tabular_frames import open_frames
+from openpi.training import norm_stats, recipe_data
+from openpi.training.tabular_frames import frames_of
 
 logger = logging.getLogger("openpi")
 
@@ -82,18 +81,20 @@ def fit(
 
 def _normalised_chunks(config: Any, max_frames: int | None) -> tuple[np.ndarray, np.ndarray]:
     """float64[n, t, d] chunks, and int[n], the episode of each."""
-    data_config = config.data.create(config.assets_dirs, config.model)
-    if data_config.norm_stats is None:
-        computed = norm_stats.compute(config)
-        logger.info("normalisation statistics of %d frames written to %s", computed.num_frames, computed.path)
-        data_config = config.data.create(config.assets_dirs, config.model)
+    data_config = recipe_data.expanded(config)
     if data_config.mixture:
         raise ValueError(
             "an action tokenizer is fitted to one dataset, and the recipe has a mixture; name a recipe of one of its "
             "parts, and give its action_tokenizer_path to the mixture's model"
         )
-    stats: dict[str, normalize.NormStats] = data_config.norm_stats
-    chunks, episodes = norm_stats.action_chunks(open_frames(data_config, config.model), max_frames=max_frames)
+    data = recipe_data.open_recipe(config, data_config, cameras=False)
+    stats = data_config.norm_stats
+    if stats is None:
+        computed = norm_stats.compute_of(data, config.model.action_horizon, norm_stats.norm_stats_path(config))
+        logger.info("normalisation statistics of %d frames written to %s", computed.num_frames, computed.path)
+        stats = computed.stats
+    ((_, frames),) = frames_of(data, config.model.action_horizon)
+    chunks, episodes = norm_stats.action_chunks(frames, max_frames=max_frames)
     to_model = transforms.Normalize({"actions": stats["actions"]}, use_quantiles=data_config.use_quantile_norm)
     return np.asarray(to_model({"actions": chunks})["actions"], np.float64), episodes
 

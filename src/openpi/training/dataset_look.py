@@ -11,7 +11,7 @@ from openpi.data.check.runner import check_open
 from openpi.data.check.subject import Reading
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.training import data_loader
+from openpi.training import recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 
@@ -33,7 +33,7 @@ def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
             f"recipe '{config.name}' has a mixture; check its datasets one by one: "
             f"{', '.join(str(member.repo_id) for member in data_config.members)}"
         )
-    metadata_root = data_loader.open_root(data_config)
+    metadata_root = recipe_data.open_root(data_config)
     return metadata_root, _reading(data_config, config.model.action_horizon, _metadata_or_none(metadata_root))
 
 
@@ -61,7 +61,7 @@ def warn_of_findings(dataset: Any, data_config: DataConfig, horizon: int) -> Non
 
 
 def _reading(data_config: DataConfig, horizon: int, metadata: LeRobotMetadata | None) -> Reading:
-    columns = None if metadata is None else data_loader.features_read(data_config, metadata)
+    columns = None if metadata is None else recipe_data.features_read(data_config, metadata)
     numbered = data_config.exclude_episodes
     excluded = numbered if metadata is None else data_config.selection.excluded(metadata)
     return Reading(

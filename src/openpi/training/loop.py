@@ -25,6 +25,7 @@ from openpi.training import (
     holdout,
     preflight,
     processes,
+    recipe_data,
     recipe_io,
     resume,
     run_directory,
@@ -38,6 +39,7 @@ from openpi.training.first_batch import contact_sheet
 from openpi.training.interrupts import Interrupts, StoppedError
 from openpi.training.prefetch import GaveUpError, Prefetcher
 from openpi.training.progress import Progress, Stopwatch, Window
+from openpi.training.recipe_data import RecipeData
 from openpi.training.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
 
@@ -76,29 +78,37 @@ def train(config: TrainConfig) -> TrainResult:
     with processes.together("checking the recipe"):
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
-    with processes.together("choosing what is held out"):
-        config = holdout.decided(config)
+    with processes.together("opening the data"):
+        data_config = recipe_data.expanded(config)
+        holdout.check_holdout(config, data_config)
+        data = recipe_data.open_recipe(config, data_config)
+        config = holdout.decided(config, data)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     if config.save_interval == 0:
         logger.info("save_interval=0: the only checkpoint is that of the end, or of a signal")
     checkpoints, last_step = run_directory.open_run(config)
     with checkpoints, Interrupts(may_leave_at_once=processes.count() == 1) as interrupts:
         try:
-            return _train(config, backend, checkpoints, last_step, interrupts)
+            return _train(config, data, backend, checkpoints, last_step, interrupts)
         except StoppedError as stopped:
             checkpoint = None if last_step is None else checkpoints.path(last_step)
             return TrainResult(checkpoint, -1 if last_step is None else last_step, {}, stopped.signum)
 
 
 def _train(
-    config: TrainConfig, backend: Backend, checkpoints: Checkpoints, last_step: int | None, interrupts: Interrupts
+    config: TrainConfig,
+    opened: RecipeData,
+    backend: Backend,
+    checkpoints: Checkpoints,
+    last_step: int | None,
+    interrupts: Interrupts,
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
     checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
     if checkpoint is None:
         with processes.together("fetching the weights"):
             preflight.check_weights(config, backend)
-    data = preflight.open_data(config, num_devices=backend.num_devices, checkpoint=checkpoint)
+    data = preflight.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     needed = backend.required_bytes(adapters.left_out(config))
     processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
     window = Window(backend.wait)

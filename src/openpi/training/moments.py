@@ -11,7 +11,7 @@ from openpi import transforms
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.hold import hold_transforms
-from openpi.training import data_loader, tabular_frames
+from openpi.training import data_loader, holdout, recipe_data, tabular_frames
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.robot_actions import robot_actions
@@ -47,17 +47,25 @@ class Moments:
         lengths: frames by the number of the episode.
     """
 
-    def __init__(self, config: TrainConfig, data_config: DataConfig, episodes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data_config: DataConfig,
+        episodes: Sequence[int],
+        dataset: LeRobotDataset | None = None,
+    ) -> None:
         """
         Args:
             data_config: the recipe's data half with the statistics of the checkpoint.
+            dataset: the recipe's, where it is open already.
         Raises:
             ValueError: no LeRobot dataset, no such episode, or no statistics.
             FileNotFoundError, KeyError: the dataset is missing, or lacks what the recipe reads.
         """
-        dataset = data_loader.create_dataset(data_config, config.model, episodes)
-        if not isinstance(dataset, LeRobotDataset):
-            raise ValueError(f"{data_config.dataset_name} is not a dataset in LeRobot form, which has frames by number")
+        if dataset is None:
+            dataset = recipe_data.open_lerobot(data_config, config.model, episodes)
+        else:
+            dataset = dataset.select(episodes)
         self._dataset = dataset
         self._is_pad = f"{data_config.action_sequence_keys[0]}_is_pad"
         prompt = data_loader.prompt_transforms(data_config, dataset)
@@ -105,11 +113,11 @@ def others(
     """Frames of all episodes but some: float[n s] states as the statistics see them, float[n ah w] actions of the
     robot. No image is read; none where no episode is left.
     """
-    metadata = data_loader.open_metadata(data_config)
+    metadata = recipe_data.open_metadata(data_config)
     excluded = sorted({*data_config.selection.excluded(metadata), *episodes})
     if len(excluded) >= len(metadata.episodes):
         return np.zeros((0, 1)), np.zeros((0, config.model.action_horizon, 1))
-    frames = tabular_frames.TabularFrames(
+    frames = tabular_frames.open_frames(
         dataclasses.replace(data_config, exclude_episodes=tuple(excluded)), config.model
     )
     to_robot = transforms.compose(data_config.data_transforms.outputs)
@@ -130,14 +138,14 @@ def chosen(
     Raises:
         ValueError: the dataset has no such episode.
     """
-    metadata = data_loader.open_metadata(data_config)
+    metadata = recipe_data.open_metadata(data_config)
     numbers = [episode.index for episode in metadata.episodes]
     if unknown := sorted(set(wanted or ()) - set(numbers)):
         raise ValueError(
             f"episodes {unknown} are not in {metadata.root}, which has {len(numbers)}: {min(numbers)} to {max(numbers)}"
         )
-    is_split = data_loader.holds_out(config, data_config.members[0])
-    held = data_loader.holdout_split(config, metadata, data_config)[1] if is_split else []
+    is_split = holdout.holds_out(config, data_config.members[0])
+    held = holdout.holdout_split(config, metadata, data_config)[1] if is_split else []
     unseen = {*held, *data_config.selection.excluded(metadata)}
     found = list(wanted) if wanted else spread(held or numbers, at_most)
     return found, set(found) <= unseen
@@ -149,7 +157,7 @@ def spread(numbers: Sequence[int], at_most: int) -> list[int]:
     return [numbers[i] for i in rows]
 
 
-def _evaluated(frames: tabular_frames.TabularFrames, max_frames: int) -> Iterator[dict[str, np.ndarray]]:
+def _evaluated(frames: tabular_frames.Frames, max_frames: int) -> Iterator[dict[str, np.ndarray]]:
     for _, blocks in frames.parts(max_frames):
         for block in blocks:
             yield from (frames.evaluate(block.alone(row)) for row in range(len(block)))

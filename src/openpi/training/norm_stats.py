@@ -21,7 +21,8 @@ from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check
 from openpi.training.data_config import DataConfig
-from openpi.training.tabular_frames import Block, Frames, open_members
+from openpi.training.recipe_data import RecipeData, expanded, open_recipe
+from openpi.training.tabular_frames import Block, Frames, frames_of
 
 logger = logging.getLogger("openpi")
 
@@ -66,8 +67,18 @@ def compute(config: Any, *, max_frames: int | None = None, path: Path | None = N
         FileNotFoundError, KeyError: the dataset is missing, or does not fit the recipe.
     """
     path = path or norm_stats_path(config)
-    data_config = config.data.create(config.assets_dirs, config.model)
-    raw, num_frames = _compute(open_members(data_config, config.model), max_frames)
+    return compute_of(open_recipe(config, cameras=False), config.model.action_horizon, path, max_frames=max_frames)
+
+
+def compute_of(data: RecipeData, horizon: int, path: Path, *, max_frames: int | None = None) -> ComputedStats:
+    """Computes the statistics of data that are open, and writes them to `path`.
+
+    Args:
+        horizon: steps of a chunk.
+        max_frames: see `compute`.
+    """
+    data_config = data.config
+    raw, num_frames = _compute(frames_of(data, horizon), max_frames)
     stats, messages, names = {}, [], {}
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
@@ -102,13 +113,14 @@ def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
         FileNotFoundError: the recipe has no statistics yet.
         ValueError, KeyError: see `compute`; or the statistics are of another width.
     """
-    data_config = config.data.create(config.assets_dirs, config.model)
+    data_config = expanded(config)
     if data_config.norm_stats is None:
         folder = config.data.stats_dir(config.assets_dirs)
         raise FileNotFoundError(f"recipe '{config.name}' has no statistics in {folder}; compute them first")
     source, use_quantiles = str(config.data.stats_dir(config.assets_dirs)), data_config.use_quantile_norm
     stats_check.check(data_config.norm_stats, source=source, use_quantiles=use_quantiles, dims=stats_dims(data_config))
-    found, _ = _compute(open_members(data_config, config.model), max_frames)
+    opened = open_recipe(config, data_config, cameras=False)
+    found, _ = _compute(frames_of(opened, config.model.action_horizon), max_frames)
     rows = []
     for key, data in found.items():
         used = data_config.norm_stats.get(key)
@@ -144,7 +156,11 @@ def norm_stats_path(config: Any) -> Path:
     Raises:
         ValueError: it is remote, or the recipe has neither an asset id nor a dataset.
     """
-    folder = config.data.stats_dir(config.assets_dirs)
+    return writable_path(config, config.data.stats_dir(config.assets_dirs))
+
+
+def writable_path(config: Any, folder: str | None) -> Path:
+    """The file in `folder`, where a recipe reads statistics; see `norm_stats_path`."""
     if folder is None:
         raise ValueError(f"recipe '{config.name}' has no dataset and no asset id; set --data.repo-id")
     if download.is_address(folder):

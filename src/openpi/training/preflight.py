@@ -10,24 +10,38 @@ import itertools
 import logging
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.batch_loader import SourceLoader
+from openpi.data.dataset import Dataset
 from openpi.data.lerobot.features import dimension_names
+from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adapters, data_loader, dataset_look, processes, recipe_io, seen, stats_in_use, tracking
+from openpi.training import (
+    adapters,
+    data_loader,
+    dataset_look,
+    holdout,
+    processes,
+    recipe_data,
+    recipe_io,
+    seen,
+    stats_in_use,
+    tracking,
+)
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
-from openpi.training.data_config import DataConfig, MixedDataset
+from openpi.training.data_config import DataConfig
 from openpi.training.first_look import FirstLook
+from openpi.training.recipe_data import RecipeData
 from openpi.training.robot_actions import with_recorded_limits
 from openpi.training.streams import Stream
 
@@ -67,7 +81,6 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
         tracking.check_installed(config)
     _check_dataset_name(config)
     _warn_of_deltas_of_deltas(config)
-    data_loader.check_holdout(config, config.data.create(config.assets_dirs, config.model))
     recipe_io.recipe_values(config)  # raises what saving it would
     adapters.check_recipe(config, backend)
     backend.check()
@@ -127,95 +140,94 @@ def check_weights(config: TrainConfig, backend: Backend) -> None:
         check(unflatten(backend.param_specs()))
 
 
-def open_data(config: TrainConfig, *, num_devices: int, checkpoint: Checkpoint | None = None) -> TrainingData:
-    """Opens the dataset, computes the statistics if there are none, and runs samples through everything.
+def prepare(
+    config: TrainConfig, data: RecipeData, *, num_devices: int, checkpoint: Checkpoint | None = None
+) -> TrainingData:
+    """Computes the statistics if there are none, and runs samples through everything.
 
     Called by all processes of a run; the first computes the statistics.
 
     Args:
+        data: of the recipe.
         num_devices: of all processes together; every batch is a multiple of it.
         checkpoint: that the run continues from, and whose statistics it goes on with.
     Raises:
-        FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe; or it, or its
-            statistics, are not the same in all processes.
+        ValueError, KeyError: the dataset does not fit the recipe; or it, or its statistics, are not the same in all
+            processes.
     """
-    data_config = stats_in_use.read(config, checkpoint)
-    with processes.together("opening the data"):
-        data = _open_data(config, data_config, num_devices, checkpoint)
-    processes.check_same("the data differ", data.train.identity)
-    return data
+    data = stats_in_use.read(config, data, checkpoint)
+    with processes.together("preparing the data"):
+        prepared = _prepared(config, data, num_devices, checkpoint)
+    processes.check_same("the data differ", prepared.train.identity)
+    return prepared
 
 
-def _open_data(
-    config: TrainConfig, data_config: DataConfig, num_devices: int, checkpoint: Checkpoint | None
-) -> TrainingData:
-    if config.data.repo_id == data_loader.FAKE_REPO_ID:
-        return TrainingData(data_config, _loader(config, data_config), holdout=None, contract=None)
-    data_config = with_usable_statistics(config, data_config, checkpoint)
-    contract = check_samples(config, data_config)
-    if processes.is_first() and data_config.rlds_data_dir is None:  # who writes it; a stream has no episodes
-        numbers = seen.trained_on(config, data_config)
-        contract = dataclasses.replace(contract, seen=seen.look(config, data_config, numbers))
+def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoint: Checkpoint | None) -> TrainingData:
+    if config.data.repo_id == recipe_data.FAKE_REPO_ID:
+        return TrainingData(data.config, _loader(config, data), holdout=None, contract=None)
+    data = with_usable_statistics(config, data, checkpoint)
+    contract = check_samples(config, data)
+    data_config, dataset = data.members[0]
+    if processes.is_first() and isinstance(dataset, LeRobotDataset):  # who writes it; a stream has no episodes
+        numbers = seen.trained_on(config, data_config, dataset)
+        contract = dataclasses.replace(contract, seen=seen.look(config, data_config, dataset, numbers))
     return TrainingData(
-        data_config,
-        train=_loader(config, data_config),
-        holdout=_open_holdout(config, data_config, num_devices),
+        data.config,
+        train=_loader(config, data),
+        holdout=_open_holdout(config, data, num_devices),
         contract=contract,
-        action_names=_action_names(data_config, contract),
+        action_names=_action_names(data_config, dataset, contract),
     )
 
 
-def _loader(config: TrainConfig, data_config: DataConfig, **options: Any) -> SourceLoader:
+def _loader(config: TrainConfig, data: RecipeData, **options: Any) -> SourceLoader:
     """Of this process's rows of every batch."""
     part = (processes.index(), processes.count())
-    return data_loader.create_batch_loader(config, data_config=data_config, part=part, **options)
+    return data_loader.create_batch_loader(config, data=data, part=part, **options)
 
 
-def with_usable_statistics(
-    config: TrainConfig, data_config: DataConfig, checkpoint: Checkpoint | None = None
-) -> DataConfig:
+def with_usable_statistics(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = None) -> RecipeData:
     """Checks the statistics against a sample as it is when it is normalised; see `stats_in_use.usable`.
 
     Raises:
         ValueError: the statistics cannot be used; or a transform fails.
     """
-    folders = [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
-    members = zip(data_config.members, folders, strict=True)
-    found = [
-        stats_in_use.usable(member, folder, _stats_widths(config, member), checkpoint) for member, folder in members
-    ]
-    return stats_in_use.with_stats(data_config, found)
+    folders = stats_in_use.folders_of(config, data.config)
+    return data.with_stats(
+        [
+            stats_in_use.usable(member, folder, _stats_widths(member, dataset), checkpoint)
+            for (member, dataset), folder in zip(data.members, folders, strict=True)
+        ]
+    )
 
 
-def _stats_widths(config: TrainConfig, data_config: DataConfig) -> dict[str, int]:
+def _stats_widths(data_config: DataConfig, dataset: Dataset | Stream) -> dict[str, int]:
     """Of `state` and `actions` of a sample when it is normalised."""
-    dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
     before = tuple(itertools.takewhile(lambda step: not isinstance(step, transforms.Normalize), chain))
-    where, sample = data_loader.samples_of(dataset, 1)[0]
+    where, sample = recipe_data.samples_of(dataset, 1)[0]
     raw = _run_chain(sample, before, data_config, where=where)[2]
     return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
 
 
-def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
+def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
     """Runs samples from all over the dataset through the recipe; returns what a policy trained on it will expect.
 
     Raises:
         ValueError: a transform fails, or its result is not what the model takes; the transform is named.
     """
+    data_config, dataset = data.members[0]
     _check_action_tokenizer(config, data_config)
-    dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
     clients, raws, mades = [], [], []
     look = FirstLook(config, data_config)
-    for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
+    for where, sample in recipe_data.samples_of(dataset, _NUM_SAMPLES_CHECKED):
         client, raw, made = _run_chain(sample, chain, data_config, where=where, look=look)
         _check_model_inputs(config, data_config, made)
         mades.append(made)
         clients.append(client)
         raws.append(raw)
-    control_hz = dataset.control_hz if isinstance(dataset, Stream) else data_loader.open_metadata(data_config).fps
-    contract = _contract(data_config, config, clients, control_hz)
+    contract = _contract(data_config, dataset, config, clients)
     returned = _check_contract(contract, data_config, config, clients[0], raws[0])
     contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
     for client, made in zip(clients, mades, strict=True):
@@ -223,17 +235,18 @@ def check_samples(config: TrainConfig, data_config: DataConfig) -> Contract:
     look.warn()
     if processes.is_first():
         dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
-    for member in data_config.members[1:]:
-        _check_mixed_in(config, member, mades[0])
+    for member, mixed_in in data.members[1:]:
+        _check_mixed_in(config, member, mixed_in, mades[0])
     return contract
 
 
-def _check_mixed_in(config: TrainConfig, data_config: DataConfig, made_of_first: Mapping[str, Any]) -> None:
+def _check_mixed_in(
+    config: TrainConfig, data_config: DataConfig, dataset: Dataset | Stream, made_of_first: Mapping[str, Any]
+) -> None:
     """Raises ValueError unless samples of another dataset of a mixture can be in one batch with those of the first."""
-    dataset = data_loader.create_dataset(data_config, config.model)
     chain = data_loader.input_transforms(data_config, dataset)
     look = FirstLook(config, data_config)
-    for where, sample in data_loader.samples_of(dataset, _NUM_SAMPLES_CHECKED):
+    for where, sample in recipe_data.samples_of(dataset, _NUM_SAMPLES_CHECKED):
         client, _, made = _run_chain(sample, chain, data_config, where=where, look=look)
         _check_model_inputs(config, data_config, made)
         look.round_trip(client, made)
@@ -351,39 +364,41 @@ def _shape_text(value: Any) -> str:
     return "missing" if value is None else f"shape {list(np.shape(value))}"
 
 
-def _contract(data_config: DataConfig, config: TrainConfig, clients: list[Any], control_hz: float) -> Contract:
-    features = _features(data_config)
+def _contract(data_config: DataConfig, dataset: Dataset | Stream, config: TrainConfig, clients: list[Any]) -> Contract:
+    features = _features(dataset)
     action_key = data_config.action_sequence_keys[0]
     state_key = next((key for key in ("observation.state", "state") if key in features), "")
     return Contract.build(
         data_config,
         config.model,
         sample=clients[0],
-        control_hz=control_hz,
+        control_hz=dataset.control_hz if isinstance(dataset, Stream) else cast(LeRobotDataset, dataset).metadata.fps,
         state_names=dimension_names(features.get(state_key) or {}),
         action_names=dimension_names(features.get(action_key) or {}),
         camera_means=channel_means(clients),
     )
 
 
-def _features(data_config: DataConfig) -> Mapping[str, Any]:
+def _features(dataset: Dataset | Stream) -> Mapping[str, Any]:
     """As LeRobot describes them; a stream names none."""
-    return {} if data_config.stream_format is not None else data_loader.open_metadata(data_config).features
+    return dataset.metadata.features if isinstance(dataset, LeRobotDataset) else {}
 
 
-def _action_names(data_config: DataConfig, contract: Contract) -> tuple[str, ...]:
+def _action_names(data_config: DataConfig, dataset: Dataset | Stream, contract: Contract) -> tuple[str, ...]:
     """The dataset's own names where they count as many dimensions as the robot takes."""
-    names = dimension_names(_features(data_config).get(data_config.action_sequence_keys[0]) or {})
+    names = dimension_names(_features(dataset).get(data_config.action_sequence_keys[0]) or {})
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 
-def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int) -> Any | None:
+def _open_holdout(config: TrainConfig, data: RecipeData, num_devices: int) -> Any | None:
     """At most one pass over the episodes held out, in batches that fit however few frames there are."""
-    if not data_loader.holds_out(config, data_config):
+    if not holdout.holds_out(config, data.config):
         return None
-    parts = data_config.mixture or (MixedDataset(data_config, 1.0),)
+    shares = [part.share for part in data.config.mixture] or [1.0]
     held = [
-        (part.share, *_held_out(config, part.config)) for part in parts if data_loader.holds_out(config, part.config)
+        (share, *_held_out(config, member, dataset))
+        for share, (member, dataset) in zip(shares, data.members, strict=True)
+        if holdout.holds_out(config, member) and isinstance(dataset, LeRobotDataset)
     ]
     total_share = sum(share for share, _, _ in held)
     # Of a mixture: until the first of its parts has been passed through.
@@ -395,15 +410,13 @@ def _open_holdout(config: TrainConfig, data_config: DataConfig, num_devices: int
     small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
     num_batches = min(config.eval_batches, num_frames // batch_size)
     logger.info("held out for validation: %d episodes, %d frames", num_episodes, num_frames)
-    return _loader(small, data_config, split="val", num_batches=num_batches)
+    return _loader(small, data, split="val", num_batches=num_batches)
 
 
-def _held_out(config: TrainConfig, data_config: DataConfig) -> tuple[int, int]:
+def _held_out(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> tuple[int, int]:
     """Numbers of episodes and of frames that a dataset holds out."""
-    metadata = data_loader.open_metadata(data_config)
-    _, held = data_loader.holdout_split(config, metadata, data_config)
-    lengths = {episode.index: episode.length for episode in metadata.episodes}
-    return len(held), sum(lengths[episode] for episode in held)
+    _, held = holdout.split_dataset(config, data_config, dataset)
+    return len(held), holdout.num_frames(dataset, held)
 
 
 def check_disk_space(config: TrainConfig, needed: int) -> None:

@@ -20,7 +20,7 @@ from openpi.data.batch_order import BatchSource
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.observation import Observation
-from openpi.training import data_loader
+from openpi.training import data_loader, recipe_data
 from openpi.training.adopted import as_recipe
 from openpi.training.batch_arrays import Framework, model_side_placer, placer, process_part
 from openpi.training.data_config import DataConfig
@@ -170,16 +170,16 @@ def create_data_loader(
     """
     place = model_side_placer(framework, sharding)
     recipe = as_recipe(config)
-    data_config = data_loader.expanded(recipe)
+    data = recipe_data.open_recipe(recipe)
     loader = data_loader.create_batch_loader(
         recipe,
         shuffle=shuffle,
         skip_norm_stats=skip_norm_stats,
         part=process_part(framework),
-        data_config=data_config,
+        data=data,
     )
     placed = _Placed(loader, num_batches, place, None if shuffle else loader.restart)
-    return DataLoaderImpl(data_config, placed)
+    return DataLoaderImpl(data.config, placed)
 
 
 def create_torch_data_loader(
@@ -243,7 +243,7 @@ def create_torch_dataset(data_config: DataConfig, action_horizon: int, model_con
             "the recipe has a mixture of datasets, each with transforms of its own; use create_data_loader"
         )
     of_horizon = dataclasses.replace(model_config, action_horizon=action_horizon)
-    dataset = cast(Dataset, data_loader.create_dataset(data_config, of_horizon))
+    dataset = cast(Dataset, recipe_data.create_dataset(data_config, of_horizon))
     prompt = data_loader.prompt_transforms(data_config, dataset)
     return TransformedDataset(dataset, prompt) if prompt else dataset
 
@@ -279,7 +279,7 @@ def transform_iterable_dataset(
 
 
 def _after_the_prompt(data_config: DataConfig, skip_norm_stats: bool) -> Sequence[Callable[[Sample], Sample]]:
-    is_fake = data_config.repo_id == data_loader.FAKE_REPO_ID
+    is_fake = data_config.repo_id == recipe_data.FAKE_REPO_ID
     return () if is_fake else data_loader.model_side_transforms(data_config, skip_norm_stats=skip_norm_stats)
 
 

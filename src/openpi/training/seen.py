@@ -10,7 +10,7 @@ import numpy as np
 from openpi import transforms
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.seen import Seen
-from openpi.training import data_loader
+from openpi.training import holdout
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.moments import Moments, spread
@@ -18,43 +18,42 @@ from openpi.training.moments import Moments, spread
 _EPISODES, _FRAMES = 40, 3
 
 
-def trained_on(config: TrainConfig, data_config: DataConfig) -> list[int]:
+def trained_on(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> list[int]:
     """Numbers of the episodes that the recipe neither excludes nor holds out."""
-    metadata = data_loader.open_metadata(data_config)
-    if data_loader.holds_out(config, data_config.members[0]):
-        return data_loader.holdout_split(config, metadata, data_config)[0]
-    kept = data_loader.kept_episodes(data_config, metadata)
-    return [episode.index for episode in metadata.episodes] if kept is None else kept
+    if holdout.holds_out(config, data_config.members[0]):
+        return holdout.split_dataset(config, data_config, dataset)[0]
+    return [episode.index for episode in dataset.episodes]
 
 
-def look(config: TrainConfig, data_config: DataConfig, numbers: Sequence[int]) -> Seen:
+def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, numbers: Sequence[int]) -> Seen:
     """Decodes at most 120 frames of each camera.
 
     Args:
+        dataset: the recipe's.
         numbers: of the episodes to look at.
-    Raises:
-        ValueError: no dataset in LeRobot form.
     """
     chosen = spread(numbers, _EPISODES)
-    moments = Moments(config, data_config, chosen)
+    moments = Moments(config, data_config, chosen, dataset)
     samples = [
         (number, step == 0, moments.at(number, step).observation)
         for number in chosen
         for step in spread(range(moments.lengths[number]), _FRAMES)
     ]
-    return Seen.of(samples, moments.tasks if data_config.prompt_from_task else (), _ranges(data_config, samples[0][2]))
+    tasks = moments.tasks if data_config.prompt_from_task else ()
+    return Seen.of(samples, tasks, _ranges(data_config, dataset, samples[0][2]))
 
 
-def _ranges(data_config: DataConfig, observation: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _ranges(
+    data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, Any]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of vectors that the recipe takes from a column as they are: of all frames, which costs no picture."""
-    metadata = data_loader.open_metadata(data_config)
+    features = dataset.metadata.features
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
-    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in metadata.features}
+    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
     taken = {
         key: source
         for key, value in transforms.flatten_dict(observation).items()
-        if np.ndim(value) == 1 and (source := sources.get(key)) in metadata.column_keys
+        if np.ndim(value) == 1 and (source := sources.get(key)) in dataset.metadata.column_keys
     }
-    columns = LeRobotDataset(metadata.root, columns=sorted(set(taken.values())), metadata=metadata)
-    found = {key: columns.column(source) for key, source in taken.items()}
+    found = {key: dataset.column(source) for key, source in taken.items()}
     return {key: (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) for key, values in found.items()}

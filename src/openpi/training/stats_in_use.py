@@ -4,48 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.policies.policy_config import stats_dims
 from openpi.shared import normalize, stats_check
-from openpi.training import data_loader, norm_stats, processes
+from openpi.training import norm_stats, processes, recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
+from openpi.training.recipe_data import RecipeData
 
 logger = logging.getLogger("openpi")
 
 Stats = dict[str, normalize.NormStats]
 
 
-def read(config: TrainConfig, checkpoint: Checkpoint | None = None) -> DataConfig:
-    """The data half of a recipe with its statistics, which process 0 computes where there are none.
+def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = None) -> RecipeData:
+    """The data of a recipe with the statistics of process 0, which computes them where there are none.
 
-    All processes of a run call it and get those of process 0. They are not checked yet: `usable`.
+    All processes of a run call it. They are not checked yet: `usable`.
 
     Args:
+        data: with the statistics that this process has found.
         checkpoint: that the run continues from; its statistics are what the weights were trained with.
     Raises:
         ValueError: a process has other statistics than process 0; its number and the first difference are named.
     """
-    processes.on_first("computing the statistics", lambda: _ensure(config, checkpoint))
+    folders = folders_of(config, data.config)
     with processes.together("reading the statistics"):
-        data_config = config.data.create(config.assets_dirs, config.model)
-        folder = config.data.stats_dir(config.assets_dirs)
-        folders = [part.stats_dir for part in data_config.mixture] or [folder]
         found = [
-            _of_the_run(member, where, checkpoint) for member, where in zip(data_config.members, folders, strict=True)
+            _of_the_run(member, where, checkpoint) for member, where in zip(data.config.members, folders, strict=True)
         ]
-    return with_stats(data_config, [_of_first(own, where) for own, where in zip(found, folders, strict=True)])
+    processes.on_first("computing the statistics", lambda: _compute_missing(config, data, found, folders))
+    return data.with_stats([_of_first(own, where) for own, where in zip(found, folders, strict=True)])
 
 
-def with_stats(data_config: DataConfig, stats: Sequence[Stats | None]) -> DataConfig:
-    """The data half with other statistics, one for each of its members."""
-    parts = [
-        dataclasses.replace(part, config=dataclasses.replace(part.config, norm_stats=own))
-        for part, own in zip(data_config.mixture, stats if data_config.mixture else (), strict=True)
-    ]
-    return dataclasses.replace(data_config, norm_stats=stats[0], mixture=tuple(parts))
+def folders_of(config: TrainConfig, data_config: DataConfig) -> list[str | None]:
+    """Where the statistics of each dataset of a recipe are."""
+    return [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
 
 
 def usable(
@@ -76,17 +72,36 @@ def usable(
     return wide
 
 
-def _ensure(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Computes and writes the statistics of the dataset where the recipe reads them, unless they are there."""
-    if config.data.repo_id == data_loader.FAKE_REPO_ID:
+def _compute_missing(
+    config: TrainConfig, data: RecipeData, found: list[Stats | None], folders: Sequence[str | None]
+) -> None:
+    """Computes the statistics that nobody has, writes them where the recipe reads them, and puts them into `found`.
+
+    Raises:
+        ValueError: they would have to be written to a remote folder.
+    """
+    if data.config.repo_id == recipe_data.FAKE_REPO_ID:
         return
-    for data in config.data.with_own_statistics:
-        data_config = data.create(config.assets_dirs, config.model)
-        if data_config.norm_stats is not None or _stored(data_config, checkpoint) is not None:
+    for part, positions in _with_statistics_of_their_own(data, folders):
+        if any(found[position] is not None for position in positions):
             continue
-        logger.info("computing the normalisation statistics of %s, from its columns", data_config.dataset_name)
-        computed = norm_stats.compute(dataclasses.replace(config, data=data))
+        logger.info("computing the normalisation statistics of %s, from its columns", part.config.dataset_name)
+        path = norm_stats.writable_path(config, folders[positions[0]])
+        computed = norm_stats.compute_of(part, config.model.action_horizon, path)
         logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
+        for position in positions:
+            found[position] = computed.stats
+
+
+def _with_statistics_of_their_own(
+    data: RecipeData, folders: Sequence[str | None]
+) -> Iterator[tuple[RecipeData, Sequence[int]]]:
+    """The datasets whose statistics are in one folder, together; and which members they are."""
+    if len(set(folders)) == 1:
+        yield data, range(len(folders))
+        return
+    for position, (member, dataset) in enumerate(data.members):
+        yield RecipeData(member, (dataset,)), [position]
 
 
 def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:

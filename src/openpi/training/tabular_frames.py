@@ -8,14 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi import transforms
-from openpi.data.dataset import Sample
+from openpi.data.dataset import Dataset, Sample
 from openpi.data.lerobot.features import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
-from openpi.training import data_loader, frame_blocks
+from openpi.training import data_loader, frame_blocks, recipe_data
 from openpi.training.data_config import DataConfig
 from openpi.training.frame_blocks import Block, check_max_frames
-from openpi.training.streams import Stream, open_stream
+from openpi.training.recipe_data import FakeDataset, RecipeData
+from openpi.training.streams import Stream
 
 
 class Frames(Protocol):
@@ -36,15 +37,23 @@ class Frames(Protocol):
 
 def open_frames(data_config: DataConfig, model_config: BaseModelConfig) -> Frames:
     """Raises what opening the dataset raises."""
-    kind = TabularFrames if data_config.stream_format is None else StreamFrames
-    return kind(data_config, model_config)
+    dataset = recipe_data.create_dataset(data_config, model_config, cameras=False)
+    return _frames(data_config, dataset, model_config.action_horizon)
 
 
-def open_members(data_config: DataConfig, model_config: BaseModelConfig) -> list[tuple[float, Frames]]:
+def frames_of(data: RecipeData, horizon: int) -> list[tuple[float, Frames]]:
     """The datasets of a recipe, each with its share of the samples."""
-    if not data_config.mixture:
-        return [(1.0, open_frames(data_config, model_config))]
-    return [(part.share, open_frames(part.config, model_config)) for part in data_config.mixture]
+    shares = [part.share for part in data.config.mixture] or [1.0]
+    return [(share, _frames(*member, horizon)) for share, member in zip(shares, data.members, strict=True)]
+
+
+def _frames(data_config: DataConfig, dataset: Dataset | Stream, horizon: int) -> Frames:
+    if isinstance(dataset, LeRobotDataset):
+        return TabularFrames(data_config, dataset, horizon)
+    if isinstance(dataset, FakeDataset):
+        raise ValueError(f"random data (repo_id='{recipe_data.FAKE_REPO_ID}') have no statistics")
+    assert isinstance(dataset, Stream)
+    return StreamFrames(data_config, dataset)
 
 
 class _Evaluating:
@@ -65,12 +74,11 @@ class _Evaluating:
 
 
 class TabularFrames(_Evaluating):
-    """Of a dataset in LeRobot form."""
+    """Of a dataset in LeRobot form; no picture is read, whether it has some or not."""
 
-    def __init__(self, data_config: DataConfig, model_config: BaseModelConfig):
-        dataset = _tabular_dataset(data_config)
+    def __init__(self, data_config: DataConfig, dataset: LeRobotDataset, horizon: int):
         super().__init__(data_config, dataset)
-        self._horizon = model_config.action_horizon
+        self._horizon = horizon
         self._action_keys = tuple(data_config.action_sequence_keys)
         self._tasks = dataset.metadata.tasks
         self._images = _black_images(dataset, data_config)
@@ -111,9 +119,9 @@ class TabularFrames(_Evaluating):
 class StreamFrames(_Evaluating):
     """Of a stream: those that training would draw. No image is read."""
 
-    def __init__(self, data_config: DataConfig, model_config: BaseModelConfig):
-        self._stream = open_stream(data_config, model_config.action_horizon)
-        super().__init__(data_config, self._stream)
+    def __init__(self, data_config: DataConfig, stream: Stream):
+        self._stream = stream
+        super().__init__(data_config, stream)
 
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
         check_max_frames(max_frames, "all")
@@ -127,26 +135,9 @@ def _chosen_rows(num_frames: int, max_frames: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(frame_blocks.SEED).choice(num_frames, max_frames, replace=False))
 
 
-def _tabular_dataset(data_config: DataConfig) -> LeRobotDataset:
-    """The recipe's dataset without its cameras."""
-    metadata = data_loader.open_metadata(data_config)
-    used = data_loader.features_read(data_config, metadata)
-    columns = [
-        key for key in metadata.column_keys if used is None or key in used or key in data_config.action_sequence_keys
-    ]
-    dataset = LeRobotDataset(
-        metadata.root,
-        episodes=data_loader.kept_episodes(data_config, metadata),
-        columns=[*columns, *data_config.action_sequence_keys],
-        metadata=metadata,
-    )
-    dataset.check_finite()
-    return dataset
-
-
 def _black_images(dataset: LeRobotDataset, data_config: DataConfig) -> dict[str, np.ndarray]:
     """uint8 [h, w, 3] per camera that the recipe reads, as the reader would deliver it."""
-    used = data_loader.features_read(data_config, dataset.metadata)
+    used = recipe_data.features_read(data_config, dataset.metadata)
     images = {}
     for key in dataset.metadata.camera_keys:
         if used is None or key in used:

@@ -70,15 +70,45 @@ class LeRobotDataset:
         self._deltas = {
             key: _frame_offsets(key, seconds, self.metadata.fps) for key, seconds in (delta_timestamps or {}).items()
         }
-        ends = np.cumsum([episode.length for episode in self._episodes], dtype=np.int64)
-        self.episode_bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        self.episode_bounds = _bounds(self._episodes)
         self._images = ImageColumns(self.metadata.root)
         videos = [key for key in self._keys if key in self.metadata.video_keys]
         chosen = [episode.index for episode in self._episodes]
         self._layout = VideoLayout(self.metadata.episodes, chosen, videos, self.metadata.fps)
         self._videos = VideoCache(self.metadata.fps, self._layout.check)
         self._first_rows: Mapping[int, int] = {}
+        # Of `select`: whose columns these are, and where in them an episode begins, relative to its place here.
+        self._origin: LeRobotDataset | None = None
+        self._shifts = np.zeros(len(self._episodes), np.int64)
         self._check_files()
+
+    def select(self, episodes: Sequence[int]) -> "LeRobotDataset":
+        """Some of its episodes, by number, in the order of the dataset. Nothing is read, copied or checked again.
+
+        Raises:
+            IndexError: an episode that is not among these.
+        """
+        position_of = {episode.index: position for position, episode in enumerate(self._episodes)}
+        if unknown := sorted(set(episodes) - position_of.keys()):
+            raise IndexError(f"episodes {unknown} are not among the {len(position_of)} that are read")
+        positions = sorted(position_of[number] for number in set(episodes))
+        chosen = tuple(self._episodes[position] for position in positions)
+        if not chosen:
+            raise ValueError(f"no episodes selected from {self.metadata.root} ({len(position_of)} are read)")
+        bounds = _bounds(chosen)
+        rows = self.episode_bounds[positions, 0] + self._shifts[positions]
+        selected = object.__new__(LeRobotDataset)
+        selected.__dict__ = {
+            **self.__dict__,
+            "_episodes": chosen,
+            "episode_bounds": bounds,
+            "_columns": self._columns,
+            "_origin": self._origin or self,
+            "_shifts": rows - bounds[:, 0],
+            "_videos": VideoCache(self.metadata.fps, self._layout.check),
+        }
+        selected.__dict__.pop("_shared", None)
+        return selected
 
     def __len__(self) -> int:
         return int(self.episode_bounds[-1, 1])
@@ -92,7 +122,7 @@ class LeRobotDataset:
             sample[key], is_pad = self._read(key, frame, position, int(begin), int(end))
             if is_pad is not None:
                 sample[f"{key}_is_pad"] = is_pad
-        sample["task"] = self.metadata.tasks[int(self._columns["task_index"][frame])]
+        sample["task"] = self.metadata.tasks[int(self._columns["task_index"][frame + self._shifts[position]])]
         return sample
 
     @property
@@ -112,7 +142,7 @@ class LeRobotDataset:
             KeyError: no such feature, or it is a camera.
         """
         if name in self._columns:
-            return self._columns[name]
+            return self._selected(self._columns[name])
         if name not in self.metadata.column_keys:
             columns = list(self.metadata.column_keys)
             raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {columns}")
@@ -162,7 +192,8 @@ class LeRobotDataset:
         Raises:
             ValueError: with the column, the dimension, the episodes and frames, and the way out.
         """
-        check_finite(self._columns, self.episode_bounds, self._episodes, self.metadata)
+        columns = {name: self._selected(column) for name, column in self._columns.items()}
+        check_finite(columns, self.episode_bounds, self._episodes, self.metadata)
 
     # --- one sample -----------------------------------------------------------------------------------------
 
@@ -170,14 +201,23 @@ class LeRobotDataset:
         """The value of one feature at `frame`, and its padding mask if the feature has a time window."""
         if key not in self._deltas:
             if key in self._columns:
-                return _item(self._columns[key][frame]), None
+                return _item(self._columns[key][frame + self._shifts[position]]), None
             return self.camera_frames(key, position, [frame - begin])[0], None
         steps = frame + self._deltas[key]
         inside = np.clip(steps, begin, end - 1)
         is_pad = steps != inside
         if key in self._columns:
-            return self._columns[key][inside], is_pad
+            return self._columns[key][inside + self._shifts[position]], is_pad
         return np.stack(self.camera_frames(key, position, (inside - begin).tolist())), is_pad
+
+    def _selected(self, column: np.ndarray) -> np.ndarray:
+        """The rows of the selected episodes, of a column of all."""
+        if len(column) == len(self) and not self._shifts.any():
+            return column
+        lengths = np.diff(self.episode_bounds, axis=1)[:, 0]
+        rows = column[np.arange(len(self)) + np.repeat(self._shifts, lengths)]
+        rows.flags.writeable = False
+        return rows
 
     def _normalise_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -219,18 +259,27 @@ class LeRobotDataset:
     @cached_property
     def _shared(self) -> SharedArrays | None:
         """The columns for worker processes; None = there is no room for that, and each reads its own."""
+        if self._origin is not None:
+            return self._origin._shared
         with contextlib.suppress(OSError):
             return SharedArrays(self._columns)
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": self._shared, "_shared": None}
+        return {**self.__dict__, "_columns": self._shared, "_shared": None, "_origin": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         del state["_shared"]
         if state["_columns"] is None:
             del state["_columns"]
+            state["_shifts"] = np.zeros_like(state["_shifts"])
         self.__dict__.update(state)
+
+
+def _bounds(episodes: Sequence[Episode]) -> np.ndarray:
+    """int64 [episodes, 2]: the first row of each, and the one behind its last."""
+    ends = np.cumsum([episode.length for episode in episodes], dtype=np.int64)
+    return np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
 
 
 def _select_episodes(metadata: LeRobotMetadata, wanted: Sequence[int] | None) -> tuple[Episode, ...]:
