@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from golden_kits import SMALL, write_small
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
@@ -32,7 +33,18 @@ def droid_transforms(model_config):
 
 
 @pytest.fixture(scope="module")
-def recipe(golden: Path) -> TrainConfig:
+def checkpoint(golden: Path, tmp_path_factory) -> Path:
+    return write_small(golden / "pi05" / "checkpoint", tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def recipe(recorded: TrainConfig) -> TrainConfig:
+    """The recipe that fits it."""
+    return dataclasses.replace(recorded, model=dataclasses.replace(recorded.model, image_resolution=SMALL))
+
+
+@pytest.fixture(scope="module")
+def recorded(golden: Path) -> TrainConfig:
     """The recipe that fits the recorded pi0.5 checkpoint."""
     meta = json.loads((golden / "pi05" / "meta.json").read_text())
     model = Pi0Config(
@@ -51,21 +63,22 @@ def recipe(golden: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def policy(recipe: TrainConfig, golden: Path) -> Policy:
-    return create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
+def policy(recipe: TrainConfig, checkpoint: Path) -> Policy:
+    return create_trained_policy(recipe, checkpoint, sample_kwargs={"num_steps": 1})
 
 
 def noise() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(10, 8)).astype(np.float32)
 
 
-def test_a_checkpoint_answers_with_the_chunk_that_its_parts_compute_one_by_one(recipe, policy, golden):
+def test_a_checkpoint_answers_with_the_chunk_that_its_parts_compute_one_by_one(recorded, golden):
+    policy = create_trained_policy(recorded, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
     observation = make_droid_example()
     result = policy.infer(observation, noise=noise())
 
-    data_config = recipe.data.create(recipe.assets_dirs, recipe.model)
+    data_config = recorded.data.create(recorded.assets_dirs, recorded.model)
     stats = normalize.load(golden / "pi05" / "checkpoint" / "assets" / "golden")
-    inputs = DroidInputs(recipe.model.model_type)(observation)
+    inputs = DroidInputs(recorded.model.model_type)(observation)
     low, high = stats["state"].q01, stats["state"].q99
     inputs["state"] = (inputs["state"] - low) / (high - low + 1e-6) * 2 - 1
     inputs = transforms.compose(data_config.model_transforms.inputs)(inputs)
@@ -73,7 +86,7 @@ def test_a_checkpoint_answers_with_the_chunk_that_its_parts_compute_one_by_one(r
         key: {k: np.asarray(v)[None] for k, v in value.items()} if isinstance(value, dict) else value[None]
         for key, value in inputs.items()
     }
-    model = recipe.model.load(restore_params(golden / "pi05" / "checkpoint" / "params"))
+    model = recorded.model.load(restore_params(golden / "pi05" / "checkpoint" / "params"))
     actions = JaxSampler(model).sample(batch, noise()[None], num_steps=1)[0]
     low, high = stats["actions"].q01, stats["actions"].q99
     np.testing.assert_allclose(result["actions"], (actions + 1) / 2 * (high - low + 1e-6) + low, atol=F32, rtol=F32)
@@ -116,14 +129,14 @@ def test_inference_leaves_the_observation_alone(policy):
         np.testing.assert_array_equal(observation[key], value)
 
 
-def test_a_transform_that_edits_its_dict_does_not_reach_the_callers_observation(golden, recipe):
+def test_a_transform_that_edits_its_dict_does_not_reach_the_callers_observation(recipe, checkpoint):
     def impolite(data):
         data["observation"].pop("extra")
         return data
 
     policy = create_trained_policy(
         recipe,
-        golden / "pi05" / "checkpoint",
+        checkpoint,
         repack_transforms=transforms.Group(inputs=(impolite,)),
         sample_kwargs={"num_steps": 1},
     )
@@ -138,10 +151,10 @@ def test_noise_of_another_shape_is_refused(policy):
         policy.infer(make_droid_example(), noise=np.zeros((5, 8)))
 
 
-def test_a_default_prompt_is_used_only_where_the_observation_has_none(golden, recipe):
+def test_a_default_prompt_is_used_only_where_the_observation_has_none(recipe, checkpoint):
     policy = create_trained_policy(
         recipe,
-        golden / "pi05" / "checkpoint",
+        checkpoint,
         default_prompt="pick up the cup",
         sample_kwargs={"num_steps": 1},
     )
@@ -162,16 +175,14 @@ def test_without_any_prompt_the_error_says_what_to_do(policy):
         policy.infer(example)
 
 
-def test_repack_transforms_adapt_a_clients_keys_on_the_way_in_and_out(golden, recipe, policy):
+def test_repack_transforms_adapt_a_clients_keys_on_the_way_in_and_out(recipe, checkpoint, policy):
     example = make_droid_example()
     names = {key: key.rsplit("/", 1)[-1] for key in example}
     group = transforms.Group(
         inputs=(transforms.RepackTransform(names),),
         outputs=(transforms.RepackTransform({"command": "actions"}),),
     )
-    repacked = create_trained_policy(
-        recipe, golden / "pi05" / "checkpoint", repack_transforms=group, sample_kwargs={"num_steps": 1}
-    )
+    repacked = create_trained_policy(recipe, checkpoint, repack_transforms=group, sample_kwargs={"num_steps": 1})
     result = repacked.infer({short: example[key] for key, short in names.items()}, noise=noise())
     np.testing.assert_array_equal(result["command"], policy.infer(example, noise=noise())["actions"])
 
@@ -183,8 +194,8 @@ def copy_of(checkpoint: Path, target: Path) -> Path:
     return target
 
 
-def test_statistics_come_from_the_checkpoint_and_can_be_given(golden, recipe, tmp_path):
-    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+def test_statistics_come_from_the_checkpoint_and_can_be_given(recipe, checkpoint, tmp_path):
+    folder = copy_of(checkpoint, tmp_path / "step")
     stats = normalize.load(folder / "assets" / "golden")
     shutil.rmtree(folder / "assets")
     with pytest.raises(FileNotFoundError, match=r"norm_stats\.json"):
@@ -193,10 +204,10 @@ def test_statistics_come_from_the_checkpoint_and_can_be_given(golden, recipe, tm
     assert policy.infer(make_droid_example())["actions"].shape == (10, 8)
 
 
-def test_a_recipe_without_asset_id_is_refused(golden, recipe):
+def test_a_recipe_without_asset_id_is_refused(recipe, checkpoint):
     nameless = dataclasses.replace(recipe, data=SimpleDataConfig(data_transforms=droid_transforms))
     with pytest.raises(ValueError, match=r"asset id"):
-        create_trained_policy(nameless, golden / "pi05" / "checkpoint")
+        create_trained_policy(nameless, checkpoint)
 
 
 def test_a_damaged_pytorch_checkpoint_is_refused(recipe, tmp_path):
@@ -216,8 +227,8 @@ def test_a_folder_that_is_no_checkpoint_is_named_with_what_it_holds(recipe, tmp_
         create_trained_policy(recipe, tmp_path)
 
 
-def test_the_checkpoints_own_tokenizer_is_used(golden, recipe, tmp_path):
-    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+def test_the_checkpoints_own_tokenizer_is_used(recipe, checkpoint, tmp_path):
+    folder = copy_of(checkpoint, tmp_path / "step")
     shutil.copy(recipe.model.tokenizer_path, folder / "assets" / "tokenizer.model")
     elsewhere = dataclasses.replace(recipe.model, tokenizer_path="/not/on/this/machine")
     policy = create_trained_policy(dataclasses.replace(recipe, model=elsewhere), folder, sample_kwargs={"num_steps": 1})
@@ -225,8 +236,8 @@ def test_the_checkpoints_own_tokenizer_is_used(golden, recipe, tmp_path):
 
 
 @pytest.fixture
-def with_contract(golden, recipe, tmp_path) -> Path:
-    folder = copy_of(golden / "pi05" / "checkpoint", tmp_path / "step")
+def with_contract(recipe, checkpoint, tmp_path) -> Path:
+    folder = copy_of(checkpoint, tmp_path / "step")
     data_config = recipe.data.create(recipe.assets_dirs, recipe.model)
     stats = normalize.load(folder / "assets" / "golden")
     Contract.build(dataclasses.replace(data_config, norm_stats=stats), recipe.model, control_hz=15).save(folder)
@@ -295,11 +306,11 @@ def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(pol
     assert recorder.metadata == policy.metadata
 
 
-def test_serving_never_reaches_for_statistics_outside_the_checkpoint(golden, tmp_path, monkeypatch):
+def test_serving_never_reaches_for_statistics_outside_the_checkpoint(checkpoint, tmp_path, monkeypatch):
     """The recipe names a bucket; a robot's network may not reach it."""
     asked = []
     monkeypatch.setattr(download, "maybe_download", lambda url, **_: asked.append(str(url)) or Path(str(url)))
-    stats = normalize.load(golden / "pi05" / "checkpoint" / "assets" / "golden")
+    stats = normalize.load(checkpoint / "assets" / "golden")
     normalize.save(tmp_path / "assets" / "trossen", stats)
     recipe = get_config("pi05_aloha_pen_uncap")
     assert recipe.data.assets.assets_dir.startswith("gs://")
@@ -308,8 +319,8 @@ def test_serving_never_reaches_for_statistics_outside_the_checkpoint(golden, tmp
     assert not [url for url in asked if "://" in url]
 
 
-def test_a_batch_gives_each_observation_what_it_gets_alone(recipe, golden):
-    policy = create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
+def test_a_batch_gives_each_observation_what_it_gets_alone(recipe, checkpoint):
+    policy = create_trained_policy(recipe, checkpoint, sample_kwargs={"num_steps": 1})
     observations = [make_droid_example() for _ in range(3)]
     noises = np.random.default_rng(2).normal(size=(3, 10, 8)).astype(np.float32)
     one_by_one = policy.infer_batch(observations, noise=noises)  # nothing else is compiled yet
@@ -323,8 +334,8 @@ def test_a_batch_gives_each_observation_what_it_gets_alone(recipe, golden):
         np.testing.assert_allclose(batched["actions"], alone, atol=F32, rtol=F32)
 
 
-def test_after_warming_up_nothing_is_compiled(recipe, golden, caplog):
-    policy = create_trained_policy(recipe, golden / "pi05" / "checkpoint", sample_kwargs={"num_steps": 1})
+def test_after_warming_up_nothing_is_compiled(recipe, checkpoint, caplog):
+    policy = create_trained_policy(recipe, checkpoint, sample_kwargs={"num_steps": 1})
     jax.clear_caches()
     policy.warm_up(make_droid_example())
     with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
@@ -343,6 +354,6 @@ def test_an_observation_of_a_batch_that_does_not_fit_leaves_the_others_alone(pol
 def test_the_view_of_an_observation_is_what_the_model_gets_before_normalisation(policy):
     observation = make_droid_example()
     seen = policy.view(observation)
-    assert {image.shape for image in seen["image"].values()} == {(224, 224, 3)}
+    assert {image.shape for image in seen["image"].values()} == {(*SMALL, 3)}
     joints = [observation["observation/joint_position"], observation["observation/gripper_position"]]
     np.testing.assert_allclose(seen["state"], np.concatenate(joints))
