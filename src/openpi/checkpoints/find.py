@@ -18,7 +18,7 @@ from openpi.shared import download
 from openpi.shared.remote import find_files
 from openpi.weights import layout, safetensors_io
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 MARKS = ("params/_METADATA", safetensors_io.SINGLE_FILE, safetensors_io.INDEX_FILE)
 """Files of which a folder with weights has one, the last to be written."""

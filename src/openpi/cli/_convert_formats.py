@@ -14,7 +14,7 @@ from typing import Any
 
 from openpi.convert.formats import format_class, summaries
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def add_parsers(formats: Any, argv: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from openpi.cli.console import configure_logging
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 SUMMARIES = {
     "info": "what is in a dataset",

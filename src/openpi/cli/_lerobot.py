@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
     from openpi.weights.lerobot_writer import LeRobotRobot
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Its PaliGemma projects pictures to 2048 values, whatever the language model takes: that is gemma_2b.
 _SIZES = {"paligemma_variant": ("gemma_2b",), "action_expert_variant": ("gemma_2b", "gemma_300m")}

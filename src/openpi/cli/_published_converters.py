@@ -15,7 +15,7 @@ from typing import Any
 from openpi.convert.engine import Options, convert
 from openpi.convert.source import Source
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def parser(description: str, repo_id: str | None) -> argparse.ArgumentParser:

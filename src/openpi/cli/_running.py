@@ -23,7 +23,7 @@ API_KEY_VARIABLE = "OPENPI_API_KEY"
 # A policy that is still compiling when the server stops is not waited for any longer than this.
 _ABANDON_AFTER_S = 1.0
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def run_server(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "measures a checkpoint on its dataset, to serve it in FP8"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def configure_logging(level: int | None = None, *, process: int = 0) -> None:

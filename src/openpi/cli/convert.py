@@ -23,7 +23,7 @@ from openpi.shared import plugins
 SUMMARY = "recordings in another format to a LeRobot dataset"
 ENTRY_POINTS = "openpi.converters"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"
 
 DTYPES = ("float32", "bfloat16")
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "whether a server, or a robot, sees what training saw; and whether this machine fits"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

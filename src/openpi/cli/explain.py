@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "one sample through every stage of the pipeline"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 class View(Protocol):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

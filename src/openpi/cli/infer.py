@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "one observation file -> one action chunk file"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ SUMMARY = "demonstrations of a simulator's scripted expert, as a LeRobot dataset
 
 PROGRAM = "openpi record"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

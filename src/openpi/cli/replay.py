@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "recorded requests to a server again, and the answers compared"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

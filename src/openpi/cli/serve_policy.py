@@ -31,7 +31,7 @@ PROGRAM = "serve_policy.py"
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
 _RECORD_FOLDER = Path("policy_records")
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 class EnvMode(enum.Enum):

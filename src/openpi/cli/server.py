@@ -41,7 +41,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "idle_timeout_s": (0, math.inf),
 }
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _CAMERAS_AT_ONCE = 3
 

@@ -29,7 +29,7 @@ SUMMARY = "train a recipe"
 
 _SIGNAL_EXIT = 128
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "whether a checkpoint is whole and both backends agree on it"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,7 +43,7 @@ from openpi.shared import worker_process
 from openpi.shared.errors import listed, missing_key
 from openpi.shared.tree import flatten
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 RECORD_FILE = "meta/recording.json"  # how the dataset came about
 _FEATURES = "features.json"

@@ -18,7 +18,7 @@ from openpi.shared.download import cache_path, get_cache_dir, maybe_download
 from openpi.shared.remote import find_files
 from openpi.shared.upload import is_remote, upload_folder
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _LAST = "meta/info.json"  # what a dataset is known by
 _COMPLETE = "complete"

@@ -29,7 +29,7 @@ from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import run_metadata
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _SHOWN = 10
 

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LINE = 30
 

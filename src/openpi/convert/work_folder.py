@@ -9,7 +9,7 @@ from types import TracebackType
 
 from openpi.shared.locks import FileLock, HeldElsewhereError
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _LOCK = "lock"
 

@@ -26,7 +26,7 @@ from openpi.data.dataset import Dataset, Sample
 from openpi.data.worker_board import WorkerBoard
 from openpi.shared import worker_process
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 """A sample whose leaves have a leading batch axis."""

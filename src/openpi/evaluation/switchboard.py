@@ -8,7 +8,7 @@ import selectors
 import socket
 import threading
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 _BYTES = 2**16

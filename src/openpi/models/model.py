@@ -45,7 +45,7 @@ __all__ = [
     "restore_params",
 ]
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Actions = Float[Array, "*b ah ad"]
 

@@ -21,7 +21,7 @@ from openpi.shared.file_kinds import content_instead
 if TYPE_CHECKING:
     from openpi.models.action_grammar import ActionGrammar
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 PALIGEMMA_TOKENIZER_URL = "gs://big_vision/paligemma_tokenizer.model"
 # Of bin k on [-1, 1]; a state below -1 gets bin -1, one above falls into bin 255.

@@ -24,7 +24,7 @@ from torch import Tensor
 from openpi.models_pytorch import fusion
 from openpi.shared.errors import first_line
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # as `plain`
 

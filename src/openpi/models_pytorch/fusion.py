@@ -17,7 +17,7 @@ from openpi.shared.errors import first_line
 
 KERNELS_VARIABLE = "OPENPI_KERNELS"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def applies(x: Tensor) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openpi.models.exported import ExportedModel, Graph
     from openpi.shared.normalize import NormStats
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _NUM_STEPS = 10
 _DECODER = "decoder/"

@@ -21,7 +21,7 @@ from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings
 from openpi_client.base_policy import BasePolicy
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _FAST_CANNOT = "is pi0-FAST, which writes its actions token by token and cannot go on from others"
 

@@ -28,7 +28,7 @@ from openpi.shared.tree import flatten
 from openpi.weights import checksums, layout
 from openpi.weights.layout import Layout
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def create_trained_policy(

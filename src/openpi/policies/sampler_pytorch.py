@@ -21,7 +21,7 @@ from openpi.models_pytorch.rtc import Continued
 from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
 from openpi.policies.program import Extents, Program
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Modes of the configuration that bring CUDA graphs of their own; here the whole sampler is one graph.
 _WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}

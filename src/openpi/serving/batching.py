@@ -21,7 +21,7 @@ from typing import Any
 from openpi.serving.errors import ModelGoneError, ServerBusyError
 from openpi_client.base_policy import BasePolicy
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Result = dict[str, Any] | Exception
 Done = Callable[[Any, BaseException | None], None]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from openpi.serving.access import network_of
 from openpi.serving.errors import shortened
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _LINES_PER_MINUTE = 20
 _LINES_OF_ALL_PER_MINUTE = 200

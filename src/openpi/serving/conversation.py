@@ -31,7 +31,7 @@ from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageRefused, StreamClosed
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23

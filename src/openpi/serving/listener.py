@@ -21,7 +21,7 @@ from openpi.serving.handshake import Handshake, HandshakeError
 from openpi.serving.metrics import Metrics
 from openpi.shared.errors import first_line
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # How long a client may take to finish its handshake.
 _HANDSHAKE_TIMEOUT_S = 10.0

@@ -22,7 +22,7 @@ from openpi.serving.catalog import Catalog
 from openpi.serving.metrics import Metrics
 from openpi_client.base_policy import BasePolicy
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Clients of Positronic's protocol give up after 30 s without a word.
 _REPORT_INTERVAL_S = 5.0

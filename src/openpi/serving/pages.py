@@ -19,7 +19,7 @@ from openpi.serving.live import LiveSession
 from openpi.serving.metrics import CONTENT_TYPE, Metrics
 from openpi.serving.model_slot import ModelSlot
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Nothing from elsewhere: the page works without a network, and no other page may show it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"

@@ -20,7 +20,7 @@ from openpi.serving.live import LiveSession
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
 from openpi_client import msgpack_numpy
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Exchanges that wait for the disk, and their messages together. More are left out, with a warning.
 _MAX_WAITING = 256

@@ -48,7 +48,7 @@ try:
 except ImportError as missing:
     raise ImportError(f"MCAP recordings need another package ({missing}); {install_hint('recording')}") from missing
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _INFO = "openpi.session"
 _EXCHANGE_TOPIC = "/exchange"

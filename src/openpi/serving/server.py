@@ -56,7 +56,7 @@ from openpi_client.base_policy import BasePolicy
 from openpi_client.connection import FEATURES_HEADER
 from openpi_client.stream import MessageStream
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8000
 FEATURES = "batch, jpeg, trace"

@@ -20,7 +20,7 @@ from openpi.policies.guards import ObservationError
 from openpi.serving.access import is_loopback
 from openpi_client import connection, shared_memory
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

@@ -10,7 +10,7 @@ from openpi.policies.policy import ExampleError, Policy
 from openpi.policies.robot_spec import CameraSpec, VectorSpec
 from openpi.shared.tree import unflatten
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Images are resized to the model's resolution, so any size compiles the same program.
 _IMAGE_SIZE = (224, 224)

@@ -10,7 +10,7 @@ from openpi.policies.guards import ObservationError
 from openpi.policies.watch import Watch
 from openpi.serving.client_log import ClientLog
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 class Watching:

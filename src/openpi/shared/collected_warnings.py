@@ -7,7 +7,7 @@ import contextvars
 import logging
 from collections.abc import Iterable, Iterator
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("collected", default=None)
 

@@ -26,7 +26,7 @@ from openpi.shared.errors import closest_name
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 

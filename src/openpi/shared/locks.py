@@ -16,7 +16,7 @@ from typing import IO
 
 from filelock import SoftFileLock, Timeout
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Of `flock`, where the file system does not have it: no such call, not for this file, no lock server.
 _NOT_THERE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)

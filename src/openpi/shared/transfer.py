@@ -18,7 +18,7 @@ from rich import filesize
 
 from openpi.shared.remote.files import NUM_CONNECTIONS, CutError, RemoteFile
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 PART = ".openpi-part"  # of a file that is not all there
 RETRY_DELAYS_S = (0, 1, 4)  # before the tries that follow one without progress

@@ -13,7 +13,7 @@ from openpi.shared.errors import first_line
 from openpi.shared.remote import file_systems
 from openpi.shared.remote.files import NUM_CONNECTIONS
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def is_remote(place: str) -> bool:

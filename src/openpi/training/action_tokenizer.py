@@ -16,7 +16,7 @@ from openpi.models.model_config import ModelType
 from openpi.training import norm_stats, recipe_data
 from openpi.training.tabular_frames import frames_of
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _HELD_OUT = 10  # every tenth episode is for measuring only
 

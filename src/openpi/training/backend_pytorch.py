@@ -35,7 +35,7 @@ from openpi.training.optimizer import is_matrix
 from openpi.training.step_pytorch import Randomness, TrainState
 from openpi.weights import layout, names
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Indices, metadata, and the file system's own share.
 _SIZE_MARGIN = 1.02

@@ -34,7 +34,7 @@ from openpi.training import processes
 from openpi.weights import checksums
 from openpi.weights.adapter_base import KEEP_FILE
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"  # and what begins so
 METRICS_FILE = "eval_metrics.json"

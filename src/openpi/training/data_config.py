@@ -22,7 +22,7 @@ from openpi.shared import download, normalize
 from openpi.shared.ranges import Count, WholeNumber
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 HIDDEN: dict[str, Any] = {"cli": False}  # metadata of fields that are data structures, not command-line flags
 

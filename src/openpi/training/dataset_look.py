@@ -15,7 +15,7 @@ from openpi.training import recipe_data
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _MAX_LINES = 20
 _MAX_FRAMES = 2_000_000  # some seconds; of larger sets the whole check is a job of its own

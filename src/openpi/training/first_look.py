@@ -19,7 +19,7 @@ from openpi.training.robot_actions import robot_actions
 from openpi.training.sample_checks import Finding
 from openpi.training.sample_trace import Stage, Step
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _MAX_WARNINGS = 8
 

@@ -25,7 +25,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.recipe_data import RecipeData
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _SHARE, _MOST = 0.05, 20
 _FEWEST = 3  # episodes of a dataset that can spare one

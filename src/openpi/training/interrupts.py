@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 class StoppedError(BaseException):

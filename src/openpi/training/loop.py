@@ -43,7 +43,7 @@ from openpi.training.recipe_data import RecipeData
 from openpi.training.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # One of several processes, stuck in its data: the others can neither step nor save.
 _PATIENCE_AFTER_SIGNAL_S = 30

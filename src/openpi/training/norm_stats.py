@@ -24,7 +24,7 @@ from openpi.training.data_config import DataConfig
 from openpi.training.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.tabular_frames import Block, Frames, frames_of
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 STATS_KEYS = ("state", "actions")
 ROWS_CHECKED_PER_BLOCK = 3

@@ -45,7 +45,7 @@ from openpi.training.recipe_data import RecipeData
 from openpi.training.robot_actions import with_recorded_limits
 from openpi.training.streams import Stream
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _NUM_SAMPLES_CHECKED = 8
 _PLACEHOLDERS = ("<path_to", "your_hf_username", "/path/to/your")

@@ -25,7 +25,7 @@ from openpi.shared.frameworks import Backend
 from openpi.training import roll_call
 from openpi.training.launch import Launch
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from openpi.training.backend import STEPS_IN_FLIGHT
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _REPORTS_FOR_TIME_LEFT = 20
 _SHOWN = ("loss", "grad_norm", "param_norm", "learning_rate", "samples_per_s", "data_wait")

@@ -22,7 +22,7 @@ from openpi.training import recipe_table
 from openpi.training.recipe_encoding import ARRAY_DTYPES, tag_of
 from openpi.training.recipe_sources import OwnCode
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _NAMING_TAGS = ("$type", "$enum", "$ref")
 

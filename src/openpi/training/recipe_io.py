@@ -37,7 +37,7 @@ _MAX_BYTES = 2**24
 # What of a recipe changes how a checkpoint is served.
 _SERVED_FIELDS = ("model", "data", "policy_metadata")
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def save_recipe(directory: Path | str, config: TrainConfig) -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 
 from openpi.shared.downloaded import is_downloaded
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 # Set by `--trust-code` of every command; workers and further processes of a run inherit it.
 TRUST_VARIABLE = "OPENPI_TRUST_CODE"

@@ -20,7 +20,7 @@ from openpi.training.progress import Window
 from openpi.training.run_directory import damaged_message
 from openpi.weights import checksums
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 LOOP_STATE_FILE = "loader_state.json"
 # Which run it is, and what is done with it; never taken from a checkpoint.

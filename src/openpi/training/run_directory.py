@@ -14,7 +14,7 @@ from openpi.training import processes
 from openpi.training.checkpoints import LOCK_FILE, Checkpoints
 from openpi.training.config import TrainConfig
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 FIRST_BATCH, VALIDATION = "first_batch", "validation"  # pictures: one of a run, and one of each validation

@@ -20,7 +20,7 @@ from openpi.training.run_directory import FIRST_BATCH, METRICS_FILE, VALIDATION
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 _EVERY_S = 60.0  # at most so often, but for validations and the end

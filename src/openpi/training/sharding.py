@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from openpi.models.activations import keep_rows, split_by_rows
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 BATCH_AXIS = "batch"
 FSDP_AXIS = "fsdp"

@@ -25,7 +25,7 @@ from openpi.training.step_jax import TrainState
 from openpi.weights import layout, names, on_device, orbax_io
 from openpi.weights.adapter_base import AdapterBase
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 PARAMS, TRAIN_STATE = "params", "train_state"
 _BASE = "base"  # of a checkpoint without its frozen weights: where those are

@@ -26,7 +26,7 @@ from openpi.training.step_pytorch import TrainState
 from openpi.weights import layout, names, safetensors_io, spelling
 from openpi.weights.adapter_base import Digests
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = safetensors_io.SINGLE_FILE
 STATE_FILE, STEP_FILE = "train_state.safetensors", "train_state.json"

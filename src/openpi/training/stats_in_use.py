@@ -14,7 +14,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.recipe_data import RecipeData
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Stats = dict[str, normalize.NormStats]
 

@@ -30,7 +30,7 @@ from openpi.training.optimizer import create_optimizer, is_kernel
 from openpi.training.step_config import StepConfig, once_per_recipe
 from openpi.weights import layout, on_device
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]

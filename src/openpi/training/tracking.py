@@ -19,7 +19,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.run_directory import METRICS_FILE, VALIDATION
 from openpi.training.run_report import RunReport
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 WANDB_ID_FILE = "wandb_id.txt"
 

@@ -24,7 +24,7 @@ from openpi.training.data_config import DataConfig
 from openpi.training.preflight import TrainingData
 from openpi.training.robot_actions import robot_actions
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 ToRobot = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

@@ -25,7 +25,7 @@ from openpi.weights.compare import LoadReport, Shapes, compare
 from openpi.weights.layout import Array, ArrayWeights, Weights
 from openpi.weights.safetensors_io import rows_per_block
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 PALIGEMMA_NPZ = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from openpi.shared.errors import first_line
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "checksums.json"
 

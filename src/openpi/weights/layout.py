@@ -34,7 +34,7 @@ from openpi.weights.names import Row
 
 CONFIG_FILE = "config.json"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _QUANTISED = "If the file is quantised, convert it back to bfloat16 or float32 with the tool that made it"

@@ -20,7 +20,7 @@ from openpi.shared.normalize import NormStats
 from openpi.weights import safetensors_io
 from openpi.weights.layout import CONFIG_FILE, read_config
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"

@@ -25,7 +25,7 @@ from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.weights.checksums import Checksums
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

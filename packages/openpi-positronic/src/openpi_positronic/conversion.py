@@ -35,7 +35,7 @@ from openpi_positronic.codecs.codec import Codec, Column
 from openpi_positronic.raw_episodes import Episode, RawDataset
 from openpi_positronic.raw_episodes.signals import Signal
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 ROBOT_TYPE = "positronic"
 _NS_PER_S = 1_000_000_000

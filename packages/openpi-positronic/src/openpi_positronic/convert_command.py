@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 SUMMARY = "raw recordings of Positronic, by a codec"
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import configuronic as cfn
 if TYPE_CHECKING:
     from openpi_positronic.codecs.codec import Codec
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _REFERENCE = re.compile(r"positronic(?:\.\w+)+")
 # What Python says of a call, and what configuronic puts before it for a nested configuration.

@@ -12,7 +12,7 @@ from positronic import commands
 from positronic.cfg import ds
 from positronic.vendors.openpi import codecs
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Encoded = tuple[ds.Recordings, Codec]
 

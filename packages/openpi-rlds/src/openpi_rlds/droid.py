@@ -24,7 +24,7 @@ from openpi_rlds.frame_ranges import FrameRanges
 from openpi_rlds.in_order import FramesInOrder, episodes
 from openpi_rlds.stream import Mixture, MixturePart, MixtureSource
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _FILES_AHEAD = 8
 _FILES_PER_LINE = 200

@@ -16,7 +16,7 @@ from openpi_rlds.folder import TfdsFolder
 from openpi_rlds.frame_ranges import episode_key
 from openpi_rlds.tfrecord import Span, TFRecordFile
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 SAME_VELOCITY = 1e-3  # rad/s
 MIN_IDLE_FRAMES = 7

@@ -16,7 +16,7 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import run_metadata
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 REST = "rest"
 Part = float | Sequence[int] | str

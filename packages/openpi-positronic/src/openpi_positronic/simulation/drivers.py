@@ -17,7 +17,7 @@ from openpi_positronic.simulation.eval_panel import OUTCOME_OF_BUTTON, QUIT, RES
 from openpi_positronic.simulation.station import Station
 from openpi_positronic.simulation.window import open_window
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
 _LISTEN_EVERY_S = 0.02

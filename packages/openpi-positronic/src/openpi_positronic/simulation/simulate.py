@@ -21,7 +21,7 @@ from openpi_positronic.simulation.policies import RobotPolicy
 from openpi_positronic.simulation.station import Observer, Station
 from openpi_positronic.simulation.window import CameraWindow
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 _RETRY_EVERY_S = 1.0
 

@@ -30,7 +30,7 @@ from openpi_positronic.raw_episodes import EpisodeWriter, RawDatasetWriter
 from openpi_positronic.simulation.policies import RobotPolicy, WatchingPolicy
 from openpi_sim import poses
 
-logger = logging.getLogger("openpi")
+logger = logging.getLogger(__name__)
 
 Observer = Callable[[FrankaWorld], Mapping[str, float]]
 OnFrames = Callable[[Mapping[str, np.ndarray]], None]
