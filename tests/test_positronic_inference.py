@@ -120,12 +120,12 @@ def test_a_server_that_is_not_listening_yet_is_waited_for(run):
 
     thread, notice = threading.Thread(target=serve_late), Notice()
     thread.start()
-    logging.getLogger("openpi").addHandler(notice)
+    logging.getLogger("openpi_positronic").addHandler(notice)
     try:
         arguments = ("--policy=.remote", "--policy.host=127.0.0.1", f"--policy.port={port}", "--connect_timeout_s=20")
         assert run("sim", *arguments, *QUICK, "--driver.simulation_time=0.1") == 0
     finally:
-        logging.getLogger("openpi").removeHandler(notice)
+        logging.getLogger("openpi_positronic").removeHandler(notice)
         refused.set()
         done.set()
         thread.join()
