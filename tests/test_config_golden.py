@@ -23,6 +23,7 @@ SELECTION = {
 NEW_FIELDS = {
     "TrainConfig": {
         "gradient_accumulation_steps",
+        "frames_per_pass",
         "keep_best",
         "holdout_episodes",
         "eval_interval",

@@ -1,7 +1,9 @@
 """The order of batches, workers, resuming; and the loader of a recipe."""
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from openpi import transforms
 from openpi.data import batch_loader
 from openpi.data.batch_loader import BatchLoader, LoaderClosedError, has_stuck_threads, stack
-from openpi.data.batch_order import BatchOrder
+from openpi.data.batch_order import BatchOrder, Stretches
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
@@ -134,6 +136,72 @@ def test_a_finite_loader_stops_and_begins_anew():
     first = numbers(list(loader))
     assert len(first) == 3
     assert numbers(list(loader)) == first
+
+
+BOUNDS = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
+    lambda lengths: np.stack([np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths)], axis=1)
+)
+
+
+SEED = st.integers(0)
+
+
+@given(bounds=BOUNDS, length=st.integers(1, 12), per_pass=st.integers(2, 6), batch=st.integers(1, 5), seed=SEED)
+def test_samples_of_a_pass_come_within_one_pool_and_every_epoch_is_a_permutation(bounds, length, per_pass, batch, seed):
+    num_samples = int(bounds[-1, 1])
+    batch = min(batch, num_samples)
+    stretches = Stretches.of_episodes(bounds, length, per_pass)
+    order = BatchOrder(num_samples, batch, seed=seed, shuffle=True, stretches=stretches)
+    assert order.batches_per_pool == per_pass
+    for epoch in range(2):
+        drawn = order._permutation(epoch)
+        assert sorted(drawn.tolist()) == list(range(num_samples))
+        # ceil(n / per_pass) passes read a stretch of n samples, and a pass is in one pool, or over an edge in two.
+        offset = epoch * order.batches_per_epoch % per_pass * batch
+        pools = (np.argsort(drawn) + offset) // (per_pass * batch)
+        for begin, end in itertools.pairwise([*stretches.begins.tolist(), num_samples]):
+            passes = -(-(end - begin) // per_pass)
+            assert len(set(pools[begin:end].tolist())) <= 2 * passes
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_read_in_passes_arrives_as_ordered_and_resumes_in_the_middle(num_workers):
+    bounds = np.array([[0, 25], [25, 40]])
+    dataset, stretches = Numbers(40), Stretches.of_episodes(bounds, 10, 4)
+    options = {"batch_size": 3, "seed": 5, "num_workers": num_workers, "stretches": stretches}
+    order = BatchOrder(40, 3, seed=5, shuffle=True, stretches=stretches)
+    loader = BatchLoader(dataset, **options)
+    with contextlib.closing(loader):
+        batches = iter(loader)
+        for number in range(20):  # across an epoch of 13 batches
+            if number == 6:
+                state = json.loads(json.dumps(loader.state()))
+            assert next(batches)["number"].tolist() == order.indices(number).tolist()
+    resumed = BatchLoader(dataset, **options)
+    resumed.restore(state)
+    with contextlib.closing(resumed):
+        batches = iter(resumed)
+        for number in range(6, 15):
+            assert next(batches)["number"].tolist() == order.indices(number).tolist()
+    with pytest.raises(ValueError, match="frames_per_pass was 4, is None"):
+        BatchLoader(dataset, batch_size=3, seed=5).restore(state)
+
+
+def test_a_pass_over_a_stretch_makes_its_samples_in_ascending_order():
+    made = []
+
+    class Noting(Numbers):
+        def __getitem__(self, index):
+            made.append(index)
+            return super().__getitem__(index)
+
+    stretches = Stretches.of_episodes(np.array([[0, 400]]), 100, 8)
+    loader = BatchLoader(Noting(400), batch_size=4, stretches=stretches)
+    with contextlib.closing(loader):
+        next(iter(loader))
+    by_thread = made[: 8 * 4]
+    falls = int((np.diff(by_thread) < 0).sum())
+    assert falls <= 2 * min(16, os.cpu_count() or 1)  # the parts of the threads, as they happen to be interleaved
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

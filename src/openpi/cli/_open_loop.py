@@ -88,11 +88,8 @@ def main(words: Sequence[str], program: str) -> int:
     write_json(args.output / RESULTS_FILE, _plain(results))
     (args.output / REPORT_FILE).write_text(page, encoding="utf-8")
     Console().print(open_loop_report.terminal_table(results))  # the shared one may be on standard error
-    if "paired" in results:
-        low, high = results["paired"]["interval_95"]
-        print(
-            f"against less checkpoint: {results['paired']['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}"
-        )
+    if (compared := open_loop_report.comparison(results)) is not None:
+        print(compared)
     print(f"report: {args.output / REPORT_FILE}")
     return 0
 

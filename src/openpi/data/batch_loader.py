@@ -7,6 +7,8 @@ order is the same for any number of workers, and a run resumes at the very batch
 """
 
 import contextlib
+import functools
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.batch_order import BatchOrder, BatchSource, IndexSource, check_divisible
+from openpi.data.batch_order import BatchOrder, BatchSource, IndexSource, Stretches, check_divisible
 from openpi.data.dataset import Dataset, Sample
 from openpi.data.worker_board import WorkerBoard
 from openpi.shared import worker_process
@@ -53,6 +55,8 @@ class SourceLoader:
         num_workers: processes that make batches; 0 = threads of this process.
         num_batches: an iteration ends after so many, and the next one begins anew; None = endless.
         name: of the data, for messages.
+        together: batches whose samples a worker makes in one go, in ascending order of their items, where those that
+            are near each other are cheaper to make; they begin at multiples of it.
     """
 
     batches_per_epoch: int | None = None  # of a stream, which has no epochs
@@ -65,7 +69,9 @@ class SourceLoader:
         num_workers: int = 0,
         num_batches: int | None = None,
         name: str | None = None,
+        together: int = 1,
     ):
+        self._together = together
         self._name = name or "the data"
         self._closed = threading.Event()  # of the iterations until now
         self._lock = threading.Lock()
@@ -100,7 +106,9 @@ class SourceLoader:
     def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What the order depends on and is another than when `state` was taken: before, and now."""
         identity = self._source.identity
-        return {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
+        different = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
+        gone = state.keys() - identity.keys() - self._source.start().keys()
+        return {**different, **{key: (state[key], None) for key in sorted(gone)}}
 
     def restart_after(self, state: Mapping[str, Any]) -> None:
         """Begins a new order, for a run that goes on with other data; `state` is where it was in those before."""
@@ -115,13 +123,16 @@ class SourceLoader:
         closed = self._closed
         submitted = self._state["next_batch"]
         end = None if self._num_batches is None else max(submitted, self._num_batches)
-        limit = BATCHES_AHEAD + self._num_workers
+        # Of what is made together, what is in use and one more for every worker.
+        limit = BATCHES_AHEAD + self._num_workers if self._together == 1 else self._together * max(self._num_workers, 1)
         with contextlib.closing(self._source.batches(self._state)) as batches:
             while True:
                 while len(ahead) < limit and (end is None or submitted < end):
-                    items, state = next(batches)
-                    ahead.append((self._submit(items, closed), state))
-                    submitted += 1
+                    stop = submitted - submitted % self._together + self._together
+                    work = list(itertools.islice(batches, (stop if end is None else min(stop, end)) - submitted))
+                    made = self._submit([items for items, _ in work], closed)
+                    ahead.extend(zip(made, (state for _, state in work), strict=True))
+                    submitted += len(work)
                 if not ahead:
                     self._state = self._source.start()
                     return
@@ -150,8 +161,8 @@ class SourceLoader:
             self._board.kill_busy()
             goodbye.join(_GOODBYE_S)
 
-    def _submit(self, items: Sequence[Any], closed: threading.Event) -> Callable[[], Batch]:
-        """Starts work on a batch; the function returned waits for it."""
+    def _submit(self, batches: Sequence[Sequence[Any]], closed: threading.Event) -> list[Callable[[], Batch]]:
+        """Starts work on batches; the functions returned wait for one each."""
         with self._lock:
             if closed.is_set():
                 raise LoaderClosedError("the data loader was closed")
@@ -159,15 +170,44 @@ class SourceLoader:
                 self._executor = self._start()
                 weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
             if self._num_workers:
-                work = [(item, self._source.describe(item)) for item in items]
-                future = self._executor.submit(_make_batch, work)
-                return lambda: self._result(future, closed)
-            samples = [self._executor.submit(self._make_here, item) for item in items]
-        return lambda: stack([self._result(sample, closed) for sample in samples])
+                work = [[(item, self._source.describe(item)) for item in items] for items in batches]
+                future = self._executor.submit(_make_batches, work)
+                return [functools.partial(self._one_of, future, number, closed) for number in range(len(batches))]
+            if self._together == 1:
+                parts = [[self._executor.submit(self._make_here, [item]) for item in items] for items in batches]
+                return [functools.partial(self._joined, samples, closed) for samples in parts]
+            return self._in_order(self._executor, batches, closed)
 
-    def _make_here(self, item: Any) -> Sample:
-        with self._board.at_work(self._source.describe(item)):
-            return self._make(item)
+    def _one_of(self, future: "Future[list[Batch]]", number: int, closed: threading.Event) -> Batch:
+        return self._result(future, closed)[number]
+
+    def _joined(self, parts: "Sequence[Future[list[Sample]]]", closed: threading.Event) -> Batch:
+        return stack([sample for part in parts for sample in self._result(part, closed)])
+
+    def _in_order(
+        self, executor: Executor, batches: Sequence[Sequence[Any]], closed: threading.Event
+    ) -> list[Callable[[], Batch]]:
+        """In threads: each makes a part of the items that lie next to each other."""
+        items = [item for batch in batches for item in batch]
+        order = sorted(range(len(items)), key=items.__getitem__)
+        size = -(-len(items) // _num_threads())
+        parts = [order[begin : begin + size] for begin in range(0, len(order), size)]
+        futures = [executor.submit(self._make_here, [items[i] for i in part]) for part in parts]
+        place_of = {i: (part, k) for part, numbers in enumerate(parts) for k, i in enumerate(numbers)}
+        ends = list(itertools.accumulate(map(len, batches), initial=0))
+
+        def batch(number: int) -> Batch:
+            places = [place_of[i] for i in range(ends[number], ends[number + 1])]
+            return stack([self._result(futures[part], closed)[k] for part, k in places])
+
+        return [functools.partial(batch, number) for number in range(len(batches))]
+
+    def _make_here(self, items: Sequence[Any]) -> list[Sample]:
+        samples = []
+        for item in items:
+            with self._board.at_work(self._source.describe(item)):
+                samples.append(self._make(item))
+        return samples
 
     def _result(self, future: "Future[Any]", closed: threading.Event) -> Any:
         """Waits for a worker; says so when one does not come back."""
@@ -195,9 +235,8 @@ class SourceLoader:
 
     def _start(self) -> Executor:
         if not self._num_workers:
-            num_threads = min(MAX_THREADS, os.cpu_count() or 1)
-            self._board = WorkerBoard(num_threads)
-            return ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
+            self._board = WorkerBoard(_num_threads())
+            return ThreadPoolExecutor(_num_threads(), thread_name_prefix="loader")
         try:
             pickled = pickle.dumps(self._make, protocol=pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -214,6 +253,10 @@ class SourceLoader:
         )
 
 
+def _num_threads() -> int:
+    return min(MAX_THREADS, os.cpu_count() or 1)
+
+
 class BatchLoader(SourceLoader):
     """Batches of a dataset with random access.
 
@@ -221,6 +264,7 @@ class BatchLoader(SourceLoader):
         dataset: samples; with workers it is pickled, once.
         batch_size: of the global batch, over all processes of a distributed run.
         num_workers, num_batches, name: see `SourceLoader`.
+        stretches: of the dataset, whose samples are then read in passes; see `BatchOrder`.
         part: (i, n): yield only the i-th of n equal parts of every batch, for distributed runs.
     Raises:
         ValueError: the dataset is smaller than a batch, or the batch has no n equal parts.
@@ -237,11 +281,21 @@ class BatchLoader(SourceLoader):
         num_batches: int | None = None,
         name: str | None = None,
         part: tuple[int, int] = (0, 1),
+        stretches: Stretches | None = None,
     ):
         check_divisible(batch_size, part)
-        order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle)
-        identity = {"num_samples": len(dataset), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        order = BatchOrder(len(dataset), batch_size, seed=seed, shuffle=shuffle, stretches=stretches)
+        identity: dict[str, Any] = {
+            "num_samples": len(dataset),
+            "batch_size": batch_size,
+            "seed": seed,
+            "shuffle": shuffle,
+        }
+        if order.batches_per_pool > 1:
+            assert stretches is not None
+            identity |= {"frames_per_pass": stretches.per_pass, "num_stretches": len(stretches.begins)}
         work: dict[str, Any] = {"num_workers": num_workers, "num_batches": num_batches, "name": name}
+        work["together"] = order.batches_per_pool
         super().__init__(IndexSource(order, identity, part), dataset.__getitem__, **work)
         self.batches_per_epoch = order.batches_per_epoch
         self.num_samples = len(dataset)
@@ -299,9 +353,13 @@ def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
         _make = pickle.loads(pickled)
 
 
-def _make_batch(work: Sequence[tuple[Any, str]]) -> Batch:
-    """Of items, each with what to call it."""
-    return stack([_made(item, name) for item, name in work])
+def _make_batches(work: Sequence[Sequence[tuple[Any, str]]]) -> list[Batch]:
+    """Of items, each with what to call it; those of several batches in ascending order."""
+    if len(work) == 1:
+        return [stack([_made(item, name) for item, name in work[0]])]
+    placed = [(item, name, batch, row) for batch, items in enumerate(work) for row, (item, name) in enumerate(items)]
+    made = {(batch, row): _made(item, name) for item, name, batch, row in sorted(placed)}
+    return [stack([made[batch, row] for row in range(len(items))]) for batch, items in enumerate(work)]
 
 
 def _made(item: Any, name: str) -> Sample:

@@ -6,18 +6,65 @@ A `BatchSource` says so, and where it is then. Of a dataset with random access, 
 
 import itertools
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches:
+    """Samples that are cheap to read one after the other: the frames of a video between two that decode alone.
+
+    Attributes:
+        begins: int64[k], ascending from 0: where each begins. A stretch goes on to the next one.
+        per_pass: how many samples of a stretch are read in one pass.
+    """
+
+    begins: np.ndarray
+    per_pass: int
+
+    @staticmethod
+    def of_episodes(bounds: np.ndarray, length: int, per_pass: int) -> "Stretches":
+        """
+        Args:
+            bounds: int64[episodes, 2], the first sample of each episode and the one behind its last.
+            length: of a stretch, counted from where an episode begins.
+        """
+        begins = [np.arange(begin, end, length) for begin, end in bounds]
+        return Stretches(np.concatenate(begins).astype(np.int64), per_pass)
+
+    def permutation(self, num_samples: int, rng: np.random.Generator, pool: int, offset: int) -> np.ndarray:
+        """All samples in random order, in which those of a pass lie within one pool.
+
+        Each stretch is dealt out at random into passes, the passes are shuffled, and so are the samples of each pool.
+
+        Args:
+            pool: samples of a pool.
+            offset: by how many the first pool is shorter.
+        """
+        sizes = np.diff([*self.begins, num_samples])
+        dealt = np.lexsort((rng.random(num_samples), np.repeat(np.arange(len(sizes)), sizes)))
+        rank = np.arange(num_samples) - np.repeat(self.begins, sizes)
+        of_pass = np.cumsum(rank % self.per_pass == 0) - 1
+        shuffled = dealt[np.argsort(rng.random(of_pass[-1] + 1)[of_pass], kind="stable")]
+        pools = (np.arange(num_samples) + offset) // pool
+        return shuffled[np.lexsort((rng.random(num_samples), pools))]
 
 
 class BatchOrder:
     """Which samples make up batch number 0, 1, 2, ... of an endless run.
 
     Every epoch is a new permutation; its last samples that do not fill a batch are left out.
+
+    Args:
+        stretches: samples to be read together, within `batches_per_pool` batches, which begin at multiples of that;
+            None = any order.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool):
+    def __init__(
+        self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool, stretches: Stretches | None = None
+    ):
         if batch_size < 1 or num_samples < batch_size:
             raise ValueError(
                 f"batch_size is {batch_size}, but the dataset has {num_samples} samples; a batch needs at "
@@ -28,6 +75,9 @@ class BatchOrder:
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._stretches = stretches if shuffle else None
+        # As many passes in a pool as samples in a batch: a batch has one of each, more or less.
+        self.batches_per_pool = 1 if self._stretches is None else self._stretches.per_pass
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def indices(self, batch: int) -> np.ndarray:
@@ -40,8 +90,15 @@ class BatchOrder:
         if not self._shuffle:
             return np.arange(self._num_samples)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._num_samples)
+            self._epoch = epoch, self._drawn(epoch, np.random.default_rng((self._seed, epoch)))
         return self._epoch[1]
+
+    def _drawn(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
+        if self._stretches is None:
+            return rng.permutation(self._num_samples)
+        begun = epoch * self.batches_per_epoch % self.batches_per_pool
+        pool, offset = self.batches_per_pool * self._batch_size, begun * self._batch_size
+        return self._stretches.permutation(self._num_samples, rng, pool, offset)
 
 
 class BatchSource(Protocol):

@@ -108,19 +108,23 @@ def _steps(results: Results) -> str:
     )
 
 
-def _compared(results: Results) -> str:
+def comparison(results: Results) -> str | None:
+    """Of two checkpoints, in words; None of one."""
     found = results.get("paired")
     if found is None:
-        return ""
+        return None
     low, high = found["interval_95"]
     a, b = results["policies"]
-    verdict = (
-        f"{escape(b)} is better" if high < 0 else f"{escape(a)} is better" if low > 0 else "no difference is shown"
-    )
+    verdict = f"{b} is better" if high < 0 else f"{a} is better" if low > 0 else "no difference is shown"
     return (
-        f"<h2>Paired, the same frames and noise</h2><p>{escape(b)} less {escape(a)}: {found['difference']:+.4g}, 95 % "
-        f"interval {low:+.4g} to {high:+.4g} (bootstrap over {found['drawn_from']}): {verdict}.</p>"
+        f"{b} less {a}: {found['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g} (bootstrap over "
+        f"{found['drawn_from']}): {verdict}"
     )
+
+
+def _compared(results: Results) -> str:
+    text = comparison(results)
+    return "" if text is None else f"<h2>Paired, the same frames and noise</h2><p>{escape(text)}.</p>"
 
 
 def _looks(results: Results) -> str:

@@ -94,6 +94,8 @@ class TrainConfig:
         gradient_accumulation_steps: the batch is run in so many parts, to save memory; the mean gradient of the parts,
             each with its own noise.
         num_workers: processes that decode and transform samples; 0 = threads of this one.
+        frames_per_pass: of a video whose frames seldom decode alone, how many of a stretch are read in one pass; they
+            are spread over as many batches. 1 = each frame on its own, in any order.
         log_interval: steps between log lines; also the only points where the host waits for the device.
         save_interval: steps between checkpoints; 0 = only at the end of the run.
         save_frozen_params: whether checkpoints hold the frozen weights too, as published ones do. Without them, a
@@ -140,6 +142,7 @@ class TrainConfig:
     batch_size: Count = 32
     gradient_accumulation_steps: Count = 1
     num_workers: Annotated[int, Range(0, note="0 = threads of this process")] = 2
+    frames_per_pass: Count = 1
     num_train_steps: Count = 30_000
 
     log_interval: Count = 100

@@ -6,12 +6,14 @@ The transforms are those of serving; only the first two are training's own. Sour
 sections 3 and 8. No JAX here, and none in the worker processes.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from openpi import transforms
 from openpi.data.batch_loader import BatchLoader, SourceLoader
+from openpi.data.batch_order import Stretches
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
@@ -20,6 +22,8 @@ from openpi.training import holdout
 from openpi.training.data_config import DataConfig
 from openpi.training.recipe_data import FakeDataset, RecipeData, leaves, open_recipe
 from openpi.training.streams import Encoded, Stream
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "all"]
 
@@ -89,7 +93,28 @@ def create_batch_loader(
     dataset, chain = _of_split(config, *data.members[0], split, **choices)
     if isinstance(dataset, Stream):
         return SourceLoader(dataset.batches(**order), DecodeAndTransform(chain), **work)
-    return BatchLoader(TransformedDataset(dataset, chain), **order, **work)
+    stretches = _stretches(config, dataset) if split == "train" and shuffle else None
+    return BatchLoader(TransformedDataset(dataset, chain), **order, **work, stretches=stretches)
+
+
+# Closer than this, a frame costs less than the order that would save it.
+_FAR_APART = 8
+
+
+def _stretches(config: Any, dataset: Dataset) -> Stretches | None:
+    """Between key frames, where the recipe reads several frames of a stretch in one pass."""
+    if not isinstance(dataset, LeRobotDataset):
+        return None
+    interval, per_pass = dataset.key_frame_interval(), config.frames_per_pass
+    if per_pass > 1 and interval > 1:
+        return Stretches.of_episodes(dataset.episode_bounds, interval, min(per_pass, interval))
+    if per_pass == 1 and interval >= _FAR_APART:
+        logger.info(
+            "only every %dth frame of the videos decodes alone, so a frame costs many; --frames-per-pass=8 reads "
+            "several in one pass, and `openpi dataset shrink` writes videos made for training",
+            interval,
+        )
+    return None
 
 
 def _of_split(

@@ -186,6 +186,17 @@ class LeRobotDataset:
         numbers = self._videos.key_frames(episode.videos[key].path) - first
         return numbers[(numbers >= 0) & (numbers < episode.length)]
 
+    def key_frame_interval(self) -> int:
+        """How far apart frames lie that decode alone, in the first episode of the cameras stored as video; 1 where
+        there are none, or no index of them."""
+        videos = [key for key in self._keys if key in self.metadata.video_keys]
+        intervals = [1]
+        for key in videos:
+            numbers = self.key_frames(key, 0)
+            if len(numbers):
+                intervals.append(int(np.diff([*numbers, self._episodes[0].length]).max()))
+        return max(intervals)
+
     def check_finite(self) -> None:
         """Refuses numbers that no policy can learn from, in any column that samples carry.
 
