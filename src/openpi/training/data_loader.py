@@ -88,6 +88,8 @@ def create_batch_loader(
         "num_batches": num_batches,
         "name": data.config.dataset_name,
     }
+    if config.frames_per_pass > 1 and (data.config.mixture or isinstance(data.datasets[0], Stream)):
+        logger.warning("frames_per_pass=%d is for one dataset in LeRobot form; not used here", config.frames_per_pass)
     if data.config.mixture:
         return _mixture_loader(config, data, split, choices, order, work)
     dataset, chain = _of_split(config, *data.members[0], split, **choices)
