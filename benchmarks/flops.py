@@ -25,7 +25,7 @@ from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.policies.robot_spec import find_spec
 from openpi.serving.warm_up import example_observation
 from openpi.shared.tree import unflatten
-from openpi.training import step_jax
+from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig, get_config
 
 # --- counting -------------------------------------------------------------------------------------------------

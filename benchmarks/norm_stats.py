@@ -21,10 +21,11 @@ import numpy as np
 from openpi import transforms
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import RunningStats
-from openpi.training import data_loader, norm_stats, recipe_data
+from openpi.training import data_loader
 from openpi.training.config import TrainConfig
+from openpi.training.data import norm_stats, recipe_data
+from openpi.training.data.tabular_frames import open_frames
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
-from openpi.training.tabular_frames import open_frames
 
 HORIZON = 10
 

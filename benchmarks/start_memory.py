@@ -113,9 +113,9 @@ def run(backend: str, weights: Path, count: int) -> list[dict[str, float]]:
 
 def measured(backend: str, weights: str, count: str) -> dict[str, float]:
     """GB of the state's arrays in this process, and of what making it took at most beyond them."""
-    from openpi.training import processes
     from openpi.training.backend import open_backend
-    from openpi.training.launch import find_launch
+    from openpi.training.distributed import processes
+    from openpi.training.distributed.launch import find_launch
     from openpi.weights import orbax_io, orbax_parts  # noqa: F401  # libraries take memory, too
 
     launch = find_launch({}, os.environ)
@@ -152,7 +152,7 @@ def bytes_of(backend: str, state: Any) -> int:
 
         leaves = jax.tree.leaves(jax.block_until_ready(state))
         return sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
-    from openpi.training.parallel_pytorch import local
+    from openpi.training.backends.pytorch.parallel import local
 
     slots = [tensor for slots in state.optimizer.state.values() for tensor in slots.values()]
     return sum(local(tensor.detach()).nbytes for tensor in [*state.params.values(), *slots])

@@ -17,9 +17,9 @@ import numpy as np
 from openpi.policies.seen import Seen
 from openpi.policies.watch import Watch
 from openpi.shared.tree import flatten
-from openpi.training import seen as seen_of
 from openpi.training.config import get_config
-from openpi.training.moments import Moments
+from openpi.training.data import seen as seen_of
+from openpi.training.data.moments import Moments
 
 _OBSERVATIONS = 20
 Stream = list[dict[str, Any]]

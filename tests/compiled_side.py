@@ -21,7 +21,7 @@ from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.policies.sampler_pytorch import PytorchSampler
 from openpi.training import data_loader
-from openpi.training.backend_pytorch import PyTorchBackend
+from openpi.training.backends.pytorch.backend import PyTorchBackend
 
 GOLDEN = Path(__file__).parent / "golden"
 

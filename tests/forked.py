@@ -27,8 +27,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JAX = ("openpi.training.loop", "openpi.training.backend_jax", "openpi.policies.sampler_jax", "openpi.models.pi0")
-PYTORCH = ("openpi.training.backend_pytorch", "openpi.policies.sampler_pytorch", "torch._dynamo")
+JAX = (
+    "openpi.training.loop",
+    "openpi.training.backends.jax.backend",
+    "openpi.policies.sampler_jax",
+    "openpi.models.pi0",
+)
+PYTORCH = ("openpi.training.backends.pytorch.backend", "openpi.policies.sampler_pytorch", "torch._dynamo")
 SERVING = ("openpi.cli.serve", "openpi.serving.server", "openpi.serving.recording", "openpi.policies.guards")
 _CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 # Variables that Python, the linker, or libraries read once: another value of one of them is no matter for a fork.

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from openpi.cli import tokenizer as tokenizer_command
 from openpi.models.fast_codec import fit_codec, load_codec
 from openpi.shared import normalize
-from openpi.training import preflight
 from openpi.training.config import get_config
-from openpi.training.recipe_data import open_recipe
+from openpi.training.data.recipe_data import open_recipe
+from openpi.training.run import preflight
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:fast"
 

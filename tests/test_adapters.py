@@ -17,10 +17,11 @@ from openpi.cli import export
 from openpi.models.model import restore_params
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten
-from openpi.training import loop, preflight
+from openpi.training import loop
 from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig
 from openpi.training.recipe_io import load_recipe
+from openpi.training.run import preflight
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
 from openpi.weights import layout, on_device, orbax_io
 from openpi.weights.adapter_base import ADAPTERS_FILE

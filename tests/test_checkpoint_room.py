@@ -13,9 +13,10 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import server
 from openpi.serving import warm_up
 from openpi.shared import download
-from openpi.training import resume, state_files
+from openpi.training.backends.jax import state_files
 from openpi.training.config import LeRobotLiberoDataConfig
 from openpi.training.recipe_io import load_recipe
+from openpi.training.run import resume
 from openpi.weights import layout, orbax_io
 
 ROOT = Path(__file__).parents[1]

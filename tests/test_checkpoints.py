@@ -20,11 +20,13 @@ from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.tree import flatten
-from openpi.training import sharding, state_files, step_jax
+from openpi.training import sharding
+from openpi.training.backends.jax import state_files
+from openpi.training.backends.jax import step as step_jax
+from openpi.training.backends.jax.state_files import restore_state
 from openpi.training.checkpoints import Checkpoints, best_step, complete_steps
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
-from openpi.training.state_files import restore_state
 from openpi.weights import orbax_io
 from openpi.weights.adapter_base import AdapterBase
 
@@ -36,8 +38,9 @@ CHILD = """
     from pathlib import Path
     import jax.numpy as jnp
     import numpy as np
-    from openpi.training import checkpoints, state_files
-    from openpi.training.step_jax import TrainState
+    from openpi.training import checkpoints
+    from openpi.training.backends.jax import state_files
+    from openpi.training.backends.jax.step import TrainState
     from openpi.weights import orbax_io
 
     def state(value, size=2000):

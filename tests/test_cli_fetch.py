@@ -78,7 +78,12 @@ def fetch(google, hub, tmp_path) -> Fetch:
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "openpi.cli.main", "fetch", *arguments]
-        preloads = ("openpi.cli.fetch", "openpi.training.config", "openpi.training.requirements", "openpi.shared.hub")
+        preloads = (
+            "openpi.cli.fetch",
+            "openpi.training.config",
+            "openpi.training.recipe.requirements",
+            "openpi.shared.hub",
+        )
         return forked.run(
             command, preloads=preloads, cwd=tmp_path, env=environment | more, capture_output=True, text=True
         )

@@ -21,9 +21,10 @@ from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.sampler_jax import JaxSampler
 from openpi.shared.tree import flatten
-from openpi.training import sharding, step_jax
+from openpi.training import sharding
+from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig, get_config
-from openpi.training.first_batch import contact_sheet
+from openpi.training.data.first_batch import contact_sheet
 
 TOLERANCE = 1e-5  # f32, of the largest number
 BATCH, PROMPT = 3, 70

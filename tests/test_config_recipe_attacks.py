@@ -14,8 +14,8 @@ from arm_files import run
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared.download import maybe_download
 from openpi.shared.downloaded import is_downloaded
-from openpi.training import recipe_table
 from openpi.training.config import TrainConfig, config_names, get_config
+from openpi.training.recipe import table as recipe_table
 from openpi.training.recipe_io import changes_since, load_recipe, recipe_name, save_recipe
 
 GOLDEN = Path(__file__).parent / "golden"

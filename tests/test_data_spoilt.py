@@ -25,10 +25,10 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.tokenizer import load_sentencepiece, state_as_text
-from openpi.training import holdout, recipe_data
 from openpi.training.config import TrainConfig
+from openpi.training.data import holdout, recipe_data
+from openpi.training.data.tabular_frames import open_frames
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
-from openpi.training.tabular_frames import open_frames
 from openpi.weights.safetensors_io import open_tensors
 
 V21, V30, V30_IMAGE = "lerobot_v21/video", "lerobot_v30/converted_video", "lerobot_v30/image"

@@ -16,20 +16,12 @@ import training_processes
 from openpi import transforms
 from openpi.cli import main as cli
 from openpi.shared import normalize
-from openpi.training import (
-    data_loader,
-    frame_blocks,
-    loop,
-    norm_stats,
-    preflight,
-    recipe_data,
-    recipe_io,
-    stats_in_use,
-    tabular_frames,
-)
+from openpi.training import data_loader, loop, recipe_io
 from openpi.training.config import TrainConfig, get_config
+from openpi.training.data import frame_blocks, norm_stats, recipe_data, stats_in_use, tabular_frames
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
+from openpi.training.run import preflight
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"tokenizer_path": str(GOLDEN / "tokenizers" / "tiny_paligemma_tokenizer.model")}
@@ -228,7 +220,7 @@ def test_commands_take_a_recipe_on_rlds_data(folder, tmp_path, capsys, monkeypat
 
 
 def test_fetching_a_mixture_brings_its_ranges_and_not_its_data():
-    from openpi.training.requirements import requirements
+    from openpi.training.recipe.requirements import requirements
 
     found = requirements(get_config("pi05_droid_jointpos_polaris"))
     ranges = [each.url for each in found if each.kind == "frame ranges"]
@@ -240,7 +232,9 @@ def test_fetching_a_mixture_brings_its_ranges_and_not_its_data():
 READ = """
     import json, os, sys
     from pathlib import Path
-    from openpi.training import data_loader, launch, loop, processes
+    from openpi.training import data_loader, loop
+    from openpi.training.distributed import launch
+    from openpi.training.distributed import processes
     from openpi.training.config import get_config
 
     processes.start(launch.find_launch({}, os.environ), "jax")

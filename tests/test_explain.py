@@ -16,8 +16,8 @@ from arm_files import arm_observation, run, write_checkpoint, write_stats
 from openpi.cli._explain_view import StageReport, TextView
 from openpi.shared.tree import flatten
 from openpi.training import data_loader
-from openpi.training.sample_checks import Finding
-from openpi.training.sample_trace import leaves
+from openpi.training.data.sample_checks import Finding
+from openpi.training.data.sample_trace import leaves
 
 RECIPE = f"{tiny_arm.__file__}:recipe"
 

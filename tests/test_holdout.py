@@ -12,14 +12,15 @@ import tiny_recipe
 from arm_files import arm_stats
 from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.training import holdout, recipe_data, recipe_io
+from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
+from openpi.training.data import holdout, recipe_data
+from openpi.training.data.robot_actions import robot_actions
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
-from openpi.training.progress import Progress
-from openpi.training.robot_actions import robot_actions
-from openpi.training.run_report import advice, read_metrics
-from openpi.training.validation import _baselines
-from openpi.training.validation_picture import draw
+from openpi.training.run.progress import Progress
+from openpi.training.run.run_report import advice, read_metrics
+from openpi.training.run.validation import _baselines
+from openpi.training.run.validation_picture import draw
 
 VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
 CAMERA = {"dtype": "image", "shape": (4, 4, 3), "names": ["height", "width", "channel"]}

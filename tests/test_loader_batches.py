@@ -26,10 +26,11 @@ from openpi.data.dataset import Sample
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import NormStats
-from openpi.training import data_loader, recipe_data
+from openpi.training import data_loader
 from openpi.training.config import TrainConfig
+from openpi.training.data import recipe_data
+from openpi.training.data.holdout import split_episodes
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig, SimpleDataConfig
-from openpi.training.holdout import split_episodes
 
 LENGTHS = (9, 6, 14, 11)
 HORIZON = 4

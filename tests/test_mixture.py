@@ -18,8 +18,10 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.mixture_order import MixedIn, MixtureSource, shares
 from openpi.policies import policy_config
 from openpi.shared import normalize
-from openpi.training import data_loader, loop, norm_stats, recipe_data, requirements
+from openpi.training import data_loader, loop
 from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
+from openpi.training.data import norm_stats, recipe_data
+from openpi.training.recipe import requirements
 from openpi.training.recipe_io import load_recipe
 
 WEIGHTS = (3.0, 1.0)

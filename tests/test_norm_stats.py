@@ -15,8 +15,10 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.policies import data_half
 from openpi.shared import normalize
-from openpi.training import data_loader, frame_blocks, norm_stats, recipe_data
+from openpi.training import data_loader
 from openpi.training.config import TrainConfig, get_config
+from openpi.training.data import frame_blocks, norm_stats, recipe_data
+from openpi.training.data.tabular_frames import Frames, open_frames
 from openpi.training.data_config import (
     AssetsConfig,
     DataConfig,
@@ -25,7 +27,6 @@ from openpi.training.data_config import (
     LeRobotLiberoDataConfig,
     SimpleDataConfig,
 )
-from openpi.training.tabular_frames import Frames, open_frames
 
 HORIZON = 5
 LENGTHS = (7, 3, 11)

@@ -13,7 +13,7 @@ import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
 from openpi.evaluation import open_loop
 from openpi.evaluation.open_loop import Plan
-from openpi.training.moments import Moments, chosen, others
+from openpi.training.data.moments import Moments, chosen, others
 
 STRIDE = 5
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.shared.tree import flatten
-from openpi.training import optimizer, state_files, step_jax
+from openpi.training import optimizer
+from openpi.training.backends.jax import state_files
+from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig
 from openpi.training.recipes.tabletop import TINY_PI05
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_recipe
-from openpi.training import adam_8bit, plan
+from openpi.training.backends.jax import adam_8bit, plan
 from openpi.training.config import get_config
 from openpi.training.optimizer import AdamW, CosineDecaySchedule
 
@@ -108,7 +108,8 @@ def test_another_number_of_bits_is_refused():
 
 
 def test_its_state_survives_a_checkpoint(tmp_path):
-    from openpi.training import state_files, step_jax
+    from openpi.training.backends.jax import state_files
+    from openpi.training.backends.jax import step as step_jax
 
     wide = dataclasses.replace(tiny_recipe.MODEL, paligemma_variant=dataclasses.replace(tiny_recipe._EXPERT, width=64))
     config = dataclasses.replace(tiny_recipe.tiny, model=wide, optimizer=AdamW(state_bits=8))

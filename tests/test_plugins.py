@@ -14,8 +14,9 @@ from openpi.cli import main
 from openpi.envs import world
 from openpi.serving import protocols
 from openpi.shared import download, plugins
-from openpi.training import config, data_loader, recipe_table
+from openpi.training import config, data_loader
 from openpi.training.config import TrainConfig, get_config
+from openpi.training.recipe import table as recipe_table
 from openpi.training.recipe_io import load_recipe, save_recipe
 from serving_live import TestPolicy, server_thread
 

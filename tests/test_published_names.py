@@ -22,8 +22,9 @@ import openpi.transforms as transforms
 import tiny_recipe
 from openpi.cli import stats
 from openpi.models.model import Observation
-from openpi.training import freeze, preflight
+from openpi.training import freeze
 from openpi.training.backend import open_backend
+from openpi.training.run import preflight
 from openpi_client import image_tools as client_image_tools
 
 # --- shared.array_typing --------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def trained(workspace, statistics):
 
 def test_statistics_of_a_script_of_ones_own_are_those_of_openpi_stats(statistics):
     import their_config
-    from openpi.training import norm_stats, tabular_frames
+    from openpi.training.data import norm_stats, tabular_frames
 
     config = their_config.get_config("pi0_arm")
     data_config = config.data.create(config.assets_dirs, config.model)

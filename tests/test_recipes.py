@@ -19,8 +19,9 @@ from openpi.policies.tabletop_policy import make_tabletop_example
 from openpi.policies.ur5_policy import make_ur5_example
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import flatten
-from openpi.training import data_loader, norm_stats, recipe_data
+from openpi.training import data_loader
 from openpi.training.config import TrainConfig, config_names, get_config
+from openpi.training.data import norm_stats, recipe_data
 from openpi_positronic.policy import make_positronic_example
 from robot_datasets import FORMATS, TASKS, write_dataset
 

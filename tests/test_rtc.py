@@ -20,7 +20,7 @@ from openpi.models_pytorch import model as model_pytorch
 from openpi.models_pytorch import rtc as rtc_pytorch
 from openpi.policies.sampler_jax import JaxSampler
 from openpi.policies.sampler_pytorch import PytorchSampler
-from openpi.training import step_pytorch
+from openpi.training.backends.pytorch import step as step_pytorch
 
 # --- curves whose best velocity is a matrix: spec, "Toy that shows all of it" ---------------------------------------
 

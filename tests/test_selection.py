@@ -15,8 +15,9 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.data.selection import Selection
 from openpi.models.pi0_config import Pi0Config
-from openpi.training import dataset_look, holdout, recipe_data, recipe_io
+from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
+from openpi.training.data import dataset_look, holdout, recipe_data
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
 
 LENGTHS = (12, 30, 14, 20)

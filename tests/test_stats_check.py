@@ -12,9 +12,11 @@ from openpi.cli import convert_checkpoint
 from openpi.policies import policy_config
 from openpi.shared import normalize, stats_check
 from openpi.shared.normalize import NormStats
-from openpi.training import norm_stats, preflight, recipe_io
+from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
-from openpi.training.recipe_data import open_recipe
+from openpi.training.data import norm_stats
+from openpi.training.data.recipe_data import open_recipe
+from openpi.training.run import preflight
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:as_recorded"
 

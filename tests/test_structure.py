@@ -99,7 +99,7 @@ FRAMEWORK_FREE = [
     "openpi.checkpoints.checkpoint",
     "openpi.training.checkpoints",
     "openpi.training.data_loader",
-    "openpi.training.published_loader",
+    "openpi.training.data.published_loader",
     "openpi.training.misc.polaris_config",
     "openpi.shared.image_tools",
     "openpi.training.config",
@@ -158,44 +158,30 @@ def test_configurations_transforms_and_protocols_load_no_framework():
     assert [name for name in ("jax", "torch", "tensorflow", "optax", "orbax") if name in loaded] == []
 
 
-# Besides `openpi.models`, whose configurations import it within their methods.
+# Whole folders of one framework; the configurations in `openpi.models` import it within their methods.
+JAX_FOLDERS = ("openpi.models.", "openpi.training.backends.jax.")
+PYTORCH_FOLDERS = ("openpi.models_pytorch.", "openpi.training.backends.pytorch.")
+# And the files elsewhere.
 JAX = {
     "openpi_demo.pointing",
     "openpi.policies.sampler_jax",
-    # What programs of others annotate and compile with; nothing of ours imports these two.
-    "openpi.shared.array_typing",
-    "openpi.shared.nnx_utils",
-    "openpi.training.adam_8bit",
-    "openpi.training.backend_jax",
-    "openpi.training.plan",
-    "openpi.training.processes_jax",
-    # The published training script's own functions, over our state.
-    "openpi.training.published_checkpoints",
-    "openpi.training.sharding",
-    "openpi.training.state_files",
-    "openpi.training.step_jax",
-    "openpi.training.utils",
     "openpi.weights.on_device",
     "openpi.weights.orbax_io",
+    # What programs of others annotate, compile and shard with.
+    "openpi.shared.array_typing",
+    "openpi.shared.nnx_utils",
+    "openpi.training.sharding",
+    "openpi.training.utils",
 }
 # Within functions that run with JAX only.
 JAX_LAZILY = {
     "openpi.cli.export",
     "openpi.cli.infer",
-    "openpi.training.batch_arrays",  # gives arrays of JAX, or tensors of PyTorch
+    "openpi.training.data.batch_arrays",  # gives arrays of JAX, or tensors of PyTorch
     "openpi.shared.image_tools",  # for images that are on a device
     "openpi.training.optimizer",
 }
-
-
-PYTORCH = {
-    "openpi.policies.graphs_pytorch",
-    "openpi.policies.sampler_pytorch",
-    *(
-        f"openpi.training.{name}_pytorch"
-        for name in ("adam_8bit", "backend", "optimizer", "parallel", "processes", "state_files", "step")
-    ),
-}
+PYTORCH = {"openpi.policies.graphs_pytorch", "openpi.policies.sampler_pytorch"}
 
 
 def test_the_command_that_serves_is_imported_by_nobody():
@@ -210,18 +196,17 @@ def test_the_command_that_serves_is_imported_by_nobody():
 
 
 def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
-    found = _importers({"jax", "optax", "orbax"}, outside="openpi.models.")
-    assert found == {True: JAX, False: JAX_LAZILY | {"openpi.training.processes_jax"}}
+    assert _importers({"jax", "optax", "orbax"}, outside=JAX_FOLDERS) == {True: JAX, False: JAX_LAZILY}
 
 
 def test_pytorch_is_imported_where_the_architecture_says_and_nowhere_else():
-    assert _importers({"torch"}, outside="openpi.models_pytorch.") == {
+    assert _importers({"torch"}, outside=PYTORCH_FOLDERS) == {
         True: PYTORCH,
-        False: {"openpi.training.batch_arrays", "openpi_client.image_tools"},
+        False: {"openpi.training.data.batch_arrays", "openpi_client.image_tools"},
     }
 
 
-def _importers(packages: set[str], *, outside: str) -> dict[bool, set[str]]:
+def _importers(packages: set[str], *, outside: tuple[str, ...]) -> dict[bool, set[str]]:
     """Modules that import one of the packages at their top (true), or within functions (false)."""
     root = Path(__file__).parents[1]
     found = {True: set(), False: set()}

@@ -19,8 +19,9 @@ TRAIN_SEVERAL = """
 import json, os, sys
 if __name__ == "__main__":
     from openpi.cli.console import configure_logging
-    from openpi.training import config, loop, processes
-    from openpi.training.launch import find_launch
+    from openpi.training import config, loop
+    from openpi.training.distributed import processes
+    from openpi.training.distributed.launch import find_launch
     from openpi.weights import safetensors_io
     safetensors_io._WHOLE_BYTES, safetensors_io._BLOCK_BYTES = 0, 1000  # so that tensors come in rows
     launch = find_launch({}, os.environ)

@@ -16,8 +16,9 @@ import tiny_recipe
 import weight_layouts
 from openpi.models.gemma_config import GemmaConfig
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import parallel_pytorch, weight_loaders
+from openpi.training import weight_loaders
 from openpi.training.backend import open_backend
+from openpi.training.backends.pytorch import parallel as parallel_pytorch
 from openpi.training.config import TrainConfig
 from openpi.training.weight_loaders import CheckpointWeightLoader, PaliGemmaWeightLoader
 from openpi.weights import layout, names, orbax_io, orbax_parts, safetensors_io

@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny_recipe
 from meta_device import DEVICE, NothingWaits
 from openpi.models.gemma_config import LoRAConfig
-from openpi.training import adam_8bit_pytorch, optimizer_pytorch, step_pytorch
-from openpi.training.backend_pytorch import Metrics, PyTorchBackend
+from openpi.training.backends.pytorch import adam_8bit as adam_8bit_pytorch
+from openpi.training.backends.pytorch import optimizer as optimizer_pytorch
+from openpi.training.backends.pytorch import step as step_pytorch
+from openpi.training.backends.pytorch.backend import Metrics, PyTorchBackend
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import SGD, AdamW, Muon
 

@@ -22,9 +22,13 @@ from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import adam_8bit_pytorch, data_loader, loop, optimizer_pytorch, recipe_io, step_jax, step_pytorch
-from openpi.training.backend_jax import JaxBackend
-from openpi.training.backend_pytorch import PyTorchBackend
+from openpi.training import data_loader, loop, recipe_io
+from openpi.training.backends.jax import step as step_jax
+from openpi.training.backends.jax.backend import JaxBackend
+from openpi.training.backends.pytorch import adam_8bit as adam_8bit_pytorch
+from openpi.training.backends.pytorch import optimizer as optimizer_pytorch
+from openpi.training.backends.pytorch import step as step_pytorch
+from openpi.training.backends.pytorch.backend import PyTorchBackend
 from openpi.training.config import TrainConfig
 from openpi.training.optimizer import (
     SGD,

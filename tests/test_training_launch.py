@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import forked
-from openpi.training import roll_call
-from openpi.training.launch import Launch, find_launch, split_flags
+from openpi.training.distributed import roll_call
+from openpi.training.distributed.launch import Launch, find_launch, split_flags
 from training_processes import environment, free_port
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"

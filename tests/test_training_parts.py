@@ -18,17 +18,18 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import normalize
-from openpi.training import loop, preflight, run_directory
+from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, cli, get_config
-from openpi.training.first_batch import contact_sheet
+from openpi.training.data.first_batch import contact_sheet
+from openpi.training.data.prefetch import GaveUpError, Prefetcher
+from openpi.training.data.recipe_data import open_recipe
 from openpi.training.freeze import freeze_nothing
-from openpi.training.interrupts import Interrupts, StoppedError
-from openpi.training.prefetch import GaveUpError, Prefetcher
-from openpi.training.progress import Stopwatch, Window
-from openpi.training.recipe_data import open_recipe
-from openpi.training.tracking import MetricsFile
+from openpi.training.run import preflight, run_directory
+from openpi.training.run.interrupts import Interrupts, StoppedError
+from openpi.training.run.progress import Stopwatch, Window
+from openpi.training.run.tracking import MetricsFile
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny"
 

@@ -171,7 +171,12 @@ TALK = """
     import numpy as np
     from jax._src import distributed
     from openpi.shared import normalize
-    from openpi.training import launch, processes, processes_jax, run_directory, sharding, stats_in_use
+    from openpi.training import sharding
+    from openpi.training.distributed import launch
+    from openpi.training.distributed import processes
+    from openpi.training.backends.jax import processes as processes_jax
+    from openpi.training.run import run_directory
+    from openpi.training.data import stats_in_use
     from openpi.training.config import get_config
 
     processes.start(launch.find_launch({}, os.environ), "jax")

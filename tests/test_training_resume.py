@@ -9,10 +9,11 @@ import pytest
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli import train as train_command
 from openpi.data.batch_loader import BatchLoader
-from openpi.training import recipe_io, resume, run_directory
+from openpi.training import recipe_io
 from openpi.training.checkpoints import best_step
 from openpi.training.config import TrainConfig, cli, get_config
-from openpi.training.preflight import TrainingData
+from openpi.training.run import resume, run_directory
+from openpi.training.run.preflight import TrainingData
 from openpi.training.weight_loaders import CheckpointWeightLoader
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"

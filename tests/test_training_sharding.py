@@ -22,7 +22,8 @@ PROGRAM = """
     import jax
     import numpy as np
     from openpi.models.activations import keep_rows, split_by_rows
-    from openpi.training import data_loader, sharding, step_jax
+    from openpi.training import data_loader, sharding
+    from openpi.training.backends.jax import step as step_jax
     from openpi.training.config import get_config
 
     sharding.MIN_SHARDED_BYTES = 0

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import sharding, step_jax, weight_loaders
+from openpi.training import sharding, weight_loaders
+from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.freeze import PathRegex
 from openpi.training.optimizer import CosineDecaySchedule

@@ -13,8 +13,8 @@ from openpi.policies.policy_config import create_trained_policy
 from openpi.policies.seen import Camera, Seen, view
 from openpi.policies.watch import Watch
 from openpi.serving.access import Limits
-from openpi.training import seen as training_seen
-from openpi.training.recipe_data import open_lerobot
+from openpi.training.data import seen as training_seen
+from openpi.training.data.recipe_data import open_lerobot
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import server_thread
 
@@ -180,7 +180,7 @@ def test_explain_says_the_same_of_one_observation(contract, tmp_path, capsys):
 
 
 def _observation() -> dict:
-    from openpi.training.moments import Moments
+    from openpi.training.data.moments import Moments
 
     config = tiny_arm.recipe
     data_config = dataclasses.replace(config.data.create(config.assets_dirs, config.model), norm_stats=arm_stats())

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from openpi.shared.tree import flatten, unflatten
-from openpi.training import loop, preflight
+from openpi.training import loop
 from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
+from openpi.training.run import preflight
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader, PaliGemmaWeightLoader
 from openpi.weights import layout, orbax_io
 

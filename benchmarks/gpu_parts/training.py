@@ -78,6 +78,6 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
     """What `openpi train --plan` knows without compiling; it needs JAX."""
     if importlib.util.find_spec("jax") is None:
         return {}
-    from openpi.training import plan
+    from openpi.training.backends.jax import plan
 
     return {"state and gradients by --plan": figure(plan.count_state(_for_jax(config)).total / 1e9, "GB")}

@@ -16,11 +16,11 @@ from openpi.policies import stages
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.policy_config import Pipeline
 from openpi.serving.recording import find_sessions, origin_of, read_session
-from openpi.training import moments as _moments
-from openpi.training import seen as _seen
 from openpi.training.config import TrainConfig
-from openpi.training.moments import Moment, Moments
-from openpi.training.recipe_data import open_lerobot
+from openpi.training.data import moments as _moments
+from openpi.training.data import seen as _seen
+from openpi.training.data.moments import Moment, Moments
+from openpi.training.data.recipe_data import open_lerobot
 
 _MOST_REQUESTS = 200
 _EPISODES, _PLACES = 8, 3

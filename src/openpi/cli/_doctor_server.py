@@ -32,9 +32,9 @@ from openpi.policies.policy_config import Pipeline
 from openpi.policies.request import SEED, TRACE
 from openpi.policies.robot_spec import find_spec
 from openpi.training import data_loader
-from openpi.training import moments as _moments
 from openpi.training.config import TrainConfig
-from openpi.training.moments import Moment, Moments
+from openpi.training.data import moments as _moments
+from openpi.training.data.moments import Moment, Moments
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)

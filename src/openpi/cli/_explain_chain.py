@@ -18,9 +18,9 @@ from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.robot_spec import find_spec
 from openpi.training.config import TrainConfig
+from openpi.training.data.sample_trace import Step
+from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
-from openpi.training.sample_trace import Step
-from openpi.training.streams import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,8 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
         FileNotFoundError, ValueError, KeyError: the dataset is not there, or does not fit the recipe.
         IndexError: no such frame.
     """
-    from openpi.training import data_loader, recipe_data
+    from openpi.training import data_loader
+    from openpi.training.data import recipe_data
 
     if data_config.dataset_name is None:
         raise ValueError(f"recipe '{config.name}' has no dataset; name one with --dataset, or pass --observation")

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from openpi.training.sample_checks import Finding
-from openpi.training.sample_trace import Leaf
+from openpi.training.data.sample_checks import Finding
+from openpi.training.data.sample_trace import Leaf
 
 if TYPE_CHECKING:
     from rich.table import Table

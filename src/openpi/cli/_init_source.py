@@ -78,7 +78,7 @@ def _imports(*, is_open: bool, has_tasks: bool) -> str:
     lines = [
         *_IMPORTS,
         _import("openpi.training.data_config", from_data_config),
-        *([_import("openpi.training.fill_in", ["FILL_IN"])] if is_open else []),
+        *([_import("openpi.training.recipe.fill_in", ["FILL_IN"])] if is_open else []),
         *_MORE_IMPORTS,
     ]
     return "\n".join(lines) + "\n"

@@ -14,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from openpi.evaluation.open_loop import Asked, Played
     from openpi.training.config import TrainConfig
+    from openpi.training.data.moments import Moments
     from openpi.training.data_config import DataConfig
-    from openpi.training.moments import Moments
 
 _MAX_EPISODES = 8
 _REFERENCE_FRAMES = 1000
@@ -100,7 +100,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, Any], str]:
 
     from openpi.evaluation import open_loop, open_loop_report
     from openpi.evaluation.progress import bar
-    from openpi.training import moments as _moments
+    from openpi.training.data import moments as _moments
 
     for name, least in (("frames", 2), ("samples", 1), ("probes", 0), ("stride", 1)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -231,7 +231,7 @@ def _chunk(answer: Mapping[str, Any] | Exception) -> np.ndarray | None:
 def _joints(data_config: DataConfig, width: int) -> list[str]:
     from openpi.data.lerobot.features import dimension_names
     from openpi.policies.robot_spec import find_spec
-    from openpi.training import recipe_data
+    from openpi.training.data import recipe_data
 
     spec = find_spec(data_config.data_transforms.inputs)
     recorded = dimension_names(

@@ -91,8 +91,9 @@ def _samples(
 
     from openpi import transforms
     from openpi.cli import _explain_chain as chain
-    from openpi.training import data_loader, recipe_data
-    from openpi.training.streams import Stream
+    from openpi.training import data_loader
+    from openpi.training.data import recipe_data
+    from openpi.training.data.streams import Stream
 
     recipe = chain.with_dataset(recipe, dataset)
     data_config = chain.pipeline(recipe, checkpoint).data_config

@@ -92,7 +92,7 @@ def locate(source: str, overrides: Sequence[str] = ()) -> tuple[Path, Reading]:
             raise ValueError(f"unknown flags {' '.join(overrides)}; fields go with a recipe, and '{source}' is none")
         return locate_dataset(source), Reading()
     from openpi.training import config as _config
-    from openpi.training.dataset_look import reading_of
+    from openpi.training.data.dataset_look import reading_of
 
     config = _config.cli([source, *overrides], prog="openpi dataset check")
     return reading_of(config)

@@ -73,7 +73,8 @@ def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
     from openpi.cli import _doctor_robot, _doctor_server
     from openpi.cli import _explain_chain as chain
     from openpi.cli.console import check_range
-    from openpi.training import overrides, recipe_io
+    from openpi.training import recipe_io
+    from openpi.training.recipe import overrides
 
     check_range("frames", args.frames, 2)
     check_range("num_steps", args.num_steps, 1)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from openpi.cli._explain_view import StageReport
     from openpi.data.dataset import Sample
     from openpi.models.model_config import BaseModelConfig
-    from openpi.training.sample_checks import Context, Finding
-    from openpi.training.sample_trace import Stage, Step
+    from openpi.training.data.sample_checks import Context, Finding
+    from openpi.training.data.sample_trace import Stage, Step
 
 SUMMARY = "one sample through every stage of the pipeline"
 
@@ -74,8 +74,9 @@ def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     from openpi.cli import _explain_chain as chain
     from openpi.cli._explain_view import JsonView, TextView
     from openpi.cli._observation_file import load_observation
-    from openpi.training import overrides, recipe_io
-    from openpi.training.sample_checks import Context
+    from openpi.training import recipe_io
+    from openpi.training.data.sample_checks import Context
+    from openpi.training.recipe import overrides
 
     config, checkpoint = recipe_io.resolve(args.source, args.config)
     config = overrides.parse(config, flags, prog="openpi explain") if flags else config
@@ -122,8 +123,8 @@ class Walk:
 
     def inputs(self, title: str, first: Sample, steps: Sequence[Step], *, is_training: bool) -> Sample:
         """To the model; returns its un-batched inputs."""
-        from openpi.training import sample_checks as checks
-        from openpi.training import sample_trace as trace
+        from openpi.training.data import sample_checks as checks
+        from openpi.training.data import sample_trace as trace
 
         before, sample = None, first
         for stage in trace.run(trace.Stage(title, first), steps):
@@ -137,8 +138,8 @@ class Walk:
 
     def outputs(self, inputs: Sample, steps: Sequence[Step], actions_file: str | None) -> None:
         """Back to the robot: a given chunk, or the recorded actions; nothing when there are neither."""
-        from openpi.training import sample_checks as checks
-        from openpi.training import sample_trace as trace
+        from openpi.training.data import sample_checks as checks
+        from openpi.training.data import sample_trace as trace
 
         first = _model_outputs(inputs, actions_file, self._context.model)
         if first is None:
@@ -154,7 +155,7 @@ class Walk:
 
     def _report(self, direction: str, stage: Stage, before: Sample | None, findings: Sequence[Finding]) -> None:
         from openpi.cli._explain_view import StageReport
-        from openpi.training import sample_trace as trace
+        from openpi.training.data import sample_trace as trace
 
         leaves, removed = trace.leaves(stage.sample, before), trace.removed(stage.sample, before)
         self._view.stage(StageReport(direction, stage.title, leaves, removed, findings))

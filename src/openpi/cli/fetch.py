@@ -17,7 +17,7 @@ from openpi.cli.console import configure_logging
 if TYPE_CHECKING:
     from openpi.shared.download import Found
     from openpi.training.config import TrainConfig
-    from openpi.training.requirements import Requirement
+    from openpi.training.recipe.requirements import Requirement
 
 SUMMARY = "download what a recipe or a checkpoint needs, for a machine without a network"
 
@@ -71,7 +71,7 @@ def _recipe(name: str, overrides: list[str]) -> TrainConfig:
 
 
 def _of_recipe(config: TrainConfig | None) -> list[Requirement]:
-    from openpi.training.requirements import requirements
+    from openpi.training.recipe.requirements import requirements
 
     assert config is not None
     needed = requirements(config)
@@ -89,7 +89,7 @@ def _of_recipe(config: TrainConfig | None) -> list[Requirement]:
 def _of_url(url: str, config: TrainConfig | None) -> list[Requirement]:
     """Without a recipe we know of one tokenizer that every checkpoint takes."""
     from openpi.models.tokenizer import PALIGEMMA_TOKENIZER_URL
-    from openpi.training.requirements import Requirement, tokenizers
+    from openpi.training.recipe.requirements import Requirement, tokenizers
 
     if not _is_checkpoint(url):
         return [Requirement("files", url)]

@@ -207,7 +207,7 @@ def _horizon(metadata: LeRobotMetadata) -> Any:
 
 
 def _report(path: Path, text: str, origin: str) -> str:
-    from openpi.training.fill_in import marked_lines
+    from openpi.training.recipe.fill_in import marked_lines
 
     lines = [origin, f"{path} is written."]
     marked = marked_lines(text)

@@ -114,7 +114,7 @@ def _hint(command: str, known: tuple[str, ...]) -> str:
 
 def _run_trusting(module: Command, argv: list[str]) -> int:
     """With the variable that recipes, workers and further processes look at."""
-    from openpi.training.recipe_sources import TRUST_VARIABLE
+    from openpi.training.recipe.sources import TRUST_VARIABLE
 
     before = os.environ.get(TRUST_VARIABLE)
     os.environ[TRUST_VARIABLE] = "1"

@@ -17,7 +17,7 @@ from openpi.cli._running import PROGRAM, run_server, served_key
 from openpi.cli.console import check_range, refuse
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
-from openpi.training.processor import wait_asleep
+from openpi.training.run.processor import wait_asleep
 from openpi_client import image_tools
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     config = _config.cli([name, *overrides], prog="openpi stats")
     configure_logging()
-    from openpi.training import norm_stats
+    from openpi.training.data import norm_stats
 
     try:
         for data in config.data.with_own_statistics:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compute(config: TrainConfig, max_frames: int | None) -> None:
-    from openpi.training import norm_stats
+    from openpi.training.data import norm_stats
 
     path = norm_stats.own_path(config)
     computed = norm_stats.compute(config, max_frames=max_frames, path=path)

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
     config = _config.cli([arguments.name, *overrides], prog="openpi tokenizer fit")
     configure_logging()
-    from openpi.training import action_tokenizer
+    from openpi.training.data import action_tokenizer
 
     try:
         report = action_tokenizer.fit(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from openpi.cli.console import configure_logging
 from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
-from openpi.training.launch import Launch, find_launch, flags_help, split_flags
-from openpi.training.processor import split_processor, wait_asleep
+from openpi.training.distributed.launch import Launch, find_launch, flags_help, split_flags
+from openpi.training.run.processor import split_processor, wait_asleep
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
     split_processor(config.cpu_devices)
     wait_asleep()
-    from openpi.training import processes
+    from openpi.training.distributed import processes
 
     exit_code = 1
     try:
@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 def _as_started(config: TrainConfig, argv: list[str]) -> TrainConfig:
     """The recipe of the run that is to be continued, with the flags of this command."""
     from openpi.training import config as _config
-    from openpi.training import overrides, resume
+    from openpi.training.recipe import overrides
+    from openpi.training.run import resume
 
     own = resume.with_own_values(_config.get_config(argv[0]), config)
     return overrides.parse(own, argv[1:], prog=f"openpi train {argv[0]}")
@@ -103,7 +104,7 @@ def run(config: TrainConfig) -> TrainResult:
     """
     if not logging.getLogger().handlers:  # the program's own stay
         configure_logging()
-    from openpi.training.adopted import as_recipe
+    from openpi.training.recipe.adopted import as_recipe
 
     config = as_recipe(config)
     _prepare(config)
@@ -121,7 +122,8 @@ def _prepare(config: TrainConfig) -> None:
 
 def _train(config: TrainConfig, launch: Launch | None) -> int:
     _prepare(config)
-    from openpi.training import loop, processes
+    from openpi.training import loop
+    from openpi.training.distributed import processes
 
     try:
         processes.start(launch, config.backend)
@@ -147,7 +149,7 @@ def _plan(argv: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to whoever is training
     try:
         frameworks.require("jax", "--plan")
-        from openpi.training import plan
+        from openpi.training.backends.jax import plan
 
         for line in plan.report(config, config.fsdp_devices):
             print(line, flush=True)

@@ -23,7 +23,7 @@ _GRAY = 128
 
 
 class Moment(Protocol):
-    """A frame of a recording; `openpi.training.moments.Moment` is one."""
+    """A frame of a recording; `openpi.training.data.moments.Moment` is one."""
 
     @property
     def episode(self) -> int: ...

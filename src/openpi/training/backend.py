@@ -167,9 +167,9 @@ def open_backend(config: TrainConfig) -> Backend:
     """
     frameworks.require_backend(config.backend)
     if config.backend == "pytorch":
-        from openpi.training import backend_pytorch
+        from openpi.training.backends.pytorch import backend as backend_pytorch
 
         return backend_pytorch.open_backend(config)
-    from openpi.training import backend_jax
+    from openpi.training.backends.jax import backend as backend_jax
 
     return backend_jax.open_backend(config)

@@ -30,7 +30,7 @@ from openpi.checkpoints.find import complete_steps
 from openpi.shared import published
 from openpi.shared.errors import first_line
 from openpi.shared.locks import FileLock, HeldElsewhereError
-from openpi.training import processes
+from openpi.training.distributed import processes
 from openpi.weights import checksums
 from openpi.weights.adapter_base import KEEP_FILE
 
@@ -46,7 +46,7 @@ PUBLISHED = ("CheckpointManager", "initialize_checkpoint_dir", "load_norm_stats"
 
 def __getattr__(name: str) -> Any:
     """`save_state` and the other published functions, which need JAX."""
-    return published.attribute(__name__, name, "openpi.training.published_checkpoints", PUBLISHED)
+    return published.attribute(__name__, name, "openpi.training.backends.jax.published_checkpoints", PUBLISHED)
 
 
 BeginWrite = Callable[[Path], Callable[[], None]]

@@ -20,7 +20,7 @@ from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import plugins, ranges, references
 from openpi.shared.ranges import Count, Decay, Range
-from openpi.training import freeze, nnx_filters, weight_loaders
+from openpi.training import freeze, weight_loaders
 from openpi.training import optimizer as _optimizer
 from openpi.training.data_config import (
     HIDDEN,
@@ -37,6 +37,7 @@ from openpi.training.data_config import (
     SimpleDataConfig,
 )
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
+from openpi.training.recipe import nnx_filters
 
 __all__ = [
     "AssetsConfig",
@@ -240,7 +241,7 @@ def cli(argv: Sequence[str] | None = None, *, prog: str | None = None) -> TrainC
     Only the flags of the named recipe are built. Exits with a message and code 2 on a bad command line, and with
     the list of recipes on `--help` before a name.
     """
-    from openpi.training import overrides
+    from openpi.training.recipe import overrides
 
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -289,7 +290,7 @@ def _config_of_attribute(reference: str) -> TrainConfig:
     config = getattr(module, attribute)
     if callable(config) and not isinstance(config, type):
         config = config()
-    from openpi.training import adopted
+    from openpi.training.recipe import adopted
 
     try:
         return adopted.as_recipe(config)

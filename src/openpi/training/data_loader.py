@@ -18,10 +18,10 @@ from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
 from openpi.shared import published
-from openpi.training import holdout
+from openpi.training.data import holdout
+from openpi.training.data.recipe_data import FakeDataset, RecipeData, leaves, open_recipe
+from openpi.training.data.streams import Encoded, Stream
 from openpi.training.data_config import DataConfig
-from openpi.training.recipe_data import FakeDataset, RecipeData, leaves, open_recipe
-from openpi.training.streams import Encoded, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ Split = Literal["train", "val", "all"]
 
 def __getattr__(name: str) -> Any:
     """`create_data_loader` and the other published names, which bring in a framework."""
-    return published.attribute(__name__, name, "openpi.training.published_loader", PUBLISHED)
+    return published.attribute(__name__, name, "openpi.training.data.published_loader", PUBLISHED)
 
 
 PUBLISHED = (

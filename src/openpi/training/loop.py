@@ -20,27 +20,19 @@ from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, 
 from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
-from openpi.training import (
-    adapters,
-    holdout,
-    preflight,
-    processes,
-    recipe_data,
-    recipe_io,
-    resume,
-    run_directory,
-    tracking,
-    validation_picture,
-)
+from openpi.training import recipe_io
 from openpi.training.backend import Backend, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
-from openpi.training.first_batch import contact_sheet
-from openpi.training.interrupts import Interrupts, StoppedError
-from openpi.training.prefetch import GaveUpError, Prefetcher
-from openpi.training.progress import Progress, Stopwatch, Window
-from openpi.training.recipe_data import RecipeData
-from openpi.training.validation import Validation
+from openpi.training.data import holdout, recipe_data
+from openpi.training.data.first_batch import contact_sheet
+from openpi.training.data.prefetch import GaveUpError, Prefetcher
+from openpi.training.data.recipe_data import RecipeData
+from openpi.training.distributed import processes
+from openpi.training.run import adapters, preflight, resume, run_directory, tracking, validation_picture
+from openpi.training.run.interrupts import Interrupts, StoppedError
+from openpi.training.run.progress import Progress, Stopwatch, Window
+from openpi.training.run.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger(__name__)

@@ -127,7 +127,7 @@ class AdamW(OptimizerConfig):
         """Raises ValueError for a `state_bits` that does not exist."""
         import optax
 
-        from openpi.training import adam_8bit
+        from openpi.training.backends.jax import adam_8bit
 
         if self.state_bits not in (8, 32):
             raise ValueError(f"optimizer.state_bits={self.state_bits}; expected 32, or 8 to save memory")

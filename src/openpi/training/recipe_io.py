@@ -26,9 +26,9 @@ from openpi.checkpoints.checkpoint import RECIPE_FILE, Checkpoint
 from openpi.shared import download
 from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig, config_names, get_config
-from openpi.training.recipe_decoding import Decoder, upgrade
-from openpi.training.recipe_encoding import Encoder, differences
-from openpi.training.recipe_sources import OwnCode
+from openpi.training.recipe.decoding import Decoder, upgrade
+from openpi.training.recipe.encoding import Encoder, differences
+from openpi.training.recipe.sources import OwnCode
 from openpi.weights import checksums
 
 _VERSION = 2

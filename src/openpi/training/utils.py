@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from openpi.training import step_jax
+from openpi.training.backends.jax import step as step_jax
 
 __all__ = ["TrainState", "array_tree_to_info", "tree_to_info"]
 

@@ -23,8 +23,8 @@ from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
 from openpi.training.optimizer import CosineDecaySchedule, Muon
-from openpi.training.processor import split_processor
 from openpi.training.recipes import tabletop
+from openpi.training.run.processor import split_processor
 from openpi_demo.pointing import PointingPi0Config
 from openpi_demo.tabletop import record, tasks
 from openpi_demo.tabletop.world import CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA

@@ -22,8 +22,8 @@ from openpi.evaluation.evaluate import RESULTS_FILE
 from openpi.evaluation.stats import Tally
 from openpi.shared import frameworks
 from openpi.shared.children import Child, Children
-from openpi.training import run_report
 from openpi.training.config import get_config
+from openpi.training.run import run_report
 from openpi_demo import machine, report
 from openpi_demo.plan import FULL, QUICK, SCRATCH_RECIPE, Backend, Plan
 from openpi_demo.stages import StageRunner

@@ -1,6 +1,6 @@
-"""What recipe files may name of this package; see `openpi.training.recipe_table`."""
+"""What recipe files may name of this package; see `openpi.training.recipe.table`."""
 
-from openpi.training.recipe_table import Entry, entries
+from openpi.training.recipe.table import Entry, entries
 from openpi_positronic import policy, recipes
 from openpi_positronic.codecs import action, observation, timing
 

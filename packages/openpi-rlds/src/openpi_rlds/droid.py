@@ -13,11 +13,11 @@ import numpy as np
 
 from openpi.data.dataset import Sample
 from openpi.shared import download
-from openpi.training import frame_blocks
+from openpi.training.data import frame_blocks
+from openpi.training.data.frame_blocks import Block
+from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace
-from openpi.training.frame_blocks import Block
-from openpi.training.streams import Stream
 from openpi_rlds.episode import CONTROL_HZ, IMAGE_SHAPE, Episode, kept_frames
 from openpi_rlds.folder import open_folder
 from openpi_rlds.frame_ranges import FrameRanges

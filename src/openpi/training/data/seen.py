@@ -1,0 +1,59 @@
+"""What a recipe's dataset shows of its robot, for the contract: a few frames of many episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from openpi import transforms
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.policies.seen import Seen
+from openpi.training.config import TrainConfig
+from openpi.training.data import holdout
+from openpi.training.data.moments import Moments, spread
+from openpi.training.data_config import DataConfig
+
+_EPISODES, _FRAMES = 40, 3
+
+
+def trained_on(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> list[int]:
+    """Numbers of the episodes that the recipe neither excludes nor holds out."""
+    if holdout.holds_out(config, data_config.members[0]):
+        return holdout.split_dataset(config, data_config, dataset)[0]
+    return [episode.index for episode in dataset.episodes]
+
+
+def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, numbers: Sequence[int]) -> Seen:
+    """Decodes at most 120 frames of each camera.
+
+    Args:
+        dataset: the recipe's.
+        numbers: of the episodes to look at.
+    """
+    chosen = spread(numbers, _EPISODES)
+    moments = Moments(config, data_config, chosen, dataset)
+    samples = [
+        (number, step == 0, moments.at(number, step).observation)
+        for number in chosen
+        for step in spread(range(moments.lengths[number]), _FRAMES)
+    ]
+    tasks = moments.tasks if data_config.prompt_from_task else ()
+    return Seen.of(samples, tasks, _ranges(data_config, dataset, samples[0][2]))
+
+
+def _ranges(
+    data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, Any]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of vectors that the recipe takes from a column as they are: of all frames, which costs no picture."""
+    features = dataset.metadata.features
+    repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
+    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
+    taken = {
+        key: source
+        for key, value in transforms.flatten_dict(observation).items()
+        if np.ndim(value) == 1 and (source := sources.get(key)) in dataset.metadata.column_keys
+    }
+    found = {key: dataset.column(source) for key, source in taken.items()}
+    return {key: (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) for key, values in found.items()}

@@ -1,0 +1,153 @@
+"""The statistics that a run trains on: checked, wide enough, the same in all processes; on resume those of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+
+from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.policies.policy_config import stats_dims
+from openpi.shared import normalize, stats_check
+from openpi.training.config import TrainConfig
+from openpi.training.data import norm_stats, recipe_data
+from openpi.training.data.recipe_data import RecipeData
+from openpi.training.data_config import DataConfig
+from openpi.training.distributed import processes
+
+logger = logging.getLogger(__name__)
+
+Stats = dict[str, normalize.NormStats]
+
+
+def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = None) -> RecipeData:
+    """The data of a recipe with the statistics of process 0, which computes them where there are none.
+
+    All processes of a run call it. They are not checked yet: `usable`.
+
+    Args:
+        data: with the statistics that this process has found.
+        checkpoint: that the run continues from; its statistics are what the weights were trained with.
+    Raises:
+        ValueError: a process has other statistics than process 0; its number and the first difference are named.
+    """
+    folders = folders_of(config, data.config)
+    with processes.together("reading the statistics"):
+        found = [
+            _of_the_run(member, where, checkpoint) for member, where in zip(data.config.members, folders, strict=True)
+        ]
+    processes.on_first("computing the statistics", lambda: _compute_missing(config, data, found, folders))
+    return data.with_stats([_of_first(own, where) for own, where in zip(found, folders, strict=True)])
+
+
+def folders_of(config: TrainConfig, data_config: DataConfig) -> list[str | None]:
+    """Where the statistics of each dataset of a recipe are."""
+    return [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
+
+
+def usable(
+    data_config: DataConfig, folder: str | None, widths: dict[str, int], checkpoint: Checkpoint | None = None
+) -> Stats | None:
+    """The statistics to train on.
+
+    Args:
+        data_config: of one dataset.
+        folder: where its statistics are.
+        widths: of `state` and `actions`, as they are normalised.
+        checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
+    Raises:
+        ValueError: they cannot be used; see `stats_check`.
+    """
+    found = data_config.norm_stats
+    if found is None:
+        return None
+    source = str(folder if checkpoint is None else checkpoint)
+    use_quantiles = data_config.use_quantile_norm
+    dims = dataclasses.replace(stats_dims(data_config), widths=widths)
+    stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
+    if checkpoint is not None:
+        return found
+    wide, messages = stats_check.widened(found, use_quantiles=use_quantiles, dims=dims)
+    for message in messages:
+        logger.warning("normalisation statistics of %s: %s", source, message)
+    return wide
+
+
+def _compute_missing(
+    config: TrainConfig, data: RecipeData, found: list[Stats | None], folders: Sequence[str | None]
+) -> None:
+    """Computes the statistics that nobody has, writes them where the recipe reads them, and puts them into `found`.
+
+    Raises:
+        ValueError: they would have to be written to a remote folder.
+    """
+    if data.config.repo_id == recipe_data.FAKE_REPO_ID:
+        return
+    for part, positions in _with_statistics_of_their_own(data, folders):
+        if any(found[position] is not None for position in positions):
+            continue
+        logger.info("computing the normalisation statistics of %s, from its columns", part.config.dataset_name)
+        path = norm_stats.writable_path(config, folders[positions[0]])
+        computed = norm_stats.compute_of(part, config.model.action_horizon, path)
+        logger.info("statistics of %d frames written to %s", computed.num_frames, computed.path)
+        for position in positions:
+            found[position] = computed.stats
+
+
+def _with_statistics_of_their_own(
+    data: RecipeData, folders: Sequence[str | None]
+) -> Iterator[tuple[RecipeData, Sequence[int]]]:
+    """The datasets whose statistics are in one folder, together; and which members they are."""
+    if len(set(folders)) == 1:
+        yield data, range(len(folders))
+        return
+    for position, (member, dataset) in enumerate(data.members):
+        yield RecipeData(member, (dataset,)), [position]
+
+
+def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | None:
+    """Those of a checkpoint; None where there are none."""
+    if checkpoint is None or data_config.asset_id is None:
+        return None
+    try:
+        return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
+    except FileNotFoundError:
+        return None
+
+
+def _of_the_run(data_config: DataConfig, folder: str | None, checkpoint: Checkpoint | None) -> Stats | None:
+    stored, current = _stored(data_config, checkpoint), data_config.norm_stats
+    if stored is None:
+        return current
+    if current is not None and (difference := stats_check.first_difference(stored, current)) and processes.is_first():
+        logger.warning(
+            "the statistics in %s are not those that this run was trained with, in %s (%s): it goes on with its own. "
+            "For the others, start a new run from its weights",
+            folder,
+            checkpoint,
+            difference,
+        )
+    return stored
+
+
+def _of_first(own: Stats | None, where: str | None) -> Stats | None:
+    """Those of process 0, in every process; one that has a file of its own must have the same."""
+    texts = processes.exchange("the statistics", None if own is None else normalize.serialize_json(own))
+    with processes.together("comparing the statistics"):
+        if texts[0] is None:
+            return None
+        first = normalize.deserialize_json(texts[0])
+        for process, text in enumerate(texts):
+            if text is not None and (difference := _difference(first, text)) is not None:
+                raise ValueError(
+                    f"process {process} has other normalisation statistics in {where} than process 0: {difference} "
+                    f"(process 0, process {process}). Copy the right file to every node, or remove it everywhere but "
+                    "on the node of process 0, whose statistics all get"
+                )
+    if own is None and not processes.is_first():
+        logger.info("no statistics in %s: those of process 0 are used", where)
+    return first
+
+
+def _difference(first: Stats, text: str) -> str | None:
+    return stats_check.first_difference(first, normalize.deserialize_json(text))

@@ -1,0 +1,153 @@
+"""The folder of one run: when it may be used, and what of it survives."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import time
+import uuid
+from pathlib import Path
+
+from openpi.checkpoints.find import complete_steps, damaged_steps
+from openpi.training.checkpoints import LOCK_FILE, Checkpoints
+from openpi.training.config import TrainConfig
+from openpi.training.distributed import processes
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+FIRST_BATCH, VALIDATION = "first_batch", "validation"  # pictures: one of a run, and one of each validation
+# Network file systems may show a new file late.
+_SHARED_WITHIN_S = 10
+
+
+def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
+    """The run's checkpoints, and the step to continue after; None = a fresh start.
+
+    Process 0 decides and cleans up; the others follow.
+
+    Raises:
+        FileExistsError: the folder exists, and neither `overwrite` nor `resume` is set.
+        RuntimeError: another process is training in it; or this one does not see what process 0 writes there.
+        ValueError: no experiment name; or the newest checkpoint is to be continued and is damaged.
+    """
+    checkpoints, last_step = None, None
+    with processes.together("opening the run's folder"):
+        if processes.is_first():
+            checkpoints, last_step = _open(config)
+    if processes.count() > 1:
+        last_step = processes.exchange("the step to continue after", last_step)[0]
+        _check_shared(config.checkpoint_dir)
+    if checkpoints is None:
+        checkpoints = Checkpoints(config.checkpoint_dir, keep_period=config.keep_period, keep_best=config.keep_best)
+    return checkpoints, last_step
+
+
+def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
+    directory = config.checkpoint_dir
+    checkpoints, last_step = open_directory(
+        directory,
+        keep_period=config.keep_period,
+        keep_best=config.keep_best,
+        overwrite=config.overwrite,
+        resume=config.resume,
+    )
+    if last_step is not None and last_step >= config.num_train_steps - 1:
+        logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
+    elif last_step is not None:
+        logger.info("resuming after step %d of %s", last_step, directory)
+    return checkpoints, last_step
+
+
+def open_directory(
+    directory: Path, *, keep_period: int | None, keep_best: bool = False, overwrite: bool, resume: bool
+) -> tuple[Checkpoints, int | None]:
+    """A folder's checkpoints, with room made for a run, and the step to continue after; None = a fresh start.
+
+    Raises:
+        FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set.
+        RuntimeError: another process is training in it.
+    """
+    if _holds_a_run(directory) and not (overwrite or resume):
+        raise FileExistsError(
+            f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
+            "choose another --exp-name"
+        )
+    if resume:
+        _check_newest_is_whole(directory)
+    checkpoints = Checkpoints(directory, keep_period=keep_period, keep_best=keep_best)
+    if overwrite:
+        if _holds_a_run(directory):
+            steps = complete_steps(directory)
+            logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
+        _wipe(directory)
+    if not resume:
+        return checkpoints, None
+    steps = complete_steps(directory)
+    if not steps:
+        others = sorted(run.name for run in directory.parent.iterdir() if complete_steps(run))
+        known = f"; runs with checkpoints: {', '.join(others)}" if others else ""
+        logger.warning("nothing to resume in %s, so it starts anew%s", directory, known)
+        return checkpoints, None
+    return checkpoints, steps[-1]
+
+
+def _check_newest_is_whole(directory: Path) -> None:
+    """Raises ValueError otherwise: what training would do instead costs the work of many steps, or all of it."""
+    damaged, steps = damaged_steps(directory), complete_steps(directory)
+    newest = max([*damaged, *steps], default=None)
+    if newest in damaged:
+        raise ValueError(damaged_message(directory, newest, f"it lacks {damaged[newest]}"))
+
+
+def damaged_message(directory: Path, step: int, what: str) -> str:
+    """That a checkpoint cannot be continued, and how to go on from the newest that can."""
+    damaged = damaged_steps(directory)
+    whole = [other for other in complete_steps(directory) if other < step and other not in damaged]
+    name = directory / str(step)
+    if whole:
+        way = f"The newest whole one before it is step {whole[-1]}: to continue from there, move the damaged one away"
+    else:
+        way = "There is no whole one before it. To start anew, choose another --exp-name, or move it away"
+    return f"the checkpoint of step {step} in {directory} is damaged: {what}. {way} (mv {name} {name}.damaged)"
+
+
+def _check_shared(directory: Path) -> None:
+    """Raises RuntimeError in all processes unless all see a file that process 0 has just written."""
+    here = f"{socket.gethostname()}:{directory}"
+    name, where = processes.exchange("a sign in the run's folder", [f".seen-{uuid.uuid4().hex}", here])[0]
+    with processes.together("writing a sign"):
+        if processes.is_first():
+            (directory / name).touch()
+    try:
+        with processes.together("looking for the sign"):
+            deadline = time.monotonic() + _SHARED_WITHIN_S
+            while not (directory / name).exists():
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{here} is not the folder {where} of process 0; all processes write one checkpoint, so set "
+                        "--checkpoint-base-dir to a folder that all nodes share, and start all in the same directory"
+                    )
+                time.sleep(0.1)
+    finally:
+        if processes.is_first():
+            (directory / name).unlink()
+
+
+def _holds_a_run(directory: Path) -> bool:
+    """A start that was refused leaves nothing but its lock."""
+    return directory.exists() and (
+        not directory.is_dir() or any(not e.name.startswith(LOCK_FILE) for e in directory.iterdir())
+    )
+
+
+def _wipe(directory: Path) -> None:
+    """Everything but the lock, which this process holds."""
+    for entry in directory.iterdir():
+        if entry.name.startswith(LOCK_FILE):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
