@@ -18,6 +18,7 @@ from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
 from openpi.shared import published
+from openpi.training.config import TrainConfig
 from openpi.training.data import holdout
 from openpi.training.data.recipe_data import FakeDataset, RecipeData, leaves, open_recipe
 from openpi.training.data.streams import Encoded, Stream
@@ -51,7 +52,7 @@ PUBLISHED = (
 
 
 def create_batch_loader(
-    config: Any,
+    config: TrainConfig,
     *,
     split: Split = "train",
     shuffle: bool = True,
@@ -103,7 +104,7 @@ def create_batch_loader(
 _FAR_APART = 8
 
 
-def _stretches(config: Any, dataset: Dataset) -> Stretches | None:
+def _stretches(config: TrainConfig, dataset: Dataset) -> Stretches | None:
     """Between key frames, where the recipe reads several frames of a stretch in one pass."""
     if not isinstance(dataset, LeRobotDataset):
         return None
@@ -120,7 +121,7 @@ def _stretches(config: Any, dataset: Dataset) -> Stretches | None:
 
 
 def _of_split(
-    config: Any,
+    config: TrainConfig,
     data_config: DataConfig,
     dataset: Dataset | Stream,
     split: Split,
@@ -140,7 +141,7 @@ def _of_split(
 
 
 def _mixture_loader(
-    config: Any,
+    config: TrainConfig,
     data: RecipeData,
     split: Split,
     choices: Mapping[str, bool],

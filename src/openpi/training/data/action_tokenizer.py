@@ -6,13 +6,13 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from openpi import transforms
 from openpi.models.fast_codec import FastCodec, fit_codec
 from openpi.models.model_config import ModelType
+from openpi.training.config import TrainConfig
 from openpi.training.data import norm_stats, recipe_data
 from openpi.training.data.tabular_frames import frames_of
 
@@ -45,7 +45,7 @@ class FitReport:
 
 
 def fit(
-    config: Any, output: Path, *, vocab_size: int = 1024, scale: float = 10, max_frames: int | None = 50_000
+    config: TrainConfig, output: Path, *, vocab_size: int = 1024, scale: float = 10, max_frames: int | None = 50_000
 ) -> FitReport:
     """Trains a codec on the normalised chunks of a recipe's dataset and writes its processor folder.
 
@@ -79,7 +79,7 @@ def fit(
     return report
 
 
-def _normalised_chunks(config: Any, max_frames: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _normalised_chunks(config: TrainConfig, max_frames: int | None) -> tuple[np.ndarray, np.ndarray]:
     """float64[n, t, d] chunks, and int[n], the episode of each."""
     data_config = recipe_data.expanded(config)
     if data_config.mixture:

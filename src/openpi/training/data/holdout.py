@@ -49,13 +49,13 @@ def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], li
     return sorted(order[num_held:].tolist()), sorted(order[:num_held].tolist())
 
 
-def holds_out(config: Any, data_config: DataConfig) -> bool:
+def holds_out(config: TrainConfig, data_config: DataConfig) -> bool:
     """Whether a recipe keeps episodes for validation, by number or by name, in any of its datasets."""
     return bool(config.holdout_episodes or any(member.validation_episodes for member in data_config.members))
 
 
 def holdout_split(
-    config: Any, metadata: LeRobotMetadata, data_config: DataConfig, kept: Collection[int] | None = None
+    config: TrainConfig, metadata: LeRobotMetadata, data_config: DataConfig, kept: Collection[int] | None = None
 ) -> tuple[list[int], list[int]]:
     """Numbers of the episodes to train on, and of those held out.
 
@@ -79,10 +79,10 @@ def holdout_split(
     return train, validation
 
 
-def _held_out(config: Any, numbers: Sequence[int], data_config: DataConfig, root: Path) -> set[int]:
+def _held_out(config: TrainConfig, numbers: Sequence[int], data_config: DataConfig, root: Path) -> set[int]:
     """Numbers of the episodes held out, those that are excluded too among them."""
     if not data_config.validation_episodes:
-        return {numbers[i] for i in split_episodes(len(numbers), config.holdout_episodes, config.seed)[1]}
+        return {numbers[i] for i in split_episodes(len(numbers), config.holdout_episodes or 0, config.seed)[1]}
     if unknown := sorted(set(data_config.validation_episodes) - set(numbers)):
         raise ValueError(
             f"validation_episodes has {unknown}, and {root} has no such episodes; expected some of its {len(numbers)} "
@@ -91,7 +91,7 @@ def _held_out(config: Any, numbers: Sequence[int], data_config: DataConfig, root
     return set(data_config.validation_episodes)
 
 
-def check_holdout(config: Any, data_config: DataConfig) -> None:
+def check_holdout(config: TrainConfig, data_config: DataConfig) -> None:
     """Raises ValueError where episodes cannot be held out, or are in two ways."""
     if config.holdout_episodes and any(member.validation_episodes for member in data_config.members):
         raise ValueError(
@@ -106,7 +106,7 @@ def check_holdout(config: Any, data_config: DataConfig) -> None:
         )
 
 
-def split_dataset(config: Any, data_config: DataConfig, dataset: LeRobotDataset) -> tuple[list[int], list[int]]:
+def split_dataset(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> tuple[list[int], list[int]]:
     """`holdout_split` of a dataset that is open; its episodes are those that are not excluded."""
     kept = [episode.index for episode in dataset.episodes]
     return holdout_split(config, dataset.metadata, data_config, kept)

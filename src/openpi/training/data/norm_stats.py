@@ -13,13 +13,13 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check
+from openpi.training.config import TrainConfig
 from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
 from openpi.training.data_config import DataConfig
@@ -55,7 +55,7 @@ class ComputedStats:
     messages: tuple[str, ...]
 
 
-def compute(config: Any, *, max_frames: int | None = None, path: Path | None = None) -> ComputedStats:
+def compute(config: TrainConfig, *, max_frames: int | None = None, path: Path | None = None) -> ComputedStats:
     """Computes the statistics of a recipe and writes them where the recipe reads them.
 
     Args:
@@ -106,7 +106,7 @@ class Comparison:
     message: str | None
 
 
-def compare(config: Any, *, max_frames: int | None = None) -> list[Comparison]:
+def compare(config: TrainConfig, *, max_frames: int | None = None) -> list[Comparison]:
     """Where a recipe's dataset lies within statistics that come from elsewhere, such as a base's. Writes nothing.
 
     Raises:
@@ -150,7 +150,7 @@ def _compared(name: str, data: tuple[float, float], used: tuple[float, float]) -
     return Comparison(name, data, used, message)
 
 
-def norm_stats_path(config: Any) -> Path:
+def norm_stats_path(config: TrainConfig) -> Path:
     """The file from which the recipe reads its statistics, and to which they are written.
 
     Raises:
@@ -159,7 +159,7 @@ def norm_stats_path(config: Any) -> Path:
     return writable_path(config, config.data.stats_dir(config.assets_dirs))
 
 
-def writable_path(config: Any, folder: str | None) -> Path:
+def writable_path(config: TrainConfig, folder: str | None) -> Path:
     """The file in `folder`, where a recipe reads statistics; see `norm_stats_path`."""
     if folder is None:
         raise ValueError(f"recipe '{config.name}' has no dataset and no asset id; set --data.repo-id")
@@ -171,7 +171,7 @@ def writable_path(config: Any, folder: str | None) -> Path:
     return Path(folder) / normalize.STATS_FILE
 
 
-def own_path(config: Any) -> Path:
+def own_path(config: TrainConfig) -> Path:
     """As `norm_stats_path`; of a recipe that reads remote statistics, the same in its own assets folder.
 
     Raises:
@@ -180,7 +180,7 @@ def own_path(config: Any) -> Path:
     folder = config.data.stats_dir(config.assets_dirs)
     if folder is None or not download.is_address(folder):
         return norm_stats_path(config)
-    return Path(config.assets_dirs) / config.data.asset_id / normalize.STATS_FILE
+    return Path(config.assets_dirs) / str(config.data.asset_id) / normalize.STATS_FILE
 
 
 def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict[str, normalize.NormStats]:

@@ -24,6 +24,7 @@ from openpi.models.model_config import ArraySpec, BaseModelConfig
 from openpi.shared.errors import missing_key
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import unflatten
+from openpi.training.config import TrainConfig
 from openpi.training.data.streams import Stream, open_stream
 from openpi.training.data_config import DataConfig
 
@@ -55,7 +56,7 @@ class RecipeData:
         return replace(self, config=replace(self.config, norm_stats=stats[0], mixture=tuple(parts)))
 
 
-def open_recipe(config: Any, data_config: DataConfig | None = None, *, cameras: bool = True) -> RecipeData:
+def open_recipe(config: TrainConfig, data_config: DataConfig | None = None, *, cameras: bool = True) -> RecipeData:
     """Opens what a `TrainConfig` reads.
 
     Args:
@@ -69,7 +70,7 @@ def open_recipe(config: Any, data_config: DataConfig | None = None, *, cameras: 
     return RecipeData(data_config, datasets)
 
 
-def expanded(config: Any) -> DataConfig:
+def expanded(config: TrainConfig) -> DataConfig:
     """The data half of a recipe, with its statistics."""
     return config.data.create(config.assets_dirs, config.model)
 
