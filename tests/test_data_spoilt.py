@@ -108,18 +108,23 @@ def turned(file: str) -> Spoil:
     return spoil
 
 
-def video(file: str, fps: float, frames: int, pixels: str = "yuv420p") -> Spoil:
+def video(
+    file: str, fps: float, frames: int, pixels: str = "yuv420p", *, container: str = "mp4", num_streams: int = 1
+) -> Spoil:
     """Replaces a video by one of some frames at some rate."""
 
     def spoil(root: Path) -> None:
-        with av.open(str(root / file), "w") as target:
-            codec = "libx264" if pixels.startswith("yuv") else "ffv1"
-            stream = target.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options={"bf": "0"})
-            stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
+        with av.open(str(root / file), "w", format=container) as target:
+            codec, rate = "libx264" if pixels.startswith("yuv") else "ffv1", Fraction(fps).limit_denominator(1001)
+            streams = [target.add_stream(codec, rate=rate, options={"bf": "0"}) for _ in range(num_streams)]
+            for stream in streams:
+                stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
             for number in range(frames):
                 image = np.full((64, 64, 3), number, np.uint8)
-                target.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            target.mux(stream.encode())
+                for stream in streams:
+                    target.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            for stream in streams:
+                target.mux(stream.encode())
 
     return spoil
 
@@ -276,6 +281,16 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         video(HIGH_FILE, 15, 90),
         r"15 frames per second; expected .*info\.json says fps 10",
     ),
+    "video of another clock without an index of it": (
+        V30,
+        video(HIGH_FILE, 15, 135, container="matroska"),
+        r"file-000\.mp4 runs at 15 frames per second; expected 10, the fps",
+    ),
+    "two cameras in a file": (
+        V30,
+        video(HIGH_FILE, 10, 90, num_streams=2),
+        r"has 2 video streams \(64 x 64 yuv420p, 64 x 64 yuv420p\); expected one",
+    ),
     "video of 10 bits": (V30, video(HIGH_FILE, 10, 90, "yuv420p10le"), r"pixels of 10 bits \(yuv420p10le\)"),
     "video turned": (V30, turned(HIGH_FILE), r"file-000\.mp4 is to be shown turned by 180 degrees"),
     "video a pointer": (
@@ -355,6 +370,11 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         V30_IMAGE,
         column(DATA, "image", lambda values: ["../secret.png"] * len(values), pa.string()),
         r"leads to '\.\./secret\.png', out of the dataset",
+    ),
+    "an image that is a program": (
+        V30_IMAGE,
+        column(DATA, "image", lambda values: [{"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"}] * 90),
+        r"row 0: not a readable image \(cannot identify",
     ),
     "an image of floats": (
         V30_IMAGE,
