@@ -160,6 +160,13 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
     "info empty": (V21, text("meta/info.json", ""), r"info\.json is not valid JSON: it is empty"),
     "info of another system": (V21, text("meta/info.json", '{"fps": 1}'.encode("utf-16")), r"UTF-16.*UTF-8"),
     "info nested": (V21, text("meta/info.json", "[" * 100_000), r"info\.json is not valid JSON"),
+    "fps twice": (
+        V21,
+        lambda root: text("meta/info.json", '{"fps": 20, ' + (root / "meta/info.json").read_text()[1:])(root),
+        r"info\.json is not valid JSON: it has the key 'fps' twice",
+    ),
+    "fps of digits": (V21, text("meta/info.json", '{"fps": ' + "9" * 5000 + "}"), r"info\.json is not valid JSON"),
+    "task of half a character": (V21, line(TASKS, 0, task="pick \ud83d"), r"line 1 is not valid JSON: its text 'pick"),
     "shape negative": (V21, feature("action", shape=[-7]), r"\['action'\]\['shape'\] is -7; expected a whole number"),
     "shape a number": (V21, feature("action", shape=7), r"\['shape'\] is 7; expected a list of sizes"),
     "dtype none": (V21, feature("action", dtype=None), r"\['action'\] is .*expected an object with a 'dtype'"),
@@ -325,6 +332,13 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"frame 17 of episode 1 .*timestamp is 1\.8000 s, and 1\.6000 s the one before",
     ),
     "time not a number": (V30_IMAGE, column(DATA, "timestamp", at(30, float("nan"))), r"its timestamp is nan s"),
+    "a column twice": (
+        V30_IMAGE,
+        lambda root: pq.write_table(
+            (table := pq.read_table(root / DATA)).append_column("state", table["actions"]), root / DATA
+        ),
+        r"file-000\.parquet has the column 'state' twice",
+    ),
     "rows swapped": (V30_IMAGE, column(DATA, "frame_index", at(5, 7)), r"frame 6 .*frame_index is 6 after 7"),
     "unknown task": (
         V30_IMAGE,

@@ -17,7 +17,7 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
-from openpi.shared import download
+from openpi.shared import download, strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 
@@ -181,7 +181,7 @@ def load_codec(path: str | Path) -> FastCodec:
     config_file, bpe_file = _in_folder(Path(path)) if Path(path).is_dir() else _from_hub(str(path))
     file = config_file
     try:
-        config = json.loads(config_file.read_text())
+        config = strict_json.read(config_file)
         scale, min_token = config["scale"], config["min_token"]
         file = bpe_file
         bpe = tokenizers.Tokenizer.from_file(str(bpe_file))

@@ -22,6 +22,7 @@ from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, layout_of, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
+from openpi.shared import strict_json
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
@@ -169,7 +170,7 @@ class Contract:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
         try:
-            return _from_json(json.loads(path.read_text()))
+            return _from_json(strict_json.read(path))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
 

@@ -7,7 +7,6 @@ counterpart is `lerobot_writer.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.normalize import NormStats
 from openpi.weights import safetensors_io
@@ -184,7 +184,7 @@ def _steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if not file.is_file():
             continue
         try:
-            steps = [dict(step) for step in json.loads(file.read_text())["steps"]]
+            steps = [dict(step) for step in strict_json.read(file)["steps"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({first_line(error)}); expected an object with 'steps'") from error
         yield from ((file, step) for step in steps)

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.index import IndexEntry
+from av.index import IndexEntries
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -109,7 +109,7 @@ class VideoFile:
         return max((component.bits for component in kind.components), default=8) if kind is not None else 8
 
     @property
-    def _index(self) -> Sequence[IndexEntry]:
+    def _index(self) -> IndexEntries | tuple[()]:
         """An entry per frame; empty where the container lists key frames only, and more as they are met (Matroska)."""
         entries = self._stream.index_entries
         return entries if len(entries) == self._stream.frames else ()
