@@ -13,27 +13,27 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_SHOWN = 80
 
 
-def read(file: Path, **options: Callable[[str], Any]) -> Any:
+def read(file: Path, parse_constant: Callable[[str], Any] | None = None) -> Any:
     """As `parse`, of a file.
 
     Raises:
         OSError: it cannot be read.
     """
-    return parse(file.read_bytes(), **options)
+    return parse(file.read_bytes(), parse_constant)
 
 
-def parse(text: str | bytes, **options: Callable[[str], Any]) -> Any:
+def parse(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
     """The value of a document; a byte order mark before it is skipped. NaN and infinities are read as Python does.
 
     Args:
-        options: of `json.loads`, such as `parse_constant`.
+        parse_constant: what makes a value of `NaN`, `Infinity` and `-Infinity`.
     Raises:
         ValueError: no JSON; an object has a key twice, of which Python would take the last and others the first; halves
             of characters, which no file or message can hold; nested too deeply; or a number of thousands of digits.
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, **options)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=parse_constant)
         if _SURROGATE.search(text):
             _check_texts(value)
     except RecursionError:
