@@ -182,7 +182,10 @@ def with_usable_statistics(
     folders = [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
     members = zip(data_config.members, folders, strict=True)
     found = [
-        stats_in_use.usable(member, folder, _stats_widths(config, member), checkpoint) for member, folder in members
+        stats_in_use.usable(
+            member, folder, _stats_widths(config, member), checkpoint, padded_width=config.model.action_dim
+        )
+        for member, folder in members
     ]
     return stats_in_use.with_stats(data_config, found)
 

@@ -49,7 +49,12 @@ def with_stats(data_config: DataConfig, stats: Sequence[Stats | None]) -> DataCo
 
 
 def usable(
-    data_config: DataConfig, folder: str | None, widths: dict[str, int], checkpoint: Checkpoint | None = None
+    data_config: DataConfig,
+    folder: str | None,
+    widths: dict[str, int],
+    checkpoint: Checkpoint | None = None,
+    *,
+    padded_width: int,
 ) -> Stats | None:
     """The statistics to train on.
 
@@ -57,6 +62,7 @@ def usable(
         data_config: of one dataset.
         folder: where its statistics are.
         widths: of `state` and `actions`, as they are normalised.
+        padded_width: that of the model.
         checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
     Raises:
         ValueError: they cannot be used; see `stats_check`.
@@ -66,7 +72,7 @@ def usable(
         return None
     source = str(folder if checkpoint is None else checkpoint)
     use_quantiles = data_config.use_quantile_norm
-    dims = dataclasses.replace(stats_dims(data_config), widths=widths)
+    dims = dataclasses.replace(stats_dims(data_config), widths=widths, padded_width=padded_width)
     stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
     if checkpoint is not None:
         return found
