@@ -184,8 +184,8 @@ class TrainConfig:
         """The run's folder, absolute.
 
         Raises:
-            ValueError: no experiment name, or one that leads out of `checkpoint_base_dir`: `overwrite` would delete there
-                what is no run.
+            ValueError: no experiment name, or one that leads out of `checkpoint_base_dir`, where `overwrite` would
+                delete what is no run.
         """
         if not self.exp_name:
             raise ValueError("exp_name is empty; name this run with --exp-name=NAME")

@@ -109,22 +109,22 @@ class VideoFile:
         return max((component.bits for component in kind.components), default=8) if kind is not None else 8
 
     @property
-    def _index(self) -> IndexEntries | tuple[()]:
-        """An entry per frame; empty where the container lists key frames only, and more as they are met (Matroska)."""
+    def _index(self) -> IndexEntries | None:
+        """An entry per frame; None where the container lists key frames only, and more as they are met (Matroska)."""
         entries = self._stream.index_entries
-        return entries if len(entries) == self._stream.frames else ()
+        return entries if 0 < len(entries) == self._stream.frames else None
 
     def time_of(self, number: int) -> float:
         """When the container shows a frame, in seconds after its first; by its index if it has one."""
         index = self._index
-        if number >= len(index):
+        if index is None or number >= len(index):
             return number / self.fps
         return (index[number].timestamp - index[0].timestamp) / self._ticks_per_s
 
     @cached_property
     def key_frames(self) -> np.ndarray:
         """int64[k]: numbers of the frames that decode alone, by the container's index; empty without one."""
-        index = self._index
+        index = self._index or ()
         return np.array([number for number in range(len(index)) if index[number].is_keyframe], np.int64)
 
     def frame(self, number: int) -> np.ndarray:
@@ -135,7 +135,8 @@ class VideoFile:
         """
         # An index has the times of decoding: with B-frames those of showing differ, if only in a file whose frames are
         # unevenly spaced. Without, they are the same, and frames may lie as close together as they like.
-        is_exact = number < len(self._index) and not self._stream.codec_context.has_b_frames
+        is_told = self._index is not None and number < len(self._index)
+        is_exact = is_told and not self._stream.codec_context.has_b_frames
         return self._shown(self.time_of(number), _EXACT_PERIODS if is_exact else 0.5)
 
     def frame_at(self, time_s: float) -> np.ndarray:
