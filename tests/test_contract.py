@@ -190,6 +190,7 @@ REFUSED = [
     (broken(joints=np.array(list("abcdefg"))), r"joint_position' has dtype <U1; expected numbers"),
     (broken(joints=np.full(7, 1e300)), r"joint_position' has NaN or infinity in joint_1, .*finite in float32"),
     (broken(joints=np.zeros(7, np.longdouble)), r"joint_position' has dtype float128; expected numbers"),
+    (broken(observation={"joint_position": np.zeros(7)}), r"joint_position' is there twice, in full and within a map"),
     (broken(prompt=None), r"no 'prompt'.*Send the task"),
     (broken(prompt=np.array(["a", "b"])), r"'prompt' has 2 texts; expected one"),
     (broken(prompt=np.array([], "<U3")), r"'prompt' has 0 texts; expected one"),
