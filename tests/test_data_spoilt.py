@@ -299,6 +299,16 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"has 2 video streams \(64 x 64 yuv420p, 64 x 64 yuv420p\); expected one",
     ),
     "video of 10 bits": (V30, video(HIGH_FILE, 10, 90, "yuv420p10le"), r"pixels of 10 bits \(yuv420p10le\)"),
+    "video of no known codec": (
+        V30,
+        lambda root: (root / HIGH_FILE).write_bytes((root / HIGH_FILE).read_bytes().replace(b"av01", b"zzzz")),
+        r"file-000\.mp4 is encoded in a way that is not known here",
+    ),
+    "pages of images damaged": (
+        V30_IMAGE,
+        lambda root: pages_overwritten(root / DATA, "image.bytes"),
+        r"file-000\.parquet, column 'image', row 0: it is damaged \(.*Bring the file again",
+    ),
     "video turned": (V30, turned(HIGH_FILE), r"file-000\.mp4 is to be shown turned by 180 degrees"),
     "video a pointer": (
         V30,
@@ -411,6 +421,15 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"row 0: not a readable image \(it is a Git LFS pointer",
     ),
 }
+
+
+def pages_overwritten(file: Path, name: str) -> None:
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    chunk = next(c for i in range(group.num_columns) if (c := group.column(i)).path_in_schema == name)
+    content = bytearray(file.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start + 40 : start + 140] = b"\xff" * 100
+    file.write_bytes(content)
 
 
 def float_tiff() -> bytes:

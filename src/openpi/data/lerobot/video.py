@@ -36,6 +36,9 @@ def camera_stream(container: InputContainer, path: Path) -> VideoStream:
         ValueError: there is none, or several, of which nothing says which is the camera.
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    # PyAV has no context, against its types, where no decoder is known.
+    if any(stream.codec_context is None for stream in streams):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ValueError(f"{path} is encoded in a way that is not known here, or damaged. Bring it here again as H.264")
     if len(streams) == 1:
         return streams[0]
     if not streams:
