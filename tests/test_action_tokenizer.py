@@ -1,6 +1,7 @@
 """Action tokenizers of one's own."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_a_codec_compresses_what_it_was_trained_on_and_gives_it_back(tmp_path):
         assert np.abs(restored - chunk).max() < 0.25  # rounding to 1/10 of a coefficient, summed over frequencies
         lengths.append(len(ids))
     assert np.mean(lengths) < 0.5 * 12 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("scale", "10", "scale is '10'"),
+        ("scale", 0, "scale is 0 "),
+        ("scale", -10, "-10"),
+        ("min_token", 1e9, "1000000000"),
+    ],
+)
+def test_a_codec_of_numbers_that_make_no_actions_is_refused(tmp_path, name, value, said):
+    fit_codec(smooth_chunks(20)).save(tmp_path)
+    config = tmp_path / "processor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=f"processor_config.json of a FAST processor cannot be read: .*{said}"):
+        load_codec(tmp_path)
 
 
 @settings(max_examples=20, deadline=None)

@@ -121,6 +121,7 @@ STORED = "openpi.models.tokenizer:FASTTokenizer.tokenize.__globals__"
         {"$scalar": 1, "dtype": "M8[s]"},
         {"$dict": [[[1], 2]]},
         {"$dict": [[1, 2, 3]]},
+        {"$dict": [["a", 1], ["a", 2]]},
         {"$dict": {"a": 1}},
         {"$tuple": {"a": 1}},
         {"$path": 7},

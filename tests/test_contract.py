@@ -115,6 +115,18 @@ def test_a_missing_or_damaged_contract_is_named(droid, tmp_path):
         ({"trained_relative": [True]}, r"contract\.trained_relative has 1 values; expected 8"),
         ({"action_low": [0.0] * 9}, r"contract\.action_low has 9 values; expected 8"),
         ({"state_q01": [0.0]}, r"state_q01 and state_q99 have different widths"),
+        ({"control_hz": -15}, r"control_hz=-15; expected a number above 0 and at most 10000"),
+        ({"action_horizon": 0}, r"action_horizon=0; expected a whole number of at least 1"),
+        ({"action_horizon": 10**12}, r"action_horizon=10+; expected"),
+        ({"rtc_max_delay": -4}, r"rtc_max_delay=-4; expected"),
+        ({"hold": ["fly"] * 8}, r"contract\.hold\[0\] is 'fly'.*expected Literal\['stay', 'zero'\]"),
+        ({"normalization": "none"}, r"contract\.normalization is 'none'"),
+        ({"action_low": [1.0] * 8, "action_high": [0.0] * 8}, r"action_low has 1\.0, above the 0\.0 of action_high"),
+        ({"action_max_step": [0.0] * 8}, r"action_max_step has 0\.0; expected more than 0"),
+        (
+            {"cameras": [{"key": "top", "slot": None}] * 2},
+            r"contract\.cameras has the keys 'top', 'top'; expected each",
+        ),
     ],
 )
 def test_a_contract_of_other_types_is_refused_by_its_field(droid, change, expected, tmp_path):
@@ -178,6 +190,7 @@ REFUSED = [
     (broken(joints=np.array(list("abcdefg"))), r"joint_position' has dtype <U1; expected numbers"),
     (broken(joints=np.full(7, 1e300)), r"joint_position' has NaN or infinity in joint_1, .*finite in float32"),
     (broken(joints=np.zeros(7, np.longdouble)), r"joint_position' has dtype float128; expected numbers"),
+    (broken(observation={"joint_position": np.zeros(7)}), r"joint_position' is there twice, in full and within a map"),
     (broken(prompt=None), r"no 'prompt'.*Send the task"),
     (broken(prompt=np.array(["a", "b"])), r"'prompt' has 2 texts; expected one"),
     (broken(prompt=np.array([], "<U3")), r"'prompt' has 0 texts; expected one"),

@@ -198,12 +198,14 @@ def test_writing_to_a_sample_does_not_change_the_dataset(golden):
         np.testing.assert_array_equal(dataset[3][key], before)
 
 
-def encode_again(path: Path, options: dict[str, str], *, first_pts: int = 0, jitter: float = 0) -> None:
+def encode_again(
+    path: Path, options: dict[str, str], *, first_pts: int = 0, jitter: float = 0, container: str = "mp4"
+) -> None:
     """Replaces a video by its frames in H.264, with presentation times off by up to `jitter` of a frame."""
     with av.open(str(path)) as source:
         frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     rng = np.random.default_rng(0)
-    with av.open(str(path), "w") as target:
+    with av.open(str(path), "w", format=container) as target:
         stream = target.add_stream("libx264", rate=10, options={"crf": "18", **options})
         stream.height, stream.width, stream.pix_fmt = (*frames[0].shape[:2], "yuv420p")
         stream.codec_context.time_base = Fraction(1, 1000)
@@ -224,6 +226,7 @@ def encode_again(path: Path, options: dict[str, str], *, first_pts: int = 0, jit
         ({"g": "10", "bf": "3", "x264-params": "open-gop=1"}, {}),
         ({"g": "5", "bf": "0"}, {"jitter": 0.4}),
         ({"g": "12", "bf": "2"}, {"first_pts": 500}),
+        ({"g": "10", "bf": "0"}, {"container": "matroska"}),  # its index lists key frames
     ],
 )
 def test_frames_are_found_in_videos_of_any_structure(golden, tmp_path, options, extra):
@@ -239,6 +242,27 @@ def test_frames_are_found_in_videos_of_any_structure(golden, tmp_path, options, 
         history = [frame_label(image) for image in sample["observation.images.cam_high"]]
         assert history == [(f, 2 * episode) for f in (max(frame - 3, 0), frame, min(frame + 1, last))]
         assert frame_label(sample["observation.images.cam_wrist"]) == (frame, 2 * episode + 1)
+
+
+def test_a_picture_that_the_decoder_makes_up_is_refused_up_to_the_next_key_frame(golden, tmp_path):
+    root = shutil.copytree(golden / "lerobot_v30/converted_video", tmp_path / "set")
+    (path,) = root.glob("videos/*cam_high/*/*.mp4")
+    encode_again(path, {"g": "10", "bf": "0", "x264-params": "scenecut=0"})
+    with av.open(str(path)) as video:
+        packet = next(
+            packet for packet in video.demux(video=0) if packet.pts == 34 * video.streams.video[0].duration // 90
+        )
+        begin, end = packet.pos, packet.pos + packet.size
+    content = bytearray(path.read_bytes())
+    content[end - (end - begin) // 2 : end] = bytes((end - begin) // 2)
+    path.write_bytes(content)
+    dataset = LeRobotDataset(root, columns=["observation.images.cam_high"])
+    for index in (33, 30, 40, 29):
+        dataset[index]
+    for index in (34, 39, 36):
+        with pytest.raises(ValueError, match=r"is damaged: at \d\.\d+ s its decoder has to make up"):
+            dataset[index]
+    dataset[40]
 
 
 # --- errors -------------------------------------------------------------------------------------------------

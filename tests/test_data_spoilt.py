@@ -108,18 +108,23 @@ def turned(file: str) -> Spoil:
     return spoil
 
 
-def video(file: str, fps: float, frames: int, pixels: str = "yuv420p") -> Spoil:
+def video(
+    file: str, fps: float, frames: int, pixels: str = "yuv420p", *, container: str = "mp4", num_streams: int = 1
+) -> Spoil:
     """Replaces a video by one of some frames at some rate."""
 
     def spoil(root: Path) -> None:
-        with av.open(str(root / file), "w") as target:
-            codec = "libx264" if pixels.startswith("yuv") else "ffv1"
-            stream = target.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options={"bf": "0"})
-            stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
+        with av.open(str(root / file), "w", format=container) as target:
+            codec, rate = "libx264" if pixels.startswith("yuv") else "ffv1", Fraction(fps).limit_denominator(1001)
+            streams = [target.add_stream(codec, rate=rate, options={"bf": "0"}) for _ in range(num_streams)]
+            for stream in streams:
+                stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
             for number in range(frames):
                 image = np.full((64, 64, 3), number, np.uint8)
-                target.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            target.mux(stream.encode())
+                for stream in streams:
+                    target.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            for stream in streams:
+                target.mux(stream.encode())
 
     return spoil
 
@@ -155,6 +160,13 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
     "info empty": (V21, text("meta/info.json", ""), r"info\.json is not valid JSON: it is empty"),
     "info of another system": (V21, text("meta/info.json", '{"fps": 1}'.encode("utf-16")), r"UTF-16.*UTF-8"),
     "info nested": (V21, text("meta/info.json", "[" * 100_000), r"info\.json is not valid JSON"),
+    "fps twice": (
+        V21,
+        lambda root: text("meta/info.json", '{"fps": 20, ' + (root / "meta/info.json").read_text()[1:])(root),
+        r"info\.json is not valid JSON: it has the key 'fps' twice",
+    ),
+    "fps of digits": (V21, text("meta/info.json", '{"fps": ' + "9" * 5000 + "}"), r"info\.json is not valid JSON"),
+    "task of half a character": (V21, line(TASKS, 0, task="pick \ud83d"), r"line 1 is not valid JSON: its text 'pick"),
     "shape negative": (V21, feature("action", shape=[-7]), r"\['action'\]\['shape'\] is -7; expected a whole number"),
     "shape a number": (V21, feature("action", shape=7), r"\['shape'\] is 7; expected a list of sizes"),
     "dtype none": (V21, feature("action", dtype=None), r"\['action'\] is .*expected an object with a 'dtype'"),
@@ -276,7 +288,27 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         video(HIGH_FILE, 15, 90),
         r"15 frames per second; expected .*info\.json says fps 10",
     ),
+    "video of another clock without an index of it": (
+        V30,
+        video(HIGH_FILE, 15, 135, container="matroska"),
+        r"file-000\.mp4 runs at 15 frames per second; expected 10, the fps",
+    ),
+    "two cameras in a file": (
+        V30,
+        video(HIGH_FILE, 10, 90, num_streams=2),
+        r"has 2 video streams \(64 x 64 yuv420p, 64 x 64 yuv420p\); expected one",
+    ),
     "video of 10 bits": (V30, video(HIGH_FILE, 10, 90, "yuv420p10le"), r"pixels of 10 bits \(yuv420p10le\)"),
+    "video of no known codec": (
+        V30,
+        lambda root: (root / HIGH_FILE).write_bytes((root / HIGH_FILE).read_bytes().replace(b"av01", b"zzzz")),
+        r"file-000\.mp4 is encoded in a way that is not known here",
+    ),
+    "pages of images damaged": (
+        V30_IMAGE,
+        lambda root: pages_overwritten(root / DATA, "image.bytes"),
+        r"file-000\.parquet, column 'image', row 0: it is damaged \(.*Bring the file again",
+    ),
     "video turned": (V30, turned(HIGH_FILE), r"file-000\.mp4 is to be shown turned by 180 degrees"),
     "video a pointer": (
         V30,
@@ -310,6 +342,13 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"frame 17 of episode 1 .*timestamp is 1\.8000 s, and 1\.6000 s the one before",
     ),
     "time not a number": (V30_IMAGE, column(DATA, "timestamp", at(30, float("nan"))), r"its timestamp is nan s"),
+    "a column twice": (
+        V30_IMAGE,
+        lambda root: pq.write_table(
+            (table := pq.read_table(root / DATA)).append_column("state", table["actions"]), root / DATA
+        ),
+        r"file-000\.parquet has the column 'state' twice",
+    ),
     "rows swapped": (V30_IMAGE, column(DATA, "frame_index", at(5, 7)), r"frame 6 .*frame_index is 6 after 7"),
     "unknown task": (
         V30_IMAGE,
@@ -356,6 +395,11 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         column(DATA, "image", lambda values: ["../secret.png"] * len(values), pa.string()),
         r"leads to '\.\./secret\.png', out of the dataset",
     ),
+    "an image that is a program": (
+        V30_IMAGE,
+        column(DATA, "image", lambda values: [{"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"}] * 90),
+        r"row 0: not a readable image \(cannot identify",
+    ),
     "an image of floats": (
         V30_IMAGE,
         column(DATA, "image", lambda values: [{"bytes": float_tiff(), "path": None}] * len(values)),
@@ -377,6 +421,15 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         r"row 0: not a readable image \(it is a Git LFS pointer",
     ),
 }
+
+
+def pages_overwritten(file: Path, name: str) -> None:
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    chunk = next(c for i in range(group.num_columns) if (c := group.column(i)).path_in_schema == name)
+    content = bytearray(file.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start + 40 : start + 140] = b"\xff" * 100
+    file.write_bytes(content)
 
 
 def float_tiff() -> bytes:

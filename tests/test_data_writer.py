@@ -192,6 +192,8 @@ def test_an_existing_dataset_is_only_replaced_on_request_and_only_by_a_complete_
     write(tmp_path / "set", [make_episode(4)], overwrite=True)
     assert len(LeRobotDataset(tmp_path / "set")) == 4
     assert siblings(tmp_path) == ["set"]
+    with pytest.raises(FileExistsError, match=r"is no dataset .*info\.json\), and what it holds would be deleted"):
+        write(tmp_path, [make_episode(4)], overwrite=True)
 
 
 FILL_THE_DISK = """

@@ -343,6 +343,38 @@ def test_steps_that_contradict_each_other_are_refused(tmp_path: Path):
         lerobot_files.read_relative(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            r'"exclude_joints": \[[^]]*\]',
+            '"exclude_joints": "gripper"',
+            r"exclude_joints is 'gripper' \(str\); expected",
+        ),
+        ('"enabled": true', '"enabled": "false"', r"enabled is 'false' \(str\); expected bool"),
+        (r'"action_names": \[[^]]*\]', '"action_names": [1]', r"action_names is \[1\]"),
+        ('"registry_name": "rename_observations_processor"', '"registry_name": "relative_actions_processor"', "twice"),
+    ],
+)
+def test_a_relative_step_of_other_types_is_refused(old: str, new: str, message: str, tmp_path: Path):
+    shutil.copytree(RECORDED / "pi0_relative", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "policy_preprocessor.json"
+    changed, count = re.subn(old, new, file.read_text(), count=1)
+    file.write_text(changed)
+    assert count == 1
+    with pytest.raises(ValueError, match=message):
+        lerobot_files.read_relative(tmp_path)
+
+
+def test_a_step_that_is_told_by_its_class_is_known(tmp_path: Path):
+    shutil.copytree(RECORDED / "pi0_relative", tmp_path, dirs_exist_ok=True)
+    for name in ("relative", "absolute"):
+        for file in tmp_path.glob("policy_*.json"):
+            text = f'"class": "lerobot.processor.{name.title()}ActionsProcessorStep"'
+            file.write_text(file.read_text().replace(f'"registry_name": "{name}_actions_processor"', text))
+    assert lerobot_files.read_relative(tmp_path) == RELATIVE
+
+
 def test_a_base_policy_says_nothing_and_an_old_one_is_absolute(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"type": "pi0"}')
     lerobot_robot.check_relative(tmp_path, data_config(mask=RELATIVE))

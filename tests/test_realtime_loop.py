@@ -291,6 +291,7 @@ def test_how_to_hold_must_be_known():
         (lambda rows: rows[:, :1], r"shape \(20, 1\)"),
         (lambda rows: np.tile(rows, (2, 1)), "40 rows; expected at most 20"),
         (lambda rows: rows.tolist(), "list; expected an array"),
+        (lambda rows: np.full((HORIZON, 2), 1e300), r"row 0 .* is 1e\+300; expected finite"),
     ],
 )
 def test_answers_of_no_use_are_not_played_and_five_in_a_row_end_the_episode(bad, text):
@@ -301,6 +302,27 @@ def test_answers_of_no_use_are_not_played_and_five_in_a_row_end_the_episode(bad,
     assert summary["failed"] == 5
     assert np.isfinite(world.log.commands).all() and world.kinds.endswith("hh")
     assert re.search(f"5 answers in a row .*{text}", summary["end"])
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"actions": "joints"}, "the contract of the server is none: expected a map for 'actions'"),
+        ({"state": ["joints"]}, "lists of maps for 'state'"),
+        ({"cameras": 3}, "lists of maps for 'state' and 'cameras'"),
+        ({"control_hz": 1e300}, "control_hz of 1e\\+300; expected more than 0, at most 10000"),
+        ({"actions": {"names": "ab"}}, "the names 'ab' of actions; expected different texts"),
+        ({"actions": {"names": ["a", "a"]}}, r"the names \['a', 'a'\]"),
+        ({"actions": {"hold": 5}}, "hold is 5; expected 'stay'"),
+        ({"actions": {"low": {}}}, r"limits\.low is {}; expected numbers"),
+    ],
+)
+def test_a_contract_that_cannot_be_is_refused_before_the_robot_moves(told, text):
+    contract = metadata()["contract"]
+    actions = told.get("actions")
+    changed = {"actions": {**contract["actions"], **actions}} if isinstance(actions, dict) else {}
+    with pytest.raises(ValueError, match=text):
+        World(told={"contract": {**contract, **told, **changed}}).run(1)
 
 
 def test_one_bad_answer_is_survived():

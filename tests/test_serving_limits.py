@@ -57,6 +57,8 @@ TOO_MUCH = {
     "a text of 70000 bytes": msgpack.packb({"prompt": "p" * 70_000}),
     "bytes of small values": msgpack.packb({str(i): "p" * 16_000 for i in range(300)}),
     "that are no array": msgpack.packb({"x": bytes(2**24 + 1)}),
+    "the key 3, a int; names are text": msgpack.packb({"x": {3: 1}}),
+    "JPEG image cannot be decoded: its 3 bytes are none": msgpack.packb({"x": {b"__jpeg__": True, b"data": b"abc"}}),
     "the key 'state' twice": b"\x83\xa5state\x01\xa1x\x02\xa5state\x03",
     "has the key b'data' twice": b"\x82\xc4\x04data\xc4\x00\xc4\x04data\xc4\x01a",
     "more than 33554432 pixels": msgpack.packb({str(i): jpeg(4096, quality=1) for i in range(3)}),

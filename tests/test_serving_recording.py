@@ -263,6 +263,13 @@ def test_a_file_of_another_program_is_no_recording(tmp_path, capsys):
         writer.finish()
     assert replay.main([str(tmp_path)]) == 1
     assert "stranger.mcap is no recording of openpi serve" in capsys.readouterr().err
+    with (tmp_path / "stranger.mcap").open("wb") as file:
+        writer = mcap.writer.Writer(file)
+        writer.start()
+        writer.add_metadata(recording_mcap._INFO, {})
+        writer.finish()
+    assert replay.main([str(tmp_path)]) == 1
+    assert "stranger.mcap is damaged: its metadata" in capsys.readouterr().err
 
 
 def test_without_the_package_one_line_names_the_extra(tmp_path, capsys, monkeypatch, golden):

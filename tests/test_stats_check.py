@@ -46,6 +46,7 @@ BAD = {
     "key that nobody reads": ({**GOOD, "torque": _stats()}, "'torque' is not normalised .*remove it"),
     "missing key": ({"actions": _stats()}, "'state' is missing"),
     "NaN": ({**GOOD, "state": _stats(q99=_at(1, np.nan, 1.0))}, r"q99 of state/joint_1 is nan; expected finite"),
+    "infinity of float32": ({**GOOD, "state": _stats(q99=_at(1, 1e39, 1.0))}, r"q99 of state/joint_1 is 1e\+39"),
     "infinity": ({**GOOD, "actions": _stats(std=_at(2, np.inf, 1.0))}, r"std of actions/joint_2 is inf"),
     "upside down": ({**GOOD, "actions": _stats(q01=_at(0, 5.0, -1.0))}, r"q01 of actions/joint_0 is 5, above q99 = 1"),
     "negative width": ({**GOOD, "actions": _stats(std=_at(0, -2.0, 1.0))}, r"std of actions/joint_0 is -2"),
@@ -124,9 +125,10 @@ def test_outputs_that_do_not_undo_the_inputs_are_said_when_training_starts(recip
     assert "outputs do not undo inputs" in caplog.text
 
 
-def test_statistics_narrower_than_the_robot_are_refused(recipe):
-    _write(recipe, {**GOOD, "state": NormStats(*(np.arange(2.0) + i for i in range(4)))})
-    with pytest.raises(ValueError, match="'state' has 2 dimensions; expected 3"):
+@pytest.mark.parametrize("width", [2, 5])
+def test_statistics_of_another_width_than_the_robot_s_are_refused(width, recipe):
+    _write(recipe, {**GOOD, "state": NormStats(*(np.arange(1.0, width + 1) + i for i in range(4)))})
+    with pytest.raises(ValueError, match=f"'state' has {width} dimensions; expected 3"):
         _prepared(recipe)
 
 

@@ -144,6 +144,16 @@ class HeldGraphs:
         return graphs_pytorch.Direct(run, self.device)
 
 
+def test_weights_that_give_nan_are_refused_when_the_model_is_warmed_up(golden: Path) -> None:
+    kit = load_kit(golden / "pi05")
+    sampler = sampler_of(kit)
+    bias = dict(sampler.model.named_parameters())["action_out_proj.bias"]
+    with torch.no_grad():
+        bias[1] = torch.nan
+    with pytest.raises(ValueError, match="gives NaN or infinity for an observation made up to warm it up"):
+        sampler.warm_up(inputs_of(kit, slice(0, 1)), num_steps=1)
+
+
 def test_a_server_answers_while_the_graph_for_its_batches_is_made_and_then_runs_them_together(
     golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

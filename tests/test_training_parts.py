@@ -272,9 +272,7 @@ def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     stats = normalize.load(folder)
     six = normalize.NormStats(*(np.arange(6.0) + i for i in range(4)))
     normalize.save(folder, {**stats, "actions": six})
-    with pytest.raises(
-        ValueError, match=r"statistics of 'actions' have 6 dimensions, and the samples of .* 3: they are"
-    ):
+    with pytest.raises(ValueError, match="'actions' has 6 dimensions; expected 3: it is of another robot"):
         open_data(config)
 
 
@@ -410,3 +408,24 @@ def test_a_run_that_is_replaced_is_named_with_its_last_step(tmp_path, caplog):
     run_directory.open_run(config)[0].close()
     assert f"replacing the run in {config.checkpoint_dir} (step 3)" in caplog.text
     assert complete_steps(config.checkpoint_dir) == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../..", "first/../..", "/", "a//b", "a\\..\\..", "a\nb"])
+def test_a_run_cannot_be_named_out_of_its_folder(name, tmp_path):
+    config = of_run(tmp_path, name, resume=False, overwrite=True)
+    with pytest.raises(ValueError, match=r"exp_name is .*; expected a name for a folder below checkpoint_base_dir"):
+        run_directory.open_run(config)
+
+
+def test_what_is_not_one_run_is_not_overwritten(tmp_path):
+    finished(of_run(tmp_path, "group/first"), 3)
+    config = of_run(tmp_path, "group", resume=False, overwrite=True)
+    with pytest.raises(FileExistsError, match="group holds the runs first, which --overwrite would delete; choose"):
+        run_directory.open_run(config)
+    notes = of_run(tmp_path, "notes", resume=False, overwrite=True)
+    notes.checkpoint_dir.mkdir()
+    (notes.checkpoint_dir / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"notes holds no run, but thesis\.tex, which"):
+        run_directory.open_run(notes)
+    assert (notes.checkpoint_dir / "thesis.tex").exists()
+    assert complete_steps(config.checkpoint_dir / "first") == [3]

@@ -244,7 +244,7 @@ def test_an_index_that_is_not_that_of_its_shards_is_refused(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "it has 'a' twice"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "it has the key 'a' twice"),
         ('{"weight_map": {"a": "../x.safetensors"}}', r"names the file '../x.safetensors'; shards are beside it"),
         ('{"weight_map": ["a"]}', "is damaged"),
         ('{"weight_map": {"a": 3}}', "is damaged"),

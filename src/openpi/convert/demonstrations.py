@@ -35,6 +35,7 @@ from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import complete_features
+from openpi.data.lerobot.existing import check_room
 from openpi.data.lerobot.features import Feature, read_features
 from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
@@ -110,13 +111,12 @@ def record(recording: Recording, output: Path, *, overwrite: bool = False, num_w
     Returns:
         `output`.
     Raises:
-        FileExistsError: `output` is there.
+        FileExistsError: `output` is there, or something else in its place.
         ValueError: there is no expert, it hardly ever succeeds, or another run writes the same dataset.
         KeyError: the world does not give what the recipe records.
         ImportError, RuntimeError: see `WorldConfig`.
     """
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; choose another folder, or replace it (--overwrite)")
+    check_room(output, overwrite=overwrite)
     tasks = _chosen(recording.world.tasks(), recording.tasks)
     if recording.world.expert() is None:
         raise ValueError(f"{recording.world} has no expert, so there is nothing to record")

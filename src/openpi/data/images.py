@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
+from openpi.shared.budgets import IMAGE_FORMATS, MAX_IMAGE_PIXELS, Budget
 from openpi.shared.file_kinds import content_instead
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -24,7 +24,7 @@ def decode_image(content: bytes | str, where: str) -> np.ndarray:
     """
     assert isinstance(content, bytes)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             Budget(MAX_IMAGE_PIXELS, "pixels").spend(image.width * image.height, where)
             _check_depth(image, content, where)
             # As LeRobot's reader has it, and every viewer.

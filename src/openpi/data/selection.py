@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from openpi.data.lerobot.columns import load_columns
 from openpi.data.lerobot.episode_table import Episode
 from openpi.data.lerobot.features import dimension_names
 from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.shared import strict_json
 from openpi.shared.errors import missing_key
 
 ERRORS: tuple[str, ...] = ("error",)
@@ -85,7 +85,7 @@ class Selection:
 
 def _with_findings(path: Path, kinds: Sequence[str], metadata: LeRobotMetadata) -> set[int]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = strict_json.read(path)
         findings = [(finding["episode"], _kinds_of(finding)) for finding in report["findings"]]
         counted = {"num_episodes": report["num_episodes"], "num_frames": report["num_frames"]}
     except FileNotFoundError:

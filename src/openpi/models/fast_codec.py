@@ -17,9 +17,10 @@ import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
-from openpi.shared import download
+from openpi.shared import download, strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
+from openpi.shared.typed_values import fitted
 
 _LAST_CHARACTER = 0xD7FF  # those that follow are no text
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
@@ -181,8 +182,11 @@ def load_codec(path: str | Path) -> FastCodec:
     config_file, bpe_file = _in_folder(Path(path)) if Path(path).is_dir() else _from_hub(str(path))
     file = config_file
     try:
-        config = json.loads(config_file.read_text())
-        scale, min_token = config["scale"], config["min_token"]
+        config = strict_json.read(config_file)
+        scale = fitted(config["scale"], float, "scale")
+        min_token = fitted(config["min_token"], int, "min_token")
+        if not 0 < scale < np.inf or abs(min_token) > _LAST_CHARACTER:
+            raise ValueError(f"scale is {scale} and min_token {min_token}; expected a scale above 0 and a small number")
         file = bpe_file
         bpe = tokenizers.Tokenizer.from_file(str(bpe_file))
     except Exception as error:  # the tokenizer library raises no type of its own

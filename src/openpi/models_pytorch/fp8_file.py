@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 
 FP8_FILE = "fp8.json"
@@ -84,7 +85,7 @@ class Calibration:
                 f"`openpi calibrate-fp8 {folder}` measures it on the recipe's dataset"
             )
         try:
-            return _parsed(json.loads(file.read_text()))
+            return _parsed(strict_json.read(file))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} is damaged or of another version ({first_line(error)}); {_REMEDY}") from error
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, layout_of, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
+from openpi.shared import ranges, strict_json
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
+from openpi.shared.ranges import Range, WholeNumber
 from openpi.shared.tree import flatten
 from openpi.shared.typed_values import fitted_fields
 
@@ -83,17 +85,17 @@ class Contract:
     actions: VectorSpec
     action_kind: str
     trained_relative: tuple[bool, ...]
-    action_horizon: int
-    control_hz: float | None = None
+    action_horizon: Annotated[int, Range(1, 100_000)]
+    control_hz: Annotated[float, Range(above=0, most=10_000)] | None = None
     default_prompt: str | None = None
-    normalization: str = "zscore"
+    normalization: Literal["quantile", "zscore"] = "zscore"
     asset_id: str | None = None
-    stats_widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    stats_widths: Mapping[str, WholeNumber] = dataclasses.field(default_factory=dict)
     state_q01: tuple[float, ...] | None = None
     state_q99: tuple[float, ...] | None = None
     camera_means: Mapping[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
-    rtc_max_delay: int = 0
-    hold: tuple[str, ...] = ()
+    rtc_max_delay: WholeNumber = 0
+    hold: tuple[Literal["stay", "zero"], ...] = ()
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None
     action_max_step: tuple[float, ...] | None = None
@@ -169,7 +171,7 @@ class Contract:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; other trainers write no contract")
         try:
-            return _from_json(json.loads(path.read_text()))
+            return _from_json(strict_json.read(path))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error}") from error
 
@@ -480,7 +482,9 @@ def _from_json(document: dict[str, Any]) -> Contract:
         fields["seen"] = Seen.from_json(fields["seen"])
     fields["camera_means"] = {key: _triple(mean) for key, mean in fields["camera_means"].items()}
     contract = Contract(**fitted_fields(Contract, fields, "contract"))
+    ranges.check(contract)
     _check_widths(contract)
+    _check_bounds(contract)
     return contract
 
 
@@ -498,6 +502,18 @@ def _check_widths(contract: Contract) -> None:
             f"contract.state is empty; expected the vectors of a state of {contract.stats_widths['state']} dimensions, "
             "as the statistics have it"
         )
+
+
+def _check_bounds(contract: Contract) -> None:
+    """Raises ValueError for bounds that no robot can stay within, and for two vectors or cameras of one key."""
+    for low, high in zip(contract.action_low or (), contract.action_high or (), strict=False):
+        if low > high:
+            raise ValueError(f"contract.action_low has {low}, above the {high} of action_high; expected it below")
+    if wrong := [step for step in contract.action_max_step or () if step <= 0]:
+        raise ValueError(f"contract.action_max_step has {wrong[0]}; expected more than 0, or the robot never moves")
+    for name, keys in (("cameras", [c.key for c in contract.cameras]), ("state", [v.key for v in contract.state])):
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"contract.{name} has the keys {listed(keys)}; expected each once")
 
 
 def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.shared import budgets, frameworks
+from openpi.shared import budgets, frameworks, strict_json
 from openpi.shared.errors import first_line
 from openpi.weights.layout import open_weights
 from openpi.weights.probe import Probe, Witness
@@ -142,7 +142,7 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarr
                 "certificate of the weights as they are now"
             )
     try:
-        document = json.loads((folder / PARITY_FILE).read_text())
+        document = strict_json.read(folder / PARITY_FILE)
         if document["version"] != _VERSION:
             raise ValueError(f"version {document['version']}, expected {_VERSION}")
         with (folder / ARRAYS_FILE).open("rb") as file:

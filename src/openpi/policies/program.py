@@ -37,6 +37,19 @@ class Program:
         return self.fetch()
 
 
+def check_finite(actions: np.ndarray) -> None:
+    """Of what a warm-up gave, before any robot asks.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if actions.dtype.kind == "f" and not np.isfinite(actions).all():
+        raise ValueError(
+            "the model gives NaN or infinity for an observation made up to warm it up: its weights or statistics are "
+            "damaged, as by training on NaN. Serve an earlier checkpoint, or bring this one here again"
+        )
+
+
 class Extents:
     """What a sampler has programs for, by batch size and options, so that nothing is compiled while a robot waits.
 

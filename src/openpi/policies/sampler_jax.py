@@ -11,7 +11,7 @@ import numpy as np
 
 from openpi.models import compact, rtc
 from openpi.models.model import BaseModel, Observation
-from openpi.policies.program import Extents, Program
+from openpi.policies.program import Extents, Program, check_finite
 
 
 class JaxSampler:
@@ -58,7 +58,7 @@ class JaxSampler:
         options = tuple(sorted(sample_kwargs.items()))
         _, key = jax.random.split(jax.random.key(0))  # compiled as well
         for extent in self._extents.make_ready(inputs, options):
-            self._program(compact.cut(inputs, extent), None, options, key)()
+            check_finite(self._program(compact.cut(inputs, extent), None, options, key)())
 
     def _program(
         self,

@@ -19,7 +19,7 @@ from openpi.models_pytorch.fp8_file import Calibration
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
 from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
-from openpi.policies.program import Extents, Program
+from openpi.policies.program import Extents, Program, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,8 @@ class PytorchSampler:
         """
         options = tuple(sorted(sample_kwargs.items()))
         for extent in self._extents.make_ready(inputs, options):
-            self._call(self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0)))
+            program = self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))
+            check_finite(self._call(program))
 
     def _call(self, program: Program) -> np.ndarray:
         with self._one_call_at_a_time:

@@ -155,6 +155,8 @@ def origin_of(file: Path) -> Origin:
     """
     for record in _records(file):
         if isinstance(record, Metadata) and record.name == _INFO:
+            if "protocol" not in record.metadata:
+                raise ValueError(f"{file} is damaged: its metadata '{_INFO}' lack 'protocol'")
             return Origin(record.metadata["protocol"], record.metadata.get("model"))
         if isinstance(record, DataEnd):
             raise ValueError(f"{file} is no recording of openpi serve: it has no metadata '{_INFO}'")

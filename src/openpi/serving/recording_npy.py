@@ -13,7 +13,7 @@ from typing import Any
 
 from openpi.policies.recorder import write_record
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
-from openpi.shared import plain_pickle
+from openpi.shared import plain_pickle, strict_json
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy_header
 from openpi.shared.tree import flatten, unflatten
 
@@ -46,7 +46,7 @@ def origin_of(folder: Path) -> Origin:
     if not told.is_file():
         return Origin()
     try:
-        info = json.loads(told.read_text())
+        info = strict_json.read(told)
         return Origin(info["protocol"], info.get("model"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{told} is damaged, or of no recording: {error!r}") from error

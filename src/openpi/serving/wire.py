@@ -90,6 +90,7 @@ def decode(
         object_pairs_hook=values.of_pairs,
         list_hook=values.of_list if values.has_views else None,
         ext_hook=values.of_extension,
+        strict_map_key=False,  # `of_pairs` says which key it is
     )
 
 
@@ -108,6 +109,11 @@ class _Values:
 
     def of_pairs(self, pairs: list[tuple[Any, Any]]) -> Any:
         """Of two values for one key, a policy would see whichever came last, and a recording or a proxy another."""
+        for key, _ in pairs:
+            if not isinstance(key, (str, bytes)):
+                raise ObservationError(
+                    f"a map of a message has the key {_shown(key)}, a {type(key).__name__}; names are text"
+                )
         item = dict(pairs)
         if len(item) < len(pairs):
             counts = collections.Counter(key for key, _ in pairs)
@@ -117,7 +123,10 @@ class _Values:
 
     def of_map(self, item: dict) -> Any:
         if _JPEG in item:
-            return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
+            try:
+                return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
+            except (ValueError, TypeError) as error:  # a camera may send a broken picture now and then
+                raise ObservationError(str(error)) from error
         if shared_memory.KEY in item:
             shared = self._read_shared(item[shared_memory.KEY])
             self._reserve(len(shared))
@@ -155,7 +164,7 @@ class _Values:
 
     def _jpeg(self, data: Any) -> np.ndarray:
         """uint8[h, w, 3], RGB."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         if not isinstance(data, (bytes, memoryview)):
             raise TypeError(f"a JPEG image is a {type(data).__name__}; expected bytes")
@@ -164,6 +173,8 @@ class _Values:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 self._pay(image.width, image.height, data.count(_START_OF_SCAN))
                 return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+        except UnidentifiedImageError:
+            raise ValueError(f"a JPEG image cannot be decoded: its {len(data)} bytes are none") from None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"a JPEG image cannot be decoded: {error}") from error
 

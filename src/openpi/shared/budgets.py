@@ -29,7 +29,8 @@ MAX_ARCHIVE_MEMBERS = 4096
 # One compressed chunk of a recording.
 MAX_CHUNK_BYTES = 2**26
 
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+# Those of cameras, and none that Pillow has another program read (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _MAX_HEADER_BYTES = 10_000
 _END_OF_ARCHIVE = b"PK\5\6"
 _LOCATOR_OF_LARGE_ARCHIVES = b"PK\6\7"
@@ -63,7 +64,7 @@ class Budget:
 
 
 def decode_image(
-    content: bytes, *, formats: Sequence[str] = _IMAGE_FORMATS, pixels: Budget | None = None, what: str = "an image"
+    content: bytes, *, formats: Sequence[str] = IMAGE_FORMATS, pixels: Budget | None = None, what: str = "an image"
 ) -> np.ndarray:
     """uint8[h, w, 3], RGB, of an encoded image; its declared size is compared with the budget before it is decoded.
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared import strict_json
+
 STATS_FILE = "norm_stats.json"
 
 
@@ -314,8 +316,8 @@ def deserialize_json(text: str) -> dict[str, NormStats]:
         ValueError: not such a text; what is wrong is named.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = strict_json.parse(text)
+    except ValueError as error:
         raise ValueError(f"statistics are not JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("norm_stats"), dict):
         raise ValueError("statistics must be a JSON object with the key 'norm_stats'")
@@ -345,7 +347,7 @@ def load(directory: Path | str) -> dict[str, NormStats]:
             "assets_dir and asset_id of the recipe"
         )
     try:
-        return deserialize_json(path.read_text())
+        return deserialize_json(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

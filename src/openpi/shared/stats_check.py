@@ -19,6 +19,7 @@ KEYS = ("state", "actions")
 # What other tools call them.
 _MEANT = {"action": "actions", "observation.state": "state", "observation/state": "state", "qpos": "state"}
 _MAX_NAMED_DIMS = 8
+_LARGEST = np.finfo(np.float32).max  # values are normalised in float32, where more is infinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +28,26 @@ class Dims:
 
     Attributes:
         widths: by key, how many dimensions are in use. Statistics of released bases have more, which pad them to the
-            model's width; what those hold does not matter.
+            model's width; what those hold does not matter. Of another width, they have to be zero.
         names: by key, of the dimensions.
+        padded_width: the model's; None = unknown, and any is taken for it.
     """
 
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    padded_width: int | None = None
 
     def in_use(self, key: str, stats: NormStats) -> np.ndarray:
         """bool[d]; where no width is known, all but trailing zeros, which is how bases are padded."""
-        used = self.widths.get(key)
-        if used is None:
-            fields = [values for values in (stats.mean, stats.std, stats.q01, stats.q99) if values is not None]
-            used = max(np.flatnonzero(np.any([values != 0 for values in fields], axis=0)), default=-1) + 1
+        used = self.widths.get(key, _width_without_zeros(stats))
         return np.arange(stats.width) < used
+
+    def is_too_wide(self, key: str, stats: NormStats) -> bool:
+        """Whether there are dimensions beyond those in use that are no padding."""
+        width = self.widths.get(key)
+        if width is None or self.padded_width in (None, stats.width):
+            return False
+        return _width_without_zeros(stats) > width
 
     def labels(self, key: str, which: np.ndarray) -> str:
         """Of the dimensions where `which` is true, for messages: `actions/gripper, actions[7]`."""
@@ -48,6 +55,11 @@ class Dims:
         found = [f"{key}/{known[i]}" if i < len(known) else f"{key}[{i}]" for i in np.flatnonzero(which).tolist()]
         rest = f" and {len(found) - _MAX_NAMED_DIMS} more" if len(found) > _MAX_NAMED_DIMS else ""
         return ", ".join(found[:_MAX_NAMED_DIMS]) + rest
+
+
+def _width_without_zeros(stats: NormStats) -> int:
+    fields = [values for values in (stats.mean, stats.std, stats.q01, stats.q99) if values is not None]
+    return int(max(np.flatnonzero(np.any([values != 0 for values in fields], axis=0)), default=-1)) + 1
 
 
 def check(norm_stats: Mapping[str, NormStats], *, source: str, use_quantiles: bool, dims: Dims | None = None) -> None:
@@ -86,12 +98,12 @@ def _problems(key: str, stats: NormStats, dims: Dims) -> Iterator[str]:
         yield f"'{key}' has values of shape {list(stats.mean.shape)}; expected one list of numbers"
         return
     width = dims.widths.get(key, stats.width)
-    if stats.width < width:
+    if stats.width < width or dims.is_too_wide(key, stats):
         yield f"'{key}' has {stats.width} dimensions; expected {width}: it is of another robot, or of other data"
     used = dims.in_use(key, stats)
     for name in ("mean", "std", "q01", "q99"):
         values = getattr(stats, name)
-        if values is not None and (bad := ~np.isfinite(values) & (used | (name == "mean"))).any():
+        if values is not None and (bad := ~(np.abs(values) <= _LARGEST) & (used | (name == "mean"))).any():
             yield f"{name} of {dims.labels(key, bad)} is {values[bad][0]}; expected finite numbers"
     if (negative := used & (stats.std < 0)).any():
         yield f"std of {dims.labels(key, negative)} is {stats.std[negative][0]:.4g}; expected more than 0"

@@ -5,7 +5,11 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> one dict keyed by '/'-joined paths."""
+    """Nested dicts -> one dict keyed by '/'-joined paths.
+
+    Raises:
+        ValueError: two leaves have one path, as of `{"a/b": 1, "a": {"b": 2}}`: readers would take one or the other.
+    """
     flat: dict[str, Any] = {}
     _collect(tree, "", flat)
     return flat
@@ -41,5 +45,7 @@ def _collect(tree: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None
     for key, value in tree.items():
         if isinstance(value, (dict, Mapping)):  # asked of a dict first, it is answered at once
             _collect(value, f"{prefix}{key}/", flat)
+        elif (path := prefix + key) in flat:
+            raise ValueError(f"'{path}' is there twice, in full and within a map; send it once")
         else:
-            flat[prefix + key] = value
+            flat[path] = value

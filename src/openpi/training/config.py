@@ -188,10 +188,18 @@ class TrainConfig:
         """The run's folder, absolute.
 
         Raises:
-            ValueError: no experiment name.
+            ValueError: no experiment name, or one that leads out of `checkpoint_base_dir`, where `overwrite` would
+                delete what is no run.
         """
         if not self.exp_name:
             raise ValueError("exp_name is empty; name this run with --exp-name=NAME")
+        for field, name in (("name", self.name), ("exp_name", self.exp_name)):
+            parts = name.replace("\\", "/").split("/")
+            if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+                raise ValueError(
+                    f"{field} is {name[:80]!r}; expected a name for a folder below checkpoint_base_dir "
+                    f"({self.checkpoint_base_dir}), without '..'"
+                )
         return (Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
 
     @property

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.checkpoints.checkpoint import RECIPE_FILE, Checkpoint
-from openpi.shared import download
+from openpi.shared import download, strict_json
 from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig, config_names, get_config
 from openpi.training.recipe.decoding import Decoder, upgrade
@@ -187,20 +187,13 @@ def _read(path: Path) -> _Document:
     """Raises ValueError, or whatever `_errors_of` makes one of."""
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"it has {path.stat().st_size} bytes; expected a recipe of {_MAX_BYTES} at most")
-    document = json.loads(path.read_bytes(), object_pairs_hook=_without_repetition, parse_constant=_constant)
+    document = strict_json.read(path, parse_constant=_constant)
     version, sources, recipe = document["version"], document["sources"], document["config"]
     if version not in _READ_VERSIONS:
         raise ValueError(f"it has version {version}; this openpi reads {_READ_VERSIONS}. Upgrade openpi")
     if not (isinstance(sources, dict) and isinstance(recipe, dict)):
         raise ValueError("it is damaged: sources and config are no objects")
     return _Document(sources, upgrade(recipe, list(sources), "config") if version == 1 else recipe)
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError(f"it has a key twice among {', '.join(key for key, _ in pairs)[:120]}")
-    return content
 
 
 def _constant(text: str) -> float:

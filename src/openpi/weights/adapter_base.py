@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from openpi.shared import download
+from openpi.shared import download, strict_json
 
 ADAPTERS_FILE = "adapters.json"
 KEEP_FILE = "KEEP"
@@ -72,7 +72,7 @@ class AdapterBase:
         if not file.is_file():
             return None
         try:
-            document = json.loads(file.read_text())
+            document = strict_json.read(file)
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}, expected {_VERSION}")
             frozen = {

@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ def _load(file: Path, mtime_ns: int, num_bytes: int) -> Checksums:
     """As the file was at that time."""
     del mtime_ns, num_bytes
     try:
-        document = json.loads(file.read_text())
+        document = strict_json.read(file)
         if (document["version"], document["algorithm"]) != (_VERSION, _ALGORITHM):
             raise ValueError(
                 f"version {document['version']} of {document['algorithm']}; expected {_VERSION}, {_ALGORITHM}"

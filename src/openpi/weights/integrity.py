@@ -5,7 +5,6 @@ An OCDBT folder has a tree of nodes, from `manifest.ocdbt` on, that says which b
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import unquote
 
 import tensorstore
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.weights.checksums import Checksums
@@ -66,10 +66,10 @@ def is_chunk(key: str) -> bool:
 def _problems(folder: Path) -> Iterator[str]:
     for name in _DESCRIPTIONS:
         try:
-            json.loads((folder / name).read_text())
+            strict_json.read(folder / name)
         except FileNotFoundError:
             continue
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield f"{name} is cut off or no JSON ({found_instead(folder / name) or first_line(error)})"
     if not (folder / _MANIFEST).exists():
         if next(folder.glob("*/.zarray"), None) is None:  # one folder for each array, as old checkpoints have

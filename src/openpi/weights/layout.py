@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.shared.tree import unflatten
@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(strict_json.read(file))
     except (ValueError, TypeError) as error:
         why = found_instead(file) or first_line(error)
         raise ValueError(f"{file} is damaged ({why}); expected a JSON object") from error

@@ -7,16 +7,18 @@ counterpart is `lerobot_writer.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.normalize import NormStats
+from openpi.shared.typed_values import fitted
 from openpi.weights import safetensors_io
 from openpi.weights.layout import CONFIG_FILE, read_config
 
@@ -29,6 +31,8 @@ RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
 # Our names of vectors -> the dataset's, and the kind that `normalization_mapping` speaks of.
 FEATURES = {"state": ("observation.state", "STATE"), "actions": ("action", "ACTION")}
 STAT_FIELDS = ("mean", "std", "q01", "q99")
+
+_WIDEST = 10_000  # action
 
 OUR_EPSILON = 1e-6
 """What our formulas add to a standard deviation or a range (`openpi.transforms.Normalize`)."""
@@ -75,7 +79,12 @@ def read_relative(folder: Path) -> tuple[bool, ...] | None:
         ValueError: a file is damaged, or the two processors contradict each other.
     """
     config = read_config(folder)
-    steps = {step.get("registry_name"): _options(file, step) for file, step in _steps(folder)}
+    steps: dict[str | None, Mapping[str, Any]] = {}
+    for file, step in _steps(folder):
+        name = _name(step)
+        if name in steps and name in (RELATIVE, ABSOLUTE):
+            raise ValueError(f"{file} has the step '{name}' twice; expected it once. Export the policy again")
+        steps[name] = _options(file, step)
     if not steps:  # weights alone: the policy's config is what its trainer went by
         names, excluded = config.get("action_feature_names"), config.get("relative_exclude_joints")
         before = {"enabled": config.get("use_relative_actions"), "action_names": names, "exclude_joints": excluded}
@@ -83,24 +92,40 @@ def read_relative(folder: Path) -> tuple[bool, ...] | None:
     if not {RELATIVE, ABSOLUTE} & steps.keys():
         return None
     before, after = steps.get(RELATIVE, {}), steps.get(ABSOLUTE, {})
-    enabled, undone = bool(before.get("enabled")), bool(after.get("enabled"))
+    enabled, undone = (
+        _of_kind(options, "enabled", bool | None, f"{folder}, '{name}'") or False
+        for name, options in ((RELATIVE, before), (ABSOLUTE, after))
+    )
     if enabled != undone:
         raise ValueError(
             f"{folder}: '{RELATIVE}' of {PREPROCESSOR}.json has enabled={enabled}, and '{ABSOLUTE}' of "
             f"{POSTPROCESSOR}.json enabled={undone}; expected both or neither: nobody can tell whether it gives "
             "targets or changes. Correct the one that is wrong"
         )
-    names = before.get("action_names") or ()
-    width = _action_width(config) or len(names)
+    names = _of_kind(before, "action_names", list[str] | None, f"{folder}, '{RELATIVE}'") or ()
+    excluded = _of_kind(before, "exclude_joints", list[str] | None, f"{folder}, '{RELATIVE}'") or ()
+    width = _action_width(folder, config) or len(names)
     if not enabled:
         return (False,) * width
     padded = [*names, *[None] * (width - len(names))][:width]
-    return tuple(is_relative(name, before.get("exclude_joints") or ()) for name in padded)
+    return tuple(is_relative(name, excluded) for name in padded)
 
 
-def _action_width(config: Mapping[str, Any]) -> int:
-    feature = (config.get("output_features") or {}).get(FEATURES["actions"][0]) or {}
-    return (feature.get("shape") or [0])[0]
+def _action_width(folder: Path, config: Mapping[str, Any]) -> int:
+    """0 where it is not told."""
+    name = FEATURES["actions"][0]
+    where = f"{folder / CONFIG_FILE}, 'output_features'"
+    features = _of_kind(config, "output_features", dict[str, Any] | None, where) or {}
+    feature = _of_kind(features, name, dict[str, Any] | None, where) or {}
+    shape = _of_kind(feature, "shape", list[int] | None, f"{where}['{name}']") or [0]
+    if not 0 <= shape[0] <= _WIDEST:
+        raise ValueError(f"{where}['{name}'].shape is {shape}; expected the width of an action")
+    return shape[0]
+
+
+def _of_kind(entries: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+    """An entry of a declared type; a text in place of a list of texts would pass for one of letters."""
+    return fitted(entries.get(name), kind, f"{where}.{name}")
 
 
 def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats]:
@@ -118,14 +143,16 @@ def read_norm_stats(folder: Path, *, use_quantiles: bool) -> dict[str, NormStats
     tensors: dict[str, np.ndarray] = {}
     epsilon = OUR_EPSILON
     for file, step in _steps(folder):
-        name = step.get("registry_name", step.get("class"))
+        name = _name(step)
         if name not in _COVERED:
             logger.warning("%s has the step '%s', which is not done here; the recipe's transforms are", file.name, name)
         if name in (NORMALIZER, UNNORMALIZER):  # what LeRobot runs by, whatever its policy's config says
             _check_kind(file, _options(file, step).get("norm_map"), use_quantiles)
         if name == NORMALIZER:
-            epsilon = float(_options(file, step).get("eps", epsilon))
-        state = step.get("state_file")
+            epsilon = _of_kind({"eps": epsilon, **_options(file, step)}, "eps", float, f"{file}, '{name}'")
+            if not 0 <= epsilon < 1:
+                raise ValueError(f"{file}, '{name}'.eps is {epsilon}; expected a small number from 0 on")
+        state = _of_kind(step, "state_file", str | None, f"{file}, '{name}'")
         if state is not None:
             opened = safetensors_io.open_tensors(file.parent / Path(state).name)
             own = {key: np.array(opened[key], np.float64).reshape(-1) for key in opened}
@@ -184,10 +211,18 @@ def _steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if not file.is_file():
             continue
         try:
-            steps = [dict(step) for step in json.loads(file.read_text())["steps"]]
+            steps = [dict(step) for step in strict_json.read(file)["steps"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({first_line(error)}); expected an object with 'steps'") from error
         yield from ((file, step) for step in steps)
+
+
+def _name(step: Mapping[str, Any]) -> str | None:
+    """As LeRobot registers it; of a step that is told by its class alone, what that is registered as."""
+    if step.get("registry_name") is not None or not isinstance(step.get("class"), str):
+        return step.get("registry_name")
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", step["class"].rpartition(".")[2]).lower().removesuffix("_step")
+    return name if name in (NORMALIZER, UNNORMALIZER, RELATIVE, ABSOLUTE) else step["class"]
 
 
 def _options(file: Path, step: Mapping[str, Any]) -> Mapping[str, Any]:

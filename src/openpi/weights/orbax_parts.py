@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import tensorstore
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.weights.checksums import Checksums
 from openpi.weights.integrity import check_complete, is_chunk, value_places
@@ -169,7 +170,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
     """`_METADATA`, and the keys of every array that it names."""
     file = folder / "_METADATA"
     try:
-        document = dict(json.loads(file.read_text()))
+        document = dict(strict_json.read(file))
         leaves = [[str(key["key"]) for key in leaf["key_metadata"]] for leaf in document["tree_metadata"].values()]
         wrong = next((key for leaf in leaves for key in leaf if "/" in key or key in ("", ".", "..")), None)
         if wrong is not None or not all(leaves):

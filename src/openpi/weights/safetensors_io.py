@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import uuid
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, Self
 import ml_dtypes
 import numpy as np
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.weights.checksums import Checksums
@@ -198,7 +198,7 @@ def _file_in(folder: Path) -> Path:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor -> shard, a file beside the index."""
     try:
-        shard_of = _parsed(index.read_bytes())["weight_map"]
+        shard_of = strict_json.read(index)["weight_map"]
         wrong = [name for name in shard_of.values() if name != Path(name).name or not name]
         if wrong:
             raise ValueError(f"it names the file {wrong[0]!r}; shards are beside it")
@@ -249,19 +249,6 @@ def _check_elsewhere(index: Path, places: Mapping[str, _Place], elsewhere: Mappi
             )
 
 
-def _parsed(text: bytes) -> Any:
-    """JSON in which no object has a key twice: of two, Python would take the last."""
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"it has {twice!r} twice")
-    return found
-
-
 def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -271,7 +258,7 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
             raise ValueError(f"{file} is cut off or no safetensors file: {why}")
         text = stream.read(start)
     try:
-        header = dict(_parsed(text))
+        header = dict(strict_json.parse(text))
         metadata = dict(header.pop(_METADATA, {}))
         entries = {
             name: (_spec(entry["dtype"], entry["shape"]), begin, end)

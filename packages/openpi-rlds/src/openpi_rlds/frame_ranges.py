@@ -1,11 +1,12 @@
 """Which frames of which episodes are used: a JSON file of `{"<recording folder>--<file>": [[start, end), ...]}`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+
+from openpi.shared import strict_json
 
 Ranges: TypeAlias = Mapping[str, Sequence[Sequence[int]]]
 
@@ -21,7 +22,7 @@ class FrameRanges:
     def load(cls, path: Path) -> "FrameRanges":
         """Raises ValueError unless the file holds such a table, and FileNotFoundError where there is none."""
         try:
-            table = json.loads(path.read_text())
+            table = strict_json.read(path)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); expected frame ranges by episode") from error
         if not isinstance(table, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.source import EpisodeRef, Numbers, found, joined, relative
+from openpi.shared import strict_json
 from openpi.shared.errors import listed
 
 CONTROL_HZ = 20  # of robosuite, where a file does not say
@@ -55,7 +55,7 @@ def json_attribute(file: Hdf5File, group: str, name: str) -> Mapping[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(str(text))
+        value = strict_json.parse(str(text))
     except ValueError as error:
         raise ValueError(f"{file.path}: the attribute {name} of {group} is no JSON ({error})") from error
     if not isinstance(value, dict):

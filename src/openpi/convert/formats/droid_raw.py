@@ -10,7 +10,6 @@ Source: the training specification, section 12.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.formats.mp4 import count_frames, video
 from openpi.convert.source import EpisodeRef, Numbers, RawColumn, RawEpisode, found, joined, relative
 from openpi.policies.droid_policy import DROID_SPEC
+from openpi.shared import strict_json
 
 _RATE_HZ = 15
 _SIZE_HW = (180, 320)
@@ -118,7 +118,7 @@ def _instructions(root: Path) -> dict[str, str]:
     told: dict[str, str] = {}
     for path in sorted(root.glob("aggregated-annotations-*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = strict_json.read(path)
             told |= {number: str(entry["language_instruction1"]).strip() for number, entry in content.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no list of instructions by episode id ({error!r})") from error

@@ -11,6 +11,7 @@ from av.error import FFmpegError
 from PIL import Image
 
 from openpi.convert.source import Camera
+from openpi.data.lerobot.video import camera_stream
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.file_kinds import found_instead
 
@@ -23,8 +24,8 @@ def count_frames(path: Path) -> int:
     """
     try:
         with av.open(str(path), format="mp4") as container:
-            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
-    except (FFmpegError, IndexError) as error:
+            return sum(packet.size > 0 for packet in container.demux(camera_stream(container, path)))
+    except FFmpegError as error:
         raise _unreadable(path, error) from error
 
 
@@ -37,18 +38,23 @@ def _frames(path: Path, length: int, size_hw: tuple[int, int]) -> Iterator[np.nd
     height, width = size_hw
     try:
         with av.open(str(path), format="mp4") as container:
-            stream = container.streams.video[0]
+            stream = camera_stream(container, path)
             stream.thread_type = "AUTO"
             Budget(MAX_IMAGE_PIXELS, "pixels").spend(stream.width * stream.height, f"a frame of {path}")
             for number, frame in enumerate(container.decode(stream)):
                 if number == length:
                     return
+                if frame.is_corrupt:
+                    raise ValueError(
+                        f"{path} is damaged: the decoder has to make up (parts of) frame {number}. Bring the file here "
+                        "again, or leave its episode out"
+                    )
                 image = Image.fromarray(frame.to_ndarray(format="rgb24"))
                 resized = (
                     image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
                 )
                 yield np.asarray(resized)
-    except (FFmpegError, IndexError) as error:
+    except FFmpegError as error:
         raise _unreadable(path, error) from error
 
 

@@ -12,12 +12,12 @@ arrived) or `header` (its stamp). `topics` in a draft says what the bag has, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openpi.shared import strict_json
 from openpi.shared.errors import listed
 
 _MAX_BYTES = 1 << 20
@@ -89,7 +89,7 @@ def parse(text: str, where: str) -> Mapped:
         ValueError: no such file; what is wrong in it is named.
     """
     try:
-        told = json.loads(text)
+        told = strict_json.parse(text)
     except ValueError as error:
         raise ValueError(f"{where} is no JSON: {error}") from error
     if not isinstance(told, dict) or not isinstance(told.get("columns"), dict) or not told["columns"]:

@@ -26,6 +26,23 @@ REPLACED = ".replaced"
 _REWRITTEN = ("info.json", "stats.json", "tasks.parquet")
 
 
+def check_room(root: Path, *, overwrite: bool) -> None:
+    """Whether a dataset may be put in a place.
+
+    Raises:
+        FileExistsError: another is there that is not to be replaced; or something else is, which never is.
+    """
+    if not root.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{root} exists; choose another folder, or replace it with overwrite=True (--overwrite)")
+    if not (root / home.INFO_FILE).is_file() and not (root.is_dir() and next(root.iterdir(), None) is None):
+        raise FileExistsError(
+            f"{root} is no dataset (it has no {home.INFO_FILE}), and what it holds would be deleted; choose another "
+            "folder"
+        )
+
+
 @dataclass(frozen=True)
 class ExistingDataset:
     """A dataset before episodes are appended."""

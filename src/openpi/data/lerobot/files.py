@@ -1,6 +1,6 @@
 """Opening the files of a dataset: what cannot be read is looked at, and the error says what it is."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 
@@ -47,7 +48,10 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         FileNotFoundError, ValueError: as `open_parquet`; or a page is damaged.
     """
     with open_parquet(path) as file:
-        present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        names = file.schema_arrow.names
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{path} has the column {twice[0]!r} twice; keep the one that is right")
+        present = None if columns is None else [name for name in columns if name in names]
         try:
             return file.read(columns=present)
         except (pa.ArrowException, OSError) as error:
@@ -107,8 +111,8 @@ def _read_text(path: Path) -> str:
 
 def _parsed(path: Path, text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return strict_json.parse(text)
+    except ValueError as error:
         why = found_instead(path) or f"{first_line(error)}. Correct it, or bring it here again"
         raise ValueError(f"{path}{where} is not valid JSON: {why}") from error
 

@@ -4,6 +4,7 @@ Nothing is decoded or copied ahead of time: datasets of this kind are tens of GB
 """
 
 import enum
+import struct
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +17,10 @@ from openpi.data.images import decode_image
 from openpi.data.lerobot.files import check_inside, open_parquet
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 from openpi.data.path_template import inside
+from openpi.shared.errors import first_line
+
+# What reading pages of a damaged file comes to.
+_DAMAGE = (pa.ArrowException, OSError, struct.error, IndexError, KeyError, OverflowError, MemoryError)
 
 MAX_KNOWN_COLUMNS = 16384  # what is kept of one is where its pages and values lie: some KB
 
@@ -60,6 +65,13 @@ class ImageColumns:
             return self._column(path, column, field).value(row)
         except UnsupportedLayoutError:
             return self._remember(path, column, _WholeColumn(path, column, field)).value(row)
+        except FileNotFoundError:
+            raise
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path}, column '{column}', row {row}: it is damaged ({first_line(error)}). Bring the file again, "
+                "or leave out its episodes"
+            ) from error
 
     def _kind(self, path: Path, column: str) -> "_Kind":
         if (path, column) not in self._kinds:

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.index import IndexEntries
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from openpi.data.lerobot.files import require_file
 from openpi.shared.errors import first_line
@@ -23,6 +27,27 @@ from openpi.shared.file_kinds import found_instead
 
 _EXACT_PERIODS = 1 / 16
 MAX_OPEN_VIDEOS = 16  # per thread: each takes a file handle, of which a process has 1024, and a few MB
+
+
+def camera_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The one video of a file; a cover, as films have, is none.
+
+    Raises:
+        ValueError: there is none, or several, of which nothing says which is the camera.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    # PyAV has no context, against its types, where no decoder is known.
+    if any(stream.codec_context is None for stream in streams):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ValueError(f"{path} is encoded in a way that is not known here, or damaged. Bring it here again as H.264")
+    if len(streams) == 1:
+        return streams[0]
+    if not streams:
+        raise ValueError(f"{path} has no video stream")
+    kinds = ", ".join(f"{s.height} x {s.width} {s.codec_context.pix_fmt}" for s in streams)
+    raise ValueError(
+        f"{path} has {len(streams)} video streams ({kinds}); expected one, for nothing says which is the camera. Write "
+        "each into a file of its own"
+    )
 
 
 class VideoFile:
@@ -39,10 +64,8 @@ class VideoFile:
             self._container = av.open(str(path))
         except (FFmpegError, OSError) as error:
             raise ValueError(f"{path} is not a readable video: {_why_no_video(path, error)}") from error
-        if not self._container.streams.video:
-            raise ValueError(f"{path} has no video stream")
         self.path = path
-        self._stream = self._container.streams.video[0]
+        self._stream = camera_stream(self._container, path)
         self.fps = float(self._stream.average_rate or 1) if fps is None else fps
         # Frame threads would hold back as many frames as there are threads: bad for reading two.
         self._stream.codec_context.thread_count = 1
@@ -51,6 +74,7 @@ class VideoFile:
         self._first_pts = self._stream.start_time or 0
         self._frames: Iterator[VideoFrame] | None = None
         self._last: VideoFrame | None = None
+        self._is_damaged = False
         self._gop_frames = gop_frames
 
     @property
@@ -72,6 +96,11 @@ class VideoFile:
         return bool(self._stream.frames)
 
     @property
+    def rate(self) -> float | None:
+        """Frames per second, as the container says."""
+        return None if self._stream.average_rate is None else float(self._stream.average_rate)
+
+    @property
     def pixel_format(self) -> str:
         """Name in FFmpeg, such as `yuv420p`."""
         return self._stream.codec_context.pix_fmt or "unknown"
@@ -82,17 +111,23 @@ class VideoFile:
         kind = self._stream.codec_context.format
         return max((component.bits for component in kind.components), default=8) if kind is not None else 8
 
+    @property
+    def _index(self) -> IndexEntries | None:
+        """An entry per frame; None where the container lists key frames only, and more as they are met (Matroska)."""
+        entries = self._stream.index_entries
+        return entries if 0 < len(entries) == self._stream.frames else None
+
     def time_of(self, number: int) -> float:
         """When the container shows a frame, in seconds after its first; by its index if it has one."""
-        index = self._stream.index_entries
-        if number >= len(index):
+        index = self._index
+        if index is None or number >= len(index):
             return number / self.fps
         return (index[number].timestamp - index[0].timestamp) / self._ticks_per_s
 
     @cached_property
     def key_frames(self) -> np.ndarray:
         """int64[k]: numbers of the frames that decode alone, by the container's index; empty without one."""
-        index = self._stream.index_entries
+        index = self._index or ()
         return np.array([number for number in range(len(index)) if index[number].is_keyframe], np.int64)
 
     def frame(self, number: int) -> np.ndarray:
@@ -103,7 +138,8 @@ class VideoFile:
         """
         # An index has the times of decoding: with B-frames those of showing differ, if only in a file whose frames are
         # unevenly spaced. Without, they are the same, and frames may lie as close together as they like.
-        is_exact = number < len(self._stream.index_entries) and not self._stream.codec_context.has_b_frames
+        is_told = self._index is not None and number < len(self._index)
+        is_exact = is_told and not self._stream.codec_context.has_b_frames
         return self._shown(self.time_of(number), _EXACT_PERIODS if is_exact else 0.5)
 
     def frame_at(self, time_s: float) -> np.ndarray:
@@ -127,6 +163,11 @@ class VideoFile:
                 f"{self.fps:g} fps); it holds {self.num_frames} frames. The video and the table come from different "
                 "recordings"
             )
+        if self._is_damaged:
+            raise ValueError(
+                f"{self.path} is damaged: at {time_s:.4f} s its decoder has to make up (parts of) the picture. Bring "
+                "the file here again, or leave its episodes out"
+            )
         if frame.rotation:
             raise ValueError(
                 f"{self.path} is to be shown turned by {-frame.rotation} degrees (its display matrix), as of phones: "
@@ -147,6 +188,8 @@ class VideoFile:
         for frame in self._frames or ():
             self._note_gop(frame, period)
             self._last = frame
+            # Decoders make up what a damaged packet does not tell, and go on from that up to the next key frame.
+            self._is_damaged = frame.is_corrupt or (self._is_damaged and not frame.key_frame)
             if _pts(frame) > target - tolerance:
                 return frame if _pts(frame) <= target + tolerance else None
         self._frames = self._last = None
@@ -171,7 +214,7 @@ class VideoFile:
             first = next(frames, None)
             if back_s is None or (first is not None and _pts(first) <= target + tolerance):
                 break
-        self._last = None
+        self._last, self._is_damaged = None, False
         self._frames = iter(()) if first is None else _chain(first, frames)
         self._since_key = 0
 

@@ -105,6 +105,12 @@ class VideoLayout:
                 f"ends. The file is {'truncated' if found < expected else 'too long'}, or belongs to another "
                 f"recording. {out}"
             )
+        rate = video.rate
+        if not video.is_counted and rate is not None and abs(rate / self._fps - 1) > _DRIFT:  # times are not told
+            raise ValueError(
+                f"{video.path} runs at {rate:.4g} frames per second; expected {self._fps:g}, the fps in meta/info.json"
+                f". {out}"
+            )
         self._check_clock(video, layout, out)
 
     def _check_clock(self, video: VideoFile, layout: FileLayout, out: str) -> None:

@@ -69,8 +69,9 @@ class LeRobotWriter:
         scratch: Path | None = None,
     ):
         self._root = Path(root).expanduser()
-        self._replaces = overwrite or append
-        self._refuse_existing()
+        self._overwrite = overwrite
+        if not append:
+            existing.check_room(self._root, overwrite=overwrite)
         self._before = ExistingDataset.load(self._root) if append else None
         self._fps = fps
         self._robot_type = robot_type
@@ -283,7 +284,8 @@ class LeRobotWriter:
 
     def _move_into_place(self) -> None:
         self._temporary.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-        self._refuse_existing()
+        if self._before is None:
+            existing.check_room(self._root, overwrite=self._overwrite)
         if not self._root.exists():
             self._temporary.rename(self._root)
             return
@@ -296,12 +298,6 @@ class LeRobotWriter:
             replaced.rename(self._root)
             raise
         shutil.rmtree(replaced)
-
-    def _refuse_existing(self) -> None:
-        if self._root.exists() and not self._replaces:
-            raise FileExistsError(
-                f"{self._root} exists; choose another folder, or replace it with overwrite=True (--overwrite)"
-            )
 
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:

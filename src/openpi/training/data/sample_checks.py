@@ -175,7 +175,9 @@ def _normalised(step: transforms.Normalize, before: Sample, after: Sample, conte
     old, new = flatten(before), flatten(after)
     norm_stats = flatten(step.norm_stats)
     dims = stats_check.Dims(
-        {key: np.shape(old[key])[-1] for key in norm_stats if np.ndim(old.get(key, 0))}, context.names
+        {key: np.shape(old[key])[-1] for key in norm_stats if np.ndim(old.get(key, 0))},
+        context.names,
+        context.model.action_dim,
     )
     for problem in stats_check.find_problems(norm_stats, use_quantiles=step.use_quantiles, dims=dims):
         yield Finding("statistics", f"training and serving refuse them: {problem}")

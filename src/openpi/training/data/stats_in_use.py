@@ -46,7 +46,12 @@ def folders_of(config: TrainConfig, data_config: DataConfig) -> list[str | None]
 
 
 def usable(
-    data_config: DataConfig, folder: str | None, widths: dict[str, int], checkpoint: Checkpoint | None = None
+    data_config: DataConfig,
+    folder: str | None,
+    widths: dict[str, int],
+    checkpoint: Checkpoint | None = None,
+    *,
+    padded_width: int,
 ) -> Stats | None:
     """The statistics to train on.
 
@@ -54,6 +59,7 @@ def usable(
         data_config: of one dataset.
         folder: where its statistics are.
         widths: of `state` and `actions`, as they are normalised.
+        padded_width: that of the model.
         checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
     Raises:
         ValueError: they cannot be used; see `stats_check`.
@@ -63,7 +69,7 @@ def usable(
         return None
     source = str(folder if checkpoint is None else checkpoint)
     use_quantiles = data_config.use_quantile_norm
-    dims = dataclasses.replace(stats_dims(data_config), widths=widths)
+    dims = dataclasses.replace(stats_dims(data_config), widths=widths, padded_width=padded_width)
     stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
     if checkpoint is not None:
         return found

@@ -113,9 +113,12 @@ class Decoder:
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in decoded):
             raise ValueError(f"{field} has entries that are no pairs of key and value")
         try:
-            return dict(decoded)
+            content = dict(decoded)
         except TypeError as error:
             raise ValueError(f"{field} has keys that cannot be ones ({error})") from error
+        if len(content) < len(decoded):
+            raise ValueError(f"{field} has a key twice among {str(list(content))[:80]}")
+        return content
 
     def _dataclass(self, name: str, encoded: dict[str, Any], field: str) -> Any:
         listed = recipe_table.find_type(name)

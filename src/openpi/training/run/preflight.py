@@ -185,12 +185,13 @@ def with_usable_statistics(config: TrainConfig, data: RecipeData, checkpoint: Ch
         ValueError: the statistics cannot be used; or a transform fails.
     """
     folders = stats_in_use.folders_of(config, data.config)
-    return data.with_stats(
-        [
-            stats_in_use.usable(member, folder, _stats_widths(member, dataset), checkpoint)
-            for (member, dataset), folder in zip(data.members, folders, strict=True)
-        ]
-    )
+    found = [
+        stats_in_use.usable(
+            member, folder, _stats_widths(member, dataset), checkpoint, padded_width=config.model.action_dim
+        )
+        for (member, dataset), folder in zip(data.members, folders, strict=True)
+    ]
+    return data.with_stats(found)
 
 
 def _stats_widths(data_config: DataConfig, dataset: Dataset | Stream) -> dict[str, int]:
@@ -331,15 +332,6 @@ def _check_contract(
         raise ValueError(
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
-    for key, stats in (data_config.norm_stats or {}).items():
-        width = np.shape(raw[key])[-1]
-        # Those of released bases are padded to the model's width.
-        if stats.width not in (width, config.model.action_dim):
-            raise ValueError(
-                f"the statistics of '{key}' have {stats.width} dimensions, and the samples of "
-                f"{data_config.dataset_name} {width}: they are of another robot, or of other data. Compute them anew "
-                "with `openpi stats`"
-            )
     actions = np.asarray(raw["actions"])
     recorded = np.shape(client.get("actions", actions))[-1]
     # The robot's transforms may train another form of action, or leave a recorded dimension out.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.checkpoints.find import complete_steps
+from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
@@ -108,7 +108,7 @@ def _read_loop_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
         logger.warning("%s has no %s: the data order starts from the seed again", checkpoint, LOOP_STATE_FILE)
         return None
     try:
-        loop_state = json.loads(file.read_text())
+        loop_state = strict_json.read(file)
         return {"loader": dict(loop_state["loader"]), "window": list(loop_state["window"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 FIRST_BATCH, VALIDATION = "first_batch", "validation"  # pictures: one of a run, and one of each validation
+# At least one of them, or a checkpoint, is in the folder of a run, of another trainer's, too.
+_SIGNS_OF_A_RUN = (METRICS_FILE, f"{FIRST_BATCH}.png", "wandb_id.txt")
 # Network file systems may show a new file late.
 _SHARED_WITHIN_S = 10
 
@@ -66,9 +68,12 @@ def open_directory(
     """A folder's checkpoints, with room made for a run, and the step to continue after; None = a fresh start.
 
     Raises:
-        FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set.
+        FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set; or it is to be overwritten
+            and holds something else than one run.
         RuntimeError: another process is training in it.
     """
+    if overwrite and _holds_a_run(directory):
+        _check_is_one_run(directory)
     if _holds_a_run(directory) and not (overwrite or resume):
         raise FileExistsError(
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
@@ -139,6 +144,18 @@ def _holds_a_run(directory: Path) -> bool:
     """A start that was refused leaves nothing but its lock."""
     return directory.exists() and (
         not directory.is_dir() or any(not e.name.startswith(LOCK_FILE) for e in directory.iterdir())
+    )
+
+
+def _check_is_one_run(directory: Path) -> None:
+    """Raises FileExistsError where overwriting would delete what is no run's, or several runs."""
+    entries = sorted(directory.iterdir()) if directory.is_dir() else [directory]
+    runs = [entry.name for entry in entries if not entry.name.isdecimal() and entry.is_dir() and complete_steps(entry)]
+    if not runs and any(entry.name.isdecimal() or entry.name in _SIGNS_OF_A_RUN for entry in entries):
+        return
+    held = f"the runs {', '.join(runs[:5])}" if runs else f"no run, but {', '.join(e.name for e in entries[:5])}"
+    raise FileExistsError(
+        f"{directory} holds {held}, which --overwrite would delete; choose another --exp-name, or move them away"
     )
 
 

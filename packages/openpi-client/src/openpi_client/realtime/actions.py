@@ -1,7 +1,6 @@
 """What an action of a policy is: its dimensions, its rate, and how the robot stands still."""
 
 import dataclasses
-import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -12,6 +11,7 @@ Hold = Union[Literal["stay", "zero"], Sequence[Literal["stay", "zero"]]]
 
 # Of a chunk; published ones have 8 to 50.
 _MOST_ROWS = 10_000
+_HIGHEST_HZ = 10_000
 
 _MOVING_WORDS = ("veloc", "relative", "delta")
 
@@ -48,7 +48,7 @@ class ActionSpec:
         """
         contract = contract_of(metadata)
         actions = contract.get("actions", {})
-        names = tuple(str(name) for name in actions.get("names", ()))
+        names = _names(actions.get("names", ()))
         if not names and width is None:
             raise ValueError("the server does not tell how wide an action is (no contract); give action_width=...")
         if names and width not in (None, len(names)):
@@ -76,7 +76,8 @@ class ActionSpec:
             return f"'actions' of the answer have shape {rows.shape}; expected [horizon, {self.width}]"
         if horizon is not None and len(rows) > horizon:
             return f"'actions' of the answer have {len(rows)} rows; expected at most {horizon}"
-        bad = np.argwhere(~np.isfinite(rows))
+        with np.errstate(over="ignore"):  # robots read float32, in which more is infinite
+            bad = np.argwhere(~np.isfinite(rows.astype(np.float32)))
         if len(bad):
             row, dim = (int(index) for index in bad[0])
             return f"'{self.names[dim]}' in row {row} of the answer is {rows[row, dim]}; expected finite numbers"
@@ -84,9 +85,32 @@ class ActionSpec:
 
 
 def contract_of(metadata: Mapping[str, Any]) -> Dict[str, Any]:
-    """The contract in a server's metadata; empty if there is none."""
-    contract = metadata.get("contract")
-    return dict(contract) if isinstance(contract, Mapping) else {}
+    """The contract in a server's metadata; empty if there is none.
+
+    Raises:
+        ValueError: its parts are no maps.
+    """
+    contract = metadata.get("contract") if isinstance(metadata, Mapping) else None
+    if not isinstance(contract, Mapping):
+        return {}
+    lists = [contract.get(key) or () for key in ("state", "cameras")]
+    parts = [
+        contract.get("actions", {}),
+        *(part for found in lists if isinstance(found, (list, tuple)) for part in found),
+    ]
+    if not all(isinstance(part, Mapping) for part in parts) or not all(isinstance(x, (list, tuple)) for x in lists):
+        raise ValueError(
+            "the contract of the server is none: expected a map for 'actions', and lists of maps for 'state' and "
+            "'cameras'. Serve the checkpoint with this version of openpi"
+        )
+    return dict(contract)
+
+
+def _names(told: Any) -> Tuple[str, ...]:
+    are_texts = isinstance(told, (list, tuple)) and all(isinstance(name, str) for name in told)
+    if not are_texts or len(set(told)) < len(told):
+        raise ValueError(f"the contract of the server has the names {told!r:.200} of actions; expected different texts")
+    return tuple(told)
 
 
 def _horizon(told: Any) -> Optional[int]:
@@ -96,14 +120,18 @@ def _horizon(told: Any) -> Optional[int]:
 
 
 def _rate(told: Any) -> Optional[float]:
-    if told is None or (isinstance(told, (int, float)) and not isinstance(told, bool) and 0 < told < math.inf):
+    if told is None or (isinstance(told, (int, float)) and not isinstance(told, bool) and 0 < told <= _HIGHEST_HZ):
         return told
-    raise ValueError(f"the contract of the server has a control_hz of {told!r}; expected more than 0")
+    raise ValueError(
+        f"the contract of the server has a control_hz of {told!r}; expected more than 0, at most {_HIGHEST_HZ}"
+    )
 
 
 def _stays(hold: Hold, names: Sequence[str]) -> np.ndarray:
-    words: List[str] = [hold] * len(names) if isinstance(hold, str) else list(hold)
-    if len(words) != len(names) or not set(words) <= {"stay", "zero"}:
+    words: List[str] = (
+        [hold] * len(names) if isinstance(hold, str) else list(hold) if isinstance(hold, (list, tuple)) else []
+    )
+    if len(words) != len(names) or not all(word in ("stay", "zero") for word in words):
         raise ValueError(
             f"hold is {hold!r}; expected 'stay' (positions), 'zero' (velocities), or one of them for each of "
             f"{', '.join(names)}"

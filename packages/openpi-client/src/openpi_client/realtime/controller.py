@@ -8,7 +8,7 @@ home -> start -> blend -> play      start: holds, and asks where the policy woul
 
 import enum
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -128,8 +128,9 @@ class Controller:
         if answer.result is None:
             return self._failed(answer.failure, answer.error, tick, fields)
         self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
-        self._warn(answer.result.get("warnings", ()))
-        rows = answer.result.get("actions")
+        result = answer.result if isinstance(answer.result, Mapping) else {}
+        self._warn(result.get("warnings", ()))
+        rows = result.get("actions")
         problem = self.spec.problem(rows, self.horizon if self._has_horizon else None)
         if problem:
             return self._failed("refused", problem, tick, fields)

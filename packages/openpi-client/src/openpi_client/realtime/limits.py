@@ -44,7 +44,7 @@ class Limits:
             raise ValueError(f"on_violation is {self.on_violation!r}; expected 'clamp' or 'stop'")
         for name in ("low", "high", *_STEPS):
             bound = getattr(self, name)
-            if bound is not None and np.isnan(np.asarray(bound, np.float64)).any():
+            if bound is not None and not _are_numbers(bound):
                 raise ValueError(f"limits.{name} is {bound}; expected numbers")
         for name in _STEPS:
             bound = getattr(self, name)
@@ -170,6 +170,13 @@ class Limiter:
             return ""
         worst = changed[np.argmax(np.abs(wanted - allowed)[changed])]
         return f"'{self._spec.names[worst]}' of {wanted[worst]:.4g} is {what}; {allowed[worst]:.4g} is allowed"
+
+
+def _are_numbers(bound: Any) -> bool:
+    try:
+        return not np.isnan(np.asarray(bound, np.float64)).any()
+    except (TypeError, ValueError):
+        return False
 
 
 def _narrower(mine: Bound, other: Bound, choose: Callable[..., np.ndarray]) -> Bound:
