@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.seen import FLAT, SIDE, Seen, Vector, direction, view
+from openpi.policies.drift import Drift
+from openpi.policies.seen import FLAT, SIDE, Seen, Vector, cells, color, direction, grey
 from openpi.shared.tree import flatten
 
 _LOOKS = 5  # observations that a check of pictures looks at
@@ -59,10 +60,15 @@ class _Looked:
 
 
 class Watch:
-    """Looks at the observations of one robot, in order. Not for several threads at once."""
+    """Looks at the observations of one robot, in order. Not for several threads at once.
+
+    Attributes:
+        drift: averages of what was looked at.
+    """
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
+        self.drift = Drift(seen)
         self._column = {key: i for i, key in enumerate(seen.cameras)}
         known = [camera.directions() for camera in seen.cameras.values()]
         self._known = np.concatenate([*known, np.zeros((0, SIDE * SIDE), np.float32)])
@@ -83,8 +89,11 @@ class Watch:
         found = strange if self._strange >= _LOOKS else []
         keys = tuple(key for key in self._column if key in leaves)
         if keys:
-            self._looked.append(self._look_at(keys, np.stack([view(leaves[key]) for key in keys])))
+            colored = np.stack([cells(leaves[key]) for key in keys])
+            self._looked.append(self._look_at(keys, grey(colored)))
             found += self._cameras()
+        self.drift.add(state, dict(zip(keys, color(colored), strict=True)) if keys else {})
+        found += self.drift.warnings()
         if self._is_first:
             found += _starts(self._seen.state, state)
         self._is_first = False
@@ -116,7 +125,7 @@ class Watch:
             return
         rows = [i for i in range(len(last.keys)) if i not in flat]
         yield from (_frozen(last.keys[i]) for i in rows if self._is_frozen(i))
-        mean = np.mean([each.distances for each in self._looked], axis=0)
+        mean = np.add.reduce([each.distances for each in self._looked]) / _LOOKS
         columns = [self._column[key] for key in last.keys]
         far = [i for i in rows if mean[i, columns[i]] > self._far(last.keys[i])]
         if not far:

@@ -53,7 +53,7 @@ from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
-from openpi_client.connection import FEATURES_HEADER
+from openpi_client.connection import FEATURES_HEADER, UNTIMED, features
 from openpi_client.stream import MessageStream
 
 logger = logging.getLogger("openpi")
@@ -299,6 +299,7 @@ class PolicyServer:
                     self._limits,
                     memory,
                     self._client_log,
+                    keeps_time=UNTIMED not in features(handshake.headers),
                 ).run(requested)
             finally:
                 self._metrics.session_closed(session.protocol)

@@ -9,7 +9,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.policies.seen import Seen
+from openpi.policies.seen import Column, Seen
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig
@@ -42,11 +42,15 @@ def look(config: TrainConfig, data_config: DataConfig, numbers: Sequence[int]) -
         for number in chosen
         for step in spread(range(moments.lengths[number]), _FRAMES)
     ]
-    return Seen.of(samples, moments.tasks if data_config.prompt_from_task else (), _ranges(data_config, samples[0][2]))
+    prompts = moments.tasks if data_config.prompt_from_task else ()
+    columns, length = _columns(data_config, samples[0][2])
+    return Seen.of(samples, prompts, columns, length)
 
 
-def _ranges(data_config: DataConfig, observation: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of vectors that the recipe takes from a column as they are: of all frames, which costs no picture."""
+def _columns(data_config: DataConfig, observation: Mapping[str, Any]) -> tuple[dict[str, Column], float]:
+    """Vectors that the recipe takes from a column as they are, in all frames, which costs no picture; and how long
+    episodes are.
+    """
     metadata = data_loader.open_metadata(data_config)
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
     sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in metadata.features}
@@ -55,6 +59,13 @@ def _ranges(data_config: DataConfig, observation: Mapping[str, Any]) -> dict[str
         for key, value in transforms.flatten_dict(observation).items()
         if np.ndim(value) == 1 and (source := sources.get(key)) in metadata.column_keys
     }
-    columns = LeRobotDataset(metadata.root, columns=sorted(set(taken.values())), metadata=metadata)
-    found = {key: columns.column(source) for key, source in taken.items()}
-    return {key: (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) for key, values in found.items()}
+    dataset = LeRobotDataset(metadata.root, columns=sorted(set(taken.values())), metadata=metadata)
+    bounds = dataset.episode_bounds
+    found = {}
+    for key, source in taken.items():
+        values = dataset.column(source).astype(np.float64)
+        means = np.array([values[begin:end].mean(axis=0) for begin, end in bounds])
+        is_whole = np.isfinite(means).all(axis=1)
+        if is_whole.any():
+            found[key] = Column(np.nanmin(values, axis=0), np.nanmax(values, axis=0), means[is_whole])
+    return found, float(np.diff(bounds, axis=1).mean())
