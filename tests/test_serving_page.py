@@ -187,7 +187,7 @@ frame.onload = () => setTimeout(() => {
 def _status_page(port: int) -> str:
     """The page with the data in it, as text of JavaScript."""
     page, status = get(port, "/")[2], get(port, "/status.json")[2]
-    page = page.replace("await (await fetch(\"status.json\")).json()", status)
+    page = page.replace('await (await fetch("status.json")).json()', status)
     return json.dumps(page).replace("</", "<\\/")
 
 

@@ -9,12 +9,12 @@ import pytest
 import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
 from openpi.policies.contract import Contract
-from openpi.policies.policy_config import create_trained_policy
 from openpi.policies.guards import ObservationError
 from openpi.policies.pace import Pace
+from openpi.policies.policy_config import create_trained_policy
 from openpi.policies.robot_spec import VectorSpec
 from openpi.policies.seen import Camera, Column, Seen, view
-from openpi.policies.watch import Watch
+from openpi.policies.watch import Watch, once
 from openpi.serving import conversation
 from openpi.serving.access import Limits
 from openpi.serving.client_log import ClientLog
@@ -58,11 +58,17 @@ def _smooth(small: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Seen:
-    samples = []
-    for number in range(30):
-        episode = Arm(number).episode()
-        samples += [(number, step == 0, episode[step]) for step in (0, 5, 11)]
+def episodes() -> list[list[dict]]:
+    return [Arm(number).episode() for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def samples(episodes) -> list[tuple[int, bool, dict]]:
+    return [(number, step == 0, episode[step]) for number, episode in enumerate(episodes) for step in (0, 5, 11)]
+
+
+@pytest.fixture(scope="module")
+def seen(samples) -> Seen:
     return Seen.of(samples, ["pick up the cube", "put it down"])
 
 
@@ -75,26 +81,33 @@ def test_a_clean_robot_is_not_bothered(seen):
     assert [codes(seen, Arm(100 + i).episode()) for i in range(10)] == [[]] * 10
 
 
-@pytest.mark.parametrize(
-    ("code", "change"),
-    [
-        ("swapped", lambda o, _: {"camera/top": o["camera/side"], "camera/side": o["camera/top"]}),
-        ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),
-        ("blank", lambda o, _: {"camera/side": np.zeros_like(o["camera/side"])}),
-        ("blank", lambda o, _: {"camera/side": np.full_like(o["camera/side"], 255)}),
-        ("turned", lambda o, _: {"camera/top": o["camera/top"][::-1, ::-1]}),
-        ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
-        ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
-        ("view", lambda o, _: {"camera/top": o["camera/top"][:30, :40].repeat(2, 0).repeat(2, 1)}),
-        ("units", lambda o, _: {"state": np.r_[np.rad2deg(o["state"][:3]), o["state"][3:]]}),
-        ("order", lambda o, _: {"state": np.roll(o["state"], 1)}),
-        ("polarity", lambda o, _: {"state": np.r_[o["state"][:3], 1 - o["state"][3:]]}),
-        ("prompt", lambda o, _: {"prompt": "open the drawer"}),
-    ],
-)
+MISTAKES = [
+    ("swapped", lambda o, _: {"camera/top": o["camera/side"], "camera/side": o["camera/top"]}),
+    ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),
+    ("blank", lambda o, _: {"camera/side": np.zeros_like(o["camera/side"])}),
+    ("blank", lambda o, _: {"camera/side": np.full_like(o["camera/side"], 255)}),
+    ("turned", lambda o, _: {"camera/top": o["camera/top"][::-1, ::-1]}),
+    ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
+    ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
+    ("view", lambda o, _: {"camera/top": o["camera/top"][:30, :40].repeat(2, 0).repeat(2, 1)}),
+    ("units", lambda o, _: {"state": np.r_[np.rad2deg(o["state"][:3]), o["state"][3:]]}),
+    ("order", lambda o, _: {"state": np.roll(o["state"], 1)}),
+    ("polarity", lambda o, _: {"state": np.r_[o["state"][:3], 1 - o["state"][3:]]}),
+    ("prompt", lambda o, _: {"prompt": "open the drawer"}),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), MISTAKES)
 def test_each_mistake_is_told_by_its_code_within_an_episode_and_nothing_else(seen, code, change):
     stream = Arm(200).episode()
     assert codes(seen, [{**observation, **change(observation, stream[0])} for observation in stream]) == [code]
+
+
+@pytest.mark.parametrize(("code", "change"), [mistake for mistake in MISTAKES if mistake[0] != "frozen"])
+def test_one_observation_is_enough_for_whoever_has_no_more(seen, code, change):
+    first = Arm(200).episode()[0]
+    assert {warning[1:].partition("]")[0] for warning in once(seen, {**first, **change(first, first)})} == {code}
+    assert once(seen, first) == []
 
 
 def test_a_robot_that_strays_a_little_has_no_other_units(seen):
@@ -121,12 +134,16 @@ def test_the_nearest_prompt_is_found_by_its_words_however_long_what_was_sent_is(
 
 
 @pytest.fixture(scope="module")
-def seen_whole(seen) -> Seen:
+def seen_whole(seen, samples, episodes) -> Seen:
     """With the averages of whole episodes, as a dataset has them."""
-    states = np.stack([[o["state"] for o in Arm(number).episode()] for number in range(30)]).astype(np.float64)
+    states = np.array([[observation["state"] for observation in episode] for episode in episodes], np.float64)
     column = Column(states.min((0, 1)), states.max((0, 1)), states.mean(axis=1))
-    samples = [(n, i == 0, Arm(n).episode()[i]) for n in range(30) for i in (0, 5, 11)]
     return Seen.of(samples, seen.prompts, {"state": column}, episode_length=12)
+
+
+@pytest.fixture(scope="module")
+def session() -> list[dict]:
+    return [observation for number in range(200, 220) for observation in Arm(number).episode()]
 
 
 def shifted(observation: dict, part: float) -> dict:
@@ -146,10 +163,9 @@ def tinted(observation: dict, part: float, *factors: float) -> dict:
         ("camera/top", lambda o, part: tinted(o, part, 1, 1, 0.4)),
     ],
 )
-def test_what_changes_little_by_little_is_told_of_and_a_long_clean_session_is_not(seen_whole, subject, change):
+def test_what_changes_little_by_little_is_told_of_and_a_long_clean_session_is_not(seen_whole, session, subject, change):
     watch = Watch(seen_whole)
-    stream = [o for number in range(200, 225) for o in Arm(number).episode()]
-    found = {w.partition(":")[0] for i, o in enumerate(stream) for w in watch.look(o | change(o, i / len(stream)))}
+    found = {w.partition(":")[0] for i, o in enumerate(session) for w in watch.look(o | change(o, i / len(session)))}
     assert {w for w in found if w.startswith("[drift]")} == ({f"[drift] {subject}"} if subject else set())
     outside = {(each.key, each.part) for each in watch.drift.averages() if each.is_outside}
     assert bool(outside) == bool(subject) and len(list(watch.drift.averages())) == 4 + 2 * 3
@@ -327,12 +343,14 @@ def test_explain_says_the_same_of_one_observation(contract, tmp_path, capsys):
     contract.save(checkpoint)
     observation = _observation() | {"prompt": "fold the towel"}
     observation["observation/image"] = np.zeros_like(observation["observation/image"])
+    observation["observation/state"] = np.r_[99.0, observation["observation/state"][1:]]
     np.savez(tmp_path / "seen.npz", **observation)
     assert run("explain", checkpoint, "--observation", tmp_path / "seen.npz", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    told = {(f["key"], f["message"][:20]) for stage in document["stages"] for f in stage["findings"]}
-    assert ("observation/image", "the picture is black") in told
-    assert any(key == "prompt" and message.startswith("'fold the towel'") for key, message in told)
+    told = {(f["code"], f["key"], f["message"][:20]) for stage in document["stages"] for f in stage["findings"]}
+    assert ("blank", "observation/image", "the picture is black") in told
+    assert any(each[:2] == ("prompt", "prompt") and each[2].startswith("'fold the towel'") for each in told)
+    assert any(each[:2] == ("range", "state 'x'") for each in told), told
 
 
 def _observation() -> dict:

@@ -86,7 +86,9 @@ class Drift:
         """What lies outside."""
         for key, average in self._state.items():
             if average.is_outside().any():
-                yield from (_of_state(moved) for moved in average.each(key, range(len(average.low))) if moved.is_outside)
+                yield from (
+                    _of_state(moved) for moved in average.each(key, range(len(average.low))) if moved.is_outside
+                )
         for key, average in self._colors.items():
             if average.is_outside().any():
                 yield _of_colors(key, list(average.each(key, CHANNELS)))
@@ -137,13 +139,16 @@ def _of_colors(key: str, colors: list[Moved]) -> str:
     sides = {each.mean > each.high for each in outside}
     if len(outside) == len(colors) and len(sides) == 1:
         mean, low, high = (sum(getattr(each, name) for each in colors) / 3 for name in ("mean", "low", "high"))
-        found, fix = f"{'brighter' if sides.pop() else 'darker'} ({mean:.0f} of 255", "lamps and its exposure"
+        found, fix = f"{'brighter' if sides.pop() else 'darker'} ({mean:.0f} of 255", "the lamps, and at its exposure"
     else:
         first = outside[0]
         low, high = first.low, first.high
         more = "more" if first.mean > first.high else "less"
-        found, fix = f"of other colors ({more} {first.part}: {first.mean:.0f} of 255", "lamps and its white balance"
+        found, fix = (
+            f"of other colors ({more} {first.part}: {first.mean:.0f} of 255",
+            "the lamps, and at its white balance",
+        )
     return (
-        f"[drift] {key}: the last {colors[0].count} pictures are {found} on average, in training {low:.0f} to {high:.0f}); "
-        f"look at the {fix}"
+        f"[drift] {key}: the last {colors[0].count} pictures are {found} on average, in training {low:.0f} to "
+        f"{high:.0f}); look at {fix}"
     )

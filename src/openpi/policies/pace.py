@@ -4,8 +4,8 @@
     answered    o--------------o--------------o   own: from an answer to the next request
 
 A robot that waits for its answer plays in `own`, one that goes on meanwhile in `whole`; a rate is told of when neither
-explains it. How many rows were played is read off the state where actions are positions of it (`hold` of the contract is
-`stay`), and else bounded by what a chunk has.
+explains it. How many rows were played is read off the state where actions are positions of it (`hold` of the contract
+is `stay`), and else bounded by what a chunk has.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Pace:
         Args:
             leaves: of the observation, by key.
         """
-        state = np.concatenate([np.asarray(leaves[k], np.float64).reshape(-1) for k in self._keys if k in leaves] or [[]])
+        state = np.concatenate(
+            [np.asarray(leaves[k], np.float64).reshape(-1) for k in self._keys if k in leaves] or [[]]
+        )
         if self._state is not None and len(state) == len(self._state) > 0 and now_s > self._asked_s:
             moved, own_s = state - self._state, now_s - max(self._answered_s, self._asked_s)
             self._intervals.append(
@@ -101,7 +103,10 @@ class Pace:
     def _told(self) -> Iterator[str]:
         whole = sorted(each.whole_s for each in self._intervals)
         middle_s = whole[_INTERVALS // 2]
-        if whole[-2] - whole[1] > _STEADY * middle_s or 2 * sum(each.has_moved for each in self._intervals) < _INTERVALS:
+        if (
+            whole[-2] - whole[1] > _STEADY * middle_s
+            or 2 * sum(each.has_moved for each in self._intervals) < _INTERVALS
+        ):
             return
         matched = [each for each in self._intervals if each.rows]
         if len(matched) >= _MATCHES:
@@ -121,6 +126,6 @@ class Pace:
 
     def _sentence(self, found: str) -> str:
         return (
-            f"[rate] requests: the robot {found}, training had {self._rate_hz:g}; run its loop at {self._rate_hz:g} Hz, "
-            "one row a tick"
+            f"[rate] requests: the robot {found}, training had {self._rate_hz:g}; run its loop at "
+            f"{self._rate_hz:g} Hz, one row a tick"
         )

@@ -206,9 +206,7 @@ class Seen:
             if {len(camera.color_low), len(camera.color_high)} not in ({0}, {3}):
                 raise ValueError("contract.seen.cameras has colors that are not red, green and blue")
         names = [field.name for field in dataclasses.fields(Vector)]
-        state = {
-            str(key): Vector(*(_bound(entry, name) for name in names)) for key, entry in document["state"].items()
-        }
+        state = {str(key): Vector(*(_bound(entry, name) for name in names)) for key, entry in document["state"].items()}
         for vector in state.values():
             widths = [len(getattr(vector, name)) for name in names]
             if len({*widths[:4]}) > 1 or {*widths[4:]} not in ({0}, {widths[0]}):

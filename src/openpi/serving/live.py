@@ -37,8 +37,8 @@ class Told:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where the time of an exchange went, in ms: `prepare`, until the model could have it; `model`, in its batch; `wait`,
-    for the model's turn and to be sent.
+    """Where the time of an exchange went, in ms: `prepare`, until the model could have it; `model`, in its batch;
+    `wait`, for the model's turn and to be sent.
     """
 
     prepare: float

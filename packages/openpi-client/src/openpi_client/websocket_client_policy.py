@@ -79,8 +79,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             resend: whether a request that was under way when the connection dropped is sent once more.
             max_age_s: an observation that is older when the connection has been opened again, or when the answer comes
                 then, raises StaleAnswerError: the world has moved on. "chunk": as long as an action chunk lasts, if
-                the server's metadata tell (the contract's horizon / `control_hz`), else 1 s. None = any age: the world waits, as a simulated one
-                may, and its server does not mind when it asks.
+                the server's metadata tell (the contract's horizon / `control_hz`), else 1 s. None = any age: the world
+                waits, as a simulated one may, and the server does not mind when it asks.
             jpeg_quality: 1 to 95: camera images travel as JPEG, a tenth of the bytes, for a slow network; it costs the
                 robot about 1 ms for each of 224x224. The policy then sees what compression leaves, so use the quality
                 of the training data or better (90). None = as they are; also with servers that take no JPEG.
