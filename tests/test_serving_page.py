@@ -1,15 +1,13 @@
 """The status page and its data, seen by a browser."""
 
 import json
-import os
-import shutil
-import subprocess
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from browser import BROWSER, MISSING, dom, on_a_telephone
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.policies.contract import Contract
@@ -24,7 +22,6 @@ from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get, raw_connection
 
 GOLDEN = Path(__file__).parent / "golden"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class SwingSampler:
@@ -158,7 +155,6 @@ def test_the_status_keeps_warnings_of_a_moment_and_tells_drift_parts_of_the_late
 def shown(tmp_path_factory) -> tuple[str, str]:
     """What a browser shows of a session in which much is wrong; and a telephone, with the width of it."""
     folder = tmp_path_factory.mktemp("page")
-    shot = Path(os.environ.get("OPENPI_SCREENSHOT", folder / "status.png"))
     seen = Seen.of([(n, True, observation()) for n in range(3)], ["open the drawer"])
     with (
         server_thread(lambda: droid_policy(seen=seen)) as (_, port),
@@ -166,38 +162,11 @@ def shown(tmp_path_factory) -> tuple[str, str]:
     ):
         for i in range(20):
             client.infer(observation(joint_3=9.0 if i == 19 else 0.5))
-        live = _dom(folder, f"http://127.0.0.1:{port}/")
-        # A frame of a telephone's width: windows of Chromium are not narrower than 500.
-        (folder / "phone.html").write_text(_PHONE.replace("STATUS", _status_page(port)))
-        return live, _dom(folder, f"file://{folder}/phone.html", f"--screenshot={shot}")
+        live = dom(folder, f"http://127.0.0.1:{port}/")
+        return live, on_a_telephone(folder, get(port, "/")[2], status=get(port, "/status.json")[2])
 
 
-_PHONE = """<!doctype html><title>waiting</title><iframe width=390 height=2600 style="border:0"></iframe>
-<script>
-const frame = document.querySelector("iframe");
-frame.srcdoc = STATUS;
-frame.onload = () => setTimeout(() => {
-  const page = frame.contentDocument.documentElement;
-  document.title = `width ${page.scrollWidth} of ${page.clientWidth}`;
-  document.body.append(Object.assign(document.createElement("template"), { innerHTML: page.innerHTML }));
-}, 2500);
-</script>"""
-
-
-def _status_page(port: int) -> str:
-    """The page with the data in it, as text of JavaScript."""
-    page, status = get(port, "/")[2], get(port, "/status.json")[2]
-    page = page.replace('await (await fetch("status.json")).json()', status)
-    return json.dumps(page).replace("</", "<\\/")
-
-
-def _dom(folder: Path, address: str, *flags: str) -> str:
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,2600", *flags]
-    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=6000", "--dump-dom", address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
 def test_a_browser_shows_warnings_cameras_state_drift_chunk_and_latency_and_a_telephone_need_not_scroll_sideways(shown):
     live, telephone = shown
     assert "<title>width 390 of 390</title>" in telephone

@@ -87,12 +87,13 @@ class Watch:
         self._states.append(np.concatenate([*state.values(), np.zeros(0)]))
         self._strange = self._strange + 1 if (strange := [*_vectors(self._seen.state, state)]) else 0
         found = strange if self._strange >= _LOOKS else []
-        keys = tuple(key for key in self._column if key in leaves)
+        keys, colors = tuple(key for key in self._column if key in leaves), {}
         if keys:
             colored = np.stack([cells(leaves[key]) for key in keys])
             self._looked.append(self._look_at(keys, grey(colored)))
             found += self._cameras()
-        self.drift.add(state, dict(zip(keys, color(colored), strict=True)) if keys else {})
+            colors = dict(zip(keys, color(colored), strict=True))
+        self.drift.add(state, colors)
         found += self.drift.warnings()
         if self._is_first:
             found += _starts(self._seen.state, state)
