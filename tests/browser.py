@@ -18,7 +18,7 @@ def dom(folder: Path, address: str, *flags: str) -> str:
 
 
 def on_a_telephone(folder: Path, page: str, **data: str) -> str:
-    """The document in a frame of 390 pixels (windows of Chromium are not narrower than 500), with its width as the title.
+    """The document in a frame of 390 pixels (windows of Chromium have at least 500), with its width as the title.
 
     Args:
         data: JSON that the page would fetch, by name without `.json`.

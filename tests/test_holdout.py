@@ -12,7 +12,7 @@ import tiny_recipe
 from arm_files import arm_stats
 from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
-from openpi.training import data_loader, holdout, recipe_io
+from openpi.training import data_loader, holdout, preflight, recipe_io
 from openpi.training.config import TrainConfig
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 from openpi.training.progress import Progress
@@ -60,6 +60,25 @@ def test_nothing_is_held_out_that_a_batch_needs_or_that_cannot_be(tmp_path):
         holdout.decided(dataclasses.replace(tiny_recipe.arm, data=missing, holdout_episodes=None)).holdout_episodes == 0
     )
     assert holdout.decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
+
+
+@pytest.mark.parametrize(("num_devices", "expected"), [(1, 1), (10, 1), (11, 2), (40, 4), (41, 0)])
+def test_as_many_are_held_out_as_give_every_device_a_frame_or_none_which_is_said(
+    tmp_path, caplog, num_devices, expected
+):
+    caplog.set_level(logging.INFO, "openpi")
+    found = holdout.decided(recipe(tmp_path, 8, batch_size=40), num_devices)
+    assert (found.holdout_episodes, found.keep_best) == (expected, expected > 0)
+    assert (f"held out for one on {num_devices} device(s)" in caplog.text) == (expected == 0)
+
+
+def test_a_run_that_goes_on_with_more_devices_than_frames_held_out_is_not_validated(tmp_path, caplog):
+    config = recipe(tmp_path, 5, holdout_episodes=1)
+    data_config = data_loader.expanded(config)
+    with pytest.raises(ValueError, match=r"give 10 frames, fewer than there are devices \(16\); hold out more"):
+        preflight._open_holdout(config, data_config, 16)
+    assert preflight._open_holdout(dataclasses.replace(config, resume=True), data_config, 16) is None
+    assert "this run is not validated any more" in caplog.text
 
 
 def test_what_is_held_out_by_name_stands_and_of_a_mixture_the_smallest_dataset_decides(tmp_path):

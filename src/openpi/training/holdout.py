@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,18 @@ _SHARE, _MOST = 0.05, 20
 _FEWEST = 3  # episodes of a dataset that can spare one
 
 
-def decided(config: TrainConfig) -> TrainConfig:
+def decided(config: TrainConfig, num_devices: int = 1) -> TrainConfig:
     """The recipe with a number for `holdout_episodes`, and where some are held out that it did not ask for, the best
     checkpoint kept. Data that cannot be read hold none out, which is said where they are opened.
+
+    Args:
+        num_devices: that a batch is spread over, and so the fewest frames of one.
     """
     if config.holdout_episodes is not None:
         return config
     if config.resume and (steps := complete_steps(config.checkpoint_dir)):
         return dataclasses.replace(config, **_begun_with(config, config.checkpoint_dir / str(steps[-1])))
-    number = _chosen(config)
+    number = _chosen(config, num_devices)
     return dataclasses.replace(config, holdout_episodes=number, keep_best=config.keep_best or number > 0)
 
 
@@ -49,9 +53,9 @@ def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _chosen(config: TrainConfig) -> int:
-    """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, none where one is too
-    small, or where the recipe names some.
+def _chosen(config: TrainConfig, num_devices: int) -> int:
+    """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, more where these are no
+    batch for all devices; none where a dataset is too small, or where the recipe names some.
     """
     try:
         data_config = config.data.create(config.assets_dirs, config.model)
@@ -69,9 +73,17 @@ def _chosen(config: TrainConfig) -> int:
     if fewest < _FEWEST:
         logger.info("no episode is held out for validation, as there are only %d; %s", fewest, off)
         return 0
-    spared = dataclasses.replace(config, holdout_episodes=number)
-    if any(_frames_left(spared, *each) < config.batch_size for each in datasets):
-        logger.info("no episode is held out for validation: too few frames would be left for a batch; %s", off)
+    train, validation = _frames(config, number, datasets)
+    while 0 < validation < num_devices and number < fewest - 1:
+        number += 1
+        train, validation = _frames(config, number, datasets)
+    if train < config.batch_size or validation < num_devices:
+        logger.info(
+            "no episode is held out for validation: too few frames would be left for a batch, or be held out for one "
+            "on %d device(s); %s",
+            num_devices,
+            off,
+        )
         return 0
     logger.info(
         "%d of %s episodes are held out for validation, as the recipe does not say; --holdout-episodes=0 trains on all",
@@ -81,11 +93,19 @@ def _chosen(config: TrainConfig) -> int:
     return number
 
 
-def _frames_left(config: TrainConfig, data_config: DataConfig, metadata: LeRobotMetadata) -> int:
-    """Frames to train on; 0 where the recipe excludes too many episodes."""
-    try:
-        train, _ = data_loader.holdout_split(config, metadata, data_config)
-    except ValueError:
-        return 0
-    lengths = {episode.index: episode.length for episode in metadata.episodes}
-    return sum(lengths[episode] for episode in train)
+def _frames(
+    config: TrainConfig, number: int, datasets: Sequence[tuple[DataConfig, LeRobotMetadata]]
+) -> tuple[int, int]:
+    """Fewest frames of a dataset to train on, and to validate on, with so many episodes held out; 0 where the recipe
+    excludes too many.
+    """
+    spared = dataclasses.replace(config, holdout_episodes=number)
+    fewest = [math.inf, math.inf]
+    for data_config, metadata in datasets:
+        try:
+            split = data_loader.holdout_split(spared, metadata, data_config)
+        except ValueError:
+            return 0, 0
+        lengths = {episode.index: episode.length for episode in metadata.episodes}
+        fewest = [min(least, sum(lengths[each] for each in part)) for least, part in zip(fewest, split, strict=True)]
+    return int(fewest[0]), int(fewest[1])

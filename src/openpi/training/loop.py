@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> TrainResult:
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
     with processes.together("choosing what is held out"):
-        config = holdout.decided(config)
+        config = holdout.decided(config, backend.num_devices)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     if config.save_interval == 0:
         logger.info("save_interval=0: the only checkpoint is that of the end, or of a signal")
