@@ -22,6 +22,7 @@ from openpi.serving.watching import Watching
 from openpi.training import seen as training_seen
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import TestPolicy, server_thread
+from test_serving_server import get
 
 LOW, HIGH = np.array([-1.5, -1.0, 0.2, 0.0]), np.array([-0.5, 1.0, 1.0, 1.0])
 
@@ -329,6 +330,7 @@ def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog):
         for _ in range(2):
             assert any(w.startswith("[prompt] prompt: 'fold the towel'") for w in client.infer(spoilt)["warnings"])
         client.close()
+        assert 'openpi_warnings_total{code="prompt",model="default"} 2.0' in get(port, "/metrics")[2]
     assert sum("[prompt]" in record.message for record in caplog.records) == 1
     with server_thread(lambda: policy, limits=Limits(refuses_suspicious=True)) as (_, port):
         client = WebsocketClientPolicy("127.0.0.1", port)

@@ -66,11 +66,13 @@ def open_server(site: Site, host: str = LOOPBACK, port: int = 0, *, api_key: str
 
         def _is_welcome(self) -> bool:
             """Whether this browser gets an answer; else it has got its refusal."""
-            hosts = self.headers.get_all("Host") or []
-            if len(hosts) != 1 or not is_known_host(hosts[0], names) or is_foreign_page(self.headers):
+            given = {name: self.headers.get_all(name) or [] for name in ("Host", "Origin", "Authorization")}
+            headers = {name: values[0] for name, values in given.items() if values}
+            is_clear = max(map(len, given.values())) == 1
+            if not is_clear or not is_known_host(headers.get("Host", ""), names) or is_foreign_page(headers):
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return False
-            if api_key and not has_key(self.headers, api_key):
+            if api_key and not has_key(headers, api_key):
                 self._send((HTTPStatus.UNAUTHORIZED, "text/plain", b"missing or wrong API key"), wants_key=True)
                 return False
             return True

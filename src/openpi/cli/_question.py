@@ -10,16 +10,16 @@ class Question(str):
     """The text of a question, as a terminal shows it; with what a page makes of it.
 
     Attributes:
-        title: the same for a page, which has buttons.
+        shown: the same for a page, which has buttons.
         about: what it is about.
         note: what went wrong before.
         choices: answers by what is written on their buttons.
         takes_text: other answers may be typed.
     """
 
-    __slots__ = ("about", "choices", "note", "takes_text", "title")
+    __slots__ = ("about", "choices", "note", "shown", "takes_text")
 
-    title: str
+    shown: str
     about: str
     note: str
     choices: Mapping[str, str]
@@ -29,18 +29,24 @@ class Question(str):
         cls,
         text: str,
         *,
-        title: str = "",
+        shown: str = "",
         about: str = "",
         note: str = "",
         choices: Mapping[str, str] = MappingProxyType({}),
         takes_text: bool = False,
     ) -> Question:
         made = super().__new__(cls, text)
-        made.title, made.about, made.note = title or text, about, note
+        made.shown, made.about, made.note = shown or text, about, note
         made.choices, made.takes_text = choices, takes_text
         return made
 
     def again(self, note: str) -> Question:
         """The same with another note."""
-        more = {name: getattr(self, name) for name in self.__slots__} | {"note": note}
-        return Question(str(self), **more)
+        return Question(
+            str(self),
+            shown=self.shown,
+            about=self.about,
+            note=note,
+            choices=self.choices,
+            takes_text=self.takes_text,
+        )

@@ -78,7 +78,7 @@ class TrialsPage:
         done = trials.read(self._file) if self._file.exists() else []
         return {
             "number": number,
-            "question": question.title,
+            "question": question.shown,
             "about": question.about,
             "note": question.note,
             "choices": dict(question.choices),

@@ -70,7 +70,9 @@ def run_on_page(args: argparse.Namespace) -> None:
     """
     from openpi.cli import _pages
     from openpi.cli._trials_page import TrialsPage
+    from openpi.cli.console import check_range
 
+    check_range("page_port", args.page_port, 0, 65535)
     page = TrialsPage(args.file)
     key = args.api_key or os.environ.get("OPENPI_API_KEY")
     with _pages.served(_pages.open_server(page, args.page_host, args.page_port, api_key=key)) as address:
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace, ask: Ask) -> list[str]:
     from openpi.evaluation.switchboard import Switchboard
 
     check_range("pairs", args.pairs, 1)
+    check_range("port", args.port, 0, 65535)
     if args.a == args.b:
         raise ValueError("--a and --b are the same; name two policies")
     done = _trials.read(args.file) if args.file.exists() else []
@@ -125,13 +128,13 @@ def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboa
     about = f"trial {trial.number} of {of}, pair {trial.pair}, {('first', 'second')[trial.turn - 1]}: {trial.task}"
     scene = "arrange the scene" if trial.turn == 1 else "arrange the scene as before"
     print(f"\n{about}")
-    title = f"{scene.capitalize()}, then press start, and start the robot."
-    ask(Question(f"{scene}, then press Enter and start the robot ", title=title, about=about, choices={"start": ""}))
+    shown = f"{scene.capitalize()}, then press start, and start the robot."
+    ask(Question(f"{scene}, then press Enter and start the robot ", shown=shown, about=about, choices={"start": ""}))
     began = time.monotonic()
     has_score = form.measure == "score"
     asked = Question(
         "did it succeed? y, n" + (", or a score of 0 to 100" if has_score else "") + ": ",
-        title="Did it succeed?" + (" Or a score of 0 to 100." if has_score else ""),
+        shown="Did it succeed?" + (" Or a score of 0 to 100." if has_score else ""),
         about=about,
         choices={"yes": "y", "no": "n"},
         takes_text=has_score,
@@ -145,11 +148,11 @@ def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboa
     if form.asks_better and trial.turn == 2:
         kinds = {each: each for each in BETTER}
         text = f"which was better? {', '.join(BETTER)}: "
-        asked = Question(text, title="Which was better?", about=about, note=note, choices=kinds)
+        asked = Question(text, shown="Which was better?", about=about, note=note, choices=kinds)
         better = _answered(ask, asked, kinds.get)
 
     def typed(what: str) -> str:
-        asked = Question(f"{what} (Enter = none): ", title=what.capitalize(), about=about, note=note, takes_text=True)
+        asked = Question(f"{what} (Enter = none): ", shown=what.capitalize(), about=about, note=note, takes_text=True)
         return ask(asked).strip()
 
     video = typed("name of the film") if form.asks_video else ""

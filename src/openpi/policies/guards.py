@@ -10,6 +10,18 @@ import numpy as np
 from openpi.policies.contract import Contract
 from openpi.shared.collected_warnings import Warnings
 
+# What warnings begin with: of `policies.watch`, `drift` and `pace`, and of the guards below.
+CODES = frozenset(
+    {"blank", "prompt", "polarity", "frozen", "swapped", "turned", "view", "units", "order"}
+    | {"drift", "rate", "colors", "range"}
+)
+
+
+def code_of(warning: str) -> str:
+    """The code of a warning; `other` for one of somebody's own transforms."""
+    code = warning.partition("]")[0].removeprefix("[")
+    return code if code in CODES else "other"
+
 
 class ObservationError(ValueError):
     """An observation that does not fit the policy: the client's to correct, and no fault of the policy's."""

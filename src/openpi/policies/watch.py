@@ -220,7 +220,9 @@ def _vectors(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> It
                 yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
                 break
         else:
-            if (order := _better_order(values, low, high)) is not None:
+            # One value that strays finds room in the range of some other.
+            is_far = outside & ((values < 2 * low - high) | (values > 2 * high - low))
+            if (outside.sum() > 1 or is_far.any()) and (order := _better_order(values, low, high)) is not None:
                 yield f"[order] {key}: fits training when {order}; put the values in the order of the contract"
 
 

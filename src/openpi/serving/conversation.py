@@ -274,8 +274,9 @@ class _Exchange:
                 num_bytes=self.num_bytes,
                 release=release,
             )
-            if any(isinstance(result, dict) and result.get("warnings") for result in results):
-                self.conversation.metrics.warned(self.slot.model_id)
+            told = [str(w) for result in results if isinstance(result, dict) for w in result.get("warnings") or ()]
+            if told:
+                self.conversation.metrics.warned(self.slot.model_id, told)
             if self.log and self.conversation.session.request is not None:
                 answers = [frame.data for frame in frames if isinstance(frame, Binary)]
                 self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)
