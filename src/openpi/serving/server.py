@@ -299,7 +299,8 @@ class PolicyServer:
                     self._limits,
                     memory,
                     self._client_log,
-                    keeps_time=UNTIMED not in features(handshake.headers),
+                    # Other protocols tell their clients when each action is due.
+                    keeps_time=protocol is None and UNTIMED not in features(handshake.headers),
                 ).run(requested)
             finally:
                 self._metrics.session_closed(session.protocol)
