@@ -23,13 +23,14 @@ from openpi.data.batch_order import Stretches
 from openpi.data.dataset import TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.data.mixture_order import ConcatenatedDataset
 from openpi.transforms import ResizeImages
 
 CAMERAS = ("high", "left_wrist", "right_wrist")
 SIZE_HW = (480, 640)
 BATCH = 32
 EPISODES = 4
-# Of the set with few key frames: a pool of batches is to meet a stretch once, as in a set of thousands of episodes.
+# Of every episode: a pool of batches is to meet a stretch hardly ever twice, as in a set of thousands of episodes.
 COPIES = 32
 HOW_OFTEN = 3
 
@@ -83,10 +84,9 @@ def encode_again(source: Path, root: Path, gop: int) -> None:
 @contextlib.contextmanager
 def loader(root: Path, per_pass: int, batches: int) -> Iterator[BatchLoader]:
     dataset = LeRobotDataset(root, columns=[*CAMERAS, "state", "actions"])
-    to_model = (_cameras, ResizeImages(224, 224))
-    interval = dataset.key_frame_interval()
-    stretches = Stretches.of_episodes(dataset.episode_bounds, interval, per_pass) if per_pass > 1 else None
-    samples = TransformedDataset(dataset, to_model)
+    bounds = np.concatenate([dataset.episode_bounds + copy * len(dataset) for copy in range(COPIES)])
+    stretches = Stretches.of_episodes(bounds, dataset.key_frame_interval(), per_pass) if per_pass > 1 else None
+    samples = TransformedDataset(ConcatenatedDataset([dataset] * COPIES), (_cameras, ResizeImages(224, 224)))
     made = BatchLoader(samples, batch_size=BATCH, num_workers=0, num_batches=batches, stretches=stretches)
     with contextlib.closing(made):
         yield made
@@ -105,11 +105,6 @@ def cost(root: Path, per_pass: int, batches: int) -> tuple[float, float]:
         return (time.process_time() - cpu) * per_sample_ms, (time.perf_counter() - wall) * per_sample_ms
 
 
-def _openpi(*words: object) -> None:
-    command = [sys.executable, "-m", "openpi.cli.main", *map(str, words)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -126,10 +121,10 @@ def main() -> None:
     if not gop2.exists():
         write(gop2, arguments.frames)
     if not gop250.exists():
-        encode_again(gop2, arguments.folder / "few", 250)
-        _openpi("dataset", "merge", *[arguments.folder / "few"] * COPIES, "--output", gop250)
+        encode_again(gop2, gop250, 250)
     if not shrunk.exists():
-        _openpi("dataset", "shrink", arguments.folder / "few", shrunk)
+        command = [sys.executable, "-m", "openpi.cli.main", "dataset", "shrink", str(gop250), str(shrunk)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     kinds = [(name, root, n) for name, root in sets.items() for n in ((1, 8, 16) if root == gop250 else (1,))]
     found = {(name, n): [] for name, _, n in kinds}
     for _ in range(HOW_OFTEN):  # in turn, so that what else the machine does reaches all alike
@@ -158,7 +153,7 @@ def _page(table: str, arguments: argparse.Namespace) -> str:
 
 {time.strftime("%Y-%m-%d")}, {machine}; load average {os.getloadavg()[0]:.1f}.
 Command: `python benchmarks/loader_orders.py FOLDER {flags}`;
-{EPISODES} episodes (of the second set {COPIES} copies of each), batches of {BATCH}, read in threads, resized to
+{EPISODES} episodes, each {COPIES} times over, batches of {BATCH}, read in threads, resized to
 224x224 by PIL; median of {HOW_OFTEN} rounds.
 
 {table}

@@ -4,16 +4,21 @@
 
 What training saw is taken from all episodes but some; those are played as a robot would send them, clean and spoilt in
 each way. A stream counts as told of when the code of its fault comes within 20 observations; any code in a clean stream
-is a false alarm. Prints the table, and the time of a look.
+is a false alarm. Then the same episodes one after the other, each from beginning to end, as one long session in which
+something changes little by little; and as sessions at the right rate and at wrong ones, with the recorded actions as
+answers. Prints the tables, and the time of a look.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from openpi.policies.contract import Contract
+from openpi.policies.pace import Pace
 from openpi.policies.seen import Seen
 from openpi.policies.watch import Watch
 from openpi.shared.tree import flatten
@@ -81,6 +86,55 @@ SPOILT: dict[str, tuple[str, Callable[[Stream], Stream]]] = {
 }
 
 
+def creeping(change: Callable[[dict[str, Any], float], dict[str, Any]]) -> Callable[[Stream], Stream]:
+    """From nothing at the beginning to all at the end."""
+    return lambda stream: each(lambda obs, i: change(obs, i / max(1, len(stream) - 1)))(stream)
+
+
+def tinted(channels: list[int], factor: float) -> Callable[[dict[str, Any], float], dict[str, Any]]:
+    def change(obs: dict[str, Any], part: float) -> dict[str, Any]:
+        key = cameras([obs])[0]
+        image = np.array(obs[key], np.float32)
+        image[..., channels] *= 1 + (factor - 1) * part
+        return {key: image.clip(0, 255).astype(np.uint8)}
+
+    return change
+
+
+def offset(seen: Seen, dimension: int) -> Callable[[dict[str, Any], float], dict[str, Any]]:
+    def change(obs: dict[str, Any], part: float) -> dict[str, Any]:
+        key = state([obs])
+        span = seen.state[key].high[dimension] - seen.state[key].low[dimension]
+        values = np.array(obs[key], np.float64)
+        values[dimension] += 0.6 * part * span
+        return {key: values}
+
+    return change
+
+
+def slow_changes(seen: Seen, stream: Stream) -> dict[str, Callable[[Stream], Stream]]:
+    key = state(stream)
+    return {
+        "clean": lambda stream: stream,
+        **{f"{key}[{i}] moves by 0.6 of its range": creeping(offset(seen, i)) for i in range(len(seen.state[key].low))},
+        "camera darkens to a third": creeping(tinted([0, 1, 2], 0.33)),
+        "camera loses half of its blue": creeping(tinted([2], 0.5)),
+    }
+
+
+def told_rate(contract: Contract, recordings: Moments, episodes: list[int], rows: int, loop_hz: float) -> bool:
+    """Of a robot that plays so many rows of each chunk at this rate; answers take 30 ms, ticks vary by 1 ms."""
+    rng, pace, now_s = np.random.default_rng(0), Pace(contract), 0.0
+    told = False
+    for episode in episodes:
+        for step in range(0, recordings.lengths[episode], rows):
+            moment = recordings.at(episode, step)
+            told |= bool(list(pace.asked(flatten(moment.observation), now_s)))
+            pace.answered(moment.recorded, now_s + 0.03)
+            now_s += max(rows / loop_hz, 0.03 + (rows - 1) / loop_hz) + rng.normal(0, 0.001)
+    return told
+
+
 def codes(seen: Seen, stream: Stream) -> set[str]:
     watch = Watch(seen)
     return {warning[1:].partition("]")[0] for obs in stream for warning in watch.look(obs)}
@@ -89,6 +143,35 @@ def codes(seen: Seen, stream: Stream) -> set[str]:
 def streams(recordings: Moments) -> Iterator[Stream]:
     for episode, length in recordings.lengths.items():
         yield [flatten(recordings.at(episode, step).observation) for step in range(min(length, _OBSERVATIONS))]
+
+
+def slow(seen: Seen, recordings: Moments) -> None:
+    stream = [
+        flatten(recordings.at(episode, step).observation)
+        for episode, length in recordings.lengths.items()
+        for step in range(length)
+    ]
+    print(f"\n| session of {len(stream)} observations | codes | told of at |\n| --- | --- | --- |")
+    for name, change in slow_changes(seen, stream).items():
+        watch, told, first = Watch(seen), dict[str, None](), "never"
+        for i, observation in enumerate(change(stream)):
+            found = [warning[1:].partition("]")[0] for warning in watch.look(observation)]
+            first = f"{i / len(stream):.0%}" if "drift" in found and "drift" not in told else first
+            told |= dict.fromkeys(found)
+        print(f"| {name} | {', '.join(told)} | {first} |")
+
+
+def rates(config: Any, data_config: Any, held: list[int], seen: Seen) -> None:
+    recordings = Moments(config, data_config, held)
+    fps = float(recordings.dataset.metadata.fps)
+    contract = dataclasses.replace(Contract.build(data_config, config.model, control_hz=fps), seen=seen)
+    horizon = contract.action_horizon
+    played = sorted({1, 2, horizon // 4, horizon // 2, horizon} - {0})
+    groups = [held[i::4] * 4 for i in range(4)]
+    print(f"\n| loop, trained at {fps:g} Hz | told of, by rows played of {horizon} | of each |\n| --- | --- | --- |")
+    for factor in (1, 0.8, 1.25, 0.5, 0.4, 0.2, 2.5, 4):
+        told = {rows: sum(told_rate(contract, recordings, g, rows, factor * fps) for g in groups) for rows in played}
+        print(f"| {factor * fps:g} Hz | {', '.join(f'{rows}: {n}' for rows, n in told.items())} | {len(groups)} |")
 
 
 def main() -> None:
@@ -113,10 +196,12 @@ def main() -> None:
         told = sum(code in each_found for each_found in found)
         other = sum(bool(each_found) and code not in each_found for each_found in found)
         print(f"| {name} | {told} | {other} | {len(played)} |")
-    watch, start = Watch(seen), time.perf_counter()
-    for observation in played[0]:
+    slow(seen, Moments(config, data_config, held))
+    rates(config, data_config, held, seen)
+    watch, start = Watch(seen), time.process_time()
+    for observation in played[0] * 10:
         watch.look(observation)
-    print(f"\nA look takes {1e3 * (time.perf_counter() - start) / len(played[0]):.3f} ms on average.")
+    print(f"\nA look takes {100 * (time.process_time() - start) / len(played[0]):.3f} ms of processor time on average.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data
 from openpi.training.data.robot_actions import robot_actions
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
+from openpi.training.run import preflight
 from openpi.training.run.progress import Progress
 from openpi.training.run.run_report import advice, read_metrics
 from openpi.training.run.validation import _baselines
@@ -39,8 +40,8 @@ def recipe(folder: Path, num_episodes: int, **changes) -> TrainConfig:
     return dataclasses.replace(tiny_recipe.arm, **{**options, **changes})
 
 
-def decided(config: TrainConfig) -> TrainConfig:
-    return holdout.decided(config, recipe_data.open_recipe(config))
+def decided(config: TrainConfig, num_devices: int = 1) -> TrainConfig:
+    return holdout.decided(config, recipe_data.open_recipe(config), num_devices)
 
 
 @pytest.mark.parametrize(("num_episodes", "expected"), [(1, 0), (2, 0), (3, 1), (21, 2), (60, 3)])
@@ -64,6 +65,25 @@ def test_what_a_recipe_says_stands(tmp_path):
 def test_nothing_is_held_out_that_a_batch_needs_or_that_cannot_be(tmp_path):
     assert decided(recipe(tmp_path, 3, batch_size=25)).holdout_episodes == 0
     assert decided(dataclasses.replace(tiny_recipe.tiny, holdout_episodes=None)).holdout_episodes == 0
+
+
+@pytest.mark.parametrize(("num_devices", "expected"), [(1, 1), (10, 1), (11, 2), (40, 4), (41, 0)])
+def test_as_many_are_held_out_as_give_every_device_a_frame_or_none_which_is_said(
+    tmp_path, caplog, num_devices, expected
+):
+    caplog.set_level(logging.INFO, "openpi")
+    found = decided(recipe(tmp_path, 8, batch_size=40), num_devices)
+    assert (found.holdout_episodes, found.keep_best) == (expected, expected > 0)
+    assert (f"held out for one on {num_devices} device(s)" in caplog.text) == (expected == 0)
+
+
+def test_a_run_that_goes_on_with_more_devices_than_frames_held_out_is_not_validated(tmp_path, caplog):
+    config = recipe(tmp_path, 5, holdout_episodes=1)
+    data = recipe_data.open_recipe(config)
+    with pytest.raises(ValueError, match=r"give 10 frames, fewer than there are devices \(16\); hold out more"):
+        preflight._open_holdout(config, data, 16)
+    assert preflight._open_holdout(dataclasses.replace(config, resume=True), data, 16) is None
+    assert "this run is not validated any more" in caplog.text
 
 
 def test_what_is_held_out_by_name_stands_and_of_a_mixture_the_smallest_dataset_decides(tmp_path):

@@ -1,21 +1,20 @@
 """The status page and its data, seen by a browser."""
 
 import json
-import os
-import shutil
-import subprocess
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from browser import BROWSER, MISSING, dom, on_a_telephone
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
+from openpi.policies.seen import Seen
 from openpi.transforms import TokenizePrompt
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -23,7 +22,6 @@ from serving_live import PATIENCE_S, TestPolicy, server_thread
 from test_serving_server import get, raw_connection
 
 GOLDEN = Path(__file__).parent / "golden"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class SwingSampler:
@@ -38,7 +36,7 @@ class SwingSampler:
         return np.broadcast_to(np.sin(phase), (batch, self.action_horizon, 32)).astype(np.float32)
 
 
-def droid_policy() -> Policy:
+def droid_policy(seen: Seen | None = None) -> Policy:
     spec = DroidInputs(ModelType.PI05).spec
     contract = Contract(
         robot="droid",
@@ -52,6 +50,7 @@ def droid_policy() -> Policy:
         control_hz=15.0,
         state_q01=(-1.0,) * 8,
         state_q99=(1.0,) * 8,
+        seen=seen,
     )
     tokenizer = PaligemmaTokenizer(160, GOLDEN / "tokenizers" / "tiny_paligemma_tokenizer.model")
     transforms = [DroidInputs(ModelType.PI05), RangeGuard(contract), TokenizePrompt(tokenizer, True)]
@@ -133,28 +132,55 @@ def test_the_page_shows_nothing_from_elsewhere():
         assert 'src="http' not in page and "@import" not in page and "//cdn" not in page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
-def test_a_browser_shows_live_cameras_state_chunk_and_latency(tmp_path):
-    shot = Path(os.environ.get("OPENPI_SCREENSHOT", tmp_path / "status.png"))
-    with server_thread(droid_policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+def test_the_status_keeps_warnings_of_a_moment_and_tells_drift_parts_of_the_latency_and_the_chunk_before():
+    seen = Seen.of([(n, True, observation()) for n in range(3)], [])
+    with (
+        server_thread(lambda: droid_policy(seen=seen)) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+    ):
+        client.infer(observation(joint_3=9.0))
+        for _ in range(2):
+            client.infer(observation())
+        [session] = json.loads(get(port, "/status.json")[2])["sessions"]
+        [warning] = session["warnings"]
+        assert warning["count"] == 1 and "9 is far outside the training range" in warning["text"]
+        assert np.shape(session["previous"]) == (15, 8) and 0 <= session["rows_since"] <= 15
+        assert set(session["parts_ms"]) == {"prepare", "wait", "model"}
+        assert sum(session["parts_ms"].values()) <= 2 * max(session["latencies_ms"])
+        averages = {each["name"]: each for each in session["averages"]}
+        assert averages["joint_3"]["count"] > 0 and averages["observation/exterior_image_1_left: blue"]["mean"] == 90
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> tuple[str, str]:
+    """What a browser shows of a session in which much is wrong; and a telephone, with the width of it."""
+    folder = tmp_path_factory.mktemp("page")
+    seen = Seen.of([(n, True, observation()) for n in range(3)], ["open the drawer"])
+    with (
+        server_thread(lambda: droid_policy(seen=seen)) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+    ):
         for i in range(20):
             client.infer(observation(joint_3=9.0 if i == 19 else 0.5))
-        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1150,1250"]
-        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
-        dump = subprocess.run(
-            [*command, f"--screenshot={shot}", "--dump-dom", f"http://127.0.0.1:{port}/"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
+        live = dom(folder, f"http://127.0.0.1:{port}/")
+        return live, on_a_telephone(folder, get(port, "/")[2], status=get(port, "/status.json")[2])
+
+
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
+def test_a_browser_shows_warnings_cameras_state_drift_chunk_and_latency_and_a_telephone_need_not_scroll_sideways(shown):
+    live, telephone = shown
+    assert "<title>width 390 of 390</title>" in telephone
     for text in (
         "put the cup on the plate",
         "base_0_rgb",
         "data:image/jpeg",
-        "Last chunk, 15 steps",
+        "Last chunk, 15 steps; dashed: the one before",
+        "Average of the last",
         "polyline",
         "p50",
+        "prepare ",
+        "20 requests",
+        "far outside the training range",
+        "<b>prompt</b>",
     ):
-        assert text in dump
-    assert "20 requests" in dump and "far outside the training range" in dump
+        assert text in live and text in telephone

@@ -9,14 +9,21 @@ import pytest
 import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
 from openpi.policies.contract import Contract
+from openpi.policies.guards import ObservationError
+from openpi.policies.pace import Pace
 from openpi.policies.policy_config import create_trained_policy
-from openpi.policies.seen import Camera, Seen, view
-from openpi.policies.watch import Watch
+from openpi.policies.robot_spec import VectorSpec
+from openpi.policies.seen import Camera, Column, Seen, view
+from openpi.policies.watch import Watch, once
+from openpi.serving import conversation
 from openpi.serving.access import Limits
+from openpi.serving.client_log import ClientLog
+from openpi.serving.watching import Watching
 from openpi.training.data import seen as training_seen
 from openpi.training.data.recipe_data import open_lerobot
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from serving_live import server_thread
+from serving_live import TestPolicy, server_thread
+from test_serving_server import get
 
 LOW, HIGH = np.array([-1.5, -1.0, 0.2, 0.0]), np.array([-0.5, 1.0, 1.0, 1.0])
 
@@ -53,11 +60,17 @@ def _smooth(small: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Seen:
-    samples = []
-    for number in range(30):
-        episode = Arm(number).episode()
-        samples += [(number, step == 0, episode[step]) for step in (0, 5, 11)]
+def episodes() -> list[list[dict]]:
+    return [Arm(number).episode() for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def samples(episodes) -> list[tuple[int, bool, dict]]:
+    return [(number, step == 0, episode[step]) for number, episode in enumerate(episodes) for step in (0, 5, 11)]
+
+
+@pytest.fixture(scope="module")
+def seen(samples) -> Seen:
     return Seen.of(samples, ["pick up the cube", "put it down"])
 
 
@@ -70,26 +83,33 @@ def test_a_clean_robot_is_not_bothered(seen):
     assert [codes(seen, Arm(100 + i).episode()) for i in range(10)] == [[]] * 10
 
 
-@pytest.mark.parametrize(
-    ("code", "change"),
-    [
-        ("swapped", lambda o, _: {"camera/top": o["camera/side"], "camera/side": o["camera/top"]}),
-        ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),
-        ("blank", lambda o, _: {"camera/side": np.zeros_like(o["camera/side"])}),
-        ("blank", lambda o, _: {"camera/side": np.full_like(o["camera/side"], 255)}),
-        ("turned", lambda o, _: {"camera/top": o["camera/top"][::-1, ::-1]}),
-        ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
-        ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
-        ("view", lambda o, _: {"camera/top": o["camera/top"][:30, :40].repeat(2, 0).repeat(2, 1)}),
-        ("units", lambda o, _: {"state": np.r_[np.rad2deg(o["state"][:3]), o["state"][3:]]}),
-        ("order", lambda o, _: {"state": np.roll(o["state"], 1)}),
-        ("polarity", lambda o, _: {"state": np.r_[o["state"][:3], 1 - o["state"][3:]]}),
-        ("prompt", lambda o, _: {"prompt": "open the drawer"}),
-    ],
-)
+MISTAKES = [
+    ("swapped", lambda o, _: {"camera/top": o["camera/side"], "camera/side": o["camera/top"]}),
+    ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),
+    ("blank", lambda o, _: {"camera/side": np.zeros_like(o["camera/side"])}),
+    ("blank", lambda o, _: {"camera/side": np.full_like(o["camera/side"], 255)}),
+    ("turned", lambda o, _: {"camera/top": o["camera/top"][::-1, ::-1]}),
+    ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
+    ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
+    ("view", lambda o, _: {"camera/top": o["camera/top"][:30, :40].repeat(2, 0).repeat(2, 1)}),
+    ("units", lambda o, _: {"state": np.r_[np.rad2deg(o["state"][:3]), o["state"][3:]]}),
+    ("order", lambda o, _: {"state": np.roll(o["state"], 1)}),
+    ("polarity", lambda o, _: {"state": np.r_[o["state"][:3], 1 - o["state"][3:]]}),
+    ("prompt", lambda o, _: {"prompt": "open the drawer"}),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), MISTAKES)
 def test_each_mistake_is_told_by_its_code_within_an_episode_and_nothing_else(seen, code, change):
     stream = Arm(200).episode()
     assert codes(seen, [{**observation, **change(observation, stream[0])} for observation in stream]) == [code]
+
+
+@pytest.mark.parametrize(("code", "change"), [mistake for mistake in MISTAKES if mistake[0] != "frozen"])
+def test_one_observation_is_enough_for_whoever_has_no_more(seen, code, change):
+    first = Arm(200).episode()[0]
+    assert {warning[1:].partition("]")[0] for warning in once(seen, {**first, **change(first, first)})} == {code}
+    assert once(seen, first) == []
 
 
 def test_a_robot_that_strays_a_little_has_no_other_units(seen):
@@ -115,6 +135,145 @@ def test_the_nearest_prompt_is_found_by_its_words_however_long_what_was_sent_is(
     assert "the nearest is 'put block 77 on the plate 77'" in told
 
 
+@pytest.fixture(scope="module")
+def seen_whole(seen, samples, episodes) -> Seen:
+    """With the averages of whole episodes, as a dataset has them."""
+    states = np.array([[observation["state"] for observation in episode] for episode in episodes], np.float64)
+    column = Column(states.min((0, 1)), states.max((0, 1)), states.mean(axis=1))
+    return Seen.of(samples, seen.prompts, {"state": column}, episode_length=12)
+
+
+@pytest.fixture(scope="module")
+def session() -> list[dict]:
+    return [observation for number in range(200, 220) for observation in Arm(number).episode()]
+
+
+def shifted(observation: dict, part: float) -> dict:
+    return {"state": observation["state"] + np.float32([0, 0.9 * part, 0, 0])}
+
+
+def tinted(observation: dict, part: float, *factors: float) -> dict:
+    return {"camera/top": (observation["camera/top"] * (1 + (np.array(factors) - 1) * part)).astype(np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("subject", "change"),
+    [
+        (None, lambda o, part: {}),
+        ("state[1]", shifted),
+        ("camera/top", lambda o, part: tinted(o, part, 0.4, 0.4, 0.4)),
+        ("camera/top", lambda o, part: tinted(o, part, 1, 1, 0.4)),
+    ],
+)
+def test_what_changes_little_by_little_is_told_of_and_a_long_clean_session_is_not(seen_whole, session, subject, change):
+    watch = Watch(seen_whole)
+    found = {w.partition(":")[0] for i, o in enumerate(session) for w in watch.look(o | change(o, i / len(session)))}
+    assert {w for w in found if w.startswith("[drift]")} == ({f"[drift] {subject}"} if subject else set())
+    outside = {(each.key, each.part) for each in watch.drift.averages() if each.is_outside}
+    assert bool(outside) == bool(subject) and len(list(watch.drift.averages())) == 4 + 2 * 3
+
+
+def test_a_robot_that_waits_where_episodes_begin_has_not_drifted(seen_whole):
+    watch, first = Watch(seen_whole), Arm(3).episode()[0]
+    assert not [w for _ in range(300) for w in watch.look(first) if w.startswith("[drift]")]
+
+
+def robot(rate_hz: float, horizon: int, *, follows: bool = True) -> Contract:
+    joints, hold = tuple(f"joint_{i}" for i in range(7)), "stay" if follows else "zero"
+    return Contract(
+        robot="arm",
+        model_type="pi05",
+        cameras=(),
+        state=(VectorSpec.uniform("state", joints, "rad"),),
+        actions=VectorSpec.uniform("actions", joints, "rad"),
+        action_kind="",
+        trained_relative=(False,) * 7,
+        action_horizon=horizon,
+        control_hz=rate_hz,
+        hold=(hold,) * 7,
+    )
+
+
+def rate_warnings(
+    contract: Contract, loop_hz: float, rows: int, *, delay_s=0.02, lag=3, waits=True, jitter_s=0.001
+) -> list[str]:
+    """Of a robot whose arm follows what it plays, so many ticks behind, and asks 20 times."""
+    pace, rng, now_s, played = Pace(contract), np.random.default_rng(0), 0.0, 10
+    assert contract.control_hz is not None
+
+    def path(row):
+        return np.sin(0.5 * row / contract.control_hz + np.arange(7))
+
+    found = []
+    for _ in range(20):
+        found += pace.asked({"state": path(played - lag)}, now_s)
+        pace.answered(np.stack([path(played + row) for row in range(contract.action_horizon)]), now_s + delay_s)
+        played += rows
+        now_s += max(rows / loop_hz, delay_s + (rows - 1) / loop_hz) if waits else delay_s
+        now_s += abs(rng.normal(0, jitter_s))
+    return found
+
+
+@pytest.mark.parametrize(("rate_hz", "horizon"), [(50, 50), (10, 10), (15, 15)])
+@pytest.mark.parametrize("rows", [3, 5, 10])
+def test_a_loop_at_another_rate_is_told_of_within_20_requests_and_one_at_about_the_right_one_is_not(
+    rate_hz, horizon, rows
+):
+    contract = robot(rate_hz, horizon)
+    for loop_hz in (0.8 * rate_hz, rate_hz, 1.2 * rate_hz):
+        for delay_s in (0.01, 0.08):
+            assert rate_warnings(contract, loop_hz, rows, delay_s=delay_s) == []
+    for loop_hz in (rate_hz / 5, 4 * rate_hz):
+        told = rate_warnings(contract, loop_hz, rows, delay_s=0.005)
+        assert told and all(f"training had {rate_hz}; run its loop at {rate_hz} Hz" in each for each in told)
+
+
+def test_a_robot_that_asks_for_less_than_its_chunks_last_plays_them_slowly_whatever_its_actions_are():
+    contract = robot(50, 50, follows=False)
+    (told, *_) = rate_warnings(contract, 10, 50)
+    assert told.startswith("[rate] requests: the robot asks every 5 s, for chunks of 50 rows: it plays at most 10 rows")
+    assert rate_warnings(contract, 50, 50) == []
+    (told, *_) = rate_warnings(robot(10, 10, follows=False), 50, 1, delay_s=0.005)
+    assert "plays at least" in told
+
+
+def test_programs_that_keep_no_time_have_no_rate():
+    assert rate_warnings(robot(10, 10), 10, 1, waits=False, jitter_s=0) == []  # frames of a recording, one by one
+    assert rate_warnings(robot(50, 50), 10, 50, jitter_s=3.0) == []  # somebody arranges the scene in between
+    pace = Pace(robot(50, 50))
+    assert not [w for i in range(30) for w in pace.asked({"state": np.zeros(7)}, 5.0 * i)]  # nothing moves
+
+
+def test_a_strict_server_refuses_a_wrong_rate_and_a_simulator_is_not_asked_for_one(monkeypatch):
+    class Served:
+        contract = robot(50, 50)
+
+    def ask(**flags) -> list[str]:
+        watching, found = Watching(Served(), ClientLog(), "robot:1", **flags), []
+        for i in range(20):
+            found += watching.look([{"state": np.full(7, 0.1 * i)}], 5.0 * i)
+            watching.answered({}, 5.0 * i + 0.1)
+        return found
+
+    assert ask(is_strict=False)[0].startswith("[rate]")
+    with pytest.raises(ObservationError, match=r"strict: \[rate\]"):
+        ask(is_strict=True)
+    assert ask(is_strict=True, keeps_time=False) == []
+    kept = []
+
+    class Noted(Watching):
+        def __init__(self, *args, keeps_time: bool, **flags):
+            kept.append(keeps_time)
+            super().__init__(*args, keeps_time=keeps_time, **flags)
+
+    monkeypatch.setattr(conversation, "Watching", Noted)
+    with server_thread(TestPolicy) as (_, port):
+        for max_age_s in ("chunk", None):
+            with WebsocketClientPolicy("127.0.0.1", port, max_age_s=max_age_s) as client:
+                client.infer({"x": np.zeros(1)})
+    assert kept == [True, False]
+
+
 def test_a_view_does_not_depend_on_the_layout_and_takes_any_size():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     np.testing.assert_array_equal(view(image), view(np.moveaxis(image, -1, 0)))
@@ -137,11 +296,27 @@ def test_what_training_saw_travels_with_the_contract_and_damage_is_refused(contr
     assert contract.seen is not None and set(contract.seen.cameras) == {"observation/image", "observation/wrist_image"}
     assert contract.seen.prompts and len(contract.seen.state["observation/state"].low) == 8
     document = json.loads((tmp_path / "contract.json").read_text())
-    for views in ("AAAA", "%%", ""):
-        document["seen"]["cameras"]["observation/image"]["views"] = views
+    assert contract.seen.episode_length > 20
+    image, state = document["seen"]["cameras"]["observation/image"], document["seen"]["state"]["observation/state"]
+    for part, name, value in (
+        *((image, "views", views) for views in ("AAAA", "%%", "")),
+        (image, "color_low", [1.0]),
+        (state, "mean_low", [1.0]),
+        (state, "low", []),
+        (document["seen"], "episode_length", -1),
+    ):
+        right, part[name] = part[name], value
         (tmp_path / "contract.json").write_text(json.dumps(document))
         with pytest.raises(ValueError, match=r"contract\.json is damaged"):
             Contract.load(tmp_path)
+        part[name] = right
+    for part, names in ((image, ("color_low", "color_high")), (state, ("mean_low", "mean_high"))):
+        for name in names:  # as before there were averages
+            del part[name]
+    (tmp_path / "contract.json").write_text(json.dumps(document))
+    before = Contract.load(tmp_path).seen
+    assert before is not None and not before.state["observation/state"].mean_low
+    assert not [each for each in Watch(before).drift.averages() if each.key == "observation/image"]
 
 
 def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog):
@@ -157,6 +332,7 @@ def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog):
         for _ in range(2):
             assert any(w.startswith("[prompt] prompt: 'fold the towel'") for w in client.infer(spoilt)["warnings"])
         client.close()
+        assert 'openpi_warnings_total{code="prompt",model="default"} 2.0' in get(port, "/metrics")[2]
     assert sum("[prompt]" in record.message for record in caplog.records) == 1
     with server_thread(lambda: policy, limits=Limits(refuses_suspicious=True)) as (_, port):
         client = WebsocketClientPolicy("127.0.0.1", port)
@@ -171,12 +347,14 @@ def test_explain_says_the_same_of_one_observation(contract, tmp_path, capsys):
     contract.save(checkpoint)
     observation = _observation() | {"prompt": "fold the towel"}
     observation["observation/image"] = np.zeros_like(observation["observation/image"])
+    observation["observation/state"] = np.r_[99.0, observation["observation/state"][1:]]
     np.savez(tmp_path / "seen.npz", **observation)
     assert run("explain", checkpoint, "--observation", tmp_path / "seen.npz", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    told = {(f["key"], f["message"][:20]) for stage in document["stages"] for f in stage["findings"]}
-    assert ("observation/image", "the picture is black") in told
-    assert any(key == "prompt" and message.startswith("'fold the towel'") for key, message in told)
+    told = {(f["code"], f["key"], f["message"][:20]) for stage in document["stages"] for f in stage["findings"]}
+    assert ("blank", "observation/image", "the picture is black") in told
+    assert any(each[:2] == ("prompt", "prompt") and each[2].startswith("'fold the towel'") for each in told)
+    assert any(each[:2] == ("range", "state 'x'") for each in told), told
 
 
 def _observation() -> dict:

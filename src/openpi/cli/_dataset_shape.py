@@ -199,7 +199,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _view(args: argparse.Namespace) -> None:
-    from openpi.cli._dataset_view import HOST, Pages, open_server
+    from openpi.cli._dataset_view import Pages, open_server
+    from openpi.cli._pages import LOOPBACK
     from openpi.data.check.runner import check_dataset
     from openpi.data.lerobot.home import locate_dataset
     from openpi.data.lerobot.reader import LeRobotDataset
@@ -208,7 +209,7 @@ def _view(args: argparse.Namespace) -> None:
     dataset = LeRobotDataset(root)
     findings = () if args.no_check else check_dataset(root, decodes=False).findings
     with open_server(Pages(dataset, findings), args.port) as server:
-        print(f"http://{HOST}:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
+        print(f"http://{LOOPBACK}:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 

@@ -13,27 +13,22 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from openpi.cli import _pages
+from openpi.cli._pages import NONE, Answer
 from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
 
 if TYPE_CHECKING:
     from openpi.data.check.findings import Finding
     from openpi.data.lerobot.reader import LeRobotDataset
 
-HOST = "127.0.0.1"
-_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "frame-ancestors 'none'"
-)
 _JPEG_QUALITY = 88
 _MOST_DIMENSIONS = 64  # of a vector; wider ones are tactile pictures and the like
-Answer = tuple[HTTPStatus, str, bytes]
-_NONE: Answer = (HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
 
 
 class Pages:
@@ -65,7 +60,7 @@ class Pages:
             return _json(self._episode(position))
         if match := re.fullmatch(r"/frame/(\d{1,9})/(\d{1,9})/(\d{1,9})\.jpg", path):
             return self._frame(*map(int, match.groups()))
-        return _NONE
+        return NONE
 
     def _has(self, position: int) -> bool:
         return position < len(self._dataset.episodes)
@@ -110,7 +105,7 @@ class Pages:
     def _frame(self, camera: int, position: int, number: int) -> Answer:
         keys = self._dataset.metadata.camera_keys
         if camera >= len(keys) or not self._has(position) or number >= self._dataset.episodes[position].length:
-            return _NONE
+            return NONE
         try:
             [frame] = self._dataset.camera_frames(keys[camera], position, [number])
         except (ValueError, OSError) as error:
@@ -128,31 +123,22 @@ def page() -> str:
 
 
 def open_server(pages: Pages, port: int = 0) -> ThreadingHTTPServer:
-    """Listens, and answers when `serve_forever` is called; 0 = a free port."""
-    # One thread that stays: those of the server come and go, and each would open every video anew.
-    worker = ThreadPoolExecutor(1, thread_name_prefix="view")
+    """Listens on this machine only, and answers when `serve_forever` is called; 0 = a free port."""
+    return _pages.open_server(_InOneThread(pages), port=port)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            # Another page must not reach this one by a name that leads here (DNS rebinding).
-            name = self.headers.get("Host", "").rpartition(":")[0]
-            if name not in (HOST, "localhost"):
-                self.send_error(HTTPStatus.FORBIDDEN)
-                return
-            status, kind, body = worker.submit(pages.get, self.path.partition("?")[0]).result()
-            self.send_response(status)
-            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": _POLICY}
-            for header, value in headers.items():
-                self.send_header(header, value)
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: a line for each picture helps nobody."""
+class _InOneThread:
+    """The pages, from one thread that stays: those of the server come and go, and each would open every video anew."""
 
-    server = ThreadingHTTPServer((HOST, port), Handler)
-    server.daemon_threads = True
-    return server
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="view")
+
+    def get(self, path: str) -> Answer:
+        return self._worker.submit(self._pages.get, path).result()
+
+    def post(self, path: str, body: bytes) -> Answer:
+        return NONE
 
 
 def _json(content: dict[str, Any]) -> Answer:

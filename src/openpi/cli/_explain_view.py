@@ -86,7 +86,8 @@ class TextView:
             self._surprises += finding.is_surprise
             self._remarks += not finding.is_surprise
             sign, style = ("!!", "bold red") if finding.is_surprise else ("--", "yellow")
-            self._line(f"  {sign} {finding.key}: {finding.message}", style=style)
+            code = f"[{finding.code}] " if finding.code else ""
+            self._line(f"  {sign} {code}{finding.key}: {finding.message}", style=style)
 
     def close(self, error: str | None) -> None:
         self._line("")

@@ -206,7 +206,7 @@ def _remote(args: Args) -> Asked:
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
     key = args.api_key or os.environ.get("OPENPI_API_KEY")
-    policy = WebsocketClientPolicy(args.host or "127.0.0.1", args.port or 8000, api_key=key)
+    policy = WebsocketClientPolicy(args.host or "127.0.0.1", args.port or 8000, api_key=key, max_age_s=None)
     # A published server hands every key to its transforms, which take no seed.
     takes_seed = policy.get_server_metadata().get("contract", {}).get("model_type") in ("pi0", "pi05")
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from openpi.cli._question import Question
     from openpi.evaluation.switchboard import Address, Switchboard
     from openpi.evaluation.trials import Form, Outcome, Trial
 
 SUMMARY = "two policies on your robot, blind: success or score per trial, and the interval"
 
 _STOPPED = 130
+_NOTHING_CONNECTED = "nothing connected in this trial: was the robot's program started, and with this port?"
 Ask = Callable[[str], str]
 _T = TypeVar("_T")
 
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     configure_logging()
     try:
-        run(args, input)
+        run_on_page(args) if args.page else run(args, input)
     except (KeyboardInterrupt, EOFError):
         print(f"\nstopped; what is done is in {args.file}. The same command goes on from there", file=sys.stderr)
         return _STOPPED
@@ -53,13 +55,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--form", choices=list(PRESETS), default="success", help="what is asked after each trial")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="address that the robot connects to")
     parser.add_argument("--port", type=int, default=8100, help="port that the robot connects to (default 8100)")
+    parser.add_argument("--page", action="store_true", help="ask on a page, such as that of a telephone, not here")
+    parser.add_argument("--page-host", default="127.0.0.1", metavar="HOST", help="its address; others need a key")
+    parser.add_argument("--page-port", type=int, default=8101, metavar="PORT", help="its port (default 8101)")
+    parser.add_argument("--api-key", metavar="KEY", help="of the page: any name, and it as password (OPENPI_API_KEY)")
     return parser
 
 
-def run(args: argparse.Namespace, ask: Ask) -> None:
+def run_on_page(args: argparse.Namespace) -> None:
+    """As `run`, with a page that asks.
+
+    Raises:
+        ValueError: other machines could reach it without a key.
+    """
+    from openpi.cli import _pages
+    from openpi.cli._trials_page import TrialsPage
+    from openpi.cli.console import check_range
+
+    check_range("page_port", args.page_port, 0, 65535)
+    page = TrialsPage(args.file)
+    key = args.api_key or os.environ.get("OPENPI_API_KEY")
+    with _pages.served(_pages.open_server(page, args.page_host, args.page_port, api_key=key)) as address:
+        print(f"open {address} in a browser", flush=True)
+        summary = run(args, page)
+        with contextlib.suppress(KeyboardInterrupt):  # all is written
+            page.finish(summary)
+
+
+def run(args: argparse.Namespace, ask: Ask) -> list[str]:
     """
     Args:
-        ask: shows a question, returns the answer.
+        ask: shows a question (a `Question`), returns the answer.
+    Returns:
+        what came of it, in lines.
     Raises:
         ValueError: the file is of other trials; a flag does not fit.
         OSError: a server, or the port, is not to be had.
@@ -70,6 +98,7 @@ def run(args: argparse.Namespace, ask: Ask) -> None:
     from openpi.evaluation.switchboard import Switchboard
 
     check_range("pairs", args.pairs, 1)
+    check_range("port", args.port, 0, 65535)
     if args.a == args.b:
         raise ValueError("--a and --b are the same; name two policies")
     done = _trials.read(args.file) if args.file.exists() else []
@@ -87,36 +116,58 @@ def run(args: argparse.Namespace, ask: Ask) -> None:
             done = [*done, _played(trial, len(plan), form, seed, switchboard, ask)]
             _trials.write(args.file, done)
     _trials.write(args.file, _trials.named(done, plan, names))
-    print("\n".join(["", *_trials.summary(done, plan, names, form.measure), f"results: {args.file}"]))
+    summary = _trials.summary(done, plan, names, form.measure)
+    print("\n".join(["", *summary, f"results: {args.file}"]))
+    return summary
 
 
 def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboard, ask: Ask) -> Outcome:
+    from openpi.cli._question import Question
     from openpi.evaluation.trials import BETTER, Outcome, parse_outcome
 
+    about = f"trial {trial.number} of {of}, pair {trial.pair}, {('first', 'second')[trial.turn - 1]}: {trial.task}"
     scene = "arrange the scene" if trial.turn == 1 else "arrange the scene as before"
-    print(f"\ntrial {trial.number} of {of}, pair {trial.pair}, {('first', 'second')[trial.turn - 1]}: {trial.task}")
-    ask(f"{scene}, then press Enter and start the robot ")
+    print(f"\n{about}")
+    shown = f"{scene.capitalize()}, then press start, and start the robot."
+    ask(Question(f"{scene}, then press Enter and start the robot ", shown=shown, about=about, choices={"start": ""}))
     began = time.monotonic()
-    question = "did it succeed? y, n" + (", or a score of 0 to 100" if form.measure == "score" else "")
-    success = _answered(ask, question, lambda text: parse_outcome(text, form.measure))
+    has_score = form.measure == "score"
+    asked = Question(
+        "did it succeed? y, n" + (", or a score of 0 to 100" if has_score else "") + ": ",
+        shown="Did it succeed?" + (" Or a score of 0 to 100." if has_score else ""),
+        about=about,
+        choices={"yes": "y", "no": "n"},
+        takes_text=has_score,
+    )
+    success = _answered(ask, asked, lambda text: parse_outcome(text, form.measure))
     duration = round(time.monotonic() - began, 1)
-    if not switchboard.num_connections:
-        print("nothing connected in this trial: was the robot's program started, and with this port?", file=sys.stderr)
+    note = "" if switchboard.num_connections else _NOTHING_CONNECTED
+    if note:
+        print(note, file=sys.stderr)
     better = ""
     if form.asks_better and trial.turn == 2:
-        better = _answered(ask, f"which was better? {', '.join(BETTER)}", lambda t: t if t in BETTER else None)
-    video = ask("name of the film (Enter = none): ").strip() if form.asks_video else ""
-    notes = ask("notes (Enter = none): ").strip()
+        kinds = {each: each for each in BETTER}
+        text = f"which was better? {', '.join(BETTER)}: "
+        asked = Question(text, shown="Which was better?", about=about, note=note, choices=kinds)
+        better = _answered(ask, asked, kinds.get)
+
+    def typed(what: str) -> str:
+        asked = Question(f"{what} (Enter = none): ", shown=what.capitalize(), about=about, note=note, takes_text=True)
+        return ask(asked).strip()
+
+    video = typed("name of the film") if form.asks_video else ""
+    notes = typed("notes")
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
     return Outcome(
         trial.number, trial.pair, trial.turn, trial.task, success, duration, notes, video, better, when, seed
     )
 
 
-def _answered(ask: Ask, question: str, parse: Callable[[str], _T | None]) -> _T:
+def _answered(ask: Ask, asked: Question, parse: Callable[[str], _T | None]) -> _T:
     """Asks until the answer is one."""
-    while (found := parse(ask(f"{question}: ").strip().lower())) is None:
-        print("that is none of the answers", file=sys.stderr)
+    while (found := parse(ask(asked).strip().lower())) is None:
+        asked = asked.again("that is none of the answers")
+        print(asked.note, file=sys.stderr)
     return found
 
 

@@ -27,7 +27,7 @@ from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
 from openpi.shared.ranges import Range, WholeNumber
-from openpi.shared.tree import flatten
+from openpi.shared.tree import check_paths_differ, flatten
 from openpi.shared.typed_values import fitted_fields
 
 _VERSION = 1
@@ -182,6 +182,7 @@ class Contract:
 
     def check(self, observation: Mapping[str, Any]) -> None:
         """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
+        check_paths_differ(observation)
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
         found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
         self._check_cameras(leaves, found_cameras)

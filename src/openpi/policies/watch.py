@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.seen import FLAT, SIDE, Seen, Vector, direction, view
+from openpi.policies.drift import Drift
+from openpi.policies.seen import FLAT, SIDE, Seen, Vector, cells, color, direction, grey
 from openpi.shared.tree import flatten
 
 _LOOKS = 5  # observations that a check of pictures looks at
@@ -59,10 +60,15 @@ class _Looked:
 
 
 class Watch:
-    """Looks at the observations of one robot, in order. Not for several threads at once."""
+    """Looks at the observations of one robot, in order. Not for several threads at once.
+
+    Attributes:
+        drift: averages of what was looked at.
+    """
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
+        self.drift = Drift(seen)
         self._column = {key: i for i, key in enumerate(seen.cameras)}
         known = [camera.directions() for camera in seen.cameras.values()]
         self._known = np.concatenate([*known, np.zeros((0, SIDE * SIDE), np.float32)])
@@ -81,10 +87,14 @@ class Watch:
         self._states.append(np.concatenate([*state.values(), np.zeros(0)]))
         self._strange = self._strange + 1 if (strange := [*_vectors(self._seen.state, state)]) else 0
         found = strange if self._strange >= _LOOKS else []
-        keys = tuple(key for key in self._column if key in leaves)
+        keys, colors = tuple(key for key in self._column if key in leaves), {}
         if keys:
-            self._looked.append(self._look_at(keys, np.stack([view(leaves[key]) for key in keys])))
+            colored = np.stack([cells(leaves[key]) for key in keys])
+            self._looked.append(self._look_at(keys, grey(colored)))
             found += self._cameras()
+            colors = dict(zip(keys, color(colored), strict=True))
+        self.drift.add(state, colors)
+        found += self.drift.warnings()
         if self._is_first:
             found += _starts(self._seen.state, state)
         self._is_first = False
@@ -116,7 +126,7 @@ class Watch:
             return
         rows = [i for i in range(len(last.keys)) if i not in flat]
         yield from (_frozen(last.keys[i]) for i in rows if self._is_frozen(i))
-        mean = np.mean([each.distances for each in self._looked], axis=0)
+        mean = np.add.reduce([each.distances for each in self._looked]) / _LOOKS
         columns = [self._column[key] for key in last.keys]
         far = [i for i in rows if mean[i, columns[i]] > self._far(last.keys[i])]
         if not far:
@@ -210,7 +220,9 @@ def _vectors(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> It
                 yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
                 break
         else:
-            if (order := _better_order(values, low, high)) is not None:
+            # One value that strays finds room in the range of some other.
+            is_far = outside & ((values < 2 * low - high) | (values > 2 * high - low))
+            if (outside.sum() > 1 or is_far.any()) and (order := _better_order(values, low, high)) is not None:
                 yield f"[order] {key}: fits training when {order}; put the values in the order of the contract"
 
 

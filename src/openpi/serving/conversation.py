@@ -46,6 +46,7 @@ class Conversation:
         recorder: writes what is asked and answered.
         memory: that the messages take.
         client_log: for what goes wrong.
+        keeps_time: the client's world moves while the clock runs.
     """
 
     connection: Connection
@@ -57,6 +58,7 @@ class Conversation:
     limits: Limits
     memory: SessionMemory
     client_log: ClientLog
+    keeps_time: bool = True
 
     def run(self, requested: str | None) -> None:
         """Until the client leaves or is sent away.
@@ -94,10 +96,16 @@ class Conversation:
 
     def _converse(self, slot: ModelSlot) -> None:
         connection, session = self.connection, self.session
-        live = LiveSession(connection.number, session.protocol, slot.model_id, connection.address)
+        watching = Watching(
+            slot.policy,
+            self.client_log,
+            connection.address,
+            is_strict=self.limits.refuses_suspicious,
+            keeps_time=self.keeps_time,
+        )
+        live = LiveSession(connection.number, session.protocol, slot.model_id, connection.address, watching.averages)
         opening = self.opening_of(session, slot)
         connection.live = live
-        watching = Watching(slot.policy, self.client_log, connection.address, is_strict=self.limits.refuses_suspicious)
         if connection.is_stopping:
             raise StoppingError
         with contextlib.closing(live), self._log(live, opening) as log:
@@ -142,6 +150,7 @@ class _Exchange:
     observations: list[dict] = dataclasses.field(default_factory=list)
     items: list[Item | Exception] = dataclasses.field(default_factory=list)
     suspicions: list[str] = dataclasses.field(default_factory=list)
+    result: Result | None = None  # for the only observation of the message
     num_bytes: int = 0  # of the message, and of what was made of it
     is_released: bool = False
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
@@ -172,7 +181,7 @@ class _Exchange:
             self.observations = self.conversation.session.received(self.message, decode)
             self.items = self.slot.thread.prepare(self.observations)
             if not isinstance(self.items[0] if self.items else None, Exception):
-                self.suspicions = self.watching.look(self.observations)
+                self.suspicions = self.watching.look(self.observations, self.start_s)
 
     def _reserve(self, num_bytes: int) -> None:
         self.conversation.memory.reserve(num_bytes)
@@ -198,6 +207,7 @@ class _Exchange:
             if not isinstance(error, NotWantedError):
                 frames = self._frames(answers, error)
             self.conversation.session.sent(time.monotonic())
+            self.watching.answered(self.result, time.perf_counter())
         except Exception:
             logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
         self.conversation.session.request = None
@@ -224,6 +234,7 @@ class _Exchange:
         if error is None and answers is not None:
             ran = iter(answers.results)
             results = [item if isinstance(item, Exception) else next(ran) for item in self.items]
+            self.result = results[0] if len(results) == 1 else None
             if self.suspicions and isinstance(results[0], dict):
                 results[0] = {**results[0], "warnings": [*results[0].get("warnings", ()), *self.suspicions]}
             try:
@@ -233,7 +244,7 @@ class _Exchange:
             except Exception as raised:
                 error = raised
             else:
-                self._note(frames, results)
+                self._note(frames, results, answers.infer_s)
                 return frames
         assert error is not None
         return self._failed(error)
@@ -249,14 +260,23 @@ class _Exchange:
             self.log.write(conversation.session.request, packed, seconds, self.num_bytes)
         return conversation.session.failed(error, number)
 
-    def _note(self, frames: list[Frame], results: Sequence[Result]) -> None:
+    def _note(self, frames: list[Frame], results: Sequence[Result], infer_s: float) -> None:
         seconds = self._count("ok")
         try:
             self.is_released = True  # by the page's copy, in time
             release = functools.partial(self.conversation.memory.release, self.num_bytes)
-            self.live.answered(self.observations, results, seconds, num_bytes=self.num_bytes, release=release)
-            if any(isinstance(result, dict) and result.get("warnings") for result in results):
-                self.conversation.metrics.warned(self.slot.model_id)
+            self.live.answered(
+                self.observations,
+                results,
+                seconds,
+                prepare_s=self.prepare_s,
+                infer_s=infer_s,
+                num_bytes=self.num_bytes,
+                release=release,
+            )
+            told = [str(w) for result in results if isinstance(result, dict) for w in result.get("warnings") or ()]
+            if told:
+                self.conversation.metrics.warned(self.slot.model_id, told)
             if self.log and self.conversation.session.request is not None:
                 answers = [frame.data for frame in frames if isinstance(frame, Binary)]
                 self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)

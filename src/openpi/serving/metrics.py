@@ -1,8 +1,10 @@
 """What `/metrics` counts, in Prometheus' text form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from openpi.policies.guards import code_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -39,6 +41,7 @@ class Metrics:
             "openpi_batch_size", "Observations of one batch", ("model",), buckets=_SIZE_BUCKETS, registry=registry
         )
         self._warned = Counter("openpi_warned", "Answers with warnings", ("model",), registry=registry)
+        self._warnings = Counter("openpi_warnings", "Of answers, by code", ("model", "code"), registry=registry)
         self._bytes = Counter("openpi_received_bytes", "Of messages", ("model",), registry=registry)
         self._shared_bytes = Counter(
             "openpi_shared_memory_bytes", "Of images that came through shared memory", registry=registry
@@ -57,8 +60,11 @@ class Metrics:
         self._request_s.labels(model_id).observe(seconds)
         self._bytes.labels(model_id).inc(num_bytes)
 
-    def warned(self, model_id: str) -> None:
+    def warned(self, model_id: str, warnings: Iterable[str]) -> None:
+        """An answer had these."""
         self._warned.labels(model_id).inc()
+        for warning in warnings:
+            self._warnings.labels(model_id, code_of(warning)).inc()
 
     def batch_ran(self, model_id: str, size: int, infer_s: float) -> None:
         self._infer_s.labels(model_id).observe(infer_s)

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from openpi.policies.contract import Contract
+from openpi.policies.drift import Moved
 from openpi.serving.catalog import Catalog
-from openpi.serving.live import LiveSession
+from openpi.serving.live import LiveSession, Parts
 from openpi.serving.metrics import CONTENT_TYPE, Metrics
 from openpi.serving.model_slot import ModelSlot
 
@@ -154,25 +156,60 @@ def _session(session: LiveSession, policy: Any) -> dict[str, Any]:
         "last_error": session.last_error,
         "latencies_ms": [round(value, 2) for value in latencies],
         "quantiles_ms": quantiles,
-        **_last_exchange(session.observation, session.result, policy),
+        "parts_ms": _medians(list(session.parts)),
+        "warnings": [
+            {"text": told.text, "last_s": told.last_s, "count": told.count} for told in reversed(session.told.values())
+        ],
+        "averages": _averages(session.averages(), getattr(policy, "contract", None)),
+        **_last_exchange(session, policy),
     }
 
 
-def _last_exchange(observation: dict | None, result: dict | None, policy: Any) -> dict[str, Any]:
+def _medians(parts: Sequence[Parts]) -> dict[str, float]:
+    rows = [dataclasses.astuple(each) for each in parts]
+    names = [field.name for field in dataclasses.fields(Parts)]
+    return dict(zip(names, np.median(rows, axis=0).tolist(), strict=True)) if rows else {}
+
+
+def _averages(averages: Sequence[Moved], contract: Contract | None) -> list[dict[str, Any]]:
+    """Of what was received beside training's, with names for people."""
+    names = {} if contract is None else {vector.key: vector.names for vector in contract.state}
+
+    def name(moved: Moved) -> str:
+        known = names.get(moved.key, ())
+        if isinstance(moved.part, str):
+            return f"{moved.key}: {moved.part}"
+        return known[moved.part] if moved.part < len(known) else f"{moved.key}[{moved.part}]"
+
+    return [{**dataclasses.asdict(moved), "name": name(moved)} for moved in averages if moved.count]
+
+
+def _last_exchange(session: LiveSession, policy: Any) -> dict[str, Any]:
+    observation, result = session.observation, session.result
     if observation is None or result is None:
         return {}
     seen = _seen(policy, observation)
-    actions = np.asarray(result.get("actions", []), np.float64)
     contract = getattr(policy, "contract", None)
     names = list(contract.actions.names) if contract is not None else []
+    actions, previous = _chunk(result.get("actions")), _chunk(session.previous)
+    before_s, now_s = session.asked_s
+    rate_hz = (contract.control_hz if contract is not None else None) or 0.0
     return {
         "prompt": str(seen["prompt"]) if seen.get("prompt") is not None else None,
         "cameras": {name: _data_url(image) for name, image in seen["image"].items()},
         "state": _state(seen.get("state"), contract),
-        "actions": np.round(actions, 5).tolist() if actions.ndim == 2 else [],
+        "actions": actions,
+        "previous": previous if np.shape(previous)[1:] == np.shape(actions)[1:] else [],
+        # Where in the chunk before the robot was when it asked again, if it plays at the contract's rate.
+        "rows_since": min(len(previous), round((now_s - before_s) * rate_hz)) if previous else 0,
         "action_names": names,
-        "warnings": list(result.get("warnings", [])),
     }
+
+
+def _chunk(actions: Any) -> list[list[float]]:
+    """Rows of a chunk; none of what is no chunk."""
+    found = np.asarray([] if actions is None else actions, np.float64)
+    return np.round(found, 5).tolist() if found.ndim == 2 else []
 
 
 def _seen(policy: Any, observation: dict) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder
 from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
-from openpi_client.connection import FEATURES_HEADER
+from openpi_client.connection import FEATURES_HEADER, UNTIMED, features
 from openpi_client.stream import MessageStream
 
 logger = logging.getLogger(__name__)
@@ -299,6 +299,8 @@ class PolicyServer:
                     self._limits,
                     memory,
                     self._client_log,
+                    # Other protocols tell their clients when each action is due.
+                    keeps_time=protocol is None and UNTIMED not in features(handshake.headers),
                 ).run(requested)
             finally:
                 self._metrics.session_closed(session.protocol)

@@ -6,35 +6,50 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from openpi.policies.drift import Moved
 from openpi.policies.guards import ObservationError
+from openpi.policies.pace import Pace
 from openpi.policies.watch import Watch
 from openpi.serving.client_log import ClientLog
+from openpi.shared.tree import flatten
 
 logger = logging.getLogger(__name__)
 
 
 class Watching:
-    """Of a session with a policy whose contract knows what training saw; else nothing is suspicious."""
+    """Of a session with a policy whose contract tells what training saw, or its rate; else nothing is suspicious."""
 
-    def __init__(self, policy: Any, client_log: ClientLog, address: str, *, is_strict: bool) -> None:
-        seen = getattr(getattr(policy, "contract", None), "seen", None)
+    def __init__(
+        self, policy: Any, client_log: ClientLog, address: str, *, is_strict: bool, keeps_time: bool = True
+    ) -> None:
+        """
+        Args:
+            keeps_time: the robot moves while the clock runs, which simulated worlds need not.
+        """
+        contract = getattr(policy, "contract", None)
+        seen = getattr(contract, "seen", None)
         self._watch = None if seen is None else Watch(seen)
+        self._pace = None if contract is None or not keeps_time else Pace(contract)
         self._log, self._address, self._is_strict = client_log, address, is_strict
         self._said: set[str] = set()
 
-    def look(self, observations: Sequence[dict[str, Any]]) -> list[str]:
+    def look(self, observations: Sequence[dict[str, Any]], now_s: float) -> list[str]:
         """Warnings for the observation of a message; lists come from several robots, which are not told apart.
 
+        Args:
+            now_s: when the message came.
         Raises:
             ObservationError: there are some, and the server is strict.
         """
-        if self._watch is None or len(observations) != 1:
+        if len(observations) != 1:
             return []
         try:
-            found = self._watch.look(observations[0])
+            found = [] if self._watch is None else self._watch.look(observations[0])
+            if self._pace is not None:
+                found += self._pace.asked(flatten(observations[0]), now_s)
         except Exception:
             logger.exception("The observations of %s are not watched any more", self._address)
-            self._watch = None
+            self._watch = self._pace = None
             return []
         if found and self._is_strict:
             raise ObservationError(f"this server is strict: {'; '.join(found)}")
@@ -44,3 +59,13 @@ class Watching:
                 self._said.add(subject)
                 self._log.write(logging.WARNING, self._address, f"{self._address}: {warning}")
         return found
+
+    def answered(self, result: Any, now_s: float) -> None:
+        """What the robot gets for the last message, from now on."""
+        if (pace := self._pace) is not None:
+            pace.answered(result.get("actions") if isinstance(result, dict) else None, now_s)
+
+    def averages(self) -> list[Moved]:
+        """Of what the robot sent, beside those of training; for people. Any thread."""
+        watch = self._watch
+        return [] if watch is None else list(watch.drift.averages())

@@ -5,14 +5,17 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> one dict keyed by '/'-joined paths.
-
-    Raises:
-        ValueError: two leaves have one path, as of `{"a/b": 1, "a": {"b": 2}}`: readers would take one or the other.
-    """
+    """Nested dicts -> one dict keyed by '/'-joined paths; of two leaves with one path, the later."""
     flat: dict[str, Any] = {}
     _collect(tree, "", flat)
     return flat
+
+
+def check_paths_differ(tree: Mapping[str, Any]) -> None:
+    """Raises ValueError where two values have one path, as of `{"a/b": 1, "a": {"b": 2}}`: readers of what somebody
+    else has sent would take one or the other. One value under both names is fine.
+    """
+    _check_apart(tree, "", {})
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +48,14 @@ def _collect(tree: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None
     for key, value in tree.items():
         if isinstance(value, (dict, Mapping)):  # asked of a dict first, it is answered at once
             _collect(value, f"{prefix}{key}/", flat)
-        elif (path := prefix + key) in flat:
-            raise ValueError(f"'{path}' is there twice, in full and within a map; send it once")
         else:
-            flat[path] = value
+            flat[prefix + key] = value
+
+
+def _check_apart(tree: Mapping[str, Any], prefix: str, found: dict[str, Any]) -> None:
+    for key, value in tree.items():
+        path = prefix + key
+        if isinstance(value, (dict, Mapping)):
+            _check_apart(value, f"{path}/", found)
+        elif found.setdefault(path, value) is not value:
+            raise ValueError(f"'{path}' is there twice, in full and within a map; send it once")

@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> TrainResult:
         data_config = recipe_data.expanded(config)
         holdout.check_holdout(config, data_config)
         data = recipe_data.open_recipe(config, data_config)
-        config = holdout.decided(config, data)
+        config = holdout.decided(config, data, backend.num_devices)
     processes.check_same("the recipes differ", recipe_io.recipe_values(config))
     if config.save_interval == 0:
         logger.info("save_interval=0: the only checkpoint is that of the end, or of a signal")

@@ -22,6 +22,8 @@ HANDSHAKE_TIMEOUT_S = 10.0
 
 # Names extensions of the protocol: in a request those that the client knows, in the answer those that the server takes.
 FEATURES_HEADER = "Openpi-Features"
+# Of a client whose world waits for its answers, so that the times of its requests are nobody's rate.
+UNTIMED = "untimed"
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 

@@ -79,7 +79,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             resend: whether a request that was under way when the connection dropped is sent once more.
             max_age_s: an observation that is older when the connection has been opened again, or when the answer comes
                 then, raises StaleAnswerError: the world has moved on. "chunk": as long as an action chunk lasts, if
-                the server's metadata tell (the contract's horizon / `control_hz`), else 1 s. None = any age.
+                the server's metadata tell (the contract's horizon / `control_hz`), else 1 s. None = any age: the world
+                waits, as a simulated one may, and the server does not mind when it asks.
             jpeg_quality: 1 to 95: camera images travel as JPEG, a tenth of the bytes, for a slow network; it costs the
                 robot about 1 ms for each of 224x224. The policy then sees what compression leaves, so use the quality
                 of the training data or better (90). None = as they are; also with servers that take no JPEG.
@@ -105,6 +106,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._jpeg_quality = jpeg_quality
         self._max_message_bytes = max_message_bytes
         self._freshness = Freshness(max_age_s)
+        self._is_untimed = max_age_s is None
         self._server_features: FrozenSet[str] = frozenset()
         self._server_metadata: Dict = {}
         self._has_answered = False  # on this connection
@@ -358,8 +360,11 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     def _connect(self, deadline: Deadline) -> None:
         headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
-        if shared_memory.is_supported():
-            headers[connection.FEATURES_HEADER] = shared_memory.FEATURE
+        known = [shared_memory.FEATURE] if shared_memory.is_supported() else []
+        if self._is_untimed:
+            known.append(connection.UNTIMED)
+        if known:
+            headers[connection.FEATURES_HEADER] = ", ".join(known)
         handshake = deadline.sooner(connection.HANDSHAKE_TIMEOUT_S)
         stream, answered = connection.open_stream(
             self._uri, headers, handshake, max_message_bytes=self._max_message_bytes

@@ -112,15 +112,18 @@ def split_dataset(config: TrainConfig, data_config: DataConfig, dataset: LeRobot
     return holdout_split(config, dataset.metadata, data_config, kept)
 
 
-def decided(config: TrainConfig, data: RecipeData) -> TrainConfig:
+def decided(config: TrainConfig, data: RecipeData, num_devices: int = 1) -> TrainConfig:
     """The recipe with a number for `holdout_episodes`, and where some are held out that it did not ask for, the best
     checkpoint kept.
+
+    Args:
+        num_devices: that a batch is spread over, and so the fewest frames of one.
     """
     if config.holdout_episodes is not None:
         return config
     if config.resume and (steps := complete_steps(config.checkpoint_dir)):
         return dataclasses.replace(config, **_begun_with(config, config.checkpoint_dir / str(steps[-1])))
-    number = _chosen(config, data)
+    number = _chosen(config, data, num_devices)
     return dataclasses.replace(config, holdout_episodes=number, keep_best=config.keep_best or number > 0)
 
 
@@ -137,9 +140,9 @@ def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _chosen(config: TrainConfig, data: RecipeData) -> int:
-    """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, none where one is too
-    small, or where the recipe names some.
+def _chosen(config: TrainConfig, data: RecipeData, num_devices: int) -> int:
+    """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, more where these are no
+    batch for all devices; none where a dataset is too small, or where the recipe names some.
     """
     members = [(member, each) for member, each in data.members if isinstance(each, LeRobotDataset)]
     if holds_out(config, data.config) or len(members) < len(data.datasets):  # a stream, or random data
@@ -150,9 +153,17 @@ def _chosen(config: TrainConfig, data: RecipeData) -> int:
     if min(totals) < _FEWEST:
         logger.info("no episode is held out for validation, as there are only %d; %s", min(totals), off)
         return 0
-    spared = dataclasses.replace(config, holdout_episodes=number)
-    if any(_frames_left(spared, *each) < config.batch_size for each in members):
-        logger.info("no episode is held out for validation: too few frames would be left for a batch; %s", off)
+    train, validation = _fewest_frames(config, number, members)
+    while 0 < validation < num_devices and number < min(totals) - 1:
+        number += 1
+        train, validation = _fewest_frames(config, number, members)
+    if train < config.batch_size or validation < num_devices:
+        logger.info(
+            "no episode is held out for validation: too few frames would be left for a batch, or be held out for one "
+            "on %d device(s); %s",
+            num_devices,
+            off,
+        )
         return 0
     logger.info(
         "%d of %s episodes are held out for validation, as the recipe does not say; --holdout-episodes=0 trains on all",
@@ -162,13 +173,19 @@ def _chosen(config: TrainConfig, data: RecipeData) -> int:
     return number
 
 
-def _frames_left(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> int:
-    """Frames to train on; 0 where the recipe excludes too many episodes."""
+def _fewest_frames(
+    config: TrainConfig, number: int, members: Sequence[tuple[DataConfig, LeRobotDataset]]
+) -> tuple[int, int]:
+    """Of a dataset: to train on, and to validate on, with so many episodes held out; 0 where the recipe excludes too
+    many.
+    """
+    spared = dataclasses.replace(config, holdout_episodes=number)
     try:
-        train, _ = split_dataset(config, data_config, dataset)
+        splits = [(dataset, split_dataset(spared, data_config, dataset)) for data_config, dataset in members]
     except ValueError:
-        return 0
-    return num_frames(dataset, train)
+        return 0, 0
+    frames = [[num_frames(dataset, part) for part in split] for dataset, split in splits]
+    return min(train for train, _ in frames), min(validation for _, validation in frames)
 
 
 def num_frames(dataset: LeRobotDataset, episodes: Sequence[int]) -> int:

@@ -24,7 +24,7 @@ from openpi.models.tokenizer import (
 )
 from openpi.policies import watch
 from openpi.policies.contract import Contract
-from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.guards import ContractGuard, RangeGuard, far_outside, suspicious
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import normalize, stats_check
 from openpi.shared.collected_warnings import collected_warnings
@@ -49,11 +49,13 @@ class Finding:
 
     Attributes:
         is_surprise: worth red; otherwise a remark.
+        code: of the guard that a server says the same by; empty = none.
     """
 
     key: str
     message: str
     is_surprise: bool = True
+    code: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +96,13 @@ def check_stage(stage: Stage, before: Sample | None, context: Context, *, is_out
         case transforms.RepackTransform():
             findings += _dropped(before, stage.sample)
             if context.contract is not None:
-                findings += _told(context.contract.warnings(stage.sample))
+                findings += _told(suspicious(context.contract, stage.sample))
         case ContractGuard() as guard:
-            findings += _told(guard.contract.warnings(before))
+            findings += _told(suspicious(guard.contract, before))
             if guard.contract.seen is not None:
                 findings += _told(watch.once(guard.contract.seen, before))
         case RangeGuard() as guard if "state" in before:
-            findings += _told(guard.contract.range_warnings(before["state"]))
+            findings += _told(far_outside(guard.contract, before["state"]))
         case transforms.InjectDefaultPrompt() if "prompt" in stage.sample and "prompt" not in before:
             findings.append(Finding("prompt", "the sample has no prompt; the default one is used", is_surprise=False))
         case transforms.Normalize() as step:
@@ -133,9 +135,12 @@ def check_round_trip(recorded: np.ndarray, returned: np.ndarray) -> Finding:
 
 
 def _told(warnings: list[str]) -> list[Finding]:
-    """Warnings of a contract, `subject: text` or `[code] subject: text`."""
+    """Warnings of guards, `[code] subject: text`."""
     parts = [warning.partition(":") for warning in warnings]
-    return [Finding(subject.rpartition("] ")[2], text.strip()) for subject, _, text in parts]
+    return [
+        Finding(head.partition("] ")[2], text.strip(), code=head.partition("] ")[0].removeprefix("["))
+        for head, _, text in parts
+    ]
 
 
 def _another_robot(transform: Any, before: Sample) -> Iterator[Finding]:

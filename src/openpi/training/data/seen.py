@@ -9,7 +9,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.policies.seen import Seen
+from openpi.policies.seen import Column, Seen
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout
 from openpi.training.data.moments import Moments, spread
@@ -39,14 +39,13 @@ def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, 
         for number in chosen
         for step in spread(range(moments.lengths[number]), _FRAMES)
     ]
-    tasks = moments.tasks if data_config.prompt_from_task else ()
-    return Seen.of(samples, tasks, _ranges(data_config, dataset, samples[0][2]))
+    prompts = moments.tasks if data_config.prompt_from_task else ()
+    length = float(np.diff(dataset.episode_bounds, axis=1).mean())
+    return Seen.of(samples, prompts, _columns(data_config, dataset, samples[0][2]), length)
 
 
-def _ranges(
-    data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, Any]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of vectors that the recipe takes from a column as they are: of all frames, which costs no picture."""
+def _columns(data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, Any]) -> dict[str, Column]:
+    """Vectors that the recipe takes from a column as they are, in all frames, which costs no picture."""
     features = dataset.metadata.features
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
     sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
@@ -55,5 +54,11 @@ def _ranges(
         for key, value in transforms.flatten_dict(observation).items()
         if np.ndim(value) == 1 and (source := sources.get(key)) in dataset.metadata.column_keys
     }
-    found = {key: dataset.column(source) for key, source in taken.items()}
-    return {key: (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) for key, values in found.items()}
+    found = {}
+    for key, source in taken.items():
+        values = dataset.column(source).astype(np.float64)
+        means = np.array([values[begin:end].mean(axis=0) for begin, end in dataset.episode_bounds])
+        is_whole = np.isfinite(means).all(axis=1)
+        if is_whole.any():
+            found[key] = Column(np.nanmin(values, axis=0), np.nanmax(values, axis=0), means[is_whole])
+    return found

@@ -390,7 +390,13 @@ def _open_holdout(config: TrainConfig, data: RecipeData, num_devices: int) -> An
     num_frames = min(int(frames * total_share / share) for share, _, frames in held)
     batch_size = min(config.batch_size, num_frames // num_devices * num_devices)
     if batch_size == 0:
-        raise ValueError(f"the {num_episodes} episodes held out give {num_frames} frames; hold out more")
+        found = (
+            f"{num_episodes} episodes held out give {num_frames} frames, fewer than there are devices ({num_devices})"
+        )
+        if not config.resume:  # what was held out once stays out of training, on whatever machine
+            raise ValueError(f"the {found}; hold out more")
+        logger.warning("the %s: this run is not validated any more", found)
+        return None
     small = dataclasses.replace(config, batch_size=batch_size, gradient_accumulation_steps=1)
     num_batches = min(config.eval_batches, num_frames // batch_size)
     logger.info("held out for validation: %d episodes, %d frames", num_episodes, num_frames)

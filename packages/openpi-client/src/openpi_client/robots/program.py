@@ -131,7 +131,7 @@ def playing(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(world.close)
-        policy = stack.enter_context(WebsocketClientPolicy(host, port, args.api_key))
+        policy = stack.enter_context(WebsocketClientPolicy(host, port, args.api_key, max_age_s=None))
         robot = DryRun(world) if args.dry_run else world
         clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
         metadata = policy.get_server_metadata()
