@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -83,6 +84,22 @@ def test_what_is_split_and_merged_again_is_what_it_was(tmp_path):
     assert [e.length for e in again.episodes] == [e.length for e in whole.episodes]
     for key in whole.metadata.features.keys() - {"timestamp", "frame_index", "episode_index", "index", "task_index"}:
         assert again.metadata.features[key] == whole.metadata.features[key]
+
+
+def test_parts_keep_their_subtasks_and_language_that_is_left_out_is_told(tmp_path, caplog):
+    root = GOLDEN / "lerobot_061/datasets/annotated"
+    split(root, {tmp_path / "second": [1]})
+    assert {"'language_persistent' is language", "'language_events' is language"} <= {
+        record.getMessage().removeprefix("left out: ").partition(",")[0] for record in caplog.records
+    }
+    parts = [LeRobotMetadata.load(tmp_path / "second"), LeRobotMetadata.load(root)]
+    assert parts[0].subtasks == parts[1].subtasks
+    assert LeRobotDataset(tmp_path / "second", columns=["subtask"])[4]["subtask"] == "carry it"
+    pq.write_table(
+        pa.table({"subtask_index": [0, 1], "subtask": ["carry it", "reach"]}), tmp_path / "second/meta/subtasks.parquet"
+    )
+    with pytest.raises(ValueError, match="subtask_index means other texts"):
+        merge([root, tmp_path / "second"], tmp_path / "both")
 
 
 def test_videos_are_cut_and_joined_without_being_encoded_again(tmp_path, monkeypatch):

@@ -274,17 +274,18 @@ def features_read(data_config: DataConfig, metadata: LeRobotMetadata) -> list[st
         return None
     made = {"prompt", "task", *(f"{key}_is_pad" for key in metadata.features)}
     paths = set(_leaves(first.structure))
-    for path in sorted(paths - made - metadata.features.keys()):
+    known = {*metadata.features, *metadata.annotation_keys}
+    for path in sorted(paths - made - known):
         raise missing_key(
             path,
-            metadata.features,
+            known,
             wanted_by="the recipe's repack transform",
             fix=f"Change its structure to the names in {metadata.root}, take what is not there out of the recipe (in a "
             "file of `openpi init`: None for a camera), or choose another dataset.",
             in_use=paths,
         )
     metadata.check_readable(sorted(paths))
-    return sorted(paths & metadata.features.keys())
+    return sorted(paths & known)
 
 
 def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.data.lerobot.annotations import SUBTASKS_FILE
 from openpi.data.lerobot.copying import copy_episodes, differences, kept_features
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -109,6 +111,8 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
         told.append(f"fps is {first.fps:g} and {other.fps:g}")
     if first.robot_type != other.robot_type:
         told.append(f"robot_type is {first.robot_type!r} and {other.robot_type!r}")
+    if first.subtasks != other.subtasks:
+        told.append(f"subtask_index means other texts in their {SUBTASKS_FILE}")
     if told:
         raise ValueError(
             f"{first.root} and {other.root} cannot be in one dataset: {'; '.join(told)}. Train on them together as a "
@@ -118,11 +122,17 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
 
 @contextlib.contextmanager
 def _writer(output: Path, metadata: LeRobotMetadata) -> Iterator[LeRobotWriter]:
-    for key, reason in metadata.unreadable.items():
+    reasons = dict.fromkeys(
+        set(metadata.annotation_keys) & set(metadata.features), "is language, which is not written here"
+    )
+    for key, reason in (metadata.unreadable | reasons).items():
         logger.warning("left out: '%s' %s", key, reason)
     fps = int(metadata.fps) if metadata.fps == int(metadata.fps) else metadata.fps
     with LeRobotWriter(output, fps=fps, features=kept_features(metadata), robot_type=metadata.robot_type) as writer:
         yield writer
+        if metadata.subtasks:
+            (writer.temporary / SUBTASKS_FILE).parent.mkdir(exist_ok=True)
+            shutil.copyfile(metadata.root / SUBTASKS_FILE, writer.temporary / SUBTASKS_FILE)
 
 
 def _copy(dataset: LeRobotDataset, writer: LeRobotWriter, on_episode: Callable[[], None]) -> None:
