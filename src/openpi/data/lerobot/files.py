@@ -89,8 +89,8 @@ def _ranges(file: pq.ParquetFile, key: str) -> list[tuple[int, int] | None]:
     found: list[tuple[int, int] | None] = []
     for group in range(file.num_row_groups):
         told = file.metadata.row_group(group).column(paths.index(key)).statistics
-        is_told = told is not None and told.has_min_max and isinstance(told.min, int) and isinstance(told.max, int)
-        found.append((told.min, told.max) if is_told else None)
+        low, high = (told.min, told.max) if told is not None and told.has_min_max else (None, None)
+        found.append((low, high) if isinstance(low, int) and isinstance(high, int) else None)
     return found
 
 
