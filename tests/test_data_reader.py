@@ -391,7 +391,15 @@ def test_a_row_is_told_anew_as_soon_as_any_of_it_differs(golden, tmp_path):
 
     frames = [
         *([row()], [row()], [row(content="a")], [row(content="a"), row()], [row(content="a"), row(style="vqa")]),
-        *(None, [], [row(timestamp=1.0)], [row(tool_calls=["1"])], [row(tool_calls=["2"])], [row()], [row()]),
+        *(
+            None,
+            [],
+            [row(timestamp=1.0)],
+            [row(tool_calls=["1"])],
+            [row(tool_calls=["2"])],
+            [row(tool_calls=[])],
+            [row(tool_calls=[])],
+        ),
     ]
     root = tmp_path / "set"
     shutil.copytree(golden / ANNOTATED, root)
@@ -400,6 +408,7 @@ def test_a_row_is_told_anew_as_soon_as_any_of_it_differs(golden, tmp_path):
     pq.write_table(table, file, row_group_size=5)
     found = LeRobotDataset(root, columns=["language_events"]).column("language_events")
     assert [[r["tool_calls"] for r in rows] for rows in found[8:10]] == [[[1]], [[2]]]
+    assert found[10] is found[11] and found[11][0]["tool_calls"] == []
     plain = [[{**r, "tool_calls": None} for r in rows or ()] for rows in frames]
     assert [[{**r, "tool_calls": None} for r in rows] for rows in found] == plain
 

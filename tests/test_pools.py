@@ -41,8 +41,7 @@ def cluster() -> Iterator[Pool]:
     """Two workers."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    paths = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with open_pool("auto") as pool:
         yield pool
     assert ray.is_initialized()  # a cluster to which somebody else has connected stays

@@ -6,9 +6,12 @@ Workers have openpi installed as it is here, and see the same files at the same 
 from __future__ import annotations
 
 import os
+import pickle
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -61,8 +64,9 @@ class RayCluster:
         return 1
 
     def each(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-        run, sent = self._ray.remote(max_retries=_RETRIES)(_run), self._ray.put(function)
-        references = [run.remote(sent, job) for job in jobs]
+        run, dumps = self._ray.remote(max_retries=_RETRIES)(_run), self._ray.cloudpickle.dumps
+        sent = _Sent(self._ray.put((sys.path, dumps(function))))
+        references = [run.remote(sent, dumps(job)) for job in jobs]
         running = {ref.future(): (ref, job) for ref, job in zip(references, jobs, strict=True)}
         del references  # what is done is forgotten as soon as it was handed on
         try:
@@ -102,5 +106,22 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _run(function: Callable[[Any], Any], job: Any) -> Any:
-    return function(job)
+@dataclass(frozen=True)
+class _Sent:
+    """A function in the cluster's store; as a field it travels when a worker asks for it, and not with every job."""
+
+    reference: Any
+
+
+_held: tuple[str, Callable[[Any], Any]] | None = None
+
+
+def _run(sent: _Sent, job: bytes) -> Any:
+    """In a worker, which imports from where the program does, so that files of users are found as in its processes."""
+    global _held
+    key = sent.reference.hex()
+    if _held is None or _held[0] != key:
+        paths, function = _imported().get(sent.reference)
+        sys.path += [path for path in paths if path not in sys.path]
+        _held = key, pickle.loads(function)
+    return _held[1](pickle.loads(job))

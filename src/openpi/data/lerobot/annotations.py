@@ -58,13 +58,18 @@ def _repeats(values: pa.Array) -> np.ndarray:
     before = np.maximum(np.arange(len(rows)) - lengths[frame], 0)  # the same row of the frame before
     differs = np.zeros(len(rows), bool)
     for field in rows.flatten():
-        if pa.types.is_nested(field.type):
-            differs |= field.is_valid().to_numpy(zero_copy_only=False)  # rare, and not compared
-        else:
-            codes = field.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            differs |= codes != codes[before]
+        codes = _codes(field)
+        differs |= codes != codes[before]
     repeats[frame[differs]] = False
     return repeats
+
+
+def _codes(field: pa.Array) -> np.ndarray:
+    """int[n], equal where the values are; calls of tools, which are rare, equal none but empty ones."""
+    if not pa.types.is_nested(field.type):
+        return field.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    lengths = field.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.where(lengths > 0, np.arange(1, len(lengths) + 1), lengths)
 
 
 def _row(row: LanguageRow, name: str) -> LanguageRow:
