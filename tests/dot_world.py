@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from openpi.envs.gym_world import GymWorld
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_client.base_policy import BasePolicy
 
 REACH, STEP, HORIZON = 0.02, 0.1, 12
 
@@ -107,3 +108,16 @@ class Walker:
         here = obs["observation/state"]
         path = [here + (goal - here) * (1 - 0.5 ** (k + 1)) for k in range(HORIZON)]
         return {"actions": np.array(path, np.float32)}
+
+
+class Walking(BasePolicy):
+    """The walker behind a server, under a contract if it is given one."""
+
+    def __init__(self, contract: object = None) -> None:
+        self.metadata: dict = {}
+        self.walker = Walker()
+        if contract is not None:
+            self.contract = contract
+
+    def infer(self, obs: dict) -> dict:
+        return self.walker.infer(obs)

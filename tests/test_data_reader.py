@@ -359,3 +359,97 @@ def test_a_dataset_that_is_nowhere_is_explained(tmp_path):
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a LeRobot dataset"):
         LeRobotDataset(tmp_path)
+
+
+ANNOTATED = "lerobot_061/datasets/annotated"
+
+
+def test_language_and_subtasks_reach_who_asks_for_them_as_the_library_reads_them(golden):
+    asked = ["language_persistent", "language_events", "subtask"]
+    dataset = LeRobotDataset(golden / ANNOTATED, columns=asked)
+    expected = json.loads((golden / f"{ANNOTATED}.json").read_text())
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert [{key: sample[key] for key in asked[:2]} for sample in samples] == expected
+    assert [sample["subtask"] for sample in samples[:6]] == ["reach for the cup"] * 3 + ["carry it"] * 3
+    samples[2]["language_events"][0]["content"] = "changed"
+    assert dataset[2]["language_events"] == expected[2]["language_events"]
+    assert dataset.column("language_persistent")[0] is dataset.column("language_persistent")[5]  # one for an episode
+    assert pickle.loads(pickle.dumps(dataset))[2]["language_events"] == expected[2]["language_events"]
+    assert LeRobotDataset(golden / ANNOTATED, columns=["action"]).column("subtask")[3] == "carry it"
+
+
+def test_who_does_not_ask_for_language_does_not_read_it(golden, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(golden / ANNOTATED, root)
+    (root / "meta/subtasks.parquet").write_text("damaged")
+    [file] = root.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.drop_columns(["language_persistent", "language_events"]), file)
+    sample = LeRobotDataset(root)[0]
+    assert not {"language_persistent", "language_events", "subtask"} & sample.keys()
+    for key, message in (("subtask", "subtasks.parquet"), ("language_events", "lacks the columns")):
+        with pytest.raises(ValueError, match=message):
+            LeRobotDataset(root, columns=[key])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pa.array(["text"] * 12), "holds string; expected lists of rows"),
+        (pa.array([[{"role": "user", "tool_calls": ["{"]}]] * 12), "tool_calls holds .*expected JSON"),
+    ],
+)
+def test_language_that_is_none_is_refused_by_name(golden, tmp_path, content, message):
+    root = tmp_path / "set"
+    shutil.copytree(golden / ANNOTATED, root)
+    [file] = root.glob("data/*/*.parquet")
+    table = pq.read_table(file).drop_columns(["language_events"]).append_column("language_events", content)
+    pq.write_table(table, file)
+    with pytest.raises(ValueError, match=f"column 'language_events' {message}|column 'language_events'.*{message}"):
+        LeRobotDataset(root, columns=["language_events"])
+
+
+def test_a_row_is_told_anew_as_soon_as_any_of_it_differs(golden, tmp_path):
+    def row(**more):
+        return {"role": "user", "content": None, "style": None, "timestamp": 0.0, "tool_calls": None, **more}
+
+    frames = [
+        *([row()], [row()], [row(content="a")], [row(content="a"), row()], [row(content="a"), row(style="vqa")]),
+        *(
+            None,
+            [],
+            [row(timestamp=1.0)],
+            [row(tool_calls=["1"])],
+            [row(tool_calls=["2"])],
+            [row(tool_calls=[])],
+            [row(tool_calls=[])],
+        ),
+    ]
+    root = tmp_path / "set"
+    shutil.copytree(golden / ANNOTATED, root)
+    [file] = root.glob("data/*/*.parquet")
+    table = pq.read_table(file).drop_columns(["language_events"]).append_column("language_events", pa.array(frames))
+    pq.write_table(table, file, row_group_size=5)
+    found = LeRobotDataset(root, columns=["language_events"]).column("language_events")
+    assert [[r["tool_calls"] for r in rows] for rows in found[8:10]] == [[[1]], [[2]]]
+    assert found[10] is found[11] and found[11][0]["tool_calls"] == []
+    plain = [[{**r, "tool_calls": None} for r in rows or ()] for rows in frames]
+    assert [[{**r, "tool_calls": None} for r in rows] for rows in found] == plain
+
+
+def test_only_the_row_groups_of_the_episodes_asked_for_are_read(golden, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(golden / ANNOTATED, root)
+    [file] = root.glob("data/*/*.parquet")
+    with pq.ParquetFile(file) as table:
+        chunk = table.metadata.row_group(0).column(2)
+        begin, size = chunk.data_page_offset, chunk.total_compressed_size
+    content = bytearray(file.read_bytes())
+    content[begin : begin + size] = bytes(size)
+    file.write_bytes(content)
+    whole, second = LeRobotDataset(golden / ANNOTATED), LeRobotDataset(root, episodes=[1])
+    for i in range(6):
+        for key in ("observation.state", "action", "index", "observation.images.top"):
+            np.testing.assert_array_equal(second[i][key], whole[6 + i][key])
+    with pytest.raises(ValueError, match="damaged parquet file"):
+        LeRobotDataset(root)

@@ -20,13 +20,14 @@ from PIL import Image
 
 from openpi.cli import _init_choices
 from openpi.data.lerobot.existing import ExistingDataset
+from openpi.data.lerobot.features import unreadable_picture
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.tokenizer import load_sentencepiece, state_as_text
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
+from openpi.training.data import holdout, norm_stats, recipe_data
 from openpi.training.data.tabular_frames import open_frames
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
 from openpi.weights.safetensors_io import open_tensors
@@ -622,6 +623,7 @@ def test_image_cells_may_be_bytes_or_a_path_alone(copied, golden, kind):
         ({"dtype": "float32", "shape": [3, 64, 64]}, "is a picture as numbers of float32"),
         ({"dtype": "video", "info": {"video.pix_fmt": "gray12le"}}, "has pixels of more than 8 bits"),
         ({"dtype": "video", "info": {"video.is_depth_map": True}}, "is a depth map"),
+        ({"dtype": "video", "info": {"video.is_depth_map": False, "is_depth_map": True}}, "is a depth map"),
         ({"dtype": "video", "video_info": {"video.pix_fmt": "yuv420p10le"}}, "has pixels of more than 8 bits"),
         ({"dtype": "image", "shape": [64, 64, 1]}, r"has the shape \[64, 64, 1\]; expected"),
     ],
@@ -640,6 +642,41 @@ def test_pictures_that_are_not_8_bit_rgb_are_refused_by_name_and_no_camera_for_i
     config = recipe(root, ("image", "wrist_image"))
     with pytest.raises(ValueError, match=refused):  # statistics read no pictures, and must not say another thing
         open_frames(config.data.create(config.assets_dirs, config.model), config.model)
+
+
+@pytest.mark.parametrize(
+    ("key", "info", "is_camera"),
+    [
+        ("observation.images.depth", {"video.is_depth_map": False}, False),  # what writers before 0.6 say of all
+        ("top_depth", None, False),
+        ("frontDepth2", {}, False),
+        ("observation.images.depth", {"is_depth_map": False}, True),  # said on purpose
+        ("observation.images.in_depths", {}, True),
+    ],
+)
+def test_a_camera_that_is_called_depth_is_one_only_where_that_is_said(key, info, is_camera):
+    read = {"dtype": "video", "shape": [48, 64, 3], "names": None, **({} if info is None else {"info": info})}
+    reason = unreadable_picture(key, read)
+    assert (reason is None) == is_camera
+    assert is_camera or (reason and "set 'is_depth_map' to false" in reason)
+
+
+def test_a_recipe_that_names_subtasks_and_language_gets_them_and_its_statistics_do_too():
+    root = Path(__file__).parent / "golden/lerobot_061/datasets/annotated"
+    keys = {"image": "observation.images.top", "state": "observation.state", "actions": "action", "prompt": "subtask"}
+    base = DataConfig(
+        repack_transforms=repack({**keys, "told": "language_persistent"}), action_sequence_keys=("action",)
+    )
+    config = dataclasses.replace(recipe(root), data=SimpleDataConfig(repo_id=str(root), base_config=base))
+    data_config = config.data.create(config.assets_dirs, config.model)
+    sample = data_config.repack_transforms.inputs[0](samples(config)[4])
+    assert sample["prompt"] == "carry it"
+    assert [row["content"] for row in sample["told"]] == ["reach", "carry"]
+    assert norm_stats.compute_norm_stats(open_frames(data_config, config.model))["state"].width == 2
+    assert _init_choices.read_features(LeRobotMetadata.load(root)).cameras == ("observation.images.top",)
+    spoilt = dataclasses.replace(base, repack_transforms=repack({**keys, "far": "observation.images.far"}))
+    with pytest.raises(ValueError, match=r"'observation\.images\.far' of .* is a depth map"):
+        samples(dataclasses.replace(config, data=SimpleDataConfig(repo_id=str(root), base_config=spoilt)))
 
 
 def test_a_camera_that_is_not_there_is_not_taken_for_one_that_the_recipe_reads_already(copied):

@@ -18,9 +18,11 @@ import planted_mistakes as mistakes
 from openpi.cli import _dataset_report, dataset
 from openpi.cli import main as cli
 from openpi.data.check.findings import GROUPS, Finding, Report, Severity
+from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING, Reading
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared.pools import Processes
 
 GOLDEN = Path(__file__).parent / "golden"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -222,8 +224,8 @@ def test_init_says_what_the_fast_half_finds(spoilt, tmp_path, capsys):
 
 
 def test_several_processes_find_the_same(spoilt, monkeypatch):
-    monkeypatch.setattr("openpi.data.check.runner._WORTH_A_PROCESS", 1)
-    assert check_dataset(spoilt[0], jobs=2).findings == spoilt[1].findings
+    monkeypatch.setattr("openpi.data.check.runner._WORTH_PROCESSES", 1)
+    assert check_dataset(spoilt[0], pool=Processes(2)).findings == spoilt[1].findings
 
 
 def test_a_recipe_says_which_columns_count_and_how_long_chunks_are(good):
@@ -253,6 +255,25 @@ def test_the_fix_writes_times_counts_and_statistics_anew_and_leaves_the_dataset_
     [table] = fixed.glob("data/*/*.parquet")
     assert pq.read_schema(table).metadata == pq.read_schema(next(good.glob("data/*/*.parquet"))).metadata
     assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_quantiles_that_a_merge_has_widened_are_told_as_such_and_computed_anew_on_request(good, tmp_path):
+    root = mistakes.copy(good, tmp_path / "merged")
+    path = root / "meta/stats.json"
+    stats, dataset = json.loads(path.read_text()), LeRobotDataset(root)
+    parts = [dataset.column(ACTION)[begin:end] for begin, end in dataset.episode_bounds]
+    stats[ACTION]["q01"] = np.min([np.quantile(part, 0.01, axis=0) for part in parts], axis=0).tolist()
+    stats[ACTION]["q99"] = np.max([np.quantile(part, 0.99, axis=0) for part in parts], axis=0).tolist()
+    path.unlink()
+    path.write_text(json.dumps(stats))
+    report = check_dataset(root, decodes=False)
+    [told] = of_code(report.findings, "statistics.conservative")
+    assert (told.severity, told.column) == (Severity.INFO, ACTION)
+    assert not of_code(check_dataset(good, decodes=False).findings, "statistics.conservative")
+    repair(root, tmp_path / "fixed")
+    fixed = json.loads((tmp_path / "fixed/meta/stats.json").read_text())
+    np.testing.assert_allclose(fixed[ACTION]["q01"], np.quantile(dataset.column(ACTION), 0.01, axis=0), atol=1e-6)
+    assert fixed[STATE] == stats[STATE]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from openpi.cli._dataset_view import Pages, open_server
 from openpi.cli.main import main
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.runner import check_dataset
+from openpi.data.lerobot import metadata as metadata_module
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.shaping import divide, merge, split
@@ -58,7 +60,7 @@ def test_parts_hold_every_value_and_pixel_of_their_episodes_in_order(stored, tmp
     root = GOLDEN / stored
     whole = LeRobotDataset(root)
     numbers = [episode.index for episode in whole.episodes]
-    split(root, {tmp_path / "a": numbers[::2], tmp_path / "b": numbers[1::2]})
+    split(LeRobotMetadata.load(root), {tmp_path / "a": numbers[::2], tmp_path / "b": numbers[1::2]})
     for name, chosen in (("a", numbers[::2]), ("b", numbers[1::2])):
         part, begin = LeRobotDataset(tmp_path / name), 0
         assert [episode.index for episode in part.episodes] == list(range(len(chosen)))
@@ -72,12 +74,15 @@ def test_parts_hold_every_value_and_pixel_of_their_episodes_in_order(stored, tmp
         assert [f.code for f in refused if f.severity == "error"] == []
 
 
-def test_what_is_split_and_merged_again_is_what_it_was(tmp_path):
-    root = GOLDEN / "lerobot_v30/converted_video"
+def test_what_is_split_and_merged_again_is_what_it_was_and_metadata_are_read_once(tmp_path, monkeypatch):
+    root, read = GOLDEN / "lerobot_v30/converted_video", []
+    read_json = metadata_module.read_json
+    monkeypatch.setattr(metadata_module, "read_json", lambda path: (read.append(path.parents[1]), read_json(path))[1])
     code, _, log = call("dataset", "split", root, f"{tmp_path}/first=0,1", f"{tmp_path}/others=rest")
     assert code == 0, log
     code, _, log = call("dataset", "merge", tmp_path / "first", tmp_path / "others", "--output", tmp_path / "again")
     assert code == 0, log
+    assert read == [root, tmp_path / "first", tmp_path / "others"]
     again, whole = LeRobotDataset(tmp_path / "again"), LeRobotDataset(root)
     assert_same_samples(again, whole, range(len(whole)))
     assert [e.length for e in again.episodes] == [e.length for e in whole.episodes]
@@ -85,12 +90,28 @@ def test_what_is_split_and_merged_again_is_what_it_was(tmp_path):
         assert again.metadata.features[key] == whole.metadata.features[key]
 
 
+def test_parts_keep_their_subtasks_and_language_that_is_left_out_is_told(tmp_path, caplog):
+    root = GOLDEN / "lerobot_061/datasets/annotated"
+    split(LeRobotMetadata.load(root), {tmp_path / "second": [1]})
+    assert {"'language_persistent' is language", "'language_events' is language"} <= {
+        record.getMessage().removeprefix("left out: ").partition(",")[0] for record in caplog.records
+    }
+    parts = [LeRobotMetadata.load(tmp_path / "second"), LeRobotMetadata.load(root)]
+    assert parts[0].subtasks == parts[1].subtasks
+    assert LeRobotDataset(tmp_path / "second", columns=["subtask"])[4]["subtask"] == "carry it"
+    pq.write_table(
+        pa.table({"subtask_index": [0, 1], "subtask": ["carry it", "reach"]}), tmp_path / "second/meta/subtasks.parquet"
+    )
+    with pytest.raises(ValueError, match="subtask_index means other texts"):
+        merge([LeRobotMetadata.load(each) for each in (root, tmp_path / "second")], tmp_path / "both")
+
+
 def test_videos_are_cut_and_joined_without_being_encoded_again(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a video was encoded again")
 
     monkeypatch.setattr("openpi.data.lerobot.video_writer.encode_video", refuse)
-    split(GOLDEN / "lerobot_v30/converted_video", {tmp_path / "part": [1]})
+    split(LeRobotMetadata.load(GOLDEN / "lerobot_v30/converted_video"), {tmp_path / "part": [1]})
     assert len(LeRobotDataset(tmp_path / "part")) == 37
 
 
@@ -148,7 +169,7 @@ def test_an_episode_that_begins_within_a_group_of_pictures_is_encoded_again_and_
     long_groups(next(root.glob("videos/top/*/*.mp4")), [*moving(18), *moving(18)])
     whole = LeRobotDataset(root)
     with caplog.at_level("WARNING", "openpi"):
-        split(root, {tmp_path / "second": [1]})
+        split(LeRobotMetadata.load(root), {tmp_path / "second": [1]})
     assert "episode 1: top encoded again" in caplog.text
     part = LeRobotDataset(tmp_path / "second")
     assert len(part) == 18
@@ -164,7 +185,7 @@ def test_datasets_of_two_codecs_are_merged_into_files_of_their_own(tmp_path):
     for codec in ("h264", "av1"):
         with LeRobotWriter(tmp_path / codec, fps=10, features=features, video_codec=codec) as writer:
             writer.add_episode({"top": np.stack(moving(6)), "action": np.ones((6, 2), np.float32)}, codec)
-    merge([tmp_path / "h264", tmp_path / "av1"], tmp_path / "both")
+    merge([LeRobotMetadata.load(tmp_path / codec) for codec in ("h264", "av1")], tmp_path / "both")
     both = LeRobotDataset(tmp_path / "both")
     assert_same_samples(both, LeRobotDataset(tmp_path / "h264"), range(6))
     assert_same_samples(both, LeRobotDataset(tmp_path / "av1"), range(6), into=6)
@@ -174,7 +195,7 @@ def test_datasets_of_two_codecs_are_merged_into_files_of_their_own(tmp_path):
 def test_datasets_that_differ_are_not_merged_and_nothing_is_left(tmp_path):
     roots = [GOLDEN / "lerobot_v30/image", GOLDEN / "lerobot_v30/video"]
     with pytest.raises(ValueError, match=r"cannot be in one dataset: .*mixture"):
-        merge(roots, tmp_path / "out")
+        merge([LeRobotMetadata.load(each) for each in roots], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

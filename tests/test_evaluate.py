@@ -27,9 +27,7 @@ from openpi.evaluation.expert_policy import ExpertPolicy
 from openpi.evaluation.play import NoAnswerError, Player, film
 from openpi.evaluation.report import render_comparison
 from openpi.evaluation.worlds import Job, Seat, Worlds
-from openpi.policies.contract import Contract
 from openpi.shared.children import Command, CommandFailedError
-from openpi_client.base_policy import BasePolicy
 from openpi_demo.tabletop import PLACE, PROMPTS
 from openpi_demo.tabletop.plugin import Tabletop
 from openpi_positronic.franka.plugin import Franka
@@ -258,22 +256,9 @@ def test_a_world_that_fails_is_named_with_its_task_and_seed_and_the_others_are_k
 # --- servers
 
 
-class Walking(BasePolicy):
-    """The dot's walker behind a server, under the contract of the table-top."""
-
-    def __init__(self, contract: Contract | None = CONTRACT) -> None:
-        self.metadata: dict = {}
-        self.walker = dot_world.Walker()
-        if contract is not None:
-            self.contract = contract
-
-    def infer(self, obs: dict) -> dict:
-        return self.walker.infer(obs)
-
-
 @pytest.mark.parametrize("contract", [CONTRACT, None])
 def test_a_running_server_is_evaluated_one_that_tells_nothing_too(tmp_path, contract):
-    policy = Walking(contract)
+    policy = dot_world.Walking(contract)
     with server_thread(lambda: policy) as (_, port):
         code = cli.main([DOT, f"--port={port}", f"--output={tmp_path}", "--trials=1", "--workers=1", "--videos=0"])
     assert code == 0
@@ -287,13 +272,16 @@ def test_a_server_that_goes_away_or_becomes_another_ends_the_evaluation(monkeypa
     world = dot_world.Dot().open()
     world.reset(dot_world.Dot().tasks()[0], 0)
     with contextlib.ExitStack() as stack:
-        with server_thread(Walking) as (_, port):
+        with server_thread(lambda: dot_world.Walking(CONTRACT)) as (_, port):
             asker = stack.enter_context(running_server("127.0.0.1", port, None))
             assert "actions" in asker([world.observe()])[0]
         with pytest.raises(ConnectionError, match="away"):
             asker([world.observe()])
         other = dataclasses.replace(CONTRACT, robot="another")
-        with server_thread(lambda: Walking(other), port=port), pytest.raises(ConnectionError, match="another policy"):
+        with (
+            server_thread(lambda: dot_world.Walking(other), port=port),
+            pytest.raises(ConnectionError, match="another policy"),
+        ):
             asker([world.observe()])
 
 

@@ -45,6 +45,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     parser.add_argument("--skip-unusable", action="store_true", help="leave out episodes that are damaged or unlike")
     parser.add_argument("--workers", type=int, help="processes; default: one for each processor")
+    add_ray(parser)
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """The flag of commands that work episode by episode."""
+    parser.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, host:6379, ray://host:10001, local")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from openpi.convert.engine import Options, convert
     from openpi.convert.preview import preview
     from openpi.shared.download import maybe_download
+    from openpi.shared.pools import open_pool
 
     kind = format_class(args.format)
     given = {field.name: _value(kind, field.name, getattr(args, field.name)) for field in _fields(kind)}
@@ -67,11 +74,12 @@ def run(args: argparse.Namespace) -> None:
         print(*preview(source, options), sep="\n")
         return
     choices = {"overwrite": args.overwrite, "skip_unusable": args.skip_unusable}
-    write_to(
-        args.output,
-        lambda folder: convert(source, folder, options, num_workers=args.workers, **choices),
-        key=repr((source, options, choices)),
-    )
+    with open_pool(args.ray, args.workers) as pool:
+        write_to(
+            args.output,
+            lambda folder: convert(source, folder, options, pool=pool, **choices),
+            key=repr((source, options, choices)),
+        )
     logger.info("written: %s", args.output)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openpi.cli._convert_formats import places
+from openpi.cli._convert_formats import add_ray, places
 from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def add_parsers(verbs: Any) -> None:
     shrink.add_argument("--codec", choices=("av1", "h264", "images"), help="default: AV1, where it can be written")
     shrink.add_argument("--cameras", nargs="+", metavar="KEY", help="to keep; default: all")
     shrink.add_argument("--workers", type=int, help="processes; default: one for each processor")
+    add_ray(shrink)
     shrink.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     for verb in ("split", "shrink"):
         _add_selection(parsers[verb])
@@ -137,7 +138,7 @@ def _split(args: argparse.Namespace) -> None:
     told = {"parts": {str(output): str(part) for output, part in args.parts}, "seed": args.seed}
     folders = {Path(name): numbers for name, numbers in parts.items()}
     with _episodes(sum(map(len, parts.values()))) as advance:
-        split(metadata.root, folders, advance, told=told)
+        split(metadata, folders, advance, told=told)
     for name, numbers in parts.items():
         logger.info("written: %s, %d episodes", name, len(numbers))
 
@@ -147,9 +148,9 @@ def _merge(args: argparse.Namespace) -> None:
     from openpi.data.lerobot.metadata import LeRobotMetadata
     from openpi.data.lerobot.shaping import merge
 
-    roots = [locate_dataset(source) for source in args.sources]
-    with _episodes(sum(len(LeRobotMetadata.load(root).episodes) for root in roots)) as advance:
-        merge(roots, args.output, advance)
+    metadatas = [LeRobotMetadata.load(locate_dataset(source)) for source in args.sources]
+    with _episodes(sum(len(metadata.episodes) for metadata in metadatas)) as advance:
+        merge(metadatas, args.output, advance)
     logger.info("written: %s", args.output)
 
 
@@ -157,6 +158,7 @@ def _shrink(args: argparse.Namespace) -> None:
     from openpi.convert.engine import Options, convert
     from openpi.convert.formats.lerobot import ResizedDataset
     from openpi.convert.shrinking import compare
+    from openpi.shared.pools import open_pool
 
     metadata, kept = _opened(args)
     if unknown := sorted(set(args.cameras or ()) - set(metadata.camera_keys)):
@@ -173,7 +175,8 @@ def _shrink(args: argparse.Namespace) -> None:
         codec=args.codec if use_videos else None,
         episodes=tuple(order[number] for number in kept),
     )
-    convert(source, args.output, options, overwrite=args.overwrite, num_workers=args.workers)
+    with open_pool(args.ray, args.workers) as pool:
+        convert(source, args.output, options, overwrite=args.overwrite, pool=pool)
     logger.info("written: %s", args.output)
     print(*compare(metadata.root, kept, args.output, args.size).lines(), sep="\n")
 

@@ -7,6 +7,7 @@ and against the files. Exit codes: 0 = no errors (there may be warnings), 1 = er
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openpi.cli import _dataset_shape
+from openpi.cli._convert_formats import add_ray
 from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return _check(args, root, reading)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"openpi dataset: {error}", file=sys.stderr)
         return 1
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write a new dataset there with what is certain corrected: times, numbers, counts, statistics",
     )
     check.add_argument("--jobs", type=int, default=0, metavar="N", help="processes; default: one per core, at most 8")
+    add_ray(check)
     check.add_argument("--no-pictures", action="store_true", help="decode nothing: only tables and metadata")
     _dataset_shape.add_parsers(verbs)
     return parser
@@ -117,11 +120,13 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace, root: Path, reading: Reading) -> int:
     from openpi.data.check.findings import Severity
     from openpi.data.check.runner import check_dataset
+    from openpi.shared.pools import open_pool
 
     jobs = args.jobs or min(os.cpu_count() or 1, _MAX_JOBS)
-    with _Bar() as bar:
+    # Ray prints what happens to its workers to standard output, which is for the table or the document.
+    with contextlib.redirect_stdout(sys.stderr), open_pool(args.ray, jobs) as pool, _Bar() as bar:
         report = check_dataset(
-            root, reading, jobs=jobs, decodes=not args.no_pictures, on_episode=bar.show, on_stage=bar.stage
+            root, reading, pool=pool, decodes=not args.no_pictures, on_episode=bar.show, on_stage=bar.stage
         )
     if args.json:
         print(json.dumps(report.to_json(), indent=2))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from openpi.evaluation.asker import Asker
     from openpi.evaluation.evaluate import Evaluation
     from openpi.evaluation.stats import Tally
-    from openpi.evaluation.worlds import Done
+    from openpi.evaluation.worlds import Done, Seat
     from openpi.policies.contract import Contract
 
 SUMMARY = "success of a policy in a simulator, or its error on a dataset: intervals, videos, a report"
@@ -59,6 +59,7 @@ class Args:
         latency_ms: of each answer, on the world's clock.
         videos: episodes that are filmed, failures first.
         any_rate: play one row a tick although the policy was trained at another rate.
+        ray: play on a Ray cluster, whose workers ask a running server: auto, host:6379, ray://host:10001, local.
     """
 
     checkpoint: str | None = None
@@ -80,6 +81,7 @@ class Args:
     latency_ms: float = 0.0
     videos: int = 8
     any_rate: bool = False
+    ray: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -115,6 +117,11 @@ def _plan(name: str, world: Any, args: Args) -> Evaluation:
     ways = [args.checkpoint, args.policy, args.compare, args.is_remote or None]
     if sum(way is not None for way in ways) != 1:
         raise ValueError("which policy? Give one of --checkpoint, --policy expert, --compare, or --host and --port")
+    if args.ray and not args.is_remote:
+        raise ValueError(
+            "with --ray the workers of the cluster ask the policy themselves; start `openpi serve` where they reach it "
+            "and give --host and --port"
+        )
     if args.policy and world.expert() is None:
         raise ValueError(f"world {name} has no expert with these options")
     contract = _contract_of(world)
@@ -199,18 +206,28 @@ def _one(
 
     from openpi.evaluation import report
     from openpi.evaluation.evaluate import evaluate
+    from openpi.evaluation.pooled_worlds import PooledWorlds, Server
     from openpi.evaluation.progress import bar
+    from openpi.shared.pools import open_pool
 
     console, total = rich.get_console(), len(plan.jobs)
     policy = _described(checkpoint, serve_options) if checkpoint else {"policy": args.policy or "a running server"}
-    with _server(plan, args, policy, output) as asker, bar(console, total) as update:
+    with (
+        open_pool(args.ray, 0) as pool,
+        _server(plan, args, policy, output) as asker,
+        bar(console, total) as update,
+    ):
 
         def show(done: Done, tally: Tally) -> None:
             update(tally.trials, f"success so far {tally.successes}/{tally.trials}")
             if not console.is_terminal:
                 print(f"[{tally.trials}/{total}] {done.error or _outcome(done.result[0])}", flush=True)
 
-        results = evaluate(plan, asker, output, policy=policy, resume=args.resume, on_done=show)
+        def pooled(seat: Seat) -> PooledWorlds:
+            return PooledWorlds(seat, pool, Server(*_address(args)))
+
+        places = {"open_worlds": pooled} if args.ray else {}
+        results = evaluate(plan, asker, output, policy=policy, resume=args.resume, on_done=show, **places)
     (output / "report.html").write_text(report.render(results, output), encoding="utf-8")
     return results
 
@@ -220,16 +237,21 @@ def _server(plan: Evaluation, args: Args, policy: dict[str, Any], output: Path) 
     from openpi.evaluation.asker import own_server, running_server
     from openpi.shared.children import Command
 
-    key = args.api_key or os.environ.get("OPENPI_API_KEY")
+    host, port, key = _address(args)
     with contextlib.ExitStack() as stack:
         if "checkpoint" in policy:
             command = Command(("serve", policy["checkpoint"], *policy["serve_options"]))
             yield stack.enter_context(own_server(command, output, api_key=key))
             return
-        host, port = args.host or "127.0.0.1", int(args.port_file.read_text()) if args.port_file else args.port
         if args.policy is not None:
             port = stack.enter_context(_expert_server(plan.config))
         yield stack.enter_context(running_server(host, port, key))
+
+
+def _address(args: Args) -> tuple[str, int | None, str | None]:
+    """Host, port and key of a running server."""
+    port = int(args.port_file.read_text()) if args.port_file else args.port
+    return args.host or "127.0.0.1", port, args.api_key or os.environ.get("OPENPI_API_KEY")
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from openpi.cli._convert_formats import add_ray
 from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
+    from openpi.shared.pools import Pool
     from openpi.training.config import TrainConfig
 
 SUMMARY = "normalisation statistics of a recipe's dataset, from its columns"
@@ -30,26 +32,28 @@ def main(argv: list[str] | None = None) -> int:
 
     config = _config.cli([name, *overrides], prog="openpi stats")
     configure_logging()
+    from openpi.shared.pools import open_pool
     from openpi.training.data import norm_stats
 
     try:
-        for data in config.data.with_own_statistics:
-            alone = dataclasses.replace(config, data=data)
-            if arguments.compare:
-                print(_comparison(norm_stats.compare(alone, max_frames=arguments.max_frames)))
-            else:
-                _compute(alone, arguments.max_frames)
-    except (ValueError, KeyError, OSError) as error:
+        with open_pool(arguments.ray, 0) as pool:
+            for data in config.data.with_own_statistics:
+                alone = dataclasses.replace(config, data=data)
+                if arguments.compare:
+                    print(_comparison(norm_stats.compare(alone, max_frames=arguments.max_frames, pool=pool)))
+                else:
+                    _compute(alone, arguments.max_frames, pool)
+    except (ValueError, KeyError, OSError, ImportError) as error:
         print(f"openpi stats: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _compute(config: TrainConfig, max_frames: int | None) -> None:
+def _compute(config: TrainConfig, max_frames: int | None, pool: Pool) -> None:
     from openpi.training.data import norm_stats
 
     path = norm_stats.own_path(config)
-    computed = norm_stats.compute(config, max_frames=max_frames, path=path)
+    computed = norm_stats.compute(config, max_frames=max_frames, path=path, pool=pool)
     for key, stats in computed.stats.items():
         print(f"{key}\n{_table(stats, computed.names[key])}")
     print(f"{computed.num_frames} frames; written to {computed.path}")
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write nothing: show how the data lie within the statistics that the recipe reads, such as a base's",
     )
+    add_ray(parser)
     parser.add_argument("--max-frames", "--max_frames", type=int, help="look at so many frames; default: all")
     return parser
 

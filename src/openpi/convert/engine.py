@@ -2,7 +2,7 @@
 
 ```
 plan       the episodes, and what the first one looks like: all others are compared with it
-prepare    each episode on its own, in several processes: read, check, encode, statistics
+prepare    each episode on its own, in a pool of workers: read, check, encode, statistics
            -> .<name>.converting/<digest>/    kept until the dataset is there, so that a stopped run goes on
 assemble   in order, in this process: joins what is prepared; no frame is touched again
 ```
@@ -15,11 +15,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from openpi.convert import jobs as work
 from openpi.convert.episode_work import TOLD, Job, Options, Plan, features_of, prepare, rate_of, task_of
 from openpi.convert.origin import provenance
 from openpi.convert.progress import Progress
@@ -28,6 +26,7 @@ from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import run_metadata
+from openpi.shared.pools import Pool, Processes, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ def convert(
     overwrite: bool = False,
     skip_unusable: bool = False,
     num_workers: int | None = None,
+    pool: Pool | None = None,
 ) -> Path:
     """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
 
@@ -51,6 +51,7 @@ def convert(
             that is an error.
         num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
             guards itself with `if __name__ == "__main__"`.
+        pool: instead of these; its workers see the recordings and `output` at the same paths.
     Returns:
         `output`.
     Raises:
@@ -59,7 +60,7 @@ def convert(
         FileNotFoundError: there are no recordings.
         ImportError: a package for this format is missing; its extra is named.
     """
-    options = options or Options()
+    options, pool = options or Options(), pool or Processes(num_workers)
     refs = chosen(source, options)
     first = first_readable(source, refs, skip_unusable=skip_unusable)
     features, rate, robot = features_of(first, options.use_videos), rate_of(first, options), first.robot_type
@@ -78,7 +79,7 @@ def convert(
     ):
         plan = Plan(source, options, features, dict(writer.features), rate, robot, writer.encoder)
         jobs = plan.jobs(refs, scratch.path)
-        unusable = _prepare_all(jobs, num_workers)
+        unusable = _prepare_all(jobs, pool)
         if unusable and (not skip_unusable or 2 * len(unusable) > len(jobs)):
             raise ValueError(_unusable_message(unusable, len(jobs)))
         used = [job for job in jobs if job.ref.name not in unusable]
@@ -86,7 +87,7 @@ def convert(
             logger.warning("left out: %s: %s", name, reason)
         remarks = _assemble(used, writer)
         told = {"remarks": remarks, "left_out": unusable}
-        content = provenance(source, options, [job.ref for job in used], scratch.path, num_workers)
+        content = provenance(source, options, [job.ref for job in used], scratch.path, pool)
         run_metadata.write(writer.temporary, {**content, "fps": rate, **told})
     return output
 
@@ -127,19 +128,20 @@ def first_readable(source: Source, refs: Sequence[EpisodeRef], *, skip_unusable:
 # --- all of them --------------------------------------------------------------------------------------------
 
 
-def _prepare_all(jobs: Sequence[Job], num_workers: int | None) -> dict[str, str]:
+def _prepare_all(jobs: Sequence[Job], pool: Pool) -> dict[str, str]:
     """Prepares what is not; returns the unusable ones with the reason."""
     if done := sum(job.folder.is_dir() for job in jobs):
         logger.info("going on with %d prepared episodes", done)
-    processes = work.num_processes(num_workers, len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // max(1, processes))
-    jobs = [dataclasses.replace(job, threads=threads) for job in jobs]
+    jobs = [dataclasses.replace(job, threads=pool.threads(len(jobs))) for job in jobs]
     unusable: dict[str, str] = {}
-    with Progress("episodes", len(jobs)) as progress:
-        for job, reason in work.each(prepare, jobs, processes):
-            if reason is not None:
-                unusable[job.ref.name] = reason
-            progress.advance()
+    try:
+        with Progress("episodes", len(jobs)) as progress:
+            for job, reason in pool.each(prepare, jobs):
+                if reason is not None:
+                    unusable[job.ref.name] = reason
+                progress.advance()
+    except WorkerLostError as error:
+        raise WorkerLostError(f"{error}: what is prepared is kept") from error
     return {job.ref.name: unusable[job.ref.name] for job in jobs if job.ref.name in unusable}
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpi.convert import jobs
 from openpi.convert.source import EpisodeRef, Source, relative
+from openpi.shared.pools import Pool
 
 _SHOWN = 8
 _BLOCK_BYTES = 1 << 20
@@ -57,9 +57,7 @@ def groups(root: Path, all_files: Iterable[Sequence[Path]]) -> list[FileGroup]:
     return list(dict.fromkeys(FileGroup(root, tuple(files)) for files in all_files))
 
 
-def provenance(
-    source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, num_workers: int | None
-) -> dict[str, Any]:
+def provenance(source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, pool: Pool) -> dict[str, Any]:
     """Source, options, files with their hashes, and which episode comes from which of them, as JSON.
 
     Args:
@@ -67,9 +65,7 @@ def provenance(
         folder: where hashes are kept for a run that goes on after this one was stopped.
     """
     files = groups(source.root, [ref.files for ref in refs])
-    described: dict[FileGroup, dict[str, Any]] = dict(
-        jobs.each(_Hashing(folder), files, jobs.num_processes(num_workers, len(files)))
-    )
+    described: dict[FileGroup, dict[str, Any]] = dict(pool.each(_Hashing(folder), files))
     numbers = {group: number for number, group in enumerate(files)}
     return {
         "format": type(source).__name__,

@@ -57,11 +57,14 @@ class Asker:
         return answers
 
     def timing(self) -> dict[str, Any]:
-        """Median and 95th percentile of the messages, without the first, which may include compilation."""
-        times = self.round_trips_ms[1:] or self.round_trips_ms or [0.0]
+        """Median and 95th percentile of the messages, without the first, which may include compilation; empty where
+        there were none."""
+        if not self.round_trips_ms:
+            return {}
+        times = self.round_trips_ms[1:] or self.round_trips_ms
         return {
             "round_trip_ms": {f"p{q}": float(np.percentile(times, q)) for q in (50, 95)},
-            "mean_batch": float(np.mean(self.batch_sizes or [0])),
+            "mean_batch": float(np.mean(self.batch_sizes)),
         }
 
     def _timed(self, observations: list[dict[str, Any]]) -> list[dict[str, Any]]:

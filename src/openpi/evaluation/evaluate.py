@@ -17,6 +17,7 @@ from openpi.evaluation import fit
 from openpi.evaluation.asker import Asker
 from openpi.evaluation.episodes import Episode, EpisodeFolder, write_json
 from openpi.evaluation.play import Player
+from openpi.evaluation.pooled_worlds import PooledWorlds
 from openpi.evaluation.stats import Paired, Tally
 from openpi.evaluation.worlds import Done, Job, Seat, Worlds
 
@@ -116,12 +117,14 @@ def evaluate(
     policy: Mapping[str, Any],
     resume: bool = False,
     on_done: Callable[[Done, Tally], None] = lambda done, tally: None,
+    open_worlds: Callable[[Seat], Worlds | PooledWorlds] | None = None,
 ) -> dict[str, Any]:
     """Plays what is not there yet, films, and writes `results.json`.
 
     Args:
         policy: what is evaluated, JSON-ready.
         on_done: called after each episode that was played, or could not be, with what there is so far.
+        open_worlds: where they are played; None = in `plan.workers` processes of this machine.
     Returns:
         the contents of `results.json`.
     Raises:
@@ -136,7 +139,7 @@ def evaluate(
     try:
         todo = [job for job in plan.jobs if job.key not in folder.episodes]
         seat = Seat.of(plan.world, plan.config, player, is_privileged=plan.is_privileged)
-        with Worlds(seat, plan.workers) as worlds:
+        with open_worlds(seat) if open_worlds else Worlds(seat, plan.workers) as worlds:
             started = time.perf_counter()
             errors = _play(worlds, todo, asker, folder, on_done)
             timing = (
@@ -162,7 +165,11 @@ def evaluate(
 
 
 def _play(
-    worlds: Worlds, jobs: Sequence[Job], asker: Asker, folder: EpisodeFolder, on_done: Callable[[Done, Tally], None]
+    worlds: Worlds | PooledWorlds,
+    jobs: Sequence[Job],
+    asker: Asker,
+    folder: EpisodeFolder,
+    on_done: Callable[[Done, Tally], None],
 ) -> list[str]:
     """Plays and keeps episodes; returns why some could not be played."""
     errors: list[str] = []
@@ -178,7 +185,7 @@ def _play(
 
 
 def _film(
-    worlds: Worlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder
+    worlds: Worlds | PooledWorlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Plays the chosen episodes once more, from their commands: which of them failed is known only now.
 

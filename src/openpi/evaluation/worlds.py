@@ -195,15 +195,16 @@ def _work(pipe: Connection, seat: Seat) -> None:
         worlds.find(seat.world)
         world = pickle.loads(seat.config).open(privileged=seat.is_privileged)
         while (job := pipe.recv()) is not None:
-            pipe.send(("done", _result(job, world, seat.player, ask)))
+            pipe.send(("done", result_of(job, world, seat.player, ask)))
         world.close()
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:
-        pipe.send(("failed", f"{type(error).__name__}: {first_line(error)}{_where(error)}"))
+        pipe.send(("failed", failure(error)))
 
 
-def _result(job: Job, world: worlds.World, player: Player, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def result_of(job: Job, world: worlds.World, player: Player, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Plays an episode, or films one; see `Done.result`."""
     if job.commands is None or job.video is None:
         return player.play(world, job.task, job.seed, ask)
     from openpi.evaluation.video import write_video
@@ -213,6 +214,8 @@ def _result(job: Job, world: worlds.World, player: Player, ask: Callable[[dict[s
     return is_success
 
 
-def _where(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
+    """What a world has raised, in a line, and where."""
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"

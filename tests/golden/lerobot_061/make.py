@@ -2,20 +2,26 @@
 
     policies/<kind>_<actions>/   config and processors; `off` has the step of relative actions, switched off
     datasets/<codec>/            two episodes with a feature of more axes; the film of `av1` has odd sides
+    datasets/annotated/          depth, language columns and subtasks; `annotated.json`: what LeRobot reads of them
 
 Tokenizers are on the hub; objects that are never called stand in for them here.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import datasets as hub
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets import language
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy_config, make_pre_post_processors
 from transformers import AutoProcessor, AutoTokenizer
@@ -72,7 +78,69 @@ def dataset(name: str, encoder: str, shape: tuple[int, int, int]) -> None:
     written.finalize()
 
 
+def annotated() -> None:
+    """The language columns are put behind the others, as `lerobot-annotate` does."""
+    root = HERE / "datasets" / "annotated"
+    shutil.rmtree(root, ignore_errors=True)
+    names = ["height", "width", "channels"]
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+        "subtask_index": {"dtype": "int64", "shape": (1,), "names": None},
+        "observation.images.top": {"dtype": "image", "shape": (16, 16, 3), "names": names},
+        "observation.images.far": {
+            "dtype": "video",
+            "shape": (16, 32, 1),
+            "names": names,
+            "info": {"is_depth_map": True},
+        },
+    }
+    rng = np.random.default_rng(2)
+    written = LeRobotDataset.create("test/set", 10, features, root=root)
+    for _ in range(2):
+        for frame in range(6):
+            values = {key: rng.normal(size=2).astype(np.float32) for key in ("observation.state", "action")}
+            values["observation.images.top"] = np.full((16, 16, 3), 40 * frame, np.uint8)
+            values["observation.images.far"] = np.full((16, 32, 1), 500 + 100 * frame, np.uint16)
+            written.add_frame({**values, "subtask_index": np.array([frame // 3]), "task": "put the cup away"})
+        written.save_episode()
+    written.finalize()
+    _annotate(root)
+    texts = pd.Index(["reach for the cup", "carry it"], name="subtask")
+    pd.DataFrame({"subtask_index": [0, 1]}, index=texts).to_parquet(root / "meta/subtasks.parquet")
+    read = LeRobotDataset("test/set", root=root)
+    items = [{key: read[i][key] for key in language.LANGUAGE_COLUMNS} for i in range(len(read))]
+    root.with_suffix(".json").write_text(json.dumps(items, indent=1) + "\n")
+
+
+def _annotate(root: Path) -> None:
+    def row(role: str, content: str | None, style: str | None, **more: object) -> dict:
+        return {"role": role, "content": content, "style": style, "camera": None, "tool_calls": None, **more}
+
+    subtasks = [row("assistant", text, "subtask", timestamp=t) for t, text in ((0.0, "reach"), (0.3, "carry"))]
+    call = {"type": "function", "function": {"name": "say", "arguments": {"text": "I have it"}}}
+    events = [row("user", "stop", "interjection"), row("assistant", None, None, tool_calls=[call])]
+    [file] = root.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    columns = {
+        "language_persistent": [subtasks if n == 0 else [] for n in table["episode_index"].to_pylist()],
+        "language_events": [events if n == 2 else [] for n in table["frame_index"].to_pylist()],
+    }
+    kinds = (language.language_persistent_column_feature(), language.language_events_column_feature())
+    told = hub.Dataset.from_dict(columns, features=hub.Features(dict(zip(columns, kinds, strict=True))))
+    told.to_parquet(root / "told.parquet")
+    added = pq.read_table(root / "told.parquet")
+    (root / "told.parquet").unlink()
+    for name in columns:
+        table = table.append_column(added.field(name), added[name])
+    pq.write_table(table.replace_schema_metadata(None), file, row_group_size=6)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"] |= language.language_feature_info()
+    (root / "meta/info.json").write_text(json.dumps(info, indent=4))
+
+
 if __name__ == "__main__":
     policies()
     dataset("av1", "libsvtav1", (33, 47, 3))
     dataset("hevc", "hevc", (64, 96, 3))
+    annotated()

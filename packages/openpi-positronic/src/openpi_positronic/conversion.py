@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.convert import jobs as work
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
 from openpi.data.lerobot.prepared import PreparedEpisode, prepare_episode
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared.pools import Pool, Processes, WorkerLostError
 from openpi_positronic import provenance
 from openpi_positronic.codecs.codec import Codec, Column
 from openpi_positronic.raw_episodes import Episode, RawDataset
@@ -54,6 +53,7 @@ def convert(
     repeat: bool = False,
     skip_unusable: bool = False,
     num_workers: int | None = None,
+    pool: Pool | None = None,
 ) -> Path:
     """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
 
@@ -69,6 +69,7 @@ def convert(
         skip_unusable: leave out episodes that lack a signal, are too short or cannot be read; else they are an error.
         num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
             guards itself with `if __name__ == "__main__"`.
+        pool: instead of these; its workers see the recordings and `output` at the same paths.
     Returns:
         `output`.
     Raises:
@@ -97,7 +98,7 @@ def convert(
     ):
         options = (codec, dict(writer.features), rate, writer.encoder)
         jobs = [_Job(path, work.path / _digest(path, codec, rate, writer), *options) for path in paths]
-        unusable = _prepare_all(jobs, num_workers)
+        unusable = _prepare_all(jobs, pool or Processes(num_workers))
         if unusable and not skip_unusable:
             raise ValueError(_unusable_message(unusable))
         for path, reason in unusable.items():
@@ -197,19 +198,20 @@ def _prepare_anew(job: _Job) -> str | None:
     return None
 
 
-def _prepare_all(jobs: Sequence[_Job], num_workers: int | None) -> dict[Path, str]:
+def _prepare_all(jobs: Sequence[_Job], pool: Pool) -> dict[Path, str]:
     """Prepares what is not; returns the unusable ones with the reason."""
     if done := sum(job.folder.is_dir() for job in jobs):
         logger.info("going on with %d prepared episodes", done)
-    cores = os.cpu_count() or 1
-    processes = work.num_processes(num_workers, len(jobs))
-    jobs = [dataclasses.replace(job, threads=max(1, cores // max(1, processes))) for job in jobs]
+    jobs = [dataclasses.replace(job, threads=pool.threads(len(jobs))) for job in jobs]
     unusable: dict[Path, str] = {}
-    with Progress("episodes", len(jobs)) as progress:
-        for job, reason in work.each(_prepare, jobs, processes):
-            if reason is not None:
-                unusable[job.path] = reason
-            progress.advance()
+    try:
+        with Progress("episodes", len(jobs)) as progress:
+            for job, reason in pool.each(_prepare, jobs):
+                if reason is not None:
+                    unusable[job.path] = reason
+                progress.advance()
+    except WorkerLostError as error:
+        raise WorkerLostError(f"{error}: what is prepared is kept") from error
     return unusable
 
 

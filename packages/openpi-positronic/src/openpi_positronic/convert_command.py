@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeat", action="store_true", help="append recordings again that are in it already")
     parser.add_argument("--skip-unusable", action="store_true", help="leave out episodes that lack a signal")
     parser.add_argument("--workers", type=int, help="processes; default: one for each processor")
+    parser.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: auto, host:6379, ray://host:10001, local")
     parser.add_argument("--refresh", action="store_true", help="fetch a URL again, for recordings that were added")
     parser.add_argument("--endpoint-url", help="of an S3 service other than Amazon's")
     parser.add_argument("--anonymous", action="store_true", help="with --endpoint-url: without credentials")
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def _positronic(args: argparse.Namespace) -> None:
     from openpi.convert.destination import write_to
     from openpi.shared.download import maybe_download
+    from openpi.shared.pools import open_pool
     from openpi_positronic import conversion as positronic
     from openpi_positronic.codecs.catalog import get_codec
     from openpi_positronic.raw_episodes import RawDataset
@@ -82,13 +84,14 @@ def _positronic(args: argparse.Namespace) -> None:
         "repeat": args.repeat,
         "skip_unusable": args.skip_unusable,
     }
-    write_to(
-        args.output,
-        lambda folder: positronic.convert(source, folder, codec, num_workers=args.workers, **chosen),
-        key=repr((source.paths, codec, chosen)),
-        append=args.append,
-        options=sent_to,
-    )
+    with open_pool(args.ray, args.workers) as pool:
+        write_to(
+            args.output,
+            lambda folder: positronic.convert(source, folder, codec, pool=pool, **chosen),
+            key=repr((source.paths, codec, chosen)),
+            append=args.append,
+            options=sent_to,
+        )
 
 
 if __name__ == "__main__":

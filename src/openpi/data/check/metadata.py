@@ -34,7 +34,7 @@ def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
     yield from _split(info, metadata)
     for key, reason in metadata.unreadable.items():
         is_read = reading.columns is not None and key in reading.columns
-        other = Severity.INFO if is_depth(metadata.features[key]) else Severity.WARNING
+        other = Severity.INFO if is_depth(key, metadata.features[key]) else Severity.WARNING
         severity = Severity.ERROR if is_read else other
         yield Finding("metadata.picture", severity, f"it {reason}", "8-bit RGB, to be a camera", column=key)
     for key, feature in metadata.features.items():

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openpi.data.check.statistics import COMPARED
+from openpi.data.check.statistics import COMPARED, widened
 from openpi.data.check.subject import EVERYTHING, Subject, open_subject
 from openpi.data.lerobot import home
 from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
-from openpi.data.lerobot.stats import vector_stats
+from openpi.data.lerobot.stats import QUANTILES, vector_stats
 
 _INDEX_COLUMNS: tuple[str, ...] = ("timestamp", "frame_index", "index")
 
@@ -162,6 +162,8 @@ def _corrected(stored: Any, values: np.ndarray) -> Any:
     fresh = vector_stats(values)
     spread = float(np.ptp(values)) or 1.0
     corrected = dict(stored)
+    if widened(stored, values) is not None:
+        corrected |= {name: fresh[name].reshape(-1).tolist() for name in QUANTILES if name in stored}
     for name in (*COMPARED, "count"):
         if name not in stored:
             continue

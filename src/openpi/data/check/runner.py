@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from openpi.data.check import (
@@ -26,10 +25,9 @@ from openpi.data.check.findings import Finding, Report, in_order
 from openpi.data.check.pictures import Looks, look
 from openpi.data.check.subject import EVERYTHING, Reading, Subject, open_subject, subject_of
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.shared import worker_process
+from openpi.shared.pools import IN_PROCESS, Pool
 
-_PER_TASK = 4  # episodes
-_WORTH_A_PROCESS = 200  # pictures of cameras and episodes: starting one takes about a second
+_WORTH_PROCESSES = 400  # cameras of episodes, looked at in about two seconds; starting processes takes one
 
 OnEpisode = Callable[[int, int], None]
 
@@ -38,7 +36,7 @@ def check_dataset(
     root: Path,
     reading: Reading = EVERYTHING,
     *,
-    jobs: int = 1,
+    pool: Pool = IN_PROCESS,
     decodes: bool = True,
     on_episode: OnEpisode = lambda done, total: None,
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -47,7 +45,7 @@ def check_dataset(
 
     Args:
         reading: what a recipe makes of it.
-        jobs: processes that decode pictures.
+        pool: whose workers decode pictures.
         decodes: whether any are; without, this takes seconds.
         on_episode: is told how many of all episodes have been looked at.
         on_stage: is told what comes next.
@@ -70,7 +68,7 @@ def check_dataset(
             on_stage("pictures of episodes")
             refused = {f.episode for f in findings if f.code == temporal.REFUSED and f.episode is not None}
             datasets, faults = videos.open_cameras(subject, refused)
-            looks = _look(datasets, subject, jobs, on_episode)
+            looks = _look(datasets, subject, pool, on_episode)
             num_pictures = sum(len(camera.frames) for found in looks for camera in found.cameras.values())
             findings += [*faults, *videos.check(subject, looks)]
     lengths = {episode.index: episode.length for episode in description.episodes}
@@ -91,42 +89,21 @@ def check_open(dataset: LeRobotDataset, reading: Reading) -> tuple[Finding, ...]
 
 
 def _look(
-    datasets: Mapping[str, LeRobotDataset], subject: Subject, jobs: int, on_episode: OnEpisode
+    datasets: Mapping[str, LeRobotDataset], subject: Subject, pool: Pool, on_episode: OnEpisode
 ) -> Sequence[Looks]:
-    numbers = [episode.index for episode in subject.episodes]
-    looks = []
-    for found in _looks(datasets, numbers, jobs):
-        looks.append(found)
+    numbers = [episode.index for episode in subject.episodes] if datasets else []
+    if len(numbers) * len(datasets) < _WORTH_PROCESSES:
+        pool = IN_PROCESS
+    looks: dict[int, Looks] = {}
+    for number, found in pool.each(functools.partial(_looked, datasets), numbers):
+        looks[number] = found
         on_episode(len(looks), len(numbers))
-    return looks
+    return [looks[number] for number in numbers]
 
 
-def _looks(datasets: Mapping[str, LeRobotDataset], numbers: Sequence[int], jobs: int) -> Iterator[Looks]:
-    if not datasets:
-        return
-    jobs = min(jobs, max(1, len(numbers) * len(datasets) // _WORTH_A_PROCESS))
+def _looked(datasets: Mapping[str, LeRobotDataset], number: int) -> Looks:
     _quiet_decoders()
-    if jobs == 1:
-        for number in numbers:
-            yield look(datasets, number)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(datasets,)) as pool:
-        yield from pool.map(_look_in_worker, numbers, chunksize=_PER_TASK)
-
-
-_datasets: Mapping[str, LeRobotDataset] = {}
-
-
-def _start(datasets: Mapping[str, LeRobotDataset]) -> None:
-    global _datasets
-    worker_process.start()
-    _quiet_decoders()
-    _datasets = datasets
-
-
-def _look_in_worker(number: int) -> Looks:
-    return look(_datasets, number)
+    return look(datasets, number)
 
 
 def _quiet_decoders() -> None:

@@ -13,6 +13,7 @@ from openpi.data.lerobot.meta_values import number_of
 
 COMPARED = ("min", "max", "mean", "std")
 _TOLERANCE = 1e-3  # of the range of a dimension
+_QUANTILE_TOLERANCE = 0.01  # likewise: LeRobot counts bins
 _FIXED = "`openpi dataset check --fix` computes them anew"
 _EPISODE_STATS_V21 = "meta/episodes_stats.jsonl"
 
@@ -67,6 +68,7 @@ def _of_dataset(path: Path, subject: Subject) -> Iterator[Finding]:
     for key in _compared(subject):
         if isinstance(stored.get(key), dict):
             yield from _differences(key, stored[key], subject.columns[key], None)
+            yield from _conservative(key, stored[key], subject.columns[key])
         else:
             yield Finding(
                 "statistics.missing", Severity.INFO, "meta/stats.json has no statistics of it", "", _FIXED, column=key
@@ -100,6 +102,41 @@ def _differences(key: str, stored: Mapping[str, Any], values: np.ndarray, episod
                 column=key,
             )
             return
+
+
+def _conservative(key: str, stored: Mapping[str, Any], values: np.ndarray) -> Iterator[Finding]:
+    if (dim := widened(stored, values)) is None:
+        return
+    low, high = (_numbers(stored[name]) for name in ("q01", "q99"))
+    assert low is not None and high is not None
+    exact = np.quantile(values.reshape(len(values), -1)[:, dim], (0.01, 0.99))
+    yield Finding(
+        "statistics.conservative",
+        Severity.INFO,
+        f"the stored q01 and q99 are conservative, the outermost of what was merged, as LeRobot writes since August "
+        f"2026: of dimension {dim} {low[dim]:.6g} and {high[dim]:.6g}",
+        f"{exact[0]:.6g} and {exact[1]:.6g}, which the frames have",
+        f"Training here takes statistics of its own (`openpi stats`); for others {_FIXED}",
+        column=key,
+    )
+
+
+def widened(stored: Mapping[str, Any], values: np.ndarray) -> int | None:
+    """The dimension whose stored q01 and q99 lie furthest beyond those of the frames, if no dimension's lie inside.
+
+    None too where the frames have numbers that are none.
+    """
+    low, high = _numbers(stored.get("q01")), _numbers(stored.get("q99"))
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    if low is None or high is None or low.shape != high.shape or low.shape != rows.shape[1:]:
+        return None
+    if not np.isfinite(rows).all():
+        return None
+    exact_low, exact_high = np.quantile(rows, (0.01, 0.99), axis=0)
+    slack = _QUANTILE_TOLERANCE * np.ptp(rows, axis=0) + 1e-6
+    beyond = np.maximum(exact_low - low, high - exact_high) - slack
+    is_inside = (low > exact_low + slack) | (high < exact_high - slack)
+    return None if is_inside.any() or not (beyond > 0).any() else int(np.argmax(beyond))
 
 
 def _numbers(value: Any) -> np.ndarray | None:

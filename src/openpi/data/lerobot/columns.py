@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from openpi.data.lerobot.annotations import is_annotation, language_rows
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
-from openpi.data.lerobot.files import read_parquet
+from openpi.data.lerobot.files import read_parquet, read_row_groups
 
 _ROWS_SEARCHED = 100_000  # for a message
 _READ_THREADS = 8  # reading a v2 dataset means opening thousands of small files, which is mostly waiting
@@ -44,7 +45,7 @@ def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], n
         episodes: those wanted, in dataset order.
         names: tabular features to read.
     Returns:
-        `[n, *shape]` per name, shape (1,) dropped: float32, int64, bool or object (strings). Read-only.
+        `[n, *shape]` per name, shape (1,) dropped: float32, int64, bool or object (strings, language rows). Read-only.
     Raises:
         FileNotFoundError: a data file is missing.
         ValueError: a file lacks a column, rows or values that the metadata promise.
@@ -69,20 +70,39 @@ def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], n
 def _load_file(
     path: Path, episodes: Sequence[Episode], features: Mapping[str, Feature], names: Sequence[str]
 ) -> Columns:
+    indices = [episode.index for episode in episodes]
     try:
-        table = read_parquet(path, columns=list(names))
+        table, file_rows = read_rows_of(path, indices, names)
     except (FileNotFoundError, ValueError) as error:
-        indices = [episode.index for episode in episodes]
         raise type(error)(f"{error}. It holds {named(indices)}: or {leave_out(indices)}") from error
     if missing := [name for name in names if name not in table.column_names]:
         raise ValueError(f"{path} lacks the columns {missing} that meta/info.json lists as features")
     columns = {name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in names}
     runs = _runs(path, columns["episode_index"])
     spans = [_rows_of(path, episode, runs) for episode in episodes]
-    first_rows = {episode.index: span.start for episode, span in zip(episodes, spans, strict=True)}
+    first_rows = {episode.index: int(file_rows[span.start]) for episode, span in zip(episodes, spans, strict=True)}
     if not _are_all(spans, len(table)):
         columns = {name: np.concatenate([column[span] for span in spans]) for name, column in columns.items()}
     return Columns(columns, first_rows)
+
+
+def read_rows_of(path: Path, episodes: Collection[int], names: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+    """The columns named that a file has, of the row groups that may hold rows of some episodes.
+
+    Recorders write a row group per episode, and say in the footer which numbers are in there; converters write one for
+    all.
+
+    Returns:
+        the rows, and their numbers in the file, int64[n].
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read.
+    """
+    wanted = np.sort(np.fromiter(episodes, np.int64))
+
+    def may_hold(low: int, high: int) -> bool:
+        return bool(np.searchsorted(wanted, low) < np.searchsorted(wanted, high, side="right"))
+
+    return read_row_groups(path, names, "episode_index", may_hold)
 
 
 def _feature(features: Mapping[str, Feature], name: str) -> Feature:
@@ -110,9 +130,10 @@ def _rows_of(path: Path, episode: Episode, runs: Mapping[int, slice]) -> slice:
     found = rows.stop - rows.start
     if found == episode.length:
         return rows
+    others = np.unique(read_parquet(path, ["episode_index"])["episode_index"].to_numpy()).tolist()
     raise ValueError(
         f"{path} holds {found} frames of episode {episode.index} where meta/episodes promises {episode.length} (it has "
-        f"frames of {named(list(runs)) if runs else 'none'}). Bring the file or the table of episodes again, or "
+        f"frames of {named(others) if others else 'none'}). Bring the file or the table of episodes again, or "
         f"{leave_out([episode.index])}"
     )
 
@@ -129,6 +150,8 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], column.type)
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
+    if is_annotation(feature):
+        return language_rows(values, name)
     is_even = True
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
         is_even = is_even and not values.null_count and (_is_fixed(values.type) or _are_equal(values.value_lengths()))

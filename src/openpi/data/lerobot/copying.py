@@ -16,8 +16,8 @@ import numpy as np
 
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
+from openpi.data.lerobot.columns import read_rows_of
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
-from openpi.data.lerobot.files import read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -28,7 +28,7 @@ _LOOKED_AT = 10  # pictures of a camera of an episode, for its statistics
 
 
 def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
-    """Those that are copied: all but what is no camera here, such as depth."""
+    """Those that are copied: all but what is no camera here, such as depth, and annotations of language."""
     kept = (*metadata.camera_keys, *metadata.column_keys)
     features = {k: f for k, f in metadata.features.items() if k in kept and k not in INDEX_FEATURES}
     return {key: {name: value for name, value in f.items() if name != "video_info"} for key, f in features.items()}
@@ -93,7 +93,7 @@ def _exact(dataset: LeRobotDataset, key: str, position: int, feature: Feature) -
     if feature["dtype"] != "float64":
         return dataset.column(key)[begin:end]
     episode = dataset.episodes[position]
-    table = read_parquet(episode.data_path, columns=[key, "episode_index"])
+    table, _ = read_rows_of(episode.data_path, [episode.index], [key, "episode_index"])
     is_of = table["episode_index"].to_numpy() == episode.index
     return np.array(table[key].filter(is_of).to_pylist(), np.float64)
 

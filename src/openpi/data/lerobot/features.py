@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.data.lerobot.dimension_words import words
 from openpi.data.lerobot.meta_values import integer, shortened, wrong
 
 Feature = dict[str, Any]
@@ -25,6 +26,7 @@ CAMERA_DTYPES = ("image", "video")
 _MAX_SIDE_PX = 1 << 14
 _MAX_SIZE = 1 << 20  # of one axis
 _CHANNELS = 3
+_IS_DEPTH = "is_depth_map"  # so since LeRobot 0.6; before with "video." in front
 _PICTURE_WORDS = frozenset({"image", "images", "rgb", "depth", "camera", "cam", "pixels"})
 # Formats of FFmpeg with a byte order have more than one byte per value; those of 4 to 6 bits each are the exception.
 _DEEP_PIXELS = re.compile(r"(?!rgb[45]|bgr[45]).*(le|be)")
@@ -99,14 +101,19 @@ def unreadable_picture(key: str, feature: Feature) -> str | None:
     shape = feature["shape"]
     if feature["dtype"] not in CAMERA_DTYPES:
         return _numbers_of_a_picture(key, feature)
-    if is_depth(feature):
+    if _is_flagged(feature):
         return "is a depth map, which no policy here reads"
-    info = feature.get("info") or feature.get("video_info") or {}
-    pixels = str(info.get("video.pix_fmt", ""))
+    info = _info(feature)
+    pixels = str(info.get("video.pix_fmt") or info.get("pix_fmt") or "")
     if _DEEP_PIXELS.fullmatch(pixels):
         return f"has pixels of more than 8 bits ({pixels}); encode it as 8-bit RGB or yuv420p"
     if len(shape) != 3 or _CHANNELS not in (shape[0], shape[2]):
         return f"has the shape {shape}; expected [height, width, 3] of an RGB camera, not depth or grey"
+    if is_depth(key, feature):
+        return (
+            "is called depth, which is no RGB; if it is a camera of RGB all the same, set 'is_depth_map' to false in "
+            "its 'info' in meta/info.json"
+        )
     return None
 
 
@@ -128,10 +135,21 @@ def _numbers_of_a_picture(key: str, feature: Feature) -> str | None:
     )
 
 
-def is_depth(feature: Mapping[str, Any]) -> bool:
-    """True for depth video, whose frames are 12-bit grey and not an RGB camera."""
-    info = feature.get("info") or feature.get("video_info") or {}
-    return bool(info.get("video.is_depth_map", info.get("is_depth_map", False)))
+def is_depth(key: str, feature: Mapping[str, Any]) -> bool:
+    """True for cameras of depth: flagged so, or called so where nobody says that they are none.
+
+    Writers before LeRobot 0.6 say of every camera, under `video.is_depth_map`, that it is none.
+    """
+    return _is_flagged(feature) or ("depth" in words(key) and _info(feature).get(_IS_DEPTH) is not False)
+
+
+def _is_flagged(feature: Mapping[str, Any]) -> bool:
+    info = _info(feature)
+    return bool(info.get(f"video.{_IS_DEPTH}") or info.get(_IS_DEPTH))
+
+
+def _info(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    return feature.get("info") or feature.get("video_info") or {}
 
 
 def described(feature: Feature) -> str:

@@ -1,11 +1,12 @@
 """Opening the files of a dataset: what cannot be read is looked at, and the error says what it is."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -56,6 +57,45 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             return file.read(columns=present)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is a damaged parquet file ({first_line(error)}). Bring it here again") from error
+
+
+def read_row_groups(
+    path: Path, columns: Sequence[str], key: str, may_hold: Callable[[int, int], bool]
+) -> tuple[pa.Table, np.ndarray]:
+    """Reads the columns named that exist, of the row groups that `may_hold` what is wanted.
+
+    Args:
+        key: a column of integers.
+        may_hold: is asked with the least and the greatest of a group; groups that do not tell theirs are read.
+    Returns:
+        the rows, and their numbers in the file, int64[n].
+    Raises:
+        FileNotFoundError, ValueError: as `read_parquet`.
+    """
+    with open_parquet(path) as file:
+        present = [name for name in columns if name in file.schema_arrow.names]
+        try:
+            ranges = _ranges(file, key)
+            groups = [number for number, found in enumerate(ranges) if found is None or may_hold(*found)]
+            starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(len(ranges)))])
+            rows = [np.arange(starts[group], starts[group + 1]) for group in groups]
+            table = file.read(columns=present) if len(groups) == len(ranges) else file.read_row_groups(groups, present)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is a damaged parquet file ({first_line(error)}). Bring it here again") from error
+    return table, np.concatenate(rows) if rows else np.zeros(0, np.int64)
+
+
+def _ranges(file: pq.ParquetFile, key: str) -> list[tuple[int, int] | None]:
+    """The least and the greatest number of a column in each row group, where the footer says them."""
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    if key not in paths:
+        return [None] * file.num_row_groups
+    found: list[tuple[int, int] | None] = []
+    for group in range(file.num_row_groups):
+        told = file.metadata.row_group(group).column(paths.index(key)).statistics
+        low, high = (told.min, told.max) if told is not None and told.has_min_max else (None, None)
+        found.append((low, high) if isinstance(low, int) and isinstance(high, int) else None)
+    return found
 
 
 def _why_no_parquet(path: Path, error: BaseException) -> str:

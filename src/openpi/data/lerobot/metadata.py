@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from openpi.data.lerobot import home
+from openpi.data.lerobot.annotations import SUBTASK, SUBTASK_INDEX, SUBTASKS_FILE, is_annotation, read_subtasks
 from openpi.data.lerobot.episode_table import (
     V3_COLUMNS,
     V3_VIDEO_COLUMNS,
@@ -66,6 +67,27 @@ class LeRobotMetadata:
     def column_keys(self) -> tuple[str, ...]:
         """Features that are whole columns of numbers, booleans or texts."""
         return tuple(k for k, f in self.features.items() if is_tabular(f) and k not in self.unreadable)
+
+    @property
+    def annotation_keys(self) -> tuple[str, ...]:
+        """What is told frame by frame, and read by who asks for it (`annotations.py`): language columns, and `subtask`,
+        the text of a column `subtask_index`."""
+        found = tuple(key for key, feature in self.features.items() if is_annotation(feature))
+        return (*found, SUBTASK) if self._has_subtasks else found
+
+    @property
+    def _has_subtasks(self) -> bool:
+        is_indexed = SUBTASK_INDEX in self.column_keys and SUBTASK not in self.features
+        return is_indexed and (self.root / SUBTASKS_FILE).is_file()
+
+    @cached_property
+    def subtasks(self) -> Mapping[int, str]:
+        """Texts by `subtask_index`; empty where the dataset has none, or says them in a column of its own.
+
+        Raises:
+            ValueError: as `read_subtasks`.
+        """
+        return read_subtasks(self.root) if self._has_subtasks else {}
 
     @cached_property
     def unreadable(self) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ decoded one frame at a time. Datasets pickle small: worker processes map the col
 """
 
 import contextlib
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from openpi.data.dataset import Sample
+from openpi.data.lerobot.annotations import SUBTASK, SUBTASK_INDEX, subtask_texts
 from openpi.data.lerobot.columns import load_columns
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES
@@ -35,16 +37,17 @@ class LeRobotDataset:
 
     A sample holds, under the dataset's own feature names: cameras uint8 [h, w, 3]; vectors float32 (integers
     int64, booleans bool), shape (1,) as 0-d; `timestamp` float32 and `frame_index`, `episode_index`, `index`,
-    `task_index` int64, 0-d; `task` str. A key in `delta_timestamps` gets a leading time axis and a bool mask
-    `<key>_is_pad`, true where the step lies outside the episode and the nearest frame inside is repeated.
+    `task_index` int64, 0-d; `task` str. Annotations (`annotations.py`) are lists of dicts, `subtask` a str. A key
+    in `delta_timestamps` gets a leading time axis and a bool mask `<key>_is_pad`, true where the step lies outside
+    the episode and the nearest frame inside is repeated.
 
     Args:
         repo_id_or_path: see `locate_dataset`.
         root: the dataset's folder, whatever the id.
         episodes: numbers of the episodes to use; None = all. The order of the dataset is kept.
         delta_timestamps: seconds relative to the frame, multiples of 1/fps, by feature.
-        columns: features that samples hold, besides the index columns and `task`; None = all. Cameras that
-            are not listed are never decoded.
+        columns: features that samples hold, besides the index columns and `task`; None = all but annotations.
+            Cameras that are not listed are never decoded.
         metadata: of this dataset, if it was read before.
     Raises:
         FileNotFoundError: the dataset or one of its files is missing.
@@ -143,8 +146,8 @@ class LeRobotDataset:
         """
         if name in self._columns:
             return self._selected(self._columns[name])
-        if name not in self.metadata.column_keys:
-            columns = list(self.metadata.column_keys)
+        columns = [*self.metadata.column_keys, *self.metadata.annotation_keys]
+        if name not in columns:
             raise KeyError(f"'{name}' is not a column of {self.metadata.root}; columns are {columns}")
         return self._load([name])[name]
 
@@ -239,13 +242,17 @@ class LeRobotDataset:
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        keys = self.metadata.column_keys
-        return self._load([key for key in self._keys if key in INDEX_FEATURES or key in keys])
+        return self._load([key for key in self._keys if key not in self.metadata.camera_keys])
 
     def _load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        loaded = load_columns(self._episodes, self.metadata.features, names)
+        has_texts = SUBTASK in names and SUBTASK in self.metadata.annotation_keys
+        stored = dict.fromkeys(SUBTASK_INDEX if has_texts and name == SUBTASK else name for name in names)
+        loaded = load_columns(self._episodes, self.metadata.features, stored)
         self._first_rows = loaded.first_rows
-        return loaded.values
+        if has_texts:
+            indices = loaded.values[SUBTASK_INDEX]
+            loaded.values[SUBTASK] = subtask_texts(indices, self.metadata.subtasks, self.metadata.root)
+        return {name: loaded.values[name] for name in names}
 
     def _check_files(self) -> None:
         """Finds when loading what would otherwise end a training run, or be trained on unnoticed."""
@@ -317,6 +324,7 @@ def _select_features(
     readable = [key for key in metadata.features if key in usable]
     readable += [key for key in INDEX_FEATURES if key not in readable]
     asked = {*deltas, *(readable if columns is None else columns)}
+    readable += metadata.annotation_keys
     if unknown := sorted(asked - set(readable)):
         metadata.check_readable(unknown)
         raise KeyError(f"{metadata.root} has no features {unknown}; it has {readable}")
@@ -337,4 +345,6 @@ def _frame_offsets(key: str, seconds: Sequence[float], fps: float) -> np.ndarray
 
 def _item(value: Any) -> Any:
     """One row as a caller may own it: arrays copied out of the shared column, numbers as 0-d arrays."""
-    return value if isinstance(value, str) else np.array(value)
+    if isinstance(value, str):
+        return value
+    return copy.deepcopy(value) if isinstance(value, list) else np.array(value)

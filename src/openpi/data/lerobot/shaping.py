@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.data.lerobot.annotations import SUBTASKS_FILE
 from openpi.data.lerobot.copying import copy_episodes, differences, kept_features
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -56,13 +58,13 @@ def divide(numbers: Sequence[int], parts: Mapping[str, Part], *, seed: int = 0) 
 
 
 def split(
-    root: Path,
+    metadata: LeRobotMetadata,
     parts: Mapping[Path, Sequence[int]],
     on_episode: Callable[[], None] = lambda: None,
     *,
     told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes some episodes each into new datasets.
+    """Writes some episodes of a dataset each into new ones.
 
     Args:
         parts: numbers of episodes, by folder; none may be there.
@@ -73,14 +75,15 @@ def split(
     """
     for output in parts:
         _check_new(output)
-    metadata = LeRobotMetadata.load(root)
     for output, numbers in parts.items():
         with _writer(output, metadata) as writer:
-            _copy(LeRobotDataset(root, episodes=numbers, metadata=metadata), writer, on_episode)
-            run_metadata.write(writer.temporary, {"split_from": root.name, "episodes": list(numbers), **(told or {})})
+            _copy(LeRobotDataset(metadata.root, episodes=numbers, metadata=metadata), writer, on_episode)
+            run_metadata.write(
+                writer.temporary, {"split_from": metadata.root.name, "episodes": list(numbers), **(told or {})}
+            )
 
 
-def merge(roots: Sequence[Path], output: Path, on_episode: Callable[[], None] = lambda: None) -> None:
+def merge(metadatas: Sequence[LeRobotMetadata], output: Path, on_episode: Callable[[], None] = lambda: None) -> None:
     """Writes all episodes of several datasets into a new one, in order; tasks are joined by their texts.
 
     Raises:
@@ -88,13 +91,12 @@ def merge(roots: Sequence[Path], output: Path, on_episode: Callable[[], None] = 
         ValueError: they differ in their rate, robot or features.
     """
     _check_new(output)
-    metadatas = [LeRobotMetadata.load(root) for root in roots]
     for other in metadatas[1:]:
         _check_alike(metadatas[0], other)
     with _writer(output, metadatas[0]) as writer:
         for metadata in metadatas:
             _copy(LeRobotDataset(metadata.root, metadata=metadata), writer, on_episode)
-        counts = [{"dataset": root.name, "episodes": len(m.episodes)} for root, m in zip(roots, metadatas, strict=True)]
+        counts = [{"dataset": each.root.name, "episodes": len(each.episodes)} for each in metadatas]
         run_metadata.write(writer.temporary, {"merged_from": counts})
 
 
@@ -109,6 +111,8 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
         told.append(f"fps is {first.fps:g} and {other.fps:g}")
     if first.robot_type != other.robot_type:
         told.append(f"robot_type is {first.robot_type!r} and {other.robot_type!r}")
+    if first.subtasks != other.subtasks:
+        told.append(f"subtask_index means other texts in their {SUBTASKS_FILE}")
     if told:
         raise ValueError(
             f"{first.root} and {other.root} cannot be in one dataset: {'; '.join(told)}. Train on them together as a "
@@ -118,11 +122,17 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
 
 @contextlib.contextmanager
 def _writer(output: Path, metadata: LeRobotMetadata) -> Iterator[LeRobotWriter]:
-    for key, reason in metadata.unreadable.items():
+    reasons = dict.fromkeys(
+        set(metadata.annotation_keys) & set(metadata.features), "is language, which is not written here"
+    )
+    for key, reason in {**metadata.unreadable, **reasons}.items():
         logger.warning("left out: '%s' %s", key, reason)
     fps = int(metadata.fps) if metadata.fps == int(metadata.fps) else metadata.fps
     with LeRobotWriter(output, fps=fps, features=kept_features(metadata), robot_type=metadata.robot_type) as writer:
         yield writer
+        if metadata.subtasks:
+            (writer.temporary / SUBTASKS_FILE).parent.mkdir(exist_ok=True)
+            shutil.copyfile(metadata.root / SUBTASKS_FILE, writer.temporary / SUBTASKS_FILE)
 
 
 def _copy(dataset: LeRobotDataset, writer: LeRobotWriter, on_episode: Callable[[], None]) -> None:

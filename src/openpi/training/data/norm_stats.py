@@ -9,8 +9,9 @@ block of thousands of samples at once. We do not take that on trust: some rows o
 as well, and at the first difference (or error) the whole dataset is done sample by sample.
 """
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check
+from openpi.shared.pools import IN_PROCESS, Pool
 from openpi.training.config import TrainConfig
 from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
@@ -27,6 +29,8 @@ from openpi.training.data_config import DataConfig
 logger = logging.getLogger(__name__)
 
 STATS_KEYS = ("state", "actions")
+_Stats = dict[str, normalize.RunningStats]
+_BLOCKS_PER_JOB = 16  # what comes of a job weighs up to 4 MB a dimension
 ROWS_CHECKED_PER_BLOCK = 3
 _SEED = 0
 # The datasets of a mixture are repeated by whole numbers, of which this is the smallest.
@@ -55,30 +59,36 @@ class ComputedStats:
     messages: tuple[str, ...]
 
 
-def compute(config: TrainConfig, *, max_frames: int | None = None, path: Path | None = None) -> ComputedStats:
+def compute(
+    config: TrainConfig, *, max_frames: int | None = None, path: Path | None = None, pool: Pool = IN_PROCESS
+) -> ComputedStats:
     """Computes the statistics of a recipe and writes them where the recipe reads them.
 
     Args:
         config: a `TrainConfig`.
         max_frames: look at so many frames, drawn from the whole dataset; None = all.
         path: write them to this file instead.
+        pool: whose workers look at parts of a dataset; streams are read here.
     Raises:
         ValueError: the recipe has no dataset, or its statistics lie in a remote folder.
         FileNotFoundError, KeyError: the dataset is missing, or does not fit the recipe.
     """
     path = path or norm_stats_path(config)
-    return compute_of(open_recipe(config, cameras=False), config.model.action_horizon, path, max_frames=max_frames)
+    data = open_recipe(config, cameras=False)
+    return compute_of(data, config.model.action_horizon, path, max_frames=max_frames, pool=pool)
 
 
-def compute_of(data: RecipeData, horizon: int, path: Path, *, max_frames: int | None = None) -> ComputedStats:
+def compute_of(
+    data: RecipeData, horizon: int, path: Path, *, max_frames: int | None = None, pool: Pool = IN_PROCESS
+) -> ComputedStats:
     """Computes the statistics of data that are open, and writes them to `path`.
 
     Args:
         horizon: steps of a chunk.
-        max_frames: see `compute`.
+        max_frames, pool: see `compute`.
     """
     data_config = data.config
-    raw, num_frames = _compute(frames_of(data, horizon), max_frames)
+    raw, num_frames = _compute(frames_of(data, horizon), max_frames, pool)
     stats, messages, names = {}, [], {}
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
@@ -106,7 +116,7 @@ class Comparison:
     message: str | None
 
 
-def compare(config: TrainConfig, *, max_frames: int | None = None) -> list[Comparison]:
+def compare(config: TrainConfig, *, max_frames: int | None = None, pool: Pool = IN_PROCESS) -> list[Comparison]:
     """Where a recipe's dataset lies within statistics that come from elsewhere, such as a base's. Writes nothing.
 
     Raises:
@@ -120,7 +130,7 @@ def compare(config: TrainConfig, *, max_frames: int | None = None) -> list[Compa
     source, use_quantiles = str(config.data.stats_dir(config.assets_dirs)), data_config.use_quantile_norm
     stats_check.check(data_config.norm_stats, source=source, use_quantiles=use_quantiles, dims=stats_dims(data_config))
     opened = open_recipe(config, data_config, cameras=False)
-    found, _ = _compute(frames_of(opened, config.model.action_horizon), max_frames)
+    found, _ = _compute(frames_of(opened, config.model.action_horizon), max_frames, pool)
     rows = []
     for key, data in found.items():
         used = data_config.norm_stats.get(key)
@@ -189,14 +199,14 @@ def compute_norm_stats(frames: Frames, *, max_frames: int | None = None) -> dict
     Raises:
         KeyError: the transforms give no `state` or no `actions`.
     """
-    return _compute([(1.0, frames)], max_frames)[0]
+    return _compute([(1.0, frames)], max_frames, IN_PROCESS)[0]
 
 
 def _compute(
-    members: Sequence[tuple[float, Frames]], max_frames: int | None
+    members: Sequence[tuple[float, Frames]], max_frames: int | None, pool: Pool
 ) -> tuple[dict[str, normalize.NormStats], int]:
     """The statistics, and the number of frames looked at, of datasets with their shares."""
-    parts = [part for share, frames in members for part in _weighted(share, frames, max_frames)]
+    parts = [part for share, frames in members for part in _weighted(share, frames, max_frames, pool)]
     counts = [part["state"].count for _, part in parts]
     per_frame = [weight / max(1, n) for (weight, _), n in zip(parts, counts, strict=True)]
     total = {key: normalize.RunningStats() for key in STATS_KEYS}
@@ -207,17 +217,15 @@ def _compute(
     return {key: running.get_statistics() for key, running in total.items()}, sum(counts)
 
 
-def _weighted(
-    share: float, frames: Frames, max_frames: int | None
-) -> list[tuple[float, dict[str, normalize.RunningStats]]]:
+def _weighted(share: float, frames: Frames, max_frames: int | None, pool: Pool) -> list[tuple[float, _Stats]]:
     if max_frames is not None and share < 1:
         max_frames = max(1, round(max_frames * share))
     parts = frames.parts(max_frames)
     try:
-        found = [_together(frames, blocks) for _, blocks in parts]
+        found = [_in_parts(_together, frames, blocks, pool) for _, blocks in parts]
     except _NotVectorizableError as reason:
         logger.info("computing statistics sample by sample: %s", reason)
-        found = [_one_by_one(frames, blocks) for _, blocks in frames.parts(max_frames)]
+        found = [_in_parts(_one_by_one, frames, blocks, pool) for _, blocks in frames.parts(max_frames)]
     return [(share * weight, part) for (weight, _), part in zip(parts, found, strict=True)]
 
 
@@ -231,7 +239,32 @@ def _merge(total: normalize.RunningStats, key: str, part: normalize.RunningStats
     total.merge(part)
 
 
-def _together(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.RunningStats]:
+def _in_parts(
+    look: Callable[[Frames, Iterable[Block]], _Stats], frames: Frames, blocks: Iterable[Block], pool: Pool
+) -> _Stats:
+    """Looks at some blocks at a time, and joins what came of them in order: so the pool does not matter."""
+    if not isinstance(blocks, Sequence):
+        return look(frames, blocks)
+    parts = [range(begin, begin + _BLOCKS_PER_JOB) for begin in range(0, len(blocks), _BLOCKS_PER_JOB)]
+    total = {key: normalize.RunningStats() for key in STATS_KEYS}
+    waiting: dict[int, _Stats] = {}
+    due = 0
+    for part, found in pool.each(functools.partial(_look_from, look, frames, blocks), parts):
+        waiting[part.start] = found
+        while due in waiting:
+            for key, running in waiting.pop(due).items():
+                total[key].merge(running)
+            due += _BLOCKS_PER_JOB
+    return total
+
+
+def _look_from(
+    look: Callable[[Frames, Iterable[Block]], _Stats], frames: Frames, blocks: Sequence[Block], part: range
+) -> _Stats:
+    return look(frames, blocks[part.start : part.stop])
+
+
+def _together(frames: Frames, blocks: Iterable[Block]) -> _Stats:
     running = {key: normalize.RunningStats() for key in STATS_KEYS}
     for found, _ in _evaluated(frames, blocks):
         for key in STATS_KEYS:
@@ -239,7 +272,7 @@ def _together(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.Ru
     return running
 
 
-def _one_by_one(frames: Frames, blocks: Iterable[Block]) -> dict[str, normalize.RunningStats]:
+def _one_by_one(frames: Frames, blocks: Iterable[Block]) -> _Stats:
     running = {key: normalize.RunningStats() for key in STATS_KEYS}
     for block in blocks:
         for row in range(len(block)):

@@ -132,7 +132,7 @@ def _columns_read(data_config: DataConfig, metadata: LeRobotMetadata, *, cameras
     if cameras:
         return read
     wanted = {*metadata.column_keys} if read is None else {*read, *data_config.action_sequence_keys}
-    return [key for key in metadata.column_keys if key in wanted]
+    return [key for key in (*metadata.column_keys, *metadata.annotation_keys) if key in wanted]
 
 
 def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[int] | None:
@@ -191,17 +191,18 @@ def features_read(data_config: DataConfig, metadata: LeRobotMetadata) -> list[st
         return None
     made = {"prompt", "task", *(f"{key}_is_pad" for key in metadata.features)}
     paths = set(leaves(first.structure))
-    for path in sorted(paths - made - metadata.features.keys()):
+    known = {*metadata.features, *metadata.annotation_keys}
+    for path in sorted(paths - made - known):
         raise missing_key(
             path,
-            metadata.features,
+            known,
             wanted_by="the recipe's repack transform",
             fix=f"Change its structure to the names in {metadata.root}, take what is not there out of the recipe (in a "
             "file of `openpi init`: None for a camera), or choose another dataset.",
             in_use=paths,
         )
     metadata.check_readable(sorted(paths))
-    return sorted(paths & metadata.features.keys())
+    return sorted(paths & known)
 
 
 def leaves(structure: Any) -> Iterator[str]:

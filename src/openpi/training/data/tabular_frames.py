@@ -9,7 +9,6 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.dataset import Dataset, Sample
-from openpi.data.lerobot.features import INDEX_FEATURES
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import BaseModelConfig
 from openpi.training import data_loader
@@ -24,7 +23,10 @@ class Frames(Protocol):
     """The frames of a recipe."""
 
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
-        """Per dataset of a mixture its share, and its frames; `max_frames` of them drawn from everywhere, if given."""
+        """Per dataset of a mixture its share, and its frames; `max_frames` of them drawn from everywhere, if given.
+
+        Blocks in a `Sequence` can be made in other processes.
+        """
         ...
 
     def evaluate(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -83,7 +85,7 @@ class TabularFrames(_Evaluating):
         self._action_keys = tuple(data_config.action_sequence_keys)
         self._tasks = dataset.metadata.tasks
         self._images = _black_images(dataset, data_config)
-        names = [key for key in dataset.keys if key in INDEX_FEATURES or key in dataset.metadata.column_keys]
+        names = [key for key in dataset.keys if key not in dataset.metadata.camera_keys]
         self._columns = {name: dataset.column(name) for name in names}
         lengths = np.diff(dataset.episode_bounds, axis=1)[:, 0]
         self._last_rows = np.repeat(dataset.episode_bounds[:, 1] - 1, lengths)
@@ -94,17 +96,18 @@ class TabularFrames(_Evaluating):
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
         rows = _chosen_rows(len(self), max_frames)
         size = frame_blocks.BLOCK_FRAMES
-        chosen = (rows[begin : begin + size] for begin in range(0, len(rows), size))
-        return [(1.0, (self._block(each) for each in chosen))]
+        return [(1.0, RowBlocks(self, [rows[begin : begin + size] for begin in range(0, len(rows), size)]))]
 
-    def _block(self, rows: np.ndarray) -> Block:
+    def block(self, rows: np.ndarray) -> Block:
         episode_of = np.searchsorted(np.unique(self._last_rows), rows)
         return Block(episode_of, lambda chosen, shape: self._build(rows[chosen], shape))
 
     def _build(self, rows: np.ndarray, shape: Callable[[np.ndarray], Any]) -> Sample:
         sample: Sample = dict(self._images)
         for name, column in self._columns.items():
-            if name not in self._action_keys:
+            if column.dtype.hasobject:  # texts and what else is told: of one frame
+                sample[name] = column[rows[0]]
+            elif name not in self._action_keys:
                 sample[name] = shape(column[rows])
                 continue
             steps = rows[:, None] + np.arange(self._horizon)
@@ -115,6 +118,21 @@ class TabularFrames(_Evaluating):
         sample["task_index"] = np.array(task_index)
         sample["task"] = self._tasks.get(int(task_index), "")
         return sample
+
+
+class RowBlocks(Sequence[Block]):
+    """Blocks that are made where they are asked for, in any process."""
+
+    def __init__(self, frames: TabularFrames, rows: Sequence[np.ndarray]):
+        self._frames, self._rows = frames, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return RowBlocks(self._frames, self._rows[place])
+        return self._frames.block(self._rows[place])
 
 
 class StreamFrames(_Evaluating):
