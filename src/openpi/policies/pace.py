@@ -120,12 +120,12 @@ class Pace:
             how = f"asks every {middle_s:.2g} s, for chunks of {self._horizon} rows: it plays"
         keeps_time = sum(each.own_s for each in self._intervals) > _THINKS * sum(whole)
         if most_hz * _FACTOR < self._rate_hz:
-            yield self._sentence(f"{how} at most {most_hz:.2g} rows a second")
+            yield self._sentence(f"{how} at most {most_hz:.2g} rows a second", ", and ask before a chunk is over")
         elif keeps_time and self._rate_hz * _FACTOR < least_hz < self._rate_hz * _NO_ROBOT:
             yield self._sentence(f"{how} at least {least_hz:.2g} rows a second")
 
-    def _sentence(self, found: str) -> str:
+    def _sentence(self, found: str, more: str = "") -> str:
         return (
             f"[rate] requests: the robot {found}, training had {self._rate_hz:g}; run its loop at "
-            f"{self._rate_hz:g} Hz, one row a tick"
+            f"{self._rate_hz:g} Hz, one row a tick{more}"
         )

@@ -53,7 +53,7 @@ class LiveSession:
     Attributes:
         averages: of what was received, beside those of training.
         observation, result: of the last exchange; as the policy takes and gives them.
-        previous: actions of the exchange before, as long as they are of the same shape.
+        previous: actions of the exchange before.
         asked_s: Unix times of the last two requests that were answered.
         told: warnings of this session by subject, the last one last.
         latencies_ms: of the last exchanges, from the message's arrival to the answer; `parts` the same, split up.
