@@ -93,7 +93,7 @@ class RayCluster:
 
 def _imported() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ImportError(f"a Ray cluster needs the package ray; {install_hint('ray')}") from error
     return ray
