@@ -113,7 +113,7 @@ def _stretches(config: TrainConfig, dataset: Dataset) -> Stretches | None:
         return Stretches.of_episodes(dataset.episode_bounds, interval, min(per_pass, interval))
     if per_pass == 1 and interval >= _FAR_APART:
         logger.info(
-            "only every %dth frame of the videos decodes alone, so a frame costs many; --frames-per-pass=8 reads "
+            "only every %dth frame of the videos decodes alone, so a frame costs many; --frames-per-pass=16 reads "
             "several in one pass, and `openpi dataset shrink` writes videos made for training",
             interval,
         )
