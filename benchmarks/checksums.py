@@ -27,8 +27,8 @@ from openpi.shared import normalize
 from openpi.shared.normalize import NormStats
 from openpi.training import recipe_io
 from openpi.training.config import get_config
-from openpi.weights import checksums, layout, names, released, safetensors_io
-from openpi.weights.layout import Block
+from openpi.weights import checksums, names, opening, published_tree, released, safetensors_io
+from openpi.weights.blocks import Block
 
 _EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=512)
 _ENCODER = SiglipConfig(width=16, depth=2, mlp_dim=32, num_heads=2)
@@ -65,7 +65,7 @@ def read(recipe: Any, folder: Path) -> dict[str, bytes]:
     found["stats"] = json.dumps(normalize.serialize_json(normalize.load(folder / "assets" / "droid"))).encode()
     found["contract"] = json.dumps(json.loads((folder / "contract.json").read_text())).encode()
     found["tokenizer"] = (folder / "assets" / "tokenizer.model").read_bytes()
-    for path, array in layout.arrays(layout.open_weights(recipe.model, folder)):
+    for path, array in published_tree.arrays(opening.open_weights(recipe.model, folder)):
         found[path] = array.tobytes()
     return found
 

@@ -32,7 +32,7 @@ from openpi.training import freeze
 from openpi.training.config import TrainConfig
 from openpi.training.weight_loaders import CheckpointWeightLoader
 from openpi.weights import names, released
-from openpi.weights.layout import Block
+from openpi.weights.blocks import Block
 
 _LORA = LoRAConfig(rank=8, alpha=8.0)
 _LANGUAGE = GemmaConfig(

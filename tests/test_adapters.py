@@ -23,7 +23,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.run import preflight
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader
-from openpi.weights import layout, on_device, orbax_io
+from openpi.weights import on_device, opening, orbax_io
 from openpi.weights.adapter_base import ADAPTERS_FILE
 
 OBSERVATION = {"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3, np.float32), "prompt": "put it down"}
@@ -92,7 +92,7 @@ def test_only_what_is_not_frozen_changes(recipe, whole, base):
 def test_a_checkpoint_without_frozen_weights_is_the_same_after_an_interruption_and_smaller(recipe, whole, light):
     stored = {path.removeprefix("params/") for path in orbax_io.leaf_metadata(light / "params")}
     assert stored == {path for path in params_of(whole) if not recipe.freeze_filter(path)}
-    assert layout.stored_shapes(light / "params").keys() == params_of(whole).keys()
+    assert opening.stored_shapes(light / "params").keys() == params_of(whole).keys()
     assert_equal(params_of(light), params_of(whole))
 
 

@@ -17,7 +17,7 @@ from openpi.training.backends.jax import state_files
 from openpi.training.config import LeRobotLiberoDataConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.run import resume
-from openpi.weights import layout, orbax_io
+from openpi.weights import layout, orbax_io, published_tree
 
 ROOT = Path(__file__).parents[1]
 FROZEN = ROOT / "tests" / "golden" / "checkpoint_v1" / "1"
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_version_1_is_written_in_another_layout_and_back(tmp_pat
     assert run("convert-checkpoint", FROZEN, there, "--no-certify") == 0
     assert run("convert-checkpoint", there, back, "--to=jax", "--no-certify") == 0
     model = load_recipe(back).model
-    before, after = (jax.tree.leaves(layout.read_tree(model, folder)) for folder in (FROZEN, back))
+    before, after = (jax.tree.leaves(published_tree.read_tree(model, folder)) for folder in (FROZEN, back))
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
 

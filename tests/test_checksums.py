@@ -13,9 +13,9 @@ from openpi.cli import verify
 from openpi.policies import policy_config
 from openpi.training import recipe_io
 from openpi.training.config import get_config
-from openpi.weights import checksums, layout, names, orbax_io, released, safetensors_io
+from openpi.weights import checksums, names, opening, orbax_io, released, safetensors_io
+from openpi.weights.blocks import Block
 from openpi.weights.checksums import CHECKSUMS_FILE
-from openpi.weights.layout import Block
 
 RECIPE = f"{Path(__file__).parent / 'tiny_recipe.py'}:arm"
 
@@ -53,7 +53,7 @@ def step(original, tmp_path) -> Path:
 def read(recipe: Any, step: Path) -> dict[str, bytes]:
     """What a policy reads."""
     recipe_io.load_recipe(step)
-    found = {block.row.released: block.values.tobytes() for block in layout.open_weights(recipe.model, step).blocks()}
+    found = {block.row.released: block.values.tobytes() for block in opening.open_weights(recipe.model, step).blocks()}
     return {**found, "statistics": (step / "assets" / "arm" / "norm_stats.json").read_bytes()}
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_was_edited_on_purpose_is_said_or_accepted(recipe, step, cap
 
 def test_weights_that_were_replaced_are_read_and_said(recipe, step, caplog, capsys):
     """As people do who rename tensors, merge or average weights in a copy of a checkpoint."""
-    weights = layout.open_weights(recipe.model, step)
+    weights = opening.open_weights(recipe.model, step)
     blocks = [Block(block.row, block.start, block.values * 2) for block in weights.blocks()]
     if (step / "params").is_dir():
         shutil.rmtree(step / "params")
@@ -122,7 +122,7 @@ def test_weights_that_were_replaced_are_read_and_said(recipe, step, caplog, caps
     else:
         tensors = {f"module.{block.row.released}": block.values for block in blocks}
         safetensors_io.save(step / "model.safetensors", tensors)
-    found = {block.row.released: block.values for block in layout.open_weights(recipe.model, step).blocks()}
+    found = {block.row.released: block.values for block in opening.open_weights(recipe.model, step).blocks()}
     for block in blocks:
         np.testing.assert_array_equal(found[block.row.released], block.values)
     assert "was replaced since its checkpoint was written; it is read as it is" in caplog.text

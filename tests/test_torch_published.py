@@ -138,7 +138,7 @@ def test_half_precision_keeps_what_is_published_in_f32(small):
 
 def test_what_it_saves_is_read_by_it_and_by_the_policy_s_reader(small, tmp_path):
     from openpi.models_pytorch import loading
-    from openpi.weights.layout import open_weights
+    from openpi.weights.opening import open_weights
 
     save_model(small, tmp_path / "model.safetensors")
     other = PI0Pytorch(tiny_recipe.MODEL)

@@ -21,7 +21,7 @@ from openpi.training.backend import open_backend
 from openpi.training.backends.pytorch import parallel as parallel_pytorch
 from openpi.training.config import TrainConfig
 from openpi.training.weight_loaders import CheckpointWeightLoader, PaliGemmaWeightLoader
-from openpi.weights import layout, names, orbax_io, orbax_parts, safetensors_io
+from openpi.weights import blocks, names, opening, orbax_io, orbax_parts, published_tree, safetensors_io
 
 _EXPERT = GemmaConfig(width=128, depth=8, mlp_dim=1024, num_heads=2, num_kv_heads=1, head_dim=32, vocab_size=8192)
 LARGE = dataclasses.replace(tiny_recipe.MODEL, paligemma_variant=_EXPERT, action_expert_variant=_EXPERT)
@@ -115,7 +115,7 @@ def test_a_loader_of_ones_own_needs_load_only(source: Path) -> None:
 
     reference = LARGE.abstract_params()
     once, twice = (
-        dict(layout.arrays(weight_loaders.open_weights(kind(str(source)), reference)))
+        dict(published_tree.arrays(weight_loaders.open_weights(kind(str(source)), reference)))
         for kind in (CheckpointWeightLoader, Doubled)
     )
     assert once.keys() == flatten(reference).keys()
@@ -133,7 +133,7 @@ def test_paligemma_arrays_come_in_rows(tmp_path: Path, read_bytes: list[int]) ->
     arrays[table] = np.asfortranarray(arrays[table])
     np.savez(tmp_path / "pt_224.npz", **{f"params/{path.removeprefix('PaliGemma/')}": a for path, a in arrays.items()})
     weights = weight_loaders.open_weights(PaliGemmaWeightLoader(str(tmp_path / "pt_224.npz")), LARGE.abstract_params())
-    found = dict(layout.arrays(weights))
+    found = dict(published_tree.arrays(weights))
     assert found.keys() == arrays.keys()
     for path, array in arrays.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
@@ -144,13 +144,13 @@ def test_a_device_s_part_of_an_array_is_filled_from_whatever_comes(
     kind: str, source: Path, tmp_path: Path, read_bytes: list[int]
 ) -> None:
     place = weight_layouts.write(source, LARGE, tmp_path / "weights", kind)
-    weights = layout.open_weights(LARGE, Path(place))
-    for path, whole in layout.arrays(weights):
+    weights = opening.open_weights(LARGE, Path(place))
+    for path, whole in published_tree.arrays(weights):
         halves = [[(0, size)] if size % 2 else [(0, size // 2), (size // 2, size)] for size in whole.shape]
         for box in list(itertools.product(*halves))[-3:]:
             part = np.empty([end - begin for begin, end in box], whole.dtype)
             for block in weights.blocks([row.released for row in weights.table if row.tree == path].__contains__):
-                layout.put_into(part, block, box)
+                blocks.put_into(part, block, box)
             np.testing.assert_array_equal(part, whole[tuple(slice(*bounds) for bounds in box)], err_msg=path)
 
 

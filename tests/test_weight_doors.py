@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from openpi.weights import integrity, layout, names, orbax_parts, released, safetensors_io, spelling
-from openpi.weights.layout import Block
+from openpi.weights import integrity, layout, names, opening, orbax_parts, released, safetensors_io, spelling
+from openpi.weights.blocks import Block
 from tiny_recipe import MODEL, fast
 
 PI0: Any = MODEL
@@ -36,7 +36,7 @@ def written(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
 
 
 def read(config: Any, folder: Path, **options: Any) -> dict[str, np.ndarray]:
-    weights = layout.open_weights(config, folder, **options)
+    weights = opening.open_weights(config, folder, **options)
     found: dict[str, np.ndarray] = {}
     for block in weights.blocks():
         assert block.is_whole
@@ -112,23 +112,23 @@ def test_the_family_is_told_from_names_that_are_there(tmp_path):
     for missing in ("action_in_proj.weight", "state_proj.weight", "action_time_mlp_in.weight"):
         left = {name: values for name, values in TENSORS["pi0"].items() if name != missing}
         with pytest.raises(ValueError, match=rf"1 of \d+ arrays differ(.|\n)*{missing}: missing"):
-            layout.open_weights(PI0, written(tmp_path, left))
+            opening.open_weights(PI0, written(tmp_path, left))
         with pytest.raises(ValueError, match=r"holds pi0, and the recipe's model is pi0-FAST"):
-            layout.open_weights(FAST, tmp_path)
+            opening.open_weights(FAST, tmp_path)
         with pytest.raises(ValueError, match=r"holds pi0, and the recipe's model is pi0\.5; name another"):
-            layout.open_weights(PI05, tmp_path)
+            opening.open_weights(PI05, tmp_path)
     both = TENSORS["pi05"] | {name: values for name, values in TENSORS["pi0"].items() if "state_proj" in name}
     assert_read(PI05, written(tmp_path, both), TENSORS["pi05"])  # LeRobot leaves them in
     alone = {name: values for name, values in TENSORS["pi0"].items() if "paligemma." in name}
     with pytest.raises(ValueError, match=r"holds pi0-FAST \(or PaliGemma alone: no name of an action expert\)"):
-        layout.open_weights(PI0, written(tmp_path, alone))
+        opening.open_weights(PI0, written(tmp_path, alone))
 
 
 def test_the_family_of_a_params_folder_is_told_as_well(tmp_path):
     write_params(tmp_path / "params", PI0, TENSORS["pi0"])
     assert_read(PI0, tmp_path, TENSORS["pi0"])
     with pytest.raises(ValueError, match=r"holds pi0, and the recipe's model is pi0\.5"):
-        layout.open_weights(PI05, tmp_path)
+        opening.open_weights(PI05, tmp_path)
 
 
 def write_params(folder: Path, config: Any, tensors: dict[str, np.ndarray]) -> None:
@@ -141,10 +141,10 @@ def test_weights_of_something_else_are_named(tmp_path):
     expected = r"holds no weights of these models: it has encoder.blocks.0.attn.qkv.weight, encoder.*blocks.2.*expected"
     for config in (PI0, PI05, FAST):
         with pytest.raises(ValueError, match=expected):
-            layout.open_weights(config, written(tmp_path, other))
+            opening.open_weights(config, written(tmp_path, other))
     adapters = {f"base_model.model.{HEAD.removesuffix('weight')}lora_A.default.weight": np.ones((2, 2), np.float32)}
     with pytest.raises(ValueError, match=r"adapters of the library peft.*merge_and_unload"):
-        layout.open_weights(PI0, written(tmp_path, adapters))
+        opening.open_weights(PI0, written(tmp_path, adapters))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_weights_of_something_else_are_named(tmp_path):
 def test_quantised_weights_and_parts_that_the_model_would_leave_out_are_refused(tmp_path, extra, said):
     extra = {name: np.resize(values, TENSORS["pi0"].get(name, values).shape) for name, values in extra.items()}
     with pytest.raises(ValueError, match=said):
-        layout.open_weights(PI0, written(tmp_path, {**TENSORS["pi0"], **extra}))
+        opening.open_weights(PI0, written(tmp_path, {**TENSORS["pi0"], **extra}))
 
 
 # --- two names of one tensor ---------------------------------------------------------------------------------------
@@ -173,24 +173,24 @@ def test_two_names_of_the_token_table_have_to_agree(tmp_path, prefix):
     changed = table.copy()
     changed[3, :2] += [0.5, -2.0]
     with pytest.raises(ValueError) as refused:
-        layout.open_weights(PI0, written(tmp_path, {**spelled, prefix + EMBED: changed}))
+        opening.open_weights(PI0, written(tmp_path, {**spelled, prefix + EMBED: changed}))
     said = str(refused.value)
     assert prefix + HEAD in said and prefix + EMBED in said and f"2 of {table.size:,} entries, by up to 2" in said
     assert_read(PI0, tmp_path, TENSORS["pi0"], without=[prefix + EMBED])
     assert_read(PI0, tmp_path, {**TENSORS["pi0"], HEAD: changed}, without=[prefix + HEAD])
     with pytest.raises(ValueError, match="there is no tensor nonsense"):
-        layout.open_weights(PI0, tmp_path, without=["nonsense"])
+        opening.open_weights(PI0, tmp_path, without=["nonsense"])
 
 
 def test_any_tensor_under_two_names_is_compared(tmp_path):
     name = "action_out_proj.bias"
     again = {**TENSORS["pi05"], f"_orig_mod.{name}": TENSORS["pi05"][name] + 1}
     with pytest.raises(ValueError, match=rf"under two names, (_orig_mod\.)?{name} and (_orig_mod\.)?{name}.*4 of 4"):
-        layout.open_weights(PI05, written(tmp_path, again))
+        opening.open_weights(PI05, written(tmp_path, again))
     with pytest.raises(ValueError, match=r"differ: shapes \(\d+,\) and \(\d+,\)"):
-        layout.open_weights(PI05, written(tmp_path, {**again, f"_orig_mod.{name}": np.ones(7, np.float32)}))
+        opening.open_weights(PI05, written(tmp_path, {**again, f"_orig_mod.{name}": np.ones(7, np.float32)}))
     with pytest.raises(ValueError, match="by up to nan"):
-        layout.open_weights(PI05, written(tmp_path, {**again, f"_orig_mod.{name}": np.full(4, np.nan, np.float32)}))
+        opening.open_weights(PI05, written(tmp_path, {**again, f"_orig_mod.{name}": np.full(4, np.nan, np.float32)}))
 
 
 def test_the_more_exact_of_two_roundings_is_read(tmp_path):
@@ -261,7 +261,7 @@ def test_two_layouts_in_a_folder_are_refused(tmp_path):
     write_params(tmp_path / "params", PI0, TENSORS["pi0"])
     written(tmp_path, TENSORS["pi0"])
     with pytest.raises(ValueError, match=r"weights twice, params/ \(JAX\) and model.safetensors \(PyTorch\).*move"):
-        layout.open_weights(PI0, tmp_path)
+        opening.open_weights(PI0, tmp_path)
 
 
 def test_weights_in_a_form_that_is_not_read_are_told(tmp_path):

@@ -16,7 +16,7 @@ from openpi.training.backend import open_backend
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.run import preflight
 from openpi.training.weight_loaders import CheckpointWeightLoader, NoOpWeightLoader, PaliGemmaWeightLoader
-from openpi.weights import layout, orbax_io
+from openpi.weights import opening, orbax_io, published_tree
 
 TINY = get_config(f"{Path(__file__).parent / 'tiny_recipe.py'}:tiny")
 
@@ -64,13 +64,15 @@ def test_random_initialisation_is_reported_too(weights, caplog):
 
 def test_only_what_the_model_has_is_read(tmp_path):
     orbax_io.write_params(tmp_path / "params", unflatten({"a/w": np.ones(2), "b/w": np.ones(3), "c": np.ones(4)}))
-    weights = layout.open_tree({"a/w": (2,), "c": (4,)}, tmp_path / "params")
-    assert flatten(layout.tree_of(weights)).keys() == {"a/w", "c"}
+    weights = opening.open_tree({"a/w": (2,), "c": (4,)}, tmp_path / "params")
+    assert flatten(published_tree.tree_of(weights)).keys() == {"a/w", "c"}
 
 
 def test_of_a_training_checkpoint_too_only_what_the_model_has_is_read(golden):
     params = golden / "pi0" / "checkpoint" / "params"
-    read = layout.tree_of(layout.open_tree(layout.stored_shapes(params), params), only={"action_in_proj/kernel"})
+    read = published_tree.tree_of(
+        opening.open_tree(opening.stored_shapes(params), params), only={"action_in_proj/kernel"}
+    )
     assert flatten(read).keys() == {"action_in_proj/kernel"}
 
 

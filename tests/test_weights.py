@@ -10,7 +10,7 @@ import pytest
 
 from openpi.models.model import restore_params
 from openpi.shared.tree import flatten
-from openpi.weights import layout, orbax_io
+from openpi.weights import opening, orbax_io
 
 KITS = ("pi0", "pi05", "pi0_lora", "pi0_fast")  # pi05 has the released leaf flavour, the others training's
 
@@ -19,7 +19,7 @@ KITS = ("pi0", "pi05", "pi0_lora", "pi0_fast")  # pi05 has the released leaf fla
 def test_both_leaf_flavours_give_the_published_paths(name: str, golden: Path) -> None:
     recorded = json.loads((golden / name / "meta.json").read_text())["parameters"]
     folder = golden / name / "checkpoint" / "params"
-    shapes = {path: list(shape) for path, shape in layout.stored_shapes(folder).items()}
+    shapes = {path: list(shape) for path, shape in opening.stored_shapes(folder).items()}
     assert shapes == {path: leaf["shape"] for path, leaf in recorded.items()}
     assert flatten(orbax_io.read_params(folder)).keys() == shapes.keys()
 

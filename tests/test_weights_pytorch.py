@@ -29,7 +29,7 @@ from openpi.shared.tree import flatten, unflatten  # noqa: E402
 from openpi.training import recipe_io  # noqa: E402
 from openpi.training.config import AssetsConfig, LeRobotDROIDDataConfig, TrainConfig  # noqa: E402
 from openpi.training.weight_loaders import CheckpointWeightLoader  # noqa: E402
-from openpi.weights import layout, names, orbax_io, orbax_parts, safetensors_io  # noqa: E402
+from openpi.weights import layout, names, opening, orbax_io, orbax_parts, published_tree, safetensors_io  # noqa: E402
 from openpi.weights.adapter_base import AdapterBase  # noqa: E402
 
 FAMILIES = ("pi0", "pi05", "pi0_fast", "pi0_lora")
@@ -257,7 +257,7 @@ def test_a_file_with_the_recorded_names_loads_also_without_the_unused_table(
     tensors = safetensors_io.open_tensors(converted["pi05"])
     used = [name for name in recorded if "gemma_expert.lm_head" not in name]
     safetensors_io.save(tmp_path / "model.safetensors", {name: tensors[name] for name in used})
-    assert_same_trees(layout.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
+    assert_same_trees(published_tree.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -269,7 +269,7 @@ def test_there_and_back_gives_the_same_bits(
     if family == "pi0_lora":  # `convert` merges adapters: written as our PyTorch trainer would
         from openpi.weights import released
 
-        weights = layout.open_weights(source.recipe.model, source.folder)
+        weights = opening.open_weights(source.recipe.model, source.folder)
         (tmp_path / "there").mkdir()
         wanted = np.dtype(np.float32 if dtype is None else ml_dtypes.bfloat16)
         file = tmp_path / "there" / "model.safetensors"
@@ -298,11 +298,11 @@ def test_shards_are_read_as_one_file(converted: dict[str, Path], sources: dict[s
         safetensors_io.save(tmp_path / file, {name: tensors[name] for name in part})
         weight_map |= dict.fromkeys(part, file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert_same_trees(layout.read_tree(sources["pi0"].recipe.model, tmp_path), sources["pi0"].params)
+    assert_same_trees(published_tree.read_tree(sources["pi0"].recipe.model, tmp_path), sources["pi0"].params)
     assert find_step(str(tmp_path)) == tmp_path
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors is missing"):
-        layout.open_weights(sources["pi0"].recipe.model, tmp_path)
+        opening.open_weights(sources["pi0"].recipe.model, tmp_path)
 
 
 def test_dims_can_be_told_from_the_tree_alone(sources: dict[str, Source]) -> None:
@@ -317,16 +317,16 @@ def test_dims_can_be_told_from_the_tree_alone(sources: dict[str, Source]) -> Non
 def test_what_does_not_fit_is_said_in_one_error(converted: dict[str, Path], sources: dict[str, Source]) -> None:
     config: Any = sources["pi0"].recipe.model
     with pytest.raises(ValueError, match=r"out holds pi0.5, and the recipe's model is pi0; name another recipe"):
-        layout.open_weights(config, converted["pi05"])
+        opening.open_weights(config, converted["pi05"])
     wider = dataclasses.replace(config, action_dim=32)
     with pytest.raises(
         ValueError, match=r"4 of 124 arrays differ(.|\n)*action_in_proj.weight: shape \(64, 8\), the mod"
     ):
-        layout.open_weights(wider, converted["pi0"])
+        opening.open_weights(wider, converted["pi0"])
     with pytest.raises(ValueError, match=r"adapters that the model has not(.|\n)*openpi export --merge"):
-        layout.open_weights(config, sources["pi0_lora"].folder)
+        opening.open_weights(config, sources["pi0_lora"].folder)
     with pytest.raises(ValueError, match=r"112 of 236 arrays differ(.|\n)*lora.a: missing"):
-        layout.open_weights(sources["pi0_lora"].recipe.model, converted["pi0"])
+        opening.open_weights(sources["pi0_lora"].recipe.model, converted["pi0"])
 
 
 def test_weights_of_pytorch_start_training_in_jax(converted: dict[str, Path], sources: dict[str, Source]) -> None:
@@ -357,7 +357,7 @@ def test_lerobot_files_load_under_either_name_of_the_tied_table(
     tensors |= dict.fromkeys(table_names, table)
     safetensors_io.save(tmp_path / "model.safetensors", {f"model.{name}": value for name, value in tensors.items()})
     assert layout.find_layout(tmp_path) is layout.Layout.LEROBOT
-    assert_same_trees(layout.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
+    assert_same_trees(published_tree.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
 
 
 @pytest.mark.parametrize("family", FLOW)
@@ -468,20 +468,20 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
     source = sources["pi0_lora"]
     flat = flatten(source.params)
     is_frozen = source.recipe.model.get_freeze_filter()
-    frozen = layout.frozen_arrays(
-        layout.open_weights(source.recipe.model, source.folder), {path for path in flat if is_frozen(path)}
+    frozen = opening.frozen_arrays(
+        opening.open_weights(source.recipe.model, source.folder), {path for path in flat if is_frozen(path)}
     )
     trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
     orbax_io.write_params(tmp_path / "alone" / "params", unflatten(trained))
     AdapterBase.of(str(source.folder / "params"), frozen).save(tmp_path / "alone")
-    found = layout.read_tree(source.recipe.model, tmp_path / "alone")
+    found = published_tree.read_tree(source.recipe.model, tmp_path / "alone")
     assert_same_trees(found, restore_params(tmp_path / "alone" / "params"))
     changed = {path: leaf + 1 if "q_einsum/w" in path else leaf for path, leaf in flat.items()}
     shutil.rmtree(source.folder / "params")
     orbax_io.write_params(source.folder / "params", unflatten(changed))
     try:
         with pytest.raises(ValueError, match="are others than before"):
-            layout.read_tree(source.recipe.model, tmp_path / "alone")
+            published_tree.read_tree(source.recipe.model, tmp_path / "alone")
     finally:
         shutil.rmtree(source.folder / "params")
         orbax_io.write_params(source.folder / "params", source.params)
@@ -490,7 +490,7 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
 def test_bfloat16_keeps_in_float32_what_is_computed_in_it(sources: dict[str, Source]) -> None:
     source = sources["pi05"]
     model = loading.load_checkpoint(
-        source.recipe.model, layout.open_weights(source.recipe.model, source.folder), dtype="bfloat16"
+        source.recipe.model, opening.open_weights(source.recipe.model, source.folder), dtype="bfloat16"
     )
     wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {"action_in_proj.weight", "time_mlp_in.bias", "vision.position_embedding", "language.norms.0.weight"} <= wide

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from openpi.weights import layout, released, spelling
+from openpi.weights import opening, released, spelling
 
 LAYOUTS = ("jax", "pytorch", "lerobot")
 
 
 def write(source: Path, config: Any, folder: Path, kind: str, dtype: Any = np.float32) -> str:
     """Weights of a `params/` folder in another layout; returns what a recipe's weight loader is given."""
-    weights, wanted = layout.open_weights(config, source), np.dtype(dtype)
+    weights, wanted = opening.open_weights(config, source), np.dtype(dtype)
     blocks = released.cast(weights, wanted)
     if kind == "jax":
         released.write_params(folder / "params", config, blocks, lambda row: wanted)

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 from openpi.checkpoints import find
 from openpi.shared import normalize
 from openpi.shared.normalize import NormStats
-from openpi.weights import checksums, layout, lerobot_files
+from openpi.weights import checksums, layout, lerobot_files, opening
+from openpi.weights.blocks import Weights
 from openpi.weights.compare import Shapes
-from openpi.weights.layout import Layout, Weights
+from openpi.weights.layout import Layout
 
 TOKENIZER_FILE = "assets/tokenizer.model"
 ACTION_TOKENIZER_DIR = "assets/action_tokenizer"
@@ -89,12 +90,12 @@ class Checkpoint:
         return self._once(("norm_stats", asset_id, use_quantiles), lambda: self._read_stats(asset_id, use_quantiles))
 
     def weights(self, model: Any, *, without: Sequence[str] = ()) -> Weights:
-        """Compared with a model's config; arguments and errors as of `weights.layout.open_weights`."""
-        return layout.open_weights(model, self.folder, without=without, layout=self.layout)
+        """Compared with a model's config; arguments and errors as of `weights.opening.open_weights`."""
+        return opening.open_weights(model, self.folder, without=without, layout=self.layout)
 
     def weights_of(self, shapes: Shapes) -> Weights:
-        """Compared with a tree, path -> shape; errors as of `weights.layout.open_tree`."""
-        return layout.open_tree(shapes, self.folder, layout=self.layout)
+        """Compared with a tree, path -> shape; errors as of `weights.opening.open_tree`."""
+        return opening.open_tree(shapes, self.folder, layout=self.layout)
 
     def copy_extras(self, folder: Path) -> None:
         """What a policy needs beside weights and recipe, into another checkpoint: statistics, tokenizers, contract."""

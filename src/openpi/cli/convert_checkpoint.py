@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from openpi.cli._lerobot import Plan
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
-    from openpi.weights.layout import Weights
+    from openpi.weights.blocks import Weights
     from openpi.weights.probe import Witness
 
 SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"

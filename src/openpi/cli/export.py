@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.config import TrainConfig
     from openpi.weights.adapter_base import AdapterBase
-    from openpi.weights.layout import Weights
+    from openpi.weights.blocks import Weights
 
 SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
@@ -93,7 +93,7 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     """
     from openpi.models import gemma_config
     from openpi.models.model_config import freeze_nothing
-    from openpi.weights import layout
+    from openpi.weights import published_tree
     from openpi.weights.merging import MergedWeights
 
     checkpoint, recipe = _open(place, output, config)
@@ -104,7 +104,7 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     merged = MergedWeights(recipe.model, weights)
     if verify:
         frameworks.require("jax", "comparing the two models", instead="--no-verify leaves that out")
-        _check_same_outputs(recipe.model, layout.tree_of(weights), plain, layout.tree_of(merged))
+        _check_same_outputs(recipe.model, published_tree.tree_of(weights), plain, published_tree.tree_of(merged))
     recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
     _write(checkpoint, output, recipe, merged)
 
@@ -116,7 +116,7 @@ def extract_adapters(place: str, output: Path, *, config: str | None = None, bas
         FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
         ValueError: the recipe freezes nothing, names no base, or the frozen weights are not the base's.
     """
-    from openpi.weights import layout, names
+    from openpi.weights import names, opening
     from openpi.weights.adapter_base import AdapterBase
 
     checkpoint, recipe = _open(place, output, config)
@@ -128,8 +128,8 @@ def extract_adapters(place: str, output: Path, *, config: str | None = None, bas
     if not frozen:
         raise ValueError(f"recipe '{recipe.name}' freezes nothing: every weight may differ from the base's")
     weights = checkpoint.weights(recipe.model)
-    adapter_base = AdapterBase.of(base, layout.frozen_arrays(weights, frozen))
-    layout.check_base(table, adapter_base)
+    adapter_base = AdapterBase.of(base, opening.frozen_arrays(weights, frozen))
+    opening.check_base(table, adapter_base)
     _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), weights, adapter_base)
 
 

@@ -29,7 +29,7 @@ from openpi.models.observation import Observation
 from openpi.shared import download
 from openpi.shared.image_tools import resize_with_pad
 from openpi.shared.tree import differences, flatten, unflatten
-from openpi.weights import layout, on_device, orbax_io
+from openpi.weights import on_device, opening, orbax_io, published_tree
 from openpi.weights.adapter_base import AdapterBase
 
 __all__ = [
@@ -157,9 +157,9 @@ def restore_params(
     folder = download.maybe_download(str(params_path))
     if AdapterBase.load(folder.parent) is None:
         return orbax_io.read_params(folder, dtype=dtype, as_numpy=restore_type is np.ndarray, sharding=sharding)
-    weights = layout.open_tree(layout.stored_shapes(folder), folder)
+    weights = opening.open_tree(opening.stored_shapes(folder), folder)
     if restore_type is np.ndarray:
-        return layout.tree_of(weights, dtype=dtype)
+        return published_tree.tree_of(weights, dtype=dtype)
     return on_device.read_params(weights, dtype=dtype, sharding=sharding)
 
 

@@ -14,7 +14,7 @@ from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
 from openpi.shared.tree import flatten
 from openpi.weights import names
-from openpi.weights.layout import Weights
+from openpi.weights.blocks import Weights
 
 
 def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:

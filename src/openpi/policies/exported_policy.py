@@ -23,8 +23,8 @@ from openpi.policies.robot_spec import RobotSpec
 from openpi.shared import download, frameworks
 from openpi.shared.image_tools import resize_with_pad
 from openpi.transforms import DataTransformFn
-from openpi.weights import layout, names
-from openpi.weights.layout import Weights
+from openpi.weights import names, opening
+from openpi.weights.blocks import Weights
 
 if TYPE_CHECKING:
     from openpi.models.exported import ExportedModel, Graph
@@ -239,13 +239,13 @@ def open_weights(config: Any, folder: Path) -> Weights:
     """The weights of an exported model, compared with a model by names and shapes; its graph is not asked.
 
     Raises:
-        ValueError: as of `openpi.weights.layout.open_weights`.
+        ValueError: as of `openpi.weights.opening.open_weights`.
     """
     from openpi.weights import orbax_parts
 
     stored = orbax_parts.open_arrays(folder)
     decoder = {path.removeprefix(_DECODER): array for path, array in stored.items() if path.startswith(_DECODER)}
-    return layout.of_arrays(names.rows(config), decoder, source=str(folder))
+    return opening.of_arrays(names.rows(config), decoder, source=str(folder))
 
 
 def find(place: Path | str) -> Path | None:

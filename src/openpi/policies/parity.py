@@ -19,7 +19,7 @@ import numpy as np
 
 from openpi.shared import budgets, frameworks, strict_json
 from openpi.shared.errors import first_line
-from openpi.weights.layout import open_weights
+from openpi.weights.opening import open_weights
 from openpi.weights.probe import Probe, Witness
 
 PARITY_FILE = "parity.json"

@@ -20,10 +20,11 @@ import numpy as np
 from openpi.shared import download
 from openpi.shared.errors import first_line
 from openpi.shared.tree import flatten, unflatten
-from openpi.weights import layout, names
+from openpi.weights import names, opening, published_tree
+from openpi.weights.blocks import Array, Weights
 from openpi.weights.compare import LoadReport, Shapes, compare
-from openpi.weights.layout import Array, ArrayWeights, Weights
 from openpi.weights.safetensors_io import rows_per_block
+from openpi.weights.stored import ArrayWeights
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class NoOpWeightLoader(WeightLoader):
 
     def check(self, params: Mapping[str, Any]) -> LoadReport:
         """Everything keeps its initial value."""
-        return layout.by_path(self.open(params))
+        return published_tree.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         logger.info("%s", self.check(params))
@@ -78,7 +79,7 @@ class CheckpointWeightLoader(WeightLoader):
             ValueError: as of `load`.
             FileNotFoundError, ConnectionError: as of `maybe_download`.
         """
-        return layout.by_path(self.open(params))
+        return published_tree.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return _load(self.open(params), params)
@@ -86,7 +87,7 @@ class CheckpointWeightLoader(WeightLoader):
     def open(self, params: Mapping[str, Any]) -> Weights:
         """What `load` would read, tensor by tensor; errors as of `check`."""
         folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
-        return layout.open_tree(shapes, folder, may_lack_adapters=True, source=self.params_path)
+        return opening.open_tree(shapes, folder, may_lack_adapters=True, source=self.params_path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class PaliGemmaWeightLoader(WeightLoader):
 
     def check(self, params: Mapping[str, Any]) -> LoadReport:
         """As of `CheckpointWeightLoader`."""
-        return layout.by_path(self.open(params))
+        return published_tree.by_path(self.open(params))
 
     def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return _load(self.open(params), params)
@@ -132,7 +133,7 @@ def open_weights(loader: WeightLoader, params: Mapping[str, Any]) -> Weights:
     owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
     if owners and "open" in vars(owners[0]):
         weights = loader.open(params)  # type: ignore[attr-defined]
-        logger.info("%s", layout.by_path(weights))
+        logger.info("%s", published_tree.by_path(weights))
         return weights
     loaded = {path: leaf for path, leaf in flatten(loader.load(params)).items() if hasattr(leaf, "__array__")}
     arrays = {path: _InMemory(np.asarray(leaf)) for path, leaf in loaded.items()}
@@ -146,8 +147,8 @@ def _weights_of(arrays: Mapping[str, Array], shapes: Shapes, *, source: str) -> 
 
 
 def _load(weights: Weights, params: Mapping[str, Any]) -> dict[str, Any]:
-    logger.info("%s", layout.by_path(weights))
-    return overlay(params, layout.tree_of(weights))
+    logger.info("%s", published_tree.by_path(weights))
+    return overlay(params, published_tree.tree_of(weights))
 
 
 def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _from_paligemma(member: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _InMemory:
-    """A `layout.Array` that is there already."""
+    """A `blocks.Array` that is there already."""
 
     values: np.ndarray
 
@@ -194,7 +195,7 @@ class _InMemory:
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A `layout.Array` in an npz file."""
+    """A `blocks.Array` in an npz file."""
 
     file: str
     name: str

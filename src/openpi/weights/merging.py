@@ -11,7 +11,7 @@ import numpy as np
 
 from openpi.weights import names
 from openpi.weights.adapter_base import AdapterBase
-from openpi.weights.layout import Block, Select, Weights
+from openpi.weights.blocks import Block, Select, Weights
 from openpi.weights.names import Row
 
 _FACTOR = re.compile(r"\.lora\.[ab]$")

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from openpi.shared.tree import unflatten
-from openpi.weights import layout, names
-from openpi.weights.layout import Box, Weights
+from openpi.weights import blocks, names, published_tree
+from openpi.weights.blocks import Box, Weights
 
 # The frozen weights that are on a device, for as long as a model uses them: further adapters over the same base take
 # them from here, so that a server holds a base once.
@@ -33,8 +33,8 @@ def read_params(
     """
     frozen = {} if weights.base is None else weights.base.frozen
     found = {}
-    for path, rows in layout.loaded_rows(weights).items():
-        wanted = layout.stored_dtype(weights, rows) if dtype is None else np.dtype(dtype)
+    for path, rows in published_tree.loaded_rows(weights).items():
+        wanted = published_tree.stored_dtype(weights, rows) if dtype is None else np.dtype(dtype)
         key = None
         if weights.base is not None and path in frozen:
             key = (weights.base.place, path, frozen[path].digest, str(wanted), str(sharding))
@@ -62,7 +62,7 @@ def read_array(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.S
     parts = {box: np.empty([end - begin for begin, end in box], dtype) for box in boxes}
     for block in weights.blocks({row.released for row in rows}.__contains__):
         for box, part in parts.items():
-            layout.put_into(part, block, box)
+            blocks.put_into(part, block, box)
     array = jax.make_array_from_callback(shape, place, lambda index: parts[_box(index, shape)])
     return array.block_until_ready()  # else the host would hold what is still on its way
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from openpi.shared.tree import unflatten
 from openpi.weights import names
-from openpi.weights.layout import Block
+from openpi.weights.blocks import Block
 
 _MLP_UNITS = 1024
 _TOKENS = 512

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from openpi.weights import names, spelling
-from openpi.weights.layout import Block, Select, Weights
+from openpi.weights.blocks import Block, Select, Weights
 from openpi.weights.names import Row
 from openpi.weights.safetensors_io import Spec, Writer, rows_per_block
 

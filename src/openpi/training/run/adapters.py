@@ -8,7 +8,7 @@ from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights import layout, names
+from openpi.weights import names, opening
 from openpi.weights.adapter_base import AdapterBase, Frozen
 
 
@@ -59,7 +59,7 @@ def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: C
     frozen = {path: Frozen(shapes[path], digest) for path, digest in digests.items()}
     base = AdapterBase.of(_loader(config).params_path, frozen)
     if resumed_from is not None:
-        layout.check_base(names.rows_of(shapes), base)
+        opening.check_base(names.rows_of(shapes), base)
     return base
 
 

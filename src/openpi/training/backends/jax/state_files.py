@@ -22,7 +22,7 @@ import numpy as np
 from openpi.shared.tree import flatten, unflatten
 from openpi.training.backends.jax.step import TrainState
 from openpi.training.freeze import Filter, freeze_nothing
-from openpi.weights import layout, names, on_device, orbax_io
+from openpi.weights import names, on_device, opening, orbax_io
 from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class _Saved:
         assert self._base is not None
         model = {path.removeprefix("params/"): leaf for path, leaf in wanted.items() if path.startswith("params/")}
         table = names.rows_of({path: tuple(leaf.shape) for path, leaf in model.items()})
-        weights = layout.open_base(table, self._base)
+        weights = opening.open_base(table, self._base)
         return {
             stored: on_device.read_array(weights, stored.removeprefix("params/"), leaf.dtype, leaf.sharding)
             for stored, leaf in leaves.items()

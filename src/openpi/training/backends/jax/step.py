@@ -29,7 +29,7 @@ from openpi.training.backends.step_config import StepConfig, once_per_recipe
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel
-from openpi.weights import layout, on_device
+from openpi.weights import on_device, published_tree
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     leaves = flatten(spec.params)
     placed = {
         path: on_device.read_array(weights, path, leaves[path].dtype, leaves[path].sharding)
-        for path in layout.loaded_rows(weights)
+        for path in published_tree.loaded_rows(weights)
     }
     init = processes_jax.in_step("the initialisation", _compiled_init(config, mesh))
     return init(key, unflatten(placed))

@@ -31,7 +31,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.distributed import processes
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import is_matrix
-from openpi.weights import layout, names
+from openpi.weights import names, published_tree
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class PyTorchBackend:
         weights = weight_loaders.open_weights(self._config.start_weights, reference)
         state = self.empty_state()
         params = state.params
-        loaded = {row.released for rows in layout.loaded_rows(weights).values() for row in rows}
+        loaded = {row.released for rows in published_tree.loaded_rows(weights).values() for row in rows}
         for block in weights.blocks(loaded.__contains__):
             parallel_pytorch.assign(params[block.row.torch], loading.as_tensor(block.values), block.start)
         missing = {row.torch for row in self._table if row.released not in loaded}

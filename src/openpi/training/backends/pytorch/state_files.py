@@ -24,7 +24,7 @@ from openpi.training.backends.pytorch import parallel as parallel_pytorch
 from openpi.training.backends.pytorch.step import TrainState
 from openpi.training.distributed import processes
 from openpi.training.freeze import Filter
-from openpi.weights import layout, names, safetensors_io, spelling
+from openpi.weights import names, opening, safetensors_io, spelling
 from openpi.weights.adapter_base import Digests
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def restore(directory: Path, model_config: Any, state: TrainState) -> None:
             "--backend=jax, or start from its weights with --pytorch-weight-path and another --exp-name"
         )
     step = json.loads((directory / STEP_FILE).read_text())
-    model = layout.open_weights(model_config, directory)
+    model = opening.open_weights(model_config, directory)
     rest = safetensors_io.open_tensors(directory / STATE_FILE)
     _check_fits(directory, state, rest, step["has_average"])
     if state.average is not None and not step["has_average"]:
