@@ -18,7 +18,15 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from openpi import transforms
 from openpi.shared.normalize import NormStats
 
-_are_given: contextvars.ContextVar[bool] = contextvars.ContextVar("statistics_are_given", default=False)
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Statistics that somebody has; None = there are none."""
+
+    norm_stats: Mapping[str, NormStats] | None
+
+
+_given: contextvars.ContextVar[Given | None] = contextvars.ContextVar("given_statistics", default=None)
 
 
 class DataHalf(Protocol):
@@ -53,14 +61,14 @@ def expanded(
     data: DataFactory[T_co], assets_dirs: Path, model_config: Any, norm_stats: Mapping[str, NormStats] | None
 ) -> T_co:
     """What `data.create` makes, with these statistics (None = none)."""
-    token = _are_given.set(True)
+    token = _given.set(Given(norm_stats))
     try:
         data_config = data.create(assets_dirs, model_config)
     finally:
-        _are_given.reset(token)
+        _given.reset(token)
     return dataclasses.replace(data_config, norm_stats=norm_stats)
 
 
-def statistics_are_given() -> bool:
-    """Whether `create` is called by `expanded`: then it has no statistics to read."""
-    return _are_given.get()
+def given_statistics() -> Given | None:
+    """Those that `create` is called with by `expanded`, instead of any that it would read; None = nobody gave any."""
+    return _given.get()

@@ -259,8 +259,10 @@ class DataConfigFactory(abc.ABC):
 
     def _load_norm_stats(self, assets_dirs: Path) -> dict[str, normalize.NormStats] | None:
         """None where there are none: a recipe must be usable for serving, where they come from the checkpoint."""
+        if (given := data_half.given_statistics()) is not None:
+            return None if given.norm_stats is None else dict(given.norm_stats)
         folder = self.stats_dir(assets_dirs)
-        if folder is None or data_half.statistics_are_given():
+        if folder is None:
             return None
         try:
             return normalize.load(download.maybe_download(folder))

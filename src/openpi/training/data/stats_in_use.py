@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.policies import data_half
 from openpi.policies.policy_config import stats_dims
 from openpi.shared import normalize, stats_check
 from openpi.training.config import TrainConfig
@@ -36,8 +37,13 @@ def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = 
         found = [
             _of_the_run(member, where, checkpoint) for member, where in zip(data.config.members, folders, strict=True)
         ]
+    has_own = found[0] is not None
     processes.on_first("computing the statistics", lambda: _compute_missing(config, data, found, folders))
-    return data.with_stats([_of_first(own, where) for own, where in zip(found, folders, strict=True)])
+    stats = [_of_first(own, where) for own, where in zip(found, folders, strict=True)]
+    if not has_own and not data.config.mixture:  # transforms may depend on them, as on their width
+        expanded = data_half.expanded(config.data, config.assets_dirs, config.model, stats[0])
+        data = dataclasses.replace(data, config=expanded)
+    return data.with_stats(stats)
 
 
 def folders_of(config: TrainConfig, data_config: DataConfig) -> list[str | None]:
