@@ -333,6 +333,14 @@ def test_one_bad_answer_is_survived():
     assert world.summary["ticks_without_row_after_start"] == 0
 
 
+def test_a_server_that_warns_of_another_thing_each_time_is_not_told_of_for_ever():
+    policy = Walk(warnings=[f"thing {i}: is odd" for i in range(5000)])
+    world = World(policy=policy, safety=realtime.Safety(blend_s=0, accept_warnings=True))
+    world.run(60)
+    assert len(world.warnings) == 101 and "further ones are not told" in world.warnings[-1]
+    assert len(World(policy=policy).run(30)["end"]) < 1000
+
+
 def test_a_server_that_finds_the_first_observation_suspicious_does_not_move_the_robot():
     """A state in degrees was answered with targets of 57 "rad", and a warning that no program read."""
     text = "state 'shoulder': 57.3 is far outside the training range -1..1"

@@ -28,6 +28,10 @@ class EpisodeEnded(Exception):
     """The controller does not go on; the text says why."""
 
 
+# Different ones of an episode that are told of, and of one answer that a refusal shows.
+_MOST_WARNINGS, _SHOWN = 100, 10
+
+
 class Phase(enum.Enum):
     HOME = "home"
     START = "start"
@@ -200,20 +204,23 @@ class Controller:
             self.warn(text, subject=text.partition(":")[0])
         if texts and self.phase is Phase.START and not self.safety.accept_warnings:
             raise EpisodeEnded(
-                f"the server finds the observation suspicious, so the robot does not start: {'; '.join(texts)}. If "
+                f"the server finds the observation suspicious, so the robot does not start: {'; '.join(texts[:_SHOWN])}. If "
                 "this is right, start with Safety(accept_warnings=True)"
             )
 
     def warn(self, text: str, subject: Optional[str] = None) -> None:
-        """Tells of something, once.
+        """Tells of something, once; of so many things only, as a server may find another one in every observation.
 
         Args:
             subject: what it is about, if the text has numbers that change.
         """
-        if (subject or text) not in self._warned:
-            self._warned.add(subject or text)
-            self._record("warning", text=text)
-            self._on_warning(text)
+        if (subject or text) in self._warned or len(self._warned) > _MOST_WARNINGS:
+            return
+        self._warned.add(subject or text)
+        if len(self._warned) > _MOST_WARNINGS:
+            text = f"there were {_MOST_WARNINGS} different warnings; further ones are not told"
+        self._record("warning", text=text)
+        self._on_warning(text)
 
     # Commands
 
