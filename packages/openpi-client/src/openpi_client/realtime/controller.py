@@ -204,8 +204,8 @@ class Controller:
             self.warn(text, subject=text.partition(":")[0])
         if texts and self.phase is Phase.START and not self.safety.accept_warnings:
             raise EpisodeEnded(
-                f"the server finds the observation suspicious, so the robot does not start: {'; '.join(texts[:_SHOWN])}. If "
-                "this is right, start with Safety(accept_warnings=True)"
+                "the server finds the observation suspicious, so the robot does not start: "
+                f"{'; '.join(texts[:_SHOWN])}. If this is right, start with Safety(accept_warnings=True)"
             )
 
     def warn(self, text: str, subject: Optional[str] = None) -> None:
