@@ -38,7 +38,7 @@ def test_a_checkpoint_of_version_1_is_served_and_all_is_looked_for_once(
     expanded, create = [], LeRobotLiberoDataConfig.create
     opened, read_text = [], Path.read_text
     monkeypatch.setattr(LeRobotLiberoDataConfig, "create", lambda *args: expanded.append(args) or create(*args))
-    monkeypatch.setattr(Path, "read_text", lambda file, **kw: opened.append(file.name) or read_text(file, **kw))
+    monkeypatch.setattr(Path, "read_text", lambda file, *a, **kw: opened.append(file.name) or read_text(file, *a, **kw))
     policy = server.load_policy(server.Args(str(FROZEN.parent), num_steps=1, rtc="off"))
     assert (looked_at, len(expanded), opened.count("norm_stats.json")) == ([FROZEN], 1, 1)
     actions = policy.infer(arm_observation())["actions"]
@@ -100,7 +100,7 @@ def test_a_released_checkpoint_is_served_without_asking_the_network_for_what_it_
 
 def test_each_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, opened, read_text = Checkpoint.open(FROZEN.parent), [], Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda file, **kw: opened.append(file.name) or read_text(file, **kw))
+    monkeypatch.setattr(Path, "read_text", lambda file, *a, **kw: opened.append(file.name) or read_text(file, *a, **kw))
     first = [checkpoint.norm_stats("arm"), checkpoint.read(load_recipe)]
     again = [checkpoint.norm_stats("arm"), checkpoint.read(load_recipe)]
     assert all(one is other for one, other in zip(first, again, strict=True))

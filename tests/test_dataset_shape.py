@@ -69,7 +69,7 @@ def test_parts_hold_every_value_and_pixel_of_their_episodes_in_order(stored, tmp
             assert_same_samples(part, whole, range(first, last), begin)
             begin += last - first
         assert len(part) == begin
-        report = check_dataset(tmp_path / name, jobs=1)
+        report = check_dataset(tmp_path / name)
         refused = [f for f in report.findings if f.group in ("metadata", "videos", "statistics", "portability")]
         assert [f.code for f in refused if f.severity == "error"] == []
 

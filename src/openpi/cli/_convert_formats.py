@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.convert.formats import format_class, summaries
+from openpi_client import docstrings
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _fields(kind: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _add_fields(parser: argparse.ArgumentParser, kind: Any) -> None:
-    told = _descriptions(kind.__doc__ or "")
+    told = docstrings.attributes(kind.__doc__ or "")
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):
         if field.name == "fps":  # every format has that flag
@@ -127,13 +128,6 @@ def _add_fields(parser: argparse.ArgumentParser, kind: Any) -> None:
             reader = parts[0] if parts else hints[field.name]
             reader = Path if hasattr(reader, "load") else reader
         parser.add_argument(flag, type=reader, dest=field.name, default=field.default, help=help_text)
-
-
-def _descriptions(docstring: str) -> dict[str, str]:
-    """name -> text, of the section `Attributes:`."""
-    _, _, section = docstring.partition("Attributes:\n")
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _words(text: str) -> tuple[str, ...]:

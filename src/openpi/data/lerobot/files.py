@@ -33,13 +33,17 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no whole Parquet file; what it is instead was looked up.
+        ValueError: the file is no whole Parquet file; what it is instead was looked up. Or it has a column twice.
     """
     require_file(path)
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {_why_no_parquet(path, error)}") from error
+    if twice := [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]:
+        file.close()
+        raise ValueError(f"{path} has the column {twice[0]!r} twice; keep the one that is right")
+    return file
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -50,8 +54,6 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     with open_parquet(path) as file:
         names = file.schema_arrow.names
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"{path} has the column {twice[0]!r} twice; keep the one that is right")
         present = None if columns is None else [name for name in columns if name in names]
         try:
             return file.read(columns=present)

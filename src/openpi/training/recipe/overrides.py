@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from openpi_client import docstrings
 
 if TYPE_CHECKING:
     from tyro.constructors import StructConstructorSpec, StructTypeInfo
@@ -128,8 +129,5 @@ def _attribute_help(cls: type) -> dict[str, str]:
     """Per field, its entry in the `Attributes:` section of the class or a base class."""
     helps: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        doc = base.__dict__.get("__doc__") or ""
-        section = doc.partition("Attributes:\n")[2]
-        for names, text in re.findall(r"^ {8}(\w+(?:, \w+)*): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
-            helps.update(dict.fromkeys(names.split(", "), " ".join(text.split())))
+        helps |= docstrings.attributes(base.__dict__.get("__doc__") or "")
     return helps

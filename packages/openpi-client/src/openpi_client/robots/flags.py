@@ -5,12 +5,13 @@
 
 import argparse
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Type, TypeVar, Union, get_type_hints
 
 from typing_extensions import Literal, get_args, get_origin
+
+from openpi_client import docstrings
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def parse(kind: Type[T], argv: Optional[Sequence[str]] = None, *, prefix: str = 
     """
     told: Dict[str, str] = {}
     for parent in reversed(kind.__mro__):
-        told.update(_descriptions(parent.__doc__ or ""))
+        told.update(docstrings.attributes(parent.__doc__ or ""))
     summary = (kind.__doc__ or "").partition("\n\n")[0]
     parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
     hints = get_type_hints(kind)
@@ -85,10 +86,3 @@ def _reader(kind: Callable[[str], Any], is_optional: bool) -> Callable[[str], An
     names: Dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
     read.__name__ = names.get(kind, "text")  # argparse says it of a bad value
     return read
-
-
-def _descriptions(docstring: str) -> Dict[str, str]:
-    """name -> text, of the section `Attributes:`."""
-    _, _, section = docstring.partition("Attributes:\n")
-    entries = re.findall(r"^ {8}(\w+(?:, \w+)*): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
