@@ -70,6 +70,9 @@ def train(config: TrainConfig) -> TrainResult:
     with processes.together("checking the recipe"):
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
+    if not run_directory.will_continue(config):
+        with processes.together("fetching the weights"):
+            preflight.check_weights(config, backend)
     with processes.together("opening the data"):
         data_config = recipe_data.expanded(config)
         holdout.check_holdout(config, data_config)
@@ -97,9 +100,6 @@ def _train(
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
     checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
-    if checkpoint is None:
-        with processes.together("fetching the weights"):
-            preflight.check_weights(config, backend)
     data = preflight.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     needed = backend.required_bytes(adapters.left_out(config))
     processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))

@@ -24,6 +24,20 @@ _SIGNS_OF_A_RUN = (METRICS_FILE, f"{FIRST_BATCH}.png", "wandb_id.txt")
 _SHARED_WITHIN_S = 10
 
 
+def will_continue(config: TrainConfig) -> bool:
+    """Whether `open_run` is going to find a step to continue after. All processes call it; nothing is changed.
+
+    Raises:
+        FileExistsError, ValueError: as of `open_run`, which is called when what takes long is done.
+    """
+    continues = False
+    with processes.together("looking at the run's folder"):
+        if processes.is_first():
+            _check(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+            continues = config.resume and bool(complete_steps(config.checkpoint_dir))
+    return bool(processes.exchange("whether the run is continued", continues)[0])
+
+
 def open_run(config: TrainConfig) -> tuple[Checkpoints, int | None]:
     """The run's checkpoints, and the step to continue after; None = a fresh start.
 
@@ -72,15 +86,7 @@ def open_directory(
             and holds something else than one run.
         RuntimeError: another process is training in it.
     """
-    if overwrite and _holds_a_run(directory):
-        _check_is_one_run(directory)
-    if _holds_a_run(directory) and not (overwrite or resume):
-        raise FileExistsError(
-            f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
-            "choose another --exp-name"
-        )
-    if resume:
-        _check_newest_is_whole(directory)
+    _check(directory, overwrite=overwrite, resume=resume)
     checkpoints = Checkpoints(directory, keep_period=keep_period, keep_best=keep_best)
     if overwrite:
         if _holds_a_run(directory):
@@ -96,6 +102,19 @@ def open_directory(
         logger.warning("nothing to resume in %s, so it starts anew%s", directory, known)
         return checkpoints, None
     return checkpoints, steps[-1]
+
+
+def _check(directory: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raises what `open_directory` does for what is in the folder."""
+    if overwrite and _holds_a_run(directory):
+        _check_is_one_run(directory)
+    if _holds_a_run(directory) and not (overwrite or resume):
+        raise FileExistsError(
+            f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
+            "choose another --exp-name"
+        )
+    if resume:
+        _check_newest_is_whole(directory)
 
 
 def _check_newest_is_whole(directory: Path) -> None:
