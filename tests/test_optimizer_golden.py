@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from openpi.shared.tree import unflatten
-from openpi.training import sharding, step_jax
+from openpi.training import sharding
+from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.optimizer import SGD, AdamW, CosineDecaySchedule, RsqrtDecaySchedule, create_optimizer
 
