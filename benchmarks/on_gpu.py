@@ -13,6 +13,7 @@ part failed.
 import argparse
 import contextlib
 import datetime
+import logging
 import os
 import shlex
 import signal
@@ -165,6 +166,7 @@ def run_apart(group: Sequence[Part], limit_s: float, args: argparse.Namespace, r
 def run_here(names: Sequence[str], folder: Path, *, is_smoke: bool) -> int:
     """The parts, one after another; one that fails does not keep the others from running."""
     size, records = (SMOKE if is_smoke else FULL), Records(folder)
+    logging.basicConfig(level=logging.INFO)  # what was chosen there, such as kernels for attention
     for name in names:
         print(f"== {name}", flush=True)
         start, cpu_start = time.monotonic(), time.process_time()

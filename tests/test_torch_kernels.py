@@ -1,6 +1,10 @@
 """Kernels written here, in Triton's interpreter or on a GPU, and the choice of attention: equal to PyTorch's."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,20 @@ def test_attention_by_triton_is_the_plain_one(dtype: torch.dtype, key_heads: int
         expected = attention.plain(q.float(), k.float(), v.float(), given)
         assert found.is_contiguous() and found.dtype == dtype
         torch.testing.assert_close(found.float(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(ON_GPU, reason="tests without a GPU")
+def test_kernels_fit_the_cards_that_they_are_for() -> None:
+    """Compiled for them by Triton, at the sizes of pi0.5: 3090s (4090s and 5090s have no more memory) and H100s."""
+    shared_bytes = {86: 99 << 10, 90: 227 << 10}
+    command = [sys.executable, Path(__file__).with_name("triton_targets.py"), json.dumps([*shared_bytes.items()])]
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({(one["kernel"], one["capability"]) for one in found}) == 2 * 5
+    assert not [one for one in found if one["shared"] > shared_bytes[one["capability"]]]
+    assert not [one for one in found if one["stack"] > 64], "registers do not hold what a thread works on"
 
 
 @pytest.mark.parametrize("name", ["folded"])

@@ -88,7 +88,7 @@ def _waited(program: Any, call: Callable[[], None], time_it: Callable[..., list[
 
 
 def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Records) -> None:
-    """The kernels that take longest, per call."""
+    """The kernels that take longest, per call; of a GPU also every launch, for a viewer of traces."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -106,6 +106,8 @@ def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Recor
     kernels.sort(key=lambda kernel: -kernel["ms"])
     total = {"name": "all", "launches": sum(k["launches"] for k in kernels), "ms": sum(k["ms"] for k in kernels)}
     records.write(part, f"kernels of a {case} call", kernels=[total, *kernels[:_NUM_KERNELS]])
+    if on_gpu:
+        profiled.export_chrome_trace(str(records.folder / f"{part.replace('/', '-')}-{case}.trace.json.gz"))
 
 
 def pytorch(part: str, *, compile_mode: str | None, uses_graphs: bool, size: Size, records: Records) -> None:

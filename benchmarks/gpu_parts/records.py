@@ -40,9 +40,14 @@ def times_ms(
 
 
 class Records:
-    """The file of a run's results, one JSON object a line, written by one process at a time."""
+    """The file of a run's results, one JSON object a line, written by one process at a time.
+
+    Attributes:
+        folder: where else a part may leave what is too much for a line.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = folder / RECORDS
 
     def write(self, part: str, case: str = "", **fields: Any) -> None:

@@ -30,7 +30,6 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # as `pla
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative to the largest output
 PLAIN = "plain"
-_FEW_ROWS = 1024  # of all heads that share a key head
 _ROUNDS, _CALLS = 3, 20
 _HEAD_START = 5_000_000  # clocks that the device idles, 2 or 3 ms, in which the host launches the calls
 
@@ -110,8 +109,9 @@ def candidates(q: Tensor, k: Tensor, bias: Tensor | None) -> dict[str, Attention
     if q.is_cuda and fusion.works_on(q.device) and h >= 16 and h & (h - 1) == 0:
         from openpi.models_pytorch import attention_kernels as kernels
 
-        tilings = kernels.FEW_ROWS if rows <= _FEW_ROWS else kernels.MANY_ROWS
-        found |= {f"triton {tiling}": functools.partial(kernels.attend, tiling=tiling) for tiling in tilings}
+        shared = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+        for tiling in kernels.tilings(rows, shared):
+            found[f"triton {tiling}"] = functools.partial(kernels.attend, tiling=tiling)
     return found
 
 

@@ -35,9 +35,20 @@ class Tiling(NamedTuple):
         return f"{self.rows}x{self.keys} of {self.split or 'all'}, {self.warps} warps"
 
 
-# Each is compiled while a server starts, in seconds.
-FEW_ROWS = (Tiling(64, 64, 64, 4), Tiling(64, 64, 128, 8))
-MANY_ROWS = (Tiling(128, 64, None, 8),)
+_FEW_ROWS = 1024
+_LARGE_SHARED = 160 << 10  # A100, H100 and B200 have more; 3090, 4090 and 5090 have 99 KiB
+
+
+def tilings(rows: int, shared_bytes: int) -> tuple[Tiling, ...]:
+    """What is worth a measurement; each is compiled while a server starts, in seconds.
+
+    Args:
+        rows: of all heads that share a key head.
+        shared_bytes: that a block can have on the card.
+    """
+    if shared_bytes < _LARGE_SHARED:
+        return (Tiling(64, 32, 64, 4), Tiling(64, 32, 128, 8)) if rows <= _FEW_ROWS else (Tiling(64, 32, None, 8),)
+    return (Tiling(64, 64, 64, 4), Tiling(64, 64, 128, 8)) if rows <= _FEW_ROWS else (Tiling(64, 64, None, 8),)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:
