@@ -32,6 +32,7 @@ NEW_FIELDS = {
         "backend",
         "pytorch_compile",
         "pytorch_free_gradients",
+        "pytorch_frozen_bits",
         "cpu_devices",
         "note",
         "save_frozen_params",

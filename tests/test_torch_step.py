@@ -57,6 +57,7 @@ STEPS: dict[str, TrainConfig] = {
     "pi05": of_torch(tiny_recipe.tiny, model(pi05=True, augmentation=True, remat="dots"), run(optimizer=Muon())),
     "draws": of_torch(tiny_recipe.tiny, model(loss_draws=3), run(optimizer=SGD(), gradient_accumulation_steps=2)),
     "lora": of_torch(tiny_recipe.tiny, adapted),
+    "lora over eight bits": of_torch(tiny_recipe.tiny, adapted, run(pytorch_frozen_bits=8)),
     "fast": of_torch(tiny_recipe.fast, model(augmentation=True)),
 }
 

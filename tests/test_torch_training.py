@@ -381,6 +381,29 @@ def test_a_run_does_not_continue_over_another_base(arm: TrainConfig, base: Path,
         loop.train(lora_from(arm, place, **light, resume=True))
 
 
+def test_adapters_are_trained_over_a_base_in_eight_bits(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
+    """The checkpoint has the rounded weights that were trained with, so a continued run and a server have them, too."""
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    of_16, of_8 = (
+        loop.train(lora_from(arm, place, pytorch_frozen_bits=bits, exp_name=f"of-{bits}")).checkpoint
+        for bits in (16, 8)
+    )
+    params = [params_of(checkpoint) for checkpoint in (of_16, of_8)]
+    kernel = "PaliGemma/llm/layers/mlp/gating_einsum"
+    exact, rounded = (np.asarray(found[kernel], np.float32) for found in params)
+    assert 0 < np.abs(exact - rounded).max() < np.abs(exact).max() / 100
+    expected, found = (metrics_of(checkpoint.parent) for checkpoint in (of_16, of_8))
+    for step in range(3):
+        assert found[step]["loss"] == pytest.approx(expected[step]["loss"], rel=0.05)
+
+    parts = {"pytorch_frozen_bits": 8, "exp_name": "parts"}
+    loop.train(lora_from(arm, place, **parts, num_train_steps=2))
+    continued = loop.train(lora_from(arm, place, **parts, resume=True)).checkpoint
+    np.testing.assert_equal(params_of(continued), params[1])
+    assert metrics_of(continued.parent) == found
+    np.testing.assert_allclose(actions_of(of_8, "pytorch"), actions_of(of_8, "jax"), atol=1e-4)
+
+
 def test_gradients_freed_in_the_backward_pass_make_the_same_steps(arm: TrainConfig) -> None:
     arm = dataclasses.replace(arm, optimizer=AdamW(clip_gradient_norm=math.inf), num_train_steps=4, holdout_episodes=0)
     usual = loop.train(dataclasses.replace(arm, exp_name="usual"))
@@ -396,6 +419,20 @@ REFUSED: dict[str, tuple[Callable[[TrainConfig], TrainConfig], str]] = {
     "clipping": (
         lambda c: dataclasses.replace(c, pytorch_free_gradients=True),
         "optimizer.clip_gradient_norm must be inf; it is 1.0",
+    ),
+    "eight bits of nothing": (
+        lambda c: dataclasses.replace(c, pytorch_frozen_bits=8),
+        "this recipe freezes none",
+    ),
+    "eight bits unsaved": (
+        lambda c: dataclasses.replace(
+            c,
+            pytorch_frozen_bits=8,
+            save_frozen_params=False,
+            freeze_filter=tiny_recipe.lora.freeze_filter,
+            weight_loader=CheckpointWeightLoader("base"),
+        ),
+        "set save_frozen_params=True",
     ),
     "fsdp_devices": (
         lambda c: dataclasses.replace(c, fsdp_devices=3),

@@ -86,6 +86,8 @@ class TrainConfig:
             AdamW with `state_bits=8`, which rounds them at random.
         pytorch_free_gradients: whether the PyTorch trainer updates each weight during the backward pass and frees its
             gradient, which saves a copy of the weights; on one device, without clipping.
+        pytorch_frozen_bits: of a frozen weight, in the PyTorch trainer: 8 are integers with a step for each row, which
+            halves what the base of adapters takes; checkpoints hold the rounded weights that were trained with.
         pytorch_compile: whether the PyTorch trainer compiles the transformer blocks (`torch.compile`).
         ema_decay: per step, of the averaged weights that are saved for inference; None = no averaging.
         freeze_filter: predicate on parameter paths; frozen ones get no gradient and no optimiser state, and are
@@ -129,6 +131,7 @@ class TrainConfig:
     pytorch_training_precision: Literal["bfloat16", "float32", "pure_bfloat16"] = "bfloat16"
     pytorch_compile: bool = dataclasses.field(default=False, kw_only=True)
     pytorch_free_gradients: bool = dataclasses.field(default=False, kw_only=True)
+    pytorch_frozen_bits: Literal[16, 8] = dataclasses.field(default=16, kw_only=True)
 
     lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)

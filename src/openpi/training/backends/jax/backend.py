@@ -50,6 +50,8 @@ class JaxBackend:
                 raise ValueError(f"{field} is set, which backend=jax has not; add --backend=pytorch, or leave it out")
         if self._config.pytorch_training_precision == "pure_bfloat16":
             raise ValueError("pytorch_training_precision=pure_bfloat16 is of backend=pytorch; add it, or leave it out")
+        if self._config.pytorch_frozen_bits != 16:
+            raise ValueError("pytorch_frozen_bits=8 is of backend=pytorch; add it, or leave it out")
         if self._config.batch_size % self.num_devices:
             raise ValueError(
                 f"batch_size={self._config.batch_size} is not a multiple of the {self.num_devices} devices (of "

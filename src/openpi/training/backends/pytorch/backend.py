@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from openpi.models import compact
 from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
+from openpi.models_pytorch.int8_rows import Int8Rows
 from openpi.models_pytorch.model import fresh_parameters
 from openpi.shared.tree import unflatten
 from openpi.training import weight_loaders
@@ -143,6 +144,8 @@ class PyTorchBackend:
             )
         if config.pytorch_free_gradients:
             _check_gradients_can_be_freed(config)
+        if config.pytorch_frozen_bits == 8:
+            _check_frozen_can_have_eight_bits(config, self._table)
         optimizer_pytorch.create(config.optimizer, {"": nn.Parameter(torch.zeros(1))}, lambda name: False)
         config.lr_schedule.create()
 
@@ -188,8 +191,11 @@ class PyTorchBackend:
         is_frozen = {row.torch: config.freeze_filter(row.tree) for row in self._table}
         masters = torch.bfloat16 if config.pytorch_training_precision == "pure_bfloat16" else torch.float32
         for name, param in list(model.named_parameters()):
-            dtype = torch.bfloat16 if is_frozen[name] else masters
-            loading.set_parameter(model, name, param.detach().to(dtype), requires_grad=not is_frozen[name])
+            if is_frozen[name] and config.pytorch_frozen_bits == 8 and param.ndim == 2:
+                value = Int8Rows.empty(*param.shape, device=param.device)
+            else:
+                value = param.detach().to(torch.bfloat16 if is_frozen[name] else masters)
+            loading.set_parameter(model, name, value, requires_grad=not is_frozen[name])
         parallel_pytorch.split(model, config.fsdp_devices, self._device)
         model.to_empty(device=self._device)
         if config.pytorch_compile:
@@ -309,3 +315,21 @@ def _check_gradients_can_be_freed(config: TrainConfig) -> None:
                 f"pytorch_free_gradients updates each weight before the other gradients are there, so {field} must be "
                 f"{expected}; it is {found}. Change it, or leave pytorch_free_gradients out"
             )
+
+
+def _check_frozen_can_have_eight_bits(config: TrainConfig, table: tuple[names.Row, ...]) -> None:
+    if not any(config.freeze_filter(row.tree) for row in table):
+        raise ValueError(
+            "pytorch_frozen_bits=8 is for frozen weights, and this recipe freezes none; set its freeze_filter, as "
+            "recipes with adapters do, or leave pytorch_frozen_bits out"
+        )
+    if config.fsdp_devices != 1:
+        raise ValueError(
+            f"pytorch_frozen_bits=8 keeps frozen weights whole on each device, and fsdp_devices={config.fsdp_devices} "
+            "splits them; choose one of the two"
+        )
+    if not config.save_frozen_params:
+        raise ValueError(
+            "with pytorch_frozen_bits=8, adapters are trained beside rounded weights, which checkpoints have to hold; "
+            "set save_frozen_params=True, or leave pytorch_frozen_bits out"
+        )

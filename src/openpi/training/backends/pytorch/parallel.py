@@ -41,9 +41,11 @@ def replicated(model: nn.Module, num_fsdp_devices: int, device: torch.device) ->
     if processes.count() == 1 or num_fsdp_devices > 1:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
-    # They get no gradient in any process. Left to look for such, DDP would wait for the device in every step.
+    # They get no gradient in any process. Left to look for such, DDP would wait for the device in every step. Nor does
+    # it have to send frozen ones, which all processes have read alike.
     unread: Any = model.unread_parameters
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unread())
+    frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [*unread(), *frozen])
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
