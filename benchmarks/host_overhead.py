@@ -1,10 +1,13 @@
-"""What a request costs the host: `Policy.infer` around a model that takes no time.
+"""What a request costs the host: `Policy.infer` around a model that takes no time, and what looks at every observation.
 
     python benchmarks/host_overhead.py [--seconds 3] [--kernel exact|torch] [--threads 1]
 
-Times are of the processor (of all threads of this process, but with `--wall`), the least of many calls: others on the
-machine do not count. The pipelines are those of the recipes `pi05_droid` and `pi05_aloha`, contracts included; images
-are as robots send them: DROID's [h, w, 3], ALOHA's [3, h, w].
+Times are of the processor (of all threads of this process, but with `--wall`), of a request, on average over 16 of them
+one after the other, and the least of many such averages: others on the machine do not count. The pipelines are those
+of the recipes `pi05_droid` and `pi05_aloha`, contracts included; images are as robots send them: two of DROID,
+[h, w, 3], three of ALOHA, [3, h, w]. The robot moves through a room that training saw in as many views as a contract
+keeps. The path is what a session's thread does: `Policy.infer`, with the guards of the contract and the range, and the
+watch; how a message is decoded is in `round_trip.py`.
 """
 
 from __future__ import annotations
@@ -13,24 +16,32 @@ import argparse
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import make_droid_example
+from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.images import looked_at_once
 from openpi.policies.policy import Policy
 from openpi.policies.policy_config import make_pipeline
+from openpi.policies.seen import MAX_VIEWS, Seen
+from openpi.serving.client_log import ClientLog
+from openpi.serving.watching import Watching
 from openpi.shared.normalize import NormStats
+from openpi.shared.tree import flatten, unflatten
 from openpi.training.config import get_config
 from openpi_client import image_tools
 
 TOKENIZER = Path(__file__).parents[1] / "tests/golden/tokenizers/tiny_paligemma_tokenizer.model"
 SIZES = ((224, 224), (480, 640), (720, 1280))
 WIDTHS = {"pi05_droid": 8, "pi05_aloha": 14}
+REQUESTS = 16
 EXAMPLES = {"pi05_droid": make_droid_example, "pi05_aloha": make_aloha_example}
 
 
@@ -47,15 +58,16 @@ class Free:
         return self._actions
 
 
-def policy_of(name: str) -> Policy:
+def policy_of(name: str, seen: Seen) -> Policy:
     recipe = get_config(name)
     model: Any = dataclasses.replace(recipe.model, tokenizer_path=str(TOKENIZER))
     data = recipe.data.create(Path("/nowhere"), model)
     stats = NormStats(*(np.full(WIDTHS[name], value) for value in (0.0, 1.0, -2.0, 2.0)))
     data = dataclasses.replace(data, norm_stats={"state": stats, "actions": stats})
     contract = Contract.build(data, model, control_hz=15)
-    means = {camera.key: (120.0, 118.0, 119.0) for camera in contract.cameras if camera.slot}
-    pipeline = make_pipeline(data, dataclasses.replace(contract, camera_means=means))
+    hold = ("stay",) * contract.actions.width  # which takes the rate of requests the longest
+    means = {camera.key: (120.0, 100.0, 80.0) for camera in contract.cameras if camera.slot}
+    pipeline = make_pipeline(data, dataclasses.replace(contract, camera_means=means, seen=seen, hold=hold))
     return Policy(
         Free(model.action_horizon, model.action_dim),
         transforms=pipeline.inputs,
@@ -64,25 +76,102 @@ def policy_of(name: str) -> Policy:
     )
 
 
-def observation(name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """An example of the robot at another camera resolution; three cameras, of which pi05_droid uses two."""
-    rng = np.random.default_rng(0)
-    found = EXAMPLES[name]()
-    images = found.pop("images", None)
-    if images is not None:
-        chosen = ("cam_high", "cam_left_wrist", "cam_right_wrist")
-        return found | {"images": {key: rng.integers(256, size=(3, *size_hw), dtype=np.uint8) for key in chosen}}
-    cameras = [key for key, value in found.items() if np.ndim(value) == 3]
-    return found | {key: rng.integers(256, size=(*size_hw, 3), dtype=np.uint8) for key in cameras}
+def episode(name: str, size_hw: tuple[int, int], steps: int, seed: int) -> list[dict[str, Any]]:
+    """Of a robot that moves before its cameras."""
+    rng = np.random.default_rng(seed)
+    example = {key: value for key, value in flatten(EXAMPLES[name]()).items() if key != "images/cam_low"}
+    cameras = [key for key, value in example.items() if np.ndim(value) == 3]
+    rooms = {key: room(i, size_hw) for i, key in enumerate(cameras)}
+    path = np.linspace(*rng.uniform(0.1, 0.9, 2), steps)
+    return [unflatten(example | moment(example, rooms, place, rng)) for place in path]
 
 
-def least_ms(work: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
-    end, least = time.perf_counter() + seconds, np.inf
+def room(number: int, size_hw: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(number).integers(40, 200, (6, 6, 3), dtype=np.uint8)
+    coarse[..., 2] //= 2  # warm light, that red and blue can be told by
+    return Image.fromarray(coarse).resize(size_hw[::-1], Image.Resampling.BICUBIC)
+
+
+def moment(
+    example: dict[str, Any], rooms: dict[str, Image.Image], place: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, image in rooms.items():
+        pixels = np.array(image) + rng.integers(0, 4, (image.height, image.width, 1), dtype=np.uint8)
+        row, column = int(0.8 * place * image.height), int(0.5 * image.width)
+        pixels[row : row + image.height // 5, column : column + image.width // 5] = 30
+        found[key] = pixels.transpose(2, 0, 1).copy() if example[key].shape[0] == 3 else pixels
+    for key, value in example.items():
+        if np.ndim(value) == 1:
+            found[key] = np.full(len(value), place)
+    return found
+
+
+def round_trip(name: str, size_hw: tuple[int, int]) -> list[dict[str, Any]]:
+    """There and back again, so that it can be repeated without a jump."""
+    there = episode(name, size_hw, 5, seed=0)
+    return there + there[-2:0:-1]
+
+
+def seen_of(name: str) -> Seen:
+    """As many views as a contract keeps; pictures of any size give the same."""
+    samples = [
+        (number, step == 0, observation)
+        for number in range(MAX_VIEWS // 8)
+        for step, observation in enumerate(episode(name, (96, 128), 8, 1000 + number))
+    ]
+    return Seen.of(samples, ["do something"], episode_length=100)
+
+
+def parts_of(policy: Policy) -> dict[str, Callable[[dict[str, Any], float], Any]]:
+    """What is done with an observation that comes at a time, by name."""
+    contract = policy.contract
+    assert contract is not None
+    contract_guard, range_guard = ContractGuard(contract), RangeGuard(contract)
+    state = {"state": np.full(contract.actions.width, 0.5)}
+    answer = {"actions": np.linspace(0, 1, 50)[:, None] + np.zeros(contract.actions.width)}
+
+    def watched() -> Callable[[dict[str, Any], float], None]:
+        watching = Watching(policy, ClientLog(), "robot", is_strict=False)
+
+        def watch(observation: dict[str, Any], now_s: float) -> None:
+            warnings = watching.look([observation], now_s)
+            assert not warnings, warnings
+            watching.answered(answer, now_s + 0.05)
+
+        return watch
+
+    watch_of_path, watch_of_guards = watched(), watched()
+
+    def path(observation: dict[str, Any], now_s: float) -> None:
+        with looked_at_once():
+            policy.infer(observation)
+            watch_of_path(observation, now_s)
+
+    def guards(observation: dict[str, Any], now_s: float) -> None:
+        with looked_at_once():
+            contract_guard(observation)
+            range_guard(state)
+            watch_of_guards(observation, now_s)
+
+    return {"path": path, "guards": guards}
+
+
+def least_ms(
+    parts: Mapping[str, Callable[[dict[str, Any], float], Any]],
+    stream: Sequence[dict[str, Any]],
+    seconds: float,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    end, least, now_s = time.perf_counter() + seconds, dict.fromkeys(parts, np.inf), 0.0
     while time.perf_counter() < end:
-        begin = clock()
-        work()
-        least = min(least, clock() - begin)
-    return 1e3 * least
+        for name, part in parts.items():
+            begin = clock()
+            for i in range(REQUESTS):
+                part(stream[i % len(stream)], now_s + 0.5 * i)
+            least[name] = min(least[name], (clock() - begin) / REQUESTS)
+        now_s += 0.5 * REQUESTS
+    return {name: 1e3 * value for name, value in least.items()}
 
 
 def main() -> None:
@@ -99,14 +188,13 @@ def main() -> None:
     image_tools.use_kernel(args.kernel)
     image_tools.use_threads(args.threads)
     clock = time.perf_counter if args.wall else time.process_time
-    print(f"{os.cpu_count()} CPUs; {'wall' if args.wall else 'processor'} time, least of {args.seconds:g} s")
+    print(f"{os.cpu_count()} CPUs; ms of {'wall' if args.wall else 'processor'} time, least of {args.seconds:g} s")
+    print("| Recipe | Size | Host path | of it guards |\n| --- | --- | --- | --- |")
     for name in EXAMPLES:
-        policy = policy_of(name)
+        policy = policy_of(name, seen_of(name))
         for size_hw in SIZES:
-            sent = observation(name, size_hw)
-            policy.infer(sent)
-            least = least_ms(lambda sent=sent, policy=policy: policy.infer(sent), args.seconds, clock)
-            print(f"{name:<11} {size_hw[1]:>5}x{size_hw[0]:<4} {least:7.2f} ms", flush=True)
+            ms = least_ms(parts_of(policy), round_trip(name, size_hw), args.seconds, clock)
+            print(f"| {name} | {size_hw[1]}x{size_hw[0]} | {ms['path']:.2f} | {ms['guards']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ swapped colours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
-from openpi.policies.images import channel_mean, layout_of, looks_bgr
+from openpi.policies.images import channel_mean, has_cast, layout_of, looks_bgr
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
 from openpi.shared import ranges, strict_json
@@ -186,7 +187,8 @@ class Contract:
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
         found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
         self._check_cameras(leaves, found_cameras)
-        self.check_vectors(leaves)
+        for vector in self.state:
+            _check_vector(vector, leaves)
         prompt = leaves.get("prompt")
         if prompt is None and self.default_prompt is None:
             raise ValueError(
@@ -242,10 +244,10 @@ class Contract:
         leaves = flatten(observation)
         return [
             f"{key}: colours fit the training images better with red and blue swapped (mean "
-            f"{_rounded(mean)}, training {_rounded(self.camera_means[key])}); expected RGB. Convert with "
+            f"{_rounded(mean)}, training {_rounded(usual)}); expected RGB. Convert with "
             "image[..., ::-1] if the camera gives BGR"
-            for key in self.camera_means
-            if key in leaves and looks_bgr(mean := channel_mean(leaves[key]), self.camera_means[key])
+            for key, usual in self.camera_means.items()
+            if key in leaves and has_cast(usual) and looks_bgr(mean := channel_mean(leaves[key]), usual)
         ]
 
     def range_warnings(self, state: np.ndarray) -> list[str]:
@@ -256,17 +258,24 @@ class Contract:
         """
         if self.state_q01 is None or self.state_q99 is None:
             return []
-        low, high = np.array(self.state_q01), np.array(self.state_q99)
+        low, high, least, largest = self._range
         state = np.asarray(state, dtype=np.float64)[..., : len(low)]
-        low, high = low[: len(state)], high[: len(state)]
-        slack = _FAR_OUTSIDE * (high - low) + 1e-3
-        far = np.flatnonzero((state < low - slack) | (state > high + slack))
+        far = (state < least[: len(state)]) | (state > largest[: len(state)])
+        if not np.logical_or.reduce(far):
+            return []
         names = self._names_of_state(len(state))
         return [
             f"state '{names[i]}': {state[i]:.4g} is far outside the training range "
             f"{low[i]:.4g}..{high[i]:.4g} (q01..q99); expected the units and the robot of the training data"
-            for i in far
+            for i in np.flatnonzero(far)
         ]
+
+    @functools.cached_property
+    def _range(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """q01 and q99 of the state, and what is far outside of them."""
+        low, high = np.array(self.state_q01), np.array(self.state_q99)
+        slack = _FAR_OUTSIDE * (high - low) + 1e-3
+        return low, high, low - slack, high + slack
 
     def check_norm_stats(self, norm_stats: Mapping[str, NormStats]) -> None:
         """Raises ValueError if statistics given by hand belong to a robot of other widths."""

@@ -7,6 +7,7 @@ only; those of colors against all pictures.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -49,12 +50,12 @@ class Drift:
     def __init__(self, seen: Seen) -> None:
         length = int(min(_MOST, max(_FEWEST, _EPISODES * seen.episode_length)))
         self._state: dict[str, _Average] = {}
-        self._still: dict[str, np.ndarray] = {}
+        self._still: dict[str, list[float]] = {}
         for key, vector in seen.state.items():
             if vector.mean_low:
                 span = np.subtract(vector.high, vector.low)
                 self._state[key] = _Average(vector.mean_low, vector.mean_high, _SLACK * span + 1e-3, length)
-                self._still[key] = _STILL * span
+                self._still[key] = (_STILL * span).tolist()
         self._colors: dict[str, _Average] = {}
         for key, camera in seen.cameras.items():
             if camera.color_low:
@@ -62,11 +63,11 @@ class Drift:
                 slack = np.maximum(_LEVELS, _OF_BAND * band)
                 self._colors[key] = _Average(camera.color_low, camera.color_high, slack, _PICTURES)
 
-    def add(self, state: Mapping[str, np.ndarray], colors: Mapping[str, np.ndarray]) -> None:
+    def add(self, state: Mapping[str, list[float]], colors: Mapping[str, list[float]]) -> None:
         """
         Args:
-            state: f64 by key.
-            colors: f32[3] by camera, as of `seen.view`.
+            state: by key.
+            colors: mean red, green and blue by camera.
         """
         for key, average in self._state.items():
             if key in state and not average.is_near(state[key], self._still[key]):
@@ -85,45 +86,57 @@ class Drift:
     def warnings(self) -> Iterator[str]:
         """What lies outside."""
         for key, average in self._state.items():
-            if average.is_outside().any():
+            if average.has_left:
                 yield from (
                     _of_state(moved) for moved in average.each(key, range(len(average.low))) if moved.is_outside
                 )
         for key, average in self._colors.items():
-            if average.is_outside().any():
+            if average.has_left:
                 yield _of_colors(key, list(average.each(key, CHANNELS)))
 
 
 class _Average:
-    """Of the last `length`, by exponential decay; of all while they are fewer."""
+    """Of the last `length`, by exponential decay; of all while they are fewer.
+
+    In plain numbers: of a dozen values arrays take several times as long, and each request passes here.
+
+    Attributes:
+        low, high: of training.
+        has_left: any of its values is outside, and it is an average of enough.
+    """
 
     def __init__(self, low: tuple[float, ...], high: tuple[float, ...], slack: np.ndarray, length: int) -> None:
-        self.low, self.high = np.array(low), np.array(high)
-        self._least, self._largest = self.low - slack, self.high + slack
+        self.low, self.high = low, high
+        self._least: list[float] = (low - slack).tolist()
+        self._largest: list[float] = (high + slack).tolist()
         self._length = length
-        self._mean, self._count = np.zeros(len(low)), 0
-        self._last: np.ndarray | None = None
+        self._mean, self._count = [0.0] * len(low), 0
+        self._last: list[float] | None = None
 
-    def is_near(self, values: np.ndarray, tolerance: np.ndarray) -> bool:
+    def is_near(self, values: list[float], tolerance: list[float]) -> bool:
         """Whether these differ from the last ones by no more; those are kept until then, so that creeping counts."""
-        if self._last is not None and bool((np.abs(values - self._last) <= tolerance).all()):
+        if self._last is not None and all(
+            abs(value - last) <= most for value, last, most in zip(values, self._last, tolerance, strict=True)
+        ):
             return True
         self._last = values
         return False
 
-    def add(self, values: np.ndarray) -> None:
-        self._count = min(self._count + 1, self._length)
-        self._mean = self._mean + (values - self._mean) / self._count  # a new array: others may read
+    def add(self, values: list[float]) -> None:
+        count = self._count = min(self._count + 1, self._length)
+        # A new list: others may read.
+        self._mean = [mean + (value - mean) / count for mean, value in zip(self._mean, values, strict=True)]
 
-    def is_outside(self) -> np.ndarray:
-        """bool per value; none while there are too few."""
-        if self._count < self._length:
-            return np.zeros(len(self._mean), bool)
-        return (self._mean < self._least) | (self._mean > self._largest)
+    @property
+    def has_left(self) -> bool:
+        return self._count == self._length and (
+            any(map(operator.lt, self._mean, self._least)) or any(map(operator.gt, self._mean, self._largest))
+        )
 
     def each(self, key: str, parts: range | tuple[str, ...]) -> Iterator[Moved]:
-        count, rows = self._count, (self._mean, self.low, self.high, self.is_outside())
-        for part, mean, low, high, is_outside in zip(parts, *(row.tolist() for row in rows), strict=True):
+        count, rows = self._count, zip(parts, self._mean, self.low, self.high, self._least, self._largest, strict=True)
+        for part, mean, low, high, least, largest in rows:
+            is_outside = count == self._length and not least <= mean <= largest
             yield Moved(key, part, mean, low, high, count, is_outside)
 
 

@@ -3,7 +3,11 @@
 No image proves its color order, but a camera's images have a cast that a swap breaks.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import contextvars
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +21,8 @@ Layout = Literal["hwc", "chw"]
 _RANGE_SLACK = 1e-3
 # Grey levels by which the mean red and blue of the training images must differ for a swap to show.
 _MIN_COLOR_CAST = 8.0
-# A mean needs no more than every eighth pixel each way, and is asked for with every request.
-_STRIDE = 8
+SIDE = 8  # of a picture, in cells
+_FINE = 4 * SIDE  # pixels each way that cells are made of, about: they are asked for with every request
 
 
 def to_uint8_hwc(image: np.ndarray, key: str) -> np.ndarray:
@@ -33,10 +37,8 @@ def to_uint8_hwc(image: np.ndarray, key: str) -> np.ndarray:
         ValueError: another shape, dtype or range, or a shape that could be either layout.
     """
     image = np.asarray(image)
-    layout = layout_of(image, key)
-    _check_values(image, key)
-    hwc = image.transpose(1, 2, 0) if layout == "chw" else image
-    return hwc if hwc.dtype == np.uint8 else convert_to_uint8(hwc)
+    hwc = image.transpose(1, 2, 0) if layout_of(image, key) == "chw" else image
+    return _to_uint8(hwc, key)
 
 
 def black_like(image: np.ndarray) -> np.ndarray:
@@ -65,10 +67,10 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     return "chw" if first else "hwc"
 
 
-def _check_values(image: np.ndarray, key: str) -> None:
+def _to_uint8(image: np.ndarray, key: str) -> np.ndarray:
     """Raises ValueError unless the image is uint8, or floats in [0, 1]."""
     if image.dtype == np.uint8:
-        return
+        return image
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(
             f"image '{key}' has dtype {image.dtype}; expected uint8, or floats in [0, 1]. Convert it with "
@@ -80,15 +82,72 @@ def _check_values(image: np.ndarray, key: str) -> None:
             f"float image '{key}' has values from {low:g} to {high:g}; expected [0, 1], or uint8. Send the "
             "camera's uint8 image as it is, or divide by 255"
         )
+    return convert_to_uint8(image)
+
+
+@contextlib.contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Within the block no image changes, and several who ask for the `cells` of one have them made once."""
+    token = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+_made: contextvars.ContextVar[dict[int, tuple[np.ndarray, np.ndarray]] | None] = contextvars.ContextVar(
+    "made", default=None
+)
+
+
+def cells(image: np.ndarray) -> np.ndarray:
+    """f32[3 SIDE SIDE], red, green and blue of an RGB image in either layout, 0..255; reads about a thousand pixels."""
+    if (made := _made.get()) is None:
+        return _cells(np.asarray(image))
+    if id(image) not in made:
+        made[id(image)] = (image, _cells(np.asarray(image)))  # the image, so that its id is no other's
+    return made[id(image)][1]
+
+
+def _cells(image: np.ndarray) -> np.ndarray:
+    layout = layout_of(image, "image")
+    if not image.flags.c_contiguous:  # pixels are picked by where they lie; only those that may be are put together
+        hwc = image.transpose(1, 2, 0) if layout == "chw" else image
+        image, layout = np.ascontiguousarray(hwc[:: _step(hwc.shape[0]), :: _step(hwc.shape[1])]), "hwc"
+    picked = _to_uint8(image.reshape(-1).take(_pixels(image.shape, layout)), "image")
+    return np.add.reduce(picked, axis=0, dtype=np.float32) / len(picked)
+
+
+@functools.lru_cache(maxsize=32)
+def _pixels(shape: tuple[int, int, int], layout: Layout) -> np.ndarray:
+    """int[n 3 SIDE SIDE], where the n pixels of each cell lie in a flat image.
+
+    One of fewer than SIDE rows or columns has no cells: its values are repeated.
+    """
+    height, width = shape[:2] if layout == "hwc" else shape[1:]
+    rows, columns = np.arange(0, height, _step(height)), np.arange(0, width, _step(width))
+    pixels, channels = rows[:, None, None] * width + columns[:, None], np.arange(3)
+    places = 3 * pixels + channels if layout == "hwc" else pixels + channels * height * width
+    height, width = len(rows) // SIDE, len(columns) // SIDE
+    if not height or not width:
+        return np.ascontiguousarray(np.resize(places, (1, SIDE, SIDE, 3)).transpose(0, 3, 1, 2))
+    cut = places[: height * SIDE, : width * SIDE].reshape(SIDE, height, SIDE, width, 3)
+    return np.ascontiguousarray(cut.transpose(1, 3, 4, 0, 2)).reshape(height * width, 3, SIDE, SIDE)
+
+
+def _step(pixels: int) -> int:
+    return max(1, pixels // _FINE)
 
 
 def channel_mean(image: np.ndarray) -> tuple[float, float, float]:
     """Mean of the three channels of an RGB image in either layout, 0..255."""
-    sparse = to_uint8_hwc(image, "image")[::_STRIDE, ::_STRIDE]
-    # Whatever the layout; `mean` copies what does not lie together.
-    sums = np.einsum("hwc->c", sparse, dtype=np.int64)
-    red, green, blue = (sums / (sparse.shape[0] * sparse.shape[1])).tolist()
+    red, green, blue = color(cells(image)).tolist()
     return red, green, blue
+
+
+def color(colored: np.ndarray) -> np.ndarray:
+    """f32[... 3], mean red, green and blue of cells."""
+    return np.add.reduce(colored.reshape(*colored.shape[:-2], SIDE * SIDE), axis=-1) / SIDE**2
 
 
 def channel_means(samples: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
@@ -101,14 +160,18 @@ def channel_means(samples: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float
     return {key: tuple(np.mean(values, axis=0).tolist()) for key, values in sums.items()}
 
 
+def has_cast(training_mean: tuple[float, float, float]) -> bool:
+    """Whether the training images of a camera have a cast of color that a swap of red and blue would break."""
+    return abs(training_mean[0] - training_mean[2]) >= _MIN_COLOR_CAST
+
+
 def looks_bgr(mean: tuple[float, float, float], training_mean: tuple[float, float, float]) -> bool:
     """Whether an image's channel means fit clearly better with red and blue swapped.
 
     Says no where the training images have no color cast: then the means cannot tell.
     """
-    found, expected = np.array(mean), np.array(training_mean)
-    if abs(expected[0] - expected[2]) < _MIN_COLOR_CAST:
+    if not has_cast(training_mean):
         return False
     # Brightness is taken out: a darker room is no reason for alarm.
-    found, expected = found - found.mean(), expected - expected.mean()
-    return bool(2 * np.linalg.norm(found[::-1] - expected) < np.linalg.norm(found - expected))
+    found, expected = ([value - sum(values) / 3 for value in values] for values in (mean, training_mean))
+    return 2 * math.dist(found[::-1], expected) < math.dist(found, expected)

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.images import layout_of, to_uint8_hwc
+from openpi.policies.images import SIDE, cells, color
 from openpi.shared.tree import flatten
 
-SIDE = 8  # of a view, in cells
-_FINE = 4 * SIDE  # pixels each way that a view is made of
 MAX_VIEWS, MAX_PROMPTS = 256, 500
 FLAT = 3.0  # grey levels by which the cells of a picture that shows something differ
 
@@ -23,37 +21,22 @@ def view(image: np.ndarray) -> np.ndarray:
     return grey(cells(image))
 
 
-def cells(image: np.ndarray) -> np.ndarray:
-    """f32[SIDE SIDE 3], colors of an RGB image in either layout; reads about a thousand of its pixels."""
-    image = np.asarray(image)
-    hwc = np.moveaxis(image, 0, -1) if layout_of(image, "image") == "chw" else image
-    rows, columns = (max(1, side // _FINE) for side in hwc.shape[:2])
-    sparse = to_uint8_hwc(hwc[::rows, ::columns], "image") if hwc.dtype != np.uint8 else hwc[::rows, ::columns]
-    height, width = (size // SIDE for size in sparse.shape[:2])
-    if not height or not width:
-        return np.resize(sparse.astype(np.float32), (SIDE, SIDE, 3))
-    # One axis after the other, the long one first: a quarter of the time of both at once.
-    rows = sparse[: height * SIDE, : width * SIDE].astype(np.float32).reshape(SIDE, height, width * SIDE * 3)
-    summed = np.add.reduce(np.add.reduce(rows, axis=1).reshape(SIDE, SIDE, width, 3), axis=2)
-    return summed / (height * width)
-
-
 def grey(colored: np.ndarray) -> np.ndarray:
     """f32[... SIDE SIDE], the view of cells."""
-    return (colored[..., 0] + colored[..., 1] + colored[..., 2]) / 3
+    return np.add.reduce(colored, axis=-3) / 3
 
 
-def color(colored: np.ndarray) -> np.ndarray:
-    """f32[... 3], mean red, green and blue of cells."""
-    return np.add.reduce(colored.reshape(*colored.shape[:-3], SIDE * SIDE, 3), axis=-2) / SIDE**2
+def direction(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness and contrast taken out, so that a lamp is no reason for alarm.
 
-
-def direction(views: np.ndarray) -> np.ndarray:
-    """f32[... SIDE*SIDE] of length 1: brightness and contrast taken out, so that a lamp is no reason for alarm."""
+    Returns:
+        f32[... SIDE*SIDE] of length 1, and the contrast: f32[...], deviation of the cells, grey levels.
+    """
     flat = views.reshape(*views.shape[:-2], SIDE * SIDE).astype(np.float32)
-    flat = flat - np.add.reduce(flat, axis=-1, keepdims=True) / SIDE**2
-    length = np.sqrt(np.add.reduce(flat * flat, axis=-1, keepdims=True))
-    return flat / np.maximum(length, 1e-6)
+    flat -= np.add.reduce(flat, axis=-1, keepdims=True) / SIDE**2
+    length = np.sqrt(np.einsum("...i,...i", flat, flat))
+    flat /= np.maximum(length, 1e-6)[..., None]
+    return flat, length / SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +64,7 @@ class Camera:
             episodes: int[n], that each is of.
             colors: f32[n 3], of the same pictures.
         """
-        directions = direction(views)
+        directions, contrasts = direction(views)
         distances = 1 - directions @ directions.T
         same = episodes[:, None] == episodes[None, :]
         if same.all():
@@ -91,12 +74,12 @@ class Camera:
         return cls(
             base64.b64encode(views.round().astype(np.uint8).tobytes()).decode(),
             float(np.quantile(nearest, 0.99)),
-            float(np.quantile(views.std(axis=(1, 2)), 0.01)),
+            float(np.quantile(contrasts, 0.01)),
             *(() if colors is None else (tuple(colors.min(axis=0).tolist()), tuple(colors.max(axis=0).tolist()))),
         )
 
     def directions(self) -> np.ndarray:
-        """f32[n SIDE*SIDE] as `direction` gives them.
+        """f32[n SIDE*SIDE], as of `direction`.
 
         Raises:
             ValueError: no views.
@@ -106,7 +89,7 @@ class Camera:
             raise ValueError(
                 f"contract.seen.cameras.views has {len(found)} bytes; expected up to {MAX_VIEWS} of {SIDE**2}"
             )
-        return direction(found.reshape(-1, SIDE, SIDE))
+        return direction(found.reshape(-1, SIDE, SIDE))[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ clean robot is not bothered.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from openpi.policies.drift import Drift
-from openpi.policies.seen import FLAT, SIDE, Seen, Vector, cells, color, direction, grey
+from openpi.policies.images import SIDE, cells, color
+from openpi.policies.seen import FLAT, Camera, Seen, Vector, direction, grey
 from openpi.shared.tree import flatten
 
 _LOOKS = 5  # observations that a check of pictures looks at
@@ -42,25 +44,76 @@ def once(seen: Seen, observation: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(warning for _ in range(_LOOKS) for warning in watch.look(observation)))
 
 
-@dataclasses.dataclass
 class _Looked:
     """The pictures of one observation.
 
     Attributes:
-        keys: of cameras that training saw.
+        keys: n cameras that training saw.
         views: f32[n SIDE SIDE].
-        distances: f32[n m], of each to the nearest view of each camera of training.
-        turned: f32[n t], of each when turned to the nearest of its own.
+        bytes: of each view, which are compared sooner than arrays.
+        contrasts: of each, grey levels.
+        are_near: each is near a view of its camera.
+        known: as of `Watch`.
     """
 
-    keys: tuple[str, ...]
-    views: np.ndarray
-    distances: np.ndarray
-    turned: np.ndarray
+    def __init__(self, known: Mapping[str, _Known], keys: tuple[str, ...], views: np.ndarray) -> None:
+        self.keys, self.views, self._known = keys, views, [known[key] for key in keys]
+        self.bytes = [view.tobytes() for view in views]
+        self._directions, contrasts = direction(views)
+        self.contrasts: list[float] = contrasts.tolist()
+        self.are_near = all(map(_Known.is_near, self._known, self._directions))
+
+    @functools.cached_property
+    def distances(self) -> np.ndarray:
+        """f32[n n], of each to the nearest view of each camera."""
+        return np.stack([each.distances(self._directions) for each in self._known], axis=1)
+
+    @property
+    def own(self) -> np.ndarray:
+        """f32[n], of each to the nearest view of its camera."""
+        return self.distances.diagonal()
+
+    @functools.cached_property
+    def turned(self) -> np.ndarray:
+        """f32[n t], of each when turned to the nearest of its own; infinite where it fits as it is."""
+        turned = np.full((len(self.keys), len(_TURNS)), np.inf, np.float32)
+        for i, (known, distance) in enumerate(zip(self._known, self.own, strict=True)):
+            if distance > known.far:
+                square = self._directions[i].reshape(SIDE, SIDE)
+                turned[i] = known.distances(np.stack([turn(square).reshape(-1) for turn in _TURNS.values()]))
+        return turned
+
+
+class _Known:
+    """A camera of training.
+
+    Attributes:
+        far: a distance that is no picture's of this camera.
+        shows: none of its pictures is all of one color.
+    """
+
+    def __init__(self, camera: Camera) -> None:
+        self._directions = camera.directions()
+        self._near = self._directions[0]
+        self.far = max(2 * camera.usual, _LEAST_FAR)
+        self.shows = camera.contrast > 2 * FLAT
+
+    def is_near(self, direction: np.ndarray) -> bool:
+        """Whether f32[SIDE*SIDE] is within `far` of a view; that which was near lately is asked first."""
+        if 1 - float(self._near @ direction) > self.far:
+            self._near = self._directions[int((self._directions @ direction).argmax())]
+            return 1 - float(self._near @ direction) <= self.far
+        return True
+
+    def distances(self, directions: np.ndarray) -> np.ndarray:
+        """f32[n], of f32[n SIDE*SIDE] to the nearest view."""
+        return 1 - np.maximum.reduce(directions @ self._directions.T, axis=1)
 
 
 class Watch:
     """Looks at the observations of one robot, in order. Not for several threads at once.
+
+    Each request passes here: of a robot about which nothing is to be said only as much is computed as tells that.
 
     Attributes:
         drift: averages of what was looked at.
@@ -69,69 +122,68 @@ class Watch:
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
         self.drift = Drift(seen)
-        self._column = {key: i for i, key in enumerate(seen.cameras)}
-        known = [camera.directions() for camera in seen.cameras.values()]
-        self._known = np.concatenate([*known, np.zeros((0, SIDE * SIDE), np.float32)])
-        self._begins = np.cumsum([0, *map(len, known[:-1])])
+        self._known = {key: _Known(camera) for key, camera in seen.cameras.items()}
+        self._wide: dict[str, tuple[list[float], list[float]]] = {}
+        for key, vector in seen.state.items():
+            low, high = _widened(vector.low, vector.high)
+            self._wide[key] = (low.tolist(), high.tolist())
         self._prompts = {_plain(prompt[:_PROMPT]): prompt for prompt in seen.prompts}
+        self._prompt: tuple[str | None, list[str]] = (None, [])  # the last one, and what there was to say of it
         self._looked: deque[_Looked] = deque(maxlen=_LOOKS)
-        self._states: deque[np.ndarray] = deque(maxlen=_LOOKS)
+        self._states: deque[dict[str, np.ndarray]] = deque(maxlen=_LOOKS)
         self._strange = 0  # so many states in a row
         self._is_first = True
 
     def look(self, observation: Mapping[str, Any]) -> list[str]:
         """What is suspicious about this observation and those before."""
         leaves = flatten(observation)
-        state = {key: np.asarray(leaves[key], np.float64).reshape(-1) for key in self._seen.state if key in leaves}
+        # Copies: what is kept would keep all of the message, pictures included.
+        state = {key: np.array(leaves[key], np.float64).reshape(-1) for key in self._wide if key in leaves}
         state = {key: value for key, value in state.items() if len(value) == len(self._seen.state[key].low)}
-        self._states.append(np.concatenate([*state.values(), np.zeros(0)]))
-        self._strange = self._strange + 1 if (strange := [*_vectors(self._seen.state, state)]) else 0
+        self._states.append(state)
+        self._strange = self._strange + 1 if (strange := [*self._vectors(state)]) else 0
         found = strange if self._strange >= _LOOKS else []
-        keys, colors = tuple(key for key in self._column if key in leaves), {}
+        keys, colors = tuple(key for key in self._known if key in leaves), {}
         if keys:
-            colored = np.stack([cells(leaves[key]) for key in keys])
-            self._looked.append(self._look_at(keys, grey(colored)))
+            colored = np.array([cells(leaves[key]) for key in keys])
+            self._looked.append(_Looked(self._known, keys, grey(colored)))
             found += self._cameras()
-            colors = dict(zip(keys, color(colored), strict=True))
-        self.drift.add(state, colors)
+            colors = dict(zip(keys, color(colored).tolist(), strict=True))
+        self.drift.add({key: value.tolist() for key, value in state.items()}, colors)
         found += self.drift.warnings()
         if self._is_first:
             found += _starts(self._seen.state, state)
         self._is_first = False
         if "prompt" in leaves and self._prompts:
-            found += self._prompt(leaves["prompt"])
+            found += self._said_of_prompt(leaves["prompt"])
         return found
 
-    def _look_at(self, keys: tuple[str, ...], views: np.ndarray) -> _Looked:
-        turned = np.full((len(keys), len(_TURNS)), np.inf, np.float32)
-        distances = self._distances(views)
-        for i, key in enumerate(keys):
-            if distances[i, self._column[key]] > self._far(key):
-                variants = np.stack([turn(views[i]) for turn in _TURNS.values()])
-                turned[i] = self._distances(variants)[:, self._column[key]]
-        return _Looked(keys, views, distances, turned)
-
-    def _distances(self, views: np.ndarray) -> np.ndarray:
-        """f32[n m] to the nearest view of each camera."""
-        return 1 - np.maximum.reduceat(direction(views) @ self._known.T, self._begins, axis=1)
-
-    def _far(self, key: str) -> float:
-        return max(2 * self._seen.cameras[key].usual, _LEAST_FAR)
+    def _vectors(self, state: Mapping[str, np.ndarray]) -> Iterator[str]:
+        """Of values outside the range of training, those that another unit or order would bring inside."""
+        for key, values in state.items():
+            row, (low, high) = values.tolist(), self._wide[key]  # of a dozen numbers arrays take longer
+            if any(map(operator.lt, row, low)) or any(map(operator.gt, row, high)):
+                yield from _of_outside(key, self._seen.state[key], values)
 
     def _cameras(self) -> Iterator[str]:
         last = self._looked[-1]
-        flat = {i for i, deviation in enumerate(last.views.std(axis=(1, 2))) if self._is_flat(last.keys[i], deviation)}
-        yield from (_blank(last.keys[i], float(last.views[i].mean())) for i in sorted(flat))
+        known = [self._known[key] for key in last.keys]
+        flat = [i for i, contrast in enumerate(last.contrasts) if contrast < FLAT and known[i].shows]
+        yield from (_blank(last.keys[i], float(last.views[i].mean())) for i in flat)
         if len(self._looked) < _LOOKS or any(each.keys != last.keys for each in self._looked):
             return
         rows = [i for i in range(len(last.keys)) if i not in flat]
-        yield from (_frozen(last.keys[i]) for i in rows if self._is_frozen(i))
-        mean = np.add.reduce([each.distances for each in self._looked]) / _LOOKS
-        columns = [self._column[key] for key in last.keys]
-        far = [i for i in rows if mean[i, columns[i]] > self._far(last.keys[i])]
+        frozen = [i for i in rows if self._is_frozen(i)]
+        if frozen and self._has_moved():
+            yield from (_frozen(last.keys[i]) for i in frozen)
+        if all(each.are_near for each in self._looked):
+            return  # and so is their mean
+        distances = np.mean([each.distances for each in self._looked], axis=0)
+        own = distances.diagonal()
+        far = [i for i in rows if own[i] > known[i].far]
         if not far:
             return
-        swapped = _swapped([(last.keys[i], mean[i, [columns[j] for j in rows]]) for i in rows])
+        swapped = _swapped([(last.keys[i], distances[i, rows]) for i in rows])
         for key, other in swapped.items():
             yield (
                 f"[swapped] {key}: shows what '{other}' showed in training; exchange the two in the robot's program, "
@@ -140,21 +192,20 @@ class Watch:
         turned = np.mean([each.turned for each in self._looked], axis=0)
         for i in far:
             if last.keys[i] not in swapped:
-                yield self._unlike(last.keys[i], float(mean[i, columns[i]]), turned[i])
-
-    def _is_flat(self, key: str, deviation: float) -> bool:
-        return deviation < FLAT < 2 * FLAT < self._seen.cameras[key].contrast
+                yield self._unlike(last.keys[i], float(own[i]), turned[i])
 
     def _is_frozen(self, row: int) -> bool:
-        first = self._looked[0].views[row]
-        if not all(np.array_equal(first, each.views[row]) for each in reversed(self._looked)):
+        first = self._looked[0].bytes[row]
+        return all(each.bytes[row] == first for each in reversed(self._looked))
+
+    def _has_moved(self) -> bool:
+        if any(len(state) < len(self._wide) for state in self._states):
             return False
-        spans = [np.subtract(vector.high, vector.low) for vector in self._seen.state.values()]
-        span = np.concatenate([*spans, np.zeros(0)])
-        if not len(span) or any(len(state) != len(span) for state in self._states):
-            return False
-        moved = np.abs(np.subtract(self._states, self._states[0])).max(axis=0)
-        return bool((moved > _MOVED * span + 1e-6).any())
+        for key, vector in self._seen.state.items():
+            values = np.stack([state[key] for state in self._states])
+            if (np.abs(values - values[0]) > _MOVED * np.subtract(vector.high, vector.low) + 1e-6).any():
+                return True
+        return False
 
     def _unlike(self, key: str, distance: float, turned: np.ndarray) -> str:
         if turned.min() < _CLEARLY * distance:
@@ -165,9 +216,14 @@ class Watch:
             f"{self._seen.cameras[key].usual:.2f}); is the camera moved, cropped or another one, or the scene new?"
         )
 
-    def _prompt(self, prompt: Any) -> Iterator[str]:
+    def _said_of_prompt(self, prompt: Any) -> list[str]:
         text = prompt if isinstance(prompt, (bytes, str)) else np.asarray(prompt).item()
         text = text[:_PROMPT].decode(errors="replace") if isinstance(text, bytes) else str(text)[:_PROMPT]
+        if text != self._prompt[0]:
+            self._prompt = (text, [*self._unknown(text)])
+        return self._prompt[1]
+
+    def _unknown(self, text: str) -> Iterator[str]:
         if (plain := _plain(text)) not in self._prompts:
             words = set(plain.split())  # a measure of texts would keep the others waiting
             near = self._prompts[max(self._prompts, key=lambda known: len(words & set(known.split())))]
@@ -204,26 +260,21 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().replace("_", " ").split()).rstrip(".")
 
 
-def _vectors(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Of values outside the range of training, those that another unit or order would bring inside."""
-    for key, values in state.items():
-        low, high = _widened(known[key].low, known[key].high)
-        outside = (values < low) | (values > high)
-        if not outside.any():
-            continue
-        for name, scale in _SCALES.items():
-            scaled = np.where(outside, values * scale, values)
-            # Made small enough, anything fits a range around zero: what half of the way brings there just went far.
-            halfway = values * np.sqrt(scale)
-            is_far = outside & ((halfway < known[key].low) | (halfway > known[key].high))
-            if _is_inside(scaled, low, high) and is_far.any() and outside.sum() > 1:
-                yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
-                break
-        else:
-            # One value that strays finds room in the range of some other.
-            is_far = outside & ((values < 2 * low - high) | (values > 2 * high - low))
-            if (outside.sum() > 1 or is_far.any()) and (order := _better_order(values, low, high)) is not None:
-                yield f"[order] {key}: fits training when {order}; put the values in the order of the contract"
+def _of_outside(key: str, known: Vector, values: np.ndarray) -> Iterator[str]:
+    low, high = _widened(known.low, known.high)
+    outside = (values < low) | (values > high)
+    for name, scale in _SCALES.items():
+        scaled = np.where(outside, values * scale, values)
+        # Made small enough, anything fits a range around zero: what half of the way brings there just went far.
+        halfway = values * np.sqrt(scale)
+        is_far = outside & ((halfway < known.low) | (halfway > known.high))
+        if _is_inside(scaled, low, high) and is_far.any() and outside.sum() > 1:
+            yield f"[units] {key}: fits training when it is taken as {name}; convert it in the robot's program"
+            return
+    # One value that strays finds room in the range of some other.
+    is_far = outside & ((values < 2 * low - high) | (values > 2 * high - low))
+    if (outside.sum() > 1 or is_far.any()) and (order := _better_order(values, low, high)) is not None:
+        yield f"[order] {key}: fits training when {order}; put the values in the order of the contract"
 
 
 def _better_order(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> str | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from openpi.policies.images import looked_at_once
 from openpi.serving import wire
 from openpi.serving.access import Limits
 from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
@@ -179,9 +180,10 @@ class _Exchange:
                 wire.decode, limits=self.conversation.limits.message, reserve=self._reserve, long=long
             )
             self.observations = self.conversation.session.received(self.message, decode)
-            self.items = self.slot.thread.prepare(self.observations)
-            if not isinstance(self.items[0] if self.items else None, Exception):
-                self.suspicions = self.watching.look(self.observations, self.start_s)
+            with looked_at_once():
+                self.items = self.slot.thread.prepare(self.observations)
+                if not isinstance(self.items[0] if self.items else None, Exception):
+                    self.suspicions = self.watching.look(self.observations, self.start_s)
 
     def _reserve(self, num_bytes: int) -> None:
         self.conversation.memory.reserve(num_bytes)

@@ -44,9 +44,10 @@ class Watching:
         if len(observations) != 1:
             return []
         try:
-            found = [] if self._watch is None else self._watch.look(observations[0])
+            leaves = flatten(observations[0])
+            found = [] if self._watch is None else self._watch.look(leaves)
             if self._pace is not None:
-                found += self._pace.asked(flatten(observations[0]), now_s)
+                found += self._pace.asked(leaves, now_s)
         except Exception:
             logger.exception("The observations of %s are not watched any more", self._address)
             self._watch = self._pace = None
