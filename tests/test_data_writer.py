@@ -253,6 +253,34 @@ def test_an_episode_that_does_not_fit_is_refused_and_the_rest_survives(tmp_path)
     assert len(LeRobotDataset(tmp_path / "set")) == 8
 
 
+LANGUAGE = {"action": {"dtype": "float32", "shape": (1,)}, "language_persistent": {"dtype": "language", "shape": (1,)}}
+SAID = [{"role": "assistant", "content": "reach", "style": "subtask", "timestamp": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{**SAID[0], "speaker": "me"}], r"'language_persistent' has a row with \['speaker'\]"),
+        ([{**SAID[0], "timestamp": "soon"}], "none of language"),
+        ([{**SAID[0], "tool_calls": [{1, 2}]}], "none of language"),
+        (["reach"], "none of language"),
+        (None, "none of language"),
+    ],
+)
+def test_language_is_written_frame_by_frame_and_what_is_none_is_refused(tmp_path, rows, message):
+    action = np.zeros((2, 1), np.float32)
+    calls = [{"type": "function", "function": {"name": "say"}}]
+    with LeRobotWriter(tmp_path / "set", fps=10, features=LANGUAGE) as writer:
+        writer.add_episode({"action": action, "language_persistent": [SAID, [{**SAID[0], "tool_calls": calls}]]}, "go")
+        with pytest.raises(ValueError, match=message):
+            writer.add_episode({"action": action, "language_persistent": [SAID, rows]}, "go")
+    told = LeRobotDataset(tmp_path / "set", columns=["language_persistent"]).column("language_persistent")
+    assert told.tolist() == [
+        [{**SAID[0], "camera": None, "tool_calls": None}],
+        [{**SAID[0], "camera": None, "tool_calls": calls}],
+    ]
+
+
 @pytest.mark.parametrize(
     ("feature", "message"),
     [

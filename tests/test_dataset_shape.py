@@ -90,12 +90,68 @@ def test_what_is_split_and_merged_again_is_what_it_was_and_metadata_are_read_onc
         assert again.metadata.features[key] == whole.metadata.features[key]
 
 
-def test_parts_keep_their_subtasks_and_language_that_is_left_out_is_told(tmp_path, caplog):
-    root = GOLDEN / "lerobot_061/datasets/annotated"
-    split(LeRobotMetadata.load(root), {tmp_path / "second": [1]})
-    assert {"'language_persistent' is language", "'language_events' is language"} <= {
-        record.getMessage().removeprefix("left out: ").partition(",")[0] for record in caplog.records
+ANNOTATED = GOLDEN / "lerobot_061/datasets/annotated"
+
+
+def assert_same_language(found: Path, expected: Path, begin: int = 0) -> None:
+    """Texts, and the type of the columns, of the episodes from a row on."""
+    names = ("language_persistent", "language_events", "subtask")
+    after, before = (LeRobotDataset(root, columns=names) for root in (found, expected))
+    for name in names:
+        assert after.column(name).tolist() == before.column(name).tolist()[begin:]
+    after, before = (pq.read_table(next(root.glob("data/*/*.parquet"))).schema for root in (found, expected))
+    assert [after.field(name) for name in names[:2]] == [before.field(name) for name in names[:2]]
+
+
+def test_parts_keep_what_is_told_frame_by_frame(tmp_path):
+    root = ANNOTATED
+    split(LeRobotMetadata.load(root), {tmp_path / "first": [0], tmp_path / "second": [1]})
+    assert_same_language(tmp_path / "second", root, LeRobotDataset(root).episode_bounds[1][0])
+    merge([LeRobotMetadata.load(tmp_path / name) for name in ("first", "second")], tmp_path / "again")
+    assert_same_language(tmp_path / "again", root)
+    assert not [
+        f for f in check_dataset(tmp_path / "again").findings if f.severity == "error" and f.group == "metadata"
+    ]
+
+
+def test_language_that_only_one_of_two_has_is_left_out_and_told(tmp_path, caplog):
+    shutil.copytree(ANNOTATED, tmp_path / "bare")
+    info = json.loads((tmp_path / "bare/meta/info.json").read_text())
+    del info["features"]["language_events"]
+    (tmp_path / "bare/meta/info.json").write_text(json.dumps(info))
+    merge([LeRobotMetadata.load(root) for root in (ANNOTATED, tmp_path / "bare")], tmp_path / "both")
+    assert "left out: 'language_events' is language, which not all of these datasets have" in caplog.messages
+    both = LeRobotMetadata.load(tmp_path / "both")
+    assert both.annotation_keys == ("language_persistent", "subtask")
+
+
+def test_shrunk_sets_keep_what_is_told_frame_by_frame(tmp_path):
+    words = ("--size", "32x32", "--codec", "images", "--workers", 0)
+    code, _, log = call("dataset", "shrink", ANNOTATED, tmp_path / "small", *words)
+    assert code == 0, log
+    assert_same_language(tmp_path / "small", ANNOTATED)
+    assert LeRobotMetadata.load(tmp_path / "small").subtasks == LeRobotMetadata.load(ANNOTATED).subtasks
+
+
+def test_shrunk_sets_keep_columns_of_text(tmp_path):
+    features = {
+        "action": {"dtype": "float32", "shape": (2,)},
+        "cam": {"dtype": "image", "shape": (16, 16, 3)},
+        "subtask": {"dtype": "string", "shape": (1,)},
     }
+    with LeRobotWriter(tmp_path / "set", fps=10, features=features) as writer:
+        for texts in (["reach"] * 2 + ["carry it"], ["", "lay it down", "lay it down"]):
+            frames = {"action": np.zeros((3, 2), np.float32), "cam": np.zeros((3, 16, 16, 3), np.uint8)}
+            writer.add_episode({**frames, "subtask": np.array(texts, object)}, "tidy up")
+    code, _, log = call("dataset", "shrink", tmp_path / "set", tmp_path / "small", "--size", "32x32", "--workers", 0)
+    assert code == 0, log
+    told = ["reach", "reach", "carry it", "", "lay it down", "lay it down"]
+    assert LeRobotDataset(tmp_path / "small").column("subtask").tolist() == told
+
+
+def test_parts_keep_their_subtasks_and_sets_of_other_ones_are_not_merged(tmp_path):
+    root = ANNOTATED
+    split(LeRobotMetadata.load(root), {tmp_path / "second": [1]})
     parts = [LeRobotMetadata.load(tmp_path / "second"), LeRobotMetadata.load(root)]
     assert parts[0].subtasks == parts[1].subtasks
     assert LeRobotDataset(tmp_path / "second", columns=["subtask"])[4]["subtask"] == "carry it"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -158,6 +159,7 @@ def _shrink(args: argparse.Namespace) -> None:
     from openpi.convert.engine import Options, convert
     from openpi.convert.formats.lerobot import ResizedDataset
     from openpi.convert.shrinking import compare
+    from openpi.data.lerobot.annotations import copy_subtasks
     from openpi.shared.pools import open_pool
 
     metadata, kept = _opened(args)
@@ -176,7 +178,8 @@ def _shrink(args: argparse.Namespace) -> None:
         episodes=tuple(order[number] for number in kept),
     )
     with open_pool(args.ray, args.workers) as pool:
-        convert(source, args.output, options, overwrite=args.overwrite, pool=pool)
+        beside = functools.partial(copy_subtasks, metadata.root)
+        convert(source, args.output, options, overwrite=args.overwrite, pool=pool, beside=beside)
     logger.info("written: %s", args.output)
     print(*compare(metadata.root, kept, args.output, args.size).lines(), sep="\n")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from openpi.convert.episode_work import TOLD, Job, Options, Plan, features_of, prepare, rate_of, task_of
@@ -42,6 +42,7 @@ def convert(
     skip_unusable: bool = False,
     num_workers: int | None = None,
     pool: Pool | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
 
@@ -52,6 +53,7 @@ def convert(
         num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
             guards itself with `if __name__ == "__main__"`.
         pool: instead of these; its workers see the recordings and `output` at the same paths.
+        beside: puts further files into the folder of the dataset, before that is there.
     Returns:
         `output`.
     Raises:
@@ -88,6 +90,8 @@ def convert(
         remarks = _assemble(used, writer)
         told = {"remarks": remarks, "left_out": unusable}
         content = provenance(source, options, [job.ref for job in used], scratch.path, pool)
+        if beside is not None:
+            beside(writer.temporary)
         run_metadata.write(writer.temporary, {**content, "fps": rate, **told})
     return output
 

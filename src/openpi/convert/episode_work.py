@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from openpi.convert.origin import FileGroup, groups
-from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, Source
+from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, Source, Texts
+from openpi.data.lerobot.annotations import LANGUAGE
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
 from openpi.data.lerobot.prepared import prepare_episode
@@ -156,6 +157,8 @@ def _values(key: str, column: RawColumn, plan: Plan) -> np.ndarray | FrameStream
     if isinstance(column, Numbers):
         with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
             return column.values.astype(feature["dtype"])
+    if isinstance(column, Texts):
+        return column.values
     assert feature["dtype"] in CAMERA_DTYPES
     frames = _watched(key, column, plan.options.swap_colors)
     return FrameStream(column.length, frames) if feature["dtype"] == "video" else np.stack(list(frames))
@@ -198,6 +201,8 @@ def _feature(column: RawColumn, use_videos: bool) -> Feature:
     if isinstance(column, Numbers):
         shape = list(column.values.shape[1:]) or [1]
         return {"dtype": _dtype(column.values), "shape": shape, "names": list(column.names) or None}
+    if isinstance(column, Texts):
+        return {"dtype": LANGUAGE if column.is_language else "string", "shape": [1], "names": None}
     shape, names = [*column.size_hw, 3], ["height", "width", "channel"]
     if column.is_chw:
         shape, names = [3, *column.size_hw], ["channels", "height", "width"]

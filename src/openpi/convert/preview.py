@@ -8,7 +8,7 @@ import numpy as np
 
 from openpi.convert.engine import chosen, first_readable
 from openpi.convert.episode_work import Options, features_of, rate_of
-from openpi.convert.source import Camera, Numbers, RawColumn, Source
+from openpi.convert.source import Camera, Numbers, RawColumn, Source, Texts
 from openpi.shared.errors import listed
 
 _MAX_DIMENSIONS = 20
@@ -54,6 +54,9 @@ def _described(column: RawColumn) -> Iterator[str]:
         first = next(iter(column.frames))
         color = first.reshape(-1, 3).mean(axis=0).round().tolist()
         yield f"      first picture {list(first.shape)}, mean color {color}"
+        return
+    if isinstance(column, Texts):
+        yield f"      first {str(column.values[0])[:_MAX_TASK]!r}"
         return
     values = column.values.reshape(len(column.values), -1)
     for number in range(min(values.shape[1], _MAX_DIMENSIONS)):

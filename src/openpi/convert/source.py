@@ -47,6 +47,21 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """A column of texts, or of rows of language as LeRobot 0.6 has them.
+
+    Attributes:
+        values: objects [n]: a str each, or a list of rows.
+        origin: where they come from, for people.
+        is_language: these are rows.
+    """
+
+    values: np.ndarray
+    origin: str
+    is_language: bool = False
+
+
+@dataclass(frozen=True)
 class Camera:
     """A column of pictures.
 
@@ -65,7 +80,7 @@ class Camera:
     is_chw: bool = False
 
 
-RawColumn: TypeAlias = Numbers | Camera
+RawColumn: TypeAlias = Numbers | Texts | Camera
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode
+from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, Texts
+from openpi.data.lerobot.annotations import is_annotation
 from openpi.data.lerobot.episode_check import size_hw
-from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
+from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names, is_numeric
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi_client.image_tools import resize_with_pad
@@ -49,14 +50,12 @@ class ResizedDataset:
     def read(self, ref: EpisodeRef) -> RawEpisode:
         metadata = _metadata(self.root)
         cameras = [key for key in metadata.camera_keys if self.cameras is None or key in self.cameras]
-        numbers = [key for key in metadata.column_keys if metadata.features[key]["dtype"] != "string"]
-        numbers = [key for key in numbers if key not in INDEX_FEATURES]
+        tabular = (*metadata.column_keys, *metadata.annotation_keys)
+        tabular = [key for key in metadata.features if key in tabular and key not in INDEX_FEATURES]
         dataset = LeRobotDataset(
-            self.root, episodes=[int(ref.place[0])], columns=[*numbers, *cameras], metadata=metadata
+            self.root, episodes=[int(ref.place[0])], columns=[*tabular, *cameras], metadata=metadata
         )
-        columns: dict[str, RawColumn] = {
-            key: Numbers(dataset.column(key), key, dimension_names(metadata.features[key])) for key in numbers
-        }
+        columns = {key: _column(dataset, key) for key in tabular}
         columns |= {key: self._camera(dataset, key) for key in cameras}
         tasks = [metadata.tasks[int(index)] for index in dataset.column("task_index")]
         left_out = [key for key in metadata.features if key not in columns and key not in INDEX_FEATURES]
@@ -77,6 +76,13 @@ class ResizedDataset:
     def _frames(self, dataset: LeRobotDataset, key: str) -> Iterator[np.ndarray]:
         for number in range(len(dataset)):
             yield resize_with_pad(dataset.camera_frames(key, 0, [number])[0], *self.size_hw)
+
+
+def _column(dataset: LeRobotDataset, key: str) -> RawColumn:
+    feature, values = dataset.metadata.features[key], dataset.column(key)
+    if is_numeric(feature):
+        return Numbers(values, key, dimension_names(feature))
+    return Texts(values, key, is_annotation(feature))
 
 
 @functools.lru_cache(maxsize=4)

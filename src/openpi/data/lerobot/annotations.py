@@ -10,7 +10,8 @@ Source: the specification of training data, 13.2; "Data needed" of the pi0.5 pap
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ SUBTASK, SUBTASK_INDEX = "subtask", "subtask_index"
 SUBTASKS_FILE = "meta/subtasks.parquet"
 
 LanguageRow = dict[str, Any]
+_TEXTS = ("role", "content", "style")
+_EVENTS = "language_events"  # whose rows have no time of their own
+_ROW = "for each frame a list of dicts, such as {'role': 'assistant', 'content': 'reach', 'style': 'subtask'}"
 
 
 def is_annotation(feature: Mapping[str, Any]) -> bool:
@@ -80,6 +84,42 @@ def _row(row: LanguageRow, name: str) -> LanguageRow:
     except ValueError as error:
         raise ValueError(f"{name}: tool_calls holds {calls}; expected JSON ({error})") from error
     return {**row, "tool_calls": read} if "tool_calls" in row else row
+
+
+def to_language(told: Sequence[Sequence[LanguageRow]], key: str) -> pa.Array:
+    """Inverse of `language_rows`: the column of a table, in the type that LeRobot 0.6 gives a column of this name.
+
+    Raises:
+        ValueError: a row has other fields, or other values in them.
+    """
+    kind = _language_type(key, pa.string())
+    fields = {field.name for field in kind.value_type}
+    try:
+        values = pa.array([[_stored_row(row, fields, key) for row in frame] for frame in told], kind)
+    except (pa.ArrowException, TypeError, AttributeError) as error:
+        raise ValueError(f"'{key}' has rows that are none of language ({error}); expected {_ROW}") from error
+    has_json = hasattr(pa, "json_")  # since pyarrow 19; before, the same texts under no name
+    return values.cast(_language_type(key, pa.json_(pa.string()))) if has_json else values
+
+
+def _language_type(key: str, call: pa.DataType) -> pa.DataType:
+    fields = [(name, pa.string()) for name in _TEXTS]
+    fields += [] if key == _EVENTS else [("timestamp", pa.float32())]
+    return pa.list_(pa.struct([*fields, ("camera", pa.string()), ("tool_calls", pa.list_(call))]))
+
+
+def _stored_row(row: LanguageRow, fields: set[str], key: str) -> LanguageRow:
+    if unknown := sorted(row.keys() - fields):
+        raise ValueError(f"'{key}' has a row with {unknown}; expected {_ROW}, and none but {sorted(fields)}")
+    calls = row.get("tool_calls")
+    return {**row, "tool_calls": calls and [json.dumps(call, separators=(",", ":")) for call in calls]}
+
+
+def copy_subtasks(root: Path, target: Path) -> None:
+    """The texts of `subtask_index`, if a dataset has them, into another that has the same indices."""
+    if (root / SUBTASKS_FILE).is_file():
+        (target / SUBTASKS_FILE).parent.mkdir(exist_ok=True)
+        shutil.copyfile(root / SUBTASKS_FILE, target / SUBTASKS_FILE)
 
 
 def read_subtasks(root: Path) -> dict[int, str]:

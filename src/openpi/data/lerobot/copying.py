@@ -17,7 +17,7 @@ import numpy as np
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.columns import read_rows_of
-from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -28,8 +28,8 @@ _LOOKED_AT = 10  # pictures of a camera of an episode, for its statistics
 
 
 def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
-    """Those that are copied: all but what is no camera here, such as depth, and annotations of language."""
-    kept = (*metadata.camera_keys, *metadata.column_keys)
+    """Those that are copied: all but what is no camera here, such as depth."""
+    kept = (*metadata.camera_keys, *metadata.column_keys, *metadata.annotation_keys)
     features = {k: f for k, f in metadata.features.items() if k in kept and k not in INDEX_FEATURES}
     return {key: {name: value for name, value in f.items() if name != "video_info"} for key, f in features.items()}
 
@@ -80,7 +80,7 @@ def _prepared(
                 encoded_again.append(key)
         else:
             columns[key] = _exact(dataset, key, position, feature)
-            if feature["dtype"] != "string":
+            if is_numeric(feature):
                 stats[key] = feature_stats.vector_stats(columns[key])
     number = dataset.episodes[position].index
     remark = f"episode {number}: {', '.join(encoded_again)} encoded again, because its video begins with no key frame"

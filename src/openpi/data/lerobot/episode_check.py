@@ -1,11 +1,13 @@
 """Do these features fit the format, and does this episode fit its features? Asked before anything is
 written."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from openpi.data.lerobot.annotations import is_annotation, to_language
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
 
 
@@ -68,11 +70,14 @@ def _check_feature(key: str, feature: Feature) -> None:
         if len(feature["shape"]) != 3 or 3 not in (feature["shape"][0], feature["shape"][2]):
             raise ValueError(f"camera '{key}' has shape {tuple(feature['shape'])}, expected (h, w, 3) or (3, h, w)")
         return
+    if is_annotation(feature):
+        return
     try:
         np.dtype("U" if feature["dtype"] == "string" else feature["dtype"])
     except TypeError:
         raise ValueError(
-            f"feature '{key}' has dtype '{feature['dtype']}'; possible are image, video, string and NumPy dtypes"
+            f"feature '{key}' has dtype '{feature['dtype']}'; possible are image, video, string, language and NumPy "
+            "dtypes"
         ) from None
 
 
@@ -81,6 +86,11 @@ def _check_values(key: str, values: np.ndarray | FrameStream, feature: Feature) 
         if feature["dtype"] != "video":
             raise ValueError(f"feature '{key}' has dtype '{feature['dtype']}'; only video is taken as a stream")
         return FrameStream(len(values), (_check_camera(key, frame[None], feature)[0] for frame in values))
+    if is_annotation(feature):
+        told = np.empty(len(values), object)  # lists of one length would become an axis
+        told[:] = list(values)
+        to_language([rows for rows, _ in itertools.groupby(told)], key)
+        return told
     values = np.asarray(values)
     if feature["dtype"] in CAMERA_DTYPES:
         return _check_camera(key, values, feature)

@@ -10,7 +10,7 @@ from openpi.data.lerobot.dimension_words import words
 from openpi.data.lerobot.meta_values import integer, shortened, wrong
 
 Feature = dict[str, Any]
-"""`{"dtype": "image" | "video" | "string" | numpy name, "shape": [...], "names": [...] | None, ...}`"""
+"""`{"dtype": "image" | "video" | "string" | "language" | numpy name, "shape": [...], "names": [...] | None, ...}`"""
 
 INDEX_FEATURES: Mapping[str, str] = {
     "timestamp": "float32",
@@ -79,6 +79,11 @@ def dimension_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(names, Mapping):
         names = [name for group in names.values() if isinstance(group, list) for name in group]
     return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+
+
+def is_numeric(feature: Feature) -> bool:
+    """True for columns of numbers and booleans, which have statistics."""
+    return is_tabular(feature) and feature["dtype"] != "string"
 
 
 def is_tabular(feature: Feature) -> bool:

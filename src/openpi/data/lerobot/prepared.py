@@ -5,6 +5,7 @@ Preparing needs no dataset, so other processes can do it, and `save` keeps the r
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import numpy as np
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import FrameStream, check_episode
-from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric
 
-_ARRAYS, _STATS = "columns.npz", "stats.json"
+_ARRAYS, _STATS = "columns.npz", "stats.json"  # texts and language, which are objects, are in the latter
 _PREFIX = "column/"  # NumPy's function has arguments of its own, such as `file`
 
 
@@ -39,11 +40,12 @@ class PreparedEpisode:
 
     def save(self, folder: Path) -> None:
         """Writes what is not a video; the videos must lie in `folder` already."""
-        arrays: dict[str, Any] = {f"{_PREFIX}{key}": values for key, values in self.columns.items()}
+        texts = {key: _runs(values) for key, values in self.columns.items() if values.dtype == object}
+        arrays: dict[str, Any] = {f"{_PREFIX}{key}": v for key, v in self.columns.items() if key not in texts}
         np.savez(folder / _ARRAYS, **arrays)
         stats = {key: {name: value.tolist() for name, value in values.items()} for key, values in self.stats.items()}
         videos = {key: path.name for key, path in self.videos.items()}
-        content = {"length": self.length, "stats": stats, "videos": videos}
+        content = {"length": self.length, "stats": stats, "videos": videos, "texts": texts}
         (folder / _STATS).write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
@@ -52,11 +54,23 @@ class PreparedEpisode:
         content = json.loads((folder / _STATS).read_text(encoding="utf-8"))
         with np.load(folder / _ARRAYS) as arrays:
             columns = {key.removeprefix(_PREFIX): arrays[key] for key in arrays.files}
+        columns |= {key: _of_runs(runs, content["length"]) for key, runs in content["texts"].items()}
         stats = {
             key: {name: np.asarray(value) for name, value in values.items()} for key, values in content["stats"].items()
         }
         videos = {key: folder / name for key, name in content["videos"].items()}
         return cls(content["length"], columns, videos, stats)
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, Any]]:
+    """Frames that say the same once: an episode's language is that of each of its frames."""
+    return [(len(list(frames)), value) for value, frames in itertools.groupby(values.tolist())]
+
+
+def _of_runs(runs: Iterable[tuple[int, Any]], length: int) -> np.ndarray:
+    values = np.empty(length, object)
+    values[:] = [value for count, value in runs for _ in range(count)]
+    return values
 
 
 def prepare_episode(
@@ -92,7 +106,7 @@ def prepare_episode(
         columns[key] = values
         if features[key]["dtype"] in CAMERA_DTYPES:
             stats[key] = feature_stats.image_stats(values)
-        elif features[key]["dtype"] != "string":
+        elif is_numeric(features[key]):
             stats[key] = feature_stats.vector_stats(values)
     return PreparedEpisode(length, columns, videos, stats)
 

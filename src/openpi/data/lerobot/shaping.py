@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openpi.data.lerobot.annotations import SUBTASKS_FILE
+from openpi.data.lerobot.annotations import SUBTASKS_FILE, copy_subtasks, is_annotation
 from openpi.data.lerobot.copying import copy_episodes, differences, kept_features
+from openpi.data.lerobot.features import Feature
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
@@ -76,7 +76,7 @@ def split(
     for output in parts:
         _check_new(output)
     for output, numbers in parts.items():
-        with _writer(output, metadata) as writer:
+        with _writer(output, metadata, kept_features(metadata)) as writer:
             _copy(LeRobotDataset(metadata.root, episodes=numbers, metadata=metadata), writer, on_episode)
             run_metadata.write(
                 writer.temporary, {"split_from": metadata.root.name, "episodes": list(numbers), **(told or {})}
@@ -86,14 +86,17 @@ def split(
 def merge(metadatas: Sequence[LeRobotMetadata], output: Path, on_episode: Callable[[], None] = lambda: None) -> None:
     """Writes all episodes of several datasets into a new one, in order; tasks are joined by their texts.
 
+    Language columns that not all of them have are left out.
+
     Raises:
         FileExistsError: `output` is there.
         ValueError: they differ in their rate, robot or features.
     """
     _check_new(output)
-    for other in metadatas[1:]:
-        _check_alike(metadatas[0], other)
-    with _writer(output, metadatas[0]) as writer:
+    features = _without_odd_language([kept_features(metadata) for metadata in metadatas])
+    for other, theirs in zip(metadatas[1:], features[1:], strict=True):
+        _check_alike(metadatas[0], other, differences(features[0], theirs))
+    with _writer(output, metadatas[0], features[0]) as writer:
         for metadata in metadatas:
             _copy(LeRobotDataset(metadata.root, metadata=metadata), writer, on_episode)
         counts = [{"dataset": each.root.name, "episodes": len(each.episodes)} for each in metadatas]
@@ -105,8 +108,15 @@ def _check_new(output: Path) -> None:
         raise FileExistsError(f"{output} exists; name a new folder")
 
 
-def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
-    told = differences(kept_features(first), kept_features(other))
+def _without_odd_language(features: Sequence[dict[str, Feature]]) -> list[dict[str, Feature]]:
+    """Episodes that nobody has annotated are no reason to keep others from them."""
+    odd = {key for each in features for key in each if is_annotation(each[key]) and any(key not in f for f in features)}
+    for key in sorted(odd):
+        logger.warning("left out: '%s' is language, which not all of these datasets have", key)
+    return [{key: feature for key, feature in each.items() if key not in odd} for each in features]
+
+
+def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata, told: list[str]) -> None:
     if first.fps != other.fps:
         told.append(f"fps is {first.fps:g} and {other.fps:g}")
     if first.robot_type != other.robot_type:
@@ -121,18 +131,13 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata) -> None:
 
 
 @contextlib.contextmanager
-def _writer(output: Path, metadata: LeRobotMetadata) -> Iterator[LeRobotWriter]:
-    reasons = dict.fromkeys(
-        set(metadata.annotation_keys) & set(metadata.features), "is language, which is not written here"
-    )
-    for key, reason in {**metadata.unreadable, **reasons}.items():
+def _writer(output: Path, metadata: LeRobotMetadata, features: Mapping[str, Feature]) -> Iterator[LeRobotWriter]:
+    for key, reason in metadata.unreadable.items():
         logger.warning("left out: '%s' %s", key, reason)
     fps = int(metadata.fps) if metadata.fps == int(metadata.fps) else metadata.fps
-    with LeRobotWriter(output, fps=fps, features=kept_features(metadata), robot_type=metadata.robot_type) as writer:
+    with LeRobotWriter(output, fps=fps, features=features, robot_type=metadata.robot_type) as writer:
         yield writer
-        if metadata.subtasks:
-            (writer.temporary / SUBTASKS_FILE).parent.mkdir(exist_ok=True)
-            shutil.copyfile(metadata.root / SUBTASKS_FILE, writer.temporary / SUBTASKS_FILE)
+        copy_subtasks(metadata.root, writer.temporary)
 
 
 def _copy(dataset: LeRobotDataset, writer: LeRobotWriter, on_episode: Callable[[], None]) -> None:

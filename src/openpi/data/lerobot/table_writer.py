@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from openpi.data.lerobot.annotations import is_annotation, to_language
 from openpi.data.lerobot.columns import to_arrow
 from openpi.data.lerobot.features import Feature
 
@@ -65,10 +66,13 @@ def to_table(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature])
     for key, feature in features.items():
         if feature["dtype"] == "image":
             arrays[key] = _encode_images(columns[key])
+        elif is_annotation(feature):
+            arrays[key] = to_language(columns[key].tolist(), key)
         elif feature["dtype"] != "video":
             arrays[key] = to_arrow(columns[key], feature)
     table = pa.table(arrays)
-    kinds = {key: _hub_type(features[key]) for key in arrays}
+    # Columns without an entry are what their own type says.
+    kinds = {key: _hub_type(features[key]) for key in arrays if not is_annotation(features[key])}
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
