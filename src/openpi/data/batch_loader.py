@@ -169,38 +169,24 @@ class SourceLoader:
             if self._executor is None:
                 self._executor = self._start()
                 weakref.finalize(self, self._executor.shutdown, wait=False, cancel_futures=True)
+            items, rows = _joined(batches) if self._together == 1 else _ascending(batches)
             if self._num_workers:
-                work = [[(item, self._source.describe(item)) for item in items] for items in batches]
-                future = self._executor.submit(_make_batches, work)
+                work = [(item, self._source.describe(item)) for item in items]
+                future = self._executor.submit(_make_batches, work, rows)
                 return [functools.partial(self._one_of, future, number, closed) for number in range(len(batches))]
-            if self._together == 1:
-                parts = [[self._executor.submit(self._make_here, [item]) for item in items] for items in batches]
-                return [functools.partial(self._joined, samples, closed) for samples in parts]
-            return self._in_order(self._executor, batches, closed)
+            size = 1 if self._together == 1 else -(-len(items) // _num_threads())
+            begins = range(0, len(items), size)
+            parts = [self._executor.submit(self._make_here, items[begin : begin + size]) for begin in begins]
+            return [functools.partial(self._stacked, parts, size, numbers, closed) for numbers in rows]
 
     def _one_of(self, future: "Future[list[Batch]]", number: int, closed: threading.Event) -> Batch:
         return self._result(future, closed)[number]
 
-    def _joined(self, parts: "Sequence[Future[list[Sample]]]", closed: threading.Event) -> Batch:
-        return stack([sample for part in parts for sample in self._result(part, closed)])
-
-    def _in_order(
-        self, executor: Executor, batches: Sequence[Sequence[Any]], closed: threading.Event
-    ) -> list[Callable[[], Batch]]:
-        """In threads: each makes a part of the items that lie next to each other."""
-        items = [item for batch in batches for item in batch]
-        order = sorted(range(len(items)), key=items.__getitem__)
-        size = -(-len(items) // _num_threads())
-        parts = [order[begin : begin + size] for begin in range(0, len(order), size)]
-        futures = [executor.submit(self._make_here, [items[i] for i in part]) for part in parts]
-        place_of = {i: (part, k) for part, numbers in enumerate(parts) for k, i in enumerate(numbers)}
-        ends = list(itertools.accumulate(map(len, batches), initial=0))
-
-        def batch(number: int) -> Batch:
-            places = [place_of[i] for i in range(ends[number], ends[number + 1])]
-            return stack([self._result(futures[part], closed)[k] for part, k in places])
-
-        return [functools.partial(batch, number) for number in range(len(batches))]
+    def _stacked(
+        self, parts: "Sequence[Future[list[Sample]]]", size: int, numbers: Sequence[int], closed: threading.Event
+    ) -> Batch:
+        """Of samples by number, of which each part makes as many."""
+        return stack([self._result(parts[i // size], closed)[i % size] for i in numbers])
 
     def _make_here(self, items: Sequence[Any]) -> list[Sample]:
         samples = []
@@ -251,6 +237,20 @@ class SourceLoader:
         return ProcessPoolExecutor(
             self._num_workers, context, initializer=_start_worker, initargs=(pickled, self._board)
         )
+
+
+def _joined(batches: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+    """Items of batches in one list, and where those of each batch are in there."""
+    ends = itertools.accumulate(map(len, batches), initial=0)
+    return [*itertools.chain(*batches)], [list(range(*bounds)) for bounds in itertools.pairwise(ends)]
+
+
+def _ascending(batches: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+    """As `_joined`, with those next to each other that are near each other in the dataset."""
+    items, rows = _joined(batches)
+    order = sorted(range(len(items)), key=items.__getitem__)
+    place = {number: i for i, number in enumerate(order)}
+    return [items[number] for number in order], [[place[number] for number in numbers] for numbers in rows]
 
 
 def _num_threads() -> int:
@@ -353,13 +353,10 @@ def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
         _make = pickle.loads(pickled)
 
 
-def _make_batches(work: Sequence[Sequence[tuple[Any, str]]]) -> list[Batch]:
-    """Of items, each with what to call it; those of several batches in ascending order."""
-    if len(work) == 1:
-        return [stack([_made(item, name) for item, name in work[0]])]
-    placed = [(item, name, batch, row) for batch, items in enumerate(work) for row, (item, name) in enumerate(items)]
-    made = {(batch, row): _made(item, name) for item, name, batch, row in sorted(placed)}
-    return [stack([made[batch, row] for row in range(len(items))]) for batch, items in enumerate(work)]
+def _make_batches(work: Sequence[tuple[Any, str]], rows: Sequence[Sequence[int]]) -> list[Batch]:
+    """Of items, each with what to call it, and the numbers of those that each batch has."""
+    made = [_made(item, name) for item, name in work]
+    return [stack([made[i] for i in numbers]) for numbers in rows]
 
 
 def _made(item: Any, name: str) -> Sample:

@@ -45,8 +45,13 @@ def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], li
         raise ValueError(
             f"holdout_episodes={holdout:g} of {total} episodes leaves {total - num_held} to train on; hold out fewer"
         )
-    order = np.random.default_rng(seed).permutation(total)
-    return sorted(order[num_held:].tolist()), sorted(order[:num_held].tolist())
+    order = _drawn(total, seed)
+    return sorted(order[num_held:]), sorted(order[:num_held])
+
+
+def _drawn(total: int, seed: int) -> list[int]:
+    """In which order episodes are held out."""
+    return np.random.default_rng(seed).permutation(total).tolist()
 
 
 def holds_out(config: TrainConfig, data_config: DataConfig) -> bool:
@@ -144,20 +149,21 @@ def _chosen(config: TrainConfig, data: RecipeData, num_devices: int) -> int:
     """How many episodes each dataset can spare: 5 % of the smallest, at least one, at most 20, more where these are no
     batch for all devices; none where a dataset is too small, or where the recipe names some.
     """
-    members = [(member, each) for member, each in data.members if isinstance(each, LeRobotDataset)]
-    if holds_out(config, data.config) or len(members) < len(data.datasets):  # a stream, or random data
+    datasets = [dataset for _, dataset in data.members if isinstance(dataset, LeRobotDataset)]
+    if holds_out(config, data.config) or len(datasets) < len(data.datasets):  # a stream, or random data
         return 0
-    totals = [len(dataset.metadata.episodes) for _, dataset in members]
+    totals = [len(dataset.metadata.episodes) for dataset in datasets]
     number = min(_MOST, max(1, math.ceil(_SHARE * min(totals))))
     off = "--holdout-episodes=N holds some out, and validates on them"
     if min(totals) < _FEWEST:
         logger.info("no episode is held out for validation, as there are only %d; %s", min(totals), off)
         return 0
-    train, validation = _fewest_frames(config, number, members)
-    while 0 < validation < num_devices and number < min(totals) - 1:
+    held = np.stack([_frames_held(dataset, config.seed)[: min(totals)] for dataset in datasets])
+    frames = np.array([sum(episode.length for episode in dataset.episodes) for dataset in datasets])
+    validation, train = held.min(axis=0), (frames[:, None] - held).min(axis=0)
+    while 0 < validation[number] < num_devices and number < min(totals) - 1:
         number += 1
-        train, validation = _fewest_frames(config, number, members)
-    if train < config.batch_size or validation < num_devices:
+    if train[number] < config.batch_size or validation[number] < num_devices:
         logger.info(
             "no episode is held out for validation: too few frames would be left for a batch, or be held out for one "
             "on %d device(s); %s",
@@ -173,19 +179,11 @@ def _chosen(config: TrainConfig, data: RecipeData, num_devices: int) -> int:
     return number
 
 
-def _fewest_frames(
-    config: TrainConfig, number: int, members: Sequence[tuple[DataConfig, LeRobotDataset]]
-) -> tuple[int, int]:
-    """Of a dataset: to train on, and to validate on, with so many episodes held out; 0 where the recipe excludes too
-    many.
-    """
-    spared = dataclasses.replace(config, holdout_episodes=number)
-    try:
-        splits = [(dataset, split_dataset(spared, data_config, dataset)) for data_config, dataset in members]
-    except ValueError:
-        return 0, 0
-    frames = [[num_frames(dataset, part) for part in split] for dataset, split in splits]
-    return min(train for train, _ in frames), min(validation for _, validation in frames)
+def _frames_held(dataset: LeRobotDataset, seed: int) -> np.ndarray:
+    """int[n + 1], frames to validate on with 0 to all n of the episodes held out; those that are excluded have none."""
+    lengths = {episode.index: episode.length for episode in dataset.episodes}
+    numbers = [episode.index for episode in dataset.metadata.episodes]
+    return np.cumsum([0, *(lengths.get(numbers[i], 0) for i in _drawn(len(numbers), seed))])
 
 
 def num_frames(dataset: LeRobotDataset, episodes: Sequence[int]) -> int:
