@@ -8,6 +8,7 @@ import pytest
 
 import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
+from openpi.policies import images
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ObservationError
 from openpi.policies.pace import Pace
@@ -125,8 +126,12 @@ def test_a_robot_that_stands_still_has_no_frozen_camera(seen):
 def test_a_prompt_may_be_written_a_little_otherwise(seen):
     stream = [{**observation, "prompt": np.array("Pick up the  CUBE.")} for observation in Arm(4).episode()]
     assert codes(seen, stream) == []
-    (told,) = Watch(seen).look({**stream[0], "prompt": b"pick up the ball"})
-    assert "the nearest is 'pick up the cube'" in told
+    watch = Watch(seen)
+    for _ in range(2):
+        (told,) = watch.look({**stream[0], "prompt": b"pick up the ball"})
+        assert "the nearest is 'pick up the cube'" in told
+    assert watch.look(stream[0]) == []
+    assert codes(seen, [{**stream[0], "prompt": ""}]) == ["prompt"]
 
 
 def test_the_nearest_prompt_is_found_by_its_words_however_long_what_was_sent_is():
@@ -277,8 +282,18 @@ def test_a_strict_server_refuses_a_wrong_rate_and_a_simulator_is_not_asked_for_o
 def test_a_view_does_not_depend_on_the_layout_and_takes_any_size():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     np.testing.assert_array_equal(view(image), view(np.moveaxis(image, -1, 0)))
+    np.testing.assert_array_equal(view(image[::-1, ::-1]), view(image[::-1, ::-1].copy()))
     for shape in ((4, 5, 3), (28, 28, 3), (720, 1280, 3)):
         assert view(np.full(shape, 77, np.uint8)).tolist() == [[77.0] * 8] * 8
+
+
+def test_an_image_is_looked_at_once_within_a_request_and_anew_in_the_next():
+    image = np.full((60, 80, 3), 77, np.uint8)
+    with images.looked_at_once():
+        assert images.cells(image) is images.cells(image)
+        assert images.cells(image.copy()) is not images.cells(image)
+    image[:] = 5  # a program may use one array for all of its pictures
+    assert images.channel_mean(image) == (5, 5, 5)
 
 
 @pytest.fixture(scope="module")
@@ -319,9 +334,11 @@ def test_what_training_saw_travels_with_the_contract_and_damage_is_refused(contr
     assert not [each for each in Watch(before).drift.averages() if each.key == "observation/image"]
 
 
-def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog):
-    checkpoint = write_checkpoint(tmp_path / "1")
-    contract.save(checkpoint)
+def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog, monkeypatch):
+    checkpoint, looked_at, look_at = write_checkpoint(tmp_path / "1"), [], images._cells
+    monkeypatch.setattr(images, "_cells", lambda image: (looked_at.append(image.shape), look_at(image))[1])
+    means = dict.fromkeys(contract.seen.cameras, (120.0, 100.0, 80.0))
+    dataclasses.replace(contract, camera_means=means).save(checkpoint)
     policy = create_trained_policy(tiny_arm.recipe, checkpoint, sample_kwargs={"num_steps": 1})
     assert policy.contract is not None and policy.contract.seen is not None
     observation = _observation()
@@ -329,6 +346,7 @@ def test_a_server_tells_the_robot_or_refuses(contract, tmp_path, caplog):
     with server_thread(lambda: policy) as (_, port):
         client = WebsocketClientPolicy("127.0.0.1", port)
         assert not [w for w in client.infer(observation).get("warnings", ()) if w.startswith("[prompt]")]
+        assert len(looked_at) == len(means)  # by several guards
         for _ in range(2):
             assert any(w.startswith("[prompt] prompt: 'fold the towel'") for w in client.infer(spoilt)["warnings"])
         client.close()
