@@ -2,12 +2,12 @@
 
     python benchmarks/host_overhead.py [--seconds 3] [--kernel exact|torch] [--threads 1]
 
-Times are of the processor (of all threads of this process, but with `--wall`), of a request, on average over 16 of them
-one after the other, and the least of many such averages: others on the machine do not count. The pipelines are those
-of the recipes `pi05_droid` and `pi05_aloha`, contracts included; images are as robots send them: two of DROID,
-[h, w, 3], three of ALOHA, [3, h, w]. The robot moves through a room that training saw in as many views as a contract
-keeps. The path is what a session's thread does: `Policy.infer`, with the guards of the contract and the range, and the
-watch; how a message is decoded is in `round_trip.py`.
+Times are of the processor (of all threads of this process, but with `--wall`): of each observation the least of all its
+turns, and of these the average, since others on the machine do not count. The pipelines are those of the recipes
+`pi05_droid` and `pi05_aloha`, contracts included; images are as robots send them: two of DROID, [h, w, 3], three of
+ALOHA, [3, h, w]. The robot moves through a room that training saw in as many views as a contract keeps. The path is
+what a session's thread does: `Policy.infer`, with the guards of the contract and the range, and the watch; how a
+message is decoded is in `round_trip.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from openpi_client import image_tools
 TOKENIZER = Path(__file__).parents[1] / "tests/golden/tokenizers/tiny_paligemma_tokenizer.model"
 SIZES = ((224, 224), (480, 640), (720, 1280))
 WIDTHS = {"pi05_droid": 8, "pi05_aloha": 14}
-REQUESTS = 16
 EXAMPLES = {"pi05_droid": make_droid_example, "pi05_aloha": make_aloha_example}
 
 
@@ -163,15 +162,16 @@ def least_ms(
     seconds: float,
     clock: Callable[[], float],
 ) -> dict[str, float]:
-    end, least, now_s = time.perf_counter() + seconds, dict.fromkeys(parts, np.inf), 0.0
+    end, now_s = time.perf_counter() + seconds, 0.0
+    least = {name: [np.inf] * len(stream) for name in parts}
     while time.perf_counter() < end:
         for name, part in parts.items():
-            begin = clock()
-            for i in range(REQUESTS):
-                part(stream[i % len(stream)], now_s + 0.5 * i)
-            least[name] = min(least[name], (clock() - begin) / REQUESTS)
-        now_s += 0.5 * REQUESTS
-    return {name: 1e3 * value for name, value in least.items()}
+            for i, observation in enumerate(stream):
+                begin = clock()
+                part(observation, now_s + 0.5 * i)
+                least[name][i] = min(least[name][i], clock() - begin)
+        now_s += 0.5 * len(stream)
+    return {name: 1e3 * sum(values) / len(values) for name, values in least.items()}
 
 
 def main() -> None:

@@ -6,12 +6,11 @@ What training saw is taken from all episodes but some; those are played as a rob
 each way. A stream counts as told of when the code of its fault comes within 20 observations; any code in a clean stream
 is a false alarm. Then the same episodes one after the other, each from beginning to end, as one long session in which
 something changes little by little; and as sessions at the right rate and at wrong ones, with the recorded actions as
-answers. Prints the tables, and the time of a look.
+answers. Prints the tables; what a look takes is in `host_overhead.py`.
 """
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -198,10 +197,6 @@ def main() -> None:
         print(f"| {name} | {told} | {other} | {len(played)} |")
     slow(seen, Moments(config, data_config, held))
     rates(config, data_config, held, seen)
-    watch, start = Watch(seen), time.process_time()
-    for observation in played[0] * 10:
-        watch.look(observation)
-    print(f"\nA look takes {100 * (time.process_time() - start) / len(played[0]):.3f} ms of processor time on average.")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from openpi.shared.typed_values import fitted_fields
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
+_TOO_LARGE = np.float64(2.0**128 - 2.0**103)  # what float32 rounds to infinity, from here on
 _LARGEST_ITEM_BYTES = 8  # models take no long doubles, and one would spoil the batch of others
 
 
@@ -368,8 +369,7 @@ class Contract:
 
 def is_finite(values: np.ndarray) -> np.ndarray:
     """bool, of the shape of `values`: finite as float32, which models compute with and most robots read."""
-    with np.errstate(over="ignore"):
-        return np.isfinite(np.asarray(values).astype(np.float32))
+    return np.abs(values) < _TOO_LARGE
 
 
 def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
@@ -471,8 +471,9 @@ def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
             f"'{vector.key}' has shape {values.shape}; expected ({vector.width},): "
             f"{', '.join(vector.names)}. Is this the checkpoint of another robot?"
         )
-    bad = [vector.names[i] for i in np.flatnonzero(~is_finite(values))]
-    if bad:
+    finite = is_finite(values)
+    if not finite.all():
+        bad = [vector.names[i] for i in np.flatnonzero(~finite)]
         raise ValueError(
             f"'{vector.key}' has NaN or infinity in {', '.join(bad)}; expected numbers that are finite in float32"
         )

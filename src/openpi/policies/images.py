@@ -172,6 +172,11 @@ def looks_bgr(mean: tuple[float, float, float], training_mean: tuple[float, floa
     """
     if not has_cast(training_mean):
         return False
-    # Brightness is taken out: a darker room is no reason for alarm.
-    found, expected = ([value - sum(values) / 3 for value in values] for values in (mean, training_mean))
+    found, expected = _cast(mean), _cast(training_mean)
     return 2 * math.dist(found[::-1], expected) < math.dist(found, expected)
+
+
+def _cast(mean: tuple[float, float, float]) -> list[float]:
+    """Brightness taken out: a darker room is no reason for alarm."""
+    grey = sum(mean) / 3
+    return [value - grey for value in mean]

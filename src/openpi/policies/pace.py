@@ -86,17 +86,18 @@ class Pace:
         """How many rows of the last chunk go as far as the robot went, in the same direction."""
         if self._chunk is None or len(self._chunk) < 2 or len(moved) <= self._follows[-1]:
             return 0
-        rows = self._chunk[:, self._follows] / self._span
         assert self._state is not None
         # What does not go where it is told, as a hand around something, shows nothing.
-        goes = np.abs(rows[0] - self._state[self._follows] / self._span) < _NEAR
-        rows, went = rows[:, goes], (moved[self._follows] / self._span)[goes]
+        goes = np.abs(self._chunk[0, self._follows] - self._state[self._follows]) < _NEAR * self._span
+        goes, span = self._follows[goes], self._span[goes]
+        went = moved[goes] / span
         length = float(np.sqrt(went @ went))
         if length < _MOVED:
             return 0
+        rows = self._chunk[:, goes] / span
         # The robot lags, by as much at the beginning as at the end: rows are compared by what lies between them.
-        path = np.concatenate([rows - rows[0], [2 * rows[-1] - rows[-2] - rows[0]]])
-        errors = np.square(path - went).sum(axis=1)
+        path = np.concatenate([rows, 2 * rows[-1:] - rows[-2:-1]]) - (rows[0] + went)
+        errors = np.add.reduce(path * path, axis=1)
         best = int(errors.argmin())
         return best if np.sqrt(errors[best]) < _FITS * length else 0
 

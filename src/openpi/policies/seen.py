@@ -34,7 +34,7 @@ def direction(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     flat = views.reshape(*views.shape[:-2], SIDE * SIDE).astype(np.float32)
     flat -= np.add.reduce(flat, axis=-1, keepdims=True) / SIDE**2
-    length = np.sqrt(np.einsum("...i,...i", flat, flat))
+    length = np.sqrt(np.add.reduce(flat * flat, axis=-1))
     flat /= np.maximum(length, 1e-6)[..., None]
     return flat, length / SIDE
 
