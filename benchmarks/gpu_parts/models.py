@@ -38,10 +38,15 @@ def fill(parameters: dict[str, Any]) -> None:
     """With random numbers, the same each time."""
     import torch
 
+    from openpi.models_pytorch.int8_rows import Int8Rows
+
     generator = torch.Generator(next(iter(parameters.values())).device).manual_seed(0)
     with torch.no_grad():
         for value in parameters.values():
-            value.normal_(std=_STD, generator=generator)
+            if isinstance(value, Int8Rows):
+                value.copy_(torch.randn(value.shape, device=value.device, generator=generator) * _STD)
+            else:
+                value.normal_(std=_STD, generator=generator)
 
 
 def pytorch_sampler(config: Any, *, compile_mode: str | None, uses_graphs: bool, calibration: Any = None) -> Any:

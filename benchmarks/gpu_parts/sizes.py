@@ -113,6 +113,10 @@ def _lora(backend: str) -> Training:
     return Training(_trained("pi0_libero_low_mem_finetune", backend), 2, 32, "recipe pi0_libero_low_mem_finetune")
 
 
+def _lora_24gb(backend: str) -> Training:
+    return Training(_trained("pi05_libero_lora_24gb", backend), 2, 32, "recipe pi05_libero_lora_24gb")
+
+
 def _24gb(backend: str) -> Training:
     """All weights of pi0.5 in as little memory as the backend can."""
     if backend == "pytorch":
@@ -127,7 +131,7 @@ FULL = Size(
     shapes=_shapes(),
     fast=Pi0FASTConfig(action_dim=7, action_horizon=10, max_token_len=180),
     tokens=(16, 144),
-    training={"full": _full, "libero": _libero, "lora": _lora, "24 GB": _24gb},
+    training={"full": _full, "libero": _libero, "lora": _lora, "24 GB": _24gb, "LoRA 24 GB": _lora_24gb},
     seconds=6.0,
     compiles=True,
     gemm_side=8192,

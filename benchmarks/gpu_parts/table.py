@@ -57,6 +57,7 @@ _PARTS = (
     _training("pytorch", "24 GB", 50),
     _training("pytorch", "libero", 60),
     _training("pytorch", "lora", 50),
+    _training("pytorch", "LoRA 24 GB", 50),
     _part("start/pytorch", start.again, 60, 25, "pytorch", backend="pytorch"),
     _part("start/jax", start.again, 60, 25, "jax", backend="jax"),
     _part("tokens/jax", tokens.tokens, 70, 30, "jax", backend="jax"),
