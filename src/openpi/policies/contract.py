@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 
@@ -28,8 +28,13 @@ from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
 from openpi.shared.ranges import Range, WholeNumber
-from openpi.shared.tree import check_paths_differ, flatten
+from openpi.shared.strict_json import Json
+from openpi.shared.tree import Tree, check_paths_differ, flatten
 from openpi.shared.typed_values import fitted_fields
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import ModelType
+
 
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
@@ -44,7 +49,7 @@ class ModelDescription(Protocol):
     @property
     def action_horizon(self) -> int: ...
     @property
-    def model_type(self) -> Any: ...
+    def model_type(self) -> ModelType: ...
 
 
 class NoSpecError(ValueError):
@@ -109,7 +114,7 @@ class Contract:
         data_config: DataHalf,
         model_config: ModelDescription,
         *,
-        sample: Mapping[str, Any] | None = None,
+        sample: Mapping[str, object] | None = None,
         control_hz: float | None = None,
         state_names: Iterable[str] | None = None,
         action_names: Iterable[str] | None = None,
@@ -182,7 +187,7 @@ class Contract:
         """As `load`; None where there is no such file."""
         return cls.load(directory) if (directory / CONTRACT_FILE).is_file() else None
 
-    def check(self, observation: Mapping[str, Any]) -> None:
+    def check(self, observation: Mapping[str, object]) -> None:
         """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
         check_paths_differ(observation)
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
@@ -199,7 +204,7 @@ class Contract:
         if prompt is not None:
             _check_prompt(prompt)
 
-    def check_vectors(self, observation: Mapping[str, Any]) -> None:
+    def check_vectors(self, observation: Mapping[str, object]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
         leaves = flatten(observation)
         for vector in self.state:
@@ -218,7 +223,7 @@ class Contract:
                 "or correct its RobotSpec"
             )
 
-    def _check_cameras(self, leaves: Mapping[str, Any], found: list[str]) -> None:
+    def _check_cameras(self, leaves: Mapping[str, object], found: list[str]) -> None:
         known = {camera.key: camera for camera in self.cameras}
         required = [camera.key for camera in self.cameras if camera.required]
         missing = [key for key in required if key not in leaves]
@@ -237,7 +242,7 @@ class Contract:
             if key in leaves:
                 _check_image(known[key], np.asarray(leaves[key]))
 
-    def warnings(self, observation: Mapping[str, Any]) -> list[str]:
+    def warnings(self, observation: Mapping[str, object]) -> list[str]:
         """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.
 
         Each begins with its subject and a colon, so that a caller can say it once.
@@ -297,7 +302,7 @@ class Contract:
             if mine.get(key) != theirs.get(key)
         ]
 
-    def as_metadata(self) -> dict[str, Any]:
+    def as_metadata(self) -> dict[str, object]:
         """What a robot's program needs, as plain data for the handshake of a server."""
         return {
             "robot": self.robot,
@@ -323,7 +328,7 @@ class Contract:
             "default_prompt": self.default_prompt,
         }
 
-    def _safety_metadata(self) -> dict[str, list[Any]]:
+    def _safety_metadata(self) -> dict[str, list[object]]:
         """What of it is known."""
         found = {"hold": self.hold or None, "low": self.action_low, "high": self.action_high}
         found["max_step"] = self.action_max_step
@@ -372,7 +377,7 @@ def is_finite(values: np.ndarray) -> np.ndarray:
     return np.abs(values) < _TOO_LARGE
 
 
-def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
+def _spec_of_sample(sample: Tree | None, widths: Mapping[str, int]) -> RobotSpec:
     if sample is None:
         raise NoSpecError(
             "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
@@ -392,7 +397,7 @@ def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tup
     return dataclasses.replace(spec, actions=actions, state=state)
 
 
-def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:
+def _relative_dims(transforms: Iterable[object], width: int) -> tuple[bool, ...]:
     relative = np.zeros(width, dtype=bool)
     for transform in transforms:
         if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
@@ -401,7 +406,7 @@ def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:
     return tuple(relative.tolist())
 
 
-def _default_prompt(transforms: Iterable[Any]) -> str | None:
+def _default_prompt(transforms: Iterable[object]) -> str | None:
     prompts = (t.prompt for t in transforms if isinstance(t, _transforms.InjectDefaultPrompt))
     return next((prompt for prompt in prompts if prompt is not None), None)
 
@@ -438,7 +443,7 @@ def _not_uint8(image: np.ndarray, key: str) -> str:
     )
 
 
-def _check_prompt(prompt: Any) -> None:
+def _check_prompt(prompt: object) -> None:
     """Raises ValueError unless it is one text that a tokenizer can read."""
     values = np.asarray(prompt)
     if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
@@ -452,7 +457,7 @@ def _check_prompt(prompt: Any) -> None:
         raise ValueError("'prompt' holds characters that there are not; expected text in UTF-8") from error
 
 
-def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
+def _check_vector(vector: VectorSpec, leaves: Mapping[str, object]) -> None:
     if vector.key not in leaves:
         raise ValueError(
             f"observation is missing '{vector.key}' (found: {listed(leaves)}); expected {vector.width} "
@@ -479,7 +484,7 @@ def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
         )
 
 
-def _from_json(document: dict[str, Any]) -> Contract:
+def _from_json(document: Json) -> Contract:
     if document["version"] != _VERSION:
         raise ValueError(f"version {document['version']}, expected {_VERSION}")
     fields = {f.name: document[f.name] for f in dataclasses.fields(Contract) if f.name in document}
@@ -527,11 +532,11 @@ def _check_bounds(contract: Contract) -> None:
             raise ValueError(f"contract.{name} has the keys {listed(keys)}; expected each once")
 
 
-def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
+def _vector_metadata(vector: VectorSpec) -> dict[str, object]:
     return {"key": vector.key, "width": vector.width, "names": list(vector.names), "units": list(vector.units)}
 
 
-def _camera(entry: dict[str, Any]) -> CameraSpec:
+def _camera(entry: Json) -> CameraSpec:
     camera = CameraSpec(**fitted_fields(CameraSpec, entry, "camera"))
     if camera.shape is not None:  # servers make an image of this size to warm up with
         height, width = camera.shape
@@ -541,7 +546,7 @@ def _camera(entry: dict[str, Any]) -> CameraSpec:
     return camera
 
 
-def _vector(entry: dict[str, Any]) -> VectorSpec:
+def _vector(entry: Json) -> VectorSpec:
     return VectorSpec(**fitted_fields(VectorSpec, {name: entry[name] for name in ("key", "names", "units")}, "vector"))
 
 
@@ -565,7 +570,7 @@ def _dims(vector: VectorSpec) -> str:
     return "; ".join(f"{', '.join(names)} ({unit})" for names, unit in groups)
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
