@@ -8,17 +8,22 @@ import json
 import logging
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openpi.convert.formats import format_class, summaries
+from openpi.shared.strict_json import Json
 from openpi_client import docstrings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 logger = logging.getLogger(__name__)
 
 
-def add_parsers(formats: Any, argv: Sequence[str]) -> None:
+def add_parsers(formats: argparse._SubParsersAction[argparse.ArgumentParser], argv: Sequence[str]) -> None:
     """A parser for each format, behind which `run` stands; flags of its own for the one in `argv`."""
     for word, summary in summaries().items():
         parser = formats.add_parser(word, help=summary, description=summary)
@@ -84,14 +89,14 @@ def run(args: argparse.Namespace) -> None:
     logger.info("written: %s", args.output)
 
 
-def _value(kind: Any, name: str, given: Any) -> Any:
+def _value(kind: object, name: str, given: Any) -> Any:
     """What a flag says; of a field that is read from a file, what the file says."""
     parts = typing.get_args(typing.get_type_hints(kind)[name])
     load = next((part.load for part in parts if hasattr(part, "load")), None)
     return load(given.expanduser()) if load is not None and given is not None else given
 
 
-def _readers(kind: Any) -> dict[str, Any]:
+def _readers(kind: type[DataclassInstance]) -> Json:
     """What a format is given that no file says."""
     if not any(field.name == "read_session" for field in dataclasses.fields(kind)):
         return {}
@@ -100,17 +105,17 @@ def _readers(kind: Any) -> dict[str, Any]:
     return {"read_session": read_session}
 
 
-def _write_draft(path: Path, content: dict[str, Any]) -> None:
+def _write_draft(path: Path, content: Mapping[str, object]) -> None:
     with path.open("x", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
     logger.info("written: %s. Look through it, then convert with --mapping %s", path, path)
 
 
-def _fields(kind: Any) -> list[dataclasses.Field[Any]]:
+def _fields(kind: Any) -> list[dataclasses.Field[object]]:
     return [field for field in dataclasses.fields(kind) if field.name != "root" and field.repr]
 
 
-def _add_fields(parser: argparse.ArgumentParser, kind: Any) -> None:
+def _add_fields(parser: argparse.ArgumentParser, kind: object) -> None:
     told = docstrings.attributes(kind.__doc__ or "")
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):

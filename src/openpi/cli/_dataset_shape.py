@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
+    from openpi.shared.strict_json import Json
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ SUMMARIES = {
 }
 
 
-def add_parsers(verbs: Any) -> None:
+def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parsers = {
         verb: verbs.add_parser(
             verb,
@@ -94,7 +95,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--exclude-where", metavar="CONDITION", help="such as 'length < 50 or max(abs(action)) > 3'")
 
 
-def _part(text: str) -> tuple[Path, Any]:
+def _part(text: str) -> tuple[Path, object]:
     name, _, part = text.rpartition("=")
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} names no folder; expected OUT=PART, such as train=0.9")
@@ -219,7 +220,7 @@ def _view(args: argparse.Namespace) -> None:
         server.serve_forever()
 
 
-def describe(metadata: LeRobotMetadata) -> dict[str, Any]:
+def describe(metadata: LeRobotMetadata) -> dict[str, object]:
     """A dataset in numbers, by its metadata alone, as JSON."""
     from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
 
@@ -252,7 +253,7 @@ def describe(metadata: LeRobotMetadata) -> dict[str, Any]:
     }
 
 
-def _told(found: dict[str, Any]) -> Sequence[str]:
+def _told(found: Json) -> Sequence[str]:
     length = found["length"]
     lines = [
         f"{found['dataset']}: LeRobot {found['version']}, robot {found['robot_type'] or '(nobody says)'}",

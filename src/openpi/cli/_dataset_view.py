@@ -10,11 +10,11 @@ import importlib.resources
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ class Pages:
     def _has(self, position: int) -> bool:
         return position < len(self._dataset.episodes)
 
-    def _overview(self) -> dict[str, Any]:
+    def _overview(self) -> dict[str, object]:
         metadata = self._dataset.metadata
         codes: dict[int, set[str]] = {}
         for finding in self._findings:
@@ -82,7 +82,7 @@ class Pages:
             "episodes": episodes,
         }
 
-    def _episode(self, position: int) -> dict[str, Any]:
+    def _episode(self, position: int) -> dict[str, object]:
         episode = self._dataset.episodes[position]
         begin, end = self._dataset.episode_bounds[position]
         tasks = dict.fromkeys(self._dataset.column("task_index")[begin:end].tolist())
@@ -94,7 +94,7 @@ class Pages:
             "signals": [self._signal(key, slice(begin, end)) for key in self._vectors],
         }
 
-    def _signal(self, key: str, rows: slice) -> dict[str, Any]:
+    def _signal(self, key: str, rows: slice) -> dict[str, object]:
         values = self._dataset.column(key)[rows].astype(np.float64)
         values = values.reshape(len(values), -1).T
         names = dimension_names(self._dataset.metadata.features[key])
@@ -141,5 +141,5 @@ class _InOneThread:
         return NONE
 
 
-def _json(content: dict[str, Any]) -> Answer:
+def _json(content: Mapping[str, object]) -> Answer:
     return HTTPStatus.OK, "application/json", json.dumps(content, ensure_ascii=False).encode()

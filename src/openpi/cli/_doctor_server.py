@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
 from openpi.training.data.moments import Moment, Moments
+from openpi_client.base_policy import Observation, Reply
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)
@@ -158,13 +158,13 @@ class _Asking:
         ours = np.stack([[np.asarray(answer["actions"], np.float64) for answer in each] for each in local])
         return list(model_differences.other_noise(ours, theirs)), not_compared
 
-    def _ask(self, observation: dict[str, Any]) -> Mapping[str, Any]:
+    def _ask(self, observation: Observation) -> Reply:
         try:
             return self.client.infer(observation)
         except RuntimeError as error:
             raise _RefusedError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
 
-    def _local(self, observations: Sequence[Mapping[str, Any]], samples: int) -> list[list[dict[str, Any]]]:
+    def _local(self, observations: Sequence[Mapping[str, object]], samples: int) -> list[list[Reply]]:
         """Answers of the checkpoint in this process; a single one of each is from the noise that the server has."""
         from openpi.cli.infer import load_policy
 

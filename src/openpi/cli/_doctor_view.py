@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from openpi.evaluation.difference import STAGES, Difference
 
@@ -28,7 +27,7 @@ class Diagnosis:
     def first(self) -> Difference | None:
         return min(self.differences, key=lambda found: STAGES.index(found.stage), default=None)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {
             "about": self.about,
             "stages": {stage: self._verdict(stage) for stage in STAGES},

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 _PACKAGES = (
     *("openpi", "openpi-client", "numpy", "jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt"),
@@ -55,7 +54,7 @@ class Facts:
     def problems(self) -> list[str]:
         return judge(self)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "problems": self.problems}
 
     def as_text(self) -> str:

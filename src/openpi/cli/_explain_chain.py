@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from openpi.training.config import TrainConfig
 from openpi.training.data.sample_trace import Step
 from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
+
+if TYPE_CHECKING:
+    from openpi.transforms import DataTransformFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,7 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
     return Recording(sample, about, steps, _feature_names(dataset), length, unread)
 
 
-def steps_of(chain: Iterable[Any], data_config: DataConfig) -> tuple[Step, ...]:
+def steps_of(chain: Iterable[DataTransformFn], data_config: DataConfig) -> tuple[Step, ...]:
     """The transforms of a chain, each with the part of the recipe it belongs to."""
     groups = {
         "repack": data_config.repack_transforms,
@@ -111,7 +114,7 @@ def dimension_names(
     return {key: features[source] for key in ("state", "actions") if (source := sources.get(key)) in features}
 
 
-def _part(transform: Any) -> str:
+def _part(transform: object) -> str:
     match transform:
         case transforms.Normalize() | transforms.Unnormalize():
             return "statistics"

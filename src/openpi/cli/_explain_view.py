@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from openpi.training.data.sample_checks import Finding
 from openpi.training.data.sample_trace import Leaf
@@ -31,7 +31,7 @@ class StageReport:
     removed: Sequence[str]
     findings: Sequence[Finding]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {
             "direction": self.direction,
             "title": self.title,
@@ -128,7 +128,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["   " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _leaf_as_json(leaf: Leaf) -> dict[str, Any]:
+def _leaf_as_json(leaf: Leaf) -> dict[str, object]:
     low, mean, high = leaf.range or (None, None, None)
     finite = {name: _finite(x) for name, x in (("min", low), ("mean", mean), ("max", high))}
     return {

@@ -10,7 +10,6 @@ import dataclasses
 import string
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from openpi.cli._init_choices import Choice, Decision
 
@@ -100,7 +99,7 @@ def _constant(choice: Choice) -> str:
     return f"{_comment(comment)}{choice.name} = FILL_IN(\n{arguments})\n"
 
 
-def _assignment(name: str, value: Any, reason: str) -> str:
+def _assignment(name: str, value: object, reason: str) -> str:
     literal = _literal(value, start=len(name) + 3)
     if isinstance(value, str) and len(name) + 3 + len(literal) > _WIDTH >= 4 + len(literal):
         literal = f"(\n    {literal}\n)"
@@ -113,7 +112,7 @@ def _comment(text: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(printable, _WIDTH - 2, break_on_hyphens=False))
 
 
-def _literal(value: Any, indent: int = 0, start: int | None = None) -> str:
+def _literal(value: object, indent: int = 0, start: int | None = None) -> str:
     """A literal on one line if it fits, else one item a line; `start` is where its line has got to."""
     flat = _flat(value)
     fits = (indent if start is None else start) + len(flat) + 1 <= _WIDTH
@@ -129,7 +128,7 @@ def _literal(value: Any, indent: int = 0, start: int | None = None) -> str:
     return f"{opening}\n{body}{' ' * indent}{closing}"
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     if isinstance(value, str):
         text = repr(value)
         # Double quotes, unless that needs more escapes.

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from openpi.models import gemma_config, siglip_config
 from openpi.models.model_config import ModelType
@@ -16,6 +16,7 @@ from openpi.shared.errors import listed
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models.gemma_config import GemmaConfig
+    from openpi.models.model_config import PaliGemmaConfig
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
     from openpi.weights.lerobot_writer import LeRobotRobot
@@ -38,7 +39,7 @@ class Plan:
     variants: dict[str, str]
     norm_stats: Mapping[str, NormStats] | None
 
-    def write(self, folder: Path, model: Any, *, dtype: str) -> None:
+    def write(self, folder: Path, model: PaliGemmaConfig, *, dtype: str) -> None:
         """Everything but the weights."""
         from openpi.weights import lerobot_writer
 
@@ -61,17 +62,18 @@ def plan(
     from openpi.policies.contract import Contract
 
     data_config = policy_config.data_config_of(recipe, checkpoint)
-    described = lerobot_robot.describe(data_config, recipe.model, checkpoint.read(Contract.find))
+    model = cast("PaliGemmaConfig", recipe.model)
+    described = lerobot_robot.describe(data_config, model, checkpoint.read(Contract.find))
     losses = () if norm_stats is None else described.losses
-    found = () if any_model else tuple(obstacles(recipe.model))
+    found = () if any_model else tuple(obstacles(model))
     if losses or found:
         raise ValueError(_refusal(losses, found))
     if norm_stats is not None:
         for note in described.notes:
             logger.warning("%s", note)
         _check_stats(norm_stats, described.robot)
-    robot = described.robot or lerobot_robot.bare_robot(data_config, recipe.model)
-    return Plan(robot, variants(recipe.model), norm_stats)
+    robot = described.robot or lerobot_robot.bare_robot(data_config, model)
+    return Plan(robot, variants(model), norm_stats)
 
 
 def _check_stats(norm_stats: Mapping[str, NormStats], robot: LeRobotRobot | None) -> None:
@@ -96,13 +98,13 @@ def _refusal(losses: tuple[str, ...], obstacles: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def variants(model_config: Any) -> dict[str, str]:
+def variants(model_config: PaliGemmaConfig) -> dict[str, str]:
     """The fields of LeRobot's config that name the sizes; those that it has no name for are left out."""
     found = {field: _name(field, size) for field, size in zip(_SIZES, model_config.experts, strict=False)}
     return {field: name for field, name in found.items() if name is not None}
 
 
-def obstacles(model_config: Any) -> Iterator[str]:
+def obstacles(model_config: PaliGemmaConfig) -> Iterator[str]:
     """Why LeRobot cannot build this model, or would build another one; nothing if it can."""
     for field, size in zip(_SIZES, model_config.experts, strict=False):
         if _name(field, size) is None:
@@ -113,7 +115,7 @@ def obstacles(model_config: Any) -> Iterator[str]:
     yield from _prompt_obstacles(model_config)
 
 
-def _image_obstacles(model_config: Any) -> Iterator[str]:
+def _image_obstacles(model_config: PaliGemmaConfig) -> Iterator[str]:
     height, width = model_config.image_resolution
     if model_config.model_type is ModelType.PI0_FAST and (height, width) != _RESOLUTION:
         yield f"image_resolution={(height, width)}: it builds pi0-FAST for {_RESOLUTION} only"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy, read_npz
 from openpi.shared.tree import flatten, unflatten
+from openpi_client.base_policy import Observation
 
 
-def load_observation(path: Path | str) -> dict[str, Any]:
+def load_observation(path: Path | str) -> Observation:
     """A client's observation. Values are found under nested keys and under '/'-joined ones alike.
 
     Robots differ in which of the two their clients send (`images` -> `cam_high`, but `observation/image`), and a file
@@ -47,7 +47,7 @@ def load_array(path: Path | str, *, key: str) -> np.ndarray:
         raise ValueError(f"{path} is no NumPy array file: {error}") from error
 
 
-def save_arrays(path: Path | str, tree: Mapping[str, Any]) -> Path:
+def save_arrays(path: Path | str, tree: Mapping[str, object]) -> Path:
     """Writes nested arrays and numbers under '/'-joined keys, complete or not at all; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def save_arrays(path: Path | str, tree: Mapping[str, Any]) -> Path:
         partial.unlink(missing_ok=True)
 
 
-def _value(array: np.ndarray) -> Any:
+def _value(array: np.ndarray) -> object:
     """Text as `str` (or `bytes`), as clients send it."""
     return array.item() if array.dtype.kind in "US" and array.ndim == 0 else array
 

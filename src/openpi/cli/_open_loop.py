@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    from openpi.evaluation import open_loop
     from openpi.evaluation.open_loop import Asked, Played
     from openpi.training.config import TrainConfig
     from openpi.training.data.moments import Moments
@@ -94,7 +95,7 @@ def main(words: Sequence[str], program: str) -> int:
     return 0
 
 
-def evaluate(dataset: str, args: Args) -> tuple[dict[str, Any], str]:
+def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
     """What was found, and the page about it."""
     import rich
 
@@ -136,7 +137,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, Any], str]:
     return found, open_loop_report.render(found, played, stride)
 
 
-def _measured(asked: Asked, played: Played, plan: Any, recordings: Moments) -> dict[str, Any]:
+def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Moments) -> dict[str, object]:
     from openpi.evaluation import open_loop
 
     moments, chunks = played.moments, played.chunks
@@ -192,7 +193,7 @@ def _local(checkpoint: str, args: Args) -> Asked:
     policy = load_policy(config, opened, options, None, backend=args.backend)
     takes_seed = config.model.model_type is not ModelType.PI0_FAST
 
-    def ask(observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[np.ndarray | None]:
+    def ask(observations: Sequence[Mapping[str, object]], seeds: Sequence[int]) -> list[np.ndarray | None]:
         told = [{"seed": seed} if takes_seed else {} for seed in seeds]
         answers = [policy.infer_batch([{**obs, **seed}])[0] for obs, seed in zip(observations, told, strict=True)]
         return [_chunk(answer) for answer in answers]
@@ -210,14 +211,14 @@ def _remote(args: Args) -> Asked:
     # A published server hands every key to its transforms, which take no seed.
     takes_seed = policy.get_server_metadata().get("contract", {}).get("model_type") in ("pi0", "pi05")
 
-    def ask(observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[np.ndarray | None]:
+    def ask(observations: Sequence[Mapping[str, object]], seeds: Sequence[int]) -> list[np.ndarray | None]:
         told = [{"seed": seed} if takes_seed else {} for seed in seeds]
         return [_chunk(policy.infer({**obs, **seed})) for obs, seed in zip(observations, told, strict=True)]
 
     return ask
 
 
-def _chunk(answer: Mapping[str, Any] | Exception) -> np.ndarray | None:
+def _chunk(answer: Mapping[str, object] | Exception) -> np.ndarray | None:
     """None where the model wrote none; any other error is raised."""
     from openpi.models.fast_codec import UndecodableActionsError
 
@@ -243,7 +244,7 @@ def _joints(data_config: DataConfig, width: int) -> list[str]:
     return [str(i) for i in range(width)]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON has no NaN: null."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}

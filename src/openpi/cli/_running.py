@@ -7,11 +7,12 @@ import ipaddress
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openpi.cli.console import refuse
+from openpi_client.base_policy import Metadata
 
 if TYPE_CHECKING:
     from openpi.serving.catalog import Catalog
@@ -33,7 +34,7 @@ def run_server(
     port: int,
     port_file: Path | None = None,
     api_key: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Metadata | None = None,
     program: str = PROGRAM,
 ) -> int:
     """Serves models, or what a function makes, until SIGTERM or Ctrl-C; returns the exit code.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.resources
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from openpi.cli._pages import NONE, Answer
 from openpi.cli._question import Question
@@ -70,7 +69,7 @@ class TrialsPage:
             self._changed.notify_all()
         return _json({})
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, object]:
         from openpi.evaluation import trials
 
         with self._changed:
@@ -96,5 +95,5 @@ def _html() -> bytes:
     return text.replace("/*STYLE*/", style).encode()
 
 
-def _json(content: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Answer:
+def _json(content: Mapping[str, object], status: HTTPStatus = HTTPStatus.OK) -> Answer:
     return status, "application/json", json.dumps(content, ensure_ascii=False).encode()

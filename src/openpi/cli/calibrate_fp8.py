@@ -85,7 +85,7 @@ def _write(found: Calibration, checkpoint: Path) -> None:
 
 def _samples(
     recipe: TrainConfig, checkpoint: Checkpoint, dataset: str | None, count: int
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[dict[str, object]], str]:
     """Model inputs of frames all over the dataset, with the checkpoint's statistics and tokenizers."""
     import numpy as np
 

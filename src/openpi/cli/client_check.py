@@ -9,9 +9,15 @@ import argparse
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from openpi_client.base_policy import Metadata, Observation
+
+if TYPE_CHECKING:
+    from openpi_client.realtime import ProcessRequester
+
 
 SUMMARY = "measures the path to a server, and says which rate and horizon it carries"
 
@@ -46,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def example(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def example(metadata: Mapping[str, object]) -> Observation:
     """An observation with the keys and sizes of a server's contract: noise for pictures, zeros for the state."""
     contract = metadata.get("contract")
     if not isinstance(contract, Mapping):
@@ -63,7 +69,9 @@ def example(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return observation
 
 
-def measure(policy: Any, observation: dict[str, Any], seconds: float) -> tuple[dict[str, np.ndarray], list[str]]:
+def measure(
+    policy: ProcessRequester, observation: Observation, seconds: float
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Asks again and again.
 
     Returns:
@@ -91,7 +99,7 @@ def measure(policy: Any, observation: dict[str, Any], seconds: float) -> tuple[d
     return {part: np.array([times.get(part, math.nan) for times in found]) for part in found[0]}, errors
 
 
-def report(parts: Mapping[str, np.ndarray], errors: list[str], metadata: Mapping[str, Any]) -> tuple[list[str], bool]:
+def report(parts: Mapping[str, np.ndarray], errors: list[str], metadata: Metadata) -> tuple[list[str], bool]:
     """Lines for people, and whether a loop at the contract's rate never has to hold."""
     contract = metadata["contract"]
     rate_hz, horizon = contract.get("control_hz") or _RATE_HZ, contract["actions"]["horizon"]

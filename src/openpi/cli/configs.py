@@ -164,7 +164,7 @@ def _memory(config: TrainConfig) -> str:
     return {"LoRA": "23 GB", "full": "70 GB", "part": "< 70 GB"}[_tunes(config)]
 
 
-def _weights(loader: Any) -> str:
+def _weights(loader: object) -> str:
     path = getattr(loader, "params_path", None)
     if path is None:
         return {"NoOpWeightLoader": "random", "PaliGemmaWeightLoader": "PaliGemma"}.get(type(loader).__name__, "own")

@@ -184,6 +184,7 @@ def _find_norm_stats(recipe: TrainConfig, checkpoint: Checkpoint) -> tuple[str, 
         logger.warning("no normalisation statistics go along: %s", error)
         return None
     policy_config.check_norm_stats(norm_stats, data_config, checkpoint.folder)
+    assert data_config.asset_id is not None  # it says which statistics
     return data_config.asset_id, norm_stats
 
 
@@ -273,7 +274,7 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
 
 
-def _write_config(folder: Path, model: Any, dtype: str) -> None:
+def _write_config(folder: Path, model: object, dtype: str) -> None:
     """The `config.json` of the published converter."""
     fields = ("action_dim", "action_horizon", "paligemma_variant", "action_expert_variant")
     found = {field: getattr(model, field) for field in fields if hasattr(model, field)}

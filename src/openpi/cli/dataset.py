@@ -13,14 +13,14 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openpi.cli import _dataset_shape
 from openpi.cli._convert_formats import add_ray
 from openpi.cli.console import configure_logging
 
 if TYPE_CHECKING:
-    from openpi.data.check.findings import Report
+    from openpi.data.check.findings import Finding, Report
     from openpi.data.check.subject import Reading
 
 SUMMARY = "whether a dataset is whole and of one kind; what is in it; split, merge, shrink"
@@ -184,7 +184,7 @@ def summary(report: Report) -> str:
     )
 
 
-def lines(findings: Iterable[Any]) -> list[str]:
+def lines(findings: Iterable[Finding]) -> list[str]:
     """One line for each kind of finding that is more than worth knowing."""
     from openpi.data.check.findings import Severity, by_kind
 

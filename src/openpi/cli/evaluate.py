@@ -16,17 +16,19 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from openpi.cli import _open_loop, _world_words
 
 if TYPE_CHECKING:
     from openpi.envs.world import WorldConfig
     from openpi.evaluation.asker import Asker
+    from openpi.evaluation.episodes import Episode
     from openpi.evaluation.evaluate import Evaluation
     from openpi.evaluation.stats import Tally
     from openpi.evaluation.worlds import Done, Seat
     from openpi.policies.contract import Contract
+    from openpi.shared.strict_json import Json
 
 SUMMARY = "success of a policy in a simulator, or its error on a dataset: intervals, videos, a report"
 
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _plan(name: str, world: Any, args: Args) -> Evaluation:
+def _plan(name: str, world: WorldConfig, args: Args) -> Evaluation:
     """All that can be refused before anything starts."""
     from openpi.evaluation.episodes import check_free
     from openpi.evaluation.evaluate import Evaluation
@@ -198,9 +200,7 @@ def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
     return 1 if errors else 0
 
 
-def _one(
-    plan: Evaluation, args: Args, checkpoint: str | None, serve_options: tuple[str, ...], output: Path
-) -> dict[str, Any]:
+def _one(plan: Evaluation, args: Args, checkpoint: str | None, serve_options: tuple[str, ...], output: Path) -> Json:
     """Plays one policy, and writes its page."""
     import rich
 
@@ -233,7 +233,7 @@ def _one(
 
 
 @contextlib.contextmanager
-def _server(plan: Evaluation, args: Args, policy: dict[str, Any], output: Path) -> Iterator[Asker]:
+def _server(plan: Evaluation, args: Args, policy: Json, output: Path) -> Iterator[Asker]:
     from openpi.evaluation.asker import own_server, running_server
     from openpi.shared.children import Command
 
@@ -276,7 +276,7 @@ def _expert_server(config: WorldConfig) -> Iterator[int]:
         server.finish_thread(_PATIENCE_S)
 
 
-def _described(checkpoint: str, serve_options: Sequence[str]) -> dict[str, Any]:
+def _described(checkpoint: str, serve_options: Sequence[str]) -> dict[str, object]:
     """What is evaluated: the step's folder, so that a run that goes on is not mixed in, and what is in it."""
     from openpi.checkpoints.find import find_step
     from openpi.weights.checksums import CHECKSUMS_FILE
@@ -289,7 +289,7 @@ def _described(checkpoint: str, serve_options: Sequence[str]) -> dict[str, Any]:
     return {"checkpoint": str(folder), **known, "serve_options": list(serve_options)}
 
 
-def _outcome(episode: Any) -> str:
+def _outcome(episode: Episode) -> str:
     told = "" if episode.prompt == episode.task else f" (told: {episode.prompt})"
     outcome = "success" if episode.success else f"failure ({episode.end})"
     return f"{outcome} after {episode.num_steps} steps: {episode.task}, seed {episode.seed}{told}"

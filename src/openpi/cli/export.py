@@ -16,20 +16,26 @@ import dataclasses
 import functools
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from openpi.shared import frameworks
+from openpi.shared.tree import Params
 
 if TYPE_CHECKING:
+    import jax
+
     from openpi.checkpoints.checkpoint import Checkpoint
-    from openpi.models.model import BaseModel
+    from openpi.models.model import Actions, BaseModel, Observation
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.config import TrainConfig
     from openpi.weights.adapter_base import AdapterBase
     from openpi.weights.blocks import Weights
+
+ModelConfig = TypeVar("ModelConfig", bound="BaseModelConfig")
 
 SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
@@ -182,7 +188,7 @@ def _write(
 
 
 def _check_same_outputs(
-    config: BaseModelConfig, params: dict[str, Any], plain: BaseModelConfig, merged: dict[str, Any]
+    config: BaseModelConfig, params: Params, plain: BaseModelConfig, merged: Mapping[str, object]
 ) -> None:
     """Runs both on random inputs in f32.
 
@@ -203,11 +209,11 @@ def _difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.max(np.abs(first - second) / np.maximum(np.abs(first), 1.0)))
 
 
-def _in_f32(config: Any) -> Any:
+def _in_f32(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, dtype="float32", augmentation=False)
 
 
-def _as_f32(params: dict[str, Any]) -> dict[str, Any]:
+def _as_f32(params: Params) -> Params:
     import jax
 
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
@@ -219,13 +225,13 @@ def _loss(model: BaseModel) -> np.ndarray:
 
 
 @functools.cache  # of one function JAX keeps what it has compiled: the two plain models share a program
-def _compiled_loss() -> Any:
+def _compiled_loss() -> jax.stages.Wrapped:
     import jax
 
     return jax.jit(lambda m, o, a: m.compute_loss(jax.random.key(0), o, a))
 
 
-def random_inputs(config: BaseModelConfig, *, seed: int = 0) -> Any:
+def random_inputs(config: BaseModelConfig, *, seed: int = 0) -> tuple[Observation, Actions]:
     """A batch of two with the shapes of `inputs_spec`: every mask true, tokens below 256."""
     import jax
 

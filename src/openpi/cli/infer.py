@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.models.model import BaseModel
     from openpi.policies.policy import Policy
     from openpi.training.config import TrainConfig
 
@@ -109,7 +110,7 @@ def draw_noise(seed: int, shape: tuple[int, int]) -> np.ndarray:
 def load_policy(
     config: TrainConfig,
     checkpoint: Checkpoint | None,
-    sample_kwargs: dict[str, Any],
+    sample_kwargs: Mapping[str, object],
     default_prompt: str | None,
     **chosen: Any,
 ) -> Policy:
@@ -136,7 +137,7 @@ def load_policy(
     )
 
 
-def _starting_model(config: TrainConfig) -> Any:
+def _starting_model(config: TrainConfig) -> BaseModel:
     """What training starts from: the recipe's weights, and random values where they have none."""
     from openpi.shared.tree import flatten, unflatten
     from openpi.training import weight_loaders
@@ -160,7 +161,7 @@ def _starting_model(config: TrainConfig) -> Any:
     return config.model.load(unflatten(loaded))
 
 
-def _initial(config: TrainConfig, paths: Sequence[str]) -> dict[str, Any]:
+def _initial(config: TrainConfig, paths: Sequence[str]) -> dict[str, object]:
     """Random values of some parameters; under `jit`, so that the others are never made."""
     import jax
 

@@ -14,12 +14,12 @@ import keyword
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openpi.cli._init_choices import Choice, Question
+    from openpi.cli._init_choices import Choice, Decision, Question
     from openpi.cli._init_source import Draft
     from openpi.data.lerobot.metadata import LeRobotMetadata
 
@@ -150,7 +150,7 @@ def _answered(choice: Choice, ask: Ask) -> Choice:
             prompt = f"{error}: "
 
 
-def _parsed(question: Question, answer: str) -> Any:
+def _parsed(question: Question, answer: str) -> object:
     if not question.choices:
         return answer
     if question.is_list and answer == "-":
@@ -166,7 +166,7 @@ def _parsed(question: Question, answer: str) -> Any:
     return chosen if question.is_list else chosen[0]
 
 
-def _vectors_needed(choices: list[Choice], vectors: Any) -> dict[str, tuple[str, ...]]:
+def _vectors_needed(choices: list[Choice], vectors: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Those that are state or actions, or may become so."""
     from openpi.cli._init_choices import Decision
 
@@ -192,7 +192,7 @@ def _robot_name(metadata: LeRobotMetadata) -> str:
     return slug or "robot"
 
 
-def _horizon(metadata: LeRobotMetadata) -> Any:
+def _horizon(metadata: LeRobotMetadata) -> Decision:
     from openpi.cli._init_choices import Decision
 
     shortest = min((episode.length for episode in metadata.episodes), default=_MAX_HORIZON)

@@ -105,7 +105,9 @@ def replay(args: argparse.Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def open_client(origin: Origin, args: argparse.Namespace, session: str) -> Iterator[Callable[[Any], Mapping[str, Any]]]:
+def open_client(
+    origin: Origin, args: argparse.Namespace, session: str
+) -> Iterator[Callable[[Any], Mapping[str, object]]]:
     """A function that asks the server in the protocol of a recorded session: inputs -> answer. It asks the model that
     the session talked to, if the server has it.
     """
@@ -146,14 +148,14 @@ def _connected(protocol: str, model: str | None, args: argparse.Namespace) -> Po
     return WebsocketClientPolicy(place, None, args.api_key, connect_timeout_s=args.timeout, max_age_s=None)
 
 
-def _answer_or_error(ask: Callable[[Any], Mapping[str, Any]], inputs: Any) -> Mapping[str, Any]:
+def _answer_or_error(ask: Callable[[object], Mapping[str, object]], inputs: object) -> Mapping[str, object]:
     try:
         return ask(inputs)
     except RuntimeError as error:
         return {"error": str(error).strip().splitlines()[-1]}
 
 
-def _comparison(recorded: Mapping[str, Any], answered: Mapping[str, Any], difference: float) -> str:
+def _comparison(recorded: Mapping[str, object], answered: Mapping[str, object], difference: float) -> str:
     then, now = (
         f"an error ({answer['error']})" if "error" in answer else "an answer" for answer in (recorded, answered)
     )
@@ -162,7 +164,7 @@ def _comparison(recorded: Mapping[str, Any], answered: Mapping[str, Any], differ
     return f"largest difference of the actions {difference:.4g}"
 
 
-def largest_difference(recorded: Any, answered: Any) -> float:
+def largest_difference(recorded: object, answered: object) -> float:
     """Of the actions in two answers; infinity where one has none, or another shape."""
     first, second = list(_actions(recorded)), list(_actions(answered))
     if len(first) != len(second) or any(a.shape != b.shape for a, b in zip(first, second, strict=True)):
@@ -171,7 +173,7 @@ def largest_difference(recorded: Any, answered: Any) -> float:
     return float(max(differences, default=0.0))
 
 
-def _actions(answer: Any) -> Iterator[np.ndarray]:
+def _actions(answer: object) -> Iterator[np.ndarray]:
     """The numbers of an answer that move a robot, in order."""
     if isinstance(answer, Mapping):
         for key, value in answer.items():
