@@ -54,7 +54,7 @@ def serve(
     extra_args: Sequence[str],
 ) -> None:
     """Serves until it is stopped; the latest checkpoint is the default."""
-    from openpi.cli import server
+    from openpi.cli.serving import server
 
     if ee_frame is not None:
         raise ValueError(

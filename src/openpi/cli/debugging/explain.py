@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from openpi.cli._explain_view import StageReport
+    from openpi.cli.debugging._explain_view import StageReport
     from openpi.data.dataset import Sample
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.data.sample_checks import Context, Finding
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     """Walks the sample through the chains and reports every stage as it comes."""
-    from openpi.cli import _explain_chain as chain
-    from openpi.cli._explain_view import JsonView, TextView
-    from openpi.cli._observation_file import load_observation
+    from openpi.cli.debugging import _explain_chain as chain
+    from openpi.cli.debugging._explain_view import JsonView, TextView
+    from openpi.cli.debugging._observation_file import load_observation
     from openpi.training import recipe_io
     from openpi.training.data.sample_checks import Context
     from openpi.training.recipe import overrides
@@ -154,7 +154,7 @@ class Walk:
             self._report("output", trace.Stage("round trip", {}), None, [finding])
 
     def _report(self, direction: str, stage: Stage, before: Sample | None, findings: Sequence[Finding]) -> None:
-        from openpi.cli._explain_view import StageReport
+        from openpi.cli.debugging._explain_view import StageReport
         from openpi.training.data import sample_trace as trace
 
         leaves, removed = trace.leaves(stage.sample, before), trace.removed(stage.sample, before)
@@ -177,7 +177,7 @@ def _model_inputs(sample: Sample) -> Sample:
 
 def _model_outputs(inputs: Sample, actions_file: str | None, model: BaseModelConfig) -> Sample | None:
     """What the model would return: a given chunk, or one that repeats the recording."""
-    from openpi.cli._observation_file import load_array
+    from openpi.cli.debugging._observation_file import load_array
 
     if actions_file is not None:
         actions, expected = load_array(actions_file, key="actions"), (model.action_horizon, model.action_dim)

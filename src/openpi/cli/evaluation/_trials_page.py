@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from openpi.cli._pages import NONE, Answer
-from openpi.cli._question import Question
+from openpi.cli.evaluation._question import Question
 
 
 class TrialsPage:
@@ -90,7 +90,7 @@ class TrialsPage:
 
 
 def _html() -> bytes:
-    text = importlib.resources.files("openpi.cli").joinpath("trials.html").read_text(encoding="utf-8")
+    text = importlib.resources.files("openpi.cli.evaluation").joinpath("trials.html").read_text(encoding="utf-8")
     style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
     return text.replace("/*STYLE*/", style).encode()
 

@@ -117,7 +117,7 @@ class Pages:
 
 def page() -> str:
     """The page; its data come from the server."""
-    text = importlib.resources.files("openpi.cli").joinpath("dataset_view.html").read_text(encoding="utf-8")
+    text = importlib.resources.files("openpi.cli.data").joinpath("dataset_view.html").read_text(encoding="utf-8")
     style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
     return text.replace("/*STYLE*/", style)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openpi.checkpoints import find
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli._running import PROGRAM, run_server, served_key
 from openpi.cli.console import check_range, refuse
+from openpi.cli.serving._running import PROGRAM, run_server, served_key
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.run.processor import wait_asleep

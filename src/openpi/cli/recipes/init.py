@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openpi.cli._init_choices import Choice, Decision, Question
-    from openpi.cli._init_source import Draft
+    from openpi.cli.recipes._init_choices import Choice, Decision, Question
+    from openpi.cli.recipes._init_source import Draft
     from openpi.data.lerobot.metadata import LeRobotMetadata
 
 SUMMARY = "a recipe file for your own robot, drafted from its dataset"
@@ -83,8 +83,8 @@ def make_draft(dataset: str, name: str, *, ask: Ask | None = None) -> Draft:
     Raises:
         FileNotFoundError, ValueError: no dataset, or none that a policy could be trained on.
     """
-    from openpi.cli import _init_choices
-    from openpi.cli._init_source import Draft
+    from openpi.cli.recipes import _init_choices
+    from openpi.cli.recipes._init_source import Draft
     from openpi.data.lerobot.home import locate_dataset
     from openpi.data.lerobot.metadata import LeRobotMetadata
 
@@ -114,7 +114,7 @@ def make_draft(dataset: str, name: str, *, ask: Ask | None = None) -> Draft:
 
 def write(draft: Draft, path: Path) -> str:
     """Writes the recipe, whole or not at all; returns its text."""
-    from openpi.cli._init_source import source_of
+    from openpi.cli.recipes._init_source import source_of
 
     text = source_of(draft)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def write(draft: Draft, path: Path) -> str:
 
 def _answered(choice: Choice, ask: Ask) -> Choice:
     """The choice, decided by a person where it was open and the person wanted to."""
-    from openpi.cli._init_choices import Decision, Question
+    from openpi.cli.recipes._init_choices import Decision, Question
 
     if not isinstance(choice, Question):
         return choice
@@ -168,7 +168,7 @@ def _parsed(question: Question, answer: str) -> object:
 
 def _vectors_needed(choices: list[Choice], vectors: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Those that are state or actions, or may become so."""
-    from openpi.cli._init_choices import Decision
+    from openpi.cli.recipes._init_choices import Decision
 
     needed: set[str] = set()
     for choice in choices:
@@ -193,7 +193,7 @@ def _robot_name(metadata: LeRobotMetadata) -> str:
 
 
 def _horizon(metadata: LeRobotMetadata) -> Decision:
-    from openpi.cli._init_choices import Decision
+    from openpi.cli.recipes._init_choices import Decision
 
     shortest = min((episode.length for episode in metadata.episodes), default=_MAX_HORIZON)
     second = max(1, round(metadata.fps))
@@ -226,7 +226,7 @@ def _report(path: Path, text: str, origin: str) -> str:
 
 def _found_in(dataset: str) -> list[str]:
     """What the fast half of `openpi dataset check` says, a line for each kind of finding."""
-    from openpi.cli.dataset import lines
+    from openpi.cli.data.dataset import lines
     from openpi.data.check.runner import check_dataset
     from openpi.data.lerobot.home import locate_dataset
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi import transforms
-from openpi.cli._doctor_view import Diagnosis
+from openpi.cli.debugging._doctor_view import Diagnosis
 from openpi.evaluation import robot_differences
 from openpi.evaluation.robot_differences import Recorded, Sent
 from openpi.policies import stages

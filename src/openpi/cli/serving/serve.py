@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from openpi.cli import server
+from openpi.cli.serving import server
 
 SUMMARY = "serve checkpoints to robots over websocket"
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
     words = sys.argv[1:] if argv is None else argv
     if any(word.partition("=")[0] == "--dummy" for word in words):
-        from openpi.cli import serve_dummy
+        from openpi.cli.serving import serve_dummy
 
         return serve_dummy.main(words)
     args = server.parse(argv)

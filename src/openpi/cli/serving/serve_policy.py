@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openpi.checkpoints.find import find_step
-from openpi.cli import server
-from openpi.cli._running import run_server
 from openpi.cli.console import check_range, refuse
+from openpi.cli.serving import server
+from openpi.cli.serving._running import run_server
 from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openpi.cli._convert_formats import add_ray, places
 from openpi.cli.console import configure_logging
+from openpi.cli.data._convert_formats import add_ray, places
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
@@ -206,8 +206,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _view(args: argparse.Namespace) -> None:
-    from openpi.cli._dataset_view import Pages, open_server
     from openpi.cli._pages import LOOPBACK
+    from openpi.cli.data._dataset_view import Pages, open_server
     from openpi.data.check.runner import check_dataset
     from openpi.data.lerobot.home import locate_dataset
     from openpi.data.lerobot.reader import LeRobotDataset

@@ -32,7 +32,7 @@ from openpi.shared import frameworks
 
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
-    from openpi.cli._lerobot import Plan
+    from openpi.cli.checkpoints._lerobot import Plan
     from openpi.shared.normalize import NormStats
     from openpi.training.config import TrainConfig
     from openpi.weights.blocks import Weights
@@ -197,7 +197,7 @@ def _write_all(
 ) -> None:
     """All or nothing; `checkpoint`: where the files beside the weights are."""
     from openpi.checkpoints.checkpoint import written_whole
-    from openpi.cli import _lerobot
+    from openpi.cli.checkpoints import _lerobot
     from openpi.policies import parity
     from openpi.shared import normalize
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openpi.cli._running import PROGRAM, run_server
 from openpi.cli.console import check_range, refuse
+from openpi.cli.serving._running import PROGRAM, run_server
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata

@@ -14,7 +14,7 @@ import argparse
 import logging
 import sys
 
-from openpi.cli import _convert_formats
+from openpi.cli.data import _convert_formats
 from openpi.cli.main import Command
 from openpi.convert.formats import ENTRY_POINTS as FORMATS
 from openpi.convert.formats import summaries

@@ -158,7 +158,7 @@ def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Mo
 
 def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
     """The checkpoint's recipe on the dataset that is asked for, and its data half with the checkpoint's statistics."""
-    from openpi.cli._explain_chain import pipeline, with_dataset
+    from openpi.cli.debugging._explain_chain import pipeline, with_dataset
     from openpi.training import recipe_io
 
     if args.is_remote and args.against:
@@ -184,7 +184,7 @@ def _policies(config: TrainConfig, args: Args) -> dict[str, Callable[[], Asked]]
 
 
 def _local(checkpoint: str, args: Args) -> Asked:
-    from openpi.cli.infer import load_policy
+    from openpi.cli.debugging.infer import load_policy
     from openpi.models.model_config import ModelType
     from openpi.training import recipe_io
 

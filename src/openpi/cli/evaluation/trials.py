@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from openpi.cli._question import Question
+    from openpi.cli.evaluation._question import Question
     from openpi.evaluation.switchboard import Address, Switchboard
     from openpi.evaluation.trials import Form, Outcome, Trial
 
@@ -69,8 +69,8 @@ def run_on_page(args: argparse.Namespace) -> None:
         ValueError: other machines could reach it without a key.
     """
     from openpi.cli import _pages
-    from openpi.cli._trials_page import TrialsPage
     from openpi.cli.console import check_range
+    from openpi.cli.evaluation._trials_page import TrialsPage
 
     check_range("page_port", args.page_port, 0, 65535)
     page = TrialsPage(args.file)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, ask: Ask) -> list[str]:
 
 
 def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboard, ask: Ask) -> Outcome:
-    from openpi.cli._question import Question
+    from openpi.cli.evaluation._question import Question
     from openpi.evaluation.trials import BETTER, Outcome, parse_outcome
 
     about = f"trial {trial.number} of {of}, pair {trial.pair}, {('first', 'second')[trial.turn - 1]}: {trial.task}"

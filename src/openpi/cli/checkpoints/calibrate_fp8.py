@@ -90,7 +90,7 @@ def _samples(
     import numpy as np
 
     from openpi import transforms
-    from openpi.cli import _explain_chain as chain
+    from openpi.cli.debugging import _explain_chain as chain
     from openpi.training import data_loader
     from openpi.training.data import recipe_data
     from openpi.training.data.streams import Stream

@@ -10,7 +10,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli._doctor_view import Diagnosis
+from openpi.cli.debugging._doctor_view import Diagnosis
 from openpi.evaluation import contract_differences, differences, model_differences
 from openpi.evaluation.difference import (
     CHUNK,
@@ -166,7 +166,7 @@ class _Asking:
 
     def _local(self, observations: Sequence[Mapping[str, object]], samples: int) -> list[list[Reply]]:
         """Answers of the checkpoint in this process; a single one of each is from the noise that the server has."""
-        from openpi.cli.infer import load_policy
+        from openpi.cli.debugging.infer import load_policy
 
         steps = self.args.num_steps
         policy = load_policy(self.config, self.checkpoint, {} if steps is None else {"num_steps": steps}, None)

@@ -11,7 +11,7 @@ import string
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from openpi.cli._init_choices import Choice, Decision
+from openpi.cli.recipes._init_choices import Choice, Decision
 
 _WIDTH = 88
 

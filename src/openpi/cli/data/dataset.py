@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openpi.cli import _dataset_shape
-from openpi.cli._convert_formats import add_ray
 from openpi.cli.console import configure_logging
+from openpi.cli.data import _dataset_shape
+from openpi.cli.data._convert_formats import add_ray
 
 if TYPE_CHECKING:
     from openpi.data.check.findings import Finding, Report
@@ -133,7 +133,7 @@ def _check(args: argparse.Namespace, root: Path, reading: Reading) -> int:
     else:
         show(report)
     if args.report is not None:
-        from openpi.cli._dataset_report import write
+        from openpi.cli.data._dataset_report import write
 
         write(report, root, args.report)
         print(f"report: {args.report}", file=sys.stderr)

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openpi.cli import _open_loop, _world_words
+from openpi.cli import _world_words
+from openpi.cli.evaluation import _open_loop
 
 if TYPE_CHECKING:
     from openpi.envs.world import WorldConfig
@@ -150,7 +151,7 @@ def _contract_of(config: WorldConfig) -> Contract | None:
     Raises:
         ValueError, OSError, ImportError: there is no such recipe.
     """
-    from openpi.cli.serve_dummy import of_recipe
+    from openpi.cli.serving.serve_dummy import of_recipe
     from openpi.policies.contract import NoSpecError
 
     try:

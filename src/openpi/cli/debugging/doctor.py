@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openpi.cli._doctor_view import Diagnosis
+    from openpi.cli.debugging._doctor_view import Diagnosis
 
 SUMMARY = "whether a server, or a robot, sees what training saw; and whether this machine fits"
 
@@ -70,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
     """Raises what opening the recipe, the dataset, the recording or the connection raises."""
-    from openpi.cli import _doctor_robot, _doctor_server
-    from openpi.cli import _explain_chain as chain
     from openpi.cli.console import check_range
+    from openpi.cli.debugging import _doctor_robot, _doctor_server
+    from openpi.cli.debugging import _explain_chain as chain
     from openpi.training import recipe_io
     from openpi.training.recipe import overrides
 
@@ -90,7 +90,7 @@ def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
 
 
 def _environment(args: argparse.Namespace) -> int:
-    from openpi.cli import _environment as environment
+    from openpi.cli.debugging import _environment as environment
 
     facts = environment.look()
     print(json.dumps(facts.as_json(), indent=2) if args.json else facts.as_text())

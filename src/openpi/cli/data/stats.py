@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from openpi.cli._convert_formats import add_ray
 from openpi.cli.console import configure_logging
+from openpi.cli.data._convert_formats import add_ray
 
 if TYPE_CHECKING:
     from openpi.shared.pools import Pool

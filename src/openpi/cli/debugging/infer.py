@@ -74,8 +74,8 @@ def infer(args: argparse.Namespace) -> Path:
     Raises:
         ValueError, KeyError, FileNotFoundError: the source, the observation, the noise or a number does not fit.
     """
-    from openpi.cli._observation_file import load_array, load_observation, save_arrays
     from openpi.cli.console import check_range
+    from openpi.cli.debugging._observation_file import load_array, load_observation, save_arrays
     from openpi.models.model_config import ModelType
     from openpi.training import recipe_io
 
