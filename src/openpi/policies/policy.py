@@ -14,8 +14,9 @@ from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies import stages
 from openpi.policies.continuation import Continuation
-from openpi.policies.contract import Contract, is_finite
+from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, ObservationError, RangeGuard
+from openpi.policies.observation_checks import is_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.contract import is_finite
 from openpi.policies.guards import ObservationError
+from openpi.policies.observation_checks import is_finite
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
 TRACE = "trace"

@@ -14,13 +14,13 @@ from openpi.data.batch_loader import Batch
 from openpi.models.observation import Observation
 
 if TYPE_CHECKING:
-    import jax
+    from jax.sharding import Sharding
 
 
 Framework = Literal["jax", "pytorch"]
 
 
-def model_side_placer(framework: Framework, sharding: jax.sharding.Sharding | None) -> Callable[[Batch], Batch]:
+def model_side_placer(framework: Framework, sharding: Sharding | None) -> Callable[[Batch], Batch]:
     """As `placer`, without what the model does not take, such as texts."""
     place = placer(framework, sharding)
     if framework == "jax":
@@ -47,7 +47,7 @@ def process_part(framework: Framework) -> tuple[int, int]:
     return 0, 1
 
 
-def placer(framework: Framework, sharding: jax.sharding.Sharding | None) -> Callable[[Batch], Batch]:
+def placer(framework: Framework, sharding: Sharding | None) -> Callable[[Batch], Batch]:
     """From a batch of NumPy arrays to one of the framework; doubles become f32."""
     if framework == "pytorch":
         if sharding is not None:
@@ -64,7 +64,7 @@ def _as_tensors(batch: Batch) -> Batch:
     return _map_arrays(batch, lambda array: torch.as_tensor(_narrow(array)))
 
 
-def _on_devices(batch: Batch, sharding: jax.sharding.Sharding | None) -> Batch:
+def _on_devices(batch: Batch, sharding: Sharding | None) -> Batch:
     import jax
 
     if sharding is None:
@@ -77,7 +77,7 @@ def _on_devices(batch: Batch, sharding: jax.sharding.Sharding | None) -> Batch:
     return _map_arrays(batch, place)
 
 
-def _split_over_devices(num_rows: int) -> jax.sharding.Sharding:
+def _split_over_devices(num_rows: int) -> Sharding:
     """Rows over all devices; over fewer, where those of all cannot share them equally."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -29,7 +29,7 @@ from openpi.training.data_config import DataConfig
 from openpi.training.recipe.adopted import as_recipe
 
 if TYPE_CHECKING:
-    import jax
+    from openpi.training.data.batch_arrays import Sharding
 
 
 # Frames that training uses of DROID 1.0.1, about: the published length of data in RLDS form, whatever they are.
@@ -94,7 +94,7 @@ class TorchDataLoader:
         dataset: Dataset,
         local_batch_size: int,
         *,
-        sharding: jax.sharding.Sharding | None = None,
+        sharding: Sharding | None = None,
         shuffle: bool = False,
         sampler: Iterable[int] | None = None,
         num_batches: int | None = None,
@@ -121,7 +121,7 @@ class RLDSDataLoader:
     """Batches of `create_rlds_dataset`, transformed or not, as JAX arrays."""
 
     def __init__(
-        self, dataset: Iterable[Batch], *, sharding: jax.sharding.Sharding | None = None, num_batches: int | None = None
+        self, dataset: Iterable[Batch], *, sharding: Sharding | None = None, num_batches: int | None = None
     ) -> None:
         self._batches = _Placed(dataset, num_batches, placer("jax", sharding))
 
@@ -159,7 +159,7 @@ class IterableTransformedDataset:
 def create_data_loader(
     config: object,
     *,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
     shuffle: bool = False,
     num_batches: int | None = None,
     skip_norm_stats: bool = False,
@@ -196,7 +196,7 @@ def create_torch_data_loader(
     action_horizon: int,
     batch_size: int,
     *,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
     skip_norm_stats: bool = False,
     shuffle: bool = False,
     num_batches: int | None = None,
@@ -223,7 +223,7 @@ def create_rlds_data_loader(
     action_horizon: int,
     batch_size: int,
     *,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
     skip_norm_stats: bool = False,
     shuffle: bool = False,
     num_batches: int | None = None,
