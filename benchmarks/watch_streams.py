@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--held-out", type=int, default=16)
     args = parser.parse_args()
-    from openpi.cli._explain_chain import pipeline, with_dataset
+    from openpi.cli.debugging._explain_chain import pipeline, with_dataset
 
     config = with_dataset(get_config(args.recipe), args.dataset)
     data_config = pipeline(config, None).data_config

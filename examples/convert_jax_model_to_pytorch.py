@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import convert_checkpoint
+from openpi.cli.checkpoints import convert_checkpoint
 from openpi.training.recipe_io import recipe_of
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from openpi.cli.stats import main
+from openpi.cli.data.stats import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from openpi.cli.serve_policy import main
+from openpi.cli.serving.serve_policy import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ Programs call `main(config)`, with a recipe that they have found by `openpi.trai
 
 import sys
 
-from openpi.cli import train
+from openpi.cli.training import train
 
 main = train.run
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from openpi.cli.train import main
+from openpi.cli.training.train import main
 
 if __name__ == "__main__":
     sys.exit(main([*sys.argv[1:], "--backend=pytorch"]))

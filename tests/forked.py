@@ -34,7 +34,7 @@ JAX = (
     "openpi.models.pi0",
 )
 PYTORCH = ("openpi.training.backends.pytorch.backend", "openpi.policies.sampler_pytorch", "torch._dynamo")
-SERVING = ("openpi.cli.serve", "openpi.serving.server", "openpi.serving.recording", "openpi.policies.guards")
+SERVING = ("openpi.cli.serving.serve", "openpi.serving.server", "openpi.serving.recording", "openpi.policies.guards")
 _CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 # Variables that Python, the linker, or libraries read once: another value of one of them is no matter for a fork.
 _READ_EARLY = ("PYTHON", "LD_", "MALLOC_", "JAX_", "OMP_", "OPENBLAS_", "MKL_", "TF_", "TORCH", "CUDA_", "MUJOCO_")

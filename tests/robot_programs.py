@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.cli import serve_dummy
+from openpi.cli.serving import serve_dummy
 from openpi.policies.contract import Contract
 from openpi.policies.dummy_policy import DummyPolicy
 from serving_live import server_thread

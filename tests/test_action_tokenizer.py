@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openpi.cli import tokenizer as tokenizer_command
+from openpi.cli.training import tokenizer as tokenizer_command
 from openpi.models.fast_codec import fit_codec, load_codec
 from openpi.shared import normalize
 from openpi.training.config import get_config

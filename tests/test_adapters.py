@@ -13,7 +13,7 @@ import pytest
 
 import tiny_recipe
 import weight_layouts
-from openpi.cli import export
+from openpi.cli.checkpoints import export
 from openpi.models.model import restore_params
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten

@@ -10,7 +10,7 @@ import pytest
 import tiny_arm
 from arm_files import arm_observation, run
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import server
+from openpi.cli.serving import server
 from openpi.serving import warm_up
 from openpi.shared import download
 from openpi.training.backends.jax import state_files

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import verify
+from openpi.cli.checkpoints import verify
 from openpi.policies import policy_config
 from openpi.training import recipe_io
 from openpi.training.config import get_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import configs
+from openpi.cli.recipes import configs
 from openpi.training.config import RLDSDroidDataConfig, config_names, get_config
 
 

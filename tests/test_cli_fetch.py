@@ -79,7 +79,7 @@ def fetch(google, hub, tmp_path) -> Fetch:
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "openpi.cli.main", "fetch", *arguments]
         preloads = (
-            "openpi.cli.fetch",
+            "openpi.cli.recipes.fetch",
             "openpi.training.config",
             "openpi.training.recipe.requirements",
             "openpi.shared.hub",

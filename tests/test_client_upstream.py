@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import exported_models
-from openpi.cli import serve_policy
+from openpi.cli.serving import serve_policy
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example

@@ -8,7 +8,9 @@ import pytest
 
 import tiny_recipe
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import infer, server, train
+from openpi.cli.debugging import infer
+from openpi.cli.serving import server
+from openpi.cli.training import train
 from openpi.shared.compilation_cache import FOLDERS
 from openpi.training.config import get_config
 

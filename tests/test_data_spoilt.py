@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from openpi.cli import _init_choices
+from openpi.cli.recipes import _init_choices
 from openpi.data.lerobot.existing import ExistingDataset
 from openpi.data.lerobot.features import unreadable_picture
 from openpi.data.lerobot.metadata import LeRobotMetadata

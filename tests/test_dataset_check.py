@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planted_mistakes as mistakes
-from openpi.cli import _dataset_report, dataset
 from openpi.cli import main as cli
+from openpi.cli.data import _dataset_report, dataset
 from openpi.data.check.findings import GROUPS, Finding, Report, Severity
 from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from openpi.cli._dataset_view import Pages, open_server
+from openpi.cli.data._dataset_view import Pages, open_server
 from openpi.cli.main import main
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.runner import check_dataset

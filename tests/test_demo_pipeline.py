@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from openpi.cli import _world_words, evaluate, server
+from openpi.cli import _world_words
+from openpi.cli.evaluation import evaluate
+from openpi.cli.serving import server
 from openpi.training import config
 from openpi_demo import command as demo
 from openpi_demo import pipeline

@@ -45,7 +45,7 @@ def test_every_registered_recipe_is_in_the_reference():
 
 def test_options_shown_in_documents_exist():
     """Of `explain` and `infer`, whose options no recipe decides."""
-    from openpi.cli import explain, infer
+    from openpi.cli.debugging import explain, infer
 
     for command, module in (("explain", explain), ("infer", infer)):
         known = set(module._parser()._option_string_actions)

@@ -14,7 +14,7 @@ import planted_mistakes
 import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint
 from openpi import transforms
-from openpi.cli import _environment as environment
+from openpi.cli.debugging import _environment as environment
 from openpi.evaluation import image_causes, model_differences
 from openpi.policies.guards import ObservationError
 from openpi.policies.policy import Policy

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("gym_aloha")
 
-from openpi.cli.serve_dummy import of_recipe
+from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.envs.world import PRIVILEGED
 from openpi_sim import extra, opengl
 from openpi_sim.aloha import planning, ways

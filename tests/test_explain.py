@@ -13,7 +13,7 @@ from PIL import Image
 import forked
 import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint, write_stats
-from openpi.cli._explain_view import StageReport, TextView
+from openpi.cli.debugging._explain_view import StageReport, TextView
 from openpi.shared.tree import flatten
 from openpi.training import data_loader
 from openpi.training.data.sample_checks import Finding

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from openpi.cli import export
+from openpi.cli.checkpoints import export
 from openpi.models import gemma_config
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model import restore_params

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint
-from openpi.cli._observation_file import load_array, load_observation, save_arrays
+from openpi.cli.debugging._observation_file import load_array, load_observation, save_arrays
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten
 from openpi.training.weight_loaders import CheckpointWeightLoader

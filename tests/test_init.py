@@ -15,8 +15,8 @@ import pytest
 
 import tiny_arm
 from arm_files import run
-from openpi.cli import _init_choices, _init_source, init
-from openpi.cli._init_choices import Decision, Features, Question
+from openpi.cli.recipes import _init_choices, _init_source, init
+from openpi.cli.recipes._init_choices import Decision, Features, Question
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.policies import policy_config

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from golden_kits import load_kit
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import _lerobot, convert_checkpoint
+from openpi.cli.checkpoints import _lerobot, convert_checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import ModelType
 from openpi.models.pi0_config import Pi0Config

@@ -17,7 +17,7 @@ import pytest
 
 from golden_kits import load_kit
 from openpi import transforms
-from openpi.cli import convert_checkpoint
+from openpi.cli.checkpoints import convert_checkpoint
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.tokenizer import FASTTokenizer

@@ -13,7 +13,8 @@ from jax import export
 import exported_models
 from exported_models import SLOTS
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import convert_checkpoint, serve_policy
+from openpi.cli.checkpoints import convert_checkpoint
+from openpi.cli.serving import serve_policy
 from openpi.models.exported import ExportedModel, Graph, load_norm_stats
 from openpi.policies import exported_policy
 from openpi.policies.aloha_policy import AlohaInputs, AlohaOutputs, make_aloha_example

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openpi import transforms
-from openpi.cli import stats as stats_command
+from openpi.cli.data import stats as stats_command
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.pi0_config import Pi0Config
 from openpi.policies import data_half

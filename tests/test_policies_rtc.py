@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny_recipe
-from openpi.cli import replay
+from openpi.cli.evaluation import replay
 from openpi.models.rtc_config import RtcConfig
 from openpi.models.tokenizer import PaligemmaTokenizer
 from openpi.models_pytorch import loading

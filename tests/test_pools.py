@@ -17,7 +17,7 @@ import dot_world
 import planted_mistakes as mistakes
 import raw_recordings as raw
 from openpi.cli import main as cli
-from openpi.cli.serve_dummy import of_recipe
+from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.convert.engine import Options, convert
 from openpi.convert.formats.aloha import AlohaHdf5
 from openpi.data.check import runner

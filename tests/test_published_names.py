@@ -20,7 +20,7 @@ import openpi.training.sharding as sharding
 import openpi.training.utils as training_utils
 import openpi.transforms as transforms
 import tiny_recipe
-from openpi.cli import stats
+from openpi.cli.data import stats
 from openpi.models.model import Observation
 from openpi.training import freeze
 from openpi.training.backend import open_backend

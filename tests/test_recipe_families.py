@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlds_datasets
-from openpi.cli import server
+from openpi.cli.serving import server
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models.siglip_config import SiglipConfig

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from openpi.cli.record import columns_of
+from openpi.cli.data.record import columns_of
 from openpi.convert import demonstrations
 from openpi.convert.demonstrations import RECORD_FILE, Recording, record
 from openpi.data.lerobot.reader import LeRobotDataset

@@ -7,7 +7,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
-from openpi.cli import _running
+from openpi.cli.serving import _running
 from openpi.serving.access import is_known_host, network_of
 from openpi.serving.server import PolicyServer
 from openpi_client.websocket_client_policy import WebsocketClientPolicy

@@ -12,8 +12,8 @@ import pytest
 import forked
 from openpi.checkpoints import checkpoint as checkpoints
 from openpi.checkpoints.find import find_step
-from openpi.cli import serve_policy, server
-from openpi.cli.serve_policy import Checkpoint, EnvMode, Exported
+from openpi.cli.serving import serve_policy, server
+from openpi.cli.serving.serve_policy import Checkpoint, EnvMode, Exported
 from openpi.policies.droid_policy import DROID_SPEC, make_droid_example
 from openpi.serving.recording import find_sessions, read_session
 from openpi.serving.warm_up import example_observation

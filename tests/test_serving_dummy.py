@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from openpi.cli import client_check, serve, serve_dummy
+from openpi.cli.evaluation import client_check
+from openpi.cli.serving import serve, serve_dummy
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.policies.guards import ObservationError
 from openpi_client import realtime

@@ -16,7 +16,7 @@ import websockets.sync.client
 import websockets.sync.server
 
 from openpi.checkpoints.find import steps_in
-from openpi.cli import server
+from openpi.cli.serving import server
 from openpi.serving.access import Limits, has_key, is_foreign_page
 from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.catalog import Checkpoints

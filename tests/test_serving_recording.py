@@ -24,7 +24,8 @@ import pytest
 import zstandard
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 
-from openpi.cli import replay, serve
+from openpi.cli.evaluation import replay
+from openpi.cli.serving import serve
 from openpi.serving import recording_mcap
 from openpi.serving.catalog import Checkpoints
 from openpi.serving.recorded import Exchange, SessionInfo

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import convert_checkpoint
+from openpi.cli.checkpoints import convert_checkpoint
 from openpi.policies import policy_config
 from openpi.shared import normalize, stats_check
 from openpi.shared.normalize import NormStats

@@ -109,7 +109,7 @@ FRAMEWORK_FREE = [
     "openpi.training.optimizer",
     "openpi.training.weight_loaders",
     "openpi.training.loop",
-    "openpi.cli.train",
+    "openpi.cli.training.train",
     "openpi.transforms",
     "openpi.models.observation",
     "openpi.models.pi0_config",
@@ -175,8 +175,8 @@ JAX = {
 }
 # Within functions that run with JAX only.
 JAX_LAZILY = {
-    "openpi.cli.export",
-    "openpi.cli.infer",
+    "openpi.cli.checkpoints.export",
+    "openpi.cli.debugging.infer",
     "openpi.training.data.batch_arrays",  # gives arrays of JAX, or tensors of PyTorch
     "openpi.shared.image_tools",  # for images that are on a device
     "openpi.training.optimizer",
@@ -185,11 +185,11 @@ PYTORCH = {"openpi.policies.graphs_pytorch", "openpi.policies.sampler_pytorch"}
 
 
 def test_the_command_that_serves_is_imported_by_nobody():
-    """What it does is in `openpi.cli.server`."""
+    """What it does is in `openpi.cli.serving.server`."""
     root = Path(__file__).parents[1]
     files = [file for folder in ("src", "packages", "examples", "scripts") for file in (root / folder).rglob("*.py")]
     texts = {
-        file: re.findall(r"^ *(?:from|import) .*\b(?:cli\.serve|cli import .*\bserve)\b", file.read_text(), re.M)
+        file: re.findall(r"^ *(?:from|import) .*\bcli\.serving(?:\.| import .*\b)serve\b", file.read_text(), re.M)
         for file in files
     }
     assert {str(file): found for file, found in texts.items() if found} == {}

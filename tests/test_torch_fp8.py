@@ -198,7 +198,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_is_calibrated_on_a_dataset_and_served_in_fp8(
     checkpoint: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from openpi.cli import calibrate_fp8, server
+    from openpi.cli.checkpoints import calibrate_fp8
+    from openpi.cli.serving import server
 
     with pytest.raises(FileNotFoundError, match=r"has no fp8\.json.*`openpi calibrate-fp8"):
         server.load_policy(server.Args(str(checkpoint), dtype="bfloat16", fp8=True, pytorch_device="cpu"))
@@ -226,7 +227,7 @@ def test_a_checkpoint_is_calibrated_on_a_dataset_and_served_in_fp8(
 def test_what_fp8_is_not_for_is_refused_before_weights_are_read(
     options: dict[str, Any], told: str, checkpoint: Path
 ) -> None:
-    from openpi.cli import server
+    from openpi.cli.serving import server
 
     with pytest.raises(ValueError, match=told):
         server.load_policy(server.Args(str(checkpoint), fp8=True, **options))

@@ -16,7 +16,7 @@ import torch
 
 import tiny_recipe
 import weight_layouts
-from openpi.cli import export
+from openpi.cli.checkpoints import export
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading

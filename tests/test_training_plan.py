@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from openpi.cli import train as cli_train
+from openpi.cli.training import train as cli_train
 from openpi.training.backends.jax import plan
 from openpi.training.config import get_config
 from tiny_recipe import arm

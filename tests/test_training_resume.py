@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli import train as train_command
+from openpi.cli.training import train as train_command
 from openpi.data.batch_loader import BatchLoader
 from openpi.training import recipe_io
 from openpi.training.checkpoints import best_step

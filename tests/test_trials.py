@@ -14,8 +14,8 @@ import pytest
 
 from browser import BROWSER, MISSING, dom, on_a_telephone
 from openpi.cli import _pages
-from openpi.cli import trials as command
-from openpi.cli._trials_page import TrialsPage
+from openpi.cli.evaluation import trials as command
+from openpi.cli.evaluation._trials_page import TrialsPage
 from openpi.evaluation import trials
 from openpi.evaluation.switchboard import Switchboard
 from openpi_client.base_policy import BasePolicy

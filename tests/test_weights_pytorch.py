@@ -18,7 +18,9 @@ from golden_kits import load_kit
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: uv run --extra torch pytest")
 
 from openpi.checkpoints.find import find_step  # noqa: E402
-from openpi.cli import convert_checkpoint, infer, server, verify  # noqa: E402
+from openpi.cli.checkpoints import convert_checkpoint, verify  # noqa: E402
+from openpi.cli.debugging import infer  # noqa: E402
+from openpi.cli.serving import server  # noqa: E402
 from openpi.models.model import restore_params  # noqa: E402
 from openpi.models_pytorch import loading  # noqa: E402
 from openpi.policies import parity  # noqa: E402
@@ -587,7 +589,7 @@ def test_the_published_script_and_infer_take_their_flags(
     stats = tmp_path / "out" / "assets" / "golden"
     assert normalize.load(stats) == normalize.load(source.folder / "assets" / "golden")
 
-    from openpi.cli._observation_file import save_arrays
+    from openpi.cli.debugging._observation_file import save_arrays
 
     save_arrays(tmp_path / "obs.npz", EXAMPLE)
     actions = []

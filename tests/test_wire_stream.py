@@ -15,7 +15,7 @@ import websockets.sync.client
 from PIL import Image
 from websockets.frames import Frame, Opcode
 
-from openpi.cli.server import tls_context
+from openpi.cli.serving.server import tls_context
 from openpi.serving import wire
 from openpi.serving.openpi_session import OpenpiSession
 from openpi_client import msgpack_numpy, stream

@@ -101,7 +101,7 @@ class RepackTransform:
         return _fill(self.structure, flatten_dict(data), ())
 
 
-def _fill(structure: Any, leaves: Mapping[str, Any], place: tuple[str, ...]) -> Any:
+def _fill(structure: Any, leaves: Mapping[str, object], place: tuple[str, ...]) -> Any:
     if isinstance(structure, Mapping):
         return {key: _fill(value, leaves, (*place, str(key))) for key, value in structure.items()}
     if isinstance(structure, (list, tuple)):
@@ -180,7 +180,7 @@ class Unnormalize:
         return _apply_stats(data, self.norm_stats, scale, strict=True)
 
 
-def _check_quantiles(norm_stats: Mapping[str, Any] | None, use_quantiles: bool) -> None:
+def _check_quantiles(norm_stats: Mapping[str, NormStats] | None, use_quantiles: bool) -> None:
     if norm_stats is None or not use_quantiles:
         return
     lacking = [key for key, stats in flatten_dict(norm_stats).items() if stats.q01 is None or stats.q99 is None]
@@ -193,7 +193,7 @@ def _check_quantiles(norm_stats: Mapping[str, Any] | None, use_quantiles: bool) 
 
 def _apply_stats(
     data: DataDict,
-    norm_stats: Mapping[str, Any],
+    norm_stats: Mapping[str, object],
     scale: Callable[[np.ndarray, NormStats, str], np.ndarray],
     *,
     strict: bool,
@@ -405,13 +405,13 @@ class ExtractFASTActions:
             "actions": decode(tokens, self.action_horizon, self.action_dim),
         }
 
-    def grammar(self) -> Any | None:
+    def grammar(self) -> object | None:
         """What the tokenizer lets a model write, see `ActionGrammar`; None = anything."""
         make = getattr(self.tokenizer, "grammar", None)
         return None if make is None else make(self.action_horizon, self.action_dim)
 
 
-def action_grammar(transforms: Iterable[DataTransformFn]) -> Any | None:
+def action_grammar(transforms: Iterable[DataTransformFn]) -> object | None:
     """The grammar of the action tokens that these output transforms read; None if they read none."""
     reader = _token_reader(transforms)
     return None if reader is None else reader.grammar()
@@ -463,17 +463,17 @@ class PadStatesAndActions:
         return {**data, **padded}
 
 
-def flatten_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_dict(tree: Mapping[str, object]) -> _tree.Leaves:
     """Nested dicts -> one dict keyed by '/'-joined paths; empty dicts vanish."""
     return _tree.flatten(tree)
 
 
-def unflatten_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_dict(tree: Mapping[str, object]) -> DataDict:
     """Inverse of `flatten_dict`."""
     return _tree.unflatten(tree)
 
 
-def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, Any]) -> dict[str, Any]:
+def transform_dict(patterns: Mapping[str, str | None], tree: Mapping[str, object]) -> dict[str, object]:
     """Renames and removes leaves by regular expressions on their flattened paths.
 
     Args:
@@ -522,12 +522,12 @@ def _rename(path: str, patterns: Mapping[str, str | None]) -> str | None:
 
 
 def apply_tree(
-    tree: Mapping[str, Any],
-    selector: Mapping[str, Any],
-    fn: Callable[[Any, Any], Any],
+    tree: Mapping[str, object],
+    selector: Mapping[str, object],
+    fn: Callable[[object, object], object],
     *,
     strict: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`fn(leaf, selected)` for every leaf whose path is also in `selector`; other leaves stay.
 
     Raises:

@@ -89,7 +89,7 @@ class Checkpoint:
         """
         return self._once(("norm_stats", asset_id, use_quantiles), lambda: self._read_stats(asset_id, use_quantiles))
 
-    def weights(self, model: Any, *, without: Sequence[str] = ()) -> Weights:
+    def weights(self, model: object, *, without: Sequence[str] = ()) -> Weights:
         """Compared with a model's config; arguments and errors as of `weights.opening.open_weights`."""
         return opening.open_weights(model, self.folder, without=without, layout=self.layout)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from typing import Protocol
 
 from openpi.serving.access import check_key, has_key, is_foreign_page, is_known_host, is_loopback, own_names
 
@@ -89,14 +89,14 @@ def open_server(site: Site, host: str = LOOPBACK, port: int = 0, *, api_key: str
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Nothing: a line for each request helps nobody."""
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         daemon_threads = True
 
-        def handle_error(self, request: Any, client_address: Any) -> None:
+        def handle_error(self, request: object, client_address: object) -> None:
             """Nothing: browsers leave as they like."""
 
     server = Server((host, port), Handler)

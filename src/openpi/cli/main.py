@@ -12,30 +12,45 @@ from openpi.shared import plugins
 
 ENTRY_POINTS = "openpi.commands"
 
-# command -> one line for `openpi --help`; the module is openpi.cli.<command with _ for ->.
-COMMANDS = {
-    "configs": "the registered recipes as a table, or one with its lab note",
-    "init": "a recipe file for your own robot, drafted from its dataset",
-    "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
-    "convert": "recordings in another format to a LeRobot dataset",
-    "record": "demonstrations of a simulator's scripted expert, as a LeRobot dataset",
-    "dataset": "whether a dataset is whole and of one kind, with a report",
-    "stats": "normalisation statistics of a recipe's dataset, from its columns",
-    "train": "train a recipe",
-    "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
-    "serve": "serve checkpoints to robots over websocket",
-    "evaluate": "success of a policy in a simulator: intervals per task, videos, a report",
-    "trials": "two policies on your robot, blind: success or score per trial, and the interval",
-    "client-check": "how long answers take from here, and which loop that carries",
-    "replay": "recorded requests to a server again, and the answers compared",
-    "export": "a LoRA checkpoint merged, without its base, or whole",
-    "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
-    "calibrate-fp8": "measures a checkpoint on its dataset, to serve it in FP8",
-    "verify": "whether a checkpoint is whole and both backends agree on it",
-    "doctor": "whether a server, or a robot, sees what training saw; and whether this machine fits",
-    "explain": "one sample through every stage of the pipeline",
-    "infer": "one observation file -> one action chunk file",
+# folder -> command -> one line for `openpi --help`; the module is openpi.cli.<folder>.<command with _ for ->.
+GROUPS = {
+    "recipes": {
+        "configs": "the registered recipes as a table, or one with its lab note",
+        "init": "a recipe file for your own robot, drafted from its dataset",
+        "fetch": "download what a recipe or a checkpoint needs, for a machine without a network",
+    },
+    "data": {
+        "convert": "recordings in another format to a LeRobot dataset",
+        "record": "demonstrations of a simulator's scripted expert, as a LeRobot dataset",
+        "dataset": "whether a dataset is whole and of one kind, with a report",
+        "stats": "normalisation statistics of a recipe's dataset, from its columns",
+    },
+    "training": {
+        "train": "train a recipe",
+        "tokenizer": "train an action tokenizer (FAST) on a recipe's own actions",
+    },
+    "serving": {
+        "serve": "serve checkpoints to robots over websocket",
+    },
+    "evaluation": {
+        "evaluate": "success of a policy in a simulator: intervals per task, videos, a report",
+        "trials": "two policies on your robot, blind: success or score per trial, and the interval",
+        "client-check": "how long answers take from here, and which loop that carries",
+        "replay": "recorded requests to a server again, and the answers compared",
+    },
+    "checkpoints": {
+        "export": "a LoRA checkpoint merged, without its base, or whole",
+        "convert-checkpoint": "a checkpoint in another layout: JAX, PyTorch or LeRobot",
+        "calibrate-fp8": "measures a checkpoint on its dataset, to serve it in FP8",
+        "verify": "whether a checkpoint is whole and both backends agree on it",
+    },
+    "debugging": {
+        "doctor": "whether a server, or a robot, sees what training saw; and whether this machine fits",
+        "explain": "one sample through every stage of the pipeline",
+        "infer": "one observation file -> one action chunk file",
+    },
 }
+COMMANDS = {command: summary for group in GROUPS.values() for command, summary in group.items()}
 
 
 # Whose checkpoints may bring code of their own.
@@ -93,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _load(command: str) -> Command:
     if command in COMMANDS:
-        return cast(Command, importlib.import_module(f"openpi.cli.{command.replace('-', '_')}"))
+        folder = next(folder for folder, group in GROUPS.items() if command in group)
+        return cast(Command, importlib.import_module(f"openpi.cli.{folder}.{command.replace('-', '_')}"))
     return plugins.load(ENTRY_POINTS, command)
 
 

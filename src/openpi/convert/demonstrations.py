@@ -33,6 +33,7 @@ import numpy as np
 
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
+from openpi.data.dataset import Sample
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.episode_check import complete_features
 from openpi.data.lerobot.existing import check_room
@@ -141,7 +142,7 @@ def _chosen(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
 
 def play(
     world: World, expert: Expert, task: Task, seed: int, *, noise: float, clean: np.ndarray
-) -> tuple[list[dict[str, Any]], bool]:
+) -> tuple[list[Sample], bool]:
     """One episode: what was observed, with the expert's `actions` beside it, and whether it succeeded."""
     world.reset(task, seed)
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
@@ -206,7 +207,7 @@ def _opened(config: WorldConfig) -> tuple[World, Expert]:
     return config.open(privileged=True), expert
 
 
-def _prepare(frames: list[dict[str, Any]], recording: Recording, folder: Path) -> None:
+def _prepare(frames: list[Sample], recording: Recording, folder: Path) -> None:
     leaves = [flatten(frame) for frame in frames]
     arrays, features = {}, {}
     for key, column in recording.columns.names.items():
@@ -317,7 +318,7 @@ def _assemble(recording: Recording, attempts: list[_Attempt], output: Path, *, s
     return output
 
 
-def _told(recording: Recording, attempts: list[_Attempt]) -> dict[str, Any]:
+def _told(recording: Recording, attempts: list[_Attempt]) -> dict[str, object]:
     world: Any = recording.world
     return {
         "world": {"class": type(world).__qualname__, **asdict(world)},

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from openpi.shared.download import cache_path, get_cache_dir, maybe_download
 from openpi.shared.remote import find_files
@@ -30,7 +29,7 @@ def write_to(
     *,
     key: str,
     append: bool = False,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> None:
     """Calls `write` with a local folder, and sends that if `output` is a URL.
 
@@ -70,12 +69,12 @@ def _is_same(path: Path, made: Path, fetched: Path) -> bool:
     return source.exists() and source.samefile(path)
 
 
-def _fetched(url: str, options: Mapping[str, Any] | None) -> Path:
+def _fetched(url: str, options: Mapping[str, object] | None) -> Path:
     given = {} if options is None else {url.partition("://")[0]: options}
     return maybe_download(url, force_download=True, **given)
 
 
-def _nothing_at(url: str, options: Mapping[str, Any] | None) -> None:
+def _nothing_at(url: str, options: Mapping[str, object] | None) -> None:
     try:
         files = find_files(url, options or {})
     except FileNotFoundError:

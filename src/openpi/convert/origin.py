@@ -30,7 +30,7 @@ class FileGroup:
         stats = [(relative(path, self.root), path.stat()) for path in self._all()]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Reads everything.
 
         The hash of several files is that of the lines that `sha256sum` prints of them, sorted by name.
@@ -57,7 +57,9 @@ def groups(root: Path, all_files: Iterable[Sequence[Path]]) -> list[FileGroup]:
     return list(dict.fromkeys(FileGroup(root, tuple(files)) for files in all_files))
 
 
-def provenance(source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, pool: Pool) -> dict[str, Any]:
+def provenance(
+    source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, pool: Pool
+) -> dict[str, object]:
     """Source, options, files with their hashes, and which episode comes from which of them, as JSON.
 
     Args:
@@ -82,7 +84,7 @@ class _Hashing:
 
     folder: Path
 
-    def __call__(self, group: FileGroup) -> dict[str, Any]:
+    def __call__(self, group: FileGroup) -> dict[str, object]:
         digest = hashlib.sha256(repr(group.stamp()).encode()).hexdigest()[:20]
         kept = self.folder / f"{digest}.json"
         if kept.exists():
@@ -94,14 +96,14 @@ class _Hashing:
         return described
 
 
-def _plain(options: object) -> dict[str, Any]:
+def _plain(options: object) -> dict[str, object]:
     """The fields of a dataclass as JSON has them; the folder is a name there."""
     assert dataclasses.is_dataclass(options)
     fields = [field.name for field in dataclasses.fields(options) if field.repr and field.name != "root"]
     return {name: _json_value(getattr(options, name)) for name in fields}
 
 
-def _json_value(value: object) -> Any:
+def _json_value(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -7,9 +7,14 @@ A `BatchSource` says so, and where it is then. Of a dataset with random access, 
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+from openpi.shared.tree import Tree
+
+State: TypeAlias = dict[str, Any]
+"""Where a loader is, as values of JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +115,16 @@ class BatchSource(Protocol):
     identity: Mapping[str, Any]
     """What the order depends on; part of every state."""
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> State:
         """The state before the first batch, without the identity."""
         ...
 
-    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def start_after(self, state: Tree) -> State:
         """The state before the first batch of a new order, for a run that has taken the batches before `state`, which
         is that of a source with another identity."""
         ...
 
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Any], dict[str, Any]], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[object], State], None, None]:
         """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
         ...
 
@@ -128,7 +133,7 @@ class BatchSource(Protocol):
         ...
 
 
-def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged_state(states: Sequence[Tree]) -> State:
     """The state of a run from those of its processes: where they have the same key, dicts are merged in turn."""
     merged = dict(states[0])
     for state in states[1:]:
@@ -141,15 +146,15 @@ def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class IndexSource:
     """Batches of indices, by a `BatchOrder`; see `BatchLoader`."""
 
-    def __init__(self, order: BatchOrder, identity: Mapping[str, Any], part: tuple[int, int]):
+    def __init__(self, order: BatchOrder, identity: Mapping[str, object], part: tuple[int, int]):
         self.identity = identity
         self._order = order
         self._part = part
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> State:
         return {"next_batch": 0}
 
-    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def start_after(self, state: Tree) -> State:
         """At the next epoch, which is shuffled in a way of its own."""
         if not {"batch_size", "num_samples"} <= state.keys():  # of a stream
             return self.start()
@@ -159,7 +164,7 @@ class IndexSource:
     def describe(self, item: int) -> str:
         return f"sample {item}"
 
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[object], State], None, None]:
         for batch in itertools.count(int(state["next_batch"])):
             indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]]
             yield indices.tolist(), {"next_batch": batch + 1}

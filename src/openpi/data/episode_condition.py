@@ -204,7 +204,7 @@ class EpisodeCondition:
                 return self._compared(node, episode)
         raise AssertionError(node)
 
-    def _looked_up(self, node: ast.expr, episode: EpisodeValues) -> Any:
+    def _looked_up(self, node: ast.expr, episode: EpisodeValues) -> object:
         name = self._column_of(node)
         if name in OF_EPISODES and not isinstance(node, ast.Subscript):
             return episode.of_episode[name]
@@ -223,7 +223,7 @@ class EpisodeCondition:
             raise KeyError(f"'{name}' has {values.shape[1]} dimensions, so none with the number {key}")
         return values[:, key, None]
 
-    def _applied(self, name: str, argument: ast.expr, episode: EpisodeValues) -> Any:
+    def _applied(self, name: str, argument: ast.expr, episode: EpisodeValues) -> object:
         value = self._value(argument, episode)
         if name == "abs" and not isinstance(value, np.ndarray) and not isinstance(value, str | list):
             return abs(value)
@@ -235,7 +235,7 @@ class EpisodeCondition:
             return _OF_NOTHING.get(name, np.nan)
         return self._tried(argument, lambda: _REDUCTIONS[name](value))
 
-    def _compared(self, node: ast.Compare, episode: EpisodeValues) -> Any:
+    def _compared(self, node: ast.Compare, episode: EpisodeValues) -> object:
         left, results = self._value(node.left, episode), []
         for op, side in zip(node.ops, node.comparators, strict=True):
             right = self._value(side, episode)
@@ -255,7 +255,7 @@ class EpisodeCondition:
             raise self._refused(node, "is neither true nor false; compare it with something")
         return value
 
-    def _tried(self, node: ast.expr, work: Callable[[], Any]) -> Any:
+    def _tried(self, node: ast.expr, work: Callable[[], object]) -> object:
         try:
             return work()
         except (TypeError, ValueError) as error:
@@ -270,7 +270,7 @@ class _RefusedError(ValueError):
     """Says which part of a condition, and why."""
 
 
-def _comparison(op: ast.cmpop, left: Any, right: Any) -> Callable[[], Any]:
+def _comparison(op: ast.cmpop, left: Any, right: Any) -> Callable[[], object]:
     if not isinstance(op, _MEMBERSHIP):
         return lambda: _OPERATORS[type(op)](left, right)
     if isinstance(right, str):

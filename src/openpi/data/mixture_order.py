@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.batch_order import check_divisible
+from openpi.data.batch_order import State, check_divisible
 from openpi.data.dataset import Dataset, Sample
+from openpi.shared.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class MixtureSource:
         self._batch_size, self._seed, self._shuffle, self._part = batch_size, seed, shuffle, part
         self._passes: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> State:
         return {"next_batch": 0, "taken": [0] * len(self._sizes), "order": 0}
 
-    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def start_after(self, state: Tree) -> State:
         """From the beginning, shuffled in a way of its own."""
         return {**self.start(), "order": int(state.get("order", 0)) + 1}
 
@@ -94,7 +95,7 @@ class MixtureSource:
         number = int(np.searchsorted(self._begins, item, side="right")) - 1
         return f"sample {item - self._begins[number]} of {self.identity['mixture'][number][0]}"
 
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[int], State], None, None]:
         taken, order, batch = list(state["taken"]), int(state["order"]), int(state["next_batch"])
         while True:
             items = []

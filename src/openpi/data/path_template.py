@@ -6,7 +6,6 @@ Sources: `data_path` and `video_path` of LeRobot's `meta/info.json`, `filepathTe
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from openpi.shared.errors import listed
 
@@ -28,7 +27,7 @@ class PathTemplate:
 
     def __init__(
         self,
-        text: Any,
+        text: object,
         where: str,
         *,
         required: Collection[str],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from openpi.data.episode_condition import OF_EPISODES, EpisodeCondition, EpisodeValues
 from openpi.data.lerobot.columns import load_columns
@@ -14,6 +13,7 @@ from openpi.data.lerobot.features import dimension_names
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.shared import strict_json
 from openpi.shared.errors import missing_key
+from openpi.shared.strict_json import Json
 
 ERRORS: tuple[str, ...] = ("error",)
 
@@ -106,7 +106,7 @@ def _with_findings(path: Path, kinds: Sequence[str], metadata: LeRobotMetadata) 
     return {episode for episode, kinds_of in findings if episode is not None and known & kinds_of}
 
 
-def _kinds_of(finding: Any) -> set[str]:
+def _kinds_of(finding: Json) -> set[str]:
     code = str(finding["code"])
     return {code, code.partition(".")[0], str(finding["severity"])}
 

@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class SharedArrays:
                     self._parts[name] = array.dtype, array.shape, start
                     stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         file = Path(f"/proc/{os.getpid()}/fd/{self._file}")
         return _mapped, (file, _identity(os.fstat(self._file)), self._parts, self._rest)
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -64,10 +64,10 @@ class WorkerBoard:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "_own"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state)
         self._own = threading.local()
 
@@ -82,5 +82,5 @@ class WorkerBoard:
         return self._own.line
 
 
-def _allocate(kind: Any, count: int) -> Any:
+def _allocate(kind: Any, count: int) -> object:
     return (kind * count)()

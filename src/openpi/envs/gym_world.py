@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from openpi.envs.world import Task
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Observation
 
 if TYPE_CHECKING:
     import gymnasium
@@ -62,10 +64,10 @@ class GymWorld:
         self,
         env: gymnasium.Env,
         *,
-        observe: Callable[[Any, Task], dict[str, Any]],
-        hold: Callable[[Any], np.ndarray],
+        observe: Callable[[object, Task], Observation],
+        hold: Callable[[object], np.ndarray],
         success: Callable[[Step], bool] = has_succeeded,
-        options: Callable[[Task], dict[str, Any] | None] = lambda task: None,
+        options: Callable[[Task], Json | None] = lambda task: None,
     ) -> None:
         """
         Args:
@@ -79,7 +81,7 @@ class GymWorld:
         raw, info = self._env.reset(seed=seed, options=self._options(task))
         self._task, self._last = task, Step(raw, info=info)
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> dict[str, object]:
         return self._keys(self._last.raw, self._task)
 
     def step(self, action: np.ndarray) -> None:

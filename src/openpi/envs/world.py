@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from openpi.shared import plugins, references
+from openpi_client.base_policy import Observation
 
 ENTRY_POINTS = "openpi.worlds"
 # Beside the keys of the policy, what only an expert may know; asked for by `open(privileged=True)`.
@@ -48,7 +49,7 @@ class World(Protocol):
         """Puts everything where the episode begins, settled: what a benchmark waits before it asks is over."""
         ...
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         """What the robot's program sends: the keys, dtypes, shapes and prompt that the recipe wants, and
         `PRIVILEGED` where it was asked for.
         """
@@ -89,7 +90,7 @@ class Expert(Protocol):
     It is asked as a policy is, through a server too: whatever it remembers it keeps by `privileged/episode`.
     """
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """{"actions": float32[horizon, action_dim]}."""
         ...
 
@@ -157,7 +158,7 @@ def find(name: str) -> type[WorldConfig]:
     return cast(type[WorldConfig], found)
 
 
-def _installed(name: str) -> Any:
+def _installed(name: str) -> object:
     installed = names()
     if name not in installed:
         raise ValueError(

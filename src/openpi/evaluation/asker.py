@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from openpi.shared.children import Child, Children, Command, require_alive, wait_for_file
+from openpi_client.base_policy import Observation, Reply
 from openpi_client.realtime.requests import is_other_server
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -41,7 +42,7 @@ class Asker:
         self.round_trips_ms: list[float] = []
         self.batch_sizes: list[int] = []
 
-    def __call__(self, observations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def __call__(self, observations: list[Observation]) -> list[dict[str, object]]:
         """
         Returns:
             what the server answers; `{"error": text}` where it refuses.
@@ -56,7 +57,7 @@ class Asker:
             raise ConnectionError("the server was restarted with another policy; the episodes would not be alike")
         return answers
 
-    def timing(self) -> dict[str, Any]:
+    def timing(self) -> dict[str, object]:
         """Median and 95th percentile of the messages, without the first, which may include compilation; empty where
         there were none."""
         if not self.round_trips_ms:
@@ -67,7 +68,7 @@ class Asker:
             "mean_batch": float(np.mean(self.batch_sizes)),
         }
 
-    def _timed(self, observations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _timed(self, observations: list[Observation]) -> list[Reply]:
         started = time.perf_counter()
         try:
             answers = self._answers(observations)
@@ -78,7 +79,7 @@ class Asker:
         self.batch_sizes.append(len(observations))
         return answers
 
-    def _answers(self, observations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _answers(self, observations: list[Observation]) -> list[Reply]:
         if len(observations) > 1 and self._takes_batches:
             try:
                 return self._client.infer_batch(observations)
@@ -88,7 +89,7 @@ class Asker:
                 return [{"error": _reason(error)}] * len(observations)
         return [self._answer(observation) for observation in observations]
 
-    def _answer(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, observation: Observation) -> dict[str, object]:
         try:
             return self._client.infer(observation)
         except RuntimeError as error:

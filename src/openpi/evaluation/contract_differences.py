@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from openpi.evaluation.difference import CHUNK, IMAGES, KEYS, STATE, Difference
 from openpi.policies.images import layout_of
 from openpi.shared.tree import flatten
+from openpi_client.base_policy import Metadata
 
 _SERVE = "serve the checkpoint with its own recipe, or name the recipe it was trained with"
 
 
-def find(trained: Mapping[str, Any], served: Mapping[str, Any]) -> Iterator[Difference]:
+def find(trained: Metadata, served: Metadata) -> Iterator[Difference]:
     """Between two contracts, as of `Contract.as_metadata`, but for the rate, which is the dataset's."""
     for fact in ("robot", "model_type"):
         if trained.get(fact) != served.get(fact):
@@ -41,7 +41,7 @@ def rate(recorded_hz: float | None, played_hz: float | None) -> Iterator[Differe
         )
 
 
-def observation(served: Mapping[str, Any], sent: Mapping[str, Any]) -> Iterator[Difference]:
+def observation(served: Metadata, sent: Mapping[str, object]) -> Iterator[Difference]:
     """Between what a server takes and what is sent.
 
     Args:
@@ -72,7 +72,7 @@ def observation(served: Mapping[str, Any], sent: Mapping[str, Any]) -> Iterator[
             yield Difference(KEYS, key, found, "the state of another robot", "choose the checkpoint of this robot")
 
 
-def _picture(key: str, picture: np.ndarray, camera: Mapping[str, Any] | None) -> Iterator[Difference]:
+def _picture(key: str, picture: np.ndarray, camera: Mapping[str, object] | None) -> Iterator[Difference]:
     if camera is None:
         return
     if picture.dtype != np.uint8:
@@ -84,7 +84,7 @@ def _picture(key: str, picture: np.ndarray, camera: Mapping[str, Any] | None) ->
 
 
 def _keyed(
-    stage: str, what: str, facts_stage: str, trained: Sequence[Mapping[str, Any]], served: Sequence[Mapping[str, Any]]
+    stage: str, what: str, facts_stage: str, trained: Sequence[Metadata], served: Sequence[Metadata]
 ) -> Iterator[Difference]:
     ours, theirs = ({entry["key"]: entry for entry in entries} for entries in (trained, served))
     if set(ours) != set(theirs):
@@ -96,5 +96,5 @@ def _keyed(
                 yield _other(facts_stage, f"{key}, {fact}", ours[key].get(fact), theirs[key].get(fact), cause, _SERVE)
 
 
-def _other(stage: str, subject: str, trained: Any, served: Any, cause: str, fix: str) -> Difference:
+def _other(stage: str, subject: str, trained: object, served: object, cause: str, fix: str) -> Difference:
     return Difference(stage, subject, f"{served!r} instead of {trained!r}", cause, fix)

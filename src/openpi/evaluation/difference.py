@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ def vector(
         yield Difference(stage, subject, cause.found, *causes.get(cause.kind, otherwise))
 
 
-def made(frame: Frame, path: TrainingPath) -> Mapping[str, Any]:
+def made(frame: Frame, path: TrainingPath) -> Mapping[str, object]:
     """What training makes for the model of the server's normalized sample."""
     raw, normalized = frame.served[stages.RAW], frame.served[stages.NORMALIZED]
     return transforms.compose([step for step in path.after if not isinstance(step, transforms.ResizeImages)])(
@@ -99,7 +98,7 @@ def made(frame: Frame, path: TrainingPath) -> Mapping[str, Any]:
     )
 
 
-def rows_of(frames: Sequence[Frame], of: Callable[[Frame], Any]) -> np.ndarray | None:
+def rows_of(frames: Sequence[Frame], of: Callable[[Frame], object]) -> np.ndarray | None:
     """float[n d], a vector of each frame; None where a frame has none."""
     values = [of(frame) for frame in frames]
     if any(value is None for value in values):
@@ -112,7 +111,7 @@ def name_of(names: Sequence[str], dim: int | np.integer) -> str:
     return names[int(dim)] if dim < len(names) else f"[{dim}]"
 
 
-def text_of(value: Any) -> str | None:
+def text_of(value: object) -> str | None:
     """A prompt as a string, however it came."""
     if value is None:
         return None
@@ -120,7 +119,7 @@ def text_of(value: Any) -> str | None:
     return item.decode(errors="replace") if isinstance(item, bytes) else str(item)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """For a message: a line that is not too long."""
     text = np.array2string(value, precision=3, max_line_width=10_000) if isinstance(value, np.ndarray) else repr(value)
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from openpi.shared.locks import FileLock, HeldElsewhereError
+from openpi.shared.strict_json import Json
 
 _OPTIONS, _EPISODES, _COMMANDS, _LOCK = "options.json", "episodes.jsonl", "commands", ".lock"
 
@@ -54,7 +55,7 @@ class Episode:
         """What it is known by: task and seed."""
         return self.task, self.seed
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """JSON-ready."""
         return dataclasses.asdict(self)
 
@@ -67,7 +68,7 @@ class EpisodeFolder:
         episodes: by task and seed.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, options: Mapping[str, object], *, resume: bool) -> None:
         """
         Args:
             options: JSON-ready; what the outcome of an episode depends on.
@@ -143,7 +144,7 @@ def check_free(path: Path, *, resume: bool) -> None:
         raise FileExistsError(f"{path} holds an evaluation; go on with --resume, or choose another --output")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -162,7 +163,7 @@ def _drop_half_line(file: Path) -> None:
             episodes.truncate(whole)
 
 
-def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same(path: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
     different = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in dict.fromkeys([*before, *now])

@@ -20,6 +20,8 @@ from openpi.evaluation.play import Player
 from openpi.evaluation.pooled_worlds import PooledWorlds
 from openpi.evaluation.stats import Paired, Tally
 from openpi.evaluation.worlds import Done, Job, Seat, Worlds
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Observation, Reply
 
 RESULTS_FILE = "results.json"
 _MOST_ERRORS = 3
@@ -77,7 +79,7 @@ class Evaluation:
         jobs = [Job(task, seed) for seed in range(self.seed, self.seed + self.trials) for task in tasks]
         return jobs[: self.episodes]
 
-    def player(self, metadata: Mapping[str, Any]) -> Player:
+    def player(self, metadata: Mapping[str, object]) -> Player:
         """For a server with this metadata.
 
         Raises:
@@ -95,7 +97,7 @@ class Evaluation:
         player.chunks()
         return player
 
-    def options(self, policy: Mapping[str, Any], player: Player) -> dict[str, Any]:
+    def options(self, policy: Mapping[str, object], player: Player) -> dict[str, object]:
         """What the outcome of an episode depends on, JSON-ready."""
         config: Any = self.config
         return {
@@ -114,11 +116,11 @@ def evaluate(
     asker: Asker,
     output: Path,
     *,
-    policy: Mapping[str, Any],
+    policy: Mapping[str, object],
     resume: bool = False,
     on_done: Callable[[Done, Tally], None] = lambda done, tally: None,
     open_worlds: Callable[[Seat], Worlds | PooledWorlds] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Plays what is not there yet, films, and writes `results.json`.
 
     Args:
@@ -186,7 +188,7 @@ def _play(
 
 def _film(
     worlds: Worlds | PooledWorlds, plan: Evaluation, played: Sequence[Episode], folder: EpisodeFolder
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[dict[str, object]], list[str]]:
     """Plays the chosen episodes once more, from their commands: which of them failed is known only now.
 
     Returns:
@@ -212,7 +214,7 @@ def _film(
     return [videos[episode.key] for episode in chosen if episode.key in videos], errors
 
 
-def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
+def summary(episodes: Sequence[Episode]) -> dict[str, object]:
     """Success with its intervals, and what else episodes have in common."""
     by_task: dict[str, list[Episode]] = {}
     for episode in episodes:
@@ -233,7 +235,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def compare(a: Json, b: Json) -> Json:
     """Two contents of `results.json`, in the episodes that both have played, in all and per task.
 
     Raises:
@@ -244,7 +246,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     if not common:
         raise ValueError("the two evaluations have no episode in common")
 
-    def paired(keys: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    def paired(keys: Iterable[tuple[str, int]]) -> dict[str, object]:
         keys = list(keys)
         return Paired.of([outcomes[0][key] for key in keys], [outcomes[1][key] for key in keys]).to_dict()
 
@@ -267,7 +269,7 @@ def _selected(tasks: Sequence[Task], patterns: Sequence[str]) -> list[Task]:
     return [task for task in tasks if not patterns or any(is_meant(task, pattern) for pattern in patterns)]
 
 
-def _never_asked(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _never_asked(questions: list[Observation]) -> list[Reply]:
     raise AssertionError("a film asks nothing")
 
 

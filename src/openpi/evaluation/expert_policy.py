@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from openpi.envs.world import PRIVILEGED, Expert
 from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, ObservationError
 from openpi.policies.request import Request
-from openpi_client.base_policy import BasePolicy
+from openpi_client.base_policy import BasePolicy, Observation
 
 
 class ExpertPolicy(BasePolicy):
@@ -25,7 +23,7 @@ class ExpertPolicy(BasePolicy):
         self._expert = expert
         self._guard = None if contract is None else ContractGuard(contract)
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """Raises ObservationError for what the contract refuses, ValueError for actions that it does not promise."""
         observation = Request.parse(obs).observation
         if PRIVILEGED not in observation:

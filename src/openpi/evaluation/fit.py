@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from openpi_client.base_policy import Metadata
 
 
-def check(contract: Mapping[str, Any], recipe: Mapping[str, Any], *, rate_hz: float, any_rate: bool = False) -> None:
+def check(
+    contract: Mapping[str, object], recipe: Mapping[str, object], *, rate_hz: float, any_rate: bool = False
+) -> None:
     """
     Args:
         contract: of the policy, as servers tell it (`Contract.as_metadata`); what it does not tell is not compared.
@@ -25,16 +28,14 @@ def check(contract: Mapping[str, Any], recipe: Mapping[str, Any], *, rate_hz: fl
         raise ValueError(f"the policy (robot '{contract.get('robot')}') does not fit this world: {'; '.join(problems)}")
 
 
-def completed(metadata: Mapping[str, Any], recipe: Mapping[str, Any], *, rate_hz: float) -> dict[str, Any]:
+def completed(metadata: Metadata, recipe: Metadata, *, rate_hz: float) -> dict[str, object]:
     """What a server says, with what it does not tell taken from the world's recipe; rates are the world's."""
     contract = dict(metadata.get("contract") or {})
     actions = {**recipe.get("actions", {}), "horizon": None, **contract.get("actions", {})}
     return {**metadata, "contract": {**recipe, **contract, "actions": actions, "control_hz": rate_hz}}
 
 
-def _action_problems(
-    contract: Mapping[str, Any], recipe: Mapping[str, Any], rate_hz: float, *, any_rate: bool
-) -> list[str]:
+def _action_problems(contract: Metadata, recipe: Metadata, rate_hz: float, *, any_rate: bool) -> list[str]:
     problems = []
     width, expected = (side.get("actions", {}).get("width") for side in (contract, recipe))
     if None not in (width, expected) and width != expected:
@@ -47,7 +48,7 @@ def _action_problems(
     return problems
 
 
-def _camera_problems(contract: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+def _camera_problems(contract: Metadata, recipe: Metadata) -> list[str]:
     if "cameras" not in contract or "cameras" not in recipe:
         return []
     taken, sent = ({c["key"]: c["required"] for c in side["cameras"]} for side in (contract, recipe))
@@ -58,7 +59,7 @@ def _camera_problems(contract: Mapping[str, Any], recipe: Mapping[str, Any]) -> 
     ]
 
 
-def _state_problems(contract: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+def _state_problems(contract: Metadata, recipe: Metadata) -> list[str]:
     if "state" not in contract or "state" not in recipe:
         return []
     sent = {vector["key"]: vector["width"] for vector in recipe["state"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -129,7 +128,7 @@ def normalized(frames: Sequence[Frame], path: TrainingPath) -> Iterator[Differen
     if "state" not in frames[0].served[stages.RAW]:
         return
 
-    def expected(frame: Frame) -> Any:
+    def expected(frame: Frame) -> object:
         state = {"state": np.asarray(frame.served[stages.RAW]["state"])}
         return (state if path.normalize is None else path.normalize(state))["state"]
 

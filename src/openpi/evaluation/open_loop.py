@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from openpi.evaluation.stats import bootstrap_interval
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Tree, flatten
 
 Chunk = np.ndarray  # float[ah w]
 
@@ -30,7 +30,7 @@ class Moment(Protocol):
     @property
     def step(self) -> int: ...
     @property
-    def observation(self) -> Mapping[str, Any]: ...
+    def observation(self) -> Tree: ...
     @property
     def state(self) -> np.ndarray: ...
     @property
@@ -44,7 +44,7 @@ class Moment(Protocol):
 class Asked(Protocol):
     """A policy, in this process or behind a server."""
 
-    def __call__(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Chunk | None]:
+    def __call__(self, observations: Sequence[Mapping[str, object]], seeds: Sequence[int]) -> list[Chunk | None]:
         """A chunk for each observation from the noise of its seed; None where the model wrote none."""
         ...
 
@@ -103,7 +103,7 @@ def errors(chunks: np.ndarray, moments: Sequence[Moment]) -> np.ndarray:
     return found
 
 
-def summary(error: np.ndarray) -> dict[str, Any]:
+def summary(error: np.ndarray) -> dict[str, object]:
     """The mean in all, per joint and per step of the chunk."""
     return {
         "mean": _mean(error),
@@ -169,14 +169,14 @@ def spread(asked: Asked, moments: Sequence[Moment], plan: Plan) -> tuple[np.ndar
     return _nanmean(np.std(samples, axis=0, ddof=1), 1), samples[0]
 
 
-def changed_inputs(moments: Sequence[Moment], tasks: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def changed_inputs(moments: Sequence[Moment], tasks: Sequence[str]) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """The observations of frames with one input spoilt: each camera grey, the state that of another frame, the prompt
     another one.
     """
     flat = [flatten(moment.observation) for moment in moments]
     half = len(flat) // 2
 
-    def with_values(key: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    def with_values(key: str, values: Sequence[object]) -> list[dict[str, object]]:
         return [_replaced(moment.observation, key, value) for moment, value in zip(moments, values, strict=True)]
 
     for key, value in flat[0].items():
@@ -205,7 +205,7 @@ def sensitivity(
     return found
 
 
-def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 0) -> dict[str, Any]:
+def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 0) -> dict[str, object]:
     """The mean error of b less that of a on the same frames and noise, with a 95 % bootstrap interval over episodes;
     over frames where there is one episode.
 
@@ -235,7 +235,7 @@ def steps_of(lengths: Mapping[int, int], stride: int, at_most: int) -> list[tupl
     return [(n, step) for n, length in lengths.items() for step in list(range(0, length, stride))[:each]][:at_most]
 
 
-def _replaced(observation: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+def _replaced(observation: Tree, key: str, value: object) -> dict[str, object]:
     """With another value under a `/`-joined key, which may have a slash in a part of it."""
     if key in observation:
         return {**observation, key: value}
@@ -247,7 +247,7 @@ def _another(prompt: str, tasks: Sequence[str]) -> str:
     return next((task for task in tasks if task != prompt), "do nothing")
 
 
-def _parts(items: Sequence[Any]) -> list[Any]:
+def _parts(items: Sequence[object]) -> list[Any]:
     return [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
 
 
@@ -267,7 +267,7 @@ def _mean(values: np.ndarray) -> float:
     return float(_nanmean(values, None))
 
 
-def _nanmean(values: np.ndarray, axis: Any) -> np.ndarray:
+def _nanmean(values: np.ndarray, axis: int | tuple[int, ...] | None) -> np.ndarray:
     """NaN, and no warning, where there is nothing."""
     known = np.isfinite(values)
     count = np.asarray(known.sum(axis))

@@ -16,7 +16,7 @@ import numpy as np
 from openpi.envs.world import MeasuredWorld, Task, World
 from openpi.evaluation.episodes import Episode
 from openpi_client import realtime
-from openpi_client.base_policy import BasePolicy
+from openpi_client.base_policy import BasePolicy, Metadata, Observation
 from openpi_client.realtime import strategies
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
@@ -140,7 +140,7 @@ class _Body(realtime.Robot):
         self.taken: list[np.ndarray] = []
         self.is_success = False
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         return self._world.observe()
 
     def apply(self, action: np.ndarray) -> None:
@@ -167,7 +167,7 @@ class _Asked(BasePolicy):
         self.count = 0
         self.prompt = self.last_error = ""
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         self.count += 1
         self.prompt = str(obs.get("prompt", ""))
         seed = {} if self._seed is None else {"seed": zlib.crc32(f"{self._seed} {self.count}".encode())}
@@ -186,7 +186,7 @@ def _holds(start: np.ndarray) -> Sequence[Literal["stay", "zero"]]:
     return [*("stay" if is_place else "zero" for _ in start[:-1]), "stay"]
 
 
-def _tells_hold(metadata: Mapping[str, Any]) -> bool:
+def _tells_hold(metadata: Metadata) -> bool:
     actions = metadata.get("contract", {}).get("actions", {})
     return "hold" in actions or any(
         word in actions.get("kind", "") for word in ("absolute", "veloc", "relative", "delta")

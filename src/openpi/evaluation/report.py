@@ -11,6 +11,7 @@ from rich.table import Table
 
 from openpi.shared import page
 from openpi.shared.charts import rate_chart
+from openpi.shared.strict_json import Json
 
 Results = Mapping[str, Any]
 
@@ -49,7 +50,7 @@ def render_comparison(comparison: Results, a: Results, b: Results, folders: Sequ
     return page.document(f"{a['world']}: comparison", sections)
 
 
-def difference_words(pair: Mapping[str, Any]) -> str:
+def difference_words(pair: Json) -> str:
     low, high = pair["newcombe_95"]
     return (
         f"95 % interval {_points(low)} to {_points(high)}; only A {pair['only_a']}, only B {pair['only_b']}, "
@@ -161,11 +162,11 @@ def _setup(results: Results) -> str:
     return f'<h2>How it was played</h2><div class="card">{_pairs({name: results[name] for name in names})}</div>'
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     return page.table(["", ""], [[escape(str(name)), escape(_shown(value))] for name, value in values.items()])
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {inner}" for name, inner in value.items())
     return _number(value) if isinstance(value, float) else str(value)

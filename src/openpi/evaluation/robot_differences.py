@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from openpi import transforms
 from openpi.evaluation.difference import CHUNK, IMAGES, KEYS, NORMALIZED, STAGES, STATE, TOKENS, Difference
@@ -98,7 +99,7 @@ def find(
 _MISSING = "the robot's program and the dataset call it otherwise, or it is left out"
 
 
-def _keys(sent: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[Difference]:
+def _keys(sent: Mapping[str, object], recorded: Mapping[str, object]) -> Iterator[Difference]:
     ours = {key: value for key, value in flatten(recorded).items() if key != "actions"}
     theirs = {key: value for key, value in flatten(sent).items() if key not in REQUEST_KEYS}
     if missing := [key for key in ours if key not in theirs and key != "prompt"]:
@@ -138,7 +139,7 @@ def _color_distance(known: np.ndarray, color: np.ndarray) -> float:
     return float(np.linalg.norm(hue, axis=-1).min())
 
 
-def _forms(sent: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[Difference]:
+def _forms(sent: Mapping[str, object], recorded: Mapping[str, object]) -> Iterator[Difference]:
     """Pictures of another aspect, which were stretched or cropped unless black bars make up for it."""
     theirs, ours = flatten(sent), flatten(recorded)
     for key in sorted(theirs.keys() & ours.keys()):
@@ -257,7 +258,7 @@ def _speed(
         yield Difference(CHUNK, "control_hz", found, cause, "run the robot's loop at the rate of the dataset")
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(value: npt.ArrayLike) -> bool:
     return np.ndim(value) == 3 and np.asarray(value).dtype == np.uint8
 
 

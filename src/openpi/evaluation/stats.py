@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from openpi.shared.strict_json import Json
 
 _Z_95 = 1.959964
 _BOOTSTRAPS = 2000
@@ -32,7 +33,7 @@ class Tally:
         """95 % Wilson interval of the true rate."""
         return wilson_interval(self.successes, self.trials)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """JSON-ready."""
         return {
             "successes": self.successes,
@@ -96,7 +97,7 @@ class Paired:
         only_b = sum(y and not x for x, y in zip(a, b, strict=True))
         return cls(Tally.of(a), Tally.of(b), only_a, only_b, _difference(a, b), _sign_test(only_a, only_b))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """JSON-ready."""
         difference, low, high = self.difference
         return {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from openpi.evaluation.difference import TOKENS, Difference, Frame, TrainingPath, made, shown, text_of
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.policies import stages
+from openpi.shared.tree import Tree
 
 
 def prompt(frames: Sequence[Frame]) -> Iterator[Difference]:
@@ -49,7 +49,7 @@ def tokens(frames: Sequence[Frame], path: TrainingPath) -> Iterator[Difference]:
             return
 
 
-def _token_difference(ours: Any, theirs: Any, path: TrainingPath, prompt: str | None) -> Difference | None:
+def _token_difference(ours: Tree, theirs: Tree, path: TrainingPath, prompt: str | None) -> Difference | None:
     a, b = (np.asarray(way["tokenized_prompt"]) for way in (ours, theirs))
     masks = [np.asarray(way["tokenized_prompt_mask"], bool) for way in (ours, theirs)]
     valid = a[masks[0]], b[masks[1]]

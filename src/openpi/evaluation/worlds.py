@@ -28,6 +28,7 @@ from openpi.envs.world import Task, WorldConfig
 from openpi.evaluation.play import Player, film
 from openpi.shared import worker_process
 from openpi.shared.errors import first_line
+from openpi_client.base_policy import Observation, Reply
 
 AnswerAll = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -134,7 +135,7 @@ class Worlds:
                     self._busy[pipe].send(result)
                 questions = {}
 
-    def _over(self, process: _Process, kind: str, value: Any) -> Done:
+    def _over(self, process: _Process, kind: str, value: object) -> Done:
         assert process.job is not None
         if kind == "done":
             self._idle.append(process)
@@ -158,7 +159,7 @@ class _Process:
         self.job = job
         self.send(job)
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # It has died: `received` says how.
             self.pipe.send(message)
 
@@ -187,7 +188,7 @@ def _work(pipe: Connection, seat: Seat) -> None:
     worker_process.start()
     logging.getLogger("openpi_client").setLevel(logging.CRITICAL)  # warnings are in the episodes
 
-    def ask(observation: dict[str, Any]) -> dict[str, Any]:
+    def ask(observation: Observation) -> Reply:
         pipe.send(("question", observation))
         return pipe.recv()
 
@@ -203,7 +204,7 @@ def _work(pipe: Connection, seat: Seat) -> None:
         pipe.send(("failed", failure(error)))
 
 
-def result_of(job: Job, world: worlds.World, player: Player, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def result_of(job: Job, world: worlds.World, player: Player, ask: Callable[[Observation], Reply]) -> Any:
     """Plays an episode, or films one; see `Done.result`."""
     if job.commands is None or job.video is None:
         return player.play(world, job.task, job.seed, ask)

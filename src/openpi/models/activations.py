@@ -8,7 +8,7 @@ layers. Source: the training specification, section 10.
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 
@@ -30,7 +30,10 @@ def rows_sharding() -> jax.sharding.NamedSharding | None:
     return _by_rows.get()
 
 
-def keep_rows(tree: Any) -> Any:
+_T = TypeVar("_T")
+
+
+def keep_rows(tree: _T) -> _T:
     """A tree of arrays with a leading batch axis, split over the devices; unchanged outside `split_by_rows`.
 
     So are arrays whose rows the devices cannot share equally.

@@ -4,10 +4,14 @@ The `augmax` library does the work, so that the random draws are those the publi
 imported when something is augmented: a robot's computer, or a bare one, serves without it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    import augmax
+
 
 CROP_FRACTION = 0.95
 MAX_ROTATION_DEG = 5
@@ -32,7 +36,7 @@ def augment_images(rng: jax.Array, images: dict[str, Float[Array, "b h w 3"]]) -
     return out
 
 
-def _chain(height: int, width: int, *, keep_geometry: bool) -> Any:
+def _chain(height: int, width: int, *, keep_geometry: bool) -> "augmax.Chain":
     """An `augmax.Chain`."""
     import augmax
 

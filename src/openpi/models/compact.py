@@ -8,12 +8,11 @@ not advance positions, and nobody attends to them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from openpi.models.model_config import BaseModelConfig, ModelType
+from openpi.shared.tree import Tree
 
 PROMPT_STEP = 32  # tokens
 _PROMPT_FIELDS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
@@ -44,13 +43,13 @@ def reads_masked(config: BaseModelConfig, *, exact_slots: bool = False) -> bool:
     return config.model_type is ModelType.PI0_FAST and not exact_slots
 
 
-def whole_extent(inputs: Mapping[str, Any]) -> Extent:
+def whole_extent(inputs: Tree) -> Extent:
     """Everything that a batch has."""
     prompt = inputs.get("tokenized_prompt")
     return Extent(tuple(inputs["image"]), None if prompt is None else prompt.shape[-1])
 
 
-def used_extent(inputs: Mapping[str, Any], *, reads_masked: bool = False) -> Extent:
+def used_extent(inputs: Tree, *, reads_masked: bool = False) -> Extent:
     """What a batch of model inputs (`image`, `image_mask`, `tokenized_prompt`, ...) uses.
 
     A camera without a mask is used. One camera stays, and one step of prompt, where nothing is used at all.
@@ -78,7 +77,7 @@ def longer(extent: Extent, whole: Extent) -> Extent:
     return dataclasses.replace(extent, prompt_len=min(extent.prompt_len + PROMPT_STEP, whole.prompt_len))
 
 
-def cut(inputs: Mapping[str, Any], extent: Extent) -> dict[str, Any]:
+def cut(inputs: Tree, extent: Extent) -> dict[str, object]:
     """The batch without the images of other cameras, whose masks become None, and without longer prompts."""
     prompts = {key: inputs[key][..., : extent.prompt_len] for key in _PROMPT_FIELDS if inputs.get(key) is not None}
     masks = {key: mask for key, mask in inputs["image_mask"].items() if key in extent.cameras or mask is None}

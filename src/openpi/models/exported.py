@@ -15,9 +15,9 @@ import dataclasses
 import functools
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import msgpack
@@ -27,6 +27,10 @@ from openpi.shared.errors import first_line, install_hint
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import differences, flatten, unflatten
 from openpi.weights import orbax_io
+
+if TYPE_CHECKING:
+    from jax import export
+
 
 GRAPH_FILE = "graph"
 
@@ -149,11 +153,11 @@ class ExportedModel(Graph):
         return cls(**fields, params=jax.device_put(unflatten(cast)))
 
     @functools.cached_property
-    def _call(self) -> Callable[..., Any]:
+    def _call(self) -> jax.stages.Wrapped:
         return jax.jit(self.exported.call)
 
     def sample_actions(
-        self, rng: jax.Array | int, example: Mapping[str, Any], sample_kwargs: Mapping[str, Any] | None = None
+        self, rng: jax.Array | int, example: Mapping[str, object], sample_kwargs: Mapping[str, object] | None = None
     ) -> np.ndarray:
         """Actions f32[ah ad] for one sample.
 
@@ -224,7 +228,7 @@ def load_norm_stats(folder: Path | str, processor: str | None = None) -> dict[st
     raise ValueError(f"{root} holds {len(documents)} files norm_stats.msgpack; expected one or two")
 
 
-def _deserialize(graph: Path) -> tuple[Any, str]:
+def _deserialize(graph: Path) -> tuple[export.Exported, str]:
     """The graph, and its text."""
     from jax import export
 

@@ -8,7 +8,7 @@ g = n/k, h head width, f MLP width, l layers.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 from openpi.models import gemma_config, lora
 from openpi.models.activations import keep_rows
 from openpi.models.gemma_config import GemmaConfig
+from openpi.shared.tree import Params
 
 # Under their published names; the models' configurations have them without JAX.
 Config = GemmaConfig
 get_config = gemma_config.get_config
 
-Params = Mapping[str, Any]
 # The cached length differs between what goes in and what comes out, so it is not bound (leading underscore).
 KVCache = tuple[Float[Array, "l b _c k h"], Float[Array, "l b _c k h"]]
 # Whether this layer is the last, how many of an expert's first tokens are unread then, and `remat`.
@@ -148,7 +148,7 @@ def _tokens(
     return jnp.concatenate([x[:, :first], y], axis=1) if first else y
 
 
-def _but_unread(run: Callable, unread: Unread | None, *args: Any) -> Float[Array, "b t d"]:
+def _but_unread(run: Callable, unread: Unread | None, *args: object) -> Float[Array, "b t d"]:
     """`run(first, *args)` for all tokens; in the last layer for those that are read.
 
     A branch inside the scan, because taking the last layer out of it would copy the stacked weights of all others.
@@ -318,7 +318,7 @@ def _residual(x: Array, y: Array, gate: Array | None) -> Array:
 # --- initialisation -------------------------------------------------------------------------------------------
 
 
-def init(rng: jax.Array, configs: Sequence[GemmaConfig], *, adaptive: Sequence[bool]) -> dict[str, Any]:
+def init(rng: jax.Array, configs: Sequence[GemmaConfig], *, adaptive: Sequence[bool]) -> Params:
     """Fresh f32 parameters of the `llm` subtree.
 
     Args:
@@ -337,7 +337,7 @@ def init(rng: jax.Array, configs: Sequence[GemmaConfig], *, adaptive: Sequence[b
     return params | {"layers": layers}
 
 
-def _init_layer(rng: jax.Array, *, config: GemmaConfig, adaptive: bool, s: str) -> dict[str, Any]:
+def _init_layer(rng: jax.Array, *, config: GemmaConfig, adaptive: bool, s: str) -> dict[str, object]:
     d, f, n, k, h = config.width, config.mlp_dim, config.num_heads, config.num_kv_heads, config.head_dim
     keys = iter(jax.random.split(rng, 10))
 
@@ -365,7 +365,7 @@ def _init_layer(rng: jax.Array, *, config: GemmaConfig, adaptive: bool, s: str) 
     }
 
 
-def _init_norm(width: int, adaptive: bool) -> dict[str, Any]:
+def _init_norm(width: int, adaptive: bool) -> dict[str, object]:
     if not adaptive:
         return {"scale": jnp.zeros(width)}
     return {"Dense_0": {"kernel": jnp.zeros((width, 3 * width)), "bias": jnp.zeros(3 * width)}}

@@ -1,10 +1,15 @@
 """Dimensions of the Gemma experts. Source: the model specification, section 1.3. No JAX here."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from openpi.shared import ranges
 from openpi.shared.ranges import Count, Positive
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ModelConfig = TypeVar("ModelConfig", bound="DataclassInstance")
 
 PALIGEMMA_VOCAB_SIZE = 257_152
 
@@ -100,7 +105,7 @@ def get_config(variant: "str | GemmaConfig") -> GemmaConfig:
     return VARIANTS[variant]
 
 
-def without_adapters(model_config: Any) -> Any:
+def without_adapters(model_config: ModelConfig) -> ModelConfig:
     """The configuration of a model whose adapters are merged into its weights."""
     variants = [field.name for field in dataclasses.fields(model_config) if field.name.endswith("_variant")]
     plain = {}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import DTypeLike
 
 from openpi.models.augment import augment_images
 from openpi.models.model_config import (
@@ -28,7 +29,7 @@ from openpi.models.model_config import (
 from openpi.models.observation import Observation
 from openpi.shared import download
 from openpi.shared.image_tools import resize_with_pad
-from openpi.shared.tree import differences, flatten, unflatten
+from openpi.shared.tree import Params, differences, flatten, unflatten
 from openpi.weights import on_device, opening, orbax_io, published_tree
 from openpi.weights.adapter_base import AdapterBase
 
@@ -87,7 +88,7 @@ def preprocess_observation(
     return dataclasses.replace(observation, images=images, image_masks=masks | dict.fromkeys(dropped))
 
 
-def inputs_spec(sample: Mapping[str, ArraySpec], batch_size: int) -> tuple[Observation, Any]:
+def inputs_spec(sample: Mapping[str, ArraySpec], batch_size: int) -> tuple[Observation, Actions]:
     """Of a batch of such samples, with leaves of JAX."""
     leaves = {path: jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype) for path, spec in sample.items()}
     tree = unflatten(leaves)
@@ -119,7 +120,7 @@ class BaseModel(abc.ABC):
     def max_token_len(self) -> int:
         return self.config.max_token_len
 
-    def replace(self, *, params: dict[str, Any]) -> Self:
+    def replace(self, *, params: Params) -> Self:
         """The same model around other parameters."""
         return dataclasses.replace(self, params=params)
 
@@ -138,9 +139,9 @@ def restore_params(
     params_path: Path | str,
     *,
     restore_type: type = np.ndarray,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> dict[str, Any]:
+) -> Params:
     """Reads the parameter tree of a `params/` folder, released or written by training.
 
     Of a checkpoint that holds adapters only, the frozen rest is read from its base.
@@ -163,7 +164,7 @@ def restore_params(
     return on_device.read_params(weights, dtype=dtype, sharding=sharding)
 
 
-def match_params(expected: Mapping[str, Any], params: Mapping[str, Any], *, remove_extra: bool) -> dict[str, Any]:
+def match_params(expected: Mapping[str, object], params: Mapping[str, object], *, remove_extra: bool) -> Params:
     """Checks a parameter tree against the model's; returns it without unknown leaves if `remove_extra`.
 
     Raises:

@@ -6,18 +6,20 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from openpi.shared.param_paths import ParamPath
 from openpi.shared.ranges import Count
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Params, flatten
 
 if TYPE_CHECKING:
     import jax
 
+    from openpi.models.gemma_config import GemmaConfig
     from openpi.models.model import Actions, BaseModel, Observation
+    from openpi.models.siglip_config import SiglipConfig
 
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 IMAGE_RESOLUTION = (224, 224)
@@ -64,11 +66,11 @@ class BaseModelConfig(abc.ABC):
         """A model with freshly initialised f32 parameters."""
 
     @abc.abstractmethod
-    def abstract_params(self) -> dict[str, Any]:
+    def abstract_params(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
 
     @abc.abstractmethod
-    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> BaseModel:
+    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> BaseModel:
         """A model around existing parameters of any float dtype.
 
         Args:
@@ -114,6 +116,31 @@ class BaseModelConfig(abc.ABC):
         return _ones(self.inputs_spec(batch_size=batch_size)[1])
 
 
+class PaliGemmaConfig(Protocol):
+    """The fields that pi0, pi0.5 and pi0-FAST share, of which tensors and prompts are made."""
+
+    @property
+    def model_type(self) -> ModelType: ...
+    @property
+    def action_dim(self) -> int: ...
+    @property
+    def action_horizon(self) -> int: ...
+    @property
+    def max_token_len(self) -> int: ...
+    @property
+    def experts(self) -> tuple[GemmaConfig, ...]: ...
+    @property
+    def image_encoder(self) -> SiglipConfig: ...
+    @property
+    def image_encoder_variant(self) -> str | SiglipConfig: ...
+    @property
+    def image_keys(self) -> tuple[str, ...]: ...
+    @property
+    def image_resolution(self) -> tuple[int, int]: ...
+    @property
+    def tokenizer_path(self) -> str | None: ...
+
+
 def prompted_images_spec(
     config: BaseModelConfig, image_keys: Sequence[str], image_resolution: tuple[int, int]
 ) -> dict[str, ArraySpec]:
@@ -134,7 +161,7 @@ def freeze_nothing(path: ParamPath, value: object = None) -> bool:
     return False
 
 
-def _ones(spec: Any) -> Any:
+def _ones(spec: object) -> Any:
     import jax
     import jax.numpy as jnp
 

@@ -6,12 +6,12 @@ Source: the model specification, section 2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 
 from openpi.shared.errors import missing_key
+from openpi.shared.tree import Params, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Observation:
     extras: dict[str, Any] | None = None
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Tree) -> Self:
         """Builds an observation from the model-side sample keys; uint8 images become f32 in [-1, 1].
 
         Tensors of PyTorch are taken, too; uint8 images among them become [*b 3 h w], floats stay as they are.
@@ -67,14 +67,14 @@ class Observation:
             extras=data.get("extras"),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Params:
         """Inverse of `from_dict` in naming; images stay as they are, absent fields are left out."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         renamed = {{"images": "image", "image_masks": "image_mask"}.get(k, k): v for k, v in fields.items()}
         return {key: value for key, value in renamed.items() if value is not None}
 
 
-def _to_unit_range(image: Any) -> Any:
+def _to_unit_range(image: Any) -> object:
     if image.dtype == np.uint8:
         return image.astype(np.float32) / 255 * 2 - 1
     if str(image.dtype) == "torch.uint8":  # as published, with the channels first

@@ -10,7 +10,6 @@ ad action dim.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,8 +26,7 @@ from openpi.models.model import (
     preprocess_observation,
 )
 from openpi.models.pi0_config import Pi0Config
-
-Params = Mapping[str, Any]
+from openpi.shared.tree import Params
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the flow-time embedding
 TIME_BETA = (1.5, 1.0)
@@ -172,7 +170,7 @@ def sample(
 
         return jax.lax.scan(tabulated_step, start, (times, tables))[0]
 
-    def timed_step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def timed_step(_: object, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, t = carry
         time = jnp.broadcast_to(t, noise.shape[:1])
         time = time if delay is None else rtc.token_times(time, delay, config.action_horizon)
@@ -437,7 +435,7 @@ class Pi0(BaseModel):
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one program, or every shape of it is compiled
-def init(config: Pi0Config, rng: jax.Array) -> dict[str, Any]:
+def init(config: Pi0Config, rng: jax.Array) -> Params:
     """Fresh f32 parameters in the published tree."""
     img_key, llm_key, *dense_keys = jax.random.split(rng, 7)
     experts = config.experts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openpi.models import gemma_config, siglip_config
 from openpi.models.gemma_config import GemmaConfig
@@ -25,11 +25,13 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.shared import ranges
 from openpi.shared.param_paths import ParamPath, joined
 from openpi.shared.ranges import Count, WholeNumber
+from openpi.shared.tree import Params
 
 if TYPE_CHECKING:
     import jax
 
     from openpi.models.pi0 import Pi0
+    from openpi.models.pi0_fast_config import Pi0FASTConfig
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _REMAT = ("full", "dots", "none")
@@ -126,14 +128,14 @@ class Pi0Config(BaseModelConfig):
 
         return pi0.Pi0(self, pi0.init(self, rng))
 
-    def abstract_params(self) -> dict[str, Any]:
+    def abstract_params(self) -> Params:
         import jax
 
         from openpi.models import pi0
 
         return jax.eval_shape(lambda: pi0.init(self, jax.random.key(0)))  # touches no device
 
-    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> Pi0:
+    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> Pi0:
         import jax
         import jax.numpy as jnp
 
@@ -172,7 +174,7 @@ class LoRAFreeze:
         return self.suffix if is_suffix else self.prefix
 
 
-def check_shared_fields(config: Any) -> None:
+def check_shared_fields(config: Pi0Config | Pi0FASTConfig) -> None:
     """Raises ValueError unless the fields that pi0, pi0.5 and pi0-FAST share describe a model."""
     _check_choice("remat", config.remat, _REMAT)
     _check_choice("dtype", config.dtype, ("bfloat16", "float32"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +21,10 @@ from openpi.models import gemma, siglip
 from openpi.models.action_grammar import ActionGrammar, GrammarState
 from openpi.models.model import Actions, BaseModel, Observation, make_attention_mask, preprocess_observation
 from openpi.models.pi0_fast_config import Pi0FASTConfig
+from openpi.shared.tree import Params
 
 __all__ = ["Pi0FAST", "Pi0FASTConfig", "embed", "init", "loss", "sample"]
 
-Params = Mapping[str, Any]
 
 EOS = 1
 _LOGITS_AT_ONCE = 32  # positions of the text; the vocabulary makes each of them a megabyte
@@ -322,7 +321,7 @@ class Pi0FAST(BaseModel):
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one program, or every shape of it is compiled
-def init(config: Pi0FASTConfig, rng: jax.Array) -> dict[str, Any]:
+def init(config: Pi0FASTConfig, rng: jax.Array) -> Params:
     """Fresh f32 parameters in the published tree."""
     img_key, llm_key = jax.random.split(rng)
     return {

@@ -25,6 +25,7 @@ from openpi.models.model_config import (
 from openpi.models.pi0_config import LoRAFreeze, check_shared_fields
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.ranges import Count
+from openpi.shared.tree import Params
 
 if TYPE_CHECKING:
     import jax
@@ -87,7 +88,7 @@ class Pi0FASTConfig(BaseModelConfig):
                 "Only FAST has an action tokenizer that is trained: for another class leave action_tokenizer_path out"
             ) from error
 
-    def tokenizer_arguments(self) -> dict[str, Any]:
+    def tokenizer_arguments(self) -> dict[str, object]:
         """What the action tokenizer is made with, besides `max_token_len`."""
         arguments = dict(self.fast_model_tokenizer_kwargs or {})
         if self.tokenizer_path is not None:
@@ -120,14 +121,14 @@ class Pi0FASTConfig(BaseModelConfig):
 
         return pi0_fast.Pi0FAST(self, pi0_fast.init(self, rng))
 
-    def abstract_params(self) -> dict[str, Any]:
+    def abstract_params(self) -> Params:
         import jax
 
         from openpi.models import pi0_fast
 
         return jax.eval_shape(lambda: pi0_fast.init(self, jax.random.key(0)))  # touches no device
 
-    def load(self, params: Mapping[str, Any], *, remove_extra_params: bool = True) -> Pi0FAST:
+    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> Pi0FAST:
         import jax
         import jax.numpy as jnp
 

@@ -12,7 +12,7 @@ from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.weights.probe import nested
 
 
-def run(config: BaseModelConfig, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def run(config: BaseModelConfig, params: Mapping[str, object], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Actions after two Euler steps, f32[1 ah ad]; of pi0-FAST, the loss of the text, f32[1]."""
     model: Any = config.load(params)
     observation = jax.tree.map(jnp.asarray, Observation.from_dict(nested(inputs)))

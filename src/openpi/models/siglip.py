@@ -7,8 +7,6 @@ o output width.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,8 @@ from jaxtyping import Array, Float
 from openpi.models.activations import keep_rows, rows_sharding
 from openpi.models.gemma import rematerialised, unroll
 from openpi.models.siglip_config import SiglipConfig
+from openpi.shared.tree import Params
 
-Params = Mapping[str, Any]
 NORM_EPSILON = 1e-6
 
 
@@ -111,7 +109,7 @@ def _kernel2d(kernel: Float[Array, "p q c d"]) -> Float[Array, "pqc d"]:
 # --- initialisation -------------------------------------------------------------------------------------------
 
 
-def init(rng: jax.Array, config: SiglipConfig, *, image_resolution: tuple[int, int], out_width: int) -> dict[str, Any]:
+def init(rng: jax.Array, config: SiglipConfig, *, image_resolution: tuple[int, int], out_width: int) -> Params:
     """Fresh f32 parameters of the `img` subtree; the head starts at zero."""
     d, patch = config.width, config.patch_size
     num_tokens = (image_resolution[0] // patch) * (image_resolution[1] // patch)
@@ -131,7 +129,7 @@ def init(rng: jax.Array, config: SiglipConfig, *, image_resolution: tuple[int, i
     }
 
 
-def _init_block(rng: jax.Array, config: SiglipConfig) -> dict[str, Any]:
+def _init_block(rng: jax.Array, config: SiglipConfig) -> dict[str, object]:
     d, f, n = config.width, config.mlp_dim, config.num_heads
     h = d // n
     keys = iter(jax.random.split(rng, 8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from openpi.policies.contract import Contract
 from openpi.policies.guards import ObservationError
 from openpi.policies.request import CHUNK, DELAY, LeftOver
 from openpi.policies.robot_spec import find_spec
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import BaseModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Continuation:
     def create(
         cls,
         config: RtcConfig,
-        model_config: Any,
+        model_config: BaseModelConfig,
         transforms: Sequence[_transforms.DataTransformFn],
         contract: Contract | None,
     ) -> Continuation:
@@ -76,7 +79,7 @@ class Continuation:
             is_asked_for=is_asked_for,
         )
 
-    def as_metadata(self) -> dict[str, Any]:
+    def as_metadata(self) -> dict[str, object]:
         """What a robot's program needs to know, as plain data for the handshake of a server."""
         return {
             "modes": [self.config.mode],
@@ -86,8 +89,8 @@ class Continuation:
         }
 
     def prepare(
-        self, steps: Iterable[_transforms.DataTransformFn], observation: Mapping[str, Any], left_over: LeftOver
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+        self, steps: Iterable[_transforms.DataTransformFn], observation: Mapping[str, object], left_over: LeftOver
+    ) -> tuple[_transforms.DataDict, dict[str, np.ndarray] | None]:
         """Model inputs of an observation, and what its chunk goes on from.
 
         Args:
@@ -143,7 +146,7 @@ class Continuation:
             )
 
 
-def _through(steps: Iterable[_transforms.DataTransformFn], data: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def _through(steps: Iterable[_transforms.DataTransformFn], data: _transforms.DataDict) -> tuple[dict[str, object], int]:
     """What the steps make of a sample, and how many dimensions its actions have without padding."""
     width = np.shape(data["actions"])[-1]
     for step in _flat(steps):

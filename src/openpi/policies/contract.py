@@ -13,14 +13,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
-from openpi.policies.images import channel_mean, has_cast, layout_of, looks_bgr
+from openpi.policies.images import channel_mean, has_cast, looks_bgr
+from openpi.policies.observation_checks import check_image, check_prompt, check_vector
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
 from openpi.shared import ranges, strict_json
@@ -28,14 +29,17 @@ from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
 from openpi.shared.ranges import Range, WholeNumber
-from openpi.shared.tree import check_paths_differ, flatten
+from openpi.shared.strict_json import Json
+from openpi.shared.tree import Tree, check_paths_differ, flatten
 from openpi.shared.typed_values import fitted_fields
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import ModelType
+
 
 _VERSION = 1
 # Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
 _FAR_OUTSIDE = 0.5
-_TOO_LARGE = np.float64(2.0**128 - 2.0**103)  # what float32 rounds to infinity, from here on
-_LARGEST_ITEM_BYTES = 8  # models take no long doubles, and one would spoil the batch of others
 
 
 class ModelDescription(Protocol):
@@ -44,7 +48,7 @@ class ModelDescription(Protocol):
     @property
     def action_horizon(self) -> int: ...
     @property
-    def model_type(self) -> Any: ...
+    def model_type(self) -> ModelType: ...
 
 
 class NoSpecError(ValueError):
@@ -109,7 +113,7 @@ class Contract:
         data_config: DataHalf,
         model_config: ModelDescription,
         *,
-        sample: Mapping[str, Any] | None = None,
+        sample: Mapping[str, object] | None = None,
         control_hz: float | None = None,
         state_names: Iterable[str] | None = None,
         action_names: Iterable[str] | None = None,
@@ -182,14 +186,14 @@ class Contract:
         """As `load`; None where there is no such file."""
         return cls.load(directory) if (directory / CONTRACT_FILE).is_file() else None
 
-    def check(self, observation: Mapping[str, Any]) -> None:
+    def check(self, observation: Mapping[str, object]) -> None:
         """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
         check_paths_differ(observation)
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
         found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
         self._check_cameras(leaves, found_cameras)
         for vector in self.state:
-            _check_vector(vector, leaves)
+            check_vector(vector, leaves)
         prompt = leaves.get("prompt")
         if prompt is None and self.default_prompt is None:
             raise ValueError(
@@ -197,13 +201,13 @@ class Contract:
                 "the task in words, or start the server with --default-prompt TEXT"
             )
         if prompt is not None:
-            _check_prompt(prompt)
+            check_prompt(prompt)
 
-    def check_vectors(self, observation: Mapping[str, Any]) -> None:
+    def check_vectors(self, observation: Mapping[str, object]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
         leaves = flatten(observation)
         for vector in self.state:
-            _check_vector(vector, leaves)
+            check_vector(vector, leaves)
 
     def check_actions(self, width: int, *, where: str) -> None:
         """Raises ValueError unless an action has as many dimensions as the robot.
@@ -218,7 +222,7 @@ class Contract:
                 "or correct its RobotSpec"
             )
 
-    def _check_cameras(self, leaves: Mapping[str, Any], found: list[str]) -> None:
+    def _check_cameras(self, leaves: Mapping[str, object], found: list[str]) -> None:
         known = {camera.key: camera for camera in self.cameras}
         required = [camera.key for camera in self.cameras if camera.required]
         missing = [key for key in required if key not in leaves]
@@ -235,9 +239,9 @@ class Contract:
             )
         for key in known:
             if key in leaves:
-                _check_image(known[key], np.asarray(leaves[key]))
+                check_image(known[key], np.asarray(leaves[key]))
 
-    def warnings(self, observation: Mapping[str, Any]) -> list[str]:
+    def warnings(self, observation: Mapping[str, object]) -> list[str]:
         """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.
 
         Each begins with its subject and a colon, so that a caller can say it once.
@@ -297,7 +301,7 @@ class Contract:
             if mine.get(key) != theirs.get(key)
         ]
 
-    def as_metadata(self) -> dict[str, Any]:
+    def as_metadata(self) -> dict[str, object]:
         """What a robot's program needs, as plain data for the handshake of a server."""
         return {
             "robot": self.robot,
@@ -323,7 +327,7 @@ class Contract:
             "default_prompt": self.default_prompt,
         }
 
-    def _safety_metadata(self) -> dict[str, list[Any]]:
+    def _safety_metadata(self) -> dict[str, list[object]]:
         """What of it is known."""
         found = {"hold": self.hold or None, "low": self.action_low, "high": self.action_high}
         found["max_step"] = self.action_max_step
@@ -367,12 +371,7 @@ class Contract:
         return facts
 
 
-def is_finite(values: np.ndarray) -> np.ndarray:
-    """bool, of the shape of `values`: finite as float32, which models compute with and most robots read."""
-    return np.abs(values) < _TOO_LARGE
-
-
-def _spec_of_sample(sample: Mapping[str, Any] | None, widths: Mapping[str, int]) -> RobotSpec:
+def _spec_of_sample(sample: Tree | None, widths: Mapping[str, int]) -> RobotSpec:
     if sample is None:
         raise NoSpecError(
             "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
@@ -392,7 +391,7 @@ def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tup
     return dataclasses.replace(spec, actions=actions, state=state)
 
 
-def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:
+def _relative_dims(transforms: Iterable[object], width: int) -> tuple[bool, ...]:
     relative = np.zeros(width, dtype=bool)
     for transform in transforms:
         if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
@@ -401,85 +400,12 @@ def _relative_dims(transforms: Iterable[Any], width: int) -> tuple[bool, ...]:
     return tuple(relative.tolist())
 
 
-def _default_prompt(transforms: Iterable[Any]) -> str | None:
+def _default_prompt(transforms: Iterable[object]) -> str | None:
     prompts = (t.prompt for t in transforms if isinstance(t, _transforms.InjectDefaultPrompt))
     return next((prompt for prompt in prompts if prompt is not None), None)
 
 
-def _check_image(camera: CameraSpec, image: np.ndarray) -> None:
-    layout = layout_of(image, camera.key)
-    if camera.layout not in ("any", layout):
-        axes = {"hwc": "[h, w, 3]", "chw": "[3, h, w]"}
-        raise ValueError(
-            f"image '{camera.key}' has shape {image.shape}, layout {axes[layout]}; expected "
-            f"{axes[camera.layout]}. Transpose it on the client"
-        )
-    size = image.shape[:2] if layout == "hwc" else image.shape[1:]
-    if camera.shape is not None and size != tuple(camera.shape):
-        raise ValueError(
-            f"image '{camera.key}' is {size[0]} x {size[1]}; expected {camera.shape[0]} x {camera.shape[1]} "
-            "(height x width). Resize it on the client with resize_with_pad"
-        )
-    if image.dtype != np.uint8:
-        raise ValueError(_not_uint8(image, camera.key))
-
-
-def _not_uint8(image: np.ndarray, key: str) -> str:
-    """Why an image of another dtype is refused, floats in [0, 1] included: the transforms take those because datasets
-    hold them, but from a robot they are four times the bytes, and a dark image in 0..255 passes for one in [0, 1].
-    """
-    if image.dtype.kind not in "fiub":
-        return f"image '{key}' has dtype {image.dtype}; expected uint8 in 0..255. Send the camera's image as it is"
-    low, high = float(image.min()), float(image.max())
-    fix = "image_tools.convert_to_uint8(image)" if image.dtype.kind == "f" and high <= 1 else "image.astype(np.uint8)"
-    return (
-        f"image '{key}' has dtype {image.dtype} and values from {low:g} to {high:g}; expected uint8 in 0..255. Send "
-        f"the camera's image as it is, or convert it with {fix}"
-    )
-
-
-def _check_prompt(prompt: Any) -> None:
-    """Raises ValueError unless it is one text that a tokenizer can read."""
-    values = np.asarray(prompt)
-    if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
-        raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
-    if values.size != 1:
-        raise ValueError(f"'prompt' has {values.size} texts; expected one, for one observation")
-    try:
-        text = values.item()
-        (text.decode() if isinstance(text, bytes) else str(text).encode()).strip()
-    except (UnicodeError, SystemError, ValueError) as error:  # NumPy makes text of any numbers
-        raise ValueError("'prompt' holds characters that there are not; expected text in UTF-8") from error
-
-
-def _check_vector(vector: VectorSpec, leaves: Mapping[str, Any]) -> None:
-    if vector.key not in leaves:
-        raise ValueError(
-            f"observation is missing '{vector.key}' (found: {listed(leaves)}); expected {vector.width} "
-            f"values: {', '.join(vector.names)}. Rename the key on the client; in a dataset, by the repack transform"
-        )
-    values = np.asarray(leaves[vector.key])
-    if values.dtype.kind not in "fiu" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
-        raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
-    if values.size == vector.width and values.ndim > 1:
-        raise ValueError(
-            f"'{vector.key}' has shape {values.shape}; expected ({vector.width},), one observation without a batch "
-            "axis. Send it as values.reshape(-1)"
-        )
-    if values.size != vector.width:
-        raise ValueError(
-            f"'{vector.key}' has shape {values.shape}; expected ({vector.width},): "
-            f"{', '.join(vector.names)}. Is this the checkpoint of another robot?"
-        )
-    finite = is_finite(values)
-    if not finite.all():
-        bad = [vector.names[i] for i in np.flatnonzero(~finite)]
-        raise ValueError(
-            f"'{vector.key}' has NaN or infinity in {', '.join(bad)}; expected numbers that are finite in float32"
-        )
-
-
-def _from_json(document: dict[str, Any]) -> Contract:
+def _from_json(document: Json) -> Contract:
     if document["version"] != _VERSION:
         raise ValueError(f"version {document['version']}, expected {_VERSION}")
     fields = {f.name: document[f.name] for f in dataclasses.fields(Contract) if f.name in document}
@@ -527,11 +453,11 @@ def _check_bounds(contract: Contract) -> None:
             raise ValueError(f"contract.{name} has the keys {listed(keys)}; expected each once")
 
 
-def _vector_metadata(vector: VectorSpec) -> dict[str, Any]:
+def _vector_metadata(vector: VectorSpec) -> dict[str, object]:
     return {"key": vector.key, "width": vector.width, "names": list(vector.names), "units": list(vector.units)}
 
 
-def _camera(entry: dict[str, Any]) -> CameraSpec:
+def _camera(entry: Json) -> CameraSpec:
     camera = CameraSpec(**fitted_fields(CameraSpec, entry, "camera"))
     if camera.shape is not None:  # servers make an image of this size to warm up with
         height, width = camera.shape
@@ -541,7 +467,7 @@ def _camera(entry: dict[str, Any]) -> CameraSpec:
     return camera
 
 
-def _vector(entry: dict[str, Any]) -> VectorSpec:
+def _vector(entry: Json) -> VectorSpec:
     return VectorSpec(**fitted_fields(VectorSpec, {name: entry[name] for name in ("key", "names", "units")}, "vector"))
 
 
@@ -565,7 +491,7 @@ def _dims(vector: VectorSpec) -> str:
     return "; ".join(f"{', '.join(names)} ({unit})" for names, unit in groups)
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 

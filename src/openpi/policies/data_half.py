@@ -13,10 +13,13 @@ import contextvars
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from openpi import transforms
 from openpi.shared.normalize import NormStats
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import BaseModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +57,23 @@ T_co = TypeVar("T_co", bound=DataHalf, covariant=True)
 class DataFactory(Protocol[T_co]):
     """What makes one, of ours or of a user's own; training's is `DataConfigFactory`."""
 
-    def create(self, assets_dirs: Path, model_config: Any, /) -> T_co: ...
+    def create(self, assets_dirs: Path, model_config: BaseModelConfig, /) -> T_co: ...
+
+
+class Recipe(Protocol):
+    """What a policy is made of, of ours or of a user's own; training's is `TrainConfig`."""
+
+    @property
+    def model(self) -> BaseModelConfig: ...
+    @property
+    def data(self) -> DataFactory[DataHalf]: ...
 
 
 def expanded(
-    data: DataFactory[T_co], assets_dirs: Path, model_config: Any, norm_stats: Mapping[str, NormStats] | None
+    data: DataFactory[T_co],
+    assets_dirs: Path,
+    model_config: BaseModelConfig,
+    norm_stats: Mapping[str, NormStats] | None,
 ) -> T_co:
     """What `data.create` makes, with these statistics (None = none)."""
     token = _given.set(Given(norm_stats))

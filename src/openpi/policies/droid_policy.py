@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class DroidOutputs:
         return robot_actions(data, _ACTION_DIM)
 
 
-def _as_text(prompt: Any) -> Any:
+def _as_text(prompt: object) -> object:
     """RLDS delivers prompts as bytes."""
     value = prompt.item() if isinstance(prompt, (np.ndarray, np.generic)) else prompt
     return value.decode("utf-8") if isinstance(value, bytes) else prompt

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class DummyPolicy(BasePolicy):
         return {"actions": rows.astype(np.float32)}
 
 
-def state_of(contract: Contract, observation: Mapping[str, Any]) -> np.ndarray:
+def state_of(contract: Contract, observation: Mapping[str, object]) -> np.ndarray:
     """float64[s]: all vectors of the state, one behind the other."""
     leaves = flatten(observation)
     return np.concatenate([np.ravel(leaves[vector.key]) for vector in contract.state] or [np.zeros(0)]).astype(float)

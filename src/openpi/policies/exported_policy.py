@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from openpi.policies.policy import Policy
 from openpi.policies.robot_spec import RobotSpec
 from openpi.shared import download, frameworks
 from openpi.shared.image_tools import resize_with_pad
+from openpi.shared.tree import Tree
 from openpi.transforms import DataTransformFn
 from openpi.weights import names, opening
 from openpi.weights.blocks import Weights
@@ -167,7 +168,7 @@ class ExportedSampler:
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
 
-    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+    def sample(self, inputs: Tree, noise: np.ndarray | None, **sample_kwargs: object) -> np.ndarray:
         """f32[b ah ad], of `GraphImages` and tokens; `noise` is None."""
         assert noise is None
         count = len(inputs["state"])
@@ -175,11 +176,11 @@ class ExportedSampler:
             [self._one(_row(inputs, i), int(self._rng.integers(1 << 31)), sample_kwargs) for i in range(count)]
         )
 
-    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
+    def warm_up(self, inputs: Mapping[str, object], **sample_kwargs: object) -> None:
         """Compiles; the sequence of noise stays where it is."""
         self._one(_row(inputs, 0), 0, sample_kwargs)
 
-    def _one(self, inputs: Mapping[str, Any], seed: int, sample_kwargs: Mapping[str, Any]) -> np.ndarray:
+    def _one(self, inputs: Mapping[str, object], seed: int, sample_kwargs: Mapping[str, object]) -> np.ndarray:
         return self._model.sample_actions(seed, _example(inputs, self._model.example_spec), sample_kwargs)
 
 
@@ -235,7 +236,7 @@ def dims(folder: Path) -> dict[str, int]:
     return found if kernel is None else {**found, "action_dim": kernel.shape[0]}
 
 
-def open_weights(config: Any, folder: Path) -> Weights:
+def open_weights(config: object, folder: Path) -> Weights:
     """The weights of an exported model, compared with a model by names and shapes; its graph is not asked.
 
     Raises:
@@ -285,7 +286,7 @@ def _image_sizes(graph: Graph) -> dict[str, tuple[int, int]]:
     return {slot: spec.shape[:2] for slot, spec in images.items() if not slot.endswith("_mask")}
 
 
-def _example(inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+def _example(inputs: Tree, spec: Tree) -> dict[str, object]:
     """Model-side inputs as a graph takes them; some name the mask otherwise and want two more."""
     masks = {f"{slot}_mask": mask for slot, mask in inputs["image_mask"].items()}
     tokens, is_token = inputs["tokenized_prompt"], inputs["tokenized_prompt_mask"]
@@ -300,7 +301,7 @@ def _example(inputs: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _row(inputs: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _row(inputs: Tree, index: int) -> dict[str, object]:
     return {
         key: _row(value, index) if isinstance(value, Mapping) else value[index]
         for key, value in inputs.items()

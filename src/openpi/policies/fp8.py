@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +11,15 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.model_config import ModelType
 from openpi.models_pytorch.fp8_file import Calibration
 
+if TYPE_CHECKING:
+    from openpi.models.model_config import BaseModelConfig
+
+
 TARGET = 0.998
 _SEED = 0
 
 
-def check_model(model_config: Any, dtype: str | None = None) -> None:
+def check_model(model_config: BaseModelConfig, dtype: str | None = None) -> None:
     """Raises ValueError for a model that FP8 is not for."""
     if model_config.model_type is ModelType.PI0_FAST:
         raise ValueError("fp8 is for pi0 and pi0.5; pi0-FAST, which writes its actions token by token, has none yet")
@@ -24,14 +28,14 @@ def check_model(model_config: Any, dtype: str | None = None) -> None:
 
 
 def calibrate(
-    model_config: Any,
+    model_config: BaseModelConfig,
     checkpoint: Checkpoint,
-    samples: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, object]],
     *,
     device: str | None = None,
     target: float = TARGET,
-    about: Mapping[str, Any] | None = None,
-    sample_kwargs: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
+    sample_kwargs: Mapping[str, object] | None = None,
 ) -> Calibration:
     """
     Args:
@@ -63,7 +67,7 @@ def calibrate(
     return fp8_calibration.calibrate(sampler.model, run, target=target, about=told)
 
 
-def _batch(sample: Mapping[str, Any]) -> dict[str, Any]:
+def _batch(sample: Mapping[str, object]) -> dict[str, object]:
     return {
         key: _batch(value) if isinstance(value, Mapping) else np.asarray(value)[None] for key, value in sample.items()
     }

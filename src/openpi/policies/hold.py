@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def hold_transforms(data_config: DataHalf, horizon: int) -> list[transforms.Data
     ]
 
 
-def _relative_dims(outputs: Any, width: int) -> list[bool]:
+def _relative_dims(outputs: Iterable[transforms.DataTransformFn], width: int) -> list[bool]:
     """To which action dimensions the output transforms add the state.
 
     Raises:

@@ -8,7 +8,7 @@ import contextvars
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def color(colored: np.ndarray) -> np.ndarray:
     return np.add.reduce(colored.reshape(*colored.shape[:-2], SIDE * SIDE), axis=-1) / SIDE**2
 
 
-def channel_means(samples: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
+def channel_means(samples: Iterable[Mapping[str, object]]) -> dict[str, tuple[float, float, float]]:
     """Per camera key, the mean over samples of `channel_mean`; what `Contract.camera_means` stores."""
     sums: dict[str, list[tuple[float, float, float]]] = {}
     for sample in samples:

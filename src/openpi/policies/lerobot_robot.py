@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from openpi.policies.robot_spec import find_spec, numbered
 from openpi.weights import lerobot_files
 from openpi.weights.layout import read_config
 from openpi.weights.lerobot_writer import LeRobotRobot
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import PaliGemmaConfig
+
 
 _CAMERA_PREFIX = "observation.images."
 _STATE = "observation.state"
@@ -52,7 +56,7 @@ class Described:
     notes: tuple[str, ...] = ()
 
 
-def describe(data_config: DataHalf, model_config: Any, contract: Contract | None) -> Described:
+def describe(data_config: DataHalf, model_config: PaliGemmaConfig, contract: Contract | None) -> Described:
     """The robot of a recipe.
 
     Args:
@@ -80,7 +84,7 @@ def describe(data_config: DataHalf, model_config: Any, contract: Contract | None
     return Described(robot, tuple(dict.fromkeys(losses)), tuple(_notes(data_config, known, slots, robot)))
 
 
-def bare_robot(data_config: DataHalf, model_config: Any) -> LeRobotRobot:
+def bare_robot(data_config: DataHalf, model_config: PaliGemmaConfig) -> LeRobotRobot:
     """What goes with weights alone: a robot as wide as the model, in the model's own names."""
     cameras = tuple(f"{_CAMERA_PREFIX}{slot}" for slot in model_config.image_keys)
     width = model_config.action_dim
@@ -158,7 +162,7 @@ def _robot_steps(data_config: DataHalf, *, outputs: bool = False) -> str:
     return _names(group.outputs if outputs else group.inputs)
 
 
-def _names(steps: Iterable[Any]) -> str:
+def _names(steps: Iterable[object]) -> str:
     """Of the transforms that LeRobot has no counterpart of."""
     ours = (_transforms.DeltaActions, _transforms.AbsoluteActions, _transforms.InjectDefaultPrompt)
     names = [getattr(step, "__name__", type(step).__name__) for step in steps if not isinstance(step, ours)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,14 @@ from openpi.policies.robot_spec import CameraSpec, VectorSpec, find_spec, number
 from openpi.shared.errors import listed
 from openpi.shared.tree import unflatten
 
+if TYPE_CHECKING:
+    from openpi.models.model_config import PaliGemmaConfig
+
+
 _PROMPT = "Put the red_block on the TABLE"
 
 
-def relative_dims(steps: Iterable[Any], width: int) -> tuple[bool, ...]:
+def relative_dims(steps: Iterable[object], width: int) -> tuple[bool, ...]:
     """Per action dimension, whether these transforms go between targets and changes to the state."""
     relative = np.zeros(width, dtype=bool)
     for step in steps:
@@ -42,7 +46,7 @@ class Known:
     mask: tuple[bool, ...]
 
     @classmethod
-    def find(cls, data_config: DataHalf, model_config: Any, contract: Contract | None) -> Known | None:
+    def find(cls, data_config: DataHalf, model_config: PaliGemmaConfig, contract: Contract | None) -> Known | None:
         """From the contract or the spec; None where transforms are there and nothing tells what they take."""
         steps = data_config.data_transforms.inputs
         source = contract or find_spec(steps)
@@ -77,7 +81,7 @@ class Trial:
     actions: np.ndarray
 
     @classmethod
-    def make(cls, known: Known, model_config: Any, rng: np.random.Generator, scale: float) -> Trial:
+    def make(cls, known: Known, model_config: PaliGemmaConfig, rng: np.random.Generator, scale: float) -> Trial:
         size = model_config.image_resolution
         pictures = {
             camera.key: rng.integers(256, size=(*(camera.shape or size), 3), dtype=np.uint8) for camera in known.cameras
@@ -86,7 +90,7 @@ class Trial:
         actions = rng.normal(0, scale, (model_config.action_horizon, known.actions.width)).astype(np.float32)
         return cls(known, pictures, vectors, np.concatenate([*vectors.values()]), actions)
 
-    def run(self, steps: Sequence[Any]) -> dict[str, Any]:
+    def run(self, steps: Sequence[_transforms.DataTransformFn]) -> _transforms.DataDict:
         """The sample behind the robot's input transforms."""
         layouts = {camera.key: camera.layout for camera in self.known.cameras}
         flat: dict[str, Any] = {
@@ -101,7 +105,7 @@ class Trial:
         except KeyError:
             return run(flat)
 
-    def back(self, steps: Sequence[Any], model_config: Any) -> np.ndarray:
+    def back(self, steps: Sequence[_transforms.DataTransformFn], model_config: PaliGemmaConfig) -> np.ndarray:
         """What the robot's output transforms make of the model's actions."""
         padded = _transforms.pad_to_dim(self.changes, max(model_config.action_dim, self.actions.shape[-1]))
         return np.asarray(_transforms.compose(steps)({"state": self.state, "actions": padded})["actions"])
@@ -113,7 +117,7 @@ class Trial:
         state = _transforms.pad_to_dim(self.state, max(width, len(self.state)))[:width]
         return self.actions - np.where(self.known.mask, state, 0).astype(np.float32)
 
-    def slots_of(self, data: dict[str, Any], order: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    def slots_of(self, data: _transforms.DataDict, order: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
         """Slots that the model sees -> client key of the camera, None where it sees black; and what is lost."""
         slots: dict[str, str | None] = {}
         lines = []
@@ -131,7 +135,7 @@ class Trial:
             lines.append("no camera reaches the model")
         return slots, lines
 
-    def input_losses(self, data: dict[str, Any]) -> list[str]:
+    def input_losses(self, data: Mapping[str, object]) -> list[str]:
         lines = _differences("state", data.get("state"), self.state, self.known.state_names)
         lines += _differences("actions", data.get("actions"), self.changes, self.known.actions.names)
         if "prompt" not in data or str(np.asarray(data["prompt"])) != _PROMPT:
@@ -142,7 +146,7 @@ class Trial:
         return _differences("actions for the robot", returned, self.actions, self.known.actions.names)
 
 
-def _differences(what: str, found: Any, expected: np.ndarray, names: Sequence[str]) -> list[str]:
+def _differences(what: str, found: object, expected: np.ndarray, names: Sequence[str]) -> list[str]:
     if found is None:
         return [f"{what} do not come through"]
     found = np.asarray(found)

@@ -13,12 +13,13 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from openpi.shared import budgets, frameworks, strict_json
 from openpi.shared.errors import first_line
+from openpi.shared.strict_json import Json
+from openpi.shared.tree import Params
 from openpi.weights.opening import open_weights
 from openpi.weights.probe import Probe, Witness
 
@@ -30,7 +31,7 @@ _VERSION = 1
 _Tensors = Mapping[str, Mapping[str, str]]  # as of `Witness.tensors`
 
 
-def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str, float]:
+def certify(folder: Path, config: object, meant: Witness | None = None) -> dict[str, float]:
     """Writes the certificate of a checkpoint, after reading its weights again and running them.
 
     Args:
@@ -67,7 +68,7 @@ def certify(folder: Path, config: Any, meant: Witness | None = None) -> dict[str
     return errors
 
 
-def verify(folder: Path, config: Any, backends: Sequence[str] | None = None) -> dict[str, float]:
+def verify(folder: Path, config: object, backends: Sequence[str] | None = None) -> dict[str, float]:
     """Checks a checkpoint against its certificate.
 
     Args:
@@ -91,7 +92,7 @@ def _installed_backends() -> tuple[frameworks.Backend, ...]:
     return frameworks.installed()
 
 
-def _seen(folder: Path, config: Any) -> tuple[Probe, Witness]:
+def _seen(folder: Path, config: object) -> tuple[Probe, Witness]:
     witness = Witness(probe := Probe(config))
     for block in open_weights(config, folder).blocks():
         witness.see(block)
@@ -108,11 +109,11 @@ def _compare_tensors(folder: Path, meant: _Tensors, found: _Tensors) -> None:
         )
 
 
-def _described(tensor: Mapping[str, Any] | None) -> str:
+def _described(tensor: Mapping[str, object] | None) -> str:
     return "none" if tensor is None else f"{tensor['dtype']} with checksum {tensor['crc32']}"
 
 
-def _run(backend: str, probe: Probe, params: dict[str, Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def _run(backend: str, probe: Probe, params: Params, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if backend == "jax":
         from openpi.models import probe as runner
     else:
@@ -134,7 +135,7 @@ def _error(backend: str, found: np.ndarray, expected: np.ndarray) -> float:
     return float(error.max())
 
 
-def _load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
+def _load(folder: Path) -> tuple[Json, dict[str, np.ndarray], np.ndarray]:
     for name in (PARITY_FILE, ARRAYS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(

@@ -14,12 +14,14 @@ from openpi import transforms as _transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies import stages
 from openpi.policies.continuation import Continuation
-from openpi.policies.contract import Contract, is_finite
+from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, ObservationError, RangeGuard
+from openpi.policies.observation_checks import is_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings
-from openpi_client.base_policy import BasePolicy
+from openpi.shared.tree import Params, Tree
+from openpi_client.base_policy import BasePolicy, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Sampler(Protocol):
     action_horizon: int
     action_dim: int
 
-    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+    def sample(self, inputs: Mapping[str, object], noise: np.ndarray | None, **sample_kwargs: object) -> np.ndarray:
         """f32[b ah ad] for a batched model-side dict; returns when the numbers are there."""
         ...
 
@@ -68,8 +70,8 @@ class Policy(BasePolicy):
         *,
         transforms: Sequence[_transforms.DataTransformFn] = (),
         output_transforms: Sequence[_transforms.DataTransformFn] = (),
-        sample_kwargs: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        sample_kwargs: Mapping[str, object] | None = None,
+        metadata: Mapping[str, object] | None = None,
         contract: Contract | None = None,
         hold_transforms: Sequence[_transforms.DataTransformFn] | None = None,
         continuation: Continuation | None = None,
@@ -123,9 +125,7 @@ class Policy(BasePolicy):
             raise result
         return result
 
-    def infer_batch(
-        self, observations: Sequence[dict], *, noise: np.ndarray | None = None
-    ) -> list[dict[str, Any] | Exception]:
+    def infer_batch(self, observations: Sequence[dict], *, noise: np.ndarray | None = None) -> list[Reply | Exception]:
         """Chunks of actions for several observations, run by the model together.
 
         Args:
@@ -139,7 +139,7 @@ class Policy(BasePolicy):
 
     def infer_prepared(
         self, items: Sequence[Prepared | Exception], *, noise: np.ndarray | None = None
-    ) -> list[dict[str, Any] | Exception]:
+    ) -> list[Reply | Exception]:
         """As `infer_batch`, of what `prepare` returned; exceptions are handed on."""
         results: list[Any] = list(items)
         alike: dict[Any, list[int]] = {}
@@ -182,7 +182,7 @@ class Policy(BasePolicy):
             raise ObservationError(f"'{key}' is given, but this model writes its actions token by token; leave it out")
         return request.noise_of(self._sampler.action_horizon, self._sampler.action_dim)
 
-    def _sample(self, items: Sequence[Prepared], noise: np.ndarray | None) -> list[dict[str, Any] | Exception]:
+    def _sample(self, items: Sequence[Prepared], noise: np.ndarray | None) -> list[Reply | Exception]:
         """Runs the model once; a batch that is smaller than what was compiled is filled with its last item."""
         size = _size_for(len(items), self.batch_sizes)
         batch, options = _stacked([item.inputs for item in items], size), dict(self._sample_kwargs)
@@ -199,7 +199,7 @@ class Policy(BasePolicy):
         infer_ms = 1000 * (time.perf_counter() - start)
         return [self._finished(item, actions[i], infer_ms) for i, item in enumerate(items)]
 
-    def _finished(self, item: Prepared, actions: np.ndarray, infer_ms: float) -> dict[str, Any] | Exception:
+    def _finished(self, item: Prepared, actions: np.ndarray, infer_ms: float) -> Reply | Exception:
         state = np.asarray(item.inputs["state"])
         try:
             outputs = self._outputs(state, actions)
@@ -209,7 +209,7 @@ class Policy(BasePolicy):
         trace = {} if item.trace is None else {TRACE: {**item.trace, stages.ACTIONS: actions}}
         return {**outputs, **warnings, **trace, "policy_timing": {"infer_ms": infer_ms}}
 
-    def _outputs(self, state: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
+    def _outputs(self, state: np.ndarray, actions: np.ndarray) -> Reply:
         try:
             outputs = self._to_robot({"state": state, "actions": actions})
         except UndecodableActionsError as error:
@@ -224,7 +224,7 @@ class Policy(BasePolicy):
             raise error
         return {**self._hold({"state": state}), "held": True}
 
-    def view(self, obs: dict) -> dict[str, Any]:
+    def view(self, obs: dict) -> dict[str, object]:
         """What the model sees of an observation, unchecked: `image` {slot: [h, w, 3]}, `state` before it is normalised,
         `prompt`. For people to look at.
         """
@@ -258,9 +258,7 @@ class Policy(BasePolicy):
             self._warm_up_continuing(warm_up, batch, self._continuation)
         self._compiled_sizes = tuple(sorted({*self._compiled_sizes, batch_size}))
 
-    def _warm_up_continuing(
-        self, warm_up: Callable[..., None], batch: dict[str, Any], continuation: Continuation
-    ) -> None:
+    def _warm_up_continuing(self, warm_up: Callable[..., None], batch: Params, continuation: Continuation) -> None:
         """A device without the memory for a backward pass serves all the same, if nobody asked for one; and once it is
         offered it stays so: of larger batches only the size is given up.
         """
@@ -318,7 +316,7 @@ def _own_noise(items: Sequence[Prepared]) -> np.ndarray | None:
     return np.stack(brought) if brought else None
 
 
-def _shapes(inputs: Mapping[str, Any]) -> Any:
+def _shapes(inputs: Tree) -> object:
     """What has to be equal for two inputs to be in one batch."""
     return tuple(
         (key, _shapes(value) if isinstance(value, Mapping) else np.shape(value)) for key, value in inputs.items()
@@ -335,7 +333,7 @@ def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
     return count if sizes is None else min((size for size in sizes if size >= count), default=count)
 
 
-def _check_finite(outputs: Mapping[str, Any]) -> None:
+def _check_finite(outputs: Mapping[str, object]) -> None:
     """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them."""
     actions = np.asarray(outputs.get("actions", 0.0))
     if actions.dtype.kind == "f" and not (finite := is_finite(actions)).all():
@@ -346,18 +344,18 @@ def _check_finite(outputs: Mapping[str, Any]) -> None:
         )
 
 
-def _copied(tree: Any) -> Any:
+def _copied(tree: object) -> Any:
     """New dicts around the same arrays, so that a transform that edits its dict spares the caller's."""
     return {key: _copied(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _stacked(inputs: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+def _stacked(inputs: Sequence[Mapping[str, object]], size: int) -> Params:
     """One batch of un-batched inputs; the last one again up to `size`."""
     rows = [*inputs, *[inputs[-1]] * (size - len(inputs))]
     return {key: _stacked_values([row[key] for row in rows]) for key in inputs[0]}
 
 
-def _stacked_values(values: Sequence[Any]) -> Any:
+def _stacked_values(values: Sequence[Any]) -> object:
     if isinstance(values[0], Mapping):
         return _stacked(values, len(values))
     return np.asarray(values[0])[None] if len(values) == 1 else np.stack([np.asarray(value) for value in values])

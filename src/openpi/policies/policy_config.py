@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ from openpi.models_pytorch.fp8_file import Calibration
 from openpi.policies import data_half, lerobot_robot
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
-from openpi.policies.data_half import DataHalf
+from openpi.policies.data_half import DataFactory, DataHalf, Recipe
 from openpi.policies.fp8 import check_model
 from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
@@ -28,15 +28,19 @@ from openpi.shared.tree import flatten
 from openpi.weights import checksums, layout
 from openpi.weights.layout import Layout
 
+if TYPE_CHECKING:
+    from openpi.models.model_config import BaseModelConfig
+
+
 logger = logging.getLogger(__name__)
 
 
 def create_trained_policy(
-    train_config: Any,
+    train_config: Recipe,
     checkpoint_dir: Path | str | Checkpoint,
     *,
     repack_transforms: _transforms.Group | None = None,
-    sample_kwargs: Mapping[str, Any] | None = None,
+    sample_kwargs: Mapping[str, object] | None = None,
     default_prompt: str | None = None,
     norm_stats: Mapping[str, NormStats] | None = None,
     pytorch_device: str | None = None,
@@ -106,7 +110,7 @@ def create_trained_policy(
     )
 
 
-def _continuation(rtc: RtcConfig | None, model_config: Any, pipeline: Pipeline) -> Continuation | None:
+def _continuation(rtc: RtcConfig | None, model_config: BaseModelConfig, pipeline: Pipeline) -> Continuation | None:
     """Before weights are read."""
     if rtc is None:
         return None
@@ -138,7 +142,7 @@ class Pipeline:
 
 
 def load_pipeline(
-    train_config: Any,
+    train_config: Recipe,
     checkpoint: Checkpoint,
     *,
     repack_transforms: _transforms.Group | None = None,
@@ -158,7 +162,7 @@ def load_pipeline(
     return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
 
 
-def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
+def data_config_of(train_config: Recipe, checkpoint: Checkpoint) -> DataHalf:
     """The recipe's data half, expanded with what the checkpoint brings, its tokenizers; statistics are not read.
 
     Raises:
@@ -171,7 +175,7 @@ def data_config_of(train_config: Any, checkpoint: Checkpoint) -> Any:
     return data_config
 
 
-def _check_actions_can_be_decoded(model_config: Any) -> None:
+def _check_actions_can_be_decoded(model_config: BaseModelConfig) -> None:
     """Before weights are fetched or read."""
     check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
     if check is not None:
@@ -201,7 +205,9 @@ def _backend_of(checkpoint: Checkpoint) -> Backend:
     return backend
 
 
-def _check_fp8(model_config: Any, backend: Backend | None, pytorch_device: str | None, dtype: str | None) -> None:
+def _check_fp8(
+    model_config: BaseModelConfig, backend: Backend | None, pytorch_device: str | None, dtype: str | None
+) -> None:
     """Before weights are fetched or read."""
     if backend == "jax":
         raise ValueError("fp8 goes with backend=pytorch; backend is jax. Leave one out")
@@ -212,7 +218,7 @@ def _check_fp8(model_config: Any, backend: Backend | None, pytorch_device: str |
     check_device(resolve_device(pytorch_device))
 
 
-def _warn_of_other_horizon(model_config: Any, folder: Path) -> None:
+def _warn_of_other_horizon(model_config: BaseModelConfig, folder: Path) -> None:
     """Shapes of weights do not tell how many actions a chunk has."""
     stored = layout.read_config(folder)
     horizon = stored.get("action_horizon", stored.get("chunk_size"))
@@ -225,7 +231,7 @@ def _warn_of_other_horizon(model_config: Any, folder: Path) -> None:
         )
 
 
-def _with_own_tokenizers(model: Any, tokenizers: Mapping[str, Path]) -> Any:
+def _with_own_tokenizers(model: BaseModelConfig, tokenizers: Mapping[str, Path]) -> BaseModelConfig:
     """The model's config, with the tokenizers that the checkpoint was trained with."""
     own: dict[str, Any] = {field: str(path) for field, path in tokenizers.items() if hasattr(model, field)}
     kwargs = getattr(model, "fast_model_tokenizer_kwargs", None)
@@ -236,7 +242,7 @@ def _with_own_tokenizers(model: Any, tokenizers: Mapping[str, Path]) -> Any:
     return dataclasses.replace(model, **own)
 
 
-def _with_own_assets(data: Any, assets: Path) -> Any:
+def _with_own_assets(data: Any, assets: Path) -> DataFactory[DataHalf]:
     """For a `create` of the user's own that reads statistics: those that the recipe names may be far away."""
     if not hasattr(data, "assets"):
         return data
@@ -280,7 +286,7 @@ def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, No
     return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
-def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Any) -> Contract | None:
+def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: BaseModelConfig) -> Contract | None:
     """The checkpoint's contract; refuses statistics of another robot, and says where the recipe differs."""
     contract = checkpoint.read(Contract.find)
     if contract is None:
@@ -323,7 +329,7 @@ def make_pipeline(
     return Pipeline(inputs, outputs, data_config, contract)
 
 
-def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, object] | None) -> Mapping[str, object]:
     """A model that writes its actions may only write what can be read; `grammar=None` lets it write anything."""
     grammar = _transforms.action_grammar(pipeline.outputs)
     if sample_kwargs and "num_steps" in sample_kwargs and _writes_tokens(pipeline):
@@ -336,7 +342,7 @@ def _writes_tokens(pipeline: Pipeline) -> bool:
 
 
 def _load_sampler(
-    model_config: Any,
+    model_config: BaseModelConfig,
     checkpoint: Checkpoint,
     backend: Backend,
     pytorch_device: str | None,

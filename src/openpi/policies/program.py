@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from openpi.models import compact
 from openpi.models.compact import Extent
 from openpi.models.model_config import BaseModelConfig
+from openpi.shared.tree import Tree
+
+Options: TypeAlias = tuple[tuple[str, Any], ...]
+"""Of a sampler's call, in order of their names: what a program is compiled for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Extents:
         self._config = config
         self._ready: dict[Any, set[Extent]] = {}
 
-    def choose(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
+    def choose(self, inputs: Mapping[str, object], options: Options) -> Extent:
         """The least that holds all these inputs use, of what is ready; else everything. A robot must not wait for the
         compiler because its prompt has grown by a token.
         """
@@ -69,7 +73,7 @@ class Extents:
         enough = [extent for extent in (*self._ready_for(inputs, options), whole) if extent.holds(used)]
         return min(enough, key=lambda extent: (len(extent.cameras), extent.prompt_len or 0))
 
-    def make_ready(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> list[Extent]:
+    def make_ready(self, inputs: Mapping[str, object], options: Options) -> list[Extent]:
         """What to warm up for inputs like these: anything that they could hold, so that no later call has to compile,
         and what these use and prompts a little longer, which is less work. They count as ready from now on.
         """
@@ -78,12 +82,12 @@ class Extents:
         self._ready_for(inputs, options).update(extents)
         return extents
 
-    def used(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> Extent:
+    def used(self, inputs: Tree, options: Options) -> Extent:
         """The least that holds all these inputs use."""
         if not self._config.skip_unused:
             return compact.whole_extent(inputs)
         exact_slots = dict(options).get("exact_slots", False)
         return compact.used_extent(inputs, reads_masked=compact.reads_masked(self._config, exact_slots=exact_slots))
 
-    def _ready_for(self, inputs: Mapping[str, Any], options: tuple[tuple[str, Any], ...]) -> set[Extent]:
+    def _ready_for(self, inputs: Tree, options: Options) -> set[Extent]:
         return self._ready.setdefault((len(inputs["state"]), options), set())

@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,13 +25,13 @@ class PolicyRecorder(BasePolicy):
         self._dir.mkdir(parents=True, exist_ok=True)
         self._step = 1 + max((_step_of(path) for path in self._dir.iterdir()), default=-1)
 
-    def infer(self, obs: dict, **kwargs: Any) -> dict:
+    def infer(self, obs: dict, **kwargs: object) -> dict:
         """The wrapped policy's answer; written before it is returned."""
         result = self._policy.infer(obs, **kwargs)
         self._write(flatten({"inputs": obs, "outputs": result}))
         return result
 
-    def infer_batch(self, observations: Sequence[dict], **kwargs: Any) -> list[dict | Exception]:
+    def infer_batch(self, observations: Sequence[dict], **kwargs: object) -> list[dict | Exception]:
         """The wrapped policy's answers, each written before they are returned; those that failed are not."""
         results = self._policy.infer_batch(observations, **kwargs)  # type: ignore[attr-defined]
         for obs, result in zip(observations, results, strict=True):
@@ -43,18 +42,18 @@ class PolicyRecorder(BasePolicy):
     def reset(self) -> None:
         self._policy.reset()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """`metadata`, `contract`, ...: the wrapped policy's."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._policy, name)
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Mapping[str, object]) -> None:
         write_record(self._dir / f"step_{self._step}.npy", record)
         self._step += 1
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Mapping[str, object]) -> None:
     """Writes one record in the documented form, complete or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:

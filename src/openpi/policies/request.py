@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.contract import is_finite
 from openpi.policies.guards import ObservationError
+from openpi.policies.observation_checks import is_finite
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
 TRACE = "trace"
@@ -61,7 +61,7 @@ class Request:
     is_traced: bool = False
 
     @classmethod
-    def parse(cls, sent: Mapping[str, Any]) -> Request:
+    def parse(cls, sent: Mapping[str, object]) -> Request:
         """
         Raises:
             ObservationError: a value is none of its kind; key, found and expected are named.
@@ -96,7 +96,7 @@ class Request:
         return self.noise.reshape(horizon, width).astype(np.float32)
 
 
-def _left_over(given: Mapping[str, Any]) -> LeftOver | None:
+def _left_over(given: Mapping[str, object]) -> LeftOver | None:
     delay, period = _whole_number(given, DELAY, least=0), _whole_number(given, PERIOD, least=1)
     if CHUNK not in given:
         return None
@@ -114,7 +114,7 @@ def _left_over(given: Mapping[str, Any]) -> LeftOver | None:
     return LeftOver(rows, delay, period)
 
 
-def _numbers(given: Mapping[str, Any], key: str) -> np.ndarray:
+def _numbers(given: Mapping[str, object], key: str) -> np.ndarray:
     try:
         values = np.asarray(given[key])
     except ValueError:  # rows of different lengths
@@ -128,7 +128,7 @@ def _numbers(given: Mapping[str, Any], key: str) -> np.ndarray:
     return values
 
 
-def _whole_number(given: Mapping[str, Any], key: str, *, least: int) -> int | None:
+def _whole_number(given: Mapping[str, object], key: str, *, least: int) -> int | None:
     if key not in given:
         return None
     value = given[key]
@@ -138,13 +138,13 @@ def _whole_number(given: Mapping[str, Any], key: str, *, least: int) -> int | No
     return int(array.item())
 
 
-def _flag(given: Mapping[str, Any], key: str) -> bool:
+def _flag(given: Mapping[str, object], key: str) -> bool:
     value = given.get(key, False)
     if not isinstance(value, (bool, np.bool_)):
         raise ObservationError(f"'{key}' is {_shown(value)}; expected true or false")
     return bool(value)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

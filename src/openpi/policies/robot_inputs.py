@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,13 @@ from openpi.shared.tree import flatten
 
 
 def robot_inputs(
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     spec: RobotSpec,
     model_type: ModelType,
     *,
     slots: Sequence[str] = IMAGE_KEYS,
     wanted_by: str = "RobotInputs",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Client keys, or a dataset repacked to them, to the model's inputs; `actions` and `prompt` pass through.
 
     Args:
@@ -59,7 +58,7 @@ def robot_inputs(
     }
 
 
-def robot_actions(data: Mapping[str, Any], width: int) -> dict[str, Any]:
+def robot_actions(data: Mapping[str, object], width: int) -> dict[str, object]:
     """The model's padded actions, cut to the robot's: [..., width]."""
     return {"actions": np.asarray(data["actions"])[..., :width]}
 
@@ -101,7 +100,7 @@ def _check_slots(spec: RobotSpec, slots: Sequence[str]) -> None:
         filled[camera.slot] = camera.key
 
 
-def _state(leaves: Mapping[str, Any], vectors: Sequence[VectorSpec]) -> np.ndarray:
+def _state(leaves: Mapping[str, object], vectors: Sequence[VectorSpec]) -> np.ndarray:
     """The vectors one after the other, of one frame or of a block of frames.
 
     A state that is one vector passes as it is: statistics and contract know its width. Parts are checked here, because

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class RobotSpec:
         return tuple(name for vector in self.state for name in vector.names)
 
     @classmethod
-    def from_sample(cls, sample: Mapping[str, Any], *, robot: str = "custom", action_dim: int) -> RobotSpec:
+    def from_sample(cls, sample: Mapping[str, object], *, robot: str = "custom", action_dim: int) -> RobotSpec:
         """The spec of a robot whose transforms bring none, from one repacked sample.
 
         Images become cameras of unknown slots, vectors become state, in the order of the sample.
@@ -128,7 +128,7 @@ def numbered(key: str, count: int) -> Sequence[str]:
     return [f"{key.rsplit('/', 1)[-1]}_{i}" for i in range(count)]
 
 
-def find_spec(transforms: Iterable[Any]) -> RobotSpec | None:
+def find_spec(transforms: Iterable[object]) -> RobotSpec | None:
     """The spec of the robot transform among these; None when none brings one."""
     specs = (getattr(transform, "spec", None) for transform in transforms)
     return next((spec for spec in specs if isinstance(spec, RobotSpec)), None)

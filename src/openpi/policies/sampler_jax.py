@@ -11,7 +11,8 @@ import numpy as np
 
 from openpi.models import compact, rtc
 from openpi.models.model import BaseModel, Observation
-from openpi.policies.program import Extents, Program, check_finite
+from openpi.policies.program import Extents, Options, Program, check_finite
+from openpi.shared.tree import Tree
 
 
 class JaxSampler:
@@ -33,7 +34,7 @@ class JaxSampler:
         self.action_horizon: int = model.action_horizon
         self.action_dim: int = model.action_dim
 
-    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> np.ndarray:
+    def sample(self, inputs: Mapping[str, object], noise: np.ndarray | None, **sample_kwargs: object) -> np.ndarray:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
 
         Args:
@@ -47,13 +48,13 @@ class JaxSampler:
         """
         return self.program(inputs, noise, **sample_kwargs)()
 
-    def program(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: Any) -> Program:
+    def program(self, inputs: Mapping[str, object], noise: np.ndarray | None, **sample_kwargs: object) -> Program:
         """What `sample` does with these arguments, part by part."""
         options = tuple(sorted(sample_kwargs.items()))
         self._rng, key = jax.random.split(self._rng)
         return self._program(compact.cut(inputs, self._extents.choose(inputs, options)), noise, options, key)
 
-    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: Any) -> None:
+    def warm_up(self, inputs: Mapping[str, object], **sample_kwargs: object) -> None:
         """Compiles `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays where it is."""
         options = tuple(sorted(sample_kwargs.items()))
         _, key = jax.random.split(jax.random.key(0))  # compiled as well
@@ -62,9 +63,9 @@ class JaxSampler:
 
     def _program(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
         noise: np.ndarray | None,
-        options: tuple[tuple[str, Any], ...],
+        options: tuple[tuple[str, object], ...],
         key: jax.Array,
     ) -> Program:
         kwargs = tuple((name, value) for name, value in options if name != "chunking")
@@ -81,9 +82,9 @@ class JaxSampler:
 
     def _arguments(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Tree,
         noise: np.ndarray | None,
-        options: tuple[tuple[str, Any], ...],
+        options: Options,
         key: jax.Array,
     ) -> tuple[Observation, jax.Array | None, rtc.Continued | None]:
         """Of `_sample`, on their way to the device."""
@@ -105,7 +106,7 @@ def _sample(
     noise: jax.Array | None,
     continued: rtc.Continued | None,
     *,
-    sample_kwargs: tuple[tuple[str, Any], ...],
+    sample_kwargs: tuple[tuple[str, object], ...],
 ) -> jax.Array:
     kwargs = dict(sample_kwargs)
     if noise is not None:

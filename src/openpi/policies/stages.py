@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
+from openpi.shared.tree import Params
 
 RAW, NORMALIZED, INPUTS, ACTIONS = "raw", "normalized", "inputs", "actions"
 _RAW_KEYS = ("image", "image_mask", "state", "prompt")
@@ -27,7 +28,7 @@ Stages = Mapping[str, Mapping[str, Any]]
 
 def walk(
     chain: Iterable[transforms.DataTransformFn], sample: transforms.DataDict
-) -> tuple[transforms.DataDict, dict[str, Any]]:
+) -> tuple[transforms.DataDict, Params]:
     """What a chain makes of a sample, and what the sample's stages have of what models take; a chain that does not
     normalize has no `raw` and no `normalized`.
     """
@@ -54,7 +55,7 @@ def split(
     return steps, None, []
 
 
-def _some(sample: transforms.DataDict, keys: Iterable[str]) -> dict[str, Any]:
+def _some(sample: transforms.DataDict, keys: Iterable[str]) -> dict[str, object]:
     """Of these keys; text as the wire has it."""
     found = {key: sample[key] for key in keys if key in sample}
     if "prompt" in found and not isinstance(found["prompt"], bytes):

@@ -16,14 +16,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from openpi.serving.errors import ModelGoneError, ServerBusyError
-from openpi_client.base_policy import BasePolicy
+from openpi_client.base_policy import BasePolicy, Reply
 
 logger = logging.getLogger(__name__)
 
-Result = dict[str, Any] | Exception
+Value = TypeVar("Value")
+Result = Reply | Exception
 Done = Callable[[Any, BaseException | None], None]
 """Told the outcome of work, in the model's thread: what came of it, or what was raised."""
 
@@ -103,7 +104,7 @@ class _Entry:
         """The items that wait for their turn."""
         return self.work.items[len(self.results) :] if isinstance(self.work, Job) else ()
 
-    def tell(self, value: Any, error: BaseException | None = None) -> None:
+    def tell(self, value: object, error: BaseException | None = None) -> None:
         """Whoever is told may fail; the thread goes on. A second time nobody is told."""
         if self.is_told:
             return
@@ -364,7 +365,7 @@ class ModelThread:
             logger.exception("Batches of %d do not compile; requests go on one by one", size)
 
 
-def _prepares(policy: Any) -> bool:
+def _prepares(policy: object) -> bool:
     """Whether what `prepare` returns may stand for the observation: an `infer` of a subclass wants the observation."""
     if {"infer", "infer_batch"} & getattr(policy, "__dict__", {}).keys():
         return False
@@ -378,7 +379,7 @@ def _as_many(results: list[Result], count: int) -> list[Result]:
     return results
 
 
-def _value_or_error(function: Callable[[], Any]) -> Any:
+def _value_or_error(function: Callable[[], Value]) -> Value | Exception:
     try:
         return function()
     except Exception as error:
@@ -387,7 +388,7 @@ def _value_or_error(function: Callable[[], Any]) -> Any:
         return RuntimeError(f"the policy raised {type(error).__name__}: {error}")
 
 
-def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+def _outcome(function: Callable[[], Value]) -> tuple[Value | None, BaseException | None]:
     try:
         return function(), None
     except BaseException as error:  # Whatever a policy raises is for the caller; the thread must go on.

@@ -28,7 +28,7 @@ class Catalog(Protocol):
         """The policy, warm. Slow; runs in the model's own thread."""
         ...
 
-    def describe(self, model_id: str) -> Mapping[str, Any]:
+    def describe(self, model_id: str) -> Mapping[str, object]:
         """What Positronic's clients are told: `config_name`, `checkpoint_path`, `experiment_name`, ..."""
         ...
 
@@ -51,7 +51,7 @@ class OnePolicy:
     def load(self, model_id: str) -> BasePolicy:
         return self.make()
 
-    def describe(self, model_id: str) -> Mapping[str, Any]:
+    def describe(self, model_id: str) -> Mapping[str, object]:
         return {}
 
 
@@ -100,5 +100,5 @@ class Checkpoints:
     def load(self, model_id: str) -> BasePolicy:
         return self.load_place(self.named[model_id] if model_id in self.named else self.steps()[model_id])
 
-    def describe(self, model_id: str) -> Mapping[str, Any]:
+    def describe(self, model_id: str) -> Mapping[str, object]:
         return self.description

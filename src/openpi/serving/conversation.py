@@ -122,7 +122,7 @@ class Conversation:
                 del message
 
     @contextlib.contextmanager
-    def _log(self, live: LiveSession, opening: Mapping[str, Any]) -> Iterator[SessionLog | None]:
+    def _log(self, live: LiveSession, opening: Mapping[str, object]) -> Iterator[SessionLog | None]:
         if self.recorder is None:
             yield None
             return

@@ -3,13 +3,11 @@
 Data only; what cannot be read is the client's to correct, and its session lives on.
 """
 
-from typing import Any
-
 from openpi.policies.guards import ObservationError
 from openpi_client import msgpack_numpy
 
 
-def read_map(item: dict) -> Any:
+def read_map(item: dict) -> object:
     """The array or scalar that a map stands for, or the map with text keys.
 
     Raises:
@@ -34,7 +32,7 @@ def _with_text_keys(item: dict) -> dict:
     return named
 
 
-def _text(key: Any) -> Any:
+def _text(key: object) -> object:
     try:
         return key.decode() if isinstance(key, bytes) else key
     except UnicodeDecodeError:

@@ -13,7 +13,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from openpi.serving.access import Limits, is_loopback, network_of
 from openpi.serving.client_log import ClientLog
@@ -201,5 +200,5 @@ def _close_all(sockets: list[socket.socket]) -> None:
         listening.close()
 
 
-def _text(address: Any) -> str:
+def _text(address: tuple[object, ...]) -> str:
     return ":".join(str(part) for part in address[:2])

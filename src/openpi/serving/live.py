@@ -6,12 +6,13 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openpi.policies.drift import Moved
+from openpi_client.base_policy import Observation
 
 _KEPT_LATENCIES = 240
 # More of an observation is not kept as it is. Three images of 224x224 are 450 kB.
@@ -86,7 +87,7 @@ class LiveSession:
     def answered(
         self,
         observations: Sequence[dict],
-        results: Sequence[Any],
+        results: Sequence[object],
         seconds: float,
         *,
         prepare_s: float = 0.0,
@@ -117,7 +118,7 @@ class LiveSession:
         if not is_large:
             release()
 
-    def _note(self, warnings: Sequence[Any]) -> None:
+    def _note(self, warnings: Sequence[object]) -> None:
         if not warnings:
             return
         told = dict(self.told)  # a new one: the page may read the other
@@ -142,7 +143,7 @@ class LiveSession:
         """Nothing is kept any more."""
         self._keep(None, None)
 
-    def _keep(self, observation: dict[str, Any] | None, release: Callable[[], None] | None) -> None:
+    def _keep(self, observation: Observation | None, release: Callable[[], None] | None) -> None:
         with self._lock:
             self.observation = observation
             before, self._release = self._release, release
@@ -156,7 +157,7 @@ class LiveSession:
         self.last_error = text
 
 
-def thumbnail(observation: dict[str, Any]) -> dict[str, Any]:
+def thumbnail(observation: Mapping[str, object]) -> dict[str, object]:
     """An observation to look at: large images with rows and columns left out, nothing else that is large."""
     left = _KEPT_BYTES
     kept: dict[str, Any] = {}
@@ -169,7 +170,7 @@ def thumbnail(observation: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _thumbnail(value: Any) -> Any:
+def _thumbnail(value: object) -> object:
     """A copy of its own, so that it does not keep the message; None for what is too large."""
     match value:
         case np.ndarray():
@@ -183,7 +184,7 @@ def _thumbnail(value: Any) -> Any:
     return value
 
 
-def _num_bytes(value: Any) -> int:
+def _num_bytes(value: object) -> int:
     match value:
         case np.ndarray():
             return value.nbytes

@@ -50,7 +50,7 @@ class OpenpiSession:
         self._exchange_start_s = 0.0
         self._prev_total_ms: float | None = None
 
-    def told(self, served: Served) -> dict[str, Any]:
+    def told(self, served: Served) -> dict[str, object]:
         """The policy's own metadata."""
         return dict(served.metadata)
 
@@ -58,7 +58,7 @@ class OpenpiSession:
         """Nothing: clients of this protocol wait for the metadata, however long."""
         return []
 
-    def opening(self, metadata: Mapping[str, Any], now_s: float) -> list[Frame]:
+    def opening(self, metadata: Mapping[str, object], now_s: float) -> list[Frame]:
         """The frames that open a session."""
         self._exchange_start_s = now_s
         return [Binary(self._packer.pack(dict(metadata)))]
@@ -86,7 +86,7 @@ class OpenpiSession:
 
     def replied(
         self,
-        results: Sequence[Mapping[str, Any] | Exception],
+        results: Sequence[Mapping[str, object] | Exception],
         infer_s: float,
         prepare_s: float = 0.0,
         served_s: float = 0.0,
@@ -130,5 +130,5 @@ class OpenpiSession:
         return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
 
 
-def _item(result: Mapping[str, Any] | Exception) -> Mapping[str, Any]:
+def _item(result: Mapping[str, object] | Exception) -> Mapping[str, object]:
     return {"error": f"{type(result).__name__}: {error_text(result)}"} if isinstance(result, Exception) else result

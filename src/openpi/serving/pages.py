@@ -20,6 +20,7 @@ from openpi.serving.catalog import Catalog
 from openpi.serving.live import LiveSession, Parts
 from openpi.serving.metrics import CONTENT_TYPE, Metrics
 from openpi.serving.model_slot import ModelSlot
+from openpi_client.base_policy import Observation
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def status_json(slots: Sequence[ModelSlot], sessions: Sequence[LiveSession], *, 
     )
 
 
-def _model(slot: ModelSlot) -> dict[str, Any]:
+def _model(slot: ModelSlot) -> dict[str, object]:
     contract = getattr(slot.policy, "contract", None)
     return {
         "id": slot.model_id,
@@ -141,7 +142,7 @@ def _model(slot: ModelSlot) -> dict[str, Any]:
     }
 
 
-def _session(session: LiveSession, policy: Any) -> dict[str, Any]:
+def _session(session: LiveSession, policy: object) -> dict[str, object]:
     latencies = list(session.latencies_ms)
     quantiles = np.percentile(latencies, [50, 90, 99]).tolist() if latencies else None
     return {
@@ -171,7 +172,7 @@ def _medians(parts: Sequence[Parts]) -> dict[str, float]:
     return dict(zip(names, np.median(rows, axis=0).tolist(), strict=True)) if rows else {}
 
 
-def _averages(averages: Sequence[Moved], contract: Contract | None) -> list[dict[str, Any]]:
+def _averages(averages: Sequence[Moved], contract: Contract | None) -> list[dict[str, object]]:
     """Of what was received beside training's, with names for people."""
     names = {} if contract is None else {vector.key: vector.names for vector in contract.state}
 
@@ -184,7 +185,7 @@ def _averages(averages: Sequence[Moved], contract: Contract | None) -> list[dict
     return [{**dataclasses.asdict(moved), "name": name(moved)} for moved in averages if moved.count]
 
 
-def _last_exchange(session: LiveSession, policy: Any) -> dict[str, Any]:
+def _last_exchange(session: LiveSession, policy: object) -> dict[str, object]:
     observation, result = session.observation, session.result
     if observation is None or result is None:
         return {}
@@ -206,13 +207,13 @@ def _last_exchange(session: LiveSession, policy: Any) -> dict[str, Any]:
     }
 
 
-def _chunk(actions: Any) -> list[list[float]]:
+def _chunk(actions: object) -> list[list[float]]:
     """Rows of a chunk; none of what is no chunk."""
     found = np.asarray([] if actions is None else actions, np.float64)
     return np.round(found, 5).tolist() if found.ndim == 2 else []
 
 
-def _seen(policy: Any, observation: dict) -> dict[str, Any]:
+def _seen(policy: Any, observation: dict) -> Observation:
     """As the model sees it; as it was sent where the policy cannot say."""
     if hasattr(policy, "view"):
         try:
@@ -223,7 +224,7 @@ def _seen(policy: Any, observation: dict) -> dict[str, Any]:
     return {"image": images, "prompt": observation.get("prompt")}
 
 
-def _state(state: Any, contract: Any) -> list[dict[str, Any]]:
+def _state(state: object, contract: Contract | None) -> list[dict[str, object]]:
     if state is None:
         return []
     values = np.asarray(state, np.float64).reshape(-1)
@@ -256,11 +257,11 @@ def _html() -> bytes:
     return importlib.resources.files("openpi.serving").joinpath("status.html").read_bytes()
 
 
-def _json(content: Any) -> Page:
+def _json(content: object) -> Page:
     return Page(json.dumps(_finite(content), separators=(",", ":")).encode())
 
 
-def _finite(content: Any) -> Any:
+def _finite(content: object) -> object:
     """NaN and infinity, which JSON does not have, as null."""
     match content:
         case dict():

@@ -47,7 +47,7 @@ class Session(Protocol):
     protocol: str
     request: Any
 
-    def told(self, served: Served) -> dict[str, Any]:
+    def told(self, served: Served) -> dict[str, object]:
         """What the client is told at the start; given to `opening`, and logged."""
         ...
 
@@ -55,7 +55,7 @@ class Session(Protocol):
         """What the client waits for; `status` is `loading` or `waiting`."""
         ...
 
-    def opening(self, metadata: Mapping[str, Any], now_s: float) -> list[Frame]:
+    def opening(self, metadata: Mapping[str, object], now_s: float) -> list[Frame]:
         """The frames that open a session."""
         ...
 
@@ -71,7 +71,7 @@ class Session(Protocol):
 
     def replied(
         self,
-        results: Sequence[Mapping[str, Any] | Exception],
+        results: Sequence[Mapping[str, object] | Exception],
         infer_s: float,
         prepare_s: float = 0.0,
         served_s: float = 0.0,

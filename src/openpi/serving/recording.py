@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from openpi.serving.live import LiveSession
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
@@ -70,7 +70,7 @@ class SessionRecorder:
         self._thread = threading.Thread(target=self._run, name="openpi-recording", daemon=True)
         self._thread.start()
 
-    def open(self, session: LiveSession, opening: Mapping[str, Any]) -> "SessionLog":
+    def open(self, session: LiveSession, opening: Mapping[str, object]) -> "SessionLog":
         """The log of a session that begins. It has files from its first exchange on."""
         info = SessionInfo(session.model_id, session.protocol, session.address, session.since_s, opening)
         return SessionLog(self, info)
@@ -138,7 +138,7 @@ class SessionLog:
         self._writer: SessionWriter | None = None
         self._has_failed = False
 
-    def write(self, request: Any, answers: Sequence[bytes], seconds: float, num_bytes: int = 0) -> None:
+    def write(self, request: object, answers: Sequence[bytes], seconds: float, num_bytes: int = 0) -> None:
         """Records an exchange that ends now.
 
         Args:
@@ -158,7 +158,7 @@ class SessionLog:
         """Nothing more will come."""
         self._recorder.put(self._finish)
 
-    def _write(self, step: int, request: Any, answer: bytes, received_ns: int, answered_ns: int) -> None:
+    def _write(self, step: int, request: object, answer: bytes, received_ns: int, answered_ns: int) -> None:
         if self._has_failed:
             return
         exchange = Exchange(step, request, msgpack_numpy.unpackb(answer), received_ns, answered_ns)

@@ -31,6 +31,7 @@ import numpy as np
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
 from openpi.shared import budgets
 from openpi.shared.errors import install_hint
+from openpi.shared.strict_json import Json
 from openpi_client import msgpack_numpy
 
 try:
@@ -196,7 +197,7 @@ def read_session(file: Path) -> Iterator[Exchange]:
 # Values as messages
 
 
-def _leaves(tree: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+def _leaves(tree: object, path: _Path = ()) -> Iterator[tuple[_Path, object]]:
     if isinstance(tree, Mapping) and tree and all(isinstance(key, str) for key in tree):
         for key, value in tree.items():
             yield from _leaves(value, (*path, key))
@@ -225,7 +226,7 @@ def _encoded(value: Any, time_ns: int) -> tuple[str, str, int, bytes]:
     return _VALUE, "", time_ns, _json({"value": _plain(value)})
 
 
-def _image_axes(value: Any) -> str:
+def _image_axes(value: object) -> str:
     if not (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.size):
         return ""
     return _HWC if value.shape[-1] == 3 else _CHW if value.shape[0] == 3 else ""
@@ -245,11 +246,11 @@ def _is_listed(value: np.ndarray) -> bool:
     return is_numeric and value.size <= _LONGEST_LISTED and bool(np.isfinite(value).all())
 
 
-def _listed(value: np.ndarray) -> dict[str, Any]:
+def _listed(value: np.ndarray) -> dict[str, object]:
     return {"dtype": value.dtype.str, "shape": value.shape, "data": value.ravel().tolist()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value as JSON has it."""
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
@@ -262,14 +263,14 @@ def _plain(value: Any) -> Any:
     return {_PACKED: base64.b64encode(msgpack_numpy.Packer().pack(value)).decode()}
 
 
-def _json(content: Any) -> bytes:
+def _json(content: object) -> bytes:
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 # Messages as values
 
 
-def _exchange(end: Message, values: Sequence[tuple[int, Any]]) -> Exchange:
+def _exchange(end: Message, values: Sequence[tuple[int, object]]) -> Exchange:
     """From its last message, and the times and values of the ones before."""
     told = json.loads(end.data)
     paths = {side: [tuple(item["path"]) for item in told[side]] for side in ("inputs", "outputs")}
@@ -281,7 +282,7 @@ def _exchange(end: Message, values: Sequence[tuple[int, Any]]) -> Exchange:
     return Exchange(told["step"], inputs, outputs, values[0][0], end.log_time)
 
 
-def _decoded(message: Message, channel: Channel, schema: str) -> Any:
+def _decoded(message: Message, channel: Channel, schema: str) -> object:
     if schema == _IMAGE:
         content = RawImage.FromString(message.data)
         image = np.frombuffer(content.data, np.uint8).reshape(content.height, content.width, 3)
@@ -293,7 +294,7 @@ def _decoded(message: Message, channel: Channel, schema: str) -> Any:
     raise ValueError(f"{channel.topic} has messages of {schema}")
 
 
-def _tree(paths: Sequence[_Path], values: Sequence[Any]) -> Any:
+def _tree(paths: Sequence[_Path], values: Sequence[object]) -> object:
     tree: dict[str, Any] = {}
     for path, value in zip(paths, values, strict=True):
         if not path:
@@ -305,14 +306,14 @@ def _tree(paths: Sequence[_Path], values: Sequence[Any]) -> Any:
     return tree
 
 
-def _unlisted(content: Mapping[str, Any]) -> np.ndarray:
+def _unlisted(content: Json) -> np.ndarray:
     dtype = budgets.plain_dtype(content["dtype"])
     if dtype.kind not in "biuf":
         raise ValueError(f"an array of numbers has the dtype {dtype}")
     return np.array(content["data"], dtype).reshape(content["shape"])
 
 
-def _unplain(value: Any) -> Any:
+def _unplain(value: object) -> object:
     if isinstance(value, list):
         return [_unplain(item) for item in value]
     if isinstance(value, dict) and _ARRAY in value:

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from openpi.policies.recorder import write_record
 from openpi.serving.recorded import Exchange, Origin, SessionInfo
@@ -67,7 +66,7 @@ def read_session(folder: Path) -> Iterator[Exchange]:
         yield Exchange(number, _part(record, "inputs"), _part(record, "outputs"))
 
 
-def _part(record: Mapping[str, Any], name: str) -> Any:
+def _part(record: Mapping[str, object], name: str) -> object:
     """`inputs` or `outputs` of a flat record, nested where its keys are not those that clients join themselves."""
     if name in record:  # a list of observations
         return record[name]
@@ -75,7 +74,7 @@ def _part(record: Mapping[str, Any], name: str) -> Any:
     return flat if name == "inputs" and any(key.startswith("observation/") for key in flat) else unflatten(flat)
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, object]:
     """One record. The documented form is a pickle, which could run anything: only arrays and plain values are taken.
 
     Raises:

@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from openpi.policies.guards import ObservationError
@@ -56,6 +56,10 @@ from openpi_client.base_policy import BasePolicy
 from openpi_client.connection import FEATURES_HEADER, UNTIMED, features
 from openpi_client.stream import MessageStream
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8000
@@ -83,7 +87,7 @@ class PolicyServer:
         *,
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, object] | None = None,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
         protocols: Sequence[ServerProtocol] | None = None,
@@ -193,7 +197,7 @@ class PolicyServer:
             self._load_error = error
             self._stop.set()
 
-    def _default_is_settled(self, loaded: Any) -> None:
+    def _default_is_settled(self, loaded: "Future[BasePolicy]") -> None:
         if (error := loaded.exception()) is not None:
             self._load_error = error
             self._stop.set()
@@ -392,11 +396,11 @@ class PolicyServer:
             return protocol.session(url.query, debug=self._debug), requested
         return OpenpiSession(debug=self._debug, shared=shared), parse_qs(url.query).get("model", [None])[0]
 
-    def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, Any]:
+    def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, object]:
         described = self._catalog.describe(slot.model_id)
         return session.told(Served(self._host, self._port, slot.model_id, described, self._metadata_of(slot.policy)))
 
-    def _metadata_of(self, policy: BasePolicy | None) -> dict[str, Any]:
+    def _metadata_of(self, policy: BasePolicy | None) -> dict[str, object]:
         """What clients of openpi are told of a policy."""
         if self._metadata is not None:
             return dict(self._metadata)
@@ -416,7 +420,7 @@ def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
         return
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: object) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         stop()

@@ -73,7 +73,7 @@ class SharedMemory:
         """Of the answer to the upgrade request."""
         return {shared_memory.HEADER: f"{os.getpid()}/{self._fd}/{self._name}"}
 
-    def reader(self) -> Callable[[Any], bytes]:
+    def reader(self) -> Callable[[object], bytes]:
         """For one message: [offset, count] -> a copy of the bytes there.
 
         Raises:

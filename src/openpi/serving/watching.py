@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from openpi.policies.drift import Moved
 from openpi.policies.guards import ObservationError
@@ -20,7 +19,7 @@ class Watching:
     """Of a session with a policy whose contract tells what training saw, or its rate; else nothing is suspicious."""
 
     def __init__(
-        self, policy: Any, client_log: ClientLog, address: str, *, is_strict: bool, keeps_time: bool = True
+        self, policy: object, client_log: ClientLog, address: str, *, is_strict: bool, keeps_time: bool = True
     ) -> None:
         """
         Args:
@@ -33,7 +32,7 @@ class Watching:
         self._log, self._address, self._is_strict = client_log, address, is_strict
         self._said: set[str] = set()
 
-    def look(self, observations: Sequence[dict[str, Any]], now_s: float) -> list[str]:
+    def look(self, observations: Sequence[Mapping[str, object]], now_s: float) -> list[str]:
         """Warnings for the observation of a message; lists come from several robots, which are not told apart.
 
         Args:
@@ -61,7 +60,7 @@ class Watching:
                 self._log.write(logging.WARNING, self._address, f"{self._address}: {warning}")
         return found
 
-    def answered(self, result: Any, now_s: float) -> None:
+    def answered(self, result: object, now_s: float) -> None:
         """What the robot gets for the last message, from now on."""
         if (pace := self._pace) is not None:
             pace.answered(result.get("actions") if isinstance(result, dict) else None, now_s)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from openpi.serving.server import DEFAULT_PORT, PolicyServer
 from openpi_client.base_policy import BasePolicy
@@ -19,7 +18,7 @@ class WebsocketPolicyServer:
         policy: BasePolicy,
         host: str = "0.0.0.0",
         port: int | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, object] | None = None,
         *,
         api_key: str | None = None,
     ) -> None:

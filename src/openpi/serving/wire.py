@@ -9,7 +9,7 @@ import collections
 import io
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -28,6 +28,10 @@ from openpi.serving.scan import (
     without_parts,
 )
 from openpi_client import shared_memory
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 _JPEG = b"__jpeg__"
 # A few kB of JPEG can claim any size.
@@ -55,7 +59,7 @@ Decode = Callable[..., Any]
 """`decode`, with limits."""
 
 
-def _nothing_is_shared(place: Any) -> bytes:
+def _nothing_is_shared(place: object) -> bytes:
     raise ObservationError("a message refers to shared memory, but this session has none; send its arrays whole")
 
 
@@ -66,7 +70,7 @@ def decode(
     limits: MessageLimits = _LIMITS,
     reserve: Reserve = reserve_freely,
     long: LongWork | None = None,
-) -> Any:
+) -> object:
     """The content of a message.
 
     Args:
@@ -107,7 +111,7 @@ class _Values:
         self._reserve = reserve
         self._long = long
 
-    def of_pairs(self, pairs: list[tuple[Any, Any]]) -> Any:
+    def of_pairs(self, pairs: list[tuple[object, object]]) -> object:
         """Of two values for one key, a policy would see whichever came last, and a recording or a proxy another."""
         for key, _ in pairs:
             if not isinstance(key, (str, bytes)):
@@ -121,7 +125,7 @@ class _Values:
             raise ObservationError(f"a map of a message has the key {key} twice; send each once")
         return self.of_map(item)
 
-    def of_map(self, item: dict) -> Any:
+    def of_map(self, item: dict) -> object:
         if _JPEG in item:
             try:
                 return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
@@ -151,7 +155,7 @@ class _Values:
         self._reserve(len(data))
         return bytes(data)
 
-    def of_extension(self, code: int, data: bytes) -> Any:
+    def of_extension(self, code: int, data: bytes) -> object:
         """What was taken out, for its placeholder: once, or a few bytes of a client's could stand for megabytes, as
         often as it likes.
         """
@@ -162,7 +166,7 @@ class _Values:
             raise ValueError(f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays")
         return self._parts.pop(number)
 
-    def _jpeg(self, data: Any) -> np.ndarray:
+    def _jpeg(self, data: object) -> np.ndarray:
         """uint8[h, w, 3], RGB."""
         from PIL import Image, UnidentifiedImageError
 
@@ -212,12 +216,12 @@ class _Values:
         self._reserve(pixels * _BYTES_PER_PIXEL)
 
 
-def _shown(key: Any) -> str:
+def _shown(key: object) -> str:
     text = repr(key)
     return text if len(text) <= _LONGEST_KEY else f"{text[:_LONGEST_KEY]}..."
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: "Image.Image") -> np.ndarray:
     """uint8[h, w, 3] of an RGB image, strip by strip: in one go it is copied twice, and nobody can interrupt it."""
     pixels = np.empty((image.height, image.width, _BYTES_PER_PIXEL), np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):

@@ -123,7 +123,7 @@ def typecheck(target: T) -> T:
     checked_init = checked.__init__
 
     @functools.wraps(plain_init)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: object, *args: object, **kwargs: object) -> None:
         caller = sys._getframe(1).f_globals.get("__name__", "")
         is_rebuilt = caller.startswith(_REBUILDING)
         (plain_init if is_rebuilt else checked_init)(self, *args, **kwargs)
@@ -143,7 +143,9 @@ def disable_typechecking() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def check_pytree_equality(*, expected: Any, got: Any, check_shapes: bool = False, check_dtypes: bool = False) -> None:
+def check_pytree_equality(
+    *, expected: object, got: object, check_shapes: bool = False, check_dtypes: bool = False
+) -> None:
     """Compares the structure of two trees and, if asked to, the shapes and dtypes of their leaves.
 
     Raises:
@@ -161,7 +163,7 @@ def check_pytree_equality(*, expected: Any, got: Any, check_shapes: bool = False
         raise ValueError(f"the trees differ in {len(problems)} places:\n  {shown}")
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
+def _leaves(tree: object) -> dict[str, object]:
     return {jax.tree_util.keystr(path) or "the root": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -172,5 +174,5 @@ def _differences(path: str, wanted: Any, found: Any, *, shapes: bool, dtypes: bo
         yield f"{path}: dtype {_dtype(found)}, expected {_dtype(wanted)}"
 
 
-def _dtype(leaf: Any) -> Any:
+def _dtype(leaf: Any) -> object:
     return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)

@@ -74,7 +74,7 @@ def is_address(place: str) -> bool:
     return "://" in place or place.startswith(_PACKAGE)
 
 
-def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: Any) -> Path:
+def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: object) -> Path:
     """A local path of a file or folder, downloaded if it is remote and not cached.
 
     A download appears under its name only when it is complete; one that was cut, or killed, is continued by the next
@@ -275,7 +275,7 @@ def _make_parents(target: Path) -> None:
         (folder / _PART).touch()
 
 
-def _fetch_whole(source: str, target: Path, options: Mapping[str, Any], force_download: bool) -> None:
+def _fetch_whole(source: str, target: Path, options: Mapping[str, object], force_download: bool) -> None:
     if source.startswith(hub.SCHEME):
         found = hub.fetch(source, force_download=force_download)
         _make_parents(target)
@@ -284,7 +284,7 @@ def _fetch_whole(source: str, target: Path, options: Mapping[str, Any], force_do
     _with_access(source, options, lambda given: _fetch_files(source, target, given, force_download))
 
 
-def _with_access(source: str, options: Mapping[str, Any], use: Callable[[Mapping[str, Any] | None], _T]) -> _T:
+def _with_access(source: str, options: Mapping[str, Any], use: Callable[[Mapping[str, object] | None], _T]) -> _T:
     """`use` with the options given for the scheme; else anonymously, and where that is refused with credentials."""
     scheme = urlsplit(source).scheme
     given = options.get(scheme)
@@ -299,7 +299,7 @@ def _with_access(source: str, options: Mapping[str, Any], use: Callable[[Mapping
         return use({})
 
 
-def _fetch_files(source: str, target: Path, options: Mapping[str, Any] | None, force_download: bool) -> None:
+def _fetch_files(source: str, target: Path, options: Mapping[str, object] | None, force_download: bool) -> None:
     """Downloads beside the target, then renames; what there is when it fails is continued by the next call."""
     files = find_files(source, options)
     _make_parents(target)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from openpi.shared.errors import first_line
 
@@ -66,7 +67,7 @@ def sizes(url: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[Any]:
+def _own_errors() -> Iterator[ModuleType]:
     """The hub's library, whose errors are of its own types and of those of the HTTP library below it."""
     import huggingface_hub
 

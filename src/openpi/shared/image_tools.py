@@ -44,13 +44,13 @@ def resize_with_pad(images: Any, height: int, width: int, method: Any = None) ->
     return resized * 2 - 1
 
 
-def _is_of_jax(images: Any) -> bool:
+def _is_of_jax(images: object) -> bool:
     """Whoever holds an array of JAX has imported it."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(images, jax.Array)
 
 
-def _on_device(images: Any, height: int, width: int, method: Any) -> Any:
+def _on_device(images: Any, height: int, width: int, method: Any) -> object:
     import jax
     import jax.numpy as jnp
 

@@ -18,7 +18,7 @@ from openpi.shared.tree import flatten, unflatten
 __all__ = ["PathRegex", "module_jit", "state_map"]
 
 
-def module_jit(meth: Callable[..., Any], *jit_args: Any, **jit_kwargs: Any) -> Callable[..., Any]:
+def module_jit(meth: Callable[..., object], *jit_args: object, **jit_kwargs: object) -> Callable[..., object]:
     """A method of a model as a compiled function; the parameters are those that the model has now.
 
     Args:
@@ -33,23 +33,23 @@ def module_jit(meth: Callable[..., Any], *jit_args: Any, **jit_kwargs: Any) -> C
     function = meth.__func__  # type: ignore[attr-defined]  # of a bound method
     params, rebuilt = _split(owner)
 
-    def run(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(params: object, *args: object, **kwargs: object) -> object:
         return function(rebuilt(params), *args, **kwargs)
 
     compiled = jax.jit(run, *jit_args, **jit_kwargs)
 
     @functools.wraps(meth)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         return compiled(params, *args, **kwargs)
 
     return call
 
 
 def state_map(
-    state: Any,
+    state: object,
     filter: Callable[..., bool] | Any,
-    fn: Callable[[Any], Any],  # as published
-) -> Any:
+    fn: Callable[[object], object],  # as published
+) -> object:
     """`fn` of the leaves that a filter accepts; the others stay.
 
     Args:
@@ -66,7 +66,7 @@ def state_map(
     return unflatten({path: fn(leaf) if filter(tuple(path.split("/")), leaf) else leaf for path, leaf in flat.items()})
 
 
-def _split(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+def _split(model: object) -> tuple[object, Callable[[object], object]]:
     """What changes of a model, and the function that makes it a model again."""
     if not _is_of_flax(model):
         return model, lambda params: params  # ours is a pytree
@@ -76,12 +76,12 @@ def _split(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     return state, lambda params: nnx.merge(graph, params)
 
 
-def _state_map_of_flax(state: Any, filter: Any, fn: Callable[[Any], Any]) -> Any:
+def _state_map_of_flax(state: Any, filter: object, fn: Callable[[object], object]) -> object:
     from flax import nnx  # type: ignore[import-not-found]  # installed where there are modules of it
 
     accepts = nnx.filterlib.to_predicate(filter)
     return state.map(lambda path, leaf: fn(leaf) if accepts(path, leaf) else leaf)
 
 
-def _is_of_flax(value: Any) -> bool:
+def _is_of_flax(value: object) -> bool:
     return any(base.__module__.startswith("flax.") for base in type(value).__mro__)

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -352,7 +351,7 @@ def load(directory: Path | str) -> dict[str, NormStats]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _parse_stats(key: str, entry: Any) -> NormStats:
+def _parse_stats(key: str, entry: object) -> NormStats:
     if not isinstance(entry, dict) or "mean" not in entry or "std" not in entry:
         raise ValueError(f"the statistics of '{key}' must be an object with 'mean' and 'std'")
     try:

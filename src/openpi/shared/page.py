@@ -2,12 +2,12 @@
 
 import base64
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from openpi.shared.charts import Rate
+from openpi.shared.strict_json import Json
 
 
 def document(title: str, sections: Iterable[str]) -> str:
@@ -25,31 +25,31 @@ def tile(style: str, name: str, value: str, small: str) -> str:
     return f'<div class="tile {style}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
 
 
-def rate_words(tally: Mapping[str, Any]) -> tuple[str, str]:
+def rate_words(tally: Json) -> tuple[str, str]:
     """A tally (`Tally.to_dict`) as a large and a small text."""
     low, high = tally["wilson_95"]
     return f"{tally['rate']:.0%}", f"{tally['successes']} of {tally['trials']}; 95 % interval {low:.0%} to {high:.0%}"
 
 
-def rate(tally: Mapping[str, Any], label: str, style: str) -> Rate:
+def rate(tally: Json, label: str, style: str) -> Rate:
     low, high = tally["wilson_95"]
     return Rate(label, tally["rate"], low, high, style)
 
 
-def tally_cell(tally: Mapping[str, Any] | None) -> str:
+def tally_cell(tally: Json | None) -> str:
     if tally is None:
         return "not played"
     low, high = tally["wilson_95"]
     return f"{tally['successes']}/{tally['trials']} = {tally['rate']:.0%} [{low:.0%}, {high:.0%}]"
 
 
-def films(videos: Iterable[Mapping[str, Any]], folder: Path) -> str:
+def films(videos: Iterable[Json], folder: Path) -> str:
     """A row of videos: `path` relative to `folder`, `prompt`, `success`, `num_steps`; maybe `told_prompt`, `note`."""
     figures = "".join(_film(video, folder) for video in videos)
     return f'<div class="films">{figures}</div>' if figures else '<p class="note">No films were kept.</p>'
 
 
-def _film(video: Mapping[str, Any], folder: Path) -> str:
+def _film(video: Json, folder: Path) -> str:
     data = base64.b64encode((folder / video["path"]).read_bytes()).decode()
     outcome = '<span class="yes">done</span>' if video["success"] else '<span class="no">not done</span>'
     words = escape(video["prompt"])

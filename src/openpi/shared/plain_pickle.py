@@ -29,7 +29,7 @@ _MAX_VALUES = 200_000
 _MAX_INSTRUCTIONS = 8 * _MAX_VALUES
 
 
-def loads(content: bytes, budget: Budget) -> Any:
+def loads(content: bytes, budget: Budget) -> object:
     """The value; arrays are new, of plain dtypes, and an array of objects without axes is what it holds.
 
     Args:
@@ -69,7 +69,7 @@ class _Named:
     def __setstate__(self, state: object) -> None:
         raise ValueError("it changes a function")
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> object:
         match self._name, arguments:
             case "dtype", (str() as code, *_):
                 return _Dtype(code)
@@ -96,7 +96,7 @@ class _Dtype:
     def __init__(self, code: str) -> None:
         self._code, self._order = code, ""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         match state:
             case (int(), "<" | ">" | "=" | "|" as order, None, None, None, *_):
                 self._order = order
@@ -119,14 +119,14 @@ class _Array:
         self._budget = budget
         self._dtype, self._shape, self._is_fortran, self._content = state or (None, (), False, b"")
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         match state:
             case (int(), tuple() as shape, _Dtype() as dtype, bool() as is_fortran, bytes() | list() as content):
                 self._dtype, self._shape, self._is_fortran, self._content = dtype, shape, is_fortran, content
             case _:
                 raise ValueError("it has an array without dtype, shape and content")
 
-    def value(self, num_values: Budget) -> Any:
+    def value(self, num_values: Budget) -> object:
         match self._dtype, self._content:
             case _Dtype() as dtype, (bytes() | bytearray()) as content if not dtype.is_object():
                 self._budget.spend(len(content), "the arrays")
@@ -147,7 +147,7 @@ class _Reader(pickle.Unpickler):
         raise ValueError(f"it asks for {module}.{name}, which is no data")
 
 
-def _resolved(value: Any, num_values: Budget) -> Any:
+def _resolved(value: object, num_values: Budget) -> object:
     """The value with its arrays made. Values that are referred to twice count twice: a few lists can hold millions."""
     num_values.spend(1, "it")
     if isinstance(value, _Array):

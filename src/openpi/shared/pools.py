@@ -87,13 +87,13 @@ IN_PROCESS = Processes(0)
 _function: Callable[[Any], Any]
 
 
-def _start(function: Callable[[Any], Any]) -> None:
+def _start(function: Callable[..., object]) -> None:
     global _function
     worker_process.start()
     _function = function
 
 
-def _run(job: Any) -> Any:
+def _run(job: object) -> object:
     return _function(job)
 
 

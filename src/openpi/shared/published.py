@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
-from typing import Any
 
 
-def attribute(module: str, name: str, home: str, names: Collection[str]) -> Any:
+def attribute(module: str, name: str, home: str, names: Collection[str]) -> object:
     """For a module's `__getattr__`: what `name` is, if it is one of `names`, from the module `home`.
 
     Raises:

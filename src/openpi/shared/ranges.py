@@ -63,7 +63,7 @@ Decay = Annotated[float, Range(0, below=1)]
 """The share of a running average that is kept at each step."""
 
 
-def check(config: Any, *, has_flags: bool = False) -> None:
+def check(config: object, *, has_flags: bool = False) -> None:
     """Raises ValueError, with one line for each value of a dataclass, nested ones included, that is out of range.
 
     Args:
@@ -75,7 +75,7 @@ def check(config: Any, *, has_flags: bool = False) -> None:
 
 
 @functools.cache
-def ranges_of(kind: type) -> Mapping[str, Any]:
+def ranges_of(kind: type) -> Mapping[str, object]:
     """By field, the declared type of a dataclass with its ranges: the nearest in the order of its bases that has one.
 
     A subclass that declares another default without a range keeps the range. Types that cannot be resolved, as those
@@ -100,7 +100,7 @@ def is_bounded(hint: Any) -> bool:
     return hint not in (int, float) and all(is_bounded(part) for part in parts)
 
 
-def _resolved(hint: Any, owner: type) -> Any:
+def _resolved(hint: object, owner: type) -> object:
     if not isinstance(hint, str):
         return hint
     try:
@@ -124,7 +124,7 @@ def _problems(config: Any, path: str, has_flags: bool) -> Iterator[str]:
                 )
 
 
-def _objection(value: Any, hint: Any) -> str | None:
+def _objection(value: object, hint: Any) -> str | None:
     """What was expected instead of a value; None where it is right, or the type says nothing of numbers."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -142,7 +142,7 @@ def _objection(value: Any, hint: Any) -> str | None:
     return None
 
 
-def _union_objection(value: Any, parts: tuple[Any, ...]) -> str | None:
+def _union_objection(value: object, parts: tuple[object, ...]) -> str | None:
     """A value that none of the bounded types takes, unless there is another type that may."""
     if value is None and type(None) in parts:
         return None

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from openpi.shared.errors import first_line, install_hint
@@ -77,7 +77,7 @@ class RayCluster:
             for ref, _ in running.values():  # of a run that is given up
                 self._ray.cancel(ref, force=True)
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _result(self, future: Future[object]) -> Any:
         """What a job has returned or raised, as if it had been called here."""
         errors = self._ray.exceptions
         try:
@@ -91,7 +91,7 @@ class RayCluster:
             ) from error
 
 
-def _imported() -> Any:
+def _imported() -> ModuleType:
     try:
         import ray  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
@@ -116,7 +116,7 @@ class _Sent:
 _held: tuple[str, Callable[[Any], Any]] | None = None
 
 
-def _run(sent: _Sent, job: bytes) -> Any:
+def _run(sent: _Sent, job: bytes) -> object:
     """In a worker, which imports from where the program does, so that files of users are found as in its processes."""
     global _held
     key = sent.reference.hex()

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 
-def write(folder: Path, content: Mapping[str, Any], *, kind: str = "run") -> Path:
+def write(folder: Path, content: Mapping[str, object], *, kind: str = "run") -> Path:
     """Writes the command line, versions and git state of this run, and `content`, into a folder.
 
     Args:
@@ -38,7 +37,7 @@ def write(folder: Path, content: Mapping[str, Any], *, kind: str = "run") -> Pat
     return path
 
 
-def _git_state() -> dict[str, Any] | None:
+def _git_state() -> dict[str, object] | None:
     """Commit of the folder that the command runs in, and whether it has changes; None outside a repository."""
 
     def git(*arguments: str) -> str | None:

@@ -7,13 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+"""An object of a document. Who reads it checks what it takes out."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_SHOWN = 80
 
 
-def read(file: Path, parse_constant: Callable[[str], Any] | None = None) -> Any:
+def read(file: Path, parse_constant: Callable[[str], object] | None = None) -> Any:
     """As `parse`, of a file.
 
     Raises:
@@ -22,7 +25,7 @@ def read(file: Path, parse_constant: Callable[[str], Any] | None = None) -> Any:
     return parse(file.read_bytes(), parse_constant)
 
 
-def parse(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
+def parse(text: str | bytes, parse_constant: Callable[[str], object] | None = None) -> Any:
     """The value of a document; a byte order mark before it is skipped. NaN and infinities are read as Python does.
 
     Args:
@@ -41,7 +44,7 @@ def parse(text: str | bytes, parse_constant: Callable[[str], Any] | None = None)
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -49,7 +52,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _check_texts(value: Any) -> None:
+def _check_texts(value: object) -> None:
     """Half of a pair of surrogates passes `json.loads` and fails wherever the text is written."""
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"its text {value[:_MAX_SHOWN]!r} has half of a character, a lone surrogate")

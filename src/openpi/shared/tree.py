@@ -1,24 +1,33 @@
 """Parameter trees as flat `{'a/b/c': leaf}` maps, and how two of them differ."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+Tree: TypeAlias = Mapping[str, Any]
+"""Nested mappings by name, to be read: a sample, a batch, inputs of a model, parameters. The leaves are arrays."""
+
+Params: TypeAlias = dict[str, Any]
+"""Nested dicts by name whose leaves are the arrays of a model, or what else there is once for each of them."""
+
+Leaves: TypeAlias = dict[str, Any]
+"""The leaves of a tree by their '/'-joined paths."""
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(tree: Mapping[str, object]) -> Leaves:
     """Nested dicts -> one dict keyed by '/'-joined paths; of two leaves with one path, the later."""
     flat: dict[str, Any] = {}
     _collect(tree, "", flat)
     return flat
 
 
-def check_paths_differ(tree: Mapping[str, Any]) -> None:
+def check_paths_differ(tree: Mapping[str, object]) -> None:
     """Raises ValueError where two values have one path, as of `{"a/b": 1, "a": {"b": 2}}`: readers of what somebody
     else has sent would take one or the other. One value under both names is fine.
     """
     _check_apart(tree, "", {})
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, object]) -> Params:
     """Inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -30,7 +39,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def differences(expected: Tree, found: Tree) -> list[str]:
     """One line per leaf that is missing, unexpected or of another shape; leaves need only a `shape`."""
     lines = []
     for path in sorted(expected.keys() | found.keys()):
@@ -43,7 +52,7 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     return lines
 
 
-def _collect(tree: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
+def _collect(tree: Mapping[str, object], prefix: str, flat: Leaves) -> None:
     """A loop without generators: every request passes here several times."""
     for key, value in tree.items():
         if isinstance(value, (dict, Mapping)):  # asked of a dict first, it is answered at once
@@ -52,7 +61,7 @@ def _collect(tree: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None
             flat[prefix + key] = value
 
 
-def _check_apart(tree: Mapping[str, Any], prefix: str, found: dict[str, Any]) -> None:
+def _check_apart(tree: Mapping[str, object], prefix: str, found: Leaves) -> None:
     for key, value in tree.items():
         path = prefix + key
         if isinstance(value, (dict, Mapping)):

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 import numpy as np
 
 
-def fitted_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def fitted_fields(cls: type, values: Mapping[str, object], where: str) -> dict[str, Any]:
     """Values for fields of a dataclass, each as `fitted` takes it.
 
     Args:
@@ -31,11 +31,11 @@ def fitted_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str,
 
 
 @functools.cache
-def _declared_types(cls: type) -> Mapping[str, Any]:
+def _declared_types(cls: type) -> Mapping[str, object]:
     return typing.get_type_hints(cls)
 
 
-def fitted(value: Any, declared: Any, where: str) -> Any:
+def fitted(value: object, declared: object, where: str) -> Any:
     """The value as its declaration means it: a list for a tuple, 3.0 for a whole number, a path for text are taken.
 
     Args:
@@ -74,7 +74,7 @@ def fitted(value: Any, declared: Any, where: str) -> Any:
 _MISFIT = object()
 
 
-def _fit_class(value: Any, declared: Any) -> Any:
+def _fit_class(value: Any, declared: Any) -> object:
     """A value of a class that is not a container; numbers are not truth values."""
     if declared is None or declared is type(None):
         return value if value is None else _MISFIT
@@ -96,7 +96,7 @@ def _fit_class(value: Any, declared: Any) -> Any:
     return value if isinstance(value, wider.get(declared, declared)) else _MISFIT
 
 
-def _fit_union(value: Any, choices: tuple[Any, ...], declared: Any, where: str) -> Any:
+def _fit_union(value: object, choices: tuple[object, ...], declared: object, where: str) -> object:
     """As the choice that it fits without a change, else as the first that it fits."""
     fits = []
     for choice in choices:
@@ -109,7 +109,9 @@ def _fit_union(value: Any, choices: tuple[Any, ...], declared: Any, where: str) 
     return next((fit for fit in fits if fit is value), fits[0])
 
 
-def _fit_tuple(value: tuple[Any, ...], items: tuple[Any, ...], declared: Any, where: str) -> tuple[Any, ...]:
+def _fit_tuple(
+    value: tuple[object, ...], items: tuple[object, ...], declared: object, where: str
+) -> tuple[object, ...]:
     if not items:
         return value
     declarations = [items[0]] * len(value) if items[-1] is Ellipsis else list(items)
@@ -119,12 +121,12 @@ def _fit_tuple(value: tuple[Any, ...], items: tuple[Any, ...], declared: Any, wh
     return tuple(fitted(item, declaration, f"{where}[{i}]") for i, (item, declaration) in enumerate(pairs))
 
 
-def _misfit(value: Any, declared: Any, where: str) -> ValueError:
+def _misfit(value: object, declared: object, where: str) -> ValueError:
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     return ValueError(f"{where} is {shown} ({type(value).__name__}); expected {_name_of(declared)}")
 
 
-def _name_of(declared: Any) -> str:
+def _name_of(declared: object) -> str:
     if isinstance(declared, type) and typing.get_origin(declared) is None:
         return "nothing (null)" if declared is type(None) else declared.__name__
     text = str(declared)

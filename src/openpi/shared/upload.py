@@ -6,7 +6,6 @@ import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from openpi.shared.errors import first_line
@@ -27,7 +26,7 @@ def upload_folder(
     *,
     skip: Collection[Path] = (),
     last: str = "",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> None:
     """Puts every file of a folder below a URL, several at once; files that are there under these names are replaced.
 

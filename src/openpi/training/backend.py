@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from openpi.shared import frameworks
+from openpi.shared.tree import Params
 from openpi.training.freeze import Filter
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Backend(Protocol):
         """
         ...
 
-    def local_rows(self, placed: PlacedBatch) -> dict[str, Any]:
+    def local_rows(self, placed: PlacedBatch) -> Params:
         """This process's rows of a placed batch as NumPy arrays, for people to look at."""
         ...
 
@@ -141,7 +142,7 @@ class Backend(Protocol):
         """Returns when the device is done with the step that gave these metrics; later ones go on."""
         ...
 
-    def evaluate(self, state: State, batch: Batch, index: int, **sample_options: Any) -> tuple[float, np.ndarray]:
+    def evaluate(self, state: State, batch: Batch, index: int, **sample_options: object) -> tuple[float, np.ndarray]:
         """Of the weights that are served: the loss of a validation batch, and actions sampled for it.
 
         Args:

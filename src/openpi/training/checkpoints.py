@@ -24,7 +24,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from openpi.checkpoints.find import complete_steps
 from openpi.shared import published
@@ -44,7 +43,7 @@ _DISCARDED = ".discarded-"
 PUBLISHED = ("CheckpointManager", "initialize_checkpoint_dir", "load_norm_stats", "restore_state", "save_state")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`save_state` and the other published functions, which need JAX."""
     return published.attribute(__name__, name, "openpi.training.backends.jax.published_checkpoints", PUBLISHED)
 

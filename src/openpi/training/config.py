@@ -275,7 +275,7 @@ def _usage(prog: str) -> str:
     )
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`_CONFIGS` and `_CONFIGS_DICT`: what scripts written for the published system look recipes up in."""
     if name == "_CONFIGS_DICT":
         return dict(_registered())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class ModelTransformFactory:
         return _with_prompt_tokens(prepare, model_config)
 
 
-def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
+def _with_prompt_tokens(prepare: tuple[transforms.DataTransformFn, ...], model_config: Any) -> transforms.Group:
     tokenize = transforms.TokenizePrompt(
         _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
         discrete_state_input=model_config.discrete_state_input,
@@ -168,7 +168,7 @@ def _with_prompt_tokens(prepare: tuple[Any, ...], model_config: Any) -> transfor
     return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))
 
 
-def _with_fast_tokens(prepare: tuple[Any, ...], model_config: Any) -> transforms.Group:
+def _with_fast_tokens(prepare: tuple[transforms.DataTransformFn, ...], model_config: Any) -> transforms.Group:
     """No padding: the action width of this model is the robot's own."""
     tokenizer_class = model_config.fast_model_tokenizer or _tokenizer.FASTTokenizer
     tokens = tokenizer_class(model_config.max_token_len, **model_config.tokenizer_arguments())
@@ -304,7 +304,7 @@ class SimpleDataConfig(DataConfigFactory):
         )
 
 
-def repack(structure: dict[str, Any]) -> transforms.Group:
+def repack(structure: Mapping[str, object]) -> transforms.Group:
     """Dataset keys -> client keys; `structure` maps the latter to the former."""
     return transforms.Group(inputs=(transforms.RepackTransform(structure),))
 

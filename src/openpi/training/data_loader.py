@@ -18,6 +18,7 @@ from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
 from openpi.shared import published
+from openpi.shared.strict_json import Json
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout
 from openpi.training.data.recipe_data import FakeDataset, RecipeData, leaves, open_recipe
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 Split = Literal["train", "val", "all"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`create_data_loader` and the other published names, which bring in a framework."""
     return published.attribute(__name__, name, "openpi.training.data.published_loader", PUBLISHED)
 
@@ -145,8 +146,8 @@ def _mixture_loader(
     data: RecipeData,
     split: Split,
     choices: Mapping[str, bool],
-    order: Mapping[str, Any],
-    work: Mapping[str, Any],
+    order: Json,
+    work: Json,
 ) -> SourceLoader:
     """Of `val`, the parts that hold something out."""
     opened = zip(data.config.mixture, data.datasets, strict=True)

@@ -21,7 +21,7 @@ from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
 from openpi.training import recipe_io
-from openpi.training.backend import Backend, PlacedBatch, State, open_backend
+from openpi.training.backend import Backend, Metric, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data
@@ -161,7 +161,7 @@ class _Run:
                     break
         return TrainResult(None if done < 0 else self.checkpoints.path(done), done, self.reported, signum or None)
 
-    def _leave_without_batch(self, done: int, state: State, metrics: Mapping[str, Any] | None) -> int:
+    def _leave_without_batch(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> int:
         """A signal came while the data did not: saves the last step, if it is not; returns the signal.
 
         Raises:
@@ -204,7 +204,7 @@ class _Run:
         for observer in self.observers:
             observer.image(step, run_directory.FIRST_BATCH, sheet)
 
-    def _report_means(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _report_means(self, step: int, metrics: Mapping[str, Metric]) -> None:
         samples = len(self.window) * self.config.batch_size
         self._check_finite(step, metrics)
         means = self.window.means()  # waits for the device
@@ -229,7 +229,7 @@ class _Run:
         for observer in self.observers:
             observer.log(step, metrics)
 
-    def _save(self, step: int, state: State, metrics: Mapping[str, Any], evaluated: dict[str, float]) -> None:
+    def _save(self, step: int, state: State, metrics: Mapping[str, Metric], evaluated: dict[str, float]) -> None:
         self._check_finite(step, metrics)
         self.saved_step = step
         left_out = adapters.left_out(self.config)
@@ -242,7 +242,7 @@ class _Run:
             metrics=evaluated,
         )
 
-    def _check_finite(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _check_finite(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Raises RuntimeError when the loss is no number: nothing is learnt any more; good checkpoints must not go."""
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
@@ -256,7 +256,7 @@ class _Run:
             )
 
 
-def loader_state(own: Mapping[str, Any]) -> dict[str, Any]:
+def loader_state(own: Mapping[str, Any]) -> dict[str, object]:
     """Where the data are, from what each process knows: of a stream, each reads its own part."""
     return merged_state(processes.exchange("where the data are", own))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optax
 
 Schedule = Callable[[Any], Any]
+_Decay = Callable[[Any, ModuleType], Any]
 """From a step to its learning rate: a number, or arrays of NumPy or JAX, traced ones, too. As `optax.Schedule`."""
 
 
@@ -35,7 +36,7 @@ class LRScheduleConfig(Protocol):
 class OptimizerConfig(Protocol):
     """Something that builds a gradient transformation."""
 
-    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation: ...
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: object = None) -> optax.GradientTransformation: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CosineDecaySchedule(LRScheduleConfig):
         num_steps = float(self.decay_steps - self.warmup_steps)
         floor = self.decay_lr / self.peak_lr if self.peak_lr else 0.0
 
-        def decay(steps_since: Any, xp: ModuleType) -> Any:
+        def decay(steps_since: object, xp: ModuleType) -> Any:
             cosine = 0.5 * (1 + xp.cos(xp.pi * xp.minimum(steps_since, num_steps) / num_steps))
             return self.peak_lr * ((1 - floor) * cosine + floor)
 
@@ -79,21 +80,21 @@ class RsqrtDecaySchedule(LRScheduleConfig):
     timescale: Positive = 10_000
 
     def create(self) -> Schedule:
-        def decay(steps_since: Any, xp: ModuleType) -> Any:
+        def decay(steps_since: object, xp: ModuleType) -> Any:
             # Before it begins the root is of any number; what comes of it is not used.
             return self.peak_lr / xp.sqrt((self.timescale + xp.maximum(steps_since, 0)) / self.timescale)
 
         return _after_warm_up(self.peak_lr, self.warmup_steps, decay)
 
 
-def _after_warm_up(peak: float, num_steps: int, decay: Callable[[Any, ModuleType], Any]) -> Schedule:
+def _after_warm_up(peak: float, num_steps: int, decay: _Decay) -> Schedule:
     """A line from `peak / (num_steps + 1)` to `peak`, then `decay(steps since, module of the array's functions)`.
 
     The operations and their order are those of optax: trained in JAX, a run goes on bit for bit.
     """
     first = peak / (num_steps + 1)
 
-    def rate(step: Any) -> Any:
+    def rate(step: Any) -> object:
         xp = step.__array_namespace__() if hasattr(step, "__array_namespace__") else np
         if isinstance(step, int):  # PyTorch's: rounded as JAX rounds, so that both backends train alike
             step = np.float32(step)
@@ -123,7 +124,7 @@ class AdamW(OptimizerConfig):
     clip_gradient_norm: MaxNorm = 1.0
     state_bits: Literal[32, 8] = 32
 
-    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: object = None) -> optax.GradientTransformation:
         """Raises ValueError for a `state_bits` that does not exist."""
         import optax
 
@@ -144,7 +145,7 @@ class SGD(OptimizerConfig):
     momentum: Decay = 0.9
     nesterov: bool = False
 
-    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: object = None) -> optax.GradientTransformation:
         """Raises ValueError for a weight-decay mask: there is no decay to mask."""
         import optax
 
@@ -185,7 +186,7 @@ class Muon(OptimizerConfig):
     weight_decay: NonNegative = 1e-4
     clip_gradient_norm: MaxNorm = 1.0
 
-    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any = None) -> optax.GradientTransformation:
+    def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: object = None) -> optax.GradientTransformation:
         import optax
 
         muon = optax.contrib.muon(
@@ -215,7 +216,7 @@ def _matrix_axes(params: Any) -> Any:
 
 
 def create_optimizer(
-    optimizer: OptimizerConfig, lr_schedule: LRScheduleConfig, weight_decay_mask: Any = None
+    optimizer: OptimizerConfig, lr_schedule: LRScheduleConfig, weight_decay_mask: object = None
 ) -> optax.GradientTransformation:
     """The gradient transformation of a recipe."""
     return optimizer.create(lr_schedule.create(), weight_decay_mask)

@@ -57,7 +57,7 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     return partial.rename(directory / RECIPE_FILE)
 
 
-def recipe_values(config: TrainConfig) -> dict[str, Any]:
+def recipe_values(config: TrainConfig) -> dict[str, object]:
     """Every value of a recipe as JSON, by path, as in `data/repo_id`.
 
     Raises:
@@ -66,7 +66,7 @@ def recipe_values(config: TrainConfig) -> dict[str, Any]:
     return flatten(Encoder().encode(config, "config"))
 
 
-def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str, object, object]]:
     """The values in which a recipe differs from the one of a checkpoint: dotted field, before, now.
 
     Functions and classes are compared, and shown, by name, so nothing is run. Fields that only one version of openpi

@@ -54,7 +54,7 @@ def set_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
     return split_by_rows(data_sharding(mesh))
 
 
-def activation_sharding_constraint(pytree: Any) -> Any:
+def activation_sharding_constraint(pytree: object) -> object:
     """A tree of arrays with a leading batch axis, split over the devices of `set_mesh`; unchanged outside of it."""
     return keep_rows(pytree)
 
@@ -69,7 +69,7 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def place_rows(rows: Any, mesh: Mesh) -> Any:
+def place_rows(rows: object, mesh: Mesh) -> Any:
     """A tree of this process's rows of a batch -> the global batch. Inverse: `local_rows`."""
     where = data_sharding(mesh)
     if where.is_fully_addressable:
@@ -77,7 +77,7 @@ def place_rows(rows: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), rows)
 
 
-def local_rows(batch: Any) -> Any:
+def local_rows(batch: object) -> Any:
     """A tree of arrays split by rows -> this process's rows, as NumPy arrays."""
     return jax.tree.map(_local_rows, batch)
 
@@ -89,7 +89,7 @@ def _local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def sliceable(array: jax.Array) -> Any:
+def sliceable(array: jax.Array) -> jax.Array | _InParts:
     """Something with the array's shape whose slices are there in every process; all have to take the same ones."""
     return array if array.is_fully_addressable else _InParts(array)
 
@@ -101,12 +101,12 @@ class _InParts:
         self.shape = array.shape
         self._array = array
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: object) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(self._array[index], tiled=True))
 
 
 def fsdp_spec(
-    shape: tuple[int, ...], dtype: Any, num_fsdp_devices: int, *, min_bytes: float | None = None
+    shape: tuple[int, ...], dtype: np.dtype, num_fsdp_devices: int, *, min_bytes: float | None = None
 ) -> PartitionSpec:
     """Splits the largest axis that divides evenly (the later one of equals); arrays below `min_bytes`
     (`MIN_SHARDED_BYTES`) are not split."""
@@ -120,7 +120,7 @@ def fsdp_spec(
     return PartitionSpec()
 
 
-def fsdp_sharding(tree: Any, mesh: Mesh, *, min_size_mbytes: float | None = None, log: bool = False) -> Any:
+def fsdp_sharding(tree: object, mesh: Mesh, *, min_size_mbytes: float | None = None, log: bool = False) -> object:
     """`fsdp_spec` for every leaf (anything with a shape and a dtype) of a tree.
 
     Args:
@@ -130,7 +130,7 @@ def fsdp_sharding(tree: Any, mesh: Mesh, *, min_size_mbytes: float | None = None
 
     min_bytes = None if min_size_mbytes is None else min_size_mbytes * 2**20
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
+    def place(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
         spec = fsdp_spec(tuple(leaf.shape), leaf.dtype, mesh.shape[FSDP_AXIS], min_bytes=min_bytes)
         if log and spec != PartitionSpec():
             logger.info("%s, %s, is split as %s", jax.tree_util.keystr(path), tuple(leaf.shape), spec)

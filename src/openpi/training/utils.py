@@ -37,7 +37,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def tree_to_info(tree: Any, interp_func: Callable[[Any], str] = str) -> str:
+def tree_to_info(tree: object, interp_func: Callable[[Any], str] = str) -> str:
     """A line for each leaf of a tree: its path, and what the function says of it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return "\n".join(f"{jax.tree_util.keystr(path)}: {interp_func(leaf)}" for path, leaf in leaves)

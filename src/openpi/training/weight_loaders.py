@@ -13,13 +13,13 @@ import logging
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Protocol, Self, runtime_checkable
+from typing import IO, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from openpi.shared import download
 from openpi.shared.errors import first_line
-from openpi.shared.tree import flatten, unflatten
+from openpi.shared.tree import Params, Tree, flatten, unflatten
 from openpi.weights import names, opening, published_tree
 from openpi.weights.blocks import Array, Weights
 from openpi.weights.compare import LoadReport, Shapes, compare
@@ -35,7 +35,7 @@ PALIGEMMA_NPZ = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
 class WeightLoader(Protocol):
     """Builds the starting parameters."""
 
-    def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, params: Mapping[str, object]) -> Params:
         """A tree of the structure, shapes and dtypes of `params`; leaves may be those of `params` themselves.
 
         Raises:
@@ -48,15 +48,15 @@ class WeightLoader(Protocol):
 class NoOpWeightLoader(WeightLoader):
     """Random initialisation."""
 
-    def check(self, params: Mapping[str, Any]) -> LoadReport:
+    def check(self, params: Mapping[str, object]) -> LoadReport:
         """Everything keeps its initial value."""
         return published_tree.by_path(self.open(params))
 
-    def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, params: Mapping[str, object]) -> Params:
         logger.info("%s", self.check(params))
         return dict(params)
 
-    def open(self, params: Mapping[str, Any]) -> Weights:
+    def open(self, params: Mapping[str, object]) -> Weights:
         """Of nothing."""
         return _weights_of({}, _shapes(flatten(params)), source="nowhere (random initialisation)")
 
@@ -72,7 +72,7 @@ class CheckpointWeightLoader(WeightLoader):
 
     params_path: str
 
-    def check(self, params: Mapping[str, Any]) -> LoadReport:
+    def check(self, params: Mapping[str, object]) -> LoadReport:
         """What `load` would do, and its errors; reads shapes only, after the download.
 
         Raises:
@@ -81,10 +81,10 @@ class CheckpointWeightLoader(WeightLoader):
         """
         return published_tree.by_path(self.open(params))
 
-    def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, params: Mapping[str, object]) -> Params:
         return _load(self.open(params), params)
 
-    def open(self, params: Mapping[str, Any]) -> Weights:
+    def open(self, params: Mapping[str, object]) -> Weights:
         """What `load` would read, tensor by tensor; errors as of `check`."""
         folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
         return opening.open_tree(shapes, folder, may_lack_adapters=True, source=self.params_path)
@@ -100,14 +100,14 @@ class PaliGemmaWeightLoader(WeightLoader):
 
     npz_path: str = PALIGEMMA_NPZ
 
-    def check(self, params: Mapping[str, Any]) -> LoadReport:
+    def check(self, params: Mapping[str, object]) -> LoadReport:
         """As of `CheckpointWeightLoader`."""
         return published_tree.by_path(self.open(params))
 
-    def load(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, params: Mapping[str, object]) -> Params:
         return _load(self.open(params), params)
 
-    def open(self, params: Mapping[str, Any]) -> Weights:
+    def open(self, params: Mapping[str, object]) -> Weights:
         """As of `CheckpointWeightLoader`."""
         file = download.maybe_download(self.npz_path, gs={"token": "anon"})
         try:
@@ -121,7 +121,7 @@ class PaliGemmaWeightLoader(WeightLoader):
         return _weights_of(members, _shapes(flatten(params)), source=self.npz_path)
 
 
-def open_weights(loader: WeightLoader, params: Mapping[str, Any]) -> Weights:
+def open_weights(loader: WeightLoader, params: Mapping[str, object]) -> Weights:
     """What a loader has, tensor by tensor; a loader of a user's own, with `load` alone, reads all of it now.
 
     Args:
@@ -146,12 +146,12 @@ def _weights_of(arrays: Mapping[str, Array], shapes: Shapes, *, source: str) -> 
     return ArrayWeights(names.rows_of(shapes), report, arrays)
 
 
-def _load(weights: Weights, params: Mapping[str, Any]) -> dict[str, Any]:
+def _load(weights: Weights, params: Mapping[str, object]) -> dict[str, object]:
     logger.info("%s", published_tree.by_path(weights))
     return overlay(params, published_tree.tree_of(weights))
 
 
-def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(reference: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, object]:
     """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference."""
     found = flatten(loaded)
     return unflatten(
@@ -162,7 +162,7 @@ def overlay(reference: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str
     )
 
 
-def _shapes(leaves: Mapping[str, Any]) -> Shapes:
+def _shapes(leaves: Tree) -> Shapes:
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 

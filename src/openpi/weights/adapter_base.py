@@ -140,7 +140,7 @@ class Digests:
         self._shapes = shapes
         self._points: dict[str, _Points] = {}
 
-    def add(self, path: str, part: Any, index: tuple[int, ...] = (), start: int = 0) -> str | None:
+    def add(self, path: str, part: object, index: tuple[int, ...] = (), start: int = 0) -> str | None:
         """Returns the digest when the last part of the array that counts is added, else None.
 
         Args:

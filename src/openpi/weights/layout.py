@@ -13,11 +13,11 @@ import enum
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
+from openpi.shared.strict_json import Json
 from openpi.weights import safetensors_io, spelling
 
 CONFIG_FILE = "config.json"
@@ -63,7 +63,7 @@ def advice(found: Collection[str]) -> str:
     return ""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """`config.json`, empty when there is none.
 
     Raises:

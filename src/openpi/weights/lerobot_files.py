@@ -18,6 +18,7 @@ import numpy as np
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.normalize import NormStats
+from openpi.shared.strict_json import Json
 from openpi.shared.typed_values import fitted
 from openpi.weights import safetensors_io
 from openpi.weights.layout import CONFIG_FILE, read_config
@@ -111,7 +112,7 @@ def read_relative(folder: Path) -> tuple[bool, ...] | None:
     return tuple(is_relative(name, excluded) for name in padded)
 
 
-def _action_width(folder: Path, config: Mapping[str, Any]) -> int:
+def _action_width(folder: Path, config: Mapping[str, object]) -> int:
     """0 where it is not told."""
     name = FEATURES["actions"][0]
     where = f"{folder / CONFIG_FILE}, 'output_features'"
@@ -123,7 +124,7 @@ def _action_width(folder: Path, config: Mapping[str, Any]) -> int:
     return shape[0]
 
 
-def _of_kind(entries: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+def _of_kind(entries: Mapping[str, object], name: str, kind: object, where: str) -> Any:
     """An entry of a declared type; a text in place of a list of texts would pass for one of letters."""
     return fitted(entries.get(name), kind, f"{where}.{name}")
 
@@ -184,7 +185,7 @@ def _in_our_formulas(stats: NormStats, epsilon: float) -> NormStats:
     return dataclasses.replace(stats, std=std, q99=q99)
 
 
-def _check_kind(file: Path, mapping: Any, use_quantiles: bool) -> None:
+def _check_kind(file: Path, mapping: object, use_quantiles: bool) -> None:
     ours = kind_of(use_quantiles=use_quantiles)
     for _, kind in FEATURES.values():
         theirs = mapping.get(kind, ours) if isinstance(mapping, Mapping) else ours
@@ -205,7 +206,7 @@ def _check_same(own: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray],
             )
 
 
-def _steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _steps(folder: Path) -> Iterator[tuple[Path, Json]]:
     for name in (PREPROCESSOR, POSTPROCESSOR):
         file = folder / f"{name}.json"
         if not file.is_file():
@@ -217,7 +218,7 @@ def _steps(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield from ((file, step) for step in steps)
 
 
-def _name(step: Mapping[str, Any]) -> str | None:
+def _name(step: Json) -> str | None:
     """As LeRobot registers it; of a step that is told by its class alone, what that is registered as."""
     if step.get("registry_name") is not None or not isinstance(step.get("class"), str):
         return step.get("registry_name")
@@ -225,7 +226,7 @@ def _name(step: Mapping[str, Any]) -> str | None:
     return name if name in (NORMALIZER, UNNORMALIZER, RELATIVE, ABSOLUTE) else step["class"]
 
 
-def _options(file: Path, step: Mapping[str, Any]) -> Mapping[str, Any]:
+def _options(file: Path, step: Json) -> Mapping[str, object]:
     options = step.get("config") or {}
     if not isinstance(options, Mapping):
         raise ValueError(f"{file} is damaged: 'config' of a step is {type(options).__name__}; expected an object")

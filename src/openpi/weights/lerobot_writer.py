@@ -12,11 +12,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openpi.shared.normalize import NormStats
+from openpi.shared.strict_json import Json
 from openpi.weights import safetensors_io
 from openpi.weights.layout import CONFIG_FILE
 from openpi.weights.lerobot_files import (
@@ -32,6 +33,10 @@ from openpi.weights.lerobot_files import (
     is_relative,
     kind_of,
 )
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import PaliGemmaConfig
+
 
 PUBLISHED_ACTION_TOKENIZER = "physical-intelligence/fast"
 _PROMPT_TOKENIZER = "google/paligemma-3b-pt-224"
@@ -63,7 +68,7 @@ class LeRobotRobot:
 
 def write(
     folder: Path,
-    config: Any,
+    config: PaliGemmaConfig,
     robot: LeRobotRobot,
     norm_stats: Mapping[str, NormStats] | None,
     *,
@@ -123,7 +128,7 @@ def exclusions(names: tuple[str, ...], relative: tuple[bool, ...]) -> tuple[tupl
     return found, excluded
 
 
-def _policy_config(config: Any, robot: LeRobotRobot, variants: Mapping[str, str], dtype: str) -> dict[str, Any]:
+def _policy_config(config: PaliGemmaConfig, robot: LeRobotRobot, variants: Mapping[str, str], dtype: str) -> Json:
     kind = config.model_type.value
     normal = kind_of(use_quantiles=robot.use_quantiles)
     cameras = {key: _feature("VISUAL", 3, *config.image_resolution) for key in robot.cameras}
@@ -158,7 +163,7 @@ def action_tokenizer(config: Any) -> str:
     return config.action_tokenizer_path or PUBLISHED_ACTION_TOKENIZER
 
 
-def _prompt_steps(config: Any) -> list[Step]:
+def _prompt_steps(config: PaliGemmaConfig) -> list[Step]:
     """Of pi0.5 and pi0-FAST, behind the normalizer: the state is in the prompt."""
     text = {"max_length": config.max_token_len, "padding": "max_length", "padding_side": "right", "task_key": "task"}
     tokens: Step = ("tokenizer_processor", {**text, "truncation": True, "tokenizer_name": _PROMPT_TOKENIZER})
@@ -204,9 +209,9 @@ def _write_processor(folder: Path, name: str, steps: list[Step], tensors: dict[s
     _write_json(folder / f"{name}.json", {"name": name, "steps": listed})
 
 
-def _feature(kind: str, *shape: int) -> dict[str, Any]:
+def _feature(kind: str, *shape: int) -> dict[str, object]:
     return {"type": kind, "shape": list(shape)}
 
 
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+def _write_json(file: Path, document: Mapping[str, object]) -> None:
     file.write_text(json.dumps(document, indent=2) + "\n")

@@ -26,7 +26,7 @@ class MergedWeights:
 
     base: AdapterBase | None = None
 
-    def __init__(self, config: Any, weights: Weights) -> None:
+    def __init__(self, config: object, weights: Weights) -> None:
         self._weights = weights
         self.table: Sequence[Row] = [row for row in weights.table if not _FACTOR.search(row.released)]
         self._scalings = _scalings(config)

@@ -17,13 +17,19 @@ import re
 import string
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import einops
 import numpy as np
 
-from openpi.shared.tree import unflatten
+from openpi.shared.tree import Params, unflatten
 from openpi.weights import spelling
+
+if TYPE_CHECKING:
+    from openpi.models.model_config import PaliGemmaConfig
+
+
+Array = TypeVar("Array")  # of any library that einops knows
 
 _TOWER = "paligemma_with_expert.paligemma.model.vision_tower.vision_model"
 _PROJECTOR = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear"
@@ -65,11 +71,11 @@ class Row:
         """Of the part of the tree's array."""
         return self._extent(self.axes.split("->")[0])
 
-    def to_torch(self, part: Any) -> Any:
+    def to_torch(self, part: Array) -> Array:
         """The tensor of a part of the tree's array."""
         return einops.rearrange(part, self.axes, **self._given(self.axes))
 
-    def to_tree(self, tensor: Any) -> Any:
+    def to_tree(self, tensor: Array) -> Array:
         """Inverse of `to_torch`."""
         left, right = (side.strip() for side in self.axes.split("->"))
         return einops.rearrange(tensor, f"{right} -> {left}", **self._given(self.axes))
@@ -85,16 +91,22 @@ class Row:
         return 1 if axis == "1" else self.sizes[axis]
 
 
-def rows(config: Any) -> tuple[Row, ...]:
+def dims_in(config: object) -> PaliGemmaConfig:
+    """A model's configuration, or what `dims_of` found instead of one, by the fields that tables are made of."""
+    return cast("PaliGemmaConfig", config)
+
+
+def rows(config: object) -> tuple[Row, ...]:
     """Every tensor of a model.
 
     Args:
         config: `Pi0Config` or `Pi0FASTConfig`.
     """
-    found = [*_vision(config), *_table(config)]
-    for expert in range(len(config.experts)):
-        found += _expert(config, expert)
-    return (*found, *_dense(config))
+    dims = dims_in(config)
+    found = [*_vision(dims), *_table(dims)]
+    for expert in range(len(dims.experts)):
+        found += _expert(dims, expert)
+    return (*found, *_dense(dims))
 
 
 def rows_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Row, ...]:
@@ -114,7 +126,7 @@ def _as_they_are(shapes: Mapping[str, tuple[int, ...]], paths: Sequence[str]) ->
         yield Row(path, path, path, (), f"{' '.join(sizes)} -> {' '.join(sizes)}", sizes)
 
 
-def tree_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def tree_shapes(config: object) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every array of the published tree, without any framework."""
     return shapes_of(rows(config))
 
@@ -129,7 +141,7 @@ def shapes_of(table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> object:
     """What `rows` needs of a configuration, from path -> shape of a whole published tree.
 
     Raises:
@@ -141,7 +153,7 @@ def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
         raise ValueError(f"this is the tree of none of the models: it has no {error.args[0]}") from error
 
 
-def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any]:
+def to_tree(table: Sequence[Row], tensor: Callable[[Row], object]) -> Params:
     """The published tree, from the tensors that `tensor` gives for each row; NumPy."""
     flat: dict[str, np.ndarray] = {}
     parts: dict[str, list[Row]] = {}
@@ -152,7 +164,7 @@ def to_tree(table: Sequence[Row], tensor: Callable[[Row], Any]) -> dict[str, Any
     return unflatten(flat)
 
 
-def _assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarray:
+def _assembled(members: Sequence[Row], tensor: Callable[[Row], object]) -> np.ndarray:
     """One array of the tree from all rows that are parts of it."""
     lead = tuple(1 + max(row.index[axis] for row in members) for axis in range(len(members[0].index)))
     parts = {row.index: row.to_tree(np.asarray(tensor(row))) for row in members}
@@ -163,7 +175,7 @@ def _assembled(members: Sequence[Row], tensor: Callable[[Row], Any]) -> np.ndarr
     return whole
 
 
-def _dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def _dims_of(shapes: Mapping[str, tuple[int, ...]]) -> object:
     patch, _, _, width = shapes["PaliGemma/img/embedding/kernel"]
     blocks = "PaliGemma/img/Transformer/encoderblock"
     depth, _, num_heads, _ = shapes[f"{blocks}/MultiHeadDotProductAttention_0/query/kernel"]
@@ -181,11 +193,11 @@ def _dims_of(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     )
 
 
-def _expert_dims(shapes: Mapping[str, tuple[int, ...]], suffix: str) -> Any:
+def _expert_dims(shapes: Mapping[str, tuple[int, ...]], suffix: str) -> object:
     layers = "PaliGemma/llm/layers"
     depth, num_heads, width, head_dim = shapes[f"{layers}/attn/q_einsum{suffix}/w"]
 
-    def lora(factor: str) -> Any:
+    def lora(factor: str) -> object:
         shape = shapes.get(f"{layers}/{factor}")
         return None if shape is None else types.SimpleNamespace(rank=shape[-1])
 
@@ -205,7 +217,7 @@ def _expert_dims(shapes: Mapping[str, tuple[int, ...]], suffix: str) -> Any:
 # --- the table ------------------------------------------------------------------------------------------------
 
 
-def _vision(config: Any) -> Iterator[Row]:
+def _vision(config: PaliGemmaConfig) -> Iterator[Row]:
     encoder, width = config.image_encoder, config.experts[0].width
     height, breadth = (side // encoder.patch_size for side in config.image_resolution)
     sizes = {
@@ -260,13 +272,13 @@ def _norm_pair(torch: str, tree: str) -> tuple[tuple[str, str, str], ...]:
     return (f"{torch}.weight", f"{tree}/scale", "d -> d"), (f"{torch}.bias", f"{tree}/bias", "d -> d")
 
 
-def _table(config: Any) -> Iterator[Row]:
+def _table(config: PaliGemmaConfig) -> Iterator[Row]:
     sizes = {"t": config.experts[0].vocab_size, "d": config.experts[0].width}
     tree = "PaliGemma/llm/embedder/input_embedding"
     yield Row("language.embed_tokens.weight", spelling.TABLE, tree, (), "t d -> t d", sizes)
 
 
-def _expert(config: Any, expert: int) -> Iterator[Row]:
+def _expert(config: PaliGemmaConfig, expert: int) -> Iterator[Row]:
     dims = config.experts[expert]
     is_adaptive = expert > 0 and getattr(config, "pi05", False)
     suffix = f"_{expert}" if expert else ""
@@ -344,12 +356,12 @@ def _mlp_adapters(suffix: str) -> list[_OfLayer]:
     ]
 
 
-def _dense(config: Any) -> Iterator[Row]:
+def _dense(config: PaliGemmaConfig) -> Iterator[Row]:
     if len(config.experts) == 1:
         return
     d, ad = config.experts[1].width, config.action_dim
     dims = {"action_in_proj": (ad, d), "action_out_proj": (d, ad)}
-    if config.pi05:
+    if getattr(config, "pi05", False):
         dims |= {"time_mlp_in": (d, d), "time_mlp_out": (d, d)}
     else:
         dims |= {"state_proj": (ad, d), "action_time_mlp_in": (2 * d, d), "action_time_mlp_out": (d, d)}

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
-from openpi.shared.tree import unflatten
+from openpi.shared.tree import Params, unflatten
 from openpi.weights import blocks, names, published_tree
 from openpi.weights.blocks import Box, Weights
 
@@ -21,8 +22,8 @@ _shared: weakref.WeakValueDictionary[tuple[str, ...], jax.Array] = weakref.WeakV
 
 
 def read_params(
-    weights: Weights, *, dtype: Any = None, sharding: jax.sharding.Sharding | None = None
-) -> dict[str, Any]:
+    weights: Weights, *, dtype: DTypeLike | None = None, sharding: jax.sharding.Sharding | None = None
+) -> Params:
     """The tree of all that is there; of adapters alone, arrays of their base are shared with others that have it.
 
     Args:
@@ -47,7 +48,9 @@ def read_params(
     return unflatten(found)
 
 
-def read_array(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.Sharding | None = None) -> jax.Array:
+def read_array(
+    weights: Weights, path: str, dtype: DTypeLike | None, sharding: jax.sharding.Sharding | None = None
+) -> jax.Array:
     """One array of the tree, all of whose parts are there.
 
     Args:

@@ -11,7 +11,6 @@ import functools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -32,7 +31,7 @@ _NONE = "(?!)"  # pattern that nothing matches
 _ADAPTERS = ".*lora.*"
 
 
-def open_weights(config: Any, folder: Path, *, without: Sequence[str] = (), layout: Layout | None = None) -> Weights:
+def open_weights(config: object, folder: Path, *, without: Sequence[str] = (), layout: Layout | None = None) -> Weights:
     """The weights of a checkpoint (or of a `params/` folder), compared with the model by names and shapes.
 
     Args:

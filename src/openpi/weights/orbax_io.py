@@ -8,16 +8,17 @@ import functools
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from numpy.typing import DTypeLike
 
 from openpi.shared import download
-from openpi.shared.tree import flatten, unflatten
+from openpi.shared.tree import Params, flatten, unflatten
 from openpi.weights.checksums import Checksums
 from openpi.weights.integrity import check_complete
 from openpi.weights.safetensors_io import is_here
@@ -32,10 +33,10 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 def read_params(
     path: Path | str,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     as_numpy: bool = True,
     sharding: jax.sharding.Sharding | None = None,
-) -> dict[str, Any]:
+) -> Params:
     """The parameter tree below the top key `params`, whichever of the two published leaf flavours it has.
 
     What the folder itself has: of adapters alone nothing is read from their base (`models.model.restore_params` does).
@@ -56,7 +57,7 @@ def read_params(
     return _strip_value_level(read["params"])
 
 
-def leaf_metadata(path: Path | str) -> dict[str, Any]:
+def leaf_metadata(path: Path | str) -> Params:
     """Every leaf of a stored tree as `leaves_by_path` names it; each has a shape and a dtype. No data is read.
 
     Raises:
@@ -76,7 +77,7 @@ def read_leaves(path: Path | str, wanted: Mapping[str, jax.ShapeDtypeStruct]) ->
     folder = _existing(path)
     tree = _metadata(folder)
 
-    def arg(key_path: Any, _: Any) -> ocp.RestoreArgs:
+    def arg(key_path: Iterable[object], _: object) -> ocp.RestoreArgs:
         leaf = wanted.get(_path_text(key_path))
         if leaf is None:
             return ocp.RestoreArgs(restore_type=np.ndarray)
@@ -88,24 +89,24 @@ def read_leaves(path: Path | str, wanted: Mapping[str, jax.ShapeDtypeStruct]) ->
     return {path: leaf for path, leaf in leaves_by_path(restored).items() if path in wanted}
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: object) -> Params:
     """Leaves by '/'-joined path through dicts, lists and dataclasses, without the extra last level `value`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {_path_text(key_path): leaf for key_path, leaf in leaves}
 
 
-def _path_text(key_path: Any) -> str:
+def _path_text(key_path: Iterable[object]) -> str:
     return "/".join(_key_text(key) for key in key_path).removesuffix("/value")
 
 
-def _key_text(key: Any) -> str:
+def _key_text(key: object) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     raise TypeError(f"unknown tree key {key!r}")
 
 
-def read_tree(path: Path | str, template: Any = None) -> Any:
+def read_tree(path: Path | str, template: object = None) -> object:
     """A whole tree, such as `train_state/`, as NumPy leaves.
 
     Args:
@@ -124,7 +125,7 @@ def read_tree(path: Path | str, template: Any = None) -> Any:
         return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=template, restore_args=args))
 
 
-def write_params(path: Path | str, params: Mapping[str, Any]) -> None:
+def write_params(path: Path | str, params: Mapping[str, object]) -> None:
     """Writes a parameter tree in the layout of the released checkpoints.
 
     Raises:
@@ -133,7 +134,7 @@ def write_params(path: Path | str, params: Mapping[str, Any]) -> None:
     write_tree(path, {"params": dict(params)})
 
 
-def begin_write(trees: Mapping[Path, Any]) -> Callable[[], None]:
+def begin_write(trees: Mapping[Path, object]) -> Callable[[], None]:
     """Copies trees of arrays off the devices; the function returned writes them, in whatever thread.
 
     In a run of several processes all of them call both; each writes the parts that it holds.
@@ -155,7 +156,7 @@ def begin_write(trees: Mapping[Path, Any]) -> Callable[[], None]:
     return finish
 
 
-def write_tree(path: Path | str, tree: Any) -> None:
+def write_tree(path: Path | str, tree: object) -> None:
     """Writes any pytree of arrays as an Orbax (OCDBT, zarr v2) folder, all or nothing.
 
     Raises:
@@ -174,7 +175,7 @@ def write_tree(path: Path | str, tree: Any) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_trees(trees: Mapping[Path, Any]) -> None:
+def _write_trees(trees: Mapping[Path, object]) -> None:
     for path, tree in trees.items():
         write_tree(path, tree)
 
@@ -198,7 +199,7 @@ def _existing(path: Path | str) -> Path:
     return folder
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
+def _metadata(folder: Path) -> dict[str, object]:
     """The stored tree with shape and dtype at the leaves."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder)
@@ -207,14 +208,16 @@ def _metadata(folder: Path) -> dict[str, Any]:
     return dict(getattr(item, "tree", item))
 
 
-def _restore(folder: Path, tree: Any, restore_arg: Callable[[Any], ocp.RestoreArgs]) -> Any:
+def _restore(folder: Path, tree: object, restore_arg: Callable[[object], ocp.RestoreArgs]) -> Any:
     args = jax.tree.map(restore_arg, tree)
     with ocp.PyTreeCheckpointer() as checkpointer:
         # Without transformations, the tree may be a part of what is stored.
         return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args, transforms={}))
 
 
-def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], ocp.RestoreArgs]:
+def _restore_arg(
+    dtype: Any, as_numpy: bool, sharding: jax.sharding.Sharding | None
+) -> Callable[[object], ocp.RestoreArgs]:
     if as_numpy:
         return lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
     # The stored sharding names the devices of the machine that wrote the tree; always say where to go.
@@ -222,7 +225,7 @@ def _restore_arg(dtype: Any, as_numpy: bool, sharding: Any) -> Callable[[Any], o
     return lambda _: ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=dtype, sharding=place)
 
 
-def _strip_value_level(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _strip_value_level(tree: Mapping[str, object]) -> Params:
     """Training trees carry one extra last key `value` on every leaf; released ones do not."""
     flat = flatten(tree)
     suffix = "/value" if all(path.endswith("/value") for path in flat) else ""

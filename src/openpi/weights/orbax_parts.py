@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tensorstore
+from typing_extensions import Buffer
 
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
+from openpi.shared.strict_json import Json
 from openpi.weights.checksums import Checksums
 from openpi.weights.integrity import check_complete, is_chunk, value_places
 
@@ -50,7 +52,7 @@ class StoredArray:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, index: Any = ...) -> np.ndarray:
+    def read(self, index: object = ...) -> np.ndarray:
         """All of it, or what basic indexing selects; decodes every chunk that it touches.
 
         Raises:
@@ -119,7 +121,7 @@ class StoredArray:
                     count = min(self._rows_per_block(), num_rows - start)
                     yield first + start, self._assembled(streams, cells, (count, *extents[1:]))
 
-    def _assembled(self, streams: list[Any], cells: list[tuple[int, ...]], extents: tuple[int, ...]) -> np.ndarray:
+    def _assembled(self, streams: list[object], cells: list[tuple[int, ...]], extents: tuple[int, ...]) -> np.ndarray:
         """The next rows of chunks side by side."""
         block = np.empty((extents[0], *self.shape[1:]), self.dtype)
         for stream, cell in zip(streams, cells, strict=True):
@@ -166,7 +168,7 @@ def open_arrays(folder: Path) -> dict[str, StoredArray]:
     return found
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
+def _described(folder: Path) -> tuple[Json, list[list[str]]]:
     """`_METADATA`, and the keys of every array that it names."""
     file = folder / "_METADATA"
     try:
@@ -180,7 +182,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
         raise ValueError(f"{file} is damaged ({first_line(error)}). Bring the folder here again") from error
 
 
-def _open_store(folder: Path, name: str, *, is_ocdbt: bool, is_zarr3: bool) -> Any:
+def _open_store(folder: Path, name: str, *, is_ocdbt: bool, is_zarr3: bool) -> tensorstore.TensorStore:
     kvstore = _ocdbt(folder, name) if is_ocdbt else {"driver": "file", "path": f"{folder / name}/"}
     spec = {"driver": "zarr3" if is_zarr3 else "zarr", "kvstore": kvstore}
     try:
@@ -205,7 +207,7 @@ def _chunk_shape(store: Any) -> tuple[int, ...]:
 
 def create_arrays(
     folder: Path, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], chunks: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
+) -> dict[str, tensorstore.TensorStore]:
     """A `params/` folder in the layout of the released checkpoints, for writing its arrays a chunk at a time.
 
     Orbax itself writes all arrays at once, with copies of them in memory.
@@ -249,7 +251,7 @@ def create_arrays(
     }
 
 
-def _ocdbt(folder: Path, array: str) -> dict[str, Any]:
+def _ocdbt(folder: Path, array: str) -> dict[str, object]:
     return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}, "path": f"{array}/"}
 
 
@@ -280,7 +282,7 @@ class _Part(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         count = self._file.readinto(memoryview(buffer)[: self._left]) or 0
         self._left -= count
         return count
@@ -290,12 +292,12 @@ class _Part(io.RawIOBase):
         super().close()
 
 
-def _stream(place: tuple[Path, int, int], *, is_plain: bool) -> Any:
+def _stream(place: tuple[Path, int, int], *, is_plain: bool) -> pa.NativeFile:
     source = pa.PythonFile(_Part(*place), mode="r")
     return source if is_plain else pa.CompressedInputStream(source, "zstd")
 
 
-def _fill(stream: Any, array: np.ndarray) -> None:
+def _fill(stream: pa.NativeFile, array: np.ndarray) -> None:
     view = array.reshape(-1).view(np.uint8).data
     while len(view):
         count = stream.readinto(view[: 4 << 20])

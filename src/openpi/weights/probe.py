@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.shared.tree import unflatten
+from openpi.shared.tree import Params, unflatten
 from openpi.weights import names
 from openpi.weights.blocks import Block
 
@@ -112,17 +112,17 @@ class Witness:
                 self._flat[path] = np.zeros(self._probe.shapes[path], np.float32)
             self._flat[path][index] = picked
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Params:
         """The published tree of the small model, float32."""
         return unflatten(self._flat)
 
 
-def nested(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nested(inputs: Mapping[str, np.ndarray]) -> Params:
     """Model-side inputs of `Probe.inputs`, without `noise`."""
     return unflatten({key: value for key, value in inputs.items() if key != "noise"})
 
 
-def _cut(transformer: Any, **fields: Any) -> Any:
+def _cut(transformer: Any, **fields: int) -> object:
     return dataclasses.replace(
         transformer, depth=min(transformer.depth, 2), mlp_dim=min(transformer.mlp_dim, _MLP_UNITS), **fields
     )

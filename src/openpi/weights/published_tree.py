@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from openpi.shared.tree import unflatten
+from openpi.shared.tree import Params, unflatten
 from openpi.weights import names
 from openpi.weights.blocks import Weights, put_into
 from openpi.weights.compare import LoadReport, compare
@@ -17,18 +17,22 @@ from openpi.weights.names import Row
 from openpi.weights.opening import open_weights
 
 
-def read_tree(config: Any, folder: Path, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
+def read_tree(
+    config: object, folder: Path, *, dtype: DTypeLike | None = None, only: Collection[str] | None = None
+) -> Params:
     """The published tree (NumPy) of a checkpoint in any layout; arguments and errors as of `open_weights`, `arrays`."""
     return tree_of(open_weights(config, folder), dtype=dtype, only=only)
 
 
-def tree_of(weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None) -> dict[str, Any]:
+def tree_of(
+    weights: Weights, *, dtype: DTypeLike | None = None, only: Collection[str] | None = None
+) -> dict[str, object]:
     """As `read_tree`, of weights that are open."""
     return unflatten(dict(arrays(weights, dtype=dtype, only=only)))
 
 
 def arrays(
-    weights: Weights, *, dtype: Any = None, only: Collection[str] | None = None
+    weights: Weights, *, dtype: DTypeLike | None = None, only: Collection[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Path and values of one array of the tree after the other.
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from openpi.weights import names, spelling
 from openpi.weights.blocks import Block, Select, Weights
@@ -17,7 +17,7 @@ from openpi.weights.names import Row
 from openpi.weights.safetensors_io import Spec, Writer, rows_per_block
 
 
-def cast(weights: Weights, dtype: Any = None, *, only: Select | None = None) -> Iterator[Block]:
+def cast(weights: Weights, dtype: DTypeLike | None = None, *, only: Select | None = None) -> Iterator[Block]:
     """The tensors in another dtype (None = as stored), each with its bytes in order; `only` as of `Weights.blocks`."""
     for block in weights.blocks(only):
         wanted = weights.dtype(block.row) if dtype is None else np.dtype(dtype)
@@ -26,7 +26,7 @@ def cast(weights: Weights, dtype: Any = None, *, only: Select | None = None) -> 
 
 def write_tensors(
     file: Path,
-    config: Any,
+    config: object,
     blocks: Iterable[Block],
     dtype: Callable[[Row], np.dtype],
     *,
@@ -42,11 +42,12 @@ def write_tensors(
     Raises:
         ValueError: blocks are missing, or not of that dtype.
     """
+    experts = names.dims_in(config).experts
     table = [row for row in names.rows(config) if row.tree not in left_out]
     specs = {prefix + row.released: Spec(row.shape, np.dtype(dtype(row))) for row in table}
     unused = prefix + spelling.UNUSED_TABLE
-    if len(config.experts) > 1 and not left_out:  # the reference's strict loader wants it
-        specs[unused] = Spec((config.experts[0].vocab_size, config.experts[1].width), np.dtype(dtype(table[0])))
+    if len(experts) > 1 and not left_out:  # the reference's strict loader wants it
+        specs[unused] = Spec((experts[0].vocab_size, experts[1].width), np.dtype(dtype(table[0])))
     with Writer(file, specs, metadata=spelling.tied_names(prefix=prefix)) as writer:
         for block in blocks:
             writer.write(prefix + block.row.released, block.values)
@@ -56,7 +57,7 @@ def write_tensors(
 
 def write_params(
     folder: Path,
-    config: Any,
+    config: object,
     blocks: Iterable[Block],
     dtype: Callable[[Row], np.dtype],
     *,
@@ -90,6 +91,6 @@ def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return (min(shape[0], rows_per_block(shape, itemsize)), *shape[1:])
 
 
-def num_bytes(config: Any, dtype: Callable[[Row], np.dtype]) -> int:
+def num_bytes(config: object, dtype: Callable[[Row], np.dtype]) -> int:
     """Of the tensors, about as large as the file."""
     return sum(Spec(row.shape, np.dtype(dtype(row))).nbytes for row in names.rows(config))

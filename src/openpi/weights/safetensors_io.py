@@ -274,7 +274,7 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     return {name: dataclasses.replace(place, sums=sums) for name, place in places.items()}, metadata
 
 
-def _spec(dtype: str, shape: Any) -> Spec:
+def _spec(dtype: str, shape: object) -> Spec:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known here; known are {', '.join(_DTYPES)}")
     return Spec(_sizes("shape", shape), np.dtype(_DTYPES[dtype]))

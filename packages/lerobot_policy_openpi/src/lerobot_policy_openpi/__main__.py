@@ -8,9 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def config_for(robot: Any, metadata: dict[str, Any], choices: Choices, **server: Any) -> OpenPIConfig:
+def config_for(robot: object, metadata: Mapping[str, object], choices: Choices, **server: object) -> OpenPIConfig:
     """The config of a policy for a robot of LeRobot, which need not be connected.
 
     Args:

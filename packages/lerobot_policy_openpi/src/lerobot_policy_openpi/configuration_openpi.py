@@ -1,7 +1,6 @@
 """`config.json` of a policy folder: which server, and what of LeRobot's features is what of its contract."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.optim.optimizers import AdamWConfig
@@ -58,7 +57,7 @@ class OpenPIConfig(PreTrainedConfig):
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig()
 
-    def get_scheduler_preset(self) -> Any:
+    def get_scheduler_preset(self) -> object:
         return None
 
     @property

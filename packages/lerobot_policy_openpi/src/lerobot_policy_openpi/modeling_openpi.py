@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +38,7 @@ class OpenPIPolicy(PreTrainedPolicy):
     config_class = OpenPIConfig
     name = "openpi"
 
-    def __init__(self, config: OpenPIConfig, dataset_stats: Any = None, **_: Any) -> None:
+    def __init__(self, config: OpenPIConfig, dataset_stats: object = None, **_: object) -> None:
         """Blocks until the server is there and ready.
 
         Raises:
@@ -60,7 +60,7 @@ class OpenPIPolicy(PreTrainedPolicy):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: object
     ) -> Self:
         """The policy of a folder that `python -m lerobot_policy_openpi` wrote: there are no weights to load."""
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path)
@@ -75,7 +75,7 @@ class OpenPIPolicy(PreTrainedPolicy):
         self._observed_s = 0.0
 
     @torch.no_grad()
-    def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
+    def select_action(self, batch: Mapping[str, object], **_: object) -> Tensor:
         """float32[b, width], in LeRobot's order and the robot's units: the next row of the chunk that is played.
 
         Raises:
@@ -116,11 +116,11 @@ class OpenPIPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def predict_action_chunk(
         self,
-        batch: dict[str, Any],
+        batch: Mapping[str, object],
         inference_delay: int | None = None,
         prev_chunk_left_over: Tensor | None = None,
         execution_horizon: int | None = None,
-        **_: Any,
+        **_: object,
     ) -> Tensor:
         """float32[b, horizon, width], in LeRobot's order and the robot's units.
 
@@ -135,13 +135,13 @@ class OpenPIPolicy(PreTrainedPolicy):
         rows = self._chunks(batch, keys)
         return torch.from_numpy(self._robot_side.to_lerobot(self._robot_side.within_range(rows)))
 
-    def forward(self, batch: dict[str, Any], **_: Any) -> Any:
+    def forward(self, batch: Mapping[str, object], **_: object) -> object:
         raise NotImplementedError("the policy 'openpi' is trained by `openpi train`, not by LeRobot")
 
-    def get_optim_params(self) -> dict[str, Any]:
+    def get_optim_params(self) -> dict[str, object]:
         raise NotImplementedError("the policy 'openpi' is trained by `openpi train`, not by LeRobot")
 
-    def _chunks(self, batch: dict[str, Any], keys: dict[str, Any]) -> np.ndarray:
+    def _chunks(self, batch: Mapping[str, object], keys: Mapping[str, object]) -> np.ndarray:
         """float64[b, horizon, width], as the server answers them."""
         observations = [{**observation, **keys} for observation in self._robot_side.observations(batch)]
         if len(observations) == 1:
@@ -155,7 +155,7 @@ class OpenPIPolicy(PreTrainedPolicy):
         self._has_started = True
         return np.stack([np.asarray(result["actions"], np.float64) for result in results])
 
-    def _check(self, result: dict[str, Any]) -> None:
+    def _check(self, result: Mapping[str, object]) -> None:
         if "error" in result:
             raise RuntimeError(f"the server refused an observation: {result['error']}")
         problem = self._robot_side.spec.problem(result.get("actions"), self._robot_side.spec.horizon)
@@ -170,7 +170,7 @@ class OpenPIPolicy(PreTrainedPolicy):
                 "this is right, start with --policy.accept_warnings=true"
             )
 
-    def _continuation(self, left: Tensor | None, delay: int | None, horizon: int | None) -> dict[str, Any]:
+    def _continuation(self, left: Tensor | None, delay: int | None, horizon: int | None) -> dict[str, object]:
         """What the server is told of the rows that are still to be played."""
         if left is None or left.numel() == 0 or not self._robot_side.continues:
             return {}
@@ -194,7 +194,7 @@ class RobotSide:
         continues: whether the server can go on from a chunk.
     """
 
-    def __init__(self, config: OpenPIConfig, metadata: dict[str, Any]) -> None:
+    def __init__(self, config: OpenPIConfig, metadata: Mapping[str, object]) -> None:
         self._state_names, self._action_names = list(config.state_names), list(config.action_names)
         pictures = {key.removeprefix(f"{OBS_IMAGES}."): key for key in config.image_features}
         self._pictures = pictures
@@ -215,7 +215,7 @@ class RobotSide:
         rtc = metadata.get("rtc")
         self.continues = bool(rtc.get("modes")) if isinstance(rtc, dict) else False
 
-    def observations(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def observations(self, batch: Mapping[str, object]) -> list[dict[str, object]]:
         """One for each robot of the batch."""
         state = batch[OBS_STATE].double().cpu().numpy() if self._state_names else np.zeros((self._size(batch), 0))
         if state.shape[1] != len(self._state_names):
@@ -225,7 +225,7 @@ class RobotSide:
             )
         return [self._observation(batch, row, values) for row, values in enumerate(state)]
 
-    def _observation(self, batch: dict[str, Any], row: int, values: np.ndarray) -> dict[str, Any]:
+    def _observation(self, batch: Mapping[str, object], row: int, values: np.ndarray) -> dict[str, object]:
         raw: dict[str, Any] = dict(zip(self._state_names, values.tolist(), strict=True))
         for key, name in self._map.cameras.items():
             raw[name] = self._resized(key, picture(batch[self._pictures[name]][row]))
@@ -235,10 +235,10 @@ class RobotSide:
         size = self._sizes.get(key) or self._image_size
         return image_tools.resize_with_pad(image, *size) if size else image
 
-    def _size(self, batch: dict[str, Any]) -> int:
+    def _size(self, batch: Mapping[str, object]) -> int:
         return next(len(batch[key]) for key in self._pictures.values())
 
-    def poses(self, batch: dict[str, Any]) -> list[np.ndarray | None]:
+    def poses(self, batch: Mapping[str, object]) -> list[np.ndarray | None]:
         """Where each robot is, as a command, where that is measured."""
         if not self._state_names:
             return [None] * self._size(batch)
@@ -272,7 +272,7 @@ def picture(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.permute(1, 2, 0).numpy())
 
 
-def _prompt(task: Any, row: int) -> str | None:
+def _prompt(task: object, row: int) -> str | None:
     """The task of one robot; None where there is none, which leaves it to the server."""
     text = task[row] if isinstance(task, (list, tuple)) else task
     return text or None

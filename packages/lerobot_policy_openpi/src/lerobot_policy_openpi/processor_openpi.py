@@ -16,9 +16,9 @@ from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
 
 
 def make_openpi_pre_post_processors(
-    config: OpenPIConfig, dataset_stats: Any = None, **_: Any
+    config: OpenPIConfig, dataset_stats: object = None, **_: object
 ) -> tuple[
-    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    PolicyProcessorPipeline[dict[str, object], dict[str, object]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
 ]:
     """The steps that LeRobot's commands give options to, and no others."""
     before = PolicyProcessorPipeline[dict[str, Any], dict[str, Any]](

@@ -105,7 +105,7 @@ def _rate_watch(policy: base_policy.BasePolicy) -> Optional[RateWatch]:
     return None if rate_hz is None else RateWatch(rate_hz, pause_s=_PAUSE_S)
 
 
-def _row(tree: Any, step: int, name: str) -> Any:
+def _row(tree: object, step: int, name: str) -> Any:
     """Row `step` of every array in nested dicts, lists and tuples; other leaves unchanged."""
     if isinstance(tree, np.ndarray):
         return _array_row(tree, step, name)
@@ -116,7 +116,7 @@ def _row(tree: Any, step: int, name: str) -> Any:
     return tree
 
 
-def _array_row(array: np.ndarray, step: int, name: str) -> Any:
+def _array_row(array: np.ndarray, step: int, name: str) -> object:
     if array.ndim == 0 or step >= len(array):
         raise IndexError(
             f"'{name}' of the policy has shape {array.shape}, but the broker is at step {step} of the chunk; "

@@ -8,7 +8,7 @@ scripts.
 import struct
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -26,6 +26,8 @@ _BUFFER_BYTES = 2**16
 # Memory is asked for as a message comes: a header of ten bytes may claim hundreds of megabytes, and send none of them.
 _ADMITTED_BYTES = 2**20
 _NO_MASK = bytes(4)
+
+Payload = Union[bytes, bytearray, memoryview]
 
 
 class StreamClosed(ConnectionError):
@@ -205,7 +207,7 @@ class FrameWriter:
         self._unsent: List[memoryview] = []  # of a control frame that the socket took a part of
         self._owed: Dict[int, bytes] = {}  # control frames by opcode
 
-    def write(self, payload: Any, opcode: int, deadline: Deadline) -> None:
+    def write(self, payload: Payload, opcode: int, deadline: Deadline) -> None:
         """Sends a message: bytes, or any contiguous memory.
 
         Raises:
@@ -218,7 +220,7 @@ class FrameWriter:
         finally:
             self._release()
 
-    def start(self, payload: Any, opcode: int) -> Optional[Callable[[Deadline], None]]:
+    def start(self, payload: Payload, opcode: int) -> Optional[Callable[[Deadline], None]]:
         """Sends a message as far as the socket takes it.
 
         Returns:
@@ -286,7 +288,7 @@ class FrameWriter:
             parts = _without(parts, sent)
         return parts
 
-    def _framed(self, payload: Any, opcode: int) -> List[memoryview]:
+    def _framed(self, payload: Payload, opcode: int) -> List[memoryview]:
         view = memoryview(payload).cast("B")
         length, mask = len(view), 0x80 if self._is_client else 0
         if length < 126:

@@ -25,7 +25,7 @@ class Freshness:
         self._is_chunk = max_age_s == "chunk"
         self._max_age_s = _CHUNK_S if max_age_s == "chunk" else math.inf if max_age_s is None else max_age_s
 
-    def learn(self, metadata: Mapping[str, Any]) -> None:
+    def learn(self, metadata: Mapping[str, object]) -> None:
         """Takes the length of a chunk from the server's metadata; those of another server may differ."""
         if self._is_chunk:
             self._max_age_s = chunk_s(metadata) or _CHUNK_S
@@ -52,7 +52,7 @@ def control_hz(policy: object) -> Optional[float]:
     return _positive(contract.get("control_hz")) if isinstance(contract, Mapping) else None
 
 
-def chunk_s(metadata: Mapping[str, Any]) -> Optional[float]:
+def chunk_s(metadata: Mapping[str, object]) -> Optional[float]:
     """How long an action chunk lasts, if a server's metadata tell: the contract's horizon / `control_hz`."""
     contract = metadata.get("contract")
     actions = contract.get("actions") if isinstance(contract, Mapping) else None
@@ -62,7 +62,7 @@ def chunk_s(metadata: Mapping[str, Any]) -> Optional[float]:
     return None if horizon is None or rate_hz is None else horizon / rate_hz
 
 
-def with_age(result: Dict[str, Any], start_s: float) -> Dict[str, Any]:
+def with_age(result: Mapping[str, object], start_s: float) -> Dict[str, object]:
     """The result with `obs_age_s`: seconds since `start_s` (`time.monotonic`)."""
     return {**result, "obs_age_s": time.monotonic() - start_s}
 

@@ -4,7 +4,7 @@ A megabyte can hold a million empty maps, or claim arrays of any length. What is
 one after the other; which value lies in which is of interest only where there are many maps and arrays.
 """
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 # Far more than any observation or answer holds: a camera image as nested lists is 150,000.
 MAX_VALUES = 2**20
@@ -72,7 +72,7 @@ def check_budget(message: Any, *, max_values: int = MAX_VALUES, max_depth: int =
         _check_depth(view, max_depth)
 
 
-def _header(view: memoryview, at: int) -> Tuple[int, Any, int]:
+def _header(view: memoryview, at: int) -> Tuple[int, Optional[int], int]:
     """(bytes behind the header, values in it or None, where the header ends), of what `_TAKES` does not know."""
     first = view[at]
     if first < 0xA0:

@@ -37,7 +37,7 @@ _DTYPE_TEXT = re.compile(r"[<>|=]?(?!a\d*$)[A-Za-z]\w*(\[\w+\])?")
 _SMALL_NBYTES = 4096
 
 
-def c_bytes(array: np.ndarray) -> Any:
+def c_bytes(array: np.ndarray) -> object:
     """The array's bytes in C order; a view of its memory when that is large and already in C order."""
     if array.nbytes <= _SMALL_NBYTES:
         return array.tobytes()
@@ -45,7 +45,7 @@ def c_bytes(array: np.ndarray) -> Any:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def pack_array(obj: Any, bytes_of: Callable[[np.ndarray], Any] = c_bytes) -> Any:
+def pack_array(obj: object, bytes_of: Callable[[np.ndarray], object] = c_bytes) -> object:
     """What MessagePack packs in place of an object it does not know.
 
     Args:
@@ -65,7 +65,7 @@ def pack_array(obj: Any, bytes_of: Callable[[np.ndarray], Any] = c_bytes) -> Any
 
 
 @contextlib.contextmanager
-def named_place(content: Any) -> Iterator[None]:
+def named_place(content: object) -> Iterator[None]:
     """Errors of packing `content` within the block stay what they are, and say where in it the value is.
 
     Raises:
@@ -81,7 +81,7 @@ def named_place(content: Any) -> Iterator[None]:
         raise kind(f"'{place}' cannot be sent: {error}; send numbers, text, NumPy arrays, or maps and lists") from error
 
 
-def _unpackable(content: Any, path: str) -> str:
+def _unpackable(content: object, path: str) -> str:
     """Where the first value is that cannot be packed: its keys and positions, joined with '/'."""
     items: Any = ()
     if isinstance(content, Mapping):
@@ -113,7 +113,7 @@ def unpack_array(obj: Dict[Any, Any]) -> Any:
     return _array(data, _dtype(dtype), () if shape is None else shape)[() if shape is None else ...]
 
 
-def _array(data: bytes, dtype: np.dtype, shape: Any) -> np.ndarray:
+def _array(data: bytes, dtype: np.dtype, shape: object) -> np.ndarray:
     if not isinstance(shape, (list, tuple)) or not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError(f"array of shape {shape!r:.100}; expected a list of whole numbers")
     if len(data) != dtype.itemsize * math.prod(shape) or dtype.itemsize == 0:
@@ -128,7 +128,7 @@ def _array(data: bytes, dtype: np.dtype, shape: Any) -> np.ndarray:
 _SCALAR_TYPES = {"b": bool, "i": int, "u": int, "f": (int, float), "S": bytes, "U": str, "m": int, "M": int}
 
 
-def _scalar(data: Any, dtype: np.dtype) -> np.generic:
+def _scalar(data: object, dtype: np.dtype) -> np.generic:
     if not isinstance(data, _SCALAR_TYPES[dtype.kind]):
         raise TypeError(f"scalar of dtype {dtype.str} cannot hold a {type(data).__name__}")
     if dtype.kind in "mM":  # The unit is part of the dtype, not of the scalar type.
@@ -158,7 +158,7 @@ Packer = functools.partial(msgpack.Packer, default=pack_array)
 Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
 
 
-def unpackb(packed: Any, **options: Any) -> Any:
+def unpackb(packed: object, **options: object) -> Any:
     """As `msgpack.unpackb`, with arrays.
 
     Raises:

@@ -10,15 +10,16 @@ session is one episode; the encoding is that of `msgpack_numpy`.
 
 import logging
 from types import TracebackType
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Type, TypeVar, Union
 from urllib.parse import quote
 
 import numpy as np
 import websockets.exceptions
 from PIL import Image
-from typing_extensions import Literal
+from typing_extensions import Literal, Protocol
 
 from openpi_client import connection, msgpack_numpy
+from openpi_client.base_policy import Metadata, Reply
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
 from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, Message, SilenceError, StreamClosed
@@ -35,6 +36,14 @@ _REQUEST_TIMEOUT_S = 60.0
 _Self = TypeVar("_Self", bound="PositronicClient")
 
 
+class Codec(Protocol):
+    """Raw signals to what the server takes, and its answer back; `openpi_positronic.codecs` has them."""
+
+    def encode(self, raw: Mapping[str, object]) -> Dict[str, object]: ...
+
+    def decode(self, output: Any, context: Optional[Mapping[str, object]] = None) -> Any: ...
+
+
 class PositronicClient:
     """One session per episode: `reset` ends it and opens the next. One instance serves one thread; any may close it."""
 
@@ -46,7 +55,7 @@ class PositronicClient:
         resize: Optional[int] = 640,
         model_id: Optional[str] = None,
         horizon_sec: Optional[float] = None,
-        codec: Any = None,
+        codec: Optional[Codec] = None,
         api_key: Optional[str] = None,
         connect_timeout_s: Optional[float] = None,
         request_timeout_s: Union[float, Literal["default"], None] = "default",
@@ -86,7 +95,7 @@ class PositronicClient:
         self._server_meta: Dict[str, Any] = {}
 
     @property
-    def meta(self) -> Dict[str, Any]:
+    def meta(self) -> Dict[str, object]:
         """What is known of the policy, flat: `type`, and `server.<key>` for what the server says of itself."""
         return {"type": "remote", **dict(_flat("server", self._server_meta))}
 
@@ -110,7 +119,7 @@ class PositronicClient:
             self._abandon(channel)
             raise
 
-    def infer(self, observation: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    def infer(self, observation: Metadata) -> List[Reply]:
         """The steps to carry out; none when the policy is done.
 
         Args:
@@ -175,7 +184,7 @@ class PositronicClient:
         self._has_answered = False
         self._server_meta = self._wait_until_ready(channel, deadline)
 
-    def _wait_until_ready(self, channel: Channel, deadline: Deadline) -> Dict[str, Any]:
+    def _wait_until_ready(self, channel: Channel, deadline: Deadline) -> Reply:
         while True:
             message = _decoded(self._greeting(channel, deadline))
             status = message.get("status", "ready" if "meta" in message else None)
@@ -237,7 +246,7 @@ class PositronicClient:
         if self._channel is channel:
             self._channel = None
 
-    def _shrunk(self, key: str, value: Any) -> Any:
+    def _shrunk(self, key: str, value: object) -> object:
         """An image made to fit what the server wants, aspect kept; never enlarged."""
         if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[-1] != 3:
             return value
@@ -260,7 +269,7 @@ class PositronicClient:
         return None if self._resize is None else (self._resize, self._resize)
 
 
-def _decoded(frame: Message) -> Dict[str, Any]:
+def _decoded(frame: Message) -> Reply:
     if isinstance(frame, str):
         raise RuntimeError(f"Server error: {frame}")
     message = msgpack_numpy.unpackb(frame)
@@ -269,7 +278,7 @@ def _decoded(frame: Message) -> Dict[str, Any]:
     return message
 
 
-def _flat(prefix: str, value: Any) -> Any:
+def _flat(prefix: str, value: object) -> Iterator[Tuple[str, object]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{prefix}.{key}", inner)

@@ -18,7 +18,7 @@ import mmap
 import os
 import re
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -70,11 +70,11 @@ class SharedArrays:
     def begin_request(self) -> None:
         self._end = 0
 
-    def pack(self, obj: Any) -> Any:
+    def pack(self, obj: object) -> object:
         """As `msgpack_numpy.pack_array`."""
         return msgpack_numpy.pack_array(obj, self._bytes_of)
 
-    def _bytes_of(self, array: np.ndarray) -> Any:
+    def _bytes_of(self, array: np.ndarray) -> object:
         start, count = self._end, array.nbytes
         if self._memory is None or count < _SMALLEST_BYTES or not self._memory.reserve(start + count):
             return msgpack_numpy.c_bytes(array)

@@ -7,7 +7,7 @@ import queue
 import socket
 import ssl
 import threading
-from typing import Any, List
+from typing import Any, List, Tuple
 
 from openpi_client.deadline import Deadline, wait
 
@@ -96,7 +96,7 @@ def _is_stopped(deadline: Deadline) -> bool:
     return deadline.is_over() or (deadline.stop is not None and deadline.stop.is_set())
 
 
-def _connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:
+def _connect(sock: socket.socket, address: Tuple[object, ...], deadline: Deadline) -> None:
     sock.setblocking(False)
     number = sock.connect_ex(address)
     if number in (errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):

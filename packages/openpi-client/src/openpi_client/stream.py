@@ -8,7 +8,7 @@ import contextlib
 import socket
 import struct
 import time
-from typing import Any, Callable, List, NoReturn, Optional, Union
+from typing import Callable, List, NoReturn, Optional, Union
 
 from openpi_client.deadline import Deadline, SilenceError
 from openpi_client.frames import (
@@ -31,6 +31,7 @@ from openpi_client.frames import (
     FrameError,
     FrameReader,
     FrameWriter,
+    Payload,
     StreamClosed,
 )
 from openpi_client.socket_io import socket_io
@@ -146,7 +147,7 @@ class MessageStream:
         """For how long nothing at all has come."""
         return time.monotonic() - self._reader.heard_s
 
-    def write(self, payload: Any, opcode: int = BINARY, timeout_s: Optional[float] = None) -> None:
+    def write(self, payload: Payload, opcode: int = BINARY, timeout_s: Optional[float] = None) -> None:
         """Sends a message: bytes, or any contiguous memory.
 
         Raises:
@@ -158,7 +159,7 @@ class MessageStream:
         except OSError as error:
             raise self._lost(error) from error
 
-    def start_write(self, payload: Any, opcode: int = BINARY) -> Optional[Callable[[float], None]]:
+    def start_write(self, payload: Payload, opcode: int = BINARY) -> Optional[Callable[[float], None]]:
         """Sends a message as far as a slow peer lets it, without waiting.
 
         Returns:

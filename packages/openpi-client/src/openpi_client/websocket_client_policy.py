@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 from types import TracebackType
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 import websockets.exceptions
 from typing_extensions import Literal, override
@@ -196,7 +196,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     # Asking
 
-    def _ask(self, content: Any, num_observations: int, start_s: float) -> Dict:
+    def _ask(self, content: object, num_observations: int, start_s: float) -> Dict:
         """The answer to one observation or to several, which came at `start_s`."""
         limit_s = None if self._request_timeout_s == "default" else self._request_timeout_s
         deadline = Deadline(limit_s, self._channel.closed)
@@ -216,7 +216,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             self._channel.lock.release()
         return self._unpacked(answer)
 
-    def _exchange(self, content: Any, num_observations: int, start_s: float, deadline: Deadline) -> Message:
+    def _exchange(self, content: object, num_observations: int, start_s: float, deadline: Deadline) -> Message:
         """Sends a request and returns the answer, over a new connection when the old one is gone."""
         may_resend = self._resend and self._reconnect_timeout_s > 0
         was_new = False
@@ -244,7 +244,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             return Deadline(_REQUEST_TIMEOUT_S * max(1, num_observations))
         return deadline
 
-    def _send_and_receive(self, content: Any, deadline: Deadline) -> Message:
+    def _send_and_receive(self, content: object, deadline: Deadline) -> Message:
         """Raises StreamClosed when there is no answer, also because the deadline is over."""
         stream = self._channel.open_stream()
         request = self._packed(content)
@@ -275,7 +275,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         if not may_resend:
             raise ConnectionError(f"the connection to {self._uri} dropped: {dropped}") from dropped
 
-    def _packed(self, content: Any) -> memoryview:
+    def _packed(self, content: object) -> memoryview:
         """The request for the current connection, in the packer's buffer; to be released before the next."""
         self._packer.reset()
         self._shared.begin_request()
@@ -283,7 +283,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             self._packer.pack(self._compressed(content))
         return self._packer.getbuffer()
 
-    def _compressed(self, content: Any) -> Any:
+    def _compressed(self, content: object) -> object:
         """The content with its camera images as JPEG, if that is wanted and the server takes them."""
         if self._jpeg_quality is None or "jpeg" not in self._server_features:
             return content
@@ -384,7 +384,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             raise
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     """A type for people, such as `list of int`."""
     inner = sorted({type(item).__name__ for item in value}) if isinstance(value, (list, tuple)) else []
     return " of ".join([type(value).__name__, *([", ".join(inner)] if inner else [])])

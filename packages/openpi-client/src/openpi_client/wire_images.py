@@ -12,7 +12,7 @@ JPEG = b"__jpeg__"
 _SMALLEST_SIDE = 16
 
 
-def with_jpeg(content: Any, quality: int) -> Any:
+def with_jpeg(content: Any, quality: int) -> object:
     """The content with each uint8 RGB image, [h, w, 3], compressed; [3, h, w] stays as it is."""
     if isinstance(content, Mapping):
         return {key: with_jpeg(value, quality) for key, value in content.items()}
@@ -21,7 +21,7 @@ def with_jpeg(content: Any, quality: int) -> Any:
     return _jpeg(content, quality) if _is_image(content) else content
 
 
-def _is_image(value: Any) -> bool:
+def _is_image(value: object) -> bool:
     return (
         isinstance(value, np.ndarray)
         and value.dtype == np.uint8
@@ -31,7 +31,7 @@ def _is_image(value: Any) -> bool:
     )
 
 
-def _jpeg(image: np.ndarray, quality: int) -> Any:
+def _jpeg(image: np.ndarray, quality: int) -> object:
     buffer = io.BytesIO()
     # 4:4:4, since the halved colours of the default lose the edges of small coloured objects.
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)

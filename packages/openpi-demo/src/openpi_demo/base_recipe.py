@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.model_config import BaseModelConfig
 from openpi.policies.robot_spec import RobotSpec
 from openpi.policies.tabletop_policy import TABLETOP_SPEC, TabletopInputs, TabletopOutputs
+from openpi.shared.tree import Leaves
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
@@ -147,7 +148,7 @@ def main() -> None:
     export(result.checkpoint, args.output)
 
 
-def _patches(demonstration: record.Demonstration) -> dict[str, Any]:
+def _patches(demonstration: record.Demonstration) -> Leaves:
     model = tabletop.TINY_PI05
     frames = demonstration.frames
     return {

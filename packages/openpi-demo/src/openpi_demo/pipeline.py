@@ -14,6 +14,7 @@ run_demo --- record -------> openpi demo record
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from openpi.evaluation.evaluate import RESULTS_FILE
 from openpi.evaluation.stats import Tally
 from openpi.shared import frameworks
 from openpi.shared.children import Child, Children
+from openpi.shared.strict_json import Json
 from openpi.training.config import get_config
 from openpi.training.run import run_report
 from openpi_demo import machine, report
@@ -207,7 +209,7 @@ class _Demo:
         )
         return output / "report.html"
 
-    def _findings(self) -> dict[str, Any]:
+    def _findings(self) -> Json:
         """What `report.json` holds, and the report shows."""
         rates = {name: result["total"]["rate"] for name, result in self._evaluations.items()}
         stages = [stage for stage in self._runner.stages if stage.name != "report"]
@@ -232,14 +234,14 @@ class _Demo:
         }
 
 
-def as_evaluation(results: dict[str, Any], folder: str) -> dict[str, Any]:
+def as_evaluation(results: Json, folder: str) -> Json:
     """What `report.json` holds of an evaluation: what is judged is a `prompt`, what the policy hears a `told_prompt`.
 
     Args:
         results: contents of `results.json`, in a folder of this name.
     """
 
-    def judged(entry: dict[str, Any]) -> dict[str, Any]:
+    def judged(entry: Mapping[str, object]) -> Json:
         rest = {name: value for name, value in entry.items() if name != "task"}
         return {**rest, "prompt": entry["task"], "told_prompt": entry["prompt"]}
 
@@ -255,5 +257,5 @@ def as_evaluation(results: dict[str, Any], folder: str) -> dict[str, Any]:
     }
 
 
-def _tally(tally: dict[str, Any]) -> str:
+def _tally(tally: Json) -> str:
     return str(Tally(tally["successes"], tally["trials"]))

@@ -8,13 +8,14 @@ extra head is dropped when a plain `Pi0Config` loads the parameters.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openpi.models import pi0
+from openpi.models import gemma, pi0
 from openpi.models.model import Actions, Observation
 from openpi.models.pi0_config import Pi0Config
 
@@ -32,13 +33,13 @@ class PointingPi0Config(Pi0Config):
     def create(self, rng: jax.Array) -> PointingPi0:
         return PointingPi0(self, self._init(rng))
 
-    def abstract_params(self) -> dict[str, Any]:
+    def abstract_params(self) -> dict[str, object]:
         return jax.eval_shape(self._init, jax.random.key(0))
 
-    def load(self, params: Any, *, remove_extra_params: bool = True) -> PointingPi0:
+    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> PointingPi0:
         return PointingPi0(self, super().load(params, remove_extra_params=remove_extra_params).params)
 
-    def _init(self, rng: jax.Array) -> dict[str, Any]:
+    def _init(self, rng: jax.Array) -> dict[str, object]:
         head = {"kernel": jnp.zeros((self.experts[0].width, 1)), "bias": jnp.zeros(1)}
         return pi0.init(self, rng) | {"pointing_head": head}
 
@@ -73,7 +74,7 @@ class PointingPi0(pi0.Pi0):
             return flow
         return flow + self.config.pointing_weight * self._pointing_loss(hidden, observation)[:, None]
 
-    def _encode(self, prefix: pi0.Tokens) -> tuple[Array, Any]:
+    def _encode(self, prefix: pi0.Tokens) -> tuple[Array, gemma.KVCache]:
         (hidden, _), kv_cache = pi0.transformer(
             self.config,
             self.params,

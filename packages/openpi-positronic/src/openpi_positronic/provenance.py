@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from openpi.shared import run_metadata
+from openpi.shared.strict_json import Json
 from openpi_positronic.codecs.codec import Codec
 from openpi_positronic.raw_episodes import Episode
 
@@ -56,7 +56,7 @@ def _recorded_ids(dataset: Path) -> set[str]:
     return ids
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     """Empty for a file of another tool."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -33,8 +33,9 @@ from openpi.serving.errors import UnknownModelError, error_text, is_explained
 from openpi.serving.frames import Binary, Close, Frame
 from openpi.serving.protocols import Served
 from openpi_client import msgpack_numpy
+from openpi_client.base_policy import Metadata
 from openpi_positronic.codecs.action import COMMAND
-from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.codecs.codec import Codec, Step
 from openpi_positronic.codecs.timing import TIMESTAMP
 from openpi_positronic.session_parameters import SessionParameters
 
@@ -72,7 +73,7 @@ class PositronicSession:
         self._debug = debug
         self.request: Any = None  # what the last message held, for the log; None = no observation
 
-    def told(self, served: Served) -> dict[str, Any]:
+    def told(self, served: Served) -> dict[str, object]:
         """The `meta`: of the server and the checkpoint, and of this session."""
         where = {"type": "openpi", "host": served.host, "port": served.port}
         return {**where, **served.description, "checkpoint_id": served.model_id, **self.meta}
@@ -81,14 +82,14 @@ class PositronicSession:
         """What the client waits for; `status` is `loading` or `waiting`."""
         return _frames({"status": status, "message": message})
 
-    def opening(self, metadata: Mapping[str, Any], now_s: float) -> list[Frame]:
+    def opening(self, metadata: Mapping[str, object], now_s: float) -> list[Frame]:
         """The frames that open a session; `metadata` is what `told` gave."""
         version = {} if self._version == 1 else {"protocol_version": self._version}
         named = {"session_id": self._id} if self._version >= _FIRST_WITH_IDS else {}
         return _frames({"status": "ready", **version, **named, "meta": dict(metadata)})
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, object]:
         """What a client is told of the codec, and of what it set itself.
 
         `local_stack` is what clients from 0.3 on do with the steps and the images by themselves; they refuse a server
@@ -118,7 +119,7 @@ class PositronicSession:
         self.request = raw
         return [raw if self._codec is None else self._codec.encode(raw)]
 
-    def _content(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _content(self, message: Mapping[str, object]) -> dict[str, object] | None:
         """The observation in a message of version 2 or 3; None = the client leaves."""
         if message.get("session_id") != self._id:
             raise ObservationError(
@@ -136,7 +137,7 @@ class PositronicSession:
 
     def replied(
         self,
-        results: Sequence[Mapping[str, Any] | Exception],
+        results: Sequence[Mapping[str, object] | Exception],
         infer_s: float,
         prepare_s: float = 0.0,
         served_s: float = 0.0,
@@ -186,11 +187,11 @@ class PositronicSession:
         return [*_frames({"status": "error", "error": text}), Close(REFUSED_CODE, reason, linger_s=_LINGER_S)]
 
 
-def _frames(content: Mapping[str, Any]) -> list[Frame]:
+def _frames(content: Mapping[str, object]) -> list[Frame]:
     return [Binary(msgpack_numpy.Packer().pack(content))]
 
 
-def _newer(step: Mapping[str, Any], is_marked: bool) -> dict[str, Any]:
+def _newer(step: Mapping[str, object], is_marked: bool) -> Step:
     """Without its time: newer clients count the steps, and take whatever else is in one for a command."""
     newer = {key: value for key, value in step.items() if key != TIMESTAMP}
     return {**newer, COMMAND: {b"__cmd__": step[COMMAND]}} if is_marked and COMMAND in step else newer
@@ -202,7 +203,7 @@ def _timing(infer_s: float, prepare_s: float, served_s: float) -> dict[str, floa
     return {f"{name}_ms": 1000 * value for name, value in seconds.items()}
 
 
-def _local_stack(served: Mapping[str, Any], version: int) -> dict[str, Any]:
+def _local_stack(served: Metadata, version: int) -> dict[str, object]:
     """Steps one after the other, and images of the size that the codec wants."""
     stack = []
     if "action_fps" in served:

@@ -65,7 +65,7 @@ class SessionParameters:
         except ValueError as error:
             raise ObservationError(f"a session parameter cannot be: {str(error)[:300]}") from error
 
-    def told(self, codec: Codec | None) -> dict[str, Any]:
+    def told(self, codec: Codec | None) -> dict[str, object]:
         """What a client that set something is told of it.
 
         Args:
@@ -80,7 +80,7 @@ class SessionParameters:
         }
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import configuronic as cfn
 
@@ -64,7 +64,7 @@ def finish(exit_code: int) -> None:
         raise SystemExit(exit_code)
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """What was typed: names of digits alone arrive as numbers."""
     return str(value)
 
@@ -76,7 +76,7 @@ def codec(value: Codec | str | None) -> Codec | None:
     return get_codec(value) if isinstance(value, str) else value
 
 
-def refuse_text(**values: Any) -> None:
+def refuse_text(**values: object) -> None:
     """Raises ValueError for a flag that was given a name, where only a configuration makes what is wanted."""
     for flag, value in values.items():
         if isinstance(value, str):

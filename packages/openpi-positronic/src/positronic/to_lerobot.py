@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import configuronic as cfn
 
+from openpi.shared.strict_json import Json
 from openpi_positronic.codecs.codec import Codec
 from positronic import commands
 from positronic.cfg import ds
@@ -69,7 +69,7 @@ def append(
     _write(dataset, output_dir, num_workers, refresh, options)
 
 
-def _write(dataset: Encoded, output_dir: str, num_workers: int | None, refresh: bool, options: dict[str, Any]) -> None:
+def _write(dataset: Encoded, output_dir: str, num_workers: int | None, refresh: bool, options: Json) -> None:
     from openpi.convert.destination import write_to
     from openpi.shared.download import maybe_download
     from openpi_positronic import conversion as positronic

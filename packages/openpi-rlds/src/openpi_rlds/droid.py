@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -120,7 +119,7 @@ class DroidStream(Stream):
         _, episode, _ = chosen[0]
         texts = {"prompt": episode.instructions[0][0], "step_id": episode.key.encode()}
 
-        def build(rows: np.ndarray, shape: Callable[[np.ndarray], Any]) -> Sample:
+        def build(rows: np.ndarray, shape: Callable[[np.ndarray], object]) -> Sample:
             values = {name: shape(column[rows]) for name, column in columns.items()}
             measured = {name: values.pop(name) for name in ("joint_position", "gripper_position")}
             return {**values, "observation": {**self._images, **measured}, **texts}

@@ -6,13 +6,14 @@ droid-train.tfrecord-00000-of-02048 ...
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from openpi.data.lerobot.files import check_inside, read_json
 from openpi.data.lerobot.meta_values import integer
 from openpi.data.path_template import PathTemplate, inside
 from openpi.shared.errors import listed
+from openpi.shared.strict_json import Json
 
 _INFO_FILE = "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -76,7 +77,7 @@ def open_folder(data_dir: str | Path, name: str, version: str, *, split: str = "
     return TfdsFolder(name, root, shards, lengths)
 
 
-def _shards(root: Path, info: dict[str, Any], split: dict[str, Any]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+def _shards(root: Path, info: Mapping[str, object], split: Json) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     lengths = tuple(integer(length, "an entry of shardLengths") for length in split["shardLengths"])
     if not sum(lengths):
         raise ValueError(f"split '{split['name']}' has no records")

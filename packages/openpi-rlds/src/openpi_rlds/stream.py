@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.data.batch_order import check_divisible
+from openpi.data.batch_order import State, check_divisible
+from openpi.shared.tree import Tree
 from openpi_rlds.episode import (
     WRIST_CAMERA,
     ArmAction,
@@ -119,10 +120,10 @@ class MixtureSource:
             "buffer_size": buffer_size,
         }
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> State:
         return {"next_batch": 0, "streams": {}}
 
-    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def start_after(self, state: Mapping[str, object]) -> State:
         """A stream has no epochs to count: it begins anew."""
         del state
         return self.start()
@@ -130,7 +131,7 @@ class MixtureSource:
     def describe(self, item: Frame) -> str:
         return f"frame {item.step_id}"
 
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[Frame], dict[str, Any]], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[Frame], State], None, None]:
         batch = int(state["next_batch"])
         with ThreadPoolExecutor(MAX_READERS, thread_name_prefix="records") as readers:
             streams = {
@@ -270,12 +271,12 @@ class FrameStream:
         self._starts: deque[tuple[int, tuple[int, int]]] = deque()  # of episodes with frames that may still wait
         self._num_barren = 0
 
-    def state(self) -> list[Any]:
+    def state(self) -> list[float]:
         """Where to read again, the number of the first frame there, and which frame left last."""
         first, position = self._starts[0] if self._starts else (0, (0, 0))
         return [*position, first, *self._left]
 
-    def restore(self, state: Sequence[Any]) -> None:
+    def restore(self, state: tuple[int, int, int, float, int]) -> None:
         """Before the first frame is taken."""
         ordinal, record, first, time, number = state
         self._reader.seek((ordinal, record))

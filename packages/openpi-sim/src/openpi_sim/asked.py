@@ -10,6 +10,7 @@ import numpy as np
 
 from openpi.envs.world import PRIVILEGED
 from openpi.shared.errors import missing_key
+from openpi_client.base_policy import Metadata
 
 T = TypeVar("T")
 _MAX_EPISODES = 64  # of worlds that are played at once
@@ -22,7 +23,7 @@ class Asked:
         KeyError: it was not.
     """
 
-    def __init__(self, observation: Mapping[str, Any]):
+    def __init__(self, observation: Metadata):
         if PRIVILEGED not in observation:
             fix = "Only a world that is opened with privileged=True can be solved by an expert."
             raise missing_key(PRIVILEGED, observation, wanted_by="the expert", fix=fix)

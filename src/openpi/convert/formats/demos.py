@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.source import EpisodeRef, Numbers, found, joined, relative
 from openpi.shared import strict_json
 from openpi.shared.errors import listed
+from openpi.shared.strict_json import Json
 
 CONTROL_HZ = 20  # of robosuite, where a file does not say
 
@@ -45,7 +45,7 @@ def _mask(file: Hdf5File, subset: str) -> list[str]:
     return file.texts(f"mask/{subset}")
 
 
-def json_attribute(file: Hdf5File, group: str, name: str) -> Mapping[str, Any]:
+def json_attribute(file: Hdf5File, group: str, name: str) -> Json:
     """Of JSON; empty where there is none.
 
     Raises:
@@ -63,7 +63,7 @@ def json_attribute(file: Hdf5File, group: str, name: str) -> Mapping[str, Any]:
     return value
 
 
-def environment(file: Hdf5File) -> Mapping[str, Any]:
+def environment(file: Hdf5File) -> Mapping[str, object]:
     """What the simulator was made with."""
     kwargs = json_attribute(file, "data", "env_args").get("env_kwargs")
     return kwargs if isinstance(kwargs, dict) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,20 +177,20 @@ class Hdf5File:
                 node = self._entry(node, part, name)
         return node
 
-    def _entry(self, group: Any, part: str, name: str) -> Any:
+    def _entry(self, group: h5py.Group, part: str, name: str) -> Any:
         try:
             return group[part]
         except _DAMAGES as error:
             raise ValueError(f"{self._at(name)} cannot be read: {error}") from error
 
-    def _keys(self, node: Any) -> list[str]:
+    def _keys(self, node: h5py.Group) -> list[str]:
         """Of a group; an array has none."""
         try:
             return list(node.keys()) if isinstance(node, self._h5py.Group) else []
         except _DAMAGES as error:
             raise ValueError(f"{self.path} {node.name} cannot be read: {error}") from error
 
-    def _read(self, dataset: h5py.Dataset, name: str, where: Any) -> Any:
+    def _read(self, dataset: h5py.Dataset, name: str, where: object) -> Any:
         try:
             return dataset[where]
         except _DAMAGES as error:
@@ -210,7 +211,7 @@ def _content(value: Any) -> bytes:
     return value.tobytes() if isinstance(value, np.ndarray | np.void) else bytes(value)
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import h5py
     except ImportError as error:

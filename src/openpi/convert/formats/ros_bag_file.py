@@ -81,7 +81,7 @@ class BagFile:
         except Exception as error:  # see above
             raise ValueError(f"{self.path} {topic}: the bag is damaged ({error})") from error
 
-    def _message(self, raw: Any, kind: str, topic: str, number: int) -> Message:
+    def _message(self, raw: object, kind: str, topic: str, number: int) -> Message:
         try:
             return self._decode(raw, kind)
         except Exception as error:  # see above

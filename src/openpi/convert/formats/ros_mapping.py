@@ -103,20 +103,20 @@ def parse(text: str, where: str) -> Mapped:
     return Mapped(fps, columns, clock, _text(told, "task", where), _text(told, "robot_type", where))
 
 
-def _text(told: Mapping[str, Any], key: str, where: str) -> str | None:
+def _text(told: Mapping[str, object], key: str, where: str) -> str | None:
     value = told.get(key)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{where}: '{key}' is {value!r}; expected a text or null")
     return value
 
 
-def _parts(value: Any, where: str) -> tuple[Part, ...]:
+def _parts(value: object, where: str) -> tuple[Part, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where} is {str(value)[:80]}; expected a list such as [{{'topic': '/joint_states'}}]")
     return tuple(_part(entry, where) for entry in value)
 
 
-def _part(entry: Any, where: str) -> Part:
+def _part(entry: object, where: str) -> Part:
     if not isinstance(entry, dict) or not isinstance(entry.get("topic"), str):
         raise ValueError(f"{where} has {str(entry)[:80]}; expected an object with a 'topic'")
     if unknown := entry.keys() - {"topic", "field", "names"}:
@@ -127,7 +127,7 @@ def _part(entry: Any, where: str) -> Part:
     return Part(entry["topic"], field, tuple(names))
 
 
-def draft(topics: Mapping[str, Topic]) -> dict[str, Any]:
+def draft(topics: Mapping[str, Topic]) -> dict[str, object]:
     """A mapping from what a bag has: cameras by their topics, commands as actions, other numbers as state.
 
     Its rate is that of the slowest camera, else of the slowest signal.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def numbers(message: Message, part: Part, joints: Sequence[str], where: str) -> 
     return {name: told[name] for name in part.names}
 
 
-def _at(message: Message, path: str, where: str) -> Any:
+def _at(message: Message, path: str, where: str) -> object:
     value = message
     for step in (step for step in path.split(".") if step):
         if isinstance(value, list | np.ndarray) and step.isdigit() and int(step) < len(value):
@@ -59,7 +58,7 @@ def _at(message: Message, path: str, where: str) -> Any:
     return value
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, float]]:
+def _flat(value: object, path: str) -> Iterator[tuple[str, float]]:
     """All numbers of a value with their paths; headers and texts are none."""
     if isinstance(value, bool | int | float | np.generic):
         yield path, float(value)
@@ -74,7 +73,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, float]]:
                 yield from _flat(getattr(value, name), f"{path}.{name}" if path else name)
 
 
-def _fields(value: Any) -> list[str]:
+def _fields(value: object) -> list[str]:
     """Of a message; the only attributes that a mapping may name."""
     return [name for name in getattr(type(value), "__dataclass_fields__", {}) if not name.startswith("_")]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -62,7 +61,7 @@ class RosBags:
         left_out = tuple(sorted(kinds.keys() - mapped.topics))
         return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out)
 
-    def draft(self) -> dict[str, Any]:
+    def draft(self) -> dict[str, object]:
         """A mapping of the first bag's topics, to be looked through by its owner."""
         path = self._bags()[0]
         with BagFile(path, self.distro) as bag:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from openpi.convert.sampling import instants, newest
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, relative
 from openpi.shared.errors import listed
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Tree, flatten
+from openpi_client.base_policy import Observation
 
 _PROMPT, _ACTIONS = "prompt", "actions"
 _NS_PER_S = 1_000_000_000
@@ -26,9 +27,9 @@ class Exchange(Protocol):
     """A request and its answer, as `openpi.serving.recorded` has it."""
 
     @property
-    def inputs(self) -> Any: ...
+    def inputs(self) -> object: ...
     @property
-    def outputs(self) -> Any: ...
+    def outputs(self) -> object: ...
     @property
     def received_ns(self) -> int | None: ...
 
@@ -71,7 +72,7 @@ class Sessions:
         tasks = [log.prompts[row] for row in rows] if log.prompts else None
         return RawEpisode(columns, fps, tasks, None, tuple(f"inputs/{key}" for key in log.others), remarks)
 
-    def _answered(self, path: Path) -> Iterator[tuple[Mapping[str, Any], np.ndarray | None, int]]:
+    def _answered(self, path: Path) -> Iterator[tuple[Observation, np.ndarray | None, int]]:
         """Observation, actions (None = refused) and time of each exchange."""
         for exchange in self.read_session(path):
             if not isinstance(exchange.inputs, Mapping) or exchange.received_ns is None:
@@ -100,7 +101,7 @@ class _Log:
     num_refused: int
 
     @classmethod
-    def read(cls, path: Path, exchanges: Iterable[tuple[Mapping[str, Any], np.ndarray | None, int]]) -> _Log:
+    def read(cls, path: Path, exchanges: Iterable[tuple[Mapping[str, object], np.ndarray | None, int]]) -> _Log:
         times: list[int] = []
         log = cls(np.zeros(0, np.int64), [], {}, {}, [], (), 0)
         for inputs, actions, time_ns in exchanges:
@@ -118,7 +119,7 @@ class _Log:
             raise ValueError(f"{path}: its clock went back during the session")
         return log
 
-    def _begin(self, inputs: Mapping[str, Any]) -> None:
+    def _begin(self, inputs: Tree) -> None:
         for key, value in inputs.items():
             if _is_picture(value):
                 self.cameras[key] = _hwc(value).shape[:2]
@@ -127,7 +128,7 @@ class _Log:
             elif key != _PROMPT:
                 self.others = (*self.others, key)
 
-    def _add(self, path: Path, number: int, inputs: Mapping[str, Any], actions: np.ndarray) -> None:
+    def _add(self, path: Path, number: int, inputs: Mapping[str, object], actions: np.ndarray) -> None:
         for key, values in self.vectors.items():
             value = np.atleast_1d(np.asarray(inputs.get(key)))
             if not _is_vector(inputs.get(key)) or (values and values[0].shape != value.shape):

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -210,7 +211,7 @@ def _picture(frame: np.ndarray) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import zarr
         import zarr.storage

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openpi.data.lerobot.episode_table import leave_out
+from openpi.shared.strict_json import Json
 
 GROUPS = (
     *("metadata", "temporal", "actions", "videos", "statistics", "episodes"),
@@ -74,7 +75,7 @@ class Finding:
         expected, _, fix = rest.partition(". ")
         return cls(code, Severity.ERROR, found, expected, fix, **where)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         values = dataclasses.asdict(self) | {"severity": self.severity.value}
         return values | {"frames": None if self.frames is None else list(self.frames)}
 
@@ -106,7 +107,7 @@ class Report:
                 found.setdefault(finding.episode, []).append(finding)
         return dict(sorted(found.items()))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The document of `openpi dataset check --json`."""
         episodes = [
             {"episode": index, "length": self.lengths.get(index), "codes": sorted({f.code for f in found})}
@@ -177,7 +178,7 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """By severity, group, code, episode, frame."""
     severities: Sequence[Severity] = list(Severity)
 
-    def key(finding: Finding) -> tuple[Any, ...]:
+    def key(finding: Finding) -> tuple[object, ...]:
         episode = -1 if finding.episode is None else finding.episode
         group = GROUPS.index(finding.group)
         return (severities.index(finding.severity), group, finding.code, finding.signal, episode, finding.frames or ())

@@ -26,6 +26,7 @@ from openpi.data.lerobot import home
 from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import QUANTILES, vector_stats
+from openpi.shared.strict_json import Json
 
 _INDEX_COLUMNS: tuple[str, ...] = ("timestamp", "frame_index", "index")
 
@@ -155,7 +156,7 @@ def _statistics(subject: Subject, folder: Path) -> list[str]:
     return changed
 
 
-def _corrected(stored: Any, values: np.ndarray) -> Any:
+def _corrected(stored: object, values: np.ndarray) -> Any:
     """The statistics, with those that differ from the numbers replaced."""
     if not isinstance(stored, dict) or not np.isfinite(values).all():
         return stored
@@ -185,9 +186,7 @@ def _episode_lines(subject: Subject, path: Path, keys: list[str]) -> bool:
     return fresh != lines
 
 
-def _corrected_line(
-    line: Mapping[str, Any], subject: Subject, rows: Mapping[int, slice], keys: list[str]
-) -> dict[str, Any]:
+def _corrected_line(line: Json, subject: Subject, rows: Mapping[int, slice], keys: list[str]) -> dict[str, object]:
     stats = dict(line["stats"])
     if line["episode_index"] in rows:
         span = rows[line["episode_index"]]

@@ -36,7 +36,7 @@ def check(subject: Subject) -> Iterator[Finding]:
                     yield from _differences(key, stats[key], subject.columns[key][rows], index)
 
 
-def episode_stats(root: Path, version: str) -> Iterator[tuple[int, Mapping[str, Mapping[str, Any]]]]:
+def episode_stats(root: Path, version: str) -> Iterator[tuple[int, Mapping[str, Mapping[str, object]]]]:
     """Those stored with each episode: lines of their own in v2.1, flat columns of the table of episodes in v3.0."""
     if version == "v2.1" and (root / _EPISODE_STATS_V21).is_file():
         for _, line in read_jsonl(root / _EPISODE_STATS_V21):
@@ -47,7 +47,7 @@ def episode_stats(root: Path, version: str) -> Iterator[tuple[int, Mapping[str, 
             yield from _flat_stats(file)
 
 
-def _flat_stats(file: Path) -> Iterator[tuple[int, Mapping[str, Mapping[str, Any]]]]:
+def _flat_stats(file: Path) -> Iterator[tuple[int, Mapping[str, Mapping[str, object]]]]:
     table = read_parquet(file)
     names = [name for name in table.column_names if name.startswith("stats/") and name.rsplit("/", 1)[1] in COMPARED]
     columns = {name: table[name].to_pylist() for name in names}
@@ -79,7 +79,7 @@ def _compared(subject: Subject) -> Sequence[str]:
     return [vector.key for vector in subject.vectors]
 
 
-def _differences(key: str, stored: Mapping[str, Any], values: np.ndarray, episode: int | None) -> Iterator[Finding]:
+def _differences(key: str, stored: Mapping[str, object], values: np.ndarray, episode: int | None) -> Iterator[Finding]:
     rows = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(rows).all():
         return
@@ -104,7 +104,7 @@ def _differences(key: str, stored: Mapping[str, Any], values: np.ndarray, episod
             return
 
 
-def _conservative(key: str, stored: Mapping[str, Any], values: np.ndarray) -> Iterator[Finding]:
+def _conservative(key: str, stored: Mapping[str, object], values: np.ndarray) -> Iterator[Finding]:
     if (dim := widened(stored, values)) is None:
         return
     low, high = (_numbers(stored[name]) for name in ("q01", "q99"))
@@ -121,7 +121,7 @@ def _conservative(key: str, stored: Mapping[str, Any], values: np.ndarray) -> It
     )
 
 
-def widened(stored: Mapping[str, Any], values: np.ndarray) -> int | None:
+def widened(stored: Mapping[str, object], values: np.ndarray) -> int | None:
     """The dimension whose stored q01 and q99 lie furthest beyond those of the frames, if no dimension's lie inside.
 
     None too where the frames have numbers that are none.
@@ -139,7 +139,7 @@ def widened(stored: Mapping[str, Any], values: np.ndarray) -> int | None:
     return None if is_inside.any() or not (beyond > 0).any() else int(np.argmax(beyond))
 
 
-def _numbers(value: Any) -> np.ndarray | None:
+def _numbers(value: object) -> np.ndarray | None:
     try:
         return np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError):

@@ -32,7 +32,7 @@ _EVENTS = "language_events"  # whose rows have no time of their own
 _ROW = "for each frame a list of dicts, such as {'role': 'assistant', 'content': 'reach', 'style': 'subtask'}"
 
 
-def is_annotation(feature: Mapping[str, Any]) -> bool:
+def is_annotation(feature: Mapping[str, object]) -> bool:
     """True for columns of language rows."""
     return feature["dtype"] == LANGUAGE
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,7 @@ def _exact(dataset: LeRobotDataset, key: str, position: int, feature: Feature) -
 
 
 @lru_cache(maxsize=16)
-def _packets(path: Path, stamp: tuple[Any, ...]) -> VideoPackets:
+def _packets(path: Path, stamp: tuple[object, ...]) -> VideoPackets:
     del stamp  # of the file, which may be another one of that name
     return VideoPackets.read(path)
 

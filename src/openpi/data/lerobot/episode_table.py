@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from openpi.data.lerobot.meta_values import MAX_INDEX, Rows, check_unique, integer, is_null, number, wrong
 from openpi.data.path_template import PathTemplate
@@ -162,7 +161,7 @@ def check_order(episodes: Sequence[Episode], path: Path) -> None:
             )
 
 
-def check_totals(episodes: Sequence[Episode], info: Mapping[str, Any], path: Path) -> None:
+def check_totals(episodes: Sequence[Episode], info: Mapping[str, object], path: Path) -> None:
     """Are there as many as `info.json` says?
 
     Raises:

@@ -137,5 +137,5 @@ def _stored_as(feature: Feature, existing: Feature | None) -> Feature:
     return feature
 
 
-def _comparable(feature: Feature) -> dict[str, Any]:
+def _comparable(feature: Feature) -> dict[str, object]:
     return {"dtype": feature["dtype"], "shape": list(feature["shape"]), "names": feature.get("names")}

@@ -73,7 +73,7 @@ def _check_names(feature: Feature, where: str) -> None:
         )
 
 
-def dimension_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+def dimension_names(feature: Mapping[str, object]) -> tuple[str, ...]:
     """As the dataset gives them, a list or a list per kind, as in `{"motors": [...]}`; empty where it gives none."""
     names = feature.get("names") or ()
     if isinstance(names, Mapping):
@@ -140,7 +140,7 @@ def _numbers_of_a_picture(key: str, feature: Feature) -> str | None:
     )
 
 
-def is_depth(key: str, feature: Mapping[str, Any]) -> bool:
+def is_depth(key: str, feature: Feature) -> bool:
     """True for cameras of depth: flagged so, or called so where nobody says that they are none.
 
     Writers before LeRobot 0.6 say of every camera, under `video.is_depth_map`, that it is none.
@@ -148,12 +148,12 @@ def is_depth(key: str, feature: Mapping[str, Any]) -> bool:
     return _is_flagged(feature) or ("depth" in words(key) and _info(feature).get(_IS_DEPTH) is not False)
 
 
-def _is_flagged(feature: Mapping[str, Any]) -> bool:
+def _is_flagged(feature: Feature) -> bool:
     info = _info(feature)
     return bool(info.get(f"video.{_IS_DEPTH}") or info.get(_IS_DEPTH))
 
 
-def _info(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+def _info(feature: Feature) -> Feature:
     return feature.get("info") or feature.get("video_info") or {}
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
+from openpi.shared.strict_json import Json
 
 _PARQUET_MAGIC = b"PAR1"
 _HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
@@ -118,7 +118,7 @@ def _why_no_parquet(path: Path, error: BaseException) -> str:
     return f"it has a beginning and an end, and what is between is damaged ({first_line(error)}). Bring it here again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """An object; a byte order mark before it is skipped."""
     value = _parsed(path, _read_text(path), "")
     if not isinstance(value, dict):
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path) -> list[tuple[int, Json]]:
     """The objects of a file of JSON lines, each with the number of its line, from 1; blank lines are skipped."""
     rows = []
     # Not splitlines(), which also splits at characters that may stand in a JSON text.
@@ -151,7 +151,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {found_instead(path) or first_line(error)}") from error
 
 
-def _parsed(path: Path, text: str, where: str) -> Any:
+def _parsed(path: Path, text: str, where: str) -> object:
     try:
         return strict_json.parse(text)
     except ValueError as error:

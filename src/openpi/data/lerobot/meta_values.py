@@ -88,7 +88,7 @@ class Rows:
     columns: Mapping[str, Sequence[Any]]
 
     @classmethod
-    def of_objects(cls, file: Path, objects: Sequence[tuple[int, Mapping[str, Any]]]) -> "Rows":
+    def of_objects(cls, file: Path, objects: Sequence[tuple[int, Mapping[str, object]]]) -> "Rows":
         names = {name for _, row in objects for name in row}
         columns = {name: [row.get(name, _MISSING) for _, row in objects] for name in names}
         return cls(file, "line", [number for number, _ in objects], columns)
@@ -122,11 +122,11 @@ class Rows:
             return list(values)
         return self.each(name, lambda value, where: integer(value, where, low))
 
-    def each(self, name: str, read: Callable[[Any, str], Any]) -> list[Any]:
+    def each(self, name: str, read: Callable[[object, str], object]) -> list[Any]:
         """The values of a column, read by a function of the value and of where it stands."""
         return [read(value, self.where(row, name)) for row, value in enumerate(self.column(name))]
 
-    def optional(self, name: str) -> Sequence[Any] | None:
+    def optional(self, name: str) -> Sequence[object] | None:
         """The values as they are; None without the column."""
         values = self.columns.get(name)
         return None if values is None else [None if value is _MISSING else value for value in values]

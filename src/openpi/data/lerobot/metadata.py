@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -138,7 +137,7 @@ class LeRobotMetadata:
         )
 
 
-def _entry(info: Mapping[str, Any], name: str, path: Path) -> Any:
+def _entry(info: Mapping[str, object], name: str, path: Path) -> object:
     if name not in info:
         raise ValueError(f"{path} is incomplete: no entry '{name}' (format {info.get('codebase_version')})")
     return info[name]
@@ -156,7 +155,7 @@ def _require_known_version(path: Path, version: str) -> str:
 _Loaded = tuple[dict[int, str], list[Episode]]
 
 
-def _load_v2(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> _Loaded:
+def _load_v2(root: Path, path: Path, info: Mapping[str, object], features: Mapping[str, Feature]) -> _Loaded:
     paths = _paths(root, path, info, features, required=("episode_index",), optional=("episode_chunk",))
     chunks_size = integer(_entry(info, "chunks_size", path), f"{path}, 'chunks_size'", 1)
     file = root / "meta/episodes.jsonl"
@@ -166,7 +165,7 @@ def _load_v2(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[
     return read_tasks(rows, "task", episodes), episodes
 
 
-def _load_v3(root: Path, path: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> _Loaded:
+def _load_v3(root: Path, path: Path, info: Mapping[str, object], features: Mapping[str, Feature]) -> _Loaded:
     paths = _paths(root, path, info, features, required=("chunk_index", "file_index"))
     episodes = episodes_v3(_episode_rows_v3(root, list(paths.videos)), paths)
     file = root / "meta/tasks.parquet"
@@ -195,7 +194,7 @@ def _episode_rows_v3(root: Path, video_keys: list[str]) -> list[Rows]:
 def _paths(
     root: Path,
     path: Path,
-    info: Mapping[str, Any],
+    info: Mapping[str, object],
     features: Mapping[str, Feature],
     *,
     required: tuple[str, ...],

@@ -31,6 +31,8 @@ _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 _SNAPPY_BLOCK = 1 << 16
 _PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
 
+Header = dict[int, Any]  # fields by number
+
 
 class UnsupportedLayoutError(ValueError):
     """The column is stored in a way that is not read here, though PyArrow may read it."""
@@ -182,7 +184,7 @@ def _group(column: pq.ColumnChunkMetaData) -> _Group:
     return _Group(begin, column.total_compressed_size, column.num_values, column.compression)
 
 
-def _data_page(header: dict[int, Any], begin: int, first_row: int) -> _Page:
+def _data_page(header: Header, begin: int, first_row: int) -> _Page:
     stored_size, size = header[3], header[2]
     if header[1] == _DATA_PAGE:
         return _Page(first_row, header[5][1], begin, stored_size, size, header[5][2])
@@ -204,7 +206,7 @@ class _File:
             stream.seek(begin)
             return memoryview(stream.read(size))
 
-    def read_header(self, position: int) -> tuple[dict[int, Any], int]:
+    def read_header(self, position: int) -> tuple[Header, int]:
         """The page header at `position`, and where its page begins."""
         size = _HEADER_BYTES
         while True:
@@ -349,7 +351,7 @@ def _read_hybrid(content: memoryview, width: int, count: int) -> np.ndarray:
 # --- Thrift compact protocol --------------------------------------------------------------------------------------
 
 
-def _read_struct(content: Any, position: int) -> tuple[dict[int, Any], int]:
+def _read_struct(content: memoryview | bytes, position: int) -> tuple[dict[int, object], int]:
     """Fields by number, and the position behind the struct."""
     fields, number = {}, 0
     while True:
@@ -364,7 +366,7 @@ def _read_struct(content: Any, position: int) -> tuple[dict[int, Any], int]:
         fields[number], position = _read_value(content, position, head & 15)
 
 
-def _read_value(content: Any, position: int, kind: int) -> tuple[Any, int]:
+def _read_value(content: memoryview | bytes, position: int, kind: int) -> tuple[object, int]:
     if kind in (1, 2):  # booleans are their own type
         return kind == 1, position
     if kind == 3:
@@ -381,12 +383,12 @@ def _read_value(content: Any, position: int, kind: int) -> tuple[Any, int]:
     raise UnsupportedLayoutError(f"Thrift type {kind} in a page header")
 
 
-def _read_zigzag(content: Any, position: int) -> tuple[int, int]:
+def _read_zigzag(content: memoryview | bytes, position: int) -> tuple[int, int]:
     value, position = _read_varint(content, position)
     return (value >> 1) ^ -(value & 1), position
 
 
-def _read_varint(content: Any, position: int) -> tuple[int, int]:
+def _read_varint(content: memoryview | bytes, position: int) -> tuple[int, int]:
     value, shift = 0, 0
     while True:
         byte = content[position]

@@ -283,10 +283,10 @@ class LeRobotDataset:
             return SharedArrays(self._columns)
         return None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_columns": self._shared, "_shared": None, "_origin": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Sample) -> None:
         del state["_shared"]
         if state["_columns"] is None:
             del state["_columns"]
@@ -343,7 +343,7 @@ def _frame_offsets(key: str, seconds: Sequence[float], fps: float) -> np.ndarray
     return offsets
 
 
-def _item(value: Any) -> Any:
+def _item(value: object) -> object:
     """One row as a caller may own it: arrays copied out of the shared column, numbers as 0-d arrays."""
     if isinstance(value, str):
         return value

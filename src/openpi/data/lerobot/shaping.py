@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def split(
     parts: Mapping[Path, Sequence[int]],
     on_episode: Callable[[], None] = lambda: None,
     *,
-    told: Mapping[str, Any] | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> None:
     """Writes some episodes of a dataset each into new ones.
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,7 +96,7 @@ def _encode_png(frame_hwc: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _hub_type(feature: Feature) -> dict[str, Any]:
+def _hub_type(feature: Feature) -> dict[str, object]:
     """How the `datasets` library and the hub's viewer name this column's type."""
     if feature["dtype"] == "image":
         return {"_type": "Image"}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -56,7 +55,7 @@ def _frames_of(index: int, episodes: Sequence[Episode]) -> str:
     return f"{count} frames have, {first}" if count else "no frame has"
 
 
-def _rows_with(index: int, path: Path) -> Iterable[tuple[Any, Any]]:
+def _rows_with(index: int, path: Path) -> Iterable[tuple[object, object]]:
     try:
         table = read_parquet(path, columns=["task_index", "episode_index", "frame_index"])
         is_chosen = table["task_index"].to_numpy() == index

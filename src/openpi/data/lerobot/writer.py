@@ -257,7 +257,7 @@ class LeRobotWriter:
         rows = [row | _stats_columns(stats) for row, stats in zip(self._episodes, self._stats, strict=True)]
         pq.write_table(pa.Table.from_pylist(rows), episodes)
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self) -> dict[str, object]:
         features = {key: dict(feature) for key, feature in self._features.items()}
         for key in self._video_keys:
             found = self._before.info["features"][key].get("info") if self._before else None
@@ -317,7 +317,7 @@ def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def _video_info(feature: Feature, fps: float, encoder: str) -> dict[str, Any]:
+def _video_info(feature: Feature, fps: float, encoder: str) -> dict[str, object]:
     height, width = size_hw(feature)
     return {
         "video.height": height,
@@ -340,5 +340,5 @@ def _stats_columns(stats: Mapping[str, feature_stats.FeatureStats]) -> dict[str,
     return {f"stats/{key}/{name}": value for key, stat in _to_lists(stats).items() for name, value in stat.items()}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")

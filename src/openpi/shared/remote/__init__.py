@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from openpi.shared.remote.file_systems import fsspec_files
@@ -14,7 +13,7 @@ from openpi.shared.remote.http_files import http_files
 __all__ = ["CutError", "RefusedError", "RemoteFile", "find_files"]
 
 
-def find_files(url: str, options: Mapping[str, Any] | None = None) -> list[RemoteFile]:
+def find_files(url: str, options: Mapping[str, object] | None = None) -> list[RemoteFile]:
     """The file at a URL, or all files below it.
 
     Args:

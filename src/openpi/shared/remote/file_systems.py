@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 from openpi.shared.errors import first_line, install_hint
 from openpi.shared.remote.files import Body, CutError, RefusedError, RemoteFile
+from openpi.shared.strict_json import Json
 
 _BLOCK_BYTES = 16 << 20  # each is a request of its own
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
-def fsspec_files(url: str, options: Mapping[str, Any]) -> list[RemoteFile]:
+def fsspec_files(url: str, options: Mapping[str, object]) -> list[RemoteFile]:
     """The file at a URL, or all below it; `options` are those of the scheme's file system."""
     opened = filesystem(urlsplit(url).scheme, options)
     with _own_errors(url):
@@ -37,11 +38,11 @@ def fsspec_files(url: str, options: Mapping[str, Any]) -> list[RemoteFile]:
 
 
 @contextlib.contextmanager
-def _open(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> Iterator[Body]:
+def _open(filesystem: Any, path: str, info: Json, start: int) -> Iterator[Body]:
     yield Body(start, info["size"], _blocks(filesystem, path, info, start))
 
 
-def _blocks(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> Iterator[bytes]:
+def _blocks(filesystem: Any, path: str, info: Json, start: int) -> Iterator[bytes]:
     with _own_errors(path):
         while start < info["size"]:
             block = filesystem.cat_file(path, start=start, end=min(start + _BLOCK_BYTES, info["size"]))
@@ -55,7 +56,7 @@ def _blocks(filesystem: Any, path: str, info: Mapping[str, Any], start: int) -> 
         raise ConnectionError(f"{path} was changed while it was read; try again")
 
 
-def _info_version(info: Mapping[str, Any]) -> str | None:
+def _info_version(info: Mapping[str, object]) -> str | None:
     """Each file system has its own name for it."""
     known = (info.get(key) for key in ("ETag", "etag", "generation", "mtime"))
     return next((str(value) for value in known if value is not None), None)
@@ -74,7 +75,7 @@ def _own_errors(url: str) -> Iterator[None]:
         raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
+def filesystem(scheme: str, options: Mapping[str, object]) -> Any:
     """The file system of a scheme.
 
     Raises:

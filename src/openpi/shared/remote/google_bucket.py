@@ -10,12 +10,12 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 from urllib.parse import quote, urlencode, urlsplit
 
 from openpi.shared.remote.files import RemoteFile
 from openpi.shared.remote.http_files import open_at, request
+from openpi.shared.strict_json import Json
 
 _GOOGLE = "https://storage.googleapis.com"
 _MISSING = (404, 410)
@@ -42,7 +42,7 @@ def _endpoint() -> str:
     return (host if "://" in host else f"http://{host}").rstrip("/")
 
 
-def _listing(objects: str, prefix: str) -> Iterator[dict[str, Any]]:
+def _listing(objects: str, prefix: str) -> Iterator[Json]:
     query = {"prefix": prefix, "fields": "items(name,size,generation,md5Hash),nextPageToken"}
     while True:
         page = _json(f"{objects}?{urlencode(query)}")
@@ -52,7 +52,7 @@ def _listing(objects: str, prefix: str) -> Iterator[dict[str, Any]]:
         query["pageToken"] = page["nextPageToken"]
 
 
-def _json(url: str) -> dict[str, Any]:
+def _json(url: str) -> Json:
     response = request(url, none_for=_MISSING)
     if response is None:
         raise FileNotFoundError(f"{url} does not exist")
@@ -60,7 +60,7 @@ def _json(url: str) -> dict[str, Any]:
         return json.load(response)
 
 
-def _file(objects: str, item: Mapping[str, Any], name: str) -> RemoteFile:
+def _file(objects: str, item: Json, name: str) -> RemoteFile:
     """The object at one generation: if it is overwritten meanwhile, the transfer fails rather than mixes."""
     generation = str(item["generation"])
     query = urlencode({"alt": "media", "generation": generation})

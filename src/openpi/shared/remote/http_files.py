@@ -10,11 +10,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from openpi.shared.errors import first_line
 from openpi.shared.remote.files import NUM_CONNECTIONS, Body, CutError, RefusedError, RemoteFile
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
 
 TIMEOUT_S = 60  # without any byte
 
@@ -65,12 +69,12 @@ def open_at(url: str, version: str | None, start: int) -> Iterator[Body]:
         yield Body(begin, None if length is None else begin + length, _chunks(response))
 
 
-def _continues(response: Any, start: int, version: str | None) -> bool:
+def _continues(response: HTTPResponse, start: int, version: str | None) -> bool:
     says = response.headers.get("Content-Range", "")
     return says.startswith(f"bytes {start}-") and (version is None or _version(response) in (None, version))
 
 
-def _chunks(response: Any) -> Iterator[bytes]:
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
     try:
         while chunk := response.read(_CHUNK_BYTES):
             yield chunk
@@ -103,13 +107,13 @@ def request(
         raise CutError(f"no answer from {urlsplit(url).netloc}: {reason}") from error
 
 
-def _version(response: Any) -> str | None:
+def _version(response: HTTPResponse) -> str | None:
     """Equal only for equal bytes, or as nearly so as the server knows: a strong ETag or a date."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
 
-def _length(response: Any) -> int | None:
+def _length(response: HTTPResponse) -> int | None:
     length = response.headers.get("Content-Length")
     return None if length is None else int(length)
 

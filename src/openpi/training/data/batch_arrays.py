@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from openpi import transforms
 from openpi.data.batch_loader import Batch
 from openpi.models.observation import Observation
 
+if TYPE_CHECKING:
+    from jax.sharding import Sharding
+
+
 Framework = Literal["jax", "pytorch"]
 
 
-def model_side_placer(framework: Framework, sharding: Any) -> Callable[[Batch], Batch]:
+def model_side_placer(framework: Framework, sharding: Sharding | None) -> Callable[[Batch], Batch]:
     """As `placer`, without what the model does not take, such as texts."""
     place = placer(framework, sharding)
     if framework == "jax":
@@ -43,7 +47,7 @@ def process_part(framework: Framework) -> tuple[int, int]:
     return 0, 1
 
 
-def placer(framework: Framework, sharding: Any) -> Callable[[Batch], Batch]:
+def placer(framework: Framework, sharding: Sharding | None) -> Callable[[Batch], Batch]:
     """From a batch of NumPy arrays to one of the framework; doubles become f32."""
     if framework == "pytorch":
         if sharding is not None:
@@ -60,20 +64,20 @@ def _as_tensors(batch: Batch) -> Batch:
     return _map_arrays(batch, lambda array: torch.as_tensor(_narrow(array)))
 
 
-def _on_devices(batch: Batch, sharding: Any) -> Batch:
+def _on_devices(batch: Batch, sharding: Sharding | None) -> Batch:
     import jax
 
     if sharding is None:
         sharding = _split_over_devices(len(next(iter(transforms.flatten_dict(batch).values()))))
 
-    def place(array: np.ndarray) -> Any:
+    def place(array: np.ndarray) -> object:
         narrow = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
         return jax.make_array_from_process_local_data(sharding, narrow)
 
     return _map_arrays(batch, place)
 
 
-def _split_over_devices(num_rows: int) -> Any:
+def _split_over_devices(num_rows: int) -> Sharding:
     """Rows over all devices; over fewer, where those of all cannot share them equally."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,7 +92,7 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _map_arrays(batch: Mapping[str, Any], place: Callable[[np.ndarray], Any], path: str = "") -> Batch:
+def _map_arrays(batch: Mapping[str, object], place: Callable[[np.ndarray], object], path: str = "") -> Batch:
     placed = {}
     for key, value in batch.items():
         if isinstance(value, Mapping):

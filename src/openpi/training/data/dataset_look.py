@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from openpi.data.check.findings import Severity, by_kind
 from openpi.data.check.runner import check_open
@@ -37,7 +36,7 @@ def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
     return metadata_root, _reading(data_config, config.model.action_horizon, _metadata_or_none(metadata_root))
 
 
-def warn_of_findings(dataset: Any, data_config: DataConfig, horizon: int) -> None:
+def warn_of_findings(dataset: object, data_config: DataConfig, horizon: int) -> None:
     """Logs one line for each kind of finding that is an error or a warning; nothing is refused for it."""
     if not isinstance(dataset, LeRobotDataset):
         return

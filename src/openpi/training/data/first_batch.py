@@ -1,15 +1,14 @@
 """A picture of what the model is fed: the first samples of the first batch, all cameras, with names and prompts."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
+
+from openpi.shared.tree import Tree
 
 _MARGIN = 4
 _CAPTION = 14
 
 
-def contact_sheet(batch: Mapping[str, Any], *, num_samples: int = 5) -> np.ndarray:
+def contact_sheet(batch: Tree, *, num_samples: int = 5) -> np.ndarray:
     """One row per sample, one column per camera; cameras that are masked out say so.
 
     Args:

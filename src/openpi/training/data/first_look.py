@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from openpi import transforms
 from openpi.data.dataset import Sample
 from openpi.models.model_config import ModelType
 from openpi.policies.policy_config import stats_dims
@@ -33,7 +33,7 @@ class FirstLook:
         self._found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self._num_samples = 0
 
-    def stage(self, before: Sample | None, sample: Sample, transform: Any = None) -> None:
+    def stage(self, before: Sample | None, sample: Sample, transform: transforms.DataTransformFn | None = None) -> None:
         """A sample before the first transform (`before` is None), or after one."""
         step = None if transform is None else Step("", transform)
         title = "the dataset" if step is None else step.name

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 class Loader(Protocol):
     """An endless source of batches that knows where it is."""
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+    def __iter__(self) -> Iterator[Mapping[str, object]]: ...
 
-    def state(self) -> Any:
+    def state(self) -> object:
         """Continue from here with `restore`: JSON data."""
         ...
 
@@ -56,7 +56,7 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._fill, args=(loader, place, first), name="prefetch", daemon=True)
         self._thread.start()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         start = time.perf_counter()
         batch, self.state = self._take()
         self.waited_s += time.perf_counter() - start
@@ -71,7 +71,7 @@ class Prefetcher:
             except queue.Empty:
                 continue
 
-    def _take(self) -> tuple[Any, Any]:
+    def _take(self) -> tuple[object, object]:
         start = time.perf_counter()
         while True:
             with contextlib.suppress(queue.Empty):
@@ -83,7 +83,7 @@ class Prefetcher:
             raise item
         return item
 
-    def _fill(self, loader: Loader, place: Callable[[Any, int], Any], first: int) -> None:
+    def _fill(self, loader: Loader, place: Callable[[object, int], object], first: int) -> None:
         try:
             for number, batch in enumerate(loader, first):
                 self._put((place(batch, number), loader.state()))
@@ -93,7 +93,7 @@ class Prefetcher:
         except BaseException as error:  # re-raised where the batch was to be used
             self._put(error)
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: object) -> None:
         while not self._stop.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)

@@ -12,20 +12,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from openpi import transforms
 from openpi.data.batch_loader import Batch, BatchLoader, SourceLoader, stack
-from openpi.data.batch_order import BatchSource
+from openpi.data.batch_order import BatchSource, State
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.models.model_config import BaseModelConfig
 from openpi.models.observation import Observation
+from openpi.shared.tree import Tree
 from openpi.training import data_loader
 from openpi.training.data import recipe_data
 from openpi.training.data.batch_arrays import Framework, model_side_placer, placer, process_part
 from openpi.training.data.streams import Encoded, open_stream
 from openpi.training.data_config import DataConfig
 from openpi.training.recipe.adopted import as_recipe
+
+if TYPE_CHECKING:
+    from openpi.training.data.batch_arrays import Sharding
+
 
 # Frames that training uses of DROID 1.0.1, about: the published length of data in RLDS form, whatever they are.
 RLDS_LENGTH = 20_000_000
@@ -65,7 +70,7 @@ class DataLoaderImpl:
     def data_config(self) -> DataConfig:
         return self._data_config
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple[object, object]]:
         for batch in self._batches:
             yield Observation.from_dict(batch), batch["actions"]
 
@@ -89,7 +94,7 @@ class TorchDataLoader:
         dataset: Dataset,
         local_batch_size: int,
         *,
-        sharding: Any = None,
+        sharding: Sharding | None = None,
         shuffle: bool = False,
         sampler: Iterable[int] | None = None,
         num_batches: int | None = None,
@@ -115,7 +120,9 @@ class TorchDataLoader:
 class RLDSDataLoader:
     """Batches of `create_rlds_dataset`, transformed or not, as JAX arrays."""
 
-    def __init__(self, dataset: Iterable[Batch], *, sharding: Any = None, num_batches: int | None = None) -> None:
+    def __init__(
+        self, dataset: Iterable[Batch], *, sharding: Sharding | None = None, num_batches: int | None = None
+    ) -> None:
         self._batches = _Placed(dataset, num_batches, placer("jax", sharding))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -150,9 +157,9 @@ class IterableTransformedDataset:
 
 
 def create_data_loader(
-    config: Any,
+    config: object,
     *,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
     shuffle: bool = False,
     num_batches: int | None = None,
     skip_norm_stats: bool = False,
@@ -189,7 +196,7 @@ def create_torch_data_loader(
     action_horizon: int,
     batch_size: int,
     *,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
     skip_norm_stats: bool = False,
     shuffle: bool = False,
     num_batches: int | None = None,
@@ -216,7 +223,7 @@ def create_rlds_data_loader(
     action_horizon: int,
     batch_size: int,
     *,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
     skip_norm_stats: bool = False,
     shuffle: bool = False,
     num_batches: int | None = None,
@@ -328,16 +335,16 @@ class _SamplerSource:
         self._sampler = sampler
         self._batch_size = batch_size
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> State:
         return {"next_batch": 0}
 
-    def start_after(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def start_after(self, state: Mapping[str, object]) -> State:
         return self.start()  # the sampler has its own order
 
     def describe(self, item: int) -> str:
         return f"sample {item}"
 
-    def batches(self, state: Mapping[str, Any]) -> Generator[tuple[Sequence[int], dict[str, Any]], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[int], State], None, None]:
         number = int(state["next_batch"])
         while True:
             indices = [int(index) for index in self._sampler]
@@ -348,7 +355,7 @@ class _SamplerSource:
                 yield indices[begin : begin + self._batch_size], {"next_batch": number}
 
 
-def _unstack(batch: Mapping[str, Any]) -> Iterator[Sample]:
+def _unstack(batch: Mapping[str, object]) -> Iterator[Sample]:
     """Inverse of `stack`."""
     flat = transforms.flatten_dict(batch)
     for row in range(len(next(iter(flat.values())))):

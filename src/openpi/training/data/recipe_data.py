@@ -234,7 +234,7 @@ class FakeDataset:
         return unflatten({path: _draw(spec, rng) for path, spec in self._spec.items()})
 
 
-def _draw(spec: ArraySpec, rng: np.random.Generator) -> Any:
+def _draw(spec: ArraySpec, rng: np.random.Generator) -> object:
     shape, dtype = spec
     if dtype.kind == "f":
         return rng.uniform(-1, 1, shape).astype(dtype)

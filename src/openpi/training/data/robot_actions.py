@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpi import transforms
+from openpi.data.dataset import Sample
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.contract import Contract
 from openpi.training.data_config import DataConfig
@@ -35,7 +36,7 @@ def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.
 
 
 def with_recorded_limits(
-    contract: Contract, dataset: Any, data_config: DataConfig, client: Any, returned: np.ndarray
+    contract: Contract, dataset: Any, data_config: DataConfig, client: Sample, returned: np.ndarray
 ) -> Contract:
     """The contract with the range and the speed of the dataset's actions, and a little more.
 

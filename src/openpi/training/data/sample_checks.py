@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from openpi import transforms
 from openpi.data.dataset import Sample
@@ -143,7 +143,7 @@ def _told(warnings: list[str]) -> list[Finding]:
     ]
 
 
-def _another_robot(transform: Any, before: Sample) -> Iterator[Finding]:
+def _another_robot(transform: object, before: Sample) -> Iterator[Finding]:
     """Vectors that are not as wide as the spec of the robot transform says."""
     spec = find_spec([transform])
     if spec is None:
@@ -168,7 +168,7 @@ def _not_finite(sample: Sample, before: Sample | None) -> Iterator[Finding]:
             yield Finding(key, f"{bad} of {np.asarray(value).size} values are NaN or infinite")
 
 
-def _num_not_finite(value: Any) -> int:
+def _num_not_finite(value: object) -> int:
     array = np.asarray(value)
     return int((~np.isfinite(array)).sum()) if array.dtype.kind == "f" else 0
 
@@ -239,7 +239,7 @@ def _largest(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def is_image(value: Any) -> bool:
+def is_image(value: npt.ArrayLike) -> bool:
     """An array that looks like one colour image, [h, w, 3] or [3, h, w]."""
     shape = np.shape(value)
     return len(shape) == 3 and 3 in (shape[0], shape[-1]) and sorted(shape)[1] >= _MIN_IMAGE_SIDE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,7 @@ def removed(sample: Sample, before: Sample | None) -> list[str]:
     return [] if before is None else [key for key in flatten(before) if key not in flatten(sample)]
 
 
-def _leaf(key: str, value: Any, *, is_new: bool) -> Leaf:
+def _leaf(key: str, value: object, *, is_new: bool) -> Leaf:
     array = np.asarray(value)
     if array.dtype.kind in "USO":
         return Leaf(key, "str", array.shape, None, _short(str(value)), is_new)
@@ -92,7 +91,7 @@ def _range(array: np.ndarray) -> tuple[float, float, float] | None:
     return float(finite.min()), float(finite.mean(dtype=np.float64)), float(finite.max())
 
 
-def _is_same(value: Any, old: Any) -> bool:
+def _is_same(value: object, old: object) -> bool:
     if value is old:
         return True
     if old is None or isinstance(value, Mapping) or isinstance(old, Mapping):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, 
     return Seen.of(samples, prompts, _columns(data_config, dataset, samples[0][2]), length)
 
 
-def _columns(data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, Any]) -> dict[str, Column]:
+def _columns(data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, object]) -> dict[str, Column]:
     """Vectors that the recipe takes from a column as they are, in all frames, which costs no picture."""
     features = dataset.metadata.features
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]

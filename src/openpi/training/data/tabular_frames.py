@@ -102,7 +102,7 @@ class TabularFrames(_Evaluating):
         episode_of = np.searchsorted(np.unique(self._last_rows), rows)
         return Block(episode_of, lambda chosen, shape: self._build(rows[chosen], shape))
 
-    def _build(self, rows: np.ndarray, shape: Callable[[np.ndarray], Any]) -> Sample:
+    def _build(self, rows: np.ndarray, shape: Callable[[np.ndarray], object]) -> Sample:
         sample: Sample = dict(self._images)
         for name, column in self._columns.items():
             if column.dtype.hasobject:  # texts and what else is told: of one frame

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -128,7 +128,7 @@ def is_first() -> bool:
     return index() == 0
 
 
-def exchange(what: str, value: Any) -> list[Any]:
+def exchange(what: str, value: object) -> list[Any]:
     """The JSON values of all processes, by process.
 
     Args:
@@ -184,7 +184,7 @@ def on_first(what: str, action: Callable[[], T]) -> T:
     return exchange(f"{what}, result", value)[0]
 
 
-def check_same(what: str, values: dict[str, Any]) -> None:
+def check_same(what: str, values: Mapping[str, object]) -> None:
     """Refuses to go on unless the JSON values are the same in all processes.
 
     Raises:

@@ -11,7 +11,9 @@ import contextlib
 import json
 import socket
 import time
-from typing import Any
+from collections.abc import Mapping
+
+from openpi.shared.strict_json import Json
 
 _RETRY_S = 0.2
 _PATIENCE_S = 10
@@ -114,12 +116,12 @@ def _connect(host: str, port: int, deadline: float, timeout_s: float) -> socket.
             time.sleep(_RETRY_S)
 
 
-def _write(connection: socket.socket, message: dict[str, Any]) -> None:
+def _write(connection: socket.socket, message: Mapping[str, object]) -> None:
     with contextlib.suppress(OSError):  # gone; it will be missed elsewhere
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _read(connection: socket.socket) -> dict[str, Any] | None:
+def _read(connection: socket.socket) -> Json | None:
     """One message; None if the other side closed, or speaks something else."""
     try:
         line = connection.makefile("rb").readline(_MAX_LINE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.models.model_config import BaseModelConfig
+from openpi.shared.strict_json import Json
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import HIDDEN, AssetsConfig, DataConfig, DataConfigFactory
 
@@ -27,7 +28,7 @@ class AdoptedDataConfig(DataConfigFactory):
         return DataConfig(**_common_fields(self.theirs.create(assets_dirs, model_config), DataConfig))
 
 
-def as_recipe(config: Any) -> TrainConfig:
+def as_recipe(config: object) -> TrainConfig:
     """A recipe as ours; ours are returned as they are. Fields that a foreign one lacks have our defaults.
 
     Raises:
@@ -44,7 +45,7 @@ def as_recipe(config: Any) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def _adopted_data(factory: Any) -> DataConfigFactory:
+def _adopted_data(factory: object) -> DataConfigFactory:
     if isinstance(factory, DataConfigFactory):
         return factory
     repo_id = getattr(factory, "repo_id", None)
@@ -56,5 +57,5 @@ def _adopted_data(factory: Any) -> DataConfigFactory:
     )
 
 
-def _common_fields(value: Any, kind: type) -> dict[str, Any]:
+def _common_fields(value: object, kind: type) -> Json:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if hasattr(value, field.name)}

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _NAMING_TAGS = ("$type", "$enum", "$ref")
 
 
-def upgrade(value: Any, own_modules: list[str], field: str) -> Any:
+def upgrade(value: object, own_modules: list[str], field: str) -> object:
     """Encoded values of version 1 with the names of today; those of the recipe's own modules stay.
 
     Raises:
@@ -44,7 +44,7 @@ def upgrade(value: Any, own_modules: list[str], field: str) -> Any:
     return upgraded
 
 
-def _upgraded_name(name: Any, own_modules: list[str], field: str) -> str:
+def _upgraded_name(name: object, own_modules: list[str], field: str) -> str:
     new = recipe_table.new_name(name) if isinstance(name, str) else None
     if new is None and isinstance(name, str) and name.partition(":")[0] in own_modules:
         return name
@@ -53,7 +53,7 @@ def _upgraded_name(name: Any, own_modules: list[str], field: str) -> str:
     return new
 
 
-def _unknown(name: Any, own_modules: list[str], field: str) -> ValueError:
+def _unknown(name: object, own_modules: list[str], field: str) -> ValueError:
     close = closest_name(str(name).rpartition(":")[2], [known.partition(".")[2] for known in recipe_table.names()])
     hint = f" (is '{close}' meant?)" if close else ""
     if where := recipe_table.hint(str(name)):
@@ -77,12 +77,12 @@ class Decoder:
 
     own: OwnCode
 
-    def decode(self, value: Any, field: str) -> Any:
+    def decode(self, value: object, field: str) -> Any:
         if isinstance(value, list):
             return [self.decode(item, f"{field}[{i}]") for i, item in enumerate(value)]
         return self._dict(value, field) if isinstance(value, dict) else value
 
-    def _dict(self, value: dict[str, Any], field: str) -> Any:
+    def _dict(self, value: Mapping[str, object], field: str) -> object:
         tag = tag_of(value)
         if tag is None:
             return {key: self.decode(item, f"{field}.{key}") for key, item in value.items()}
@@ -108,7 +108,7 @@ class Decoder:
                 return _array(content, further.get("dtype"), field)[()]
         raise ValueError(f"{field} is {str(value)[:80]}, which is no value of a recipe")
 
-    def _pairs(self, pairs: list[Any], field: str) -> dict[Any, Any]:
+    def _pairs(self, pairs: list[object], field: str) -> dict[object, object]:
         decoded = [self.decode(pair, field) for pair in pairs]
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in decoded):
             raise ValueError(f"{field} has entries that are no pairs of key and value")
@@ -120,7 +120,7 @@ class Decoder:
             raise ValueError(f"{field} has a key twice among {str(list(content))[:80]}")
         return content
 
-    def _dataclass(self, name: str, encoded: dict[str, Any], field: str) -> Any:
+    def _dataclass(self, name: str, encoded: Mapping[str, object], field: str) -> object:
         listed = recipe_table.find_type(name)
         cls = listed or self._find_own(name, field)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
@@ -151,10 +151,10 @@ class Decoder:
             raise ValueError(f"{field} is '{name}.{member}', which is not an enumeration member")
         return cls[member]
 
-    def _reference(self, name: str, field: str) -> Any:
+    def _reference(self, name: str, field: str) -> object:
         return recipe_table.find_reference(name) or self._find_own(name, field)
 
-    def _find_own(self, name: str, field: str) -> Any:
+    def _find_own(self, name: str, field: str) -> object:
         found = self.own.find(name)
         if found is not None:
             return found
@@ -163,14 +163,16 @@ class Decoder:
         raise _unknown(name, self.own.names(), field)
 
 
-def _without_gone_fields(name: str, encoded: dict[str, Any], field: str) -> dict[str, Any]:
+def _without_gone_fields(name: str, encoded: Mapping[str, object], field: str) -> dict[str, object]:
     gone = recipe_table.GONE_FIELDS.get(name, {})
     for key in encoded.keys() & gone.keys():
         logger.warning("%s.%s is read no more: %s", field, key, gone[key])
     return {key: item for key, item in encoded.items() if key not in gone}
 
 
-def _check_fields(name: str, encoded: Mapping[str, Any], fields: Mapping[str, Any], field: str) -> None:
+def _check_fields(
+    name: str, encoded: Mapping[str, object], fields: Mapping[str, dataclasses.Field[object]], field: str
+) -> None:
     """Raises ValueError for fields that the type does not have, or has and needs."""
     unknown = sorted(encoded.keys() - fields.keys())
     if unknown:
@@ -186,11 +188,11 @@ def _check_fields(name: str, encoded: Mapping[str, Any], fields: Mapping[str, An
         logger.info("%s is of an older openpi and lacks %s: the defaults hold", field, ", ".join(lacking))
 
 
-def _is_needed(entry: dataclasses.Field[Any]) -> bool:
+def _is_needed(entry: dataclasses.Field[object]) -> bool:
     return entry.init and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
 
 
-def _build(cls: type, values: dict[str, Any], fields: Mapping[str, dataclasses.Field[Any]]) -> Any:
+def _build(cls: type, values: Mapping[str, object], fields: Mapping[str, dataclasses.Field[object]]) -> object:
     """Through the constructor where the dataclass has its generated one, else field by field."""
     if "__init__" in vars(cls) and not cls.__dataclass_params__.init:  # type: ignore[attr-defined]  # of @dataclass
         instance = object.__new__(cls)
@@ -200,7 +202,7 @@ def _build(cls: type, values: dict[str, Any], fields: Mapping[str, dataclasses.F
     return cls(**{key: value for key, value in values.items() if fields[key].init})
 
 
-def _array(values: Any, dtype: Any, field: str) -> np.ndarray:
+def _array(values: object, dtype: object, field: str) -> np.ndarray:
     if not (isinstance(dtype, str) and dtype in ARRAY_DTYPES and _is_numeric(values)):
         raise ValueError(f"{field} is no array of numbers with a dtype of {', '.join(ARRAY_DTYPES)}")
     try:
@@ -209,5 +211,5 @@ def _array(values: Any, dtype: Any, field: str) -> np.ndarray:
         raise ValueError(f"{field} is no array of {dtype}: {error}") from error
 
 
-def _is_numeric(values: Any) -> bool:
+def _is_numeric(values: object) -> bool:
     return all(map(_is_numeric, values)) if isinstance(values, list) else isinstance(values, (bool, int, float))

@@ -6,12 +6,13 @@ import dataclasses
 import enum
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openpi.shared.strict_json import Json
 from openpi.shared.typed_values import fitted_fields
 from openpi.training.recipe import table as recipe_table
 from openpi.training.recipe.sources import Collected
@@ -33,7 +34,7 @@ class Encoder:
     def __init__(self) -> None:
         self.sources = Collected()
 
-    def encode(self, value: Any, field: str) -> Any:
+    def encode(self, value: object, field: str) -> Any:
         encode = self._encoder_of(value)
         if encode is None:
             raise ValueError(
@@ -42,7 +43,7 @@ class Encoder:
             )
         return encode(value, field)
 
-    def _encoder_of(self, value: Any) -> Callable[[Any, str], Any] | None:
+    def _encoder_of(self, value: object) -> Callable[[object, str], object] | None:
         if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
             return _scalar
         if isinstance(value, type) or inspect.isroutine(value):
@@ -54,7 +55,7 @@ class Encoder:
                 return encode
         return None
 
-    def _kinds(self) -> dict[type, Callable[[Any, str], Any]]:
+    def _kinds(self) -> dict[type, Callable[..., object]]:
         return {
             enum.Enum: lambda v, f: {"$enum": self._name(type(v), f), "name": v.name},
             tuple: lambda v, f: {"$tuple": self._items(v, f)},
@@ -65,10 +66,10 @@ class Encoder:
             np.generic: lambda v, f: {"$scalar": self.encode(v.item(), f), "dtype": _dtype(v.dtype, f)},
         }
 
-    def _items(self, values: Any, field: str) -> list[Any]:
+    def _items(self, values: Iterable[object], field: str) -> list[object]:
         return [self.encode(item, f"{field}[{i}]") for i, item in enumerate(values)]
 
-    def _dataclass(self, value: Any, field: str) -> dict[str, Any]:
+    def _dataclass(self, value: Any, field: str) -> Json:
         cls = type(value)
         values = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
         if recipe_table.name_of(cls) is not None:
@@ -77,7 +78,7 @@ class Encoder:
             key: self.encode(item, f"{field}.{key}") for key, item in values.items()
         }
 
-    def _mapping(self, value: Mapping[Any, Any], field: str) -> dict[str, Any]:
+    def _mapping(self, value: Mapping[Any, object], field: str) -> Json:
         """Pairs where keys are not plain strings, so that any dict survives."""
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: self.encode(item, f"{field}.{key}") for key, item in value.items()}
@@ -85,11 +86,11 @@ class Encoder:
             "$dict": [[self.encode(k, f"{field} key"), self.encode(v, f"{field}[{k!r}]")] for k, v in value.items()]
         }
 
-    def _name(self, value: Any, field: str) -> str:
+    def _name(self, value: object, field: str) -> str:
         return recipe_table.name_of(value) or self.sources.name(value, field)
 
 
-def _scalar(value: Any, field: str) -> Any:
+def _scalar(value: object, field: str) -> object:
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{field} is not a number (nan), which says nothing in a recipe; use None")
     return value
@@ -101,12 +102,12 @@ def _dtype(dtype: np.dtype, field: str) -> str:
     return dtype.name
 
 
-def tag_of(value: Mapping[str, Any]) -> str | None:
+def tag_of(value: Mapping[str, object]) -> str | None:
     """What kind of value a dict encodes; None = a dict."""
     return next((key for key in value if key.startswith("$")), None)
 
 
-def differences(before: Any, now: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(before: object, now: object, field: str) -> Iterator[tuple[str, object, object]]:
     """Of two encoded values, the leaves that differ."""
     if isinstance(before, dict) and isinstance(now, dict) and tag_of(before) == tag_of(now):
         is_same_class = "$type" in now and before["$type"] == now["$type"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 _MARKED_LINE = re.compile(r"^\s*(\w+)\s*=\s*FILL_IN\(")
 
 
-def FILL_IN(question: str, *choices: Any) -> Any:
+def FILL_IN(question: str, *choices: object) -> object:
     """Stands for a value that is still to be decided; replace the whole call by it.
 
     Args:
@@ -29,7 +28,7 @@ def FILL_IN(question: str, *choices: Any) -> Any:
     )
 
 
-def _in_words(choices: tuple[Any, ...]) -> str:
+def _in_words(choices: tuple[object, ...]) -> str:
     if len(choices) == 1 and isinstance(choices[0], tuple):
         return f"a tuple of some of {', '.join(map(repr, choices[0]))}, or ()"
     return " or ".join(map(repr, choices)) or "the value"

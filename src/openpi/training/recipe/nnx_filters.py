@@ -14,7 +14,7 @@ from openpi.training import freeze
 _HOME = "flax.nnx"
 
 
-def as_filter(value: Any) -> freeze.Filter:
+def as_filter(value: object) -> freeze.Filter:
     """A filter of our own from what `flax.nnx` takes as one: its filters, types of variables, `...`, booleans, None, a
     list of such (any of them), or a function of (path, value). Our own are returned as they are.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from openpi_client import docstrings
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from tyro.constructors import StructConstructorSpec, StructTypeInfo
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def parse(default: T, argv: Sequence[str], *, prog: str) -> T:
         raise ValueError(str(refusal)) from refusal.__cause__
 
 
-def flag_names(instance: Any) -> list[str]:
+def flag_names(instance: DataclassInstance) -> list[str]:
     """The fields of a dataclass that are flags, or hold some."""
     hints = _type_hints(instance)
     fields = [field for field in dataclasses.fields(instance) if field.init]
@@ -72,7 +73,7 @@ def _dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(_replacer(default), fields)
 
 
-def _type_hints(instance: Any) -> dict[str, Any]:
+def _type_hints(instance: DataclassInstance) -> dict[str, object]:
     """The declared types, or those of the values where the declarations name things that are not imported."""
     try:
         return typing.get_type_hints(type(instance))
@@ -80,7 +81,7 @@ def _type_hints(instance: Any) -> dict[str, Any]:
         return {field.name: type(getattr(instance, field.name)) for field in dataclasses.fields(instance)}
 
 
-def _replacer(default: Any) -> Callable[..., Any]:
+def _replacer(default: DataclassInstance) -> Callable[..., object]:
     def replace(**changes: Any) -> Any:
         try:
             return dataclasses.replace(default, **changes)
@@ -90,11 +91,11 @@ def _replacer(default: Any) -> Callable[..., Any]:
     return replace
 
 
-def _is_instance(value: Any) -> bool:
+def _is_instance(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _is_visible(field: dataclasses.Field[Any], value: Any, hint: Any) -> bool:
+def _is_visible(field: dataclasses.Field[object], value: object, hint: object) -> bool:
     if not field.metadata.get("cli", True):
         return False
     if _is_instance(value):
@@ -102,26 +103,26 @@ def _is_visible(field: dataclasses.Field[Any], value: Any, hint: Any) -> bool:
     return is_plain(value) and (value is not None or _without_structs(hint) is not type(None))
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Whether a value can be written as a flag."""
     if isinstance(value, (tuple, list)):
         return all(is_plain(item) and item is not None for item in value)
     return isinstance(value, _PLAIN)
 
 
-def _flag_type(hint: Any, value: Any) -> Any:
+def _flag_type(hint: object, value: object) -> Any:
     """The type that decides how a flag is read: a structure's own class, or the plain part of a union."""
     return type(value) if _is_instance(value) else _without_structs(hint)
 
 
-def _without_structs(hint: Any) -> Any:
+def _without_structs(hint: object) -> object:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
     plain = tuple(part for part in typing.get_args(hint) if not dataclasses.is_dataclass(part) and _is_flag(part))
     return typing.Union[plain]  # noqa: UP007  # built from a tuple
 
 
-def _is_flag(part: Any) -> bool:
+def _is_flag(part: object) -> bool:
     return typing.get_origin(part) not in (dict, Mapping, Callable)
 
 

@@ -50,7 +50,7 @@ def tokenizers(config: TrainConfig) -> list[Requirement]:
     return [Requirement("tokenizer", url) for url in urls]
 
 
-def _urls(value: Any) -> Iterator[str]:
+def _urls(value: object) -> Iterator[str]:
     """Of a dataclass's own fields; loaders of users are read too."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from openpi.shared.downloaded import is_downloaded
 
@@ -44,7 +43,7 @@ class Collected:
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
 
-    def name(self, value: Any, field: str) -> str:
+    def name(self, value: object, field: str) -> str:
         """`module:QualName` of a class or function, after checking that it leads back to it.
 
         Raises:
@@ -95,7 +94,7 @@ class OwnCode:
         """Of the modules."""
         return list(self._files)
 
-    def find(self, name: str) -> Any:
+    def find(self, name: str) -> object:
         """The class or function called `module:QualName`; None = it has no such module.
 
         Raises:
@@ -111,7 +110,7 @@ class OwnCode:
         return value
 
 
-def _look_up(home: ModuleType, qualname: str) -> Any:
+def _look_up(home: ModuleType, qualname: str) -> object:
     return functools.reduce(lambda value, part: getattr(value, part, None), qualname.split("."), home)
 
 

@@ -62,7 +62,7 @@ class Entry:
     old_name: str | None = None
 
 
-def entries(subject: str, old_module: str, *values: Callable[..., Any]) -> Iterator[Entry]:
+def entries(subject: str, old_module: str, *values: Callable[..., object]) -> Iterator[Entry]:
     for value in values:
         yield Entry(value, f"{subject}.{value.__name__}", f"{old_module}:{value.__name__}")
 
@@ -200,7 +200,7 @@ def _table() -> _Table:
     return _Table()
 
 
-def name_of(value: Any) -> str | None:
+def name_of(value: object) -> str | None:
     """What files call a class or function; None = it is not of ours to name."""
     entry = _table().by_value.get(value)
     return None if entry is None else entry.name
@@ -231,16 +231,16 @@ def find_enum(name: str) -> type[enum.Enum] | None:
     return _find(name, _table().types, lambda value: issubclass(value, enum.Enum))
 
 
-def find_reference(name: str) -> Callable[..., Any] | None:
+def find_reference(name: str) -> Callable[..., object] | None:
     """The function or tokenizer class of that name."""
     return _find(name, (*FUNCTIONS, *TOKENIZERS), callable)
 
 
-def is_tokenizer(value: Any) -> bool:
+def is_tokenizer(value: object) -> bool:
     """Whether it is one of the tokenizer classes."""
     return any(entry.value is value for entry in TOKENIZERS)
 
 
-def _find(name: str, entries: tuple[Entry, ...], is_meant: Callable[[Any], bool]) -> Any:
+def _find(name: str, entries: tuple[Entry, ...], is_meant: Callable[..., bool]) -> Any:
     entry = _table().by_name.get(name)
     return entry.value if entry is not None and entry in entries and is_meant(entry.value) else None

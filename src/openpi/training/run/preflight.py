@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,14 +17,14 @@ import numpy as np
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.batch_loader import SourceLoader
-from openpi.data.dataset import Dataset
-from openpi.data.lerobot.features import dimension_names
+from openpi.data.dataset import Dataset, Sample
+from openpi.data.lerobot.features import Feature, dimension_names
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
-from openpi.shared.tree import flatten, unflatten
+from openpi.shared.tree import Tree, flatten, unflatten
 from openpi.training import data_loader, recipe_io
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
@@ -36,6 +36,7 @@ from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
 from openpi.training.distributed import processes
 from openpi.training.run import adapters, tracking
+from openpi.transforms import DataTransformFn
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ def _stats_widths(data_config: DataConfig, dataset: Dataset | Stream) -> dict[st
     before = tuple(itertools.takewhile(lambda step: not isinstance(step, transforms.Normalize), chain))
     where, sample = recipe_data.samples_of(dataset, 1)[0]
     raw = _run_chain(sample, before, data_config, where=where)[2]
-    return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key))}
+    return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key, 0))}
 
 
 def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
@@ -234,7 +235,7 @@ def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
 
 
 def _check_mixed_in(
-    config: TrainConfig, data_config: DataConfig, dataset: Dataset | Stream, made_of_first: Mapping[str, Any]
+    config: TrainConfig, data_config: DataConfig, dataset: Dataset | Stream, made_of_first: Tree
 ) -> None:
     """Raises ValueError unless samples of another dataset of a mixture can be in one batch with those of the first."""
     chain = data_loader.input_transforms(data_config, dataset)
@@ -266,8 +267,13 @@ def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> Non
 
 
 def _run_chain(
-    sample: Any, chain: Any, data_config: DataConfig, *, where: str, look: FirstLook | None = None
-) -> tuple[Any, Any, Any]:
+    sample: Sample,
+    chain: Sequence[DataTransformFn],
+    data_config: DataConfig,
+    *,
+    where: str,
+    look: FirstLook | None = None,
+) -> tuple[Sample, Sample, Sample]:
     """The sample under client keys, before normalisation, and as the model takes it."""
     num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
     client = raw = sample
@@ -291,13 +297,13 @@ def _run_chain(
     return client, raw, sample
 
 
-def _described(sample: Any) -> str:
+def _described(sample: Tree) -> str:
     return ", ".join(
         f"{key} {np.asarray(value).dtype}{list(np.shape(value))}" for key, value in flatten(sample).items()
     )
 
 
-def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict[str, Any]) -> None:
+def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: Mapping[str, object]) -> None:
     """Raises ValueError, naming every difference, unless the sample has the shapes of the model's inputs."""
     found = flatten(made)
     problems = [
@@ -316,7 +322,7 @@ def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: dict
 
 
 def _check_contract(
-    contract: Contract, data_config: DataConfig, config: TrainConfig, client: Any, raw: Any
+    contract: Contract, data_config: DataConfig, config: TrainConfig, client: Sample, raw: Sample
 ) -> np.ndarray:
     """Raises ValueError unless the recipe's robot has the state and the actions of the dataset, and of its outputs.
 
@@ -348,7 +354,9 @@ def _shape_text(value: Any) -> str:
     return "missing" if value is None else f"shape {list(np.shape(value))}"
 
 
-def _contract(data_config: DataConfig, dataset: Dataset | Stream, config: TrainConfig, clients: list[Any]) -> Contract:
+def _contract(
+    data_config: DataConfig, dataset: Dataset | Stream, config: TrainConfig, clients: list[Sample]
+) -> Contract:
     features = _features(dataset)
     action_key = data_config.action_sequence_keys[0]
     state_key = next((key for key in ("observation.state", "state") if key in features), "")
@@ -363,7 +371,7 @@ def _contract(data_config: DataConfig, dataset: Dataset | Stream, config: TrainC
     )
 
 
-def _features(dataset: Dataset | Stream) -> Mapping[str, Any]:
+def _features(dataset: Dataset | Stream) -> Mapping[str, Feature]:
     """As LeRobot describes them; a stream names none."""
     return dataset.metadata.features if isinstance(dataset, LeRobotDataset) else {}
 
@@ -374,7 +382,7 @@ def _action_names(data_config: DataConfig, dataset: Dataset | Stream, contract: 
     return names if len(names) == contract.actions.width else tuple(contract.actions.names)
 
 
-def _open_holdout(config: TrainConfig, data: RecipeData, num_devices: int) -> Any | None:
+def _open_holdout(config: TrainConfig, data: RecipeData, num_devices: int) -> object | None:
     """At most one pass over the episodes held out, in batches that fit however few frames there are."""
     if not holdout.holds_out(config, data.config):
         return None

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from openpi.training.backend import STEPS_IN_FLIGHT
+from openpi.training.backend import STEPS_IN_FLIGHT, Metric
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ class Window:
         wait: as of `Backend`.
     """
 
-    def __init__(self, wait: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, wait: Callable[[Mapping[str, Metric]], None]) -> None:
         self._wait = wait
         self._steps: list[Mapping[str, Any]] = []
         self._in_flight: deque[Mapping[str, Any]] = deque()
 
-    def add(self, metrics: Mapping[str, Any]) -> None:
+    def add(self, metrics: Mapping[str, object]) -> None:
         """Also keeps the host from running ahead of the device by more than `STEPS_IN_FLIGHT`, so that times measured
         between reports are those of the device, and a request to stop, or an error, is noticed within these steps.
         """

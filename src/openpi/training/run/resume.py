@@ -6,12 +6,13 @@ import dataclasses
 import enum
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.checkpoints.find import complete_steps
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
+from openpi.shared.strict_json import Json
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
@@ -21,7 +22,12 @@ from openpi.training.run.progress import Window
 from openpi.training.run.run_directory import damaged_message
 from openpi.weights import checksums
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 LOOP_STATE_FILE = "loader_state.json"
 # Which run it is, and what is done with it; never taken from a checkpoint.
@@ -55,7 +61,7 @@ def with_own_values(recipe: TrainConfig, config: TrainConfig) -> TrainConfig:
     return own
 
 
-def _merged(now: Any, before: Any, flagged: Any, path: str) -> Any:
+def _merged(now: Config, before: object, flagged: object, path: str) -> Config:
     """A configuration with the plain values that another of the same class has. They are told, but for those that
     `flagged`, the configuration with the flags of the command, changes once more.
     """
@@ -64,7 +70,7 @@ def _merged(now: Any, before: Any, flagged: Any, path: str) -> Any:
         if (not path and name in _OF_THE_COMMAND) or not hasattr(before, name):
             continue
         current, stored = getattr(now, name), getattr(before, name)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             # The class itself may have been loaded from the copy of the recipe's file in the checkpoint.
             if type(stored).__qualname__ == type(current).__qualname__:
                 changes[name] = _merged(current, stored, getattr(flagged, name), f"{path}{name}.")
@@ -101,7 +107,7 @@ def continue_run(
     return state
 
 
-def _read_loop_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
     """Checkpoints of the reference trainer have none, and the data order starts anew."""
     file = checkpoint.folder / LOOP_STATE_FILE
     if not file.is_file():
@@ -114,7 +120,7 @@ def _read_loop_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error
 
 
-def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Mapping[str, Any], error: Exception) -> str:
+def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Json, error: Exception) -> str:
     """Why, and how to go on: whoever changed the model or the optimizer knows it by the flag."""
     fitting = {field: value for field, value in changes.items() if field.startswith(("model.", "optimizer", "ema"))}
     if not fitting:
@@ -129,9 +135,9 @@ def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Mappi
 def _restore_data(
     config: TrainConfig,
     checkpoint: Checkpoint,
-    changes: Mapping[str, Any],
+    changes: Mapping[str, object],
     data: TrainingData,
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
 ) -> None:
     """The data order goes on; where the data are others, a new one begins, and that is said."""
     different = data.train.changes_since(state)

@@ -10,7 +10,8 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class WandbObserver:
     The run id lies in `wandb_id.txt`; a resumed run continues it, and starts one if the first run had none.
     """
 
-    def __init__(self, wandb: Any, config: TrainConfig, directory: Path) -> None:
+    def __init__(self, wandb: ModuleType, config: TrainConfig, directory: Path) -> None:
         self._wandb = wandb
         id_file = directory / WANDB_ID_FILE
         run_id = id_file.read_text().strip() if id_file.exists() else None
@@ -99,7 +100,7 @@ class WandbObserver:
 class TensorBoardObserver:
     """TensorBoard event files in `<run>/tensorboard`."""
 
-    def __init__(self, tensorboardx: Any, directory: Path, *, resume_step: int | None) -> None:
+    def __init__(self, tensorboardx: ModuleType, directory: Path, *, resume_step: int | None) -> None:
         self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -138,7 +139,7 @@ def check_installed(config: TrainConfig) -> None:
             )
 
 
-def _wandb_mode(wandb: Any) -> str:
+def _wandb_mode(wandb: ModuleType) -> str:
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     if wandb.api.api_key is None:
@@ -147,7 +148,7 @@ def _wandb_mode(wandb: Any) -> str:
     return "online"
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
+def _plain(config: TrainConfig) -> dict[str, object]:
     """For display: JSON types, everything else by its text."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from openpi import transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
 from openpi.policies.hold import hold_transforms
+from openpi.shared.tree import Tree
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.data.robot_actions import robot_actions
@@ -90,7 +90,7 @@ class Validation:
     def _names_of(self, width: int) -> Sequence[str]:
         return self._names if len(self._names) == width else [str(i) for i in range(width)]
 
-    def _chunks(self, sampled: np.ndarray, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _chunks(self, sampled: np.ndarray, batch: Tree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """float[b ah d] recorded and sampled, in the robot's units, NaN where tokens are no chunk; and where they are
         one, bool[b].
         """
@@ -102,7 +102,7 @@ class Validation:
                 is_decodable[i] = True
         return recorded, chunks, is_decodable
 
-    def _recorded(self, batch: Mapping[str, Any]) -> np.ndarray:
+    def _recorded(self, batch: Tree) -> np.ndarray:
         rows = zip(batch["state"], batch["actions"], strict=True)
         return np.stack([np.asarray(self._recorded_to_robot(*row), np.float64) for row in rows])
 
@@ -120,7 +120,7 @@ class Validation:
                 found[f"baseline/{name}"] = float(_of_all_processes(errors).mean())
         return found
 
-    def _errors_of(self, policy: ToRobot, batch: Mapping[str, Any]) -> np.ndarray:
+    def _errors_of(self, policy: ToRobot, batch: Tree) -> np.ndarray:
         """f64[b d], mean over the horizon."""
         chunks = np.stack([policy(*row) for row in zip(batch["state"], batch["actions"], strict=True)])
         return np.abs(chunks - self._recorded(batch)).mean(axis=1)

@@ -1,10 +1,12 @@
 """What an action of a policy is: its dimensions, its rate, and how the robot stands still."""
 
 import dataclasses
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from typing_extensions import Literal
+
+from openpi_client.base_policy import Metadata
 
 # Per dimension: keep the last target, or command zero.
 Hold = Union[Literal["stay", "zero"], Sequence[Literal["stay", "zero"]]]
@@ -37,7 +39,9 @@ class ActionSpec:
         return len(self.names)
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], *, width: Optional[int], hold: Optional[Hold]) -> "ActionSpec":
+    def from_metadata(
+        cls, metadata: Mapping[str, object], *, width: Optional[int], hold: Optional[Hold]
+    ) -> "ActionSpec":
         """From what a server says about its policy.
 
         Args:
@@ -64,7 +68,7 @@ class ActionSpec:
         """What to command to stand still after the command `last`, [width]."""
         return np.where(self.stays, last, 0.0)
 
-    def problem(self, rows: Any, horizon: Optional[int]) -> str:
+    def problem(self, rows: object, horizon: Optional[int]) -> str:
         """Why the actions of an answer are of no use; '' = they are.
 
         Args:
@@ -84,7 +88,7 @@ class ActionSpec:
         return ""
 
 
-def contract_of(metadata: Mapping[str, Any]) -> Dict[str, Any]:
+def contract_of(metadata: Mapping[str, object]) -> Metadata:
     """The contract in a server's metadata; empty if there is none.
 
     Raises:
@@ -106,19 +110,19 @@ def contract_of(metadata: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(contract)
 
 
-def _names(told: Any) -> Tuple[str, ...]:
+def _names(told: object) -> Tuple[str, ...]:
     if not isinstance(told, (list, tuple)) or not all(isinstance(name, str) for name in told):
         raise ValueError(f"the contract of the server has the names {told!r} of actions; expected a list of texts")
     return tuple(told)
 
 
-def _horizon(told: Any) -> Optional[int]:
+def _horizon(told: object) -> Optional[int]:
     if told is None or (isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _MOST_ROWS):
         return told
     raise ValueError(f"the contract of the server has a horizon of {told!r}; expected 1 to {_MOST_ROWS} rows")
 
 
-def _rate(told: Any) -> Optional[float]:
+def _rate(told: object) -> Optional[float]:
     if told is None or (isinstance(told, (int, float)) and not isinstance(told, bool) and 0 < told <= _HIGHEST_HZ):
         return told
     raise ValueError(

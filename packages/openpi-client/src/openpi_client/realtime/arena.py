@@ -9,7 +9,7 @@ loop's process                          worker
 import mmap
 import os
 import tempfile
-from typing import Any, BinaryIO, Callable, Dict, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Mapping, Tuple
 
 import msgpack
 import numpy as np
@@ -32,7 +32,7 @@ def memory_file(num_bytes: int) -> BinaryIO:
     return file  # type: ignore[return-value]
 
 
-def packed(content: Any, default: Callable[[Any], Any] = msgpack_numpy.pack_array) -> bytes:
+def packed(content: object, default: Callable[[object], object] = msgpack_numpy.pack_array) -> bytes:
     """As `msgpack.packb`, which some versions say may return nothing."""
     message: Any = msgpack.packb(content, default=default)
     return message
@@ -45,7 +45,7 @@ class Arena:
         self._map = mmap.mmap(fd, 0)
         self._end = 0
 
-    def write(self, content: Dict[str, Any]) -> Tuple[int, int]:
+    def write(self, content: Mapping[str, object]) -> Tuple[int, int]:
         """Returns where the message begins, and how long it is.
 
         Raises:
@@ -59,18 +59,18 @@ class Arena:
         self._map[start : start + len(message)] = message
         return start, len(message)
 
-    def read(self, start: int, length: int) -> Dict[str, Any]:
+    def read(self, start: int, length: int) -> Dict[str, object]:
         """The observation; its large arrays are views, good until the next is written."""
         return msgpack.unpackb(self._map[start : start + length], object_hook=self._unpack)
 
-    def _pack(self, obj: Any) -> Any:
+    def _pack(self, obj: object) -> object:
         if not isinstance(obj, np.ndarray) or obj.nbytes < _SMALLEST_BYTES or obj.dtype.kind not in "biuf":
             return msgpack_numpy.pack_array(obj)
         start = self._reserve(obj.nbytes)
         np.ndarray(obj.shape, obj.dtype, self._map, start)[...] = obj
         return {_KEY: start, b"dtype": obj.dtype.str, b"shape": obj.shape}
 
-    def _unpack(self, obj: Dict[Any, Any]) -> Any:
+    def _unpack(self, obj: Dict[Any, Any]) -> object:
         if _KEY in obj:
             return np.ndarray(obj[b"shape"], obj[b"dtype"], self._map, obj[_KEY])
         return msgpack_numpy.unpack_array(obj)

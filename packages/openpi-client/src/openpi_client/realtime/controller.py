@@ -8,10 +8,11 @@ home -> start -> blend -> play      start: holds, and asks where the policy woul
 
 import enum
 import math
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime.actions import ActionSpec
 from openpi_client.realtime.limits import Limiter, LimitExceeded, Limits
 from openpi_client.realtime.plan import Plan, Row
@@ -153,7 +154,7 @@ class Controller:
         self.phase = Phase.PLAY
         self._merge(question, rows, fields)
 
-    def _stale(self, fields: Dict[str, Any]) -> None:
+    def _stale(self, fields: Mapping[str, object]) -> None:
         self._record("stale", max_age_s=self.max_age_s, **fields)
         self.warn(
             f"an answer came {fields['age_s']:.2f} s after its observation and is not played (max_age_s: "
@@ -161,7 +162,7 @@ class Controller:
             subject="stale",
         )
 
-    def _merge(self, question: Question, rows: np.ndarray, fields: Dict[str, Any]) -> None:
+    def _merge(self, question: Question, rows: np.ndarray, fields: Observation) -> None:
         """A chunk whose first rows are past: as many as were played since its observation, none if the robot held."""
         consumed = self.plan.position - question.start
         fields["consumed"] = consumed
@@ -175,7 +176,7 @@ class Controller:
         self.plan.add(question.start, rows, question.asked_s, question.number)
         self._questions.last_start = question.start
 
-    def _discard(self, question: Question, fields: Dict[str, Any]) -> None:
+    def _discard(self, question: Question, fields: Mapping[str, object]) -> None:
         self._discards += 1
         self._record("discarded", made_for=question.delay, **fields)
         assert isinstance(self.strategy, TrainedRTC)
@@ -185,7 +186,7 @@ class Controller:
                 "the path is too slow for this policy: train with a larger rtc_max_delay, or use GuidedRTC"
             )
 
-    def _failed(self, failure: str, error: str, tick: int, fields: Dict[str, Any]) -> None:
+    def _failed(self, failure: str, error: str, tick: int, fields: Mapping[str, object]) -> None:
         self._record("failed", failure=failure, error=error, **fields)
         if failure == "fatal":
             raise EpisodeEnded(error)
@@ -198,7 +199,7 @@ class Controller:
             raise EpisodeEnded(f"{self._failures} answers in a row were of no use, the last one: {error}")
         self._questions.pause(tick, self._failures)
 
-    def _warn(self, warnings: Any) -> None:
+    def _warn(self, warnings: object) -> None:
         texts: List[str] = [str(text) for text in warnings] if isinstance(warnings, (list, tuple)) else []
         for text in texts:
             self.warn(text, subject=text.partition(":")[0])
@@ -342,7 +343,7 @@ class Controller:
         """The position of the first row of a chunk that is asked for now: that of this tick's row."""
         return self.plan.position - (self.rows_per_tick if self._played_at == tick else 0.0)
 
-    def question(self, observation: Dict[str, Any], tick: int, now_s: float) -> Dict[str, Any]:
+    def question(self, observation: Observation, tick: int, now_s: float) -> Dict[str, object]:
         """What to send to the policy; its number is `number`.
 
         Args:

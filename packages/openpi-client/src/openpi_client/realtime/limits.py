@@ -1,7 +1,7 @@
 """How far and how fast a command may go."""
 
 import dataclasses
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from typing_extensions import Literal
@@ -82,7 +82,7 @@ class Limits:
 
     @classmethod
     def from_metadata(
-        cls, metadata: Mapping[str, Any], *, on_violation: Literal["clamp", "stop"] = "clamp"
+        cls, metadata: Mapping[str, object], *, on_violation: Literal["clamp", "stop"] = "clamp"
     ) -> "Limits":
         """What a server's contract says: `low`, `high` and `max_step` of `actions`; no bounds where it says nothing."""
         actions = contract_of(metadata).get("actions", {})
@@ -172,7 +172,7 @@ class Limiter:
         return f"'{self._spec.names[worst]}' of {wanted[worst]:.4g} is {what}; {allowed[worst]:.4g} is allowed"
 
 
-def _are_numbers(bound: Any) -> bool:
+def _are_numbers(bound: object) -> bool:
     try:
         return not np.isnan(np.asarray(bound, np.float64)).any()
     except (TypeError, ValueError):

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Mapping, Optional, Sequence, TextIO
 
 import numpy as np
 
@@ -28,6 +28,9 @@ _TICK = np.dtype(
 _FIRST_TICKS = 2**14
 # What counts as one of the parts of an answer's time.
 _PARTS = ("handover_ms", "resize_ms", "round_trip_ms", "server_ms", "merge_ms", "age_ms")
+
+
+Event = Mapping[str, Any]
 
 
 class EpisodeLog:
@@ -50,7 +53,7 @@ class EpisodeLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "events.jsonl").open("w", encoding="utf-8")
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: object) -> None:
         entry = {"time_s": round(self._clock.now_s() - self._start_s, 6), "tick": self._tick, "kind": kind, **fields}
         self.events.append(entry)
         if self._file is not None:
@@ -90,7 +93,7 @@ class EpisodeLog:
         """float64[n, width]; NaN where nothing was commanded."""
         return self._commands[: self._count]
 
-    def close(self, end: str, **facts: Any) -> Dict[str, Any]:
+    def close(self, end: str, **facts: object) -> Dict[str, object]:
         """Writes the rest, and returns the summary."""
         self.event("end", reason=end)
         summary = {"end": end, **facts, **summarize(self.ticks, self.commands, self.events)}
@@ -103,7 +106,7 @@ class EpisodeLog:
         return summary
 
 
-def summarize(ticks: np.ndarray, commands: np.ndarray, events: List[Dict[str, Any]]) -> Dict[str, Any]:
+def summarize(ticks: np.ndarray, commands: np.ndarray, events: Sequence[Event]) -> Dict[str, object]:
     """The numbers of an episode. Times in ms, delays in ticks, jumps in the units of the actions."""
     kinds = Counter(event["kind"] for event in events)
     rows = ticks["kind"] == KINDS.index("row")
@@ -129,7 +132,7 @@ def summarize(ticks: np.ndarray, commands: np.ndarray, events: List[Dict[str, An
     }
 
 
-def quantiles(values: Any) -> Optional[Dict[str, float]]:
+def quantiles(values: object) -> Optional[Dict[str, float]]:
     values = np.asarray(values, np.float64)
     if len(values) == 0:
         return None
@@ -137,7 +140,7 @@ def quantiles(values: Any) -> Optional[Dict[str, float]]:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(values.max())}
 
 
-def _seams(ticks: np.ndarray, commands: np.ndarray) -> Dict[str, Any]:
+def _seams(ticks: np.ndarray, commands: np.ndarray) -> Dict[str, object]:
     """Jumps from chunk to chunk while playing, and how large they are beside the steps within chunks."""
     if len(ticks) < 2:
         return {"count": 0, "jump": None, "jump_over_step": None}

@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
+from openpi_client.base_policy import Metadata
 from openpi_client.realtime import strategies
 from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
 from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
@@ -270,7 +271,7 @@ class ControlLoop:
         return self._log_folder / f"episode_{self._num_episodes:04d}"
 
 
-def _hold_of(robot: Robot, metadata: Mapping[str, Any], hold: Optional[Hold]) -> Optional[Hold]:
+def _hold_of(robot: Robot, metadata: Metadata, hold: Optional[Hold]) -> Optional[Hold]:
     """How to stand still, where the contract does not say it; None = it does."""
     if hold is None and "hold" not in contract_of(metadata).get("actions", {}):
         return robot.holds
@@ -285,7 +286,7 @@ def _undisturbed(priority: bool) -> Iterator[threading.Event]:
     interval_s = sys.getswitchinterval()
     before: Any = None
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt  # The second one: something hangs.
         interrupted.set()

@@ -1,7 +1,7 @@
 """An episode as one picture: commands with their seams and holds above, lateness and delays below. SVG, by hand."""
 
 from html import escape
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ _MAX_POINTS = 2000
 
 
 def timeline(
-    ticks: np.ndarray, commands: np.ndarray, events: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+    ticks: np.ndarray, commands: np.ndarray, events: Sequence[Mapping[str, object]], summary: Mapping[str, object]
 ) -> str:
     """
     Args:
@@ -42,7 +42,7 @@ def timeline(
     )
 
 
-def _title(summary: Mapping[str, Any]) -> str:
+def _title(summary: Mapping[str, object]) -> str:
     keys = ("strategy", "end", "rows_played", "holds", "ticks_skipped", "asked", "stale", "discarded")
     return _text(_LEFT, 28, "   ".join(f"{key.replace('_', ' ')}: {summary[key]}" for key in keys if key in summary))
 

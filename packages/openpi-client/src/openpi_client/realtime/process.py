@@ -12,12 +12,13 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from typing_extensions import Literal
 
 import openpi_client
 from openpi_client import msgpack_numpy
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.arena import Arena, memory_file, packed
 from openpi_client.realtime.requests import Answer
 from openpi_client.realtime.worker import QUESTION
@@ -38,7 +39,7 @@ class ProcessRequester:
         image_size: Optional[Tuple[int, int]] = (224, 224),
         image_layout: Literal["hwc", "chw"] = "hwc",
         memory_mib: int = 64,
-        **options: Any,
+        **options: object,
     ) -> None:
         """Blocks until the server is there and ready.
 
@@ -78,14 +79,14 @@ class ProcessRequester:
         self._is_busy = False
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Metadata:
         return self._metadata
 
     @property
     def is_busy(self) -> bool:
         return self._is_busy
 
-    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+    def submit(self, number: int, observation: Observation) -> None:
         assert not self._is_busy
         place = self._arena.write(observation)
         self._number, self._is_busy = number, True

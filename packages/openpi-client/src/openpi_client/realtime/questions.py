@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple, Optional, Sequence
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime.delays import DelayForecast
 from openpi_client.realtime.plan import Plan
 from openpi_client.realtime.strategies import Strategy
@@ -95,7 +96,7 @@ class Questions:
 
     def ask(
         self, plan: Plan, start: float, tick: int, now_s: float, *, oldest_s: float, record: Callable[..., None]
-    ) -> Dict[str, Any]:
+    ) -> Observation:
         """A question that begins at a position; what goes to the server beside the observation.
 
         Args:

@@ -7,6 +7,7 @@ import numpy as np
 from typing_extensions import Literal, Protocol
 
 from openpi_client import base_policy
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.clock import Clock
 
 # The policy refused (another observation may do), the way to it failed (another time may do), or nothing will.
@@ -36,7 +37,7 @@ class Requester(Protocol):
     """One question at a time."""
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Metadata:
         """What the server says about its policy."""
         ...
 
@@ -45,7 +46,7 @@ class Requester(Protocol):
         """Whether a question is on its way."""
         ...
 
-    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+    def submit(self, number: int, observation: Observation) -> None:
         """Sends a copy of the observation on its way. Never blocks."""
         ...
 
@@ -56,7 +57,7 @@ class Requester(Protocol):
     def close(self) -> None: ...
 
 
-def ask(policy: base_policy.BasePolicy, number: int, observation: Dict[str, Any]) -> Answer:
+def ask(policy: base_policy.BasePolicy, number: int, observation: Observation) -> Answer:
     """One question, waited for; failures become answers."""
     try:
         return Answer(number, policy.infer(observation))
@@ -73,7 +74,7 @@ class ThreadRequester:
     resizing out of the way of the ticks.
     """
 
-    def __init__(self, policy: base_policy.BasePolicy, metadata: Optional[Mapping[str, Any]] = None) -> None:
+    def __init__(self, policy: base_policy.BasePolicy, metadata: Optional[Mapping[str, object]] = None) -> None:
         """
         Args:
             metadata: of the policy; None asks it, if it has `get_server_metadata`.
@@ -88,14 +89,14 @@ class ThreadRequester:
         threading.Thread(target=self._run, name="openpi-requests", daemon=True).start()
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Metadata:
         return self._metadata
 
     @property
     def is_busy(self) -> bool:
         return self._is_busy
 
-    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+    def submit(self, number: int, observation: Observation) -> None:
         self._is_busy = True
         self._question = (number, copied(observation))
         self._wake.release()
@@ -132,7 +133,7 @@ class SimulatedLatency:
         policy: base_policy.BasePolicy,
         clock: Clock,
         delays_s: List[float],
-        metadata: Optional[Mapping[str, Any]] = None,
+        metadata: Optional[Mapping[str, object]] = None,
     ) -> None:
         """
         Args:
@@ -145,14 +146,14 @@ class SimulatedLatency:
         self._has_answered = False
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Metadata:
         return self._metadata
 
     @property
     def is_busy(self) -> bool:
         return self._answer is not None
 
-    def submit(self, number: int, observation: Dict[str, Any]) -> None:
+    def submit(self, number: int, observation: Observation) -> None:
         delay_s = self._delays_s.pop(0) if len(self._delays_s) > 1 else self._delays_s[0]
         self._answer = ask(self._policy, number, copied(observation))._replace(is_first=not self._has_answered)
         self._ready_s = self._clock.now_s() + delay_s
@@ -174,18 +175,18 @@ OTHER_SERVER = (
 )
 
 
-def is_other_server(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def is_other_server(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
     """Whether a server's metadata describe another policy than before."""
     return any(before.get(key) != now.get(key) for key in ("contract", "rtc"))
 
 
-def copied(tree: Any) -> Any:
+def copied(tree: object) -> Any:
     """Nested dicts with their arrays copied: a camera thread may write to its buffer meanwhile."""
     if isinstance(tree, Mapping):
         return {key: copied(value) for key, value in tree.items()}
     return tree.copy() if isinstance(tree, np.ndarray) else tree
 
 
-def _metadata_of(policy: base_policy.BasePolicy) -> Mapping[str, Any]:
+def _metadata_of(policy: base_policy.BasePolicy) -> Mapping[str, object]:
     get = getattr(policy, "get_server_metadata", None)
     return {} if get is None else get()

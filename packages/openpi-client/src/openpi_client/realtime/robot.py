@@ -1,10 +1,11 @@
 """What a robot or simulator has to offer to the control loop."""
 
 import abc
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 import numpy as np
 
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.actions import Hold, contract_of
 from openpi_client.realtime.limits import Limits
 from openpi_client.realtime.watch import flat
@@ -25,7 +26,7 @@ class Robot(abc.ABC):
     limits: Optional[Limits] = None
 
     @abc.abstractmethod
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         """The newest observation, under the keys of the policy. Must not wait for a camera: keep its last picture.
 
         Pictures at full size are fine: `ProcessRequester` resizes them.
@@ -54,7 +55,7 @@ class Robot(abc.ABC):
         return
 
 
-def measured_pose(robot: Robot, metadata: Mapping[str, Any]) -> Optional[np.ndarray]:
+def measured_pose(robot: Robot, metadata: Mapping[str, object]) -> Optional[np.ndarray]:
     """Where the robot is, as a command; None if that is not known.
 
     Raises:
@@ -68,7 +69,7 @@ def measured_pose(robot: Robot, metadata: Mapping[str, Any]) -> Optional[np.ndar
     return None if pose is None else np.asarray(pose, np.float64).copy()
 
 
-def check_names(robot: Robot, metadata: Mapping[str, Any]) -> None:
+def check_names(robot: Robot, metadata: Mapping[str, object]) -> None:
     """Raises ValueError when the robot's dimensions are not those of the contract, in the same order."""
     contract = contract_of(metadata)
     told = {"actions": contract.get("actions", {}).get("names", ())}
@@ -83,7 +84,7 @@ def check_names(robot: Robot, metadata: Mapping[str, Any]) -> None:
             )
 
 
-def _pose_in_state(observation: Mapping[str, Any], contract: Mapping[str, Any]) -> Optional[np.ndarray]:
+def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Optional[np.ndarray]:
     """The values of the state that have the names of the action's dimensions, if all are there."""
     leaves, values = dict(flat(observation)), {}  # type: ignore[var-annotated]
     for vector in contract.get("state", ()):

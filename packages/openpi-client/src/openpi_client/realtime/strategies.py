@@ -11,9 +11,11 @@ Source: real-time chunking, arXiv 2506.07339 (guided) and 2512.05964 (trained); 
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
+from typing import ClassVar, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+
+from openpi_client.base_policy import Observation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Strategy:
         """
         return since is None or num_left <= delay or since >= self.rows_between(horizon, delay)
 
-    def keys(self, left: np.ndarray, *, horizon: int, delay: int) -> Dict[str, Any]:
+    def keys(self, left: np.ndarray, *, horizon: int, delay: int) -> Observation:
         """What goes to the server beside the observation.
 
         Args:
@@ -137,7 +139,7 @@ class GuidedRTC(Strategy):
     fallback: Strategy = Receding()
     rtc_mode: ClassVar[Optional[str]] = "guided"
 
-    def keys(self, left: np.ndarray, *, horizon: int, delay: int) -> Dict[str, Any]:
+    def keys(self, left: np.ndarray, *, horizon: int, delay: int) -> Observation:
         if len(left) == 0:
             return {}
         return {
@@ -165,7 +167,7 @@ class TrainedRTC(GuidedRTC):
         return min(math.ceil(horizon / 2), horizon - 2 * delay - 1)
 
 
-def usable(strategy: Strategy, metadata: Mapping[str, Any]) -> Tuple[Strategy, str]:
+def usable(strategy: Strategy, metadata: Mapping[str, object]) -> Tuple[Strategy, str]:
     """The strategy for a server with this metadata, and why it is another one; '' = it is not."""
     modes = _modes(metadata)
     if strategy.rtc_mode is None or strategy.rtc_mode in modes:
@@ -179,18 +181,18 @@ def usable(strategy: Strategy, metadata: Mapping[str, Any]) -> Tuple[Strategy, s
     return other, why or f"the server {can}: {strategy.name} becomes {other.name}"
 
 
-def best(metadata: Mapping[str, Any]) -> Strategy:
+def best(metadata: Mapping[str, object]) -> Strategy:
     """The strategy to use with a server if nobody says otherwise."""
     return TrainedRTC() if "trained" in _modes(metadata) else GuidedRTC()
 
 
-def _modes(metadata: Mapping[str, Any]) -> Sequence[Any]:
+def _modes(metadata: Mapping[str, object]) -> Sequence[str]:
     rtc = metadata.get("rtc")
     modes = rtc.get("modes", ()) if isinstance(rtc, Mapping) else ()
     return modes if isinstance(modes, (list, tuple)) else ()
 
 
-def max_delay(metadata: Mapping[str, Any]) -> Optional[int]:
+def max_delay(metadata: Mapping[str, object]) -> Optional[int]:
     """Rows of delay that the server's model was trained for; None = it does not tell."""
     rtc = metadata.get("rtc")
     found = rtc.get("max_delay") if isinstance(rtc, Mapping) else None

@@ -5,6 +5,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
+from openpi_client.base_policy import Metadata
+
 # Every so manieth row and column of a picture is compared.
 _STRIDE = 8
 # How much a value of the state must change to count as motion; in rad and m this much is seen by a camera.
@@ -23,7 +25,7 @@ class ObservationWatch:
         self._frozen_after_s = frozen_after_s
         self._seen: Dict[str, Tuple[bytes, np.ndarray, float]] = {}
 
-    def problems(self, observation: Mapping[str, Any], now_s: float) -> List[str]:
+    def problems(self, observation: Metadata, now_s: float) -> List[str]:
         """One line for each."""
         leaves = dict(flat(observation))
         vectors = {key: value for key, value in leaves.items() if _is_array(value) and value.ndim <= 1}
@@ -52,7 +54,7 @@ class ObservationWatch:
         return now_s - seen[2] if has_moved else 0.0
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[Tuple[str, Any]]:
     """The leaves of nested dicts, with their '/'-joined keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -61,5 +63,5 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"

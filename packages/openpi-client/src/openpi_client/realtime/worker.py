@@ -13,6 +13,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from openpi_client import image_tools, msgpack_numpy
+from openpi_client.base_policy import Metadata
 from openpi_client.realtime import requests
 from openpi_client.realtime.actions import contract_of
 from openpi_client.realtime.arena import Arena, packed
@@ -69,7 +70,7 @@ class Worker:
         self._image_size = image_size
         self._is_chw = image_layout == "chw"
 
-    def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, Any]:
+    def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, object]:
         """The answer to a question, as a message."""
         begin_s = time.monotonic()
         observation = self._resized(arena.read(start, length))
@@ -98,7 +99,7 @@ class Worker:
         result = {key: answer.result[key] for key in _KEYS if key in answer.result}
         return answer._replace(result=result, is_first=is_first)
 
-    def _resized(self, tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    def _resized(self, tree: Metadata, prefix: str = "") -> Dict[str, object]:
         result = {}
         for key, value in tree.items():
             path = f"{prefix}{key}"
@@ -114,17 +115,17 @@ class Worker:
         return np.ascontiguousarray(image.transpose(2, 0, 1)) if self._is_chw else image
 
 
-def camera_sizes(metadata: Mapping[str, Any]) -> Dict[str, Tuple[int, int]]:
+def camera_sizes(metadata: Mapping[str, object]) -> Dict[str, Tuple[int, int]]:
     """[height, width] of the cameras that must have a certain one, by key."""
     cameras = contract_of(metadata).get("cameras", ())
     return {camera["key"]: tuple(camera["shape"][:2]) for camera in cameras if camera.get("shape")}
 
 
-def _is_image(value: Any) -> bool:
+def _is_image(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (1, 3) and value.dtype == np.uint8
 
 
-def _server_ms(result: Optional[Mapping[str, Any]]) -> Dict[str, float]:
+def _server_ms(result: Optional[Mapping[str, object]]) -> Dict[str, float]:
     """What the server says that its model took."""
     timing = {} if result is None else result.get("server_timing", {})
     infer_ms = timing.get("infer_ms") if isinstance(timing, Mapping) else None

@@ -10,11 +10,12 @@ gripper is measured as the place of its finger, and commanded as the angle of it
 """
 
 import dataclasses
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, List, Mapping, Optional, Sequence
 
 import numpy as np
 from typing_extensions import Protocol
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime import Limits, Robot
 from openpi_client.robots import pictures
 from openpi_client.robots.cameras import Latest
@@ -68,7 +69,7 @@ GRIPPERS = {
 }
 
 
-def checked_pose(pose: Any) -> np.ndarray:
+def checked_pose(pose: object) -> np.ndarray:
     """float64[6] of one arm, rad; of a server's metadata, which may hold anything.
 
     Raises:
@@ -89,7 +90,7 @@ def checked_pose(pose: Any) -> np.ndarray:
 class Topics(Protocol):
     """ROS, as much of it as is needed; message types are written `package/Name`."""
 
-    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[[Any], None]) -> None:
+    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[[object], None]) -> None:
         """Raises TimeoutError if nobody publishes the topic, ValueError if its type is none of `kinds`."""
         ...
 
@@ -97,7 +98,7 @@ class Topics(Protocol):
         """A function that publishes a message with the given fields. It does not wait."""
         ...
 
-    def call(self, service: str, kind: str, **fields: Any) -> None:
+    def call(self, service: str, kind: str, **fields: object) -> None:
         """Raises TimeoutError if nobody answers."""
         ...
 
@@ -143,7 +144,7 @@ class AlohaRobot(Robot):
         self._groups = [self._publisher(arm, "joint_group", "JointGroupCommand") for arm in arms]
         self._singles = [self._publisher(arm, "joint_single", "JointSingleCommand") for arm in arms]
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         """An arm or a camera that is silent is None; then the observation is not sent."""
         messages = {name: camera.get() for name, camera in self._cameras.items()}
         images = {name: None if message is None else pictures.of_ros(message) for name, message in messages.items()}
@@ -212,7 +213,7 @@ class AlohaRobot(Robot):
             raise ValueError(f"'{topic}' has no {', '.join(missing)}; it has {', '.join(measured)}")
         return np.array([*(measured[name] for name in JOINTS), self._gripper.measured(measured["left_finger"])])
 
-    def _latest(self, topic: str, kinds: Sequence[str]) -> "Latest[Any]":
+    def _latest(self, topic: str, kinds: Sequence[str]) -> "Latest[object]":
         latest: Latest[Any] = Latest(topic)
         self._topics.subscribe(topic, kinds, latest.put)
         return latest

@@ -6,8 +6,9 @@ Of the 15 values of an action the simulator takes seven: a relative pose, and th
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from typing_extensions import Literal
+from typing_extensions import Literal, Protocol
 
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.actions import Hold
 from openpi_client.robots.worlds import World
 
@@ -16,6 +17,20 @@ RATE_HZ = 30.0
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 _WIDTH = 15
 _ZERO: Tuple[Literal["stay", "zero"]] = ("zero",)
+
+
+class CalvinEnv(Protocol):
+    """What is used of CALVIN's `PlayTableSimEnv`."""
+
+    def reset(self, *, robot_obs: np.ndarray, scene_obs: np.ndarray) -> Observation: ...
+
+    def get_info(self) -> Metadata: ...
+
+    def get_obs(self) -> Observation: ...
+
+    def step(self, action: object) -> Tuple[Observation, float, bool, Metadata]: ...
+
+    def close(self) -> None: ...
 
 
 class CalvinWorld(World):
@@ -34,9 +49,9 @@ class CalvinWorld(World):
 
     def __init__(
         self,
-        env: Any,
+        env: CalvinEnv,
         *,
-        on_step: Callable[[Dict[str, Any]], None] = lambda observation: None,
+        on_step: Callable[[Mapping[str, object]], None] = lambda observation: None,
     ) -> None:
         """
         Args:
@@ -51,7 +66,7 @@ class CalvinWorld(World):
         self._observed: Dict[str, Any] = {}
         self.prompt = ""
 
-    def place(self, robot_obs: Any, scene_obs: Any) -> None:
+    def place(self, robot_obs: object, scene_obs: object) -> None:
         """Where a sequence begins; `reset` puts the desk there."""
         self._initial = (robot_obs, scene_obs)
 
@@ -60,7 +75,7 @@ class CalvinWorld(World):
         robot_obs, scene_obs = self._initial
         self._take(self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs))
 
-    def begin(self, prompt: str, is_done: Callable[[Any, Any], bool]) -> None:
+    def begin(self, prompt: str, is_done: Callable[[object, object], bool]) -> None:
         """The next subtask, from where the desk is.
 
         Args:
@@ -70,7 +85,7 @@ class CalvinWorld(World):
         self.prompt, self._is_done, self._start = prompt, is_done, self._env.get_info()
         self._take(self._env.get_obs())
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         return self._observed
 
     def _step(self, action: np.ndarray) -> None:
@@ -79,7 +94,7 @@ class CalvinWorld(World):
         self.is_over = self._is_done(self._start, info)
         self._take(raw)
 
-    def _take(self, raw: Mapping[str, Any]) -> None:
+    def _take(self, raw: Observation) -> None:
         self._observed = {
             "observation/rgb_static": np.asarray(raw["rgb_obs"]["rgb_static"]),
             "observation/rgb_gripper": np.asarray(raw["rgb_obs"]["rgb_gripper"]),

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 import numpy as np
 from typing_extensions import Literal
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime import Limits, Robot
 from openpi_client.robots import pictures
 from openpi_client.robots.libraries import need
@@ -60,7 +61,7 @@ class DroidRobot(Robot):
         self._seen_s = 0.0
         self.prompt = ""
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         """Raises KeyError: a camera is not there."""
         seen = self._look()
         return {
@@ -97,7 +98,7 @@ class DroidRobot(Robot):
         if close is not None:
             close()
 
-    def _look(self) -> Dict[str, Any]:
+    def _look(self) -> Observation:
         """All sensors, once per tick: reading them waits for a frame of each camera."""
         if self._seen is None or time.monotonic() - self._seen_s > _SAME_TICK_S:
             self._seen = self._env.get_observation()

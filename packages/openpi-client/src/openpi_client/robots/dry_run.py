@@ -1,9 +1,10 @@
 """A robot that says what it would do."""
 
-from typing import Any, Callable, Dict, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime import Robot
 
 
@@ -15,7 +16,7 @@ class DryRun(Robot):
         self.action_names, self.state_names = robot.action_names, robot.state_names
         self.rate_hz, self.holds, self.limits = robot.rate_hz, robot.holds, robot.limits
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         return self._robot.observe()
 
     def pose(self) -> Optional[np.ndarray]:

@@ -1,15 +1,16 @@
 """Whether a robot and a policy fit, found out before anything moves."""
 
-from typing import Any, List, Mapping, Optional
+from typing import Iterable, List, Mapping, Optional
 
 import numpy as np
 
+from openpi_client.base_policy import Metadata
 from openpi_client.realtime import Robot
 from openpi_client.realtime.actions import contract_of
 from openpi_client.realtime.watch import flat
 
 
-def check_fit(robot: Robot, metadata: Mapping[str, Any], *, rows: Optional[int] = None) -> None:
+def check_fit(robot: Robot, metadata: Mapping[str, object], *, rows: Optional[int] = None) -> None:
     """Compares what a robot sends and takes with a server's contract; a server without one is believed.
 
     Args:
@@ -34,7 +35,7 @@ def check_fit(robot: Robot, metadata: Mapping[str, Any], *, rows: Optional[int] 
         )
 
 
-def _actions(robot: Robot, contract: Mapping[str, Any], rows: Optional[int]) -> List[str]:
+def _actions(robot: Robot, contract: Metadata, rows: Optional[int]) -> List[str]:
     actions, found = contract.get("actions", {}), []
     names, horizon = list(actions.get("names", ())), actions.get("horizon")
     if robot.action_names and names and len(robot.action_names) != len(names):
@@ -47,7 +48,7 @@ def _actions(robot: Robot, contract: Mapping[str, Any], rows: Optional[int]) -> 
     return found
 
 
-def _cameras(leaves: Mapping[str, Any], contract: Mapping[str, Any]) -> List[str]:
+def _cameras(leaves: Mapping[str, object], contract: Metadata) -> List[str]:
     cameras = contract.get("cameras", ())
     sent = {key for key, value in leaves.items() if isinstance(value, np.ndarray) and value.ndim >= 3}
     known = {camera["key"] for camera in cameras}
@@ -57,7 +58,7 @@ def _cameras(leaves: Mapping[str, Any], contract: Mapping[str, Any]) -> List[str
     return lines
 
 
-def _state(leaves: Mapping[str, Any], contract: Mapping[str, Any]) -> List[str]:
+def _state(leaves: Metadata, contract: Metadata) -> List[str]:
     lines = []
     for vector in contract.get("state", ()):
         key, width, names = vector["key"], vector["width"], ", ".join(vector.get("names", ()))
@@ -68,5 +69,5 @@ def _state(leaves: Mapping[str, Any], contract: Mapping[str, Any]) -> List[str]:
     return lines
 
 
-def _listed(keys: Any) -> str:
+def _listed(keys: Iterable[str]) -> str:
     return ", ".join(f"'{key}'" for key in sorted(keys)) or "none"

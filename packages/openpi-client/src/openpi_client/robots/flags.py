@@ -52,7 +52,9 @@ def _published(word: str, prefix: str) -> str:
     return f"--{name}{equals}{value}"
 
 
-def _add(parser: argparse.ArgumentParser, prefix: str, field: "dataclasses.Field[Any]", kind: Any, told: str) -> None:
+def _add(
+    parser: argparse.ArgumentParser, prefix: str, field: "dataclasses.Field[object]", kind: Any, told: str
+) -> None:
     name = prefix + field.name.replace("_", "-")
     shown = "" if field.default in (None, "") else f" (default: {field.default})"
     options: Dict[str, Any] = {"dest": field.name, "default": field.default, "help": (told + shown).replace("%", "%%")}
@@ -69,17 +71,17 @@ def _add(parser: argparse.ArgumentParser, prefix: str, field: "dataclasses.Field
         parser.add_argument(f"--{name}", type=_reader(optional or kind, optional is not None), metavar="X", **options)
 
 
-def _optional(kind: Any) -> Optional[Callable[[str], Any]]:
+def _optional(kind: object) -> Optional[Callable[[str], object]]:
     """What an `Optional` is of; None if it is none."""
     parts = get_args(kind) if get_origin(kind) is Union else ()
     return next((part for part in parts if part is not type(None)), None)
 
 
-def _choices(kind: Any) -> List[Any]:
+def _choices(kind: object) -> List[object]:
     return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
-def _reader(kind: Callable[[str], Any], is_optional: bool) -> Callable[[str], Any]:
+def _reader(kind: Callable[[str], object], is_optional: bool) -> Callable[[str], object]:
     def read(text: str) -> Any:
         return None if is_optional and text == "None" else kind(text)
 

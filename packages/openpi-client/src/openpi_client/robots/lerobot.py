@@ -18,12 +18,14 @@ import pkgutil
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from typing_extensions import Protocol
 
 from openpi_client import realtime
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.requests import Requester
 from openpi_client.realtime.robot import check_names
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
@@ -43,13 +45,13 @@ class LeRobot(Protocol):
     """What we use of `lerobot.robots.Robot`."""
 
     @property
-    def observation_features(self) -> Mapping[str, Any]: ...
+    def observation_features(self) -> Metadata: ...
     @property
-    def action_features(self) -> Mapping[str, Any]: ...
+    def action_features(self) -> Metadata: ...
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
-    def get_observation(self) -> Mapping[str, Any]: ...
-    def send_action(self, action: Dict[str, Any]) -> Mapping[str, Any]: ...
+    def get_observation(self) -> Metadata: ...
+    def send_action(self, action: Mapping[str, object]) -> Metadata: ...
 
 
 class LeRobotRobot(realtime.Robot):
@@ -62,7 +64,7 @@ class LeRobotRobot(realtime.Robot):
     def __init__(
         self,
         robot: LeRobot,
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, object],
         *,
         prompt: Optional[str] = None,
         choices: Optional[Choices] = None,
@@ -84,7 +86,7 @@ class LeRobotRobot(realtime.Robot):
         self._bgr = {name for name, camera in _cameras(robot).items() if _color_mode(camera) == "bgr"}
         self._clipped: Dict[str, float] = {}
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         return self.features.observation(self._raw(), self._prompt)
 
     def pose(self) -> Optional[np.ndarray]:
@@ -100,12 +102,12 @@ class LeRobotRobot(realtime.Robot):
                     "LeRobot sent %s instead of %.4g to '%s' (max_relative_target?)", sent[name], value, name
                 )
 
-    def _raw(self) -> Mapping[str, Any]:
+    def _raw(self) -> Mapping[str, object]:
         raw = self._robot.get_observation()
         return {name: value[..., ::-1] if name in self._bgr else value for name, value in raw.items()}
 
 
-def units_of(robot: Any) -> Dict[str, str]:
+def units_of(robot: object) -> Dict[str, str]:
     """Units of a robot's positions by feature, as its motors tell; empty where it has none that LeRobot knows."""
     motors = getattr(getattr(robot, "bus", None), "motors", None)
     if not isinstance(motors, Mapping):
@@ -114,12 +116,12 @@ def units_of(robot: Any) -> Dict[str, str]:
     return {f"{name}.pos": _UNITS[mode] for name, mode in modes.items() if mode in _UNITS}
 
 
-def _cameras(robot: Any) -> Mapping[str, Any]:
+def _cameras(robot: object) -> Mapping[str, object]:
     cameras = getattr(robot, "cameras", None)
     return cameras if isinstance(cameras, Mapping) else {}
 
 
-def _color_mode(camera: Any) -> str:
+def _color_mode(camera: object) -> str:
     mode = getattr(camera, "color_mode", "rgb")
     return str(getattr(mode, "value", mode)).lower()
 
@@ -140,7 +142,7 @@ def make_robot(arguments: Sequence[str]) -> LeRobot:
     return robots.make_robot_from_config(draccus.parse(config_class=command_line, args=list(arguments)).robot)
 
 
-def _library(name: str) -> Any:
+def _library(name: str) -> ModuleType:
     return need(name, "pip install lerobot (Python 3.12 or later) in this environment")
 
 

@@ -10,10 +10,11 @@ import dataclasses
 import difflib
 import math
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.actions import ActionSpec, contract_of
 
 # What contracts say where nobody said more.
@@ -62,7 +63,7 @@ class Dimensions:
     scale: np.ndarray
     offset: np.ndarray
 
-    def read(self, values: Mapping[str, Any]) -> np.ndarray:
+    def read(self, values: Metadata) -> np.ndarray:
         """float64[width], as the policy reads them.
 
         Raises:
@@ -88,9 +89,9 @@ class FeatureMap:
 
     def __init__(
         self,
-        observation_features: Mapping[str, Any],
-        action_features: Mapping[str, Any],
-        metadata: Mapping[str, Any],
+        observation_features: Mapping[str, object],
+        action_features: Mapping[str, object],
+        metadata: Mapping[str, object],
         choices: Optional[Choices] = None,
         *,
         units: Optional[Mapping[str, str]] = None,
@@ -125,7 +126,7 @@ class FeatureMap:
         self._can_tell_pose = set(self.actions.features) <= set(measured)
         self.hold = self._checked_hold(metadata)
 
-    def _dimensions(self, vector: Mapping[str, Any], features: Sequence[str], does: str) -> Dimensions:
+    def _dimensions(self, vector: Metadata, features: Sequence[str], does: str) -> Dimensions:
         names = [str(name) for name in vector["names"]]
         chosen = self._choices.names
         found = [chosen.get(f"{vector['key']}/{name}", chosen.get(name, name)) for name in names]
@@ -175,7 +176,7 @@ class FeatureMap:
             raise ValueError(f"{', '.join(both)} would be fixed, and is an action of the policy; leave out --fixed")
         return {name: float(self._choices.fixed[name]) for name in left}
 
-    def _checked_hold(self, metadata: Mapping[str, Any]) -> Optional[List[Any]]:
+    def _checked_hold(self, metadata: Mapping[str, object]) -> Optional[List[Any]]:
         """How it holds by the robot's names, where the contract does not tell.
 
         Raises:
@@ -196,7 +197,7 @@ class FeatureMap:
                 )
         return None
 
-    def observation(self, raw: Mapping[str, Any], prompt: Optional[str] = None) -> Dict[str, Any]:
+    def observation(self, raw: Mapping[str, object], prompt: Optional[str] = None) -> Dict[str, object]:
         """What the policy is sent.
 
         Args:
@@ -221,7 +222,7 @@ class FeatureMap:
         """What the robot is sent for a row of the policy, float[width]."""
         return {**self.actions.written(row), **self._fixed}
 
-    def pose(self, raw: Mapping[str, Any]) -> Optional[np.ndarray]:
+    def pose(self, raw: Mapping[str, object]) -> Optional[np.ndarray]:
         """Where the robot is, as a row of the policy; None if it does not measure what it is commanded."""
         return self.actions.read(raw) if self._can_tell_pose else None
 
@@ -235,9 +236,7 @@ class FeatureMap:
         return tuple(self._contract["actions"]["names"])
 
 
-def _matched_cameras(
-    cameras: Sequence[Mapping[str, Any]], pictures: Sequence[str], chosen: Mapping[str, str]
-) -> Dict[str, str]:
+def _matched_cameras(cameras: Sequence[Metadata], pictures: Sequence[str], chosen: Mapping[str, str]) -> Dict[str, str]:
     """Camera of the robot by key of the policy: the last part of the key is its name, unless it was chosen."""
     found: Dict[str, str] = {}
     for camera in cameras:
@@ -255,7 +254,7 @@ def _matched_cameras(
     return found
 
 
-def _check_known(choices: Choices, contract: Mapping[str, Any], features: Any, pictures: Sequence[str]) -> None:
+def _check_known(choices: Choices, contract: Metadata, features: Iterable[str], pictures: Sequence[str]) -> None:
     """Raises ValueError where a choice names what is not there: a typo must not pass for a decision."""
     vectors = [*contract.get("state", ()), contract["actions"]]
     dimensions = {str(name) for vector in vectors for name in vector["names"]}
@@ -277,18 +276,18 @@ def _check_known(choices: Choices, contract: Mapping[str, Any], features: Any, p
                 )
 
 
-def _put(observation: Dict[str, Any], key: str, value: np.ndarray) -> None:
+def _put(observation: Observation, key: str, value: np.ndarray) -> None:
     if key.startswith(_NESTED):
         observation.setdefault(_NESTED[:-1], {})[key[len(_NESTED) :]] = value
     else:
         observation[key] = value
 
 
-def _is_number(kind: Any) -> bool:
+def _is_number(kind: object) -> bool:
     return kind in (float, int, bool) or (isinstance(kind, type) and issubclass(kind, np.number))
 
 
-def _is_picture(kind: Any) -> bool:
+def _is_picture(kind: object) -> bool:
     return isinstance(kind, (tuple, list)) and len(kind) == 3 and kind[-1] == 3
 
 
@@ -296,10 +295,10 @@ def _spelled(unit: str) -> str:
     return _SPELLINGS.get(unit.strip().lower(), unit.strip().lower())
 
 
-def _likely(name: str, known: Any) -> str:
+def _likely(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (perhaps '{close[0]}')" if close else ""
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"

@@ -5,11 +5,13 @@ step in position and rotation, and the gripper, -1 open .. 1 close.
 """
 
 import math
-from typing import Any, Callable, Dict, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
+from typing_extensions import Protocol
 
 from openpi_client import image_tools
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.robots.worlds import World
 
 # Steps of the policy until an episode is a failure: a little more than the longest demonstration has.
@@ -17,6 +19,18 @@ MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "l
 RATE_HZ = 20.0
 
 _STAND_STILL = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+class LiberoEnv(Protocol):
+    """What is used of LIBERO's `OffScreenRenderEnv`."""
+
+    def reset(self) -> object: ...
+
+    def set_init_state(self, state: np.ndarray) -> Metadata: ...
+
+    def step(self, action: List[float]) -> Tuple[Metadata, float, bool, Metadata]: ...
+
+    def close(self) -> None: ...
 
 
 class LiberoWorld(World):
@@ -33,13 +47,13 @@ class LiberoWorld(World):
 
     def __init__(
         self,
-        env: Any,
-        initial_states: Any,
+        env: LiberoEnv,
+        initial_states: Sequence[np.ndarray],
         prompt: str,
         *,
         size: int = 224,
         num_steps_wait: int = 10,
-        on_step: Callable[[Dict[str, Any]], None] = lambda observation: None,
+        on_step: Callable[[Mapping[str, object]], None] = lambda observation: None,
     ) -> None:
         """
         Args:
@@ -62,7 +76,7 @@ class LiberoWorld(World):
             raw, _, _, _ = self._env.step(list(_STAND_STILL))
         self._take(raw)
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         return self._observed
 
     def _step(self, action: np.ndarray) -> None:
@@ -70,7 +84,7 @@ class LiberoWorld(World):
         self.is_over = bool(is_done)
         self._take(raw)
 
-    def _take(self, raw: Mapping[str, Any]) -> None:
+    def _take(self, raw: Metadata) -> None:
         self._observed = {
             "observation/image": self._picture(raw["agentview_image"]),
             "observation/wrist_image": self._picture(raw["robot0_eye_in_hand_image"]),
@@ -87,7 +101,7 @@ class LiberoWorld(World):
         self._env.close()
 
 
-def state(raw: Mapping[str, Any]) -> np.ndarray:
+def state(raw: Metadata) -> np.ndarray:
     """float32[8]: the hand's place and rotation vector, and the two fingers."""
     return np.concatenate(
         (raw["robot0_eef_pos"], axis_angle(raw["robot0_eef_quat"]), raw["robot0_gripper_qpos"]), dtype=np.float32

@@ -1,10 +1,10 @@
 """Libraries of robots, which are there where the robot is."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def need(module: str, install: str) -> Any:
+def need(module: str, install: str) -> ModuleType:
     """Imports a module.
 
     Args:

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from typing_extensions import Literal
 
@@ -78,7 +78,7 @@ def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Opt
 
 @contextlib.contextmanager
 def running(
-    make_robot: Callable[[Mapping[str, Any]], realtime.Robot],
+    make_robot: Callable[[Mapping[str, object]], realtime.Robot],
     host: str,
     port: Optional[int],
     args: RobotArgs,
@@ -150,7 +150,7 @@ def playing(
         )
 
 
-def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[str, Any]:
+def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[str, object]:
     """An episode of a world, until it is over or has had so many steps; its summary.
 
     Raises:
@@ -164,7 +164,7 @@ def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[st
     return summary
 
 
-def strategy_of(name: str, rows: int, metadata: Mapping[str, Any]) -> strategies.Strategy:
+def strategy_of(name: str, rows: int, metadata: Mapping[str, object]) -> strategies.Strategy:
     """The strategy by the word of its flag, for `rows` rows between two questions."""
     receding = realtime.Receding(rows)
     known: Dict[str, strategies.Strategy] = {
@@ -180,7 +180,7 @@ def seconds(steps: int, rate_hz: float) -> float:
     return (steps - 0.5) / rate_hz
 
 
-def rate_of(metadata: Mapping[str, Any]) -> Optional[float]:
+def rate_of(metadata: Mapping[str, object]) -> Optional[float]:
     """Rows per second, by a server's contract; None = it does not say."""
     contract = metadata.get("contract")
     return contract.get("control_hz") if isinstance(contract, Mapping) else None

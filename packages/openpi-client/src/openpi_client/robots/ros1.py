@@ -27,7 +27,7 @@ class Ros1Topics:
         # Ctrl-C is for the loop, which then holds.
         self._rospy.init_node(name, anonymous=True, disable_signals=True)
 
-    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[[Any], None]) -> None:
+    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[..., None]) -> None:
         kind = self._kind_of(topic)
         if kind not in kinds:
             raise ValueError(f"the topic '{topic}' has the type {kind}; expected {' or '.join(kinds)}")
@@ -38,7 +38,7 @@ class Ros1Topics:
         publisher = self._rospy.Publisher(topic, message, queue_size=1)
         return lambda **fields: publisher.publish(message(**fields))
 
-    def call(self, service: str, kind: str, **fields: Any) -> None:
+    def call(self, service: str, kind: str, **fields: object) -> None:
         try:
             self._rospy.wait_for_service(service, timeout=_TIMEOUT_S)
             self._rospy.ServiceProxy(service, _class(kind, "srv"))(**fields)

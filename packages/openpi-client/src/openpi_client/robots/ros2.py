@@ -25,7 +25,7 @@ class Ros2Topics:
         self._thread = threading.Thread(target=self._executor.spin, name="ros", daemon=True)
         self._thread.start()
 
-    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[[Any], None]) -> None:
+    def subscribe(self, topic: str, kinds: Sequence[str], callback: Callable[..., None]) -> None:
         found = self._kinds_of(topic)
         kind = next((kind for kind in kinds if kind in found), None)
         if kind is None:
@@ -38,7 +38,7 @@ class Ros2Topics:
         publisher = self._node.create_publisher(message, topic, 1)
         return lambda **fields: publisher.publish(message(**fields))
 
-    def call(self, service: str, kind: str, **fields: Any) -> None:
+    def call(self, service: str, kind: str, **fields: object) -> None:
         service_type = _class(kind, "srv")
         client = self._node.create_client(service_type, service)
         answered = threading.Event()

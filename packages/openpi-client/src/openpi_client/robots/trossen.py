@@ -4,11 +4,12 @@ State and action, 14, in the driver's units: left joints 0-5 (rad), left carriag
 """
 
 import math
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, List, Mapping, Sequence
 
 import numpy as np
 from typing_extensions import Literal
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime import Limits, Robot
 from openpi_client.robots import pictures
 from openpi_client.robots.aloha import NAMES
@@ -75,7 +76,7 @@ class TrossenRobot(Robot):
             self.close()
             raise
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         images = {name: self._picture(camera) for name, camera in self._cameras.items()}
         return {"state": self.pose().astype(np.float32), "images": images, "prompt": self._prompt}
 
@@ -94,7 +95,7 @@ class TrossenRobot(Robot):
         for camera in self._cameras.values():
             camera.close()
 
-    def _connected(self, address: str) -> Any:
+    def _connected(self, address: str) -> object:
         driver = self._arm.TrossenArmDriver()
         follower = self._arm.StandardEndEffector.wxai_v0_follower
         try:
@@ -111,6 +112,6 @@ class TrossenRobot(Robot):
             max_speed=[joint.velocity_max for joint in joints],
         )
 
-    def _picture(self, camera: Camera) -> Any:
+    def _picture(self, camera: Camera) -> object:
         picture = camera.picture()
         return pictures.stretched(picture, *_SIZE) if self._stretches and picture is not None else picture

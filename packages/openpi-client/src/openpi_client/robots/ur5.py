@@ -4,10 +4,11 @@ Joints are servoed to absolute positions in rad; the gripper is 0 open .. 1 clos
 """
 
 import logging
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_client.realtime import Limits, Robot
 from openpi_client.robots.cameras import Camera
 from openpi_client.robots.libraries import need
@@ -81,7 +82,7 @@ class UR5Robot(Robot):
         for camera in self._cameras.values():
             camera.wait()
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         """Raises RuntimeError: the controller is gone, or has stopped the arm."""
         pose = self.pose()
         pictures = {name: camera.picture() for name, camera in self._cameras.items()}

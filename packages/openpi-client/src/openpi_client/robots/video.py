@@ -4,10 +4,11 @@ import logging
 import queue
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Mapping, Optional
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_client.robots.libraries import need
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class VideoWriter:
 class Recorder:
     """Videos of one episode after the other, of what a world's policy sees."""
 
-    def __init__(self, fps: int, picture: Callable[[Dict[str, Any]], np.ndarray]) -> None:
+    def __init__(self, fps: int, picture: Callable[[Mapping[str, object]], np.ndarray]) -> None:
         """
         Args:
             picture: an observation -> uint8[h, w, 3], RGB.
@@ -106,7 +107,7 @@ class Recorder:
         """The next observations go to this file, which is there after `end`."""
         self._film = VideoWriter(path, self._fps)
 
-    def seen(self, observation: Dict[str, Any]) -> None:
+    def seen(self, observation: Observation) -> None:
         if self._film is not None:
             self._film.add(self._picture(observation))
 

@@ -1,10 +1,12 @@
 """Simulators as robots: a tick is a step of the world, which waits while the policy thinks."""
 
 import abc
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 import numpy as np
+from typing_extensions import Protocol
 
+from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime import Robot
 
 
@@ -38,6 +40,16 @@ class World(Robot):
         """One step of the world; sets `is_over`."""
 
 
+class GymEnv(Protocol):
+    """A `gymnasium.Env`."""
+
+    def reset(self, *, seed: int) -> Tuple[Observation, Metadata]: ...
+
+    def step(self, action: np.ndarray) -> Tuple[Observation, float, bool, bool, Metadata]: ...
+
+    def close(self) -> None: ...
+
+
 class GymWorld(World):
     """Any gymnasium environment.
 
@@ -47,12 +59,12 @@ class GymWorld(World):
 
     def __init__(
         self,
-        env: Any,
-        observation: Callable[[Dict[str, Any]], Dict[str, Any]],
+        env: GymEnv,
+        observation: Callable[[Observation], Observation],
         *,
         step_hz: float,
         seed: int = 0,
-        on_step: Callable[[Dict[str, Any]], None] = lambda observation: None,
+        on_step: Callable[[Mapping[str, object]], None] = lambda observation: None,
     ) -> None:
         """
         Args:
@@ -74,7 +86,7 @@ class GymWorld(World):
         self._observed, self.reward = self._observation(observed), 0.0
         self._on_step(self._observed)
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self) -> Observation:
         return self._observed
 
     def _step(self, action: np.ndarray) -> None:

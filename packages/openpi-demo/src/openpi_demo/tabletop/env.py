@@ -7,6 +7,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Observation
 from openpi_demo.tabletop import arm, tasks
 from openpi_demo.tabletop.render import make_renderer
 from openpi_demo.tabletop.world import CAMERAS, CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA, Scene, TabletopWorld
@@ -73,9 +75,7 @@ class TabletopEnv(gymnasium.Env):
         assert self.world is not None
         return self._goal
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Json | None = None) -> tuple[Observation, Json]:
         """Starts an episode; the same seed and options start the same one.
 
         Options, all optional: `prompt` (else one that fits the scene is drawn), `scene` (a `world.Scene`,
@@ -97,7 +97,7 @@ class TabletopEnv(gymnasium.Env):
         self._num_stable_steps = 0
         return self._observation(), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Json]:
         """One control step of 0.1 s; `action` is clipped to the action space.
 
         Raises:
@@ -127,12 +127,12 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError(f"prompt is {prompt!r}, but this scene only allows: {possible}.")
         return goal
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> dict[str, object]:
         images = {camera: self._renderer.render(self.world, camera) for camera in CAMERAS}
         return {"images": images, "state": self.world.state, "prompt": self._goal.prompt}
 
 
-def tabletop_observation(observation: dict[str, Any]) -> dict[str, Any]:
+def tabletop_observation(observation: Observation) -> Observation:
     """What a client of this robot sends to a policy, from what `TabletopEnv` returns; LIBERO's key names."""
     return {
         "observation/image": observation["images"][FRONT_CAMERA],

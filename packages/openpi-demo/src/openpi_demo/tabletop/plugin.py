@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_client.base_policy import Observation
 from openpi_demo.tabletop import expert, tasks
 from openpi_demo.tabletop.env import MAX_STEPS, STABLE_STEPS, tabletop_observation
 from openpi_demo.tabletop.render import make_renderer
@@ -64,7 +65,7 @@ class TabletopWorld:
         self._num_steps = self._num_stable = 0
         self._came_true = False
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         images = {camera: self._eye.render(self._physics, camera) for camera in CAMERAS}
         sent = tabletop_observation({"images": images, "state": self._physics.state, "prompt": self._task.prompt})
         return {**sent, PRIVILEGED: self._known()} if self._is_privileged else sent
@@ -96,7 +97,7 @@ class TabletopWorld:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> dict[str, object]:
         scene = self._physics.scene
         return {
             "episode": self._episode,
@@ -110,7 +111,7 @@ class TabletopWorld:
 class TabletopExpert:
     """See `Expert`. The path is a function of scene and prompt, so nothing has to be remembered."""
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """{"actions": float32[12, 6]}: what is left of the path, then its end."""
         known = obs[PRIVILEGED]
         blocks = tuple(Block(colour, *place) for colour, place in known["blocks"].items())

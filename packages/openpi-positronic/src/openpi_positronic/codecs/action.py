@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi_positronic.codecs.codec import Codec, Column, Step
+from openpi.shared.strict_json import Json
+from openpi_positronic.codecs.codec import Codec, Column, Decoded, Given, Step
 from openpi_positronic.codecs.observation import Vector
 
 COMMAND, GRIP = "robot_command", "target_grip"
@@ -37,15 +38,15 @@ class ActionCodec(Codec):
     arm_width: int = 7
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         feature = {"dtype": "float32", "shape": [self.arm_width + 1], "names": ["actions"]}
         return {"lerobot_features": {ACTION_COLUMN: feature}} if self.signals else {}
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         """An action is no part of the observation."""
         return {}
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         is_one = isinstance(output, Mapping) or (isinstance(output, np.ndarray) and output.ndim == 1)
         chunk = self._checked(_rows([output] if is_one else output))
         steps = self._steps(chunk)
@@ -124,20 +125,20 @@ class BinariseGrip(Codec):
     observed: bool = False
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         return {"binarise_observation": self.observed}
 
-    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+    def with_parameters(self, values: Mapping[str, object]) -> Codec:
         observed = values.get("binarise_observation", self.observed)
         if not isinstance(observed, bool):
             raise ValueError(f"binarise_observation is {observed!r}; expected true or false")
         return dataclasses.replace(self, observed=observed)
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         names = self.signals if self.observed else ()
         return {key: _binary_array(value) if key in names else value for key, value in raw.items()}
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         if isinstance(output, Mapping):
             return {**output, GRIP: _binary(output[GRIP])}
         return [{**step, GRIP: _binary(step[GRIP])} for step in output]
@@ -154,10 +155,10 @@ class FlipGrip(Codec):
 
     signals: tuple[str, ...] = ("grip", "target_grip")
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         return {key: 1 - np.asarray(value) if key in self.signals else value for key, value in raw.items()}
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         if isinstance(output, Mapping):
             return {**output, GRIP: 1 - output[GRIP]}
         return [{**step, GRIP: 1 - step[GRIP]} for step in output]
@@ -176,7 +177,7 @@ class ControlMode(Codec):
 
     mode: Mapping[str, Any]
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         if isinstance(output, Mapping):
             return {**output, COMMAND: {**output[COMMAND], "mode": dict(self.mode)}}
         return [{**step, COMMAND: {**step[COMMAND], "mode": dict(self.mode)}} for step in output]
@@ -198,12 +199,12 @@ class _Overlaid(Mapping[str, Column]):
         return len(self._below)
 
 
-def _rows(output: Any) -> np.ndarray:
+def _rows(output: object) -> np.ndarray:
     rows = [_action_of(step) for step in output] if isinstance(output, list) else output
     return np.asarray(rows)
 
 
-def _action_of(step: Any) -> Any:
+def _action_of(step: object) -> object:
     if not isinstance(step, Mapping):
         return step
     if "action" not in step:
@@ -232,5 +233,5 @@ def _binary(grip: float) -> float:
     return 1.0 if grip > _THRESHOLD else 0.0
 
 
-def _binary_array(values: Any) -> np.ndarray:
+def _binary_array(values: object) -> np.ndarray:
     return np.where(np.asarray(values) > _THRESHOLD, np.float32(1), np.float32(0))

@@ -13,6 +13,7 @@ from typing import Any
 
 from openpi.shared import references
 from openpi.shared.errors import closest_name, listed
+from openpi.shared.strict_json import Json
 from openpi_positronic.codecs.action import (
     BinariseGrip,
     CartesianPose,
@@ -21,7 +22,7 @@ from openpi_positronic.codecs.action import (
     JointDelta,
     JointPositions,
 )
-from openpi_positronic.codecs.codec import Codec, Column
+from openpi_positronic.codecs.codec import Codec, Column, Decoded, Given
 from openpi_positronic.codecs.libero import STATE, CartesianDelta, LiberoSignals
 from openpi_positronic.codecs.observation import TASK, Camera, ObservationCodec, Rename, Vector
 from openpi_positronic.codecs.timing import Timing
@@ -149,26 +150,26 @@ class _OlderRelease(Codec):
     features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         return {"lerobot_features": self.features or self.inner.training_meta["lerobot_features"]}
 
     @property
-    def served_meta(self) -> dict[str, Any]:
+    def served_meta(self) -> dict[str, object]:
         return self.training_meta
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         return self.inner.encode(raw)
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         return self.inner.decode(output, context)
 
     def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
         return self.inner.training(signals)
 
-    def training_task(self, static: Mapping[str, Any]) -> str | None:
+    def training_task(self, static: Mapping[str, object]) -> str | None:
         return self.inner.training_task(static) if TASK in static else None
 
-    def dummy_encoded(self) -> dict[str, Any]:
+    def dummy_encoded(self) -> dict[str, object]:
         return self.inner.dummy_encoded()
 
 
@@ -222,7 +223,7 @@ PUBLISHED = {**OLDER, **CURRENT, **NEWER, "eepose": ee}
 _BY_NAME = PUBLISHED | {f"older/{name}": factory for name, factory in OLDER.items()}
 
 
-def get_codec(name: str, **options: Any) -> Codec:
+def get_codec(name: str, **options: object) -> Codec:
     """A codec by name, with the options of its function, such as `horizon_s`.
 
     Raises:
@@ -241,7 +242,7 @@ def get_codec(name: str, **options: Any) -> Codec:
         raise ValueError(f"codec '{name}': {error}") from error
 
 
-def _of_reference(name: str, options: Mapping[str, Any]) -> Codec:
+def _of_reference(name: str, options: Mapping[str, object]) -> Codec:
     where, module, attribute = references.resolve(name, "codec")
     if not hasattr(module, attribute or "codec"):
         raise ValueError(f"{where} has no '{attribute or 'codec'}'; name its codec as {where}:NAME")

@@ -17,12 +17,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from openpi.shared.strict_json import Json
+
 Step = dict[str, Any]
 """One decoded step: `robot_command`, `target_grip`, and with a timing `timestamp`, in seconds from the observation."""
+
+Given: TypeAlias = "np.ndarray | Step | list[Step]"
+"""What a policy gave: a chunk float[h, d], an action float[d], or steps, `{"action": float[d]}` or decoded in part."""
+
+Decoded: TypeAlias = Step | list[Step]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +70,19 @@ class Codec:
     """
 
     @property
-    def served_meta(self) -> dict[str, Any]:
+    def served_meta(self) -> dict[str, object]:
         return {}
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         return {}
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         """What one session may set otherwise: name -> value."""
         return {}
 
-    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+    def with_parameters(self, values: Mapping[str, object]) -> Codec:
         """The same codec with these parameters, as far as they are its own.
 
         Raises:
@@ -83,7 +90,7 @@ class Codec:
         """
         return self
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         """A raw observation as the policy's; keys that nobody asked for are ignored.
 
         Raises:
@@ -92,7 +99,7 @@ class Codec:
         """
         return dict(raw)
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         """What the policy gave, as robot commands.
 
         Args:
@@ -103,7 +110,7 @@ class Codec:
         Raises:
             ValueError: another width, or values that no robot can be sent.
         """
-        return output
+        return output  # type: ignore[return-value]  # the parts in front have made steps of it
 
     def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
         """Columns of a dataset from those of an episode."""
@@ -117,11 +124,11 @@ class Codec:
         """
         return dict(self.training(RawSignals()))
 
-    def training_task(self, static: Mapping[str, Any]) -> str | None:
+    def training_task(self, static: Mapping[str, object]) -> str | None:
         """The `task` of an episode with these constants; None where the codec has none."""
         return None
 
-    def dummy_encoded(self) -> dict[str, Any]:
+    def dummy_encoded(self) -> dict[str, object]:
         """A zero observation as `encode` makes them, to warm a policy up with."""
         return {}
 
@@ -138,46 +145,47 @@ class _Pair(Codec):
     second: Codec
 
     @property
-    def served_meta(self) -> dict[str, Any]:
+    def served_meta(self) -> dict[str, object]:
         return _merge_meta(self.first.served_meta, self.second.served_meta)
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         return _merge_meta(self.first.training_meta, self.second.training_meta)
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         return {**self.first.parameters, **self.second.parameters}
 
-    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+    def with_parameters(self, values: Mapping[str, object]) -> Codec:
         first, second = self.first.with_parameters(values), self.second.with_parameters(values)
         return dataclasses.replace(self, first=first, second=second)
 
-    def training_task(self, static: Mapping[str, Any]) -> str | None:
+    def training_task(self, static: Mapping[str, object]) -> str | None:
         task = self.second.training_task(static)
         return self.first.training_task(static) if task is None else task
 
 
 class _Sequential(_Pair):
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         return self.second.encode(self.first.encode(raw))
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         return self.first.decode(self.second.decode(output, context), context)
 
     def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
         return self.second.training(self.first.training(signals))
 
-    def dummy_encoded(self) -> dict[str, Any]:
+    def dummy_encoded(self) -> dict[str, object]:
         return self.second.dummy_encoded() or self.second.encode(self.first.dummy_encoded())
 
 
 class _Parallel(_Pair):
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         return {**self.first.encode(raw), **self.second.encode(raw)}
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
-        first, second = self.first.decode(output, context), self.second.decode(output, context)
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
+        first: Any = self.first.decode(output, context)
+        second: Any = self.second.decode(output, context)
         if isinstance(first, Mapping):
             return {**first, **second}
         if len(first) != len(second):
@@ -187,7 +195,7 @@ class _Parallel(_Pair):
     def training(self, signals: Mapping[str, Column]) -> Mapping[str, Column]:
         return {**self.second.training(signals), **self.first.training(signals)}
 
-    def dummy_encoded(self) -> dict[str, Any]:
+    def dummy_encoded(self) -> dict[str, object]:
         return {**self.first.dummy_encoded(), **self.second.dummy_encoded()}
 
 
@@ -201,7 +209,7 @@ def joined(columns: Sequence[Column]) -> Column:
     return Column(tuple(dict.fromkeys(name for column in columns for name in column.signals)), derive)
 
 
-def _merge_meta(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_meta(first: Json, second: Json) -> Json:
     merged = {**first, **second}
     for key in first.keys() & second.keys():
         if isinstance(first[key], Mapping) and isinstance(second[key], Mapping):

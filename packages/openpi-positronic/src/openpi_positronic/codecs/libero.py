@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ class LiberoSignals(Codec):
 
     cameras: tuple[str, ...]
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
         pose = np.asarray(signal_of(raw, _POSE), np.float64).reshape(-1)
         if len(pose) != 7:
             raise ValueError(f"'{_POSE}' has {len(pose)} values; expected 7")

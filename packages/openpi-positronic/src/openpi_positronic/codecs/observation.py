@@ -10,7 +10,9 @@ import numpy as np
 
 from openpi.shared import image_tools
 from openpi.shared.errors import missing_key
-from openpi_positronic.codecs.codec import Codec, Column, joined
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Observation
+from openpi_positronic.codecs.codec import Codec, Column, Decoded, Given, joined
 
 TASK = "task"
 WARM_UP_PROMPT = "warmup"
@@ -35,7 +37,7 @@ class Vector:
         return sum(self.signals.values())
 
     @property
-    def feature(self) -> dict[str, Any]:
+    def feature(self) -> dict[str, object]:
         """As a LeRobot feature, whose names are those of the signals."""
         return {"dtype": "float32", "shape": [self.width], "names": list(self.signals)}
 
@@ -67,17 +69,17 @@ class ObservationCodec(Codec):
     size_hw: tuple[int, int] = (224, 224)
 
     @property
-    def served_meta(self) -> dict[str, Any]:
+    def served_meta(self) -> dict[str, object]:
         height, width = self.size_hw
         return {"image_sizes": [width, height]}
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         image = {"dtype": "video", "shape": [*self.size_hw, 3], "names": ["height", "width", "channel"]}
         features = {vector.column: vector.feature for vector in self.vectors}
         return {"lerobot_features": features | {camera.column: dict(image) for camera in self.cameras}}
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> Observation:
         encoded: dict[str, Any] = {vector.key: _encode_vector(vector, raw) for vector in self.vectors}
         for camera in self.cameras:
             encoded[camera.key] = self._resize(signal_of(raw, camera.signal), camera.signal)
@@ -85,7 +87,7 @@ class ObservationCodec(Codec):
             encoded[self.prompt_key] = str(raw[TASK])
         return encoded
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         """Adds nothing to the action's steps."""
         is_one = isinstance(output, Mapping) or (isinstance(output, np.ndarray) and output.ndim == 1)
         return {} if is_one else [{} for _ in output]
@@ -96,10 +98,10 @@ class ObservationCodec(Codec):
             columns[camera.column] = signals[camera.signal].map(lambda frames: self._resize(frames, "a camera"))
         return columns
 
-    def training_task(self, static: Mapping[str, Any]) -> str | None:
+    def training_task(self, static: Mapping[str, object]) -> str | None:
         return str(static.get(TASK, ""))
 
-    def dummy_encoded(self) -> dict[str, Any]:
+    def dummy_encoded(self) -> dict[str, object]:
         vectors = {vector.key: np.zeros(vector.width, np.float32) for vector in self.vectors}
         cameras = {camera.key: np.zeros((*self.size_hw, 3), np.uint8) for camera in self.cameras}
         return {**vectors, **cameras, self.prompt_key: WARM_UP_PROMPT}
@@ -119,11 +121,11 @@ class Rename(Codec):
 
     names: Mapping[str, str]
 
-    def encode(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, raw: Mapping[str, object]) -> Observation:
         return {self.names.get(key, key): value for key, value in raw.items()}
 
 
-def signal_of(raw: Mapping[str, Any], name: str) -> Any:
+def signal_of(raw: Mapping[str, object], name: str) -> Any:
     """A signal of a raw observation.
 
     Raises:
@@ -134,7 +136,7 @@ def signal_of(raw: Mapping[str, Any], name: str) -> Any:
     return raw[name]
 
 
-def _encode_vector(vector: Vector, raw: Mapping[str, Any]) -> np.ndarray:
+def _encode_vector(vector: Vector, raw: Mapping[str, object]) -> np.ndarray:
     parts = []
     for name, width in vector.signals.items():
         part = np.asarray(signal_of(raw, name), np.float32).reshape(-1)

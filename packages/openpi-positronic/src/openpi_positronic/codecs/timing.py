@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from openpi_positronic.codecs.codec import Codec
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Metadata
+from openpi_positronic.codecs.codec import Codec, Decoded, Given
 
 TIMESTAMP = "timestamp"
 _HIGHEST_FPS = 1000  # no arm is commanded faster
@@ -32,27 +34,27 @@ class Timing(Codec):
             raise ValueError(f"horizon_s is {self.horizon_s!r}; expected a time above 0, or None for whole chunks")
 
     @property
-    def served_meta(self) -> dict[str, Any]:
+    def served_meta(self) -> dict[str, object]:
         meta: dict[str, Any] = {"action_fps": self.fps}
         return meta if self.horizon_s is None else {**meta, "action_horizon_sec": self.horizon_s}
 
     @property
-    def training_meta(self) -> dict[str, Any]:
+    def training_meta(self) -> Json:
         return self.served_meta
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         return {"fps": self.fps, "horizon_sec": self.horizon_s}
 
-    def with_parameters(self, values: Mapping[str, Any]) -> Codec:
+    def with_parameters(self, values: Metadata) -> Codec:
         return Timing(values.get("fps", self.fps), values.get("horizon_sec", self.horizon_s))
 
-    def decode(self, output: Any, context: Mapping[str, Any] | None = None) -> Any:
+    def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
         if isinstance(output, Mapping):
             return {**output, TIMESTAMP: 0.0}
         stamped = ({**step, TIMESTAMP: i / self.fps} for i, step in enumerate(output))
         return [step for step in stamped if self.horizon_s is None or step[TIMESTAMP] < self.horizon_s]
 
 
-def _is_within(value: Any, most: float) -> bool:
+def _is_within(value: object, most: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most

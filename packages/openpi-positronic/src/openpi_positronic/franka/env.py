@@ -1,7 +1,7 @@
 """The gymnasium face of the Franka world, at 15 Hz, and the adapter to the raw observation that codecs encode."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from openpi.shared.strict_json import Json
+from openpi_client.base_policy import Observation
 from openpi_positronic.franka import stacking
 from openpi_positronic.franka.render import HEIGHT, WIDTH, make_renderer
 from openpi_positronic.franka.world import (
@@ -80,8 +82,8 @@ class FrankaStackEnv(gymnasium.Env):
         self.action_space = _action_space(control, self.world)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, *, seed: int | None = None, options: Mapping[str, object] | None = None
+    ) -> tuple[Observation, Json]:
         """Starts an episode; the same seed starts the same one.
 
         Raises:
@@ -99,7 +101,7 @@ class FrankaStackEnv(gymnasium.Env):
         self._end_ns = self.world.time_ns
         return self._observation(), self._info()
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Json]:
         """One control step of 1/15 s.
 
         Raises:
@@ -124,16 +126,16 @@ class FrankaStackEnv(gymnasium.Env):
         """The exterior camera, uint8[h, w, 3], when `render_mode` is `rgb_array`."""
         return None if self.render_mode is None else self._renderer.render(EXTERIOR_CAMERA)
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Observation:
         images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
         return {**signals(self.world), **images, "grip": np.array([self.world.grip]), "prompt": stacking.TASK}
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self) -> Json:
         scores = stacking.scores(self.world)
         return {"success": scores[stacking.SUCCESS] >= stacking.SOLVED_SCORE, "scores": scores, "arm_failed": False}
 
 
-def franka_observation(observation: dict[str, Any]) -> dict[str, Any]:
+def franka_observation(observation: Observation) -> Observation:
     """The raw observation that codecs encode, from what `FrankaStackEnv` returns."""
     return {"task" if key == "prompt" else key: value for key, value in observation.items()}
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_client.base_policy import Observation
 from openpi_positronic.codecs import catalog
 from openpi_positronic.codecs.action import COMMAND, GRIP
 from openpi_positronic.codecs.observation import TASK
@@ -64,13 +65,13 @@ class FrankaWorld:
         self._task, self._episode, self._num_steps = task, f"{task.name} {seed}", 0
         self._start_ns = self._physics.time_ns
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         sent = self._codec.encode(self._raw())
         return {**sent, PRIVILEGED: self._known()} if self._is_privileged else sent
 
     def step(self, action: np.ndarray) -> None:
         """A pose out of reach leaves the arm where it is."""
-        command = self._codec.decode(np.asarray(action))
+        command: Any = self._codec.decode(np.asarray(action))
         execute(self._physics, command[COMMAND])
         self._physics.set_gripper(command[GRIP])
         if self._physics.has_failed:
@@ -98,11 +99,11 @@ class FrankaWorld:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _raw(self) -> dict[str, Any]:
+    def _raw(self) -> dict[str, object]:
         images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
         return {**signals(self._physics), **images, TASK: self._task.prompt}
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> dict[str, object]:
         return {
             "episode": self._episode,
             "step": self._num_steps,
@@ -118,7 +119,7 @@ class FrankaExpert:
     def __init__(self) -> None:
         self._plans: OrderedDict[str, tuple[int, np.ndarray]] = OrderedDict()  # by episode: first step, rows
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """{"actions": float32[25, 8]}, fewer at the end of a plan: pose and gripper."""
         known = obs[PRIVILEGED]
         start, rows = self._plans.pop(known["episode"], (0, np.empty((0, 8))))

@@ -18,6 +18,7 @@ import mujoco
 import numpy as np
 
 from openpi.shared.errors import listed
+from openpi_client.base_policy import Metadata
 from openpi_sim import poses
 from openpi_sim.kinematics import InverseKinematics
 
@@ -175,7 +176,7 @@ def signals(world: FrankaWorld) -> dict[str, np.ndarray | float]:
     }
 
 
-def execute(world: FrankaWorld, command: Mapping[str, Any]) -> None:
+def execute(world: FrankaWorld, command: Metadata) -> None:
     """Carries out a `robot_command` as codecs decode them. Source: the spec, section 6.2.
 
     Raises:
@@ -197,7 +198,7 @@ def execute(world: FrankaWorld, command: Mapping[str, Any]) -> None:
             raise ValueError(f"robot_command has the type {other!r}; expected one of {known}")
 
 
-def _payload(command: Mapping[str, Any], name: str) -> Any:
+def _payload(command: Mapping[str, object], name: str) -> Any:
     if name not in command:
         raise ValueError(f"robot_command {command['type']!r} lacks {name!r}; it has {listed(command)}")
     return command[name]

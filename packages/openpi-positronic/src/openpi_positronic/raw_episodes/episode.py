@@ -38,12 +38,12 @@ class Episode(Mapping[str, Any]):
         return signals
 
     @functools.cached_property
-    def static(self) -> dict[str, Any]:
+    def static(self) -> dict[str, object]:
         """Constants of the episode, such as `task`."""
         return _read_json(self.path / layout.STATIC_FILE)
 
     @functools.cached_property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, object]:
         """About the recording; no items of the episode."""
         return _read_json(self.path / layout.META_FILE)
 
@@ -85,7 +85,7 @@ class Episode(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.signals) + len(self.static)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Episode, (self.path,)
 
 
@@ -95,7 +95,7 @@ class EpisodeTime:
     def __init__(self, episode: Episode):
         self._episode = episode
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def __getitem__(self, key: object) -> dict[str, Any]:
         if isinstance(key, slice):
             if key.step is None:
                 raise KeyError(f"[{key.start}:{key.stop}] of an episode needs a step: signals have rates of their own")
@@ -105,5 +105,5 @@ class EpisodeTime:
         return {**self._episode.static, **{name: signal.time[key] for name, signal in self._episode.signals.items()}}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     return read_json(path) if path.is_file() else {}

@@ -115,7 +115,7 @@ class SignalTime:
     def __init__(self, signal: Signal):
         self._signal = signal
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Any) -> object:
         signal = self._signal
         if isinstance(key, slice):
             return self._window(key) if key.step is None else self._at(stepped_times(key, signal.last_ts))
@@ -230,11 +230,11 @@ def open_signals(folder: Path) -> dict[str, Signal]:
     return dict(sorted(signals.items()))
 
 
-def is_time(value: Any) -> bool:
+def is_time(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def as_times(times: Any) -> np.ndarray:
+def as_times(times: object) -> np.ndarray:
     """int64[n]; fractions of a nanosecond are dropped."""
     if isinstance(times, str) or not isinstance(times, Sequence | np.ndarray):
         raise TypeError(f"times are nanoseconds, a list of them or a slice; found {type(times).__name__}")

@@ -69,7 +69,7 @@ class EpisodeWriter:
         self._sinks: dict[str, _TableSink | _VideoSink] = {}
         self._static: dict[str, Any] = {}
 
-    def append(self, name: str, value: Any, ts_ns: int, timelines: Mapping[str, int] | None = None) -> None:
+    def append(self, name: str, value: object, ts_ns: int, timelines: Mapping[str, int] | None = None) -> None:
         """Adds one sample of a signal.
 
         Args:
@@ -84,7 +84,7 @@ class EpisodeWriter:
             self._sinks[name] = self._new_sink(name, value, timelines or {})
         self._sinks[name].append(value, ts_ns, timelines or {})
 
-    def set_static(self, name: str, value: Any) -> None:
+    def set_static(self, name: str, value: object) -> None:
         """Sets a constant of the episode: text, number, boolean, list or map.
 
         Raises:
@@ -144,7 +144,7 @@ class EpisodeWriter:
             _VideoSink(self.path, name, value, timelines) if is_image else _TableSink(self.path, name, value, timelines)
         )
 
-    def _meta(self) -> dict[str, Any]:
+    def _meta(self) -> dict[str, object]:
         first = max(sink.first_ts for sink in self._sinks.values())
         last = max(sink.last_ts for sink in self._sinks.values())
         return {
@@ -173,7 +173,7 @@ class _Rows:
         self._writer = pq.ParquetWriter(path, self._schema)
         self._rows: list[list[Any]] = []
 
-    def append(self, ts_ns: int, timelines: Mapping[str, int], *value: Any) -> None:
+    def append(self, ts_ns: int, timelines: Mapping[str, int], *value: object) -> None:
         self._rows.append([ts_ns, *value, *(timelines[name] for name in self._timelines)])
         if len(self._rows) >= _ROWS_PER_GROUP:
             self._flush()
@@ -268,5 +268,5 @@ class _VideoSink(_Sink):
         self._rows.close()
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")

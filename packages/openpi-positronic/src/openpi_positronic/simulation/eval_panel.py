@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 from openpi_positronic.simulation.window import open_window
 
@@ -29,7 +28,7 @@ class Verdict:
     successful_items: int
     notes: str
 
-    def static(self, duration_s: float) -> dict[str, Any]:
+    def static(self, duration_s: float) -> dict[str, object]:
         """As constants of a recorded episode."""
         return {**{f"eval.{name}": value for name, value in vars(self).items()}, "eval.duration": duration_s}
 

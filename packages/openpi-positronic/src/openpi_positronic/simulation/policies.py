@@ -18,7 +18,7 @@ class RobotPolicy(Protocol):
     """`openpi_client.positronic_client.PositronicClient` is one."""
 
     @property
-    def meta(self) -> Mapping[str, Any]:
+    def meta(self) -> Mapping[str, object]:
         """What is recorded of it, flat."""
         ...
 
@@ -26,7 +26,7 @@ class RobotPolicy(Protocol):
         """A new episode begins."""
         ...
 
-    def infer(self, observation: Mapping[str, Any]) -> list[Step]:
+    def infer(self, observation: Mapping[str, object]) -> list[Step]:
         """Steps to carry out, each due `timestamp` seconds from now (0 if it has none); none when it is done."""
         ...
 
@@ -54,7 +54,7 @@ class ScriptedPolicy:
     def reset(self) -> None:
         """It looks anew each time it is asked."""
 
-    def infer(self, observation: Mapping[str, Any]) -> list[Step]:
+    def infer(self, observation: Mapping[str, object]) -> list[Step]:
         assert self._world is not None
         return [
             {

@@ -96,7 +96,7 @@ class Station:
         """Whether the policy is in charge and not done."""
         return self._control is not None and not self._control.is_done
 
-    def start(self, context: Mapping[str, Any], static: Mapping[str, Any] | None = None) -> None:
+    def start(self, context: Mapping[str, object], static: Mapping[str, object] | None = None) -> None:
         """Puts the policy in charge and begins to record.
 
         Args:
@@ -140,7 +140,7 @@ class Station:
         if self._is_real_time:
             self._keep_pace()
 
-    def save(self, static: Mapping[str, Any] | None = None) -> None:
+    def save(self, static: Mapping[str, object] | None = None) -> None:
         """Takes the policy out of charge, and completes the recording.
 
         Args:
@@ -228,7 +228,9 @@ class _Answer:
 class _Control:
     """Asks the policy, and carries out what it said when it is due."""
 
-    def __init__(self, world: FrankaWorld, policy: RobotPolicy, context: Mapping[str, Any], *, simulate_timeout: bool):
+    def __init__(
+        self, world: FrankaWorld, policy: RobotPolicy, context: Mapping[str, object], *, simulate_timeout: bool
+    ):
         self._world, self._policy, self._context = world, policy, dict(context)
         self._simulate_timeout = simulate_timeout
         self._queue: deque[tuple[int, Step]] = deque()
@@ -237,7 +239,7 @@ class _Control:
         self.num_unreachable = 0
         self.is_done = False
 
-    def poll(self, now_ns: int, frames: Mapping[str, np.ndarray]) -> list[tuple[str, Any]]:
+    def poll(self, now_ns: int, frames: Mapping[str, np.ndarray]) -> list[tuple[str, object]]:
         """Returns what was commanded, as (signal, value) to record: each signal once, with its last value."""
         if now_ns < self._next_poll_ns or self.is_done:
             return []
@@ -266,7 +268,7 @@ class _Control:
         stamped = ((now_ns + round(step.get("timestamp", 0.0) * _NS_PER_S), step) for step in steps)
         self._queue.extend(stamped)
 
-    def _send_due(self, now_ns: int) -> dict[str, Any]:
+    def _send_due(self, now_ns: int) -> dict[str, object]:
         sent: dict[str, Any] = {}
         while self._queue and self._queue[0][0] <= now_ns and not self._world.has_failed:
             _, step = self._queue.popleft()
@@ -279,7 +281,7 @@ class _Control:
             sent[GRIP] = grip
         return sent
 
-    def _observation(self, now_ns: int, frames: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def _observation(self, now_ns: int, frames: Mapping[str, np.ndarray]) -> dict[str, object]:
         return {
             **signals(self._world),
             **frames,
@@ -289,7 +291,7 @@ class _Control:
         }
 
 
-def _checked(step: Step) -> tuple[dict[str, Any], float]:
+def _checked(step: Step) -> tuple[Step, float]:
     if missing := [key for key in (COMMAND, GRIP) if key not in step]:
         raise ValueError(
             f"a step of the policy lacks {listed(missing)}; it has {listed(step)}. A server without a codec needs one "
@@ -298,7 +300,7 @@ def _checked(step: Step) -> tuple[dict[str, Any], float]:
     return step[COMMAND], float(step[GRIP])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """As JSON holds it."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

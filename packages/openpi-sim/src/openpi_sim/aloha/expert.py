@@ -8,10 +8,10 @@ is no longer what it played.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_sim.aloha import planning, ways
 from openpi_sim.aloha.config import TRANSFER
 from openpi_sim.asked import Asked, Episodes
@@ -44,7 +44,7 @@ class AlohaExpert:
         self._stage = planning.Stage()
         self._plans: Episodes[_Plan] = Episodes()
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """{"actions": float32[50, 14]}: what to do from this step on, if nothing comes in between.
 
         Raises:
@@ -69,7 +69,7 @@ class AlohaExpert:
         return {"actions": np.concatenate([rows, np.repeat(rows[-1:], HORIZON - len(rows), axis=0)])}
 
 
-def check_observation(obs: dict[str, Any], stage: planning.Stage, qpos: np.ndarray) -> None:
+def check_observation(obs: Observation, stage: planning.Stage, qpos: np.ndarray) -> None:
     """
     Raises:
         ValueError: the state is not that of the joints, or what is red is not where the simulator has it.

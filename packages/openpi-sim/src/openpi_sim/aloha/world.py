@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_client.base_policy import Observation
 from openpi_client.image_tools import resize_with_pad
 from openpi_sim import opengl
 from openpi_sim.actions import checked_action
@@ -46,7 +47,7 @@ class AlohaWorld:
         self._episode, self._step, self._is_success = f"{task.name}/{seed}/{uuid.uuid4().hex}", 0, False
         self._last_action = self._state
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         assert self._task is not None, "reset comes first"
         image = self._exact_image() if self._is_exact else self._fast_image()
         observation: dict[str, Any] = {
@@ -85,7 +86,7 @@ class AlohaWorld:
     def _state(self) -> np.ndarray:
         return self._env._env.task.get_qpos(self._physics)
 
-    def _privileged(self) -> dict[str, Any]:
+    def _privileged(self) -> dict[str, object]:
         assert self._task is not None
         found: dict[str, Any] = {
             "episode": self._episode,
@@ -111,7 +112,7 @@ class AlohaWorld:
         return self._physics.render(height=height, width=width, camera_id=_CAMERA, render_flag_overrides=flags)
 
 
-def _open(name: str) -> Any:
+def _open(name: str) -> object:
     opengl.choose()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, at import

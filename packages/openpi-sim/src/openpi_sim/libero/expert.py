@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_sim.asked import Asked, Episodes
 from openpi_sim.libero import grasps
 from openpi_sim.libero.grasps import Grasp, Thing
@@ -54,7 +54,7 @@ class _Memory:
     grasp: Grasp | None = None
     held: np.ndarray | None = None
 
-    def to(self, phase: Phase, step: int, **changes: Any) -> _Memory:
+    def to(self, phase: Phase, step: int, **changes: object) -> _Memory:
         return dataclasses.replace(self, phase=phase, since=step, **changes)
 
 
@@ -65,7 +65,7 @@ class LiberoExpert:
         self._memories: Episodes[_Memory] = Episodes()
         self._looks: Episodes[Look] = Episodes()
 
-    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, obs: Observation) -> dict[str, object]:
         """{"actions": float32[10, 7]}.
 
         Raises:

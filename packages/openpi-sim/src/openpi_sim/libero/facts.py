@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mujoco
 import numpy as np
 
 _HAND = "gripper0_grip_site"
 
 
-def look(env: Any) -> dict[str, Any]:
+def look(env: object) -> dict[str, object]:
     """Facts of one moment, all float64 or texts, to be sent.
 
     Returns:
@@ -57,7 +55,7 @@ def _body(model: mujoco.MjModel, data: mujoco.MjData, body: int) -> np.ndarray:
     return np.concatenate([position, rotation.ravel(), (low + high) / 2, (high - low) / 2, [0.0]])
 
 
-def _region(model: mujoco.MjModel, data: mujoco.MjData, env: Any, name: str) -> np.ndarray:
+def _region(model: mujoco.MjModel, data: mujoco.MjData, env: object, name: str) -> np.ndarray:
     site = model.site(name).id
     size = np.ravel(np.asarray(env.object_sites_dict[name].size, np.float64))
     half = np.zeros(3)

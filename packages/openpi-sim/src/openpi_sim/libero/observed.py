@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from openpi_client.base_policy import Observation
 from openpi_sim.libero.grasps import Scene
 
 _TOLERANCE = 5e-3
@@ -29,7 +29,7 @@ class Look:
     known: frozenset[int] = frozenset()
 
 
-def check_observation(obs: dict[str, Any], scene: Scene, before: Look | None) -> Look:
+def check_observation(obs: Observation, scene: Scene, before: Look | None) -> Look:
     """
     Raises:
         ValueError: the state is not that of the simulator, an image has another form, or what moved in the picture is

@@ -21,6 +21,7 @@ import mujoco
 import numpy as np
 
 from openpi.envs.world import PRIVILEGED, Task
+from openpi_client.base_policy import Observation
 from openpi_client.image_tools import resize_with_pad
 from openpi_sim import opengl
 from openpi_sim.actions import checked_action
@@ -63,7 +64,7 @@ class LiberoWorld:
                 self._seen, *_ = self._env.step(_STILL)
         self._episode, self._step, self._is_success = f"{task.name}/{seed}/{uuid.uuid4().hex}", 0, False
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         assert self._task is not None, "reset comes first"
         observation: dict[str, Any] = {
             "observation/image": self._picture(_BASE),
@@ -104,7 +105,7 @@ class LiberoWorld:
         return np.ascontiguousarray(self._env.sim.render(camera_name=camera, width=size, height=size)[::-1, ::-1])
 
 
-def state_of(seen: dict[str, Any]) -> np.ndarray:
+def state_of(seen: Observation) -> np.ndarray:
     """float64[8] of what robosuite observes: position, axis-angle, fingers."""
     return np.concatenate(
         [seen["robot0_eef_pos"], axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"]]
@@ -120,7 +121,7 @@ def axis_angle(quaternion_xyzw: np.ndarray) -> np.ndarray:
     return np.asarray(quaternion_xyzw[:3], np.float64) * 2.0 * np.arccos(w) / length
 
 
-def _open(bddl_file: str, resolution: int) -> Any:
+def _open(bddl_file: str, resolution: int) -> object:
     opengl.choose()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, at import
@@ -141,7 +142,7 @@ def _open(bddl_file: str, resolution: int) -> Any:
     return env
 
 
-def _reset(env: Any) -> dict[str, Any]:
+def _reset(env: object) -> dict[str, object]:
     """As the benchmark's wrapper does it, which tries for ever, and takes every error for an unlucky draw."""
     from robosuite.utils.errors import RandomizationError
 

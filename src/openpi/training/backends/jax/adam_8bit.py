@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule, *, b1: float, b2: float, eps: float, weight_decay: float, mask: Any = None
+    learning_rate: optax.ScalarOrSchedule, *, b1: float, b2: float, eps: float, weight_decay: float, mask: object = None
 ) -> optax.GradientTransformation:
     """As `optax.adamw`, with moments of eight bits."""
     return optax.chain(
@@ -60,12 +60,12 @@ def adamw(
 def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """As `optax.scale_by_adam`; each step computes in f32 and rounds what it keeps."""
 
-    def init(params: Any) -> State:
+    def init(params: object) -> State:
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         encode = functools.partial(_encode_tree, key=jax.random.key(0))
         return State(jnp.zeros((), jnp.int32), encode(zeros, is_squares=False), encode(zeros, is_squares=True))
 
-    def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    def update(grads: object, state: State, params: object = None) -> tuple[object, State]:
         del params
         count = state.num_steps + 1
         mu = jax.tree.map(lambda g, m: b1 * decode(m) + (1 - b1) * g, grads, state.mu)
@@ -110,7 +110,7 @@ def decode(stored: Coded | jax.Array) -> jax.Array:
     return (shares * stored.scales[..., None]).reshape(stored.codes.shape)
 
 
-def _encode_tree(tree: Any, *, key: jax.Array, is_squares: bool) -> Any:
+def _encode_tree(tree: object, *, key: jax.Array, is_squares: bool) -> object:
     leaves, treedef = jax.tree.flatten(tree)
     coded = [
         encode(leaf, jax.random.fold_in(key, i), is_squares=is_squares) if leaf.size >= MIN_SIZE else leaf

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from openpi.models.compact import Extent, reads_masked
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Params, flatten
 from openpi.training import sharding
 from openpi.training.backends.jax import processes as processes_jax
 from openpi.training.backends.jax import state_files
@@ -90,17 +89,19 @@ class JaxBackend:
         del step  # the devices draw their random numbers
         return step_jax.place_batch(step_jax.cut_batch(self._config, batch), self._mesh)
 
-    def local_rows(self, placed: Batch) -> dict[str, Any]:
+    def local_rows(self, placed: Batch) -> Params:
         return sharding.local_rows(placed)
 
     def train_step(self, state: TrainState, placed: Batch) -> tuple[TrainState, Metrics]:
         _, train_key = self._keys
         return self._train_step(train_key, state, placed)
 
-    def wait(self, metrics: Mapping[str, Any]) -> None:
+    def wait(self, metrics: Mapping[str, object]) -> None:
         jax.block_until_ready(metrics)
 
-    def evaluate(self, state: TrainState, batch: Batch, index: int, **sample_options: Any) -> tuple[float, np.ndarray]:
+    def evaluate(
+        self, state: TrainState, batch: Batch, index: int, **sample_options: object
+    ) -> tuple[float, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(_EVAL_SEED), index)
         placed = step_jax.place_batch(batch, self._mesh)
         if index not in self._eval_extents:
@@ -131,7 +132,7 @@ class JaxBackend:
         return step_jax.state_spec(self._config, self._mesh)
 
     @functools.cached_property
-    def _train_step(self) -> Callable[[jax.Array, TrainState, Batch], Any]:
+    def _train_step(self) -> Callable[[jax.Array, TrainState, Batch], tuple[TrainState, step_jax.Metrics]]:
         return step_jax.compile_train_step(self._config, self._mesh)
 
     @functools.cached_property

@@ -168,7 +168,7 @@ def _columns(label: str, *columns: str) -> str:
     return f"{label:<40}" + "".join(f"{number:>12}" for number in numbers) + f"   {cards}"
 
 
-def _shapes(config: TrainConfig) -> tuple[step_jax.TrainState, dict[str, Any]]:
+def _shapes(config: TrainConfig) -> tuple[step_jax.TrainState, dict[str, object]]:
     """State and batch as `jax.ShapeDtypeStruct`s."""
     state = jax.eval_shape(functools.partial(step_jax.init_state, config), jax.eval_shape(jax.random.key, 0))
     observation, actions = config.model.inputs_spec(batch_size=config.batch_size)
@@ -188,7 +188,7 @@ def _on_one_device(config: TrainConfig, num_devices: int) -> TrainConfig:
     return dataclasses.replace(config, batch_size=share)
 
 
-def _size_under_fsdp(params: Any, num_fsdp_devices: int) -> Callable[[Any], int]:
+def _size_under_fsdp(params: object, num_fsdp_devices: int) -> Callable[[object], int]:
     """Bytes on one device. Whatever has the shape of a parameter (gradients, moments) is split as the parameter is."""
     shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(params)}
 
@@ -216,9 +216,9 @@ def _with_adapters(config: TrainConfig) -> TrainConfig | None:
     return dataclasses.replace(adapted, freeze_filter=adapted.model.get_freeze_filter(), ema_decay=None)
 
 
-def _with_model(config: TrainConfig, **changes: Any) -> TrainConfig:
+def _with_model(config: TrainConfig, **changes: object) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def _total(tree: Any, size: Callable[[Any], int]) -> int:
+def _total(tree: object, size: Callable[[object], int]) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))

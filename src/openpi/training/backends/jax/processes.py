@@ -75,7 +75,7 @@ def join(launch: Launch) -> JaxPeers:
     return JaxPeers()
 
 
-def in_step(what: str, function: Any) -> Callable[..., Any]:
+def in_step(what: str, function: jax.stages.Wrapped) -> Callable[..., Any]:
     """A jitted function that no process runs before all have compiled it for arguments of such shapes.
 
     Keyword arguments are the static ones.

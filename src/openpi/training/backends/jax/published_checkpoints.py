@@ -90,7 +90,7 @@ def save_state(checkpoint_manager: CheckpointManager, state: TrainState, data_lo
 
 
 def restore_state(
-    checkpoint_manager: CheckpointManager, state: TrainState, data_loader: Any, step: int | None = None
+    checkpoint_manager: CheckpointManager, state: TrainState, data_loader: object, step: int | None = None
 ) -> TrainState:
     """The state of a checkpoint.
 

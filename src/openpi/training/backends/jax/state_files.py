@@ -13,13 +13,12 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openpi.shared.tree import flatten, unflatten
+from openpi.shared.tree import Params, flatten, unflatten
 from openpi.training.backends.jax.step import TrainState
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.weights import names, on_device, opening, orbax_io
@@ -90,7 +89,7 @@ def _metadata() -> str:
 
 
 def _without(state: TrainState, is_left_out: Filter) -> TrainState:
-    def kept(params: Any) -> Any:
+    def kept(params: Params) -> Params:
         return unflatten({path: leaf for path, leaf in flatten(params).items() if not is_left_out(path)})
 
     average = None if state.ema_params is None else kept(state.ema_params)
@@ -125,7 +124,7 @@ class _Saved:
             self._leaves[_BASE] = {f"params/{path}": entry for path, entry in self._base.frozen.items()}
         self.has_average = any(path.startswith("params/") for path in self._leaves[TRAIN_STATE])
 
-    def check_fits(self, wanted: dict[str, Any]) -> None:
+    def check_fits(self, wanted: Params) -> None:
         problems = []
         for path, leaf in wanted.items():
             item, stored_path = self._source(path)
@@ -141,7 +140,7 @@ class _Saved:
                 f"optimiser been changed since?\n  {shown}"
             )
 
-    def read(self, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+    def read(self, wanted: Params) -> dict[str, jax.Array]:
         """Arrays by path in the state."""
         sources = {path: self._source(path) for path in wanted}
         read: dict[tuple[str, str], jax.Array] = {}
@@ -157,10 +156,10 @@ class _Saved:
             given.add(source)
         return found
 
-    def _read_item(self, item: str, leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    def _read_item(self, item: str, leaves: Params) -> dict[str, jax.Array]:
         return orbax_io.read_leaves(self._directory / item, leaves) if leaves else {}
 
-    def _read_base(self, wanted: dict[str, Any], leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    def _read_base(self, wanted: Params, leaves: Params) -> dict[str, jax.Array]:
         assert self._base is not None
         model = {path.removeprefix("params/"): leaf for path, leaf in wanted.items() if path.startswith("params/")}
         table = names.rows_of({path: tuple(leaf.shape) for path, leaf in model.items()})

@@ -121,7 +121,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
 
 
 @once_per_recipe
-def _compiled_init(config: StepConfig, mesh: Mesh) -> Any:
+def _compiled_init(config: StepConfig, mesh: Mesh) -> jax.stages.Wrapped:
     placement = _shardings(state_spec(config, mesh))
     return jax.jit(functools.partial(init_state, config), out_shardings=placement, donate_argnums=1)
 
@@ -180,7 +180,7 @@ def sample_step(
     batch: Batch,
     *,
     extent: Extent | None = None,
-    **sample_kwargs: Any,
+    **sample_kwargs: object,
 ) -> jax.Array:
     """Action chunks f32[b ah ad] in the model's normalised space; of pi0-FAST, tokens f32[b m].
 
@@ -200,7 +200,9 @@ def _without_answer(observation: Observation) -> Observation:
     return dataclasses.replace(observation, tokenized_prompt_mask=is_prompt, token_ar_mask=ar_mask)
 
 
-def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, TrainState, Batch], Any]:
+def compile_train_step(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[jax.Array, TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` jitted over the mesh; the given state's buffers are reused for the next one.
 
     Recipes that agree in `StepConfig` get the same function, with what it has compiled.
@@ -209,7 +211,7 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
     uses, over all of them, becomes the `extent`, and the program holds the whole computation too.
     """
 
-    def compiled(extent: Extent | None) -> Callable[[jax.Array, TrainState, Batch], Any]:
+    def compiled(extent: Extent | None) -> Callable[[jax.Array, TrainState, Batch], tuple[TrainState, Metrics]]:
         return processes_jax.in_step("the training step", _compiled_step(config, mesh, extent))
 
     if jax.process_count() == 1 or not config.model.skip_unused:
@@ -226,7 +228,7 @@ def compile_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[jax.Array, 
 
 
 @once_per_recipe
-def _compiled_step(config: StepConfig, mesh: Mesh, extent: Extent | None) -> Any:
+def _compiled_step(config: StepConfig, mesh: Mesh, extent: Extent | None) -> jax.stages.Wrapped:
     placement = _shardings(state_spec(config, mesh))
     everywhere, by_rows = sharding.replicated(mesh), sharding.data_sharding(mesh)
 
@@ -243,14 +245,14 @@ def _compiled_step(config: StepConfig, mesh: Mesh, extent: Extent | None) -> Any
 
 
 @once_per_recipe
-def compile_eval_step(config: StepConfig, mesh: Mesh) -> Any:
+def compile_eval_step(config: StepConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """`eval_step` jitted over the mesh."""
     function = functools.partial(eval_step, config)
     return jax.jit(function, static_argnames="extent", out_shardings=sharding.replicated(mesh))
 
 
 @once_per_recipe
-def compile_sample_step(config: StepConfig, mesh: Mesh) -> Any:
+def compile_sample_step(config: StepConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """`sample_step` jitted over the mesh."""
     function = functools.partial(sample_step, config)
     return jax.jit(function, static_argnames=("extent", "grammar"), out_shardings=sharding.data_sharding(mesh))
@@ -280,7 +282,7 @@ def used_extent(batch: Batch, mesh: Mesh, *, reads_masked: bool = False) -> Exte
     return compact.used_extent({**batch, **found}, reads_masked=reads_masked)
 
 
-def _mask_summary(batch: Batch, *, reads_masked: bool) -> dict[str, Any]:
+def _mask_summary(batch: Batch, *, reads_masked: bool) -> dict[str, object]:
     """All samples' masks as one."""
     found = {"image_mask": jax.tree.map(jnp.all if reads_masked else jnp.any, batch["image_mask"])}
     if "tokenized_prompt_mask" in batch:
@@ -296,7 +298,7 @@ def _is_within(batch: Batch, extent: Extent) -> jax.Array:
     return ~jnp.any(jnp.stack(outside)) if outside else jnp.bool_(True)
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> dict[str, Any]:
+def place_batch(batch: Batch, mesh: Mesh) -> Params:
     """A loader's batch on the devices, without what the model does not take (texts, for example).
 
     Doubles become f32 and int64 becomes int32 on the host, before the transfer. In a run of several processes `batch`
@@ -343,7 +345,7 @@ def loss_and_grads(
     if parts == 1:
         return jax.value_and_grad(loss)(trainable, key, batch)
 
-    def add(total: Any, keyed_part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+    def add(total: object, keyed_part: tuple[jax.Array, Batch]) -> tuple[object, None]:
         found = jax.value_and_grad(loss)(trainable, *keyed_part)
         return jax.tree.map(jnp.add, total, found), None
 
@@ -371,6 +373,6 @@ def _kernels(params: Params) -> list[jax.Array]:
     return [leaf for path, leaf in flatten(params).items() if is_kernel(path, leaf.ndim)]
 
 
-def norm(tree: Any) -> jax.Array:
+def norm(tree: object) -> jax.Array:
     """Euclidean norm over all leaves, accumulated in f32."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class AdamW8bit(torch.optim.Optimizer):
         self._numbers = {param: i for i, param in enumerate(p for group in self.param_groups for p in group["params"])}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
             for param in [param for param in group["params"] if param.grad is not None]:

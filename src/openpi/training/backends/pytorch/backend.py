@@ -19,8 +19,9 @@ from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.int8_rows import Int8Rows
 from openpi.models_pytorch.model import fresh_parameters
-from openpi.shared.tree import unflatten
+from openpi.shared.tree import Params, unflatten
 from openpi.training import weight_loaders
+from openpi.training.backend import Batch
 from openpi.training.backends.pytorch import adam_8bit as adam_8bit_pytorch
 from openpi.training.backends.pytorch import optimizer as optimizer_pytorch
 from openpi.training.backends.pytorch import parallel as parallel_pytorch
@@ -228,26 +229,26 @@ class PyTorchBackend:
     def digests(self, state: TrainState, paths: Iterable[str]) -> dict[str, str]:
         return state_files_pytorch.digests(self._table, state.params, set(paths))
 
-    def place(self, batch: Mapping[str, Any], step: int) -> Placed:
+    def place(self, batch: Batch, step: int) -> Placed:
         cut = compact.cut(batch, self._extent(batch)) if self._config.model.skip_unused else batch
         count = len(batch["state"])
         random = step_pytorch.draw(self._config, step, count * processes.count())
         return Placed(step, self._rows(cut), self._of_rows(random, count))
 
-    def local_rows(self, placed: Placed) -> dict[str, Any]:
+    def local_rows(self, placed: Placed) -> Params:
         return step_pytorch.take_rows(placed.rows, lambda x: x.cpu().numpy())
 
     def train_step(self, state: TrainState, placed: Placed) -> tuple[TrainState, Metrics]:
         assert placed.step == state.step, f"the batch of step {placed.step} is given to step {state.step}"
         return state, Metrics(self._step(state, placed.rows, placed.random))
 
-    def wait(self, metrics: Mapping[str, Any]) -> None:
+    def wait(self, metrics: Mapping[str, object]) -> None:
         assert isinstance(metrics, Metrics)
         metrics.wait()
 
     @torch.no_grad()
     def evaluate(
-        self, state: TrainState, batch: Mapping[str, Any], index: int, **sample_options: Any
+        self, state: TrainState, batch: Batch, index: int, **sample_options: object
     ) -> tuple[float, np.ndarray]:
         model, count = self._config.model, len(batch["state"])
         extent = compact.used_extent(batch, reads_masked=compact.reads_masked(model))
@@ -270,17 +271,17 @@ class PyTorchBackend:
     def _step(self) -> step_pytorch.Step:
         return step_pytorch.Step(self._config, self._table, self._device)
 
-    def _extent(self, batch: Mapping[str, Any]) -> compact.Extent:
+    def _extent(self, batch: Mapping[str, object]) -> compact.Extent:
         extent = compact.used_extent(batch)
         if extent not in self._seen_extents:
             self._seen_extents.add(extent)
             logger.info("batches of %s and prompts of %s tokens", ", ".join(extent.cameras), extent.prompt_len)
         return extent
 
-    def _rows(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def _rows(self, batch: Mapping[str, object]) -> dict[str, object]:
         """What the model takes of this process's rows, on the device."""
 
-        def moved(value: Any) -> Tensor:
+        def moved(value: object) -> Tensor:
             array = np.ascontiguousarray(value)
             return self._moved(torch.from_numpy(array.astype(_NARROWER.get(array.dtype, array.dtype))))
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from openpi.shared.tree import Leaves
 from openpi.training.backends.pytorch import adam_8bit as adam_8bit_pytorch
 from openpi.training.backends.pytorch.parallel import distributed, local, part_of, whole
 from openpi.training.optimizer import SGD, AdamW, Muon, OptimizerConfig
@@ -127,7 +127,7 @@ class InBackward:
             param.register_post_accumulate_grad_hook(self._update)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[Leaves]:
         return [group for optimizer in self._of_param.values() for group in optimizer.param_groups]
 
     @property
@@ -166,7 +166,7 @@ class MuonAndAdam(torch.optim.Optimizer):
         self._config = config
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is no closure
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # there is no closure
         del closure
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
@@ -241,6 +241,6 @@ def orthogonalised(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     return x if is_wide else x.mT
 
 
-def _locals(tensors: Iterable[Any]) -> list[Tensor]:
+def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Of each tensor this process's part."""
     return [local(tensor) for tensor in tensors]

@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -87,7 +86,7 @@ def _copied(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, np.nda
             yield name, loading.as_array(found.to("cpu", copy=True))
 
 
-def restore(directory: Path, model_config: Any, state: TrainState) -> None:
+def restore(directory: Path, model_config: object, state: TrainState) -> None:
     """Fills a state of the same recipe with what `begin_write` wrote, tensor by tensor.
 
     Raises:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openpi.models_pytorch.augment import Draws
 from openpi.models_pytorch.model import Observation
+from openpi.training.backend import Batch
 from openpi.training.backends.pytorch import optimizer as optimizer_pytorch
 from openpi.training.backends.pytorch import parallel as parallel_pytorch
 from openpi.training.backends.pytorch import processes as processes_pytorch
@@ -110,7 +111,7 @@ def draw_flow(
     return torch.as_tensor(noise), torch.as_tensor(time, dtype=torch.float32)
 
 
-def draw_delay(model: Any, rng: np.random.Generator, time: Tensor | None) -> Tensor | None:
+def draw_delay(model: object, rng: np.random.Generator, time: Tensor | None) -> Tensor | None:
     """Delays from 0 to `rtc_max_delay`, half of them 0 (`rtc_config`), as many as flow times; None where none are
     trained.
     """
@@ -134,7 +135,7 @@ class Step:
         ndims = {path: len(shape) for path, shape in names.tree_shapes(config.model).items()}
         self._kernels = {row.torch for row in table if is_kernel(row.tree, ndims[row.tree])}
 
-    def __call__(self, state: TrainState, batch: Mapping[str, Any], random: Randomness) -> Metrics:
+    def __call__(self, state: TrainState, batch: Mapping[str, object], random: Randomness) -> Metrics:
         """One optimiser step, in place. Does not wait for the device.
 
         Args:
@@ -179,7 +180,7 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _backward(self, state: TrainState, batch: Mapping[str, Any], random: Randomness) -> Tensor:
+    def _backward(self, state: TrainState, batch: Mapping[str, object], random: Randomness) -> Tensor:
         """Gradients of the mean loss; the batch is run in parts that take every so-many-th sample."""
         parts = self._config.gradient_accumulation_steps
         total = torch.zeros((), device=self._device)
@@ -193,7 +194,7 @@ class Step:
         return total
 
 
-def batch_loss(forward: nn.Module, batch: Mapping[str, Any], random: Randomness) -> Tensor:
+def batch_loss(forward: nn.Module, batch: Mapping[str, object], random: Randomness) -> Tensor:
     """Mean loss of a batch."""
     observation = Observation.from_dict({key: value for key, value in batch.items() if key != "actions"})
     if random.time is None:
@@ -202,10 +203,10 @@ def batch_loss(forward: nn.Module, batch: Mapping[str, Any], random: Randomness)
     return forward(observation, batch["actions"], *drawn).mean()
 
 
-def take_rows(batch: Mapping[str, Any], take: Callable[[Tensor], Any]) -> dict[str, Any]:
+def take_rows(batch: Mapping[str, object], take: Callable[[Tensor], object]) -> dict[str, object]:
     """A batch of some rows; None stays None."""
 
-    def of(value: Any) -> Any:
+    def of(value: Any) -> object:
         if isinstance(value, Mapping):
             return {key: of(item) for key, item in value.items()}
         return None if value is None else take(value)
@@ -238,7 +239,7 @@ def averaged(state: TrainState) -> Iterator[nn.Module]:
             parallel_pytorch.local(state.params[name].detach()).copy_(values)
 
 
-def without_answer(batch: Mapping[str, Any]) -> dict[str, Any]:
+def without_answer(batch: Batch) -> dict[str, object]:
     """The prompt without the action tokens that training adds to it (pi0-FAST)."""
     if batch.get("token_loss_mask") is None:
         return dict(batch)
@@ -247,7 +248,7 @@ def without_answer(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def sample(state: TrainState, batch: Mapping[str, Any], random: Randomness, **options: Any) -> np.ndarray:
+def sample(state: TrainState, batch: Mapping[str, object], random: Randomness, **options: object) -> np.ndarray:
     """Action chunks f32[b ah ad] of this process's rows; of pi0-FAST, tokens f32[b m]."""
     observed = {key: value for key, value in without_answer(batch).items() if key != "actions"}
     observation = Observation.from_dict(observed)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import configuronic as cfn
 
 from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.codecs.codec import Codec
 
 
-def _timed(name: str, fps: float, horizon_sec: float | None, **options: Any) -> Codec:
+def _timed(name: str, fps: float, horizon_sec: float | None, **options: object) -> Codec:
     return get_codec(name, fps=fps, horizon_s=horizon_sec, **options)
 
 

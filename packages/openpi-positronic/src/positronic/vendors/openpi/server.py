@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import configuronic as cfn
 
@@ -51,11 +50,11 @@ def serve(
     recording_dir: str | None,
     api_key: str | None,
     max_models: int,
-    ee_frame: Any,
+    ee_frame: object,
     extra_args: Sequence[str],
 ) -> None:
     """Serves until it is stopped; the latest checkpoint is the default."""
-    from openpi.cli import server
+    from openpi.cli.serving import server
 
     if ee_frame is not None:
         raise ValueError(

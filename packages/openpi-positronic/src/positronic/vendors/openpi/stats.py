@@ -11,7 +11,7 @@ from positronic.vendors.openpi.recipe import data_flags
 @cfn.config(config_name="pi05_positronic_lowmem")
 def stats(input_path: str, output_path: str, config_name: str) -> None:
     """Computes them, and writes <output_path>/assets/<config_name>/lerobot/norm_stats.json."""
-    from openpi.cli import stats as openpi_stats
+    from openpi.cli.data import stats as openpi_stats
 
     with commands.sent_output(output_path) as folder:
         arguments = [commands.text(config_name), *data_flags(input_path), f"--assets-base-dir={folder}/assets"]

@@ -25,7 +25,7 @@ def train(
     extra_args: Sequence[str],
 ) -> None:
     """Trains, with checkpoints in <output_path>/<config_name>/<exp_name>/<step>/."""
-    from openpi.cli import train as openpi_train
+    from openpi.cli.training import train as openpi_train
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_FRACTION)
     arguments = [

@@ -1,0 +1,251 @@
+"""`openpi export CHECKPOINT --merge | --adapters | --full --output DIR`: a LoRA checkpoint in another form.
+
+    --merge      the adapters added to the weights: the published layout, for tools that know no adapters. The update is
+                 added in float32, and both models are run on the same random inputs before anything is written
+    --adapters   without the frozen weights, which are read from their base: MBs instead of GBs
+    --full       with the frozen weights again
+
+The result is for inference: it has no optimiser state. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from openpi.shared import frameworks
+from openpi.shared.tree import Params
+
+if TYPE_CHECKING:
+    import jax
+
+    from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.models.model import Actions, BaseModel, Observation
+    from openpi.models.model_config import BaseModelConfig
+    from openpi.training.config import TrainConfig
+    from openpi.weights.adapter_base import AdapterBase
+    from openpi.weights.blocks import Weights
+
+ModelConfig = TypeVar("ModelConfig", bound="BaseModelConfig")
+
+SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
+TOLERANCE = 1e-4
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from openpi.cli.console import configure_logging
+
+    args = _parser().parse_args(argv)
+    if args.base is not None and not args.adapters:
+        _parser().error(
+            "--base goes with --adapters; where the base of adapters has moved, correct 'base' in adapters.json"
+        )
+    configure_logging()
+    try:
+        if args.merge:
+            merge_checkpoint(args.checkpoint, args.output, config=args.config, verify=args.verify)
+        elif args.adapters:
+            extract_adapters(args.checkpoint, args.output, config=args.config, base=args.base)
+        else:
+            complete_checkpoint(args.checkpoint, args.output, config=args.config)
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("", exc_info=True)
+        print(f"openpi export: {error}", file=sys.stderr)
+        return 1
+    logger.info("written: %s", args.output)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openpi export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--merge", action="store_true", help="add the adapters to the weights")
+    form.add_argument("--adapters", action="store_true", help="leave the frozen weights out; they stay in their base")
+    form.add_argument("--full", action="store_true", help="put the frozen weights of the base in")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument(
+        "--base",
+        help="with --adapters: the base's params/, or folder with model.safetensors; default: the recipe's",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="with --merge: do not compare the two models first"
+    )
+    return parser
+
+
+def merge_checkpoint(place: str, output: Path, *, config: str | None = None, verify: bool = True) -> None:
+    """Writes the merged checkpoint, all or nothing.
+
+    Raises:
+        FileExistsError: `output` is there.
+        FileNotFoundError: no checkpoint, or one without a recipe and no `config`.
+        ValueError: the model has no adapters, or the merged model computes something else.
+        ImportError: JAX, which compares the two, is not installed.
+    """
+    from openpi.models import gemma_config
+    from openpi.models.model_config import freeze_nothing
+    from openpi.weights import published_tree
+    from openpi.weights.merging import MergedWeights
+
+    checkpoint, recipe = _open(place, output, config)
+    plain = gemma_config.without_adapters(recipe.model)
+    if plain == recipe.model:
+        raise ValueError(f"the model of recipe '{recipe.name}' has no adapters; there is nothing to merge")
+    weights = checkpoint.weights(recipe.model)
+    merged = MergedWeights(recipe.model, weights)
+    if verify:
+        frameworks.require("jax", "comparing the two models", instead="--no-verify leaves that out")
+        _check_same_outputs(recipe.model, published_tree.tree_of(weights), plain, published_tree.tree_of(merged))
+    recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
+    _write(checkpoint, output, recipe, merged)
+
+
+def extract_adapters(place: str, output: Path, *, config: str | None = None, base: str | None = None) -> None:
+    """Writes the checkpoint without its frozen weights, all or nothing.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
+        ValueError: the recipe freezes nothing, names no base, or the frozen weights are not the base's.
+    """
+    from openpi.weights import names, opening
+    from openpi.weights.adapter_base import AdapterBase
+
+    checkpoint, recipe = _open(place, output, config)
+    base = base or getattr(recipe.start_weights, "params_path", None)
+    if base is None:
+        raise ValueError(f"recipe '{recipe.name}' starts from no checkpoint; name the base with --base")
+    table = names.rows(recipe.model)
+    frozen = {row.tree for row in table if recipe.freeze_filter(row.tree)}
+    if not frozen:
+        raise ValueError(f"recipe '{recipe.name}' freezes nothing: every weight may differ from the base's")
+    weights = checkpoint.weights(recipe.model)
+    adapter_base = AdapterBase.of(base, opening.frozen_arrays(weights, frozen))
+    opening.check_base(table, adapter_base)
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=False), weights, adapter_base)
+
+
+def complete_checkpoint(place: str, output: Path, *, config: str | None = None) -> None:
+    """Writes the checkpoint with all its weights, all or nothing.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as of `merge_checkpoint`; or the base is not there.
+        ValueError: the checkpoint is whole already, or its base has changed.
+    """
+    checkpoint, recipe = _open(place, output, config)
+    weights = checkpoint.weights(recipe.model)
+    if weights.base is None:
+        raise ValueError(f"{checkpoint} holds all its weights; there is nothing to put in")
+    _write(checkpoint, output, dataclasses.replace(recipe, save_frozen_params=True), weights)
+
+
+def _open(place: str, output: Path, config: str | None) -> tuple[Checkpoint, TrainConfig]:
+    from openpi.checkpoints.checkpoint import Checkpoint
+    from openpi.training.recipe_io import recipe_of
+
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another --output, or move it away")
+    checkpoint = Checkpoint.open(place)
+    return checkpoint, recipe_of(checkpoint, config)
+
+
+def _write(
+    checkpoint: Checkpoint, output: Path, recipe: TrainConfig, weights: Weights, base: AdapterBase | None = None
+) -> None:
+    """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
+    from openpi.checkpoints.checkpoint import written_whole
+    from openpi.training import recipe_io
+    from openpi.weights import released, safetensors_io
+    from openpi.weights.layout import Layout
+
+    left_out = frozenset[str]() if base is None else base.frozen.keys()
+    kept = {row.released for row in weights.table if row.tree not in left_out}
+    blocks = released.cast(weights, only=kept.__contains__)
+    with written_whole(output) as partial:
+        if checkpoint.layout is Layout.JAX:
+            released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
+        else:
+            file = partial / safetensors_io.SINGLE_FILE
+            released.write_tensors(file, recipe.model, blocks, weights.dtype, left_out=left_out)
+        checkpoint.copy_extras(partial)
+        recipe_io.save_recipe(partial, recipe)
+        if base is not None:
+            base.save(partial)
+
+
+def _check_same_outputs(
+    config: BaseModelConfig, params: Params, plain: BaseModelConfig, merged: Mapping[str, object]
+) -> None:
+    """Runs both on random inputs in f32.
+
+    Raises:
+        ValueError: the losses differ by more than `TOLERANCE`.
+    """
+    with_adapters = _loss(_in_f32(config).load(_as_f32(params)))
+    error = _difference(with_adapters, _loss(_in_f32(plain).load(merged)))
+    effect = _difference(with_adapters, _loss(_in_f32(plain).load(_as_f32(params))))
+    logger.info("the adapters change the loss on random inputs by %.1e; merging them, by %.1e", effect, error)
+    if effect <= 10 * error:
+        logger.warning("the adapters hardly change the model: were they trained? The comparison says little")
+    if not error <= TOLERANCE:
+        raise ValueError(f"the merged model differs by {error:.1e}; expected at most {TOLERANCE}. Please report this")
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.max(np.abs(first - second) / np.maximum(np.abs(first), 1.0)))
+
+
+def _in_f32(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, dtype="float32", augmentation=False)
+
+
+def _as_f32(params: Params) -> Params:
+    import jax
+
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+
+
+def _loss(model: BaseModel) -> np.ndarray:
+    observation, actions = random_inputs(model.config)
+    return np.asarray(_compiled_loss()(model, observation, actions))
+
+
+@functools.cache  # of one function JAX keeps what it has compiled: the two plain models share a program
+def _compiled_loss() -> jax.stages.Wrapped:
+    import jax
+
+    return jax.jit(lambda m, o, a: m.compute_loss(jax.random.key(0), o, a))
+
+
+def random_inputs(config: BaseModelConfig, *, seed: int = 0) -> tuple[Observation, Actions]:
+    """A batch of two with the shapes of `inputs_spec`: every mask true, tokens below 256."""
+    import jax
+
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.dtype == np.bool_:
+            return np.ones(leaf.shape, np.bool_)
+        if np.issubdtype(leaf.dtype, np.integer):
+            return rng.integers(0, 256, leaf.shape).astype(leaf.dtype)
+        return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(draw(leaf)), config.inputs_spec(batch_size=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

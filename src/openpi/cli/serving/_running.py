@@ -1,0 +1,110 @@
+"""A server in this process, from its port to its end: what `serve`, `serve --dummy` and `serve_policy.py` share."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openpi.cli.console import refuse
+from openpi_client.base_policy import Metadata
+
+if TYPE_CHECKING:
+    from openpi.serving.catalog import Catalog
+    from openpi_client.base_policy import BasePolicy
+
+PROGRAM = "openpi serve"
+API_KEY_VARIABLE = "OPENPI_API_KEY"
+
+# A policy that is still compiling when the server stops is not waited for any longer than this.
+_ABANDON_AFTER_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def run_server(
+    models: Catalog | Callable[[], BasePolicy],
+    *,
+    host: str,
+    port: int,
+    port_file: Path | None = None,
+    api_key: str | None = None,
+    options: Metadata | None = None,
+    program: str = PROGRAM,
+) -> int:
+    """Serves models, or what a function makes, until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        options: further ones of `PolicyServer`.
+        program: for messages.
+    """
+    from openpi.serving.server import PolicyServer
+
+    options = options or {}
+    scheme = "wss" if options.get("tls") else "ws"
+    try:
+        server = PolicyServer(
+            models,
+            host=host,
+            port=port,
+            api_key=served_key(api_key),
+            on_listening=functools.partial(announce, host, port_file, scheme),
+            **options,
+        )
+    except (ValueError, ImportError) as error:
+        return refuse(error, program)
+    try:
+        server.run()
+        code = 0
+    except (ValueError, LookupError, OSError, ImportError) as error:
+        code = refuse(error, program)
+    except Exception:
+        logger.exception("The server failed")
+        code = 1
+    if not server.finish_thread(_ABANDON_AFTER_S):
+        # Leaving the interpreter while a thread compiles can crash it; nothing here is left to be cleaned up.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def announce(host: str, port_file: Path | None, scheme: str, port: int) -> None:
+    """Says where the server is: in `port_file` (whole or not at all), and in the log."""
+    if port_file is not None:
+        partial = port_file.with_name(f".{port_file.name}.partial")
+        partial.write_text(f"{port}\n")
+        partial.rename(port_file)
+    page = f"{scheme.replace('ws', 'http')}://{host}:{port}"
+    logger.info("Policy server on %s://%s:%d; status: %s; health: %s/healthz", scheme, host, port, page, page)
+    if host in ("0.0.0.0", "::"):
+        logger.info("Reachable from the network as %s", _network_names())
+
+
+def _network_names() -> str:
+    import socket
+
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:  # A host name that nobody resolves is no reason not to serve.
+        return name
+    return name if ipaddress.ip_address(address).is_loopback else f"{name} ({address})"
+
+
+def served_key(given: str | None) -> str | None:
+    """The key that is given, or that of the environment.
+
+    Raises:
+        ValueError: it is empty, or cannot be sent.
+    """
+    from openpi.serving.access import check_key
+
+    key = os.environ.get(API_KEY_VARIABLE) if given is None else given
+    check_key(key)
+    return key
