@@ -104,7 +104,7 @@ def test_the_example_for_warming_up_has_the_keys_and_shapes_that_robots_send():
 
 def test_help_answers_without_jax():
     program = (
-        "import sys, contextlib\nfrom openpi.cli import serve\n"
+        "import sys, contextlib\nfrom openpi.cli.serving import serve\n"
         "with contextlib.suppress(SystemExit): serve.main(['--help'])\n"
         "print('jax' in sys.modules)"
     )
