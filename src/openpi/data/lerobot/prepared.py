@@ -54,7 +54,8 @@ class PreparedEpisode:
         content = json.loads((folder / _STATS).read_text(encoding="utf-8"))
         with np.load(folder / _ARRAYS) as arrays:
             columns = {key.removeprefix(_PREFIX): arrays[key] for key in arrays.files}
-        columns |= {key: _of_runs(runs, content["length"]) for key, runs in content["texts"].items()}
+        texts = content.get("texts", {})  # which what was prepared before there were any has not
+        columns |= {key: _of_runs(runs, content["length"]) for key, runs in texts.items()}
         stats = {
             key: {name: np.asarray(value) for name, value in values.items()} for key, values in content["stats"].items()
         }
