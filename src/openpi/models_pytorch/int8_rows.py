@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 LARGEST = 127
 _aten: Any = torch.ops.aten
@@ -42,6 +42,7 @@ class Int8Rows(Tensor):
 
     @staticmethod
     def __new__(cls, codes: Tensor, steps: Tensor) -> Int8Rows:
+        # How tensors of other tensors are made, says PyTorch; its stubs have left it out.
         made: Any = Tensor._make_wrapper_subclass  # type: ignore[reportAttributeAccessIssue]
         return made(cls, codes.shape, strides=codes.stride(), dtype=steps.dtype, device=codes.device)
 
@@ -74,7 +75,9 @@ class Int8Rows(Tensor):
         own = _OWN.get(func)
         if own is not None:
             return own(*args, **(kwargs or {}))
-        if func._schema.is_mutable and isinstance(args[0], cls):
+        # In lists, too, and as `out`: what is decoded for it would be changed, and forgotten.
+        written = tree_leaves((args[:1], (kwargs or {}).get("out"))) if func._schema.is_mutable else []
+        if any(isinstance(x, cls) for x in written):
             raise NotImplementedError(f"{func} would change a frozen matrix of eight bits, which takes `copy_` only")
         plain_args, plain_kwargs = tree_map(_plain, (tuple(args), dict(kwargs or {})))
         return func(*plain_args, **plain_kwargs)
