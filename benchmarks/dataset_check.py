@@ -2,7 +2,7 @@
 
     python benchmarks/dataset_check.py [--table-top FOLDER] [--clean FOLDER ...] [--output dataset_check.md]
 
-Each mistake of `tests/planted_mistakes.py` is planted in two base sets: an arm at 20 Hz with two cameras, and
+Each mistake of `tests/support/planted_mistakes.py` is planted in two base sets: an arm at 20 Hz with two cameras, and
 demonstrations of the table-top (10 Hz; `openpi demo record`). It counts as found if a finding of its kind names the
 episode. False alarms are findings of severity error or warning in sets without a mistake.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
 
 import planted_mistakes as mistakes
 from openpi.data.check.findings import Report, Severity

@@ -83,7 +83,7 @@ def demo(count: int) -> Case:
 
 
 def recorded(name: str) -> Case:
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/support"))
     from golden_kits import load_kit
 
     kit = load_kit(ROOT / "tests/golden" / name)

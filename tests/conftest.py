@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import forked
+from paths import GOLDEN
 
 # Hundreds of processes import JAX or PyTorch. Where no bytecode is kept, each compiles them again, for 5 to 10 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -82,10 +83,8 @@ jaxtyping.install_import_hook(
 hypothesis.settings.register_profile("openpi", deadline=None)
 hypothesis.settings.load_profile("openpi")
 
-GOLDEN = Path(__file__).parent / "golden"
-
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-collect_ignore_glob = [] if HAS_TORCH else ["test_torch_*.py"]
+collect_ignore_glob = [] if HAS_TORCH else ["*/test_torch_*.py"]
 
 
 def pytest_report_header() -> str | None:

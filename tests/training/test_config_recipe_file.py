@@ -1,0 +1,245 @@
+"""A recipe is data: it survives `recipe.json`, and what is not data is refused by name."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import forked
+import paths
+from openpi import transforms
+from openpi.shared.normalize import NormStats
+from openpi.training.config import TrainConfig, config_names, get_config
+from openpi.training.data_config import DataConfig, SimpleDataConfig
+from openpi.training.freeze import All, Any, Not, PathRegex, freeze_nothing
+from openpi.training.recipe_io import changes_since, load_recipe, save_recipe
+from openpi.training.weight_loaders import NoOpWeightLoader
+
+USER_RECIPE = """
+    import dataclasses
+    from openpi import transforms
+    from openpi.models.pi0_config import Pi0Config
+    from openpi.training.config import TrainConfig
+    from openpi.training.data_config import SimpleDataConfig
+
+    @dataclasses.dataclass(frozen=True)
+    class FlipGripper:
+        axis: int = 6
+
+        def __call__(self, data):
+            return data
+
+    def my_transforms(model_config):
+        return transforms.Group(inputs=(FlipGripper(),))
+
+    def my_recipe():
+        return recipe
+
+    recipe = TrainConfig(
+        name="my_robot",
+        exp_name="first",
+        model=Pi0Config(action_horizon=7),
+        data=SimpleDataConfig(repo_id="me/mine", data_transforms=my_transforms),
+    )
+"""
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_registered_recipe_survives_the_file(name, tmp_path):
+    config = get_config(name)
+    save_recipe(tmp_path, config)
+    assert load_recipe(tmp_path) == config
+
+
+def test_values_of_every_kind_survive(tmp_path):
+    stats = NormStats(mean=np.arange(3.0), std=np.ones(3))
+    config = TrainConfig(
+        name="x",
+        policy_metadata={"a": [1, (2.5, None)], "b": np.float32(0.5), "c": Path("/x"), "$odd": {3: "three"}},
+        freeze_filter=Any(All(PathRegex(".*llm.*"), Not(PathRegex(".*lora.*"))), PathRegex("img")),
+        data=SimpleDataConfig(
+            base_config=DataConfig(
+                norm_stats={"state": stats},
+                repack_transforms=transforms.Group(inputs=[transforms.RepackTransform({"a": "b"})]),
+            )
+        ),
+    )
+    save_recipe(tmp_path, config)
+    assert load_recipe(tmp_path) == config
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.tuples(inner, inner)
+            | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_plain_metadata_survives(tmp_path_factory, value):
+    directory = tmp_path_factory.mktemp("recipe")
+    config = TrainConfig(name="x", policy_metadata={"value": value})
+    save_recipe(directory, config)
+    assert load_recipe(directory) == config
+
+
+def test_a_lambda_is_refused_and_its_field_is_named(tmp_path):
+    config = TrainConfig(name="x", data=SimpleDataConfig(data_transforms=lambda _: transforms.Group()))
+    with pytest.raises(ValueError, match=r"config\.data\.data_transforms holds .*lambda.*top level"):
+        save_recipe(tmp_path, config)
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_an_open_object_is_refused_and_its_field_is_named(tmp_path):
+    config = TrainConfig(name="x", policy_metadata={"camera": object()})
+    with pytest.raises(ValueError, match=r"config\.policy_metadata\.camera holds"):
+        save_recipe(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"$ref": "os:system"},
+        {"$type": "subprocess:Popen", "args": "id"},
+        {"$enum": "signal:Signals", "name": "SIGINT"},
+    ],
+)
+def test_a_file_that_names_things_outside_openpi_is_refused(entry, tmp_path):
+    save_recipe(tmp_path, TrainConfig(name="x"))
+    document = json.loads((tmp_path / "recipe.json").read_text())
+    document["config"]["policy_metadata"] = {"harmless": entry}
+    (tmp_path / "recipe.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"policy_metadata\.harmless refers to .* only name what openpi lists"):
+        load_recipe(tmp_path)
+
+
+def test_a_field_of_another_version_is_named(tmp_path):
+    save_recipe(tmp_path, TrainConfig(name="x"))
+    document = json.loads((tmp_path / "recipe.json").read_text())
+    document["config"]["optimizer"]["momentum"] = 1.0
+    (tmp_path / "recipe.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"config\.optimizer has the fields \['momentum'\]"):
+        load_recipe(tmp_path)
+
+
+def test_what_has_changed_since_a_checkpoint_is_named_by_field(tmp_path):
+    config = get_config("pi0_libero_low_mem_finetune")
+    save_recipe(tmp_path, config)
+    assert changes_since(tmp_path, get_config("pi0_libero_low_mem_finetune")) == []
+    changed = dataclasses.replace(
+        config,
+        seed=7,
+        model=dataclasses.replace(config.model, action_dim=24),
+        freeze_filter=freeze_nothing,
+        weight_loader=NoOpWeightLoader(),
+        policy_metadata={"reset_pose": [0, 1]},
+    )
+    changes = {field: (old, new) for field, old, new in changes_since(tmp_path, changed)}
+    assert changes["seed"] == (42, 7)
+    assert changes["model.action_dim"] == (32, 24)
+    assert changes["weight_loader"][1] == "weights.NoOpWeightLoader"
+    assert changes["weight_loader.params_path"] == (config.weight_loader.params_path, None)
+    assert changes["freeze_filter"][1] == {"$ref": "freeze.freeze_nothing"}
+    assert changes["policy_metadata"] == (None, {"reset_pose": [0, 1]})
+    assert len(changes) == 6
+
+
+def test_a_recipe_from_before_a_field_was_there_loads_and_has_not_changed(tmp_path):
+    config = get_config("debug")
+    file = save_recipe(tmp_path, config)
+    document = json.loads(file.read_text())
+    del document["config"]["backend"]
+    file.write_text(json.dumps(document))
+    assert load_recipe(tmp_path) == config
+    assert changes_since(tmp_path, config) == []
+
+
+def test_a_checkpoint_without_recipe_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"recipe\.json does not exist"):
+        load_recipe(tmp_path)
+
+
+def test_a_user_file_travels_with_the_checkpoint(tmp_path):
+    """In another process, on a machine that does not have the file."""
+    source = tmp_path / "my_robot_recipe.py"
+    source.write_text(textwrap.dedent(USER_RECIPE))
+    checkpoint = tmp_path / "checkpoint"
+    _run(
+        f"""
+        from openpi.training import config, recipe_io
+        recipe = config.get_config({str(source)!r} + ":recipe")
+        assert recipe == config.get_config({str(source)!r} + ":my_recipe")
+        recipe_io.save_recipe({str(checkpoint)!r}, recipe)
+        assert recipe_io.load_recipe({str(checkpoint)!r}) == recipe
+        """
+    )
+    source.unlink()
+    output = _run(
+        f"""
+        import logging; logging.basicConfig(level=logging.INFO)
+        from openpi.training import recipe_io
+        recipe = recipe_io.load_recipe({str(checkpoint)!r})
+        assert recipe.model.action_horizon == 7
+        print(recipe.data.data_transforms(recipe.model).inputs[0])
+        recipe_io.save_recipe({str(tmp_path / "copy")!r}, recipe)
+        """
+    )
+    assert (tmp_path / "copy" / "recipe.json").read_text() == (checkpoint / "recipe.json").read_text()
+    assert "FlipGripper(axis=6)" in output.stdout
+    assert "running the recipe's own code" in output.stderr
+
+
+def test_freeze_filters_match_whole_paths():
+    assert PathRegex(".*llm.*")("PaliGemma/llm/layers/mlp/linear")
+    assert not PathRegex("llm")("PaliGemma/llm/layers/mlp/linear")
+    assert All()("x")
+    assert not Any()("x")
+    with pytest.raises(ValueError, match="not a regular expression"):
+        PathRegex("(")
+
+
+def test_equal_recipes_are_equal_after_a_change_and_back():
+    config = get_config("pi05_libero")
+    assert dataclasses.replace(dataclasses.replace(config, seed=1), seed=config.seed) == config
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = forked.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = (\n", r"broken_0\.py, line 2: SyntaxError"),
+        ("x = 1\n\nfirst = undefined\n", r"broken_1\.py, line 3: NameError: name 'undefined' is not defined"),
+        ("import no_such_package\n", r"broken_2\.py, line 1: ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_an_error_in_a_recipe_file_comes_in_one_line(text, message, request, tmp_path):
+    number = request.node.callspec.indices["text"]
+    file = tmp_path / f"broken_{number}.py"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as failure:
+        get_config(f"{file}:recipe")
+    assert "\n" not in str(failure.value)
+
+
+def test_a_recipe_file_without_an_attribute_lists_its_recipes():
+    file = paths.SUPPORT / "tiny_arm.py"
+    with pytest.raises(ValueError, match=r"is a file of recipes; name one of its recipes: .*tiny_arm\.py:recipe"):
+        get_config(str(file))

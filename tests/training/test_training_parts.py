@@ -1,0 +1,435 @@
+"""The parts of the loop on their own: metrics on disk, batches ahead of time, what is shown, what is refused."""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import paths
+from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared import normalize
+from openpi.training import loop
+from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
+from openpi.training.checkpoints import complete_steps
+from openpi.training.config import TrainConfig, cli, get_config
+from openpi.training.data.first_batch import contact_sheet
+from openpi.training.data.prefetch import GaveUpError, Prefetcher
+from openpi.training.data.recipe_data import open_recipe
+from openpi.training.freeze import freeze_nothing
+from openpi.training.run import preflight, run_directory
+from openpi.training.run.interrupts import Interrupts, StoppedError
+from openpi.training.run.progress import Stopwatch, Window
+from openpi.training.run.tracking import MetricsFile
+
+RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
+
+
+class CountingLoader:
+    """Batches 0, 1, 2, ...; fails at `fails_at`."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.count = 0
+        self.fails_at = fails_at
+
+    def __iter__(self):
+        while True:
+            if self.count == self.fails_at:
+                raise OSError("the disk is gone")
+            self.count += 1
+            yield {"x": np.asarray(self.count - 1)}
+
+    def state(self):
+        return {"next": self.count}
+
+
+def test_batches_come_in_order_with_the_state_of_the_batch_returned():
+    batches = Prefetcher(CountingLoader(), lambda batch, step: (batch["x"] * 10, step), first=7)
+    try:
+        assert batches.state == {"next": 0}
+        assert [next(batches) for _ in range(5)] == [(0, 7), (10, 8), (20, 9), (30, 10), (40, 11)]
+        assert batches.state == {"next": 5}  # although the thread is further
+    finally:
+        batches.close()
+
+
+def test_an_error_of_the_loader_surfaces_where_its_batch_was_due():
+    batches = Prefetcher(CountingLoader(fails_at=2), lambda batch, step: batch)
+    assert [int(next(batches)["x"]) for _ in range(2)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    batches.close()
+
+
+def test_closing_ends_the_thread_in_the_middle_of_the_data():
+    batches = Prefetcher(CountingLoader(), lambda batch, step: batch)
+    next(batches)
+    batches.close()
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
+    first = MetricsFile(tmp_path, resume_step=None)
+    for step in range(4):
+        first.log(step, {"loss": float(step)})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # of a process that was killed
+    second = MetricsFile(tmp_path, resume_step=2)
+    second.log(2, {"loss": 20.0})
+    second.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+
+
+@pytest.mark.parametrize(
+    ("field", "module", "extra"),
+    [("wandb_enabled", "wandb", "wandb"), ("tensorboard_enabled", "tensorboardX", "tensorboard")],
+)
+def test_a_tracker_that_is_asked_for_and_not_installed_is_refused_at_the_start(field, module, extra, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find_spec(name))
+    config = dataclasses.replace(get_config(RECIPE), exp_name="x", **{field: True})
+    with pytest.raises(ImportError, match=rf"{module} is not installed; .*--extra {extra}.*--no-"):
+        preflight.check_recipe(config, open_backend(config))
+
+
+def window_of(done: list | None = None) -> Window:
+    """Notes the metrics that it has waited for."""
+    return Window((done if done is not None else []).append)
+
+
+def test_the_host_is_a_few_steps_ahead_of_the_device_and_no_more():
+    done: list = []
+    window = window_of(done)
+    for step in range(6):
+        window.add({"loss": step})
+        assert len(done) == max(0, step + 1 - STEPS_IN_FLIGHT)
+    assert [metrics["loss"] for metrics in done] == [0, 1, 2, 3]
+    window.means()
+    window.add({"loss": 6})
+    assert done[-1]["loss"] == 4  # across reports, too
+
+
+def test_a_window_reports_means_and_starts_anew():
+    window = window_of()
+    for loss in (1.0, 2.0, 6.0):
+        window.add({"loss": np.float32(loss)})
+    assert window.means() == {"loss": 3.0}
+    assert window.means() == {}
+
+
+def test_a_restored_window_reports_as_if_it_had_never_stopped():
+    window, resumed = window_of(), window_of()
+    window.add({"loss": np.float32(0.1)})
+    resumed.restore(json.loads(json.dumps(window.values())))
+    for either in (window, resumed):
+        either.add({"loss": np.float32(0.7)})
+    assert resumed.means() == window.means()
+
+
+def test_waiting_for_data_is_reported_as_a_share():
+    stopwatch = Stopwatch()
+    rates = stopwatch.read(samples=10, waited_s=0.0)
+    assert rates["data_wait"] == 0
+    assert rates["samples_per_s"] > 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_acts(signum):
+    before = signal.getsignal(signum)
+    with Interrupts() as interrupts:
+        assert interrupts.signum is None
+        signal.raise_signal(signum)
+        assert interrupts.signum == signum
+        assert signal.getsignal(signum) is before
+    assert signal.getsignal(signum) is before
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError) as stopped, Interrupts(may_leave_at_once=True):
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.signum == signal.SIGTERM
+    with Interrupts(may_leave_at_once=True) as interrupts:
+        interrupts.expect_steps()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_shell_ignores_in_the_background_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts.signum is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():
+    may_come, has_asked = threading.Event(), threading.Event()
+
+    class Stuck(CountingLoader):
+        def __iter__(self):
+            may_come.wait()
+            yield from super().__iter__()
+
+    batches = Prefetcher(
+        Stuck(), lambda batch, step: batch, may_give_up=lambda waited_s: has_asked.set() or waited_s > 0
+    )
+    with pytest.raises(GaveUpError):
+        next(batches)
+    assert has_asked.is_set()
+    may_come.set()
+    batches.close()
+
+
+def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
+    white, grey = np.ones((2, 20, 120, 3), np.float32), np.full((2, 20, 120, 3), 128, np.uint8)
+    batch = {
+        "image": {"left": white, "right": grey},
+        "image_mask": {"left": np.ones(2, bool), "right": np.asarray([True, False])},
+    }
+    sheet = contact_sheet(batch)
+    assert sheet.dtype == np.uint8
+    assert (sheet == 128).all(axis=-1).sum() == 2 * 20 * 120
+    black = contact_sheet({**batch, "image": {"left": -white, "right": grey}})
+    assert (black == 0).all(axis=-1).sum() >= 2 * 20 * 120
+
+
+def check_recipe(config: TrainConfig) -> None:
+    preflight.check_recipe(config, open_backend(config))
+
+
+def open_data(config: TrainConfig) -> preflight.TrainingData:
+    return preflight.prepare(config, open_recipe(config), num_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pi0_aloha", {}, r"has no dataset: it serves a released checkpoint"),
+        ("pi05_droid_finetune", {}, r"data\.repo_id='your_hf_username.*is a placeholder.*--data\.repo-id"),
+        ("pi05_full_droid_finetune", {}, r"data\.rlds_data_dir='<path_to.*is a placeholder"),
+        ("debug", {"exp_name": ""}, r"exp_name is empty"),
+    ],
+)
+def test_recipes_that_cannot_train_are_refused_at_once(name, change, message):
+    config = dataclasses.replace(get_config(name), **{"exp_name": "x", **change})
+    with pytest.raises(ValueError, match=message):
+        check_recipe(config)
+
+
+def of_arm(name: str, dataset: Path, folder: Path) -> TrainConfig:
+    config = get_config(f"{RECIPE.removesuffix(':tiny')}:{name}")
+    data = dataclasses.replace(config.data, repo_id=str(dataset))
+    return dataclasses.replace(config, data=data, assets_base_dir=str(folder), exp_name="x")
+
+
+def test_training_says_what_is_wrong_in_the_columns_of_a_dataset_and_goes_on(tmp_path, caplog):
+    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+    features = {"front": camera, "joints": vector, "actions": vector}
+    with LeRobotWriter(tmp_path / "arm", fps=10, features=features) as writer:
+        for n in (12, 3):
+            path = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
+            frames = {"front": np.zeros((n, 32, 32, 3), np.uint8), "joints": path, "actions": path + 1}
+            writer.add_episode(frames, "lift it")
+    open_data(of_arm("as_recorded", tmp_path / "arm", tmp_path))
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("dataset: episodes.too-short")]
+    assert len(told) == 1 and "episode 1" in told[0] and "--data.exclude-episodes 1" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wider_state", r"'joints' has shape \(3,\); expected \(4,\): joint_0, joint_1"),
+        ("fewer_actions", r"the actions of .* have 3 dimensions; robot 'arm_of_3_and_2' of the recipe has 2: joint_0"),
+        ("padding_returned", r"the output transforms return 4 dimensions; robot 'arm_of_3_and_3' of the recipe has 3"),
+    ],
+)
+def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
+    config = of_arm("as_recorded", arm_dataset, tmp_path)
+    open_data(config)
+    folder = Path(str(config.data.stats_dir(config.assets_dirs)))
+    stats = normalize.load(folder)
+    six = normalize.NormStats(*(np.arange(6.0) + i for i in range(4)))
+    normalize.save(folder, {**stats, "actions": six})
+    with pytest.raises(ValueError, match="'actions' has 6 dimensions; expected 3: it is of another robot"):
+        open_data(config)
+
+
+def test_the_robot_of_the_dataset_keeps_its_own_names(arm_dataset, tmp_path):
+    contract = open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
+    assert contract is not None
+    assert contract.state_names == contract.actions.names == ("joint_0", "joint_1", "joint_2")
+
+
+def test_the_contract_has_the_range_and_the_speed_of_the_recorded_actions(arm_dataset, tmp_path):
+    contract = open_data(of_arm("as_recorded", arm_dataset, tmp_path)).contract
+    actions = LeRobotDataset(arm_dataset).column("actions")
+    assert contract is not None and contract.action_low is not None and contract.action_max_step is not None
+    assert (np.array(contract.action_low) <= actions.min(0)).all()
+    assert (np.array(contract.action_high) >= actions.max(0)).all()
+    assert np.isfinite(contract.action_max_step).all() and min(contract.action_max_step) > 0
+
+
+def test_a_recipe_that_freezes_everything_is_refused():
+    with pytest.raises(ValueError, match="freezes every parameter"):
+        check_recipe(dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=_everything))
+
+
+def test_a_recipe_that_no_checkpoint_could_hold_is_refused_before_it_trains():
+    config = dataclasses.replace(get_config(RECIPE), exp_name="x", freeze_filter=lambda path: "llm" in path)
+    with pytest.raises(ValueError, match=r"config\.freeze_filter holds .*<lambda>, which has no import path"):
+        check_recipe(config)
+
+
+def _everything(path: str) -> bool:
+    del path
+    return True
+
+
+def test_averaging_of_frozen_weights_is_warned_of(caplog):
+    config = get_config("pi0_libero_low_mem_finetune")
+    with caplog.at_level(logging.WARNING, logger="openpi"):
+        check_recipe(dataclasses.replace(config, exp_name="x"))
+        assert "second copy" not in caplog.text
+        check_recipe(dataclasses.replace(config, exp_name="x", ema_decay=0.99))
+    assert "keeps a second copy of all weights" in caplog.text
+
+
+def test_a_start_expands_the_recipe_once_and_opens_its_data_once(arm_dataset, tmp_path, monkeypatch):
+    """The statistics, an automatic hold-out, the contract, both loaders: of one reading."""
+    calls = collections.Counter()
+
+    def count(owner: type, name: str) -> None:
+        true = getattr(owner, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[f"{owner.__name__}.{name}"] += 1
+            return true(*args, **options)
+
+        monkeypatch.setattr(owner, name, staticmethod(counted) if name == "load" else counted)
+
+    config = of_arm("arm", arm_dataset, tmp_path)
+    config = dataclasses.replace(config, holdout_episodes=None, checkpoint_base_dir=str(tmp_path / "runs"))
+    count(type(config.data), "create")
+    count(LeRobotMetadata, "load")
+    count(LeRobotDataset, "__init__")
+
+    def full(config: TrainConfig, needed: int) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(preflight, "check_disk_space", full)  # the last thing before the model is built
+    opened = {"LeRobotDataset.__init__": 1, "LeRobotMetadata.load": 1}
+    # What statistics are computed for is expanded again with them: its transforms may depend on them.
+    for number_expanded in (2, 1):
+        with pytest.raises(OSError, match="full"):
+            loop.train(config)
+        assert calls == {"ArmData.create": number_expanded, **opened}
+        calls.clear()
+    assert list(tmp_path.rglob("norm_stats.json"))
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path):
+    config = dataclasses.replace(get_config("debug"), exp_name="x", checkpoint_base_dir=str(tmp_path))
+    config.checkpoint_dir.mkdir(parents=True)
+    needed = open_backend(config).required_bytes(freeze_nothing)
+    preflight.check_disk_space(config, needed)
+    with pytest.raises(OSError, match=r"a checkpoint takes up to .* GB, and only .* GB are free"):
+        preflight.check_disk_space(config, needed * 10**9)
+
+
+def test_a_backend_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    config = cli([RECIPE, "--backend=pytorch"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"backend=pytorch needs PyTorch; .*--extra torch"):
+        open_backend(config)
+
+
+def of_run(folder: Path, name: str, **changes) -> TrainConfig:
+    config = dataclasses.replace(get_config(RECIPE), checkpoint_base_dir=str(folder), exp_name=name, resume=True)
+    return dataclasses.replace(config, **changes)
+
+
+def finished(config: TrainConfig, step: int) -> None:
+    """Leaves what a complete checkpoint is recognised by."""
+    for item in ("params", "train_state"):
+        (config.checkpoint_dir / str(step) / item).mkdir(parents=True)
+        (config.checkpoint_dir / str(step) / item / "_METADATA").touch()
+
+
+def test_a_run_that_is_not_there_starts_anew_and_those_that_are_get_listed(tmp_path, caplog):
+    finished(of_run(tmp_path, "first"), 3)
+    checkpoints, last_step = run_directory.open_run(of_run(tmp_path, "frist"))
+    checkpoints.close()
+    assert last_step is None
+    assert "starts anew; runs with checkpoints: first" in caplog.text
+
+
+def test_checkpoints_of_both_frameworks_are_recognised_by_their_weights(tmp_path):
+    for name in ("1/params/_METADATA", "3/model.safetensors", "4/params/unfinished", "x/model.safetensors"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert complete_steps(tmp_path) == [1, 3]
+
+
+def test_a_complete_run_says_that_nothing_is_left_to_do(tmp_path, caplog):
+    config = of_run(tmp_path, "first")
+    finished(config, config.num_train_steps - 1)
+    checkpoints, last_step = run_directory.open_run(config)
+    checkpoints.close()
+    assert last_step == config.num_train_steps - 1
+    assert "nothing is left to do. Raise --num-train-steps" in caplog.text
+
+
+def test_a_run_that_is_replaced_is_named_with_its_last_step(tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = of_run(tmp_path, "first", resume=False, overwrite=True)
+    run_directory.open_run(config)[0].close()
+    assert "replacing" not in caplog.text
+    finished(config, 3)
+    run_directory.open_run(config)[0].close()
+    assert f"replacing the run in {config.checkpoint_dir} (step 3)" in caplog.text
+    assert complete_steps(config.checkpoint_dir) == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../..", "first/../..", "/", "a//b", "a\\..\\..", "a\nb"])
+def test_a_run_cannot_be_named_out_of_its_folder(name, tmp_path):
+    config = of_run(tmp_path, name, resume=False, overwrite=True)
+    with pytest.raises(ValueError, match=r"exp_name is .*; expected a name for a folder below checkpoint_base_dir"):
+        run_directory.open_run(config)
+
+
+def test_what_is_not_one_run_is_not_overwritten(tmp_path):
+    finished(of_run(tmp_path, "group/first"), 3)
+    config = of_run(tmp_path, "group", resume=False, overwrite=True)
+    with pytest.raises(FileExistsError, match="group holds the runs first, which --overwrite would delete; choose"):
+        run_directory.open_run(config)
+    notes = of_run(tmp_path, "notes", resume=False, overwrite=True)
+    notes.checkpoint_dir.mkdir()
+    (notes.checkpoint_dir / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"notes holds no run, but thesis\.tex, which"):
+        run_directory.open_run(notes)
+    assert (notes.checkpoint_dir / "thesis.tex").exists()
+    assert complete_steps(config.checkpoint_dir / "first") == [3]
