@@ -1,9 +1,13 @@
 """Downloads from servers that fail: what is cut is continued, what is short is never taken for the whole."""
 
+import contextlib
 import dataclasses
 import errno
+import itertools
+import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +21,8 @@ import pytest
 
 from file_server import FileServer, GoogleServer, running
 from openpi.shared import download, transfer
+from openpi.shared.remote.files import Body, CutError
+from openpi.shared.remote.google_bucket import google_files
 
 LARGE = random.Random(0).randbytes(3_000_000)
 FOLDER = {
@@ -261,6 +267,111 @@ def test_a_listing_cannot_lead_out_of_the_folder(google):
     google.files = {"/openpi-assets/ckpt/../../evil": b"1"}
     with pytest.raises(ValueError, match=r"lists a file '\.\./\.\./evil', which lies outside"):
         download.maybe_download("gs://openpi-assets/ckpt")
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (("a//b",), "'a//b', which cannot be kept here: a part of its path is empty"),
+        (("./a",), "a part of its path is empty"),
+        (("a\\b",), "a backslash or a control character"),
+        (("a\0b",), "a backslash or a control character"),
+        (("x" * 256,), "x...', which cannot be kept here: it is too long"),
+        (("/".join("d" * 65),), "it is too long"),
+        (("params/.openpi-part",), "marks what is not all there"),
+        (("a", "a/b"), "'a' as a file and as a folder"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused_before_anything_is_fetched(google, cache, names, complaint):
+    google.files = {f"/openpi-assets/ckpt/{name}": b"1" for name in names}
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        download.maybe_download("gs://openpi-assets/ckpt")
+    assert not (cache / "openpi-assets").exists()
+
+
+ITEM = {"name": "ckpt/a", "size": "1", "generation": "7"}
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        (b"[]", "list instead of an object"),
+        (b"<html>", "does not answer as Google's storage does"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b" " * (2**26 + 1), "more than 67,108,864 bytes in one page"),
+        ({"items": [{**ITEM, "size": "-1"}]}, "an object of -1 bytes"),
+        ({"items": [{**ITEM, "size": "many"}]}, "does not answer as Google's storage does"),
+        ({"items": [{**ITEM, "md5Hash": "?"}]}, "does not answer as Google's storage does"),
+        ({"items": [{"name": "ckpt/a"}]}, "no 'generation'"),
+        ({"items": ["ckpt/a"]}, "does not answer as Google's storage does"),
+        ({"items": [{**ITEM, "name": "other/a"}]}, "an object that was not asked for"),
+        ({"items": [ITEM, ITEM]}, "lists the file 'a' twice"),
+        ({"items": [ITEM], "nextPageToken": "same"}, "has no end"),
+        ({"nextPageToken": "more {}"}, "has no end"),
+    ],
+)
+def test_a_bucket_that_answers_nonsense_or_without_an_end_is_refused(monkeypatch, cache, page, complaint):
+    with running(NonsenseServer(page=page)) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        with pytest.raises((ConnectionError, ValueError), match=re.escape(complaint)):
+            download.maybe_download("gs://openpi-assets/ckpt")
+    assert not (cache / "openpi-assets").exists()
+
+
+@dataclasses.dataclass
+class NonsenseServer(FileServer):
+    """No object by its name; for every listing the same page, `{}` in it the number of the request."""
+
+    page: object = b""
+
+    def reply(self, request) -> None:
+        if "?" not in request.path:
+            request.send_error(404)
+            return
+        text = self.page if isinstance(self.page, bytes) else json.dumps(self.page).encode()
+        request.send("application/json", text.replace(b" {}", str(len(self.requests)).encode()))
+
+
+class EndlessServer(FileServer):
+    """A page of folders, each of which is one; or content that never ends, where the path has no slash at its end."""
+
+    def reply(self, request) -> None:
+        if request.path.endswith("/"):
+            request.send("text/html", b"<a href='deeper/'>deeper</a>")
+            return
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while request.command == "GET":
+                request.wfile.write(b"100000\r\n" + bytes(2**20) + b"\r\n")
+        request.close_connection = True
+
+
+def test_folders_without_an_end_are_refused():
+    with running(EndlessServer()) as server, pytest.raises(ConnectionError, match="folders in folders in folders"):
+        download.maybe_download(f"{server.url}/ckpt/")
+
+
+def test_content_without_an_end_leaves_room_on_the_disk(cache, monkeypatch):
+    free = shutil.disk_usage(cache.parent).free
+    monkeypatch.setattr(transfer, "_RESERVE_BYTES", free - 2**25)
+    with running(EndlessServer()) as server, pytest.raises(OSError, match="does not say how much is to come"):
+        download.maybe_download(f"{server.url}/ckpt")
+    assert left_over(cache) == []
+
+
+def test_content_that_goes_on_after_its_end_is_not_read(google, cache, monkeypatch):
+    google.files = {"/openpi-assets/a": b"0123"}
+
+    def open_for_ever(start):
+        return contextlib.nullcontext(Body(start, None, itertools.repeat(bytes(2**16))))
+
+    found = google_files("gs://openpi-assets/a")[0]
+    cache.mkdir()
+    with pytest.raises(CutError, match="instead of 4"):
+        transfer.fetch_files([dataclasses.replace(found, open=open_for_ever, md5=None)], cache, label="a")
+    assert left_over(cache) == []
 
 
 def test_what_a_public_bucket_does_not_have_is_a_missing_file(google):

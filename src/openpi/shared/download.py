@@ -25,13 +25,14 @@ from openpi.shared import hub, moved_modules, transfer
 from openpi.shared.errors import closest_name
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
+from openpi.shared.remote.files import PART
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 _PACKAGE = "package:"
-_PART = transfer.PART  # in folders of the cache that were made for something inside them
+_PART = PART  # in folders of the cache that were made for something inside them
 _WITH_CREDENTIALS = ("gs", "gcs", "s3")  # where what is refused to everybody may be open to us
 
 

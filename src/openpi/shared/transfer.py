@@ -16,13 +16,13 @@ from typing import Any
 import rich
 from rich import filesize
 
-from openpi.shared.remote.files import NUM_CONNECTIONS, CutError, RemoteFile
+from openpi.shared.remote.files import NUM_CONNECTIONS, PART, CutError, RemoteFile
 
 logger = logging.getLogger(__name__)
 
-PART = ".openpi-part"  # of a file that is not all there
 RETRY_DELAYS_S = (0, 1, 4)  # before the tries that follow one without progress
 _SECONDS_PER_LINE = 30
+_RESERVE_BYTES = 2**29  # of the disk, left by what does not say how large it is
 
 
 def fetch_files(files: Sequence[RemoteFile], folder: Path, *, label: str) -> None:
@@ -35,7 +35,7 @@ def fetch_files(files: Sequence[RemoteFile], folder: Path, *, label: str) -> Non
         label: names the whole in progress reports.
     Raises:
         ConnectionError, FileNotFoundError: of the first file that failed; the others stop.
-        OSError: the disk is too small; nothing is transferred.
+        OSError: the disk is too small; nothing is transferred, or kept of a file that did not say how large it is.
     """
     _check_space(files, folder)
     progress = _Progress(label, total=total_size(files), present=sum(_present(file, folder) for file in files))
@@ -107,6 +107,10 @@ def _continue(file: RemoteFile, part: Path, progress: _Progress) -> None:
                 for chunk in body.chunks:
                     sink.write(chunk)
                     progress.advance(len(chunk))
+                    if size is None:
+                        _check_reserve(part)
+                    elif sink.tell() > size:
+                        break  # it may go on for ever
     found = _size(part)
     if size is not None and found < size:
         raise CutError(f"the server sent {found} of {size} bytes")
@@ -115,6 +119,16 @@ def _continue(file: RemoteFile, part: Path, progress: _Progress) -> None:
         part.unlink()
         progress.advance(-found)
         raise CutError("its digest is wrong" if is_damaged else f"the server sent {found} bytes instead of {size}")
+
+
+def _check_reserve(part: Path) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if free < _RESERVE_BYTES:
+        part.unlink()
+        message = (
+            f"{as_text(free)} free, and the server does not say how much is to come; OPENPI_DATA_HOME moves the cache"
+        )
+        raise OSError(errno.ENOSPC, message, str(part.parent))
 
 
 def is_same(file: RemoteFile, path: Path) -> bool:

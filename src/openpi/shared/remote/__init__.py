@@ -9,6 +9,7 @@ from openpi.shared.remote.file_systems import fsspec_files
 from openpi.shared.remote.files import CutError, RefusedError, RemoteFile
 from openpi.shared.remote.google_bucket import google_files
 from openpi.shared.remote.http_files import http_files
+from openpi.shared.remote.listings import check_count, check_names
 
 __all__ = ["CutError", "RefusedError", "RemoteFile", "find_files"]
 
@@ -21,9 +22,9 @@ def find_files(url: str, options: Mapping[str, object] | None = None) -> list[Re
     Raises:
         FileNotFoundError: a bucket has nothing there, or a folder is empty.
         RefusedError: it is not for us.
-        ConnectionError: no server, or one that answers something else.
+        ConnectionError: no server, or one that answers something else, or without an end.
         ImportError: the scheme needs an extra that is not installed; it is named.
-        ValueError: a file's name leads out of the folder.
+        ValueError: a file's name leads out of the folder, or is none that can be kept here.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("http", "https"):
@@ -34,7 +35,6 @@ def find_files(url: str, options: Mapping[str, object] | None = None) -> list[Re
         files = fsspec_files(url, {"anon": True} if scheme == "s3" and options is None else options or {})
     if not files:
         raise FileNotFoundError(f"{url} is a folder without files")
-    for file in files:
-        if ".." in file.name.split("/") or file.name.startswith("/"):
-            raise ValueError(f"{url} lists a file '{file.name}', which lies outside of it")
+    check_count(url, len(files))
+    check_names(url, files)
     return files

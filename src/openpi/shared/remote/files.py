@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 NUM_CONNECTIONS = 8  # to one server
+PART = ".openpi-part"  # ends the name of a file that is not all there
 
 
 class CutError(ConnectionError):

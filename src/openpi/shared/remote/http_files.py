@@ -15,6 +15,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from openpi.shared.errors import first_line
 from openpi.shared.remote.files import NUM_CONNECTIONS, Body, CutError, RefusedError, RemoteFile
+from openpi.shared.remote.listings import MAX_DEPTH, check_count, read_page
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -33,7 +34,7 @@ def http_files(url: str) -> list[RemoteFile]:
     base, is_folder, file = _probe(url, name="")
     if not is_folder:
         return [file]
-    links = _links_below(base)
+    links = list(_links_below(base))
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
         probed = pool.map(lambda link: _probe(link, unquote(link.removeprefix(base)))[2], links)
         return list(probed)
@@ -115,17 +116,38 @@ def _version(response: HTTPResponse) -> str | None:
 
 def _length(response: HTTPResponse) -> int | None:
     length = response.headers.get("Content-Length")
-    return None if length is None else int(length)
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise ConnectionError(f"{response.url} announces {length[:80]!r} bytes")
+    return int(length)
 
 
-def _links_below(folder: str) -> list[str]:
-    """Every file below a folder, through the listings of its sub-folders."""
+def _links_below(folder: str) -> Iterator[str]:
+    """Every file below a folder, through the listings of its sub-folders.
+
+    Raises:
+        ConnectionError: there is no end to them.
+    """
+    folders, count = [folder], 0
+    while folders:
+        current = folders.pop()
+        if current.removeprefix(folder).count("/") > MAX_DEPTH:
+            raise ConnectionError(f"{folder} lists folders in folders in folders, as {current[:200]}")
+        below = _links_in(current)
+        folders += [link for link in reversed(below) if link.endswith("/")]
+        files = [link for link in below if not link.endswith("/")]
+        count += len(below)
+        check_count(folder, count)
+        yield from files
+
+
+def _links_in(folder: str) -> list[str]:
     with request(folder) as response:
         parser = _LinkParser()
-        parser.feed(response.read().decode(errors="replace"))
+        parser.feed(read_page(response).decode(errors="replace"))
     links = {urldefrag(urljoin(folder, href)).url.partition("?")[0] for href in parser.hrefs}
-    below = sorted(link for link in links if link.startswith(folder) and link != folder)
-    return [file for link in below for file in (_links_below(link) if link.endswith("/") else [link])]
+    return sorted(link for link in links if link.startswith(folder) and link != folder)
 
 
 class _LinkParser(html.parser.HTMLParser):
