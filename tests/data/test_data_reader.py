@@ -18,6 +18,8 @@ import pytest
 
 from openpi.data.lerobot import reader
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.video import VideoFile
+from openpi.data.lerobot.video_writer import encode_video
 
 SETS = [
     "lerobot_v20/image",
@@ -263,6 +265,21 @@ def test_a_picture_that_the_decoder_makes_up_is_refused_up_to_the_next_key_frame
         with pytest.raises(ValueError, match=r"is damaged: at \d\.\d+ s its decoder has to make up"):
             dataset[index]
     dataset[40]
+
+
+def test_a_picture_that_cannot_be_decoded_is_no_missing_one_when_it_is_asked_for_again(tmp_path):
+    path = tmp_path / "film.mp4"
+    encode_video(path, np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8), 10, "libsvtav1")
+    with av.open(str(path)) as film:
+        packet = [packet for packet in film.demux(video=0) if packet.size][5]
+    content = bytearray(path.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
+    video = VideoFile(path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cannot be decoded at"):
+            video.frame(5)
+    video.frame(6)
 
 
 # --- errors -------------------------------------------------------------------------------------------------

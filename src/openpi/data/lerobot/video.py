@@ -156,6 +156,7 @@ class VideoFile:
         try:
             frame = self._decode_to(target, tolerance_periods * period, period)
         except FFmpegError as error:
+            self._frames = self._last = None  # the next one is looked for from its key frame
             raise ValueError(f"{self.path} cannot be decoded at {time_s:.4f} s ({error})") from error
         if frame is None:
             raise ValueError(
