@@ -359,7 +359,7 @@ def _make_batches(work: Sequence[tuple[Any, str]], rows: Sequence[Sequence[int]]
     return [stack([made[i] for i in numbers]) for numbers in rows]
 
 
-def _made(item: Any, name: str) -> Sample:
+def _made(item: object, name: str) -> Sample:
     assert _make is not None
     assert _board is not None
     with _board.at_work(name):

@@ -29,7 +29,7 @@ class ActionGrammar:
     """
 
     def __init__(self, tables: Any, device: torch.device | str) -> None:
-        def tensor(array: Any) -> Tensor:
+        def tensor(array: object) -> Tensor:
             return torch.as_tensor(array, dtype=torch.int64, device=device)
 
         self._opening, self._closing = tensor(tables.opening), tensor(tables.closing)

@@ -88,11 +88,11 @@ class Int8Rows(Tensor):
         return ["codes", "steps"], None
 
     @staticmethod
-    def __tensor_unflatten__(inner: Mapping[str, Tensor], _context: None, _size: Any, _stride: Any) -> Int8Rows:
+    def __tensor_unflatten__(inner: Mapping[str, Tensor], _context: None, _size: object, _stride: object) -> Int8Rows:
         return Int8Rows(inner["codes"], inner["steps"])
 
 
-def _plain(x: Any) -> Any:
+def _plain(x: object) -> Any:
     return x.decoded() if isinstance(x, Int8Rows) else x
 
 

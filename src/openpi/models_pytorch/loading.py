@@ -114,7 +114,7 @@ def set_parameter(model: nn.Module, name: str, tensor: Tensor, *, requires_grad:
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=requires_grad))
 
 
-def as_tensor(array: Any) -> Tensor:
+def as_tensor(array: object) -> Tensor:
     """A tensor of an array of any float dtype; bfloat16 arrays (ml_dtypes) included."""
     if isinstance(array, Tensor):
         return array

@@ -56,7 +56,7 @@ class Observation:
                 f"found only one of them among: {', '.join(sorted(data))}"
             )
 
-        def tensor(value: Any) -> Any:
+        def tensor(value: object) -> Any:
             if value is None:
                 return None
             found = torch.as_tensor(value, device=device)

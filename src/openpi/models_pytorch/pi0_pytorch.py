@@ -64,7 +64,7 @@ class PI0Pytorch(nn.Module):
 
     def forward(
         self,
-        observation: Any,
+        observation: object,
         actions: Float[Tensor, "b ah ad"],
         noise: Float[Tensor, "b ah ad"] | None = None,
         time: Float[Tensor, " b"] | None = None,
@@ -97,7 +97,7 @@ class PI0Pytorch(nn.Module):
     def sample_actions(
         self,
         device: torch.device | str,
-        observation: Any,
+        observation: object,
         noise: Float[Tensor, "b ah ad"] | None = None,
         num_steps: int = 10,
     ) -> Float[Tensor, "b ah ad"]:
@@ -153,13 +153,13 @@ class PI0Pytorch(nn.Module):
     def _device(self) -> torch.device:
         return self.model.action_in_proj.weight.device
 
-    def _observation(self, observation: Any) -> Observation:
+    def _observation(self, observation: object) -> Observation:
         given = {field.name: getattr(observation, field.name, None) for field in dataclasses.fields(Observation)}
         given["image"], given["image_mask"] = given.pop("images"), given.pop("image_masks")
         return Observation.from_dict(given, device=self._device)
 
 
-def _to_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _to_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, metadata: object) -> None:
     del metadata
     for name, released in module._released.items():
         state_dict[prefix + released] = state_dict.pop(prefix + name)

@@ -213,14 +213,14 @@ class _Programs:
         self._found: dict[Any, Direct | Graph] = {}  # the last one used comes last
         self._lock = threading.Lock()
 
-    def find(self, signature: Any) -> Direct | Graph | None:
+    def find(self, signature: object) -> Direct | Graph | None:
         with self._lock:
             program = self._found.pop(signature, None)
             if program is not None:
                 self._found[signature] = program
             return program
 
-    def add(self, signature: Any, program: Direct | Graph) -> Direct | Graph:
+    def add(self, signature: object, program: Direct | Graph) -> Direct | Graph:
         with self._lock:
             if len(self._found) >= _MAX_PROGRAMS:
                 logger.warning("inputs of more than %d kinds: that used longest ago is forgotten", _MAX_PROGRAMS)

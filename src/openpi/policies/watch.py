@@ -216,7 +216,7 @@ class Watch:
             f"{self._seen.cameras[key].usual:.2f}); is the camera moved, cropped or another one, or the scene new?"
         )
 
-    def _said_of_prompt(self, prompt: Any) -> list[str]:
+    def _said_of_prompt(self, prompt: object) -> list[str]:
         text = prompt if isinstance(prompt, (bytes, str)) else np.asarray(prompt).item()
         text = text[:_PROMPT].decode(errors="replace") if isinstance(text, bytes) else str(text)[:_PROMPT]
         if text != self._prompt[0]:
@@ -313,7 +313,7 @@ def _starts(known: Mapping[str, Vector], state: Mapping[str, np.ndarray]) -> Ite
             )
 
 
-def _widened(low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+def _widened(low: object, high: object) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     slack = _SLACK * (high - low) + 1e-3
     return low - slack, high + slack

@@ -43,6 +43,6 @@ def tree_to_info(tree: object, interp_func: Callable[[Any], str] = str) -> str:
     return "\n".join(f"{jax.tree_util.keystr(path)}: {interp_func(leaf)}" for path, leaf in leaves)
 
 
-def array_tree_to_info(tree: Any) -> str:
+def array_tree_to_info(tree: object) -> str:
     """A line for each array of a tree, such as `['state']: (32, 14)@float32`; leaves need a shape and a dtype."""
     return tree_to_info(tree, lambda leaf: f"{tuple(leaf.shape)}@{leaf.dtype}")

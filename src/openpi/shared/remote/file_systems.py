@@ -38,7 +38,7 @@ def fsspec_files(url: str, options: Mapping[str, object]) -> list[RemoteFile]:
 
 
 @contextlib.contextmanager
-def _open(filesystem: Any, path: str, info: Json, start: int) -> Iterator[Body]:
+def _open(filesystem: object, path: str, info: Json, start: int) -> Iterator[Body]:
     yield Body(start, info["size"], _blocks(filesystem, path, info, start))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ def robot_actions(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.
 
 
 def with_recorded_limits(
-    contract: Contract, dataset: Any, data_config: DataConfig, client: Sample, returned: np.ndarray
+    contract: Contract, dataset: object, data_config: DataConfig, client: Sample, returned: np.ndarray
 ) -> Contract:
     """The contract with the range and the speed of the dataset's actions, and a little more.
 
