@@ -82,5 +82,5 @@ class WorkerBoard:
         return self._own.line
 
 
-def _allocate(kind: Any, count: int) -> object:
+def _allocate(kind: type[ctypes._SimpleCData], count: int) -> object:
     return (kind * count)()

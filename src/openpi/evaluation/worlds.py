@@ -204,7 +204,7 @@ def _work(pipe: Connection, seat: Seat) -> None:
         pipe.send(("failed", failure(error)))
 
 
-def result_of(job: Job, world: worlds.World, player: Player, ask: Callable[[Observation], Reply]) -> Any:
+def result_of(job: Job, world: worlds.World, player: Player, ask: Callable[[Observation], Reply]) -> object:
     """Plays an episode, or films one; see `Done.result`."""
     if job.commands is None or job.video is None:
         return player.play(world, job.task, job.seed, ask)

@@ -157,7 +157,7 @@ def _elapsed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _signature(q: Tensor, k: Tensor, bias: Tensor | None) -> Any:
+def _signature(q: Tensor, k: Tensor, bias: Tensor | None) -> object:
     return q.shape, k.shape, q.dtype, q.device, bias is None
 
 

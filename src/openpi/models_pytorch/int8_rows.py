@@ -71,7 +71,7 @@ class Int8Rows(Tensor):
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    ) -> object:
         own = _OWN.get(func)
         if own is not None:
             return own(*args, **(kwargs or {}))

@@ -64,7 +64,7 @@ class CosineDecaySchedule(LRScheduleConfig):
         num_steps = float(self.decay_steps - self.warmup_steps)
         floor = self.decay_lr / self.peak_lr if self.peak_lr else 0.0
 
-        def decay(steps_since: object, xp: ModuleType) -> Any:
+        def decay(steps_since: object, xp: ModuleType) -> object:
             cosine = 0.5 * (1 + xp.cos(xp.pi * xp.minimum(steps_since, num_steps) / num_steps))
             return self.peak_lr * ((1 - floor) * cosine + floor)
 
@@ -80,7 +80,7 @@ class RsqrtDecaySchedule(LRScheduleConfig):
     timescale: Positive = 10_000
 
     def create(self) -> Schedule:
-        def decay(steps_since: object, xp: ModuleType) -> Any:
+        def decay(steps_since: object, xp: ModuleType) -> object:
             # Before it begins the root is of any number; what comes of it is not used.
             return self.peak_lr / xp.sqrt((self.timescale + xp.maximum(steps_since, 0)) / self.timescale)
 

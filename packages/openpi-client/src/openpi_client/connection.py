@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import ssl
-from typing import Any, FrozenSet, Iterator, Mapping, Optional, Tuple
+from typing import FrozenSet, Iterator, Mapping, Optional, Tuple
 
 import websockets.exceptions
 from websockets.client import ClientProtocol
@@ -35,7 +35,7 @@ _UNAUTHORIZED = 401
 class KeyRefused(websockets.exceptions.InvalidStatus):
     """The server wants an API key, or another one."""
 
-    def __init__(self, response: Any, place: str, *, has_key: bool) -> None:
+    def __init__(self, response: Response, place: str, *, has_key: bool) -> None:
         super().__init__(response)
         self._text = (
             f"{place} does not take this API key (HTTP 401); give the one that the server was started with"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from openpi.cli.console import configure_logging
 from openpi.cli.data._convert_formats import add_ray
+from openpi.shared.normalize import NormStats
 
 if TYPE_CHECKING:
     from openpi.shared.pools import Pool
@@ -94,7 +95,7 @@ def _comparison(rows: Any) -> str:
     return "\n".join(lines)
 
 
-def _table(stats: Any, names: Sequence[str]) -> str:
+def _table(stats: NormStats, names: Sequence[str]) -> str:
     """One line per dimension."""
     columns = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
     width = max(3, *map(len, names))

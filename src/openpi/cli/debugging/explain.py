@@ -208,7 +208,7 @@ def _write_images(folder: Path, sample: Sample, keys: Collection[str]) -> None:
             Image.fromarray(array).save(folder / f"{key.replace('/', '.')}.png")
 
 
-def _model_line(model: Any) -> str:
+def _model_line(model: BaseModelConfig) -> str:
     return (
         f"{model.model_type.value}, {model.action_horizon} actions of {model.action_dim}, {model.max_token_len} tokens"
     )

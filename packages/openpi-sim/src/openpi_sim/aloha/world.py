@@ -79,7 +79,7 @@ class AlohaWorld:
         self._envs.clear()
 
     @property
-    def _physics(self) -> Any:
+    def _physics(self) -> object:
         return self._env._env.physics
 
     @property
