@@ -7,8 +7,8 @@ Each side is a server process with a policy that computes nothing (a [50, 32] fl
 in this process; the observation is three RGB images and a state. The plain side is the shortest program that speaks the
 same protocol: it runs the policy on its event loop, has no timing, no health checks, no reconnect. The tuned side has
 blocking sockets and threads on both ends, packers that keep their buffers, our packing and setting of the allocator:
-all of our stack but the stream itself. The sides take turns in rounds, so that a change of the machine's load meets all of
-them. Times are of the whole `infer`.
+all of our stack but the stream itself. The sides take turns in rounds, so that a change of the machine's load meets all
+of them. Times are of the whole `infer`.
 """
 
 import argparse
