@@ -13,13 +13,14 @@ import multiprocessing
 import multiprocessing.connection
 import pickle
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from openpi.evaluation.play import Player, film
 from openpi.shared import worker_process
 from openpi.shared.errors import first_line
 from openpi_client.base_policy import Observation, Reply
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 AnswerAll = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -148,7 +152,7 @@ class _Process:
     """One world."""
 
     def __init__(self, seat: Seat) -> None:
-        context = multiprocessing.get_context("spawn")  # the parent may hold threads
+        context = _context(seat)
         self.job: Job | None = None
         self.pipe, other_end = context.Pipe()
         self._process = context.Process(target=_work, args=(other_end, seat), name="world", daemon=True)
@@ -181,6 +185,16 @@ class _Process:
             self._process.kill()
             self._process.join(_PATIENCE_S)
         self.pipe.close()
+
+
+def _context(seat: Seat) -> ForkServerContext | SpawnContext:
+    """Worlds are forked off a process that has imported what all of them do, a second each; not off this one, which may
+    hold threads."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, type(pickle.loads(seat.config)).__module__])
+    return context
 
 
 def _work(pipe: Connection, seat: Seat) -> None:
