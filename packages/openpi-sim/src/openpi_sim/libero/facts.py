@@ -56,7 +56,9 @@ def _body(data: mujoco.MjData, body: int, parts: np.ndarray) -> np.ndarray:
     position, rotation = data.xpos[body], data.xmat[body].reshape(3, 3)
     centre = half = np.zeros(3)
     if len(parts):
-        corners = parts[:, None, :3] + (_CORNERS * parts[:, None, 12:]) @ parts[:, 3:12].reshape(-1, 3, 3).swapaxes(1, 2)
+        corners = parts[:, None, :3] + (_CORNERS * parts[:, None, 12:]) @ parts[:, 3:12].reshape(-1, 3, 3).swapaxes(
+            1, 2
+        )
         local = ((corners - position) @ rotation).reshape(-1, 3)
         centre, half = (local.max(0) + local.min(0)) / 2, (local.max(0) - local.min(0)) / 2
     return np.concatenate([position, rotation.ravel(), centre, half, [0.0]])

@@ -16,7 +16,7 @@ _WIDEST_M = 0.072  # what fits between open fingers, which are 8 cm apart, with 
 _FINGER_M = 0.012  # of a finger beyond the point between the fingers
 _DEPTH_M = 0.035  # how far below its top a thing is gripped
 _RIM_DEPTH_M = 0.025
-_RIM_INWARDS_M = 0.015  # of the hand from the wall, so that the outer finger needs less room
+_RIM_ASIDE_M = 0.015  # of the hand from the wall, where one of the fingers has little room, or the arm is stretched
 _DROP_M = 0.01  # of a thing above its rest when it is let go
 _REST_CLOSING = np.array([0.1, 1.0, 0.0])  # how fingers close at rest; no axis, so that half turns have one sign
 _ARM_M = 0.66  # from the shoulder to the wrist; at 0.72 the elbow is straight, and folds to the wrong side
@@ -182,7 +182,9 @@ class Scene:
 def choose(goal: Goal, scene: Scene, attempt: int) -> Grasp:
     """How to grip a thing from above: first where the hand has room, and the arm is not stretched here or there."""
     thing = goal.thing
-    obstacles = np.concatenate([np.zeros((0, 15)), *(parts for name, parts in scene.parts.items() if name != thing.name)])
+    obstacles = np.concatenate(
+        [np.zeros((0, 15)), *(parts for name, parts in scene.parts.items() if name != thing.name)]
+    )
 
     def cost(grasp: Grasp) -> float:
         there = goal.destination.placed(thing) + grasp.position - thing.position
@@ -200,7 +202,8 @@ def _ways(thing: Thing) -> list[Grasp]:
         fitting.sort(key=lambda side: -abs(side @ _REST_CLOSING))
         return [_pinch(thing, side, depth) for depth in (0.0, 0.01, 0.02) for side in fitting]
     angles = np.deg2rad([90, 270, 45, 135, 225, 315, 0, 180])
-    return [_rim(thing, np.array([np.cos(angle), np.sin(angle), 0.0])) for angle in angles]
+    outwards = [np.array([np.cos(angle), np.sin(angle), 0.0]) for angle in angles]
+    return [_rim(thing, way, aside) for aside in (-_RIM_ASIDE_M, _RIM_ASIDE_M) for way in outwards]
 
 
 def _pinch(thing: Thing, side: np.ndarray, deeper: float) -> Grasp:
@@ -209,10 +212,10 @@ def _pinch(thing: Thing, side: np.ndarray, deeper: float) -> Grasp:
     return Grasp(np.array([*thing.centre[:2], height]), _turned_little(side))
 
 
-def _rim(thing: Thing, outwards: np.ndarray) -> Grasp:
+def _rim(thing: Thing, outwards: np.ndarray, aside: float) -> Grasp:
     """One finger inside, one outside."""
     radius = min(width for _, width in thing.sides()) / 2
-    position = thing.centre + (radius - _RIM_INWARDS_M) * outwards
+    position = thing.centre + (radius + aside) * outwards
     position[2] = thing.top - _RIM_DEPTH_M
     return Grasp(position, _turned_little(outwards))
 
