@@ -156,11 +156,8 @@ def _wanted(memory: _Memory, scene: grasps.Scene, goal: grasps.Goal) -> tuple[np
         case Phase.CLOSE:
             return grasp.position, grasp.rotation, _CLOSED
         case Phase.LIFT:
-            return (
-                scene.within_reach(grasp.position + _LIFT_M * up, grasp.position[2] + _CLEAR_M),
-                grasp.rotation,
-                _CLOSED,
-            )
+            above = scene.within_reach(grasp.position + _LIFT_M * up, grasp.position[2] + _CLEAR_M)
+            return above, grasp.rotation, _CLOSED
         case Phase.RELEASE:
             return scene.hand_position, grasp.rotation, _OPEN
         case Phase.AWAY:

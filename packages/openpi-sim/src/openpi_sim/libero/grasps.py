@@ -216,7 +216,7 @@ def _rim(thing: Thing, outwards: np.ndarray, aside: float) -> Grasp:
     """One finger inside, one outside."""
     radius = min(width for _, width in thing.sides()) / 2
     position = thing.centre + (radius + aside) * outwards
-    position[2] = thing.top - _RIM_DEPTH_M
+    position[2] = max(thing.top - _RIM_DEPTH_M, thing.bottom + _FINGER_M)
     return Grasp(position, _turned_little(outwards))
 
 

@@ -13,7 +13,7 @@ _TOLERANCE = 5e-3
 _MIN_CHANGE = 12  # of 255, before a pixel has changed
 _ARM_WIDTH = 0.08  # of the picture's width, to either side of the line through the joints
 _MIN_EVIDENCE = 0.01  # of the picture's pixels
-_MIN_ODDS = 3.0
+_MIN_ODDS = 2.0
 # What may have been done to a picture that is upright: its axes (0: rows, 1: columns) that run backwards.
 _WRONG = {(0, 1): "turned by 180 degrees", (0,): "upside down", (1,): "mirrored"}
 
