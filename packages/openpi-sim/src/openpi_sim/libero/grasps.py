@@ -182,9 +182,8 @@ class Scene:
 def choose(goal: Goal, scene: Scene, attempt: int) -> Grasp:
     """How to grip a thing from above: first where the hand has room, and the arm is not stretched here or there."""
     thing = goal.thing
-    obstacles = np.concatenate(
-        [np.zeros((0, 15)), *(parts for name, parts in scene.parts.items() if name != thing.name)]
-    )
+    others = [parts for name, parts in scene.parts.items() if name != thing.name]
+    obstacles = np.concatenate([np.zeros((0, 15)), *others])
 
     def cost(grasp: Grasp) -> float:
         there = goal.destination.placed(thing) + grasp.position - thing.position
