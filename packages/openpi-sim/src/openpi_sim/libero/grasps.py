@@ -196,19 +196,23 @@ def choose(goal: Goal, scene: Scene, attempt: int) -> Grasp:
 
 def _ways(thing: Thing) -> list[Grasp]:
     """The hand turned little comes first."""
-    fitting = [side for side, width in thing.sides() if width <= _WIDEST_M]
-    if fitting:
-        fitting.sort(key=lambda side: -abs(side @ _REST_CLOSING))
-        return [_pinch(thing, side, depth) for depth in (0.0, 0.01, 0.02) for side in fitting]
+    (narrow, width), (long, length) = thing.sides()
+    if width <= _WIDEST_M:
+        sides = [narrow, long] if length <= _WIDEST_M else [narrow]
+        sides.sort(key=lambda side: -abs(side @ _REST_CLOSING))
+        middle = [_pinch(thing, side, depth) for depth in (0.0, 0.01, 0.02) for side in sides]
+        end = (length / 2 - _FINGER_M) * long
+        return [*middle, _pinch(thing, narrow, 0.0, end), _pinch(thing, narrow, 0.0, -end)]
     angles = np.deg2rad([90, 270, 45, 135, 225, 315, 0, 180])
     outwards = [np.array([np.cos(angle), np.sin(angle), 0.0]) for angle in angles]
     return [_rim(thing, way, aside) for aside in (-_RIM_ASIDE_M, _RIM_ASIDE_M) for way in outwards]
 
 
-def _pinch(thing: Thing, side: np.ndarray, deeper: float) -> Grasp:
+def _pinch(thing: Thing, side: np.ndarray, deeper: float, aside: np.ndarray | float = 0.0) -> Grasp:
     """Across the whole thing."""
-    height = max(thing.top - _DEPTH_M - deeper, thing.bottom + _FINGER_M)
-    return Grasp(np.array([*thing.centre[:2], height]), _turned_little(side))
+    position = thing.centre + aside
+    position[2] = max(thing.top - _DEPTH_M - deeper, thing.bottom + _FINGER_M)
+    return Grasp(position, _turned_little(side))
 
 
 def _rim(thing: Thing, outwards: np.ndarray, aside: float) -> Grasp:
