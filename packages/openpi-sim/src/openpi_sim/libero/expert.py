@@ -20,10 +20,11 @@ from openpi_sim.libero.observed import Look, check_observation
 HORIZON = 10
 
 _STEP_M, _STEP_RAD = 0.05, 0.5  # of the controller, for an action of 1
-_GAIN = 1.5
+_GAIN = 2.0
 # Shares of an action that are done after one row, measured; the next row begins anew from there.
 _RESPONSE, _TURN_RESPONSE = 0.22, 0.13
 _NEAR_M, _NEAR_RAD = 0.012, 0.12
+_PASSING_M, _PASSING_RAD = 0.025, 0.2  # where it only passes
 _OPEN, _CLOSED = -1.0, 1.0
 _CLOSE_STEPS, _OPEN_STEPS = 10, 5
 _LIFT_M = 0.10
@@ -75,10 +76,11 @@ class LiberoExpert:
         scene = grasps.Scene.of(asked)
         self._looks.put(asked.episode, check_observation(obs, scene, self._looks.get(asked.episode)))
         step = asked.number("step")
-        goal = scene.next_goal()
+        memory = self._memories.get(asked.episode)
+        is_letting_go = memory is not None and memory.phase in (Phase.LOWER, Phase.RELEASE, Phase.AWAY)
+        goal = scene.goal_of(memory.thing) if memory is not None and is_letting_go else scene.next_goal()
         if goal is None:
             return {"actions": np.tile(np.array([0.0] * 6 + [_OPEN], np.float32), (HORIZON, 1))}
-        memory = self._memories.get(asked.episode)
         if memory is None or memory.thing != goal.thing.name:
             memory = _Memory(Phase.OVER, step, goal.thing.name)
         memory = _advanced(memory, scene, goal, step)
@@ -103,23 +105,26 @@ def _advanced(memory: _Memory, scene: grasps.Scene, goal: grasps.Goal, step: int
     """The next phase, where this one is done."""
     thing, spent = goal.thing, step - memory.since
     if memory.grasp is None or memory.phase is Phase.OVER:
-        memory = dataclasses.replace(memory, grasp=grasps.choose(thing, scene, memory.attempt))
+        memory = dataclasses.replace(memory, grasp=grasps.choose(goal, scene, memory.attempt))
     if memory.held is not None and memory.phase in (Phase.CARRY, Phase.LOWER) and _is_lost(memory, thing, scene):
         return memory.to(Phase.OVER, step, attempt=memory.attempt + 1, held=None)
     position, rotation, _ = _wanted(memory, scene, goal)
     is_there = scene.is_near(position, rotation, _NEAR_M, _NEAR_RAD)
+    is_passing = scene.is_near(position, rotation, _PASSING_M, _PASSING_RAD)
     match memory.phase:
-        case Phase.OVER if is_there:
+        case Phase.OVER if is_passing:
             return memory.to(Phase.DOWN, step)
-        case Phase.DOWN if is_there or spent > 25:
+        case Phase.DOWN if is_there or (spent > 15 and is_passing):
             return memory.to(Phase.CLOSE, step)
+        case Phase.DOWN if spent > 25:
+            return memory.to(Phase.OVER, step, attempt=memory.attempt + 1)
         case Phase.CLOSE if spent >= _CLOSE_STEPS:
             return memory.to(Phase.LIFT, step, held=thing.position - scene.hand_position)
-        case Phase.LIFT if is_there or spent > 30:
+        case Phase.LIFT if is_passing or spent > 15:
             if _is_lost(memory, thing, scene):
                 return memory.to(Phase.OVER, step, attempt=memory.attempt + 1, held=None)
             return memory.to(Phase.CARRY, step, held=thing.position - scene.hand_position)
-        case Phase.CARRY if is_there:
+        case Phase.CARRY if is_passing:
             return memory.to(Phase.LOWER, step)
         case Phase.LOWER if is_there or spent > 25:
             return memory.to(Phase.RELEASE, step)
@@ -145,23 +150,21 @@ def _wanted(memory: _Memory, scene: grasps.Scene, goal: grasps.Goal) -> tuple[np
     match memory.phase:
         case Phase.OVER:
             over = grasp.position + max(_LIFT_M, thing.top + _CLEAR_M - grasp.position[2]) * up
-            return over, grasp.rotation, _OPEN
+            return scene.within_reach(over, thing.top + _CLEAR_M / 2), grasp.rotation, _OPEN
         case Phase.DOWN:
             return grasp.position, grasp.rotation, _OPEN
         case Phase.CLOSE:
             return grasp.position, grasp.rotation, _CLOSED
         case Phase.LIFT:
-            return grasp.position + _LIFT_M * up, grasp.rotation, _CLOSED
-    assert memory.held is not None
-    below_hand = -memory.held[2] + thing.position[2] - thing.bottom
-    place = goal.destination.placed(thing) - memory.held
-    place[2] = goal.destination.rest_height + max(below_hand, 0.0)
-    match memory.phase:
-        case Phase.CARRY:
-            height = max(place[2] + _CLEAR_M, grasp.position[2] + _LIFT_M)
-            return np.array([*place[:2], height]), grasp.rotation, _CLOSED
-        case Phase.LOWER:
-            return place, grasp.rotation, _CLOSED
+            above = scene.within_reach(grasp.position + _LIFT_M * up, grasp.position[2] + _CLEAR_M)
+            return above, grasp.rotation, _CLOSED
         case Phase.RELEASE:
-            return place, grasp.rotation, _OPEN
-    return place + _LIFT_M * up, grasp.rotation, _OPEN
+            return scene.hand_position, grasp.rotation, _OPEN
+        case Phase.AWAY:
+            return scene.hand_position + _LIFT_M * up, grasp.rotation, _OPEN
+    place = goal.destination.placed(thing) + scene.hand_position - thing.position
+    place[2] = goal.destination.rest_height + max(scene.hand_position[2] - thing.bottom, 0.0)
+    if memory.phase is Phase.LOWER:
+        return place, grasp.rotation, _CLOSED
+    height = max(place[2] + _CLEAR_M, grasp.position[2] + _LIFT_M)
+    return scene.within_reach(np.array([*place[:2], height]), place[2] + _CLEAR_M / 2), grasp.rotation, _CLOSED

@@ -19,40 +19,49 @@ def look(env: object) -> dict[str, object]:
         fingers: [2], m.
         goal: predicates, such as [["in", "milk_1", "basket_1_contain_region"]].
         done: whether each is met.
+        arm: positions of the joints 2 (the shoulder) to 7, then of the hand, [7, 3].
         things: name -> [19]: position, rotation matrix, then centre and half size of its box in its own frame, and 0.
             Of objects, fixtures, and the regions that goals name.
+        parts: name -> [n, 15] of what things collide with: centre, rotation matrix and half size of each one's box.
         camera: of the picture from outside: position, rotation matrix, vertical field of view in rad, [13].
     """
     model, data = env.sim.model._model, env.sim.data._data
     mujoco.mj_kinematics(model, data)
     site = model.site(_HAND).id
     gripper = [data.qpos[model.joint(f"gripper0_finger_joint{i}").qposadr[0]] for i in (1, 2)]
-    things = {name: _body(model, data, index) for name, index in env.obj_body_id.items()}
+    parts = {name: _parts(model, data, index) for name, index in env.obj_body_id.items()}
+    things = {name: _body(data, index, parts[name]) for name, index in env.obj_body_id.items()}
     things |= {name: _region(model, data, env, name) for name in env.object_sites_dict}
     camera = model.camera("agentview").id
     return {
         "hand": np.concatenate([data.site_xpos[site], data.site_xmat[site]]),
+        "arm": np.array([*(data.body(f"robot0_link{i}").xpos for i in range(2, 8)), data.site_xpos[site]]),
         "fingers": np.array(gripper),
         "goal": [list(predicate) for predicate in env.parsed_problem["goal_state"]],
         "done": [bool(env._eval_predicate(predicate)) for predicate in env.parsed_problem["goal_state"]],
         "things": things,
+        "parts": parts,
         "camera": np.concatenate([data.cam_xpos[camera], data.cam_xmat[camera], [np.deg2rad(model.cam_fovy[camera])]]),
     }
 
 
-def _body(model: mujoco.MjModel, data: mujoco.MjData, body: int) -> np.ndarray:
+def _parts(model: mujoco.MjModel, data: mujoco.MjData, body: int) -> np.ndarray:
+    found = [i for i in range(model.ngeom) if _collides(model, i) and _is_within(model, model.geom_bodyid[i], body)]
+    rotations = data.geom_xmat[found].reshape(-1, 3, 3)
+    centres = data.geom_xpos[found] + np.einsum("nij,nj->ni", rotations, model.geom_aabb[found, :3])
+    return np.concatenate([centres, data.geom_xmat[found].reshape(-1, 9), model.geom_aabb[found, 3:]], axis=1)
+
+
+def _body(data: mujoco.MjData, body: int, parts: np.ndarray) -> np.ndarray:
     position, rotation = data.xpos[body], data.xmat[body].reshape(3, 3)
-    low, high = np.full(3, np.inf), np.full(3, -np.inf)
-    for geom in range(model.ngeom):
-        if not _is_within(model, model.geom_bodyid[geom], body) or not _collides(model, geom):
-            continue
-        corners = model.geom_aabb[geom, :3] + model.geom_aabb[geom, 3:] * _CORNERS
-        world = corners @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
-        local = (world - position) @ rotation
-        low, high = np.minimum(low, local.min(0)), np.maximum(high, local.max(0))
-    if not np.isfinite(low).all():
-        low = high = np.zeros(3)
-    return np.concatenate([position, rotation.ravel(), (low + high) / 2, (high - low) / 2, [0.0]])
+    centre = half = np.zeros(3)
+    if len(parts):
+        corners = parts[:, None, :3] + (_CORNERS * parts[:, None, 12:]) @ parts[:, 3:12].reshape(-1, 3, 3).swapaxes(
+            1, 2
+        )
+        local = ((corners - position) @ rotation).reshape(-1, 3)
+        centre, half = (local.max(0) + local.min(0)) / 2, (local.max(0) - local.min(0)) / 2
+    return np.concatenate([position, rotation.ravel(), centre, half, [0.0]])
 
 
 def _region(model: mujoco.MjModel, data: mujoco.MjData, env: object, name: str) -> np.ndarray:

@@ -15,9 +15,29 @@ from openpi_sim.asked import Asked
 _WIDEST_M = 0.072  # what fits between open fingers, which are 8 cm apart, with room for an error
 _FINGER_M = 0.012  # of a finger beyond the point between the fingers
 _DEPTH_M = 0.035  # how far below its top a thing is gripped
-_RIM_DEPTH_M = 0.015
-_WALL_M = 0.004
+_RIM_DEPTH_M = 0.025
+_RIM_ASIDE_M = 0.015  # of the hand from the wall, where one of the fingers has little room, or the arm is stretched
 _DROP_M = 0.01  # of a thing above its rest when it is let go
+_REST_CLOSING = np.array([0.1, 1.0, 0.0])  # how fingers close at rest; no axis, so that half turns have one sign
+_ARM_M = 0.66  # from the shoulder to the wrist; at 0.72 the elbow is straight, and folds to the wrong side
+_EASY_ARM_M = 0.63
+_HITS_PER_M = 200  # points of the hand that may hit something, to spare the arm a metre of reach
+_WRIST_M = (0.088, 0.21)  # of a hand that points down: nearer to the shoulder, and higher
+_MARGIN_M = 0.004
+
+
+def _points(x: Sequence[float], y: Sequence[float], z: Sequence[float]) -> np.ndarray:
+    return np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+# Points of an open hand in its own frame: both fingers, and what they are fixed to; on its way down as well.
+_HAND = np.concatenate(
+    [
+        _points((-0.06, -0.045, 0.045, 0.06), (-0.01, 0.01), (-0.04, -0.02, 0.0, 0.012)),
+        _points((-0.1, -0.075, -0.05, -0.025, 0.0, 0.025, 0.05, 0.075, 0.1), (-0.03, 0.0, 0.03), (-0.06, -0.1)),
+    ]
+)
+_APPROACH = np.concatenate([_HAND - [0.0, 0.0, above] for above in (0.0, 0.03, 0.06)])
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,9 @@ class Scene:
     fingers: np.ndarray
     goals: Sequence[Sequence[str]]
     done: Sequence[bool]
+    arm: np.ndarray
     things: dict[str, Thing]
+    parts: dict[str, np.ndarray]
     camera: np.ndarray
 
     @classmethod
@@ -119,7 +141,9 @@ class Scene:
             asked.vector("fingers", 2),
             asked.value("goal"),
             asked.value("done"),
+            np.asarray(asked.value("arm"), np.float64),
             {name: Thing.of(name, values) for name, values in asked.value("things").items()},
+            {name: np.asarray(values, np.float64) for name, values in asked.value("parts").items()},
             asked.vector("camera", 13),
         )
 
@@ -130,32 +154,84 @@ class Scene:
                 return Goal(self.things[predicate[1]], self.things[predicate[2]])
         return None
 
+    def goal_of(self, thing: str) -> Goal:
+        """Whether it is met or not."""
+        destination = next(goal[2] for goal in self.goals if len(goal) == 3 and goal[1] == thing)
+        return Goal(self.things[thing], self.things[destination])
+
     def is_near(self, position: np.ndarray, rotation: np.ndarray, metres: float, radians: float) -> bool:
         turn = rotation_vector(rotation @ self.hand_rotation.T)
         return bool(np.linalg.norm(position - self.hand_position) < metres and np.linalg.norm(turn) < radians)
 
+    def reach(self, position: np.ndarray) -> float:
+        """From the shoulder to the wrist, where the hand points down there."""
+        level, height = self._wrist(position)
+        return float(np.hypot(level, height))
 
-def choose(thing: Thing, scene: Scene, attempt: int) -> Grasp:
-    """How to grip a thing from above; other ways in later attempts."""
-    closing = scene.hand_rotation[:, 0] * [1, 1, 0]
-    closing /= max(np.linalg.norm(closing), 1e-9)
-    fitting = [side for side, width in thing.sides() if width <= _WIDEST_M]
-    depth = _DEPTH_M + 0.01 * (attempt % 3)
-    if fitting:
-        along = max(fitting, key=lambda side: abs(side @ closing)) if attempt % 2 == 0 else fitting[0]
-        height = max(thing.top - depth, thing.bottom + _FINGER_M)
-        return Grasp(np.array([*thing.centre[:2], height]), facing_down(along if along @ closing >= 0 else -along))
-    return _rim(thing, closing, attempt)
+    def within_reach(self, position: np.ndarray, lowest: float) -> np.ndarray:
+        """A position of the hand on the way, lower where the arm would be stretched."""
+        level, height = self._wrist(position)
+        highest = position[2] - height + np.sqrt(max(_ARM_M**2 - level**2, 0.0))
+        return np.array([*position[:2], max(min(position[2], highest), lowest)])
+
+    def _wrist(self, position: np.ndarray) -> tuple[float, float]:
+        level, height = np.linalg.norm((position - self.arm[0])[:2]), position[2] - self.arm[0, 2]
+        return float(level) - _WRIST_M[0], float(height) + _WRIST_M[1]
 
 
-def _rim(thing: Thing, closing: np.ndarray, attempt: int) -> Grasp:
-    """One finger inside, one outside: at one of four places around."""
-    across = np.array([-closing[1], closing[0], 0.0])
-    outwards = [closing, -closing, across, -across][attempt % 4]
-    radius = min(width for _, width in thing.sides()) / 2 - _WALL_M
-    position = thing.centre + radius * outwards
-    position[2] = thing.top - _RIM_DEPTH_M
-    return Grasp(position, facing_down(outwards if outwards @ closing >= 0 else -outwards))
+def choose(goal: Goal, scene: Scene, attempt: int) -> Grasp:
+    """How to grip a thing from above: first where the hand has room, and the arm is not stretched here or there."""
+    thing = goal.thing
+    others = [parts for name, parts in scene.parts.items() if name != thing.name]
+    obstacles = np.concatenate([np.zeros((0, 15)), *others])
+
+    def cost(grasp: Grasp) -> float:
+        there = goal.destination.placed(thing) + grasp.position - thing.position
+        reach = max(scene.reach(grasp.position), scene.reach(there))
+        return _num_hits(grasp, obstacles) + _HITS_PER_M * max(round(reach - _EASY_ARM_M, 2), 0.0)
+
+    ways = sorted(_ways(thing), key=cost)
+    return ways[attempt % len(ways)]
+
+
+def _ways(thing: Thing) -> list[Grasp]:
+    """The hand turned little comes first."""
+    (narrow, width), (long, length) = thing.sides()
+    if width <= _WIDEST_M:
+        sides = [narrow, long] if length <= _WIDEST_M else [narrow]
+        sides.sort(key=lambda side: -abs(side @ _REST_CLOSING))
+        middle = [_pinch(thing, side, depth) for depth in (0.0, 0.01, 0.02) for side in sides]
+        end = (length / 2 - _FINGER_M) * long
+        return [*middle, _pinch(thing, narrow, 0.0, end), _pinch(thing, narrow, 0.0, -end)]
+    angles = np.deg2rad([90, 270, 45, 135, 225, 315, 0, 180])
+    outwards = [np.array([np.cos(angle), np.sin(angle), 0.0]) for angle in angles]
+    return [_rim(thing, way, aside) for aside in (-_RIM_ASIDE_M, _RIM_ASIDE_M) for way in outwards]
+
+
+def _pinch(thing: Thing, side: np.ndarray, deeper: float, aside: np.ndarray | float = 0.0) -> Grasp:
+    """Across the whole thing."""
+    position = thing.centre + aside
+    position[2] = max(thing.top - _DEPTH_M - deeper, thing.bottom + _FINGER_M)
+    return Grasp(position, _turned_little(side))
+
+
+def _rim(thing: Thing, outwards: np.ndarray, aside: float) -> Grasp:
+    """One finger inside, one outside."""
+    radius = min(width for _, width in thing.sides()) / 2
+    position = thing.centre + (radius + aside) * outwards
+    position[2] = max(thing.top - _RIM_DEPTH_M, thing.bottom + _FINGER_M)
+    return Grasp(position, _turned_little(outwards))
+
+
+def _num_hits(grasp: Grasp, obstacles: np.ndarray) -> int:
+    """How many points of the hand are within boxes."""
+    points = grasp.position + _APPROACH @ grasp.rotation.T
+    local = np.einsum("npj,njk->npk", points - obstacles[:, None, :3], obstacles[:, 3:12].reshape(-1, 3, 3))
+    return int((np.abs(local) < obstacles[:, None, 12:] + _MARGIN_M).all(-1).any(0).sum())
+
+
+def _turned_little(closing: np.ndarray) -> np.ndarray:
+    return facing_down(closing if closing @ _REST_CLOSING >= 0 else -closing)
 
 
 def facing_down(closing: np.ndarray) -> np.ndarray:

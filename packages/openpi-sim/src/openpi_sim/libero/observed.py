@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,76 +10,83 @@ from openpi_client.base_policy import Observation
 from openpi_sim.libero.grasps import Scene
 
 _TOLERANCE = 5e-3
-_MIN_DISTANCE = 0.12  # of the hand from the middle of the picture, before its side can be told; of the picture's width
 _MIN_CHANGE = 12  # of 255, before a pixel has changed
-_MIN_PIXELS = 30
+_ARM_WIDTH = 0.08  # of the picture's width, to either side of the line through the joints
+_MIN_EVIDENCE = 0.01  # of the picture's pixels
+_MIN_ODDS = 2.0
+# What may have been done to a picture that is upright: its axes (0: rows, 1: columns) that run backwards.
+_WRONG = {(0, 1): "turned by 180 degrees", (0,): "upside down", (1,): "mirrored"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """The last picture from outside, gray, and where the hand was in it, (right, down), 0 to 1.
+    """The last picture from outside, gray, and what has been seen since the episode began.
 
     Attributes:
-        known: directions (0: right, 1: down) in which pictures of the episode have moved where the hand was. From then
-            on another part of the arm may move more than the hand does.
+        arm: which pixels the arm may cover, bool[n, n].
+        evidence: shares of the picture that changed where the arm was and the arm in a picture of each wrong kind was
+            not, and the other way round; float64[3, 2].
     """
 
     gray: np.ndarray
-    hand: np.ndarray
-    known: frozenset[int] = frozenset()
+    arm: np.ndarray
+    evidence: np.ndarray
 
 
 def check_observation(obs: Observation, scene: Scene, before: Look | None) -> Look:
     """
     Raises:
-        ValueError: the state is not that of the simulator, an image has another form, or what moved in the picture is
-            on another side of it than the hand: it is turned or mirrored.
+        ValueError: the state is not that of the simulator, an image has another form, or what moves in the picture is
+            where the arm would be if the picture were turned or mirrored, and not where it is.
     """
     _check_state(np.asarray(obs["observation/state"], np.float64), scene)
     for key in ("observation/image", "observation/wrist_image"):
         image = np.asarray(obs[key])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1]:
             raise ValueError(f"'{key}' is {image.dtype}{list(image.shape)}; expected uint8[n, n, 3]")
-    now = Look(np.asarray(obs["observation/image"]).mean(-1), _projected(scene))
-    if before is not None and before.gray.shape == now.gray.shape:
-        return replace(now, known=before.known | _sides_agreed(before, now))
-    return now
+    gray = np.asarray(obs["observation/image"]).mean(-1)
+    return look(gray, _near_line(_projected(scene), gray.shape[0]), before)
 
 
-def _sides_agreed(before: Look, now: Look) -> frozenset[int]:
-    """What changes between two moments is the arm and what it holds, which are on the hand's side of the picture.
+def look(gray: np.ndarray, arm: np.ndarray, before: Look | None) -> Look:
+    """What is seen with one more picture, float64[n, n], and the arm's pixels bool[n, n] in it if it is upright.
 
-    Returns: in which directions that can be told.
+    Raises:
+        ValueError: it is not, by all that has been seen.
     """
-    rows, columns = np.nonzero(np.abs(now.gray - before.gray) > _MIN_CHANGE)
-    if len(rows) < _MIN_PIXELS or np.linalg.norm(now.hand - before.hand) > _MIN_DISTANCE:
-        return frozenset()
-    size = now.gray.shape[0]
-    moved = (np.array([np.median(columns), np.median(rows)]) + 0.5) / size - 0.5
-    hand = (now.hand + before.hand) / 2 - 0.5
-    agreed = set()
-    for side, name in ((0, "right and left"), (1, "up and down")):
-        if abs(hand[side]) <= _MIN_DISTANCE or abs(moved[side]) <= _MIN_DISTANCE:
-            continue
-        if hand[side] * moved[side] > 0:
-            agreed.add(side)
-        elif side not in before.known:
+    if before is None or before.gray.shape != gray.shape:
+        return Look(gray, arm, np.zeros((len(_WRONG), 2)))
+    changed, expected = np.abs(gray - before.gray) > _MIN_CHANGE, arm | before.arm
+    evidence = before.evidence.copy()
+    for row, (axes, wrong) in zip(evidence, _WRONG.items(), strict=True):
+        otherwise = np.flip(expected, axes)
+        row += [(changed & expected & ~otherwise).mean(), (changed & otherwise & ~expected).mean()]
+        if row[1] > _MIN_EVIDENCE and row[1] > _MIN_ODDS * row[0]:
             raise ValueError(
-                f"'observation/image' moves at {(moved + 0.5).round(2)} (right, down; 0 to 1) where the simulator has "
-                f"the hand at {now.hand.round(2)}: {name} are swapped. LIBERO's pictures are turned by 180 degrees"
+                f"'observation/image' is {wrong}: {row[1]:.1%} of it changed where the arm would then be, and "
+                f"{row[0]:.1%} where the simulator has it. LIBERO's pictures are sent turned by 180 degrees"
             )
-    return frozenset(agreed)
+    return Look(gray, arm, evidence)
+
+
+def _near_line(corners: np.ndarray, size: int) -> np.ndarray:
+    """bool[size, size]: which pixels are near the line through corners (right, down), 0 to 1."""
+    pixels = np.stack(np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2), axis=-1)[..., None, :]
+    start, along = corners[:-1], np.diff(corners, axis=0)
+    share = ((pixels - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12)
+    nearest = start + np.clip(share, 0, 1)[..., None] * along
+    return (np.linalg.norm(pixels - nearest, axis=-1) < _ARM_WIDTH).any(-1)
 
 
 def _projected(scene: Scene) -> np.ndarray:
-    """(right, down) of the hand, 0 to 1, in the picture as it is published.
+    """(right, down) of the arm's joints, 0 to 1, float64[7, 2], in the picture as it is published.
 
     robosuite's pictures have their first row at the bottom; turned by 180 degrees they are upright, and mirrored.
     """
     position, rotation, fovy = scene.camera[:3], scene.camera[3:12].reshape(3, 3), scene.camera[12]
-    right, up, back = rotation.T @ (scene.hand_position - position)
+    right, up, back = ((scene.arm - position) @ rotation).T
     scale = 2 * np.tan(fovy / 2) * -back
-    return np.array([0.5 - right / scale, 0.5 - up / scale])
+    return np.stack([0.5 - right / scale, 0.5 - up / scale], axis=-1)
 
 
 def _check_state(state: np.ndarray, scene: Scene) -> None:
