@@ -1,5 +1,5 @@
-"""Round trip of one observation: our client and server, over a socket and through shared memory, against plain
-`websockets` and `msgpack`, and against `websockets` as fast as it can be made.
+"""Round trip of one observation: our client and server, against plain `websockets` and `msgpack`, and against
+`websockets` as fast as it can be made.
 
     python benchmarks/round_trip.py [--rounds 40] [--requests 50] [--report benchmarks/round_trip.md]
 
@@ -36,7 +36,7 @@ from openpi_client.base_policy import BasePolicy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 CHUNK = np.zeros((50, 32), np.float32)
-SIDES = ("plain", "tuned", "ours", "ours, shared memory")
+SIDES = ("plain", "tuned", "ours")
 SIZES_HW = ((224, 224), (480, 640), (1080, 1920))
 WARM_UP_ROUNDS = 2
 
@@ -113,13 +113,13 @@ def serve_tuned() -> None:
         server.serve_forever()
 
 
-def serve_ours(*, shared_memory: bool) -> None:
+def serve_ours() -> None:
     from openpi.serving.server import PolicyServer
 
     def tell(port: int) -> None:
         print(port, flush=True)
 
-    PolicyServer(NoPolicy, port=0, metadata={}, shared_memory=shared_memory, on_listening=tell).run()
+    PolicyServer(NoPolicy, port=0, metadata={}, on_listening=tell).run()
 
 
 @contextlib.contextmanager
@@ -199,8 +199,6 @@ def table(times: dict[str, np.ndarray]) -> str:
         ("tuned", "plain"),
         ("ours", "plain"),
         ("ours", "tuned"),
-        ("ours, shared memory", "plain"),
-        ("ours, shared memory", "ours"),
     ):
         mine, other = times[side], times[base]
         ratios = [f"{np.percentile(mine, p) / np.percentile(other, p):.2f}" for p in (50, 90, 99)]
@@ -238,7 +236,7 @@ def main() -> None:
             elif args.serve == "tuned":
                 serve_tuned()
             else:
-                serve_ours(shared_memory="shared" in args.serve)
+                serve_ours()
         return
     tables = []
     for title, text in measure(SIZES_HW, args.rounds, args.requests):

@@ -89,7 +89,7 @@ def assert_is_served(report: dict) -> None:
 
 def test_the_published_client_is_served(python):
     policy = TestPolicy()
-    with server_thread(lambda: policy, shared_memory=True) as (_, port):
+    with server_thread(lambda: policy) as (_, port):
         assert_is_served(run(python, port))
     sent = {obs["name"]: flatten(obs) for obs in policy.seen if obs.get("name") in ROBOTS}
     for robot, example in ROBOTS.items():

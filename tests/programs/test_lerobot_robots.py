@@ -35,7 +35,7 @@ from openpi.training.data_config import with_delta_actions
 from openpi.transforms import Group
 from openpi.weights import orbax_io
 from openpi_client.base_policy import BasePolicy
-from paths import ROOT
+from paths import ROOT, SUPPORT
 from serving_live import server_thread
 
 PATIENCE_S = 900  # its imports take a minute on a busy machine
@@ -53,7 +53,7 @@ def lerobot(lerobot_python: Path, tmp_path_factory) -> Run:  # noqa: F811
     """Runs a module in LeRobot's environment, beside which our plug-ins are installed; returns its output."""
     beside = tmp_path_factory.mktemp("plugins") / "site"
     ours = [ROOT / "packages" / name for name in ("openpi-client", "lerobot_policy_openpi")]
-    packages = [*ours, ROOT / "tests" / "compat" / "lerobot_robot_tiny_arm", "msgpack", "websockets"]
+    packages = [*ours, SUPPORT / "compat" / "lerobot_robot_tiny_arm", "msgpack", "websockets"]
     install = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", lerobot_python, "--target", beside]
     subprocess.run([*install, *packages], check=True, cwd=beside.parent)
 

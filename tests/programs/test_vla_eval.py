@@ -23,9 +23,9 @@ import pytest
 import arm_files
 from openpi.policies.policy_config import create_trained_policy
 from openpi.training.config import get_config
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
-RECIPE = f"{ROOT / 'tests' / 'tiny_arm.py'}:recipe"
+RECIPE = f"{SUPPORT / 'tiny_arm.py'}:recipe"
 PATIENCE_S = 600
 
 pytestmark = [
@@ -93,7 +93,7 @@ def test_its_model_server_plays_our_checkpoint_to_its_own_client(python: Path, c
     arrays = {key.rpartition("/")[2]: value for key, value in asked.items()}
     np.savez(tmp_path / "asked.npz", **arrays)
     with model_server(python, checkpoint, tmp_path / "server.log") as port:
-        program = ROOT / "tests" / "compat" / "upstream_vla_eval.py"
+        program = SUPPORT / "compat" / "upstream_vla_eval.py"
         command = [python, program, f"ws://127.0.0.1:{port}", tmp_path / "asked.npz", tmp_path / "out.npz"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr + (tmp_path / "server.log").read_text()

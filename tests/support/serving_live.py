@@ -162,15 +162,6 @@ def wait_for_line(process: subprocess.Popen, text: str) -> None:
     assert any(text in line for line in process.stderr), "the server ended before it listened"
 
 
-def held_by(pid: int) -> set[str]:
-    """Shared memory that a process has open."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(str(entry.readlink()))
-    return {place for place in found if place.startswith("/memfd:openpi-")}
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
@@ -179,4 +170,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     recorder = SessionRecorder(arguments.record, arguments.record_format) if arguments.record else None
     announce = functools.partial(print, flush=True)
-    PolicyServer(TestPolicy, port=arguments.port, recorder=recorder, shared_memory=True, on_listening=announce).run()
+    PolicyServer(TestPolicy, port=arguments.port, recorder=recorder, on_listening=announce).run()

@@ -43,9 +43,6 @@ class Metrics:
         self._warned = Counter("openpi_warned", "Answers with warnings", ("model",), registry=registry)
         self._warnings = Counter("openpi_warnings", "Of answers, by code", ("model", "code"), registry=registry)
         self._bytes = Counter("openpi_received_bytes", "Of messages", ("model",), registry=registry)
-        self._shared_bytes = Counter(
-            "openpi_shared_memory_bytes", "Of images that came through shared memory", registry=registry
-        )
         self._sessions = Gauge("openpi_sessions", "Open sessions", ("protocol",), registry=registry)
         self._refused = Counter("openpi_refused_connections", "By reason", ("reason",), registry=registry)
         self._queue = Gauge("openpi_queue_length", "Requests that wait for the model", ("model",), registry=registry)
@@ -69,9 +66,6 @@ class Metrics:
     def batch_ran(self, model_id: str, size: int, infer_s: float) -> None:
         self._infer_s.labels(model_id).observe(infer_s)
         self._batch_size.labels(model_id).observe(size)
-
-    def came_shared(self, num_bytes: int) -> None:
-        self._shared_bytes.inc(num_bytes)
 
     def session_opened(self, protocol: str) -> None:
         self._sessions.labels(protocol).inc()

@@ -22,7 +22,6 @@ from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
 from openpi.serving.protocols import Served
-from openpi.serving.shared_memory import SharedMemory
 from openpi_client import msgpack_numpy
 
 REFUSED_CODE, ERROR_CODE = 1008, 1011
@@ -37,13 +36,11 @@ class OpenpiSession:
 
     protocol = "openpi"
 
-    def __init__(self, *, debug: bool = False, shared: SharedMemory | None = None) -> None:
+    def __init__(self, *, debug: bool = False) -> None:
         """
         Args:
             debug: send whole tracebacks.
-            shared: where messages may have their arrays.
         """
-        self._shared = shared
         self._debug = debug
         self._packer = msgpack_numpy.Packer()
         self.request: Any = None  # what the last message held, for the log; None = no observations
@@ -73,7 +70,7 @@ class OpenpiSession:
         """
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
-        content = decode(message) if self._shared is None else decode(message, self._shared.reader())
+        content = decode(message)
         observations = content if isinstance(content, list) else [content]
         for observation in observations:
             if not isinstance(observation, dict):

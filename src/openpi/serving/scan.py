@@ -121,9 +121,6 @@ def scan(message: memoryview, limits: MessageLimits, long: LongWork, reserve: Re
             at, value = found
             parts.append((begin, at, value))
             continue
-        if tag == _ARRAY_TAG and (shared := _SHARED_ARRAY.match(message, at)) is not None:
-            at = shared.end()
-            continue
         start = at + 1 + width
         length = int.from_bytes(message[at + 1 : start], "big") if width else tag & _LENGTH_BITS[kind]
         if kind >= _LIST:
@@ -151,10 +148,8 @@ _SIDE = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce....)"
 _SHAPE = b"|".join(bytes([0x90 + count]) + _SIDE * count for count in range(5))
 _HEAD = rb"\x84\xc4\x0b__ndarray__\xc3\xc4\x04data"
 _TAIL = rb"\xc4\x05dtype\xa3(...)\xc4\x05shape(" + _SHAPE + rb")"
-_PLACE = rb"\x81\xc4\x0a__shared__\x92" + 2 * (rb"(?:" + _SIDE + rb"|\xcf.{8})")
 _ARRAY_HEAD = re.compile(_HEAD + rb"(\xc4.|\xc5..|\xc6....)", re.DOTALL)
 _ARRAY_TAIL = re.compile(_TAIL, re.DOTALL)
-_SHARED_ARRAY = re.compile(_HEAD + _PLACE + _TAIL, re.DOTALL)  # stays in the message, since it is short there
 _ARRAY_TAG = 0x84
 
 

@@ -51,7 +51,6 @@ from openpi.serving.model_slot import ModelPool, ModelSlot
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder
-from openpi.serving.shared_memory import SharedMemory
 from openpi_client.base_policy import BasePolicy
 from openpi_client.connection import FEATURES_HEADER, UNTIMED, features
 from openpi_client.stream import MessageStream
@@ -95,7 +94,6 @@ class PolicyServer:
         limits: Limits | None = None,
         max_models: int = 1,
         recorder: SessionRecorder | None = None,
-        shared_memory: bool = False,
         debug: bool = False,
         allowed_hosts: Collection[str] = (),
         on_listening: Callable[[int], None] | None = None,
@@ -111,7 +109,6 @@ class PolicyServer:
             protocols: beside openpi's own; None = those that are installed.
             max_models: in memory at once.
             recorder: writes what sessions ask and get.
-            shared_memory: clients on this host may hand their images over in memory.
             debug: send whole tracebacks to clients.
             allowed_hosts: names of this server beside those of this machine, such as that of a proxy before it.
             on_listening: called with the port once it is open, before the policy is loaded.
@@ -129,7 +126,6 @@ class PolicyServer:
         self._batching = batching or Batching()
         self._limits = limits or Limits()
         self._recorder = recorder
-        self._has_shared_memory = shared_memory
         self._debug = debug
         self._names = own_names(host, allowed_hosts)
         self._on_listening = on_listening
@@ -270,10 +266,8 @@ class PolicyServer:
             handshake.respond(pages.text(text, HTTPStatus.SERVICE_UNAVAILABLE), _PAGE_TIMEOUT_S)
             return
         memory = SessionMemory(self._memory)
-        shared: SharedMemory | None = None
         try:
-            shared = self._shared_memory(handshake, address)
-            if not handshake.accept({FEATURES_HEADER: FEATURES, **(shared.headers if shared else {})}):
+            if not handshake.accept({FEATURES_HEADER: FEATURES}):
                 return
             connection.stream = MessageStream(
                 sock,
@@ -285,7 +279,7 @@ class PolicyServer:
             url = urlsplit(handshake.path)
             protocol = self._protocol_of(url.path)
             try:
-                session, requested = self._session_of(url, protocol, shared)
+                session, requested = self._session_of(url, protocol)
             except ObservationError as error:
                 assert protocol is not None
                 connection.send(protocol.refused(error))
@@ -309,26 +303,9 @@ class PolicyServer:
             finally:
                 self._metrics.session_closed(session.protocol)
         finally:
-            if shared:
-                shared.close()
             memory.close()
             with self._lock:
                 del self._sessions[number]
-
-    def _shared_memory(self, handshake: Handshake, address: str) -> SharedMemory | None:
-        if not self._has_shared_memory or self._protocol_of(urlsplit(handshake.path).path) is not None:
-            return None
-        is_first = True
-
-        def came(num_bytes: int) -> None:
-            nonlocal is_first
-            if is_first:
-                self._client_log.write(logging.INFO, address, f"Images of {address} come through shared memory")
-            is_first = False
-            self._metrics.came_shared(num_bytes)
-
-        peer = address.rpartition(":")[0]
-        return SharedMemory.open_for(handshake.headers, peer, self._limits.max_message_bytes, came)
 
     def _health(self, path: str) -> pages.Page:
         is_ready = not self._stop.is_set() and any(
@@ -383,9 +360,7 @@ class PolicyServer:
         """The one that a path stands for; None = openpi's own."""
         return next((each for each in self._protocols if path == each.path or path.startswith(f"{each.path}/")), None)
 
-    def _session_of(
-        self, url: SplitResult, protocol: ServerProtocol | None, shared: SharedMemory | None
-    ) -> tuple[Session, str | None]:
+    def _session_of(self, url: SplitResult, protocol: ServerProtocol | None) -> tuple[Session, str | None]:
         """A session, and the model it asks for.
 
         Raises:
@@ -394,7 +369,7 @@ class PolicyServer:
         if protocol is not None:
             requested = unquote(url.path.removeprefix(protocol.path).strip("/")) or None
             return protocol.session(url.query, debug=self._debug), requested
-        return OpenpiSession(debug=self._debug, shared=shared), parse_qs(url.query).get("model", [None])[0]
+        return OpenpiSession(debug=self._debug), parse_qs(url.query).get("model", [None])[0]
 
     def _opening_of(self, session: Session, slot: ModelSlot) -> dict[str, object]:
         described = self._catalog.describe(slot.model_id)

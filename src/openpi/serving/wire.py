@@ -1,8 +1,8 @@
 """From a message's bytes to its values: data only, arrays as views of the message.
 
-Extensions, which a client uses only with a server that offers them in its handshake: a camera image may be JPEG,
-`{b"__jpeg__": true, b"data": bin}`, and bytes may lie in memory that both share (`openpi_client.shared_memory`).
-Positronic's clients send images as `{b"__jpeg__": true, b"frames": [bin, ...]}`, with b"ndim" or b"shape" of the array.
+An extension, which a client uses only with a server that offers it in its handshake: a camera image may be JPEG,
+`{b"__jpeg__": true, b"data": bin}`. Those of Positronic's clients are `{b"__jpeg__": true, b"frames": [bin, ...]}`, with
+b"ndim" or b"shape" of the array.
 """
 
 import collections
@@ -27,7 +27,6 @@ from openpi.serving.scan import (
     scan,
     without_parts,
 )
-from openpi_client import shared_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,21 +50,12 @@ _LONGEST_KEY = 80
 
 _LIMITS = MessageLimits()
 
-ReadShared = Callable[[Any], bytes]
-"""[offset, count] -> the bytes there."""
-
-
 Decode = Callable[..., Any]
 """`decode`, with limits."""
 
 
-def _nothing_is_shared(place: object) -> bytes:
-    raise ObservationError("a message refers to shared memory, but this session has none; send its arrays whole")
-
-
 def decode(
     message: bytes | memoryview,
-    read_shared: ReadShared = _nothing_is_shared,
     *,
     limits: MessageLimits = _LIMITS,
     reserve: Reserve = reserve_freely,
@@ -74,7 +64,6 @@ def decode(
     """The content of a message.
 
     Args:
-        read_shared: raises ObservationError for a place that the message may not name.
         reserve: asked before an image is decoded, or anything large is copied.
         long: begun when the message is much work; the caller ends it.
     Raises:
@@ -83,12 +72,12 @@ def decode(
     """
     if long is None:
         with LongWork() as long:
-            return decode(message, read_shared, limits=limits, reserve=reserve, long=long)
+            return decode(message, limits=limits, reserve=reserve, long=long)
     view = memoryview(message).toreadonly()
     if len(view) > _LIGHT_MESSAGE_BYTES or bytes(view[:1]) in _LISTS:
         long.begin()
     parts = scan(view, limits, long, reserve)
-    values = _Values(parts, read_shared, limits.max_pixels, reserve, long)
+    values = _Values(parts, limits.max_pixels, reserve, long)
     return msgpack.unpackb(
         without_parts(view, parts),
         object_pairs_hook=values.of_pairs,
@@ -101,12 +90,9 @@ def decode(
 class _Values:
     """What stands for the maps, lists and extensions of one message."""
 
-    def __init__(
-        self, parts: list[Part], read_shared: ReadShared, max_pixels: int, reserve: Reserve, long: LongWork
-    ) -> None:
+    def __init__(self, parts: list[Part], max_pixels: int, reserve: Reserve, long: LongWork) -> None:
         self._parts = {number: value for number, (_, _, value) in enumerate(parts)}
         self.has_views = any(type(value) is memoryview for _, _, value in parts)
-        self._read_shared = read_shared
         self._max_pixels = self._pixels_left = max_pixels
         self._reserve = reserve
         self._long = long
@@ -131,10 +117,6 @@ class _Values:
                 return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)
             except (ValueError, TypeError) as error:  # a camera may send a broken picture now and then
                 raise ObservationError(str(error)) from error
-        if shared_memory.KEY in item:
-            shared = self._read_shared(item[shared_memory.KEY])
-            self._reserve(len(shared))
-            return shared
         value = foreign.read_map(item)
         if isinstance(value, np.ndarray):
             return checked_array(value, self._reserve)

@@ -3,7 +3,7 @@
 import logging
 import threading
 import weakref
-from typing import Callable, Optional
+from typing import Optional
 
 from openpi_client.stream import MessageStream, StreamClosed
 
@@ -24,17 +24,15 @@ class Channel:
         stream: the connection, if there is one.
     """
 
-    def __init__(self, place: str, on_drop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, place: str) -> None:
         """
         Args:
             place: the server's address, for messages.
-            on_drop: called after a connection has ended.
         """
         self.place = place
         self.lock = threading.Lock()
         self.closed = threading.Event()
         self.stream: Optional[MessageStream] = None
-        self._on_drop = on_drop
         threading.Thread(
             target=_attend_often, args=(weakref.ref(self), self.closed), name="openpi-attendant", daemon=True
         ).start()
@@ -70,7 +68,6 @@ class Channel:
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.hang_up(goodbye_s)
-            self._on_drop()
 
     def attend(self) -> None:
         """Answers the server's pings, and notices when it has left."""

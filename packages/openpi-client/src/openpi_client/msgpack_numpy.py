@@ -15,7 +15,7 @@ import contextlib
 import functools
 import math
 import re
-from typing import Any, Callable, Dict, Iterator, Mapping
+from typing import Any, Dict, Iterator, Mapping
 
 import msgpack
 import numpy as np
@@ -45,17 +45,15 @@ def c_bytes(array: np.ndarray) -> object:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def pack_array(obj: object, bytes_of: Callable[[np.ndarray], object] = c_bytes) -> object:
+def pack_array(obj: object) -> object:
     """What MessagePack packs in place of an object it does not know.
 
-    Args:
-        bytes_of: what to pack as the array's data.
     Raises:
         ValueError: an array or scalar of object, complex or void (structured, bfloat16) dtype.
     """
     if isinstance(obj, np.ndarray):
         _check_kind(obj.dtype)
-        return {_NDARRAY: True, b"data": bytes_of(obj), b"dtype": obj.dtype.str, b"shape": obj.shape}
+        return {_NDARRAY: True, b"data": c_bytes(obj), b"dtype": obj.dtype.str, b"shape": obj.shape}
     if isinstance(obj, np.generic):
         _check_kind(obj.dtype)
         return {_SCALAR: True, b"data": obj.item(), b"dtype": obj.dtype.str}

@@ -10,7 +10,7 @@ from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, Typ
 import websockets.exceptions
 from typing_extensions import Literal, override
 
-from openpi_client import base_policy, connection, msgpack_numpy, shared_memory, wire_images
+from openpi_client import base_policy, connection, msgpack_numpy, wire_images
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
 from openpi_client.freshness import Freshness, StaleAnswerError, with_age
@@ -110,10 +110,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._server_features: FrozenSet[str] = frozenset()
         self._server_metadata: Dict = {}
         self._has_answered = False  # on this connection
-        self._shared = shared_memory.SharedArrays()
         # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
-        self._packer = msgpack_numpy.Packer(default=self._shared.pack, autoreset=False)
-        self._channel = Channel(self._uri, on_drop=self._shared.close)
+        self._packer = msgpack_numpy.Packer(autoreset=False)
+        self._channel = Channel(self._uri)
         try:
             with self._channel.lock:
                 self._wait_for_server(Deadline(connect_timeout_s, self._channel.closed))
@@ -278,7 +277,6 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     def _packed(self, content: object) -> memoryview:
         """The request for the current connection, in the packer's buffer; to be released before the next."""
         self._packer.reset()
-        self._shared.begin_request()
         with msgpack_numpy.named_place(content):
             self._packer.pack(self._compressed(content))
         return self._packer.getbuffer()
@@ -360,11 +358,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     def _connect(self, deadline: Deadline) -> None:
         headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
-        known = [shared_memory.FEATURE] if shared_memory.is_supported() else []
         if self._is_untimed:
-            known.append(connection.UNTIMED)
-        if known:
-            headers[connection.FEATURES_HEADER] = ", ".join(known)
+            headers[connection.FEATURES_HEADER] = connection.UNTIMED
         handshake = deadline.sooner(connection.HANDSHAKE_TIMEOUT_S)
         stream, answered = connection.open_stream(
             self._uri, headers, handshake, max_message_bytes=self._max_message_bytes
@@ -372,7 +367,6 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._channel.use(stream)
         self._has_answered = False
         try:
-            self._shared.open(answered.get(shared_memory.HEADER))
             metadata = self._read(deadline, "the model")
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")

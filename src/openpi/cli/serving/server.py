@@ -90,7 +90,6 @@ class Args:
         allowed_host: name of this server that its machine does not have, such as that of a proxy before it.
         tls_cert: certificate chain (PEM), for wss:// and https://.
         tls_key: its private key (PEM).
-        shared_memory: take the images of robots on this host from memory instead of the socket (Linux).
         strict: refuse observations that do not look like those of training, instead of warning of them.
         debug: send whole tracebacks to clients.
     """
@@ -128,7 +127,6 @@ class Args:
     allowed_host: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    shared_memory: bool = False
     strict: bool = False
     debug: bool = False
 
@@ -161,7 +159,6 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
             "limits": _limits(args),
             "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
             "max_models": args.max_models,
-            "shared_memory": shared_memory_here(args.shared_memory),
             "debug": args.debug,
             "allowed_hosts": args.allowed_host,
         }
@@ -269,15 +266,6 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     except ssl.SSLError as error:
         raise ValueError(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
     return context
-
-
-def shared_memory_here(is_wanted: bool) -> bool:
-    """Raises OSError when it is wanted and not there."""
-    from openpi_client import shared_memory
-
-    if is_wanted and not shared_memory.is_supported():
-        raise OSError("--shared-memory needs memory files (Linux), which this system does not have; leave it out")
-    return is_wanted
 
 
 def load_policy(args: Args, place: str | None = None) -> Policy:
