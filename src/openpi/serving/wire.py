@@ -1,8 +1,8 @@
 """From a message's bytes to its values: data only, arrays as views of the message.
 
 An extension, which a client uses only with a server that offers it in its handshake: a camera image may be JPEG,
-`{b"__jpeg__": true, b"data": bin}`. Those of Positronic's are `{b"__jpeg__": true, b"frames": [bin, ...]}`, with b"ndim" or
-b"shape" of the array.
+`{b"__jpeg__": true, b"data": bin}`. Those of Positronic's are `{b"__jpeg__": true, b"frames": [bin, ...]}`, with
+b"ndim" or b"shape" of the array.
 """
 
 import collections
