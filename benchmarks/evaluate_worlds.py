@@ -3,8 +3,7 @@
     python benchmarks/evaluate_worlds.py [CHECKPOINT] [--episodes 48] [--rounds 2]
 
 Both ask the same server, which has compiled for their batches. The base has never seen the task, so that episodes run
-for 70 steps, and ask every 2. The start of the worlds' processes counts; processor time is that of all processes, the
-server's included.
+for 70 steps, and ask every 2. The start of the worlds' processes counts.
 """
 
 from __future__ import annotations
@@ -37,38 +36,28 @@ def main() -> None:
         try:
             while not port_file.exists():
                 time.sleep(0.1)
-            play(args, port_file, Path(folder) / "warm", server.pid, workers=8)  # compiles the batches
+            play(args, port_file, Path(folder) / "warm", workers=8)  # compiles the batches
             found: dict[int, list[dict]] = {1: [], 8: []}
             for turn in range(args.rounds):
                 for workers, results in found.items():
-                    results.append(
-                        play(args, port_file, Path(folder) / f"{workers}-{turn}", server.pid, workers=workers)
-                    )
+                    results.append(play(args, port_file, Path(folder) / f"{workers}-{turn}", workers=workers))
         finally:
             server.terminate()
             server.wait()
     show(found)
 
 
-def play(args: argparse.Namespace, port_file: Path, output: Path, server: int, *, workers: int) -> dict:
+def play(args: argparse.Namespace, port_file: Path, output: Path, *, workers: int) -> dict:
     counts = [f"--trials={args.episodes}", f"--episodes={args.episodes}", f"--workers={workers}", "--videos=0"]
     where = [f"--port-file={port_file}", f"--output={output}", f"--task={args.task}", "--seed=500"]
-    before_s = processor_s(server)
     subprocess.run([*OPENPI, "evaluate", "tabletop", *counts, *where], check=True, stdout=subprocess.DEVNULL)
-    return {**json.loads((output / "results.json").read_text()), "processor_s": processor_s(server) - before_s}
-
-
-def processor_s(server: int) -> float:
-    """Of the server and of all children that have ended, and theirs."""
-    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
-    times = os.times()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") + times.children_user + times.children_system
+    return json.loads((output / "results.json").read_text())
 
 
 def show(found: dict[int, list[dict]]) -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}\n")
-    print("| worlds at once | wall s per episode | processor s per episode | batch | round trip, ms (p50) | success |")
-    print("|---|---|---|---|---|---|")
+    print("| worlds at once | wall s per episode | batch | round trip, ms (p50) | success |")
+    print("|---|---|---|---|---|")
     seconds = {}
     for workers, results in found.items():
         times = [result["wall_s"] / result["num_played"] for result in results]
@@ -76,9 +65,8 @@ def show(found: dict[int, list[dict]]) -> None:
         trips = ", ".join(f"{result['round_trip_ms']['p50']:.0f}" for result in results)
         total, batch = results[-1]["total"], statistics.fmean(result["mean_batch"] for result in results)
         rate = f"{total['successes']}/{total['trials']}"
-        processor = ", ".join(f"{result['processor_s'] / result['num_played']:.2f}" for result in results)
         wall = ", ".join(f"{time_s:.2f}" for time_s in times)
-        print(f"| {workers} | {wall} | {processor} | {batch:.1f} | {trips} | {rate} |")
+        print(f"| {workers} | {wall} | {batch:.1f} | {trips} | {rate} |")
     print(f"\nEight at once take {seconds[8] / seconds[1]:.2f} of the wall time per episode of one after the other.")
 
 
