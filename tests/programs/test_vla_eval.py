@@ -43,7 +43,7 @@ def python(tmp_path_factory) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     subprocess.run(["uv", "venv", "--quiet", "--python", version, folder / "env"], check=True)
     interpreter = folder / "env" / "bin" / "python"
-    packages = ["vla-eval==0.8.0", ROOT, ROOT / "packages" / "openpi-client"]
+    packages = ["vla-eval==0.8.0", f"{ROOT}[jax]", ROOT / "packages" / "openpi-client"]
     # Elsewhere than in this project, whose own constraints uv would apply.
     subprocess.run(["uv", "pip", "install", "--quiet", "--python", interpreter, *packages], check=True, cwd=folder)
     return interpreter
