@@ -46,9 +46,9 @@ def test_from_dataset_to_report_begins_with_a_recorded_dataset(tmp_path: Path, m
     assert (tmp_path / "work" / "dataset" / "meta" / "info.json").is_file()
 
 
-def parameters(work: Path) -> str:
+def parameters(work: Path, demonstrations: int = 2) -> str:
     """Of the smallest run: it learns nothing."""
-    return f"DEMONSTRATIONS, TRAIN_STEPS, TRIALS, WORK, BACKEND = 2, 2, 1, {str(work)!r}, 'jax'"
+    return f"DEMONSTRATIONS, TRAIN_STEPS, TRIALS, WORK, BACKEND = {demonstrations}, 2, 1, {str(work)!r}, 'jax'"
 
 
 @pytest.mark.upstream
@@ -58,7 +58,7 @@ def test_from_dataset_to_report_runs_in_a_kernel(tmp_path: Path):
     subprocess.run([*install, *KERNEL], check=True, cwd=tmp_path)
     notebook = json.loads((EXAMPLES / "from_dataset_to_report.ipynb").read_text())
     (cell,) = (cell for cell in notebook["cells"] if is_parameters(cell))
-    cell["source"] = [parameters(tmp_path / "work")]
+    cell["source"] = [parameters(tmp_path / "work", demonstrations=10)]  # of which the recipe holds eight out
     (tmp_path / "notebook.ipynb").write_text(json.dumps(notebook))
     program = paths.SUPPORT / "compat" / "upstream_notebook.py"
     command = [sys.executable, str(program), str(tmp_path / "kernel"), str(tmp_path / "notebook.ipynb")]
