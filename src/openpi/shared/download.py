@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PACKAGE = "package:"
-_PART = PART  # in folders of the cache that were made for something inside them
 _WITH_CREDENTIALS = ("gs", "gcs", "s3")  # where what is refused to everybody may be open to us
 
 
@@ -232,7 +231,7 @@ def _check_online(url: str, target: Path) -> None:
 
 def _is_whole(target: Path) -> bool:
     """Whether a file or folder was fetched as such, or put there by hand, not only for something inside it."""
-    return target.exists() and not (target / _PART).exists()
+    return target.exists() and not (target / PART).exists()
 
 
 @contextlib.contextmanager
@@ -273,7 +272,7 @@ def _make_parents(target: Path) -> None:
         folder = folder.parent
     for folder in reversed(missing):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _PART).touch()
+        (folder / PART).touch()
 
 
 def _fetch_whole(source: str, target: Path, options: Mapping[str, object], force_download: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPResponse
 
@@ -53,12 +54,12 @@ def check_names(url: str, files: Sequence[RemoteFile]) -> None:
             raise ValueError(f"{url} lists a file {_shown(name)}, which lies outside of it")
         if trouble := _trouble(name):
             raise ValueError(f"{url} lists a file {_shown(name)}, which cannot be kept here: {trouble}")
-    known = set(names)
-    if len(known) < len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
+    counts = Counter(names)
+    if len(counts) < len(names):
+        twice = max(counts, key=counts.__getitem__)
         raise ValueError(f"{url} lists the file {_shown(twice)} twice")
     folders = {name[:end] for name in names for end, letter in enumerate(name) if letter == "/"}
-    if both := sorted(known & folders):
+    if both := sorted(counts.keys() & folders):
         raise ValueError(f"{url} lists {_shown(both[0])} as a file and as a folder; name one of them")
 
 
