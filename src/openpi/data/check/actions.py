@@ -1,7 +1,9 @@
 """When actions are done, and by what: `actions.*`."""
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +26,15 @@ def check(subject: Subject) -> Iterator[Finding]:
     if (copied := _copied(subject)) is not None:
         yield copied
         return
-    lags = _lags.measure(subject)
+    lags = subject.once(_lags.measure)
     if lags is None:
         return
     yield from _dataset_lag(lags)
     if len(lags.residuals) >= MIN_EPISODES:
+        usual = _Usual.of(lags)
+        lengths = {episode.index: episode.length for episode in subject.episodes}
         for episode in lags.residuals:
-            yield from _episode_lag(lags, episode, _length(subject, episode))
+            yield from _episode_lag(lags, usual, episode, lengths[episode])
 
 
 def _copied(subject: Subject) -> Finding | None:
@@ -76,51 +80,76 @@ def _dataset_lag(lags: Lags) -> Iterator[Finding]:
     )
 
 
-def _episode_lag(lags: Lags, episode: int, length: int) -> Iterator[Finding]:
+def _episode_lag(lags: Lags, usual: _Usual, episode: int, length: int) -> Iterator[Finding]:
     residuals, weights = lags.residuals[episode], lags.weights[episode]
     whole, moving = lags.of_episode(episode), _moving(weights)
     if not np.isfinite(whole).all():
         return
-    usual = _usual_lag(lags, [lags.of_episode(number) for number in lags.residuals], 0)
-    if _is_apart(lags, whole, usual, _FACTOR):
+    if _is_apart(lags, whole, usual.whole, _FACTOR):
         best = int(np.argmin(whole))
         names = [_name(lags, i) for i in moving if abs(np.argmin(residuals[:, i]) - best) <= 1]
-        yield _other_lag(lags, episode, length, int(lags.lags[best]), usual.frames, names)
+        yield _other_lag(lags, episode, length, int(lags.lags[best]), usual.whole.frames, names)
         return
     for i in moving:
-        others = [found[:, i] for found in lags.residuals.values() if np.isfinite(found[:, i]).all()]
-        usual = _usual_lag(lags, others, _AGREEING)
-        is_tracked = np.median([found[lags.at(usual.frames)] for found in others]) <= _WELL_TRACKED if others else False
-        if is_tracked and _is_apart(lags, residuals[:, i], usual, _JOINT_FACTOR):
+        here = usual.joints[i]
+        if here is not None and _is_apart(lags, residuals[:, i], here, _JOINT_FACTOR):
             best = int(np.argmin(residuals[:, i]))
-            yield _other_lag(lags, episode, length, int(lags.lags[best]), usual.frames, [_name(lags, i)])
+            yield _other_lag(lags, episode, length, int(lags.lags[best]), here.frames, [_name(lags, i)])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Usual:
-    """The lag of most episodes, in whole frames and in fractions of one."""
+class _Lag(NamedTuple):
+    """In whole frames and in fractions of one."""
 
     frames: int
     exact: float
 
 
-def _is_apart(lags: Lags, residuals: np.ndarray, usual: _Usual, factor: float) -> bool:
+class _Usual(NamedTuple):
+    """The lags of most episodes: of all joints together, and of each that the state follows."""
+
+    whole: _Lag
+    joints: list[_Lag | None]
+
+    @classmethod
+    def of(cls, lags: Lags) -> _Usual:
+        """Once for the dataset, since it asks all of its episodes."""
+        residuals = np.stack(list(lags.residuals.values()), axis=-1)  # f64[l p e]
+        whole = np.stack([lags.of_episode(number) for number in lags.residuals], axis=-1)
+        return cls(
+            _usual_lag(lags, _finite(whole), 0),
+            [_usual_of_joint(lags, _finite(joint)) for joint in np.moveaxis(residuals, 1, 0)],
+        )
+
+
+def _finite(curves: np.ndarray) -> np.ndarray:
+    """f64[e l] of f64[l e]: of episodes where something moves."""
+    return curves.T[np.isfinite(curves).all(axis=0)]
+
+
+def _usual_of_joint(lags: Lags, curves: np.ndarray) -> _Lag | None:
+    if not len(curves):
+        return None
+    usual = _usual_lag(lags, curves, _AGREEING)
+    return usual if np.median(curves[:, lags.at(usual.frames)]) <= _WELL_TRACKED else None
+
+
+def _is_apart(lags: Lags, residuals: np.ndarray, usual: _Lag, factor: float) -> bool:
     here = residuals[lags.at(usual.frames)]
     is_better = here >= factor * residuals.min() and residuals.min() <= _TRACKED
     return bool(is_better and abs(lags.best(residuals) - usual.exact) >= _APART)
 
 
-def _usual_lag(lags: Lags, curves: Sequence[np.ndarray], fewest: float) -> _Usual:
-    """Of the episodes that have about the typical lag of the dataset; or of all, where those are fewer than `fewest` of
-    all: a light joint at the end of an arm follows sooner than the arm, in every episode."""
-    found = np.array([lags.best(curve) for curve in curves if np.isfinite(curve).all()])
+def _usual_lag(lags: Lags, curves: np.ndarray, fewest: float) -> _Lag:
+    """Of f64[e l]: of the episodes that have about the typical lag of the dataset; or of all, where those are fewer
+    than `fewest` of all: a light joint at the end of an arm follows sooner than the arm, in every episode."""
+    found = lags.best(curves)
     near = found[np.abs(found - lags.typical) <= _APART]
     if len(near) > fewest * len(found):
-        return _Usual(lags.typical, float(np.median(near)))
+        return _Lag(lags.typical, float(np.median(near)))
     if not fewest or not len(found):
-        return _Usual(lags.typical, float(lags.typical))
+        return _Lag(lags.typical, float(lags.typical))
     exact = float(np.median(found))
-    return _Usual(round(exact), exact)
+    return _Lag(round(exact), exact)
 
 
 def _other_lag(lags: Lags, episode: int, length: int, lag: int, usual: int, names: list[str]) -> Finding:
@@ -152,7 +181,3 @@ def _moving(weights: np.ndarray) -> list[int]:
 
 def _name(lags: Lags, i: int) -> str:
     return lags.pairs[i].action.names[lags.pairs[i].action_dim]
-
-
-def _length(subject: Subject, number: int) -> int:
-    return next(episode.length for episode in subject.episodes if episode.index == number)

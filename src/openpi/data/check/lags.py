@@ -56,14 +56,17 @@ class Lags:
     def at(self, lag: int) -> int:
         return int(np.flatnonzero(self.lags == lag)[0])
 
-    def best(self, residuals: np.ndarray) -> float:
-        """The lag of f64[l] residuals in fractions of a frame: the vertex of the parabola around the smallest."""
-        i = int(np.argmin(residuals))
-        if not 0 < i < len(residuals) - 1:
-            return float(self.lags[i])
-        before, here, after = residuals[i - 1 : i + 2]
+    def best(self, residuals: np.ndarray) -> np.ndarray:
+        """The lags of f64[... l] finite residuals, in fractions of a frame: the vertex of the parabola around the
+        smallest."""
+        lowest = np.argmin(residuals, axis=-1)
+        inner = np.clip(lowest, 1, len(self.lags) - 2)
+        before, here, after = (
+            np.take_along_axis(residuals, (inner + step)[..., None], axis=-1)[..., 0] for step in (-1, 0, 1)
+        )
         bend = before - 2 * here + after
-        return float(self.lags[i] + (0.5 * (before - after) / bend if bend > _SMALL else 0.0))
+        bends = (inner == lowest) & (bend > _SMALL)
+        return self.lags[lowest] + np.where(bends, 0.5 * (before - after) / np.where(bends, bend, 1.0), 0.0)
 
 
 def measure(subject: Subject) -> Lags | None:
@@ -114,22 +117,19 @@ def _without_jumps(changes: np.ndarray) -> np.ndarray:
     """A single one, as of an angle that goes round, would be all that counts."""
     if not len(changes):
         return changes
-    most = _MOST_TIMES * np.quantile(np.abs(changes), 0.9, axis=0)
+    most = _MOST_TIMES * np.sort(np.abs(changes), axis=0)[round(0.9 * (len(changes) - 1))]
     return np.clip(changes, -most, most)
 
 
 def _residuals(asked: np.ndarray, done: np.ndarray, most: int) -> np.ndarray:
     """f64[l p], of m frames that all lags have in common."""
     middle = asked[most : len(asked) - most]
-    energy = (middle**2).sum(axis=0)
-    found = np.full((2 * most + 1, asked.shape[1]), np.nan)
-    for row in range(2 * most + 1):
-        other = done[row : row + len(middle)]
-        product, norm = (middle * other).sum(axis=0), energy * (other**2).sum(axis=0)
-        is_moving = norm > _SMALL
-        share = np.where(product > 0, product**2 / np.where(is_moving, norm, 1), 0)
-        found[row] = np.where(is_moving, 1 - share, np.nan)
-    return found
+    others = np.lib.stride_tricks.sliding_window_view(done, len(middle), axis=0)  # f64[l p m]
+    products = np.einsum("mp,lpm->lp", middle, others)
+    norms = (middle**2).sum(axis=0) * np.einsum("lpm,lpm->lp", others, others)
+    is_moving = norms > _SMALL
+    shares = np.where(products > 0, products**2 / np.where(is_moving, norms, 1), 0)
+    return np.where(is_moving, 1 - shares, np.nan)
 
 
 def _together(residuals: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def _levels(subject: Subject, vector: Vector) -> Iterator[Finding]:
 
 def _movements(subject: Subject) -> Iterator[Finding]:
     """What moves when an action changes: the joint of that name, elsewhere."""
-    lags = _lags.measure(subject)
+    lags = subject.once(_lags.measure)
     if lags is None or len(lags.residuals) < MIN_EPISODES:
         return
     shift = max(0, lags.typical - int(lags.is_change))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from openpi.data.lerobot.episode_table import Episode, leave_out
 from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
+
+T = TypeVar("T")
 
 MIN_EPISODES = 5
 """From here on an episode is compared with the others."""
@@ -107,6 +110,7 @@ class Subject:
     bounds: np.ndarray
     odd: set[tuple[str, int]] = dataclasses.field(default_factory=set)
     _ranges: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict, init=False)
+    _measured: dict[Callable, object] = dataclasses.field(default_factory=dict, init=False)
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
@@ -142,6 +146,12 @@ class Subject:
         """f64[d]: the range to divide by; infinite where nothing changes."""
         wide = self.range_of(vector)
         return np.where(wide > 0, wide, np.inf)
+
+    def once(self, measure: Callable[[Subject], T]) -> T:
+        """What several checks ask for and what takes a while, measured for the first of them."""
+        if measure not in self._measured:
+            self._measured[measure] = measure(self)
+        return cast(T, self._measured[measure])
 
     def rows(self, position: int) -> slice:
         """Of an episode."""

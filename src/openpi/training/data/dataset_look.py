@@ -17,7 +17,7 @@ from openpi.training.data_config import DataConfig
 logger = logging.getLogger(__name__)
 
 _MAX_LINES = 20
-_MAX_FRAMES = 2_000_000  # some seconds; of larger sets the whole check is a job of its own
+_MAX_FRAMES, _MAX_EPISODES = 2_000_000, 10_000  # half a minute; of larger sets the whole check is a job of its own
 
 
 def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
@@ -40,10 +40,11 @@ def warn_of_findings(dataset: object, data_config: DataConfig, horizon: int) -> 
     """Logs one line for each kind of finding that is an error or a warning; nothing is refused for it."""
     if not isinstance(dataset, LeRobotDataset):
         return
-    if len(dataset) > _MAX_FRAMES:
+    if len(dataset) > _MAX_FRAMES or len(dataset.episodes) > _MAX_EPISODES:
         logger.info(
-            "dataset: not looked at, for its %d frames; `openpi dataset check %s` does",
+            "dataset: not looked at, for its %d frames in %d episodes; `openpi dataset check %s` does",
             len(dataset),
+            len(dataset.episodes),
             dataset.metadata.root,
         )
         return
