@@ -153,7 +153,7 @@ def test_an_average_switched_on_later_starts_from_the_weights(config, tmp_path):
     _assert_equal(restored.ema_params, state.params)
 
 
-def test_a_training_checkpoint_of_the_reference_restores(golden, tmp_path, config):
+def _restored_from_the_reference(golden, tmp_path, config):
     meta = json.loads((golden / "pi0" / "meta.json").read_text())
     model = Pi0Config(
         **{key: meta["config"][key] for key in ("action_dim", "action_horizon", "max_token_len", "dtype")},
@@ -163,12 +163,36 @@ def test_a_training_checkpoint_of_the_reference_restores(golden, tmp_path, confi
     )
     (tmp_path / "train_state").symlink_to(golden / "pi0" / "train_state")
     (tmp_path / "params").symlink_to(golden / "pi0" / "checkpoint" / "params")
-    restored = restore_state(tmp_path, _spec(dataclasses.replace(config, model=model)))
+    return restore_state(tmp_path, _spec(dataclasses.replace(config, model=model)))
+
+
+def test_a_training_checkpoint_of_the_reference_restores(golden, tmp_path, config):
+    restored = _restored_from_the_reference(golden, tmp_path, config)
+    meta = json.loads((golden / "pi0" / "meta.json").read_text())
     assert flatten(restored.params).keys() == meta["parameters"].keys()
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(restored.opt_state[1][0].mu))
     average = flatten(restored.ema_params)
     served = flatten(orbax_io.read_params(golden / "pi0" / "checkpoint" / "params"))
     np.testing.assert_array_equal(average["state_proj/kernel"], served["state_proj/kernel"])
+
+
+def test_what_is_written_has_the_tree_that_the_reference_restores(golden, tmp_path, config):
+    """It asks Orbax for its own tree, `value` levels and empty places (True here) included."""
+    state = _restored_from_the_reference(golden, tmp_path, config)
+    _save(tmp_path / "again", 0, state)
+    for item, recorded in (("params", golden / "pi0/checkpoint/params"), ("train_state", golden / "pi0/train_state")):
+        expected, written = (
+            {path: entry["value_metadata"]["value_type"] == "None" for path, entry in _stored_tree(folder).items()}
+            for folder in (recorded, tmp_path / "again" / "0" / item)
+        )
+        if item == "train_state":  # the recorded schedule is a constant, which counts no steps
+            assert expected.pop("('opt_state', '1', '2')")
+            assert not written.pop("('opt_state', '1', '2', 'count')")
+        assert written == expected
+
+
+def _stored_tree(folder: Path) -> dict[str, dict]:
+    return json.loads((folder / "_METADATA").read_text())["tree_metadata"]
 
 
 def test_another_model_is_refused_with_the_differing_leaves(config, state, tmp_path):
@@ -284,7 +308,7 @@ def _assert_whole(directory: Path, step: int) -> None:
     params = orbax_io.read_params(directory / str(step) / "params")
     rest = orbax_io.read_tree(directory / str(step) / "train_state")
     assert np.all(params["w"] == step)
-    assert np.all(rest["opt_state"]["mu"]["w"] == -step)
+    assert np.all(rest["opt_state"]["mu"]["w"]["value"] == -step)
     assert rest["step"] == step
 
 

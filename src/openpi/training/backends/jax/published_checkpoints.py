@@ -5,8 +5,8 @@
     save_state(manager, state, data_loader, step)
     manager.wait_until_finished()
 
-Programs import these names from `openpi.training.checkpoints`. What they write can be served, and resumed by the
-published trainer. Source: the checkpoint specification, section 1.2.
+Programs import these names from `openpi.training.checkpoints`. What they write can be served, and has the tree that the
+published trainer restores. Source: the checkpoint specification, section 1.2.
 """
 
 from __future__ import annotations

@@ -51,12 +51,13 @@ def begin_write(directory: Path, state: TrainState, *, is_left_out: Filter = fre
     has_average = state.ema_params is not None
     train_state = {
         "step": state.step,
-        "params": state.params if has_average else {},
-        "opt_state": state.opt_state,
+        "params": _with_value_level(state.params) if has_average else {},
+        "opt_state": _with_value_level(state.opt_state),
         "model_def": None,
         "ema_params": None,
     }
-    items = {directory / PARAMS: {"params": state.inference_params}, directory / TRAIN_STATE: train_state}
+    params = {"params": _with_value_level(state.inference_params)}
+    items = {directory / PARAMS: params, directory / TRAIN_STATE: train_state}
     write_items = orbax_io.begin_write(items)
 
     def write() -> None:
@@ -86,6 +87,18 @@ def _metadata() -> str:
             "custom_metadata": {},
         }
     )
+
+
+def _with_value_level(tree: object) -> object:
+    """As the reference trainer writes and restores parameters and their moments: one more path element, `value`.
+
+    Parameters are in dicts; what an optimiser has beside them, such as counts, is in named tuples.
+    """
+
+    def leaf_of(path: tuple[object, ...], leaf: object) -> object:
+        return {"value": leaf} if isinstance(path[-1], jax.tree_util.DictKey) else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf_of, tree)
 
 
 def _without(state: TrainState, is_left_out: Filter) -> TrainState:
