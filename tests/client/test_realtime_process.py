@@ -8,6 +8,7 @@ import pytest
 
 from openpi_client import realtime
 from openpi_client.realtime.arena import Arena, memory_file
+from openpi_client.websocket_client_policy import OtherPolicyError, WebsocketClientPolicy
 from realtime_world import PICTURE, Arm, Walk, metadata
 from serving_live import PATIENCE_S, server_thread
 
@@ -60,8 +61,49 @@ def test_a_server_that_comes_back_is_used_and_one_with_another_contract_is_not()
         assert played_to(policy, arm)["end"] == "complete"
     with server_thread(lambda: Served(metadata(kind="absolute joint positions, and gripper")), port=port):
         summary = played_to(policy, arm)
-    assert "another contract" in summary["end"] and summary["rows_played"] == 0
+    assert "another policy now" in summary["end"] and "contract" in summary["end"] and summary["rows_played"] == 0
     policy.close()
+
+
+def test_without_a_contract_all_that_a_server_says_tells_which_policy_it_has():
+    def told(robot: str) -> Served:
+        return Served({"robot": robot, "reset_pose": [0, 0]})
+
+    def played(policy: realtime.ProcessRequester) -> dict:
+        return played_to(policy, Arm(), rate_hz=50.0, action_width=2, hold="stay")
+
+    with server_thread(lambda: told("aloha")) as (_, port):
+        policy = requester(port)
+        assert played(policy)["end"] == "complete"
+    with server_thread(lambda: told("droid"), port=port):
+        summary = played(policy)
+    assert "robot has changed" in summary["end"] and summary["rows_played"] == 0
+    policy.close()
+
+
+def test_a_client_does_not_ask_another_policy_than_it_was_told_of():
+    observation = {"state": np.zeros(2, np.float32), "image": np.zeros((8, 8, 3), np.uint8)}
+    with server_thread(Served) as (_, port):
+        policy = WebsocketClientPolicy("127.0.0.1", port, reconnect_timeout_s=PATIENCE_S)
+        policy.infer(observation)
+    served = Served(metadata(kind="relative joint positions", names=["elbow", "shoulder"]))
+    with server_thread(lambda: served, port=port):
+        for _ in range(2):
+            with pytest.raises(OtherPolicyError, match="contract has changed"):
+                policy.infer(observation)
+    assert not served.asked
+    policy.close()
+
+
+def test_a_picture_that_cannot_be_resized_is_one_answer_of_no_use():
+    class Torn(Arm):
+        def observe(self) -> dict:
+            observation = super().observe()
+            return {**observation, "image": observation["image"][:0]} if self.observed == 2 else observation
+
+    with server_thread(Served) as (_, port), requester(port) as policy:
+        summary = played_to(policy, Torn())
+    assert summary["end"] == "complete" and summary["failed"] == 1
 
 
 def test_a_process_that_dies_ends_the_episode_in_hold():

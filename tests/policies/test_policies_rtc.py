@@ -258,3 +258,8 @@ def test_a_server_tells_what_it_can_and_its_recordings_replay_exactly(trained: P
             client.infer({**asked, "inference_delay": 5})
     with server_thread(lambda: trained) as (_, port):
         assert replay.main([str(records), "--port", str(port), "--tolerance", "0"]) == 0
+
+
+def test_what_is_asked_for_is_not_told_to_the_model():
+    """A frame of a dataset has its actions, and pi0-FAST went on writing from them."""
+    assert Request.parse({"state": [0.0], "actions": [[1.0]], "prompt": "go"}).observation.keys() == {"state", "prompt"}

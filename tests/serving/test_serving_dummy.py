@@ -8,6 +8,7 @@ import pytest
 from openpi.cli.evaluation import client_check
 from openpi.cli.serving import serve, serve_dummy
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies.dummy_policy import standing_still
 from openpi.policies.guards import ObservationError
 from openpi_client import realtime
 from serving_live import server_thread
@@ -35,6 +36,19 @@ def test_a_recipe_s_robot_stands_still_and_bad_observations_are_refused():
     assert chunk.shape == (policy.contract.action_horizon, 7) and np.allclose(chunk, [0, 1, 2, 3, 4, 5, 0.5])
     with pytest.raises(ObservationError, match="joints"):
         policy.infer({**obs, "joints": np.zeros(5)})
+
+
+def test_standing_still_goes_by_the_names_of_the_joints_not_by_their_places():
+    contract = serve_dummy.make(serve_dummy.Args("pi0_ur5", hold=True)).contract
+    joints, gripper = contract.state
+    turned = dataclasses.replace(contract, state=(gripper, joints))
+    assert standing_still(turned)(np.array([0.5, *range(6)]))[0].tolist() == [0, 1, 2, 3, 4, 5, 0.5]
+    for other in (
+        dataclasses.replace(joints, names=tuple(f"joint_{i}" for i in range(6))),
+        dataclasses.replace(joints, units=("deg",) * 6),
+    ):
+        with pytest.raises(ValueError, match="the same names and units in both"):
+            standing_still(dataclasses.replace(contract, state=(other, gripper)))
 
 
 def test_an_episode_is_played_through_by_a_loop(dataset):

@@ -14,6 +14,7 @@ from openpi.policies.contract import Contract
 from openpi.policies.guards import ContractGuard, ObservationError
 from openpi.shared.tree import flatten
 from openpi_client.base_policy import BasePolicy
+from openpi_client.realtime.actions import are_other_units
 
 
 class DummyPolicy(BasePolicy):
@@ -72,19 +73,32 @@ def standing_still(contract: Contract) -> Callable[[np.ndarray], np.ndarray]:
         ValueError: the contract does not say how this robot stands still.
     """
     hold = contract.hold or (("stay",) * contract.actions.width if contract.action_kind.startswith("absolute") else ())
-    stays = np.array([word == "stay" for word in hold])
-    if not hold or (stays.any() and len(contract.state_names) < contract.actions.width):
+    stays = [dim for dim, word in enumerate(hold) if word == "stay"]
+    places = [place for dim in stays if (place := _place_in_state(contract, dim)) is not None]
+    if not hold or len(places) < len(stays):
         raise ValueError(
             f"robot '{contract.robot}' does not say how it stands still (its actions are "
-            f"'{contract.action_kind or 'not described'}'); set follows_state in its RobotSpec, or play an episode: "
-            "--dataset FOLDER --episode N"
+            f"'{contract.action_kind or 'not described'}': {', '.join(contract.actions.names)}; its state is "
+            f"{', '.join(contract.state_names)}); set follows_state in its RobotSpec, and the same names and units in "
+            "both, or play an episode: --dataset FOLDER --episode N"
         )
 
     def chunk(state: np.ndarray) -> np.ndarray:
-        row = np.where(stays, np.pad(state, (0, len(stays)))[: len(stays)], 0.0)
+        row = np.zeros(contract.actions.width)
+        row[stays] = state[places]
         return np.tile(row, (contract.action_horizon, 1))
 
     return chunk
+
+
+def _place_in_state(contract: Contract, dim: int) -> int | None:
+    """Where the state has what a dimension of the actions commands, by its name, in its unit; None = nowhere."""
+    name = contract.actions.names[dim]
+    if contract.state_names.count(name) != 1:
+        return None
+    place = contract.state_names.index(name)
+    unit = [unit for vector in contract.state for unit in vector.units][place]
+    return None if are_other_units(unit, contract.actions.units[dim]) else place
 
 
 class RecordedEpisode:

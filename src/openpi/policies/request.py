@@ -27,6 +27,8 @@ from openpi.policies.observation_checks import is_finite
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
 TRACE = "trace"
 KEYS = (CHUNK, DELAY, PERIOD, NOISE, SEED, TRACE)
+# What a policy is asked for; a frame of a dataset that is sent as it is has them, and a model would be told the answer.
+ACTIONS = "actions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Request:
             ObservationError: a value is none of its kind; key, found and expected are named.
         """
         given = {key: sent[key] for key in KEYS if sent.get(key) is not None}
-        observation = {key: value for key, value in sent.items() if key not in KEYS}
+        observation = {key: value for key, value in sent.items() if key not in (*KEYS, ACTIONS)}
         if not given:
             return cls(observation)
         if NOISE in given and SEED in given:

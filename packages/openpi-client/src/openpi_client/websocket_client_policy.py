@@ -23,7 +23,7 @@ from openpi_client.stream import (
     StreamClosed,
 )
 
-__all__ = ["StaleAnswerError", "WebsocketClientPolicy"]
+__all__ = ["OtherPolicyError", "StaleAnswerError", "WebsocketClientPolicy"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,16 @@ _NOT_READY_STATUSES = (502, 503, 504)
 _Self = TypeVar("_Self", bound="WebsocketClientPolicy")
 
 
+class OtherPolicyError(ConnectionError):
+    """The server that came back has another policy: whoever asks it must look at what it says of itself first."""
+
+
 class WebsocketClientPolicy(base_policy.BasePolicy):
     """Sends observations to a policy server and returns what it answers. Safe to use from several threads.
 
     A server keeps nothing between two requests, so a connection that drops is opened again: a request that
-    was under way is sent once more to the new connection, unless its observation is too old by then.
+    was under way is sent once more to the new connection, unless its observation is too old by then. A server that has
+    another policy when it is back (another contract; without one, other metadata) is not asked: OtherPolicyError.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._freshness = Freshness(max_age_s)
         self._is_untimed = max_age_s is None
         self._server_features: FrozenSet[str] = frozenset()
-        self._server_metadata: Dict = {}
+        self._server_metadata: Optional[Dict] = None
         self._has_answered = False  # on this connection
         # Keeps its buffer between requests: a new one of the size of three images costs up to 0.6 ms of page faults.
         self._packer = msgpack_numpy.Packer(autoreset=False)
@@ -122,7 +127,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
 
     def get_server_metadata(self) -> Dict:
         """Returns what the server said about its policy when the connection was opened."""
-        return self._server_metadata
+        return self._server_metadata or {}
 
     @property
     def server_features(self) -> FrozenSet[str]:
@@ -370,12 +375,28 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             metadata = self._read(deadline, "the model")
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
-            self._server_metadata = self._unpacked(metadata)
+            told, before = self._unpacked(metadata), self._server_metadata
+            if before is not None and _is_other(before, told):
+                raise OtherPolicyError(
+                    f"{self._uri} has another policy now (was it restarted with another checkpoint?): what it says of "
+                    f"{', '.join(_differing(before, told))} has changed. Start anew, with a new client"
+                )
+            self._server_metadata = told
             self._server_features = connection.features(answered)
-            self._freshness.learn(self._server_metadata)
+            self._freshness.learn(told)
         except BaseException:
             self._channel.drop()
             raise
+
+
+def _is_other(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Whether a server's metadata describe another policy than before; without a contract, all of them do."""
+    has_contract = "contract" in before or "contract" in now
+    return bool(set(_differing(before, now)) & {"contract", "rtc"}) if has_contract else before != now
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> List[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def _found(value: object) -> str:
@@ -394,7 +415,7 @@ def _may_pass(error: Exception, *, is_limited: bool) -> bool:
         return error.response.status_code in _NOT_READY_STATUSES
     if isinstance(error, ConnectionRefusedError):
         return True
-    if not is_limited or isinstance(error, (socket.gaierror, ssl.SSLError)):
+    if not is_limited or isinstance(error, (socket.gaierror, ssl.SSLError, OtherPolicyError)):
         return False
     if isinstance(error, websockets.exceptions.InvalidMessage):
         return isinstance(error.__cause__, (EOFError, OSError))

@@ -1,6 +1,7 @@
 """What an action of a policy is: its dimensions, its rate, and how the robot stands still."""
 
 import dataclasses
+from functools import cached_property
 from typing import List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -17,6 +18,11 @@ _HIGHEST_HZ = 10_000
 
 _MOVING_WORDS = ("veloc", "relative", "delta")
 
+# By unit; a dimension of unknown unit that jumps by 2 pi from one row to the next is an angle.
+_TURNS = {"rad": 2 * np.pi, "": 2 * np.pi, "deg": 360.0, "degrees": 360.0}
+_ABOUT_A_TURN = 0.1
+_MEASURES = {"rad", "deg", "degrees", "m", "mm", "cm"}
+
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
@@ -27,12 +33,14 @@ class ActionSpec:
             (velocities, steps).
         horizon: rows of a chunk; None = unknown until the first one.
         rate_hz: at which the rows were recorded; None = unknown.
+        units: one per dimension, '' = unknown; empty = all are.
     """
 
     names: Tuple[str, ...]
     stays: np.ndarray
     horizon: Optional[int] = None
     rate_hz: Optional[float] = None
+    units: Tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -62,7 +70,16 @@ class ActionSpec:
         names = names or tuple(f"actions {i}" for i in range(width or 0))
         told = actions.get("hold") if hold is None else hold
         stays = _stays(told, names) if told is not None else _stays_of_kind(str(actions.get("kind", "")), names)
-        return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")))
+        units = tuple(units_of(actions, len(names)))
+        return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")), units)
+
+    def are_a_turn_apart(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """bool[... width]: where two values of an angle differ by about a whole turn. Between them is nowhere to be."""
+        return np.abs(np.abs(one - other) / self._turns - 1) < _ABOUT_A_TURN
+
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        return np.array([_TURNS.get(unit, np.inf) for unit in self.units or ("",) * self.width])
 
     def hold_row(self, last: np.ndarray) -> np.ndarray:
         """What to command to stand still after the command `last`, [width]."""
@@ -108,6 +125,18 @@ def contract_of(metadata: Mapping[str, object]) -> Metadata:
             "'cameras'. Serve the checkpoint with this version of openpi"
         )
     return dict(contract)
+
+
+def are_other_units(one: str, other: str) -> bool:
+    """Whether both are units of measure, and different ones; a gripper's may be described in other words."""
+    return one != other and {one, other} <= _MEASURES
+
+
+def units_of(vector: Mapping[str, object], width: int) -> List[str]:
+    """The units in a vector's part of a contract; '' where it does not tell."""
+    told = vector.get("units")
+    known = [unit if isinstance(unit, str) else "" for unit in told] if isinstance(told, (list, tuple)) else []
+    return known if len(known) == width else [""] * width
 
 
 def _names(told: object) -> Tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What to command at each tick: pure decisions, without robot, clock or network.
 
-home -> start -> blend -> play      start: holds, and asks where the policy would begin
+home -> start -> blend -> play      start: asks where the policy would begin; commands nothing new
                   ^         |       blend: from the measured pose to there, slowly
         start <---+---------'       play: asks anew, and plays; holds when there is no row
              held for too long
@@ -31,6 +31,8 @@ class EpisodeEnded(Exception):
 
 # Different ones of an episode that are told of, and of one answer that a refusal shows.
 _MOST_WARNINGS, _SHOWN = 100, 10
+# How far beyond what commands may be a robot may start, in widths of that; degrees instead of radians are farther.
+_POSE_RANGES = 1.0
 
 
 class Phase(enum.Enum):
@@ -98,6 +100,7 @@ class Controller:
         self._last_chunk = -1
         self._played_at = -1  # tick of the last row
         self._has_played = False  # a row, since the start
+        self._is_trusted = False  # a row was played, since the episode began
         self._held = 0  # ticks since the last row
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
@@ -105,14 +108,25 @@ class Controller:
 
     def _use_horizon(self, horizon: int) -> None:
         self.horizon = horizon
-        self.plan = Plan(self.spec.width, horizon, self.strategy.max_chunks(horizon))
+        self.plan = Plan(self.spec, horizon, self.strategy.max_chunks(horizon))
         self._questions.use_horizon(horizon)
         chunk_s = horizon / (self.rows_per_tick * self.rate_hz)
         self.max_age_s = chunk_s if self.safety.max_age_s is None else self.safety.max_age_s
 
     def begin(self, pose: Optional[np.ndarray], home: Optional[np.ndarray] = None) -> None:
-        """Where the robot is, as a command; and where it shall go before the policy is asked."""
-        self._last = pose
+        """Where the robot is, as a command, and where it shall go before the policy is asked. Nothing else is commanded
+        before an answer was taken: the pose may be in the wrong units, and the server says so.
+
+        Raises:
+            ValueError: one of them is no place to be.
+        """
+        for what, place, ranges in (("home", home, 0.0), ("the measured pose", pose, _POSE_RANGES)):
+            problem = "" if place is None else self._limiter.outside(place, ranges=ranges)
+            if problem:
+                raise ValueError(
+                    f"{what} is no place that the limits allow: {problem}. Is it in the units of the policy's actions? "
+                    "If it is right, give Safety(limits=Limits(...))"
+                )
         if home is not None and pose is not None:
             self._begin_blend(pose, home, Phase.HOME)
 
@@ -135,6 +149,9 @@ class Controller:
         self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         result = answer.result if isinstance(answer.result, Mapping) else {}
         self._warn(result.get("warnings", ()))
+        if result.get("held"):
+            self._record("held by the policy", chunk=answer.number)
+            self.warn("the policy made no actions, and holds", subject="held")
         rows = result.get("actions")
         problem = self.spec.problem(rows, self.horizon if self._has_horizon else None)
         if problem:
@@ -146,13 +163,29 @@ class Controller:
         if age_s > self.max_age_s:
             return self._stale(fields)
         self._failures = 0
-        if self.phase is Phase.START and self.safety.blend_s > 0 and self.spec.stays.any():
-            measured = pose()
-            assert measured is not None
-            self._record("blend", **fields)
-            return self._begin_blend(measured, self._allowed(rows[0], None, is_seam=False), Phase.BLEND)
+        if self.phase is Phase.START and self.spec.stays.any():
+            measured = self._pose_to_start_from(pose)
+            if measured is not None and self.safety.blend_s > 0:
+                self._record("blend", **fields)
+                return self._begin_blend(measured, self._allowed(rows[0], None, is_seam=False), Phase.BLEND)
+            self._last = measured if self._last is None else self._last
         self.phase = Phase.PLAY
         self._merge(question, rows, fields)
+
+    def _pose_to_start_from(self, measure: Callable[[], Optional[np.ndarray]]) -> Optional[np.ndarray]:
+        """Where the robot is; None = that is not known, and need not be."""
+        try:
+            pose = measure()
+        except ValueError as error:
+            raise EpisodeEnded(str(error)) from error
+        if pose is None and self.safety.blend_s > 0:
+            raise EpisodeEnded(
+                "a blended start needs to know where the robot is, and its pose() does not tell any more"
+            )
+        problem = "" if pose is None else self._limiter.outside(pose, ranges=_POSE_RANGES)
+        if problem:
+            raise EpisodeEnded(f"the robot is no place that the limits allow: {problem}")
+        return pose
 
     def _stale(self, fields: Mapping[str, object]) -> None:
         self._record("stale", max_age_s=self.max_age_s, **fields)
@@ -203,7 +236,7 @@ class Controller:
         texts: List[str] = [str(text) for text in warnings] if isinstance(warnings, (list, tuple)) else []
         for text in texts:
             self.warn(text, subject=text.partition(":")[0])
-        if texts and self.phase is Phase.START and not self.safety.accept_warnings:
+        if texts and not self._is_trusted and not self.safety.accept_warnings:
             raise EpisodeEnded(
                 "the server finds the observation suspicious, so the robot does not start: "
                 f"{'; '.join(texts[:_SHOWN])}. If this is right, start with Safety(accept_warnings=True)"
@@ -247,7 +280,7 @@ class Controller:
         return command
 
     def _play(self, row: Row, tick: int) -> Command:
-        if self._held >= self.safety.hold_after_ticks:
+        if self._held >= self.safety.hold_after_ticks and self._has_played:
             self._record("hold ends", ticks=self._held)
         self._held = 0
         is_seam = row.chunk != self._last_chunk
@@ -258,7 +291,7 @@ class Controller:
         wanted = np.where(self.spec.stays, row.values, self.safety.speed * row.values)
         values = self._allowed(wanted, self._last, is_seam=is_seam)
         self.plan.position += self.rows_per_tick
-        self._last_chunk, self._played_at, self._has_played = row.chunk, tick, True
+        self._last_chunk, self._played_at, self._has_played, self._is_trusted = row.chunk, tick, True, True
         return Command(values, "row", row._replace(values=values), is_seam, jump)
 
     def _allowed(self, wanted: np.ndarray, last: Optional[np.ndarray], *, is_seam: bool) -> np.ndarray:
@@ -273,10 +306,12 @@ class Controller:
         return values
 
     def _hold(self) -> Command:
-        if self.phase is Phase.PLAY and self._has_played:
+        if self.phase is Phase.PLAY:
             self._watch_hold()
-        if self._last is None:
+        if self._last is None and self.spec.stays.any():
             return Command(None, "none")
+        if self._last is None:  # Velocities stand still without knowing where.
+            return Command(np.zeros(self.spec.width), "hold")
         return Command(self.spec.hold_row(self._last), "hold")
 
     def _watch_hold(self) -> None:
@@ -286,9 +321,11 @@ class Controller:
             self._record("expired", rows=self.plan.num_from(self.plan.position))
         if self._held == 1:
             self.plan.clear()
-        if self._held == self.safety.hold_after_ticks:
+        if self._held == self.safety.hold_after_ticks and self._has_played:
             self._record("hold")
-        expected = self._questions.forecast.ticks if self.strategy.holds_while_asking else 0
+        # A blended start asks anew when it is there.
+        is_expected = self.strategy.holds_while_asking or not self._has_played
+        expected = self._questions.forecast.ticks if is_expected else 0
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
         reason = f"no action for {self._held / self.rate_hz:.2f} s"
@@ -307,6 +344,13 @@ class Controller:
     def _begin_blend(self, pose: np.ndarray, target: np.ndarray, phase: Phase) -> None:
         num_ticks = self.safety.ticks(self.safety.blend_s, self.rate_hz)
         stays = self.spec.stays
+        turned = np.flatnonzero(self.spec.are_a_turn_apart(pose, target) & stays)
+        if len(turned):
+            where = f"'{self.spec.names[turned[0]]}' of {pose[turned[0]]:.3g}, and {target[turned[0]]:.3g}"
+            raise EpisodeEnded(
+                f"the way to the start would be a whole turn: the robot is at {where} is where it shall begin. If this "
+                "is an angle that goes round, let the robot begin nearer, or start with Safety(blend_s=0)"
+            )
         max_step = np.where(stays, self._limiter.max_step, np.inf)
         self._blend = BlendedStart(np.where(stays, pose, 0.0), np.where(stays, target, 0.0), num_ticks, max_step)
         self.phase = phase

@@ -127,14 +127,16 @@ class Limiter:
         self._clamps = limits.on_violation == "clamp"
         self._low = _bound("low", limits.low, -np.inf, spec)
         self._high = _bound("high", limits.high, np.inf, spec)
-        # Where slow motion would allow a fraction of a step, a seam still gets a whole one.
-        self._max_step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
-        self._max_jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
-        self._max_step = self._max_step * max(1.0, rows_per_tick)
+        step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
+        jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
+        self._max_step = step * rows_per_tick
+        # A seam is as wide as ever where ticks are parts of rows: clamping spreads it over them, stopping lets it pass.
+        self._max_jump = np.minimum(step, jump) * (min(1.0, rows_per_tick) if self._clamps else 1.0)
         if limits.max_speed is not None:
             assert rate_hz is not None
             fastest = np.where(spec.stays, _bound("max_speed", limits.max_speed, np.inf, spec), np.inf) / rate_hz
             self._max_step = np.minimum(self._max_step, fastest)
+            self._max_jump = np.minimum(self._max_jump, fastest)
         self._is_catching_up = False
 
     @property
@@ -149,13 +151,17 @@ class Limiter:
             last: the command before; None = there was none.
             is_seam: whether it is the first of a new chunk.
         Raises:
-            LimitExceeded: with limits that say "stop".
+            LimitExceeded: with limits that say "stop"; whatever they say, for what is no finite number.
         """
+        if not np.isfinite(command).all():
+            worst = int(np.argmin(np.isfinite(command)))
+            raise LimitExceeded(f"'{self._spec.names[worst]}' is {command[worst]}; expected a finite number")
         allowed = np.clip(command, self._low, self._high)
         problem = self._named("outside its range", command, allowed)
         if last is not None:
-            jump = self._max_jump if is_seam or self._is_catching_up else np.inf
-            step = np.minimum(self._max_step, jump)
+            step = self._max_jump if is_seam else self._max_step
+            if self._is_catching_up:
+                step = np.minimum(self._max_step, self._max_jump)
             reached = np.where(np.isfinite(step), np.clip(allowed, last - step, last + step), allowed)
             self._is_catching_up = bool((reached != allowed).any())
             problem = problem or self._named("too far from the last one" if is_seam else "too fast", allowed, reached)
@@ -163,6 +169,16 @@ class Limiter:
         if problem and not self._clamps:
             raise LimitExceeded(problem)
         return allowed, problem
+
+    def outside(self, pose: np.ndarray, *, ranges: float = 0.0) -> str:
+        """Why the robot cannot be there: beyond the bounds, by more than so many times their width; '' = it can.
+
+        Dimensions without a range, and those that are no positions, are not asked.
+        """
+        with np.errstate(invalid="ignore"):
+            wide = np.where(np.isfinite(self._high - self._low), self._high - self._low, 0.0)
+            allowed = np.clip(pose, self._low - ranges * wide, self._high + ranges * wide)
+        return self._named("outside its range", pose, np.where(self._spec.stays & (wide > 0), allowed, pose))
 
     def _named(self, what: str, wanted: np.ndarray, allowed: np.ndarray) -> str:
         changed = np.flatnonzero(wanted != allowed)

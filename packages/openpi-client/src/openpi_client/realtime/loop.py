@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from openpi_client.realtime.controller import Controller, EpisodeEnded
 from openpi_client.realtime.limits import Limits
 from openpi_client.realtime.log import EpisodeLog
 from openpi_client.realtime.requests import Requester
-from openpi_client.realtime.robot import Robot, check_names, measured_pose
+from openpi_client.realtime.robot import Robot, check_names, checked_place, measured_pose
 from openpi_client.realtime.safety import Safety
 from openpi_client.realtime.watch import ObservationWatch
 
@@ -83,10 +83,10 @@ class ControlLoop:
         self.spec = ActionSpec.from_metadata(
             metadata, width=action_width or len(robot.action_names) or None, hold=_hold_of(robot, metadata, hold)
         )
-        rate_hz = robot.rate_hz if rate_hz is None else rate_hz
-        if rate_hz is None and self.spec.rate_hz is None:
+        rate_hz = next((rate for rate in (rate_hz, robot.rate_hz, self.spec.rate_hz) if rate is not None), None)
+        if rate_hz is None:
             raise ValueError("the server does not tell its rate (no control_hz in a contract); give rate_hz=...")
-        self.rate_hz = float(rate_hz or self.spec.rate_hz or 0)
+        self.rate_hz = float(rate_hz)
         if not 0 < self.rate_hz < 1e4:
             raise ValueError(f"rate_hz is {rate_hz}; expected more than 0")
         self.strategy, self._why_other = strategies.usable(strategy or strategies.best(metadata), metadata)
@@ -126,7 +126,8 @@ class ControlLoop:
             the summary of the episode (`log.summarize`), with `end`: why it ended.
         Raises:
             KeyboardInterrupt: Ctrl-C, after the robot holds and the log is written.
-            ValueError: the robot's pose is needed, and not known.
+            SystemExit: SIGTERM or SIGHUP (a service or container that is stopped, a terminal that is closed), likewise.
+            ValueError: the robot's pose is needed, and not known; it, or `home`, is no place to be.
         """
         log = self.last_log = EpisodeLog(self._next_folder(), self._clock, self.spec.width)
         controller = self._controller(log)
@@ -148,8 +149,7 @@ class ControlLoop:
                     # The next episode need not learn them again; until it had, it would freeze more rows than it must.
                     self._recent_delays = controller.recent_delays
                     summary = log.close(end, strategy=self.strategy.name, rate_hz=self.rate_hz)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
+        interrupted.end_program()
         return summary
 
     def _begin(self, controller: Controller, home: Optional[np.ndarray]) -> None:
@@ -164,16 +164,19 @@ class ControlLoop:
             controller.warn(
                 "no limits of commands are known: the server's contract has none; give Safety(limits=Limits(...))"
             )
-        pose = measured_pose(self._robot, self._policy.metadata)
+        home = None if home is None else checked_place("home", home, self.spec.width)
+        pose = self._pose()
         needs_pose = self.spec.stays.any() and (self._safety.blend_s > 0 or home is not None)
         if pose is None and needs_pose:
             raise ValueError(
-                "a blended start needs to know where the robot is: give it a method pose(), or Safety(blend_s=0) to "
-                "start with a jump"
+                "a blended start needs to know where the robot is, and the contract names no state that is measured in "
+                "the names and units of its actions: give the robot a method pose(), or Safety(blend_s=0) to start "
+                "with a jump"
             )
-        if pose is not None and pose.shape != (self.spec.width,):
-            raise ValueError(f"the robot's pose has shape {pose.shape}; expected ({self.spec.width},), as its commands")
         controller.begin(pose, home)
+
+    def _pose(self) -> Optional[np.ndarray]:
+        return measured_pose(self._robot, self._policy.metadata, self.spec.width)
 
     def _controller(self, log: EpisodeLog) -> Controller:
         return Controller(
@@ -200,14 +203,15 @@ class ControlLoop:
         log: EpisodeLog,
         max_s: Optional[float],
         until: Callable[[], bool],
-        interrupted: threading.Event,
+        interrupted: "_Interrupted",
     ) -> str:
         """Runs ticks until the episode is over; returns why."""
-        pacer, watch = Pacer(self._clock, self.rate_hz), ObservationWatch(self._safety.frozen_after_s)
+        pacer = Pacer(self._clock, self.rate_hz)
+        watch = ObservationWatch(self._safety.frozen_after_s, _state_keys(self._policy.metadata))
         while True:
             tick = pacer.wait()
-            if interrupted.is_set():
-                return "interrupted"
+            if interrupted.by is not None:
+                return "interrupted" + ("" if interrupted.by == signal.SIGINT else f" by {interrupted.by.name}")
             if max_s is not None and tick.number >= max_s * self.rate_hz:
                 return "time is over"
             self._tick(controller, log, watch, tick)
@@ -236,12 +240,7 @@ class ControlLoop:
     def _take_answer(self, controller: Controller, tick: Tick) -> None:
         answer = self._policy.poll()
         if answer is not None and answer.number == controller.number:  # else of an episode that is over
-            controller.take(
-                answer,
-                tick.number,
-                self._clock.now_s(),
-                lambda: measured_pose(self._robot, self._policy.metadata),
-            )
+            controller.take(answer, tick.number, self._clock.now_s(), self._pose)
 
     def _ask(self, controller: Controller, watch: ObservationWatch, tick: Tick) -> None:
         now_s = self._clock.now_s()
@@ -271,6 +270,12 @@ class ControlLoop:
         return self._log_folder / f"episode_{self._num_episodes:04d}"
 
 
+def _state_keys(metadata: Metadata) -> Optional[FrozenSet[str]]:
+    """Of the contract; None = there is none."""
+    keys = frozenset(vector["key"] for vector in contract_of(metadata).get("state", ()) if "key" in vector)
+    return keys or None
+
+
 def _hold_of(robot: Robot, metadata: Metadata, hold: Optional[Hold]) -> Optional[Hold]:
     """How to stand still, where the contract does not say it; None = it does."""
     if hold is None and "hold" not in contract_of(metadata).get("actions", {}):
@@ -278,32 +283,53 @@ def _hold_of(robot: Robot, metadata: Metadata, hold: Optional[Hold]) -> Optional
     return hold
 
 
+class _Interrupted:
+    """Signals that end the program, taken between ticks, so that none cuts a command in two."""
+
+    def __init__(self) -> None:
+        self.by: Optional[signal.Signals] = None
+        self._before: Dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Interrupted":
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                # What is ignored stays so: `nohup` keeps a program when its terminal goes.
+                if number is not None and (number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+    def _take(self, number: int, frame: object) -> None:
+        is_second = self.by is not None
+        self.by = signal.Signals(number)
+        if is_second:  # something hangs
+            self.end_program()
+
+    def end_program(self) -> None:
+        """As the signal would have, but by an exception, so that the program can let go of its robot."""
+        if self.by == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.by is not None:
+            raise SystemExit(128 + self.by)
+
+
 @contextlib.contextmanager
-def _undisturbed(priority: bool) -> Iterator[threading.Event]:
-    """Other threads give way sooner; Ctrl-C sets the event instead of cutting a command in two."""
-    interrupted = threading.Event()
-    is_main = threading.current_thread() is threading.main_thread()
+def _undisturbed(priority: bool) -> Iterator[_Interrupted]:
+    """Other threads give way sooner; signals wait for the end of the tick."""
     interval_s = sys.getswitchinterval()
-    before: Any = None
-
-    def interrupt(number: int, frame: object) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt  # The second one: something hangs.
-        interrupted.set()
-
-    if is_main:
-        before = signal.signal(signal.SIGINT, interrupt)
     sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
     gc.collect()
     gc.freeze()  # What is there need not be looked through again in the middle of a tick.
     try:
-        with _first() if priority else contextlib.nullcontext():
+        with _Interrupted() as interrupted, _first() if priority else contextlib.nullcontext():
             yield interrupted
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval_s)
-        if is_main:
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

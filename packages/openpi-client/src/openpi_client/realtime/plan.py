@@ -16,6 +16,8 @@ from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
+from openpi_client.realtime.actions import ActionSpec
+
 # Fractions of a row that are rounding errors of adding up speeds.
 _ROUNDING = 1e-6
 
@@ -37,15 +39,16 @@ class Row(NamedTuple):
 class Plan:
     """The last few chunks, in memory that is allocated once. `position` is that of the next row to play."""
 
-    def __init__(self, width: int, horizon: int, max_chunks: int = 1) -> None:
+    def __init__(self, spec: ActionSpec, horizon: int, max_chunks: int = 1) -> None:
         """
         Args:
-            width: of an action.
+            spec: of an action.
             horizon: rows of a chunk at most.
             max_chunks: that are kept; 1 = a new chunk replaces the old one.
         """
         self.position = 0.0
-        self._rows = np.zeros((max_chunks, horizon, width))
+        self._spec = spec
+        self._rows = np.zeros((max_chunks, horizon, spec.width))
         self._lengths = [0] * max_chunks
         self._starts = [0.0] * max_chunks
         self._observed_s = [-math.inf] * max_chunks
@@ -91,7 +94,8 @@ class Plan:
         slots = [slot for slot in slots if self._observed_s[slot] >= oldest_s and self._reaches(slot)]
         if not slots:
             return None
-        values = combine(np.array([self._at(slot, self.position) for slot in slots]))
+        rows = np.array([self._at(slot, self.position) for slot in slots])
+        values = np.where(self._spec.are_a_turn_apart(rows, rows[-1]).any(axis=0), rows[-1], combine(rows))
         return Row(values, min(self._observed_s[slot] for slot in slots), self._numbers[slots[-1]])
 
     def _reaches(self, slot: int) -> bool:
@@ -106,4 +110,6 @@ class Plan:
         if fraction < 2 * _ROUNDING or index >= last:
             return self._rows[slot, min(index, last)]
         fraction -= _ROUNDING
-        return (1 - fraction) * self._rows[slot, index] + fraction * self._rows[slot, index + 1]
+        before, after = self._rows[slot, index], self._rows[slot, index + 1]
+        nearer = before if fraction < 0.5 else after
+        return np.where(self._spec.are_a_turn_apart(before, after), nearer, (1 - fraction) * before + fraction * after)

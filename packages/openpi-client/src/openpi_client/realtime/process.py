@@ -23,7 +23,13 @@ from openpi_client.realtime.arena import Arena, memory_file, packed
 from openpi_client.realtime.requests import Answer
 from openpi_client.realtime.worker import QUESTION
 
-_MAIN = "import sys; from openpi_client.realtime.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+# Files of the folder in which a robot's program is started are no modules of this one.
+_MAIN = """
+import sys
+sys.path[:] = [path for path in sys.path if path]
+from openpi_client.realtime.worker import main
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
 _GOODBYE_S = 2.0
 
 

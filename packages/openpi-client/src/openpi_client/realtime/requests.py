@@ -9,6 +9,7 @@ from typing_extensions import Literal, Protocol
 from openpi_client import base_policy
 from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.clock import Clock
+from openpi_client.websocket_client_policy import OtherPolicyError
 
 # The policy refused (another observation may do), the way to it failed (another time may do), or nothing will.
 Failure = Literal["", "refused", "unreachable", "fatal"]
@@ -61,6 +62,8 @@ def ask(policy: base_policy.BasePolicy, number: int, observation: Observation) -
     """One question, waited for; failures become answers."""
     try:
         return Answer(number, policy.infer(observation))
+    except OtherPolicyError as error:
+        return Answer(number, None, "fatal", str(error))
     except (ConnectionError, TimeoutError) as error:
         return Answer(number, None, "unreachable", f"{type(error).__name__}: {error}")
     except Exception as error:  # whatever a policy raises: the robot holds, and the log says why
@@ -80,8 +83,7 @@ class ThreadRequester:
             metadata: of the policy; None asks it, if it has `get_server_metadata`.
         """
         self._policy = policy
-        self._told = _metadata_of(policy)
-        self._metadata = self._told if metadata is None else metadata
+        self._metadata = _metadata_of(policy) if metadata is None else metadata
         self._question: Optional[tuple] = None
         self._answer: Optional[Answer] = None
         self._wake = threading.Semaphore(0)
@@ -118,10 +120,7 @@ class ThreadRequester:
             if self._is_closed or self._question is None:
                 return
             number, observation = self._question
-            answer = ask(self._policy, number, observation)
-            if answer.result is not None and is_other_server(self._told, _metadata_of(self._policy)):
-                answer = Answer(number, None, "fatal", OTHER_SERVER)
-            self._answer = answer._replace(is_first=is_first)
+            self._answer = ask(self._policy, number, observation)._replace(is_first=is_first)
             is_first = False
 
 
@@ -170,20 +169,12 @@ class SimulatedLatency:
         pass
 
 
-OTHER_SERVER = (
-    "the server has a policy with another contract now (was it restarted with another checkpoint?); start the loop anew"
-)
-
-
-def is_other_server(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
-    """Whether a server's metadata describe another policy than before."""
-    return any(before.get(key) != now.get(key) for key in ("contract", "rtc"))
-
-
 def copied(tree: object) -> Any:
-    """Nested dicts with their arrays copied: a camera thread may write to its buffer meanwhile."""
+    """Dicts and lists with their arrays copied: a camera thread may write to its buffer meanwhile."""
     if isinstance(tree, Mapping):
         return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)) and any(isinstance(item, (np.ndarray, Mapping)) for item in tree):
+        return [copied(item) for item in tree]
     return tree.copy() if isinstance(tree, np.ndarray) else tree
 
 

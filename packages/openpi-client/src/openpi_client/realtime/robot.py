@@ -1,12 +1,12 @@
 """What a robot or simulator has to offer to the control loop."""
 
 import abc
-from typing import Mapping, Optional, Sequence
+from typing import Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
 from openpi_client.base_policy import Metadata, Observation
-from openpi_client.realtime.actions import Hold, contract_of
+from openpi_client.realtime.actions import Hold, are_other_units, contract_of, units_of
 from openpi_client.realtime.limits import Limits
 from openpi_client.realtime.watch import flat
 
@@ -55,8 +55,8 @@ class Robot(abc.ABC):
         return
 
 
-def measured_pose(robot: Robot, metadata: Mapping[str, object]) -> Optional[np.ndarray]:
-    """Where the robot is, as a command; None if that is not known.
+def measured_pose(robot: Robot, metadata: Mapping[str, object], width: int) -> Optional[np.ndarray]:
+    """Where the robot is, as a command, float64[width]; None if that is not known.
 
     Raises:
         ValueError: it is no finite command.
@@ -64,9 +64,24 @@ def measured_pose(robot: Robot, metadata: Mapping[str, object]) -> Optional[np.n
     pose = robot.pose()
     if pose is None:
         pose = _pose_in_state(robot.observe(), contract_of(metadata))
-    if pose is not None and not np.isfinite(pose).all():
-        raise ValueError(f"the measured pose is {pose}; expected finite numbers. Nothing is commanded before")
-    return None if pose is None else np.asarray(pose, np.float64).copy()
+    return None if pose is None else checked_place("the robot's pose", pose, width)
+
+
+def checked_place(what: str, place: object, width: int) -> np.ndarray:
+    """Where a robot is or shall be, float64[width].
+
+    Raises:
+        ValueError: it has another shape, or is not finite.
+    """
+    try:
+        values = np.array(place, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} is {place!r}; expected {width} numbers, as commands") from None
+    if values.shape != (width,):
+        raise ValueError(f"{what} has shape {values.shape}; expected ({width},), as commands")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} is {values}; expected finite numbers. Nothing is commanded before")
+    return values
 
 
 def check_names(robot: Robot, metadata: Mapping[str, object]) -> None:
@@ -86,12 +101,18 @@ def check_names(robot: Robot, metadata: Mapping[str, object]) -> None:
 
 def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Optional[np.ndarray]:
     """The values of the state that have the names of the action's dimensions, if all are there."""
-    leaves, values = dict(flat(observation)), {}  # type: ignore[var-annotated]
+    leaves = dict(flat(observation))
+    values: Dict[str, float] = {}
+    units: Dict[str, str] = {}
     for vector in contract.get("state", ()):
         measured = np.ravel(leaves.get(vector["key"], ()))
         if len(measured) == len(vector["names"]):
             values.update(zip(vector["names"], measured))
-    names = contract.get("actions", {}).get("names", ())
+            units.update(zip(vector["names"], units_of(vector, len(measured))))
+    actions = contract.get("actions", {})
+    names = actions.get("names", ())
     if not names or len(set(names)) < len(names) or not set(names) <= set(values):
         return None
+    if any(are_other_units(unit, units[name]) for name, unit in zip(names, units_of(actions, len(names)))):
+        return None  # measured in other units than commanded
     return np.array([values[name] for name in names], np.float64)

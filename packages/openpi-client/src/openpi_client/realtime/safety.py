@@ -37,14 +37,18 @@ class Safety:
 
     def __post_init__(self) -> None:
         for name in ("max_age_s", "stop_after_s", "blend_s", "frozen_after_s"):
-            check_seconds(name, getattr(self, name))
+            value, may_be_none = getattr(self, name), name in ("max_age_s", "frozen_after_s")
+            check_seconds(name, value)
+            if (value is None and not may_be_none) or (value is not None and not math.isfinite(value)):
+                least = "seconds, or None" if may_be_none else "seconds"
+                raise ValueError(f"{name} is {value}; expected {least}")
         if self.max_age_s == 0:
             raise ValueError("max_age_s is 0, so nothing would ever be played; expected more, or None for one chunk")
         if not 0 < self.speed <= 1:
             raise ValueError(f"speed is {self.speed}; expected more than 0, at most 1")
         for name in ("hold_after_ticks", "max_failures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, at least 1")
 
     def ticks(self, seconds: float, rate_hz: float) -> int:
         return math.ceil(seconds * rate_hz - 1e-9)

@@ -124,7 +124,8 @@ class TemporalEnsembling(Strategy):
         return self.rate_of_inference
 
     def combine(self, rows: np.ndarray) -> np.ndarray:
-        weights = np.exp(-self.m * np.arange(len(rows)))
+        exponents = -self.m * np.arange(len(rows))
+        weights = np.exp(exponents - exponents.max())
         return weights @ rows / weights.sum()
 
 

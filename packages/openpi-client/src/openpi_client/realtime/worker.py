@@ -64,18 +64,21 @@ class Worker:
             image_layout: "hwc" or "chw", in which they are sent.
         """
         self._policy = policy
-        self._told = self._connection = policy.get_server_metadata()
+        self._connection = policy.get_server_metadata()
         self._is_first = True
-        self._sizes = camera_sizes(self._told)
+        self._sizes = camera_sizes(self._connection)
         self._image_size = image_size
         self._is_chw = image_layout == "chw"
 
     def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, object]:
         """The answer to a question, as a message."""
-        begin_s = time.monotonic()
-        observation = self._resized(arena.read(start, length))
-        resized_s = time.monotonic()
-        answer = requests.ask(self._policy, number, observation)
+        begin_s = resized_s = time.monotonic()
+        try:
+            observation = self._resized(arena.read(start, length))
+            resized_s = time.monotonic()
+            answer = requests.ask(self._policy, number, observation)
+        except Exception as error:  # a picture of no size, say: another one may be better
+            answer = requests.Answer(number, None, "refused", f"{type(error).__name__}: {error}")
         done_s = time.monotonic()
         timing = {
             "handover_ms": 1e3 * (begin_s - 1e-9 * asked_ns),
@@ -83,18 +86,16 @@ class Worker:
             "round_trip_ms": 1e3 * (done_s - resized_s),
         }
         if answer.result is not None:
-            answer = self._checked(answer)
+            answer = self._shortened(answer)
         message = answer._replace(timing_ms={**timing, **_server_ms(answer.result)})._asdict()
         message["done_ns"] = int(1e9 * done_s)
         return message
 
-    def _checked(self, answer: requests.Answer) -> requests.Answer:
-        """The answer, if it comes from the same policy as all before."""
+    def _shortened(self, answer: requests.Answer) -> requests.Answer:
+        """What the loop reads of an answer."""
         metadata = self._policy.get_server_metadata()
         self._is_first, is_first = False, self._is_first or metadata is not self._connection
         self._connection = metadata
-        if requests.is_other_server(self._told, metadata):
-            return requests.Answer(answer.number, None, "fatal", requests.OTHER_SERVER)
         assert answer.result is not None
         result = {key: answer.result[key] for key in _KEYS if key in answer.result}
         return answer._replace(result=result, is_first=is_first)
@@ -117,8 +118,12 @@ class Worker:
 
 def camera_sizes(metadata: Mapping[str, object]) -> Dict[str, Tuple[int, int]]:
     """[height, width] of the cameras that must have a certain one, by key."""
-    cameras = contract_of(metadata).get("cameras", ())
-    return {camera["key"]: tuple(camera["shape"][:2]) for camera in cameras if camera.get("shape")}
+    sizes = {}
+    for camera in contract_of(metadata).get("cameras", ()):
+        key, shape = camera.get("key"), camera.get("shape")
+        if isinstance(key, str) and isinstance(shape, (list, tuple)) and len(shape) >= 2 and min(shape[:2]) > 0:
+            sizes[key] = (int(shape[0]), int(shape[1]))
+    return sizes
 
 
 def _is_image(value: object) -> bool:

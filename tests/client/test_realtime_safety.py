@@ -1,0 +1,290 @@
+"""What the control loop never does, whatever server, robot and program say: each was done once."""
+
+import math
+import signal
+
+import numpy as np
+import pytest
+
+from openpi_client import realtime
+from openpi_client.realtime.watch import ObservationWatch
+from realtime_world import DT, HORIZON, Arm, Walk, World, metadata
+
+FAR = "[range] state 'shoulder': 57.3 is far outside the training range -1..1"
+
+
+def constant(*values: float) -> Walk:
+    """A policy whose n-th answer is the n-th value, or the last one, in all rows and joints."""
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": np.full((HORIZON, 2), values[min(number, len(values)) - 1])}
+    return policy
+
+
+class DegreeArm(Arm):
+    """Measures degrees where the contract has radians."""
+
+    def observe(self) -> dict:
+        return {**super().observe(), "state": np.degrees(self.position).astype(np.float32)}
+
+
+# Before the first answer
+
+
+@pytest.mark.parametrize("blend_s", [0.0, 5.0])
+def test_nothing_is_commanded_before_the_server_was_heard(blend_s):
+    """The state came in degrees, and a hold at the measured pose was a command of 57 rad."""
+    world = World(
+        delays=[8], arm=DegreeArm([1.0, -0.5]), policy=Walk(warnings=[FAR]), safety=realtime.Safety(blend_s=blend_s)
+    )
+    assert FAR in world.run(100)["end"]
+    assert not world.arm.commands
+
+
+def test_velocities_stand_still_from_the_first_tick_on():
+    world = World(delays=[8], told=metadata(hold=["zero", "zero"]), policy=constant(0.3))
+    world.run(20)
+    assert world.kinds.startswith(8 * "h") and not np.any(world.arm.commands[:8])
+
+
+def test_a_pose_far_outside_of_the_limits_is_not_started_from():
+    told = metadata(low=[-3.0, -3.0], high=[3.0, 3.0])
+    world = World(told=told, arm=DegreeArm([1.0, -0.5]), safety=realtime.Safety())
+    with pytest.raises(ValueError, match=r"measured pose .*'shoulder' of 57.3 is outside its range.*units"):
+        world.run(10)
+    assert not world.arm.commands
+
+
+def test_a_state_in_other_units_than_the_actions_is_no_pose():
+    told = metadata(units=["rad", "rad"])
+    told["contract"]["state"][0]["units"] = ["deg", "deg"]
+    with pytest.raises(ValueError, match=r"names and units.*pose\(\)"):
+        World(told=told, safety=realtime.Safety()).run(10)
+    told["contract"]["state"][0]["units"] = ["rad", "0 closed .. 1 open"]
+    World(told=told, safety=realtime.Safety()).run(10)
+
+
+@pytest.mark.parametrize(
+    ("home", "text"),
+    [
+        ([9.0, 0.0], "home is no place .*'shoulder' of 9 is outside"),
+        ([math.nan, 0.0], "home is .*expected finite"),
+        ([0.5], r"shape \(1,\); expected \(2,\)"),
+        (0.5, r"shape \(\); expected \(2,\)"),
+        ("there", "home is 'there'; expected 2 numbers"),
+    ],
+)
+def test_home_is_a_place_for_this_robot(home, text):
+    world = World(told=metadata(low=[-1, -1], high=[1, 1]), safety=realtime.Safety(blend_s=0.2))
+    with pytest.raises(ValueError, match=text):
+        world.run(20, home=home)
+    assert not world.arm.commands
+
+
+def test_the_way_to_the_start_never_goes_round():
+    world = World(arm=Arm([3.1, 0.0]), policy=constant(-3.12), safety=realtime.Safety(blend_s=0.2))
+    assert "'shoulder' of 3.1, and -3.12" in world.run(30)["end"] and not world.arm.commands
+    told = metadata(units=["mm", "mm"])  # in which that is no turn
+    world = World(told=told, arm=Arm([3.1, 0.0]), policy=constant(-3.12), safety=realtime.Safety(blend_s=0.2))
+    assert world.run(30)["end"] == "time is over" and world.arm.commands
+
+
+# Commands
+
+
+def test_between_two_rows_of_an_angle_that_goes_round_there_is_nothing():
+    rows = np.tile([3.10, 0.0], (HORIZON, 1))
+    rows[5::2, 0] = -3.12
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": rows}
+    for strategy in (realtime.Receding(), realtime.TemporalEnsembling(rate_of_inference=3)):
+        safety = realtime.Safety(blend_s=0, speed=0.25)
+        world = World(delays=[2], policy=policy, arm=Arm([3.1, 0]), safety=safety, strategy=strategy)
+        world.run(100)
+        assert set(np.round([command[0] for command in world.arm.commands], 6)) <= {3.10, -3.12}
+        assert world.kinds.endswith("r")
+
+
+def test_no_weights_of_an_ensemble_make_anything_but_numbers():
+    world = World(delays=[2], strategy=realtime.TemporalEnsembling(rate_of_inference=1, m=-100.0))
+    world.run(60)
+    assert np.isfinite(world.arm.commands).all() and world.kinds.endswith("r")
+
+
+def test_what_is_no_number_ends_in_hold_whatever_made_it():
+    class Spoilt(realtime.Receding):
+        def combine(self, rows: np.ndarray) -> np.ndarray:
+            return rows[-1] if rows[-1, 0] < 0.05 else rows[-1] * np.nan
+
+    world = World(delays=[2], strategy=Spoilt(), told=metadata(low=[-1, -1], high=[1, 1]))
+    assert "'shoulder' is nan; expected a finite number" in world.run(60)["end"]
+    assert np.isfinite(world.arm.commands).all()
+
+
+@pytest.mark.parametrize(("rate_hz", "speed"), [(50.0, 1.0), (500.0, 1.0), (50.0, 0.25), (25.0, 1.0)])
+def test_a_step_per_row_is_a_speed_at_any_rate(rate_hz, speed):
+    safety = realtime.Safety(blend_s=0, speed=speed)
+    world = World(
+        delays=[2], policy=constant(0.0, 3.0), told=metadata(max_step=[0.05, 0.05]), rate_hz=rate_hz, safety=safety
+    )
+    world.loop.run(max_s=2.0)
+    steps = np.abs(np.diff(world.arm.commands, axis=0)).max()
+    allowed = speed * 0.05 / DT
+    assert allowed / 2 <= steps * rate_hz <= allowed + 1e-9  # at half the rate a seam is caught up with as slowly
+
+
+def test_limits_that_stop_let_a_seam_of_a_slow_run_pass():
+    limits = realtime.Limits(max_step=0.05, on_violation="stop")
+    world = World(delays=[2], policy=constant(0.0, 0.04), safety=realtime.Safety(blend_s=0, speed=0.25, limits=limits))
+    assert world.run(100)["end"] == "time is over" and world.arm.commands[-1][0] == pytest.approx(0.04)
+
+
+# When the server is away
+
+
+def test_a_server_that_goes_while_the_robot_is_on_its_way_is_missed():
+    """At the end of the way the robot held for 30 s without a word, and played at once when the server was back."""
+    stops = []
+    world = World(delays=[2, 1500, 2], safety=realtime.Safety(blend_s=0.5), on_stop=stops.append)
+    world.run(25 + 1500 + 100)
+    assert len(stops) == 1
+    kinds = world.kinds
+    assert kinds.index("r") > kinds.index("b", kinds.index("b" + "h"))  # by another blended start
+    assert "bh" in kinds and kinds[kinds.rindex("n") + 1] == "b"
+
+
+def test_after_a_stop_the_hardware_limits_hold_from_where_the_robot_is():
+    class Moved(Arm):
+        def pose(self) -> np.ndarray:
+            return self.position
+
+    arm = Moved()
+    arm.limits = realtime.Limits(max_speed=1.0)
+
+    def push(reason: str) -> None:
+        arm.position = np.array([-2.0, -2.0])
+
+    world = World(delays=[2, 2, 120, 2], arm=arm, policy=constant(0.0), safety=realtime.Safety(blend_s=0), on_stop=push)
+    world.run(300)
+    first = next(row for row in world.arm.commands if row[0] < -1)
+    assert world.summary["stops"] == 1 and first[0] == pytest.approx(-2.0 + 1.0 / 50)
+
+
+@pytest.mark.parametrize(("pose", "text"), [(None, "does not tell any more"), (np.zeros(1), "shape (1,)")])
+def test_a_pose_that_is_none_after_a_stop_ends_the_episode(pose, text):
+    class Forgetful(Arm):
+        poses = 0
+
+        def pose(self) -> np.ndarray | None:
+            self.poses += 1
+            return np.zeros(2) if self.poses <= 2 else pose
+
+    told = metadata()
+    told["contract"]["state"] = []
+    world = World(delays=[2, 2, 150, 2], arm=Forgetful(), told=told, safety=realtime.Safety(blend_s=0.1))
+    assert text in world.run(400)["end"]
+
+
+def test_a_warning_in_the_middle_of_an_episode_is_told_and_ends_nothing():
+    """After an outage a server's first look is at a closed gripper; the robot held something, and dropped out."""
+    policy = Walk()
+    policy.change = lambda number, result: {**result, "warnings": [FAR] if number >= 4 else []}
+    world = World(delays=[2, 2, 150, 2], policy=policy)
+    assert world.run(300)["end"] == "time is over"
+    assert FAR in world.warnings and world.kinds.endswith("r")
+
+
+def test_a_policy_that_holds_says_so():
+    world = World(policy=Walk(held=True))
+    world.run(30)
+    assert "the policy made no actions, and holds" in world.warnings and world.events("held by the policy")
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_service_that_is_stopped_ends_in_hold(number, code):
+    """Velocities of 0.7 were the last that a robot heard of a container that was stopped."""
+    world = World(delays=[2], told=metadata(hold=["zero", "zero"]), policy=constant(0.7))
+    apply = world.arm.apply
+
+    def stop(action: np.ndarray) -> None:
+        apply(action)
+        if len(world.arm.commands) == 30:
+            signal.raise_signal(number)
+
+    world.arm.apply = stop
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        world.run(100)
+    assert ended.value.code == code and signal.getsignal(number) == before
+    assert np.array_equal(world.arm.commands[-2], [0.7, 0.7]) and not np.any(world.arm.commands[-1])
+
+
+def test_what_a_program_ignores_does_not_end_it(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        world = World(delays=[2])
+        apply = world.arm.apply
+
+        def hang_up(action: np.ndarray) -> None:
+            apply(action)
+            signal.raise_signal(signal.SIGHUP)
+
+        world.arm.apply = hang_up
+        assert world.run(30)["end"] == "time is over"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Observations
+
+
+@pytest.mark.parametrize("bad", [[math.nan, 0.0], [[math.nan, 0.0]], np.array([[0.0, math.inf]]), math.nan])
+def test_numbers_are_looked_at_whatever_holds_them(bad):
+    watch = ObservationWatch(0.5)
+    assert watch.problems({"state": bad, "prompt": "go", "tags": ["a", "b"], "odd": [[1], [2, 3]]}, 0.0) == [
+        "'state' holds NaN or infinity"
+    ]
+
+
+def test_a_camera_is_frozen_although_the_state_is_a_list():
+    watch, picture = ObservationWatch(0.5, {"state"}), np.zeros((48, 64, 3), np.uint8)
+    told = [watch.problems({"state": [0.1 * i, 0.0], "image": picture}, 0.1 * i) for i in range(10)]
+    assert not any(told[:5]) and "'image' sends the same picture" in told[-1][0]
+
+
+def test_what_moves_between_the_pixels_that_are_compared_is_seen():
+    watch = ObservationWatch(0.5, {"state"})
+    for i in range(40):
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[5, 3 + i % 4] = 255  # no multiple of eight
+        assert not watch.problems({"state": np.array([0.1 * i]), "image": picture}, 0.1 * i)
+
+
+def test_time_is_no_motion():
+    watch, picture = ObservationWatch(0.5), np.zeros((48, 64, 3), np.uint8)
+    for i in range(40):
+        assert not watch.problems({"state": np.zeros(2), "timestamp": 0.1 * i, "image": picture}, 0.1 * i)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop_after_s": None},
+        {"blend_s": None},
+        {"max_age_s": math.inf},
+        {"stop_after_s": math.inf},
+        {"blend_s": math.nan},
+        {"hold_after_ticks": math.nan},
+        {"max_failures": 0},
+    ],
+)
+def test_safety_that_cannot_be_is_refused_when_it_is_made(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        realtime.Safety(**options)
+
+
+def test_a_rate_of_zero_is_no_rate():
+    with pytest.raises(ValueError, match="rate_hz is 0"):
+        World(rate_hz=0)
