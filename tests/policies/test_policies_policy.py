@@ -16,6 +16,7 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model import restore_params
 from openpi.models.pi0_config import Pi0Config
+from openpi.models.rtc_config import RtcConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
@@ -185,6 +186,15 @@ def test_repack_transforms_adapt_a_clients_keys_on_the_way_in_and_out(recipe, ch
     repacked = create_trained_policy(recipe, checkpoint, repack_transforms=group, sample_kwargs={"num_steps": 1})
     result = repacked.infer({short: example[key] for key, short in names.items()}, noise=noise())
     np.testing.assert_array_equal(result["command"], policy.infer(example, noise=noise())["actions"])
+
+
+def test_chunks_with_rows_left_out_do_not_go_on_from_others(recipe, checkpoint):
+    """A robot's rows are every fifth of the model's: what it sends back is no part of a chunk."""
+    group = transforms.Group(outputs=(transforms.SubsampleActions(5),))
+    assert create_trained_policy(recipe, checkpoint, rtc=RtcConfig()).rtc_metadata
+    assert create_trained_policy(recipe, checkpoint, repack_transforms=group, rtc=RtcConfig()).rtc_metadata is None
+    with pytest.raises(ValueError, match="SubsampleActions"):
+        create_trained_policy(recipe, checkpoint, repack_transforms=group, rtc=RtcConfig(mode="guided"))
 
 
 def copy_of(checkpoint: Path, target: Path) -> Path:

@@ -110,17 +110,24 @@ def create_trained_policy(
     )
 
 
+def _why_no_continuation(pipeline: Pipeline) -> str:
+    """Why chunks cannot go on from others; '' = they can."""
+    if _writes_tokens(pipeline):
+        return "pi0-FAST, which writes its actions token by token and cannot go on from others"
+    if any(isinstance(transform, _transforms.SubsampleActions) for transform in pipeline.outputs):
+        return "a recipe that leaves out rows of its chunks (SubsampleActions), which are missing where others go on"
+    return ""
+
+
 def _continuation(rtc: RtcConfig | None, model_config: BaseModelConfig, pipeline: Pipeline) -> Continuation | None:
     """Before weights are read."""
     if rtc is None:
         return None
-    if not _writes_tokens(pipeline):
+    why_not = _why_no_continuation(pipeline)
+    if not why_not:
         return Continuation.create(rtc, model_config, pipeline.inputs, pipeline.contract)
     if rtc.mode is not None:
-        raise ValueError(
-            f"real-time chunking of the mode '{rtc.mode}' is asked of pi0-FAST, which writes its actions token by "
-            "token and cannot go on from others; leave it out"
-        )
+        raise ValueError(f"real-time chunking of the mode '{rtc.mode}' is asked of {why_not}; leave it out")
     return None
 
 
