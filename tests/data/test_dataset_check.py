@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -100,6 +101,39 @@ def test_a_mistake_of_half_of_the_episodes_is_found_in_these(name, arm):
     half = range(0, 12, 2)
     found = in_tables(mistakes.plant(arm, mistake, KEYS, half))
     assert {finding.episode for finding in of_code(found, code)} == set(half)
+
+
+@pytest.mark.parametrize("num_episodes", [5, 12])
+def test_a_state_in_another_unit_than_the_actions_in_all_episodes_is_found(num_episodes):
+    """State in degrees, actions in radians: "nothing found"."""
+    recorded = mistakes.plant(mistakes.arm(num_episodes), mistakes.actions_in_degrees, KEYS, range(num_episodes))
+    [finding] = of_code(in_tables(recorded), "consistency.units")
+    assert finding.episode is None and finding.severity is Severity.ERROR
+    assert "times as little" in finding.found and "as if it were in radians and they in degrees" in finding.found
+    both = mistakes.plant(mistakes.arm(num_episodes), mistakes.in_degrees, KEYS, range(num_episodes))
+    assert not of_code(in_tables(both), "consistency.units")
+
+
+def test_what_a_check_does_grows_with_the_episodes_and_not_with_their_square():
+    """1,600 episodes held up the start of a training for minutes: each was compared with all, anew."""
+
+    def calls(num_episodes: int) -> int:
+        recorded = mistakes.without_cameras(mistakes.arm(num_episodes, num_frames=30))
+        count = 0
+
+        def counted(frame, event, argument):
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(counted)
+        try:
+            in_tables(recorded)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(6)  # what is imported and compiled on the way
+    assert calls(120) < 4.4 * calls(30)
 
 
 def test_actions_that_are_late_in_all_episodes_are_found_without_another_to_compare_with(arm):

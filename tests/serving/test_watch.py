@@ -22,6 +22,7 @@ from openpi.serving.client_log import ClientLog
 from openpi.serving.watching import Watching
 from openpi.training.data import seen as training_seen
 from openpi.training.data.recipe_data import open_lerobot
+from openpi_client import image_tools
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import TestPolicy, get, server_thread
 
@@ -385,3 +386,48 @@ def _observation() -> dict:
 def test_views_of_one_episode_only_are_compared_with_each_other():
     views = np.stack([view(Arm(1).episode()[step]["camera/top"]) for step in (0, 5, 11)])
     assert 0 < Camera.of(views, np.zeros(3, int)).usual < 1
+
+
+def _sent(observation: dict, size: int) -> dict:
+    """As our clients send pictures: letterboxed."""
+    return {
+        key: image_tools.resize_with_pad(value, size, size) if np.ndim(value) == 3 else value
+        for key, value in observation.items()
+    }
+
+
+def test_letterboxed_pictures_are_those_of_training(seen, samples, episodes):
+    """Frames of training came back from the documented client, and the server refused them as another camera's."""
+    assert {camera.aspect for camera in seen.cameras.values()} == {80 / 60}
+    assert _warnings(seen, [_sent(step, 224) for step in Arm(99).episode()]) == []
+    shrunk = Seen.of([(number, first, _sent(step, 64)) for number, first, step in samples], ["pick up the cube"])
+    assert {camera.aspect for camera in shrunk.cameras.values()} == {1.0}
+    assert _warnings(shrunk, Arm(99).episode()) == []
+
+
+def test_a_picture_that_was_cut_to_a_square_is_another_one(seen):
+    cut = [
+        {key: value[:, 10:70] if np.ndim(value) == 3 else value for key, value in step.items()}
+        for step in Arm(99).episode()
+    ]
+    assert any("[view]" in text for text in _warnings(seen, cut))
+
+
+def test_what_moves_between_the_pixels_of_a_view_is_no_frozen_camera(seen):
+    still = Arm(99).episode()[0]
+    large = {key: np.repeat(np.repeat(v, 8, 0), 8, 1) if np.ndim(v) == 3 else v for key, v in still.items()}
+    for moves in (True, False):
+        steps = []
+        for i in range(12):
+            step = {**large, "state": large["state"] + np.float32(0.05 * i)}
+            if moves:
+                for key in ("camera/top", "camera/side"):
+                    step[key] = step[key].copy()
+                    step[key][101, 101 + i] ^= 255  # no pixel that is looked at
+            steps.append(step)
+        assert any("[frozen]" in text for text in _warnings(seen, steps)) is not moves
+
+
+def _warnings(seen: Seen, observations: list[dict]) -> list[str]:
+    watch = Watch(seen)
+    return [text for observation in observations for text in watch.look(observation)]

@@ -18,6 +18,7 @@ from openpi.shared.tree import flatten
 Layout = Literal["hwc", "chw"]
 
 # Float images that went through a resize may overshoot a little; more means another range.
+_SAME_ASPECT = 0.02
 _RANGE_SLACK = 1e-3
 # Grey levels by which the mean red and blue of the training images must differ for a swap to show.
 _MIN_COLOR_CAST = 8.0
@@ -137,6 +138,39 @@ def _pixels(shape: tuple[int, int, int], layout: Layout) -> np.ndarray:
 
 def _step(pixels: int) -> int:
     return max(1, pixels // _FINE)
+
+
+def as_in_training(image: np.ndarray, aspect: float) -> np.ndarray:
+    """An RGB image in either layout as training saw it, where one of the two was letterboxed, as models and clients do.
+
+    Args:
+        aspect: width over height of the images of training; 0 = unknown.
+    Returns:
+        of a square image that was made of one of that aspect, the part that is not padding; an image of another aspect
+        padded, where those of training are squares; else the image.
+    """
+    layout = layout_of(image, "image")
+    height, width = image.shape[:2] if layout == "hwc" else image.shape[1:]
+    if not aspect or abs(width / height / aspect - 1) <= _SAME_ASPECT:
+        return image
+    hwc = image if layout == "hwc" else image.transpose(1, 2, 0)
+    if height == width:
+        rows, columns = (int(height / aspect), width) if aspect > 1 else (height, int(width * aspect))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return hwc[top : top + rows, left : left + columns]
+    if abs(aspect - 1) > _SAME_ASPECT:
+        return image
+    step = _step(max(height, width))
+    hwc = hwc[::step, ::step]
+    rows, columns = hwc.shape[:2]
+    tall, wide = max(0, columns - rows), max(0, rows - columns)
+    return np.pad(hwc, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2), (0, 0)))
+
+
+def aspect_of(image: np.ndarray) -> float:
+    """Width over height of an RGB image in either layout."""
+    height, width = image.shape[:2] if layout_of(image, "image") == "hwc" else image.shape[1:]
+    return width / height
 
 
 def channel_mean(image: np.ndarray) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openpi.policies.images import SIDE, cells, color
+from openpi.policies.images import SIDE, aspect_of, cells, color
 from openpi.shared.tree import flatten
 
 MAX_VIEWS, MAX_PROMPTS = 256, 500
@@ -48,6 +48,7 @@ class Camera:
         usual: how far 99 % of them are from the nearest one of another episode: one less their correlation.
         contrast: deviation of the cells of the flattest 1 %, grey levels.
         color_low, color_high: least and largest mean red, green and blue of a picture; empty = unknown.
+        aspect: width over height of the pictures; 0 = unknown, or of different ones.
     """
 
     views: str
@@ -55,14 +56,18 @@ class Camera:
     contrast: float
     color_low: tuple[float, ...] = ()
     color_high: tuple[float, ...] = ()
+    aspect: float = 0.0
 
     @classmethod
-    def of(cls, views: np.ndarray, episodes: np.ndarray, colors: np.ndarray | None = None) -> Camera:
+    def of(
+        cls, views: np.ndarray, episodes: np.ndarray, colors: np.ndarray | None = None, aspect: float = 0.0
+    ) -> Camera:
         """
         Args:
             views: f32[n SIDE SIDE], n at least 2.
             episodes: int[n], that each is of.
             colors: f32[n 3], of the same pictures.
+            aspect: of the pictures.
         """
         directions, contrasts = direction(views)
         distances = 1 - directions @ directions.T
@@ -75,7 +80,8 @@ class Camera:
             base64.b64encode(views.round().astype(np.uint8).tobytes()).decode(),
             float(np.quantile(nearest, 0.99)),
             float(np.quantile(contrasts, 0.01)),
-            *(() if colors is None else (tuple(colors.min(axis=0).tolist()), tuple(colors.max(axis=0).tolist()))),
+            *(((), ()) if colors is None else (tuple(bound(axis=0).tolist()) for bound in (colors.min, colors.max))),
+            aspect=aspect,
         )
 
     def directions(self) -> np.ndarray:
@@ -165,7 +171,9 @@ class Seen:
         for key, value in flat[0].items():
             if np.ndim(value) == 3 and len(flat) > 1:
                 colored = np.stack([cells(each[key]) for each in flat])
-                cameras[key] = Camera.of(grey(colored), episodes, color(colored))
+                aspects = {aspect_of(each[key]) for each in flat}
+                aspect = aspects.pop() if len(aspects) == 1 else 0.0
+                cameras[key] = Camera.of(grey(colored), episodes, color(colored), aspect)
             elif np.ndim(value) == 1 and np.asarray(value).dtype.kind == "f" and key != "actions":
                 values = np.stack([np.asarray(each[key], np.float64) for each in flat])
                 state[key] = _vector(values, is_first, columns.get(key) or Column.of(values))
@@ -181,6 +189,7 @@ class Seen:
                 float(entry["usual"]),
                 float(entry["contrast"]),
                 *(_bound(entry, name) for name in ("color_low", "color_high")),
+                _aspect(entry.get("aspect", 0.0)),
             )
             for key, entry in document["cameras"].items()
         }
@@ -198,6 +207,13 @@ class Seen:
         if not 0 <= length < np.inf:
             raise ValueError(f"contract.seen.episode_length is {length}; expected a number of frames")
         return cls(cameras, state, tuple(str(prompt) for prompt in document["prompts"]), length)
+
+
+def _aspect(told: float) -> float:
+    aspect = float(told)
+    if not 0 <= aspect < 1e4:
+        raise ValueError(f"contract.seen.cameras has an aspect of {aspect}; expected width over height")
+    return aspect
 
 
 def _bound(entry: Mapping[str, Any], name: str) -> tuple[float, ...]:

@@ -8,16 +8,17 @@ clean robot is not bothered.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openpi.policies.drift import Drift
-from openpi.policies.images import SIDE, cells, color
+from openpi.policies.images import SIDE, as_in_training, cells, color
 from openpi.policies.seen import FLAT, Camera, Seen, Vector, direction, grey
 from openpi.shared.tree import flatten
 
@@ -51,14 +52,28 @@ class _Looked:
         keys: n cameras that training saw.
         views: f32[n SIDE SIDE].
         bytes: of each view, which are compared sooner than arrays.
+        wholes: digests of the pictures whose views are those of the look before; else b"".
         contrasts: of each, grey levels.
         are_near: each is near a view of its camera.
         known: as of `Watch`.
     """
 
-    def __init__(self, known: Mapping[str, _Known], keys: tuple[str, ...], views: np.ndarray) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, _Known],
+        keys: tuple[str, ...],
+        views: np.ndarray,
+        pictures: Sequence[np.ndarray],
+        before: _Looked | None,
+    ) -> None:
         self.keys, self.views, self._known = keys, views, [known[key] for key in keys]
         self.bytes = [view.tobytes() for view in views]
+        seen = before.bytes if before is not None and before.keys == keys else [b""] * len(keys)
+        # What is small may move between the pixels of a view: where those are the same, all are looked at.
+        self.wholes = [
+            _digest(picture) if mine == theirs else b""
+            for picture, mine, theirs in zip(pictures, self.bytes, seen, strict=True)
+        ]
         self._directions, contrasts = direction(views)
         self.contrasts: list[float] = contrasts.tolist()
         self.are_near = all(map(_Known.is_near, self._known, self._directions))
@@ -82,6 +97,10 @@ class _Looked:
                 square = self._directions[i].reshape(SIDE, SIDE)
                 turned[i] = known.distances(np.stack([turn(square).reshape(-1) for turn in _TURNS.values()]))
         return turned
+
+
+def _digest(picture: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), digest_size=16).digest()
 
 
 class _Known:
@@ -145,8 +164,10 @@ class Watch:
         found = strange if self._strange >= _LOOKS else []
         keys, colors = tuple(key for key in self._known if key in leaves), {}
         if keys:
-            colored = np.array([cells(leaves[key]) for key in keys])
-            self._looked.append(_Looked(self._known, keys, grey(colored)))
+            pictures = [as_in_training(np.asarray(leaves[key]), self._seen.cameras[key].aspect) for key in keys]
+            colored = np.array([cells(picture) for picture in pictures])
+            before = self._looked[-1] if self._looked else None
+            self._looked.append(_Looked(self._known, keys, grey(colored), pictures, before))
             found += self._cameras()
             colors = dict(zip(keys, color(colored).tolist(), strict=True))
         self.drift.add({key: value.tolist() for key, value in state.items()}, colors)
@@ -195,8 +216,8 @@ class Watch:
                 yield self._unlike(last.keys[i], float(own[i]), turned[i])
 
     def _is_frozen(self, row: int) -> bool:
-        first = self._looked[0].bytes[row]
-        return all(each.bytes[row] == first for each in reversed(self._looked))
+        last = self._looked[-1].wholes[row]
+        return bool(last) and all(each.wholes[row] == last for each in itertools.islice(self._looked, 1, None))
 
     def _has_moved(self) -> bool:
         if any(len(state) < len(self._wide) for state in self._states):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from openpi.data.check import lags as _lags
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.grippers import check as check_grippers
 from openpi.data.check.order import check as check_order
@@ -16,6 +17,7 @@ _UNITS = (
     (100.0, 1.1, "in cm or %", "in m or shares"),
 )
 _OTHER_SCALE = 20.0
+_SAME_FACTOR = 1.25  # of two vectors, in all joints
 _ALIKE = 2.5  # spread of the factors of the dimensions of an episode that is smaller
 _MOST, _FEW = 0.8, 0.05  # of the episodes agree; more than a few are another task, on the other side
 
@@ -26,6 +28,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     vectors = [vector for vector in subject.vectors if vector.role != "other"]
     for vector in vectors:
         yield from _units(subject, vector)
+    yield from _units_of_both(subject)
     exchanged = list(check_order(subject))
     yield from exchanged
     told = {(finding.column, finding.episode) for finding in exchanged}
@@ -53,6 +56,37 @@ def _units(subject: Subject, vector: Vector) -> Iterator[Finding]:
         if is_other:
             subject.odd.add((vector.key, number))
             yield _other_unit(vector, number, len(values), factor)
+
+
+def _units_of_both(subject: Subject) -> Iterator[Finding]:
+    """In all episodes the state moves by one factor more than the actions that it follows, or less, in each joint."""
+    lags = subject.once(_lags.measure)
+    if lags is None or lags.is_change:
+        return
+    wide = [
+        (subject.range_of(pair.state)[pair.state_dim], subject.range_of(pair.action)[pair.action_dim])
+        for pair in lags.pairs
+        if pair.is_sure
+    ]
+    ratios = [state / action for state, action in wide if state > 0 and action > 0]
+    if not ratios or max(ratios) > _SAME_FACTOR * min(ratios):
+        return
+    factor = float(np.median(ratios))
+    size = max(factor, 1 / factor)
+    if (
+        told := next((told for unit, _, *told in _UNITS if abs(np.log(size / unit)) < np.log(_SAME_FACTOR)), None)
+    ) is None:
+        return
+    state, actions = told if factor > 1 else told[::-1]
+    yield Finding(
+        "consistency.units",
+        Severity.ERROR,
+        f"in all episodes the state moves {size:.3g} times as {'far' if factor > 1 else 'little'} as the actions that "
+        f"it follows, in every joint, as if it were {state} and they {actions}",
+        "one unit in both: relative actions are their difference",
+        "Convert one of the two columns",
+        column=lags.pairs[0].state.key,
+    )
 
 
 def _other_unit(vector: Vector, number: int, length: int, factor: float) -> Finding:
