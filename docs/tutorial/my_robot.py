@@ -29,6 +29,7 @@ SPEC = RobotSpec(
     state=(VectorSpec(STATE, JOINTS, UNITS),),
     actions=VectorSpec("actions", JOINTS, UNITS),
     action_kind="absolute joint targets",
+    follows_state=(True,) * len(JOINTS),  # an action equal to the state keeps the arm where it is
 )
 
 

@@ -20,9 +20,11 @@ from openpi.cli.recipes._init_choices import Decision, Features, Question
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.policies import policy_config
+from openpi.policies.robot_spec import find_spec
 from openpi.training import loop
 from openpi.training.config import get_config
 from openpi.training.recipe_io import load_recipe
+from openpi.training.recipes.tabletop import TINY_PI05
 from openpi.training.weight_loaders import NoOpWeightLoader
 from paths import GOLDEN
 
@@ -146,6 +148,9 @@ def test_where_names_decide_everything_nothing_is_marked_and_the_small_recipe_tr
     values = drafted(telling_dataset, file)
     assert marked(values) == set() and "FILL_IN" not in file.read_text()
     assert "fill them in" not in capsys.readouterr().out
+    # So the policy server, validation and the robot's loop know how this robot stands still.
+    spec = find_spec(get_config(f"{file}:config").data.data_transforms(TINY_PI05).inputs)
+    assert spec is not None and spec.follows_state == (True,) * spec.actions.width
     names = ("SCENE_CAMERA", "LEFT_WRIST_CAMERA", "RIGHT_WRIST_CAMERA", "STATE", "ACTION", "TRAIN_RELATIVE", "GRIPPERS")
     assert [ast.literal_eval(values[name]) for name in names] == [
         "observation.images.top",

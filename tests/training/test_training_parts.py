@@ -266,6 +266,25 @@ def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, ar
         open_data(of_arm(name, arm_dataset, tmp_path))
 
 
+@pytest.mark.parametrize("column", ["joints", "actions"])
+def test_the_names_of_the_dataset_in_another_order_are_refused(column, tmp_path):
+    """The contract named one joint, and the statistics were those of the other."""
+    features = {
+        key: {"dtype": "float32", "shape": (3,), "names": ["joint_0", "joint_1", "joint_2"]}
+        for key in ("joints", "actions")
+    }
+    features[column]["names"] = ["joint_1", "joint_0", "joint_2"]
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+    with LeRobotWriter(tmp_path / "arm", fps=10, features={"front": camera, **features}) as writer:
+        path = np.linspace(0, 1, 36, dtype=np.float32).reshape(12, 3)
+        frames = {"front": np.zeros((12, 32, 32, 3), np.uint8), "joints": path, "actions": path + 1}
+        writer.add_episode(frames, "lift it")
+    with pytest.raises(
+        ValueError, match=rf"'{column}' of the recipe.*joint_0, joint_1.*is joint_1, joint_0.*another ord"
+    ):
+        open_data(of_arm("as_recorded", tmp_path / "arm", tmp_path))
+
+
 def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     config = of_arm("as_recorded", arm_dataset, tmp_path)
     open_data(config)

@@ -99,6 +99,14 @@ class RobotSpec:
     action_kind: str = ""
     follows_state: tuple[bool, ...] = ()
 
+    def __post_init__(self) -> None:
+        told = self.follows_state
+        if not isinstance(told, tuple) or len(told) not in (0, self.actions.width):
+            raise ValueError(
+                f"follows_state of robot '{self.robot}' is {told!r}; expected a tuple of {self.actions.width} times "
+                f"True or False, for {listed(self.actions.names)}; () = unknown"
+            )
+
     @property
     def state_names(self) -> tuple[str, ...]:
         """Of all state dimensions, in order."""

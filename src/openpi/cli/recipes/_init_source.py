@@ -185,6 +185,9 @@ SPEC = RobotSpec(
     state=tuple(VectorSpec.uniform(key, NAMES[key], "as recorded") for key in STATE),
     actions=VectorSpec.uniform("actions", NAMES[ACTION], "as recorded"),
     action_kind="as recorded",
+    # Whether an action equal to the state keeps the robot there; () = that is not known, and
+    # the programs of the robot have to say how it holds.
+    follows_state=(True,) * len(NAMES[ACTION]) if TRAIN_RELATIVE else (),
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.dataset import Sample
+from openpi.data.lerobot.features import dimension_names
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.contract import Contract
 from openpi.training.data_config import DataConfig
@@ -62,6 +63,28 @@ def with_recorded_limits(
         action_high=tuple(np.asarray(limits.high).tolist()),
         action_max_step=tuple(steps.tolist()),
     )
+
+
+def check_names(contract: Contract, dataset: object, data_config: DataConfig) -> None:
+    """Compares the order of the recipe's names with that of the dataset's; names that are others say nothing.
+
+    Raises:
+        ValueError: the recipe's robot has the dataset's names of a vector in another order.
+    """
+    if not isinstance(dataset, LeRobotDataset):
+        return
+    features = dataset.metadata.features
+    repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
+    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
+    for vector in (*contract.state, contract.actions):
+        column = sources.get(vector.key)
+        recorded = dimension_names(features[column]) if column in features else ()
+        if recorded != vector.names and len(set(recorded)) == len(recorded) and set(recorded) == set(vector.names):
+            raise ValueError(
+                f"'{vector.key}' of the recipe's robot '{contract.robot}' is {', '.join(vector.names)}; column "
+                f"'{column}' of {data_config.dataset_name} is {', '.join(recorded)}: the same names in another order, "
+                "so one would move for the other. Put the names of the recipe's RobotSpec into the dataset's order"
+            )
 
 
 def _has_row(rows: np.ndarray, row: np.ndarray) -> bool:

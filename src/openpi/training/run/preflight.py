@@ -31,7 +31,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import dataset_look, holdout, recipe_data, seen, stats_in_use
 from openpi.training.data.first_look import FirstLook
 from openpi.training.data.recipe_data import RecipeData
-from openpi.training.data.robot_actions import with_recorded_limits
+from openpi.training.data.robot_actions import check_names, with_recorded_limits
 from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
 from openpi.training.distributed import processes
@@ -229,6 +229,8 @@ def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
     look.warn()
     if processes.is_first():
         dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
+    for member, each in data.members:
+        check_names(contract, each, member)
     for member, mixed_in in data.members[1:]:
         _check_mixed_in(config, member, mixed_in, mades[0])
     return contract

@@ -177,7 +177,8 @@ def _stays_of_kind(kind: str, names: Sequence[str]) -> np.ndarray:
     if is_absolute == is_moving:
         said = f"its actions are '{kind}'" if kind else "nothing about it"
         raise ValueError(
-            f"how does this robot hold? The server says {said}. Give hold='stay' for positions, hold='zero' for "
-            f"velocities or steps, or a list of these words for {', '.join(names)}"
+            f"how does this robot hold? The server says {said}. Give ControlLoop(hold='stay') for positions, 'zero' "
+            f"for velocities or steps, or a list of these words for {', '.join(names)}; or set follows_state in the "
+            "RobotSpec of the recipe, and train with it"
         )
     return np.array([is_absolute or "grip" in name for name in names])
