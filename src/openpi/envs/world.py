@@ -163,7 +163,8 @@ def _installed(name: str) -> object:
     if name not in installed:
         raise ValueError(
             f"the world is {name!r}; expected one of {', '.join(installed) or '(none installed)'}, or your own as "
-            f"path/to/my_world.py:MyWorld{plugins.hint(ENTRY_POINTS, name)}"
+            f"path/to/my_world.py:MyWorld; `openpi evaluate` takes the folder of a LeRobot dataset, too"
+            f"{plugins.hint(ENTRY_POINTS, name)}"
         )
     return plugins.load(ENTRY_POINTS, name)
 

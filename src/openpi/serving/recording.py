@@ -202,7 +202,7 @@ def origin_of(session: Path) -> Origin:
     return _module_of(_form_of(session)).origin_of(session)
 
 
-def read_session(session: Path) -> Iterator[Exchange]:
+def read_session(session: Path | str) -> Iterator[Exchange]:
     """What was recorded, in order; with the dtypes, shapes and values that went over the wire.
 
     Raises:
@@ -210,6 +210,7 @@ def read_session(session: Path) -> Iterator[Exchange]:
         OSError: it cannot be read.
         ImportError: a package for the form is missing; its extra is named.
     """
+    session = Path(session)
     return _module_of(_form_of(session)).read_session(session)
 
 

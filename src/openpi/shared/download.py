@@ -184,6 +184,8 @@ def _local(url: str) -> Path:
 
 def _instead(path: Path) -> str:
     """What there is instead: a name that is alike, or the steps of a run."""
+    if ".py:" in str(path):
+        return ". It looks like a recipe; name a checkpoint, which `openpi train` writes (or serve --dummy RECIPE)"
     if not path.parent.is_dir():
         return ""
     names = [entry.name for entry in path.parent.iterdir()]

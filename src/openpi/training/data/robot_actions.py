@@ -77,7 +77,7 @@ def check_names(contract: Contract, dataset: object, data_config: DataConfig) ->
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
     sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
     for vector in (*contract.state, contract.actions):
-        column = sources.get(vector.key)
+        column = str(sources.get(vector.key))
         recorded = dimension_names(features[column]) if column in features else ()
         if recorded != vector.names and len(set(recorded)) == len(recorded) and set(recorded) == set(vector.names):
             raise ValueError(

@@ -14,7 +14,7 @@ from openpi.training.data import holdout
 from openpi.training.data.moments import Moments, spread
 from openpi.training.data_config import DataConfig
 
-_EPISODES, _FRAMES = 40, 3
+_EPISODES, _FRAMES = 40, 120  # of few episodes more frames each: a camera on a wrist sees much
 
 
 def trained_on(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> list[int]:
@@ -36,7 +36,7 @@ def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, 
     samples = [
         (number, step == 0, moments.at(number, step).observation)
         for number in chosen
-        for step in spread(range(moments.lengths[number]), _FRAMES)
+        for step in spread(range(moments.lengths[number]), _FRAMES // len(chosen))
     ]
     prompts = moments.tasks if data_config.prompt_from_task else ()
     length = float(np.diff(dataset.episode_bounds, axis=1).mean())
