@@ -103,6 +103,26 @@ def test_a_mistake_of_half_of_the_episodes_is_found_in_these(name, arm):
     assert {finding.episode for finding in of_code(found, code)} == set(half)
 
 
+@pytest.mark.parametrize("name", [None, "BGR", "cameras exchanged", "camera upside down"])
+def test_a_lamp_that_changes_hides_no_camera_that_does(name, tmp_path):
+    """A texture of many colors, 10 % more or less light: BGR in three of ten episodes passed for right."""
+    rng = np.random.default_rng(3)
+    recorded = mistakes.arm(10, size=(48, 64))
+    walls = {key: np.kron(rng.uniform(-60, 60, (6, 8, 3)), np.ones((8, 8, 1))) for key in (TOP, WRIST)}
+    for episode, frames in enumerate(recorded.episodes):
+        lamp = rng.uniform(0.85, 1.15)
+        lit = {key: (np.clip((frames[key] + walls[key]) * lamp, 0, 255)).astype(np.uint8) for key in walls}
+        recorded = recorded.replace(episode, {**frames, **lit})
+    code = None
+    if name is not None:
+        mistake, code = mistakes.IN_EPISODES[name]
+        recorded = mistakes.plant(recorded, mistake, KEYS, range(3))
+    report = check_dataset(recorded.write(tmp_path / "arm"))
+    found = [finding for finding in report.findings if finding.code.startswith("videos.")]
+    assert {finding.episode for finding in found} == (set() if name is None else {0, 1, 2})
+    assert {finding.code for finding in found} <= {code}
+
+
 @pytest.mark.parametrize("num_episodes", [5, 12])
 def test_a_state_in_another_unit_than_the_actions_in_all_episodes_is_found(num_episodes):
     """State in degrees, actions in radians: "nothing found"."""

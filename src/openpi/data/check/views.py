@@ -20,6 +20,7 @@ from openpi.data.lerobot.episode_table import leave_out
 _FITS, _EXCHANGED_FITS = 0.8, 0.6  # distance with the mistake undone, of that before; clean sets have 1.2 and more
 _OTHER, _FAR = 1.5, 1.8  # distance from which on a picture is another one; clean sets have up to 1.4
 _NOISE = 2.0  # of 255
+_BRIGHTNESS, _MOST_LIGHT = 100.0, 2.0
 _MOST_SPREADS = 2.5  # a patch that an object covers counts no more
 _NEAREST = 0.4  # of the episodes make up what is usual: where half of them are at fault, one half
 _MISTAKES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
@@ -59,7 +60,11 @@ def check(looks: Sequence[Looks], blank: Set[tuple[str, int]]) -> Iterator[Findi
     """
     keys = list(dict.fromkeys(key for found in looks for key in found.cameras))
     pictures = {
-        key: {f.episode: f.cameras[key].patches for f in looks if key in f.cameras and (key, f.episode) not in blank}
+        key: {
+            f.episode: _in_the_same_light(f.cameras[key].patches)
+            for f in looks
+            if key in f.cameras and (key, f.episode) not in blank
+        }
         for key in keys
     }
     pictures = {key: found for key, found in pictures.items() if len(found) >= MIN_EPISODES}
@@ -78,6 +83,11 @@ def check(looks: Sequence[Looks], blank: Set[tuple[str, int]]) -> Iterator[Findi
             name = min(after, key=after.__getitem__)
             if after[name] <= _FITS * before:
                 yield _mistake(key, episode, name, len(found) - 1)
+
+
+def _in_the_same_light(picture: np.ndarray) -> np.ndarray:
+    """As bright as all others: a lamp changes all of a picture by more than its patches differ."""
+    return picture * np.clip(_BRIGHTNESS / max(float(picture.mean()), 1.0), 1 / _MOST_LIGHT, _MOST_LIGHT)
 
 
 def _mistake(key: str, episode: int, name: str, num_others: int) -> Finding:
