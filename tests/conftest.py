@@ -160,6 +160,7 @@ def _compiled_programs_are_forgotten():
     if "jax" in sys.modules and _resident_bytes() > _ROOM_BYTES:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        gc.freeze()  # modules, mostly: looked through again after each file, they would cost half a second
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
 

@@ -189,7 +189,7 @@ class Seen:
                 float(entry["usual"]),
                 float(entry["contrast"]),
                 *(_bound(entry, name) for name in ("color_low", "color_high")),
-                _aspect(entry.get("aspect", 0.0)),
+                aspect=_aspect(entry.get("aspect", 0.0)),
             )
             for key, entry in document["cameras"].items()
         }
