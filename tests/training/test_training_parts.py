@@ -285,6 +285,32 @@ def test_the_names_of_the_dataset_in_another_order_are_refused(column, tmp_path)
         open_data(of_arm("as_recorded", tmp_path / "arm", tmp_path))
 
 
+def test_a_dataset_whose_numbers_have_changed_is_told_when_a_run_is_resumed(tmp_path, caplog):
+    """All in degrees, in as many frames: nothing but a loss of 388 said so."""
+    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+
+    def record(scale: float) -> None:
+        features = {"front": camera, "joints": vector, "actions": vector}
+        with LeRobotWriter(tmp_path / "arm", fps=10, features=features, overwrite=True) as writer:
+            path = np.sin(np.arange(72, dtype=np.float32)).reshape(24, 3)
+            frames = {"front": np.zeros((24, 32, 32, 3), np.uint8), "joints": scale * path, "actions": path}
+            writer.add_episode(frames, "lift it")
+
+    record(1.0)
+    config = of_arm("as_recorded", tmp_path / "arm", tmp_path)
+    config = dataclasses.replace(
+        config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=0
+    )
+    loop.train(config)
+    for scale, is_told in ((1.0, False), (1.5, True)):
+        record(scale)
+        config = dataclasses.replace(config, num_train_steps=config.num_train_steps + 1, resume=True)
+        caplog.clear()
+        loop.train(config)
+        assert ("are others than when" in caplog.text) is is_told
+
+
 def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     config = of_arm("as_recorded", arm_dataset, tmp_path)
     open_data(config)

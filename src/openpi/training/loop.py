@@ -300,7 +300,11 @@ class _Extras:
             self.base.save(directory)
         if self.data.contract is not None:
             self.data.contract.save(directory)
-        loop_state = {"loader": self.loader_state, "window": self.window.values()}
+        loop_state = {
+            "loader": self.loader_state,
+            "window": self.window.values(),
+            resume.CONTENT: self.data.content,
+        }
         (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
         self._write_assets(directory / "assets")
 

@@ -8,6 +8,7 @@ Source: the training specification, sections 3 and 8. No JAX here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from openpi.training.data_config import DataConfig
 
 FAKE_REPO_ID = "fake"
 FAKE_TOKEN_RANGE = 2048
+_MOST_FRAMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,22 @@ def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[in
         ValueError: it excludes all; or as `Selection.excluded`.
     """
     return data_config.selection.kept(metadata) if data_config.selection else None
+
+
+def content_of(data: RecipeData) -> str:
+    """A digest of the recorded numbers, of at most a million frames of each dataset; '' where there is a stream.
+
+    Pictures are not in it: they would have to be read.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for _, dataset in data.members:
+        if not isinstance(dataset, LeRobotDataset):
+            return ""
+        for key in sorted(set(dataset.keys) - set(dataset.metadata.camera_keys)):
+            column = dataset.column(key)
+            if column.dtype.kind in "fiub":
+                found.update(np.ascontiguousarray(column[:: 1 + len(column) // _MOST_FRAMES]).tobytes())
+    return found.hexdigest()
 
 
 def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, Sample]]:

@@ -54,6 +54,7 @@ class TrainingData:
         holdout: batches of the episodes kept out; None when there are none.
         contract: what a policy trained on this data expects and gives; None for random data.
         action_names: of the robot's action dimensions; empty when unknown.
+        content: a digest of the recorded numbers, see `recipe_data.content_of`.
     """
 
     config: DataConfig
@@ -61,6 +62,7 @@ class TrainingData:
     holdout: Any | None
     contract: Contract | None
     action_names: tuple[str, ...] = ()
+    content: str = ""
 
 
 def check_recipe(config: TrainConfig, backend: Backend) -> None:
@@ -151,7 +153,7 @@ def prepare(
     data = stats_in_use.read(config, data, checkpoint)
     with processes.together("preparing the data"):
         prepared = _prepared(config, data, num_devices, checkpoint)
-    processes.check_same("the data differ", prepared.train.identity)
+    processes.check_same("the data differ", {**prepared.train.identity, "numbers": prepared.content})
     return prepared
 
 
@@ -170,6 +172,7 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
         holdout=_open_holdout(config, data, num_devices),
         contract=contract,
         action_names=_action_names(data_config, dataset, contract),
+        content=recipe_data.content_of(data),
     )
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound="DataclassInstance")
 
 LOOP_STATE_FILE = "loader_state.json"
+CONTENT = "content"  # of the data, in it
 # Which run it is, and what is done with it; never taken from a checkpoint.
 _OF_THE_COMMAND = ("exp_name", "resume", "overwrite", "checkpoint_base_dir")
 # Flags that change which samples there are.
@@ -102,7 +103,7 @@ def continue_run(
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
     if loop_state is not None:
-        _restore_data(config, checkpoint, changes, data, loop_state["loader"])
+        _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[CONTENT])
         window.restore(loop_state["window"])
     return state
 
@@ -115,7 +116,11 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
         return None
     try:
         loop_state = strict_json.read(file)
-        return {"loader": dict(loop_state["loader"]), "window": list(loop_state["window"])}
+        return {
+            "loader": dict(loop_state["loader"]),
+            "window": list(loop_state["window"]),
+            CONTENT: str(loop_state.get(CONTENT, "")),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error
 
@@ -138,11 +143,21 @@ def _restore_data(
     changes: Mapping[str, object],
     data: TrainingData,
     state: Mapping[str, object],
+    content: str,
 ) -> None:
     """The data order goes on; where the data are others, a new one begins, and that is said."""
     different = data.train.changes_since(state)
     if not different:
         data.train.restore(state)
+        if content and data.content and content != data.content:
+            logger.warning(
+                "the numbers of %s are others than when %s was written, in as many frames (units, order of joints, "
+                "repaired episodes?). The run goes on with them and with the statistics of the old ones; if that is "
+                "not meant, bring the dataset back, or start anew with --exp-name=NEW %s",
+                data.config.dataset_name,
+                checkpoint,
+                weights_flag(config, checkpoint),
+            )
         return
     told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
     was, now = different.get("num_samples", (0, 0))
