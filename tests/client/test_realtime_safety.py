@@ -1,7 +1,9 @@
 """What the control loop never does, whatever server, robot and program say: each was done once."""
 
+import itertools
 import math
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -81,10 +83,17 @@ def test_home_is_a_place_for_this_robot(home, text):
 
 
 def test_the_way_to_the_start_never_goes_round():
-    world = World(arm=Arm([3.1, 0.0]), policy=constant(-3.12), safety=realtime.Safety(blend_s=0.2))
-    assert "'shoulder' of 3.1, and -3.12" in world.run(30)["end"] and not world.arm.commands
-    told = metadata(units=["mm", "mm"])  # in which that is no turn
+    told = metadata(max_step=[9.4, 0.1])  # it went round in the recordings
     world = World(told=told, arm=Arm([3.1, 0.0]), policy=constant(-3.12), safety=realtime.Safety(blend_s=0.2))
+    assert "'shoulder' of 3.1, and -3.12" in world.run(30)["end"] and not world.arm.commands
+    for other in (metadata(max_step=[0.1, 0.1]), metadata(), metadata(max_step=[9.4, 0.1], units=["mm", "mm"])):
+        world = World(told=other, arm=Arm([3.1, 0.0]), policy=constant(-3.12), safety=realtime.Safety(blend_s=0.2))
+        assert world.run(30)["end"] == "time is over" and world.arm.commands
+
+
+def test_where_a_joint_hardly_moved_in_the_recordings_it_may_start_elsewhere():
+    told = metadata(low=[-1.0, -1e-4], high=[1.0, 1e-4])
+    world = World(told=told, arm=Arm([0.0, 0.1]), safety=realtime.Safety(blend_s=0.2))
     assert world.run(30)["end"] == "time is over" and world.arm.commands
 
 
@@ -96,9 +105,10 @@ def test_between_two_rows_of_an_angle_that_goes_round_there_is_nothing():
     rows[5::2, 0] = -3.12
     policy = Walk()
     policy.change = lambda number, result: {"actions": rows}
-    for strategy in (realtime.Receding(), realtime.TemporalEnsembling(rate_of_inference=3)):
+    strategies = (realtime.Receding(), realtime.TemporalEnsembling(rate_of_inference=3))
+    for strategy, told in itertools.product(strategies, (metadata(), metadata(max_step=[9.4, 0.1]))):
         safety = realtime.Safety(blend_s=0, speed=0.25)
-        world = World(delays=[2], policy=policy, arm=Arm([3.1, 0]), safety=safety, strategy=strategy)
+        world = World(delays=[2], policy=policy, arm=Arm([3.1, 0]), safety=safety, strategy=strategy, told=told)
         world.run(100)
         assert set(np.round([command[0] for command in world.arm.commands], 6)) <= {3.10, -3.12}
         assert world.kinds.endswith("r")
@@ -199,6 +209,15 @@ def test_a_policy_that_holds_says_so():
     assert "the policy made no actions, and holds" in world.warnings and world.events("held by the policy")
 
 
+def test_after_a_stop_velocities_are_not_commanded_either():
+    stops = []
+    told = metadata(hold=["zero", "zero"])
+    world = World(delays=[2, 2, 150, 2], told=told, policy=constant(0.3), on_stop=stops.append)
+    world.run(300)
+    kinds = world.kinds
+    assert stops and "n" in kinds and "h" not in kinds[kinds.index("n") : kinds.rindex("n")] and kinds.endswith("r")
+
+
 # Signals
 
 
@@ -221,8 +240,26 @@ def test_a_service_that_is_stopped_ends_in_hold(number, code):
     assert np.array_equal(world.arm.commands[-2], [0.7, 0.7]) and not np.any(world.arm.commands[-1])
 
 
-def test_what_a_program_ignores_does_not_end_it(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_second_signal_at_once_lets_the_robot_hold():
+    """A terminal that is closed may send two."""
+    world, held = World(delays=[2]), []
+
+    def hold() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+        held.append(True)
+
+    apply = world.arm.apply
+    world.arm.hold = hold
+    world.arm.apply = lambda action: (apply(action), len(world.arm.commands) == 20 and signal.raise_signal(2))
+    with pytest.raises(KeyboardInterrupt):
+        world.run(100)
+    assert held
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_what_a_program_ignores_or_handles_itself_is_left_to_it(handler):
+    before = signal.signal(signal.SIGHUP, handler)
     try:
         world = World(delays=[2])
         apply = world.arm.apply
@@ -246,6 +283,11 @@ def test_numbers_are_looked_at_whatever_holds_them(bad):
     assert watch.problems({"state": bad, "prompt": "go", "tags": ["a", "b"], "odd": [[1], [2, 3]]}, 0.0) == [
         "'state' holds NaN or infinity"
     ]
+
+
+def test_holes_in_a_depth_picture_are_no_fault():
+    depth = np.full((48, 64), np.nan, np.float32)
+    assert ObservationWatch(0.5).problems({"state": np.zeros(2), "depth": depth}, 0.0) == []
 
 
 def test_a_camera_is_frozen_although_the_state_is_a_list():

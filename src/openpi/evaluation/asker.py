@@ -13,7 +13,8 @@ import numpy as np
 
 from openpi.shared.children import Child, Children, Command, require_alive, wait_for_file
 from openpi_client.base_policy import Observation, Reply
-from openpi_client.websocket_client_policy import OtherPolicyError, WebsocketClientPolicy
+from openpi_client.realtime.requests import is_other_server
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _CONNECT_TIMEOUT_S = 300.0  # a model may compile before its server is ready
 _ATTEMPT_S = 5.0  # to connect, until we look whether our own server still lives
@@ -52,6 +53,8 @@ class Asker:
         answers: list[dict[str, Any]] = []
         for first in range(0, len(observations), _MOST_OBSERVATIONS):
             answers += self._timed(observations[first : first + _MOST_OBSERVATIONS])
+        if is_other_server(self.metadata, self._client.get_server_metadata()):
+            raise ConnectionError("the server was restarted with another policy; the episodes would not be alike")
         return answers
 
     def timing(self) -> dict[str, object]:
@@ -69,8 +72,6 @@ class Asker:
         started = time.perf_counter()
         try:
             answers = self._answers(observations)
-        except OtherPolicyError as error:
-            raise ConnectionError(f"the episodes would not be alike: {error}") from error
         except (ConnectionError, TimeoutError) as error:
             self._check_server()
             raise ConnectionError(f"the policy server is away: {error}") from error

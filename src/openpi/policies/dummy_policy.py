@@ -93,10 +93,12 @@ def standing_still(contract: Contract) -> Callable[[np.ndarray], np.ndarray]:
 
 def _place_in_state(contract: Contract, dim: int) -> int | None:
     """Where the state has what a dimension of the actions commands, by its name, in its unit; None = nowhere."""
-    name = contract.actions.names[dim]
-    if contract.state_names.count(name) != 1:
+    name, names = contract.actions.names[dim], contract.state_names
+    if not set(names) & set(contract.actions.names):  # Other words for the same: by place, as `follows_state` means it.
+        return dim if contract.hold and dim < len(names) else None
+    if names.count(name) != 1:
         return None
-    place = contract.state_names.index(name)
+    place = names.index(name)
     unit = [unit for vector in contract.state for unit in vector.units][place]
     return None if are_other_units(unit, contract.actions.units[dim]) else place
 

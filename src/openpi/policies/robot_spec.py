@@ -100,6 +100,8 @@ class RobotSpec:
     follows_state: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.follows_state, list):
+            object.__setattr__(self, "follows_state", tuple(self.follows_state))
         told = self.follows_state
         if not isinstance(told, tuple) or len(told) not in (0, self.actions.width):
             raise ValueError(

@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 from types import TracebackType
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 import websockets.exceptions
 from typing_extensions import Literal, override
@@ -50,8 +50,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     """Sends observations to a policy server and returns what it answers. Safe to use from several threads.
 
     A server keeps nothing between two requests, so a connection that drops is opened again: a request that
-    was under way is sent once more to the new connection, unless its observation is too old by then. A server that has
-    another policy when it is back (another contract; without one, other metadata) is not asked: OtherPolicyError.
+    was under way is sent once more to the new connection, unless its observation is too old by then. A server whose
+    contract is for another robot when it is back (other names, units or kinds of state and actions, another rate) is
+    not asked: OtherPolicyError.
     """
 
     def __init__(
@@ -376,10 +377,10 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
             told, before = self._unpacked(metadata), self._server_metadata
-            if before is not None and _is_other(before, told):
+            if before is not None and (changed := _changed_for_a_robot(before, told)):
                 raise OtherPolicyError(
-                    f"{self._uri} has another policy now (was it restarted with another checkpoint?): what it says of "
-                    f"{', '.join(_differing(before, told))} has changed. Start anew, with a new client"
+                    f"{self._uri} has a policy for another robot now (was it restarted with another checkpoint?): what "
+                    f"its contract says of {', '.join(changed)} has changed. Start anew, with a new client"
                 )
             self._server_metadata = told
             self._server_features = connection.features(answered)
@@ -389,14 +390,27 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             raise
 
 
-def _is_other(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
-    """Whether a server's metadata describe another policy than before; without a contract, all of them do."""
-    has_contract = "contract" in before or "contract" in now
-    return bool(set(_differing(before, now)) & {"contract", "rtc"}) if has_contract else before != now
+# What a robot's program goes by; limits, horizons and statistics may be another checkpoint's.
+_FACTS = {"state": ("key", "names", "units"), "actions": ("names", "units", "kind", "hold")}
 
 
-def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> List[str]:
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+def _changed_for_a_robot(before: Mapping[str, object], now: Mapping[str, object]) -> List[str]:
+    """In what a contract is for another robot than the one before; nothing where one of the two has none."""
+    told = [metadata.get("contract") for metadata in (before, now)]
+    contracts = [contract for contract in told if isinstance(contract, Mapping)]
+    if len(contracts) < len(told):
+        return []
+    old, new = ({**_robot_facts(contract), "control_hz": contract.get("control_hz")} for contract in contracts)
+    return sorted(key for key in old if old[key] != new[key])
+
+
+def _robot_facts(contract: Mapping[str, Any]) -> Dict[str, object]:
+    facts = {}
+    for key, names in _FACTS.items():
+        told = contract.get(key)
+        vectors = told if isinstance(told, (list, tuple)) else [told]
+        facts[key] = [[vector.get(name) for name in names] for vector in vectors if isinstance(vector, Mapping)]
+    return facts
 
 
 def _found(value: object) -> str:

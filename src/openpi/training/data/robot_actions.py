@@ -74,7 +74,10 @@ def check_names(contract: Contract, dataset: object, data_config: DataConfig) ->
     if not isinstance(dataset, LeRobotDataset):
         return
     features = dataset.metadata.features
-    repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
+    steps = data_config.repack_transforms.inputs
+    repacks = [step for step in steps if isinstance(step, transforms.RepackTransform)]
+    if len(repacks) < len(steps):
+        return  # One of them may put the values into another order.
     sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
     for vector in (*contract.state, contract.actions):
         column = str(sources.get(vector.key))

@@ -73,9 +73,10 @@ class ActionSpec:
         units = tuple(units_of(actions, len(names)))
         return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")), units)
 
-    def are_a_turn_apart(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def are_a_turn_apart(self, one: np.ndarray, other: np.ndarray, *, or_more: bool = False) -> np.ndarray:
         """bool[... width]: where two values of an angle differ by about a whole turn. Between them is nowhere to be."""
-        return np.abs(np.abs(one - other) / self._turns - 1) < _ABOUT_A_TURN
+        more = np.abs(one - other) / self._turns - 1
+        return more > -_ABOUT_A_TURN if or_more else np.abs(more) < _ABOUT_A_TURN
 
     @cached_property
     def _turns(self) -> np.ndarray:

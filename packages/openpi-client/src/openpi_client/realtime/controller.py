@@ -101,6 +101,7 @@ class Controller:
         self._played_at = -1  # tick of the last row
         self._has_played = False  # a row, since the start
         self._is_trusted = False  # a row was played, since the episode began
+        self._is_stopped = False  # by `on_stop`, until the next start
         self._held = 0  # ticks since the last row
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
@@ -162,7 +163,7 @@ class Controller:
             self._use_horizon(len(rows))
         if age_s > self.max_age_s:
             return self._stale(fields)
-        self._failures = 0
+        self._failures, self._is_stopped = 0, False
         if self.phase is Phase.START and self.spec.stays.any():
             measured = self._pose_to_start_from(pose)
             if measured is not None and self.safety.blend_s > 0:
@@ -308,7 +309,7 @@ class Controller:
     def _hold(self) -> Command:
         if self.phase is Phase.PLAY:
             self._watch_hold()
-        if self._last is None and self.spec.stays.any():
+        if self._is_stopped or (self._last is None and self.spec.stays.any()):
             return Command(None, "none")
         if self._last is None:  # Velocities stand still without knowing where.
             return Command(np.zeros(self.spec.width), "hold")
@@ -334,7 +335,7 @@ class Controller:
         self.phase, self._held, self._has_played = Phase.START, 0, False
         self._questions.last_start = None
         if self._on_stop is not None:
-            self._last = None  # Where it is by then, nobody knows.
+            self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
             self._on_stop(reason)
 
     def stop_command(self) -> Optional[np.ndarray]:
@@ -344,12 +345,12 @@ class Controller:
     def _begin_blend(self, pose: np.ndarray, target: np.ndarray, phase: Phase) -> None:
         num_ticks = self.safety.ticks(self.safety.blend_s, self.rate_hz)
         stays = self.spec.stays
-        turned = np.flatnonzero(self.spec.are_a_turn_apart(pose, target) & stays)
+        turned = np.flatnonzero(self.spec.are_a_turn_apart(pose, target) & self._limiter.goes_round)
         if len(turned):
             where = f"'{self.spec.names[turned[0]]}' of {pose[turned[0]]:.3g}, and {target[turned[0]]:.3g}"
             raise EpisodeEnded(
-                f"the way to the start would be a whole turn: the robot is at {where} is where it shall begin. If this "
-                "is an angle that goes round, let the robot begin nearer, or start with Safety(blend_s=0)"
+                f"the way to the start would be a whole turn: the robot is at {where} is where it shall begin, an "
+                "angle that goes round in the recordings. Let the robot begin nearer"
             )
         max_step = np.where(stays, self._limiter.max_step, np.inf)
         self._blend = BlendedStart(np.where(stays, pose, 0.0), np.where(stays, target, 0.0), num_ticks, max_step)

@@ -26,7 +26,7 @@ class Limits:
     """
     Attributes:
         low, high: of a command, one number or one per dimension; None = no bound.
-        max_step: largest change per tick of dimensions that are positions.
+        max_step: largest change per row, as recorded, of dimensions that are positions.
         max_jump: the same for the first command of a new chunk; a larger jump is caught up with in steps of this size.
         on_violation: "clamp" plays what is allowed; "stop" ends the episode in hold.
         max_speed: largest change per second of dimensions that are positions, whatever the rates are: the hardware's.
@@ -129,6 +129,8 @@ class Limiter:
         self._high = _bound("high", limits.high, np.inf, spec)
         step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
         jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
+        known = np.where(np.isfinite(step), step, 0.0)
+        self.goes_round = spec.are_a_turn_apart(known, np.zeros_like(known), or_more=True)
         self._max_step = step * rows_per_tick
         # A seam is as wide as ever where ticks are parts of rows: clamping spreads it over them, stopping lets it pass.
         self._max_jump = np.minimum(step, jump) * (min(1.0, rows_per_tick) if self._clamps else 1.0)
@@ -162,7 +164,9 @@ class Limiter:
             step = self._max_jump if is_seam else self._max_step
             if self._is_catching_up:
                 step = np.minimum(self._max_step, self._max_jump)
-            reached = np.where(np.isfinite(step), np.clip(allowed, last - step, last + step), allowed)
+            # An angle that went round in the recordings, too, moves by little then: the way between is no way.
+            is_free = ~np.isfinite(step) | (self.goes_round & self._spec.are_a_turn_apart(allowed, last))
+            reached = np.where(is_free, allowed, np.clip(allowed, last - step, last + step))
             self._is_catching_up = bool((reached != allowed).any())
             problem = problem or self._named("too far from the last one" if is_seam else "too fast", allowed, reached)
             allowed = reached
@@ -173,12 +177,16 @@ class Limiter:
     def outside(self, pose: np.ndarray, *, ranges: float = 0.0) -> str:
         """Why the robot cannot be there: beyond the bounds, by more than so many times their width; '' = it can.
 
-        Dimensions without a range, and those that are no positions, are not asked.
+        The width is that of the widest dimension of its unit: a joint that hardly moved in the recordings may still be
+        parked elsewhere. Dimensions without bounds, and those that are no positions, are not asked.
         """
         with np.errstate(invalid="ignore"):
             wide = np.where(np.isfinite(self._high - self._low), self._high - self._low, 0.0)
-            allowed = np.clip(pose, self._low - ranges * wide, self._high + ranges * wide)
-        return self._named("outside its range", pose, np.where(self._spec.stays & (wide > 0), allowed, pose))
+        units = np.array(self._spec.units or ("",) * self._spec.width)
+        slack = ranges * np.array([wide[units == unit].max() for unit in units])
+        allowed = np.clip(pose, self._low - slack, self._high + slack)
+        is_asked = self._spec.stays & ((slack > 0) | (ranges == 0))
+        return self._named("outside its range", pose, np.where(is_asked, allowed, pose))
 
     def _named(self, what: str, wanted: np.ndarray, allowed: np.ndarray) -> str:
         changed = np.flatnonzero(wanted != allowed)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # How long a thread that computes in Python may keep the loop from running; Python's own 5 ms are a quarter of a tick.
 _SWITCH_INTERVAL_S = 2e-4
+# Some send a signal twice; from then on a second one is meant, and does not wait for the end of the tick.
+_IMPATIENCE_S = 0.5
 # Of SCHED_FIFO, 1 to 99; drivers' interrupts have 50.
 _PRIORITY = 10
 
@@ -288,14 +291,15 @@ class _Interrupted:
 
     def __init__(self) -> None:
         self.by: Optional[signal.Signals] = None
+        self._taken_s = 0.0
         self._before: Dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_Interrupted":
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
-                # What is ignored stays so: `nohup` keeps a program when its terminal goes.
-                if number is not None and (number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN):
+                # What a program handles, or ignores as `nohup` does, stays so; Ctrl-C is the loop's.
+                if number is not None and (number == signal.SIGINT or signal.getsignal(number) is signal.SIG_DFL):
                     self._before[number] = signal.signal(number, self._take)
         return self
 
@@ -304,9 +308,9 @@ class _Interrupted:
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def _take(self, number: int, frame: object) -> None:
-        is_second = self.by is not None
-        self.by = signal.Signals(number)
-        if is_second:  # something hangs
+        if self.by is None:
+            self.by, self._taken_s = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._taken_s > _IMPATIENCE_S:  # something hangs
             self.end_program()
 
     def end_program(self) -> None:

@@ -95,7 +95,9 @@ class Plan:
         if not slots:
             return None
         rows = np.array([self._at(slot, self.position) for slot in slots])
-        values = np.where(self._spec.are_a_turn_apart(rows, rows[-1]).any(axis=0), rows[-1], combine(rows))
+        values = combine(rows)
+        if len(rows) > 1:
+            values = np.where(self._spec.are_a_turn_apart(rows, rows[-1]).any(axis=0), rows[-1], values)
         return Row(values, min(self._observed_s[slot] for slot in slots), self._numbers[slots[-1]])
 
     def _reaches(self, slot: int) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 import numpy as np
 from typing_extensions import Literal, Protocol
 
-from openpi_client import base_policy
+from openpi_client import base_policy, msgpack_numpy
 from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.clock import Clock
 from openpi_client.websocket_client_policy import OtherPolicyError
@@ -83,7 +83,8 @@ class ThreadRequester:
             metadata: of the policy; None asks it, if it has `get_server_metadata`.
         """
         self._policy = policy
-        self._metadata = _metadata_of(policy) if metadata is None else metadata
+        self._told = _metadata_of(policy)
+        self._metadata = self._told if metadata is None else metadata
         self._question: Optional[tuple] = None
         self._answer: Optional[Answer] = None
         self._wake = threading.Semaphore(0)
@@ -120,7 +121,10 @@ class ThreadRequester:
             if self._is_closed or self._question is None:
                 return
             number, observation = self._question
-            self._answer = ask(self._policy, number, observation)._replace(is_first=is_first)
+            answer = ask(self._policy, number, observation)
+            if answer.result is not None and is_other_server(self._told, _metadata_of(self._policy)):
+                answer = Answer(number, None, "fatal", OTHER_SERVER)
+            self._answer = answer._replace(is_first=is_first)
             is_first = False
 
 
@@ -167,6 +171,16 @@ class SimulatedLatency:
 
     def close(self) -> None:
         pass
+
+
+OTHER_SERVER = "the server has another policy now (was it restarted with another checkpoint?); start the loop anew"
+
+
+def is_other_server(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Whether a server's metadata are not those that a loop was made for; without a contract, all of them count."""
+    if "contract" not in before and "contract" not in now:
+        return msgpack_numpy.packb(dict(before)) != msgpack_numpy.packb(dict(now))
+    return any(msgpack_numpy.packb(before.get(key)) != msgpack_numpy.packb(now.get(key)) for key in ("contract", "rtc"))
 
 
 def copied(tree: object) -> Any:

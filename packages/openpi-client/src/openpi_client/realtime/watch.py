@@ -99,7 +99,9 @@ def _vector(value: Any) -> Optional[np.ndarray]:
         found = np.asarray(value) if isinstance(value, (list, tuple, float, int, np.number)) else value
     except ValueError:  # lists of different lengths
         return None
-    return np.ravel(found).astype(np.float64) if _is_array(found) and found.ndim <= 2 else None
+    # Of two axes it may be a picture: depth has holes that are NaN, and noise.
+    is_vector = _is_array(found) and (found.ndim < 2 or (found.ndim == 2 and 1 in found.shape))
+    return np.ravel(found).astype(np.float64) if is_vector else None
 
 
 def _is_array(value: object) -> bool:

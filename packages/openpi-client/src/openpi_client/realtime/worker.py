@@ -64,11 +64,12 @@ class Worker:
             image_layout: "hwc" or "chw", in which they are sent.
         """
         self._policy = policy
-        self._connection = policy.get_server_metadata()
+        self._told = self._connection = policy.get_server_metadata()
         self._is_first = True
-        self._sizes = camera_sizes(self._connection)
+        self._sizes = camera_sizes(self._told)
         self._image_size = image_size
         self._is_chw = image_layout == "chw"
+        self._is_other = False
 
     def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, object]:
         """The answer to a question, as a message."""
@@ -86,16 +87,21 @@ class Worker:
             "round_trip_ms": 1e3 * (done_s - resized_s),
         }
         if answer.result is not None:
-            answer = self._shortened(answer)
+            answer = self._checked(answer)
         message = answer._replace(timing_ms={**timing, **_server_ms(answer.result)})._asdict()
         message["done_ns"] = int(1e9 * done_s)
         return message
 
-    def _shortened(self, answer: requests.Answer) -> requests.Answer:
-        """What the loop reads of an answer."""
+    def _checked(self, answer: requests.Answer) -> requests.Answer:
+        """What the loop reads of an answer, if it comes from the same policy as all before."""
         metadata = self._policy.get_server_metadata()
-        self._is_first, is_first = False, self._is_first or metadata is not self._connection
+        is_new = metadata is not self._connection
+        self._is_first, is_first = False, self._is_first or is_new
         self._connection = metadata
+        if is_new and requests.is_other_server(self._told, metadata):
+            self._is_other = True
+        if self._is_other:
+            return requests.Answer(answer.number, None, "fatal", requests.OTHER_SERVER)
         assert answer.result is not None
         result = {key: answer.result[key] for key in _KEYS if key in answer.result}
         return answer._replace(result=result, is_first=is_first)
