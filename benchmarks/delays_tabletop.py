@@ -1,7 +1,7 @@
 """Success on the table-top while the policy's answers come late: naive switching, guided and trained chunking.
 
 Usage: python benchmarks/delays_tabletop.py --work FOLDER [--episodes 100] [--delays 0 1 2 3 4 5 6] [--jobs 2]
-           [--plain CHECKPOINT --trained CHECKPOINT] [--report FILE] [--smoke]
+           [--demonstrations 400] [--steps 900] [--plain CHECKPOINT --trained CHECKPOINT] [--report FILE] [--smoke]
 
 Without checkpoints it makes them first, by public commands: `openpi demo record`, then `openpi train tabletop_place`
 twice, from the same base, on the same data, for the same number of steps: as it is, and with `--model.rtc-max-delay=6`.
@@ -239,7 +239,9 @@ def make_checkpoint(work: Path, name: str, args: argparse.Namespace) -> Path:
         record_both(dataset, args.demonstrations, args.jobs)
     if not finished.exists():
         flags = [f"--model.rtc-max-delay={MAX_DELAY}"] if name == "trained" else []
-        flags += [] if args.steps is None else [f"--num-train-steps={args.steps}", "--batch-size=4"]
+        if args.steps is not None:
+            schedule = "--batch-size=4" if args.smoke else f"--lr-schedule.decay-steps={args.steps}"
+            flags += [f"--num-train-steps={args.steps}", schedule]
         folders = [f"--checkpoint-base-dir={work / 'checkpoints'}", f"--assets-base-dir={work / 'assets'}"]
         words = ["train", RECIPE, f"--exp-name={name}", f"--data.repo-id={dataset}", *folders, "--overwrite", *flags]
         subprocess.run([sys.executable, "-m", "openpi.cli.main", *words], check=True)
@@ -352,7 +354,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--demonstrations", type=int, default=400)
-    parser.add_argument("--steps", type=int, help="of training, in small batches; default: the recipe's")
+    parser.add_argument("--steps", type=int, help="of training; default: the recipe's")
     parser.add_argument("--report", type=Path, help="Markdown")
     parser.add_argument("--smoke", action="store_true", help="the whole path with tiny numbers; learns nothing")
     args = parser.parse_args()

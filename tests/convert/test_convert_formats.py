@@ -141,6 +141,15 @@ def spoil_jpeg(file: h5py.File) -> None:
     raw._write_encoded(file, name, contents, "variable")
 
 
+def spoil_jpeg_end(file: h5py.File) -> None:
+    """Half-written, in a row that is padded with zeros: the decoder makes the rest up."""
+    name = "observations/images/cam_low"
+    contents = [raw.jpeg(picture) for picture in raw.pictures(0, 9)]
+    contents[5] = contents[5][: 2 * len(contents[5]) // 3]
+    del file[name]
+    raw._write_encoded(file, name, contents, "padded")
+
+
 def spoil_by_link(file: h5py.File) -> None:
     del file["action"]
     file["action"] = h5py.ExternalLink("episode_2.hdf5", "/action")
@@ -176,6 +185,7 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_camera, ("lacks 'observation.images.cam_low'",)),
         (spoil_size, ("'observation.images.cam_low'", "[3, 12, 16]", "[3, 24, 32]")),
         (spoil_jpeg, ("'observation.images.cam_low'", "frame 5", "cannot be decoded")),
+        (spoil_jpeg_end, ("picture 5 of", "cam_low", "a JPEG without its end")),
         (spoil_by_link, ("link to another file",)),
         (spoil_by_virtual, ("lies in another file",)),
         (spoil_by_storage, ("lies in another file",)),

@@ -221,6 +221,12 @@ def test_a_spoilt_video_is_told_for_its_episodes_and_the_other_cameras_are_looke
         assert report.num_pictures or code == "videos.layout"
 
 
+def test_an_episode_of_one_frame_is_a_finding_and_ends_nothing(arm, tmp_path):
+    frames = {key: values[:1] for key, values in arm.episodes[4].items()}
+    report = check_dataset(arm.replace(4, frames).write(tmp_path / "arm"))
+    assert {(f.code, f.episode) for f in report.findings if f.severity is Severity.ERROR} == {("episodes.too-short", 4)}
+
+
 @pytest.mark.parametrize(
     "root",
     [info.parents[1] for info in sorted(GOLDEN.glob("lerobot_v*/*/meta/info.json"))],

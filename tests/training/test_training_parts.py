@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -311,6 +312,70 @@ def test_a_dataset_whose_numbers_have_changed_is_told_when_a_run_is_resumed(tmp_
         assert ("are others than when" in caplog.text) is is_told
 
 
+def write_arm(folder: Path, scale: float = 1.0, dtype: type = np.float32) -> Path:
+    """One episode of 24 frames for `of_arm`."""
+    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+    features = {"front": camera, "joints": vector, "actions": {**vector, "dtype": np.dtype(dtype).name}}
+    with LeRobotWriter(folder, fps=10, features=features) as writer:
+        path = scale * np.sin(np.arange(72, dtype=np.float32)).reshape(24, 3)
+        frames = {"front": np.zeros((24, 32, 32, 3), np.uint8), "joints": path, "actions": (path > 0).astype(dtype)}
+        writer.add_episode(frames, "lift it")
+    return folder
+
+
+def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
+    """Folders n1/set and n2/set: the second trained on the first's statistics, without a word."""
+    first, second = (write_arm(tmp_path / name / "set", scale) for name, scale in (("n1", 1.0), ("n2", 0.05)))
+    open_data(of_arm("as_recorded", first, tmp_path))
+    with pytest.raises(ValueError, match=r"n1/set', and the recipe reads .*n2/set', with other numbers.*asset-id"):
+        open_data(of_arm("as_recorded", second, tmp_path))
+    moved = shutil.move(first, tmp_path / "n3" / "set")
+    open_data(of_arm("as_recorded", Path(moved), tmp_path))
+
+
+def test_actions_that_are_true_or_false_are_numbers(tmp_path):
+    open_data(of_arm("as_recorded", write_arm(tmp_path / "arm", dtype=np.bool_), tmp_path))
+
+
+def test_a_run_is_replaced_by_one_that_can_start_and_by_no_other(tmp_path):
+    config = of_arm("as_recorded", write_arm(tmp_path / "data"), tmp_path)
+    config = dataclasses.replace(config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2)
+    loop.train(dataclasses.replace(config, holdout_episodes=0))
+    again = dataclasses.replace(config, holdout_episodes=0, overwrite=True)
+    for changes in ({"batch_size": 4000}, {"num_train_steps": 3, "batch_size": 1}):
+        before = complete_steps(config.checkpoint_dir)
+        assert before == [1]
+        if changes["batch_size"] > 1:
+            with pytest.raises(ValueError, match="batch_size is 4000"):
+                loop.train(dataclasses.replace(again, **changes))
+        else:
+            loop.train(dataclasses.replace(again, **changes))
+    assert complete_steps(config.checkpoint_dir) == [2]
+
+
+def test_a_run_that_goes_on_with_another_dataset_keeps_its_statistics(tmp_path, caplog):
+    config = of_arm("as_recorded", write_arm(tmp_path / "small"), tmp_path)
+    config = dataclasses.replace(
+        config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=0
+    )
+    loop.train(config)
+    other = dataclasses.replace(config.data, repo_id=str(write_arm(tmp_path / "big", 3.0)))
+    loop.train(dataclasses.replace(config, data=other, num_train_steps=3, resume=True))
+    assert "was trained with the statistics of 'small'" in caplog.text
+    steps = [config.checkpoint_dir / str(step) for step in (1, 2)]
+    found = [
+        normalize.load(next(step.joinpath("assets").rglob("norm_stats.json")).parent) for step in steps if step.exists()
+    ]
+    assert np.allclose(found[-1]["state"].std, np.sin(np.arange(72)).reshape(24, 3).std(axis=0), rtol=0.05)
+
+
+def test_folders_of_runs_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = dataclasses.replace(get_config("debug"), exp_name="x", checkpoint_base_dir="~/ck", assets_base_dir="~/as")
+    assert config.checkpoint_dir.is_relative_to(tmp_path / "ck") and config.assets_dirs.is_relative_to(tmp_path / "as")
+
+
 def test_statistics_of_another_robot_are_refused(arm_dataset, tmp_path):
     config = of_arm("as_recorded", arm_dataset, tmp_path)
     open_data(config)
@@ -455,6 +520,8 @@ def test_a_run_that_is_replaced_is_named_with_its_last_step(tmp_path, caplog):
     assert "replacing" not in caplog.text
     finished(config, 3)
     run_directory.open_run(config)[0].close()
+    assert complete_steps(config.checkpoint_dir) == [3]  # until nothing can stop the new one
+    run_directory.replace(config.checkpoint_dir)
     assert f"replacing the run in {config.checkpoint_dir} (step 3)" in caplog.text
     assert complete_steps(config.checkpoint_dir) == []
 

@@ -13,6 +13,8 @@ from openpi.data.batch_loader import BatchLoader
 from openpi.training import recipe_io
 from openpi.training.checkpoints import best_step
 from openpi.training.config import TrainConfig, cli, get_config
+from openpi.training.data_config import RLDSDroidDataConfig
+from openpi.training.droid_rlds_dataset import DroidActionSpace
 from openpi.training.run import resume, run_directory
 from openpi.training.run.preflight import TrainingData
 from openpi.training.weight_loaders import CheckpointWeightLoader
@@ -65,6 +67,14 @@ def test_flags_of_the_start_need_not_be_given_again(tmp_path, caplog):
         resumed.data.create(tmp_path, resumed.model).data_transforms
         == get_config(RECIPE).data.create(tmp_path, resumed.model).data_transforms
     )
+
+
+def test_a_choice_is_taken_from_the_run_as_numbers_are():
+    """A run on joint positions of DROID went on with what the recipe said."""
+    recipe = dataclasses.replace(get_config(RECIPE), data=RLDSDroidDataConfig(repo_id="droid"))
+    begun = dataclasses.replace(recipe.data, action_space=DroidActionSpace.JOINT_POSITION, shuffle_buffer_size=77)
+    own = resume._merged(recipe, dataclasses.replace(recipe, data=begun), recipe, "")
+    assert (own.data.action_space, own.data.shuffle_buffer_size) == (DroidActionSpace.JOINT_POSITION, 77)
 
 
 def test_a_run_that_is_not_there_starts_with_the_recipe_as_it_is_named(tmp_path):

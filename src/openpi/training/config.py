@@ -184,7 +184,7 @@ class TrainConfig:
     @property
     def assets_dirs(self) -> Path:
         """The recipe's own assets folder, absolute."""
-        return (Path(self.assets_base_dir) / self.name).resolve()
+        return (Path(self.assets_base_dir).expanduser() / self.name).resolve()
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -203,7 +203,7 @@ class TrainConfig:
                     f"{field} is {name[:80]!r}; expected a name for a folder below checkpoint_base_dir "
                     f"({self.checkpoint_base_dir}), without '..'"
                 )
-        return (Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
+        return (Path(self.checkpoint_base_dir).expanduser() / self.name / self.exp_name).resolve()
 
     @property
     def start_weights(self) -> weight_loaders.WeightLoader:

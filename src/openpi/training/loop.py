@@ -110,6 +110,8 @@ def _train(
         state = resume.continue_run(config, backend, checkpoint, data, window)
     _log_size(config, backend)
     base = adapters.base_of(config, backend, state, checkpoint)
+    if config.overwrite:  # Not before: a run that cannot start costs nothing.
+        processes.on_first("replacing the run", lambda: run_directory.replace(config.checkpoint_dir))
     run = _Run(config, backend, data, checkpoints, base, window, interrupts)
     result = run.steps(state, 0 if last_step is None else last_step + 1)
     checkpoints.wait()

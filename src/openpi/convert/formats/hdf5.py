@@ -26,6 +26,8 @@ _MAX_SOFT_LINKS = 8
 _MAX_TEXT = 1 << 20
 # What damaged bytes lead to in the library.
 _DAMAGES = (OSError, ValueError, TypeError, RuntimeError, KeyError, UnicodeDecodeError)
+_JPEG_BEGIN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_TRAILER_BYTES = 64  # that some cameras send behind the end
 _ENCODED = ("JPEG", "PNG", "WEBP")
 
 
@@ -121,7 +123,13 @@ class Hdf5File:
             row_bytes = int(np.prod(dataset.shape[1:], dtype=object)) * dataset.dtype.itemsize
             Budget(3 * MAX_IMAGE_PIXELS).spend(row_bytes, f"an encoded picture of {self._at(name)}")
             for number in range(len(dataset)):
-                yield decode_image(_content(self._read(dataset, name, number)), formats=_ENCODED)
+                content = _content(self._read(dataset, name, number))
+                if content.startswith(_JPEG_BEGIN) and _JPEG_END not in content.rstrip(b"\0")[-_TRAILER_BYTES:]:
+                    raise ValueError(
+                        f"picture {number} of {self._at(name)} is a JPEG without its end, so it was not written whole; "
+                        "the decoder would make the rest up. Leave the episode out, or record it again"
+                    )
+                yield decode_image(content, formats=_ENCODED)
         else:
             raise ValueError(
                 f"{self._at(name)} holds {dataset.dtype} {dataset.shape}; expected uint8 pictures [n, h, w, 3] or "

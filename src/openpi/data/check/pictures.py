@@ -77,7 +77,7 @@ def choose_frames(dataset: LeRobotDataset, key: str, position: int) -> list[int]
 
 def _summary(frames: Sequence[int], pictures: Sequence[np.ndarray]) -> Look:
     small = np.stack([_patches(picture) for picture in pictures])
-    changes = np.abs(np.diff(small, axis=0)).mean(axis=-1).reshape(len(small) - 1, -1)
+    changes = np.abs(np.diff(small, axis=0)).mean(axis=-1).reshape(len(small) - 1, GRID * GRID)
     return Look(
         tuple(frames),
         pictures[0].shape[:2],

@@ -10,6 +10,7 @@ as well, and at the first difference (or error) the whole dataset is done sample
 """
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, normalize, stats_check
+from openpi.shared import download, normalize, stats_check, strict_json
+from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
 from openpi.training.config import TrainConfig
-from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
+from openpi.training.data.recipe_data import RecipeData, content_of, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
 from openpi.training.data_config import DataConfig
 
@@ -33,6 +36,7 @@ _Stats = dict[str, normalize.RunningStats]
 _BLOCKS_PER_JOB = 16  # what comes of a job weighs up to 4 MB a dimension
 ROWS_CHECKED_PER_BLOCK = 3
 _SEED = 0
+_SOURCE_FILE = "dataset.json"  # beside the statistics
 # The datasets of a mixture are repeated by whole numbers, of which this is the smallest.
 _WEIGHT_STEPS = 100
 # Of the used range, before a comparison warns.
@@ -97,7 +101,35 @@ def compute_of(
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
+    _write_source(path.parent, data)
     return ComputedStats(stats, path, num_frames, names, tuple(messages))
+
+
+def _write_source(folder: Path, data: RecipeData) -> None:
+    """Of which dataset the statistics in a folder are: folders of datasets may have the same name."""
+    if content := content_of(data):
+        (folder / _SOURCE_FILE).write_text(json.dumps({"datasets": _roots(data), "content": content}, indent=2) + "\n")
+
+
+def check_source(folder: Path | str, data: RecipeData) -> None:
+    """
+    Raises:
+        ValueError: the statistics in a folder were computed from a dataset at another place, with other numbers.
+    """
+    file = Path(folder) / _SOURCE_FILE
+    if not file.is_file():
+        return
+    source = strict_json.read(file)
+    if source.get("datasets") != _roots(data) and source.get("content") != content_of(data):
+        raise ValueError(
+            f"the statistics in {folder} are those of {listed(source.get('datasets', ()))}, and the recipe reads "
+            f"{listed(_roots(data))}, with other numbers. Give these statistics of their own "
+            "(--data.assets.asset-id=NAME), or compute them anew (`openpi stats`), if nothing needs the old ones"
+        )
+
+
+def _roots(data: RecipeData) -> list[str]:
+    return [str(each.metadata.root.resolve()) for _, each in data.members if isinstance(each, LeRobotDataset)]
 
 
 @dataclass(frozen=True)

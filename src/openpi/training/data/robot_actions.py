@@ -91,4 +91,5 @@ def check_names(contract: Contract, dataset: object, data_config: DataConfig) ->
 
 
 def _has_row(rows: np.ndarray, row: np.ndarray) -> bool:
-    return bool((np.abs(rows - row) <= 1e-5 * (1 + np.abs(row))).all(axis=1).any())
+    row = np.asarray(row, np.float64)
+    return bool((np.abs(rows.astype(np.float64) - row) <= 1e-5 * (1 + np.abs(row))).all(axis=1).any())

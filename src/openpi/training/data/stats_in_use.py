@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.policies import data_half
 from openpi.policies.policy_config import stats_dims
-from openpi.shared import normalize, stats_check
+from openpi.shared import download, normalize, stats_check
 from openpi.training.config import TrainConfig
 from openpi.training.data import norm_stats, recipe_data
 from openpi.training.data.recipe_data import RecipeData
@@ -38,6 +38,9 @@ def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = 
             _of_the_run(member, where, checkpoint) for member, where in zip(data.config.members, folders, strict=True)
         ]
     has_own = found[0] is not None
+    if checkpoint is None:
+        with processes.together("comparing the statistics with the data"):
+            _check_sources(data, found, folders)
     processes.on_first("computing the statistics", lambda: _compute_missing(config, data, found, folders))
     stats = [_of_first(own, where) for own, where in zip(found, folders, strict=True)]
     if not has_own and not data.config.mixture:  # transforms may depend on them, as on their width
@@ -106,6 +109,14 @@ def _compute_missing(
             found[position] = computed.stats
 
 
+def _check_sources(data: RecipeData, found: Sequence[Stats | None], folders: Sequence[str | None]) -> None:
+    """Raises ValueError for statistics that were computed from another dataset of the same name."""
+    for part, positions in _with_statistics_of_their_own(data, folders):
+        folder = folders[positions[0]]
+        if found[positions[0]] is not None and folder is not None and not download.is_address(folder):
+            norm_stats.check_source(folder, part)
+
+
 def _with_statistics_of_their_own(
     data: RecipeData, folders: Sequence[str | None]
 ) -> Iterator[tuple[RecipeData, Sequence[int]]]:
@@ -121,10 +132,27 @@ def _stored(data_config: DataConfig, checkpoint: Checkpoint | None) -> Stats | N
     """Those of a checkpoint; None where there are none."""
     if checkpoint is None or data_config.asset_id is None:
         return None
-    try:
-        return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
-    except FileNotFoundError:
-        return None
+    for asset_id in (data_config.asset_id, *_only_asset(checkpoint)):
+        try:
+            found = checkpoint.norm_stats(asset_id, use_quantiles=data_config.use_quantile_norm)
+        except FileNotFoundError:
+            continue
+        if asset_id != data_config.asset_id and processes.is_first():
+            logger.warning(
+                "%s was trained with the statistics of '%s', and the run goes on with them for the data of '%s'. For "
+                "others, start a new run from its weights",
+                checkpoint,
+                asset_id,
+                data_config.asset_id,
+            )
+        return found
+    return None
+
+
+def _only_asset(checkpoint: Checkpoint) -> list[str]:
+    """Of a checkpoint with one set of statistics its id."""
+    files = sorted(checkpoint.assets.rglob(normalize.STATS_FILE)) if checkpoint.assets.is_dir() else []
+    return [files[0].parent.relative_to(checkpoint.assets).as_posix()] if len(files) == 1 else []
 
 
 def _of_the_run(data_config: DataConfig, folder: str | None, checkpoint: Checkpoint | None) -> Stats | None:

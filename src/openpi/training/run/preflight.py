@@ -35,7 +35,7 @@ from openpi.training.data.robot_actions import check_names, with_recorded_limits
 from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
 from openpi.training.distributed import processes
-from openpi.training.run import adapters, tracking
+from openpi.training.run import adapters, run_directory, tracking
 from openpi.transforms import DataTransformFn
 
 logger = logging.getLogger(__name__)
@@ -431,6 +431,8 @@ def check_disk_space(config: TrainConfig, needed: int) -> None:
         OSError: they do not.
     """
     free = shutil.disk_usage(config.checkpoint_dir).free
+    if config.overwrite:  # The old run goes when this one begins.
+        free += run_directory.size(config.checkpoint_dir)
     if needed > free:
         raise OSError(
             f"a checkpoint takes up to {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free in "

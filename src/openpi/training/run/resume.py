@@ -75,12 +75,22 @@ def _merged(now: Config, before: object, flagged: object, path: str) -> Config:
             # The class itself may have been loaded from the copy of the recipe's file in the checkpoint.
             if type(stored).__qualname__ == type(current).__qualname__:
                 changes[name] = _merged(current, stored, getattr(flagged, name), f"{path}{name}.")
-        elif stored != current and overrides.is_plain(stored) and not isinstance(stored, enum.Enum):
+        elif stored != current and overrides.is_plain(stored) and (stored := _as_now(stored, current)) is not None:
             flag = f"--{path}{name}".replace("_", "-")
             if getattr(flagged, name, current) == current:
                 logger.info("as the run was started: %s=%s (the recipe says %s)", flag, stored, current)
             changes[name] = stored
     return dataclasses.replace(now, **changes)
+
+
+def _as_now(stored: Any, current: object) -> Any:
+    """A plain value of a checkpoint as the recipe of now has it; None for a choice that it does not have.
+
+    The class of a choice may have been loaded from the copy of the recipe's file in the checkpoint.
+    """
+    if not isinstance(stored, enum.Enum) or type(stored).__module__.startswith("openpi."):
+        return stored
+    return type(current).__members__.get(stored.name) if isinstance(current, enum.Enum) else None
 
 
 def continue_run(
@@ -127,7 +137,9 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
 
 def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Json, error: Exception) -> str:
     """Why, and how to go on: whoever changed the model or the optimizer knows it by the flag."""
-    fitting = {field: value for field, value in changes.items() if field.startswith(("model.", "optimizer", "ema"))}
+    fitting = {
+        field: value for field, value in changes.items() if field.startswith(("model.", "optimizer", "ema", "backend"))
+    }
     if not fitting:
         return damaged_message(checkpoint.folder.parent, int(checkpoint.folder.name), first_line(error))
     flags = ", ".join(f"--{field.replace('_', '-')} was {old}, is {new}" for field, (old, new) in fitting.items())

@@ -68,6 +68,7 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         keep_best=config.keep_best,
         overwrite=config.overwrite,
         resume=config.resume,
+        replaces_now=False,
     )
     if last_step is not None and last_step >= config.num_train_steps - 1:
         logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
@@ -77,10 +78,18 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
 
 
 def open_directory(
-    directory: Path, *, keep_period: int | None, keep_best: bool = False, overwrite: bool, resume: bool
+    directory: Path,
+    *,
+    keep_period: int | None,
+    keep_best: bool = False,
+    overwrite: bool,
+    resume: bool,
+    replaces_now: bool = True,
 ) -> tuple[Checkpoints, int | None]:
     """A folder's checkpoints, with room made for a run, and the step to continue after; None = a fresh start.
 
+    Args:
+        replaces_now: what `overwrite` says; else the caller does, by `replace`, when nothing can stop the new run.
     Raises:
         FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set; or it is to be overwritten
             and holds something else than one run.
@@ -88,11 +97,8 @@ def open_directory(
     """
     _check(directory, overwrite=overwrite, resume=resume)
     checkpoints = Checkpoints(directory, keep_period=keep_period, keep_best=keep_best)
-    if overwrite:
-        if _holds_a_run(directory):
-            steps = complete_steps(directory)
-            logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
-        _wipe(directory)
+    if overwrite and replaces_now:
+        replace(directory)
     if not resume:
         return checkpoints, None
     steps = complete_steps(directory)
@@ -102,6 +108,19 @@ def open_directory(
         logger.warning("nothing to resume in %s, so it starts anew%s", directory, known)
         return checkpoints, None
     return checkpoints, steps[-1]
+
+
+def replace(directory: Path) -> None:
+    """Deletes the run in a folder, of which the lock stays."""
+    if _holds_a_run(directory):
+        steps = complete_steps(directory)
+        logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
+    _wipe(directory)
+
+
+def size(directory: Path) -> int:
+    """Bytes of all files below."""
+    return sum(file.lstat().st_size for file in directory.rglob("*") if not file.is_dir())
 
 
 def _check(directory: Path, *, overwrite: bool, resume: bool) -> None:
