@@ -335,6 +335,37 @@ def test_shrunk_images_are_the_pixels_that_a_model_would_have_seen(tmp_path):
     assert "samples/s of one thread" in out and "bytes: " in out
 
 
+def test_a_shrunk_set_keeps_all_digits_and_kinds_of_its_columns(tmp_path):
+    """A clock in float64 came out in steps of 128 s."""
+    clock = 1_700_000_000.7 + 0.1 * np.arange(6)
+    features = {
+        "top": {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]},
+        "clock": {"dtype": "float64", "shape": (1,), "names": None},
+        "grade": {"dtype": "int32", "shape": (1,), "names": None},
+    }
+    with LeRobotWriter(tmp_path / "set", fps=10, features=features) as writer:
+        grades = np.arange(6, dtype=np.int32)[:, None]
+        pictures = np.zeros((6, 32, 32, 3), np.uint8)
+        writer.add_episode({"top": pictures, "clock": clock[:, None], "grade": grades}, "t")
+    code, _, log = call(
+        "dataset",
+        "shrink",
+        tmp_path / "set",
+        tmp_path / "small",
+        "--size",
+        "28x28",
+        "--codec",
+        "images",
+        "--workers",
+        0,
+    )
+    assert code == 0, log
+    small = LeRobotMetadata.load(tmp_path / "small")
+    assert [small.features[key]["dtype"] for key in ("clock", "grade")] == ["float64", "int32"]
+    stored = pq.read_table(next((tmp_path / "small" / "data").rglob("*.parquet")))["clock"].to_pylist()
+    np.testing.assert_array_equal(np.ravel(stored), clock)
+
+
 def test_a_shrunk_set_says_what_the_codec_lost_and_which_episodes_it_took(tmp_path):
     root = GOLDEN / "lerobot_v30/image"
     words = ("--size", "32x32", "--codec", "h264", "--exclude-episodes", "1", "--workers", 0)

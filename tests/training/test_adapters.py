@@ -14,6 +14,7 @@ import pytest
 import tiny_recipe
 import weight_layouts
 from openpi.cli.checkpoints import export
+from openpi.models.gemma_config import LoRAConfig
 from openpi.models.model import restore_params
 from openpi.policies.policy_config import create_trained_policy
 from openpi.shared.tree import flatten
@@ -120,6 +121,16 @@ def test_adapters_on_adapters_continue(recipe, light):
             np.testing.assert_array_equal(leaf, first[path].astype(jnp.bfloat16), err_msg=path)
     # Of the action expert: nobody reads what the only layer makes of the prefix.
     assert all((end[path] != first[path]).any() for path in end if "_1" in path and "lora" in path)
+
+
+def test_adapters_of_another_scale_are_not_gone_on_from(recipe, whole):
+    """The same rank with four times the alpha is four times the adapter: another policy, without a word."""
+    adapted = dataclasses.replace(tiny_recipe._ADAPTED, attn_lora=LoRAConfig(rank=2, alpha=8.0))
+    model = dataclasses.replace(recipe.model, paligemma_variant=adapted, action_expert_variant=adapted)
+    start = {"weight_loader": CheckpointWeightLoader(str(whole / "params")), "num_train_steps": 1}
+    with pytest.raises(ValueError, match=r"attn_lora of expert 0 has the scale 4 \(alpha 8, rank 2\).*trained with 1"):
+        run(recipe, "other_scale", model=model, **start)
+    run(recipe, "same_scale", **start)
 
 
 def test_a_run_goes_on_with_the_base_that_it_began_with(recipe, light, whole, base, tmp_path):

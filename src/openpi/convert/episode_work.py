@@ -200,7 +200,7 @@ def features_of(raw: RawEpisode, use_videos: bool) -> dict[str, Feature]:
 def _feature(column: RawColumn, use_videos: bool) -> Feature:
     if isinstance(column, Numbers):
         shape = list(column.values.shape[1:]) or [1]
-        return {"dtype": _dtype(column.values), "shape": shape, "names": list(column.names) or None}
+        return {"dtype": column.dtype or _dtype(column.values), "shape": shape, "names": list(column.names) or None}
     if isinstance(column, Texts):
         return {"dtype": LANGUAGE if column.is_language else "string", "shape": [1], "names": None}
     shape, names = [*column.size_hw, 3], ["height", "width", "channel"]

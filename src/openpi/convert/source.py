@@ -36,14 +36,16 @@ class Numbers:
     """A column of numbers.
 
     Attributes:
-        values: [n, ...]; floats become float32.
+        values: [n, ...].
         origin: where they come from, for people.
         names: of the dimensions; empty where nobody says.
+        dtype: in the dataset; '' = float32, int64 or bool, whichever holds such numbers.
     """
 
     values: np.ndarray
     origin: str
     names: tuple[str, ...] = ()
+    dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, Texts
 from openpi.data.lerobot.annotations import is_annotation
+from openpi.data.lerobot.copying import exact_column
 from openpi.data.lerobot.episode_check import size_hw
 from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names, is_numeric
 from openpi.data.lerobot.metadata import LeRobotMetadata
@@ -79,10 +80,10 @@ class ResizedDataset:
 
 
 def _column(dataset: LeRobotDataset, key: str) -> RawColumn:
-    feature, values = dataset.metadata.features[key], dataset.column(key)
+    feature = dataset.metadata.features[key]
     if is_numeric(feature):
-        return Numbers(values, key, dimension_names(feature))
-    return Texts(values, key, is_annotation(feature))
+        return Numbers(exact_column(dataset, key, 0), key, dimension_names(feature), feature["dtype"])
+    return Texts(dataset.column(key), key, is_annotation(feature))
 
 
 @functools.lru_cache(maxsize=4)

@@ -78,7 +78,7 @@ def _prepared(
                 _encode(dataset, key, position, videos[key], writer)
                 encoded_again.append(key)
         else:
-            columns[key] = _exact(dataset, key, position, feature)
+            columns[key] = exact_column(dataset, key, position)
             if is_numeric(feature):
                 stats[key] = feature_stats.vector_stats(columns[key])
     number = dataset.episodes[position].index
@@ -86,10 +86,10 @@ def _prepared(
     return PreparedEpisode(length, columns, videos, stats), remark if encoded_again else None
 
 
-def _exact(dataset: LeRobotDataset, key: str, position: int, feature: Feature) -> np.ndarray:
-    """A column of an episode; the reader gives float32 whatever is stored."""
+def exact_column(dataset: LeRobotDataset, key: str, position: int) -> np.ndarray:
+    """A column of an episode, with all its digits: the reader gives float32 whatever is stored."""
     begin, end = dataset.episode_bounds[position]
-    if feature["dtype"] != "float64":
+    if dataset.metadata.features[key]["dtype"] != "float64":
         return dataset.column(key)[begin:end]
     episode = dataset.episodes[position]
     table, _ = read_rows_of(episode.data_path, [episode.index], [key, "episode_index"])

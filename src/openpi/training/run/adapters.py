@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.models.gemma_config import GemmaConfig
+from openpi.shared import download
 from openpi.shared.tree import unflatten
+from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
 from openpi.weights import names, opening
 from openpi.weights.adapter_base import AdapterBase, Frozen
+
+PARAMS = "params"
 
 
 def left_out(config: TrainConfig) -> Filter:
@@ -41,6 +48,35 @@ def check_base(config: TrainConfig, backend: Backend) -> None:
             f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {loader.params_path} and start "
             f"at random, such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not freeze them"
         )
+
+
+def check_scale(config: TrainConfig) -> None:
+    """Raises ValueError where a run would start from adapters that were trained with another scale: in this model they
+    would make another policy. The weights have been fetched; those that say nothing of their recipe are taken as they
+    are.
+    """
+    loader = config.start_weights
+    if not isinstance(loader, CheckpointWeightLoader):
+        return
+    folder = Path(download.maybe_download(loader.params_path))
+    try:
+        before = recipe_io.load_recipe(folder.parent if folder.name == PARAMS else folder).model
+    except (OSError, ValueError, ImportError):
+        return
+    for number, (ours, theirs) in enumerate(zip(_experts(config.model), _experts(before), strict=False)):
+        for part in ("attn_lora", "ffn_lora"):
+            mine, trained = getattr(ours, part), getattr(theirs, part)
+            if mine and trained and mine.rank == trained.rank and mine.scaling != trained.scaling:
+                raise ValueError(
+                    f"{part} of expert {number} has the scale {mine.scaling:g} (alpha {mine.alpha:g}, rank "
+                    f"{mine.rank}), and the adapters in {loader.params_path} were trained with {trained.scaling:g} "
+                    f"(alpha {trained.alpha:g}): they would make another policy. Use their alpha, or merge them first "
+                    "(`openpi export`)"
+                )
+
+
+def _experts(model: object) -> tuple[GemmaConfig, ...]:
+    return getattr(model, "experts", ())
 
 
 def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: Checkpoint | None) -> AdapterBase | None:

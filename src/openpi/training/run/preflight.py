@@ -133,6 +133,7 @@ def check_weights(config: TrainConfig, backend: Backend) -> None:
     check = getattr(config.start_weights, "check", None)  # loaders of users need not have it
     if check is not None:
         check(unflatten(backend.param_specs()))
+        adapters.check_scale(config)
 
 
 def prepare(
