@@ -1,5 +1,6 @@
 """What `meta/` says, against itself and against the tables: `metadata.*`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
         yield Finding("metadata.picture", severity, f"it {reason}", "8-bit RGB, to be a camera", column=key)
     for key, feature in metadata.features.items():
         names = dimension_names(feature)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if len(feature["shape"]) == 1 and len(names) == feature["shape"][0] and twice:
             yield Finding(
                 "metadata.names",

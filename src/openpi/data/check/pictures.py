@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image
@@ -52,12 +54,12 @@ def look(datasets: Mapping[str, LeRobotDataset], episode: int) -> Looks:
     """
     cameras, errors = {}, {}
     for key, dataset in datasets.items():
-        positions = [p for p, known in enumerate(dataset.episodes) if known.index == episode]
-        if not positions:
+        position = bisect_left(dataset.episodes, episode, key=attrgetter("index"))
+        if position == len(dataset.episodes) or dataset.episodes[position].index != episode:
             continue
-        frames = choose_frames(dataset, key, positions[0])
+        frames = choose_frames(dataset, key, position)
         try:
-            pictures = dataset.camera_frames(key, positions[0], frames)
+            pictures = dataset.camera_frames(key, position, frames)
         except (ValueError, OSError) as error:
             errors[key] = str(error)
             continue

@@ -72,7 +72,7 @@ def check(subject: Subject, looks: Sequence[Looks]) -> Iterator[Finding]:
 def _faults(key: str, subject: Subject) -> Iterator[tuple[Sequence[int], Exception]]:
     """Episodes of files that are not what the tables say, and why."""
     chosen = [episode.index for episode in subject.episodes]
-    layouts = []
+    are_chosen, layouts = set(chosen), []
     try:
         layouts.append(_layout(key, subject, chosen))
     except ValueError:  # of one of the files: looked at one by one
@@ -86,7 +86,7 @@ def _faults(key: str, subject: Subject) -> Iterator[tuple[Sequence[int], Excepti
             try:
                 _check_file(path, layout, subject, key)
             except (ValueError, OSError) as error:
-                yield [index for index in layout.layout(path).episodes if index in set(chosen)], error
+                yield [index for index in layout.layout(path).episodes if index in are_chosen], error
 
 
 def _layout(key: str, subject: Subject, chosen: Sequence[int]) -> VideoLayout:

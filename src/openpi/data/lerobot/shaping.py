@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -35,15 +36,15 @@ def divide(numbers: Sequence[int], parts: Mapping[str, Part], *, seed: int = 0) 
     found: dict[str, list[int]] = {
         name: sorted(part) for name, part in parts.items() if isinstance(part, Sequence) and not isinstance(part, str)
     }
-    listed = [number for part in found.values() for number in part]
-    if unknown := sorted(set(listed) - set(numbers)):
+    listed = Counter(number for part in found.values() for number in part)
+    if unknown := sorted(listed.keys() - set(numbers)):
         raise ValueError(f"episodes {unknown} are not there or left out; there are {len(numbers)}")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"episodes {sorted({n for n in listed if listed.count(n) > 1})} are in two parts")
+    if twice := sorted(number for number, count in listed.items() if count > 1):
+        raise ValueError(f"episodes {twice} are in two parts")
     shares = {name: part for name, part in parts.items() if isinstance(part, float)}
     if sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"the shares are {sum(shares.values()):g} in all; expected at most 1")
-    others = [number for number in numbers if number not in set(listed)]
+    others = [number for number in numbers if number not in listed]
     drawn = np.random.default_rng(seed).permutation(others).tolist()
     begin, total = 0, 0.0
     for name, share in shares.items():
