@@ -235,6 +235,16 @@ def test_an_episode_that_begins_within_a_group_of_pictures_is_encoded_again_and_
     np.testing.assert_array_equal(stored, action)  # as float64, which samples are not
 
 
+def test_what_others_have_written_of_each_episode_is_not_lost_without_a_word(tmp_path, caplog):
+    root = shutil.copytree(GOLDEN / "lerobot_v30/image", tmp_path / "set")
+    file = next((root / "meta/episodes").rglob("*.parquet"))
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("operator", pa.array(["Ann"] * len(table))), file)
+    with caplog.at_level("WARNING", "openpi"):
+        split(LeRobotMetadata.load(root), {tmp_path / "part": [0]})
+    assert "'operator' of meta/episodes" in caplog.text
+
+
 def test_datasets_of_two_codecs_are_merged_into_files_of_their_own(tmp_path):
     camera = {"dtype": "video", "shape": (32, 48, 3), "names": ["height", "width", "channel"]}
     features = {"top": camera, "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]}}

@@ -161,6 +161,7 @@ def _shrink(args: argparse.Namespace) -> None:
     from openpi.convert.formats.lerobot import ResizedDataset
     from openpi.convert.shrinking import compare
     from openpi.data.lerobot.annotations import copy_subtasks
+    from openpi.data.lerobot.copying import warn_of_lost
     from openpi.shared.pools import open_pool
 
     metadata, kept = _opened(args)
@@ -170,6 +171,7 @@ def _shrink(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} is the dataset itself; name another folder, nothing is ever changed in place")
     if not metadata.camera_keys:
         raise ValueError(f"{metadata.root} has no cameras to shrink")
+    warn_of_lost(metadata)
     source = ResizedDataset(metadata.root, args.size, None if args.cameras is None else tuple(args.cameras))
     order = {episode.index: place for place, episode in enumerate(metadata.episodes)}
     use_videos = args.codec != "images"

@@ -6,22 +6,28 @@ be had alone is encoded again, and that is told.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.columns import read_rows_of
+from openpi.data.lerobot.episode_table import V3_COLUMNS
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video_cut import VideoPackets
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.shared.errors import listed
+
+logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 10  # pictures of a camera of an episode, for its statistics
 
@@ -31,6 +37,21 @@ def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
     kept = (*metadata.camera_keys, *metadata.column_keys, *metadata.annotation_keys)
     features = {k: f for k, f in metadata.features.items() if k in kept and k not in INDEX_FEATURES}
     return {key: {name: value for name, value in f.items() if name != "video_info"} for key, f in features.items()}
+
+
+def warn_of_lost(metadata: LeRobotMetadata) -> None:
+    """Says what a new dataset will not have: what somebody else has written of each episode."""
+    first = next(iter(sorted((metadata.root / "meta/episodes").glob("*/*.parquet"))), None)
+    if first is None:  # before version 3
+        return
+    own = ("videos/", "stats/", "meta/episodes/", "data/")
+    lost = [name for name in pq.read_schema(first).names if name not in V3_COLUMNS and not name.startswith(own)]
+    if lost:
+        logger.warning(
+            "left out: %s of meta/episodes, which is not carried over; the new dataset numbers its episodes anew, and "
+            "says in meta/ which ones they were",
+            listed(lost),
+        )
 
 
 def differences(features: Mapping[str, Feature], others: Mapping[str, Feature]) -> list[str]:

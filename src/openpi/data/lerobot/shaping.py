@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi.data.lerobot.annotations import SUBTASKS_FILE, copy_subtasks, is_annotation
-from openpi.data.lerobot.copying import copy_episodes, differences, kept_features
+from openpi.data.lerobot.copying import copy_episodes, differences, kept_features, warn_of_lost
 from openpi.data.lerobot.features import Feature
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -134,6 +134,7 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata, told: list[str]
 def _writer(output: Path, metadata: LeRobotMetadata, features: Mapping[str, Feature]) -> Iterator[LeRobotWriter]:
     for key, reason in metadata.unreadable.items():
         logger.warning("left out: '%s' %s", key, reason)
+    warn_of_lost(metadata)
     fps = int(metadata.fps) if metadata.fps == int(metadata.fps) else metadata.fps
     with LeRobotWriter(output, fps=fps, features=features, robot_type=metadata.robot_type) as writer:
         yield writer
