@@ -227,7 +227,8 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
     [
         ("x = 1\ny = (\n", r"broken_0\.py, line 2: SyntaxError"),
         ("x = 1\n\nfirst = undefined\n", r"broken_1\.py, line 3: NameError: name 'undefined' is not defined"),
-        ("import no_such_package\n", r"broken_2\.py, line 1: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("x = {}\ny = x['actions']\n", r"broken_\d\.py, line 2: KeyError: 'actions' in `y = x\['actions'\]`"),
+        ("import no_such_package\n", r"broken_\d\.py, line 1: ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
 def test_an_error_in_a_recipe_file_comes_in_one_line(text, message, request, tmp_path):

@@ -11,6 +11,8 @@ from types import ModuleType
 
 from openpi.shared.errors import first_line
 
+_SHOWN = 100  # characters of a line of a file
+
 
 def is_reference(text: str) -> bool:
     """Whether it is a reference, and no name of something registered."""
@@ -61,10 +63,15 @@ def _imported(module: str, where: str) -> ModuleType:
 
 def _failure(where: str, error: Exception) -> str:
     """What went wrong while a file was imported, and in which of its lines."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
+    line, text = (error.lineno if isinstance(error, SyntaxError) else None), None
     for frame in traceback.extract_tb(error.__traceback__):
-        line = frame.lineno if line is None and frame.filename == where else line
+        if line is None and frame.filename == where:
+            line, text = frame.lineno, frame.line
     at = "" if line is None else f", line {line}"
+    # What these errors say is clear beside the line only.
+    shown = (
+        f" in `{text.strip()[:_SHOWN]}`" if text and isinstance(error, LookupError | TypeError | AttributeError) else ""
+    )
     missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
     fix = f". Put '{missing}' beside the file, or install it (uv pip install ...)" if missing else ""
-    return f"{where}{at}: {type(error).__name__}: {first_line(error)}{fix}"
+    return f"{where}{at}: {type(error).__name__}: {first_line(error)}{shown}{fix}"
