@@ -334,6 +334,30 @@ def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
     open_data(of_arm("as_recorded", Path(moved), tmp_path))
 
 
+def test_a_grown_dataset_that_would_be_validated_on_what_was_trained_on_is_told(tmp_path, caplog):
+    def record(count: int) -> None:
+        vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
+        camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
+        features = {"front": camera, "joints": vector, "actions": vector}
+        with LeRobotWriter(tmp_path / "set", fps=10, features=features, overwrite=True) as writer:
+            for number in range(count):
+                path = np.sin(number + np.arange(36, dtype=np.float32)).reshape(12, 3)
+                frames = {"front": np.zeros((12, 32, 32, 3), np.uint8), "joints": path, "actions": path}
+                writer.add_episode(frames, "lift it")
+
+    record(20)
+    config = of_arm("as_recorded", tmp_path / "set", tmp_path)
+    config = dataclasses.replace(
+        config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=2
+    )
+    loop.train(config)
+    record(21)
+    loop.train(dataclasses.replace(config, num_train_steps=3, resume=True))
+    told = next(r.getMessage() for r in caplog.records if "held out are episodes" in r.getMessage())
+    kept = told.partition("--data.validation-episodes ")[2].split()
+    assert f"were [{', '.join(kept)}] before" in told and len(kept) == 2
+
+
 def test_actions_that_are_true_or_false_are_numbers(tmp_path):
     open_data(of_arm("as_recorded", write_arm(tmp_path / "arm", dtype=np.bool_), tmp_path))
 

@@ -55,6 +55,7 @@ class TrainingData:
         contract: what a policy trained on this data expects and gives; None for random data.
         action_names: of the robot's action dimensions; empty when unknown.
         content: a digest of the recorded numbers, see `recipe_data.content_of`.
+        held: numbers of the episodes kept out, of a recipe with one dataset.
     """
 
     config: DataConfig
@@ -63,6 +64,7 @@ class TrainingData:
     contract: Contract | None
     action_names: tuple[str, ...] = ()
     content: str = ""
+    held: tuple[int, ...] = ()
 
 
 def check_recipe(config: TrainConfig, backend: Backend) -> None:
@@ -174,7 +176,15 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
         contract=contract,
         action_names=_action_names(data_config, dataset, contract),
         content=recipe_data.content_of(data),
+        held=_held(config, data),
     )
+
+
+def _held(config: TrainConfig, data: RecipeData) -> tuple[int, ...]:
+    (data_config, dataset), *others = data.members
+    if others or not isinstance(dataset, LeRobotDataset) or not holdout.holds_out(config, data_config):
+        return ()
+    return tuple(holdout.split_dataset(config, data_config, dataset)[1])
 
 
 def _loader(config: TrainConfig, data: RecipeData, **options: Any) -> SourceLoader:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound="DataclassInstance")
 
 LOOP_STATE_FILE = "loader_state.json"
-CONTENT = "content"  # of the data, in it
+CONTENT, HELD = "content", "held"  # of the data, in it
 # Which run it is, and what is done with it; never taken from a checkpoint.
 _OF_THE_COMMAND = ("exp_name", "resume", "overwrite", "checkpoint_base_dir")
 # Flags that change which samples there are.
@@ -114,6 +114,8 @@ def continue_run(
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
     if loop_state is not None:
         _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[CONTENT])
+        if not any(field.split(".")[0] in _OF_THE_DATA for field in changes):
+            _compare_held(data, loop_state[HELD])
         window.restore(loop_state["window"])
     return state
 
@@ -130,6 +132,7 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
             "loader": dict(loop_state["loader"]),
             "window": list(loop_state["window"]),
             CONTENT: str(loop_state.get(CONTENT, "")),
+            HELD: sorted(int(number) for number in loop_state.get(HELD, ())),
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error
@@ -187,6 +190,20 @@ def _restore_data(
         weights_flag(config, checkpoint),
     )
     data.train.restart_after(state)
+
+
+def _compare_held(data: TrainingData, before: list[int]) -> None:
+    """Says that a dataset has grown so that others of its episodes are held out than those that training never saw."""
+    now = sorted(data.held)
+    if before and now and before != now:
+        logger.warning(
+            "held out are episodes %s now, and were %s before: the run has trained on some of what it is validated "
+            "on, so its validation and its best checkpoint say less. To keep those of before: --holdout-episodes=0 "
+            "--data.validation-episodes %s",
+            now,
+            before,
+            " ".join(map(str, before)),
+        )
 
 
 def weights_flag(config: TrainConfig, checkpoint: Checkpoint) -> str:
