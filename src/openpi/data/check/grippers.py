@@ -11,6 +11,7 @@ from openpi.data.check.subject import MIN_EPISODES, Pair, Subject, Vector
 from openpi.data.lerobot.episode_table import leave_out
 
 _MOST, _FEW = 0.8, 0.1  # of the episodes agree; more than a few are another task
+_AT_ITS_END = 0.15  # of the range: wide open, or closed; elsewhere a start says nothing
 _MOVES, _STAYS = 0.4, 0.05  # of the range of the dataset
 _FIRST_FRAMES = 3
 _AGREES = 0.5
@@ -66,10 +67,10 @@ def _first_side(subject: Subject, vector: Vector, dim: int) -> Iterator[Finding]
     if len(starts) < MIN_EPISODES:
         return
     sides = np.array(list(starts.values()))
-    is_high = np.mean(sides > 0.7) >= _MOST
-    if not is_high and np.mean(sides < 0.3) < _MOST:
+    is_high = np.mean(sides > 1 - _AT_ITS_END) >= _MOST
+    if not is_high and np.mean(sides < _AT_ITS_END) < _MOST:
         return
-    others = [number for number, start in starts.items() if (start < 0.3 if is_high else start > 0.7)]
+    others = [n for n, start in starts.items() if (start < _AT_ITS_END if is_high else start > 1 - _AT_ITS_END)]
     if len(others) <= max(1, _FEW * len(starts)):
         for number in others:
             yield Finding(
