@@ -12,6 +12,7 @@ from openpi.data.lerobot.episode_table import leave_out
 
 _MOST, _FEW = 0.8, 0.1  # of the episodes agree; more than a few are another task
 _AT_ITS_END = 0.15  # of the range: wide open, or closed; elsewhere a start says nothing
+_FEWEST_STARTS = 8  # fewer are on one side by chance
 _MOVES, _STAYS = 0.4, 0.05  # of the range of the dataset
 _FIRST_FRAMES = 3
 _AGREES = 0.5
@@ -64,7 +65,7 @@ def _first_side(subject: Subject, vector: Vector, dim: int) -> Iterator[Finding]
     for _, number, values in subject.each(vector):
         if np.isfinite(values[:, dim]).all() and np.ptp(values[:, dim]) > _MOVES * (high - low):
             starts[number] = float((values[:_FIRST_FRAMES, dim].mean() - low) / (high - low))
-    if len(starts) < MIN_EPISODES:
+    if len(starts) < _FEWEST_STARTS:
         return
     sides = np.array(list(starts.values()))
     is_high = np.mean(sides > 1 - _AT_ITS_END) >= _MOST
