@@ -286,42 +286,33 @@ def test_the_names_of_the_dataset_in_another_order_are_refused(column, tmp_path)
         open_data(of_arm("as_recorded", tmp_path / "arm", tmp_path))
 
 
-def test_a_dataset_whose_numbers_have_changed_is_told_when_a_run_is_resumed(tmp_path, caplog):
-    """All in degrees, in as many frames: nothing but a loss of 388 said so."""
+def write_arm(folder: Path, scale: float = 1.0, *, episodes: int = 1, dtype: type = np.float32) -> Path:
+    """Episodes of 24 frames for `of_arm`, in place of what is there."""
     vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
     camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
-
-    def record(scale: float) -> None:
-        features = {"front": camera, "joints": vector, "actions": vector}
-        with LeRobotWriter(tmp_path / "arm", fps=10, features=features, overwrite=True) as writer:
-            path = np.sin(np.arange(72, dtype=np.float32)).reshape(24, 3)
-            frames = {"front": np.zeros((24, 32, 32, 3), np.uint8), "joints": scale * path, "actions": path}
+    features = {"front": camera, "joints": vector, "actions": {**vector, "dtype": np.dtype(dtype).name}}
+    with LeRobotWriter(folder, fps=10, features=features, overwrite=True) as writer:
+        for number in range(episodes):
+            path = scale * np.sin(number + np.arange(72, dtype=np.float32)).reshape(24, 3)
+            frames = {"front": np.zeros((24, 32, 32, 3), np.uint8), "joints": path, "actions": (path > 0).astype(dtype)}
             writer.add_episode(frames, "lift it")
+    return folder
 
-    record(1.0)
+
+def test_a_dataset_whose_numbers_have_changed_is_told_when_a_run_is_resumed(tmp_path, caplog):
+    """All in degrees, in as many frames: nothing but a loss of 388 said so."""
+    write_arm(tmp_path / "arm")
     config = of_arm("as_recorded", tmp_path / "arm", tmp_path)
     config = dataclasses.replace(
         config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=0
     )
     loop.train(config)
     for scale, is_told in ((1.0, False), (1.5, True)):
-        record(scale)
+        write_arm(tmp_path / "arm", scale)
         config = dataclasses.replace(config, num_train_steps=config.num_train_steps + 1, resume=True)
         caplog.clear()
         loop.train(config)
         assert ("are others than when" in caplog.text) is is_told
-
-
-def write_arm(folder: Path, scale: float = 1.0, dtype: type = np.float32) -> Path:
-    """One episode of 24 frames for `of_arm`."""
-    vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
-    camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
-    features = {"front": camera, "joints": vector, "actions": {**vector, "dtype": np.dtype(dtype).name}}
-    with LeRobotWriter(folder, fps=10, features=features) as writer:
-        path = scale * np.sin(np.arange(72, dtype=np.float32)).reshape(24, 3)
-        frames = {"front": np.zeros((24, 32, 32, 3), np.uint8), "joints": path, "actions": (path > 0).astype(dtype)}
-        writer.add_episode(frames, "lift it")
-    return folder
 
 
 def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
@@ -335,23 +326,13 @@ def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
 
 
 def test_a_grown_dataset_that_would_be_validated_on_what_was_trained_on_is_told(tmp_path, caplog):
-    def record(count: int) -> None:
-        vector = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
-        camera = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channel"]}
-        features = {"front": camera, "joints": vector, "actions": vector}
-        with LeRobotWriter(tmp_path / "set", fps=10, features=features, overwrite=True) as writer:
-            for number in range(count):
-                path = np.sin(number + np.arange(36, dtype=np.float32)).reshape(12, 3)
-                frames = {"front": np.zeros((12, 32, 32, 3), np.uint8), "joints": path, "actions": path}
-                writer.add_episode(frames, "lift it")
-
-    record(20)
+    write_arm(tmp_path / "set", episodes=20)
     config = of_arm("as_recorded", tmp_path / "set", tmp_path)
     config = dataclasses.replace(
         config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=2
     )
     loop.train(config)
-    record(21)
+    write_arm(tmp_path / "set", episodes=21)
     loop.train(dataclasses.replace(config, num_train_steps=3, resume=True))
     told = next(r.getMessage() for r in caplog.records if "held out are episodes" in r.getMessage())
     kept = told.partition("--data.validation-episodes ")[2].split()

@@ -17,8 +17,8 @@ from openpi.shared.tree import flatten
 
 Layout = Literal["hwc", "chw"]
 
-# Float images that went through a resize may overshoot a little; more means another range.
 _SAME_ASPECT = 0.02
+# Float images that went through a resize may overshoot a little; more means another range.
 _RANGE_SLACK = 1e-3
 # Grey levels by which the mean red and blue of the training images must differ for a swap to show.
 _MIN_COLOR_CAST = 8.0

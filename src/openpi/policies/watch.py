@@ -8,7 +8,6 @@ clean robot is not bothered.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import operator
 from collections import deque
@@ -21,6 +20,7 @@ from openpi.policies.drift import Drift
 from openpi.policies.images import SIDE, as_in_training, cells, color
 from openpi.policies.seen import FLAT, Camera, Seen, Vector, direction, grey
 from openpi.shared.tree import flatten
+from openpi_client.realtime.watch import digest
 
 _LOOKS = 5  # observations that a check of pictures looks at
 _CLEARLY = 0.5  # another explanation is nearer by this factor
@@ -71,7 +71,7 @@ class _Looked:
         seen = before.bytes if before is not None and before.keys == keys else [b""] * len(keys)
         # What is small may move between the pixels of a view: where those are the same, all are looked at.
         self.wholes = [
-            _digest(picture) if mine == theirs else b""
+            digest(picture) if mine == theirs else b""
             for picture, mine, theirs in zip(pictures, self.bytes, seen, strict=True)
         ]
         self._directions, contrasts = direction(views)
@@ -97,10 +97,6 @@ class _Looked:
                 square = self._directions[i].reshape(SIDE, SIDE)
                 turned[i] = known.distances(np.stack([turn(square).reshape(-1) for turn in _TURNS.values()]))
         return turned
-
-
-def _digest(picture: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), digest_size=16).digest()
 
 
 class _Known:

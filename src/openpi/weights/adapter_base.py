@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from openpi.shared import download, strict_json
+from openpi.weights import layout
 
 ADAPTERS_FILE = "adapters.json"
 KEEP_FILE = "KEEP"
@@ -89,8 +90,7 @@ class AdapterBase:
         partial = checkpoint / f".{ADAPTERS_FILE}.partial"
         partial.write_text(text)
         partial.replace(checkpoint / ADAPTERS_FILE)
-        base = Path(self.place)
-        step = base.parent if base.name == "params" else base
+        step = layout.step_of(Path(self.place))
         if step.name.isdecimal() and (step.parent / ".lock").exists():  # of a run
             with contextlib.suppress(OSError):  # somebody else's run
                 (step / KEEP_FILE).touch()

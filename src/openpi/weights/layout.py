@@ -83,6 +83,11 @@ def _has_prefix(stored: Collection[str]) -> bool:
     return bool(stored) and all(spelling.unwrapped(name).startswith(spelling.LEROBOT_PREFIX) for name in stored)
 
 
+def step_of(weights: Path) -> Path:
+    """The folder of a checkpoint, of its `params/` or of itself."""
+    return weights.parent if weights.name == "params" else weights
+
+
 def params_folder(folder: Path) -> Path | None:
     for params in (folder / "params", folder):
         if (params / "_METADATA").is_file() or (params.name == "params" and params.is_dir()):

@@ -8,8 +8,7 @@ Source: the training specification, sections 3 and 8. No JAX here.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from openpi.training.data_config import DataConfig
 
 FAKE_REPO_ID = "fake"
 FAKE_TOKEN_RANGE = 2048
-_MOST_FRAMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -147,19 +145,16 @@ def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[in
 
 
 def content_of(data: RecipeData) -> str:
-    """A digest of the recorded numbers, of at most a million frames of each dataset; '' where there is a stream.
+    """A digest of the recorded numbers, see `LeRobotDataset.content`; '' where there is a stream."""
+    if not all(isinstance(dataset, LeRobotDataset) for dataset in data.datasets):
+        return ""
+    return " ".join(dataset.content for dataset in data.datasets if isinstance(dataset, LeRobotDataset))
 
-    Pictures are not in it: they would have to be read.
-    """
-    found = hashlib.blake2b(digest_size=16)
-    for _, dataset in data.members:
-        if not isinstance(dataset, LeRobotDataset):
-            return ""
-        for key in sorted(set(dataset.keys) - set(dataset.metadata.camera_keys)):
-            column = dataset.column(key)
-            if column.dtype.kind in "fiub":
-                found.update(np.ascontiguousarray(column[:: 1 + len(column) // _MOST_FRAMES]).tobytes())
-    return found.hexdigest()
+
+def sources(data_config: DataConfig, names: Collection[str]) -> dict[str, str]:
+    """Which column each key of the robot is taken from, by the repack transform; without one, that of its name."""
+    repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
+    return transforms.flatten_dict(repacks[-1].structure) if repacks else {name: name for name in names}
 
 
 def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, Sample]]:

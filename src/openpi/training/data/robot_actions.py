@@ -12,6 +12,7 @@ from openpi.data.dataset import Sample
 from openpi.data.lerobot.features import dimension_names
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.contract import Contract
+from openpi.training.data import recipe_data
 from openpi.training.data_config import DataConfig
 from openpi_client.realtime.limits import Limits
 
@@ -74,11 +75,9 @@ def check_names(contract: Contract, dataset: object, data_config: DataConfig) ->
     if not isinstance(dataset, LeRobotDataset):
         return
     features = dataset.metadata.features
-    steps = data_config.repack_transforms.inputs
-    repacks = [step for step in steps if isinstance(step, transforms.RepackTransform)]
-    if len(repacks) < len(steps):
+    if not all(isinstance(step, transforms.RepackTransform) for step in data_config.repack_transforms.inputs):
         return  # One of them may put the values into another order.
-    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
+    sources = recipe_data.sources(data_config, features)
     for vector in (*contract.state, contract.actions):
         column = str(sources.get(vector.key))
         recorded = dimension_names(features[column]) if column in features else ()

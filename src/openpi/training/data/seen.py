@@ -10,7 +10,7 @@ from openpi import transforms
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.seen import Column, Seen
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout
+from openpi.training.data import holdout, recipe_data
 from openpi.training.data.moments import Moments, spread
 from openpi.training.data_config import DataConfig
 
@@ -46,8 +46,7 @@ def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, 
 def _columns(data_config: DataConfig, dataset: LeRobotDataset, observation: Mapping[str, object]) -> dict[str, Column]:
     """Vectors that the recipe takes from a column as they are, in all frames, which costs no picture."""
     features = dataset.metadata.features
-    repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
-    sources = transforms.flatten_dict(repacks[-1].structure) if repacks else {key: key for key in features}
+    sources = recipe_data.sources(data_config, features)
     taken = {
         key: source
         for key, value in transforms.flatten_dict(observation).items()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.models.gemma_config import GemmaConfig
 from openpi.shared import download
 from openpi.shared.tree import unflatten
 from openpi.training import recipe_io
@@ -13,10 +10,8 @@ from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights import names, opening
+from openpi.weights import layout, names, opening
 from openpi.weights.adapter_base import AdapterBase, Frozen
-
-PARAMS = "params"
 
 
 def left_out(config: TrainConfig) -> Filter:
@@ -58,25 +53,17 @@ def check_scale(config: TrainConfig) -> None:
     loader = config.start_weights
     if not isinstance(loader, CheckpointWeightLoader):
         return
-    folder = Path(download.maybe_download(loader.params_path))
+    step = layout.step_of(download.maybe_download(loader.params_path))
     try:
-        before = recipe_io.load_recipe(folder.parent if folder.name == PARAMS else folder).model
-    except (OSError, ValueError, ImportError):
+        changes = recipe_io.changes_since(step, config)  # as data; nothing of that folder is run
+    except ValueError:  # of another version
         return
-    for number, (ours, theirs) in enumerate(zip(_experts(config.model), _experts(before), strict=False)):
-        for part in ("attn_lora", "ffn_lora"):
-            mine, trained = getattr(ours, part), getattr(theirs, part)
-            if mine and trained and mine.rank == trained.rank and mine.scaling != trained.scaling:
-                raise ValueError(
-                    f"{part} of expert {number} has the scale {mine.scaling:g} (alpha {mine.alpha:g}, rank "
-                    f"{mine.rank}), and the adapters in {loader.params_path} were trained with {trained.scaling:g} "
-                    f"(alpha {trained.alpha:g}): they would make another policy. Use their alpha, or merge them first "
-                    "(`openpi export`)"
-                )
-
-
-def _experts(model: object) -> tuple[GemmaConfig, ...]:
-    return getattr(model, "experts", ())
+    for field, before, now in changes:
+        if field.endswith(("_lora.alpha", "_lora.rslora")):
+            raise ValueError(
+                f"{field} is {now}, and the adapters in {loader.params_path} were trained with {before}: they would "
+                "make another policy. Use theirs, or merge them first (`openpi export`)"
+            )
 
 
 def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: Checkpoint | None) -> AdapterBase | None:

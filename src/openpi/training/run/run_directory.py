@@ -68,7 +68,6 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
         keep_best=config.keep_best,
         overwrite=config.overwrite,
         resume=config.resume,
-        replaces_now=False,
     )
     if last_step is not None and last_step >= config.num_train_steps - 1:
         logger.warning("%s is complete: nothing is left to do. Raise --num-train-steps to train on", directory)
@@ -78,18 +77,12 @@ def _open(config: TrainConfig) -> tuple[Checkpoints, int | None]:
 
 
 def open_directory(
-    directory: Path,
-    *,
-    keep_period: int | None,
-    keep_best: bool = False,
-    overwrite: bool,
-    resume: bool,
-    replaces_now: bool = True,
+    directory: Path, *, keep_period: int | None, keep_best: bool = False, overwrite: bool, resume: bool
 ) -> tuple[Checkpoints, int | None]:
-    """A folder's checkpoints, with room made for a run, and the step to continue after; None = a fresh start.
+    """A folder's checkpoints, and the step to continue after; None = a fresh start.
 
     Args:
-        replaces_now: what `overwrite` says; else the caller does, by `replace`, when nothing can stop the new run.
+        overwrite: a run may be there. The caller deletes it, by `replace`, when nothing can stop the new one.
     Raises:
         FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set; or it is to be overwritten
             and holds something else than one run.
@@ -97,8 +90,6 @@ def open_directory(
     """
     _check(directory, overwrite=overwrite, resume=resume)
     checkpoints = Checkpoints(directory, keep_period=keep_period, keep_best=keep_best)
-    if overwrite and replaces_now:
-        replace(directory)
     if not resume:
         return checkpoints, None
     steps = complete_steps(directory)

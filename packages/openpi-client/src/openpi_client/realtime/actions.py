@@ -20,7 +20,7 @@ _MOVING_WORDS = ("veloc", "relative", "delta")
 
 # By unit; a dimension of unknown unit that jumps by 2 pi from one row to the next is an angle.
 _TURNS = {"rad": 2 * np.pi, "": 2 * np.pi, "deg": 360.0, "degrees": 360.0}
-_ABOUT_A_TURN = 0.1
+ABOUT_A_TURN = 0.1
 _MEASURES = {"rad", "deg", "degrees", "m", "mm", "cm"}
 
 
@@ -73,13 +73,13 @@ class ActionSpec:
         units = tuple(units_of(actions, len(names)))
         return cls(names, stays, _horizon(actions.get("horizon")), _rate(contract.get("control_hz")), units)
 
-    def are_a_turn_apart(self, one: np.ndarray, other: np.ndarray, *, or_more: bool = False) -> np.ndarray:
+    def are_a_turn_apart(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """bool[... width]: where two values of an angle differ by about a whole turn. Between them is nowhere to be."""
-        more = np.abs(one - other) / self._turns - 1
-        return more > -_ABOUT_A_TURN if or_more else np.abs(more) < _ABOUT_A_TURN
+        return np.abs(np.abs(one - other) / self.turns - 1) < ABOUT_A_TURN
 
     @cached_property
-    def _turns(self) -> np.ndarray:
+    def turns(self) -> np.ndarray:
+        """float64[width]: a whole turn in the unit of each dimension; infinity for what is no angle."""
         return np.array([_TURNS.get(unit, np.inf) for unit in self.units or ("",) * self.width])
 
     def hold_row(self, last: np.ndarray) -> np.ndarray:

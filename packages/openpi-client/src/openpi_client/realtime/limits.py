@@ -6,7 +6,7 @@ from typing import Callable, Mapping, Optional, Sequence, Tuple, Union
 import numpy as np
 from typing_extensions import Literal
 
-from openpi_client.realtime.actions import ActionSpec, contract_of
+from openpi_client.realtime.actions import ABOUT_A_TURN, ActionSpec, contract_of
 
 Bound = Union[float, Sequence[float], np.ndarray, None]
 
@@ -129,8 +129,7 @@ class Limiter:
         self._high = _bound("high", limits.high, np.inf, spec)
         step = np.where(spec.stays, _bound("max_step", limits.max_step, np.inf, spec), np.inf)
         jump = np.where(spec.stays, _bound("max_jump", limits.max_jump, np.inf, spec), np.inf)
-        known = np.where(np.isfinite(step), step, 0.0)
-        self.goes_round = spec.are_a_turn_apart(known, np.zeros_like(known), or_more=True)
+        self.goes_round = np.isfinite(step) & (step > (1 - ABOUT_A_TURN) * spec.turns)
         self._max_step = step * rows_per_tick
         # A seam is as wide as ever where ticks are parts of rows: clamping spreads it over them, stopping lets it pass.
         self._max_jump = np.minimum(step, jump) * (min(1.0, rows_per_tick) if self._clamps else 1.0)

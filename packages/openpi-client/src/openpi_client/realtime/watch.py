@@ -48,7 +48,7 @@ class ObservationWatch:
 
     def _frozen_s(self, key: str, picture: np.ndarray, state: np.ndarray, now_s: float) -> float:
         """For how long a picture has been the same, if the state has changed since; else 0."""
-        part = _digest(picture[..., ::_STRIDE, ::_STRIDE, :])
+        part = digest(picture[..., ::_STRIDE, ::_STRIDE, :])
         seen = self._seen.get(key)
         if seen is None or seen.part != part or seen.state.shape != state.shape:
             self._seen[key] = _Picture(part, b"", state, now_s)
@@ -58,7 +58,7 @@ class ObservationWatch:
         assert self._frozen_after_s is not None
         if now_s - seen.since_s < _SUSPICIOUS * self._frozen_after_s:
             return 0.0
-        whole = _digest(picture)
+        whole = digest(picture)
         if whole != seen.whole:  # From here on all of it is compared.
             self._seen[key] = _Picture(part, whole, state, now_s if seen.whole else seen.since_s)
             return 0.0
@@ -80,7 +80,8 @@ class _Picture(NamedTuple):
     since_s: float
 
 
-def _digest(pixels: np.ndarray) -> bytes:
+def digest(pixels: np.ndarray) -> bytes:
+    """The same for the same pixels only."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=16).digest()
 
 

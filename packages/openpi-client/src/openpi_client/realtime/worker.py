@@ -69,7 +69,6 @@ class Worker:
         self._sizes = camera_sizes(self._told)
         self._image_size = image_size
         self._is_chw = image_layout == "chw"
-        self._is_other = False
 
     def answer(self, arena: Arena, number: int, asked_ns: int, start: int, length: int) -> Dict[str, object]:
         """The answer to a question, as a message."""
@@ -95,12 +94,9 @@ class Worker:
     def _checked(self, answer: requests.Answer) -> requests.Answer:
         """What the loop reads of an answer, if it comes from the same policy as all before."""
         metadata = self._policy.get_server_metadata()
-        is_new = metadata is not self._connection
-        self._is_first, is_first = False, self._is_first or is_new
+        self._is_first, is_first = False, self._is_first or metadata is not self._connection
         self._connection = metadata
-        if is_new and requests.is_other_server(self._told, metadata):
-            self._is_other = True
-        if self._is_other:
+        if requests.is_other_server(self._told, metadata):
             return requests.Answer(answer.number, None, "fatal", requests.OTHER_SERVER)
         assert answer.result is not None
         result = {key: answer.result[key] for key in _KEYS if key in answer.result}

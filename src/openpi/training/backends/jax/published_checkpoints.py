@@ -66,6 +66,8 @@ def initialize_checkpoint_dir(
     checkpoints, last_step = run_directory.open_directory(
         folder, keep_period=keep_period, overwrite=overwrite, resume=resume
     )
+    if overwrite:
+        run_directory.replace(folder)
     return CheckpointManager(checkpoints), last_step is not None
 
 
