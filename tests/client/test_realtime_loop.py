@@ -284,6 +284,16 @@ def test_how_to_hold_must_be_known():
         World(told={}, action_width=2, hold="stay")
 
 
+@pytest.mark.parametrize("strategy", [realtime.Receding(), realtime.TemporalEnsembling(rate_of_inference=5)])
+def test_a_server_that_does_not_say_how_long_chunks_are_may_begin_with_a_short_one(strategy):
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": result["actions"][: 3 if number == 1 else None]}
+    world = World(policy=policy, told={}, delays=[2], action_width=2, hold="stay", rate_hz=50, strategy=strategy)
+    world.run(40)
+    assert not world.events("failed")
+    assert "h" not in world.kinds.lstrip("nh")[10:]
+
+
 @pytest.mark.parametrize(
     ("bad", "text"),
     [

@@ -417,6 +417,8 @@ def test_a_split_covers_all_episodes_without_overlap(total, holdout, seed):
     assert sorted(train + held) == list(range(total))
     assert len(held) == count
     assert (train, held) == split_episodes(total, holdout, seed)
+    if holdout >= 1:  # of a dataset that has grown, none is held out that was trained on
+        assert not set(split_episodes(total + seed % 99, holdout, seed)[1]) & set(train)
 
 
 def test_random_data_has_the_shapes_of_the_model_and_depends_on_the_index_only():

@@ -163,6 +163,10 @@ def test_findings_of_the_check_leave_out_the_kinds_that_are_asked_for(root, meta
     ("content", "message"),
     [
         ({"num_episodes": 5, "num_frames": 76, "findings": []}, "is of another dataset: it has .*5"),
+        (
+            {"num_episodes": 4, "num_frames": 76, "findings": [], "episodes": [{"episode": 1, "length": 14}]},
+            "is of another dataset: it has frames of episode 1 = 14, .* has 30",
+        ),
         ({"findings": []}, "is no document of `openpi dataset check --json`"),
         ([], "is no document of"),
         ({"num_episodes": 4, "num_frames": 76, "findings": [{"episode": 1}]}, "is no document of"),

@@ -325,18 +325,19 @@ def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
     open_data(of_arm("as_recorded", Path(moved), tmp_path))
 
 
-def test_a_grown_dataset_that_would_be_validated_on_what_was_trained_on_is_told(tmp_path, caplog):
-    write_arm(tmp_path / "set", episodes=20)
-    config = of_arm("as_recorded", tmp_path / "set", tmp_path)
-    config = dataclasses.replace(
-        config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2, holdout_episodes=2
-    )
-    loop.train(config)
-    write_arm(tmp_path / "set", episodes=21)
-    loop.train(dataclasses.replace(config, num_train_steps=3, resume=True))
-    told = next(r.getMessage() for r in caplog.records if "held out are episodes" in r.getMessage())
-    kept = told.partition("--data.validation-episodes ")[2].split()
-    assert f"were [{', '.join(kept)}] before" in told and len(kept) == 2
+def test_what_a_grown_dataset_is_validated_on_was_not_trained_on_or_is_told(tmp_path, caplog):
+    config = of_arm("as_recorded", write_arm(tmp_path / "set", episodes=20), tmp_path)
+    config = dataclasses.replace(config, checkpoint_base_dir=str(tmp_path / "runs"), num_train_steps=2)
+    for held, is_told in ((2, False), (0.1, True)):
+        write_arm(tmp_path / "set", episodes=20)
+        config = dataclasses.replace(config, exp_name=f"holds_out_{held}", holdout_episodes=held)
+        loop.train(config)
+        write_arm(tmp_path / "set", episodes=40)
+        caplog.clear()
+        loop.train(dataclasses.replace(config, num_train_steps=3, resume=True))
+        found = [r.getMessage() for r in caplog.records if "held out are now also" in r.getMessage()]
+        assert bool(found) is is_told
+    assert len(found[0].partition("--data.validation-episodes ")[2].split()) == 2
 
 
 def test_actions_that_are_true_or_false_are_numbers(tmp_path):

@@ -88,6 +88,7 @@ def _with_findings(path: Path, kinds: Sequence[str], metadata: LeRobotMetadata) 
         report = strict_json.read(path)
         findings = [(finding["episode"], _kinds_of(finding)) for finding in report["findings"]]
         counted = {"num_episodes": report["num_episodes"], "num_frames": report["num_frames"]}
+        lengths = {f"frames of episode {row['episode']}": row["length"] for row in report.get("episodes", ())}
     except FileNotFoundError:
         raise FileNotFoundError(
             f"exclude_findings={path} does not exist; write it with `openpi dataset check DATASET --json > {path}`"
@@ -96,12 +97,14 @@ def _with_findings(path: Path, kinds: Sequence[str], metadata: LeRobotMetadata) 
         raise ValueError(
             f"exclude_findings={path} is no document of `openpi dataset check --json` ({type(error).__name__}: {error})"
         ) from None
-    there = {"num_episodes": len(metadata.episodes), "num_frames": metadata.num_frames}
-    if counted != there:
-        raise ValueError(
-            f"exclude_findings={path} is of another dataset: it has {counted}, and {metadata.root} has {there}. Check "
-            "this one, and use what is found there"
-        )
+    there: dict[str, object] = {"num_episodes": len(metadata.episodes), "num_frames": metadata.num_frames}
+    there |= {f"frames of episode {episode.index}": episode.length for episode in metadata.episodes}
+    for what, found in (counted | lengths).items():
+        if found != there.get(what):
+            raise ValueError(
+                f"exclude_findings={path} is of another dataset: it has {what} = {found}, and {metadata.root} has "
+                f"{there.get(what, 'none')}. Check this one, and use what is found there"
+            )
     known = set(kinds)
     return {episode for episode, kinds_of in findings if episode is not None and known & kinds_of}
 

@@ -50,8 +50,12 @@ def split_episodes(total: int, holdout: float, seed: int) -> tuple[list[int], li
 
 
 def _drawn(total: int, seed: int) -> list[int]:
-    """In which order episodes are held out."""
-    return np.random.default_rng(seed).permutation(total).tolist()
+    """In which order episodes are held out.
+
+    Each draws a number of its own, whatever their count: one that a run has trained on is passed over again when the
+    dataset has grown, so that as many are held out of old ones that were held out, and of new ones.
+    """
+    return np.argsort(np.random.default_rng(seed).random(total), kind="stable").tolist()
 
 
 def holds_out(config: TrainConfig, data_config: DataConfig) -> bool:

@@ -56,6 +56,7 @@ class TrainingData:
         action_names: of the robot's action dimensions; empty when unknown.
         content: a digest of the recorded numbers, see `recipe_data.content_of`.
         held: numbers of the episodes kept out, of a recipe with one dataset.
+        num_episodes: that those were drawn from.
     """
 
     config: DataConfig
@@ -65,6 +66,7 @@ class TrainingData:
     action_names: tuple[str, ...] = ()
     content: str = ""
     held: tuple[int, ...] = ()
+    num_episodes: int = 0
 
 
 def check_recipe(config: TrainConfig, backend: Backend) -> None:
@@ -177,6 +179,7 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
         action_names=_action_names(data_config, dataset, contract),
         content=recipe_data.content_of(data),
         held=_held(config, data),
+        num_episodes=len(dataset.metadata.episodes) if isinstance(dataset, LeRobotDataset) else 0,
     )
 
 

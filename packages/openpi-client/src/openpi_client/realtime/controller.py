@@ -94,7 +94,7 @@ class Controller:
         self._limiter = Limiter(limits or Limits(), spec, rows_per_tick=self.rows_per_tick, rate_hz=rate_hz)
         self.phase = Phase.START
         self._questions = Questions(strategy, rate_hz, self.rows_per_tick, max_delay, recent_delays)
-        self._has_horizon = spec.horizon is not None
+        self.plan = Plan(spec)
         self._use_horizon(spec.horizon or 1)
         self._last: Optional[np.ndarray] = None  # command
         self._last_chunk = -1
@@ -109,7 +109,7 @@ class Controller:
 
     def _use_horizon(self, horizon: int) -> None:
         self.horizon = horizon
-        self.plan = Plan(self.spec, horizon, self.strategy.max_chunks(horizon))
+        self.plan.make_room(horizon, self.strategy.max_chunks(horizon))
         self._questions.use_horizon(horizon)
         chunk_s = horizon / (self.rows_per_tick * self.rate_hz)
         self.max_age_s = chunk_s if self.safety.max_age_s is None else self.safety.max_age_s
@@ -154,12 +154,11 @@ class Controller:
             self._record("held by the policy", chunk=answer.number)
             self.warn("the policy made no actions, and holds", subject="held")
         rows = result.get("actions")
-        problem = self.spec.problem(rows, self.horizon if self._has_horizon else None)
+        problem = self.spec.problem(rows, self.spec.horizon)
         if problem:
             return self._failed("refused", problem, tick, fields)
         rows = np.asarray(rows, np.float64)
-        if not self._has_horizon:
-            self._has_horizon = True
+        if len(rows) > self.horizon:  # no contract says how long chunks are
             self._use_horizon(len(rows))
         if age_s > self.max_age_s:
             return self._stale(fields)

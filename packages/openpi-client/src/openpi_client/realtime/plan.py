@@ -12,7 +12,7 @@ Positions may be fractions: at a quarter of the speed, each tick moves by a quar
 """
 
 import math
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -37,23 +37,37 @@ class Row(NamedTuple):
 
 
 class Plan:
-    """The last few chunks, in memory that is allocated once. `position` is that of the next row to play."""
+    """The last few chunks, in memory that is allocated before. `position` is that of the next row to play."""
 
-    def __init__(self, spec: ActionSpec, horizon: int, max_chunks: int = 1) -> None:
+    def __init__(self, spec: ActionSpec, horizon: int = 1, max_chunks: int = 1) -> None:
         """
         Args:
             spec: of an action.
-            horizon: rows of a chunk at most.
-            max_chunks: that are kept; 1 = a new chunk replaces the old one.
+            horizon, max_chunks: see `make_room`.
         """
         self.position = 0.0
         self._spec = spec
-        self._rows = np.zeros((max_chunks, horizon, spec.width))
-        self._lengths = [0] * max_chunks
-        self._starts = [0.0] * max_chunks
-        self._observed_s = [-math.inf] * max_chunks
-        self._numbers = [-1] * max_chunks
+        self._rows = np.zeros((0, 0, spec.width))
+        self._lengths: List[int] = []
+        self._starts: List[float] = []
+        self._observed_s: List[float] = []
+        self._numbers: List[int] = []
+        self.make_room(horizon, max_chunks)
         self._newest = max_chunks - 1
+
+    def make_room(self, horizon: int, max_chunks: int) -> None:
+        """For more than before; what is still to be played stays.
+
+        Args:
+            horizon: rows of a chunk at most.
+            max_chunks: that are kept; 1 = a new chunk replaces the old one.
+        """
+        more = max_chunks - len(self._lengths)
+        self._rows = np.pad(self._rows, ((0, more), (0, horizon - self._rows.shape[1]), (0, 0)))
+        self._lengths += [0] * more
+        self._starts += [0.0] * more
+        self._observed_s += [-math.inf] * more
+        self._numbers += [-1] * more
 
     def add(self, start: float, rows: np.ndarray, observed_s: float, chunk: int) -> None:
         """Takes a chunk, [n <= horizon, width], whose first row belongs to position `start`."""
