@@ -33,7 +33,7 @@ def compiled(function: Callable[..., Any], *, backend: Backend = "inductor", mod
     program = torch.compile(function, backend=backend, dynamic=False, fullgraph=True, **options)
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         # These hold in the thread that sets them. DDP's own splitting of programs is for whole models: ours are blocks.
         with torch._dynamo.config.patch(
             recompile_limit=_MAX_PROGRAMS, accumulated_recompile_limit=_MAX_PROGRAMS, optimize_ddp=False

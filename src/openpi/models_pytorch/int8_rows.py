@@ -65,7 +65,7 @@ class Int8Rows(Tensor):
     def map(self, function: Callable[[Tensor], Tensor]) -> Int8Rows:
         return Int8Rows(function(self.codes), function(self.steps))
 
-    def __repr__(self, **_options: Any) -> str:
+    def __repr__(self, **_options: object) -> str:
         return f"Int8Rows({', '.join(map(str, self.shape))}, device={self.device})"
 
     @classmethod
@@ -105,12 +105,12 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return target
 
 
-def _embedding(weight: Int8Rows, indices: Tensor, *_options: Any) -> Tensor:
+def _embedding(weight: Int8Rows, indices: Tensor, *_options: object) -> Tensor:
     """Only of the rows that are asked for."""
     return weight.map(lambda x: x[indices.flatten()]).decoded().unflatten(0, indices.shape)
 
 
-def _norms(tensors: Sequence[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+def _norms(tensors: Sequence[Tensor], *args: object, **kwargs: object) -> list[Tensor]:
     """One after another: decoded, all of them would take the memory that is to be saved."""
     return [_aten._foreach_norm.Scalar([_plain(x)], *args, **kwargs)[0] for x in tensors]
 

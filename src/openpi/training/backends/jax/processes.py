@@ -86,7 +86,7 @@ def in_step(what: str, function: jax.stages.Wrapped) -> Callable[..., Any]:
         return function
     compiled = set()
 
-    def call(*args: Any, **static: Any) -> Any:
+    def call(*args: object, **static: object) -> Any:
         kind = (*((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args)), *static.items())
         if kind not in compiled:
             function.lower(*args, **static).compile()  # the call below finds it compiled
