@@ -20,6 +20,8 @@ import raw_recordings as raw
 import rlds_datasets
 from openpi.cli.main import main
 from openpi.convert.formats import ros_bag_file
+from openpi.convert.formats.hdf5 import Hdf5File
+from openpi.convert.formats.robomimic import RobomimicHdf5
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.calvin_policy import CALVIN_SPEC
 from openpi.serving import recording_mcap
@@ -299,6 +301,20 @@ def test_libero_s_own_demonstrations_become_the_published_columns(tmp_path, caps
     assert [entry["source"] for entry in provenance(tmp_path / "set")["episodes"]] == [0, 0, 1]
     convert("libero", folder, tmp_path / "set", "--dry-run", "--as-stored")
     assert "obs/joint_states" in capsys.readouterr().out  # left out
+
+
+def test_a_file_of_many_episodes_is_walked_no_more_than_one_of_few(tmp_path, monkeypatch):
+    walked, keys = [], Hdf5File._keys
+    monkeypatch.setattr(Hdf5File, "_keys", lambda file, node: walked.append(node.name) or keys(file, node))
+
+    def count(episodes: int) -> int:
+        raw.robomimic_file(tmp_path / f"{episodes}.hdf5", [2] * episodes)
+        source = RobomimicHdf5(tmp_path / f"{episodes}.hdf5")
+        walked.clear()
+        source.read(source.episodes()[-1])
+        return walked.count("/data")
+
+    assert count(3) == count(30)
 
 
 def test_a_subset_of_robomimic_s_demonstrations(tmp_path, capsys):

@@ -168,8 +168,8 @@ class Hdf5File:
         """Walked step by step, since a link anywhere on the way may lead out of the file."""
         node: Any = self._file
         for part in (part for part in name.split("/") if part):
-            if part not in (there := self._keys(node)):
-                raise missing_key(name, there, wanted_by=f"{self.path} ({node.name})")
+            if not self._holds(node, part):
+                raise missing_key(name, self._keys(node), wanted_by=f"{self.path} ({node.name})")
             link = node.get(part, getlink=True)
             if isinstance(link, self._h5py.ExternalLink):
                 raise ValueError(
@@ -190,6 +190,13 @@ class Hdf5File:
             return group[part]
         except _DAMAGES as error:
             raise ValueError(f"{self._at(name)} cannot be read: {error}") from error
+
+    def _holds(self, node: h5py.Group, part: str) -> bool:
+        """By the group's index: to list a group for each name would be quadratic in its episodes."""
+        try:
+            return isinstance(node, self._h5py.Group) and bool(node.id.links.exists(part.encode()))
+        except _DAMAGES as error:
+            raise ValueError(f"{self.path} {node.name} cannot be read: {error}") from error
 
     def _keys(self, node: h5py.Group) -> list[str]:
         """Of a group; an array has none."""
