@@ -93,6 +93,37 @@ def test_what_a_policy_looks_at_and_its_noise_are_measured(moments):
     assert found["camera observation/image, grey"] > 10 * deviation.mean()
 
 
+def test_a_model_that_often_writes_no_chunk_is_measured_where_it_does(moments):
+    class Mute(Knows):
+        def __call__(self, observations, seeds):
+            answers = super().__call__(observations, seeds)
+            is_spoilt = [np.ptp(obs["observation/image"]) == 0 for obs in observations]
+            written = [not spoilt and seed not in never for spoilt, seed in zip(is_spoilt, seeds, strict=True)]
+            return [answer if there else None for answer, there in zip(answers, written, strict=True)]
+
+    asked, plan, probes = Mute(moments, noise=0.01), Plan(STRIDE, samples=2), moments[:10]
+    never = [plan.seed_of(moment, 1) for moment in probes[:8]]  # a whole message of questions
+    deviation, plain = open_loop.spread(asked, probes, plan)
+    assert np.isnan(deviation[:8]).all() and np.isfinite(deviation[8:]).all()
+    found = open_loop.sensitivity(asked, probes, plan, (), plain)
+    assert np.isnan(found["camera observation/image, grey"]) and found["another prompt"] == 0
+    never = [plan.seed_of(moment) for moment in moments]
+    with pytest.raises(ValueError, match="no action chunk for any"):
+        open_loop.play(asked, moments, plan)
+
+
+def test_of_too_many_frames_no_part_of_an_episode_is_left_out():
+    lengths = {3: 400, 4: 400, 7: 400, 9: 400}
+    few = open_loop.steps_of(lengths, 10, 80)
+    assert len(few) == 80 and list(dict.fromkeys(number for number, _ in few)) == [3, 4, 7, 9]
+    for part in range(4):
+        assert any(100 * part <= step < 100 * (part + 1) for _, step in few), f"quarter {part}"
+    fewest = open_loop.steps_of(lengths, 10, 5)
+    assert len(fewest) == 4 and fewest[0][0] < 7 <= fewest[-1][0]
+    assert all(b[1] - a[1] == 10 for a, b in zip(fewest[::2], fewest[1::2], strict=True))  # seams can be seen
+    assert open_loop.steps_of({0: 25, 1: 5}, 10, 100) == [(0, 0), (0, 10), (0, 20), (1, 0)]
+
+
 def test_the_better_of_two_is_better_on_the_same_frames_and_the_interval_says_so(moments):
     a, b = (
         open_loop.errors(open_loop.play(Knows(moments, noise=noise), moments, Plan(STRIDE)).chunks, moments)

@@ -86,11 +86,13 @@ class Played:
 def play(
     asked: Asked, moments: Sequence[Moment], plan: Plan, on_done: Callable[[int], None] = lambda _: None
 ) -> Played:
-    """Raises ValueError if the chunks are not of the recording's width."""
+    """Raises ValueError if the chunks are not of the recording's width, or there is none at all."""
     chunks: list[Chunk | None] = []
     for some in _parts(moments):
         chunks += asked([moment.observation for moment in some], [plan.seed_of(moment) for moment in some])
         on_done(len(chunks))
+    if all(chunk is None for chunk in chunks):
+        raise ValueError(f"the model wrote no action chunk for any of {len(chunks)} frames")
     return Played(moments, _stacked(chunks, moments))
 
 
@@ -158,14 +160,14 @@ def smoothness(played: Played, stride: int) -> dict[str, list[float]]:
 
 
 def spread(asked: Asked, moments: Sequence[Moment], plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """float[n w] standard deviation of chunks over noise, mean over their steps; and float[n ah w], the first chunk."""
+    """float[n w] standard deviation of chunks over noise, mean over their steps, NaN where the model did not write all
+    of a frame's; and float[n ah w], the first chunk.
+    """
+    observations = [moment.observation for moment in moments]
     samples = [
-        np.concatenate([
-            _stacked(asked([m.observation for m in some], [plan.seed_of(m, k) for m in some]), some)
-            for some in _parts(moments)
-        ])
+        _asked_in_parts(asked, observations, [plan.seed_of(moment, k) for moment in moments], moments)
         for k in range(plan.samples)
-    ]  # fmt: skip
+    ]
     return _nanmean(np.std(samples, axis=0, ddof=1), 1), samples[0]
 
 
@@ -200,8 +202,7 @@ def sensitivity(
     found = {}
     seeds = [plan.seed_of(moment) for moment in moments]
     for name, observations in changed_inputs(moments, tasks):
-        chunks = [c for some, s in zip(_parts(observations), _parts(seeds), strict=True) for c in asked(some, s)]
-        found[name] = _mean(np.abs(_stacked(chunks, moments) - plain))
+        found[name] = _mean(np.abs(_asked_in_parts(asked, observations, seeds, moments) - plain))
     return found
 
 
@@ -227,12 +228,21 @@ def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 
 
 
 def steps_of(lengths: Mapping[int, int], stride: int, at_most: int) -> list[tuple[int, int]]:
-    """(episode, step): all episodes in strides, thinned to whole stretches of them where that is too many."""
-    every = [(number, step) for number, length in lengths.items() for step in range(0, length, stride)]
-    if len(every) <= at_most:
-        return every
-    each = max(2, at_most // len(lengths))
-    return [(n, step) for n, length in lengths.items() for step in list(range(0, length, stride))[:each]][:at_most]
+    """(episode, step): all episodes in strides. Where that is too many, a stretch of each, early in the first and late in
+    the last, so that no part of a task is left out; of some episodes only, where each would have less than two steps.
+    """
+    every = {number: range(0, length, stride) for number, length in lengths.items()}
+    if sum(map(len, every.values())) <= at_most:
+        return [(number, step) for number, steps in every.items() for step in steps]
+    each = max(2, at_most // len(every))
+    count = min(len(every), at_most // each)
+    shares = (np.arange(count) + 0.5) / count
+    found = []
+    for place, share in zip((shares * len(every)).astype(int), shares, strict=True):
+        number, steps = list(every.items())[place]
+        first = round(share * max(0, len(steps) - each))
+        found += [(number, step) for step in steps[first : first + each]]
+    return found
 
 
 def _replaced(observation: Tree, key: str, value: object) -> dict[str, object]:
@@ -251,10 +261,16 @@ def _parts(items: Sequence[object]) -> list[Any]:
     return [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
 
 
+def _asked_in_parts(
+    asked: Asked, observations: Sequence[Mapping[str, object]], seeds: Sequence[int], moments: Sequence[Moment]
+) -> np.ndarray:
+    parts = zip(_parts(observations), _parts(seeds), strict=True)
+    return _stacked([chunk for some, their in parts for chunk in asked(some, their)], moments)
+
+
 def _stacked(chunks: Sequence[Chunk | None], moments: Sequence[Moment]) -> np.ndarray:
-    known = next((chunk for chunk in chunks if chunk is not None), None)
-    if known is None:
-        raise ValueError(f"the model wrote no action chunk for any of {len(chunks)} frames")
+    """NaN where there is none."""
+    known = next((chunk for chunk in chunks if chunk is not None), moments[0].recorded)
     if known.shape[-1] != (width := moments[0].recorded.shape[-1]):
         raise ValueError(
             f"the policy's actions have {known.shape[-1]} dimensions, those recorded {width}; "

@@ -116,7 +116,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
     moments = [recordings.at(*where) for where in open_loop.steps_of(recordings.lengths, stride, args.frames)]
     states, actions = _moments.others(config, data_config, episodes, _REFERENCE_FRAMES)
     found: dict[str, Any] = {
-        "dataset": dataset, "episodes": episodes, "held_out": held_out, "num_frames": len(moments),
+        "dataset": dataset, "episodes": list(dict.fromkeys(m.episode for m in moments)), "held_out": held_out, "num_frames": len(moments),
         "stride": stride, "seed": args.seed, "joints": _joints(data_config, moments[0].recorded.shape[-1]),
         "baselines": {
             name: open_loop.summary(open_loop.errors(chunks, moments))
@@ -150,8 +150,9 @@ def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Mo
     probes = [moments[i] for i in rows]
     if probes and plan.samples > 1:
         deviation, plain = open_loop.spread(asked, probes, plan)
-        per_joint = [float(value) for value in deviation.mean(0)]
-        found["spread"] = {"mean": float(deviation.mean()), "per_joint": per_joint}
+        known = deviation[np.isfinite(deviation).all(axis=1)]
+        if len(known):
+            found["spread"] = {"mean": float(known.mean()), "per_joint": known.mean(0).tolist()}
         found["sensitivity"] = open_loop.sensitivity(asked, probes, plan, recordings.tasks, plain)
     return found
 
