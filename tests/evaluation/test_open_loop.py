@@ -166,6 +166,12 @@ def test_the_command_writes_a_report_for_two_checkpoints(tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert "no difference is shown" in page and page.count("<svg") >= 8 and "data:image/jpeg" in page
     assert "standing still" in capsys.readouterr().out
+    before = (out / "results.json").read_bytes()
+    assert run("evaluate", dataset, "--checkpoint", first, "--output", out, "--frames", 2) == 1
+    assert "choose another --output" in capsys.readouterr().err
+    assert run("evaluate", "tabletop", "--policy", "expert", "--output", out, "--resume") == 1
+    assert "choose another --output" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(tmp_path: Path, capsys):

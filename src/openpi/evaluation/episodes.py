@@ -21,6 +21,7 @@ import numpy as np
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.strict_json import Json
 
+RESULTS_FILE = "results.json"
 _OPTIONS, _EPISODES, _COMMANDS, _LOCK = "options.json", "episodes.jsonl", "commands", ".lock"
 
 
@@ -139,9 +140,12 @@ class EpisodeFolder:
 
 
 def check_free(path: Path, *, resume: bool) -> None:
-    """Raises FileExistsError where there is an evaluation that is not gone on with."""
-    if not resume and (path / _OPTIONS).is_file():
+    """Raises FileExistsError where there is an evaluation that is not gone on with, or none that can be."""
+    is_played = (path / _OPTIONS).is_file()
+    if is_played and not resume:
         raise FileExistsError(f"{path} holds an evaluation; go on with --resume, or choose another --output")
+    if not is_played and (path / RESULTS_FILE).is_file():  # of recorded episodes, or a comparison
+        raise FileExistsError(f"{path} holds the results of another evaluation; choose another --output")
 
 
 def write_json(path: Path, value: object) -> None:

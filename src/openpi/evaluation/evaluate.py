@@ -15,7 +15,7 @@ from typing import Any
 from openpi.envs.world import Task, WorldConfig
 from openpi.evaluation import fit
 from openpi.evaluation.asker import Asker
-from openpi.evaluation.episodes import Episode, EpisodeFolder, write_json
+from openpi.evaluation.episodes import RESULTS_FILE, Episode, EpisodeFolder, write_json
 from openpi.evaluation.play import Player
 from openpi.evaluation.pooled_worlds import PooledWorlds
 from openpi.evaluation.stats import Paired, Tally
@@ -23,7 +23,6 @@ from openpi.evaluation.worlds import Done, Job, Seat, Worlds
 from openpi.shared.strict_json import Json
 from openpi_client.base_policy import Observation, Reply
 
-RESULTS_FILE = "results.json"
 _MOST_ERRORS = 3
 _LEAST = {"trials": 1, "workers": 1, "episodes": 1, "execute_horizon": 1, "seed": 0, "latency_ms": 0, "videos": 0}
 _NOT_REPEATABLE = "played again from its commands it ended otherwise: the world is not repeatable"

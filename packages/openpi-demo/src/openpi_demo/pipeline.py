@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from openpi.evaluation.evaluate import RESULTS_FILE
+from openpi.evaluation.episodes import RESULTS_FILE
 from openpi.evaluation.stats import Tally
 from openpi.shared import frameworks
 from openpi.shared.children import Child, Children

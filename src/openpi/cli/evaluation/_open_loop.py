@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_EPISODES = 8
 _REFERENCE_FRAMES = 1000
 _STRIDE = 10
-RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+REPORT_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Args:
         host: of a running server, or its URL.
         port: of a running server.
         api_key: of a running server; default: the environment variable OPENPI_API_KEY.
-        output: folder for results.json and report.html.
+        output: folder for results.json and report.html; one that holds an evaluation is refused.
         episodes: numbers; default: those that the recipe holds out, else some of all.
         frames: at most so many.
         stride: frames from one chunk to the next; default: the horizon, 10 at most.
@@ -81,9 +81,10 @@ def main(words: Sequence[str], program: str) -> int:
     from rich.console import Console
 
     from openpi.evaluation import open_loop_report
-    from openpi.evaluation.episodes import write_json
+    from openpi.evaluation.episodes import RESULTS_FILE, check_free, write_json
 
     args = tyro.cli(Args, args=words[1:], prog=f"{program} DATASET", description=Args.__doc__)
+    check_free(args.output, resume=False)
     results, page = evaluate(words[0], args)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / RESULTS_FILE, _plain(results))

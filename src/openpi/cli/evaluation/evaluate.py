@@ -138,8 +138,13 @@ def _plan(name: str, world: WorldConfig, args: Args) -> Evaluation:
         **{field: getattr(args, field) for field in same},
     )
     assert plan.jobs
-    for folder in [args.output] if args.compare is None else [args.output / "a", args.output / "b"]:
-        check_free(folder, resume=args.resume)
+    if args.compare is None:
+        check_free(args.output, resume=args.resume)
+    else:
+        if not args.resume:
+            check_free(args.output, resume=False)
+        for name in "ab":
+            check_free(args.output / name, resume=args.resume)
     for place in (*([args.checkpoint] if args.checkpoint else []), *(args.compare or ())):
         _check_fit(place, plan)
     return plan
@@ -177,8 +182,8 @@ def _run(plan: Evaluation, args: Args, serve_options: tuple[str, ...]) -> int:
     import rich
 
     from openpi.evaluation import report
-    from openpi.evaluation.episodes import write_json
-    from openpi.evaluation.evaluate import RESULTS_FILE, compare
+    from openpi.evaluation.episodes import RESULTS_FILE, write_json
+    from openpi.evaluation.evaluate import compare
 
     console = rich.get_console()
     if args.compare is None:
