@@ -493,6 +493,22 @@ def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
     assert "--draft" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("joint_ns", [[0] * 40, [50_000_000 * i for i in range(40)]], ids=["unset", "since boot"])
+def test_stamps_of_another_clock_are_refused_and_silence_of_a_camera_is_told(joint_ns, tmp_path, capsys):
+    stamps = [1_700_000_000_000_000_000 + 50_000_000 * i for i in range(40)]
+    raw.ros2_bag_by_stamps(tmp_path / "take", stamps[:10], joint_ns)
+    numbers = [{"topic": "/joint_states", "field": "position"}]
+    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
+    mapping = tmp_path / "m.json"
+    mapping.write_text(json.dumps({"fps": 20, "clock": "header", "task": "t", "columns": columns}))
+    convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
+    assert "use the clock 'bag'" in capsys.readouterr().err
+    mapping.write_text(json.dumps({"fps": 20, "clock": "bag", "task": "t", "columns": columns}))
+    convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping)
+    np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").column("action"), np.arange(39))
+    assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/camera' has no new picture for 1.4 s from 0.5 s on"]}
+
+
 def test_definitions_in_a_bag_are_names_and_no_code(tmp_path, capsys):
     harmful = "Empty:\n  import pathlib; pathlib.Path('done').touch()\nclass X"
     raw.ros1_bag_of_type(tmp_path / "take.bag", harmful)
@@ -525,6 +541,20 @@ def test_recorded_sessions_become_a_dataset_of_what_was_played(tmp_path):
     told = provenance(tmp_path / "set")
     assert told["remarks"]["a.mcap"] == ["4 requests got no actions, and are left out"]
     assert (told["options"]["fps"], told["fps"]) == (50, 50)
+
+
+def test_a_robot_that_did_not_ask_for_long_is_told(tmp_path):
+    """It was paused, say: its frames there show the last picture, and the last action again and again."""
+    writer = recording_mcap.Writer(tmp_path / "a", SessionInfo("m", "openpi", "c", 0.0, {}))
+    for i, time_s in enumerate([0.0, 0.2, 30.2, 30.4]):
+        seen = {"joints": np.full(2, i, np.float32), "prompt": "pick"}
+        time_ns = 1_700_000_000_000_000_000 + int(1e9 * time_s)
+        writer.write(Exchange(i, seen, {"actions": np.zeros((10, 2))}, time_ns, time_ns + 5))
+    writer.finish()
+    convert("session", tmp_path / "a.mcap", tmp_path / "set", "--fps", "10")
+    assert provenance(tmp_path / "set")["remarks"]["a.mcap"] == [
+        "the robot did not ask for 30.0 s from 0.2 s on; its last chunk ends there after 1.0 s, and is held"
+    ]
 
 
 def test_a_converted_set_has_statistics_by_the_door_of_a_recipe(tmp_path, capsys):

@@ -314,6 +314,22 @@ def ros_bag(path: Path, form: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {topic: (times[topic], values[topic]) for topic in rates} | {"finger": (finger_times, fingers)}
 
 
+def ros2_bag_by_stamps(path: Path, picture_ns: Sequence[int], joint_ns: Sequence[int]) -> None:
+    """A camera and joints [i], each message with a stamp; those of a topic arrive 50 ms after each other."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    messages = [("/camera", stamp, i) for i, stamp in enumerate(picture_ns)]
+    messages += [("/joint_states", stamp, i) for i, stamp in enumerate(joint_ns)]
+    kinds = {"/camera": "sensor_msgs/msg/Image", "/joint_states": "sensor_msgs/msg/JointState"}
+    frames = pictures(1, len(picture_ns), 16, 16)
+    with rosbag2.Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in kinds.items()}
+        for topic, stamp, i in messages:
+            is_camera = topic == "/camera"
+            made = _image(store, "ros2", frames[i]) if is_camera else _joints(store, "ros2", np.array([float(i)]), ["a"])
+            made.header.stamp.sec, made.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
+            writer.write(connections[topic], 10**18 + 50_000_000 * i, store.serialize_cdr(made, kinds[topic]))
+
+
 def ros1_bag_of_type(path: Path, name: str) -> None:
     with rosbag1.Writer(path) as writer:
         connection = writer.add_connection("/x", f"std_msgs/msg/{name}", msgdef="float64 a", md5sum="0" * 32)

@@ -37,6 +37,14 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
     return start + np.arange(count, dtype=np.int64) * math.floor(exact)
 
 
+def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]:
+    """Seconds from the first instant, and how many: the longest in which nothing came, so that instants repeat a value."""
+    within = np.unique(np.clip(times_ns, at_ns[0], at_ns[-1]))
+    begins = np.append(within, at_ns[-1])
+    row = int(np.argmax(np.diff(begins)))
+    return float(begins[row] - at_ns[0]) / _NS_PER_S, float(begins[row + 1] - begins[row]) / _NS_PER_S
+
+
 def newest(times_ns: np.ndarray, at_ns: np.ndarray) -> np.ndarray:
     """int64[n], the row that was the newest at each instant."""
     return np.searchsorted(times_ns, at_ns, side="right") - 1

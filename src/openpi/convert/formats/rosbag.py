@@ -14,9 +14,12 @@ import numpy as np
 from openpi.convert.formats.ros_bag_file import BagFile, Message
 from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft
 from openpi.convert.formats.ros_values import numbers, picture, stamp_ns
-from openpi.convert.sampling import instants, newest
+from openpi.convert.sampling import instants, longest_wait, newest
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.errors import listed
+
+_NS_PER_S = 1_000_000_000
+_LONG_WAIT_S = 1.0  # of a camera; slower ones are no use to a policy
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,12 @@ class RosBags:
             signals = {part: _signal(bag, part, kinds[part.topic], mapped.clock) for part in every}
             fps = mapped.fps if self.fps is None else self.fps
             at = instants([signal.times_ns for signal in signals.values()], fps)
+            _check_one_clock(path, signals, at)
             columns: dict[str, RawColumn] = {
                 key: self._column(path, parts, signals, at) for key, parts in mapped.columns.items()
             }
         left_out = tuple(sorted(kinds.keys() - mapped.topics))
-        return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out)
+        return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out, tuple(_still(signals, at)))
 
     def draft(self) -> dict[str, object]:
         """A mapping of the first bag's topics, to be looked through by its owner."""
@@ -142,6 +146,26 @@ def _signal(bag: BagFile, part: Part, kind: str, clock: str) -> _Signal:
     order = np.argsort(np.array(times, np.int64), kind="stable")
     values = np.array(rows, np.float64).reshape(len(times), -1)[order] if rows else np.zeros((len(times), 0))
     return _Signal(np.array(times, np.int64)[order], np.array(kept, np.int64)[order], values, names, size_hw)
+
+
+def _check_one_clock(path: Path, signals: Mapping[Part, _Signal], at: np.ndarray) -> None:
+    """A topic that falls silent before others begin would have its last value in all frames."""
+    for part, signal in signals.items():
+        if len(signal.times_ns) > 1 and signal.times_ns[-1] < at[0]:
+            raise ValueError(
+                f"{path}: the messages of '{part.topic}' are of {signal.times_ns[0] / _NS_PER_S:.3f} to "
+                f"{signal.times_ns[-1] / _NS_PER_S:.3f} s, and another topic begins at {at[0] / _NS_PER_S:.3f} s, so "
+                "that none of its changes would be in the episode. If its stamps are of another clock or not set, use "
+                "the clock 'bag' in the mapping; else leave the topic or the bag out"
+            )
+
+
+def _still(signals: Mapping[Part, _Signal], at: np.ndarray) -> Iterator[str]:
+    """Cameras that sent nothing for a while, in which their picture is repeated. Numbers may rest."""
+    for part, signal in signals.items():
+        begin_s, wait_s = longest_wait(signal.times_ns, at)
+        if signal.size_hw is not None and wait_s > _LONG_WAIT_S:
+            yield f"'{part.topic}' has no new picture for {wait_s:.1f} s from {begin_s:.1f} s on"
 
 
 def _joints(message: Message, kind: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from openpi.convert.sampling import instants, newest
+from openpi.convert.sampling import instants, longest_wait, newest
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, relative
 from openpi.shared.errors import listed
 from openpi.shared.tree import Tree, flatten
@@ -21,6 +21,7 @@ from openpi_client.base_policy import Observation
 
 _PROMPT, _ACTIONS = "prompt", "actions"
 _NS_PER_S = 1_000_000_000
+_LONG_WAIT_S = 1.0  # beyond a chunk
 
 
 class Exchange(Protocol):
@@ -68,9 +69,16 @@ class Sessions:
             frames = _repeated(self._pictures(path, key), rows)
             columns[_column_name(key)] = Camera(len(rows), size_hw, frames, f"inputs/{key}")
         columns[_ACTIONS] = Numbers(_due(log, rows, at, fps), f"outputs/{_ACTIONS}, the row that was due")
-        remarks = (f"{log.num_refused} requests got no actions, and are left out",) if log.num_refused else ()
+        remarks = [f"{log.num_refused} requests got no actions, and are left out"] if log.num_refused else []
+        begin_s, wait_s = longest_wait(log.times_ns, at)
+        chunk_s = max(map(len, log.chunks)) / fps
+        if wait_s > chunk_s + _LONG_WAIT_S:
+            remarks.append(
+                f"the robot did not ask for {wait_s:.1f} s from {begin_s:.1f} s on; its last chunk ends there after "
+                f"{chunk_s:.1f} s, and is held"
+            )
         tasks = [log.prompts[row] for row in rows] if log.prompts else None
-        return RawEpisode(columns, fps, tasks, None, tuple(f"inputs/{key}" for key in log.others), remarks)
+        return RawEpisode(columns, fps, tasks, None, tuple(f"inputs/{key}" for key in log.others), tuple(remarks))
 
     def _answered(self, path: Path) -> Iterator[tuple[Observation, np.ndarray | None, int]]:
         """Observation, actions (None = refused) and time of each exchange."""
