@@ -251,10 +251,28 @@ def test_a_file_of_other_trials_is_not_gone_on_with(servers, started, tmp_path):
     before = file.read_text()
     with pytest.raises(ValueError, match="has trial 1 of 'stack' where these flags have trial 1 of 'pour'"):
         command.run(arguments(file, servers, "--task", "pour"), Room(lambda: started[-1]))
+    for others in (arguments(file, servers[::-1]), arguments(file, servers, "--form", "score")):
+        others.task = ["stack"]
+        with pytest.raises(ValueError, match="the other way round, or with another --form"):
+            command.run(others, Room(lambda: started[-1]))
     assert file.read_text() == before
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no file of `openpi trials`"):
         trials.read(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize("pairs", ["2", "5"])
+def test_whoever_asks_for_fewer_or_more_pairs_on_the_way_gets_the_policies_that_played(
+    servers, started, tmp_path, monkeypatch, pairs
+):
+    monkeypatch.setattr("secrets.randbits", lambda _: 2)
+    file, first = tmp_path / "results.csv", Room(lambda: started[-1], stops_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(arguments(file, servers, "--pairs", "8"), first)
+    second = Room(lambda: started[-1])
+    command.run(arguments(file, servers, "--pairs", pairs), second)
+    played = [servers[int(value)] for value in first.seen + second.seen]
+    assert [row.policy for row in trials.read(file)] == played
 
 
 @pytest.mark.parametrize("pairs", [6, 7])
@@ -262,7 +280,7 @@ def test_each_policy_begins_equally_often_in_an_order_of_its_seed(pairs):
     plan = trials.plan(pairs, ["stack"], seed=3)
     firsts = [trial.policy for trial in plan if trial.turn == 1]
     assert abs(2 * sum(firsts) - pairs) <= 1 and len(plan) == 2 * pairs
-    assert plan == trials.plan(pairs, ["stack"], seed=3)
+    assert plan == trials.plan(pairs, ["stack"], seed=3) == trials.plan(20, ["stack"], seed=3)[: 2 * pairs]
     assert len({tuple(trials.plan(pairs, ["stack"], seed)) for seed in range(10)}) > 3
 
 

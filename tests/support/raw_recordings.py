@@ -325,7 +325,9 @@ def ros2_bag_by_stamps(path: Path, picture_ns: Sequence[int], joint_ns: Sequence
         connections = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in kinds.items()}
         for topic, stamp, i in messages:
             is_camera = topic == "/camera"
-            made = _image(store, "ros2", frames[i]) if is_camera else _joints(store, "ros2", np.array([float(i)]), ["a"])
+            made = (
+                _image(store, "ros2", frames[i]) if is_camera else _joints(store, "ros2", np.array([float(i)]), ["a"])
+            )
             made.header.stamp.sec, made.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
             writer.write(connections[topic], 10**18 + 50_000_000 * i, store.serialize_cdr(made, kinds[topic]))
 

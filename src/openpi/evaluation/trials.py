@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -73,6 +75,7 @@ class Outcome:
         duration: seconds.
         better: `first`, `second` or `tie`, on the second row of a pair; empty = not asked.
         seed: of the lots.
+        plan: of the policies in their order and the form, in a digest, so that a run that goes on has the same.
         policy: its name; empty before the end.
     """
 
@@ -87,18 +90,27 @@ class Outcome:
     better: str = ""
     when: str = ""
     seed: int = 0
+    plan: str = ""
     policy: str = ""
 
 
 def plan(pairs: int, tasks: Sequence[str], seed: int) -> list[Trial]:
-    """Pairs go through the tasks in turn; each begins with either policy equally often, within one."""
+    """Pairs go through the tasks in turn; each begins with either policy equally often, within one.
+
+    Fewer pairs are the beginning of more: what was played stays what it was if somebody asks for another number.
+    """
     rng = np.random.default_rng(seed)
-    firsts = rng.permutation([*(i % 2 for i in range(pairs - pairs % 2)), *rng.integers(2, size=pairs % 2)])
+    firsts = np.stack([(lots := rng.integers(2, size=(pairs + 1) // 2)), 1 - lots], axis=1).ravel()[:pairs]
     trials = []
     for pair, first in enumerate(firsts):
         for turn, policy in enumerate((int(first), 1 - int(first))):
             trials.append(Trial(2 * pair + turn + 1, pair + 1, turn + 1, tasks[pair % len(tasks)], policy))
     return trials
+
+
+def digest_of(names: Sequence[str], form: str) -> str:
+    """Tells policies, their order and the form from others, and does not name them."""
+    return hashlib.sha256(json.dumps([*names, form]).encode()).hexdigest()[:12]
 
 
 def parse_outcome(text: str, measure: Measure) -> float | None:
@@ -131,8 +143,13 @@ def read(file: Path) -> list[Outcome]:
         raise ValueError(f"{file} is no file of `openpi trials` ({error!r}); name another file") from error
 
 
-def check_goes_on(done: Sequence[Outcome], trials: Sequence[Trial], file: Path) -> None:
-    """Raises ValueError unless the rows are the beginning of the plan."""
+def check_goes_on(done: Sequence[Outcome], trials: Sequence[Trial], digest: str, file: Path) -> None:
+    """Raises ValueError unless the rows are the beginning of the plan, by the same policies."""
+    if any(row.plan != digest for row in done):
+        raise ValueError(
+            f"{file} was begun with another --a or --b, or the two the other way round, or with another --form; go on "
+            "with what it was begun with, or name another file"
+        )
     for row, trial in zip(done, trials, strict=False):
         if (row.trial, row.pair, row.turn, row.task) != (trial.number, trial.pair, trial.turn, trial.task):
             raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import secrets
 import sys
@@ -107,13 +108,15 @@ def run(args: argparse.Namespace, ask: Ask) -> list[str]:
     seed = done[0].seed if done else secrets.randbits(31)
     form, names = _trials.PRESETS[args.form], (args.a, args.b)
     plan = _trials.plan(args.pairs, args.task or ["the task"], seed)
-    _trials.check_goes_on(done, plan, args.file)
+    digest = _trials.digest_of(names, args.form)
+    _trials.check_goes_on(done, plan, digest, args.file)
     args.file.parent.mkdir(parents=True, exist_ok=True)
     with _servers(names, args.file) as servers, Switchboard(args.listen, args.port) as switchboard:
         print(f"connect the robot's program to {args.listen}:{switchboard.port}. Ctrl-C stops; nothing is lost")
         for trial in plan[len(done) :]:
             switchboard.connect(servers[trial.policy])
-            done = [*done, _played(trial, len(plan), form, seed, switchboard, ask)]
+            outcome = _played(trial, len(plan), form, switchboard, ask)
+            done = [*done, dataclasses.replace(outcome, seed=seed, plan=digest)]
             _trials.write(args.file, done)
     _trials.write(args.file, _trials.named(done, plan, names))
     summary = _trials.summary(done, plan, names, form.measure)
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace, ask: Ask) -> list[str]:
     return summary
 
 
-def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboard, ask: Ask) -> Outcome:
+def _played(trial: Trial, of: int, form: Form, switchboard: Switchboard, ask: Ask) -> Outcome:
     from openpi.cli.evaluation._question import Question
     from openpi.evaluation.trials import BETTER, Outcome, parse_outcome
 
@@ -158,9 +161,7 @@ def _played(trial: Trial, of: int, form: Form, seed: int, switchboard: Switchboa
     video = typed("name of the film") if form.asks_video else ""
     notes = typed("notes")
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    return Outcome(
-        trial.number, trial.pair, trial.turn, trial.task, success, duration, notes, video, better, when, seed
-    )
+    return Outcome(trial.number, trial.pair, trial.turn, trial.task, success, duration, notes, video, better, when)
 
 
 def _answered(ask: Ask, asked: Question, parse: Callable[[str], _T | None]) -> _T:
