@@ -1,6 +1,7 @@
 """Recordings of other programs to LeRobot datasets: every value is what an independent reader of the raw file says."""
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
@@ -19,6 +20,7 @@ import paths
 import raw_recordings as raw
 import rlds_datasets
 from openpi.cli.main import main
+from openpi.convert import engine
 from openpi.convert.formats import ros_bag_file
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.formats.robomimic import RobomimicHdf5
@@ -247,15 +249,49 @@ from pathlib import Path
 from openpi.convert.engine import Options, convert
 from openpi.convert.formats import aloha
 
-class AlohaHdf5(aloha.AlohaHdf5):  # of the name that it has in the next run
-    def read(self, ref):
-        if ref.name == "episode_10.hdf5":
-            os.kill(os.getppid(), signal.SIGKILL)
-        return super().read(ref)
+original = aloha.AlohaHdf5.read
+
+def read(self, ref):
+    if ref.name == "episode_10.hdf5":
+        os.kill(os.getppid(), signal.SIGKILL)
+    return original(self, ref)
+
+aloha.AlohaHdf5.read = read
 
 if __name__ == "__main__":
-    convert(AlohaHdf5(Path(sys.argv[1])), Path(sys.argv[2]), Options(task="t"), num_workers=2)
+    convert(aloha.AlohaHdf5(Path(sys.argv[1])), Path(sys.argv[2]), Options(task="t"), num_workers=2)
 """
+
+
+def test_what_was_prepared_by_a_format_before_it_was_corrected_is_not_used(tmp_path, monkeypatch):
+    lines = """import dataclasses
+from pathlib import Path
+import numpy as np
+from openpi.convert.source import EpisodeRef, Numbers, RawEpisode
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    root: Path
+    def episodes(self):
+        return [EpisodeRef(file.name, (file,)) for file in sorted(self.root.iterdir())]
+    def read(self, ref):
+        values = np.array([float(number) for number in ref.files[0].read_text().split()])
+        return RawEpisode({"action": Numbers(values * SCALE, "a")}, 10, "t")
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "0").write_text("1 2 3")
+    (tmp_path / "raw" / "1").write_text("damaged")
+    for scale in ("1.0", "1000.0"):
+        (tmp_path / "format_of_a_user.py").write_text(lines.replace("SCALE", scale))
+        sys.modules.pop("format_of_a_user", None)
+        source = importlib.import_module("format_of_a_user").Format(tmp_path / "raw")
+        if scale == "1.0":
+            with pytest.raises(ValueError, match="damaged"):
+                engine.convert(source, tmp_path / "set", num_workers=0)
+    (tmp_path / "raw" / "1").write_text("4 5 6")
+    engine.convert(source, tmp_path / "set", num_workers=0)
+    np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").column("action"), 1000 * np.arange(1, 7))
 
 
 def test_a_conversion_by_two_processes_that_was_killed_goes_on_and_gives_the_same(aloha, tmp_path, capsys):

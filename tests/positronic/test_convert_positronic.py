@@ -179,6 +179,35 @@ def test_what_was_prepared_for_other_options_or_of_another_recording_is_not_used
     np.testing.assert_array_equal(found.column("observation.state"), expected.column("observation.state"))
 
 
+def test_what_was_prepared_by_a_codec_before_it_was_corrected_is_not_used(raw, tmp_path):
+    lines = """import dataclasses
+from openpi_positronic.codecs.catalog import get_codec
+from openpi_positronic.codecs.codec import Codec
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Codec):
+    def training(self, signals):
+        return {**signals, "action": signals["action"].map(lambda values: values * SCALE)}
+
+def codec():
+    return get_codec("joints_traj", fps=10) | Scaled()
+"""
+    file, command = tmp_path / "codec_of_a_user.py", ["convert", "positronic", str(raw), str(tmp_path / "set")]
+    command += ["--codec", f"{file}:codec", "--workers", "0"]
+    video = RawDataset(raw).paths[1] / "image.wrist.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    file.write_text(lines.replace("SCALE", "1.0"))
+    assert main(command) == 1
+    video.write_bytes(whole)
+    file.write_text(lines.replace("SCALE", "1000.0"))
+    del sys.modules["codec_of_a_user"]
+    assert main(command) == 0
+    plain = convert(RawDataset(raw), tmp_path / "plain", get_codec("joints_traj"), fps=10, num_workers=0)
+    found, expected = LeRobotDataset(tmp_path / "set"), LeRobotDataset(plain)
+    np.testing.assert_allclose(found.column("action"), 1000 * expected.column("action"), rtol=1e-6)
+
+
 def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
     root = Path(shutil.copytree(converted, tmp_path / "set"))
     with RawDatasetWriter(raw).new_episode() as writer:

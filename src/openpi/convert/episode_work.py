@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.convert.origin import FileGroup, groups
+from openpi.convert.origin import FileGroup, code_of, groups
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, Source, Texts
 from openpi.data.lerobot.annotations import LANGUAGE
 from openpi.data.lerobot.episode_check import FrameStream
@@ -69,7 +69,8 @@ class Plan:
     def jobs(self, refs: Sequence[EpisodeRef], folder: Path) -> list[Job]:
         """One for each episode, with a folder called by all that its preparation depends on."""
         options = dataclasses.replace(self.options, episodes=None)
-        common = (self.source, options, self.features, self.fps, self.robot, self.encoder, metadata.version("openpi"))
+        code = (metadata.version("openpi"), code_of(self.source))
+        common = (self.source, options, self.features, self.fps, self.robot, self.encoder, code)
         stamps = {group: group.stamp() for group in groups(self.source.root, [ref.files for ref in refs])}
         depends = [(*common, ref, stamps[FileGroup(self.source.root, ref.files)]) for ref in refs]
         names = [hashlib.sha256(repr(parts).encode()).hexdigest()[:20] for parts in depends]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openpi.convert.origin import code_of
 from openpi.convert.progress import Progress
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
@@ -97,7 +98,8 @@ def convert(
         ) as writer,
     ):
         options = (codec, dict(writer.features), rate, writer.encoder)
-        jobs = [_Job(path, work.path / _digest(path, codec, rate, writer), *options) for path in paths]
+        code = code_of(codec)
+        jobs = [_Job(path, work.path / _digest(path, code, options), *options) for path in paths]
         unusable = _prepare_all(jobs, pool or Processes(num_workers))
         if unusable and not skip_unusable:
             raise ValueError(_unusable_message(unusable))
@@ -278,8 +280,7 @@ def _signal_names(columns: Mapping[str, Column]) -> list[str]:
     return list(dict.fromkeys(name for column in columns.values() for name in column.signals))
 
 
-def _digest(path: Path, codec: Codec, fps: int, writer: LeRobotWriter) -> str:
-    """Of an episode's files, and of the options that its preparation depends on."""
+def _digest(path: Path, code: str, options: tuple[object, ...]) -> str:
+    """Of an episode's files, and of the code and the options that its preparation depends on."""
     files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
-    options = (codec, fps, dict(writer.features), writer.encoder)
-    return hashlib.sha256(repr((str(path.absolute()), files, options)).encode()).hexdigest()[:20]
+    return hashlib.sha256(repr((str(path.absolute()), files, code, options)).encode()).hexdigest()[:20]
