@@ -103,6 +103,13 @@ def test_aloha_mobile_with_other_cameras_as_jpeg_and_video(compression, tmp_path
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["robot_type"] == "mobile_aloha"
 
 
+def test_a_rate_that_the_recording_has_not_is_told_since_nothing_is_sampled(aloha, tmp_path, capsys):
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--fps", "25")
+    assert "have 50 frames per second, and the dataset will say 25" in capsys.readouterr().err
+    dataset = LeRobotDataset(tmp_path / "set")
+    assert (len(dataset), dataset.metadata.fps) == (27, 25)
+
+
 def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
     convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--swap-colors", "--episodes", "0")
     written = raw.aloha_episode(aloha / "again.hdf5", 2, cameras=TWO)

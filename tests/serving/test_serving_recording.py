@@ -83,6 +83,11 @@ def test_each_session_is_recorded_and_can_be_played_again(tmp_path, capsys, form
         assert replay.main([str(sessions[0]), "--port", str(port), "--tolerance", "1e-6"]) == 1
 
 
+def test_an_answer_that_is_no_number_is_no_small_difference():
+    recorded, now = ({"actions": np.array([[0.0, value]])} for value in (1.0, np.nan))
+    assert replay.largest_difference(recorded, now) == replay.largest_difference(now, recorded) == np.inf
+
+
 def test_a_replay_without_the_key_says_how_to_give_it(tmp_path, capsys):
     with (
         server_thread(TestPolicy, recorder=SessionRecorder(tmp_path)) as (_, port),

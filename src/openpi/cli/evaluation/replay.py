@@ -165,11 +165,11 @@ def _comparison(recorded: Mapping[str, object], answered: Mapping[str, object], 
 
 
 def largest_difference(recorded: object, answered: object) -> float:
-    """Of the actions in two answers; infinity where one has none, or another shape."""
+    """Of the actions in two answers; infinity where one has none, another shape, or what is no number."""
     first, second = list(_actions(recorded)), list(_actions(answered))
     if len(first) != len(second) or any(a.shape != b.shape for a, b in zip(first, second, strict=True)):
         return float("inf")
-    differences = [np.abs(a - b).max() for a, b in zip(first, second, strict=True) if a.size]
+    differences = [np.nan_to_num(np.abs(a - b), nan=np.inf).max() for a, b in zip(first, second, strict=True) if a.size]
     return float(max(differences, default=0.0))
 
 
