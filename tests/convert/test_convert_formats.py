@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 import paths
 import raw_recordings as raw
@@ -110,6 +112,18 @@ def test_a_rate_that_the_recording_has_not_is_told_since_nothing_is_sampled(aloh
     assert (len(dataset), dataset.metadata.fps) == (27, 25)
 
 
+def test_encoded_depth_is_refused_and_not_cut_to_white(tmp_path, capsys):
+    content = io.BytesIO()
+    Image.fromarray(np.full((24, 32), 1500, np.uint16)).save(content, "PNG")
+    path = tmp_path / "episode_0.hdf5"
+    raw.aloha_episode(path, 0, 3, cameras=TWO)
+    with h5py.File(path, "r+") as file:
+        name = "observations/images/cam_behind"  # nothing in its name says that it is depth
+        file[name] = np.tile(np.frombuffer(content.getvalue(), np.uint8), (3, 1))
+    convert("aloha", tmp_path, tmp_path / "set", "--task", "t", code=1)
+    assert "picture 0 of" in (told := capsys.readouterr().err) and "16 bits a value, such as a depth map" in told
+
+
 def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
     convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--swap-colors", "--episodes", "0")
     written = raw.aloha_episode(aloha / "again.hdf5", 2, cameras=TWO)
@@ -195,7 +209,7 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_length, ("'action': 8", "'observation.state': 9")),
         (spoil_camera, ("lacks 'observation.images.cam_low'",)),
         (spoil_size, ("'observation.images.cam_low'", "[3, 12, 16]", "[3, 24, 32]")),
-        (spoil_jpeg, ("'observation.images.cam_low'", "frame 5", "cannot be decoded")),
+        (spoil_jpeg, ("'observation.images.cam_low'", "frame 5", "not a readable image")),
         (spoil_jpeg_end, ("picture 5 of", "cam_low", "a JPEG without its end")),
         (spoil_by_link, ("link to another file",)),
         (spoil_by_virtual, ("lies in another file",)),

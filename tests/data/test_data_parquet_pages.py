@@ -1,17 +1,20 @@
 """Single values of binary Parquet columns against PyArrow, for the layouts that writers produce."""
 
+import io
 import itertools
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from openpi.data.images import decode_image
 from openpi.data.lerobot import parquet_pages
 from openpi.data.lerobot.images import ImageColumns
 from openpi.data.lerobot.parquet_pages import BinaryColumn, UnsupportedLayoutError
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared.budgets import BudgetError
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -124,6 +127,20 @@ def test_images_in_rare_encodings_and_images_outside_the_table_are_found(golden,
             images.image_at(path, "image", 5)
 
 
-def test_bytes_that_are_no_image_are_named():
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GIF89a", b"\x89PNG but not really", _png(64, 64)[:50], b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_bytes_that_are_no_image_are_named(content):
     with pytest.raises(ValueError, match=r"row 7: not a readable image"):
-        decode_image(b"\x89PNG but not really", "row 7")
+        decode_image(content, "row 7")
+
+
+def test_an_image_is_measured_before_it_is_decoded():
+    with pytest.raises(BudgetError, match=r"row 7 would take 25,000,000 pixels"):
+        decode_image(_png(5000, 5000), "row 7")

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 
 from openpi.shared import budgets
-from openpi.shared.budgets import Budget, BudgetError, decode_image, read_npy, read_npz
+from openpi.shared.budgets import Budget, BudgetError, read_npy, read_npz
 from plain_values import PLAIN
 
 
@@ -100,27 +99,3 @@ def test_a_damaged_archive_is_a_value_error(data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):
         read_npz(io.BytesIO(bytes(content)), Budget(10**6))
-
-
-def _png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (width, height)).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_an_image_is_measured_before_it_is_decoded():
-    with pytest.raises(BudgetError, match=r"an image of 5000 x 5000 would take 25,000,000 pixels"):
-        decode_image(_png(5000, 5000))
-
-
-def test_the_images_of_a_message_share_a_budget():
-    pixels = Budget(250, "pixels")
-    assert decode_image(_png(10, 20), pixels=pixels).shape == (20, 10, 3)
-    with pytest.raises(BudgetError, match=r"'cam' of 10 x 10 would take 100 pixels, and at most 50"):
-        decode_image(_png(10, 10), pixels=pixels, what="'cam'")
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a", _png(64, 64)[:50], b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_a_value_error(content):
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        decode_image(content)

@@ -68,8 +68,8 @@ def convert(
     features, rate, robot = features_of(first, options.use_videos), rate_of(first, options), first.robot_type
     if first.fps is not None and rate != first.fps:
         logger.warning(
-            "the recordings have %g frames per second, and the dataset will say %g: no frame is left out or repeated, so "
-            "everything in it moves %.3g times as fast",
+            "the recordings have %g frames per second, and the dataset will say %g: no frame is left out or repeated, "
+            "so everything in it moves %.3g times as fast",
             *(first.fps, rate, rate / first.fps),
         )
     task_of(first, options)  # nobody waits for hours to be told that there is none

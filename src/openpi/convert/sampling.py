@@ -38,7 +38,9 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
 
 
 def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]:
-    """Seconds from the first instant, and how many: the longest in which nothing came, so that instants repeat a value."""
+    """The longest time in which nothing came, so that instants repeat a value: begin, from the first instant on, and
+    length, in seconds.
+    """
     within = np.unique(np.clip(times_ns, at_ns[0], at_ns[-1]))
     begins = np.append(within, at_ns[-1])
     row = int(np.argmax(np.diff(begins)))

@@ -1,6 +1,7 @@
 """Encoded images, as datasets hold them."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,7 +31,7 @@ def decode_image(content: bytes | str, where: str) -> np.ndarray:
             # As LeRobot's reader has it, and every viewer.
             upright = ImageOps.exif_transpose(image) if _ORIENTATION in image.getexif() else image
             return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is one
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}: not a readable image ({content_instead(content, 'any') or error})") from error
 
 

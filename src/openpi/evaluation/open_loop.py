@@ -228,8 +228,8 @@ def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 
 
 
 def steps_of(lengths: Mapping[int, int], stride: int, at_most: int) -> list[tuple[int, int]]:
-    """(episode, step): all episodes in strides. Where that is too many, a stretch of each, early in the first and late in
-    the last, so that no part of a task is left out; of some episodes only, where each would have less than two steps.
+    """(episode, step): all episodes in strides. Where that is too many, a stretch of each, early in the first and late
+    in the last, so that no part of a task is left out; of some episodes only, where each would have one step.
     """
     every = {number: range(0, length, stride) for number, length in lengths.items()}
     if sum(map(len, every.values())) <= at_most:

@@ -1,14 +1,13 @@
 """How much a small file or message may unpack to: images, NumPy files, archives, compressed chunks.
 
 A few kilobytes can claim any size, and the memory is taken before anybody looks at the content. So what is declared is
-compared with a budget first, and what comes out is counted. NumPy and Pillow only: servers use this at the door.
+compared with a budget first, and what comes out is counted. NumPy only: servers use this at the door.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import io
 import math
 import os
 import re
@@ -19,7 +18,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 # One picture: the largest that a robot's camera makes, with room to spare.
 MAX_IMAGE_PIXELS = 4096 * 4096
@@ -61,32 +59,6 @@ class Budget:
         if amount > self.left:
             raise BudgetError(f"{what} would take {amount:,} {self.unit}, and at most {self.left:,} are expected here")
         self.left -= amount
-
-
-def decode_image(
-    content: bytes, *, formats: Sequence[str] = IMAGE_FORMATS, pixels: Budget | None = None, what: str = "an image"
-) -> np.ndarray:
-    """uint8[h, w, 3], RGB, of an encoded image; its declared size is compared with the budget before it is decoded.
-
-    Args:
-        formats: those of Pillow's that are tried.
-        pixels: shared by the images of one message; None = `MAX_IMAGE_PIXELS` for this one.
-        what: the image's name, for messages.
-    Raises:
-        BudgetError: too many pixels.
-        ValueError: no such image, or damaged.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=tuple(formats)) as image:
-            size = image.width * image.height
-            Budget(MAX_IMAGE_PIXELS, "pixels").spend(size, f"{what} of {image.width} x {image.height}")
-            if pixels is not None:
-                pixels.spend(size, f"{what} of {image.width} x {image.height}")
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except BudgetError:
-        raise
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{what} cannot be decoded: {error}") from error
 
 
 # NumPy's files

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, natural, relative
+from openpi.data.images import decode_image
 from openpi.policies.libero_policy import LIBERO_SPEC
-from openpi.shared.budgets import decode_image
 from openpi.shared.errors import listed, missing_key
 from openpi_rlds.example import MalformedError, Values, not_an_example, parse_example
 from openpi_rlds.folder import open_folder
@@ -64,8 +64,8 @@ class LiberoRlds:
         }
         for column, name in _CAMERAS.items():
             pictures = _strings(features, name)
-            height, width, _ = decode_image(bytes(pictures[0])).shape
-            columns[column] = Camera(len(pictures), (height, width), _decoded(pictures), name)
+            height, width, _ = decode_image(bytes(pictures[0]), name).shape
+            columns[column] = Camera(len(pictures), (height, width), _decoded(pictures, name), name)
         texts = [bytes(text).decode("utf-8", "replace") for text in _strings(features, _INSTRUCTION)]
         task = texts[0] if len(set(texts)) == 1 else texts
         return RawEpisode(columns, _RATE_HZ, task, "panda")
@@ -112,5 +112,5 @@ def _strings(features: dict[str, Values], name: str) -> Sequence[memoryview]:
     return values
 
 
-def _decoded(pictures: Sequence[memoryview]) -> Iterator[np.ndarray]:
-    return (decode_image(bytes(picture), formats=("JPEG", "PNG")) for picture in pictures)
+def _decoded(pictures: Sequence[memoryview], name: str) -> Iterator[np.ndarray]:
+    return (decode_image(bytes(picture), name) for picture in pictures)

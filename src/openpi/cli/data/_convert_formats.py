@@ -43,7 +43,7 @@ def add_parsers(formats: argparse._SubParsersAction[argparse.ArgumentParser], ar
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Flags that every format has."""
     parser.add_argument("--task", help="for all episodes; default: what each recording says")
-    rate = "frames per second; default: what the recordings say. Only ros and session sample by it, others are called so"
+    rate = "frames per second; default: what the recordings say. ros and session sample by it, others are called so"
     parser.add_argument("--fps", type=float, help=rate)
     parser.add_argument("--images", action="store_true", help="store cameras as images, without loss, instead of video")
     parser.add_argument("--swap-colors", action="store_true", help="the pictures are BGR, whatever the recording says")

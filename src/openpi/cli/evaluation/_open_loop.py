@@ -117,7 +117,8 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
     moments = [recordings.at(*where) for where in open_loop.steps_of(recordings.lengths, stride, args.frames)]
     states, actions = _moments.others(config, data_config, episodes, _REFERENCE_FRAMES)
     found: dict[str, Any] = {
-        "dataset": dataset, "episodes": list(dict.fromkeys(m.episode for m in moments)), "held_out": held_out, "num_frames": len(moments),
+        "dataset": dataset, "episodes": list(dict.fromkeys(moment.episode for moment in moments)),
+        "held_out": held_out, "num_frames": len(moments),
         "stride": stride, "seed": args.seed, "joints": _joints(data_config, moments[0].recorded.shape[-1]),
         "baselines": {
             name: open_loop.summary(open_loop.errors(chunks, moments))

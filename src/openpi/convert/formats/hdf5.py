@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openpi.convert.source import Camera, natural
-from openpi.shared.budgets import MAX_ARRAYS_BYTES, MAX_IMAGE_PIXELS, Budget, decode_image
+from openpi.data.images import decode_image
+from openpi.shared.budgets import MAX_ARRAYS_BYTES, MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import install_hint, missing_key
 from openpi.shared.file_kinds import found_instead
 
@@ -28,7 +29,6 @@ _MAX_TEXT = 1 << 20
 _DAMAGES = (OSError, ValueError, TypeError, RuntimeError, KeyError, UnicodeDecodeError)
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _TRAILER_BYTES = 64  # that some cameras send behind the end
-_ENCODED = ("JPEG", "PNG", "WEBP")
 
 
 class Hdf5File:
@@ -123,13 +123,13 @@ class Hdf5File:
             row_bytes = int(np.prod(dataset.shape[1:], dtype=object)) * dataset.dtype.itemsize
             Budget(3 * MAX_IMAGE_PIXELS).spend(row_bytes, f"an encoded picture of {self._at(name)}")
             for number in range(len(dataset)):
-                content = _content(self._read(dataset, name, number))
+                content, where = _content(self._read(dataset, name, number)), f"picture {number} of {self._at(name)}"
                 if content.startswith(_JPEG_BEGIN) and _JPEG_END not in content.rstrip(b"\0")[-_TRAILER_BYTES:]:
                     raise ValueError(
-                        f"picture {number} of {self._at(name)} is a JPEG without its end, so it was not written whole; "
+                        f"{where} is a JPEG without its end, so it was not written whole; "
                         "the decoder would make the rest up. Leave the episode out, or record it again"
                     )
-                yield decode_image(content, formats=_ENCODED)
+                yield decode_image(content, where)
         else:
             raise ValueError(
                 f"{self._at(name)} holds {dataset.dtype} {dataset.shape}; expected uint8 pictures [n, h, w, 3] or "

@@ -8,7 +8,7 @@ import numpy as np
 
 from openpi.convert.formats.ros_bag_file import Message
 from openpi.convert.formats.ros_mapping import Part
-from openpi.shared.budgets import decode_image
+from openpi.data.images import decode_image
 from openpi.shared.errors import listed
 
 _NS_PER_S = 1_000_000_000
@@ -91,7 +91,7 @@ def picture(message: Message, kind: str, where: str) -> np.ndarray:
     if kind.endswith("CompressedImage"):
         if "compresseddepth" in str(message.format).lower():
             raise ValueError(f"{where}: a depth map ({message.format}), which is no camera")
-        return decode_image(bytes(message.data), formats=("JPEG", "PNG", "WEBP"), what=where)
+        return decode_image(bytes(message.data), where)
     if message.encoding not in _ENCODINGS:
         raise ValueError(f"{where}: pixels are {message.encoding!r}; expected one of {listed(_ENCODINGS)}")
     channels, order = _ENCODINGS[message.encoding]
