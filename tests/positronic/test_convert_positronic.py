@@ -179,6 +179,19 @@ def test_what_was_prepared_for_other_options_or_of_another_recording_is_not_used
     np.testing.assert_array_equal(found.column("observation.state"), expected.column("observation.state"))
 
 
+def test_a_camera_that_died_and_a_task_that_nobody_said_are_told(tmp_path, capsys):
+    with RawDatasetWriter(tmp_path / "raw").new_episode() as episode:
+        for i in range(45):
+            for name in ("image.wrist", "image.exterior") if i < 6 else ("image.wrist",):
+                episode.append(name, np.full((16, 16, 3), 5 * i, np.uint8), 66_666_667 * i)
+            for name, value in {"robot_state.q": np.ones(7), "grip": 1.0}.items():
+                episode.append(name, value, 66_666_667 * i)
+    assert main(["convert", "positronic", str(tmp_path / "raw"), str(tmp_path / "set"), "--codec", "joints_traj"]) == 0
+    told = capsys.readouterr().err
+    assert "'image.exterior' has no new picture for 2.6 s from 0.3 s on" in told and "image.wrist" not in told
+    assert "1 of 1 recordings say no task" in told
+
+
 def test_what_was_prepared_by_a_codec_before_it_was_corrected_is_not_used(raw, tmp_path):
     lines = """import dataclasses
 from openpi_positronic.codecs.catalog import get_codec

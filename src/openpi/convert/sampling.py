@@ -14,6 +14,7 @@ import numpy as np
 
 _NS_PER_S = 1_000_000_000
 _MAX_HZ = 1000
+_STILL_S = 1.0  # slower cameras are no use to a policy
 
 
 def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
@@ -45,6 +46,12 @@ def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]
     begins = np.append(within, at_ns[-1])
     row = int(np.argmax(np.diff(begins)))
     return float(begins[row] - at_ns[0]) / _NS_PER_S, float(begins[row + 1] - begins[row]) / _NS_PER_S
+
+
+def stillness(camera: str, times_ns: np.ndarray, at_ns: np.ndarray) -> str | None:
+    """For people, where a camera sent nothing for so long that its repeated picture is worth a word."""
+    begin_s, wait_s = longest_wait(times_ns, at_ns)
+    return f"'{camera}' has no new picture for {wait_s:.1f} s from {begin_s:.1f} s on" if wait_s > _STILL_S else None
 
 
 def newest(times_ns: np.ndarray, at_ns: np.ndarray) -> np.ndarray:

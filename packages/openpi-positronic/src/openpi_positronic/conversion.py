@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 
 from openpi.convert.origin import code_of
 from openpi.convert.progress import Progress
+from openpi.convert.sampling import stillness
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
@@ -38,6 +40,7 @@ from openpi_positronic.raw_episodes.signals import Signal
 logger = logging.getLogger(__name__)
 
 ROBOT_TYPE = "positronic"
+_REMARKS = "remarks.json"  # beside what is prepared, for people
 _NS_PER_S = 1_000_000_000
 
 
@@ -106,9 +109,17 @@ def convert(
         for path, reason in unusable.items():
             logger.warning("left out: %s: %s", path, reason)
         used = [job for job in jobs if job.path not in unusable]
+        num_untold = 0
         for job in used:
-            said = codec.training_task(Episode(job.path).static)
-            writer.add_prepared(PreparedEpisode.load(job.folder), (said or "") if task is None else task)
+            said = codec.training_task(Episode(job.path).static) if task is None else task
+            num_untold += not said
+            for remark in json.loads((job.folder / _REMARKS).read_text(encoding="utf-8")):
+                logger.warning("%s: %s", job.path, remark)
+            writer.add_prepared(PreparedEpisode.load(job.folder), said or "")
+        if num_untold:
+            logger.warning(
+                "%d of %d recordings say no task, and theirs is empty; say it with task", num_untold, len(used)
+            )
         provenance.record(
             writer.temporary, [job.path for job in used], is_append=append, codec=codec, fps=rate, task=task
         )
@@ -186,6 +197,10 @@ def _prepare_anew(job: _Job) -> str | None:
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     try:
+        cameras = [key for key in columns if job.features[key]["dtype"] in CAMERA_DTYPES]
+        signals = [_signal(episode, name) for key in cameras for name in columns[key].signals]
+        remarks = [stillness(signal.name, signal.timestamps, times) for signal in signals]
+        (partial / _REMARKS).write_text(json.dumps([remark for remark in remarks if remark]), encoding="utf-8")
         frames = sampled(episode, columns, job.features, times)
         prepared = prepare_episode(
             frames, job.features, folder=partial, fps=job.fps, encoder=job.encoder, threads=job.threads

@@ -14,12 +14,11 @@ import numpy as np
 from openpi.convert.formats.ros_bag_file import BagFile, Message
 from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft
 from openpi.convert.formats.ros_values import numbers, picture, stamp_ns
-from openpi.convert.sampling import instants, longest_wait, newest
+from openpi.convert.sampling import instants, newest, stillness
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.errors import listed
 
 _NS_PER_S = 1_000_000_000
-_LONG_WAIT_S = 1.0  # of a camera; slower ones are no use to a policy
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,9 @@ class RosBags:
                 key: self._column(path, parts, signals, at) for key, parts in mapped.columns.items()
             }
         left_out = tuple(sorted(kinds.keys() - mapped.topics))
-        return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out, tuple(_still(signals, at)))
+        cameras = {part.topic: signal.times_ns for part, signal in signals.items() if signal.size_hw is not None}
+        remarks = tuple(filter(None, (stillness(topic, times_ns, at) for topic, times_ns in cameras.items())))
+        return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out, remarks)
 
     def draft(self) -> dict[str, object]:
         """A mapping of the first bag's topics, to be looked through by its owner."""
@@ -158,14 +159,6 @@ def _check_one_clock(path: Path, signals: Mapping[Part, _Signal], at: np.ndarray
                 "that none of its changes would be in the episode. If its stamps are of another clock or not set, use "
                 "the clock 'bag' in the mapping; else leave the topic or the bag out"
             )
-
-
-def _still(signals: Mapping[Part, _Signal], at: np.ndarray) -> Iterator[str]:
-    """Cameras that sent nothing for a while, in which their picture is repeated. Numbers may rest."""
-    for part, signal in signals.items():
-        begin_s, wait_s = longest_wait(signal.times_ns, at)
-        if signal.size_hw is not None and wait_s > _LONG_WAIT_S:
-            yield f"'{part.topic}' has no new picture for {wait_s:.1f} s from {begin_s:.1f} s on"
 
 
 def _joints(message: Message, kind: str) -> list[str]:
