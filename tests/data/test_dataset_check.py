@@ -317,6 +317,9 @@ def test_the_fix_writes_times_counts_and_statistics_anew_and_leaves_the_dataset_
     [table] = fixed.glob("data/*/*.parquet")
     assert pq.read_schema(table).metadata == pq.read_schema(next(good.glob("data/*/*.parquet"))).metadata
     assert not list(tmp_path.glob(".*tmp*"))
+    for path in (fixed / "meta").rglob("*.*"):
+        path.write_bytes(b"changed in place")  # as LeRobot's tools and some editors do
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_quantiles_that_a_merge_has_widened_are_told_as_such_and_computed_anew_on_request(good, tmp_path):

@@ -4,6 +4,7 @@
     statistics of numbers: of the frames
 
 Nothing else is touched: pictures, numbers, tasks and files are those of the dataset, linked where the disk allows it.
+The description (`meta/`) is copied: it is small, and what people and tools change in place, which a link would pass on.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ def _link_all(root: Path, folder: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
+        if root / "meta" in source.parents:
+            shutil.copy2(source, target)
+            continue
         try:
             os.link(source.resolve(), target)
         except OSError:  # another disk, or one without hard links
