@@ -252,6 +252,9 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
     assert main(command) == 1
     assert main([*command, "--repeat"]) == 0
     assert len(LeRobotDataset(root).metadata.episodes) == 5
+    assert "another codec" not in capsys.readouterr().err
+    assert main([*command, "--repeat", "--codec", "ee_traj"]) == 0  # the same columns, and other actions in them
+    assert "was converted with another codec" in capsys.readouterr().err
     assert main([*command, "--repeat", "--fps", "10"]) == 1
     assert "15 frames per second" in capsys.readouterr().err
     assert main([*command, "--repeat", "--codec", "ee_joints"]) == 1

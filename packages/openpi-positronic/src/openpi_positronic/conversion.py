@@ -86,6 +86,8 @@ def convert(
     features = _features(codec)
     rate = _rate(fps, codec)
     paths = _usable(paths, columns, skip_unusable)
+    if append:
+        provenance.warn_of_other_codec(output, codec)
     if append and not repeat:
         provenance.refuse_repeats(output, paths)
     with (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from openpi.shared import run_metadata
 from openpi.shared.strict_json import Json
 from openpi_positronic.codecs.codec import Codec
 from openpi_positronic.raw_episodes import Episode
+
+logger = logging.getLogger(__name__)
 
 _KINDS = ("run", "append")
 _SHOWN = 5
@@ -43,17 +47,36 @@ def refuse_repeats(dataset: Path, episodes: Sequence[Path]) -> None:
         )
 
 
+def warn_of_other_codec(dataset: Path, codec: Codec) -> None:
+    """Says that new episodes mean something else: columns of one shape and name may hold what was commanded or what was
+    done. No refusal, since a codec of one's own may describe itself otherwise each time.
+    """
+    known = dict.fromkeys(told["codec"] for told in _told(dataset) if "codec" in told)
+    if known and _training_part(repr(codec)) not in map(_training_part, known):
+        logger.warning(
+            "%s was converted with another codec: the episodes that are appended may mean something else by the same "
+            "columns. It was %s, and is %s",
+            *(dataset, " or ".join(known), codec),
+        )
+
+
+def _training_part(codec: str) -> str:
+    """Without what only counts when commands are sent."""
+    return re.sub(r"horizon_s=[^,)]*", "", codec)
+
+
 def recording_id(episode: Path) -> str:
     """The same wherever the episode lies: its number, and when it was recorded."""
     return f"{episode.name}-{Episode(episode).meta.get('created_ts_ns', 0)}"
 
 
 def _recorded_ids(dataset: Path) -> set[str]:
-    ids = set()
-    for kind in _KINDS:
-        for path in dataset.glob(f"{kind}_metadata_*.yaml"):
-            ids |= {entry["id"] for entry in _read(path).get("recordings", [])}
-    return ids
+    return {entry["id"] for told in _told(dataset) for entry in told.get("recordings", [])}
+
+
+def _told(dataset: Path) -> list[Json]:
+    """What each conversion into a dataset has written."""
+    return [_read(path) for kind in _KINDS for path in sorted(dataset.glob(f"{kind}_metadata_*.yaml"))]
 
 
 def _read(path: Path) -> Json:
