@@ -281,7 +281,9 @@ def metrics_of(run: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(), AdamW(state_bits=8), Muon()], ids=["adamw", "8bit", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", [AdamW(), AdamW(state_bits=8), Muon(), SGD(momentum=0.0)], ids=["adamw", "8bit", "muon", "plain_sgd"]
+)
 def test_a_continued_run_is_the_run_that_never_stopped(arm: TrainConfig, optimizer: OptimizerConfig) -> None:
     torch.manual_seed(0)
     arm = dataclasses.replace(arm, optimizer=optimizer)
@@ -296,10 +298,33 @@ def test_a_continued_run_is_the_run_that_never_stopped(arm: TrainConfig, optimiz
     assert {"validation_loss", "action_error"} <= found[5].keys()
 
 
-def test_a_checkpoint_of_another_optimiser_is_refused_by_name(arm: TrainConfig) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (AdamW(state_bits=8), r"optimizer/exp_avg_sq_codes/.*not in the checkpoint"),
+        (Muon(), r"optimizer/exp_avg_sq/.*the recipe's optimiser keeps no such thing"),
+        (SGD(momentum=0.0), r"optimizer/exp_avg/.*the recipe's optimiser keeps no such thing"),
+    ],
+    ids=["8bit", "muon", "sgd"],
+)
+def test_a_checkpoint_of_another_optimiser_is_refused_by_name(
+    arm: TrainConfig, optimizer: OptimizerConfig, told: str
+) -> None:
     loop.train(dataclasses.replace(arm, num_train_steps=1))
-    with pytest.raises(ValueError, match=r"optimizer/exp_avg_sq_codes/.*not in the checkpoint"):
-        loop.train(dataclasses.replace(arm, resume=True, optimizer=AdamW(state_bits=8)))
+    with pytest.raises(ValueError, match=told):
+        loop.train(dataclasses.replace(arm, resume=True, optimizer=optimizer))
+
+
+def test_what_is_frozen_since_a_checkpoint_with_an_average_keeps_its_trained_weights(arm: TrainConfig) -> None:
+    before = loop.train(dataclasses.replace(arm, num_train_steps=3, keep_period=1)).checkpoint
+    raw = safetensors_io.open_tensors(before / "train_state.safetensors")
+    now = dataclasses.replace(arm, resume=True, freeze_filter=tiny_recipe.everything_but_the_head, keep_period=1)
+    state = PyTorchBackend(now).restore_state(before)
+    frozen = {name: param for name, param in state.params.items() if not param.requires_grad}
+    assert len(frozen) > 10
+    for name, param in frozen.items():
+        torch.testing.assert_close(param.detach(), torch.tensor(raw[f"weights/{name}"]).bfloat16(), rtol=0, atol=0)
+    assert loop.train(dataclasses.replace(now, num_train_steps=4)).step == 3
 
 
 def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:

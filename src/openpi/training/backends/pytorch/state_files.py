@@ -71,9 +71,7 @@ def _rest(state: TrainState, rows: Iterable[names.Row]) -> Iterator[tuple[str, T
             continue
         if state.average is not None:
             yield _WEIGHTS + row.torch, param
-        slots = state.optimizer.state[param]
-        assert slots, f"the optimiser knows nothing of {row.torch}"
-        for slot, tensor in slots.items():
+        for slot, tensor in state.optimizer.state[param].items():
             if slot != _COUNT:
                 yield f"{_OPTIMIZER}{slot}/{row.torch}", tensor
 
@@ -113,9 +111,10 @@ def restore(directory: Path, model_config: object, state: TrainState) -> None:
             parallel_pytorch.assign(average[name], values, block.start)
         if _WEIGHTS + name not in rest:
             parallel_pytorch.assign(params[name], values, block.start)
-    for name, param in state.trainable.items():
+    for name, param in params.items():  # all of them: some may have been frozen since
         if _WEIGHTS + name in rest:
             _assign_stored(param, rest, _WEIGHTS + name)
+    for name, param in state.trainable.items():
         for slot, tensor in state.optimizer.state[param].items():
             if slot == _COUNT:
                 tensor.fill_(step["step"])
@@ -156,6 +155,11 @@ def _check_fits(directory: Path, state: TrainState, rest: safetensors_io.Tensors
         else f"{name}: shape {stored[name]}, the recipe has {shape}"
         for name, shape in wanted.items()
         if stored.get(name) != shape
+    ]
+    problems += [
+        f"{name}: the recipe's optimiser keeps no such thing"
+        for name in stored
+        if name.startswith(_OPTIMIZER) and name not in wanted and name.rpartition("/")[2] in state.trainable
     ]
     if problems:
         shown = "\n  ".join(problems[:20])
