@@ -327,6 +327,14 @@ def test_what_is_frozen_since_a_checkpoint_with_an_average_keeps_its_trained_wei
     assert loop.train(dataclasses.replace(now, num_train_steps=4)).step == 3
 
 
+def test_weights_that_are_no_numbers_are_not_saved(arm: TrainConfig) -> None:
+    """The loss of a step is that of the weights before it: of the last ones there is none."""
+    fast = CosineDecaySchedule(warmup_steps=0, peak_lr=1e37, decay_lr=1e37)
+    with pytest.raises(RuntimeError, match=r"the param_norm of step 0 is inf; there is no checkpoint from before"):
+        loop.train(dataclasses.replace(arm, num_train_steps=1, log_interval=1, lr_schedule=fast))
+    assert not [entry for entry in Path("checkpoints/arm/run").iterdir() if entry.name.isdigit()]
+
+
 def test_pi0_fast_trains_validates_and_saves(arm: TrainConfig) -> None:
     recipe = dataclasses.replace(tiny_recipe.fast, exp_name="fast", data=arm.data, backend="pytorch")
     result = loop.train(dataclasses.replace(recipe, num_train_steps=2, holdout_episodes=1, eval_batches=1))

@@ -245,16 +245,19 @@ class _Run:
         )
 
     def _check_finite(self, step: int, metrics: Mapping[str, Metric]) -> None:
-        """Raises RuntimeError when the loss is no number: nothing is learnt any more; good checkpoints must not go."""
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
+        """Raises RuntimeError when the loss, the gradient or the weights after the step are no numbers.
+
+        Nothing is learnt any more; good checkpoints must not go.
+        """
+        values = {name: float(metrics[name]) for name in ("loss", "grad_norm", "param_norm")}
+        for name in [name for name, value in values.items() if not math.isfinite(value)]:
             steps = self.checkpoints.steps()
             good = (
                 f"the checkpoint of step {steps[-1]} is from before" if steps else "there is no checkpoint from before"
             )
             raise RuntimeError(
-                f"the loss of step {step} is {loss}; {good}. Look for NaN and outliers in the data (`openpi stats`, "
-                "`openpi explain`), or lower the learning rate"
+                f"the {name} of step {step} is {values[name]}; {good}. Look for NaN and outliers in the data "
+                "(`openpi stats`, `openpi explain`), or lower the learning rate"
             )
 
 
