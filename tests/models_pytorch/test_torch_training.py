@@ -424,6 +424,38 @@ def test_a_run_does_not_continue_over_another_base(arm: TrainConfig, base: Path,
         loop.train(lora_from(arm, place, **light, resume=True))
 
 
+def test_what_is_frozen_since_is_not_lost_from_checkpoints_without_frozen_weights(
+    arm: TrainConfig, base: Path, tmp_path: Path
+) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    now = {"exp_name": "light", "freeze_filter": tiny_recipe.everything_but_the_head, "resume": True}
+    light = loop.train(lora_from(arm, place, exp_name="light", save_frozen_params=False, num_train_steps=2)).checkpoint
+    with pytest.raises(ValueError, match=r"freezes \d+ parameters that .*/1 has trained, such as .*would lose them"):
+        loop.train(lora_from(arm, place, **now, save_frozen_params=False))
+    before = params_of(light)
+    after = params_of(loop.train(lora_from(arm, place, **now)).checkpoint)
+    assert before.keys() == after.keys()
+
+
+def test_a_run_that_cannot_go_on_with_other_frozen_weights_is_not_called_damaged(
+    arm: TrainConfig, base: Path, tmp_path: Path
+) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    checkpoint = loop.train(lora_from(arm, place, num_train_steps=2)).checkpoint
+    told = rf"does not fit the recipe .*\n(.*\n)+Changed since .*--freeze-filter.*--pytorch-weight-path={checkpoint}$"
+    with pytest.raises(ValueError, match=told):
+        loop.train(lora_from(arm, place, resume=True, freeze_filter=tiny_recipe.arm.freeze_filter))
+
+
+def test_a_run_does_not_go_on_with_adapters_of_another_scale(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
+    place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
+    loop.train(lora_from(arm, place, num_train_steps=2))
+    adapted = dataclasses.replace(tiny_recipe.lora.model.paligemma_variant, attn_lora=LoRAConfig(rank=2, alpha=8.0))
+    model = dataclasses.replace(tiny_recipe.lora.model, paligemma_variant=adapted)
+    with pytest.raises(ValueError, match=r"attn_lora.alpha is 8.*were trained with 2"):
+        loop.train(lora_from(arm, place, model=model, resume=True))
+
+
 def test_adapters_are_trained_over_a_base_in_eight_bits(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
     """The checkpoint has the rounded weights that were trained with, so a continued run and a server have them, too."""
     place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")

@@ -152,19 +152,17 @@ def test_a_data_order_that_cannot_be_read_is_damage(text, tmp_path):
 def test_another_model_names_the_flag_and_the_way_to_keep_the_weights(tmp_path):
     checkpoint = leave_step(of_run(tmp_path), 4)
     now = of_run(tmp_path, "--model.action-dim=8")
-    with pytest.raises(
-        ValueError, match=r"--model.action-dim was 4, is 8.*--exp-name=NEW --pytorch-weight-path=.*/4/params"
-    ):
+    with pytest.raises(ValueError, match=r"--model.action-dim was 4, is 8.*--exp-name=NEW --pytorch-weight-path=.*/4"):
         continued(now, checkpoint, Backend(ValueError("2 leaves differ")), loader(4))
 
 
 def test_the_flag_that_starts_from_weights_is_one_that_the_recipe_has(tmp_path):
     config = of_run(tmp_path)
-    assert resume.weights_flag(config, Checkpoint(tmp_path / "4")) == f"--pytorch-weight-path={tmp_path}/4/params"
+    assert resume.weights_flag(config, Checkpoint(tmp_path / "4")) == f"--pytorch-weight-path={tmp_path}/4"
     pytorch = dataclasses.replace(config, backend="pytorch")
     assert resume.weights_flag(pytorch, Checkpoint(tmp_path / "4")) == f"--pytorch-weight-path={tmp_path}/4"
     based = dataclasses.replace(config, weight_loader=CheckpointWeightLoader("x"))
-    assert resume.weights_flag(based, Checkpoint(tmp_path / "4")) == f"--weight-loader.params-path={tmp_path}/4/params"
+    assert resume.weights_flag(based, Checkpoint(tmp_path / "4")) == f"--weight-loader.params-path={tmp_path}/4"
 
 
 # --- other data ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.shared import download
 from openpi.shared.tree import unflatten
@@ -58,11 +61,16 @@ def check_scale(config: TrainConfig) -> None:
         changes = recipe_io.changes_since(step, config)  # as data; nothing of that folder is run
     except ValueError:  # of another version
         return
+    check_same_scale(changes, loader.params_path)
+
+
+def check_same_scale(changes: Sequence[tuple[str, object, object]], place: Path | str) -> None:
+    """As `check_scale`, from what has changed in the recipe since the checkpoint in `place`: field, before, now."""
     for field, before, now in changes:
         if field.endswith(("_lora.alpha", "_lora.rslora")):
             raise ValueError(
-                f"{field} is {now}, and the adapters in {loader.params_path} were trained with {before}: they would "
-                "make another policy. Use theirs, or merge them first (`openpi export`)"
+                f"{field} is {now}, and the adapters in {place} were trained with {before}: they would make another "
+                "policy. Use theirs, or merge them first (`openpi export`)"
             )
 
 
@@ -70,15 +78,24 @@ def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: C
     """What checkpoints have to say about the frozen weights that they leave out; None when they hold all.
 
     Raises:
-        ValueError: the run continues with weights that are not those of the recipe's `weight_loader`.
+        ValueError: the run continues with weights that are not those of the recipe's `weight_loader`; or it has trained
+            some that are frozen, and would be left out, now.
     """
     if config.save_frozen_params:
         return None
+    paths = _frozen_paths(config, backend)
     before = None if resumed_from is None else resumed_from.read(AdapterBase.load)
     if before is not None:
+        trained = [path for path in paths if path not in before.frozen]
+        if trained:
+            raise ValueError(
+                f"freeze_filter freezes {len(trained)} parameters that {resumed_from} has trained, such as "
+                f"{trained[0]}, and without frozen weights (save_frozen_params=False) the next checkpoint would lose them. Add "
+                "--save-frozen-params, or freeze what the run began with"
+            )
         return before  # whatever the recipe says now: this is where they were read
     shapes = {path: tuple(spec.shape) for path, spec in backend.param_specs().items()}
-    digests = backend.digests(state, _frozen_paths(config, backend))
+    digests = backend.digests(state, paths)
     frozen = {path: Frozen(shapes[path], digest) for path, digest in digests.items()}
     base = AdapterBase.of(_loader(config).params_path, frozen)
     if resumed_from is not None:

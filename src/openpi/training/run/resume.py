@@ -18,6 +18,7 @@ from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.recipe import overrides
+from openpi.training.run import adapters
 from openpi.training.run.preflight import TrainingData
 from openpi.training.run.progress import Window
 from openpi.training.run.run_directory import damaged_message
@@ -104,6 +105,7 @@ def continue_run(
             can be done.
     """
     found = recipe_io.changes_since(checkpoint.folder, config)
+    adapters.check_same_scale(found, checkpoint.folder)
     changes = {field: (old, new) for field, old, new in found if field not in _OF_THE_COMMAND}
     for field, (old, new) in changes.items():  # they hold from here on
         logger.warning("changed since the checkpoint: %s was %s, is %s", field, old, new)
@@ -142,9 +144,8 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
 
 def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Json, error: Exception) -> str:
     """Why, and how to go on: whoever changed the model or the optimizer knows it by the flag."""
-    fitting = {
-        field: value for field, value in changes.items() if field.startswith(("model.", "optimizer", "ema", "backend"))
-    }
+    of_state = ("model.", "optimizer", "ema", "backend", "freeze_filter")
+    fitting = {field: value for field, value in changes.items() if field.startswith(of_state)}
     if not fitting:
         return damaged_message(checkpoint.folder.parent, int(checkpoint.folder.name), first_line(error))
     flags = ", ".join(f"--{field.replace('_', '-')} was {old}, is {new}" for field, (old, new) in fitting.items())
@@ -208,8 +209,6 @@ def _compare_held(data: TrainingData, before: list[int], num_episodes: int) -> N
 
 def weights_flag(config: TrainConfig, checkpoint: Checkpoint) -> str:
     """What starts a new run of the recipe from a checkpoint's weights."""
-    if config.backend == "pytorch":
-        return f"--pytorch-weight-path={checkpoint}"
-    if hasattr(config.weight_loader, "params_path"):
-        return f"--weight-loader.params-path={checkpoint.folder / 'params'}"
-    return f"--pytorch-weight-path={checkpoint.folder / 'params'}"  # which JAX takes where there is nothing else
+    if config.backend == "jax" and hasattr(config.weight_loader, "params_path"):
+        return f"--weight-loader.params-path={checkpoint}"
+    return f"--pytorch-weight-path={checkpoint}"  # which JAX takes where there is nothing else
