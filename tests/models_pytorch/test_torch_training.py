@@ -424,6 +424,19 @@ def test_a_run_does_not_continue_over_another_base(arm: TrainConfig, base: Path,
         loop.train(lora_from(arm, place, **light, resume=True))
 
 
+def test_weights_that_are_needed_are_not_overwritten(arm: TrainConfig) -> None:
+    base = loop.train(dataclasses.replace(arm, num_train_steps=2)).checkpoint
+    again = dataclasses.replace(arm, overwrite=True, num_train_steps=1)
+    with pytest.raises(FileExistsError, match=r"would delete the weights that the run starts from"):
+        loop.train(dataclasses.replace(again, pytorch_weight_path=str(base)))
+    light = loop.train(lora_from(arm, str(base), save_frozen_params=False)).checkpoint
+    with pytest.raises(FileExistsError, match=rf"read with step 1 of .*If those .* delete {base}/KEEP"):
+        loop.train(again)
+    assert actions_of(light, "pytorch").shape == (3, 3)
+    (base / "KEEP").unlink()
+    assert loop.train(again).step == 0
+
+
 def test_what_is_frozen_since_is_not_lost_from_checkpoints_without_frozen_weights(
     arm: TrainConfig, base: Path, tmp_path: Path
 ) -> None:

@@ -90,8 +90,8 @@ def base_of(config: TrainConfig, backend: Backend, state: State, resumed_from: C
         if trained:
             raise ValueError(
                 f"freeze_filter freezes {len(trained)} parameters that {resumed_from} has trained, such as "
-                f"{trained[0]}, and without frozen weights (save_frozen_params=False) the next checkpoint would lose them. Add "
-                "--save-frozen-params, or freeze what the run began with"
+                f"{trained[0]}: without frozen weights (save_frozen_params=False) the next checkpoint would lose them. "
+                "Add --save-frozen-params, or freeze what the run began with"
             )
         return before  # whatever the recipe says now: this is where they were read
     shapes = {path: tuple(spec.shape) for path, spec in backend.param_specs().items()}

@@ -13,6 +13,7 @@ from openpi.checkpoints.find import complete_steps, damaged_steps
 from openpi.training.checkpoints import LOCK_FILE, Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.distributed import processes
+from openpi.weights.adapter_base import KEEP_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +29,15 @@ def will_continue(config: TrainConfig) -> bool:
     """Whether `open_run` is going to find a step to continue after. All processes call it; nothing is changed.
 
     Raises:
-        FileExistsError, ValueError: as of `open_run`, which is called when what takes long is done.
+        FileExistsError, ValueError: as of `open_run`, which is called when what takes long is done. Or overwriting
+            would delete weights that are needed.
     """
     continues = False
     with processes.together("looking at the run's folder"):
         if processes.is_first():
             _check(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+            if config.overwrite:
+                _check_nobody_needs(config)
             continues = config.resume and bool(complete_steps(config.checkpoint_dir))
     return bool(processes.exchange("whether the run is continued", continues)[0])
 
@@ -186,6 +190,23 @@ def _check_is_one_run(directory: Path) -> None:
     raise FileExistsError(
         f"{directory} holds {held}, which --overwrite would delete; choose another --exp-name, or move them away"
     )
+
+
+def _check_nobody_needs(config: TrainConfig) -> None:
+    """Raises FileExistsError where overwriting would delete weights that this run, or adapters elsewhere, read."""
+    directory = config.checkpoint_dir
+    place = getattr(config.start_weights, "params_path", None)
+    if place is not None and directory in Path(place).expanduser().resolve().parents:
+        raise FileExistsError(
+            f"{place} is in {directory}: --overwrite would delete the weights that the run starts from; choose another "
+            "--exp-name"
+        )
+    read = [step for step in complete_steps(directory) if (directory / str(step) / KEEP_FILE).exists()]
+    if read:
+        raise FileExistsError(
+            f"adapters elsewhere are read with step {read[0]} of {directory}, which --overwrite would delete; choose "
+            f"another --exp-name. If those adapters are gone, delete {directory / str(read[0]) / KEEP_FILE}"
+        )
 
 
 def _wipe(directory: Path) -> None:
