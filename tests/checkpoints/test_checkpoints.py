@@ -232,6 +232,16 @@ def test_the_best_stays(state, tmp_path):
     assert best_step(tmp_path) == 1
 
 
+def test_nothing_is_deleted_while_it_is_not_known_which_is_best(state, tmp_path, caplog):
+    with Checkpoints(tmp_path, keep_best=True) as run:
+        _save_in(run, 0, state, metrics={"validation_loss": 0.5})
+        run.wait()
+        (tmp_path / "0" / "eval_metrics.json").write_text('{"validation_lo')
+        _save_in(run, 1, state, metrics={"validation_loss": 0.7})
+    assert complete_steps(tmp_path) == [0, 1]
+    assert f"{tmp_path}/0/eval_metrics.json is damaged" in caplog.text
+
+
 def test_small_files_are_written_before_the_arrays_are_done(state, tmp_path):
     with Checkpoints(tmp_path) as run:
         _save_in(run, 0, state, write_extras=lambda folder: (folder / "loader_state.json").write_text("{}") and None)

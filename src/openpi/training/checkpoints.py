@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from openpi.checkpoints.find import complete_steps
-from openpi.shared import published
+from openpi.shared import published, strict_json
 from openpi.shared.errors import first_line
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.training.distributed import processes
@@ -177,8 +177,8 @@ class Checkpoints:
             logger.info("checkpoint saved: %s", self.path(step))
             try:
                 self._prune()
-            except OSError as error:  # the new checkpoint is whole; the next start removes what is left
-                logger.warning("an older checkpoint could not be removed: %s", error)
+            except (OSError, ValueError) as error:  # the new checkpoint is whole; the next start removes what is left
+                logger.warning("older checkpoints could not be removed: %s", error)
 
     def _complete(self, step: int, partial: Path) -> None:
         checksums.write(partial)
@@ -219,12 +219,23 @@ class Checkpoints:
 
 
 def best_step(directory: Path | str) -> int | None:
-    """The step with the lowest validation loss among those that have one; NaN is none."""
+    """The step with the lowest validation loss among those that have one; NaN is none.
+
+    Raises:
+        ValueError: a file with a loss is damaged.
+    """
     losses = {}
     for step in complete_steps(directory):
         file = Path(directory) / str(step) / METRICS_FILE
-        if file.is_file():
-            losses[step] = json.loads(file.read_text()).get("validation_loss", math.nan)
+        if not file.is_file():
+            continue
+        try:
+            losses[step] = float(strict_json.read(file).get("validation_loss", math.nan))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({first_line(error)}), so which step is best is not known; delete that file if its "
+                "step need not be kept"
+            ) from error
     losses = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
