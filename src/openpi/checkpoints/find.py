@@ -84,7 +84,7 @@ def _lacks(folder: Path) -> str:
     """Which files of the weights, or of the training state that its framework writes, are missing; '' = none."""
     wanted = next((names for mark, names in _TRAINING_STATE.items() if (folder / mark).is_file()), None)
     if wanted is None:
-        return f"neither {' nor '.join(_TRAINING_STATE)}"
+        return " or ".join(_TRAINING_STATE)
     return " and ".join(name for name in wanted if not (folder / name).is_file())
 
 
