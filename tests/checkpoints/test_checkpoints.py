@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -300,6 +301,25 @@ run.wait()
     assert complete_steps(tmp_path) == [3]
     _assert_whole(tmp_path, 3)
     assert {entry.name for entry in tmp_path.iterdir()} == {"3", ".lock"}
+
+
+def test_a_save_that_failed_does_not_cost_the_next_one(state, tmp_path, caplog):
+    def fails(folder: Path) -> Callable[[], None]:
+        def write() -> None:
+            raise OSError(28, "No space left on device")
+
+        return write
+
+    options = {"required_bytes": 1, "write_extras": _nothing}
+    with Checkpoints(tmp_path) as run:
+        run.save(1, fails, **options)
+        _save_in(run, 2, state)
+        assert complete_steps(tmp_path) == [2]
+        assert "the checkpoint of step 1 could not be written" in caplog.text and "step 2 is written" in caplog.text
+        run.save(3, fails, **options)
+        with pytest.raises(OSError, match="the checkpoint of step 4 could not be written"):
+            run.save(4, fails, **options)
+    assert complete_steps(tmp_path) == [2]
 
 
 def test_no_room_is_noticed_before_writing(state, tmp_path, monkeypatch):

@@ -112,6 +112,8 @@ class Checkpoints:
     ) -> None:
         """Copies the state to the host, then writes in the background; waits for the save before.
 
+        If that one failed, waits for this one, too: a disk that was full for a while costs no run its newest state.
+
         Args:
             step: loop index.
             begin_write: as of `Backend`: copies the state; what it returns writes it into the given directory.
@@ -120,15 +122,22 @@ class Checkpoints:
                 it sees the loop as it is now.
             metrics: of the validation at this step; `validation_loss` decides which is best.
         Raises:
-            OSError: this save, or the one before, did not succeed; complete checkpoints are untouched.
+            OSError: this save did not succeed, or cannot; complete checkpoints are untouched.
         """
-        self.wait()
+        failed = None
+        try:
+            self.wait()
+        except OSError as error:
+            failed = error
         partial = self.directory / f"{_PARTIAL}{step}"
         with processes.together(f"preparing the checkpoint of step {step}"):
             if processes.is_first():
                 self._check_space(step, partial, required_bytes)
                 self._prepare(step, partial, write_extras, metrics)
         self._pending = self._writer.submit(self._write, step, partial, begin_write(partial))
+        if failed is not None:
+            self.wait()
+            logger.warning("%s (that of step %d is written)", failed, step)
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
