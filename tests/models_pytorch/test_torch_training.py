@@ -16,7 +16,7 @@ import torch
 
 import tiny_recipe
 import weight_layouts
-from openpi.cli.checkpoints import export
+from openpi.cli.checkpoints import export, verify
 from openpi.models.gemma_config import LoRAConfig
 from openpi.models.pi0 import draw_time
 from openpi.models_pytorch import loading
@@ -412,16 +412,27 @@ def test_each_form_of_a_pytorch_checkpoint_is_made_from_the_other(arm: TrainConf
         np.testing.assert_allclose(actions_of(tmp_path / folder, "pytorch"), expected, atol=1e-5, err_msg=folder)
 
 
-def test_a_run_does_not_continue_over_another_base(arm: TrainConfig, base: Path, tmp_path: Path) -> None:
+def test_neither_a_run_nor_a_check_goes_on_over_another_base(
+    arm: TrainConfig, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = weight_layouts.write(base, tiny_recipe.MODEL, tmp_path / "base", "pytorch")
     light = {"exp_name": "light", "save_frozen_params": False}
-    loop.train(lora_from(arm, place, **light, num_train_steps=2))
+    checkpoint = loop.train(lora_from(arm, place, **light, num_train_steps=2)).checkpoint
+    assert verify.main([str(checkpoint)]) == 0
     tensors = {name: np.array(tensor) for name, tensor in safetensors_io.open_tensors(Path(place)).items()}
     (changed,) = (name for name in tensors if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
     tensors[changed] += 0.01
     safetensors_io.save(Path(place) / "model.safetensors", tensors)
     with pytest.raises(ValueError, match=r"others than before: PaliGemma/llm/layers/mlp/gating_einsum differs"):
         loop.train(lora_from(arm, place, **light, resume=True))
+    assert verify.main([str(checkpoint)]) == 1
+    assert "others than before: PaliGemma/llm/layers/mlp/gating_einsum differs" in capsys.readouterr().err
+    Path(place).rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match=r"^this checkpoint holds adapters only, and its base is not there.*"
+    ) as refused:
+        loop.train(lora_from(arm, place, **light, resume=True))
+    assert "move it away" not in str(refused.value)
 
 
 def test_weights_that_are_needed_are_not_overwritten(arm: TrainConfig) -> None:

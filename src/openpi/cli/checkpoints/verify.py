@@ -1,6 +1,7 @@
 """`openpi verify CHECKPOINT`: whether a checkpoint is what was written, and both backends compute the same.
 
-Compares every file with the checkpoint's checksums. Where it has a certificate, compares every tensor with it, too, and
+Compares every file with the checkpoint's checksums, and the base of adapters with what they know of it. Where it has a
+certificate, compares every tensor with it, too, and
 runs a small model cut out of the checkpoint on the certificate's inputs, with each backend that is installed. Exit
 codes: 0 = OK; 1 = something differs (the first is named), or there is nothing to compare with; 2 = bad command line.
 """
@@ -54,13 +55,15 @@ def _accept(checkpoint: Path) -> None:
 def _verify(checkpoint: Checkpoint, config: str | None, *, is_writing: bool) -> None:
     from openpi.policies import parity
     from openpi.training.recipe_io import recipe_of
-    from openpi.weights import checksums
+    from openpi.weights import checksums, opening
 
     folder = checkpoint.folder
     has_sums = _check_files(folder)
     model = recipe_of(checkpoint, config).model
     if has_sums and not is_writing and not (folder / parity.PARITY_FILE).is_file():
-        checkpoint.weights(model)
+        weights = checkpoint.weights(model)
+        if weights.base is not None:
+            opening.check_base(weights.table, weights.base)
         print("there is no certificate, so backends are not compared (`openpi verify --write` makes one)")
     else:
         for name, error in (parity.certify if is_writing else parity.verify)(folder, model).items():

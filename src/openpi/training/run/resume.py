@@ -146,6 +146,8 @@ def _cannot_continue(config: TrainConfig, checkpoint: Checkpoint, changes: Json,
     """Why, and how to go on: whoever changed the model or the optimizer knows it by the flag."""
     of_state = ("model.", "optimizer", "ema", "backend", "freeze_filter")
     fitting = {field: value for field, value in changes.items() if field.startswith(of_state)}
+    if isinstance(error, FileNotFoundError) and not fitting:
+        return str(error)  # the base of adapters is not there, or another trainer wrote it
     if not fitting:
         return damaged_message(checkpoint.folder.parent, int(checkpoint.folder.name), first_line(error))
     flags = ", ".join(f"--{field.replace('_', '-')} was {old}, is {new}" for field, (old, new) in fitting.items())
