@@ -28,6 +28,7 @@ from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import GaveUpError, Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.freeze import freeze_nothing
+from openpi.training.run import interrupts as interrupts_module
 from openpi.training.run import preflight, run_directory
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
@@ -147,14 +148,24 @@ def test_waiting_for_data_is_reported_as_a_share():
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_acts(signum):
-    before = signal.getsignal(signum)
-    with Interrupts() as interrupts:
-        assert interrupts.signum is None
-        signal.raise_signal(signum)
-        assert interrupts.signum == signum
-        assert signal.getsignal(signum) is before
-    assert signal.getsignal(signum) is before
+def test_the_first_signal_asks_and_a_later_one_acts(signum, monkeypatch):
+    acted = []
+    before = signal.signal(signum, lambda number, frame: acted.append(number))
+    try:
+        usual = signal.getsignal(signum)
+        with Interrupts() as interrupts:
+            assert interrupts.signum is None
+            signal.raise_signal(signum)
+            assert interrupts.signum == signum
+            monkeypatch.setattr(interrupts_module, "_IMPATIENCE_S", 1000)
+            signal.raise_signal(signum)  # passed on by a launcher
+            assert acted == []
+            monkeypatch.setattr(interrupts_module, "_IMPATIENCE_S", -1)
+            signal.raise_signal(signum)
+            assert acted == [signum] and signal.getsignal(signum) is usual
+        assert signal.getsignal(signum) is usual
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once():

@@ -1,9 +1,9 @@
 """`openpi verify CHECKPOINT`: whether a checkpoint is what was written, and both backends compute the same.
 
 Compares every file with the checkpoint's checksums, and the base of adapters with what they know of it. Where it has a
-certificate, compares every tensor with it, too, and
-runs a small model cut out of the checkpoint on the certificate's inputs, with each backend that is installed. Exit
-codes: 0 = OK; 1 = something differs (the first is named), or there is nothing to compare with; 2 = bad command line.
+certificate, compares every tensor with it, too, and runs a small model cut out of the checkpoint on the certificate's
+inputs, with each backend that is installed. Exit codes: 0 = OK; 1 = something differs (the first is named), or there is
+nothing to compare with; 2 = bad command line.
 """
 
 from __future__ import annotations

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+# Within it, a second signal is the first one once more: a queue sends SIGTERM to all processes, and torchrun, which is
+# one of them, passes it on to its own.
+_IMPATIENCE_S = 0.5
 
 
 class StoppedError(BaseException):
@@ -20,7 +25,7 @@ class StoppedError(BaseException):
 
 
 class Interrupts:
-    """Within `with`, the first SIGINT or SIGTERM is noted; the second acts at once.
+    """Within `with`, the first SIGINT or SIGTERM is noted; another, half a second later, acts at once.
 
     A signal that is ignored when we start stays so: a shell ignores SIGINT for what it runs in the background.
 
@@ -33,6 +38,7 @@ class Interrupts:
 
     def __init__(self, *, may_leave_at_once: bool = False) -> None:
         self.signum: int | None = None
+        self._noted_at = 0.0
         self._may_leave_at_once = may_leave_at_once
         self._previous: dict[int, Any] = {}
 
@@ -51,9 +57,14 @@ class Interrupts:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        self.signum = signum
-        self._restore()
+        if self.signum is not None:
+            if time.monotonic() - self._noted_at > _IMPATIENCE_S:
+                self._restore()
+                signal.raise_signal(signum)
+            return
+        self.signum, self._noted_at = signum, time.monotonic()
         if self._may_leave_at_once:
+            self._restore()
             raise StoppedError(signum)
         logger.warning("%s: finishing this step and saving; once more to leave at once", signal.Signals(signum).name)
 
