@@ -31,6 +31,9 @@ from paths import GOLDEN
 DATASETS = sorted(info.parents[1] for info in GOLDEN.glob("lerobot_v*/*/meta/info.json"))
 ANSWERS = {"TRAIN_RELATIVE": True, "GRIPPERS": ()}
 JOINTS = ["shoulder_pan.pos", "elbow_flex.pos", "gripper.pos"]
+SO_100 = tuple(
+    f"{motor}.pos" for motor in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+)
 
 
 def drafted(dataset: Path, file: Path, *more: str) -> dict[str, ast.expr]:
@@ -232,6 +235,9 @@ def test_state_and_actions_are_asked_for_where_several_vectors_could_be_them():
         ("action.delta", ("a.pos", "b.pos"), ("a.pos", "b.pos"), False),
         ("action", ("a.pos", "b.pos"), ("a.vel", "b.vel"), False),
         ("action", ("a.pos",), ("a.pos", "b.pos"), None),
+        ("action", SO_100, SO_100, True),
+        ("action", ("wrist_x.pos", "wrist_roll.pos"), ("wrist_x.pos", "wrist_roll.pos"), None),  # an angle of a pose
+        ("action", ("a.pos", "roll.pos"), ("a.pos", "roll.pos"), None),
     ],
 )
 def test_whether_actions_are_relative_is_known_only_where_names_say_it(action, state_names, action_names, expected):

@@ -52,6 +52,8 @@ _SCENE_WORDS = frozenset(
     | {"overhead", "scene", "side", "static", "third", "top", "workspace"}
 )
 _POSITION_WORDS = frozenset({"pos", "position"})
+_POSE_WORDS = frozenset({"x", "y", "z"})
+_JOINT_WORDS = frozenset({"elbow", "forearm", "joint", "shoulder", "waist", "wrist"})
 _CHANGE_WORDS = frozenset({"delta", "rel", "relative", "vel", "velocity", "velocities"})
 
 
@@ -226,7 +228,7 @@ def _choose_relative(features: Features, state: Choice, action: Choice) -> Choic
         return Decision(name, False, "the names of their dimensions say that the actions are changes already")
     if names and isinstance(state, Decision) and len(state.value) == 1 and state.value[0] in features.named:
         same_place = dict(zip(features.vectors[key], features.vectors[state.value[0]], strict=False))
-        if all(same_place.get(n) == n and _says_position(n) for n in names):
+        if all(same_place.get(n) == n for n in names) and _say_position(names):
             reason = (
                 "state and actions have the same dimensions, and their names say position: action i is where "
                 "dimension i of the state shall go. The released models were trained so"
@@ -251,8 +253,11 @@ def _choose_grippers(features: Features, action: Choice, relative: Choice) -> Ch
     return Question(name, "which dimensions of the actions are grippers?", hint, names, is_list=True)
 
 
-def _says_position(dimension: str) -> bool:
-    return bool(_POSITION_WORDS & set(words(dimension))) and not ORIENTATION_WORDS & set(words(dimension))
+def _say_position(dimensions: Sequence[str]) -> bool:
+    """Whether all are positions whose differences are motions: `wrist_roll` is a joint, but not beside x, y, z."""
+    said = [set(words(dimension)) for dimension in dimensions]
+    joints = set() if any(_POSE_WORDS & each for each in said) else _JOINT_WORDS
+    return all(_POSITION_WORDS & each and (joints & each or not ORIENTATION_WORDS & each) for each in said)
 
 
 def _action_names(features: Features, action: Choice) -> tuple[str, ...]:
