@@ -239,6 +239,11 @@ def test_rows_are_split_over_the_devices_of_the_mesh_in_use():
     assert sharding.fsdp_sharding(spec, mesh, min_size_mbytes=1, log=True)["w"].is_fully_replicated
 
 
+@dataclasses.dataclass(frozen=True)
+class TheirOwnDataConfig(_config.SimpleDataConfig):
+    extra_delta_transform: bool = False
+
+
 def test_relative_actions_are_not_made_relative_again_unasked(caplog):
     plain = _config.get_config("pi0_fast_libero_no_delta_transform")
     twice = _config.get_config("pi0_fast_libero")
@@ -250,7 +255,9 @@ def test_relative_actions_are_not_made_relative_again_unasked(caplog):
             "no-extra-delta-transform" in _config.get_config(recipe).note
             or "no_delta" in _config.get_config(recipe).note
         )
-    for data, is_told in ((twice.data, True), (plain.data, False)):
+    # Published recipes are copied, and the field with them, for robots whose actions are absolute targets.
+    absolute = TheirOwnDataConfig(repo_id="mine", extra_delta_transform=True)
+    for data, is_told in ((twice.data, True), (plain.data, False), (absolute, False)):
         caplog.clear()
         config = dataclasses.replace(tiny_recipe.tiny, exp_name="x", data=data)
         with caplog.at_level(logging.WARNING, "openpi"):

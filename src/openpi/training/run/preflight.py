@@ -33,7 +33,7 @@ from openpi.training.data.first_look import FirstLook
 from openpi.training.data.recipe_data import RecipeData
 from openpi.training.data.robot_actions import check_names, with_recorded_limits
 from openpi.training.data.streams import Stream
-from openpi.training.data_config import DataConfig
+from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
 from openpi.training.distributed import processes
 from openpi.training.run import adapters, run_directory, tracking
 from openpi.transforms import DataTransformFn
@@ -115,11 +115,13 @@ def _check_dataset_name(config: TrainConfig) -> None:
 
 
 def _warn_of_deltas_of_deltas(config: TrainConfig) -> None:
-    if getattr(config.data, "extra_delta_transform", False):
+    # Other data configurations have a field of this name, for actions that are absolute.
+    if isinstance(config.data, LeRobotLiberoDataConfig) and config.data.extra_delta_transform:
         logger.warning(
-            "recipe '%s' subtracts the state from actions that are relative already, as released checkpoints were "
-            "trained; new runs succeed more often without: add --data.no-extra-delta-transform and compute the "
-            "statistics again, or train pi0_fast_libero_no_delta_transform",
+            "recipe '%s' subtracts the state from actions that are relative already, if they are LIBERO's, as released "
+            "checkpoints were trained; new runs on them succeed more often without: add "
+            "--data.no-extra-delta-transform and compute the statistics again, or train "
+            "pi0_fast_libero_no_delta_transform",
             config.name,
         )
 
