@@ -8,9 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from openpi.cli.main import COMMANDS
+from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.shared import plugins
@@ -85,3 +88,22 @@ def test_the_tutorial_s_dataset_and_recipe_surprise_nobody(tmp_path: Path):
     report = run("-m", "openpi.cli.main", "explain", "my_robot.py:tiny", "--index", "12")
     assert "the model reads 'Task: swing to the left, State: " in report
     assert "0 surprises (!!)" in report.splitlines()[-1]
+
+
+def test_the_page_s_format_of_one_s_own_converts_its_files(tmp_path: Path):
+    page = (ROOT / "docs/how-to/converting.md").read_text()
+    (script,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class MyFiles" in block)
+    (tmp_path / "own.py").write_text(script)
+    (tmp_path / "my_recordings").mkdir()
+    written = np.random.default_rng(0).normal(size=(2, 12, 6)).astype(np.float32)
+    for number, values in zip((2, 10), written, strict=True):
+        with h5py.File(tmp_path / f"my_recordings/run_{number}.h5", "w") as file:
+            file["qpos"], file["qtarget"] = values, values + 1
+            file["cam_front"] = np.full((12, 48, 64, 3), (200, 40, 30), np.uint8)
+            file.attrs["task"] = f"task {number}"
+    subprocess.run([sys.executable, "own.py"], cwd=tmp_path, check=True, capture_output=True)
+    dataset = LeRobotDataset(str(tmp_path / "my_dataset"))
+    np.testing.assert_array_equal(dataset.column("observation.state"), np.concatenate(written))
+    np.testing.assert_array_equal(dataset.column("action"), np.concatenate(written) + 1)
+    assert [episode.tasks for episode in dataset.episodes] == [("task 2",), ("task 10",)]
+    assert np.abs(dataset[20]["observation.images.front"].mean((0, 1)) - (200, 40, 30)).max() < 6
