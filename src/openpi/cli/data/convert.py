@@ -5,8 +5,8 @@ is complete. `--dry-run` shows what would become of the first episode. A convers
 same command is given again. Exit codes: 0 = written; 1 = refused or failed; 2 = bad command line; 130 = stopped by
 Ctrl-C.
 
-Files of your own that are in none of these formats: docs/how-to/converting.md, "Files of your own". Packages add formats
-by the entry point `openpi.converters`: name -> a module as `cli.main.Command` says.
+What is in none of these formats: docs/how-to/converting.md, "Files of your own". Packages add formats by the entry
+point `openpi.converters`: name -> a module as `cli.main.Command` says.
 """
 
 from __future__ import annotations
