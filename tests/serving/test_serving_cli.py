@@ -79,13 +79,21 @@ def test_a_folder_without_a_checkpoint_is_refused_with_what_is_there(tmp_path):
 
 def test_the_recipe_comes_with_the_checkpoint_and_differences_to_a_named_one_are_logged(tmp_path, caplog):
     saved = get_config("pi05_droid")
-    other = dataclasses.replace(saved, model=dataclasses.replace(saved.model, action_horizon=7))
+    other = dataclasses.replace(
+        saved,
+        model=dataclasses.replace(saved.model, action_horizon=7),
+        data=dataclasses.replace(saved.data, exclude_episodes=(3,)),  # says nothing of how a policy is served
+        policy_metadata={"home": (0.5, 1)},
+    )
     save_recipe(tmp_path, other)
     assert recipe_of(checkpoints.Checkpoint(tmp_path)) == other
     assert not caplog.records
     assert recipe_of(checkpoints.Checkpoint(tmp_path), "pi05_droid") == saved
-    expected = "recipe 'pi05_droid' differs from the checkpoint's: model.action_horizon is 15, "
-    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True]
+    told = "recipe 'pi05_droid' differs from the checkpoint's: "
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{told}model.action_horizon is 15, the checkpoint was trained with 7",
+        f"{told}policy_metadata is None, the checkpoint was trained with {{'home': (0.5, 1)}}",
+    ]
 
 
 def test_a_checkpoint_without_a_recipe_needs_a_name(tmp_path):

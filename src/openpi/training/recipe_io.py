@@ -27,7 +27,7 @@ from openpi.shared import download, strict_json
 from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig, config_names, get_config
 from openpi.training.recipe.decoding import Decoder, upgrade
-from openpi.training.recipe.encoding import Encoder, differences
+from openpi.training.recipe.encoding import Encoder, differences, shown
 from openpi.training.recipe.sources import OwnCode
 from openpi.weights import checksums
 
@@ -36,6 +36,7 @@ _READ_VERSIONS = (1, 2)
 _MAX_BYTES = 2**24
 # What of a recipe changes how a checkpoint is served.
 _SERVED_FIELDS = ("model", "data", "policy_metadata")
+_LEFT_OUT = "data.exclude_"  # of training alone
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def changes_since(directory: Path | str, config: TrainConfig) -> list[tuple[str,
         return []
     now = json.loads(json.dumps(Encoder().encode(config, "config")))
     with _errors_of(path):
-        return list(differences(_read(path).config, now, ""))
+        found = differences(_read(path).config, now, "")
+        return [(field, shown(before), shown(after)) for field, before, after in found]
 
 
 def recipe_name(directory: Path | str) -> str | None:
@@ -126,7 +128,7 @@ def recipe_of(checkpoint: Checkpoint, name: str | None = None) -> TrainConfig:
         return checkpoint.read(load_recipe)
     named = get_config(name)
     for field, before, now in changes_since(checkpoint.folder, named):
-        if field.partition(".")[0] in _SERVED_FIELDS:
+        if field.partition(".")[0] in _SERVED_FIELDS and not field.startswith(_LEFT_OUT):
             text = f"{field} is {now!r}, the checkpoint was trained with {before!r}"
             logger.warning("recipe '%s' differs from the checkpoint's: %s", name, text)
     return named

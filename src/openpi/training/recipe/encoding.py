@@ -107,6 +107,21 @@ def tag_of(value: Mapping[str, object]) -> str | None:
     return next((key for key in value if key.startswith("$")), None)
 
 
+def shown(value: object) -> object:
+    """An encoded value as a message shows it: the value, or the name of a function, a class, or what is made of one."""
+    if isinstance(value, list):
+        return [shown(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match tag_of(value):
+        case "$tuple":
+            return tuple(shown(item) for item in value["$tuple"])
+        case "$path" | "$ref" | "$type" as tag:
+            return value[tag]
+        case _:
+            return {key: shown(item) for key, item in value.items()}
+
+
 def differences(before: object, now: object, field: str) -> Iterator[tuple[str, object, object]]:
     """Of two encoded values, the leaves that differ."""
     if isinstance(before, dict) and isinstance(now, dict) and tag_of(before) == tag_of(now):
