@@ -79,8 +79,12 @@ def test_each_session_is_recorded_and_can_be_played_again(tmp_path, capsys, form
     with server_thread(droid_policy, codec=get_codec("droid")) as (_, port):
         assert replay.main([str(folder), "--port", str(port), "--tolerance", "1e-6"]) == 0
         assert "8 requests" in capsys.readouterr().out
+        assert replay.main([str(folder), "--port", str(port)]) == 0
+        assert "new noise" not in capsys.readouterr().out
     with server_thread(TestPolicy) as (_, port):
         assert replay.main([str(sessions[0]), "--port", str(port), "--tolerance", "1e-6"]) == 1
+        assert replay.main([str(sessions[0]), "--port", str(port)]) == 0
+        assert "draw new noise" in capsys.readouterr().out  # differences of two answers are no fault
 
 
 def test_an_answer_that_is_no_number_is_no_small_difference():
