@@ -11,6 +11,7 @@ import pytest
 
 import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
+from openpi.cli.debugging._explain_chain import with_dataset
 from openpi.evaluation import open_loop
 from openpi.evaluation.open_loop import Plan
 from openpi.training.data.moments import Moments, chosen, others
@@ -172,6 +173,16 @@ def test_the_command_writes_a_report_for_two_checkpoints(tmp_path, capsys):
     assert run("evaluate", "tabletop", "--policy", "expert", "--output", out, "--resume") == 1
     assert "choose another --output" in capsys.readouterr().err
     assert (out / "results.json").read_bytes() == before
+
+
+def test_episodes_that_a_recipe_leaves_out_are_those_of_its_own_dataset(monkeypatch):
+    folder = Path(tiny_arm.recipe.data.repo_id)
+    data = dataclasses.replace(tiny_arm.recipe.data, exclude_episodes=(1,), exclude_where="length < 2")
+    recipe = dataclasses.replace(tiny_arm.recipe, data=data)
+    monkeypatch.chdir(folder.parent)
+    assert with_dataset(recipe, folder.name).data.exclude_episodes == (1,)  # the same folder
+    other = with_dataset(recipe, "another").data
+    assert other.exclude_episodes == () and other.exclude_where == "length < 2"
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(tmp_path: Path, capsys):
