@@ -308,6 +308,15 @@ def wrong_totals(root: Path) -> None:
     _change_info(root, lambda info: info.update(total_frames=info["total_frames"] + 7))
 
 
+def a_name_too_few(root: Path) -> None:
+    def change(info: dict[str, Any]) -> None:
+        key = next(key for key in ("action", "actions") if key in info["features"])
+        feature = info["features"][key]
+        feature["names"] = [f"joint_{i}" for i in range(feature["shape"][0] - 1)]
+
+    _change_info(root, change)
+
+
 def stale_statistics(root: Path) -> None:
     path = root / "meta/stats.json"
     stats = json.loads(path.read_text())
@@ -384,6 +393,7 @@ IN_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty task": (empty_task, "training.empty-task"),
     "task twice": (duplicate_task, "training.duplicate-task"),
     "wrong totals": (wrong_totals, "metadata.totals"),
+    "a name too few": (a_name_too_few, "metadata.names"),
     "stale statistics": (stale_statistics, "statistics.stale"),
     "wrong fps": (wrong_fps, "temporal.refused"),
     "a lost time": (a_lost_time, "temporal.refused"),
