@@ -278,7 +278,7 @@ def test_how_to_hold_must_be_known():
     with pytest.raises(ValueError, match="how does this robot hold"):
         World(told=told)
     assert World(told=told, hold="zero").loop.spec.stays.tolist() == [False, False]
-    with pytest.raises(ValueError, match="no contract"):
+    with pytest.raises(ValueError, match=r"no contract.*its action_names, or the loop action_width"):
         World(told={})
     with pytest.raises(ValueError, match="rate_hz"):
         World(told={}, action_width=2, hold="stay")

@@ -62,7 +62,10 @@ class ActionSpec:
         actions = contract.get("actions", {})
         names = _names(actions.get("names", ()))
         if not names and width is None:
-            raise ValueError("the server does not tell how wide an action is (no contract); give action_width=...")
+            raise ValueError(
+                "the server does not tell how wide an action is (no contract); give the robot its action_names, or the "
+                "loop action_width=..."
+            )
         if names and width not in (None, len(names)):
             raise ValueError(
                 f"action_width is {width}; the contract of the server has {len(names)} dimensions: {', '.join(names)}"
