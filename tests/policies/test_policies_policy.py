@@ -14,7 +14,7 @@ from golden_kits import SMALL, write_small
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
-from openpi.models.model import restore_params
+from openpi.models.model import Observation, restore_params
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.rtc_config import RtcConfig
 from openpi.models.siglip_config import SiglipConfig
@@ -359,6 +359,27 @@ def test_an_observation_of_a_batch_that_does_not_fit_leaves_the_others_alone(pol
     first, failed, last = policy.infer_batch([good, bad, good])
     assert first["actions"].shape == last["actions"].shape == (10, 8)
     assert isinstance(failed, KeyError) and "observation/exterior_image_1_left" in str(failed)
+
+
+def test_pictures_in_bytes_and_in_floats_are_seen_as_they_are_and_one_that_no_model_takes_fails_alone():
+    class Brightness:
+        """Answers with the mean of what a model would see."""
+
+        takes_noise, action_horizon, action_dim = False, 1, 1
+
+        def sample(self, inputs, noise, **kwargs):
+            images = np.asarray(Observation.from_dict(inputs).images["base"], np.float32)
+            return images.mean(axis=(1, 2, 3))[:, None, None]
+
+    def observation(picture):
+        return {"image": {"base": picture}, "image_mask": {"base": np.True_}, "state": np.zeros(1, np.float32)}
+
+    policy = Policy(Brightness(), output_transforms=[lambda outputs: {"actions": outputs["actions"]}])
+    white = np.full((4, 4, 3), 255, np.uint8)
+    pictures = [white, np.full((4, 4, 3), 0.5, np.float32), np.full((4, 4, 3), "x"), white]
+    first, second, failed, last = policy.infer_batch([observation(picture) for picture in pictures])
+    assert [answer["actions"].item() for answer in (first, second, last)] == [1, 0.5, 1]
+    assert isinstance(failed, Exception)
 
 
 def test_the_view_of_an_observation_is_what_the_model_gets_before_normalisation(policy):

@@ -145,7 +145,7 @@ class Policy(BasePolicy):
         alike: dict[Any, list[int]] = {}
         for i, item in enumerate(results):
             if isinstance(item, Prepared):
-                alike.setdefault((item.noise is None, _shapes(item.inputs)), []).append(i)
+                alike.setdefault((item.noise is None, _form(item.inputs)), []).append(i)
         for indices in alike.values():
             for part in _parts(indices, self.batch_sizes):
                 chosen = [results[i] for i in part]
@@ -316,11 +316,16 @@ def _own_noise(items: Sequence[Prepared]) -> np.ndarray | None:
     return np.stack(brought) if brought else None
 
 
-def _shapes(inputs: Tree) -> object:
-    """What has to be equal for two inputs to be in one batch."""
-    return tuple(
-        (key, _shapes(value) if isinstance(value, Mapping) else np.shape(value)) for key, value in inputs.items()
-    )
+def _form(inputs: Tree) -> object:
+    """What has to be equal for two inputs to be in one batch: stacked, bytes would become floats beside floats, and
+    pictures in 0..255 be taken for others in [-1, 1].
+    """
+    return tuple((key, _form(value) if isinstance(value, Mapping) else _kind(value)) for key, value in inputs.items())
+
+
+def _kind(value: object) -> tuple[tuple[int, ...], np.dtype]:
+    array = np.asarray(value)
+    return array.shape, array.dtype
 
 
 def _parts(indices: list[int], sizes: tuple[int, ...] | None) -> list[list[int]]:
