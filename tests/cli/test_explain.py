@@ -225,7 +225,7 @@ def test_nan_is_reported_where_it_first_appears_and_written_into_no_prompt(here,
     state[5] = np.nan
     path = save_observation(here / "obs.npz", **{"observation/state": state})
     document = explain(RECIPE, "--observation", path, code=1)
-    assert "the normalised state is nan in dimension 5" in document["error"]
+    assert "the state has NaN or infinity in dimension 5" in document["error"]
     reported = [(s["title"], f["key"]) for s in document["stages"] for f in s["findings"] if "NaN" in f["message"]]
     assert reported[0] == ("observation", "observation/state")
     assert len({title for title, _ in reported}) <= 2  # under the client's name, and under the model's

@@ -20,6 +20,7 @@ from openpi.models.rtc_config import RtcConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
+from openpi.policies.guards import InputsGuard, ObservationError
 from openpi.policies.policy import ActionsError, Policy, PolicyRecorder
 from openpi.policies.policy_config import create_trained_policy, load_pipeline
 from openpi.policies.sampler_jax import JaxSampler
@@ -281,6 +282,33 @@ def test_serving_with_another_recipe_says_where_it_differs(recipe, with_contract
     other = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, use_quantile_norm=False))
     create_trained_policy(other, with_contract)
     assert "normalization: quantile -> zscore" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("state", np.zeros((1, 8)), r"shape \(1, 8\).* without a batch axis"),
+        ("state", np.array([*np.zeros(7), np.nan]), "NaN or infinity in dimension 7"),
+        ("prompt", ["go"], "'prompt' is of type list; expected text"),
+    ],
+)
+def test_without_a_contract_too_state_and_prompt_are_what_models_take(recipe, checkpoint, key, value, message):
+    pipeline = load_pipeline(recipe, Checkpoint(checkpoint))
+    start = pipeline.inputs.index(next(step for step in pipeline.inputs if isinstance(step, InputsGuard)))
+    sample = {**transforms.compose(pipeline.inputs[:start])(make_droid_example()), key: value}
+    with pytest.raises(ObservationError, match=message):
+        transforms.compose(pipeline.inputs[start:])(sample)
+
+
+def test_without_a_contract_a_state_that_lacks_a_joint_is_told_with_the_answer(recipe, checkpoint):
+    def forgetful(data):
+        return {**data, "state": data["state"][:7]}
+
+    of_a_droid = recipe.data.data_transforms(recipe.model)
+    data = dataclasses.replace(recipe.data, data_transforms=lambda model: of_a_droid.push(inputs=[forgetful]))
+    policy = create_trained_policy(dataclasses.replace(recipe, data=data), checkpoint, sample_kwargs={"num_steps": 1})
+    [warning] = policy.infer(make_droid_example())["warnings"]
+    assert warning.startswith("[range] the state has 7 dimensions") and "statistics are of 8" in warning
 
 
 def test_statistics_of_another_robot_are_refused_at_start(recipe, with_contract):

@@ -1,4 +1,4 @@
-"""Identity transforms that hold observations against a contract while a policy runs."""
+"""Identity transforms that hold observations against a contract, or what there is without one, while a policy runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from openpi.policies.contract import Contract
+from openpi.policies.observation_checks import check_prompt, is_finite
 from openpi.shared.collected_warnings import Warnings
+from openpi.shared.normalize import NormStats
 
 # What warnings begin with: of `policies.watch`, `drift` and `pace`, and of the guards below.
 CODES = frozenset(
@@ -65,3 +67,51 @@ class RangeGuard:
         if "state" in data:
             self._warn(far_outside(self.contract, data["state"]))
         return data
+
+
+class InputsGuard:
+    """An identity transform before normalisation, for checkpoints without a contract: raises `ObservationError` unless
+    `state` is one vector of finite numbers and `prompt` one text, and warns of a state that lacks dimensions.
+
+    Only warns, because a recipe may use the statistics of a larger robot.
+    """
+
+    def __init__(self, stats: NormStats | None) -> None:
+        """
+        Args:
+            stats: of the state.
+        """
+        moved = np.zeros(0) if stats is None else np.flatnonzero(np.atleast_1d(stats.std))
+        self._width = int(moved[-1]) + 1 if len(moved) else 0  # statistics of padding have no spread
+        self._warn = Warnings()
+
+    def __call__(self, data: dict) -> dict:
+        if data.get("prompt") is not None:
+            try:
+                check_prompt(data["prompt"])
+            except ValueError as error:
+                raise ObservationError(str(error)) from error
+        if "state" in data:
+            self._check_state(np.asarray(data["state"]))
+        return data
+
+    def _check_state(self, state: np.ndarray) -> None:
+        if state.ndim != 1 or state.dtype.kind not in "fiub":
+            raise ObservationError(
+                f"the state has shape {state.shape} and dtype {state.dtype}; expected one vector of numbers, without a "
+                "batch axis. Send each of its parts as values.reshape(-1)"
+            )
+        if not (finite := is_finite(state)).all():
+            raise ObservationError(
+                f"the state has NaN or infinity in dimension {int(np.argmin(finite))}; expected finite numbers"
+            )
+        if len(state) < self._width:
+            self._warn(
+                [
+                    f"[range] the state has {len(state)} dimensions, and this checkpoint's statistics are of "
+                    f"{self._width}. Is this another robot?"
+                ]
+            )
+
+
+GUARDS = (ContractGuard, RangeGuard, InputsGuard)

@@ -15,7 +15,7 @@ from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies import stages
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
-from openpi.policies.guards import ContractGuard, ObservationError, RangeGuard
+from openpi.policies.guards import GUARDS, ContractGuard, ObservationError
 from openpi.policies.observation_checks import is_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
@@ -92,7 +92,7 @@ class Policy(BasePolicy):
         self.transforms = tuple(transforms)
         self._steps = [*guards, *transforms]
         self._to_model = _transforms.compose(self._steps)
-        self._unchecked_steps = [t for t in transforms if not isinstance(t, (ContractGuard, RangeGuard))]
+        self._unchecked_steps = [t for t in transforms if not isinstance(t, GUARDS)]
         self._to_model_unchecked = _transforms.compose(self._unchecked_steps)
         self._to_robot = _transforms.compose(output_transforms)
         self._continuation = continuation

@@ -17,7 +17,7 @@ from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
 from openpi.policies.data_half import DataFactory, DataHalf, Recipe
 from openpi.policies.fp8 import check_model
-from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.guards import ContractGuard, InputsGuard, RangeGuard
 from openpi.policies.hold import hold_transforms
 from openpi.policies.policy import Policy, Sampler
 from openpi.policies.robot_spec import find_spec
@@ -323,13 +323,13 @@ def make_pipeline(
     repack = repack_transforms or _transforms.Group()
     norm_stats, quantiles = data_config.norm_stats, data_config.use_quantile_norm
     check_observation = [] if contract is None else [ContractGuard(contract)]
-    check_range = [] if contract is None else [RangeGuard(contract)]
+    check_state = InputsGuard((norm_stats or {}).get("state")) if contract is None else RangeGuard(contract)
     inputs = [
         *repack.inputs,
         *check_observation,
         _transforms.InjectDefaultPrompt(default_prompt),
         *data_config.data_transforms.inputs,
-        *check_range,
+        check_state,
         _transforms.Normalize(norm_stats, use_quantiles=quantiles),
         *data_config.model_transforms.inputs,
     ]

@@ -13,7 +13,7 @@ from openpi.cli.debugging._doctor_view import Diagnosis
 from openpi.evaluation import robot_differences
 from openpi.evaluation.robot_differences import Recorded, Sent
 from openpi.policies import stages
-from openpi.policies.guards import ContractGuard, RangeGuard
+from openpi.policies.guards import GUARDS
 from openpi.policies.policy_config import Pipeline
 from openpi.serving.recording import find_sessions, origin_of, read_session
 from openpi.training.config import TrainConfig
@@ -47,7 +47,7 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
     recordings = Moments(config, data_config, episodes, dataset)
     before, normalize, _ = stages.split(around.inputs)
     assert normalize is not None  # made of statistics
-    to_state = [step for step in before if not isinstance(step, (ContractGuard, RangeGuard))]
+    to_state = [step for step in before if not isinstance(step, GUARDS)]
     fps = float(recordings.dataset.metadata.fps)
     some, steps = frames_of(recordings, _interval_s(sent), fps, to_state)
     recorded = Recorded(
