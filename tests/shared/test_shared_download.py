@@ -97,6 +97,16 @@ def test_a_file_is_fetched_once_and_kept_under_bucket_and_path(server, cache):
     assert download.maybe_download(f"{url}/model", force_download=True).read_bytes() == b"changed"
 
 
+def test_what_a_query_asks_for_is_not_taken_for_the_answer_to_another(server):
+    folder, url, requests = server
+    (folder / "get.json").write_bytes(b"1")
+    first = download.maybe_download(f"{url}/get.json?id=1")
+    (folder / "get.json").write_bytes(b"2")
+    second = download.maybe_download(f"{url}/get.json?id=2")
+    assert [first.read_bytes(), second.read_bytes()] == [b"1", b"2"] and first.name == second.name == "get.json"
+    assert download.maybe_download(f"{url}/get.json?id=1") == first and len(requests) == 2
+
+
 def test_a_failed_download_leaves_nothing_and_says_where_to_put_the_file(server, cache):
     _, url, _ = server
     with pytest.raises(ConnectionError, match=rf"cannot download {url}/gone: .*404.*put it at .*/gone by hand"):

@@ -1,6 +1,7 @@
 """Files from elsewhere, fetched once: `$OPENPI_DATA_HOME` or `~/.cache/openpi`, then bucket and path.
 
-<cache>/<bucket or host>/<path>       a file or folder, there only when all of it is there
+<cache>/<bucket or host>/<path>       a file or folder, there only when all of it is there; of a URL with a query it lies
+                                      in a folder named after that
 <cache>/hf/<org>/<repository>/...     a link into the Hugging Face cache
 .<name>.partial-<version>/            beside a target: what there is of it; the next call continues
 .openpi-part                          in a folder that was made for something inside it, and is not whole
@@ -59,6 +60,8 @@ def get_cache_dir() -> Path:
 def cache_path(url: str) -> Path:
     """Where the cache keeps a URL: `<cache>/<bucket>/<path>`, and what is of the Hugging Face hub below `hf`.
 
+    A query names other content: `get?id=1` and `get?id=2` are `<digest>/get`, each of its own.
+
     Raises:
         ValueError: the path would leave the cache.
     """
@@ -66,7 +69,9 @@ def cache_path(url: str) -> Path:
     if ".." in parts.path.split("/"):
         raise ValueError(f"{url} has '..' in its path; write the path out")
     root = get_cache_dir() / "hf" if url.startswith(hub.SCHEME) else get_cache_dir()
-    return root / parts.netloc / parts.path.strip("/")
+    path = root / parts.netloc / parts.path.strip("/")
+    behind = (parts.query, parts.fragment)  # which in buckets are parts of a name
+    return path.parent / _digest(*behind) / path.name if any(behind) else path
 
 
 def is_address(place: str) -> bool:
