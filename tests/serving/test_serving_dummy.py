@@ -1,5 +1,6 @@
 """`openpi serve --dummy`: the robot's side before there is a checkpoint."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -11,6 +12,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.policies.dummy_policy import standing_still
 from openpi.policies.guards import ObservationError
 from openpi_client import realtime
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import server_thread
 
 
@@ -71,6 +73,22 @@ def test_an_episode_is_played_through_by_a_loop(dataset):
     summary = loop.run(max_s=5, until=lambda: arm.position[0] > 0.99)
     assert summary["end"] == "complete" and summary["ticks_without_row_after_start"] == 0
     assert np.diff(loop.last_log.commands[5:, 0]).max() < 0.035  # two frames: no jumps
+
+
+def test_robots_on_one_server_play_the_episode_each_from_its_own_place(dataset):
+    policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=20))
+    walk = np.linspace(0, 1, 60, dtype=np.float32)
+
+    def ask(client, frame):
+        return client.infer({"observation.state": np.full(2, walk[frame]), "prompt": "walk"})["actions"][0, 0]
+
+    with server_thread(lambda: policy) as (_, port):
+        ahead, behind = (WebsocketClientPolicy("127.0.0.1", port) for _ in range(2))
+        with contextlib.closing(ahead), contextlib.closing(behind):
+            for frame in range(0, 50, 10):
+                assert ask(ahead, frame) == pytest.approx(walk[frame] + 0.01)
+            assert ask(behind, 0) == pytest.approx(walk[0] + 0.01)
+            assert ask(ahead, 50) == pytest.approx(walk[50] + 0.01)
 
 
 def test_the_path_to_a_server_is_measured(dataset, capsys):

@@ -5,8 +5,9 @@ So the robot's side can be built, and its timing measured, before there is a mod
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -50,14 +51,23 @@ class DummyPolicy(BasePolicy):
 
     def infer(self, obs: dict) -> dict:
         """Raises ObservationError for what the contract refuses, RuntimeError for an answer that is dropped."""
-        start_s = time.monotonic()
+        [answer] = self.infer_prepared([self.prepare(obs)])
+        return answer
+
+    def prepare(self, obs: dict) -> np.ndarray:
+        """The chunk, float[horizon, width]; errors as of `infer`.
+
+        A server calls it in the thread of each session: robots do not share a place in an episode.
+        """
         self._guard(obs)
-        rows = self._chunk(state_of(self.contract, obs))
-        wanted_s = 1e-3 * (self._latency_ms + self._jitter_ms * self._rng.uniform(-1, 1))
-        time.sleep(max(0.0, wanted_s - (time.monotonic() - start_s)))
+        return self._chunk(state_of(self.contract, obs))
+
+    def infer_prepared(self, chunks: Sequence[np.ndarray]) -> list[dict]:
+        """The answers, after the time that a model would take; errors as of `infer`."""
+        time.sleep(1e-3 * (self._latency_ms + self._jitter_ms * self._rng.uniform(-1, 1)))
         if self._rng.uniform() < self._drop:
             raise RuntimeError("this answer was dropped (--drop)")
-        return {"actions": rows.astype(np.float32)}
+        return [{"actions": rows.astype(np.float32)} for rows in chunks]
 
 
 def state_of(contract: Contract, observation: Mapping[str, object]) -> np.ndarray:
@@ -103,11 +113,11 @@ def _place_in_state(contract: Contract, dim: int) -> int | None:
     return None if are_other_units(unit, contract.actions.units[dim]) else place
 
 
-class RecordedEpisode:
+class RecordedEpisode(threading.local):
     """Plays the actions of an episode from the frame on whose state is nearest to the robot's.
 
     It looks from the last such frame on, one chunk ahead, so a motion that comes back to where it was goes on; and from
-    the beginning when the episode is over.
+    the beginning when the episode is over. Each thread, which is that of a robot's session, has a place of its own.
     """
 
     def __init__(self, states: np.ndarray, actions: np.ndarray, horizon: int) -> None:

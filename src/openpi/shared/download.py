@@ -1,7 +1,7 @@
 """Files from elsewhere, fetched once: `$OPENPI_DATA_HOME` or `~/.cache/openpi`, then bucket and path.
 
-<cache>/<bucket or host>/<path>       a file or folder, there only when all of it is there; of a URL with a query it lies
-                                      in a folder named after that
+<cache>/<bucket or host>/<path>       a file or folder, there only when all of it is there; of a URL with a query in
+                                      a folder of its own
 <cache>/hf/<org>/<repository>/...     a link into the Hugging Face cache
 .<name>.partial-<version>/            beside a target: what there is of it; the next call continues
 .openpi-part                          in a folder that was made for something inside it, and is not whole
