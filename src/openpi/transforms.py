@@ -114,7 +114,7 @@ def _fill(structure: Any, leaves: Mapping[str, object], place: tuple[str, ...]) 
 
 @dataclasses.dataclass(frozen=True)
 class InjectDefaultPrompt:
-    """Sets `prompt` on samples that carry none.
+    """Sets `prompt` on samples that carry none, or None, as clients send that always send the same keys.
 
     Attributes:
         prompt: None = leave samples as they are.
@@ -123,7 +123,7 @@ class InjectDefaultPrompt:
     prompt: str | None
 
     def __call__(self, data: DataDict) -> DataDict:
-        if self.prompt is None or "prompt" in data:
+        if self.prompt is None or data.get("prompt") is not None:
             return data
         return {**data, "prompt": np.asarray(self.prompt)}
 

@@ -166,6 +166,7 @@ def test_a_default_prompt_is_used_only_where_the_observation_has_none(recipe, ch
     np.testing.assert_array_equal(
         by_default, policy.infer({**example, "prompt": "pick up the cup"}, noise=noise())["actions"]
     )
+    np.testing.assert_array_equal(by_default, policy.infer({**example, "prompt": None}, noise=noise())["actions"])
     other = policy.infer({**example, "prompt": "open drawer"}, noise=noise())["actions"]
     assert not np.array_equal(by_default, other)
 

@@ -132,6 +132,7 @@ def test_a_prompt_may_be_written_a_little_otherwise(seen):
         assert "the nearest is 'pick up the cube'" in told
     assert watch.look(stream[0]) == []
     assert codes(seen, [{**stream[0], "prompt": ""}]) == ["prompt"]
+    assert codes(seen, [{**stream[0], "prompt": None}]) == []  # the default one is used
 
 
 def test_the_nearest_prompt_is_found_by_its_words_however_long_what_was_sent_is():

@@ -171,7 +171,7 @@ class Watch:
         if self._is_first:
             found += _starts(self._seen.state, state)
         self._is_first = False
-        if "prompt" in leaves and self._prompts:
+        if leaves.get("prompt") is not None and self._prompts:
             found += self._said_of_prompt(leaves["prompt"])
         return found
 
