@@ -285,6 +285,10 @@ def test_the_observed_grip_is_binary_only_on_request(recorded):
     raw = raw_observation(recorded("current/ee")[0]) | {"grip": 0.7}
     assert get_codec("ee_traj").encode(raw)["observation/state"][7] == np.float32(0.7)
     assert get_codec("ee_traj", observed_binary=True).encode(raw)["observation/state"][7] == 1
+    broken = {**raw, "grip": np.array([np.nan]), "task": b"open the drawer"}
+    encoded = get_codec("ee_traj", observed_binary=True).encode(broken)
+    assert np.isnan(encoded["observation/state"][7])  # a broken gripper is not an open one
+    assert encoded["prompt"] == b"open the drawer"  # not "b'open the drawer'"
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

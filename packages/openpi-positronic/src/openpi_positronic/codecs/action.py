@@ -234,4 +234,4 @@ def _binary(grip: float) -> float:
 
 
 def _binary_array(values: object) -> np.ndarray:
-    return np.where(np.asarray(values) > _THRESHOLD, np.float32(1), np.float32(0))
+    return np.heaviside(np.asarray(values) - _THRESHOLD, 0).astype(np.float32)  # what is no number stays none

@@ -84,7 +84,7 @@ class ObservationCodec(Codec):
         for camera in self.cameras:
             encoded[camera.key] = self._resize(signal_of(raw, camera.signal), camera.signal)
         if raw.get(TASK) is not None:
-            encoded[self.prompt_key] = str(raw[TASK])
+            encoded[self.prompt_key] = raw[TASK]  # the policy refuses what is no text
         return encoded
 
     def decode(self, output: Given, context: Mapping[str, object] | None = None) -> Decoded:
