@@ -180,3 +180,10 @@ def test_jit_and_eager_write_the_same_tokens(kit: Kit) -> None:
     eager = kit.model.sample_actions(key, observation, max_decoding_steps=kit.steps)
     for tokens in (eager, kit.greedy()):
         np.testing.assert_array_equal(tokens, kit.outputs["greedy_tokens"])
+
+
+@pytest.mark.parametrize(("max_token_len", "steps"), [(180, 256), (700, 700)])
+def test_an_answer_may_be_as_long_as_one_that_was_trained(kit: Kit, max_token_len: int, steps: int) -> None:
+    model = dataclasses.replace(kit.config, max_token_len=max_token_len).load(kit.params)
+    tokens = jax.eval_shape(model.sample_actions, jax.random.key(0), kit.observation(decode=True))
+    assert tokens.shape[1] == model.config.max_decoding_steps == steps

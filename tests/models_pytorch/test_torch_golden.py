@@ -228,6 +228,8 @@ def test_greedy_tokens_equal_the_recording_to_the_last_one(fast: Subject) -> Non
     np.testing.assert_array_equal(greedy(all_cameras=False), out["greedy_tokens_masked_cameras"])
     for i in range(2):
         np.testing.assert_array_equal(greedy(rows=slice(i, i + 1)), out[f"greedy_tokens_single_{i}"])
+    to_the_end = fast.model.sample_actions(fast.observation(decode=True, all_cameras=True), agree=lambda ended: True)
+    assert to_the_end.shape[1] == fast.model.config.max_decoding_steps
 
 
 # --- images -------------------------------------------------------------------------------------------------------

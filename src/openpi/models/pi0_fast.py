@@ -291,19 +291,22 @@ class Pi0FAST(BaseModel):
         rng: jax.Array,
         observation: Observation,
         *,
-        max_decoding_steps: int = 256,
+        max_decoding_steps: int | None = None,
         temperature: float = 0.0,
         grammar: ActionGrammar | None = None,
         exact_slots: bool = False,
     ) -> Float[Array, "b m"]:
-        """Token ids as f32, the published form; `FASTTokenizer.extract_actions` makes actions of them."""
+        """Token ids as f32, the published form; `FASTTokenizer.extract_actions` makes actions of them.
+
+        `max_decoding_steps`: None = the config's.
+        """
         observation = self.preprocess(None, observation, train=False)
         tokens = sample(
             self.config,
             self.params,
             observation,
             rng,
-            max_decoding_steps=max_decoding_steps,
+            max_decoding_steps=max_decoding_steps or self.config.max_decoding_steps,
             temperature=temperature,
             grammar=grammar,
             exact_slots=exact_slots,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from openpi.models.pi0_fast import Pi0FAST
 
 FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+_PUBLISHED_DECODING_STEPS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Pi0FASTConfig(BaseModelConfig):
         if self.action_tokenizer_path is not None:
             arguments.setdefault("fast_tokenizer_path", self.action_tokenizer_path)
         return arguments
+
+    @property
+    def max_decoding_steps(self) -> int:
+        """Tokens that an answer may have: as published, but never fewer than one in training may have had."""
+        return max(_PUBLISHED_DECODING_STEPS, self.max_token_len)
 
     @property
     def expert(self) -> GemmaConfig:

@@ -115,7 +115,7 @@ class Pi0FAST(nn.Module):
         self,
         observation: Observation,
         *,
-        max_decoding_steps: int = 256,
+        max_decoding_steps: int | None = None,
         temperature: float = 0.0,
         grammar: ActionGrammar | None = None,
         exact_slots: bool = False,
@@ -126,6 +126,7 @@ class Pi0FAST(nn.Module):
 
         Args:
             observation: the prompt holds no actions.
+            max_decoding_steps: None = the config's.
             temperature: 0 takes the most likely token.
             grammar: what may be written; None = anything.
             exact_slots: attend to exactly the real prefix tokens. The published model counts them from the end, which
@@ -133,6 +134,7 @@ class Pi0FAST(nn.Module):
             generator: of the draws with a temperature.
             agree: whether all processes that share the parameters have ended; they must write equally often.
         """
+        max_decoding_steps = max_decoding_steps or self.config.max_decoding_steps
         prefix = self.embed(self.preprocess(observation))
         num_prefix, device = prefix.mask.shape[1], prefix.mask.device
         num_valid = prefix.mask.sum(dim=1)

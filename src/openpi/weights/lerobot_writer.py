@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 PUBLISHED_ACTION_TOKENIZER = "physical-intelligence/fast"
 _PROMPT_TOKENIZER = "google/paligemma-3b-pt-224"
-_MAX_ACTION_TOKENS = 256  # LeRobot's own, more than any of our prompts with their answer
 
 Step = tuple[str, dict[str, Any]]
 
@@ -153,14 +152,19 @@ def _policy_config(config: PaliGemmaConfig, robot: LeRobotRobot, variants: Mappi
     return document | {
         "text_tokenizer_name": _PROMPT_TOKENIZER,
         "action_tokenizer_name": action_tokenizer(config),
-        "max_action_tokens": _MAX_ACTION_TOKENS,
-        "max_decoding_steps": _MAX_ACTION_TOKENS,
+        "max_action_tokens": _max_action_tokens(config),
+        "max_decoding_steps": _max_action_tokens(config),
     }
 
 
 def action_tokenizer(config: Any) -> str:
     """Of pi0-FAST: its name on the hub."""
     return config.action_tokenizer_path or PUBLISHED_ACTION_TOKENIZER
+
+
+def _max_action_tokens(config: Any) -> int:
+    """Of pi0-FAST; as LeRobot's own, but for models of longer texts."""
+    return config.max_decoding_steps
 
 
 def _prompt_steps(config: PaliGemmaConfig) -> list[Step]:
@@ -173,7 +177,7 @@ def _prompt_steps(config: PaliGemmaConfig) -> list[Step]:
     with_state: Step = (f"{kind}_prepare_state_tokenizer_processor_step", {})
     if kind == "pi05":
         return [with_state, tokens]
-    actions = {"trust_remote_code": True, "max_action_tokens": _MAX_ACTION_TOKENS}
+    actions = {"trust_remote_code": True, "max_action_tokens": _max_action_tokens(config)}
     actions |= {"action_tokenizer_name": action_tokenizer(config)}
     return [with_state, tokens, ("action_tokenizer_processor", actions)]
 
