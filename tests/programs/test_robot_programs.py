@@ -262,9 +262,45 @@ def test_a_ur5_is_servoed_through_the_real_library(tmp_path):
             before = len(controller.servoed)
             program = Program(tmp_path, "ur5/main.py", *words, "--blend_s", 0)
             program.wait_until(lambda: len(controller.servoed) > before + 5)
-            controller.stopped = True
+            controller.safety_mode = 3
             assert "the controller has stopped the arm" in program.end(1)
         assert controller.heard_out().commands[-1] == SERVO_STOP and not controller.is_running
+    finally:
+        controller.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"safety_mode": 5}, "the controller has stopped the arm"),
+        ({"is_silent": True}, "the controller says nothing new"),
+    ],
+)
+def test_a_ur5_that_stands_or_is_silent_is_servoed_no_further(tmp_path, changes, message):
+    pytest.importorskip("rtde_control", reason="ur-rtde has no wheel for this Python")
+    controller = Controller("127.0.0.32")
+    try:
+        with serving("pi0_ur5", np.full(7, 0.004), rate_hz=20) as (_, port):
+            words = ["--host", HERE, "--port", port, "--robot_host", controller.host, "--prompt", "go", "--blend_s", 0]
+            program = Program(tmp_path, "ur5/main.py", *words)
+            program.wait_until(lambda: len(controller.servoed) > 5)
+            vars(controller).update(changes)
+            program.wait_until(lambda: not controller.is_running)
+            controller.is_silent = False  # for the library waits for it when it disconnects, and may crash then
+            assert message in program.end()
+    finally:
+        controller.close()
+
+
+def test_no_program_is_left_on_a_ur_when_a_camera_is_silent(tmp_path):
+    pytest.importorskip("rtde_control", reason="ur-rtde has no wheel for this Python")
+    controller = Controller("127.0.0.33")
+    try:
+        with serving("pi0_ur5", np.full(7, 0.004), rate_hz=20) as (_, port):
+            words = ["--host", HERE, "--port", port, "--robot_host", controller.host, "--prompt", "go"]
+            program = Program(tmp_path, "ur5/main.py", *words, "--wrist_camera", "opencv:8")
+            assert "nothing came from 'wrist_rgb'" in program.end(1)
+            assert not controller.heard_out().is_running
     finally:
         controller.close()
 

@@ -47,7 +47,8 @@ class Controller:
         joints: where the arm is, rad[6].
         servoed: the targets that came, with the seconds between two.
         commands: numbers of the script's commands that were no servoing.
-        stopped: whether a protective stop is reported.
+        safety_mode: as RTDE has it: 1 normal, 3 protective stop, 5 safeguard stop.
+        is_silent: whether it says nothing new, as when its cable is out.
     """
 
     def __init__(self, host: str) -> None:
@@ -55,7 +56,8 @@ class Controller:
         self.joints = [0.0, -1.5, 1.5, 0.0, 0.5, 0.0]
         self.servoed: list[tuple[list[float], float]] = []
         self.commands: list[int] = []
-        self.stopped = self.is_running = self.is_closed = False
+        self.is_silent = self.is_running = self.is_closed = False
+        self.safety_mode = 1
         self.gripper = {"POS": 3, "ACT": 0, "STA": 0, "GTO": 0, "ATR": 0, "SPE": 0, "FOR": 0, "PRE": 3}
         self.positions: list[int] = []
         self._status = 0
@@ -147,13 +149,14 @@ class Controller:
 
     def _stream(self, send: Callable[[str, bytes], None], names: list[str]) -> None:
         for number in itertools.count():
-            values = {"actual_q": self.joints, "timestamp": number / _HZ, "robot_mode": 7, "safety_mode": 1}
+            values = {"actual_q": self.joints, "timestamp": number / _HZ, "robot_mode": 7}
             values |= {"robot_status_bits": 3 if self.is_running else 1, "runtime_state": 2 if self.is_running else 1}
             values |= {"output_int_register_0": self._status, "output_int_register_24": self._status}
-            values["safety_status_bits"] = 4 if self.stopped else 1
+            values |= {"safety_mode": self.safety_mode, "safety_status_bits": 1 << (self.safety_mode - 1)}
             data = b"".join(_packed(type_of(name), values.get(name, 0)) for name in names)
             try:
-                send("U", b"\x01" + data)
+                if not self.is_silent:
+                    send("U", b"\x01" + data)
             except OSError:
                 return
             if self.is_closed:

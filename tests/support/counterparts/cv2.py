@@ -1,4 +1,4 @@
-"""Cameras of no matter by OpenCV: blue first."""
+"""Cameras of no matter by OpenCV: blue first; 9 is not there, and 8 sends nothing."""
 
 import time
 
@@ -18,7 +18,7 @@ class VideoCapture:
         return True
 
     def read(self) -> tuple[bool, np.ndarray]:
-        time.sleep(1 / 30)
+        time.sleep(1 / 30 if self._index != 8 else 3600)
         self._count += 1
         frame = np.zeros((480, 640, 3), np.uint8)
         frame[..., 2], frame[..., 0] = 100 + int(self._index), self._count % 256

@@ -3,14 +3,16 @@
 Joints are servoed to absolute positions in rad; the gripper is 0 open .. 1 closed.
 """
 
+import contextlib
 import logging
+import time
 from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
 from openpi_client.base_policy import Observation
 from openpi_client.realtime import Limits, Robot
-from openpi_client.robots.cameras import Camera
+from openpi_client.robots.cameras import MAX_AGE_S, Camera
 from openpi_client.robots.libraries import need
 from openpi_client.robots.motion import check_rate
 from openpi_client.robots.robotiq import RobotiqGripper
@@ -26,6 +28,10 @@ _INSTALL = "pip install ur-rtde"
 _LOW = (*(-2 * np.pi,) * 6, 0.0)
 _HIGH = (*(2 * np.pi,) * 6, 1.0)
 _MAX_SPEED = (*(np.pi,) * 6, np.inf)
+
+# Of RTDE's `safety_mode`: normal, and reduced speed. In all others the arm is stopped, and what is servoed meanwhile it
+# would jump to: after a safeguard stop by itself, when somebody closes the door.
+_MOVING_MODES = (1, 2)
 
 # Of `servoJ`: s that it looks ahead, which smooths; and its gain, 100 to 2000.
 _LOOKAHEAD_S = 0.1
@@ -61,6 +67,7 @@ class UR5Robot(Robot):
             ImportError: no ur-rtde here.
             ValueError: the rate is none.
             ConnectionError: no controller, or one that does not take commands.
+            TimeoutError: a camera is silent.
         """
         check_rate(rate_hz)
         self._host = host
@@ -68,9 +75,13 @@ class UR5Robot(Robot):
         self._period_s = 1 / rate_hz
         self.rate_hz = rate_hz
         self._receive = self._control = None
+        self._told_at = -1.0  # by the controller's clock
+        self._heard_s = 0.0  # by ours
         try:
             self._receive = need("rtde_receive", _INSTALL).RTDEReceiveInterface(host)
             self.pose()  # before a program is started on a controller that has stopped its arm
+            for camera in self._cameras.values():
+                camera.wait()
             if moves:
                 self._control = need("rtde_control", _INSTALL).RTDEControlInterface(host)
         except RuntimeError as error:
@@ -79,11 +90,12 @@ class UR5Robot(Robot):
                 f"the controller at {host} does not take commands ({error}): is it on, in remote control, and without "
                 "another program?"
             ) from error
-        for camera in self._cameras.values():
-            camera.wait()
+        except BaseException:
+            self.close()
+            raise
 
     def observe(self) -> Observation:
-        """Raises RuntimeError: the controller is gone, or has stopped the arm."""
+        """Raises RuntimeError: the controller is gone, says nothing new, or has stopped the arm."""
         pose = self.pose()
         pictures = {name: camera.picture() for name, camera in self._cameras.items()}
         joints, gripper = pose[:6].astype(np.float32), pose[6:].astype(np.float32)
@@ -107,7 +119,12 @@ class UR5Robot(Robot):
         receive: Any = self._receive
         if not receive.isConnected():
             raise RuntimeError("the controller is gone")
-        if receive.isProtectiveStopped() or receive.isEmergencyStopped():
+        told_at, now_s = receive.getTimestamp(), time.monotonic()
+        if told_at != self._told_at:
+            self._told_at, self._heard_s = told_at, now_s
+        elif now_s - self._heard_s > MAX_AGE_S:
+            raise RuntimeError(f"the controller says nothing new since {now_s - self._heard_s:.1f} s: see its cable")
+        if receive.getSafetyMode() not in _MOVING_MODES:
             raise RuntimeError("the controller has stopped the arm: see its screen, and start anew")
         return receive
 
@@ -117,21 +134,31 @@ class UR5Robot(Robot):
             self._control.servoStop()
 
     def close(self) -> None:
-        if self._control is not None:
-            self._control.servoStop()
-            self._control.stopScript()
-            # While the arm is stopped the library sends nothing: its program would wait there, and go on once the
-            # stop is cleared.
-            if self._control.isProgramRunning():
-                self._stop_program()
-        for connection in (self._control, self._receive):
-            if connection is not None:
-                connection.disconnect()
+        with contextlib.ExitStack() as last:  # each lets go, whatever another one raises
+            for connection in (self._receive, self._control):
+                if connection is not None:
+                    last.callback(connection.disconnect)
+            if self._gripper is not None:
+                last.callback(self._gripper.close)
+            for camera in self._cameras.values():
+                last.callback(camera.close)
+            if self._control is not None:
+                self._end_program(self._control)
         self._control = self._receive = None
-        if self._gripper is not None:
-            self._gripper.close()
-        for camera in self._cameras.values():
-            camera.close()
+
+    def _end_program(self, control: Any) -> None:
+        """While the arm is stopped, or its line is, the library sends nothing: its program would wait there, and go on
+        once the stop is cleared."""
+        try:
+            self._alive()
+            control.servoStop()
+            control.stopScript()
+            is_running = control.isProgramRunning()
+        except RuntimeError as error:
+            is_running = True
+            logger.error("%s", error)  # now: on a line that is silent the library may take its time to end
+        if is_running:
+            self._stop_program()
 
     def _stop_program(self) -> None:
         try:
