@@ -331,6 +331,15 @@ def test_a_trossen_kit_is_moved_within_the_limits_of_its_driver(tmp_path):
     assert policy.asked[0]["prompt"] == "move the arm to the left"
 
 
+def test_an_arm_whose_line_is_cut_does_not_leave_the_other_one_servoing(tmp_path):
+    with serving("pi0_trossen_transfer_block", np.zeros(14), rate_hz=30) as (_, port):
+        words = ["--policy_host", HERE, "--policy_port", port, "--blend_s", 0]
+        program = Program(tmp_path, "trossen_ai/main.py", *words, faults="192.168.1.5 goes")
+        assert "Failed to send to the arm controller at 192.168.1.5" in program.end(1)
+    assert {entry["arm"] for entry in program.told("cleanup")} == {"192.168.1.5", "192.168.1.4"}
+    assert len(program.told("camera stopped")) == 4
+
+
 def test_the_simulated_driver_has_the_calls_of_trossen_s(monkeypatch):
     real = pytest.importorskip("trossen_arm")
     monkeypatch.syspath_prepend(str(COUNTERPARTS))

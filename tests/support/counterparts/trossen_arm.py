@@ -41,6 +41,7 @@ class TrossenArmDriver:
             raise RuntimeError(f"Failed to connect to the arm controller's TCP server at {serv_ip}")
         self._address, self._mode = serv_ip, Mode.idle
         self._positions = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.02]
+        self._num_commands = 0
 
     def get_num_joints(self) -> int:
         return len(self._positions)
@@ -64,6 +65,8 @@ class TrossenArmDriver:
         goal_feedforward_accelerations: Sequence[float] | None = None,
     ) -> None:
         assert self._mode is Mode.position and not blocking and len(goal_positions) == 7
+        self._num_commands += 1
+        _check_line(self)
         self._positions = [float(value) for value in goal_positions]
         told.write(
             "positions", arm=self._address, positions=self._positions, goal_time=goal_time, time_s=time.monotonic()
@@ -71,3 +74,9 @@ class TrossenArmDriver:
 
     def cleanup(self, reboot_controller: bool = False) -> None:
         told.write("cleanup", arm=self._address)
+        _check_line(self)
+
+
+def _check_line(driver: TrossenArmDriver) -> None:
+    if told.fault(f"{driver._address} goes") and driver._num_commands > 5:
+        raise RuntimeError(f"Failed to send to the arm controller at {driver._address}")

@@ -3,6 +3,7 @@
 State and action, 14, in the driver's units: left joints 0-5 (rad), left carriage (m), right joints 0-5, right carriage.
 """
 
+import contextlib
 import math
 from typing import Any, List, Mapping, Sequence
 
@@ -89,11 +90,12 @@ class TrossenRobot(Robot):
 
     def close(self) -> None:
         """The arms brake in their place."""
-        for driver in self._drivers:
-            driver.cleanup()
-        self._drivers = []
-        for camera in self._cameras.values():
-            camera.close()
+        with contextlib.ExitStack() as last:  # each lets go, whatever another one raises
+            for camera in self._cameras.values():
+                last.callback(camera.close)
+            for driver in self._drivers:
+                last.callback(driver.cleanup)
+            self._drivers = []
 
     def _connected(self, address: str) -> object:
         driver = self._arm.TrossenArmDriver()
