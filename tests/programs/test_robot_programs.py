@@ -6,6 +6,7 @@ Each is a process of its own, with a real server (`openpi serve --dummy RECIPE`,
 import inspect
 import re
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -163,10 +164,16 @@ def test_a_dry_run_under_ros_2_moves_nothing(tmp_path, aloha_server):
 
 def test_an_arm_under_ros_2_is_that_of_aloha_2_and_its_reset_can_be_interrupted(tmp_path, aloha_server):
     words = ["--args.host", HERE, "--args.port", aloha_server[1], "--args.prompt", "go"]
+    (tmp_path / "terminated").mkdir()
     program = Program(tmp_path, "aloha_real/main_ros2.py", *words)
     program.wait_for("command", 8)
     program.interrupt()
     program.end(130)
+    terminated = Program(tmp_path / "terminated", "aloha_real/main_ros2.py", *words)
+    terminated.wait_for("command", 8)
+    terminated.interrupt(signal.SIGTERM)
+    terminated.end(143)
+    assert terminated.told()[-1]["kind"] == program.told()[-1]["kind"] == "shutdown"
     assert program.told("service")[0]["service"] == "/follower_left/reboot_motors"
     assert {entry["arm"] for entry in program.told("command")} == {"follower_left", "follower_right"}
     # Of ALOHA 2: the finger is at 0.05 m of 0.0440 to 0.0579, and its motor goes from 0.6197 to 1.6214.

@@ -99,8 +99,8 @@ class Program:
             assert time.monotonic() < deadline_s, self.told()[-3:]
             time.sleep(0.02)
 
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+    def interrupt(self, by: signal.Signals = signal.SIGINT) -> None:
+        self._process.send_signal(by)
 
     def end(self, code: int | None = None) -> str:
         """What it printed, when it is over."""

@@ -299,7 +299,8 @@ class _Interrupted:
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
                 # What a program handles, or ignores as `nohup` does, stays so; Ctrl-C is the loop's.
-                if number is not None and (number == signal.SIGINT or signal.getsignal(number) is signal.SIG_DFL):
+                ends = (signal.SIG_DFL, _end_program)
+                if number is not None and (number == signal.SIGINT or signal.getsignal(number) in ends):
                     self._before[number] = signal.signal(number, self._take)
         return self
 
@@ -318,7 +319,20 @@ class _Interrupted:
         if self.by == signal.SIGINT:
             raise KeyboardInterrupt
         if self.by is not None:
-            raise SystemExit(128 + self.by)
+            _end_program(self.by)
+
+
+def end_by_exception() -> None:
+    """From now on SIGTERM and SIGHUP end this program as Ctrl-C does, so that it lets go of its robot between episodes,
+    too. What the program handles, or ignores, stays so; threads but the main one cannot ask for it."""
+    for name in ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end_program)
+
+
+def _end_program(number: int, frame: object = None) -> None:
+    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from typing_extensions import Protocol
 
 from openpi_client import realtime
 from openpi_client.base_policy import Metadata, Observation
+from openpi_client.realtime.loop import end_by_exception
 from openpi_client.realtime.requests import Requester
 from openpi_client.realtime.robot import check_names
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
@@ -174,6 +175,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args([word for word in words if not word.startswith("--robot.")])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    end_by_exception()
     try:
         robot = make_robot([word for word in words if word.startswith("--robot.")])
         with contextlib.closing(_requester(args)) as policy:

@@ -16,6 +16,7 @@ from typing_extensions import Literal
 
 from openpi_client import realtime
 from openpi_client.realtime import strategies
+from openpi_client.realtime.loop import end_by_exception
 from openpi_client.robots import flags
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
@@ -64,9 +65,11 @@ class RobotArgs(WorldArgs):
 
 
 def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Optional[Sequence[str]] = None) -> None:
-    """Runs a program: its flags, logging, and what it cannot do as one line. Ctrl-C ends it with code 130."""
+    """Runs a program: its flags, logging, and what it cannot do as one line. Ctrl-C ends it with code 130, and SIGTERM,
+    as of a container that is stopped, with 143: the robot is let go, whatever it was at."""
     args = flags.parse(kind, argv, prefix=prefix)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    end_by_exception()
     try:
         run(args)
     except KeyboardInterrupt:
