@@ -245,6 +245,24 @@ def test_a_command_that_the_robot_clips_is_told_once(caplog):
     assert caplog.text.count("to 'elbow.pos'") == 1
 
 
+def test_an_arm_whose_camera_is_not_there_is_not_left_with_torque():
+    class HalfThere(Arm):
+        has_torque = False
+
+        def connect(self) -> None:
+            self.has_torque = True
+            raise ConnectionError("no camera 'front'")
+
+        def disconnect(self) -> None:
+            self.has_torque = False
+            raise ConnectionError("the camera 'front' is not connected")
+
+    arm = HalfThere()
+    with pytest.raises(ConnectionError, match="no camera 'front'"), lerobot.connected(arm):
+        raise AssertionError("it is not there")
+    assert not arm.has_torque
+
+
 def test_the_program_says_what_it_takes_and_what_is_missing(capsys):
     with pytest.raises(SystemExit) as end:
         lerobot.main(["--help"])

@@ -160,7 +160,12 @@ def _register_everything() -> None:
 @contextlib.contextmanager
 def connected(robot: LeRobot) -> Iterator[LeRobot]:
     """Disconnects at the end, however it ends. LeRobot may ask for a calibration when it connects."""
-    robot.connect()
+    try:
+        robot.connect()
+    except BaseException:
+        with contextlib.suppress(Exception):  # it may say that it is not connected; why not is said already
+            robot.disconnect()
+        raise
     try:
         yield robot
     finally:
