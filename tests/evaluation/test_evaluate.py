@@ -206,6 +206,22 @@ def test_an_answer_that_is_no_use_ends_the_episode_as_on_a_robot():
     assert any("finite" in text for text in episode.warnings)
 
 
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_server_in_trouble_makes_no_episode_a_failure(count):
+    world, task, policy = dot_world.Dot().open(), dot_world.Dot().tasks()[1], dot_world.Walker()
+
+    def in_trouble(obs: dict, error: str) -> dict:
+        answer = policy.infer(obs)
+        return answer if not 1 < len(policy.asked) <= 1 + count else {"error": error}
+
+    with pytest.raises(NoAnswerError, match="out of memory"):
+        player().play(world, task, 0, lambda obs: in_trouble(obs, "RuntimeError: CUDA out of memory"))
+    policy.asked.clear()
+    # What the model wrote is its own doing, and counts.
+    episode, _ = player().play(world, task, 0, lambda obs: in_trouble(obs, "UndecodableActionsError: no tokens"))
+    assert episode.num_held > 0
+
+
 @pytest.mark.parametrize(
     ("strategy", "message"), [("guided-rtc", "offers no real-time chunking"), ("best", "expected one of")]
 )

@@ -29,10 +29,13 @@ STRATEGIES: Mapping[str, Callable[[int | None], strategies.Strategy]] = {
     "trained-rtc": realtime.TrainedRTC,
 }
 _FILM_HZ = 15.0
+# What servers answer when the model has written no actions: a failure of the policy, as on a robot, where it holds.
+_FAILURES_OF_POLICY = ("UndecodableActionsError", "ActionsError")
 
 
 class NoAnswerError(RuntimeError):
-    """The policy gave nothing to play in a whole episode: a mistake in the setup, and no failure of the policy."""
+    """Nothing to play came in a whole episode, or the server refused or failed in it: a mistake in the setup, and no
+    failure of the policy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Player:
         """One episode, and the actions that the world took, float64[num_steps, action_dim].
 
         Raises:
-            NoAnswerError: no answer of the policy could be played.
+            NoAnswerError: no answer of the policy could be played, or the server had trouble with one.
             Exception: whatever the world raises.
         """
         started = time.perf_counter()
@@ -98,6 +101,8 @@ class Player:
         if not summary["rows_played"]:
             reason = policy.last_error or [summary["end"], *warnings][-1]
             raise NoAnswerError(f"no row of the policy was played: {reason}")
+        if policy.trouble:
+            raise NoAnswerError(f"the server refused or failed, so the episode does not count: {policy.trouble}")
         episode = Episode(
             task.name,
             policy.prompt or task.prompt,
@@ -160,12 +165,17 @@ class _Body(realtime.Robot):
 
 
 class _Asked(BasePolicy):
-    """Counts the questions of an episode, and numbers the noise of their answers."""
+    """Counts the questions of an episode, and numbers the noise of their answers.
+
+    Attributes:
+        last_error: of an answer.
+        trouble: the last one that says nothing of the policy.
+    """
 
     def __init__(self, ask: Ask, seed: str | None) -> None:
         self._ask, self._seed = ask, seed
         self.count = 0
-        self.prompt = self.last_error = ""
+        self.prompt = self.last_error = self.trouble = ""
 
     def infer(self, obs: Observation) -> dict[str, object]:
         self.count += 1
@@ -174,6 +184,8 @@ class _Asked(BasePolicy):
         answer = self._ask({**obs, **seed})
         if "error" in answer:
             self.last_error = str(answer["error"])
+            if self.last_error.partition(":")[0] not in _FAILURES_OF_POLICY:
+                self.trouble = self.last_error
             raise RuntimeError(self.last_error)
         return answer
 
