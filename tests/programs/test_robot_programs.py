@@ -529,6 +529,25 @@ def test_a_camera_thread_that_ends_is_noticed(caplog):
     silent.set()
 
 
+def test_a_camera_that_loses_a_frame_comes_back(caplog):
+    read = iter([1, 0, 0, *[1] * 1000])
+
+    def frame() -> np.ndarray:
+        if not next(read):
+            raise RuntimeError("Frame didn't arrive within 500")
+        time.sleep(0.01)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    camera = Camera("scene", frame, max_age_s=0.05)
+    camera.wait()
+    deadline_s = time.monotonic() + 10
+    for is_there in (False, True):
+        while (camera.picture() is not None) is not is_there:
+            assert time.monotonic() < deadline_s
+    camera.close()
+    assert caplog.text.count("has failed") == 1 and "'scene' is back" in caplog.text
+
+
 @pytest.mark.parametrize("place", ["realsense", "usb:3", "opencv:"])
 def test_addresses_of_cameras_that_are_none_are_refused(place):
     with pytest.raises(ValueError, match="expected realsense:SERIAL, opencv:INDEX or opencv:PATH"):

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 # A camera of 30 Hz that has missed 15 pictures is gone.
 MAX_AGE_S = 0.5
+_RETRY_S = 0.1
 
 
 class Latest(Generic[T]):
@@ -75,8 +76,8 @@ class Camera:
     ) -> None:
         """
         Args:
-            read: waits for the next picture and returns it, uint8[h, w, 3], RGB, an array of its own. What it raises
-                ends the camera.
+            read: waits for the next picture and returns it, uint8[h, w, 3], RGB, an array of its own. What it raises is
+                logged, and it is called again: one frame that is lost must not be the last.
         """
         self._read, self._close = read, close
         self._latest: Latest[np.ndarray] = Latest(name, max_age_s)
@@ -102,14 +103,18 @@ class Camera:
         self._close()
 
     def _run(self) -> None:
+        latest = self._latest
         while not self._is_closed:
             try:
-                self._latest.put(self._read())
+                latest.put(self._read())
+                latest.error = None
             except Exception as error:  # of whatever library: the robot holds, and the log says why
-                if not self._is_closed:
-                    self._latest.error = error
-                    logger.warning("the camera '%s' has failed: %s: %s", self._latest.name, type(error).__name__, error)
-                return
+                if self._is_closed:
+                    return
+                if latest.error is None:
+                    logger.warning("the camera '%s' has failed: %s: %s", latest.name, type(error).__name__, error)
+                latest.error = error
+                time.sleep(_RETRY_S)
 
 
 def open_camera(name: str, place: str, *, width: int = 640, height: int = 480, fps: int = 30) -> Camera:
