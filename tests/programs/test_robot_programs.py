@@ -7,6 +7,7 @@ import inspect
 import re
 import runpy
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
 from openpi_client import realtime
 from openpi_client.realtime.limits import Limiter
-from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, trossen, ur5
+from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, robotiq, trossen, ur5
 from openpi_client.robots.cameras import Camera, open_camera
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
@@ -297,6 +298,27 @@ def test_a_ur5_that_stands_or_is_silent_is_servoed_no_further(tmp_path, changes,
             assert message in program.end()
     finally:
         controller.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(b"", "does not answer to GET STA"), (b"STA ?\n", "answered 'STA \\?'")]
+)
+def test_a_gripper_that_is_not_there_is_said(answer, message, monkeypatch):
+    monkeypatch.setattr(robotiq, "_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answered() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(64)
+                peer.sendall(answer)
+                peer.recv(64)
+
+        thread = threading.Thread(target=answered)
+        thread.start()
+        with pytest.raises(ConnectionError, match=message):
+            robotiq.RobotiqGripper("127.0.0.1", server.getsockname()[1])
+        thread.join()
 
 
 def test_no_program_is_left_on_a_ur_when_a_camera_is_silent(tmp_path):

@@ -100,13 +100,16 @@ class RobotiqGripper:
 
     def _get(self, variable: str) -> int:
         words = self._ask(f"GET {variable}").split()
-        if len(words) != 2 or words[0] != variable:
+        if len(words) != 2 or words[0] != variable or not words[1].isdigit():
             raise ConnectionError(f"the gripper answered {' '.join(words)!r} to GET {variable}; expected a number")
         return int(words[1])
 
     def _ask(self, line: str) -> str:
-        self._socket.sendall(line.encode("ascii") + b"\n")
-        answer = self._lines.readline()
+        try:
+            self._socket.sendall(line.encode("ascii") + b"\n")
+            answer = self._lines.readline()
+        except socket.timeout as error:
+            raise ConnectionError(f"the gripper does not answer to {line} within {_TIMEOUT_S:g} s") from error
         if not answer:
             raise ConnectionError("the gripper has closed the connection")
         return answer.strip()
