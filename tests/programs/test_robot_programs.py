@@ -195,6 +195,14 @@ def test_a_camera_that_dies_is_noticed_and_the_robot_holds(tmp_path, aloha_serve
     assert all(observation["images"]["cam_high"] is not None for observation in policy.asked)
 
 
+def test_a_service_that_fails_is_said_and_nothing_moves(tmp_path, aloha_server):
+    words = ["--args.host", HERE, "--args.port", aloha_server[1], "--args.prompt", "go"]
+    program = Program(tmp_path, "aloha_real/main.py", *words, faults="service fails")
+    output = program.end(1)
+    assert "the service '/puppet_left/reboot_motors' failed: transport error" in output and "Traceback" not in output
+    assert not program.told("command")
+
+
 def test_a_ros_master_that_is_missing_is_said(tmp_path, aloha_server):
     words = ["--args.host", HERE, "--args.port", aloha_server[1], "--args.prompt", "go"]
     program = Program(tmp_path, "aloha_real/main.py", *words, faults="no master")

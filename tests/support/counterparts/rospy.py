@@ -14,6 +14,10 @@ class ROSException(Exception):
     pass
 
 
+class ServiceException(Exception):
+    pass
+
+
 def init_node(name: str, anonymous: bool = False, disable_signals: bool = False) -> None:
     global _station
     assert disable_signals and threading.current_thread() is threading.main_thread()
@@ -53,6 +57,8 @@ class ServiceProxy:
 
     def __call__(self, **fields: Any) -> None:
         assert _station is not None
+        if told.fault("service fails"):
+            raise ServiceException("transport error completing service call")
         _station.serve(self._name, vars(self._class.Request(**fields)))
 
 

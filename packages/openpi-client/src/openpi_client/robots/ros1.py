@@ -44,6 +44,8 @@ class Ros1Topics:
             self._rospy.ServiceProxy(service, _class(kind, "srv"))(**fields)
         except self._rospy.ROSException as error:
             raise TimeoutError(f"the service '{service}' does not answer: {error}") from error
+        except self._rospy.ServiceException as error:  # which is no ROSException
+            raise RuntimeError(f"the service '{service}' failed: {error}") from error
 
     def close(self) -> None:
         self._rospy.signal_shutdown("the program ends")
