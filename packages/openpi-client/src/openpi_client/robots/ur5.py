@@ -75,6 +75,7 @@ class UR5Robot(Robot):
         self._period_s = 1 / rate_hz
         self.rate_hz = rate_hz
         self._receive = self._control = None
+        self._fault = ""  # after which nothing more is commanded
         self._told_at = -1.0  # by the controller's clock
         self._heard_s = 0.0  # by ours
         try:
@@ -117,20 +118,30 @@ class UR5Robot(Robot):
 
     def _alive(self) -> Any:
         receive: Any = self._receive
+        if not self._fault:
+            self._fault = self._found(receive)
+            if self._fault:  # now: on a line that is silent the library may take its time to end
+                logger.error("%s", self._fault)
+        if self._fault:
+            raise RuntimeError(self._fault)
+        return receive
+
+    def _found(self, receive: Any) -> str:
+        """Why nothing more may be commanded; '' = it may."""
         if not receive.isConnected():
-            raise RuntimeError("the controller is gone")
+            return "the controller is gone"
         told_at, now_s = receive.getTimestamp(), time.monotonic()
         if told_at != self._told_at:
             self._told_at, self._heard_s = told_at, now_s
         elif now_s - self._heard_s > MAX_AGE_S:
-            raise RuntimeError(f"the controller says nothing new since {now_s - self._heard_s:.1f} s: see its cable")
+            return f"the controller says nothing new since {now_s - self._heard_s:.1f} s: see its cable"
         if receive.getSafetyMode() not in _MOVING_MODES:
-            raise RuntimeError("the controller has stopped the arm: see its screen, and start anew")
-        return receive
+            return "the controller has stopped the arm: see its screen, and start anew"
+        return ""
 
     def hold(self) -> None:
-        """Ends servoing: the arm decelerates and stands."""
-        if self._control is not None:
+        """Ends servoing: the arm decelerates and stands. One that is stopped, or silent, does so by `close`."""
+        if self._control is not None and not self._fault:
             self._control.servoStop()
 
     def close(self) -> None:
@@ -154,9 +165,8 @@ class UR5Robot(Robot):
             control.servoStop()
             control.stopScript()
             is_running = control.isProgramRunning()
-        except RuntimeError as error:
+        except RuntimeError:
             is_running = True
-            logger.error("%s", error)  # now: on a line that is silent the library may take its time to end
         if is_running:
             self._stop_program()
 
