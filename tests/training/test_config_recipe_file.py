@@ -150,7 +150,7 @@ def test_what_has_changed_since_a_checkpoint_is_named_by_field(tmp_path):
     assert changes["model.action_dim"] == (32, 24)
     assert changes["weight_loader"][1] == "weights.NoOpWeightLoader"
     assert changes["weight_loader.params_path"] == (config.weight_loader.params_path, None)
-    assert changes["freeze_filter"][1] == {"$ref": "freeze.freeze_nothing"}
+    assert changes["freeze_filter"][1] == "freeze.freeze_nothing"
     assert changes["policy_metadata"] == (None, {"reset_pose": [0, 1]})
     assert len(changes) == 6
 
