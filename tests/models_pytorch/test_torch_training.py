@@ -25,6 +25,7 @@ from openpi.shared.tree import flatten, unflatten
 from openpi.training import data_loader, loop, recipe_io
 from openpi.training.backends.jax import step as step_jax
 from openpi.training.backends.jax.backend import JaxBackend
+from openpi.training.backends.jax.published_checkpoints import initialize_checkpoint_dir
 from openpi.training.backends.pytorch import adam_8bit as adam_8bit_pytorch
 from openpi.training.backends.pytorch import optimizer as optimizer_pytorch
 from openpi.training.backends.pytorch import step as step_pytorch
@@ -443,6 +444,8 @@ def test_weights_that_are_needed_are_not_overwritten(arm: TrainConfig) -> None:
     light = loop.train(lora_from(arm, str(base), save_frozen_params=False)).checkpoint
     with pytest.raises(FileExistsError, match=rf"read with step 1 of .*If those .* delete {base}/KEEP"):
         loop.train(again)
+    with pytest.raises(FileExistsError, match=r"read with step 1 of"):  # a training script's own way
+        initialize_checkpoint_dir(base.parent, keep_period=None, overwrite=True, resume=False)
     assert actions_of(light, "pytorch").shape == (3, 3)
     (base / "KEEP").unlink()
     assert loop.train(again).step == 0

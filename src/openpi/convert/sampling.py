@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-_NS_PER_S = 1_000_000_000
+NS_PER_S = 1_000_000_000
 _MAX_HZ = 1000
 _STILL_S = 1.0  # slower cameras are no use to a policy
 
@@ -31,7 +31,7 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
     if not 0 < fps <= _MAX_HZ:
         raise ValueError(f"fps is {fps}; expected frames per second, above 0")
     start, end = max(int(signal[0]) for signal in signals), max(int(signal[-1]) for signal in signals)
-    exact = _NS_PER_S / Fraction(fps)  # of a double; epoch-sized times are beyond its precision
+    exact = NS_PER_S / Fraction(fps)  # of a double; epoch-sized times are beyond its precision
     count = math.ceil((end - start) / exact)
     if count < 1:
         raise ValueError("its signals have no time in common")
@@ -45,7 +45,7 @@ def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]
     within = np.unique(np.clip(times_ns, at_ns[0], at_ns[-1]))
     begins = np.append(within, at_ns[-1])
     row = int(np.argmax(np.diff(begins)))
-    return float(begins[row] - at_ns[0]) / _NS_PER_S, float(begins[row + 1] - begins[row]) / _NS_PER_S
+    return float(begins[row] - at_ns[0]) / NS_PER_S, float(begins[row + 1] - begins[row]) / NS_PER_S
 
 
 def stillness(camera: str, times_ns: np.ndarray, at_ns: np.ndarray) -> str | None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from openpi.convert.formats.ros_mapping import JOINT_STATE, Topic
+from openpi.convert.sampling import NS_PER_S
 from openpi.shared.errors import first_line, install_hint, listed
 from openpi.shared.file_kinds import found_instead
 
 Message: TypeAlias = Any
 """What the library makes of a message: a dataclass with the fields of its definition."""
 
-_NS_PER_S = 1_000_000_000
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*|")
 _LOOKED_AT = 100  # messages, for who speaks on a topic
 _MAX_DEFINITION = 1 << 20
@@ -67,7 +67,7 @@ class BagFile:
         topics = {}
         for name, kind in self.kinds().items():
             times = [time_ns for time_ns, _ in self.messages(name)]
-            seconds = (max(times) - min(times)) / _NS_PER_S if times else 0
+            seconds = (max(times) - min(times)) / NS_PER_S if times else 0
             rate_hz = (len(times) - 1) / seconds if seconds else 0.0
             topics[name] = Topic(kind, len(times), rate_hz, self._joints(name, kind))
         return topics

@@ -8,10 +8,10 @@ import numpy as np
 
 from openpi.convert.formats.ros_bag_file import Message
 from openpi.convert.formats.ros_mapping import Part
+from openpi.convert.sampling import NS_PER_S
 from openpi.data.images import decode_image
 from openpi.shared.errors import listed
 
-_NS_PER_S = 1_000_000_000
 _MAX_NUMBERS = 10_000  # of one message; more is no vector but a picture or a cloud
 # Channels of a picture, in the order of red, green and blue.
 _ENCODINGS = {
@@ -83,7 +83,7 @@ def stamp_ns(message: Message, where: str) -> int:
     header = getattr(message, "header", None)
     if header is None:
         raise ValueError(f"{where}: messages of this kind have no header; use the clock 'bag' in the mapping")
-    return int(header.stamp.sec) * _NS_PER_S + int(header.stamp.nanosec)
+    return int(header.stamp.sec) * NS_PER_S + int(header.stamp.nanosec)
 
 
 def picture(message: Message, kind: str, where: str) -> np.ndarray:

@@ -14,11 +14,9 @@ import numpy as np
 from openpi.convert.formats.ros_bag_file import BagFile, Message
 from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft
 from openpi.convert.formats.ros_values import numbers, picture, stamp_ns
-from openpi.convert.sampling import instants, newest, stillness
+from openpi.convert.sampling import NS_PER_S, instants, newest, stillness
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.errors import listed
-
-_NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,8 @@ def _check_one_clock(path: Path, signals: Mapping[Part, _Signal], at: np.ndarray
     for part, signal in signals.items():
         if len(signal.times_ns) > 1 and signal.times_ns[-1] < at[0]:
             raise ValueError(
-                f"{path}: the messages of '{part.topic}' are of {signal.times_ns[0] / _NS_PER_S:.3f} to "
-                f"{signal.times_ns[-1] / _NS_PER_S:.3f} s, and another topic begins at {at[0] / _NS_PER_S:.3f} s, so "
+                f"{path}: the messages of '{part.topic}' are of {signal.times_ns[0] / NS_PER_S:.3f} to "
+                f"{signal.times_ns[-1] / NS_PER_S:.3f} s, and another topic begins at {at[0] / NS_PER_S:.3f} s, so "
                 "that none of its changes would be in the episode. If its stamps are of another clock or not set, use "
                 "the clock 'bag' in the mapping; else leave the topic or the bag out"
             )

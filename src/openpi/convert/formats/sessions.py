@@ -13,14 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from openpi.convert.sampling import instants, longest_wait, newest
+from openpi.convert.sampling import NS_PER_S, instants, longest_wait, newest
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, relative
 from openpi.shared.errors import listed
 from openpi.shared.tree import Tree, flatten
 from openpi_client.base_policy import Observation
 
 _PROMPT, _ACTIONS = "prompt", "actions"
-_NS_PER_S = 1_000_000_000
 _LONG_WAIT_S = 1.0  # beyond a chunk
 
 
@@ -161,7 +160,7 @@ def _column_name(key: str) -> str:
 
 def _due(log: _Log, rows: np.ndarray, at_ns: np.ndarray, fps: float) -> np.ndarray:
     """float64[n d], of the newest chunk the row for the time that has passed; its last one from then on."""
-    passed = (at_ns - log.times_ns[rows]) / _NS_PER_S * fps
+    passed = (at_ns - log.times_ns[rows]) / NS_PER_S * fps
     # Not below the row that is due by a rounding of the clock.
     places = np.floor(passed + 1e-3).astype(int)
     return np.stack(
@@ -173,7 +172,7 @@ def _asking_rate(times_ns: np.ndarray) -> float:
     """Whole requests per second, at least one."""
     if len(times_ns) < 2:
         raise ValueError("it has one request only, which is no episode")
-    return float(max(1, round(_NS_PER_S / max(1.0, float(np.median(np.diff(times_ns)))))))
+    return float(max(1, round(NS_PER_S / max(1.0, float(np.median(np.diff(times_ns)))))))
 
 
 def _repeated(frames: Iterator[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -30,14 +30,14 @@ def will_continue(config: TrainConfig) -> bool:
 
     Raises:
         FileExistsError, ValueError: as of `open_run`, which is called when what takes long is done. Or overwriting
-            would delete weights that are needed.
+            would delete the weights that the run starts from.
     """
     continues = False
     with processes.together("looking at the run's folder"):
         if processes.is_first():
             _check(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
             if config.overwrite:
-                _check_nobody_needs(config)
+                _check_starts_elsewhere(config)
             continues = config.resume and bool(complete_steps(config.checkpoint_dir))
     return bool(processes.exchange("whether the run is continued", continues)[0])
 
@@ -89,7 +89,7 @@ def open_directory(
         overwrite: a run may be there. The caller deletes it, by `replace`, when nothing can stop the new one.
     Raises:
         FileExistsError: the folder holds a run, and neither `overwrite` nor `resume` is set; or it is to be overwritten
-            and holds something else than one run.
+            and holds something else than one run, or weights that adapters elsewhere are read with.
         RuntimeError: another process is training in it.
     """
     _check(directory, overwrite=overwrite, resume=resume)
@@ -122,6 +122,7 @@ def _check(directory: Path, *, overwrite: bool, resume: bool) -> None:
     """Raises what `open_directory` does for what is in the folder."""
     if overwrite and _holds_a_run(directory):
         _check_is_one_run(directory)
+        _check_is_read_by_none(directory)
     if _holds_a_run(directory) and not (overwrite or resume):
         raise FileExistsError(
             f"{directory} exists already; delete the run in it with --overwrite, continue it with --resume, or "
@@ -192,8 +193,8 @@ def _check_is_one_run(directory: Path) -> None:
     )
 
 
-def _check_nobody_needs(config: TrainConfig) -> None:
-    """Raises FileExistsError where overwriting would delete weights that this run, or adapters elsewhere, read."""
+def _check_starts_elsewhere(config: TrainConfig) -> None:
+    """Raises FileExistsError where overwriting would delete the weights that this run starts from."""
     directory = config.checkpoint_dir
     place = getattr(config.start_weights, "params_path", None)
     if place is not None and directory in Path(place).expanduser().resolve().parents:
@@ -201,6 +202,10 @@ def _check_nobody_needs(config: TrainConfig) -> None:
             f"{place} is in {directory}: --overwrite would delete the weights that the run starts from; choose another "
             "--exp-name"
         )
+
+
+def _check_is_read_by_none(directory: Path) -> None:
+    """Raises FileExistsError where adapters elsewhere are read with a step of the run."""
     read = [step for step in complete_steps(directory) if (directory / str(step) / KEEP_FILE).exists()]
     if read:
         raise FileExistsError(

@@ -39,11 +39,10 @@ class Row(NamedTuple):
 class Plan:
     """The last few chunks, in memory that is allocated before. `position` is that of the next row to play."""
 
-    def __init__(self, spec: ActionSpec, horizon: int = 1, max_chunks: int = 1) -> None:
+    def __init__(self, spec: ActionSpec) -> None:
         """
         Args:
             spec: of an action.
-            horizon, max_chunks: see `make_room`.
         """
         self.position = 0.0
         self._spec = spec
@@ -52,8 +51,8 @@ class Plan:
         self._starts: List[float] = []
         self._observed_s: List[float] = []
         self._numbers: List[int] = []
-        self.make_room(horizon, max_chunks)
-        self._newest = max_chunks - 1
+        self.make_room(1, 1)
+        self._newest = 0
 
     def make_room(self, horizon: int, max_chunks: int) -> None:
         """For more than before; what is still to be played stays.
