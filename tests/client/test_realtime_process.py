@@ -62,6 +62,7 @@ def test_a_server_that_comes_back_is_used_and_one_with_another_contract_is_not()
     for told, text in (
         (metadata(horizon=10), "another policy now"),
         (metadata(kind="absolute joint positions, and gripper"), "another robot now"),
+        ({**metadata(), "checkpoint": {"name": "run/200"}}, "another policy now"),
     ):
         with server_thread(lambda told=told: Served(told), port=port):
             summary = played_to(policy, arm)

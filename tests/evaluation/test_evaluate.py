@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import dot_world
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.evaluation import evaluate as cli
 from openpi.cli.serving.serve_dummy import of_recipe
 from openpi.envs import world as worlds
@@ -281,6 +282,27 @@ def test_a_running_server_is_evaluated_one_that_tells_nothing_too(tmp_path, cont
     assert results_of(tmp_path)["per_task"]["near"]["successes"] == 1
     assert worlds.PRIVILEGED not in policy.walker.asked[0]
     assert ("seed" in policy.walker.asked[0]) == results_of(tmp_path)["repeatable"] == (contract is not None)
+
+
+def test_an_evaluation_goes_on_with_the_checkpoint_that_it_began_with_only(tmp_path, capsys):
+    policy = dot_world.Walking(CONTRACT)
+    checkpoint = tmp_path / "run" / "100"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checksums.json").write_text("{}")
+    policy.checkpoint = Checkpoint(checkpoint).identity
+
+    def resumed(port: int) -> int:
+        out = f"--output={tmp_path / 'out'}"
+        return cli.main([DOT, f"--port={port}", out, "--resume", "--trials=1", "--workers=1", "--videos=0"])
+
+    with server_thread(lambda: policy) as (_, port):
+        assert resumed(port) == 0
+        assert resumed(port) == 0
+        (checkpoint / "checksums.json").write_text("{ }")  # the run was made anew
+        policy.checkpoint = Checkpoint(checkpoint).identity
+        assert resumed(port) == 1
+    assert "'run/100'" in capsys.readouterr().err
+    assert results_of(tmp_path / "out")["policy"]["serves"]["name"] == "run/100"
 
 
 def test_a_server_that_goes_away_or_becomes_another_ends_the_evaluation(monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,13 @@ def test_the_command_writes_a_report_for_two_checkpoints(tmp_path, capsys):
     assert results["paired"]["interval_95"] == [0, 0]
     assert any("grey" in name for name in results["policies"]["1"]["sensitivity"])
     page = (out / "report.html").read_text()
+    assert "which training has seen" in page and "if this is what training read" not in page
     assert "no difference is shown" in page and page.count("<svg") >= 8 and "data:image/jpeg" in page
     assert "standing still" in capsys.readouterr().out
+    elsewhere, copied = tmp_path / "copied", tmp_path / "found elsewhere"
+    shutil.copytree(dataset, elsewhere)
+    assert run("evaluate", elsewhere, "--checkpoint", first, "--output", copied, "--frames", 2, "--probes", 0) == 0
+    assert f"if this is what training read as {dataset}" in (copied / "report.html").read_text()
     before = (out / "results.json").read_bytes()
     assert run("evaluate", dataset, "--checkpoint", first, "--output", out, "--frames", 2) == 1
     assert "choose another --output" in capsys.readouterr().err

@@ -343,6 +343,15 @@ def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(pol
     PolicyRecorder(policy, tmp_path / "records").infer(observation)
     assert sorted(p.name for p in (tmp_path / "records").iterdir()) == [f"step_{i}.npy" for i in range(3)]
     assert recorder.metadata == policy.metadata
+    # Another process records into the same folder.
+    before = {path: path.read_bytes() for path in (tmp_path / "records").iterdir()}
+    second = PolicyRecorder(policy, tmp_path / "records")
+    (tmp_path / "records" / ".step_4.npy.partial").touch()  # which it is writing
+    for each in (recorder, second, recorder, second):
+        each.infer(observation)
+    after = {path: path.read_bytes() for path in (tmp_path / "records").glob("step_*.npy")}
+    assert sorted(path.name for path in after) == [f"step_{i}.npy" for i in (0, 1, 2, 3, 5, 6, 7)]
+    assert {path: after[path] for path in before} == before
 
 
 def test_serving_never_reaches_for_statistics_outside_the_checkpoint(checkpoint, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
 from openpi_client import realtime
 from openpi_client.realtime.limits import Limiter
-from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, robotiq, trossen, ur5
+from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, robotiq, ros1, trossen, ur5
 from openpi_client.robots.cameras import Camera, open_camera
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
@@ -201,6 +201,19 @@ def test_a_service_that_fails_is_said_and_nothing_moves(tmp_path, aloha_server):
     output = program.end(1)
     assert "the service '/puppet_left/reboot_motors' failed: transport error" in output and "Traceback" not in output
     assert not program.told("command")
+
+
+def test_a_service_that_takes_a_call_and_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(COUNTERPARTS)
+    monkeypatch.setenv("COUNTERPART_LOG", str(tmp_path / "told"))
+    monkeypatch.setattr(ros1, "_ANSWER_S", 0.05)
+    topics = ros1.Ros1Topics()
+    with pytest.raises(ValueError, match="reset_pose"):
+        aloha.AlohaRobot(topics, reset_pose=(9, 9, 9, 9, 9, 9))
+    assert "shutdown" in (tmp_path / "told").read_text()  # a robot that cannot be made leaves no node behind
+    monkeypatch.setenv("COUNTERPART_FAULTS", "service is silent")
+    with pytest.raises(TimeoutError, match=r"'/puppet_left/reboot_motors' has not answered for 0\.05 s"):
+        topics.call("/puppet_left/reboot_motors", "interbotix_xs_msgs/Reboot")
 
 
 def test_a_ros_master_that_is_missing_is_said(tmp_path, aloha_server):
@@ -576,6 +589,17 @@ def test_a_camera_that_loses_a_frame_comes_back(caplog):
             assert time.monotonic() < deadline_s
     camera.close()
     assert caplog.text.count("has failed") == 1 and "'scene' is back" in caplog.text
+
+
+def test_a_camera_that_has_no_such_size_is_said(monkeypatch, caplog):
+    monkeypatch.syspath_prepend(COUNTERPARTS)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    for size in ((640, 480), (600, 400)):
+        open_camera("scene", "opencv:0", width=size[0], height=size[1]).close()
+    assert [record.getMessage().split("; a policy")[0] for record in caplog.records] == [
+        "the camera 'scene' gives pictures of 640x480, not of 600x400"
+    ]
+    monkeypatch.delitem(sys.modules, "cv2")
 
 
 @pytest.mark.parametrize("place", ["realsense", "usb:3", "opencv:"])

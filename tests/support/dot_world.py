@@ -115,6 +115,7 @@ class Walking(BasePolicy):
 
     def __init__(self, contract: object = None) -> None:
         self.metadata: dict = {}
+        self.checkpoint: dict | None = None
         self.walker = Walker()
         if contract is not None:
             self.contract = contract

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,15 @@ class Checkpoint:
             FileNotFoundError, ValueError: as of `weights.layout.find_layout`.
         """
         return layout.find_layout(self.folder)
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """Which one this is, for whoever asks its policy: `name`, of the run and the step, and `checksums`, a sum of
+        those that it has, if any.
+        """
+        sums = self.folder / checksums.CHECKSUMS_FILE
+        known = {"checksums": zlib.crc32(sums.read_bytes())} if sums.is_file() else {}
+        return {"name": "/".join(self.folder.absolute().parts[-2:]), **known}
 
     @property
     def tokenizers(self) -> dict[str, Path]:

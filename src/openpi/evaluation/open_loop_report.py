@@ -60,6 +60,8 @@ def _head(results: Results) -> str:
         if found["undecodable"]:
             tiles.append(page.tile("", "no chunk", str(found["undecodable"]), f"of {results['num_frames']} frames"))
     seen = "held out of training" if results["held_out"] else "which training has seen: what was learned by heart"
+    if results["trained_on"] is not None:
+        seen += f", if this is what training read as {escape(results['trained_on'])}"
     return (
         f"<h1>Open loop on {escape(results['dataset'])}</h1>"
         f"<p>{results['num_frames']} frames of {len(results['episodes'])} episodes, {seen}. A low error here is needed "

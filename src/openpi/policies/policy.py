@@ -57,6 +57,7 @@ class Policy(BasePolicy):
         transforms: observation -> un-batched model inputs.
         metadata: sent to robots when they connect.
         contract: what observations are checked against; None = unchecked.
+        checkpoint: which one its weights are of (`Checkpoint.identity`), for robots; None = unknown.
         rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
         tells_stages: that requests may ask for them.
         num_undecodable: answers so far for which the model wrote no action chunk.
@@ -75,6 +76,7 @@ class Policy(BasePolicy):
         contract: Contract | None = None,
         hold_transforms: Sequence[_transforms.DataTransformFn] | None = None,
         continuation: Continuation | None = None,
+        checkpoint: Mapping[str, str | int] | None = None,
     ) -> None:
         """
         Args:
@@ -103,6 +105,7 @@ class Policy(BasePolicy):
         self._compiled_sizes: tuple[int, ...] = (1,)
         self.metadata = dict(metadata or {})
         self.contract = contract
+        self.checkpoint = checkpoint
 
     def infer(self, obs: dict, *, noise: np.ndarray | None = None) -> dict:
         """A chunk of actions.

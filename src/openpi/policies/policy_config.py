@@ -103,6 +103,7 @@ def create_trained_policy(
         sample_kwargs=_with_grammar(pipeline, sample_kwargs),
         metadata=getattr(train_config, "policy_metadata", None),  # which copies of the first version lack
         contract=pipeline.contract,
+        checkpoint=checkpoint.identity,
         hold_transforms=[*hold_transforms(pipeline.data_config, train_config.model.action_horizon), *repack.outputs]
         if on_undecodable == "hold" and _writes_tokens(pipeline)
         else None,

@@ -1,6 +1,5 @@
 """Records what a policy was asked and what it answered, one file per call."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ class PolicyRecorder(BasePolicy):
 
     A file is a 0-d object array around one flat dict with keys such as `inputs/images/cam_high` and
     `outputs/actions`: `np.load(path, allow_pickle=True).item()`. Numbering goes on where the folder ends, so
-    a restarted server overwrites nothing.
+    that neither a restarted server nor a second one overwrites anything.
     """
 
     def __init__(self, policy: BasePolicy, record_dir: str | Path) -> None:
@@ -49,16 +48,32 @@ class PolicyRecorder(BasePolicy):
         return getattr(self._policy, name)
 
     def _write(self, record: Mapping[str, object]) -> None:
-        write_record(self._dir / f"step_{self._step}.npy", record)
-        self._step += 1
+        written = False
+        while not written:
+            written = write_record(self._dir / f"step_{self._step}.npy", record)
+            self._step += 1
 
 
-def write_record(path: Path, record: Mapping[str, object]) -> None:
-    """Writes one record in the documented form, complete or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.save(file, np.asarray(record, dtype=object))
-    partial.replace(path)
+def write_record(path: Path, record: Mapping[str, object]) -> bool:
+    """Writes one record in the documented form, complete or not at all.
+
+    Returns:
+        False: there is one already, or another process is writing it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        file = partial.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            if path.exists():
+                return False
+            np.save(file, np.asarray(record, dtype=object))
+        partial.replace(path)
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _step_of(path: Path) -> int:

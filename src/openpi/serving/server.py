@@ -383,6 +383,8 @@ class PolicyServer:
         told = {} if contract is None else {"contract": contract.as_metadata()}
         rtc = getattr(policy, "rtc_metadata", None)
         told |= {} if rtc is None else {"rtc": rtc}
+        checkpoint = getattr(policy, "checkpoint", None)
+        told |= {} if checkpoint is None else {"checkpoint": checkpoint}
         return {**getattr(policy, "metadata", {}), **told}
 
 

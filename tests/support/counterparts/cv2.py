@@ -17,6 +17,9 @@ class VideoCapture:
     def set(self, setting: int, value: float) -> bool:
         return True
 
+    def get(self, setting: int) -> float:
+        return {CAP_PROP_FRAME_WIDTH: 640.0, CAP_PROP_FRAME_HEIGHT: 480.0}[setting]
+
     def read(self) -> tuple[bool, np.ndarray]:
         time.sleep(1 / 30 if self._index != 8 else 3600)
         self._count += 1

@@ -1,6 +1,7 @@
 """What of rospy a robot's program uses, as its documentation has it, with a station behind."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,8 @@ class ServiceProxy:
 
     def __call__(self, **fields: Any) -> None:
         assert _station is not None
+        if told.fault("service is silent"):
+            time.sleep(3600)
         if told.fault("service fails"):
             raise ServiceException("transport error completing service call")
         _station.serve(self._name, vars(self._class.Request(**fields)))

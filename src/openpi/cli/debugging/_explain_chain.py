@@ -53,14 +53,15 @@ def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
         return config
     assets = dataclasses.replace(config.data.assets, asset_id=config.data.asset_id)
     data = dataclasses.replace(config.data, repo_id=dataset, assets=assets)
-    if not _are_same(config.data.repo_id, dataset):
+    if not are_same(config.data.repo_id, dataset):
         none: dict[str, Any] = {"exclude_episodes": (), "exclude_findings": None, "validation_episodes": ()}
         base = data.base_config and dataclasses.replace(data.base_config, **none)
         data = dataclasses.replace(data, base_config=base, **none)
     return dataclasses.replace(config, data=data)
 
 
-def _are_same(dataset: str | None, other: str) -> bool:
+def are_same(dataset: str | None, other: str) -> bool:
+    """Whether two names are of one folder, or where one of them is not here, the same word."""
     try:
         first, second = (locate_dataset(name or "", may_download=False).resolve() for name in (dataset, other))
     except (OSError, ValueError):  # one of them is not here

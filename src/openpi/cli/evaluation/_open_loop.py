@@ -107,7 +107,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
     for name, least in (("frames", 2), ("samples", 1), ("probes", 0), ("stride", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"--{name} is {value}; expected at least {least}")
-    config, data_config = _recipe(dataset, args)
+    config, data_config, trained_on = _recipe(dataset, args)
     episodes, held_out = _moments.chosen(config, data_config, args.episodes or None, _MAX_EPISODES)
     recordings = _moments.Moments(config, data_config, episodes)
     stride = args.stride or min(_STRIDE, config.model.action_horizon)
@@ -118,7 +118,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
     states, actions = _moments.others(config, data_config, episodes, _REFERENCE_FRAMES)
     found: dict[str, Any] = {
         "dataset": dataset, "episodes": list(dict.fromkeys(moment.episode for moment in moments)),
-        "held_out": held_out, "num_frames": len(moments),
+        "held_out": held_out, "trained_on": trained_on, "num_frames": len(moments),
         "stride": stride, "seed": args.seed, "joints": _joints(data_config, moments[0].recorded.shape[-1]),
         "baselines": {
             name: open_loop.summary(open_loop.errors(chunks, moments))
@@ -159,9 +159,11 @@ def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Mo
     return found
 
 
-def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
-    """The checkpoint's recipe on the dataset that is asked for, and its data half with the checkpoint's statistics."""
-    from openpi.cli.debugging._explain_chain import pipeline, with_dataset
+def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig, str | None]:
+    """The checkpoint's recipe on the dataset that is asked for, its data half with the checkpoint's statistics, and the
+    name of the dataset that training read, where it is another.
+    """
+    from openpi.cli.debugging._explain_chain import are_same, pipeline, with_dataset
     from openpi.training import recipe_io
 
     if args.is_remote and args.against:
@@ -171,8 +173,9 @@ def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig]:
     name = args.checkpoint or args.config
     assert name is not None
     config, checkpoint = recipe_io.resolve(name, args.config if args.checkpoint else None)
+    trained_on = None if are_same(config.data.repo_id, dataset) else config.data.repo_id
     config = with_dataset(config, dataset)
-    return config, pipeline(config, checkpoint).data_config
+    return config, pipeline(config, checkpoint).data_config, trained_on
 
 
 def _policies(config: TrainConfig, args: Args) -> dict[str, Callable[[], Asked]]:

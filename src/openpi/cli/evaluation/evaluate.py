@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -232,6 +231,8 @@ def _one(plan: Evaluation, args: Args, checkpoint: str | None, serve_options: tu
         def pooled(seat: Seat) -> PooledWorlds:
             return PooledWorlds(seat, pool, Server(*_address(args)))
 
+        if args.is_remote:  # another checkpoint of the same contract is another evaluation
+            policy = {**policy, "serves": asker.metadata.get("checkpoint")}
         places = {"open_worlds": pooled} if args.ray else {}
         results = evaluate(plan, asker, output, policy=policy, resume=args.resume, on_done=show, **places)
     (output / "report.html").write_text(report.render(results, output), encoding="utf-8")
@@ -284,15 +285,13 @@ def _expert_server(config: WorldConfig) -> Iterator[int]:
 
 def _described(checkpoint: str, serve_options: Sequence[str]) -> dict[str, object]:
     """What is evaluated: the step's folder, so that a run that goes on is not mixed in, and what is in it."""
-    from openpi.checkpoints.find import find_step
-    from openpi.weights.checksums import CHECKSUMS_FILE
+    from openpi.checkpoints.checkpoint import Checkpoint
 
     if "://" in checkpoint or checkpoint.startswith("package:"):
         return {"checkpoint": checkpoint, "serve_options": list(serve_options)}
-    folder = find_step(checkpoint).resolve()
-    sums = folder / CHECKSUMS_FILE
-    known = {"checksums": zlib.crc32(sums.read_bytes())} if sums.is_file() else {}
-    return {"checkpoint": str(folder), **known, "serve_options": list(serve_options)}
+    opened = Checkpoint.open(checkpoint)
+    known = {name: value for name, value in opened.identity.items() if name == "checksums"}
+    return {"checkpoint": str(opened.folder.resolve()), **known, "serve_options": list(serve_options)}
 
 
 def _outcome(episode: Episode) -> str:

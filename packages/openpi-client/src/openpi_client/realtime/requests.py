@@ -182,7 +182,8 @@ def is_other_server(before: Mapping[str, object], now: Mapping[str, object]) -> 
         return False
     if "contract" not in before and "contract" not in now:
         return msgpack_numpy.packb(dict(before)) != msgpack_numpy.packb(dict(now))
-    return any(msgpack_numpy.packb(before.get(key)) != msgpack_numpy.packb(now.get(key)) for key in ("contract", "rtc"))
+    keys = ("contract", "rtc", "checkpoint")
+    return any(msgpack_numpy.packb(before.get(key)) != msgpack_numpy.packb(now.get(key)) for key in keys)
 
 
 def copied(tree: object) -> Any:

@@ -127,6 +127,7 @@ class AlohaRobot(Robot):
         """
         Args:
             arms: names of the left and the right one.
+            topics: closed with the robot, and where it cannot be made.
             camera_topics: by the names that the policy knows; None = the four of `CAMERAS`, `/<name>`.
             reset_pose: of each arm, rad[6].
             prompt: None = the policy's own.
@@ -135,14 +136,18 @@ class AlohaRobot(Robot):
             ValueError: a topic has another type, or the reset pose is none.
         """
         self._topics, self._arms, self._gripper, self._prompt = topics, tuple(arms), gripper, prompt
-        self._reset_pose = checked_pose(reset_pose)
-        self._joints = [self._latest(f"/{arm}/joint_states", ("sensor_msgs/JointState",)) for arm in arms]
         places = {name: f"/{name}" for name in CAMERAS} if camera_topics is None else camera_topics
-        self._cameras = {name: self._latest(topic, IMAGE_TYPES) for name, topic in places.items()}
-        for latest in (*self._joints, *self._cameras.values()):
-            latest.wait()
-        self._groups = [self._publisher(arm, "joint_group", "JointGroupCommand") for arm in arms]
-        self._singles = [self._publisher(arm, "joint_single", "JointSingleCommand") for arm in arms]
+        try:
+            self._reset_pose = checked_pose(reset_pose)
+            self._joints = [self._latest(f"/{arm}/joint_states", ("sensor_msgs/JointState",)) for arm in arms]
+            self._cameras = {name: self._latest(topic, IMAGE_TYPES) for name, topic in places.items()}
+            for latest in (*self._joints, *self._cameras.values()):
+                latest.wait()
+            self._groups = [self._publisher(arm, "joint_group", "JointGroupCommand") for arm in arms]
+            self._singles = [self._publisher(arm, "joint_single", "JointSingleCommand") for arm in arms]
+        except BaseException:
+            topics.close()
+            raise
 
     def observe(self) -> Observation:
         """An arm or a camera that is silent is None; then the observation is not sent."""

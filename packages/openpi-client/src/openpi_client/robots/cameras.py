@@ -162,6 +162,12 @@ def _opencv(name: str, address: str, width: int, height: int, fps: int) -> Camer
         (cv2.CAP_PROP_FPS, fps),
     ):
         capture.set(setting, value)
+    given = [int(capture.get(setting)) for setting in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+    if given != [width, height]:  # it takes the next one that the camera has, without a word
+        told = (
+            "the camera '%s' gives pictures of %dx%d, not of %dx%d; a policy trained on the latter sees another scene"
+        )
+        logger.warning(told, name, *given, width, height)
 
     def read() -> np.ndarray:
         is_read, frame = capture.read()

@@ -1,6 +1,8 @@
 """`aloha.Topics` under ROS 1 (rospy, Python 3.8 of Noetic, or RoboStack)."""
 
+import concurrent.futures
 import os
+import threading
 import time
 from typing import Any, Callable, Dict, Sequence
 
@@ -8,6 +10,8 @@ from openpi_client.robots.libraries import need
 
 _INSTALL = "install ROS Noetic, or RoboStack's ros-noetic-rospy, and source its setup.bash"
 _TIMEOUT_S = 5.0
+# Motors that are rebooted take seconds.
+_ANSWER_S = 20.0
 
 
 class Ros1Topics:
@@ -41,7 +45,9 @@ class Ros1Topics:
     def call(self, service: str, kind: str, **fields: object) -> None:
         try:
             self._rospy.wait_for_service(service, timeout=_TIMEOUT_S)
-            self._rospy.ServiceProxy(service, _class(kind, "srv"))(**fields)
+            _within(_ANSWER_S, self._rospy.ServiceProxy(service, _class(kind, "srv")), **fields)
+        except concurrent.futures.TimeoutError as error:
+            raise TimeoutError(f"the service '{service}' has not answered for {_ANSWER_S:g} s") from error
         except self._rospy.ROSException as error:
             raise TimeoutError(f"the service '{service}' does not answer: {error}") from error
         except self._rospy.ServiceException as error:  # which is no ROSException
@@ -64,3 +70,17 @@ class Ros1Topics:
 def _class(kind: str, part: str) -> Any:
     package, _, name = kind.partition("/")
     return getattr(need(f"{package}.{part}", f"build the ROS package {package} and source its workspace"), name)
+
+
+def _within(timeout_s: float, call: Callable[..., object], **fields: object) -> None:
+    """Calls what knows no end of waiting, as services of rospy do, in a thread that may be left behind."""
+    done: "concurrent.futures.Future[object]" = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call(**fields))
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="openpi-service", daemon=True).start()
+    done.result(timeout_s)
