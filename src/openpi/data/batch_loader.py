@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ STUCK_AFTER_S = 10.0
 _GOODBYE_NAME = "loader-goodbye"
 _LOOK_EVERY_S = 0.5
 _GOODBYE_S = 5.0
+
+T = TypeVar("T")
 
 
 class LoaderClosedError(RuntimeError):
@@ -83,7 +85,7 @@ class SourceLoader:
         self._executor: Executor | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What the order depends on."""
         return dict(self._source.identity)
 
@@ -103,7 +105,7 @@ class SourceLoader:
             raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
         self._state = {key: value for key, value in state.items() if key not in self._source.identity}
 
-    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
         """What the order depends on and is another than when `state` was taken: before, and now."""
         identity = self._source.identity
         different = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
@@ -195,7 +197,7 @@ class SourceLoader:
                 samples.append(self._make(item))
         return samples
 
-    def _result(self, future: "Future[Any]", closed: threading.Event) -> Any:
+    def _result(self, future: "Future[T]", closed: threading.Event) -> T:
         """Waits for a worker; says so when one does not come back."""
         told_after_s = STUCK_AFTER_S
         while not future.done():
@@ -366,7 +368,7 @@ def _made(item: object, name: str) -> Sample:
         return _make(item)
 
 
-def _result(future: "Future[Any]") -> Any:
+def _result(future: "Future[T]") -> T:
     try:
         return future.result()
     except BrokenProcessPool as error:

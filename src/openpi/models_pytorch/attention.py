@@ -134,7 +134,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[str, A
     return best, found[best]
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of the fastest of some rounds, without the host's share where it is a GPU."""
     if device.type != "cuda":
         return min(_elapsed(call) for _ in range(_ROUNDS))
@@ -151,7 +151,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     return min(rounds)
 
 
-def _elapsed(call: Callable[[], Any]) -> float:
+def _elapsed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -20,7 +20,7 @@ Backend = str | Callable[..., Any]  # as of `torch.compile`
 _MAX_PROGRAMS = 1024
 
 
-def compiled(function: Callable[..., Any], *, backend: Backend = "inductor", mode: str | None = None) -> Any:
+def compiled(function: Callable[..., object], *, backend: Backend = "inductor", mode: str | None = None) -> Any:
     """`function`, compiled when it is called with new shapes.
 
     Args:
@@ -43,7 +43,7 @@ def compiled(function: Callable[..., Any], *, backend: Backend = "inductor", mod
     return call
 
 
-def uncompiled() -> contextlib.AbstractContextManager[Any]:
+def uncompiled() -> contextlib.AbstractContextManager[object]:
     """Where programs of its own, and the minutes to make them, are not worth it. Compiled functions run as written."""
     # The compiler takes seconds to import; who has compiled anything has done so.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

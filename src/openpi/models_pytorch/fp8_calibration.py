@@ -28,7 +28,7 @@ _HOPELESS = 2.0  # so many times what may be lost; costs of kinds about add up
 
 
 def calibrate(
-    model: nn.Module, run: Callable[[], np.ndarray], *, target: float, about: Mapping[str, Any]
+    model: nn.Module, run: Callable[[], np.ndarray], *, target: float, about: Mapping[str, object]
 ) -> Calibration:
     """
     Args:

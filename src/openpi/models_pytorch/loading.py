@@ -33,7 +33,7 @@ def _family(config: BaseModelConfig) -> Callable[[Any], nn.Module]:
 
 def load(
     config: BaseModelConfig,
-    read: Callable[[names.Row], Any],
+    read: Callable[[names.Row], object],
     *,
     device: torch.device | str = "cpu",
     dtype: Callable[[names.Row, torch.dtype], torch.dtype] = lambda row, stored: stored,
@@ -95,7 +95,7 @@ def served_dtype(row: names.Row, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if is_norm or is_embedding or is_projection else dtype
 
 
-def to_tree(config: BaseModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def to_tree(config: BaseModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """The published tree (NumPy) of parameters, or gradients, by our names."""
     return names.to_tree(names.rows(config), lambda row: as_array(tensors[row.torch]))
 

@@ -159,7 +159,7 @@ class PI0Pytorch(nn.Module):
         return Observation.from_dict(given, device=self._device)
 
 
-def _to_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, metadata: object) -> None:
+def _to_released(module: PI0Pytorch, state_dict: dict[str, object], prefix: str, metadata: object) -> None:
     del metadata
     for name, released in module._released.items():
         state_dict[prefix + released] = state_dict.pop(prefix + name)

@@ -15,7 +15,7 @@ from openpi.weights.probe import nested
 
 
 @torch.no_grad()
-def run(config: BaseModelConfig, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def run(config: BaseModelConfig, params: Mapping[str, object], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Actions after two Euler steps, f32[1 ah ad]; of pi0-FAST, the loss of the text, f32[1]."""
     model: Any = loading.from_tree(config, params)
     observation = Observation.from_dict(nested(inputs))

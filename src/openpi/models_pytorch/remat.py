@@ -12,7 +12,7 @@ from torch.utils import checkpoint
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
-def rematerialised(layer: Callable[..., Any], remat: str, *args: object) -> Any:
+def rematerialised(layer: Callable[..., object], remat: str, *args: object) -> Any:
     """`layer(*args)`, keeping for the backward pass: its inputs (`full`), products with weights as well (`dots`), or
     everything (`none`). Without gradients it is just the call.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ class ObservationError(ValueError):
     """An observation that does not fit the policy: the client's to correct, and no fault of the policy's."""
 
 
-def suspicious(contract: Contract, observation: Mapping[str, Any]) -> list[str]:
+def suspicious(contract: Contract, observation: Mapping[str, object]) -> list[str]:
     """What `ContractGuard` warns of, each with its code."""
     return [f"[colors] {warning}" for warning in contract.warnings(observation)]
 

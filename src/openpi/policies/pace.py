@@ -55,7 +55,7 @@ class Pace:
         self._state: np.ndarray | None = None
         self._chunk: np.ndarray | None = None
 
-    def asked(self, leaves: Mapping[str, Any], now_s: float) -> Iterator[str]:
+    def asked(self, leaves: Mapping[str, object], now_s: float) -> Iterator[str]:
         """What is suspicious about a request at this time.
 
         Args:

@@ -110,7 +110,7 @@ class PytorchSampler:
             part = compiling.compiled(getattr(self.model, name), mode=mode, backend=backend)
             setattr(self.model, name, part)
 
-    def sample(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: object) -> np.ndarray:
+    def sample(self, inputs: Mapping[str, object], noise: np.ndarray | None, **sample_kwargs: object) -> np.ndarray:
         """Action chunks (of pi0-FAST, tokens) for a batch; returns when they are there.
 
         Args:
@@ -124,13 +124,13 @@ class PytorchSampler:
         """
         return self._call(self.program(inputs, noise, **sample_kwargs))
 
-    def program(self, inputs: Mapping[str, Any], noise: np.ndarray | None, **sample_kwargs: object) -> Program:
+    def program(self, inputs: Mapping[str, object], noise: np.ndarray | None, **sample_kwargs: object) -> Program:
         """What `sample` does with these arguments, part by part."""
         options = tuple(sorted(sample_kwargs.items()))
         find = self._extents.choose if self._has_programs else self._extents.used
         return self._program(compact.cut(inputs, find(inputs, options)), noise, options, self._generator)
 
-    def warm_up(self, inputs: Mapping[str, Any], **sample_kwargs: object) -> None:
+    def warm_up(self, inputs: Mapping[str, object], **sample_kwargs: object) -> None:
         """Compiles and captures `sample` for inputs like these (`Extents.make_ready`); the sequence of noise stays
         where it is.
         """
@@ -228,7 +228,7 @@ class _Programs:
             self._found[signature] = program
             return program
 
-    def signatures(self) -> list[Any]:
+    def signatures(self) -> list[object]:
         return list(self._found)
 
 

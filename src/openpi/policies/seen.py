@@ -153,7 +153,7 @@ class Seen:
     @classmethod
     def of(
         cls,
-        samples: Sequence[tuple[int, bool, Mapping[str, Any]]],
+        samples: Sequence[tuple[int, bool, Mapping[str, object]]],
         prompts: Iterable[str],
         columns: Mapping[str, Column] | None = None,
         episode_length: float = 0.0,

@@ -12,7 +12,6 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ _TURNS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def once(seen: Seen, observation: Mapping[str, Any]) -> list[str]:
+def once(seen: Seen, observation: Mapping[str, object]) -> list[str]:
     """What would be said of a robot that keeps sending this observation."""
     watch = Watch(seen)
     return list(dict.fromkeys(warning for _ in range(_LOOKS) for warning in watch.look(observation)))
@@ -149,7 +148,7 @@ class Watch:
         self._strange = 0  # so many states in a row
         self._is_first = True
 
-    def look(self, observation: Mapping[str, Any]) -> list[str]:
+    def look(self, observation: Mapping[str, object]) -> list[str]:
         """What is suspicious about this observation and those before."""
         leaves = flatten(observation)
         # Copies: what is kept would keep all of the message, pictures included.

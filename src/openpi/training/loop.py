@@ -261,7 +261,7 @@ class _Run:
             )
 
 
-def loader_state(own: Mapping[str, Any]) -> dict[str, object]:
+def loader_state(own: Mapping[str, object]) -> dict[str, object]:
     """Where the data are, from what each process knows: of a stream, each reads its own part."""
     return merged_state(processes.exchange("where the data are", own))
 

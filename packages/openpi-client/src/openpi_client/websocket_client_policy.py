@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 from types import TracebackType
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
 
 import websockets.exceptions
 from typing_extensions import Literal, override
@@ -404,7 +404,7 @@ def _changed_for_a_robot(before: Mapping[str, object], now: Mapping[str, object]
     return sorted(key for key in old if old[key] != new[key])
 
 
-def _robot_facts(contract: Mapping[str, Any]) -> Dict[str, object]:
+def _robot_facts(contract: Mapping[str, object]) -> Dict[str, object]:
     facts = {}
     for key, names in _FACTS.items():
         told = contract.get(key)

@@ -63,12 +63,12 @@ class PreparedEpisode:
         return cls(content["length"], columns, videos, stats)
 
 
-def _runs(values: np.ndarray) -> list[tuple[int, Any]]:
+def _runs(values: np.ndarray) -> list[tuple[int, object]]:
     """Frames that say the same once: an episode's language is that of each of its frames."""
     return [(len(list(frames)), value) for value, frames in itertools.groupby(values.tolist())]
 
 
-def _of_runs(runs: Iterable[tuple[int, Any]], length: int) -> np.ndarray:
+def _of_runs(runs: Iterable[tuple[int, object]], length: int) -> np.ndarray:
     values = np.empty(length, object)
     values[:] = [value for count, value in runs for _ in range(count)]
     return values

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -136,7 +135,7 @@ def decided(config: TrainConfig, data: RecipeData, num_devices: int = 1) -> Trai
     return dataclasses.replace(config, holdout_episodes=number, keep_best=config.keep_best or number > 0)
 
 
-def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, Any]:
+def _begun_with(config: TrainConfig, checkpoint: Path) -> dict[str, object]:
     """What a run of before has for the two; none held out where it does not say."""
     try:
         changes = recipe_io.changes_since(checkpoint, config)

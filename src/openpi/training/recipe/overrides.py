@@ -82,7 +82,7 @@ def _type_hints(instance: DataclassInstance) -> dict[str, object]:
 
 
 def _replacer(default: DataclassInstance) -> Callable[..., object]:
-    def replace(**changes: object) -> Any:
+    def replace(**changes: object) -> object:
         try:
             return dataclasses.replace(default, **changes)
         except ValueError as error:

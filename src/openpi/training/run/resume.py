@@ -85,7 +85,7 @@ def _merged(now: Config, before: object, flagged: object, path: str) -> Config:
     return dataclasses.replace(now, **changes)
 
 
-def _as_now(stored: object, current: object) -> Any:
+def _as_now(stored: object, current: object) -> object:
     """A plain value of a checkpoint as the recipe of now has it; None for a choice that it does not have.
 
     The class of a choice may have been loaded from the copy of the recipe's file in the checkpoint.
