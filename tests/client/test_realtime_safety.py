@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import signal
 import time
 
@@ -160,6 +161,34 @@ def test_a_server_that_goes_while_the_robot_is_on_its_way_is_missed():
     kinds = world.kinds
     assert kinds.index("r") > kinds.index("b", kinds.index("b" + "h"))  # by another blended start
     assert "bh" in kinds and kinds[kinds.rindex("n") + 1] == "b"
+
+
+@pytest.mark.parametrize("at", [20, 80], ids=["on its way to the start", "playing"])
+def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
+    """SIGSTOP and SIGCONT, or a laptop that was closed: somebody may have moved the arm meanwhile."""
+    world = World([4], safety=realtime.Safety(blend_s=1.0, max_age_s=60))
+    apply = world.arm.apply
+
+    def suspended(action):
+        apply(action)
+        if len(world.arm.commands) == at:
+            world.clock.advance(10.0)
+
+    world.arm.apply = suspended
+    world.run(800)
+    [stop] = world.events("stop")
+    assert stop["reason"] == "the loop stood still for 10.00 s" and any(stop["reason"] in w for w in world.warnings)
+    after = world.kinds[np.searchsorted(world.log.ticks["number"], stop["tick"]) :]
+    assert re.fullmatch(r"h+b{50}h+r+", after), after
+
+
+def test_a_machine_that_slept_makes_rows_older(monkeypatch):
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        pytest.skip("the clock of this system goes on in sleep, or there is none that does")
+    clock, slept_s = realtime.MonotonicClock(), 3600
+    before_s, now = clock.now_s(), time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: now(which) + slept_s * (which == time.CLOCK_BOOTTIME))
+    assert clock.now_s() - before_s >= slept_s
 
 
 def test_after_a_stop_the_hardware_limits_hold_from_where_the_robot_is():

@@ -103,6 +103,7 @@ class Controller:
         self._is_trusted = False  # a row was played, since the episode began
         self._is_stopped = False  # by `on_stop`, until the next start
         self._held = 0  # ticks since the last row
+        self._tick = 0  # of the last command
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
         self._warned: Set[str] = set()
@@ -271,6 +272,8 @@ class Controller:
         Raises:
             EpisodeEnded: a limit was exceeded that says "stop".
         """
+        self._watch_gap(tick - self._tick)
+        self._tick = tick
         if self._blend is not None:
             return self._blended(self._blend)
         row = self._row(now_s) if self.phase is Phase.PLAY else None
@@ -328,7 +331,18 @@ class Controller:
         expected = self._questions.forecast.ticks if is_expected else 0
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
-        reason = f"no action for {self._held / self.rate_hz:.2f} s"
+        self._stop(f"no action for {self._held / self.rate_hz:.2f} s")
+
+    def _watch_gap(self, ticks: int) -> None:
+        """A loop that was stopped for so long, with its process or its machine, does not know where the robot is now."""
+        longest = max(1, self.safety.ticks(self.safety.stop_after_s, self.rate_hz))
+        if ticks <= longest or self.phase is Phase.START:
+            return
+        self._blend = None
+        self.plan.clear()
+        self._stop(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
+
+    def _stop(self, reason: str) -> None:
         self._record("stop", reason=reason)
         self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
         self.phase, self._held, self._has_played = Phase.START, 0, False
