@@ -163,6 +163,20 @@ def test_a_server_that_goes_while_the_robot_is_on_its_way_is_missed():
     assert "bh" in kinds and kinds[kinds.rindex("n") + 1] == "b"
 
 
+def test_a_robot_may_convert_commands_in_place():
+    """The next hold, and the next limit, go by what was commanded, and not by what the robot made of it."""
+
+    class Degrees(Arm):
+        def apply(self, action):
+            super().apply(action)
+            action *= 180 / np.pi
+
+    world = World([4, 30, 4], arm=Degrees(), safety=realtime.Safety(blend_s=0.2))
+    world.run(100)
+    assert "h" * 10 in world.kinds and np.abs(np.diff(world.arm.commands, axis=0)).max() < 0.1
+    assert np.array_equal(world.log.commands[-1], world.arm.commands[-1])
+
+
 @pytest.mark.parametrize("at", [20, 80], ids=["on its way to the start", "playing"])
 def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
     """SIGSTOP and SIGCONT, or a laptop that was closed: somebody may have moved the arm meanwhile."""

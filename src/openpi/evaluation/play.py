@@ -160,7 +160,7 @@ class _Body(realtime.Robot):
             if self.is_success:
                 return
             self.taken.append(self._command.copy())
-            self._world.step(self._command)
+            self._world.step(self._command.copy())
             self.is_success = bool(self._world.is_success)
 
 
