@@ -1,9 +1,13 @@
 """What the control loop never does, whatever server, robot and program say: each was done once."""
 
 import itertools
+import json
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -175,6 +179,43 @@ def test_a_robot_may_convert_commands_in_place():
     world.run(100)
     assert "h" * 10 in world.kinds and np.abs(np.diff(world.arm.commands, axis=0)).max() < 0.1
     assert np.array_equal(world.log.commands[-1], world.arm.commands[-1])
+
+
+_FULL_DISK = """
+import pathlib, resource, sys
+import numpy as np
+from openpi_client import realtime
+from realtime_world import World
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # a larger file is an OSError, as on a full disk
+world = World([4], log_folder=pathlib.Path(sys.argv[1]))
+summary = world.run(600)
+assert summary["end"] == "time is over" and summary["rows_played"] > 590, summary
+assert "is not written any further: File too large" in summary["warnings"][-1], summary["warnings"]
+assert np.isfinite(world.log.commands[-1]).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files")
+@pytest.mark.parametrize("num_bytes", [2000, 20000], ids=["events", "ticks"])
+def test_a_disk_that_is_full_stops_no_robot(tmp_path, num_bytes):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", _FULL_DISK, str(tmp_path), str(num_bytes)], check=True, env=environment)
+
+
+def test_a_program_that_dies_leaves_what_happened_before(tmp_path):
+    world = World([4], log_folder=tmp_path)
+    apply = world.arm.apply
+    left = []
+
+    def look(action):
+        apply(action)
+        left.append((tmp_path / "episode_0000/events.jsonl").read_text())  # what a kill would leave here
+
+    world.arm.apply = look
+    world.run(30)
+    kinds = [json.loads(line)["kind"] for line in left[-1].splitlines()]
+    assert kinds.count("ask") >= 2 and "chunk" in kinds
 
 
 @pytest.mark.parametrize("at", [20, 80], ids=["on its way to the start", "playing"])
