@@ -334,7 +334,7 @@ class Controller:
         self._stop(f"no action for {self._held / self.rate_hz:.2f} s")
 
     def _watch_gap(self, ticks: int) -> None:
-        """A loop that was stopped for so long, with its process or its machine, does not know where the robot is now."""
+        """A loop that stood still for so long, with its process or machine, does not know where the robot is now."""
         longest = max(1, self.safety.ticks(self.safety.stop_after_s, self.rate_hz))
         if ticks <= longest or self.phase is Phase.START:
             return

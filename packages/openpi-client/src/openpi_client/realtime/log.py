@@ -67,7 +67,7 @@ class EpisodeLog:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Optional[Path]]:
-        """The folder; None = there is none. A disk that is full stops no robot: the rest of the log is in memory only."""
+        """The folder; None = there is none. A full disk stops no robot: the rest of the log is in memory only."""
         try:
             yield self._folder
         except OSError as error:
