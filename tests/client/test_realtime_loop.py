@@ -155,6 +155,15 @@ def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_ten():
     assert 10 in delays and delays[-1] == 3  # maximum of the last ten, and one more
 
 
+def test_a_server_that_stalled_once_is_not_promised_whole_chunks_from_then_on():
+    world = World([3] * 4 + [60, 3], told=metadata(["guided"]), strategy=realtime.GuidedRTC())
+    world.run(400)
+    [stale] = world.events("stale")
+    assert stale["delay_ticks"] == 60
+    promised = [event["inference_delay"] for event in world.events("ask") if "inference_delay" in event]
+    assert len(promised) > 15 and max(promised) <= HORIZON / 4
+
+
 def test_a_chunk_that_came_too_late_leaves_time_for_a_second_question():
     """The one that is thrown away was made for six rows, and came after seven."""
     world = World(strategy=realtime.TrainedRTC(), delays=[5] * 15 + [7] + [5] * 20, told=metadata(("trained",)))

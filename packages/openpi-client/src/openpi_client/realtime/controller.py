@@ -148,7 +148,6 @@ class Controller:
         fields = {"chunk": answer.number, "delay_ticks": tick - question.tick, "age_s": age_s, **answer.timing_ms}
         if answer.result is None:
             return self._failed(answer.failure, answer.error, tick, fields)
-        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         result = answer.result if isinstance(answer.result, Mapping) else {}
         self._warn(result.get("warnings", ()))
         if result.get("held"):
@@ -163,6 +162,8 @@ class Controller:
             self._use_horizon(len(rows))
         if age_s > self.max_age_s:
             return self._stale(fields)
+        # Of those that can be played: for one stall all rows of the next ten chunks would be promised.
+        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         self._failures, self._is_stopped = 0, False
         if self.phase is Phase.START and self.spec.stays.any():
             measured = self._pose_to_start_from(pose)
