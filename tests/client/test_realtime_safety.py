@@ -237,6 +237,21 @@ def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
     assert re.fullmatch(r"h+b{50}h+r+", after), after
 
 
+def test_velocities_of_a_loop_that_was_suspended_become_zero_whoever_stops_it():
+    told = metadata(kind="joint velocities", names=["x", "gripper"])
+    world = World([4], policy=constant(0.5), told=told, on_stop=lambda reason: None)
+    apply = world.arm.apply
+
+    def suspended(action):
+        apply(action)
+        if len(world.arm.commands) == 40:
+            world.clock.advance(10.0)
+
+    world.arm.apply = suspended
+    world.run(800)
+    assert world.arm.commands[39].tolist() == [0.5, 0.5] and world.arm.commands[40].tolist() == [0.0, 0.5]
+
+
 def test_a_machine_that_slept_makes_rows_older(monkeypatch):
     if not hasattr(time, "CLOCK_BOOTTIME"):
         pytest.skip("the clock of this system goes on in sleep, or there is none that does")

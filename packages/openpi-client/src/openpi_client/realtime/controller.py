@@ -332,25 +332,25 @@ class Controller:
         expected = self._questions.forecast.ticks if is_expected else 0
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
-        self._stop(f"no action for {self._held / self.rate_hz:.2f} s")
+        reason = f"no action for {self._held / self.rate_hz:.2f} s"
+        self._start_anew(reason)
+        if self._on_stop is not None:
+            self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
+            self._on_stop(reason)
 
     def _watch_gap(self, ticks: int) -> None:
         """A loop that stood still for so long, with its process or machine, does not know where the robot is now."""
         longest = max(1, self.safety.ticks(self.safety.stop_after_s, self.rate_hz))
-        if ticks <= longest or self.phase is Phase.START:
-            return
-        self._blend = None
-        self.plan.clear()
-        self._stop(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
+        if ticks > longest and self.phase is not Phase.START:
+            self._blend = None
+            self.plan.clear()
+            self._start_anew(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
 
-    def _stop(self, reason: str) -> None:
+    def _start_anew(self, reason: str) -> None:
         self._record("stop", reason=reason)
         self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
         self.phase, self._held, self._has_played = Phase.START, 0, False
         self._questions.last_start = None
-        if self._on_stop is not None:
-            self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
-            self._on_stop(reason)
 
     def stop_command(self) -> Optional[np.ndarray]:
         """The last command of an episode: hold."""
