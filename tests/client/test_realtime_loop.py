@@ -73,6 +73,28 @@ def test_rows_that_will_be_too_old_when_they_are_due_are_not_promised():
     assert [len(rows) for rows in asked(world, "prev_action_chunk") if rows is not None] == [5]
 
 
+@pytest.mark.parametrize("name", ["ensembling", "guided"])
+def test_a_new_prompt_is_not_bent_onto_what_was_planned_for_the_one_before(name):
+    class Told(Arm):
+        def observe(self):
+            return {**super().observe(), "prompt": "up" if self.observed < 12 else "down"}
+
+    def by_prompt(number, result):
+        return {"actions": np.full((HORIZON, 2), 1.0 if policy.asked[-1]["prompt"] == "up" else -1.0)}
+
+    policy = Walk()
+    policy.change = by_prompt
+    strategy = realtime.TemporalEnsembling(m=0.0) if name == "ensembling" else realtime.GuidedRTC()
+    world = World([3], policy=policy, arm=Told(), told=metadata(["guided"]), strategy=strategy)
+    world.run(200)
+    assert set(np.ravel(world.arm.commands)) == {1.0, -1.0}
+    left = [(asked["prompt"], len(asked.get("prev_action_chunk", ()))) for asked in policy.asked]
+    first = [prompt for prompt, _ in left].index("down")
+    if name == "guided":
+        promised = policy.asked[first]["inference_delay"]
+        assert left[first] == ("down", promised) and left[first - 1][1] > promised < left[first + 1][1]
+
+
 def test_guided_chunking_sends_what_is_left_from_the_row_of_the_observation_on():
     """Cut when the question is asked, not when the last answer came; and as long as it is, without zeros behind it."""
     world = World(strategy=realtime.GuidedRTC(execution_horizon=8), delays=[3], told=RTC)

@@ -98,6 +98,7 @@ class Controller:
         self._use_horizon(spec.horizon or 1)
         self._last: Optional[np.ndarray] = None  # command
         self._last_chunk = -1
+        self._prompt: Optional[str] = None  # of the newest chunk
         self._played_at = -1  # tick of the last row
         self._has_played = False  # a row, since the start
         self._is_trusted = False  # a row was played, since the episode began
@@ -208,6 +209,9 @@ class Controller:
         if consumed >= len(rows):
             return self._record("too late", **fields)
         self._record("chunk", start=question.start, made_for=question.delay, **fields)
+        if question.prompt != self._prompt:  # no mean of two intentions
+            self.plan.clear()
+            self._prompt = question.prompt
         self.plan.add(question.start, rows, question.asked_s, question.number)
         self._questions.last_start = question.start
 
@@ -410,8 +414,17 @@ class Controller:
         """
         if self.strategy.holds_while_asking:
             self.plan.clear()
-        start, oldest_s = self._start_of_chunk(tick), now_s - self.max_age_s
-        keys = self._questions.ask(self.plan, start, tick, now_s, oldest_s=oldest_s, record=self._record)
+        prompt = str(observation.get("prompt"))
+        keys = self._questions.ask(
+            self.plan,
+            self._start_of_chunk(tick),
+            tick,
+            now_s,
+            oldest_s=now_s - self.max_age_s,
+            prompt=prompt,
+            is_new_prompt=prompt != self._prompt,
+            record=self._record,
+        )
         return {**observation, **keys}
 
     def ask_later(self, tick: int) -> None:
