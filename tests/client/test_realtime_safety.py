@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -201,6 +202,19 @@ assert np.isfinite(world.log.commands[-1]).all()
 def test_a_disk_that_is_full_stops_no_robot(tmp_path, num_bytes):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", _FULL_DISK, str(tmp_path), str(num_bytes)], check=True, env=environment)
+
+
+def test_whatever_ends_an_episode_its_picture_can_be_looked_at(tmp_path):
+    def fail(number, result):
+        raise RuntimeError("\x1b[31mTraceback\x1b[0m\n  <boom>" + 30 * "\n  File 'server.py'")
+
+    policy = Walk()
+    policy.change = fail
+    world = World([4], policy=policy, log_folder=tmp_path)
+    assert "boom" in world.run(100)["end"]
+    picture = ElementTree.parse(tmp_path / "episode_0000/timeline.svg").getroot()
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert max(len(text) for text in texts) < 250 and "max 0" in texts  # no tick was late
 
 
 def test_a_program_that_dies_leaves_what_happened_before(tmp_path):
