@@ -349,8 +349,10 @@ def test_answers_of_no_use_are_not_played_and_five_in_a_row_end_the_episode(bad,
     ("told", "text"),
     [
         ({"actions": "joints"}, "the contract of the server is none: expected a map for 'actions'"),
-        ({"state": ["joints"]}, "lists of maps for 'state'"),
-        ({"cameras": 3}, "lists of maps for 'state' and 'cameras'"),
+        ({"state": ["joints"]}, "lists of maps, each with its 'key', for 'state'"),
+        ({"state": [{"names": ["shoulder"]}]}, "lists of maps, each with its 'key', for 'state'"),
+        ({"cameras": 3}, "for 'state' and 'cameras'"),
+        ({"state": [{"key": "state"}]}, "the contract names no state that is measured"),
         ({"control_hz": 1e300}, "control_hz of 1e\\+300; expected more than 0, at most 10000"),
         ({"actions": {"names": "ab"}}, "the names 'ab' of actions; expected a list of texts"),
         ({"actions": {"names": [1, 2]}}, r"the names \[1, 2\] of actions"),
@@ -363,7 +365,7 @@ def test_a_contract_that_cannot_be_is_refused_before_the_robot_moves(told, text)
     actions = told.get("actions")
     changed = {"actions": {**contract["actions"], **actions}} if isinstance(actions, dict) else {}
     with pytest.raises(ValueError, match=text):
-        World(told={"contract": {**contract, **told, **changed}}).run(1)
+        World(told={"contract": {**contract, **told, **changed}}, safety=realtime.Safety()).run(1)
 
 
 def test_one_bad_answer_is_survived():

@@ -115,7 +115,7 @@ def test_answers_that_no_loop_would_play_do_not_pass_a_check_of_the_path(dataset
 def test_contracts_of_other_programs_are_gone_by_as_far_as_they_go(part, told):
     contract = {"cameras": [], "state": [], "actions": {"names": ["a"]}, part: told}
     if part == "state":
-        with pytest.raises(ValueError, match="is none of openpi's .KeyError..width"):
+        with pytest.raises(ValueError, match=r"is none of openpi's .KeyError..width"):
             client_check.example({"contract": contract})
     else:
         assert set(client_check.example({"contract": contract})) == {"prompt", *(entry["key"] for entry in told)}

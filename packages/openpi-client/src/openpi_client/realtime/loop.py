@@ -276,7 +276,7 @@ class ControlLoop:
 
 def _state_keys(metadata: Metadata) -> Optional[FrozenSet[str]]:
     """Of the contract; None = there is none."""
-    keys = frozenset(vector["key"] for vector in contract_of(metadata).get("state", ()) if "key" in vector)
+    keys = frozenset(vector["key"] for vector in contract_of(metadata).get("state", ()))
     return keys or None
 
 
