@@ -538,6 +538,20 @@ def test_a_simulator_whose_world_moves_with_the_clock_plays_each_row_when_it_is_
     assert len(policy.asked) > 4 and np.array_equal(due, commanded)
 
 
+def test_a_tick_that_was_slept_through_is_skipped_too():
+    """Most of the time a loop sleeps: there SIGSTOP finds it."""
+
+    class Suspended(realtime.VirtualClock):
+        def sleep_until(self, time_s):
+            super().sleep_until(time_s + (10.0 if 0.99 < time_s < 1.01 else 0.0))
+
+    pacer = Pacer(Suspended(), 50)
+    ticks = [pacer.wait() for _ in range(60)]
+    assert ticks[49].number == 49 and ticks[50].number == 50 + ticks[50].skipped
+    assert 500 <= ticks[50].skipped <= 501
+    assert max(tick.late_s for tick in ticks) <= DT + 1e-9
+
+
 def test_an_error_of_one_tick_does_not_shift_those_that_follow():
     clock = VirtualClock()
     pacer = Pacer(clock, 10)
