@@ -48,6 +48,12 @@ def test_nothing_is_commanded_before_the_server_was_heard(blend_s):
     assert not world.arm.commands
 
 
+def test_a_server_that_does_not_answer_is_missed_at_the_start_too():
+    world = World([10**6])
+    assert world.run(300)["rows_played"] == 0
+    assert "no answer for 5 s; until there is one the robot stays where it is" in world.warnings
+
+
 def test_velocities_stand_still_from_the_first_tick_on():
     world = World(delays=[8], told=metadata(hold=["zero", "zero"]), policy=constant(0.3))
     world.run(20)

@@ -33,6 +33,8 @@ class EpisodeEnded(Exception):
 _MOST_WARNINGS, _SHOWN = 100, 10
 # How far beyond what commands may be a robot may start, in widths of that; degrees instead of radians are farther.
 _POSE_RANGES = 1.0
+# For where to start, until it is said that nobody answers.
+_PATIENCE_S = 5.0
 
 
 class Phase(enum.Enum):
@@ -166,6 +168,7 @@ class Controller:
         # Of those that can be played: for one stall all rows of the next ten chunks would be promised.
         self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         self._failures, self._is_stopped = 0, False
+        self._held = 0 if self.phase is Phase.START else self._held
         if self.phase is Phase.START and self.spec.stays.any():
             measured = self._pose_to_start_from(pose)
             if measured is not None and self.safety.blend_s > 0:
@@ -314,8 +317,11 @@ class Controller:
         return values
 
     def _hold(self) -> Command:
+        self._held += 1
         if self.phase is Phase.PLAY:
             self._watch_hold()
+        elif self._held == self.safety.ticks(_PATIENCE_S, self.rate_hz):
+            self.warn(f"no answer for {_PATIENCE_S:g} s; until there is one the robot stays where it is", "waiting")
         if self._is_stopped or (self._last is None and self.spec.stays.any()):
             return Command(None, "none")
         if self._last is None:  # Velocities stand still without knowing where.
@@ -323,8 +329,7 @@ class Controller:
         return Command(self.spec.hold_row(self._last), "hold")
 
     def _watch_hold(self) -> None:
-        """Counts ticks without a row, and does what has to be done."""
-        self._held += 1
+        """Does what has to be done in a tick without a row."""
         if self._held == 1 and self.plan.num_from(self.plan.position) > 0:
             self._record("expired", rows=self.plan.num_from(self.plan.position))
         if self._held == 1:
