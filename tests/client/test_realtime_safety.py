@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from openpi_client import realtime
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.freshness import Freshness
 from openpi_client.realtime.watch import ObservationWatch
 from realtime_world import DT, HORIZON, Arm, Walk, World, metadata
 
@@ -272,13 +274,19 @@ def test_velocities_of_a_loop_that_was_suspended_become_zero_whoever_stops_it():
     assert world.arm.commands[39].tolist() == [0.5, 0.5] and world.arm.commands[40].tolist() == [0.0, 0.5]
 
 
-def test_a_machine_that_slept_makes_rows_older(monkeypatch):
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        pytest.skip("the clock of this system goes on in sleep, or there is none that does")
-    clock, slept_s = realtime.MonotonicClock(), 3600
-    before_s, now = clock.now_s(), time.clock_gettime
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock here can be told to have slept")
+def test_a_machine_that_slept_makes_what_was_seen_before_older(monkeypatch):
+    slept_s, now = 0.0, time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda which: now(which) + slept_s * (which == time.CLOCK_BOOTTIME))
-    assert clock.now_s() - before_s >= slept_s
+    clock, policy, any_age = realtime.MonotonicClock(), Walk(), Freshness(5.0)
+    broker = ActionChunkBroker(policy, HORIZON, max_age_s=5.0)
+    before_s, observation = clock.now_s(), Arm().observe()
+    broker.infer(observation), broker.infer(observation)
+    assert len(policy.asked) == 1 and any_age.left_s(before_s) > 0
+    slept_s = 3600.0
+    assert clock.now_s() - before_s >= slept_s and any_age.left_s(before_s) == 0
+    broker.infer(observation)
+    assert len(policy.asked) == 2
 
 
 def test_after_a_stop_the_hardware_limits_hold_from_where_the_robot_is():

@@ -11,6 +11,8 @@ from typing import Callable, NamedTuple
 
 from typing_extensions import Protocol
 
+from openpi_client import freshness
+
 # Sleeping ends up to this much too late on Linux; the rest of the wait is spun.
 _SPIN_S = 1e-3
 
@@ -23,15 +25,11 @@ class Clock(Protocol):
     def sleep_until(self, time_s: float) -> None: ...
 
 
-# Goes on while the machine sleeps, which the other clocks of Linux do not: a row from before would still be fresh.
-_BOOT = getattr(time, "CLOCK_BOOTTIME", None)
-
-
 class MonotonicClock:
     """The clock of real robots."""
 
     def now_s(self) -> float:
-        return time.perf_counter() if _BOOT is None else time.clock_gettime(_BOOT)
+        return freshness.now_s()
 
     def sleep_until(self, time_s: float) -> None:
         left_s = time_s - self.now_s() - _SPIN_S
