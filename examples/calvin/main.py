@@ -61,16 +61,18 @@ def main(args: Args) -> None:
     world.reset()
     done: List[int] = []
     with program.playing(world, args.host, args.port, args, rows=args.replan_steps) as (robot, loop):
-        for number, (start, subtasks) in enumerate(todo):
-            if number < args.num_save_videos:
-                recorder.begin(args.video_out_path / f"sequence_{number:04d}.mp4")
-            if number > 0:
-                world.place(*start_of(start))
-                robot.reset()
-            done.append(play(loop, world, subtasks, oracle, texts, args.max_subtask_steps))
-            recorder.end(f"_{done[-1]}_of_{len(subtasks)}")
-            logger.info("sequence %d: %d subtasks; %.3f on average", number, done[-1], np.mean(done))
-    print_table(done)
+        try:
+            for number, (start, subtasks) in enumerate(todo):
+                if number < args.num_save_videos:
+                    recorder.begin(args.video_out_path / f"sequence_{number:04d}.mp4")
+                if number > 0:
+                    world.place(*start_of(start))
+                    robot.reset()
+                done.append(play(loop, world, subtasks, oracle, texts, args.max_subtask_steps))
+                recorder.end(f"_{done[-1]}_of_{len(subtasks)}")
+                logger.info("sequence %d: %d subtasks; %.3f on average", number, done[-1], np.mean(done))
+        finally:  # hours may lie behind a server that goes
+            print_table(done)
 
 
 def play(loop: Any, world: CalvinWorld, subtasks: Sequence[str], oracle: Any, texts: Any, most_steps: int) -> int:
@@ -98,6 +100,8 @@ def is_done(oracle: Any, then: Any, now: Any, subtask: str) -> bool:
 
 def print_table(done: List[int]) -> None:
     """Sequences that got so far, as CALVIN reports them."""
+    if not done:
+        return
     for count in range(1, 6):
         share = np.mean([number >= count for number in done])
         print(f"{count} in a row: {share:.3f}")

@@ -58,11 +58,20 @@ def main(args: Args) -> None:
     benchmark = libraries.need("libero.libero.benchmark", _INSTALL)
     suite = benchmark.get_benchmark_dict()[args.task_suite_name]()
     results: Dict[int, List[bool]] = collections.defaultdict(list)
-    for number in range(suite.n_tasks if args.num_tasks is None else min(args.num_tasks, suite.n_tasks)):
-        run_task(args, suite, number, results)
-        rates = np.mean(results[number]), np.mean(sum(results.values(), []))
-        logger.info("success of this task %.3f, of all so far %.3f", *rates)
+    try:
+        for number in range(suite.n_tasks if args.num_tasks is None else min(args.num_tasks, suite.n_tasks)):
+            run_task(args, suite, number, results)
+            rates = np.mean(results[number]), np.mean(sum(results.values(), []))
+            logger.info("success of this task %.3f, of all so far %.3f", *rates)
+    finally:  # hours may lie behind a server that goes
+        print_table(suite, results)
+
+
+def print_table(suite: Any, results: Dict[int, List[bool]]) -> None:
+    """Of the trials so far."""
     trials = sum(results.values(), [])
+    if not trials:
+        return
     for number, successes in results.items():
         print(f"{sum(successes):4d} of {len(successes):<4d} {number:2d} {suite.get_task(number).language}")
     print(f"success: {np.mean(trials):.4f} ({sum(trials)} of {len(trials)})")

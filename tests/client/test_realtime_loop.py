@@ -73,6 +73,28 @@ def test_rows_that_will_be_too_old_when_they_are_due_are_not_promised():
     assert [len(rows) for rows in asked(world, "prev_action_chunk") if rows is not None] == [5]
 
 
+@pytest.mark.parametrize("name", ["ensembling", "guided"])
+def test_a_new_prompt_is_not_bent_onto_what_was_planned_for_the_one_before(name):
+    class Told(Arm):
+        def observe(self):
+            return {**super().observe(), "prompt": "up" if self.observed < 12 else "down"}
+
+    def by_prompt(number, result):
+        return {"actions": np.full((HORIZON, 2), 1.0 if policy.asked[-1]["prompt"] == "up" else -1.0)}
+
+    policy = Walk()
+    policy.change = by_prompt
+    strategy = realtime.TemporalEnsembling(m=0.0) if name == "ensembling" else realtime.GuidedRTC()
+    world = World([3], policy=policy, arm=Told(), told=metadata(["guided"]), strategy=strategy)
+    world.run(200)
+    assert set(np.ravel(world.arm.commands)) == {1.0, -1.0}
+    left = [(asked["prompt"], len(asked.get("prev_action_chunk", ()))) for asked in policy.asked]
+    first = [prompt for prompt, _ in left].index("down")
+    if name == "guided":
+        promised = policy.asked[first]["inference_delay"]
+        assert left[first] == ("down", promised) and left[first - 1][1] > promised < left[first + 1][1]
+
+
 def test_guided_chunking_sends_what_is_left_from_the_row_of_the_observation_on():
     """Cut when the question is asked, not when the last answer came; and as long as it is, without zeros behind it."""
     world = World(strategy=realtime.GuidedRTC(execution_horizon=8), delays=[3], told=RTC)
@@ -153,6 +175,15 @@ def test_the_forecast_forgets_the_first_answer_and_all_but_the_last_ten():
     delays = asked(world, "inference_delay")
     assert 19 not in delays and 20 not in delays  # compiling
     assert 10 in delays and delays[-1] == 3  # maximum of the last ten, and one more
+
+
+def test_a_server_that_stalled_once_is_not_promised_whole_chunks_from_then_on():
+    world = World([3] * 4 + [60, 3], told=metadata(["guided"]), strategy=realtime.GuidedRTC())
+    world.run(400)
+    [stale] = world.events("stale")
+    assert stale["delay_ticks"] == 60
+    promised = [event["inference_delay"] for event in world.events("ask") if "inference_delay" in event]
+    assert len(promised) > 15 and max(promised) <= HORIZON / 4
 
 
 def test_a_chunk_that_came_too_late_leaves_time_for_a_second_question():
@@ -318,8 +349,10 @@ def test_answers_of_no_use_are_not_played_and_five_in_a_row_end_the_episode(bad,
     ("told", "text"),
     [
         ({"actions": "joints"}, "the contract of the server is none: expected a map for 'actions'"),
-        ({"state": ["joints"]}, "lists of maps for 'state'"),
-        ({"cameras": 3}, "lists of maps for 'state' and 'cameras'"),
+        ({"state": ["joints"]}, "lists of maps, each with its 'key', for 'state'"),
+        ({"state": [{"names": ["shoulder"]}]}, "lists of maps, each with its 'key', for 'state'"),
+        ({"cameras": 3}, "for 'state' and 'cameras'"),
+        ({"state": [{"key": "state"}]}, "the contract names no state that is measured"),
         ({"control_hz": 1e300}, "control_hz of 1e\\+300; expected more than 0, at most 10000"),
         ({"actions": {"names": "ab"}}, "the names 'ab' of actions; expected a list of texts"),
         ({"actions": {"names": [1, 2]}}, r"the names \[1, 2\] of actions"),
@@ -332,7 +365,7 @@ def test_a_contract_that_cannot_be_is_refused_before_the_robot_moves(told, text)
     actions = told.get("actions")
     changed = {"actions": {**contract["actions"], **actions}} if isinstance(actions, dict) else {}
     with pytest.raises(ValueError, match=text):
-        World(told={"contract": {**contract, **told, **changed}}).run(1)
+        World(told={"contract": {**contract, **told, **changed}}, safety=realtime.Safety()).run(1)
 
 
 def test_one_bad_answer_is_survived():
@@ -503,6 +536,20 @@ def test_a_simulator_whose_world_moves_with_the_clock_plays_each_row_when_it_is_
     # Of the first chunk, for which the robot held, no row was past.
     due, commanded = np.array(played)[HORIZON:-1].T
     assert len(policy.asked) > 4 and np.array_equal(due, commanded)
+
+
+def test_a_tick_that_was_slept_through_is_skipped_too():
+    """Most of the time a loop sleeps: there SIGSTOP finds it."""
+
+    class Suspended(realtime.VirtualClock):
+        def sleep_until(self, time_s):
+            super().sleep_until(time_s + (10.0 if 0.99 < time_s < 1.01 else 0.0))
+
+    pacer = Pacer(Suspended(), 50)
+    ticks = [pacer.wait() for _ in range(60)]
+    assert ticks[49].number == 49 and ticks[50].number == 50 + ticks[50].skipped
+    assert 500 <= ticks[50].skipped <= 501
+    assert max(tick.late_s for tick in ticks) <= DT + 1e-9
 
 
 def test_an_error_of_one_tick_does_not_shift_those_that_follow():

@@ -1,14 +1,22 @@
 """What the control loop never does, whatever server, robot and program say: each was done once."""
 
 import itertools
+import json
 import math
+import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from openpi_client import realtime
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.freshness import Freshness
 from openpi_client.realtime.watch import ObservationWatch
 from realtime_world import DT, HORIZON, Arm, Walk, World, metadata
 
@@ -40,6 +48,12 @@ def test_nothing_is_commanded_before_the_server_was_heard(blend_s):
     )
     assert FAR in world.run(100)["end"]
     assert not world.arm.commands
+
+
+def test_a_server_that_does_not_answer_is_missed_at_the_start_too():
+    world = World([10**6])
+    assert world.run(300)["rows_played"] == 0
+    assert "no answer for 5 s; until there is one the robot stays where it is" in world.warnings
 
 
 def test_velocities_stand_still_from_the_first_tick_on():
@@ -160,6 +174,119 @@ def test_a_server_that_goes_while_the_robot_is_on_its_way_is_missed():
     kinds = world.kinds
     assert kinds.index("r") > kinds.index("b", kinds.index("b" + "h"))  # by another blended start
     assert "bh" in kinds and kinds[kinds.rindex("n") + 1] == "b"
+
+
+def test_a_robot_may_convert_commands_in_place():
+    """The next hold, and the next limit, go by what was commanded, and not by what the robot made of it."""
+
+    class Degrees(Arm):
+        def apply(self, action):
+            super().apply(action)
+            action *= 180 / np.pi
+
+    world = World([4, 30, 4], arm=Degrees(), safety=realtime.Safety(blend_s=0.2))
+    world.run(100)
+    assert "h" * 10 in world.kinds and np.abs(np.diff(world.arm.commands, axis=0)).max() < 0.1
+    assert np.array_equal(world.log.commands[-1], world.arm.commands[-1])
+
+
+_FULL_DISK = """
+import pathlib, resource, sys
+import numpy as np
+from openpi_client import realtime
+from realtime_world import World
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # a larger file is an OSError, as on a full disk
+world = World([4], log_folder=pathlib.Path(sys.argv[1]))
+summary = world.run(600)
+assert summary["end"] == "time is over" and summary["rows_played"] > 590, summary
+assert "is not written any further: File too large" in summary["warnings"][-1], summary["warnings"]
+assert np.isfinite(world.log.commands[-1]).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files")
+@pytest.mark.parametrize("num_bytes", [2000, 20000], ids=["events", "ticks"])
+def test_a_disk_that_is_full_stops_no_robot(tmp_path, num_bytes):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", _FULL_DISK, str(tmp_path), str(num_bytes)], check=True, env=environment)
+
+
+def test_whatever_ends_an_episode_its_picture_can_be_looked_at(tmp_path):
+    def fail(number, result):
+        raise RuntimeError("\x1b[31mTraceback\x1b[0m\n  <boom>" + 30 * "\n  File 'server.py'")
+
+    policy = Walk()
+    policy.change = fail
+    world = World([4], policy=policy, log_folder=tmp_path)
+    assert "boom" in world.run(100)["end"]
+    picture = ElementTree.parse(tmp_path / "episode_0000/timeline.svg").getroot()
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert max(len(text) for text in texts) < 250 and "max 0" in texts  # no tick was late
+
+
+def test_a_program_that_dies_leaves_what_happened_before(tmp_path):
+    world = World([4], log_folder=tmp_path)
+    apply = world.arm.apply
+    left = []
+
+    def look(action):
+        apply(action)
+        left.append((tmp_path / "episode_0000/events.jsonl").read_text())  # what a kill would leave here
+
+    world.arm.apply = look
+    world.run(30)
+    kinds = [json.loads(line)["kind"] for line in left[-1].splitlines()]
+    assert kinds.count("ask") >= 2 and "chunk" in kinds
+
+
+@pytest.mark.parametrize("at", [20, 80], ids=["on its way to the start", "playing"])
+def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
+    """SIGSTOP and SIGCONT, or a laptop that was closed: somebody may have moved the arm meanwhile."""
+    world = World([4], safety=realtime.Safety(blend_s=1.0, max_age_s=60))
+    apply = world.arm.apply
+
+    def suspended(action):
+        apply(action)
+        if len(world.arm.commands) == at:
+            world.clock.advance(10.0)
+
+    world.arm.apply = suspended
+    world.run(800)
+    [stop] = world.events("stop")
+    assert stop["reason"] == "the loop stood still for 10.00 s" and any(stop["reason"] in w for w in world.warnings)
+    after = world.kinds[np.searchsorted(world.log.ticks["number"], stop["tick"]) :]
+    assert re.fullmatch(r"h+b{50}h+r+", after), after
+
+
+def test_velocities_of_a_loop_that_was_suspended_become_zero_whoever_stops_it():
+    told = metadata(kind="joint velocities", names=["x", "gripper"])
+    world = World([4], policy=constant(0.5), told=told, on_stop=lambda reason: None)
+    apply = world.arm.apply
+
+    def suspended(action):
+        apply(action)
+        if len(world.arm.commands) == 40:
+            world.clock.advance(10.0)
+
+    world.arm.apply = suspended
+    world.run(800)
+    assert world.arm.commands[39].tolist() == [0.5, 0.5] and world.arm.commands[40].tolist() == [0.0, 0.5]
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock here can be told to have slept")
+def test_a_machine_that_slept_makes_what_was_seen_before_older(monkeypatch):
+    slept_s, now = 0.0, time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: now(which) + slept_s * (which == time.CLOCK_BOOTTIME))
+    clock, policy, any_age = realtime.MonotonicClock(), Walk(), Freshness(5.0)
+    broker = ActionChunkBroker(policy, HORIZON, max_age_s=5.0)
+    before_s, observation = clock.now_s(), Arm().observe()
+    broker.infer(observation), broker.infer(observation)
+    assert len(policy.asked) == 1 and any_age.left_s(before_s) > 0
+    slept_s = 3600.0
+    assert clock.now_s() - before_s >= slept_s and any_age.left_s(before_s) == 0
+    broker.infer(observation)
+    assert len(policy.asked) == 2
 
 
 def test_after_a_stop_the_hardware_limits_hold_from_where_the_robot_is():

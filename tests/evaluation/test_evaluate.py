@@ -397,6 +397,15 @@ def test_what_cannot_be_is_one_line_and_nothing_is_left(tmp_path, capsys, words,
     assert not output.exists()
 
 
+@pytest.mark.parametrize("words", [(DOT,), ("someone/dataset",)])
+def test_help_says_what_each_option_is_once(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and ("--trials" in told or "--frames" in told)
+    assert "Attributes:" not in told
+
+
 def test_patterns_choose_tasks_and_names_may_have_brackets():
     def chosen(*tasks: str) -> list[str]:
         return [str(job.task.name) for job in Evaluation(DOT, dot_world.Dot(), tasks=tasks, trials=1).jobs]

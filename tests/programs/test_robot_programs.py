@@ -438,6 +438,21 @@ def test_a_server_that_fails_is_no_failure_of_a_task(tmp_path):
     assert "so the episode does not count" in output and "dropped" in output
 
 
+def test_a_server_that_goes_ends_a_benchmark_at_once_and_what_was_played_is_told(tmp_path):
+    with serving("pi05_libero", np.array([0.1] * 6 + [1.0]), rate_hz=10, is_relative=True) as (policy, port):
+        answer, asked = policy.infer, policy.asked
+
+        def go(obs):
+            policy._drop = 1.0 if len(asked) >= 4 else 0.0
+            return answer(obs)
+
+        policy.infer = go
+        words = ["--args.host", HERE, "--args.port", port, "--args.num-tasks", 1]
+        output = Program(tmp_path, "libero/main.py", *words).end(1)
+    assert "so the episode does not count" in output and "success: 1.0000 (1 of 1)" in output
+    assert len(asked) == 5  # of which the last was an error: nothing is asked, or waited for, any more
+
+
 def test_calvin_s_subtasks_are_played_one_after_the_other(tmp_path):
     with serving("pi0_calvin", np.array([0.1] * 6 + [0.3] + [9.0] * 8), rate_hz=30, is_relative=True) as (policy, port):
         words = ["--args.num-sequences", 2, "--args.max-subtask-steps", 20, "--args.num-save-videos", 1]

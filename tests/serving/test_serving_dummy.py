@@ -95,10 +95,30 @@ def test_the_path_to_a_server_is_measured(dataset, capsys):
     policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=5000))
     with server_thread(lambda: policy) as (_, port):
         assert client_check.main(["--port", str(port), "--seconds", "0.2"]) == 0
-        policy.contract = dataclasses.replace(policy.contract, action_horizon=1)
+    short = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=1))
+    with server_thread(lambda: short) as (_, port):
         assert client_check.main(["--port", str(port), "--seconds", "0"]) == 1
     fits, short = capsys.readouterr().out.split("too few")
     assert "round_trip" in fits and "at 50 Hz" in fits and "never holds" in fits and "rows would do" in short
+
+
+@pytest.mark.parametrize("rows", [np.full((50, 2), np.nan), np.zeros((50, 3)), None], ids=["nan", "width", "none"])
+def test_answers_that_no_loop_would_play_do_not_pass_a_check_of_the_path(dataset, capsys, rows):
+    policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=50))
+    policy.infer = lambda obs: {"actions": rows}
+    with server_thread(lambda: policy) as (_, port):
+        assert client_check.main(["--port", str(port), "--seconds", "0.2"]) == 1
+    assert "of the answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("part", "told"), [("cameras", [{"key": "c"}]), ("state", [{"key": "s"}]), ("actions", {})])
+def test_contracts_of_other_programs_are_gone_by_as_far_as_they_go(part, told):
+    contract = {"cameras": [], "state": [], "actions": {"names": ["a"]}, part: told}
+    if part == "state":
+        with pytest.raises(ValueError, match=r"is none of openpi's .KeyError..width"):
+            client_check.example({"contract": contract})
+    else:
+        assert set(client_check.example({"contract": contract})) == {"prompt", *(entry["key"] for entry in told)}
 
 
 def test_answers_may_be_lost():

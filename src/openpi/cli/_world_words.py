@@ -37,7 +37,8 @@ def parse(words: Sequence[str], kind: type[Args], program: str, usage: str) -> t
     if taken := {field.name for field in dataclasses.fields(config)} & {f.name for f in dataclasses.fields(ours)}:
         raise ValueError(f"world {name} has a field '{min(taken)}', which is an option of {program}; rename the field")
     both = dataclasses.make_dataclass("Both", [("arguments", ours), ("world", config)])
+    summary = (kind.__doc__ or "").partition("\n\n")[0]  # the rest of it is told flag by flag
     parsed: Any = tyro.cli(
-        both, args=rest, prog=f"{program} {name}", description=kind.__doc__, config=(tyro.conf.OmitArgPrefixes,)
+        both, args=rest, prog=f"{program} {name}", description=summary, config=(tyro.conf.OmitArgPrefixes,)
     )
     return name, parsed.world, parsed.arguments

@@ -97,7 +97,7 @@ class Player:
             on_warning=warnings.append,
             clock=clock,
         )
-        summary = loop.run(max_s=task.max_steps / self.rate_hz, until=lambda: body.is_success)
+        summary = loop.run(max_s=task.max_steps / self.rate_hz, until=lambda: body.is_success or bool(policy.trouble))
         if not summary["rows_played"]:
             reason = policy.last_error or [summary["end"], *warnings][-1]
             raise NoAnswerError(f"no row of the policy was played: {reason}")
@@ -160,7 +160,7 @@ class _Body(realtime.Robot):
             if self.is_success:
                 return
             self.taken.append(self._command.copy())
-            self._world.step(self._command)
+            self._world.step(self._command.copy())
             self.is_success = bool(self._world.is_success)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
 from openpi_client import image_tools
-from openpi_client.freshness import chunk_s
+from openpi_client.freshness import chunk_s, now_s
 from openpi_client.realtime.actions import ActionSpec
 from openpi_client.realtime.limits import Limiter, Limits
 from openpi_client.realtime.requests import OTHER_SERVER, is_other_server
@@ -84,7 +83,7 @@ class OpenPIPolicy(PreTrainedPolicy):
             TimeoutError, ConnectionError: it does not answer.
         """
         if not self._rows or self._is_stale():
-            self._observed_s = time.monotonic()
+            self._observed_s = now_s()
             rows = self._chunks(batch, {})[:, : self.config.n_action_steps]
             self._rows = deque(np.moveaxis(rows, 1, 0))
         before = self._last or self._robot_side.poses(batch)
@@ -97,7 +96,7 @@ class OpenPIPolicy(PreTrainedPolicy):
         return torch.from_numpy(self._robot_side.to_lerobot(np.stack(self._last)))
 
     def _is_stale(self) -> bool:
-        return time.monotonic() - self._observed_s > self._max_age_s
+        return now_s() - self._observed_s > self._max_age_s
 
     def _held(self, before: Sequence[np.ndarray | None]) -> Tensor:
         """Where each robot is: the answer came too late to be played, and the next call asks anew."""

@@ -1,7 +1,6 @@
 """From action chunks to one action per control tick."""
 
 import logging
-import time
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -9,7 +8,7 @@ from typing_extensions import override
 
 from openpi_client import base_policy
 from openpi_client.deadline import check_seconds
-from openpi_client.freshness import control_hz
+from openpi_client.freshness import control_hz, now_s
 from openpi_client.rate_watch import RateWatch
 
 logger = logging.getLogger(__name__)
@@ -59,10 +58,10 @@ class ActionChunkBroker(base_policy.BasePolicy):
             IndexError: an array of the policy's result has fewer rows than `action_horizon`.
         """
         self._check_rate()
-        if self._max_age_s is not None and time.monotonic() - self._observed_s > self._max_age_s:
+        if self._max_age_s is not None and now_s() - self._observed_s > self._max_age_s:
             self._chunk = None
         if self._chunk is None:
-            start_s = time.monotonic()
+            start_s = now_s()
             self._chunk = self._policy.infer(obs)
             self._observed_s = start_s
             self._step = 0
@@ -74,7 +73,7 @@ class ActionChunkBroker(base_policy.BasePolicy):
             self._chunk = None
             raise
         if isinstance(action, dict) and "obs_age_s" in action:
-            action["obs_age_s"] = time.monotonic() - self._observed_s
+            action["obs_age_s"] = now_s() - self._observed_s
         self._step += 1
         if self._step >= self._action_horizon:
             self._chunk = None

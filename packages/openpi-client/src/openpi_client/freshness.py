@@ -6,8 +6,17 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 from typing_extensions import Literal
 
+# Goes on while the machine sleeps, as Python's monotonic clock does not: what was seen before would still be fresh. The
+# name of that of macOS stands on Linux for one that stops.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+
 # Where the server does not tell how long a chunk lasts. Published ones last 0.5 to 1 s.
 _CHUNK_S = 1.0
+
+
+def now_s() -> float:
+    """Seconds that never step back, and that no sleep of the machine stops: what ages are counted in."""
+    return time.perf_counter() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class StaleAnswerError(TimeoutError):
@@ -31,15 +40,15 @@ class Freshness:
             self._max_age_s = chunk_s(metadata) or _CHUNK_S
 
     def left_s(self, start_s: float) -> float:
-        """For how long an observation that came at `start_s` (`time.monotonic`) is fresh; infinity for ever."""
-        return max(0.0, start_s + self._max_age_s - time.monotonic())
+        """For how long an observation that came at `start_s` (`now_s`) is fresh; infinity for ever."""
+        return max(0.0, start_s + self._max_age_s - now_s())
 
     def check(self, start_s: float, place: str) -> None:
         """Raises StaleAnswerError when it is not fresh any more."""
         if self.left_s(start_s) <= 0:
             raise StaleAnswerError(
                 f"the connection to {place} dropped, and is open again, but the observation is "
-                f"{time.monotonic() - start_s:.1f} s old, and answered up to {self._max_age_s:.3g} s (max_age_s): "
+                f"{now_s() - start_s:.1f} s old, and answered up to {self._max_age_s:.3g} s (max_age_s): "
                 "ask with a new one"
             )
 
@@ -63,8 +72,8 @@ def chunk_s(metadata: Mapping[str, object]) -> Optional[float]:
 
 
 def with_age(result: Mapping[str, object], start_s: float) -> Dict[str, object]:
-    """The result with `obs_age_s`: seconds since `start_s` (`time.monotonic`)."""
-    return {**result, "obs_age_s": time.monotonic() - start_s}
+    """The result with `obs_age_s`: seconds since `start_s` (`now_s`)."""
+    return {**result, "obs_age_s": now_s() - start_s}
 
 
 def _positive(value: Any) -> Optional[float]:

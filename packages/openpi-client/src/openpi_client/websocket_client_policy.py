@@ -13,7 +13,7 @@ from typing_extensions import Literal, override
 from openpi_client import base_policy, connection, msgpack_numpy, wire_images
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
-from openpi_client.freshness import Freshness, StaleAnswerError, with_age
+from openpi_client.freshness import Freshness, StaleAnswerError, now_s, with_age
 from openpi_client.stream import (
     DEFAULT_MAX_MESSAGE_BYTES,
     MESSAGE_TOO_BIG,
@@ -155,7 +155,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             raise TypeError(
                 f"infer takes one observation, a dict of named values, got {_found(obs)}; several: infer_batch"
             )
-        start_s = time.monotonic()
+        start_s = now_s()
         return with_age(self._ask(obs, 1, start_s), start_s)
 
     def infer_batch(self, observations: Sequence[Dict]) -> List[Dict]:
@@ -174,7 +174,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             )
         if "batch" not in self._server_features:
             raise NotImplementedError(f"{self._uri} takes one observation at a time; call infer for each")
-        start_s = time.monotonic()
+        start_s = now_s()
         results = self._ask(list(observations), len(observations), start_s).get("batch")
         if not isinstance(results, list) or [type(result) for result in results] != [dict] * len(observations):
             raise ValueError(f"{self._uri} did not answer {len(observations)} observations with as many results")

@@ -83,7 +83,7 @@ def main(words: Sequence[str], program: str) -> int:
     from openpi.evaluation import open_loop_report
     from openpi.evaluation.episodes import RESULTS_FILE, check_free, write_json
 
-    args = tyro.cli(Args, args=words[1:], prog=f"{program} DATASET", description=Args.__doc__)
+    args = tyro.cli(Args, args=words[1:], prog=f"{program} DATASET")
     check_free(args.output, resume=False)
     results, page = evaluate(words[0], args)
     args.output.mkdir(parents=True, exist_ok=True)

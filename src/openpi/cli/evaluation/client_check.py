@@ -17,6 +17,7 @@ from openpi_client.base_policy import Metadata, Observation
 
 if TYPE_CHECKING:
     from openpi_client.realtime import ProcessRequester
+    from openpi_client.realtime.actions import ActionSpec
 
 
 SUMMARY = "measures the path to a server, and says which rate and horizon it carries"
@@ -29,13 +30,15 @@ _CAMERA = (480, 640)
 def main(argv: list[str] | None = None) -> int:
     from openpi.cli.console import refuse
     from openpi_client.realtime import ProcessRequester
+    from openpi_client.realtime.actions import ActionSpec
 
     args = _parser().parse_args(argv)
     try:
         with ProcessRequester(args.host, args.port, args.api_key, connect_timeout_s=args.timeout) as policy:
             observation = example(policy.metadata)
-            parts, errors = measure(policy, observation, args.seconds)
-            lines, fits = report(parts, errors, policy.metadata)
+            spec = ActionSpec.from_metadata(policy.metadata, width=None, hold="stay")  # nothing moves here
+            parts, errors = measure(policy, observation, args.seconds, spec)
+            lines, fits = report(parts, errors, policy.metadata, spec)
     except (ValueError, OSError, RuntimeError) as error:
         return refuse(error, "openpi client-check")
     print("\n".join(lines))
@@ -54,28 +57,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def example(metadata: Mapping[str, object]) -> Observation:
     """An observation with the keys and sizes of a server's contract: noise for pictures, zeros for the state."""
-    contract = metadata.get("contract")
-    if not isinstance(contract, Mapping):
+    from openpi_client.realtime.actions import contract_of
+
+    contract = contract_of(metadata)
+    if not contract:
         raise ValueError("the server has no contract, so what it takes is not known; use examples/simple_client")
     rng = np.random.default_rng(0)
     observation: dict[str, Any] = {}
-    for camera in contract["cameras"]:
-        height, width = (camera["shape"] or _CAMERA)[:2]
-        shape = (3, height, width) if camera["layout"] == "chw" else (height, width, 3)
-        observation[camera["key"]] = rng.integers(0, 256, shape, np.uint8)
-    for vector in contract["state"]:
-        observation[vector["key"]] = np.zeros(vector["width"], np.float32)
-    observation.setdefault("prompt", contract["default_prompt"] or "do something")
+    try:
+        for camera in contract.get("cameras", ()):
+            height, width = (camera.get("shape") or _CAMERA)[:2]
+            shape = (3, height, width) if camera.get("layout") == "chw" else (height, width, 3)
+            observation[camera["key"]] = rng.integers(0, 256, shape, np.uint8)
+        for vector in contract.get("state", ()):
+            observation[vector["key"]] = np.zeros(vector["width"], np.float32)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the contract that the server tells is none of openpi's ({error!r})") from error
+    observation.setdefault("prompt", contract.get("default_prompt") or "do something")
     return observation
 
 
 def measure(
-    policy: ProcessRequester, observation: Observation, seconds: float
+    policy: ProcessRequester, observation: Observation, seconds: float, spec: ActionSpec
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Asks again and again.
 
     Returns:
-        ms by part, and the errors; the first answer does not count, since servers compile then.
+        ms by part, and the errors, of which answers that no loop would play are some; the first answer does not count,
+        since servers compile then.
     Raises:
         RuntimeError: no answer was of use.
     """
@@ -88,10 +97,11 @@ def measure(
         policy.submit(number, observation)
         while (answer := policy.poll()) is None:
             time.sleep(2e-4)
-        if answer.result is None:
-            errors.append(answer.error)
+        error = answer.error if answer.result is None else spec.problem(answer.result.get("actions"), spec.horizon)
+        if error:
+            errors.append(error)
             if answer.failure == "fatal" or (not found and len(errors) > 2):
-                raise RuntimeError(answer.error)
+                raise RuntimeError(error)
         elif number > 1:
             found.append({**answer.timing_ms, "whole_ms": 1e3 * (time.monotonic() - start_s)})
         if end_s == math.inf:
@@ -99,10 +109,17 @@ def measure(
     return {part: np.array([times.get(part, math.nan) for times in found]) for part in found[0]}, errors
 
 
-def report(parts: Mapping[str, np.ndarray], errors: list[str], metadata: Metadata) -> tuple[list[str], bool]:
-    """Lines for people, and whether a loop at the contract's rate never has to hold."""
-    contract = metadata["contract"]
-    rate_hz, horizon = contract.get("control_hz") or _RATE_HZ, contract["actions"]["horizon"]
+def report(
+    parts: Mapping[str, np.ndarray], errors: list[str], metadata: Metadata, spec: ActionSpec
+) -> tuple[list[str], bool]:
+    """Lines for people, and whether a loop at the contract's rate never has to hold.
+
+    Raises:
+        ValueError: the contract does not say how long a chunk is.
+    """
+    if spec.horizon is None:
+        raise ValueError("the contract of the server does not say how many rows a chunk has (actions/horizon)")
+    rate_hz, horizon = spec.rate_hz or _RATE_HZ, spec.horizon
     lines = [f"{'ms':<14}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>8}"]
     for part, times in parts.items():
         quantiles = np.nanpercentile(times, (50, 95, 99, 100))
@@ -124,6 +141,7 @@ def report(parts: Mapping[str, np.ndarray], errors: list[str], metadata: Metadat
     if isinstance(rtc, Mapping):
         limit = rtc.get("max_delay")
         lines.append(
-            f"real-time chunking: {', '.join(rtc.get('modes', ()))}" + (f", delay up to {limit}" if limit else "")
+            f"real-time chunking: {', '.join(map(str, rtc.get('modes', ())))}"
+            + (f", delay up to {limit}" if limit else "")
         )
     return lines, fits and not errors

@@ -119,14 +119,12 @@ def contract_of(metadata: Mapping[str, object]) -> Metadata:
     if not isinstance(contract, Mapping):
         return {}
     lists = [contract.get(key) or () for key in ("state", "cameras")]
-    parts = [
-        contract.get("actions", {}),
-        *(part for found in lists if isinstance(found, (list, tuple)) for part in found),
-    ]
-    if not all(isinstance(part, Mapping) for part in parts) or not all(isinstance(x, (list, tuple)) for x in lists):
+    vectors = [part for found in lists if isinstance(found, (list, tuple)) for part in found]
+    are_maps = all(isinstance(part, Mapping) for part in (contract.get("actions", {}), *vectors))
+    if not are_maps or not all(isinstance(x, (list, tuple)) for x in lists) or not all("key" in v for v in vectors):
         raise ValueError(
-            "the contract of the server is none: expected a map for 'actions', and lists of maps for 'state' and "
-            "'cameras'. Serve the checkpoint with this version of openpi"
+            "the contract of the server is none: expected a map for 'actions', and lists of maps, each with its "
+            "'key', for 'state' and 'cameras'. Serve the checkpoint with this version of openpi"
         )
     return dict(contract)
 

@@ -11,6 +11,8 @@ from typing import Callable, NamedTuple
 
 from typing_extensions import Protocol
 
+from openpi_client import freshness
+
 # Sleeping ends up to this much too late on Linux; the rest of the wait is spun.
 _SPIN_S = 1e-3
 
@@ -27,13 +29,13 @@ class MonotonicClock:
     """The clock of real robots."""
 
     def now_s(self) -> float:
-        return time.perf_counter()
+        return freshness.now_s()
 
     def sleep_until(self, time_s: float) -> None:
-        left_s = time_s - time.perf_counter() - _SPIN_S
+        left_s = time_s - self.now_s() - _SPIN_S
         if left_s > 0:
             time.sleep(left_s)
-        while time.perf_counter() < time_s:
+        while self.now_s() < time_s:
             pass
 
 
@@ -89,11 +91,17 @@ class Pacer:
 
     def wait(self) -> Tick:
         """Returns when the next tick begins."""
-        behind = (self._clock.now_s() - self._start_s) / self._period_s - self._next
-        skipped = math.ceil(behind) if behind > 1 else 0
-        self._next += skipped
-        deadline_s = self._start_s + self._next * self._period_s
-        self._clock.sleep_until(deadline_s)
-        tick = Tick(self._next, self._clock.now_s() - deadline_s, skipped)
+        skipped = 0
+        while True:
+            behind = (self._clock.now_s() - self._start_s) / self._period_s - self._next
+            more = math.ceil(behind) if behind > 1 else 0
+            skipped += more
+            self._next += more
+            deadline_s = self._start_s + self._next * self._period_s
+            self._clock.sleep_until(deadline_s)
+            late_s = self._clock.now_s() - deadline_s
+            if late_s <= self._period_s:  # else it slept for too long: its process was suspended, say
+                break
+        tick = Tick(self._next, late_s, skipped)
         self._next += 1
         return tick

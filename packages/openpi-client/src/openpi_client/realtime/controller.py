@@ -33,6 +33,8 @@ class EpisodeEnded(Exception):
 _MOST_WARNINGS, _SHOWN = 100, 10
 # How far beyond what commands may be a robot may start, in widths of that; degrees instead of radians are farther.
 _POSE_RANGES = 1.0
+# For where to start, until it is said that nobody answers.
+_PATIENCE_S = 5.0
 
 
 class Phase(enum.Enum):
@@ -98,11 +100,13 @@ class Controller:
         self._use_horizon(spec.horizon or 1)
         self._last: Optional[np.ndarray] = None  # command
         self._last_chunk = -1
+        self._prompt: Optional[str] = None  # of the newest chunk
         self._played_at = -1  # tick of the last row
         self._has_played = False  # a row, since the start
         self._is_trusted = False  # a row was played, since the episode began
         self._is_stopped = False  # by `on_stop`, until the next start
         self._held = 0  # ticks since the last row
+        self._tick = 0  # of the last command
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
         self._warned: Set[str] = set()
@@ -147,7 +151,6 @@ class Controller:
         fields = {"chunk": answer.number, "delay_ticks": tick - question.tick, "age_s": age_s, **answer.timing_ms}
         if answer.result is None:
             return self._failed(answer.failure, answer.error, tick, fields)
-        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         result = answer.result if isinstance(answer.result, Mapping) else {}
         self._warn(result.get("warnings", ()))
         if result.get("held"):
@@ -162,7 +165,10 @@ class Controller:
             self._use_horizon(len(rows))
         if age_s > self.max_age_s:
             return self._stale(fields)
+        # Of those that can be played: for one stall all rows of the next ten chunks would be promised.
+        self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
         self._failures, self._is_stopped = 0, False
+        self._held = 0 if self.phase is Phase.START else self._held
         if self.phase is Phase.START and self.spec.stays.any():
             measured = self._pose_to_start_from(pose)
             if measured is not None and self.safety.blend_s > 0:
@@ -206,6 +212,9 @@ class Controller:
         if consumed >= len(rows):
             return self._record("too late", **fields)
         self._record("chunk", start=question.start, made_for=question.delay, **fields)
+        if question.prompt != self._prompt:  # no mean of two intentions
+            self.plan.clear()
+            self._prompt = question.prompt
         self.plan.add(question.start, rows, question.asked_s, question.number)
         self._questions.last_start = question.start
 
@@ -271,6 +280,8 @@ class Controller:
         Raises:
             EpisodeEnded: a limit was exceeded that says "stop".
         """
+        self._watch_gap(tick - self._tick)
+        self._tick = tick
         if self._blend is not None:
             return self._blended(self._blend)
         row = self._row(now_s) if self.phase is Phase.PLAY else None
@@ -306,8 +317,11 @@ class Controller:
         return values
 
     def _hold(self) -> Command:
+        self._held += 1
         if self.phase is Phase.PLAY:
             self._watch_hold()
+        elif self._held == self.safety.ticks(_PATIENCE_S, self.rate_hz):
+            self.warn(f"no answer for {_PATIENCE_S:g} s; until there is one the robot stays where it is", "waiting")
         if self._is_stopped or (self._last is None and self.spec.stays.any()):
             return Command(None, "none")
         if self._last is None:  # Velocities stand still without knowing where.
@@ -315,8 +329,7 @@ class Controller:
         return Command(self.spec.hold_row(self._last), "hold")
 
     def _watch_hold(self) -> None:
-        """Counts ticks without a row, and does what has to be done."""
-        self._held += 1
+        """Does what has to be done in a tick without a row."""
         if self._held == 1 and self.plan.num_from(self.plan.position) > 0:
             self._record("expired", rows=self.plan.num_from(self.plan.position))
         if self._held == 1:
@@ -329,13 +342,24 @@ class Controller:
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
         reason = f"no action for {self._held / self.rate_hz:.2f} s"
+        self._start_anew(reason)
+        if self._on_stop is not None:
+            self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
+            self._on_stop(reason)
+
+    def _watch_gap(self, ticks: int) -> None:
+        """A loop that stood still for so long, with its process or machine, does not know where the robot is now."""
+        longest = max(1, self.safety.ticks(self.safety.stop_after_s, self.rate_hz))
+        if ticks > longest and self.phase is not Phase.START:
+            self._blend = None
+            self.plan.clear()
+            self._start_anew(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
+
+    def _start_anew(self, reason: str) -> None:
         self._record("stop", reason=reason)
         self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
         self.phase, self._held, self._has_played = Phase.START, 0, False
         self._questions.last_start = None
-        if self._on_stop is not None:
-            self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
-            self._on_stop(reason)
 
     def stop_command(self) -> Optional[np.ndarray]:
         """The last command of an episode: hold."""
@@ -395,8 +419,17 @@ class Controller:
         """
         if self.strategy.holds_while_asking:
             self.plan.clear()
-        start, oldest_s = self._start_of_chunk(tick), now_s - self.max_age_s
-        keys = self._questions.ask(self.plan, start, tick, now_s, oldest_s=oldest_s, record=self._record)
+        prompt = str(observation.get("prompt"))
+        keys = self._questions.ask(
+            self.plan,
+            self._start_of_chunk(tick),
+            tick,
+            now_s,
+            oldest_s=now_s - self.max_age_s,
+            prompt=prompt,
+            is_new_prompt=prompt != self._prompt,
+            record=self._record,
+        )
         return {**observation, **keys}
 
     def ask_later(self, tick: int) -> None:

@@ -4,17 +4,21 @@ events.jsonl   an object a line: time_s, tick, kind ("ask", "chunk", "hold", "st
 ticks.npz      per tick: number, late_s, kind, chunk, age_s (of the observation), command [n, width]
 """
 
+import contextlib
 import json
+import logging
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, TextIO
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO
 
 import numpy as np
 
 from openpi_client.realtime.clock import Clock, Tick
 from openpi_client.realtime.controller import Command
 from openpi_client.realtime.picture import timeline
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("none", "hold", "blend", "row")
 
@@ -51,13 +55,26 @@ class EpisodeLog:
         self._file: Optional[TextIO] = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "events.jsonl").open("w", encoding="utf-8")
+            # A line at a time: what a robot's library has crashed in shall be there.
+            self._file = (folder / "events.jsonl").open("w", buffering=1, encoding="utf-8")
 
     def event(self, kind: str, **fields: object) -> None:
         entry = {"time_s": round(self._clock.now_s() - self._start_s, 6), "tick": self._tick, "kind": kind, **fields}
         self.events.append(entry)
-        if self._file is not None:
-            self._file.write(json.dumps(entry, default=float) + "\n")
+        with self._writing() as folder:
+            if folder is not None and self._file is not None:
+                self._file.write(json.dumps(entry, default=float) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Optional[Path]]:
+        """The folder; None = there is none. A full disk stops no robot: the rest of the log is in memory only."""
+        try:
+            yield self._folder
+        except OSError as error:
+            text = f"the log in {self._folder} is not written any further: {error.strerror or error}"
+            self._folder = None
+            self.event("warning", text=text)
+            logger.error("%s", text)
 
     def begin_tick(self, tick: Tick) -> None:
         self._tick = tick.number
@@ -96,13 +113,18 @@ class EpisodeLog:
     def close(self, end: str, **facts: object) -> Dict[str, object]:
         """Writes the rest, and returns the summary."""
         self.event("end", reason=end)
+        with self._writing() as folder:
+            if folder is not None:
+                np.savez(str(folder / "ticks.npz"), ticks=self.ticks, commands=self.commands)
         summary = {"end": end, **facts, **summarize(self.ticks, self.commands, self.events)}
-        if self._folder is not None and self._file is not None:
-            self._file.close()
-            np.savez(str(self._folder / "ticks.npz"), ticks=self.ticks, commands=self.commands)
-            (self._folder / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
-            picture = timeline(self.ticks, self.commands, self.events, summary)
-            (self._folder / "timeline.svg").write_text(picture, encoding="utf-8")
+        with self._writing() as folder:
+            if folder is not None:
+                (folder / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
+                picture = timeline(self.ticks, self.commands, self.events, summary)
+                (folder / "timeline.svg").write_text(picture, encoding="utf-8")
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # told already
+                self._file.close()
         return summary
 
 

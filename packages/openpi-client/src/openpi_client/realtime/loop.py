@@ -232,7 +232,7 @@ class ControlLoop:
         now_s = self._clock.now_s()
         command = controller.command(tick.number, now_s)
         if command.values is not None:
-            self._robot.apply(command.values)
+            self._robot.apply(command.values.copy())  # it may convert units in place
         log.end_tick(tick, command, now_s)
         if not controller.will_hold(now_s) and self._is_due(controller, tick):
             self._ask(controller, watch, tick)
@@ -276,7 +276,7 @@ class ControlLoop:
 
 def _state_keys(metadata: Metadata) -> Optional[FrozenSet[str]]:
     """Of the contract; None = there is none."""
-    keys = frozenset(vector["key"] for vector in contract_of(metadata).get("state", ()) if "key" in vector)
+    keys = frozenset(vector["key"] for vector in contract_of(metadata).get("state", ()))
     return keys or None
 
 

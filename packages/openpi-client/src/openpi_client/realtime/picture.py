@@ -12,6 +12,7 @@ _DELAY = (560, 110)
 _HEIGHT = 720
 _COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2a9d8f", "#8d5524", "#5b5f97")
 _MAX_POINTS = 2000
+_LONGEST_TEXT = 60
 
 
 def timeline(
@@ -44,7 +45,15 @@ def timeline(
 
 def _title(summary: Mapping[str, object]) -> str:
     keys = ("strategy", "end", "rows_played", "holds", "ticks_skipped", "asked", "stale", "discarded")
-    return _text(_LEFT, 28, "   ".join(f"{key.replace('_', ' ')}: {summary[key]}" for key in keys if key in summary))
+    return _text(
+        _LEFT, 28, "   ".join(f"{key.replace('_', ' ')}: {_short(summary[key])}" for key in keys if key in summary)
+    )
+
+
+def _short(value: object) -> str:
+    """In a line that XML may have: an episode may end with what a server says, in colours and with its traceback."""
+    text = "".join(char if char.isprintable() else " " for char in str(value))
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
 
 
 def _holds(ticks: np.ndarray, span: Tuple[float, float]) -> List[str]:
@@ -83,7 +92,7 @@ def _bars(
     numbers: np.ndarray, values: np.ndarray, span: Tuple[float, float], place: Tuple[int, int], label: str
 ) -> List[str]:
     top, height = place
-    highest = float(values.max()) if len(values) and values.max() > 0 else 1.0
+    highest = max(0.0, float(values.max())) if len(values) else 0.0
     every = max(1, len(values) // _MAX_POINTS)
     # The worst of each group, or it would be lost.
     groups: Dict[int, Tuple[float, float]] = {}
@@ -91,7 +100,7 @@ def _bars(
         number, worst = groups.get(index // every, (float(numbers[index]), 0.0))
         groups[index // every] = (number, max(worst, float(values[index])))
     bars = " ".join(
-        f"M{_x(number, span):.1f} {top + height}V{top + height * (1 - max(0.0, value) / highest):.1f}"
+        f"M{_x(number, span):.1f} {top + height}V{top + height * (1 - max(0.0, value) / (highest or 1.0)):.1f}"
         for number, value in groups.values()
     )
     return [

@@ -23,6 +23,7 @@ class Question(NamedTuple):
         start: position in the plan that the first row of its chunk belongs to.
         delay: rows that the chunk is made for, to be played before it comes.
         has_prefix: whether the rows that were still to be played went along.
+        prompt: that was asked with.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Question(NamedTuple):
     start: float
     delay: int
     has_prefix: bool
+    prompt: str
 
 
 class Questions:
@@ -95,18 +97,29 @@ class Questions:
         return math.ceil(self.forecast.ticks * self._rows_per_tick - 1e-9)
 
     def ask(
-        self, plan: Plan, start: float, tick: int, now_s: float, *, oldest_s: float, record: Callable[..., None]
+        self,
+        plan: Plan,
+        start: float,
+        tick: int,
+        now_s: float,
+        *,
+        oldest_s: float,
+        prompt: str,
+        is_new_prompt: bool,
+        record: Callable[..., None],
     ) -> Observation:
         """A question that begins at a position; what goes to the server beside the observation.
 
         Args:
             oldest_s: rows that were observed before are not sent; nor are those that will be too old when they are due.
+            is_new_prompt: of what was planned for another prompt only those rows are sent that will be played anyway.
         """
         left = plan.left(start, oldest_s)[: self._num_fresh(plan.newest_s - oldest_s)]
+        left = left[: self._delay] if is_new_prompt else left
         keys = self._strategy.keys(left, horizon=self._horizon, delay=self._delay)
         self.number = next(_numbers)
         delay = keys.get("inference_delay", self._delay)
-        self.pending = Question(self.number, tick, now_s, start, delay, bool(keys))
+        self.pending = Question(self.number, tick, now_s, start, delay, bool(keys), prompt)
         shown = {key: value for key, value in keys.items() if key != "prev_action_chunk"}
         record("ask", chunk=self.number, left=len(left), **shown)
         return keys

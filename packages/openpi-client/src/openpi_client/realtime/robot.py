@@ -88,7 +88,7 @@ def check_names(robot: Robot, metadata: Mapping[str, object]) -> None:
     """Raises ValueError when the robot's dimensions are not those of the contract, in the same order."""
     contract = contract_of(metadata)
     told = {"actions": contract.get("actions", {}).get("names", ())}
-    told.update({vector["key"]: vector["names"] for vector in contract.get("state", ())})
+    told.update({vector["key"]: vector.get("names", ()) for vector in contract.get("state", ())})
     known = {**robot.state_names, **({"actions": robot.action_names} if robot.action_names else {})}
     for key, names in known.items():
         expected = list(told.get(key, ()))
@@ -106,9 +106,10 @@ def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Opt
     units: Dict[str, str] = {}
     for vector in contract.get("state", ()):
         measured = np.ravel(leaves.get(vector["key"], ()))
-        if len(measured) == len(vector["names"]):
-            values.update(zip(vector["names"], measured))
-            units.update(zip(vector["names"], units_of(vector, len(measured))))
+        named = vector.get("names", ())
+        if len(measured) == len(named):
+            values.update(zip(named, measured))
+            units.update(zip(named, units_of(vector, len(measured))))
     actions = contract.get("actions", {})
     names = actions.get("names", ())
     if not names or len(set(names)) < len(names) or not set(names) <= set(values):

@@ -61,7 +61,8 @@ def _cameras(leaves: Mapping[str, object], contract: Metadata) -> List[str]:
 def _state(leaves: Metadata, contract: Metadata) -> List[str]:
     lines = []
     for vector in contract.get("state", ()):
-        key, width, names = vector["key"], vector["width"], ", ".join(vector.get("names", ()))
+        key, names = vector["key"], ", ".join(vector.get("names", ()))
+        width = vector.get("width", len(vector.get("names", ())))
         if key not in leaves:
             lines.append(f"it needs '{key}' ({width} values: {names}); the robot sends {_listed(leaves)}")
         elif np.size(leaves[key]) != width:

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from typing_extensions import Literal
 
@@ -159,11 +159,15 @@ def played(loop: realtime.ControlLoop, world: World, most_steps: int) -> Dict[st
     Raises:
         ConnectionError: an answer was an error, or of no use. That is no failure of the episode: it does not count.
     """
-    summary = loop.run(max_s=seconds(most_steps, loop.rate_hz), until=lambda: world.is_over)
-    assert loop.last_log is not None
-    failed = [event["error"] for event in loop.last_log.events if event["kind"] == "failed"]
-    if failed:
-        raise ConnectionError(f"an answer is of no use, so the episode does not count: {failed[0]}")
+
+    def failures() -> List[str]:
+        events = [] if loop.last_log is None else loop.last_log.events
+        return [event["error"] for event in events if event["kind"] == "failed"]
+
+    # A server that is gone is waited for at each answer: no world is to be held for a day of that.
+    summary = loop.run(max_s=seconds(most_steps, loop.rate_hz), until=lambda: world.is_over or bool(failures()))
+    if failures():
+        raise ConnectionError(f"an answer is of no use, so the episode does not count: {failures()[0]}")
     return summary
 
 
