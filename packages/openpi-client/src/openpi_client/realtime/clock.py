@@ -91,17 +91,13 @@ class Pacer:
 
     def wait(self) -> Tick:
         """Returns when the next tick begins."""
-        skipped = 0
-        while True:
-            behind = (self._clock.now_s() - self._start_s) / self._period_s - self._next
-            more = math.ceil(behind) if behind > 1 else 0
-            skipped += more
-            self._next += more
-            deadline_s = self._start_s + self._next * self._period_s
-            self._clock.sleep_until(deadline_s)
-            late_s = self._clock.now_s() - deadline_s
-            if late_s <= self._period_s:  # else it slept for too long: its process was suspended, say
-                break
-        tick = Tick(self._next, late_s, skipped)
-        self._next += 1
+        behind = (self._clock.now_s() - self._start_s) / self._period_s - self._next
+        skipped = math.ceil(behind) if behind > 1 else 0
+        deadline_s = self._start_s + (self._next + skipped) * self._period_s
+        self._clock.sleep_until(deadline_s)
+        late_s = self._clock.now_s() - deadline_s
+        slept_through = int(late_s / self._period_s)  # its process was suspended, say
+        skipped += slept_through
+        tick = Tick(self._next + skipped, late_s - slept_through * self._period_s, skipped)
+        self._next = tick.number + 1
         return tick
