@@ -491,6 +491,18 @@ def test_log_lines_about_a_client_are_bounded_and_the_rest_is_counted(caplog):
     assert caplog.messages[-2:] == ["480 further lines about 10.0.0.1 were left out", "later"]
 
 
+def test_an_error_that_quotes_a_client_forges_no_line_of_the_log(caplog):
+    forged = "12:00:00 ERROR   forged"
+    with server_thread(TestPolicy) as (_, port), raw_connection(port) as connection:
+        connection.recv(PATIENCE_S)
+        connection.send(msgpack_numpy.packb({"fail": f"\x1b[2J\n{forged}\n" * 500}))
+        assert "error" in connection.recv(PATIENCE_S)
+    failed = caplog.handler.stream.getvalue()
+    assert "ValueError: \\x1b[2J" in failed and "serving_live.py" in failed and "\x1b" not in failed
+    assert forged in failed and not any(line.startswith(forged) for line in failed.splitlines())
+    assert len(failed.splitlines()) < 400
+
+
 def test_a_network_of_many_addresses_is_one_client(caplog):
     log = ClientLog(lambda: 0.0)
     for number in range(100):

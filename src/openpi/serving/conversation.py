@@ -32,8 +32,6 @@ from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageRefused, StreamClosed
 
-logger = logging.getLogger(__name__)
-
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23
 
@@ -210,8 +208,8 @@ class _Exchange:
                 frames = self._frames(answers, error)
             self.conversation.session.sent(time.monotonic())
             self.watching.answered(self.result, time.perf_counter())
-        except Exception:
-            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
+        except Exception as raised:
+            self._log_error("A request of {} cannot be noted", raised)
         self.conversation.session.request = None
         self.message, self.observations, self.items = "", [], []
         if not self.is_released:
@@ -224,8 +222,8 @@ class _Exchange:
             connection.send_soon(frames)
         except StreamClosed:
             connection.end_turn()
-        except Exception:
-            logger.exception("An answer to %s cannot be sent", connection.address)
+        except Exception as raised:
+            self._log_error("An answer to {} cannot be sent", raised)
             if connection.stream is not None:
                 connection.stream.abort()
             connection.end_turn()
@@ -282,8 +280,12 @@ class _Exchange:
             if self.log and self.conversation.session.request is not None:
                 answers = [frame.data for frame in frames if isinstance(frame, Binary)]
                 self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)
-        except Exception:
-            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
+        except Exception as raised:
+            self._log_error("A request of {} cannot be noted", raised)
+
+    def _log_error(self, text: str, error: Exception) -> None:
+        address = self.conversation.connection.address
+        self.conversation.client_log.write(logging.ERROR, address, text.format(address), error=error)
 
     def _count(self, outcome: str) -> float:
         seconds = time.perf_counter() - self.start_s
