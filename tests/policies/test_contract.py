@@ -308,6 +308,10 @@ def test_an_image_without_colours_and_a_prompt_that_is_no_text_are_named(droid):
     for prompt in (3, ["a", "b"]):
         with pytest.raises(ValueError, match=f"'prompt' is of type {type(prompt).__name__}; expected text"):
             droid.check({**make_droid_example(), "prompt": prompt})
+    long = "fold " * 3300
+    for prompt in (long, long.encode(), np.array(long), np.array([long.encode()])):
+        with pytest.raises(ValueError, match="'prompt' has 16500 characters; expected 16384 at most"):
+            droid.check({**make_droid_example(), "prompt": prompt})
 
 
 def test_padded_statistics_of_a_released_base_keep_the_names_of_the_robot():

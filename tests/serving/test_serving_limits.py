@@ -55,6 +55,9 @@ TOO_MUCH = {
     "a text of 1048576 bytes": msgpack.packb({"k" * 2**20: 1}),
     "a text of 70000 bytes": msgpack.packb({"prompt": "p" * 70_000}),
     "bytes of small values": msgpack.packb({str(i): "p" * 16_000 for i in range(300)}),
+    "an array of texts of 80000 bytes": msgpack.packb({"prompt": array("<U20000", [], bytes(80_000))}),
+    "an array of texts of 70000 bytes": msgpack.packb({"x": array("|S70000", [2], bytes(140_000))}),
+    "an extension of type 5": msgpack.packb({"x": msgpack.ExtType(5, b"abc")}),
     "that are no array": msgpack.packb({"x": bytes(2**24 + 1)}),
     "the key 3, a int; names are text": msgpack.packb({"x": {3: 1}}),
     "JPEG image cannot be decoded: its 3 bytes are none": msgpack.packb({"x": {b"__jpeg__": True, b"data": b"abc"}}),
@@ -141,7 +144,11 @@ def test_messages_mean_the_same_as_to_the_client_s_decoder_whole_or_damaged(cont
         ours = msgpack_numpy.packb(wire.decode(bytes(message)))
     except ORDINARY:
         return
-    assert ours == msgpack_numpy.packb(with_text_keys(msgpack_numpy.unpackb(bytes(message))))
+    assert ours == msgpack_numpy.packb(with_text_keys(msgpack_numpy.unpackb(bytes(message), timestamp=1)))
+
+
+def test_times_of_messagepack_are_numbers():
+    assert wire.decode(msgpack.packb({"t": msgpack.Timestamp(3, 500_000_000)})) == {"t": 3.5}
 
 
 def with_text_keys(value):

@@ -29,7 +29,7 @@ import paths
 from crafted_pickles import CRAFTED
 from openpi.cli.evaluation import replay
 from openpi.cli.serving import serve
-from openpi.serving import recording_mcap
+from openpi.serving import recording_mcap, recording_npy
 from openpi.serving.catalog import Checkpoints
 from openpi.serving.recorded import Exchange, SessionInfo
 from openpi.serving.recording import SessionRecorder, find_sessions, read_session
@@ -38,7 +38,7 @@ from openpi_client import msgpack_numpy
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_positronic.codecs.catalog import get_codec
-from plain_values import TREES
+from plain_values import ARRAYS, LEAVES, TREES
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread, until
 
 INFO = SessionInfo("default", "openpi", "127.0.0.1:1", 1.7e9, {"robot": "droid"})
@@ -175,6 +175,19 @@ def test_whatever_the_wire_carries_is_recorded_exactly(tmp_path_factory, inputs,
     found = list(read_session(write_session(folder, *sent)))
     for exchange, known in zip(found, sent, strict=True):
         assert_same(exchange, known)
+
+
+NAMED = st.dictionaries(st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"])), LEAVES | ARRAYS)
+
+
+@hypothesis.given(NAMED, NAMED)
+@hypothesis.example({"stamp": np.array(["2026-11-30", "NaT"], "<M8[25s]"), "long": np.array("x" * 16_384)}, {})
+@hypothesis.example({"wait": np.array(3, "m8[ms]"), "times": np.zeros((2, 0), ">m8")}, {"a": np.zeros(2, "M8[ns]")})
+def test_whatever_the_wire_carries_is_recorded_exactly_in_the_published_form(tmp_path_factory, inputs, outputs):
+    writer = recording_npy.Writer(tmp_path_factory.mktemp("npy") / "session", INFO)
+    writer.write(Exchange(0, inputs, outputs))
+    [found] = read_session(writer.place)
+    assert_same(found, Exchange(0, inputs, outputs))
 
 
 def example(step: int = 0) -> Exchange:

@@ -13,6 +13,7 @@ from openpi.policies.robot_spec import CameraSpec, VectorSpec
 from openpi.shared.errors import listed
 
 _TOO_LARGE = np.float64(2.0**128 - 2.0**103)  # what float32 rounds to infinity, from here on
+_LONGEST_PROMPT = 2**14  # characters: a tokenizer takes seconds for a million, whichever way they came
 _LARGEST_ITEM_BYTES = 8  # models take no long doubles, and one would spoil the batch of others
 
 
@@ -50,7 +51,7 @@ def _not_uint8(image: np.ndarray, key: str) -> str:
 
 
 def check_prompt(prompt: object) -> None:
-    """Raises ValueError unless it is one text that a tokenizer can read."""
+    """Raises ValueError unless it is one text that a tokenizer can read, and that is not a book."""
     values = np.asarray(prompt)
     if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
         raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
@@ -58,9 +59,12 @@ def check_prompt(prompt: object) -> None:
         raise ValueError(f"'prompt' has {values.size} texts; expected one, for one observation")
     try:
         text = values.item()
-        (text.decode() if isinstance(text, bytes) else str(text).encode()).strip()
+        text = text.decode() if isinstance(text, bytes) else str(text)
+        text.encode()
     except (UnicodeError, SystemError, ValueError) as error:  # NumPy makes text of any numbers
         raise ValueError("'prompt' holds characters that there are not; expected text in UTF-8") from error
+    if len(text) > _LONGEST_PROMPT:
+        raise ValueError(f"'prompt' has {len(text)} characters; expected {_LONGEST_PROMPT} at most: the task in words")
 
 
 def check_vector(vector: VectorSpec, leaves: Mapping[str, object]) -> None:
