@@ -1,6 +1,7 @@
 """Requests that say what a robot is still playing, and what noise to start from: `openpi.policies.request`."""
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_a_request_that_makes_no_sense_is_refused_with_its_reason(trained: Polic
     asked = observation(**{"prev_action_chunk": ROWS, "inference_delay": np.int64(2), **sent})
     with pytest.raises(ObservationError, match=expected):
         trained.infer(asked)
+
+
+@pytest.mark.parametrize("key", ["noise", "prev_action_chunk"])
+def test_a_refusal_takes_no_more_memory_than_what_was_sent(key: str) -> None:
+    """A list of all places of NaN in many axes is a hundred times as large."""
+    values = np.full((50_000, *[1] * 31), np.nan, np.float16)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ObservationError, match=f"'{key}' has NaN or infinity"):
+            Request.parse({key: values, "inference_delay": 1})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * values.nbytes
 
 
 def test_a_policy_that_cannot_go_on_says_so(sampler: PytorchSampler) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from openpi.policies.guards import ObservationError
-from openpi.policies.observation_checks import is_finite
+from openpi.policies.observation_checks import first_not_finite
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
 TRACE = "trace"
@@ -123,9 +123,7 @@ def _numbers(given: Mapping[str, object], key: str) -> np.ndarray:
         values = np.asarray(None)
     if values.dtype.kind not in "fiu":
         raise ObservationError(f"'{key}' has dtype {values.dtype}; expected an array of numbers, such as float32")
-    finite = is_finite(values)
-    if not finite.all():
-        where = np.argwhere(~finite)[0].tolist()
+    if (where := first_not_finite(values)) is not None:
         raise ObservationError(f"'{key}' has NaN or infinity (as float32), first at {where}; expected finite numbers")
     return values
 
