@@ -27,9 +27,11 @@ from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.recording import SessionRecorder
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
+from openpi_client.connection import open_stream
+from openpi_client.deadline import Deadline
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from plain_values import ORDINARY
-from serving_live import PATIENCE_S, TestPolicy, get, raw_connection, server_thread
+from serving_live import PATIENCE_S, TestPolicy, get, raw_connection, server_thread, until
 
 GOOD = msgpack_numpy.packb({"x": np.arange(6.0)})
 
@@ -445,6 +447,36 @@ def test_messages_that_only_claim_their_size_hold_no_memory(monkeypatch):
             stack.callback(claiming.socket.shutdown, socket.SHUT_RDWR)
         client = stack.enter_context(WebsocketClientPolicy("127.0.0.1", port))
         assert client.infer({"x": np.ones(2**23 - 200, np.uint8)})["actions"][0, 0] == 2**23 - 200
+
+
+class LargeAnswers(TestPolicy):
+    def _answer(self, obs: dict) -> dict:
+        return {**super()._answer(obs), "large": np.zeros(obs.get("answer_bytes", 0), np.uint8)}
+
+
+def test_answers_that_nobody_reads_take_memory_that_others_may_not():
+    limits = Limits(max_sessions=8, max_message_bytes=2**23, max_memory_bytes=2**27)  # 8 MiB each, 64 for all
+    question = {"answer_bytes": 40 * 2**20}
+    with server_thread(LargeAnswers, limits=limits) as (_, port), contextlib.ExitStack() as stack:
+        client = stack.enter_context(WebsocketClientPolicy("127.0.0.1", port))
+        for _ in range(5):  # What was read takes none.
+            assert client.infer(question)["large"].nbytes == 40 * 2**20
+        for _ in range(2):
+            deaf, _ = open_stream(f"ws://127.0.0.1:{port}", {}, Deadline(PATIENCE_S))
+            stack.callback(deaf.abort)
+            deaf.read(PATIENCE_S)
+            deaf.write(msgpack_numpy.packb(question))
+            until(deaf._io.is_readable)  # the beginning of the answer
+        with pytest.raises(RuntimeError, match="ServerBusyError: the messages of other sessions fill the server's"):
+            client.infer(question)
+        assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+
+
+def test_stages_are_told_of_one_observation_at_a_time():
+    with server_thread(TestPolicy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        with pytest.raises(RuntimeError, match="'trace' is asked for in a list"):
+            client.infer_batch([{"x": 1.0}, {"x": 1.0, "trace": True}])
+        assert client.infer({"x": 1.0, "trace": True})["actions"][0, 0] == 1.0
 
 
 def test_an_idle_session_keeps_a_thumbnail_of_a_large_observation():

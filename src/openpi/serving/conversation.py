@@ -18,7 +18,7 @@ from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
 from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
-from openpi.serving.errors import UnknownModelError, error_number, error_text, is_explained
+from openpi.serving.errors import ServerBusyError, UnknownModelError, error_number, error_text, is_explained
 from openpi.serving.frames import Binary, Frame
 from openpi.serving.live import LiveSession
 from openpi.serving.long_work import LongWork
@@ -34,6 +34,8 @@ from openpi_client.stream import MessageRefused, StreamClosed
 
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23
+# An answer of actions alone is far smaller.
+_SMALL_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +216,20 @@ class _Exchange:
         self.message, self.observations, self.items = "", [], []
         if not self.is_released:
             self.conversation.memory.release(self.num_bytes)
-        self._send(frames)
+        self._send(self._paid(frames))
+
+    def _paid(self, frames: list[Frame]) -> list[Frame]:
+        """The answer, or that there is no memory for it: the stages of a large picture are as large, and wait here for
+        a client that may not read.
+        """
+        num_bytes = sum(len(frame.data) for frame in frames if isinstance(frame, Binary))
+        if num_bytes > _SMALL_BYTES:
+            try:
+                self.conversation.memory.reserve(num_bytes)
+            except ServerBusyError as error:
+                return self._failed(error)
+            self.conversation.connection.when_answered = functools.partial(self.conversation.memory.release, num_bytes)
+        return frames
 
     def _send(self, frames: list[Frame]) -> None:
         connection = self.conversation.connection

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openpi.policies.guards import ObservationError
+from openpi.policies.request import TRACE
 from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
@@ -77,6 +78,10 @@ class OpenpiSession:
                 found = type(observation).__name__
                 raise ObservationError(
                     f"received a {found}; an observation is a map of named values, and a message one or a list"
+                )
+            if len(observations) > 1 and observation.get(TRACE):
+                raise ObservationError(
+                    f"'{TRACE}' is asked for in a list; ask for the stages of one observation at a time"
                 )
         self.request = content
         return observations
