@@ -463,7 +463,7 @@ def test_answers_that_nobody_reads_take_memory_that_others_may_not():
             assert client.infer(question)["large"].nbytes == 40 * 2**20
         for _ in range(2):
             deaf, _ = open_stream(f"ws://127.0.0.1:{port}", {}, Deadline(PATIENCE_S))
-            stack.callback(deaf.abort)
+            stack.callback(deaf.hang_up, 0.0)
             deaf.read(PATIENCE_S)
             deaf.write(msgpack_numpy.packb(question))
             until(deaf._io.is_readable)  # the beginning of the answer
