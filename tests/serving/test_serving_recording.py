@@ -339,6 +339,36 @@ def test_a_crafted_record_is_one_line(tmp_path):
         list(read_session(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"inputs/x": 1, "outputs": 5}, "is no exchange"),
+        ({"inputs": 5, "outputs/actions": np.zeros((2, 2))}, "is no exchange"),
+        ({"inputs": [1, 2], "outputs/actions": np.zeros((2, 2))}, "is no exchange"),
+        ({"inputs/a": 1, "inputs/a/b": 2, "outputs/actions": np.zeros((4, 2))}, "'a/b' lies within a value, 'a'"),
+        ({f"inputs/{'a/' * 3000}x": 1, "outputs/actions": np.zeros((4, 2))}, "is nested too deeply"),
+        ({"inputs/x": 2**200, "outputs/actions": np.zeros((4, 2))}, "'x' cannot be sent"),
+        ({"inputs/x": 1.0, "outputs/actions/a": "abc"}, "argument must be"),
+    ],
+)
+def test_a_record_that_no_server_writes_is_refused_in_one_line(tmp_path, capsys, record, reason):
+    np.save(tmp_path / "step_0.npy", np.asarray(record, dtype=object))
+    with server_thread(TestPolicy) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port)]) == 1
+    err = capsys.readouterr().err
+    [line] = [line for line in err.splitlines() if line.startswith("openpi replay: ")]
+    assert reason in line and "Traceback" not in err
+
+
+def test_an_error_in_a_record_moves_no_cursor(tmp_path, capsys):
+    record = {"inputs/x": 1.0, "outputs/error": "\x1b[2Jgone\nopenpi replay: forged" + "x" * 10_000}
+    np.save(tmp_path / "step_0.npy", np.asarray(record, dtype=object))
+    with server_thread(TestPolicy) as (_, port):
+        replay.main([str(tmp_path), "--port", str(port)])
+    told = capsys.readouterr().out
+    assert r"\x1b[2Jgone\nopenpi replay: forged" in told and "\x1b" not in told and len(told) < 4000
+
+
 def compressed(file: Path, compression: mcap.writer.CompressionType) -> Path:
     """A recording as other programs leave it."""
     target = file.with_name(f"{compression.name}.mcap")
