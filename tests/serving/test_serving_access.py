@@ -174,6 +174,19 @@ def test_a_foreign_page_is_refused_by_the_library_s_client_as_before(port):
     assert refused.value.response.status_code == 403
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "reached"), [("::", ["127.0.0.1", "::1"]), ("[::1]", ["::1"])])
+def test_addresses_of_ipv6_are_taken_and_told_as_urls_have_them(host, reached, caplog):
+    caplog.set_level("INFO")
+    with server_thread(TestPolicy, host=host) as (_, port):
+        for address in reached:
+            with WebsocketClientPolicy(address, port) as client:
+                assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+        _running.announce(host, None, "ws", port)
+    place = f"[{host.strip('[]')}]:{port}"
+    assert f"Listening on {place}" in caplog.text and f"status: http://{place};" in caplog.text
+
+
 def test_names_and_networks():
     assert is_known_host("Robot-7:8000", {"robot-7"}) and not is_known_host("[", {"robot-7"})
     assert network_of("10.0.0.1:5") == network_of("::ffff:10.0.0.1:5") == "10.0.0.1"
