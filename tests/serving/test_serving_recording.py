@@ -31,6 +31,7 @@ from openpi.cli.evaluation import replay
 from openpi.cli.serving import serve
 from openpi.serving import recording_mcap, recording_npy
 from openpi.serving.catalog import Checkpoints
+from openpi.serving.live import LiveSession
 from openpi.serving.recorded import Exchange, SessionInfo
 from openpi.serving.recording import SessionRecorder, find_sessions, read_session
 from openpi.serving.recording_npy import read_record
@@ -196,6 +197,24 @@ def example(step: int = 0) -> Exchange:
     inputs = {"images": images, "state": np.arange(3, dtype=np.float32) / 7}
     outputs = {"actions": np.full((2, 3), step + 0.1, np.float32), "server_timing": {"infer_ms": 1.5}}
     return Exchange(step, inputs, outputs, 10**18 + step, 10**18 + step + 5)
+
+
+def test_a_client_with_any_number_of_names_loses_its_own_recording_and_fills_no_log(tmp_path, caplog):
+    recorder = SessionRecorder(tmp_path, "mcap")
+    log = recorder.open(LiveSession(1, "openpi", "default", "127.0.0.1:1"), {})
+    answer = [msgpack_numpy.packb({"actions": np.zeros((2, 2))})]
+    for number in range(8):
+        log.write({f"{number}_{name}": 1 for name in range(13_000)}, answer, 0.1)
+    for _ in range(100):
+        log.write({"x": 1}, answer, 0.1)
+    log.close()
+    recorder.finish()
+    [session] = find_sessions(tmp_path)
+    assert [exchange.step for exchange in read_session(session)] == [0, 1, 2, 3, 4]
+    assert [record.message for record in caplog.records if "cannot be recorded" in record.message] == [
+        f"An exchange cannot be recorded in {tmp_path}: {session} has no room for further names; the rest of this "
+        "session is not recorded"
+    ]
 
 
 def test_viewers_find_images_numbers_and_times(tmp_path):
