@@ -160,6 +160,17 @@ def test_what_is_no_request_or_could_be_read_in_two_ways_is_refused(port, reques
     assert not caplog.records
 
 
+def test_health_checks_may_ask_for_the_head_alone(port):
+    """As `wget --spider` and load balancers do."""
+    for path, status in (("/healthz", 200), ("/api/v1/keepalive", 405)):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
+            sock.sendall(f"HEAD {path} HTTP/1.1\r\n{HOST}\r\n".encode())
+            head, _, body = b"".join(iter(lambda sock=sock: sock.recv(4096), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode()) and not body
+        assert b"Content-Length: 0" not in head
+    assert status_of(port, "HEAD " + UPGRADE.format(host="localhost", more="").removeprefix("GET ")) == 405
+
+
 def test_a_request_behind_an_upgrade_is_part_of_the_session_and_not_answered(port):
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
         sock.sendall(2 * UPGRADE.format(host="localhost", more="").encode())

@@ -228,9 +228,9 @@ class PolicyServer:
     def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         """Pages and refusals over HTTP, or a session."""
         path = urlsplit(handshake.path).path
-        expected = "POST" if path == _KEEPALIVE_PATH else "GET"
-        if handshake.method != expected:
-            handshake.respond(pages.wrong_method(expected), _PAGE_TIMEOUT_S)
+        expected = ("POST",) if path == _KEEPALIVE_PATH else ("GET", "HEAD")  # HEAD is what some health checks send
+        if handshake.method not in expected or (handshake.is_websocket and handshake.method == "HEAD"):
+            handshake.respond(pages.wrong_method(expected[0]), _PAGE_TIMEOUT_S)
             return
         if path in _HEALTH:
             handshake.respond(self._health(path), _PAGE_TIMEOUT_S)
