@@ -176,6 +176,7 @@ ROWS = np.zeros((4, 3), np.float32)
         ({"inference_delay": -1}, "'inference_delay' is -1; expected a whole number of at least 0"),
         ({"inference_delay": 1.5}, "'inference_delay' is 1.5; expected a whole number"),
         ({"inference_delay": True}, "'inference_delay' is True; expected a whole number"),
+        ({"inference_delay": [[1], [2, 3]]}, r"'inference_delay' is \[\[1\], \[2, 3\]\]; expected a whole number"),
         ({"execution_horizon": 0}, "'execution_horizon' is 0; expected a whole number of at least 1"),
         ({"noise": np.zeros((5, 4))}, r"'noise' has shape \(5, 4\); expected \(6, 4\)"),
         ({"noise": np.full((6, 4), np.inf)}, "'noise' has NaN or infinity"),

@@ -476,6 +476,8 @@ def test_stages_are_told_of_one_observation_at_a_time():
     with server_thread(TestPolicy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
         with pytest.raises(RuntimeError, match="'trace' is asked for in a list"):
             client.infer_batch([{"x": 1.0}, {"x": 1.0, "trace": True}])
+        for other in (False, np.zeros(0), np.ones(2)):
+            assert len(client.infer_batch([{"x": 1.0}, {"x": 1.0, "trace": other}])) == 2
         assert client.infer({"x": 1.0, "trace": True})["actions"][0, 0] == 1.0
 
 

@@ -60,7 +60,7 @@ def _not_uint8(image: np.ndarray, key: str) -> str:
 
 def check_prompt(prompt: object) -> None:
     """Raises ValueError unless it is one text that a tokenizer can read, and that is not a book."""
-    values = np.asarray(prompt)
+    values = as_array(prompt, "prompt")
     if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
         raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
     if values.size != 1:

@@ -117,10 +117,7 @@ def _left_over(given: Mapping[str, object]) -> LeftOver | None:
 
 
 def _numbers(given: Mapping[str, object], key: str) -> np.ndarray:
-    try:
-        values = np.asarray(given[key])
-    except ValueError:  # rows of different lengths
-        values = np.asarray(None)
+    values = _array(given[key])
     if values.dtype.kind not in "fiu":
         raise ObservationError(f"'{key}' has dtype {values.dtype}; expected an array of numbers, such as float32")
     if (where := first_not_finite(values)) is not None:
@@ -128,11 +125,19 @@ def _numbers(given: Mapping[str, object], key: str) -> np.ndarray:
     return values
 
 
+def _array(value: object) -> np.ndarray:
+    """One object for lists of different lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(None)
+
+
 def _whole_number(given: Mapping[str, object], key: str, *, least: int) -> int | None:
     if key not in given:
         return None
     value = given[key]
-    array = np.asarray(value)
+    array = _array(value)
     if array.size != 1 or array.dtype.kind not in "iu" or array.item() < least:
         raise ObservationError(f"'{key}' is {_shown(value)}; expected a whole number of at least {least}")
     return int(array.item())
