@@ -1,5 +1,6 @@
 """The websocket client: recorded servers, servers that are not there, that leave, that are slow."""
 
+import base64
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import websockets.exceptions
 import websockets.sync.server
 
 from openpi_client import connection, msgpack_numpy, websocket_client_policy
+from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread, until
 
@@ -100,6 +102,35 @@ def test_the_api_key_travels_in_the_upgrade_request():
         WebsocketClientPolicy("127.0.0.1", port).close()
     assert headers.get(timeout=PATIENCE_S)["Authorization"] == "Api-Key k3y"
     assert "Authorization" not in headers.get(timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("key", ["secr3t\n", " secr3t", "secr3t\r\nX: y", "secr3t\u00fc", "secr3t\u65e5"])
+@pytest.mark.parametrize("make", [WebsocketClientPolicy, PositronicClient])
+def test_a_key_that_cannot_be_sent_is_refused_at_once_and_never_repeated(make, key):
+    with pytest.raises(ValueError, match="api_key has") as refused:
+        make("127.0.0.1", 1, api_key=key)
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert "secr3t" not in str(error)
+        error = error.__cause__ or error.__context__
+
+
+def test_a_login_in_the_address_is_sent_and_not_told(caplog):
+    caplog.set_level("INFO")
+    headers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def handler(connection):
+        headers.put(connection.request.headers)
+        connection.send(msgpack_numpy.packb({}))
+
+    with plain_server(handler) as port:
+        WebsocketClientPolicy(f"ws://robot:s%20cret@127.0.0.1:{port}").close()
+    assert headers.get(timeout=PATIENCE_S)["Authorization"] == "Basic " + base64.b64encode(b"robot:s cret").decode()
+    with pytest.raises(TimeoutError, match="no policy server at ws://127") as late:
+        WebsocketClientPolicy("ws://robot:s%20cret@127.0.0.1:1", connect_timeout_s=0.1)
+    assert "cret" not in str(late.value) + caplog.text
+    with pytest.raises(ValueError, match="a login, and there is an api_key"):
+        WebsocketClientPolicy("ws://robot:s%20cret@127.0.0.1:1", api_key="k3y")
 
 
 def test_the_client_waits_for_a_server_that_is_not_there_yet(caplog):

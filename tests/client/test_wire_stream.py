@@ -240,3 +240,11 @@ def test_half_a_certificate_is_refused(certificate, tmp_path):
         tls_context(certificate[0], None)
     with pytest.raises(ValueError, match="are no certificate and its key"):
         tls_context(certificate[0], certificate[0])
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(certificate, tmp_path):
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-aes128", "-passout", "pass:password", "-in", certificate[1], "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(ValueError, match="has a password; a server cannot ask for it"):
+        tls_context(certificate[0], locked)

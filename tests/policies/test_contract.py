@@ -308,6 +308,23 @@ def test_an_image_without_colours_and_a_prompt_that_is_no_text_are_named(droid):
     for prompt in (3, ["a", "b"]):
         with pytest.raises(ValueError, match=f"'prompt' is of type {type(prompt).__name__}; expected text"):
             droid.check({**make_droid_example(), "prompt": prompt})
+    long = "fold " * 3300
+    for prompt in (long, long.encode(), np.array(long), np.array([long.encode()])):
+        with pytest.raises(ValueError, match="'prompt' has 16500 characters; expected 16384 at most"):
+            droid.check({**make_droid_example(), "prompt": prompt})
+
+
+def test_lists_that_are_no_arrays_are_named_and_those_that_nobody_reads_are_ignored(droid):
+    ragged = [[1.0], [2.0, 3.0]]
+    droid.check({**make_droid_example(), "boxes": ragged})
+    for key in (JOINTS, WRIST):
+        with pytest.raises(ValueError, match=f"'{key}' has lists of different lengths; expected an array"):
+            droid.check({**make_droid_example(), key: ragged})
+
+
+def test_a_strip_of_millions_of_pixels_is_no_picture(droid):
+    with pytest.raises(ValueError, match=rf"'{WRIST}' has shape \(1, 20000, 3\); expected sides of 16384 pixels"):
+        droid.check({**make_droid_example(), WRIST: np.zeros((1, 20_000, 3), np.uint8)})
 
 
 def test_padded_statistics_of_a_released_base_keep_the_names_of_the_robot():

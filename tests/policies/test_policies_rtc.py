@@ -1,6 +1,7 @@
 """Requests that say what a robot is still playing, and what noise to start from: `openpi.policies.request`."""
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ ROWS = np.zeros((4, 3), np.float32)
         ({"inference_delay": -1}, "'inference_delay' is -1; expected a whole number of at least 0"),
         ({"inference_delay": 1.5}, "'inference_delay' is 1.5; expected a whole number"),
         ({"inference_delay": True}, "'inference_delay' is True; expected a whole number"),
+        ({"inference_delay": [[1], [2, 3]]}, r"'inference_delay' is \[\[1\], \[2, 3\]\]; expected a whole number"),
         ({"execution_horizon": 0}, "'execution_horizon' is 0; expected a whole number of at least 1"),
         ({"noise": np.zeros((5, 4))}, r"'noise' has shape \(5, 4\); expected \(6, 4\)"),
         ({"noise": np.full((6, 4), np.inf)}, "'noise' has NaN or infinity"),
@@ -188,6 +190,20 @@ def test_a_request_that_makes_no_sense_is_refused_with_its_reason(trained: Polic
     asked = observation(**{"prev_action_chunk": ROWS, "inference_delay": np.int64(2), **sent})
     with pytest.raises(ObservationError, match=expected):
         trained.infer(asked)
+
+
+@pytest.mark.parametrize("key", ["noise", "prev_action_chunk"])
+def test_a_refusal_takes_no_more_memory_than_what_was_sent(key: str) -> None:
+    """A list of all places of NaN in many axes is a hundred times as large."""
+    values = np.full((50_000, *[1] * 31), np.nan, np.float16)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ObservationError, match=f"'{key}' has NaN or infinity"):
+            Request.parse({key: values, "inference_delay": 1})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * values.nbytes
 
 
 def test_a_policy_that_cannot_go_on_says_so(sampler: PytorchSampler) -> None:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 import packed_arrays
 import paths
+from openpi.policies.guards import ObservationError
 from openpi_positronic.codecs import catalog
 from openpi_positronic.codecs.action import BinariseGrip, CartesianPose, JointDelta
 from openpi_positronic.codecs.catalog import get_codec
@@ -320,11 +321,17 @@ def test_a_quaternion_of_no_length_is_refused():
         ({"robot_state.ee_pose": np.zeros(6)}, "'robot_state.ee_pose' has 6 values; expected 7"),
         ({"image.wrist": np.zeros((10, 10, 3))}, "'image.wrist' is float64 .* expected uint8 RGB"),
         ({"image.wrist": np.zeros((3, 10, 10), np.uint8)}, "'image.wrist' is uint8 .* expected uint8 RGB"),
+        ({"image.wrist": np.zeros((9, 1, 1, 3), np.uint8)}, r"'image.wrist' is uint8 of shape \(9, 1, 1, 3\)"),
+        ({"image.wrist": np.zeros((0, 9, 3), np.uint8)}, r"'image.wrist' is uint8 of shape \(0, 9, 3\)"),
+        ({"image.wrist": np.zeros((1, 20_000, 3), np.uint8)}, r"'image.wrist' is uint8 of shape \(1, 20000, 3\)"),
+        ({"image.wrist": [[1], [2, 3]]}, "'image.wrist' has lists of different lengths"),
+        ({"robot_state.ee_pose": ["x"] * 7}, "'robot_state.ee_pose' has dtype <U1; expected numbers"),
+        ({"grip": None}, "'grip' has dtype object; expected numbers"),
     ],
 )
 def test_an_observation_that_does_not_fit_is_refused_by_name(recorded, change, message):
     raw = raw_observation(recorded("current/ee")[0]) | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ObservationError, match=message):
         get_codec("ee").encode(raw)
 
 

@@ -105,10 +105,11 @@ def test_a_public_server_with_a_key_shows_its_page_to_who_has_it():
         connection.close()
 
 
-@pytest.mark.parametrize("key", ["", " ", "secret\n", " secret", "se\x00cret"])
+@pytest.mark.parametrize("key", ["", " ", "secret\n", " secret", "se\x00cret", "schl\u00fcssel"])
 def test_an_empty_or_unusable_key_is_an_error_and_not_an_open_server(key, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="the API key"):
+    with pytest.raises(ValueError, match="the API key") as refused:
         PolicyServer(TestPolicy, api_key=key)
+    assert "cret" not in str(refused.value)
     if "\0" not in key:
         monkeypatch.setenv("OPENPI_API_KEY", key)
         assert _running.run_server(TestPolicy, host="127.0.0.1", port=0) == 1
@@ -159,6 +160,17 @@ def test_what_is_no_request_or_could_be_read_in_two_ways_is_refused(port, reques
     assert not caplog.records
 
 
+def test_health_checks_may_ask_for_the_head_alone(port):
+    """As `wget --spider` and load balancers do."""
+    for path, status in (("/healthz", 200), ("/api/v1/keepalive", 405)):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
+            sock.sendall(f"HEAD {path} HTTP/1.1\r\n{HOST}\r\n".encode())
+            head, _, body = b"".join(iter(lambda sock=sock: sock.recv(4096), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode()) and not body
+        assert b"Content-Length: 0" not in head
+    assert status_of(port, "HEAD " + UPGRADE.format(host="localhost", more="").removeprefix("GET ")) == 405
+
+
 def test_a_request_behind_an_upgrade_is_part_of_the_session_and_not_answered(port):
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
         sock.sendall(2 * UPGRADE.format(host="localhost", more="").encode())
@@ -171,6 +183,19 @@ def test_a_foreign_page_is_refused_by_the_library_s_client_as_before(port):
     with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
         websockets.sync.client.connect(f"ws://127.0.0.1:{port}", origin="https://example.org").close()
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "reached"), [("::", ["127.0.0.1", "::1"]), ("[::1]", ["::1"])])
+def test_addresses_of_ipv6_are_taken_and_told_as_urls_have_them(host, reached, caplog):
+    caplog.set_level("INFO")
+    with server_thread(TestPolicy, host=host) as (_, port):
+        for address in reached:
+            with WebsocketClientPolicy(address, port) as client:
+                assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+        _running.announce(host, None, "ws", port)
+    place = f"[{host.strip('[]')}]:{port}"
+    assert f"Listening on {place}" in caplog.text and f"status: http://{place};" in caplog.text
 
 
 def test_names_and_networks():

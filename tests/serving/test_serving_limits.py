@@ -27,9 +27,11 @@ from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.recording import SessionRecorder
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
+from openpi_client.connection import open_stream
+from openpi_client.deadline import Deadline
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from plain_values import ORDINARY
-from serving_live import PATIENCE_S, TestPolicy, get, raw_connection, server_thread
+from serving_live import PATIENCE_S, TestPolicy, get, raw_connection, server_thread, until
 
 GOOD = msgpack_numpy.packb({"x": np.arange(6.0)})
 
@@ -55,6 +57,9 @@ TOO_MUCH = {
     "a text of 1048576 bytes": msgpack.packb({"k" * 2**20: 1}),
     "a text of 70000 bytes": msgpack.packb({"prompt": "p" * 70_000}),
     "bytes of small values": msgpack.packb({str(i): "p" * 16_000 for i in range(300)}),
+    "an array of texts of 80000 bytes": msgpack.packb({"prompt": array("<U20000", [], bytes(80_000))}),
+    "an array of texts of 70000 bytes": msgpack.packb({"x": array("|S70000", [2], bytes(140_000))}),
+    "an extension of type 5": msgpack.packb({"x": msgpack.ExtType(5, b"abc")}),
     "that are no array": msgpack.packb({"x": bytes(2**24 + 1)}),
     "the key 3, a int; names are text": msgpack.packb({"x": {3: 1}}),
     "JPEG image cannot be decoded: its 3 bytes are none": msgpack.packb({"x": {b"__jpeg__": True, b"data": b"abc"}}),
@@ -141,7 +146,11 @@ def test_messages_mean_the_same_as_to_the_client_s_decoder_whole_or_damaged(cont
         ours = msgpack_numpy.packb(wire.decode(bytes(message)))
     except ORDINARY:
         return
-    assert ours == msgpack_numpy.packb(with_text_keys(msgpack_numpy.unpackb(bytes(message))))
+    assert ours == msgpack_numpy.packb(with_text_keys(msgpack_numpy.unpackb(bytes(message), timestamp=1)))
+
+
+def test_times_of_messagepack_are_numbers():
+    assert wire.decode(msgpack.packb({"t": msgpack.Timestamp(3, 500_000_000)})) == {"t": 3.5}
 
 
 def with_text_keys(value):
@@ -440,6 +449,38 @@ def test_messages_that_only_claim_their_size_hold_no_memory(monkeypatch):
         assert client.infer({"x": np.ones(2**23 - 200, np.uint8)})["actions"][0, 0] == 2**23 - 200
 
 
+class LargeAnswers(TestPolicy):
+    def _answer(self, obs: dict) -> dict:
+        return {**super()._answer(obs), "large": np.zeros(obs.get("answer_bytes", 0), np.uint8)}
+
+
+def test_answers_that_nobody_reads_take_memory_that_others_may_not():
+    limits = Limits(max_sessions=8, max_message_bytes=2**23, max_memory_bytes=2**27)  # 8 MiB each, 64 for all
+    question = {"answer_bytes": 40 * 2**20}
+    with server_thread(LargeAnswers, limits=limits) as (_, port), contextlib.ExitStack() as stack:
+        client = stack.enter_context(WebsocketClientPolicy("127.0.0.1", port))
+        for _ in range(5):  # What was read takes none.
+            assert client.infer(question)["large"].nbytes == 40 * 2**20
+        for _ in range(2):
+            deaf, _ = open_stream(f"ws://127.0.0.1:{port}", {}, Deadline(PATIENCE_S))
+            stack.callback(deaf.hang_up, 0.0)
+            deaf.read(PATIENCE_S)
+            deaf.write(msgpack_numpy.packb(question))
+            until(deaf._io.is_readable)  # the beginning of the answer
+        with pytest.raises(RuntimeError, match="ServerBusyError: the messages of other sessions fill the server's"):
+            client.infer(question)
+        assert client.infer({"x": 1.0})["actions"][0, 0] == 1.0
+
+
+def test_stages_are_told_of_one_observation_at_a_time():
+    with server_thread(TestPolicy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        with pytest.raises(RuntimeError, match="'trace' is asked for in a list"):
+            client.infer_batch([{"x": 1.0}, {"x": 1.0, "trace": True}])
+        for other in (False, np.zeros(0), np.ones(2)):
+            assert len(client.infer_batch([{"x": 1.0}, {"x": 1.0, "trace": other}])) == 2
+        assert client.infer({"x": 1.0, "trace": True})["actions"][0, 0] == 1.0
+
+
 def test_an_idle_session_keeps_a_thumbnail_of_a_large_observation():
     observation = {
         "image": np.arange(1080 * 1920 * 3, dtype=np.uint8).reshape(1080, 1920, 3),
@@ -489,6 +530,18 @@ def test_log_lines_about_a_client_are_bounded_and_the_rest_is_counted(caplog):
     now_s = 61.0
     log.write(logging.ERROR, "10.0.0.1:9", "later")
     assert caplog.messages[-2:] == ["480 further lines about 10.0.0.1 were left out", "later"]
+
+
+def test_an_error_that_quotes_a_client_forges_no_line_of_the_log(caplog):
+    forged = "12:00:00 ERROR   forged"
+    with server_thread(TestPolicy) as (_, port), raw_connection(port) as connection:
+        connection.recv(PATIENCE_S)
+        connection.send(msgpack_numpy.packb({"fail": f"\x1b[2J\n{forged}\n" * 500}))
+        assert "error" in connection.recv(PATIENCE_S)
+    failed = caplog.handler.stream.getvalue()
+    assert "ValueError: \\x1b[2J" in failed and "serving_live.py" in failed and "\x1b" not in failed
+    assert forged in failed and not any(line.startswith(forged) for line in failed.splitlines())
+    assert len(failed.splitlines()) < 400
 
 
 def test_a_network_of_many_addresses_is_one_client(caplog):

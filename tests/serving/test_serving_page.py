@@ -121,6 +121,29 @@ def test_the_status_tells_what_is_served_and_what_the_model_sees():
         assert np.shape(session["actions"]) == (15, 8) and session["warnings"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"images": [[1], [2, 3]]},
+        {"image": np.zeros((0, 4, 3), np.uint8)},
+        {"image": np.full((4, 4, 3), "text")},
+        {"image": np.zeros((4, 4, 3), "M8[ns]")},
+        {"image": np.zeros((70_000, 1, 3), np.uint8)},
+    ],
+)
+def test_what_one_robot_sends_hides_no_other_robot_s_session(odd):
+    with (
+        server_thread(TestPolicy) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+        WebsocketClientPolicy("127.0.0.1", port) as other,
+    ):
+        client.infer({"image": np.zeros((4, 4, 3), np.uint8), "prompt": "fold"})
+        other.infer(odd)
+        first, second = json.loads(get(port, "/status.json")[2])["sessions"]
+    assert first["prompt"] == "fold" and list(first["cameras"]) == ["image"]
+    assert second["num_requests"] == 1
+
+
 def test_the_page_shows_nothing_from_elsewhere():
     with server_thread(TestPolicy) as (_, port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as answer:

@@ -29,8 +29,9 @@ import paths
 from crafted_pickles import CRAFTED
 from openpi.cli.evaluation import replay
 from openpi.cli.serving import serve
-from openpi.serving import recording_mcap
+from openpi.serving import recording_mcap, recording_npy
 from openpi.serving.catalog import Checkpoints
+from openpi.serving.live import LiveSession
 from openpi.serving.recorded import Exchange, SessionInfo
 from openpi.serving.recording import SessionRecorder, find_sessions, read_session
 from openpi.serving.recording_npy import read_record
@@ -38,7 +39,7 @@ from openpi_client import msgpack_numpy
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_positronic.codecs.catalog import get_codec
-from plain_values import TREES
+from plain_values import ARRAYS, LEAVES, TREES
 from serving_live import PATIENCE_S, ServerProcess, TestPolicy, server_thread, until
 
 INFO = SessionInfo("default", "openpi", "127.0.0.1:1", 1.7e9, {"robot": "droid"})
@@ -177,12 +178,43 @@ def test_whatever_the_wire_carries_is_recorded_exactly(tmp_path_factory, inputs,
         assert_same(exchange, known)
 
 
+NAMED = st.dictionaries(st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"])), LEAVES | ARRAYS)
+
+
+@hypothesis.given(NAMED, NAMED)
+@hypothesis.example({"stamp": np.array(["2026-11-30", "NaT"], "<M8[25s]"), "long": np.array("x" * 16_384)}, {})
+@hypothesis.example({"wait": np.array(3, "m8[ms]"), "times": np.zeros((2, 0), ">m8")}, {"a": np.zeros(2, "M8[ns]")})
+def test_whatever_the_wire_carries_is_recorded_exactly_in_the_published_form(tmp_path_factory, inputs, outputs):
+    writer = recording_npy.Writer(tmp_path_factory.mktemp("npy") / "session", INFO)
+    writer.write(Exchange(0, inputs, outputs))
+    [found] = read_session(writer.place)
+    assert_same(found, Exchange(0, inputs, outputs))
+
+
 def example(step: int = 0) -> Exchange:
     image = np.random.default_rng(step).integers(0, 256, (6, 8, 3), np.uint8)
     images = {"hwc": image, "chw": np.moveaxis(image, -1, 0), "depth": np.full((120, 100), np.nan, np.float32)}
     inputs = {"images": images, "state": np.arange(3, dtype=np.float32) / 7}
     outputs = {"actions": np.full((2, 3), step + 0.1, np.float32), "server_timing": {"infer_ms": 1.5}}
     return Exchange(step, inputs, outputs, 10**18 + step, 10**18 + step + 5)
+
+
+def test_a_client_with_any_number_of_names_loses_its_own_recording_and_fills_no_log(tmp_path, caplog):
+    recorder = SessionRecorder(tmp_path, "mcap")
+    log = recorder.open(LiveSession(1, "openpi", "default", "127.0.0.1:1"), {})
+    answer = [msgpack_numpy.packb({"actions": np.zeros((2, 2))})]
+    for number in range(8):
+        log.write({f"{number}_{name}": 1 for name in range(13_000)}, answer, 0.1)
+    for _ in range(100):
+        log.write({"x": 1}, answer, 0.1)
+    log.close()
+    recorder.finish()
+    [session] = find_sessions(tmp_path)
+    assert [exchange.step for exchange in read_session(session)] == [0, 1, 2, 3, 4]
+    assert [record.message for record in caplog.records if "cannot be recorded" in record.message] == [
+        f"An exchange cannot be recorded in {tmp_path}: {session} has no room for further names; the rest of this "
+        "session is not recorded"
+    ]
 
 
 def test_viewers_find_images_numbers_and_times(tmp_path):
@@ -324,6 +356,36 @@ def test_a_crafted_record_is_one_line(tmp_path):
     (tmp_path / "step_0.npy").write_bytes(header.getvalue() + CRAFTED["fields out of the item"])
     with pytest.raises(ValueError, match=r"step_0\.npy is no record of a request: it has a dtype 'V8' with parts"):
         list(read_session(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"inputs/x": 1, "outputs": 5}, "is no exchange"),
+        ({"inputs": 5, "outputs/actions": np.zeros((2, 2))}, "is no exchange"),
+        ({"inputs": [1, 2], "outputs/actions": np.zeros((2, 2))}, "is no exchange"),
+        ({"inputs/a": 1, "inputs/a/b": 2, "outputs/actions": np.zeros((4, 2))}, "'a/b' lies within a value, 'a'"),
+        ({f"inputs/{'a/' * 3000}x": 1, "outputs/actions": np.zeros((4, 2))}, "is nested too deeply"),
+        ({"inputs/x": 2**200, "outputs/actions": np.zeros((4, 2))}, "'x' cannot be sent"),
+        ({"inputs/x": 1.0, "outputs/actions/a": "abc"}, "argument must be"),
+    ],
+)
+def test_a_record_that_no_server_writes_is_refused_in_one_line(tmp_path, capsys, record, reason):
+    np.save(tmp_path / "step_0.npy", np.asarray(record, dtype=object))
+    with server_thread(TestPolicy) as (_, port):
+        assert replay.main([str(tmp_path), "--port", str(port)]) == 1
+    err = capsys.readouterr().err
+    [line] = [line for line in err.splitlines() if line.startswith("openpi replay: ")]
+    assert reason in line and "Traceback" not in err
+
+
+def test_an_error_in_a_record_moves_no_cursor(tmp_path, capsys):
+    record = {"inputs/x": 1.0, "outputs/error": "\x1b[2Jgone\nopenpi replay: forged" + "x" * 10_000}
+    np.save(tmp_path / "step_0.npy", np.asarray(record, dtype=object))
+    with server_thread(TestPolicy) as (_, port):
+        replay.main([str(tmp_path), "--port", str(port)])
+    told = capsys.readouterr().out
+    assert r"\x1b[2Jgone\nopenpi replay: forged" in told and "\x1b" not in told and len(told) < 4000
 
 
 def compressed(file: Path, compression: mcap.writer.CompressionType) -> Path:

@@ -31,6 +31,8 @@ _FAR_FIELD = b"(" + _dtype("f8") + b"J\0\0\0\x40t"
 _FIELDS = b"(K\x03" + _text("|") + b"N(" + _text("a") + b"t}" + _text("a") + _FAR_FIELD + b"sK\x08K\x01K\x10tb"
 _OBJECTS = b"(K\x03" + _text("|") + b"NNNK\x08K\x08K\x3ftb"
 
+_TIMES = b"(K\x04" + _text("<") + b"NNNK\x08K\x08K\0N(C\x04ns],K\x01K\x01K\x01t\x86tb"
+
 CRAFTED = {
     "a command": _call(b"posix\nsystem\n", _text("false")),
     "another name of NumPy's": _call(b"numpy\nload\n", _text("x")),
@@ -41,7 +43,7 @@ CRAFTED = {
     "an address of an object for a number": _array(_dtype("f8", _OBJECTS), b"A" * 4),
     "a shape larger than the bytes": _array(_dtype("f8"), b"\0" * 8, b"J\0\0\0\x7f"),
     "a shape below zero": _array(_dtype("f8"), b"", b"J\xff\xff\xff\xff"),
-    "times": _array(_dtype("M8"), b"\0" * 8),
+    "times of a unit that there is not": _array(_dtype("M8", _TIMES), b"\0" * 8),
     "an array without content": _EMPTY + b".",
     "objects in an array with axes": pickle.dumps(np.array([1, "x"], dtype=object)),
     "a function whose parts are replaced": b"\x80\x04cnumpy\ndtype\nN}" + _text("__defaults__") + b"K\x01s\x86b.",

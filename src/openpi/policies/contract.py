@@ -21,7 +21,7 @@ from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, has_cast, looks_bgr
-from openpi.policies.observation_checks import check_image, check_prompt, check_vector
+from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
 from openpi.shared import ranges, strict_json
@@ -190,7 +190,7 @@ class Contract:
         """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
         check_paths_differ(observation)
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
-        found_cameras = [key for key, value in leaves.items() if np.ndim(value) >= 3]
+        found_cameras = [key for key, value in leaves.items() if getattr(value, "ndim", 0) >= 3]
         self._check_cameras(leaves, found_cameras)
         for vector in self.state:
             check_vector(vector, leaves)
@@ -239,7 +239,7 @@ class Contract:
             )
         for key in known:
             if key in leaves:
-                check_image(known[key], np.asarray(leaves[key]))
+                check_image(known[key], as_array(leaves[key], key))
 
     def warnings(self, observation: Mapping[str, object]) -> list[str]:
         """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.

@@ -23,6 +23,7 @@ _RANGE_SLACK = 1e-3
 # Grey levels by which the mean red and blue of the training images must differ for a swap to show.
 _MIN_COLOR_CAST = 8.0
 SIDE = 8  # of a picture, in cells
+LONGEST_SIDE = 2**14  # in pixels; a strip of millions takes ten times its memory to resize
 _FINE = 4 * SIDE  # pixels each way that cells are made of, about: they are asked for with every request
 
 
@@ -55,6 +56,8 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
         ValueError: no RGB image, or a shape that could be either.
     """
     is_image = image.ndim == 3 and 0 not in image.shape
+    if is_image and max(image.shape) > LONGEST_SIDE:
+        raise ValueError(f"image '{key}' has shape {image.shape}; expected sides of {LONGEST_SIDE} pixels at most")
     first, last = (image.shape[0] == 3, image.shape[-1] == 3) if is_image else (False, False)
     if first and last:
         raise ValueError(

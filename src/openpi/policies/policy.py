@@ -16,7 +16,7 @@ from openpi.policies import stages
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
 from openpi.policies.guards import GUARDS, ContractGuard, ObservationError
-from openpi.policies.observation_checks import is_finite
+from openpi.policies.observation_checks import first_not_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings
@@ -344,8 +344,7 @@ def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
 def _check_finite(outputs: Mapping[str, object]) -> None:
     """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them."""
     actions = np.asarray(outputs.get("actions", 0.0))
-    if actions.dtype.kind == "f" and not (finite := is_finite(actions)).all():
-        where = np.argwhere(~finite)[0].tolist()
+    if actions.dtype.kind == "f" and (where := first_not_finite(actions)) is not None:
         raise ActionsError(
             f"the policy's actions are not finite (first at [step, dimension] {where}): its weights or statistics are "
             "damaged, as by training on NaN. Serve an earlier checkpoint"

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from openpi.policies.guards import ObservationError
-from openpi.policies.observation_checks import is_finite
+from openpi.policies.observation_checks import first_not_finite
 
 CHUNK, DELAY, PERIOD, NOISE, SEED = "prev_action_chunk", "inference_delay", "execution_horizon", "noise", "seed"
 TRACE = "trace"
@@ -117,24 +117,27 @@ def _left_over(given: Mapping[str, object]) -> LeftOver | None:
 
 
 def _numbers(given: Mapping[str, object], key: str) -> np.ndarray:
-    try:
-        values = np.asarray(given[key])
-    except ValueError:  # rows of different lengths
-        values = np.asarray(None)
+    values = _array(given[key])
     if values.dtype.kind not in "fiu":
         raise ObservationError(f"'{key}' has dtype {values.dtype}; expected an array of numbers, such as float32")
-    finite = is_finite(values)
-    if not finite.all():
-        where = np.argwhere(~finite)[0].tolist()
+    if (where := first_not_finite(values)) is not None:
         raise ObservationError(f"'{key}' has NaN or infinity (as float32), first at {where}; expected finite numbers")
     return values
+
+
+def _array(value: object) -> np.ndarray:
+    """One object for lists of different lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(None)
 
 
 def _whole_number(given: Mapping[str, object], key: str, *, least: int) -> int | None:
     if key not in given:
         return None
     value = given[key]
-    array = np.asarray(value)
+    array = _array(value)
     if array.size != 1 or array.dtype.kind not in "iu" or array.item() < least:
         raise ObservationError(f"'{key}' is {_shown(value)}; expected a whole number of at least {least}")
     return int(array.item())

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from openpi.serving.scan import MessageLimits
+from openpi_client.connection import key_problem
 
 _MIB = 2**20
 
@@ -72,10 +73,10 @@ def network_of(address: str) -> str:
 
 def check_key(api_key: str | None) -> None:
     """Raises ValueError for a key that would let everybody in, or nobody."""
-    if api_key is None or (api_key.strip() == api_key and api_key.isprintable() and api_key):
+    if api_key is None:
         return
-    found = "has spaces at its ends, or control characters" if api_key.strip() else "is empty"
-    raise ValueError(f"the API key {found}; give a key of printable characters, or none at all (unset OPENPI_API_KEY)")
+    if found := key_problem(api_key) if api_key.strip() else "is empty":
+        raise ValueError(f"the API key {found}; give another, or none at all (unset OPENPI_API_KEY)")
 
 
 def is_known_host(host: str, own: Collection[str]) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 from openpi.serving.access import network_of
@@ -15,6 +16,7 @@ _LINES_PER_MINUTE = 20
 _LINES_OF_ALL_PER_MINUTE = 200
 _MINUTE_S = 60.0
 _MAX_NETWORKS = 1000
+_MOST_LINES = 300  # of a traceback, whose last ones may be a client's
 _UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
@@ -41,13 +43,14 @@ class ClientLog:
 
         Args:
             address: of the client, with its port.
-            error: its traceback is added.
+            error: its traceback is added, in lines that are indented: an error may quote what a client sent, and that
+                is no line of the log.
         """
         told, is_said = self._admit(network_of(address))
         for network, count in told:
             logger.warning("%d further lines about %s were left out", count, network)
         if is_said:
-            logger.log(level, "%s", shortened(text).translate(_UNPRINTABLE), exc_info=error)
+            logger.log(level, "%s", "\n    ".join(map(_printable, (shortened(text), *_traceback(error)))))
 
     def _admit(self, network: str) -> tuple[list[tuple[str, int]], bool]:
         """What was left out in minutes that are over, and whether there is room for a line."""
@@ -65,3 +68,12 @@ class ClientLog:
                 each.num_lines += is_said
                 each.num_left_out += not is_said
         return told, is_said
+
+
+def _traceback(error: BaseException | None) -> list[str]:
+    lines = [] if error is None else "".join(traceback.format_exception(error)).splitlines()
+    return [shortened(line) for line in lines[:_MOST_LINES]]
+
+
+def _printable(line: str) -> str:
+    return line.translate(_UNPRINTABLE)

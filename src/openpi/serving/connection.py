@@ -31,6 +31,7 @@ class Connection:
 
     Attributes:
         turn: held while a message is being answered, and for good once the end is said.
+        when_answered: called once, at the end of this turn.
     """
 
     def __init__(self, number: int, address: str, limits: Limits, stop: threading.Event) -> None:
@@ -38,6 +39,7 @@ class Connection:
         self.address = address
         self.live: LiveSession | None = None
         self.turn = threading.Lock()
+        self.when_answered: Callable[[], None] | None = None
         self.is_over = False
         self.stream: MessageStream | None = None
         self._limits = limits
@@ -200,6 +202,9 @@ class Connection:
         """The message is answered; the next may come, unless the server stops."""
         if self._stop.is_set() and not self.is_over:
             self._end(_GOING_AWAY, "server is stopping")
+        done, self.when_answered = self.when_answered, None
+        if done is not None:
+            done()
         self.turn.release()
 
     def wait_closed(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:

@@ -18,7 +18,7 @@ from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
 from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
-from openpi.serving.errors import UnknownModelError, error_number, error_text, is_explained
+from openpi.serving.errors import ServerBusyError, UnknownModelError, error_number, error_text, is_explained
 from openpi.serving.frames import Binary, Frame
 from openpi.serving.live import LiveSession
 from openpi.serving.long_work import LongWork
@@ -32,10 +32,10 @@ from openpi.shared.errors import MissingKeyError
 from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageRefused, StreamClosed
 
-logger = logging.getLogger(__name__)
-
 # Forgetting a longer message takes longer than the model's thread should be away.
 _SHORT_BYTES = 2**23
+# An answer of actions alone is far smaller.
+_SMALL_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,13 +210,26 @@ class _Exchange:
                 frames = self._frames(answers, error)
             self.conversation.session.sent(time.monotonic())
             self.watching.answered(self.result, time.perf_counter())
-        except Exception:
-            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
+        except Exception as raised:
+            self._log_error("A request of {} cannot be noted", raised)
         self.conversation.session.request = None
         self.message, self.observations, self.items = "", [], []
         if not self.is_released:
             self.conversation.memory.release(self.num_bytes)
-        self._send(frames)
+        self._send(self._paid(frames))
+
+    def _paid(self, frames: list[Frame]) -> list[Frame]:
+        """The answer, or that there is no memory for it: the stages of a large picture are as large, and wait here for
+        a client that may not read.
+        """
+        num_bytes = sum(len(frame.data) for frame in frames if isinstance(frame, Binary))
+        if num_bytes > _SMALL_BYTES:
+            try:
+                self.conversation.memory.reserve(num_bytes)
+            except ServerBusyError as error:
+                return self._failed(error)
+            self.conversation.connection.when_answered = functools.partial(self.conversation.memory.release, num_bytes)
+        return frames
 
     def _send(self, frames: list[Frame]) -> None:
         connection = self.conversation.connection
@@ -224,8 +237,8 @@ class _Exchange:
             connection.send_soon(frames)
         except StreamClosed:
             connection.end_turn()
-        except Exception:
-            logger.exception("An answer to %s cannot be sent", connection.address)
+        except Exception as raised:
+            self._log_error("An answer to {} cannot be sent", raised)
             if connection.stream is not None:
                 connection.stream.abort()
             connection.end_turn()
@@ -282,8 +295,12 @@ class _Exchange:
             if self.log and self.conversation.session.request is not None:
                 answers = [frame.data for frame in frames if isinstance(frame, Binary)]
                 self.log.write(self.conversation.session.request, answers, seconds, self.num_bytes)
-        except Exception:
-            logger.exception("A request of %s cannot be noted", self.conversation.connection.address)
+        except Exception as raised:
+            self._log_error("A request of {} cannot be noted", raised)
+
+    def _log_error(self, text: str, error: Exception) -> None:
+        address = self.conversation.connection.address
+        self.conversation.client_log.write(logging.ERROR, address, text.format(address), error=error)
 
     def _count(self, outcome: str) -> float:
         seconds = time.perf_counter() - self.start_s

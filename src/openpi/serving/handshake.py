@@ -28,7 +28,6 @@ _ONLY_ONCE = (
 # A path of this server; not the address of another, as proxies are asked for.
 _TARGET = re.compile(r"/(?!/)[!-~]*")
 _HOST = re.compile(r"[\w.:\[\]%-]*", re.ASCII)
-_POST = b"POST "
 _SHORTEST_S = 0.001
 # How long a client may take to read why it is refused, and how much of what it still sends is dropped meanwhile.
 _LINGER_S, _LINGER_BYTES = 1.0, 2**20
@@ -44,7 +43,7 @@ class Handshake:
     Attributes:
         path: with the query; begins with one slash.
         behind: bytes that came behind the request already.
-        method: GET or POST.
+        method: GET, HEAD or POST.
     """
 
     def __init__(
@@ -77,20 +76,23 @@ class Handshake:
             if end < 0 and len(received) > _MAX_HEAD_BYTES:
                 raise _refused(sock, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too long")
         head, behind = bytes(received[: end + len(_END)]), bytes(received[end + len(_END) :])
-        method = "POST" if head.startswith(_POST) else "GET"
+        method, _, rest = head.partition(b" ")
         protocol = ServerProtocol(max_size=None)
-        # The library knows no other method.
-        protocol.receive_data(b"GET " + head.removeprefix(_POST) if method == "POST" else head)
+        # The library knows no other method than GET.
+        protocol.receive_data(b"GET " + rest if method in (b"POST", b"HEAD") else head)
         events = protocol.events_received()
         if not events or not isinstance(events[0], Request):
             raise _refused(sock, HTTPStatus.BAD_REQUEST, "no GET or POST request of HTTP/1.1 without a body")
         if getattr(events[0], "method", "GET") != "GET":
             raise _refused(
-                sock, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and POST are answered", {"Allow": "GET, POST"}
+                sock,
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                "only GET, HEAD and POST are answered",
+                {"Allow": "GET, HEAD, POST"},
             )
         if problem := _ambiguity(events[0]):
             raise _refused(sock, HTTPStatus.BAD_REQUEST, problem)
-        return cls(sock, protocol, events[0], behind, method)
+        return cls(sock, protocol, events[0], behind, method.decode())
 
     @property
     def path(self) -> str:
@@ -105,9 +107,9 @@ class Handshake:
         return self.headers.get("Upgrade", "").lower() == "websocket"
 
     def respond(self, page: Page, timeout_s: float) -> None:
-        """Answers with a page; the connection is over then."""
+        """Answers with a page, or with what is said of it; the connection is over then."""
         self._socket.settimeout(timeout_s)
-        _send(self._socket, page)
+        _send(self._socket, page, has_body=self.method != "HEAD")
 
     def accept(self, headers: Mapping[str, str]) -> bool:
         """Makes the connection a websocket; false when the request does not fit, which is answered.
@@ -157,10 +159,12 @@ def _refused(sock: socket.socket, status: int, reason: str, headers: Mapping[str
     return HandshakeError(reason)
 
 
-def _send(sock: socket.socket, page: Page, more: Mapping[str, str] | None = None) -> None:
+def _send(sock: socket.socket, page: Page, more: Mapping[str, str] | None = None, *, has_body: bool = True) -> None:
     headers = Headers([("Content-Type", page.content_type), ("Content-Length", str(len(page.body)))])
     headers["Connection"] = "close"
     headers["Cache-Control"] = "no-store"
     headers["X-Content-Type-Options"] = "nosniff"
     headers.update({**page.headers, **(more or {})})
-    sock.sendall(Response(page.status, HTTPStatus(page.status).phrase, headers, page.body).serialize())
+    sock.sendall(
+        Response(page.status, HTTPStatus(page.status).phrase, headers, page.body if has_body else b"").serialize()
+    )

@@ -176,21 +176,29 @@ class Listener:
             self._forget(opening, threading.current_thread())
 
 
+def as_place(host: str, port: int) -> str:
+    """As in a URL."""
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
 def _open(host: str, port: int) -> list[socket.socket]:
     """One socket for each address of the host, all with the same port."""
     sockets: list[socket.socket] = []
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, *_, address in dict.fromkeys(infos):
             number = sockets[0].getsockname()[1] if sockets else address[1]
-            sockets.append(socket.create_server((address[0], number), family=family, backlog=_BACKLOG))
+            is_any = address[0] == "::" and socket.has_dualstack_ipv6()  # of IPv4, too, as whoever asks for it expects
+            place = (address[0], number)
+            sockets.append(socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=is_any))
         return sockets
     except OSError as error:
         _close_all(sockets)
         hint = "another program listens there; stop it, or choose another port (0 = any that is free)"
         if error.errno != errno.EADDRINUSE:
             hint = first_line(error)
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {hint}") from error
+        raise OSError(error.errno, f"cannot listen on {as_place(host, port)}: {hint}") from error
 
 
 def _close_all(sockets: list[socket.socket]) -> None:

@@ -17,7 +17,10 @@ Source: spec, "openpi websocket protocol"; recorded connection in the golden dat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from openpi.policies.guards import ObservationError
+from openpi.policies.request import TRACE
 from openpi.serving import wire
 from openpi.serving.errors import error_text, is_explained, traceback_text
 from openpi.serving.frames import Binary, Close, Frame, Text
@@ -77,6 +80,11 @@ class OpenpiSession:
                 found = type(observation).__name__
                 raise ObservationError(
                     f"received a {found}; an observation is a map of named values, and a message one or a list"
+                )
+            is_traced = observation.get(TRACE)
+            if len(observations) > 1 and isinstance(is_traced, (bool, np.bool_)) and is_traced:
+                raise ObservationError(
+                    f"'{TRACE}' is asked for in a list; ask for the stages of one observation at a time"
                 )
         self.request = content
         return observations

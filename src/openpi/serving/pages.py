@@ -17,7 +17,7 @@ import numpy as np
 from openpi.policies.contract import Contract
 from openpi.policies.drift import Moved
 from openpi.serving.catalog import Catalog
-from openpi.serving.live import LiveSession, Parts
+from openpi.serving.live import LiveSession, Parts, thumbnail
 from openpi.serving.metrics import CONTENT_TYPE, Metrics
 from openpi.serving.model_slot import ModelSlot
 from openpi_client.base_policy import Observation
@@ -162,8 +162,17 @@ def _session(session: LiveSession, policy: object) -> dict[str, object]:
             {"text": told.text, "last_s": told.last_s, "count": told.count} for told in reversed(session.told.values())
         ],
         "averages": _averages(session.averages(), getattr(policy, "contract", None)),
-        **_last_exchange(session, policy),
+        **_shown(session, policy),
     }
+
+
+def _shown(session: LiveSession, policy: object) -> dict[str, object]:
+    """Its last exchange, if it can be shown: what one robot sends hides no other robot's."""
+    try:
+        return _last_exchange(session, policy)
+    except Exception:
+        logger.debug("the status page cannot show an exchange", exc_info=True)
+        return {}
 
 
 def _medians(parts: Sequence[Parts]) -> dict[str, float]:
@@ -220,7 +229,8 @@ def _seen(policy: Any, observation: dict) -> Observation:
             return policy.view(observation)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             logger.debug("the status page cannot show an observation", exc_info=error)
-    images = {key: value for key, value in observation.items() if np.ndim(value) == 3 and np.shape(value)[-1] == 3}
+    small = thumbnail(observation)
+    images = {key: value for key, value in small.items() if isinstance(value, np.ndarray) and value.shape[2:] == (3,)}
     return {"image": images, "prompt": observation.get("prompt")}
 
 

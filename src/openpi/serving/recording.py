@@ -99,9 +99,7 @@ class SessionRecorder:
             self._wait_for(num_bytes)
             self._queue.put(work_and_release)
             return
-        self.num_lost += 1
-        if self.num_lost & (self.num_lost - 1) == 0:  # 1, 2, 4, 8, ...
-            logger.warning("%s is too slow: %d exchanges are not recorded", self._folder, self.num_lost)
+        self._lose("%s is too slow: %d exchanges are not recorded", self._folder)
 
     def new_writer(self, info: SessionInfo) -> SessionWriter:
         """Opens the files of a session. For the recording thread."""
@@ -117,13 +115,21 @@ class SessionRecorder:
         with self._lock:
             self._waiting_bytes += num_bytes
 
+    def _lose(self, text: str, *values: object) -> None:
+        """Says it of the first, the second, the fourth, the eighth, ...: a client may have any number of them."""
+        self.num_lost += 1
+        if self.num_lost & (self.num_lost - 1) == 0:
+            logger.warning(text, *values, self.num_lost)
+
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             try:
                 work()
-            except Exception as error:
+            except OSError as error:  # once a session
                 self.num_lost += 1
                 logger.warning("An exchange cannot be recorded in %s: %s", self._folder, error)
+            except Exception as error:
+                self._lose("An exchange cannot be recorded in %s (%s); %d were not", self._folder, error)
             del work  # Or the thread would hold on to a message while it is idle.
 
 

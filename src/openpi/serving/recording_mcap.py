@@ -142,9 +142,11 @@ class Writer:
     def _closed_on_error(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._file.close()
+            if isinstance(error, struct.error):  # the form numbers its topics, up to 65,535
+                raise OSError(f"{self.place} has no room for further names") from error
             raise
 
 

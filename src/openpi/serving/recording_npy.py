@@ -17,6 +17,7 @@ from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy_header
 from openpi.shared.tree import flatten, unflatten
 
 _INFO_FILE = "session.json"
+_MAX_DEPTH = 64  # of maps within each other; messages have fewer
 
 
 class Writer:
@@ -63,7 +64,11 @@ def read_session(folder: Path) -> Iterator[Exchange]:
         raise FileNotFoundError(f"{folder} has no step_<n>.npy; expected a folder that a server recorded a session in")
     for number in sorted(found):
         record = read_record(found[number])
-        yield Exchange(number, _part(record, "inputs"), _part(record, "outputs"))
+        try:
+            exchange = Exchange(number, _part(record, "inputs"), _part(record, "outputs"))
+        except ValueError as error:
+            raise ValueError(f"{found[number]} is no record of a request: {error}") from error
+        yield exchange
 
 
 def _part(record: Mapping[str, object], name: str) -> object:
@@ -90,6 +95,8 @@ def read_record(path: Path) -> dict[str, object]:
             content = plain_pickle.loads(file.read(), Budget(MAX_ARRAYS_BYTES))
         if not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
             raise ValueError(f"it holds a {type(content).__name__}; expected values by name")
+        if deep := [key for key in content if key.count("/") > _MAX_DEPTH]:
+            raise ValueError(f"its key {deep[0][:80]!r}... is nested too deeply")
         return content
     except ValueError as error:
         raise ValueError(f"{path} is no record of a request: {error}") from error

@@ -31,6 +31,8 @@ Reserve = Callable[[int], None]
 _LARGE_BYTES = 2**12
 # An array without bytes may claim any shape, and who goes through its rows would not come to an end.
 _LARGEST_EMPTY_SHAPE = 2**16
+# One value of an array: of numbers 16 at most; of NumPy's text, as much as a text may be.
+_LARGEST_ITEM_BYTES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,8 @@ def _array_at(message: memoryview, at: int, reserve: Reserve) -> tuple[int, np.n
 def _layout(dtype: bytes, shape: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     """What the packed texts of dtype and shape stand for, and how many bytes such an array takes."""
     checked = dtype_of(str(dtype, "ascii", "replace"))
+    if checked.itemsize > _LARGEST_ITEM_BYTES:
+        raise ValueError("its values are too long")
     sides = tuple(msgpack.unpackb(shape))
     return checked, sides, math.prod(sides) * checked.itemsize
 
@@ -191,7 +195,11 @@ def checked_array(array: np.ndarray, reserve: Reserve) -> np.ndarray:
 
     Raises:
         ValueError: it claims a shape without having any bytes.
+        ObservationError: its texts are longer than a text may be: NumPy's have no limit of their own.
     """
+    if array.dtype.itemsize > _LARGEST_ITEM_BYTES:
+        found = f"an array of texts of {array.dtype.itemsize} bytes"
+        raise _passed(found, f"{_LARGEST_ITEM_BYTES} at most", "shorten them")
     if array.nbytes == 0 and math.prod(side for side in array.shape if side) > _LARGEST_EMPTY_SHAPE:
         raise ValueError(f"an array without bytes has shape {list(array.shape)}")
     if not array.flags.aligned:

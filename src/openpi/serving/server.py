@@ -44,7 +44,7 @@ from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
 from openpi.serving.conversation import Conversation
 from openpi.serving.handshake import Handshake
-from openpi.serving.listener import Listener
+from openpi.serving.listener import Listener, as_place
 from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot
@@ -163,7 +163,7 @@ class PolicyServer:
         ) as listener:
             self._port = listener.port
             self._is_public = listener.is_public
-            logger.info("Listening on %s:%d", self._host, self._port)
+            logger.info("Listening on %s", as_place(self._host, self._port))
             listener.start(self._answer)
             if self._on_listening:
                 self._on_listening(self._port)
@@ -228,9 +228,9 @@ class PolicyServer:
     def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         """Pages and refusals over HTTP, or a session."""
         path = urlsplit(handshake.path).path
-        expected = "POST" if path == _KEEPALIVE_PATH else "GET"
-        if handshake.method != expected:
-            handshake.respond(pages.wrong_method(expected), _PAGE_TIMEOUT_S)
+        expected = ("POST",) if path == _KEEPALIVE_PATH else ("GET", "HEAD")  # HEAD is what some health checks send
+        if handshake.method not in expected or (handshake.is_websocket and handshake.method == "HEAD"):
+            handshake.respond(pages.wrong_method(expected[0]), _PAGE_TIMEOUT_S)
             return
         if path in _HEALTH:
             handshake.respond(self._health(path), _PAGE_TIMEOUT_S)

@@ -12,8 +12,6 @@ from openpi.policies.watch import Watch
 from openpi.serving.client_log import ClientLog
 from openpi.shared.tree import flatten
 
-logger = logging.getLogger(__name__)
-
 
 class Watching:
     """Of a session with a policy whose contract tells what training saw, or its rate; else nothing is suspicious."""
@@ -47,8 +45,9 @@ class Watching:
             found = [] if self._watch is None else self._watch.look(leaves)
             if self._pace is not None:
                 found += self._pace.asked(leaves, now_s)
-        except Exception:
-            logger.exception("The observations of %s are not watched any more", self._address)
+        except Exception as error:
+            text = f"The observations of {self._address} are not watched any more"
+            self._log.write(logging.ERROR, self._address, text, error=error)
             self._watch = self._pace = None
             return []
         if found and self._is_strict:

@@ -83,6 +83,7 @@ def decode(
         object_pairs_hook=values.of_pairs,
         list_hook=values.of_list if values.has_views else None,
         ext_hook=values.of_extension,
+        timestamp=1,  # as a number of seconds
         strict_map_key=False,  # `of_pairs` says which key it is
     )
 
@@ -139,13 +140,13 @@ class _Values:
 
     def of_extension(self, code: int, data: bytes) -> object:
         """What was taken out, for its placeholder: once, or a few bytes of a client's could stand for megabytes, as
-        often as it likes.
+        often as it likes. Other extensions mean nothing here, and no recording could hold them.
         """
-        if code != PLACEHOLDER_CODE:
-            return msgpack.ExtType(code, data)
         number = int.from_bytes(data, "big")
-        if number not in self._parts:
-            raise ValueError(f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays")
+        if code != PLACEHOLDER_CODE or number not in self._parts:
+            raise ObservationError(
+                f"a message has an extension of type {code}; send maps, lists, numbers, text and arrays"
+            )
         return self._parts.pop(number)
 
     def _jpeg(self, data: object) -> np.ndarray:

@@ -65,18 +65,21 @@ class Budget:
 
 
 def plain_dtype(text: object) -> np.dtype:
-    """The dtype of `<f4` and the like: booleans, numbers, text, bytes. No objects, fields, sub-arrays or times.
+    """The dtype of `<f4` and the like: booleans, numbers, text, bytes, times. No objects, fields or sub-arrays.
 
     Raises:
         ValueError: another.
     """
-    if isinstance(text, str) and _PLAIN_DTYPE.fullmatch(text):
-        return np.dtype(text)
-    raise ValueError(f"the dtype {str(text)[:80]!r} is none of booleans, numbers, text and bytes")
+    if isinstance(text, str) and _PLAIN_DTYPE.fullmatch(text) and (dtype := np.dtype(text)).itemsize <= _MAX_ITEM_BYTES:
+        return dtype
+    raise ValueError(f"the dtype {str(text)[:80]!r} is none of booleans, numbers, text, bytes and times")
 
 
-# At most 64 KiB an item: NumPy takes item sizes up to 2 GiB, which make a small shape a huge array.
-_PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4})")
+# NumPy takes item sizes up to 2 GiB, which make a small shape a huge array.
+_MAX_ITEM_BYTES = 2**16
+_PLAIN_DTYPE = re.compile(
+    r"[<>|=]?(?:b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,5}|[mM]8(?:\[\d{0,9}(?:[YMWDhms]|ms|us|ns|ps|fs|as)\])?)"
+)
 
 
 def plain_array(

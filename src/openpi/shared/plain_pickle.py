@@ -91,23 +91,26 @@ class _Named:
 class _Dtype:
     """A dtype, from its code and byte order."""
 
-    __slots__ = ("_code", "_order")
+    __slots__ = ("_code", "_order", "_unit")
 
     def __init__(self, code: str) -> None:
-        self._code, self._order = code, ""
+        self._code, self._order, self._unit = code, "", ""  # the unit of times
 
     def __setstate__(self, state: object) -> None:
         match state:
-            case (int(), "<" | ">" | "=" | "|" as order, None, None, None, *_):
+            case (int(), "<" | ">" | "=" | "|" as order, None, None, None, *more):
                 self._order = order
             case _:
                 raise ValueError(f"it has a dtype '{self._code}' with parts")
+        match more:
+            case [_, _, _, (_, (bytes() as unit, int(count), *_))] if unit != b"generic":
+                self._unit = f"[{count}{unit.decode('latin-1')}]"
 
     def is_object(self) -> bool:
         return self._code == "O8"
 
     def plain(self) -> np.dtype:
-        return plain_dtype(self._order + self._code)
+        return plain_dtype(self._order + self._code + self._unit)
 
 
 class _Array:

@@ -28,13 +28,19 @@ def check_paths_differ(tree: Mapping[str, object]) -> None:
 
 
 def unflatten(flat: Mapping[str, object]) -> Params:
-    """Inverse of `flatten`."""
+    """Inverse of `flatten`.
+
+    Raises:
+        ValueError: a path leads through a leaf, as of `{"a": 1, "a/b": 2}`.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"'{path[:200]}' lies within a value, '{parent[:200]}'")
         node[name] = leaf
     return tree
 

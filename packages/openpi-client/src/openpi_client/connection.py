@@ -1,9 +1,11 @@
 """Opening a websocket connection to a policy server, whatever is spoken over it."""
 
+import base64
 import contextlib
 import socket
 import ssl
-from typing import FrozenSet, Iterator, Mapping, Optional, Tuple
+from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
+from urllib.parse import unquote, urlsplit
 
 import websockets.exceptions
 from websockets.client import ClientProtocol
@@ -62,6 +64,35 @@ def uri(host: str, port: Optional[int]) -> str:
         is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
         host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
     return host if port is None else f"{host}:{port}"
+
+
+def key_problem(api_key: str) -> str:
+    """Why a key is none that a header carries, in words that do not repeat it; empty = it is one."""
+    if api_key.strip() != api_key:
+        return "has spaces or line ends around it (was it read from a file? use .strip())"
+    # Beyond ASCII, programs differ in the bytes that they send.
+    return "" if api_key.isascii() and api_key.isprintable() else "has characters other than printable ASCII"
+
+
+def authorized(place: str, scheme: str, api_key: Optional[str]) -> Tuple[str, Dict[str, str]]:
+    """An address as it may be told in messages, and the headers that only its server should read.
+
+    Args:
+        place: of `uri`; a login in it (wss://name:password@...) goes into the headers.
+        scheme: of `Authorization`, for the key.
+    Raises:
+        ValueError: a key that cannot be sent, or a key and a login.
+    """
+    netloc = urlsplit(place).netloc
+    login, at, server = netloc.rpartition("@")
+    place = place.replace(netloc, server, 1)
+    if api_key and (problem := key_problem(api_key)):
+        raise ValueError(f"api_key {problem}; give the key that the server was started with")
+    if api_key and at:
+        raise ValueError(f"the address {place} has a login, and there is an api_key; give one of the two")
+    if at:
+        return place, {"Authorization": f"Basic {base64.b64encode(unquote(login).encode()).decode()}"}
+    return place, {"Authorization": f"{scheme} {api_key}"} if api_key else {}
 
 
 @contextlib.contextmanager

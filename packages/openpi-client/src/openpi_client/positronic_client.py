@@ -77,14 +77,13 @@ class PositronicClient:
                 "default": 60 s, and no limit for the first answer of a session.
             max_message_bytes: of an answer; a larger one ends the session.
         Raises:
-            ValueError: an address or a number of seconds that cannot be.
+            ValueError: an address, a key, or a number of seconds that cannot be.
         """
         path = SESSION_PATH if model_id is None else f"{SESSION_PATH}/{quote(str(model_id), safe='')}"
-        self._uri = connection.uri(host, port) + path
+        self._uri, self._headers = connection.authorized(connection.uri(host, port) + path, "Bearer", api_key)
         self._resize = resize
         self._horizon_sec = horizon_sec
         self._codec = codec
-        self._api_key = api_key
         check_seconds("connect_timeout_s", connect_timeout_s)
         check_seconds("request_timeout_s", request_timeout_s, "default")
         self._connect_timeout_s = connect_timeout_s
@@ -165,11 +164,10 @@ class PositronicClient:
         self.close()
 
     def _open(self, channel: Channel, deadline: Deadline) -> None:
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         try:
             stream, _ = connection.open_stream(
                 self._uri,
-                headers,
+                self._headers,
                 deadline.sooner(connection.HANDSHAKE_TIMEOUT_S),
                 max_message_bytes=self._max_message_bytes,
             )

@@ -96,7 +96,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             RuntimeError: the server could not load its policy, or has no model of the name asked for.
             websockets.exceptions.InvalidStatus: the server refused the connection; `connection.KeyRefused`: it wants
                 an API key, or another one.
-            ValueError: an address, a number of seconds, or `jpeg_quality` that cannot be.
+            ValueError: an address, a key, a number of seconds, or `jpeg_quality` that cannot be.
         """
         if jpeg_quality is not None and not 1 <= jpeg_quality <= _BEST_JPEG_QUALITY:
             raise ValueError(f"jpeg_quality is {jpeg_quality}; expected 1 to {_BEST_JPEG_QUALITY}, or None")
@@ -104,8 +104,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         check_seconds("reconnect_timeout_s", reconnect_timeout_s)
         check_seconds("request_timeout_s", request_timeout_s, "default")
         check_seconds("max_age_s", max_age_s, "chunk")
-        self._uri = connection.uri(host, port)
-        self._api_key = api_key
+        self._uri, self._headers = connection.authorized(connection.uri(host, port), "Api-Key", api_key)
         self._request_timeout_s: Union[float, Literal["default"], None] = request_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._resend = resend
@@ -363,9 +362,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
             self._channel.closed.wait(_RETRY_INTERVAL_S)
 
     def _connect(self, deadline: Deadline) -> None:
-        headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else {}
+        headers = self._headers
         if self._is_untimed:
-            headers[connection.FEATURES_HEADER] = connection.UNTIMED
+            headers = {**headers, connection.FEATURES_HEADER: connection.UNTIMED}
         handshake = deadline.sooner(connection.HANDSHAKE_TIMEOUT_S)
         stream, answered = connection.open_stream(
             self._uri, headers, handshake, max_message_bytes=self._max_message_bytes

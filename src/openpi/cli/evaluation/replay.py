@@ -27,12 +27,13 @@ from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 if TYPE_CHECKING:
-    from openpi.serving.recorded import Origin
+    from openpi.serving.recorded import Exchange, Origin
 
 SUMMARY = "recorded requests to a server again, and the answers compared"
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ERROR = 2000
 _NOISE = "pi0 and pi0.5 draw new noise for each answer, unless the request has `seed` or `noise`"
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except connection.KeyRefused as error:
         print(f"openpi replay: {error}; here that is --api-key KEY, or OPENPI_API_KEY", file=sys.stderr)
         return 1
-    except (ValueError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
+    except (ValueError, TypeError, OverflowError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
         logger.debug("", exc_info=True)
         print(f"openpi replay: {error}", file=sys.stderr)
         return 1
@@ -81,6 +82,7 @@ def replay(args: argparse.Namespace) -> bool:
     for session in find_sessions(args.place):
         with open_client(origin_of(session), args, str(session)) as ask:
             for exchange in read_session(session):
+                _check(exchange, session)
                 start_s = time.perf_counter()
                 answer = _answer_or_error(ask, exchange.inputs)
                 times_ms.append(1000 * (time.perf_counter() - start_s))
@@ -104,6 +106,13 @@ def replay(args: argparse.Namespace) -> bool:
         return True
     print(f"openpi replay: actions differ by {largest:.4g}, more than {args.tolerance:g}. {_NOISE}", file=sys.stderr)
     return False
+
+
+def _check(exchange: Exchange, session: Path) -> None:
+    """Raises ValueError for what no server records: files are handed on, and may say anything."""
+    asked = exchange.inputs if isinstance(exchange.inputs, list) else [exchange.inputs]
+    if not all(isinstance(each, dict) for each in (*asked, exchange.outputs)):
+        raise ValueError(f"{session} step {exchange.step} is no exchange: it has no maps of observation and answer")
 
 
 @contextlib.contextmanager
@@ -159,11 +168,17 @@ def _answer_or_error(ask: Callable[[object], Mapping[str, object]], inputs: obje
 
 def _comparison(recorded: Mapping[str, object], answered: Mapping[str, object], difference: float) -> str:
     then, now = (
-        f"an error ({answer['error']})" if "error" in answer else "an answer" for answer in (recorded, answered)
+        f"an error ({_printable(answer['error'])})" if "error" in answer else "an answer"
+        for answer in (recorded, answered)
     )
     if "error" in recorded or "error" in answered:
         return f"then {then}, now {now}"
     return f"largest difference of the actions {difference:.4g}"
+
+
+def _printable(text: object) -> str:
+    """Of a file or a server, which may send what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:_LONGEST_ERROR])
 
 
 def largest_difference(recorded: object, answered: object) -> float:

@@ -80,9 +80,12 @@ def announce(host: str, port_file: Path | None, scheme: str, port: int) -> None:
         partial = port_file.with_name(f".{port_file.name}.partial")
         partial.write_text(f"{port}\n")
         partial.rename(port_file)
-    page = f"{scheme.replace('ws', 'http')}://{host}:{port}"
-    logger.info("Policy server on %s://%s:%d; status: %s; health: %s/healthz", scheme, host, port, page, page)
-    if host in ("0.0.0.0", "::"):
+    from openpi.serving.listener import as_place
+
+    place = as_place(host, port)
+    page = f"{scheme.replace('ws', 'http')}://{place}"
+    logger.info("Policy server on %s://%s; status: %s; health: %s/healthz", scheme, place, page, page)
+    if host.strip("[]") in ("0.0.0.0", "::"):
         logger.info("Reachable from the network as %s", _network_names())
 
 

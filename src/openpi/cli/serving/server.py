@@ -251,7 +251,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     """For a server with this certificate; None without one.
 
     Raises:
-        ValueError: only one of the two is given, or they do not belong together.
+        ValueError: only one of the two is given, they do not belong together, or the key has a password.
         OSError: they cannot be read.
     """
     if certificate is None and key is None:
@@ -261,8 +261,14 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     import ssl
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+
+    def refuse_to_ask() -> str:  # OpenSSL would, on the terminal of a service that has none
+        raise ValueError(
+            f"{key} has a password; a server cannot ask for it. Decrypt it: openssl pkey -in {key} -out ..."
+        )
+
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, refuse_to_ask)
     except ssl.SSLError as error:
         raise ValueError(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
     return context

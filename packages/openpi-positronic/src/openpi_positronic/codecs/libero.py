@@ -13,7 +13,7 @@ import numpy as np
 
 from openpi_positronic.codecs.action import COMMAND, GRIP, ActionCodec
 from openpi_positronic.codecs.codec import Codec, Step
-from openpi_positronic.codecs.observation import signal_of
+from openpi_positronic.codecs.observation import array_of, numbers_of
 
 STATE = "libero.state"
 _POSE, _GRIP = "robot_state.ee_pose", "grip"
@@ -36,15 +36,10 @@ class LiberoSignals(Codec):
     cameras: tuple[str, ...]
 
     def encode(self, raw: Mapping[str, object]) -> dict[str, object]:
-        pose = np.asarray(signal_of(raw, _POSE), np.float64).reshape(-1)
-        if len(pose) != 7:
-            raise ValueError(f"'{_POSE}' has {len(pose)} values; expected 7")
-        grip = np.asarray(signal_of(raw, _GRIP), np.float64).reshape(-1)
-        if len(grip) != 1:
-            raise ValueError(f"'{_GRIP}' has {len(grip)} values; expected 1")
+        pose, grip = numbers_of(raw, _POSE, 7).astype(np.float64), numbers_of(raw, _GRIP, 1).astype(np.float64)
         hand = rotation_vector(_product(pose[3:], _HAND_IN_GRIPPER_WXYZ))
         fingers = _OPEN_M + grip * (_CLOSED_M - _OPEN_M)
-        mirrored = {name: np.asarray(signal_of(raw, name))[..., ::-1, :] for name in self.cameras}
+        mirrored = {name: array_of(raw, name)[..., ::-1, :] for name in self.cameras}
         return {**raw, **mirrored, STATE: np.concatenate([pose[:3], hand, fingers])}
 
 

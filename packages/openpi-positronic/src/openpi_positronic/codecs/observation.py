@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from openpi.policies.guards import ObservationError
+from openpi.policies.images import LONGEST_SIDE
+from openpi.policies.observation_checks import as_array
 from openpi.shared import image_tools
 from openpi.shared.errors import missing_key
 from openpi.shared.strict_json import Json
@@ -82,7 +85,7 @@ class ObservationCodec(Codec):
     def encode(self, raw: Mapping[str, object]) -> Observation:
         encoded: dict[str, Any] = {vector.key: _encode_vector(vector, raw) for vector in self.vectors}
         for camera in self.cameras:
-            encoded[camera.key] = self._resize(signal_of(raw, camera.signal), camera.signal)
+            encoded[camera.key] = self._resize(_image_of(raw, camera.signal), camera.signal)
         if raw.get(TASK) is not None:
             encoded[self.prompt_key] = raw[TASK]  # the policy refuses what is no text
         return encoded
@@ -109,9 +112,7 @@ class ObservationCodec(Codec):
     def _resize(self, images_hwc: np.ndarray, name: str) -> np.ndarray:
         images_hwc = np.asarray(images_hwc)
         if images_hwc.ndim < 3 or images_hwc.shape[-1] != 3 or images_hwc.dtype != np.uint8:
-            raise ValueError(
-                f"'{name}' is {images_hwc.dtype} of shape {images_hwc.shape}; expected uint8 RGB [height, width, 3]"
-            )
+            raise ObservationError(_no_image(images_hwc, name))
         return image_tools.resize_with_pad(images_hwc, *self.size_hw)
 
 
@@ -136,11 +137,35 @@ def signal_of(raw: Mapping[str, object], name: str) -> Any:
     return raw[name]
 
 
+def array_of(raw: Mapping[str, object], name: str) -> np.ndarray:
+    """A signal as an array. Raises as `signal_of`, and ObservationError for lists that are none."""
+    try:
+        return as_array(signal_of(raw, name), name)
+    except ValueError as error:
+        raise ObservationError(str(error)) from error
+
+
+def numbers_of(raw: Mapping[str, object], name: str, width: int) -> np.ndarray:
+    """So many numbers. Raises as `array_of`, and ObservationError for others."""
+    numbers = array_of(raw, name).reshape(-1)
+    if len(numbers) != width:
+        raise ObservationError(f"'{name}' has {len(numbers)} values; expected {width}")
+    if numbers.dtype.kind not in "fiub":
+        raise ObservationError(f"'{name}' has dtype {numbers.dtype}; expected numbers")
+    return numbers
+
+
+def _image_of(raw: Mapping[str, object], name: str) -> np.ndarray:
+    """One image: of thousands in one array, each of a few bytes, gigabytes would be made."""
+    image = array_of(raw, name)
+    if image.ndim != 3 or not 0 < min(image.shape) <= max(image.shape) <= LONGEST_SIDE:
+        raise ObservationError(_no_image(image, name))
+    return image
+
+
+def _no_image(image: np.ndarray, name: str) -> str:
+    return f"'{name}' is {image.dtype} of shape {image.shape}; expected uint8 RGB [height, width, 3]"
+
+
 def _encode_vector(vector: Vector, raw: Mapping[str, object]) -> np.ndarray:
-    parts = []
-    for name, width in vector.signals.items():
-        part = np.asarray(signal_of(raw, name), np.float32).reshape(-1)
-        if len(part) != width:
-            raise ValueError(f"'{name}' has {len(part)} values; expected {width}")
-        parts.append(part)
-    return np.concatenate(parts)
+    return np.concatenate([numbers_of(raw, name, width).astype(np.float32) for name, width in vector.signals.items()])
