@@ -563,6 +563,14 @@ def test_an_error_of_one_tick_does_not_shift_those_that_follow():
     assert clock.now_s() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("max_s", [float("nan"), -1.0, "60"])
+def test_an_episode_without_an_end_that_anybody_meant_does_not_begin(max_s):
+    requester = realtime.ThreadRequester(Walk(), metadata())
+    with pytest.raises(ValueError, match="max_s is .*; expected seconds"):
+        realtime.ControlLoop(Arm(), requester, safety=realtime.Safety(blend_s=0)).run(max_s=max_s)
+    requester.close()
+
+
 def test_the_time_of_day_may_be_set_while_the_loop_runs(monkeypatch):
     days = itertools.count(2e9, -86400)
     monkeypatch.setattr(time, "time", lambda: next(days))

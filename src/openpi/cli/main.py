@@ -5,6 +5,7 @@ Packages add commands by the entry point `openpi.commands`: name -> a module as 
 
 import importlib
 import os
+import select
 import sys
 from typing import Protocol, cast
 
@@ -85,7 +86,19 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends, where nobody could tell why it fails
+    except BrokenPipeError:
+        if not _stdout_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -95,15 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{usage()}\n\nopenpi: unknown command '{command}'{_hint(command, known)}", file=sys.stderr)
         return 2
     module = _load(command)
-    try:
-        if TRUST_FLAG in rest and command in LOAD_CHECKPOINTS:
-            return _run_trusting(module, [word for word in rest if word != TRUST_FLAG])
-        return int(module.main(rest) or 0)
-    except BrokenPipeError:
-        if not _stdout_is_gone():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if TRUST_FLAG in rest and command in LOAD_CHECKPOINTS:
+        return _run_trusting(module, [word for word in rest if word != TRUST_FLAG])
+    return int(module.main(rest) or 0)
 
 
 def _load(command: str) -> Command:
@@ -145,11 +152,9 @@ def _run_trusting(module: Command, argv: list[str]) -> int:
 
 def _stdout_is_gone() -> bool:
     """Whether the reader, such as `head`, has seen enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

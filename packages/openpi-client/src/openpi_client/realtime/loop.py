@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
 import numpy as np
 
 from openpi_client.base_policy import Metadata
+from openpi_client.deadline import check_seconds
 from openpi_client.realtime import strategies
 from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
 from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
@@ -130,8 +131,10 @@ class ControlLoop:
         Raises:
             KeyboardInterrupt: Ctrl-C, after the robot holds and the log is written.
             SystemExit: SIGTERM or SIGHUP (a service or container that is stopped, a terminal that is closed), likewise.
-            ValueError: the robot's pose is needed, and not known; it, or `home`, is no place to be.
+            ValueError: the robot's pose is needed, and not known; it, or `home`, is no place to be; or `max_s` is no
+                time.
         """
+        check_seconds("max_s", max_s)
         log = self.last_log = EpisodeLog(self._next_folder(), self._clock, self.spec.width)
         controller = self._controller(log)
         end = "error"
