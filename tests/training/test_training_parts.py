@@ -271,11 +271,20 @@ def test_training_says_what_is_wrong_in_the_columns_of_a_dataset_and_goes_on(tmp
         ("wider_state", r"'joints' has shape \(3,\); expected \(4,\): joint_0, joint_1"),
         ("fewer_actions", r"the actions of .* have 3 dimensions; robot 'arm_of_3_and_2' of the recipe has 2: joint_0"),
         ("padding_returned", r"the output transforms return 4 dimensions; robot 'arm_of_3_and_3' of the recipe has 3"),
+        ("dimension_lost", r"the actions of .* have 3 dimensions; robot 'custom' of the recipe has 2"),
     ],
 )
 def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return(arm_dataset, tmp_path):
+    """Inputs that pad, as published robots of one's own did, were refused: "the output transforms return 3"."""
+    data = open_data(of_arm("padded_inputs", arm_dataset, tmp_path))
+    assert data.config.norm_stats["actions"].width == 4
+    assert data.contract.actions.names == data.action_names == ("lift", "turn", "grip")
+    assert len(data.contract.action_low) == 3 and data.contract.stats_widths == {"state": 4, "actions": 4}
 
 
 @pytest.mark.parametrize("column", ["joints", "actions"])
