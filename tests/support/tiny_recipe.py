@@ -155,6 +155,14 @@ class InputsThatPad(ArmInputs):
 
 
 @dataclasses.dataclass(frozen=True)
+class InputsThatTurn(ArmInputs):
+    """As published for two arms: images have their channels first, and are not looked at."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return super().__call__(data) | {"image": {"base_0_rgb": np.asarray(data["camera"]).transpose(1, 2, 0)}}
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputsOfFewer(ArmOutputs):
     """Written for a robot with a joint less."""
 
@@ -180,6 +188,7 @@ wider_state = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, i
 fewer_actions = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfFewerActions()))
 padding_returned = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, outputs=OutputsOfPadding()))
 padded_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatPad()))
+turning_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatTurn()))
 dimension_lost = dataclasses.replace(
     arm, data=OtherArmData(base_config=_PROMPTS, inputs=ArmInputs(), outputs=OutputsOfFewer())
 )

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import paths
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies.policy import Policy
+from openpi.serving.warm_up import warm_up
 from openpi.shared import normalize
 from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
@@ -285,6 +288,26 @@ def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return
     assert data.config.norm_stats["actions"].width == 4
     assert data.contract.actions.names == data.action_names == ("lift", "turn", "grip")
     assert len(data.contract.action_low) == 3 and data.contract.stats_widths == {"state": 4, "actions": 4}
+
+
+def test_transforms_without_a_spec_get_images_as_published_and_robots_of_either_layout_are_warmed_up(
+    arm_dataset, tmp_path, caplog
+):
+    """[64, 3, 48] reached the model from copies of the published `aloha_policy.py`, and training refused them."""
+    batches = {}
+    for name in ("arm", "turning_inputs", "as_recorded"):
+        data = open_data(of_arm(name, arm_dataset, tmp_path))
+        batches[name] = next(iter(data.train))["image"]["base_0_rgb"]
+        policy = Policy(
+            SimpleNamespace(takes_noise=True, warm_up=lambda batch: batches.update(warm=batch["image"]["base_0_rgb"])),
+            transforms=[*data.config.data_transforms.inputs, *data.config.model_transforms.inputs],
+        )
+        caplog.clear()
+        assert warm_up(policy, data.contract.cameras, data.contract.state), caplog.text
+        assert batches.pop("warm").shape == (1, 28, 28, 3)
+    assert batches["arm"].shape == (4, 28, 28, 3) and batches["arm"].dtype == np.uint8
+    for name, images in batches.items():
+        np.testing.assert_array_equal(images, batches["arm"], err_msg=name)
 
 
 @pytest.mark.parametrize("column", ["joints", "actions"])

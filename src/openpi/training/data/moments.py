@@ -69,8 +69,8 @@ class Moments:
             dataset = dataset.select(episodes)
         self._dataset = dataset
         self._is_pad = f"{data_config.action_sequence_keys[0]}_is_pad"
-        prompt = data_loader.prompt_transforms(data_config, dataset)
-        self._to_observation = transforms.compose((*prompt, *data_config.repack_transforms.inputs))
+        first = data_loader.dataset_transforms(data_config, dataset)
+        self._to_observation = transforms.compose((*first, *data_config.repack_transforms.inputs))
         self._to_stats = transforms.compose(data_config.data_transforms.inputs)
         self._normalize = transforms.Normalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm)
         self._to_robot = robot_actions(data_config, is_sampled=False)

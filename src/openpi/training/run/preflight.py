@@ -297,7 +297,8 @@ def _run_chain(
     look: FirstLook | None = None,
 ) -> tuple[Sample, Sample, Sample]:
     """The sample under client keys, before normalisation, and as the model takes it."""
-    num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
+    behind = (*data_config.data_transforms.inputs, transforms.Normalize, *data_config.model_transforms.inputs)
+    num_client = len(chain) - len(behind)
     client = raw = sample
     if look is not None:
         look.stage(None, sample)
