@@ -26,7 +26,7 @@ from openpi.shared import normalize
 from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
-from openpi.training.config import TrainConfig, cli, get_config
+from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import GaveUpError, Prefetcher
 from openpi.training.data.recipe_data import open_recipe
@@ -288,6 +288,20 @@ def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return
     assert data.config.norm_stats["actions"].width == 4
     assert data.contract.actions.names == data.action_names == ("lift", "turn", "grip")
     assert len(data.contract.action_low) == 3 and data.contract.stats_widths == {"state": 4, "actions": 4}
+
+
+@pytest.mark.parametrize("name", ["arm", "as_recorded"])
+def test_statistics_of_a_released_base_which_are_as_wide_as_the_model_are_trained_with(name, arm_dataset, tmp_path):
+    """With zeros for the padding. They were refused while the dataset was looked at."""
+    config = of_arm(name, arm_dataset, tmp_path)
+    widened = {
+        key: normalize.NormStats(*(np.append(values, 0.0) for values in (own.mean, own.std, own.q01, own.q99)))
+        for key, own in open_data(config).config.norm_stats.items()
+    }
+    normalize.save(tmp_path / "base" / "arms", widened)
+    assets = AssetsConfig(assets_dir=str(tmp_path / "base"), asset_id="arms")
+    data = open_data(dataclasses.replace(config, data=dataclasses.replace(config.data, assets=assets)))
+    assert data.config.norm_stats["state"].width == 4 and data.contract.seen is not None
 
 
 def test_transforms_without_a_spec_get_images_as_published_and_robots_of_either_layout_are_warmed_up(
