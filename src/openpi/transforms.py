@@ -259,14 +259,30 @@ def _check_width(x: np.ndarray, stats: NormStats, key: str, *, at_least: bool) -
 
 
 @dataclasses.dataclass(frozen=True)
+class ChannelsFirst:
+    """Cameras as the published loader hands them out, [..., 3, h, w]: views of [..., h, w, 3], uint8 all the same.
+
+    Attributes:
+        cameras: keys of a sample; those that it lacks are passed over.
+    """
+
+    cameras: Sequence[str]
+
+    def __call__(self, data: DataDict) -> DataDict:
+        return {**data, **{key: np.moveaxis(data[key], -1, -3) for key in self.cameras if key in data}}
+
+
+@dataclasses.dataclass(frozen=True)
 class ResizeImages:
-    """Resizes every image under `image` with its aspect kept, on centred black; uint8 [h, w, c]."""
+    """Resizes every image under `image` with its aspect kept, on centred black; uint8 [h, w, c], also of [3, h, w]."""
 
     height: int
     width: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        images = {key: np.asarray(image) for key, image in _require(data, "image", "ResizeImages").items()}
+        images = {
+            key: _channels_last(np.asarray(image)) for key, image in _require(data, "image", "ResizeImages").items()
+        }
         for key, image in images.items():
             self._check(key, image)
         return {**data, "image": resize_each(images, self.height, self.width)}
@@ -278,6 +294,12 @@ class ResizeImages:
                 f"image '{key}' is to be resized, for which it has to be uint8; it is {image.dtype}. Use "
                 "image_tools.convert_to_uint8 on floats in [0, 1] in the robot's inputs"
             )
+
+
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    """A model's images have three channels, so [3, h, w] is told from its shape."""
+    is_first = image.ndim == 3 and image.shape[0] == 3 != image.shape[-1]
+    return np.moveaxis(image, 0, -1) if is_first else image
 
 
 @dataclasses.dataclass(frozen=True)

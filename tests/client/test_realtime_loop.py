@@ -566,7 +566,7 @@ def test_an_error_of_one_tick_does_not_shift_those_that_follow():
 @pytest.mark.parametrize("max_s", [float("nan"), -1.0, "60"])
 def test_an_episode_without_an_end_that_anybody_meant_does_not_begin(max_s):
     requester = realtime.ThreadRequester(Walk(), metadata())
-    with pytest.raises(ValueError, match="max_s is .*; expected seconds"):
+    with pytest.raises(ValueError, match=r"max_s is .*; expected seconds"):
         realtime.ControlLoop(Arm(), requester, safety=realtime.Safety(blend_s=0)).run(max_s=max_s)
     requester.close()
 

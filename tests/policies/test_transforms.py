@@ -61,6 +61,7 @@ ALL_TRANSFORMS = {
     "Normalize-quantile": transforms.Normalize(STATS, use_quantiles=True, strict=True),
     "Unnormalize": transforms.Unnormalize(STATS),
     "Unnormalize-quantile": transforms.Unnormalize(STATS, use_quantiles=True),
+    "ChannelsFirst": transforms.ChannelsFirst(("picture", "front")),
     "ResizeImages": transforms.ResizeImages(4, 5),
     "SubsampleActions": transforms.SubsampleActions(2),
     "DeltaActions": transforms.DeltaActions((True, False, True)),
@@ -80,6 +81,7 @@ numbers = st.floats(-10, 10, width=32)
 samples = st.fixed_dictionaries(
     {
         "image": st.fixed_dictionaries({"base": hnp.arrays(np.uint8, st.sampled_from([(4, 5, 3), (6, 3, 3)]))}),
+        "front": hnp.arrays(np.uint8, (4, 6, 3)),
         "state": hnp.arrays(np.float32, (4,), elements=numbers),
         "actions": st.one_of(
             hnp.arrays(np.float32, (3, 4), elements=numbers),
@@ -111,6 +113,16 @@ def test_no_transform_edits_its_input(name, sample):
     result = ALL_TRANSFORMS[name](given)
     assert_same(given, before)
     assert isinstance(result, dict)
+
+
+def test_images_are_resized_from_either_layout():
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    turned = transforms.ChannelsFirst(("base",))({"base": image, "pair": 0})
+    assert turned["base"].shape == (3, 6, 8) and np.shares_memory(turned["base"], image)
+    for size in ((4, 5), (6, 8)):
+        resize = transforms.ResizeImages(*size)
+        found, expected = (resize({"image": {"base": each}})["image"]["base"] for each in (turned["base"], image))
+        np.testing.assert_array_equal(found, expected)
 
 
 @hypothesis.given(sample=samples)

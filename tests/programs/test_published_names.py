@@ -342,6 +342,9 @@ def test_statistics_of_a_recipe_that_reads_some_from_a_bucket_are_written_to_its
 
 
 def test_a_recipe_file_that_needs_what_is_not_installed_says_how_to_get_it(tmp_path):
-    (tmp_path / "needs_a_library.py").write_text("import no_such_library.nnx as nnx")
-    with pytest.raises(ValueError, match=r"line 1: .*Put 'no_such_library' beside the file, or install it"):
-        _config.get_config(f"{tmp_path / 'needs_a_library.py'}:recipe")
+    for name in ("needs_a_library.py", "no_such_library_yet.py"):  # of which the other's name is a part
+        (tmp_path / name).write_text("import no_such_library.nnx as nnx")
+        with pytest.raises(ValueError, match=r"line 1: .*Put 'no_such_library' beside the file, or install it"):
+            _config.get_config(f"{tmp_path / name}:recipe")
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_library.*neither installed.*path/to/file.py:NAME"):
+        _config.get_config("no_such_library.recipes:recipe")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 import tiny_recipe
 import weight_layouts
@@ -24,6 +25,7 @@ from openpi.training import config as _config
 from openpi.training.checkpoints import load_norm_stats
 from openpi.training.data_loader import create_data_loader
 from openpi.training.freeze import freeze_nothing
+from openpi.training.recipe.adopted import as_recipe
 from openpi.training.recipe_io import load_recipe, save_recipe
 from openpi.weights import orbax_io
 from paths import ROOT, SUPPORT
@@ -194,6 +196,9 @@ def test_a_program_s_own_copy_of_the_recipe_classes_is_read_served_and_saved(tra
     assert isinstance(data_config, _config.DataConfig) and set(data_config.norm_stats) == {"state", "actions"}
     save_recipe(tmp_path, ours)
     assert load_recipe(tmp_path) == ours
+    unnamed = as_recipe(dataclasses.replace(theirs, exp_name=tyro.MISSING))
+    with pytest.raises(ValueError, match="exp_name is empty; name this run with --exp-name=NAME"):
+        _ = unnamed.checkpoint_dir
     with pytest.raises(ValueError, match="is a type; expected a TrainConfig"):
         _config.get_config("their_copied_config:TrainConfig")
 

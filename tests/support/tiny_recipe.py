@@ -15,7 +15,7 @@ from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.optimizer import CosineDecaySchedule
-from openpi.transforms import Group
+from openpi.transforms import Group, pad_to_dim
 
 TOKENIZERS = Path(__file__).parents[1] / "golden" / "tokenizers"
 TOKENIZER = TOKENIZERS / "tiny_paligemma_tokenizer.model"
@@ -146,6 +146,31 @@ class OutputsOfPadding(ArmOutputs):
 
 
 @dataclasses.dataclass(frozen=True)
+class InputsThatPad(ArmInputs):
+    """As published for robots of one's own before pi0.5: the padding is made here."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        made = super().__call__(data)
+        return made | {key: pad_to_dim(made[key], MODEL.action_dim) for key in ("state", "actions") if key in made}
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsThatTurn(ArmInputs):
+    """As published for two arms: images have their channels first, and are not looked at."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return super().__call__(data) | {"image": {"base_0_rgb": np.asarray(data["camera"]).transpose(1, 2, 0)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputsOfFewer(ArmOutputs):
+    """Written for a robot with a joint less."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {"actions": np.asarray(data["actions"])[..., : NUM_JOINTS - 1]}
+
+
+@dataclasses.dataclass(frozen=True)
 class OtherArmData(ArmData):
     """The same dataset, read for another robot."""
 
@@ -162,6 +187,11 @@ as_recorded = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS))
 wider_state = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfWiderState()))
 fewer_actions = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsOfFewerActions()))
 padding_returned = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, outputs=OutputsOfPadding()))
+padded_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatPad()))
+turning_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatTurn()))
+dimension_lost = dataclasses.replace(
+    arm, data=OtherArmData(base_config=_PROMPTS, inputs=ArmInputs(), outputs=OutputsOfFewer())
+)
 
 # Adapters on a frozen transformer.
 _ADAPTED = dataclasses.replace(_EXPERT, attn_lora=LoRAConfig(rank=2, alpha=2.0), ffn_lora=LoRAConfig(rank=2, alpha=2.0))

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ import paths
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.policies.policy import Policy
+from openpi.serving.warm_up import warm_up
 from openpi.shared import normalize
 from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
-from openpi.training.config import TrainConfig, cli, get_config
+from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import GaveUpError, Prefetcher
 from openpi.training.data.recipe_data import open_recipe
@@ -271,11 +274,54 @@ def test_training_says_what_is_wrong_in_the_columns_of_a_dataset_and_goes_on(tmp
         ("wider_state", r"'joints' has shape \(3,\); expected \(4,\): joint_0, joint_1"),
         ("fewer_actions", r"the actions of .* have 3 dimensions; robot 'arm_of_3_and_2' of the recipe has 2: joint_0"),
         ("padding_returned", r"the output transforms return 4 dimensions; robot 'arm_of_3_and_3' of the recipe has 3"),
+        ("dimension_lost", r"the actions of .* have 3 dimensions; robot 'custom' of the recipe has 2"),
     ],
 )
 def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return(arm_dataset, tmp_path):
+    """Inputs that pad, as published robots of one's own did, were refused: "the output transforms return 3"."""
+    data = open_data(of_arm("padded_inputs", arm_dataset, tmp_path))
+    assert data.config.norm_stats["actions"].width == 4
+    assert data.contract.actions.names == data.action_names == ("lift", "turn", "grip")
+    assert len(data.contract.action_low) == 3 and data.contract.stats_widths == {"state": 4, "actions": 4}
+
+
+@pytest.mark.parametrize("name", ["arm", "as_recorded"])
+def test_statistics_of_a_released_base_which_are_as_wide_as_the_model_are_trained_with(name, arm_dataset, tmp_path):
+    """With zeros for the padding. They were refused while the dataset was looked at."""
+    config = of_arm(name, arm_dataset, tmp_path)
+    widened = {
+        key: normalize.NormStats(*(np.append(values, 0.0) for values in (own.mean, own.std, own.q01, own.q99)))
+        for key, own in open_data(config).config.norm_stats.items()
+    }
+    normalize.save(tmp_path / "base" / "arms", widened)
+    assets = AssetsConfig(assets_dir=str(tmp_path / "base"), asset_id="arms")
+    data = open_data(dataclasses.replace(config, data=dataclasses.replace(config.data, assets=assets)))
+    assert data.config.norm_stats["state"].width == 4 and data.contract.seen is not None
+
+
+def test_transforms_without_a_spec_get_images_as_published_and_robots_of_either_layout_are_warmed_up(
+    arm_dataset, tmp_path, caplog
+):
+    """[64, 3, 48] reached the model from copies of the published `aloha_policy.py`, and training refused them."""
+    batches = {}
+    for name in ("arm", "turning_inputs", "as_recorded"):
+        data = open_data(of_arm(name, arm_dataset, tmp_path))
+        batches[name] = next(iter(data.train))["image"]["base_0_rgb"]
+        policy = Policy(
+            SimpleNamespace(takes_noise=True, warm_up=lambda batch: batches.update(warm=batch["image"]["base_0_rgb"])),
+            transforms=[*data.config.data_transforms.inputs, *data.config.model_transforms.inputs],
+        )
+        caplog.clear()
+        assert warm_up(policy, data.contract.cameras, data.contract.state), caplog.text
+        assert batches.pop("warm").shape == (1, 28, 28, 3)
+    assert batches["arm"].shape == (4, 28, 28, 3) and batches["arm"].dtype == np.uint8
+    for name, images in batches.items():
+        np.testing.assert_array_equal(images, batches["arm"], err_msg=name)
 
 
 @pytest.mark.parametrize("column", ["joints", "actions"])

@@ -114,6 +114,16 @@ def test_a_run_whose_only_step_is_damaged_does_not_start_anew(tmp_path):
     assert folder.exists()
 
 
+def test_a_run_of_the_published_pytorch_trainer_is_not_called_damaged(tmp_path):
+    config = of_run(tmp_path, "--resume")
+    folder = config.checkpoint_dir / "4"
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "metadata.pt"):
+        (folder / name).touch()
+    with pytest.raises(ValueError, match=rf"published PyTorch trainer.*--pytorch-weight-path={folder}, without"):
+        run_directory.open_run(config)
+
+
 class Backend:
     """Restores nothing, or fails."""
 

@@ -204,6 +204,25 @@ def test_adapters_that_the_weights_lack_keep_their_start(tmp_path):
     assert "extra/w" not in merged
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnLoader(weight_loaders.WeightLoader):
+    leaves: dict
+
+    def load(self, params):
+        return unflatten(flatten(params) | self.leaves) if "all" not in self.leaves else self.leaves["all"]
+
+
+def test_a_loader_of_ones_own_returns_all_parameters_and_is_told_about(caplog):
+    """One that returned the tree below `params`, or a part of it, started a run from random numbers in silence."""
+    with caplog.at_level("INFO", "openpi"):
+        weights = weight_loaders.open_weights(OwnLoader({"a/w": np.ones((2, 3))}), _reference())
+    assert weights.report.loaded == ("a/w",) and set(weights.report.kept) == {"a/lora_a", "b/w"}
+    assert "weights from OwnLoader: 1 arrays (6 values) loaded; 2 (6 values) keep" in caplog.text
+    for tree in ({"params": _reference()}, {"a": _reference()["a"]}):
+        with pytest.raises(ValueError, match=r"weights in OwnLoader do not fit[\s\S]*b/w: missing"):
+            weight_loaders.open_weights(OwnLoader({"all": tree}), _reference())
+
+
 def test_every_leaf_that_does_not_fit_is_named_at_once(tmp_path):
     orbax_io.write_params(tmp_path / "params", unflatten({"a/w": np.ones((3, 2)), "extra/w": np.ones(1)}))
     with pytest.raises(

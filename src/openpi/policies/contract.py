@@ -114,6 +114,7 @@ class Contract:
         model_config: ModelDescription,
         *,
         sample: Mapping[str, object] | None = None,
+        action_width: int | None = None,
         control_hz: float | None = None,
         state_names: Iterable[str] | None = None,
         action_names: Iterable[str] | None = None,
@@ -124,6 +125,7 @@ class Contract:
         Args:
             sample: one sample under client keys, that is after the repack transforms; needed when the robot's
                 transforms bring no spec.
+            action_width: of the actions that the robot gets, then; None = that of the statistics.
             control_hz: frames per second of the dataset.
             state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
             camera_means: per client key, see `channel_means`.
@@ -134,7 +136,11 @@ class Contract:
         widths = {key: entry.width for key, entry in stats.items()}
         spec = find_spec(data_config.data_transforms.inputs)
         if spec is None:
-            spec = _with_names(_spec_of_sample(sample, widths), tuple(state_names or ()), tuple(action_names or ()))
+            spec = _with_names(
+                _spec_of_sample(sample, action_width or widths.get("actions")),
+                tuple(state_names or ()),
+                tuple(action_names or ()),
+            )
         state_stats = stats.get("state")
         return cls(
             robot=spec.robot,
@@ -371,14 +377,13 @@ class Contract:
         return facts
 
 
-def _spec_of_sample(sample: Tree | None, widths: Mapping[str, int]) -> RobotSpec:
+def _spec_of_sample(sample: Tree | None, action_width: int | None) -> RobotSpec:
     if sample is None:
         raise NoSpecError(
             "none of the data transforms has a 'spec', and no sample was given; the contract needs one of "
             "them. Give the robot's input transform a `spec: ClassVar[RobotSpec]`"
         )
-    action_dim = widths.get("actions", np.shape(sample.get("actions", [0]))[-1])
-    return RobotSpec.from_sample(sample, action_dim=action_dim)
+    return RobotSpec.from_sample(sample, action_dim=action_width or np.shape(sample.get("actions", [0]))[-1])
 
 
 def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tuple[str, ...]) -> RobotSpec:

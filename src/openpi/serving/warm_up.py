@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,9 +25,12 @@ def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[Vecto
     """
     start_s = time.monotonic()
     flat = example_observation(cameras, state)
+    open_layout = [replace(camera, layout="chw") if camera.layout == "any" else camera for camera in cameras]
+    turned = example_observation(open_layout, state)
     error: Exception | None = None
-    # A key such as `images/cam_high` is a nested dict for one robot, and one text key for another.
-    for observation in (flat, unflatten(flat)):
+    # A key such as `images/cam_high` is a nested dict for one robot, and one text key for another. Transforms of a
+    # user's own may turn [3, h, w] round without looking.
+    for observation in (flat, unflatten(flat), turned, unflatten(turned)):
         try:
             policy.warm_up(observation)
         except ExampleError as raised:

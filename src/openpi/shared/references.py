@@ -54,8 +54,11 @@ def _imported(module: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and module.startswith(error.name):
-            raise
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ModuleNotFoundError(
+                f"{error}: it is neither installed nor in a folder of PYTHONPATH. A file is named path/to/file.py:NAME",
+                name=error.name,
+            ) from error
         raise ValueError(_failure(where, error)) from error
     except Exception as error:
         raise ValueError(_failure(where, error)) from error

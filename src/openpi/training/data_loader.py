@@ -1,6 +1,6 @@
 """From a recipe to batches of model inputs.
 
-    dataset -> prompt from task -> repack -> robot inputs, delta -> normalise -> resize, tokenise, pad -> batch
+    dataset -> layout, prompt from task -> repack -> robot inputs, delta -> normalise -> resize, tokenise, pad -> batch
 
 The transforms are those of serving; only the first two are training's own. Source: the training specification,
 sections 3 and 8. No JAX here, and none in the worker processes.
@@ -17,6 +17,7 @@ from openpi.data.batch_order import Stretches
 from openpi.data.dataset import Dataset, Sample, TransformedDataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.mixture_order import ConcatenatedDataset, MixedIn, MixtureSource, shares
+from openpi.policies.robot_spec import find_spec
 from openpi.shared import published
 from openpi.shared.strict_json import Json
 from openpi.training.config import TrainConfig
@@ -175,27 +176,35 @@ def input_transforms(
     if isinstance(dataset, FakeDataset):
         return ()
     return (
-        *prompt_transforms(data_config, dataset),
+        *dataset_transforms(data_config, dataset),
         *model_side_transforms(data_config, skip_norm_stats=skip_norm_stats),
     )
 
 
-def prompt_transforms(data_config: DataConfig, dataset: Dataset | Stream) -> tuple[Callable[[Sample], Sample], ...]:
-    """What puts the text of a task under `prompt`, if the recipe wants it there.
+def dataset_transforms(data_config: DataConfig, dataset: Dataset | Stream) -> tuple[Callable[[Sample], Sample], ...]:
+    """What a recipe adds to a sample as it is recorded: the prompt, where that is the text of a task, and the layout of
+    the cameras that the robot's transforms expect.
+
+    Transforms written for the published loader turn [3, h, w] round without looking; they have no spec. Ours take both.
 
     Raises:
-        ValueError: the repack transform drops it.
+        ValueError: the repack transform drops the prompt.
     """
-    if not data_config.prompt_from_task or not isinstance(dataset, LeRobotDataset):  # frames of a stream carry a prompt
+    if not isinstance(dataset, LeRobotDataset):  # frames of a stream carry a prompt, and are published as they are
         return ()
-    _check_prompt_survives(data_config)
-    return (transforms.PromptFromLeRobotTask(dataset.metadata.tasks),)
+    steps: list[Callable[[Sample], Sample]] = []
+    if find_spec(data_config.data_transforms.inputs) is None:
+        steps.append(transforms.ChannelsFirst(dataset.metadata.camera_keys))
+    if data_config.prompt_from_task:
+        _check_prompt_survives(data_config)
+        steps.append(transforms.PromptFromLeRobotTask(dataset.metadata.tasks))
+    return tuple(steps)
 
 
 def model_side_transforms(
     data_config: DataConfig, *, skip_norm_stats: bool = False
 ) -> tuple[Callable[[Sample], Sample], ...]:
-    """Everything that follows the prompt, up to what the model takes.
+    """Everything that follows `dataset_transforms`, up to what the model takes.
 
     Raises:
         ValueError: statistics are missing.

@@ -127,17 +127,24 @@ def open_weights(loader: WeightLoader, params: Mapping[str, object]) -> Weights:
     Args:
         params: the reference tree, as shapes.
     Raises:
-        FileNotFoundError, ValueError: as of `WeightLoader.load`.
+        FileNotFoundError, ValueError: as of `WeightLoader.load`; or what it returns is not all of `params`.
     """
     # Of a subclass that has another `load`, that is what is meant.
     owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
     if owners and "open" in vars(owners[0]):
         weights = loader.open(params)  # type: ignore[attr-defined]
-        logger.info("%s", published_tree.by_path(weights))
-        return weights
-    loaded = {path: leaf for path, leaf in flatten(loader.load(params)).items() if hasattr(leaf, "__array__")}
-    arrays = {path: _InMemory(np.asarray(leaf)) for path, leaf in loaded.items()}
-    return _weights_of(arrays, _shapes(flatten(params)), source=type(loader).__name__)
+    else:
+        weights = _weights_of_own(loader, params)
+    logger.info("%s", published_tree.by_path(weights))
+    return weights
+
+
+def _weights_of_own(loader: WeightLoader, params: Mapping[str, object]) -> ArrayWeights:
+    """What its `load` returns, all of it: a leaf that is not in it would be random, and nobody would know."""
+    tree, shapes, source = flatten(loader.load(params)), _shapes(flatten(params)), type(loader).__name__
+    compare(shapes, _shapes(tree), may_keep="", source=source)
+    arrays = {path: _InMemory(np.asarray(leaf)) for path, leaf in tree.items() if hasattr(leaf, "__array__")}
+    return _weights_of(arrays, shapes, source=source)
 
 
 def _weights_of(arrays: Mapping[str, Array], shapes: Shapes, *, source: str) -> ArrayWeights:

@@ -137,7 +137,7 @@ def _part(transform: object) -> str:
             return "statistics"
         case ContractGuard() | RangeGuard():
             return "contract"
-        case transforms.PromptFromLeRobotTask():
+        case transforms.ChannelsFirst() | transforms.PromptFromLeRobotTask():
             return "dataset"
     return "policy"
 

@@ -69,10 +69,16 @@ class Moments:
             dataset = dataset.select(episodes)
         self._dataset = dataset
         self._is_pad = f"{data_config.action_sequence_keys[0]}_is_pad"
-        prompt = data_loader.prompt_transforms(data_config, dataset)
-        self._to_observation = transforms.compose((*prompt, *data_config.repack_transforms.inputs))
+        first = data_loader.dataset_transforms(data_config, dataset)
+        self._to_observation = transforms.compose((*first, *data_config.repack_transforms.inputs))
         self._to_stats = transforms.compose(data_config.data_transforms.inputs)
-        self._normalize = transforms.Normalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm)
+        # As wide as the model has them: so are the statistics of released bases, whatever the robot.
+        self._normalize = transforms.compose(
+            (
+                transforms.Normalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm),
+                transforms.PadStatesAndActions(config.model.action_dim),
+            )
+        )
         self._to_robot = robot_actions(data_config, is_sampled=False)
         self._hold = _hold_or_none(data_config, config.model.action_horizon)
         self._starts = {

@@ -236,7 +236,7 @@ def create_rlds_data_loader(
 
 
 def create_torch_dataset(data_config: DataConfig, action_horizon: int, model_config: BaseModelConfig) -> Dataset:
-    """The samples of a recipe, with their prompts where they come from the task, before any other transform.
+    """The samples of a recipe after `data_loader.dataset_transforms`, before any other transform.
 
     Raises:
         ValueError: the recipe names no dataset, or one in RLDS form.
@@ -252,8 +252,8 @@ def create_torch_dataset(data_config: DataConfig, action_horizon: int, model_con
         )
     of_horizon = dataclasses.replace(model_config, action_horizon=action_horizon)
     dataset = cast(Dataset, recipe_data.create_dataset(data_config, of_horizon))
-    prompt = data_loader.prompt_transforms(data_config, dataset)
-    return TransformedDataset(dataset, prompt) if prompt else dataset
+    first = data_loader.dataset_transforms(data_config, dataset)
+    return TransformedDataset(dataset, first) if first else dataset
 
 
 def create_rlds_dataset(

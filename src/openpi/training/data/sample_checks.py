@@ -273,7 +273,7 @@ def _model_images(sample: Sample, model: BaseModelConfig) -> Iterator[Finding]:
     masks = sample.get("image_mask", {})
     for slot, value in sample.get("image", {}).items():
         key, array = f"image/{slot}", np.asarray(value)
-        if array.ndim != 3 or array.shape[-1] != 3:
+        if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
             yield Finding(key, f"has shape {array.shape}; expected [height, width, 3]: swapped axes?")
             continue
         if array.dtype != np.uint8:

@@ -51,11 +51,17 @@ def _adopted_data(factory: object) -> DataConfigFactory:
     repo_id = getattr(factory, "repo_id", None)
     assets = getattr(factory, "assets", None)
     return AdoptedDataConfig(
-        repo_id=repo_id if isinstance(repo_id, str) else None,  # or the mark of something still to be given
+        repo_id=None if _is_to_be_given(repo_id) else repo_id,
         assets=AssetsConfig() if assets is None else AssetsConfig(**_common_fields(assets, AssetsConfig)),
         theirs=factory,
     )
 
 
 def _common_fields(value: object, kind: type) -> Json:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if hasattr(value, field.name)}
+    names = [field.name for field in dataclasses.fields(kind) if hasattr(value, field.name)]
+    return {name: found for name in names if not _is_to_be_given(found := getattr(value, name))}
+
+
+def _is_to_be_given(value: object) -> bool:
+    """Whether it is `tyro.MISSING`, the published default of what every run has to name."""
+    return type(value).__module__.partition(".")[0] == "tyro"

@@ -240,8 +240,9 @@ def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
         mades.append(made)
         clients.append(client)
         raws.append(raw)
-    contract = _contract(data_config, dataset, config, clients)
-    returned = _check_contract(contract, data_config, config, clients[0], raws[0])
+    returned = _returned_actions(data_config, config, raws[0])
+    contract = _contract(data_config, dataset, config, clients, returned.shape[-1])
+    _check_contract(contract, data_config, clients[0], raws, returned)
     contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
     for client, made in zip(clients, mades, strict=True):
         look.round_trip(client, made)
@@ -296,7 +297,8 @@ def _run_chain(
     look: FirstLook | None = None,
 ) -> tuple[Sample, Sample, Sample]:
     """The sample under client keys, before normalisation, and as the model takes it."""
-    num_client = len(data_config.repack_transforms.inputs) + int(data_config.prompt_from_task)
+    behind = (*data_config.data_transforms.inputs, transforms.Normalize, *data_config.model_transforms.inputs)
+    num_client = len(chain) - len(behind)
     client = raw = sample
     if look is not None:
         look.stage(None, sample)
@@ -342,16 +344,24 @@ def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: Mapp
         )
 
 
+def _returned_actions(data_config: DataConfig, config: TrainConfig, raw: Sample) -> np.ndarray:
+    """[h, width]: a sample's actions, as the robot would get them back."""
+    actions = np.asarray(raw["actions"])
+    padding = max(0, config.model.action_dim - actions.shape[-1])
+    padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
+    returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
+    return np.asarray(returned["actions"])
+
+
 def _check_contract(
-    contract: Contract, data_config: DataConfig, config: TrainConfig, client: Sample, raw: Sample
-) -> np.ndarray:
+    contract: Contract, data_config: DataConfig, client: Sample, raws: Sequence[Sample], returned: np.ndarray
+) -> None:
     """Raises ValueError unless the recipe's robot has the state and the actions of the dataset, and of its outputs.
 
     Args:
         client: a sample under client keys.
-        raw: the same after the robot's transforms, not normalised.
-    Returns:
-        [h, width]: its actions, as the robot would get them back.
+        raws: this one and others after the robot's transforms, not normalised.
+        returned: see `_returned_actions`.
     """
     try:
         contract.check_vectors(client)
@@ -359,16 +369,13 @@ def _check_contract(
         raise ValueError(
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
-    actions = np.asarray(raw["actions"])
-    recorded = np.shape(client.get("actions", actions))[-1]
-    # The robot's transforms may train another form of action, or leave a recorded dimension out.
-    if contract.actions.width not in (recorded, actions.shape[-1]):
+    trained = np.concatenate([np.asarray(raw["actions"]).reshape(-1, np.shape(raw["actions"])[-1]) for raw in raws])
+    recorded = np.shape(client.get("actions", trained))[-1]
+    # The robot's transforms may train another form of action, leave a recorded dimension out, or pad with zeros.
+    used = int(np.max(np.flatnonzero(trained.any(axis=0)), initial=-1)) + 1
+    if contract.actions.width != recorded and not used <= contract.actions.width <= trained.shape[-1]:
         contract.check_actions(recorded, where=f"the actions of {data_config.dataset_name} have")
-    padding = max(0, config.model.action_dim - actions.shape[-1])
-    padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
-    returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
-    contract.check_actions(np.shape(returned["actions"])[-1], where="the output transforms return")
-    return np.asarray(returned["actions"])
+    contract.check_actions(returned.shape[-1], where="the output transforms return")
 
 
 def _shape_text(value: Any) -> str:
@@ -376,7 +383,7 @@ def _shape_text(value: Any) -> str:
 
 
 def _contract(
-    data_config: DataConfig, dataset: Dataset | Stream, config: TrainConfig, clients: list[Sample]
+    data_config: DataConfig, dataset: Dataset | Stream, config: TrainConfig, clients: list[Sample], action_width: int
 ) -> Contract:
     features = _features(dataset)
     action_key = data_config.action_sequence_keys[0]
@@ -385,6 +392,7 @@ def _contract(
         data_config,
         config.model,
         sample=clients[0],
+        action_width=action_width,
         control_hz=dataset.control_hz if isinstance(dataset, Stream) else cast(LeRobotDataset, dataset).metadata.fps,
         state_names=dimension_names(features.get(state_key) or {}),
         action_names=dimension_names(features.get(action_key) or {}),

@@ -137,6 +137,12 @@ def _check_newest_is_whole(directory: Path) -> None:
     damaged, steps = damaged_steps(directory), complete_steps(directory)
     newest = max([*damaged, *steps], default=None)
     if newest in damaged:
+        folder = directory / str(newest)
+        if (folder / "optimizer.pt").is_file():
+            raise ValueError(
+                f"{folder} is a checkpoint of the published PyTorch trainer, whose optimizer.pt is not read; start "
+                f"another run from its weights: --exp-name=ANOTHER --pytorch-weight-path={folder}, without --resume"
+            )
         raise ValueError(damaged_message(directory, newest, f"it lacks {damaged[newest]}"))
 
 
