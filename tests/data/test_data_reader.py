@@ -368,7 +368,7 @@ def test_unknown_episodes_and_frames_are_refused(golden):
 
 def test_a_dataset_that_is_nowhere_is_explained(tmp_path):
     script = "from openpi.data.lerobot.reader import LeRobotDataset; LeRobotDataset('nobody/nothing')"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(tmp_path)}
+    environment = os.environ | {"OPENPI_OFFLINE": "0", "HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(tmp_path)}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert "FileNotFoundError: dataset 'nobody/nothing' is neither in" in found.stderr
 

@@ -228,8 +228,13 @@ def _package_folders(package: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def is_offline() -> bool:
+    """Whether nobody may be asked: `$OPENPI_OFFLINE`."""
+    return os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0")
+
+
 def _check_online(url: str, target: Path) -> None:
-    if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise ConnectionError(
             f"{url} is not cached, and OPENPI_OFFLINE is set. Unset it, or put it at {target} by hand, as "
             f"`openpi fetch {url}` does where there is a network"
