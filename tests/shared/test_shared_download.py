@@ -129,9 +129,7 @@ def test_a_cache_that_cannot_be_written_to_is_named_with_the_way_out(server, cac
     (folder / "model").write_bytes(b"pieces")
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("a file")
-    with pytest.raises(
-        OSError, match=r"cannot keep http.*/model here: .*; the cache is .*OPENPI_DATA_HOME moves"
-    ):
+    with pytest.raises(OSError, match=r"cannot keep http.*/model here: .*; the cache is .*OPENPI_DATA_HOME moves"):
         download.maybe_download(f"{url}/model")
 
 
