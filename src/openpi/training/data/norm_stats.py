@@ -12,6 +12,7 @@ as well, and at the first difference (or error) the whole dataset is done sample
 import functools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def _write_source(folder: Path, data: RecipeData, horizon: int) -> None:
     """Of what the statistics in a folder are: datasets change, and folders of others may have the same name."""
     if roots := _roots(data):
         source = {"datasets": roots, "of_some_frames": _moments(data, horizon)}
-        (folder / _SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n")
+        partial = folder / f".{_SOURCE_FILE}.{os.getpid()}"  # other runs of a sweep may be reading
+        partial.write_text(json.dumps(source, indent=2) + "\n")
+        partial.replace(folder / _SOURCE_FILE)
 
 
 def check_source(folder: Path | str, data: RecipeData, horizon: int) -> str | None:
