@@ -381,6 +381,19 @@ def test_a_dataset_that_is_nowhere_is_explained(tmp_path):
     assert "FileNotFoundError: dataset 'nobody/nothing' is neither in" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("gs://bucket/arm", "gs://bucket/arm"),
+        ("lab/arm@v2.1", "hf://datasets/lab/arm@v2.1"),
+        ("hf://datasets/lab/arm", "hf://datasets/lab/arm"),
+    ],
+)
+def test_a_dataset_at_a_url_or_of_a_revision_is_told_how_to_bring(name, url):
+    with pytest.raises(FileNotFoundError, match=f"`openpi fetch {url}`, and give the folder that this prints"):
+        LeRobotDataset(name)
+
+
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a LeRobot dataset"):
         LeRobotDataset(tmp_path)

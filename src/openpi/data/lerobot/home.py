@@ -68,6 +68,12 @@ def download_dataset(repo_id: str) -> Path:
         FileNotFoundError: there is no such dataset, or nobody to ask.
     """
     local = lerobot_home() / repo_id
+    if download.is_address(repo_id) or "@" in repo_id:
+        url = repo_id if download.is_address(repo_id) else f"hf://datasets/{repo_id}"
+        raise FileNotFoundError(
+            f"dataset '{repo_id}' is a URL or names a revision; expected a folder, or user/name of the hub. Bring it "
+            f"with `openpi fetch {url}`, and give the folder that this prints"
+        )
     if "/" not in repo_id:
         raise FileNotFoundError(f"no dataset folder '{repo_id}' in {Path.cwd()} or {local.parent}; correct the path")
     if download.is_offline():
