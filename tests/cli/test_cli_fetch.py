@@ -1,9 +1,11 @@
 """`openpi fetch`, as a process, against a bucket and a hub on this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,12 +41,14 @@ BASE = {
     "/openpi-assets/checkpoints/base/assets/trossen/norm_stats.json": b"{}",
     "/big_vision/paligemma_tokenizer.model": b"pieces",
 }
+DATASET = paths.GOLDEN / "lerobot_v21/video"
+DATASET_FILES = [path for path in DATASET.rglob("*") if path.is_file()]
+ROWS = "data/chunk-000/episode_000001.parquet"
 HUB = {
     "/physical-intelligence/fast/processor_config.json": b"{}",
     "/physical-intelligence/fast/tokenizer.json": b"{}",
     "/physical-intelligence/fast/README.md": b"not needed",
-    "/datasets/lab/arm/meta/info.json": b"{}",
-    "/datasets/lab/arm/data/0.parquet": b"rows",
+    **{f"/datasets/lab/arm/{file.relative_to(DATASET)}": file.read_bytes() for file in DATASET_FILES},
 }
 
 Fetch = Callable[..., subprocess.CompletedProcess[str]]
@@ -108,7 +112,8 @@ def test_all_that_a_recipe_needs_is_listed_with_sizes_and_nothing_fetched(fetch,
         ["dataset", "needs --dataset", "arm"],
     ]
     assert "2.0 MB  gs://openpi-assets/checkpoints/base/params" in done.stdout
-    assert "6 bytes  hf://datasets/lab/arm" in done.stdout
+    size = sum(len(content) for path, content in HUB.items() if path.startswith("/datasets/"))
+    assert f"{size / 1000:.1f} kB  hf://datasets/lab/arm" in done.stdout
     assert not (tmp_path / "cache").exists()
     assert not [request for request in google.requests if "alt=media" in request]
 
@@ -120,7 +125,7 @@ def test_all_that_a_recipe_needs_is_fetched_once_and_then_there_without_a_networ
     base = tmp_path / "cache/openpi-assets/checkpoints/base"
     assert (base / "params/d/1").stat().st_size == 2_000_000
     assert f"    {base}/assets/trossen" in done.stdout
-    assert (tmp_path / "lerobot/lab/arm/data/0.parquet").read_bytes() == b"rows"
+    assert (tmp_path / "lerobot/lab/arm" / ROWS).read_bytes() == (DATASET / ROWS).read_bytes()
     google.requests.clear()
     hub.requests.clear()
     done = fetch("recipes.py:everything", "--dataset", OPENPI_OFFLINE="1", HF_HUB_OFFLINE="1")
@@ -172,11 +177,63 @@ def test_any_url_may_be_fetched_and_fetched_again(fetch, google, tmp_path):
 
 
 def test_a_dataset_that_was_cut_is_not_taken_for_the_whole(fetch, hub, tmp_path):
-    hub.missing = {"/datasets/lab/arm/data/0.parquet"}
+    hub.missing = {f"/datasets/lab/arm/{ROWS}"}
     done = fetch("recipes.py:everything", "--dataset")
     assert done.returncode == 1
     assert rows(done)[-1][:2] == ["dataset", "FAILED"]
     hub.missing = set()
     done = fetch("recipes.py:everything", "--dataset")
     assert rows(done)[-1][:2] == ["dataset", "fetched"], done.stdout + "\n".join(hub.requests)
-    assert (tmp_path / "lerobot/lab/arm/data/0.parquet").read_bytes() == b"rows"
+    assert (tmp_path / "lerobot/lab/arm" / ROWS).read_bytes() == (DATASET / ROWS).read_bytes()
+
+
+def meta_only(folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+    shutil.rmtree(folder / "videos")
+
+
+def pointer(folder: Path) -> None:
+    (folder / ROWS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def no_table(folder: Path) -> None:
+    (folder / "meta/episodes.jsonl").unlink()
+
+
+@pytest.mark.parametrize("spoil", [meta_only, pointer, no_table])
+def test_a_dataset_that_another_program_brought_in_part_is_completed(spoil, fetch, hub, tmp_path):
+    local = tmp_path / "lerobot/lab/arm"
+    shutil.copytree(DATASET, local)
+    spoil(local)
+    assert rows(fetch("recipes.py:everything", "--dataset", "--list"))[-1][:2] == ["dataset", "to fetch"]
+    done = fetch("recipes.py:everything", "--dataset")
+    assert rows(done)[-1][:2] == ["dataset", "fetched"], done.stdout
+    assert all(same(file, local) for file in DATASET_FILES)
+    assert rows(fetch("recipes.py:everything", "--dataset", OPENPI_OFFLINE="1"))[-1][:2] == ["dataset", "was here"]
+
+
+def same(file: Path, folder: Path) -> bool:
+    return (folder / file.relative_to(DATASET)).read_bytes() == file.read_bytes()
+
+
+def test_a_dataset_that_is_here_is_left_alone_unless_that_is_asked_for(fetch, tmp_path):
+    local = tmp_path / "lerobot/lab/arm"
+    shutil.copytree(DATASET, local)
+    tasks = local / "meta/tasks.jsonl"
+    tasks.unlink()
+    tasks.write_text('{"task_index": 0, "task": "of our own"}\n')
+    assert rows(fetch("recipes.py:everything", "--dataset"))[-1][:2] == ["dataset", "was here"]
+    assert "of our own" in tasks.read_text()
+    assert rows(fetch("recipes.py:everything", "--dataset", "--force"))[-1][:2] == ["dataset", "fetched"]
+    assert same(DATASET / "meta/tasks.jsonl", local)
+
+
+def test_offline_the_hub_is_not_asked_for_a_dataset_either_and_its_place_is_named(fetch, hub, tmp_path):
+    done = fetch("recipes.py:everything", "--dataset", OPENPI_OFFLINE="1")
+    assert done.returncode == 1
+    assert f"dataset 'lab/arm' is not in {tmp_path / 'lerobot/lab/arm'}" in done.stdout
+    assert hub.requests == []
+
+
+def test_what_is_logged_of_a_download_is_not_every_request(fetch):
+    assert "HTTP Request" not in fetch("recipes.py:everything", "--dataset").stderr

@@ -201,9 +201,15 @@ def test_writing_to_a_sample_does_not_change_the_dataset(golden):
 
 
 def encode_again(
-    path: Path, options: dict[str, str], *, first_pts: int = 0, jitter: float = 0, container: str = "mp4"
+    path: Path,
+    options: dict[str, str],
+    *,
+    first_pts: int = 0,
+    jitter: float = 0,
+    period: float = 100,
+    container: str = "mp4",
 ) -> None:
-    """Replaces a video by its frames in H.264, with presentation times off by up to `jitter` of a frame."""
+    """Replaces a video by its frames in H.264, `period` ms each, with times off by up to `jitter` of that."""
     with av.open(str(path)) as source:
         frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     rng = np.random.default_rng(0)
@@ -213,7 +219,7 @@ def encode_again(
         stream.codec_context.time_base = Fraction(1, 1000)
         for number, content in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(content, format="rgb24")
-            frame.pts = first_pts + int(100 * (number + jitter * rng.uniform(-1, 1) * (number > 0)))
+            frame.pts = first_pts + int(period * (number + jitter * rng.uniform(-1, 1) * (number > 0)))
             frame.time_base = Fraction(1, 1000)
             target.mux(stream.encode(frame))
         target.mux(stream.encode())
@@ -227,8 +233,10 @@ def encode_again(
         ({"g": "250", "bf": "2"}, {}),  # one key frame for the whole file
         ({"g": "10", "bf": "3", "x264-params": "open-gop=1"}, {}),
         ({"g": "5", "bf": "0"}, {"jitter": 0.4}),
+        ({"g": "12", "bf": "3"}, {"jitter": 0.4}),  # an index of neither order tells when they are shown
         ({"g": "12", "bf": "2"}, {"first_pts": 500}),
         ({"g": "10", "bf": "0"}, {"container": "matroska"}),  # its index lists key frames
+        ({"g": "10", "bf": "0"}, {"container": "matroska", "period": 99.2}),  # another clock
     ],
 )
 def test_frames_are_found_in_videos_of_any_structure(golden, tmp_path, options, extra):
@@ -368,9 +376,22 @@ def test_unknown_episodes_and_frames_are_refused(golden):
 
 def test_a_dataset_that_is_nowhere_is_explained(tmp_path):
     script = "from openpi.data.lerobot.reader import LeRobotDataset; LeRobotDataset('nobody/nothing')"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(tmp_path)}
+    environment = os.environ | {"OPENPI_OFFLINE": "0", "HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(tmp_path)}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert "FileNotFoundError: dataset 'nobody/nothing' is neither in" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("gs://bucket/arm", "gs://bucket/arm"),
+        ("lab/arm@v2.1", "hf://datasets/lab/arm@v2.1"),
+        ("hf://datasets/lab/arm", "hf://datasets/lab/arm"),
+    ],
+)
+def test_a_dataset_at_a_url_or_of_a_revision_is_told_how_to_bring(name, url):
+    with pytest.raises(FileNotFoundError, match=f"`openpi fetch {url}`, and give the folder that this prints"):
+        LeRobotDataset(name)
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -27,7 +28,7 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.shaping import divide, merge, split
 from openpi.data.lerobot.video_cut import VideoPackets
-from openpi.data.lerobot.video_writer import encode_video
+from openpi.data.lerobot.video_writer import JoinedVideo, encode_video
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_client.image_tools import resize_with_pad
 from paths import GOLDEN
@@ -177,14 +178,39 @@ def moving(num_frames: int) -> list[np.ndarray]:
     return [np.roll(still, 3 * i, axis=1) for i in range(num_frames)]
 
 
-def long_groups(path: Path, frames: list[np.ndarray]) -> None:
-    """H.264 as a phone writes it: a key frame seldom, and frames that lean on later ones."""
+def long_groups(path: Path, frames: list[np.ndarray], lost_before: int | None = None) -> None:
+    """H.264 as a phone writes it: a key frame seldom, frames that lean on later ones, and a clock that may be uneven.
+
+    Args:
+        lost_before: the number of a frame, before which three were lost.
+    """
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10, options={"g": "12", "bf": "3", "sc_threshold": "0"})
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, content in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(content, format="rgb24")
+            late = 3 if lost_before is not None and number >= lost_before else 0
+            frame.pts, frame.time_base = 100 * (number + late) + 40 * (late and number % 2), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def test_episodes_of_an_uneven_clock_are_joined_evenly_and_in_order(tmp_path):
+    long_groups(tmp_path / "long.mp4", moving(24), lost_before=9)
+    packets = VideoPackets.read(tmp_path / "long.mp4")
+    place = packets.place(0, 24)
+    assert place is not None
+    packets.cut(place, tmp_path / "cut.mp4", 10)
+    joined = JoinedVideo(tmp_path / "joined.mp4", 10)
+    for _ in range(2):
+        joined.append(tmp_path / "cut.mp4")
+    joined.close()
+    whole = decoded(tmp_path / "long.mp4")
+    np.testing.assert_array_equal(decoded(tmp_path / "joined.mp4"), [*whole, *whole])
+    with av.open(str(tmp_path / "joined.mp4")) as container:
+        times_s = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(times_s, np.arange(48) / 10, atol=1e-4)  # as exactly as LeRobot asks for
 
 
 def decoded(path: Path) -> list[np.ndarray]:
@@ -209,7 +235,7 @@ def test_a_cut_begins_with_a_key_frame_and_holds_the_same_pixels_or_is_not_made(
             can = True  # by chance the last frames lean on none that follows
         assert (place is not None) is can, (name, first, length)
         if place is not None:
-            packets.cut(place, tmp_path / "cut.mp4")
+            packets.cut(place, tmp_path / "cut.mp4", 10)
             whole = decoded(tmp_path / f"{name}.mp4")[first : first + length]
             np.testing.assert_array_equal(decoded(tmp_path / "cut.mp4"), whole)
 

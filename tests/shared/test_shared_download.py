@@ -124,6 +124,15 @@ def test_a_failed_refresh_keeps_what_was_there(server):
     assert path.read_bytes() == b"pieces"
 
 
+def test_a_cache_that_cannot_be_written_to_is_named_with_the_way_out(server, cache):
+    folder, url, _ = server
+    (folder / "model").write_bytes(b"pieces")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text("a file")
+    with pytest.raises(OSError, match=r"cannot keep http.*/model here: .*; the cache is .*OPENPI_DATA_HOME moves"):
+        download.maybe_download(f"{url}/model")
+
+
 def test_the_rest_of_a_killed_download_is_not_taken_for_the_file(server, cache):
     folder, url, _ = server
     (folder / "model").write_bytes(b"pieces")

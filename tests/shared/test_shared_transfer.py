@@ -147,7 +147,9 @@ def test_a_file_that_is_changed_between_two_tries_is_fetched_from_its_start(serv
 
 def test_a_disk_too_small_is_noticed_before_anything_is_transferred(server):
     server.files["/model"], server.extra_claimed = LARGE, 10**18
-    with pytest.raises(OSError, match=r"1\.0 EB to download, .* free; OPENPI_DATA_HOME moves the cache") as raised:
+    with pytest.raises(
+        OSError, match=r"1\.0 EB to download, .* free; the cache is .*, OPENPI_DATA_HOME moves it"
+    ) as raised:
         download.maybe_download(f"{server.url}/model")
     assert raised.value.errno == errno.ENOSPC
     assert server.requests == ["HEAD /model"]

@@ -36,6 +36,7 @@ from openpi.training.run import preflight, run_directory
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
+from tiny_recipe import InputsAsRecorded
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
 
@@ -380,6 +381,30 @@ def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
         open_data(of_arm("as_recorded", second, tmp_path))
     moved = shutil.move(first, tmp_path / "n3" / "set")
     open_data(of_arm("as_recorded", Path(moved), tmp_path))
+
+
+class InUnitsOfItsOwn(InputsAsRecorded):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {**super().__call__(data), "state": np.asarray(data["joints"], np.float32) * 1.01}
+
+
+@pytest.mark.parametrize("change", ["numbers", "more episodes", "transforms"])
+def test_statistics_that_are_older_than_the_data_or_the_transforms_are_told(change, tmp_path, caplog):
+    folder = write_arm(tmp_path / "set", episodes=40)
+    config = of_arm("as_recorded", folder, tmp_path)
+    open_data(config)
+    caplog.clear()
+    open_data(config)
+    assert "computed before the data changed" not in caplog.text
+    match change:
+        case "numbers":
+            write_arm(folder, 1.01, episodes=40)
+        case "more episodes":
+            write_arm(folder, episodes=44)
+        case "transforms":
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, inputs=InUnitsOfItsOwn()))
+    open_data(config)
+    assert "computed before the data changed" in caplog.text
 
 
 def test_what_a_grown_dataset_is_validated_on_was_not_trained_on_or_is_told(tmp_path, caplog):

@@ -30,7 +30,7 @@ def configure_logging(level: int | None = None, *, process: int = 0) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {number}%(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("absl", "jax", "orbax"):
+    for chatty in ("absl", "httpx", "httpx2", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from openpi.data.lerobot.home import FORMAT_VERSIONS
+from openpi.shared import download
 from openpi.shared.errors import first_line, install_hint
 
 _LICENSE = "apache-2.0"
@@ -21,7 +21,7 @@ def push(folder: Path, repo_id: str, *, tags: Sequence[str] = (), is_private: bo
         ConnectionError: the hub refuses it, or cannot be reached; the dataset is where it was.
         ImportError: the hub's library is missing.
     """
-    if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
+    if download.is_offline():
         raise ConnectionError(f"'{repo_id}' was not sent: OPENPI_OFFLINE is set; the dataset is in {folder}")
     try:
         import huggingface_hub

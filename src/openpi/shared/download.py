@@ -96,7 +96,7 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: o
         FileNotFoundError: nothing there.
         ConnectionError: not cached and not reachable, or refused; the message says where to put it by hand.
         ImportError: the scheme needs an extra that is not installed; it is named.
-        OSError: no room on the disk.
+        OSError: no room on the disk, or a cache that cannot be written to.
     """
     url = str(url)
     here = _here(url)
@@ -106,15 +106,20 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: o
     if _is_local(source):
         return _local(source)
     _check_online(url, target)
-    with _locked(target):
-        if force_download or not _is_whole(target):
-            try:
+    try:
+        with _locked(target):
+            if force_download or not _is_whole(target):
                 _fetch_whole(source, target, kwargs, force_download)
-            except ConnectionError as error:
-                raise ConnectionError(
-                    f"cannot download {_named(url, source)}: {error}. {_kept(target)}Without a network, put it at "
-                    f"{target} by hand"
-                ) from error
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"cannot download {_named(url, source)}: {error}. {_kept(target)}Without a network, put it at {target} by "
+            "hand"
+        ) from error
+    except OSError as error:
+        if error.errno is None:  # not of the disk
+            raise
+        where = f"; the cache is {get_cache_dir()}, OPENPI_DATA_HOME moves it"
+        raise OSError(error.errno, f"cannot keep {url} here: {error.strerror}{where}", error.filename) from error
     return target
 
 
@@ -228,8 +233,13 @@ def _package_folders(package: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def is_offline() -> bool:
+    """Whether nobody may be asked: `$OPENPI_OFFLINE`."""
+    return os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0")
+
+
 def _check_online(url: str, target: Path) -> None:
-    if os.environ.get("OPENPI_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise ConnectionError(
             f"{url} is not cached, and OPENPI_OFFLINE is set. Unset it, or put it at {target} by hand, as "
             f"`openpi fetch {url}` does where there is a network"

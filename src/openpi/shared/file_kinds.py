@@ -7,6 +7,7 @@ from pathlib import Path
 _HEAD_BYTES = 512
 
 _LFS_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024  # a pointer is some 130
 _FETCH_POINTER = (
     "run `git lfs pull` in its repository, or download it (`openpi fetch RECIPE`; of a recipe's dataset, "
     "`openpi fetch RECIPE --dataset`)"
@@ -30,6 +31,18 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
 def is_lfs_pointer(content: bytes) -> bool:
     """True for the text that Git keeps in place of a large file that was not pulled."""
     return content.startswith(_LFS_POINTER)
+
+
+def is_stand_in(file: Path) -> bool:
+    """True for a file that only holds the place of another: a Git LFS pointer, or nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if file.stat().st_size > _POINTER_BYTES:
+        return False
+    content = file.read_bytes()
+    return not content or is_lfs_pointer(content)
 
 
 def found_instead(file: Path, expected: str = "") -> str | None:

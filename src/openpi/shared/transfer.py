@@ -125,9 +125,7 @@ def _check_reserve(part: Path) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < _RESERVE_BYTES:
         part.unlink()
-        message = (
-            f"{as_text(free)} free, and the server does not say how much is to come; OPENPI_DATA_HOME moves the cache"
-        )
+        message = f"{as_text(free)} free, and the server does not say how much is to come"
         raise OSError(errno.ENOSPC, message, str(part.parent))
 
 
@@ -157,7 +155,7 @@ def _check_space(files: Sequence[RemoteFile], folder: Path) -> None:
     missing = total - sum(_present(file, folder) for file in files)
     free = shutil.disk_usage(folder).free
     if missing > free:
-        message = f"{as_text(missing)} to download, {as_text(free)} free; OPENPI_DATA_HOME moves the cache"
+        message = f"{as_text(missing)} to download, {as_text(free)} free"
         raise OSError(errno.ENOSPC, message, str(folder))
 
 

@@ -8,7 +8,6 @@ serving it takes besides.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
@@ -114,15 +113,14 @@ def _is_checkpoint(url: str) -> bool:
 
 def _fetch(requirement: Requirement, force: bool) -> str:
     """Brings it; says where it is, and whether it was there before."""
-    from openpi.data.lerobot.home import locate_dataset
+    from openpi.data.lerobot.home import download_dataset
     from openpi.shared import download
 
-    is_dataset = requirement.kind == "dataset"
     before = _find(requirement)
-    if before.is_here and (is_dataset or not force):
+    if before.is_here and not force:
         return _line(requirement, "was here", before)
-    if is_dataset:
-        locate_dataset(_repo_id(requirement))
+    if requirement.kind == "dataset":
+        download_dataset(_repo_id(requirement))
     else:
         download.maybe_download(requirement.url, force_download=force)
     return _line(requirement, "fetched", _find(requirement))
@@ -134,16 +132,20 @@ def _described(requirement: Requirement, is_wanted: bool) -> str:
 
 
 def _find(requirement: Requirement) -> Found:
-    """Datasets have a place of their own, which they share with LeRobot."""
-    from openpi.data.lerobot.home import INFO_FILE, lerobot_home
-    from openpi.shared import download
+    """Datasets have a place of their own, which they share with LeRobot: it brings descriptions and single episodes."""
+    from openpi.data.lerobot.home import lerobot_home
+    from openpi.data.lerobot.metadata import is_whole
+    from openpi.shared import download, hub
 
     if requirement.kind != "dataset":
         return download.look_up(requirement.url)
     local = lerobot_home() / _repo_id(requirement)
-    if (local / INFO_FILE).is_file():
+    if is_whole(local):
         return download.look_up(local)
-    return dataclasses.replace(download.look_up(requirement.url), path=local)
+    if download.is_offline():
+        return download.Found(local, False)
+    sizes = hub.sizes(requirement.url)
+    return download.Found(local, False, len(sizes), sum(sizes))
 
 
 def _repo_id(dataset: Requirement) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.lerobot.files import check_inside
-from openpi.shared.file_kinds import found_instead, is_lfs_pointer
+from openpi.shared.file_kinds import found_instead, is_stand_in
 
-_POINTER_BYTES = 1024  # a pointer is some 130
 _PARTS = ("meta", "data", "videos", "images")
 _LEFT_BEHIND = (".tmp", ".part", ".partial", ".incomplete", ".lock")
 
@@ -39,13 +38,10 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _content(path: Path, shown: Path) -> Iterator[Finding]:
     try:
-        if path.stat().st_size > _POINTER_BYTES:
+        if not is_stand_in(path):
             return
-        with path.open("rb") as file:
-            head = file.read(_POINTER_BYTES)
     except OSError as error:
         yield Finding("portability.unreadable", Severity.ERROR, f"{shown}: {error.strerror}", "a file that can be read")
         return
-    if is_lfs_pointer(head) or not head:
-        code = "portability.lfs-pointer" if head else "portability.empty-file"
-        yield Finding(code, Severity.ERROR, f"{shown}: {found_instead(path)}", "the file itself")
+    code = "portability.lfs-pointer" if path.stat().st_size else "portability.empty-file"
+    yield Finding(code, Severity.ERROR, f"{shown}: {found_instead(path)}", "the file itself")

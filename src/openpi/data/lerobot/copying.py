@@ -131,7 +131,7 @@ def _cut(dataset: LeRobotDataset, key: str, position: int, target: Path) -> bool
     place = packets.place(first, dataset.episodes[position].length)
     if place is None:
         return False
-    packets.cut(place, target)
+    packets.cut(place, target, dataset.metadata.fps)
     return True
 
 

@@ -25,7 +25,10 @@ def require_file(path: Path) -> None:
     what = "is a folder, expected a file" if path.is_dir() else "is missing"
     if path.is_symlink():
         what = f"is a link to {path.readlink()}, which is not there"
-    raise FileNotFoundError(f"dataset file {path} {what}; copy or download the dataset again")
+    raise FileNotFoundError(
+        f"dataset file {path} {what}; copy or download the dataset again "
+        "(`openpi fetch RECIPE --dataset` brings what is missing of one of the hub)"
+    )
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from openpi.shared import download
 from openpi.shared.errors import first_line
 
 INFO_FILE = Path("meta/info.json")
@@ -43,7 +44,7 @@ def locate_dataset(repo_id_or_path: str | Path, root: str | Path | None = None, 
             f"dataset '{repo_id_or_path}' is not in {local}, and the recipe says local_files_only; put it there "
             "($HF_LEROBOT_HOME moves the place), or pass its folder"
         )
-    return _download(str(repo_id_or_path), local)
+    return download_dataset(str(repo_id_or_path))
 
 
 def _is_path(repo_id_or_path: str | Path) -> bool:
@@ -60,9 +61,26 @@ def _require_dataset(folder: Path) -> Path:
     return folder
 
 
-def _download(repo_id: str, local: Path) -> Path:
+def download_dataset(repo_id: str) -> Path:
+    """Brings a dataset of the hub into the LeRobot home; of one that is there in part, what is missing or another file.
+
+    Raises:
+        FileNotFoundError: there is no such dataset, or nobody to ask.
+    """
+    local = lerobot_home() / repo_id
+    if download.is_address(repo_id) or "@" in repo_id:
+        url = repo_id if download.is_address(repo_id) else f"hf://datasets/{repo_id}"
+        raise FileNotFoundError(
+            f"dataset '{repo_id}' is a URL or names a revision; expected a folder, or user/name of the hub. Bring it "
+            f"with `openpi fetch {url}`, and give the folder that this prints"
+        )
     if "/" not in repo_id:
         raise FileNotFoundError(f"no dataset folder '{repo_id}' in {Path.cwd()} or {local.parent}; correct the path")
+    if download.is_offline():
+        raise FileNotFoundError(
+            f"dataset '{repo_id}' is not in {local}, or not all of it, and OPENPI_OFFLINE is set. Unset it, or put the "
+            "dataset there by hand ($HF_LEROBOT_HOME moves the place)"
+        )
     import huggingface_hub
 
     try:

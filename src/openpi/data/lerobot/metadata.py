@@ -32,6 +32,7 @@ from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.meta_values import Rows, integer, number, text
 from openpi.data.lerobot.tasks import read_tasks
 from openpi.data.path_template import PathTemplate
+from openpi.shared.file_kinds import is_stand_in
 
 _MAX_FPS = 10_000
 _CAMERA = "video_key"
@@ -135,6 +136,16 @@ class LeRobotMetadata:
             tasks=tasks,
             episodes=tuple(episodes),
         )
+
+
+def is_whole(root: Path) -> bool:
+    """Whether all files that the description of a dataset names are in its folder, and none is a Git LFS pointer."""
+    try:
+        episodes = LeRobotMetadata.load(root).episodes
+    except (OSError, ValueError):
+        return False
+    files = {path for each in episodes for path in (each.data_path, *(span.path for span in each.videos.values()))}
+    return all(path.is_file() and not is_stand_in(path) for path in files)
 
 
 def _entry(info: Mapping[str, object], name: str, path: Path) -> object:

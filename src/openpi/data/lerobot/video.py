@@ -8,7 +8,7 @@ seeking again, and one colour converter serves a whole file. Opening a file cost
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import av
@@ -118,7 +118,10 @@ class VideoFile:
         return entries if 0 < len(entries) == self._stream.frames else None
 
     def time_of(self, number: int) -> float:
-        """When the container shows a frame, in seconds after its first; by its index if it has one."""
+        """When the container shows a frame, in seconds after its first; by its index if it has one, else by the rate.
+
+        Nothing more of the file is read; of uneven frames neither may be right, see `frame`.
+        """
         index = self._index
         if index is None or number >= len(index):
             return number / self.fps
@@ -136,11 +139,24 @@ class VideoFile:
         Raises:
             ValueError: there is none, or it cannot be decoded.
         """
-        # An index has the times of decoding: with B-frames those of showing differ, if only in a file whose frames are
-        # unevenly spaced. Without, they are the same, and frames may lie as close together as they like.
-        is_told = self._index is not None and number < len(self._index)
-        is_exact = is_told and not self._stream.codec_context.has_b_frames
-        return self._shown(self.time_of(number), _EXACT_PERIODS if is_exact else 0.5)
+        shown = None if self._is_index_enough else _shown_ticks(self.path, self.path.stat().st_mtime_ns)
+        if shown is not None and number < len(shown):
+            return self._shown(float(shown[number]), _EXACT_PERIODS)
+        is_exact = self._index is not None and not self._stream.codec_context.has_b_frames
+        return self._shown(self._ticks_at(self.time_of(number)), _EXACT_PERIODS if is_exact else 0.5)
+
+    @cached_property
+    def _is_index_enough(self) -> bool:
+        """Whether an index tells when frames are shown.
+
+        It has the times of decoding, which with B-frames are others where frames are unevenly spaced. Without, they are
+        the same, and frames may lie as close together as they like.
+        """
+        index = self._index
+        if index is None or not self._stream.codec_context.has_b_frames:
+            return index is not None
+        steps = np.diff([index[number].timestamp for number in range(len(index))])
+        return bool(not len(steps) or np.ptp(steps) <= _EXACT_PERIODS * self._ticks_per_s / self.fps)
 
     def frame_at(self, time_s: float) -> np.ndarray:
         """The frame shown nearest to `time_s`, as uint8 RGB [h, w, 3].
@@ -148,11 +164,14 @@ class VideoFile:
         Raises:
             ValueError: no frame lies within half a frame period of `time_s`.
         """
-        return self._shown(time_s, 0.5)
+        return self._shown(self._ticks_at(time_s), 0.5)
 
-    def _shown(self, time_s: float, tolerance_periods: float) -> np.ndarray:
+    def _ticks_at(self, time_s: float) -> float:
+        return self._first_pts + time_s * self._ticks_per_s
+
+    def _shown(self, target: float, tolerance_periods: float) -> np.ndarray:
         period = self._ticks_per_s / self.fps
-        target = self._first_pts + time_s * self._ticks_per_s
+        time_s = (target - self._first_pts) / self._ticks_per_s
         try:
             frame = self._decode_to(target, tolerance_periods * period, period)
         except FFmpegError as error:
@@ -273,6 +292,24 @@ class VideoCache:
 
     def __setstate__(self, state: tuple[float, Callable[[VideoFile], None], int]) -> None:
         self.__init__(*state)
+
+
+@lru_cache(maxsize=256)  # files are opened again and again, and this reads all of one
+def _shown_ticks(path: Path, modified_ns: int) -> np.ndarray:
+    """int64[n], when each frame of a file is shown, in that order: of its packets, none of which is decoded.
+
+    Raises:
+        ValueError: they do not say.
+    """
+    del modified_ns  # another file may get the name
+    try:
+        with av.open(str(path)) as container:
+            shown = [packet.pts for packet in container.demux(camera_stream(container, path)) if packet.size]
+    except FFmpegError as error:
+        raise ValueError(f"{path} cannot be read to its end ({error}). Bring it here again") from error
+    if any(ticks is None for ticks in shown):
+        raise ValueError(f"{path} has frames without a time stamp; encode it again as mp4")
+    return np.sort(np.array(shown, np.int64))
 
 
 def _why_no_video(path: Path, error: BaseException) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 
+from openpi.data.lerobot.video_writer import frame_rate
+
 
 @dataclass(frozen=True)
 class VideoPackets:
@@ -57,27 +59,36 @@ class VideoPackets:
             return None
         return slice(int(rows[0]), int(rows[-1]) + 1)
 
-    def cut(self, place: slice, target: Path) -> None:
-        """Writes them as an mp4 that begins with time 0."""
+    def cut(self, place: slice, target: Path, fps: float) -> None:
+        """Writes them as an mp4 that begins with time 0 and shows its frames evenly, whatever their clock was.
+
+        A recorder's clock would let the episodes of a file run into each other, and LeRobot takes no frame that is off
+        by a tenth of a millisecond.
+        """
+        period = 1 / frame_rate(fps)
+        numbers = np.argsort(np.argsort(self.shown[place], kind="stable"), kind="stable")
+        delay = int((np.arange(len(numbers)) - numbers).max())  # no frame is decoded after it is shown
         with av.open(str(self.path)) as source, av.open(str(target), "w", format="mp4") as container:
             stream = source.streams.video[0]
             copy = container.add_stream_from_template(stream, opaque=True)
-            begin, end = int(self.decoded[place.start]), int(self.decoded[place.stop - 1])
-            shift = int(self.shown[place.start])
+            copy.time_base = period
+            begin = int(self.decoded[place.start])
+            waiting = iter(enumerate(numbers.tolist()))
             source.seek(begin, stream=stream)
             if (first := next(_packets(source), None)) is None or first.dts is None or first.dts > begin:
                 source.seek(int(self.decoded[0]), stream=stream)
             else:
                 source.seek(begin, stream=stream)
             for packet in _packets(source):
-                assert packet.dts is not None and packet.pts is not None
-                if packet.dts > end:
+                assert packet.dts is not None
+                if packet.dts < begin:
+                    continue
+                if (due := next(waiting, None)) is None:
                     break
-                if packet.dts >= begin:
-                    packet.pts -= shift
-                    packet.dts -= shift
-                    packet.stream = copy
-                    container.mux(packet)
+                packet.time_base, packet.duration = period, 1
+                packet.dts, packet.pts = due[0] - delay, due[1]
+                packet.stream = copy
+                container.mux(packet)
 
 
 def _packets(container: InputContainer) -> Iterator[Packet]:

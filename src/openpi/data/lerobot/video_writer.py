@@ -86,7 +86,7 @@ class JoinedVideo:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.num_frames = 0
         self.num_bytes = 0
-        self._fps = _rate(fps)
+        self._fps = frame_rate(fps)
         self._container = av.open(str(path), "w", format="mp4")
         self._stream: VideoStream | None = None
         self._kind: tuple[object, ...] | None = None
@@ -178,7 +178,7 @@ def _add_stream(
     options = dict(_ENCODERS[encoder][1])
     if encoder == "libsvtav1" and threads:  # the only one that does not go by the count below
         options["svtav1-params"] = f"lp={threads}"
-    stream = container.add_stream(encoder, rate=_rate(fps), options=options)
+    stream = container.add_stream(encoder, rate=frame_rate(fps), options=options)
     assert isinstance(stream, VideoStream)
     stream.codec_context.thread_count = threads
     stream.height, stream.width = size_hw
@@ -208,5 +208,6 @@ def _threads() -> list[int]:
     return [int(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _rate(fps: float) -> Fraction:
+def frame_rate(fps: float) -> Fraction:
+    """As containers have it: 30000/1001 for 29.97."""
     return Fraction(fps).limit_denominator(1001)

@@ -12,7 +12,8 @@ as well, and at the first difference (or error) the whole dataset is done sample
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from openpi.shared import download, normalize, stats_check, strict_json
 from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
 from openpi.training.config import TrainConfig
-from openpi.training.data.recipe_data import RecipeData, content_of, expanded, open_recipe
+from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
 from openpi.training.data_config import DataConfig
 
@@ -37,6 +38,8 @@ _BLOCKS_PER_JOB = 16  # what comes of a job weighs up to 4 MB a dimension
 ROWS_CHECKED_PER_BLOCK = 3
 _SEED = 0
 _SOURCE_FILE = "dataset.json"  # beside the statistics
+_FRAMES_COMPARED = 1000
+_SAME = 1e-3  # of a deviation
 # The datasets of a mixture are repeated by whole numbers, of which this is the smallest.
 _WEIGHT_STEPS = 100
 # Of the used range, before a comparison warns.
@@ -101,35 +104,70 @@ def compute_of(
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
-    _write_source(path.parent, data)
+    _write_source(path.parent, data, horizon)
     return ComputedStats(stats, path, num_frames, names, tuple(messages))
 
 
-def _write_source(folder: Path, data: RecipeData) -> None:
-    """Of which dataset the statistics in a folder are: folders of datasets may have the same name."""
-    if content := content_of(data):
-        (folder / _SOURCE_FILE).write_text(json.dumps({"datasets": _roots(data), "content": content}, indent=2) + "\n")
+def _write_source(folder: Path, data: RecipeData, horizon: int) -> None:
+    """Of what the statistics in a folder are: datasets change, and folders of others may have the same name."""
+    if roots := _roots(data):
+        source = {"datasets": roots, "of_some_frames": _moments(data, horizon)}
+        partial = folder / f".{_SOURCE_FILE}.{os.getpid()}"  # other runs of a sweep may be reading
+        partial.write_text(json.dumps(source, indent=2) + "\n")
+        partial.replace(folder / _SOURCE_FILE)
 
 
-def check_source(folder: Path | str, data: RecipeData) -> None:
-    """
+def check_source(folder: Path | str, data: RecipeData, horizon: int) -> str | None:
+    """Whether the statistics in a folder are still those of a recipe's numbers, by some of its frames.
+
+    Args:
+        horizon: steps of a chunk.
+    Returns:
+        what has changed since they were computed; None if nothing has, or if nobody wrote of what they are.
     Raises:
-        ValueError: the statistics in a folder were computed from a dataset at another place, with other numbers.
+        ValueError: they were computed from a dataset at another place, with other numbers.
     """
     file = Path(folder) / _SOURCE_FILE
-    if not file.is_file():
-        return
+    roots = _roots(data)
+    if not file.is_file() or not roots:
+        return None
     source = strict_json.read(file)
-    if source.get("datasets") != _roots(data) and source.get("content") != content_of(data):
+    then = source.get("of_some_frames")
+    difference = None if then is None else _difference(then, _moments(data, horizon))
+    if difference and source.get("datasets") != roots:
         raise ValueError(
             f"the statistics in {folder} are those of {listed(source.get('datasets', ()))}, and the recipe reads "
-            f"{listed(_roots(data))}, with other numbers. Give these statistics of their own "
+            f"{listed(roots)}, with other numbers ({difference}). Give these statistics of their own "
             "(--data.assets.asset-id=NAME), or compute them anew (`openpi stats`), if nothing needs the old ones"
         )
+    return difference
+
+
+def _moments(data: RecipeData, horizon: int) -> dict[str, dict[str, list[float]]]:
+    """Mean and deviation of some frames as they are normalized: other than before if numbers or transforms are."""
+    found, _ = _compute(frames_of(data, horizon), _FRAMES_COMPARED, IN_PROCESS)
+    return {key: {"mean": stats.mean.tolist(), "std": stats.std.tolist()} for key, stats in found.items()}
+
+
+def _difference(then: Mapping[str, Mapping[str, list[float]]], now: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """The first number that is another one; empty if there is none."""
+    for key, moments in now.items():
+        spread = np.asarray(moments["std"])
+        for name, values in moments.items():
+            before = then.get(key, {}).get(name, [])
+            if len(before) != len(values):
+                return f"{key} had {len(before)} dimensions and has {len(values)}"
+            is_other = np.abs(np.subtract(before, values)) > _SAME * spread + _SAME**2
+            if is_other.any():
+                i = int(np.argmax(is_other))
+                return f"the {name} of {key}[{i}] in some frames was {before[i]:.4g} and is {values[i]:.4g}"
+    return ""
 
 
 def _roots(data: RecipeData) -> list[str]:
-    return [str(each.metadata.root.resolve()) for _, each in data.members if isinstance(each, LeRobotDataset)]
+    """Where the datasets lie; none if one is not a dataset in LeRobot form."""
+    found = [each.metadata.root.resolve() for _, each in data.members if isinstance(each, LeRobotDataset)]
+    return [str(root) for root in found] if len(found) == len(data.members) else []
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = 
     has_own = found[0] is not None
     if checkpoint is None:
         with processes.together("comparing the statistics with the data"):
-            _check_sources(data, found, folders)
+            _check_sources(config, data, found, folders)
     processes.on_first("computing the statistics", lambda: _compute_missing(config, data, found, folders))
     stats = [_of_first(own, where) for own, where in zip(found, folders, strict=True)]
     if not has_own and not data.config.mixture:  # transforms may depend on them, as on their width
@@ -109,12 +109,25 @@ def _compute_missing(
             found[position] = computed.stats
 
 
-def _check_sources(data: RecipeData, found: Sequence[Stats | None], folders: Sequence[str | None]) -> None:
-    """Raises ValueError for statistics that were computed from another dataset of the same name."""
+def _check_sources(
+    config: TrainConfig, data: RecipeData, found: Sequence[Stats | None], folders: Sequence[str | None]
+) -> None:
+    """Says which statistics are out of date.
+
+    Raises:
+        ValueError: some were computed from another dataset of the same name.
+    """
     for part, positions in _with_statistics_of_their_own(data, folders):
         folder = folders[positions[0]]
         if found[positions[0]] is not None and folder is not None and not download.is_address(folder):
-            norm_stats.check_source(folder, part)
+            difference = norm_stats.check_source(folder, part, config.model.action_horizon)
+            if difference and processes.is_first():
+                logger.warning(
+                    "the statistics in %s were computed before the data changed, or what the recipe makes of them: %s. "
+                    "`openpi stats` computes them anew",
+                    folder,
+                    difference,
+                )
 
 
 def _with_statistics_of_their_own(
