@@ -92,6 +92,7 @@ def test_conditions_choose_by_length_task_and_values(condition, expected, metada
         ("task * 99999999 == 'a'", "'task' is no number"),
         ("9" * 400 + " > length", "too large a number"),
         ("-" * 1900 + "1 < length", "nested too deeply"),
+        ("length" + "+1" * 900 + " > 3", "nested too deeply"),
         ("length < 1" + " or length < 1" * 400, "expected at most 2000"),
         ("length <", "cannot be read"),
         ("", "cannot be read"),

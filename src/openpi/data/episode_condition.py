@@ -26,6 +26,7 @@ from openpi.shared.errors import closest_name, listed
 
 OF_EPISODES = ("length", "seconds", "episode", "task")
 _MAX_CHARS = 2000
+_MAX_DEPTH = 100  # of terms within each other
 _COLUMN = "column"
 _REDUCTIONS: Mapping[str, Callable[[np.ndarray], Any]] = {
     "min": np.min,
@@ -90,6 +91,8 @@ class EpisodeCondition:
             raise ValueError(f"a condition of {len(text)} characters; expected at most {_MAX_CHARS}")
         try:
             self._root = ast.parse(text.strip(), mode="eval").body
+            if _depth(self._root) > _MAX_DEPTH:
+                raise RecursionError
             names = [name for name in self._names(self._root) if name not in OF_EPISODES]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             if isinstance(error, _RefusedError):
@@ -276,6 +279,15 @@ def _comparison(op: ast.cmpop, left: Any, right: Any) -> Callable[[], object]:
     if isinstance(right, str):
         return lambda: (left in right) is isinstance(op, ast.In)
     return lambda: np.isin(left, right, invert=isinstance(op, ast.NotIn))
+
+
+def _depth(node: ast.AST) -> int:
+    levels = 0
+    level = [node]
+    while level:
+        level = [child for each in level for child in ast.iter_child_nodes(each)]
+        levels += 1
+    return levels
 
 
 def _index(node: ast.Subscript) -> Any:
