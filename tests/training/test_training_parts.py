@@ -29,7 +29,7 @@ from openpi.training.data.prefetch import GaveUpError, Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
-from openpi.training.run import preflight, run_directory
+from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
@@ -104,6 +104,40 @@ def test_a_tracker_that_is_asked_for_and_not_installed_is_refused_at_the_start(f
     config = dataclasses.replace(get_config(RECIPE), exp_name="x", **{field: True})
     with pytest.raises(ImportError, match=rf"{module} is not installed; .*--extra {extra}.*--no-"):
         preflight.check_recipe(config, open_backend(config))
+
+
+class Spoilt:
+    """A tracker whose service is gone."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def log(self, step: int, metrics: object) -> None:
+        self.calls.append("log")
+        raise ConnectionError("the network is gone")
+
+    def image(self, step: int, name: str, image: object) -> None:
+        self.calls.append("image")
+        raise ConnectionError("the network is gone")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        raise ConnectionError("the network is gone")
+
+    def __str__(self) -> str:
+        return "the tracker"
+
+
+def test_a_tracker_that_fails_costs_no_run_and_the_others_no_number(tmp_path, caplog):
+    spoilt = Spoilt()
+    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, resume_step=None)])
+    observers.log(0, {"loss": 1.0})
+    observers.image(0, "first_batch", np.zeros((2, 2, 3), np.uint8))
+    observers.log(1, {"loss": 0.5})
+    observers.close()
+    assert spoilt.calls == ["log", "image", "log", "close"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert caplog.text.count("the tracker lacks numbers of the run from here on: the network is gone") == 1
 
 
 def window_of(done: list | None = None) -> Window:
