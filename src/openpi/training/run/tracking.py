@@ -124,8 +124,8 @@ class TensorBoardObserver:
 
 
 class Observers:
-    """Several as one. What one of them cannot take, for a full disk or a lost network, is told once: it is not worth the
-    run.
+    """Several as one. What one of them cannot take, for a full disk or a lost network, is told once: it is not worth
+    the run.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
