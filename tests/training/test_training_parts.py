@@ -33,6 +33,7 @@ from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
+from openpi.training.run.validation import Validation
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
 
@@ -254,6 +255,27 @@ def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
     assert (sheet == 128).all(axis=-1).sum() == 2 * 20 * 120
     black = contact_sheet({**batch, "image": {"left": -white, "right": grey}})
     assert (black == 0).all(axis=-1).sum() >= 2 * 20 * 120
+
+
+class Evaluating:
+    """Of a backend what a validation uses."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+
+    def evaluate(self, state: object, batch: dict, index: int) -> tuple[float, np.ndarray]:
+        self.num_batches += 1
+        return 0.0, np.zeros_like(batch["actions"])
+
+
+def test_a_run_that_is_to_stop_does_not_finish_its_validation(arm_dataset, tmp_path):
+    config = dataclasses.replace(of_arm("arm", arm_dataset, tmp_path), holdout_episodes=2, batch_size=4)
+    backend: Any = Evaluating()
+    validate = Validation(config, open_data(config), backend, lambda: backend.num_batches == 2)
+    assert validate("the state") == {}
+    assert backend.num_batches == 2
+    backend.num_batches = 10
+    assert validate("the state")["validation_loss"] == 0.0
 
 
 def check_recipe(config: TrainConfig) -> None:

@@ -114,9 +114,14 @@ def _metrics(run: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
-def _assert_same_end(run: Path, expected: Path) -> None:
-    """To the last bit: every metric, all parameters, the optimiser."""
-    assert _metrics(run) == _metrics(expected)
+def _assert_same_end(run: Path, expected: Path, *, stopped_at: int | None = None) -> None:
+    """To the last bit: every metric, all parameters, the optimiser. Where it was stopped there may be no validation."""
+    rows, expected_rows = _metrics(run), _metrics(expected)
+    if stopped_at is not None:
+        rows[stopped_at], expected_rows[stopped_at] = (
+            {name: of[stopped_at][name] for name in NUMBERS} for of in (rows, expected_rows)
+        )
+    assert rows == expected_rows
     last = str(NUM_STEPS - 1)
     for read, item in ((orbax_io.read_params, "params"), (orbax_io.read_tree, "train_state")):
         found, wanted = flatten(read(run / last / item)), flatten(read(expected / last / item))
@@ -188,7 +193,7 @@ def test_a_terminated_run_saves_and_resumes_as_if_nothing_had_happened(command, 
     assert max(_metrics(run)) == stopped_at
     done = _train(command, "terminated", "--resume")
     assert done.returncode == 0, done.stderr
-    _assert_same_end(run, whole_run)
+    _assert_same_end(run, whole_run, stopped_at=stopped_at)
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(command, whole_run):

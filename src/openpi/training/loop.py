@@ -213,7 +213,9 @@ class _Run:
         """What lives as long as the steps do. Of several processes the first reports."""
         config, data, is_first = self.config, self.data, processes.is_first()
         with contextlib.ExitStack() as closing:
-            self.validate = None if data.holdout is None else Validation(config, data, self.backend)
+            self.validate = None
+            if data.holdout is not None:
+                self.validate = Validation(config, data, self.backend, lambda: self.interrupts.signum is not None)
             directory = self.checkpoints.directory
             resume_step = start or None
             self.observers = (
@@ -246,6 +248,9 @@ class _Run:
             return {}
         with self.stopwatch.paused():
             evaluated = self.validate(state)
+        if not evaluated:
+            logger.info("the validation after step %d is left out: the run is to stop", step)
+            return {}
         self.reported |= evaluated
         self._report(step, evaluated)
         if self.observers and self.validate.shown is not None:
