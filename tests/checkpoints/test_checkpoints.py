@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent: round trips, the published layout, what is kept, and sudden deaths."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -313,6 +314,9 @@ def test_a_save_that_failed_does_not_cost_the_next_one(state, tmp_path, caplog):
     options = {"required_bytes": 1, "write_extras": _nothing}
     with Checkpoints(tmp_path) as run:
         run.save(1, fails, **options)
+        with contextlib.suppress(OSError):
+            run._pending.result()
+        assert [record.levelname for record in caplog.records] == ["ERROR"]  # at once, not when the next one is due
         _save_in(run, 2, state)
         assert complete_steps(tmp_path) == [2]
         assert "the checkpoint of step 1 could not be written" in caplog.text and "step 2 is written" in caplog.text

@@ -213,6 +213,26 @@ def test_an_error_in_a_sample_reaches_the_caller(num_workers):
     loader.close()
 
 
+class FromTwoArgumentsError(Exception):
+    """Cannot be made again from what it says, as pickle does."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+
+
+class Refusing(Numbers):
+    def __getitem__(self, index: int, /):
+        raise FromTwoArgumentsError(f"sample {index}", "no picture")
+
+
+def test_an_error_that_cannot_be_sent_is_not_taken_for_a_death():
+    loader = BatchLoader(Refusing(10), batch_size=2, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"^FromTwoArgumentsError: sample \d: no picture") as caught:
+        next(iter(loader))
+    loader.close()
+    assert any("at sample" in note for note in caught.value.__notes__)
+
+
 def test_a_worker_that_dies_is_reported_with_the_likely_reason():
     loader = BatchLoader(Deadly(10), batch_size=2, num_workers=1)
     with pytest.raises(RuntimeError, match=r"worker died .* memory ran out; use fewer workers"):

@@ -23,6 +23,7 @@ from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
 from openpi.training.data import norm_stats, recipe_data
 from openpi.training.recipe import requirements
 from openpi.training.recipe_io import load_recipe
+from openpi.training.run import preflight
 
 WEIGHTS = (3.0, 1.0)
 KEYS = ("front", "joints", "actions")
@@ -96,15 +97,18 @@ def test_other_weights_are_another_order_for_who_resumes():
 @pytest.fixture(scope="module")
 def second(arm_dataset, tmp_path_factory) -> Path:
     """Recordings of another kind of the same arm: other numbers, and a few frames only."""
+    return write_second(arm_dataset, tmp_path_factory.mktemp("second") / "set")
+
+
+def write_second(arm_dataset: Path, root: Path, *, fps: int = 10) -> Path:
     first = LeRobotDataset(arm_dataset)
     features = {
         key: feature for key, feature in first.metadata.features.items() if key in ("front", "joints", "actions")
     }
     samples = [first[i] for i in range(12)]
-    root = tmp_path_factory.mktemp("second") / "set"
     frames = {key: np.stack([sample[key] for sample in samples]) for key in features}
     frames |= {key: frames[key] * 3 + 1 for key in ("joints", "actions")}
-    with LeRobotWriter(root, fps=first.metadata.fps, features=features) as writer:
+    with LeRobotWriter(root, fps=fps, features=features) as writer:
         writer.add_episode(frames, "push")
         writer.add_episode({key: values[:8] for key, values in frames.items()}, "pull")
     return root
@@ -122,6 +126,17 @@ def config(arm_dataset, second, tmp_path) -> TrainConfig:
         exp_name="run",
         num_workers=0,
     )
+
+
+def test_a_part_that_was_recorded_at_another_rate_is_told(config, arm_dataset, tmp_path, caplog):
+    root = write_second(arm_dataset, tmp_path / "faster", fps=50)
+    parts = config.data.parts
+    faster = dataclasses.replace(parts[1], data=dataclasses.replace(parts[1].data, repo_id=str(root)))
+    for mixture, is_told in (((parts[0], parts[1]), False), ((parts[0], faster), True)):
+        caplog.clear()
+        mixed = dataclasses.replace(config, data=MixtureDataConfig(parts=mixture))
+        preflight.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
+        assert ("at 50 Hz, and a checkpoint of the mixture serves at the 10 Hz" in caplog.text) == is_told
 
 
 def raw_actions(root: Path, horizon: int) -> np.ndarray:

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paths
+import tiny_recipe
 from openpi.cli.training import tokenizer as tokenizer_command
-from openpi.models.fast_codec import fit_codec, load_codec
+from openpi.models.fast_codec import UndecodableActionsError, fit_codec, load_codec
+from openpi.models.tokenizer import FASTTokenizer
 from openpi.shared import normalize
 from openpi.training.config import get_config
+from openpi.training.data.action_tokenizer import _measure
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.run import preflight
 
@@ -90,6 +93,44 @@ def test_a_model_without_action_tokens_is_refused(tmp_path, arm_dataset, capsys)
     recipe = RECIPE.replace(":fast", ":arm")
     assert tokenizer_command.main(["fit", recipe, f"--output={tmp_path / 'x'}", f"--data.repo-id={arm_dataset}"]) == 1
     assert "is pi0, which takes no action tokenizer; name a recipe of pi0-FAST" in capsys.readouterr().err
+
+
+def test_what_other_episodes_do_beyond_the_training_comes_back():
+    """Below the smallest coefficient of training, everything became that one, and nobody was told."""
+    chunks = smooth_chunks(200)
+    codec = fit_codec(chunks, vocab_size=400)
+    for chunk in (-1.5 * chunks[0], 2 * chunks[1]):
+        ids = codec.encode(chunk)
+        assert codec.error_beyond_rounding(chunk, ids) == 0
+        np.testing.assert_allclose(codec.decode(ids, *chunk.shape), chunk, atol=0.25)
+
+
+@pytest.mark.parametrize("factor", [-40, 40])
+def test_what_a_codec_cannot_say_is_its_nearest_and_told_once(factor, tmp_path, caplog):
+    chunks = smooth_chunks(200)
+    codec = fit_codec(chunks, vocab_size=400)
+    codec.save(tmp_path / "codec")
+    tokenizer = FASTTokenizer(400, tmp_path / "codec", tiny_recipe.TOKENIZER)
+    tokenizer.tokenize("stack", np.zeros(3), chunks[0])
+    assert not caplog.records
+    for _ in range(2):
+        tokenizer.tokenize("stack", np.zeros(3), factor * chunks[0])
+    assert caplog.text.count("action tokenizer: a chunk goes beyond its range") == 1
+    codec.decode(codec.encode(factor * chunks[0]), *chunks[0].shape)  # a chunk, if another one
+    report = _measure(
+        codec, np.concatenate([chunks[:9], factor * chunks[:1]]), np.arange(10) > 7, tmp_path, num_chunks=8
+    )
+    assert report.share_beyond == 0.5
+
+
+def test_tokens_that_ran_out_are_told_apart_from_those_that_are_no_chunk():
+    tokenizer = FASTTokenizer(64, tiny_recipe.TOKENIZERS / "fast", tiny_recipe.TOKENIZER)
+    tokens, _, _, is_target = tokenizer.tokenize("stack", np.zeros(3), np.zeros((5, 3)))
+    written = tokens[is_target]
+    with pytest.raises(UndecodableActionsError, match=r"coefficients; 6 x 3 actions have 18$"):
+        tokenizer.decode_actions(written, 6, 3)
+    with pytest.raises(UndecodableActionsError, match=r"'Action:': the model had not come to an end after 2 tokens"):
+        tokenizer.decode_actions(written[:2], 6, 3)
 
 
 def test_actions_that_are_no_numbers_or_far_too_large_are_refused():

@@ -382,6 +382,17 @@ def test_a_stream_continues_exactly_where_its_state_was_taken(mixture, buffer_si
             assert state == expected_state
 
 
+def test_a_run_that_goes_on_with_another_batch_size_does_not_see_the_same_order_again(mixture):
+    first, second = (MixtureSource(mixture, batch_size=size, seed=0, buffer_size=20) for size in (4, 8))
+    begun = batches(first, 6)
+    anew = second.start_after(begun[-1][1])
+    order = [ids(frames) for frames, _ in batches(second, 6, anew)]
+    assert order != [ids(frames) for frames, _ in batches(second, 6)]
+    later = [frames for frames, _ in batches(second, 3, batches(second, 3, anew)[-1][1])]
+    assert [ids(frames) for frames in later] == order[3:]
+    assert second.start_after(anew)["order"] == 2
+
+
 def test_continuing_reads_only_what_may_still_wait(mixture):
     """A state far into a run points to where its oldest frames came in, not to the beginning."""
     state = batches(MixtureSource(only(mixture), batch_size=4, seed=0, buffer_size=40), 150)[-1][1]

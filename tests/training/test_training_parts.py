@@ -32,10 +32,11 @@ from openpi.training.data.prefetch import GaveUpError, Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
-from openpi.training.run import preflight, run_directory
+from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
+from openpi.training.run.validation import Validation
 from tiny_recipe import InputsAsRecorded
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
@@ -108,6 +109,40 @@ def test_a_tracker_that_is_asked_for_and_not_installed_is_refused_at_the_start(f
     config = dataclasses.replace(get_config(RECIPE), exp_name="x", **{field: True})
     with pytest.raises(ImportError, match=rf"{module} is not installed; .*--extra {extra}.*--no-"):
         preflight.check_recipe(config, open_backend(config))
+
+
+class Spoilt:
+    """A tracker whose service is gone."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def log(self, step: int, metrics: object) -> None:
+        self.calls.append("log")
+        raise ConnectionError("the network is gone")
+
+    def image(self, step: int, name: str, image: object) -> None:
+        self.calls.append("image")
+        raise ConnectionError("the network is gone")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        raise ConnectionError("the network is gone")
+
+    def __str__(self) -> str:
+        return "the tracker"
+
+
+def test_a_tracker_that_fails_costs_no_run_and_the_others_no_number(tmp_path, caplog):
+    spoilt = Spoilt()
+    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, resume_step=None)])
+    observers.log(0, {"loss": 1.0})
+    observers.image(0, "first_batch", np.zeros((2, 2, 3), np.uint8))
+    observers.log(1, {"loss": 0.5})
+    observers.close()
+    assert spoilt.calls == ["log", "image", "log", "close"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert caplog.text.count("the tracker lacks numbers of the run from here on: the network is gone") == 1
 
 
 def window_of(done: list | None = None) -> Window:
@@ -224,6 +259,27 @@ def test_the_sheet_shows_every_camera_in_its_place_and_brightness():
     assert (sheet == 128).all(axis=-1).sum() == 2 * 20 * 120
     black = contact_sheet({**batch, "image": {"left": -white, "right": grey}})
     assert (black == 0).all(axis=-1).sum() >= 2 * 20 * 120
+
+
+class Evaluating:
+    """Of a backend what a validation uses."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+
+    def evaluate(self, state: object, batch: dict, index: int) -> tuple[float, np.ndarray]:
+        self.num_batches += 1
+        return 0.0, np.zeros_like(batch["actions"])
+
+
+def test_a_run_that_is_to_stop_does_not_finish_its_validation(arm_dataset, tmp_path):
+    config = dataclasses.replace(of_arm("arm", arm_dataset, tmp_path), holdout_episodes=2, batch_size=4)
+    backend: Any = Evaluating()
+    validate = Validation(config, open_data(config), backend, lambda: backend.num_batches == 2)
+    assert validate("the state") == {}
+    assert backend.num_batches == 2
+    backend.num_batches = 10
+    assert validate("the state")["validation_loss"] == 0.0
 
 
 def check_recipe(config: TrainConfig) -> None:

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 import paths
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.training import train as train_command
-from openpi.data.batch_loader import BatchLoader
+from openpi.data.batch_loader import BatchLoader, SourceLoader
 from openpi.training import recipe_io
 from openpi.training.checkpoints import best_step
 from openpi.training.config import TrainConfig, cli, get_config
@@ -209,6 +210,34 @@ def test_other_data_begin_a_new_order_which_is_said(flag, data, told, tmp_path, 
     assert "--exp-name=NEW --pytorch-weight-path=" in caplog.text
     # At an epoch of its own: two have begun, and this would be the third.
     assert data.state()["next_batch"] == 2 * data.batches_per_epoch
+
+
+def test_another_batch_size_never_shuffles_as_an_epoch_that_was_begun(tmp_path):
+    """Epochs end where a batch is not filled: of nine batches of 8 of 10 samples, each was an epoch."""
+    checkpoint = checkpoint_after(of_run(tmp_path), 9, loader(8, 10))
+    data = loader(3, 10)
+    continued(of_run(tmp_path, "--batch-size=3"), checkpoint, Backend(), data)
+    assert data.state()["next_batch"] == 9 * data.batches_per_epoch
+
+
+class EndlessSource:
+    """A stream, of which no one knows how many samples it has."""
+
+    identity: ClassVar = {"datasets": ["droid"]}
+
+    def start(self) -> dict:
+        return {"next_batch": 0}
+
+    def start_after(self, state: object) -> dict:
+        del state
+        return {"next_batch": 0}
+
+
+def test_a_run_goes_on_with_a_stream(tmp_path, caplog):
+    checkpoint = checkpoint_after(of_run(tmp_path), 4, loader(4))
+    stream: Any = SourceLoader(EndlessSource(), Numbers(1).__getitem__)  # type: ignore[arg-type]
+    continued(of_run(tmp_path, "--data.repo-id=more"), checkpoint, Backend(), stream)
+    assert "num_samples was 12, is None" in caplog.text
 
 
 def test_a_dataset_that_has_lost_episodes_is_refused_with_the_way_on(tmp_path):

@@ -357,8 +357,23 @@ def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
 
 def _make_batches(work: Sequence[tuple[Any, str]], rows: Sequence[Sequence[int]]) -> list[Batch]:
     """Of items, each with what to call it, and the numbers of those that each batch has."""
-    made = [_made(item, name) for item, name in work]
+    try:
+        made = [_made(item, name) for item, name in work]
+    except Exception as error:
+        _check_travels(error)
+        raise
     return [stack([made[i] for i in numbers]) for numbers in rows]
+
+
+def _check_travels(error: Exception) -> None:
+    """Raises a RuntimeError in place of one that cannot be sent: the pool would take it for the death of a worker."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told.with_traceback(error.__traceback__) from None
 
 
 def _made(item: object, name: str) -> Sample:

@@ -158,8 +158,8 @@ class IndexSource:
         """At the next epoch, which is shuffled in a way of its own."""
         if not {"batch_size", "num_samples"} <= state.keys():  # of a stream
             return self.start()
-        num_epochs = -(-int(state["next_batch"]) * int(state["batch_size"]) // int(state["num_samples"]))
-        return {"next_batch": num_epochs * self._order.batches_per_epoch}
+        num_begun = -(-int(state["next_batch"]) // (int(state["num_samples"]) // int(state["batch_size"])))
+        return {"next_batch": num_begun * self._order.batches_per_epoch}
 
     def describe(self, item: int) -> str:
         return f"sample {item}"

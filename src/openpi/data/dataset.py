@@ -17,7 +17,10 @@ class Dataset(Protocol):
 
 
 class TransformedDataset:
-    """A dataset whose samples have passed through `transforms`, in order."""
+    """A dataset whose samples have passed through `transforms`, in order.
+
+    An error of a sample has a note with its place, where the dataset knows it (`place_of`).
+    """
 
     def __init__(self, dataset: Dataset, transforms: Sequence[Callable[[Sample], Sample]]):
         self._dataset = dataset
@@ -27,7 +30,12 @@ class TransformedDataset:
         return len(self._dataset)
 
     def __getitem__(self, index: int, /) -> Sample:
-        sample = self._dataset[index]
-        for transform in self._transforms:
-            sample = transform(sample)
+        try:
+            sample = self._dataset[index]
+            for transform in self._transforms:
+                sample = transform(sample)
+        except Exception as error:
+            if (place_of := getattr(self._dataset, "place_of", None)) is not None:
+                error.add_note(place_of(index))
+            raise
         return sample

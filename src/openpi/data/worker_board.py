@@ -35,7 +35,7 @@ class WorkerBoard:
 
     @contextlib.contextmanager
     def at_work(self, item: str) -> Iterator[None]:
-        """Of the calling thread or process: it is making `item` until this ends."""
+        """Of the calling thread or process: it is making `item` until this ends. An error is given a note of it."""
         line = self._line()
         text = item.encode()[: _TEXT_BYTES - 1]
         self._items[line * _TEXT_BYTES : (line + 1) * _TEXT_BYTES] = text.ljust(_TEXT_BYTES, b"\0")
@@ -43,6 +43,9 @@ class WorkerBoard:
         self._since_s[line] = time.monotonic()  # the same clock in all processes of a machine
         try:
             yield
+        except Exception as error:
+            error.add_note(f"at {item}")
+            raise
         finally:
             self._since_s[line] = 0
 

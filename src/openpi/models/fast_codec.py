@@ -23,6 +23,7 @@ from openpi.shared.file_kinds import found_instead
 from openpi.shared.typed_values import fitted
 
 _LAST_CHARACTER = 0xD7FF  # those that follow are no text
+_ONE_BYTE = 0x7F  # the last character that UTF-8 writes in one
 _CONFIG_FILE, _BPE_FILE = "processor_config.json", "tokenizer.json"
 
 
@@ -41,7 +42,7 @@ class FastCodec:
     min_token: int
 
     def encode(self, actions: np.ndarray) -> list[int]:
-        """Ids of float[t, d]; coefficients outside the trained range are lost.
+        """Ids of float[t, d]; coefficients outside the codec's range become its nearest, see `error_beyond_rounding`.
 
         Raises:
             ValueError: actions that are not finite, or so large that no character stands for them.
@@ -55,8 +56,18 @@ class FastCodec:
                 f"an action chunk has {what} in {actions.min():.4g}..{actions.max():.4g}; expected normalised actions, "
                 "about -1..1. Look for outliers with `openpi stats`"
             )
-        characters = np.maximum(coefficients.astype(int).ravel() - self.min_token, 0)
+        characters = np.clip(coefficients.astype(int).ravel() - self.min_token, 0, self.largest_character)
         return self.bpe.encode("".join(map(chr, characters)), add_special_tokens=False).ids
+
+    def error_beyond_rounding(self, actions: np.ndarray, ids: list[int]) -> float:
+        """The largest error of float[t, d] that come back from their ids; 0 where it may be of rounding, infinite where
+        nothing comes back: the codec has no character for one of the coefficients.
+        """
+        try:
+            error = np.abs(self.decode(ids, *np.shape(actions)) - actions).max(initial=0)
+        except UndecodableActionsError:
+            return float("inf")
+        return 0.0 if error <= 0.501 / self.scale * np.sqrt(len(actions)) else float(error)
 
     def decode(self, ids: list[int], num_steps: int, dim: int) -> np.ndarray:
         """float64[num_steps, dim].
@@ -140,6 +151,7 @@ def fit_codec(chunks: np.ndarray, *, vocab_size: int = 1024, scale: float = 10) 
     """Trains a codec on float[n, t, d] normalised chunks, as the published one was trained.
 
     Unlike there every byte is in the vocabulary, so that no coefficient within the range of characters is ever lost.
+    That range has room on both sides of what was trained on, and pairs are made anywhere in a chunk.
 
     Raises:
         ValueError: the chunks are empty, not finite, or rougher than the vocabulary can hold.
@@ -149,15 +161,18 @@ def fit_codec(chunks: np.ndarray, *, vocab_size: int = 1024, scale: float = 10) 
     if not np.isfinite(chunks).all():
         raise ValueError("chunks hold values that are not finite; look at them with `openpi explain`")
     coefficients = np.around(_dct(chunks.shape[1]) @ chunks.astype(np.float64) * scale).astype(int)
-    min_token, spread = int(coefficients.min()), int(np.ptp(coefficients))
+    smallest, spread = int(coefficients.min()), int(np.ptp(coefficients))
     if spread > vocab_size:
         raise ValueError(
             f"the coefficients of the chunks span {spread} values and the vocabulary has {vocab_size}: single actions "
             "lie far outside the normalised range. Look for outliers with `openpi stats`, or lower the scale "
             f"({scale:g}), or raise the vocabulary size"
         )
+    # Room on both sides for what other episodes hold, as far as that costs no second byte.
+    min_token = smallest - max(0, (_ONE_BYTE - spread) // 2)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # As it is for text, it would cut where letters, digits and blanks meet, which here stand for coefficients.
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,

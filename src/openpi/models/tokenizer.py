@@ -139,6 +139,7 @@ class FASTTokenizer:
         self.max_len = max_len
         self.fast_tokenizer_path = fast_tokenizer_path
         self._text = _ActionText(max_len, model_path)
+        self._warn = Warnings()
 
     @cached_property
     def codec(self) -> FastCodec:
@@ -157,7 +158,18 @@ class FASTTokenizer:
             int64 tokens padded with 0; bool, true on real tokens; int64, 1 where attention is causal (the
             actions); bool, true on tokens that are trained (the actions).
         """
-        return self._text.tokens_and_masks(prompt, state, None if actions is None else self.codec.encode(actions))
+        if actions is None:
+            return self._text.tokens_and_masks(prompt, state, None)
+        ids = self.codec.encode(actions)
+        if error := self.codec.error_beyond_rounding(actions, ids):
+            self._warn(
+                [
+                    f"action tokenizer: a chunk goes beyond its range and comes back up to {error:.2g} off (normalised "
+                    "units): the model learns other actions there. Fit one to these (`openpi tokenizer fit`), or look "
+                    "for outliers with `openpi stats`"
+                ]
+            )
+        return self._text.tokens_and_masks(prompt, state, ids)
 
     def check_fits(self, vocab_size: int) -> None:
         """Raises ValueError unless every action id has a token, that the model has and that survives being text.
@@ -173,7 +185,15 @@ class FASTTokenizer:
         Raises:
             UndecodableActionsError: they are not exactly such a chunk.
         """
-        return self.codec.decode(self._text.action_ids(tokens), action_horizon, action_dim)
+        try:
+            return self.codec.decode(self._text.action_ids(tokens), action_horizon, action_dim)
+        except UndecodableActionsError as error:
+            if self._text.has_end(tokens):
+                raise
+            raise UndecodableActionsError(
+                f"{error}: the model had not come to an end after {len(tokens)} tokens, and may write no more "
+                "(model.max_token_len, at least 256)"
+            ) from error
 
     def extract_actions(self, tokens: np.ndarray, action_horizon: int, action_dim: int) -> np.ndarray:
         """As `decode_actions`; float32 zeros, and a warning, if no chunk: the published form."""
@@ -294,6 +314,10 @@ class _ActionText:
         if not marker:
             raise UndecodableActionsError(f"the generated text has no '{self._MARKER}': {text[:60]!r}")
         return self._mirror(self._model.encode(rest.split("|")[0].strip()))
+
+    def has_end(self, tokens: np.ndarray) -> bool:
+        """Whether the end of the sequence is among generated tokens."""
+        return self._model.eos_id() in np.asarray(tokens).astype(int)
 
     @cached_property
     def opening(self) -> list[int]:

@@ -35,6 +35,12 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def with_notes(error: BaseException) -> str:
+    """What an error says, and what was noted of it on its way."""
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    return f"{error} ({type(error).__name__}, {notes})" if notes else str(error)
+
+
 def install_hint(extra: str) -> str:
     """How to add an extra, for the end of a message. Without `--inexact`, uv removes the extras that are not named."""
     return f"in the checkout: `uv sync --extra {extra} --inexact`, or `pip install '.[{extra}]'`"

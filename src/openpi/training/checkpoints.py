@@ -181,7 +181,9 @@ class Checkpoints:
                 if processes.is_first():
                     self._complete(step, partial)
         except Exception as error:  # a full disk is reported as one of several types
-            raise self._failure(step, partial, error) from error
+            failure = self._failure(step, partial, error)
+            logger.error("%s", failure)  # now: who waits for this save is told of it again
+            raise failure from error
         if processes.is_first():
             logger.info("checkpoint saved: %s", self.path(step))
             try:

@@ -20,6 +20,7 @@ from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, 
 from openpi.data.batch_order import merged_state
 from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
+from openpi.shared.errors import first_line
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, Metric, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
@@ -140,7 +141,8 @@ class _Run:
             self.interrupts.expect_steps()
             for step in range(start, config.num_train_steps):
                 try:
-                    batch = next(self.batches)
+                    with self._kept_if_it_fails(done, state, metrics):
+                        batch = next(self.batches)
                 except GaveUpError:
                     signum = self._leave_without_batch(done, state, metrics)
                     break
@@ -155,7 +157,8 @@ class _Run:
                     self._report_means(step, metrics)
                 evaluated = {}
                 if _is_due(step, _eval_interval(config), is_last):
-                    evaluated = self._evaluate(step, state)
+                    with self._kept_if_it_fails(step, state, metrics):
+                        evaluated = self._evaluate(step, state)
                 signum = backend.vote(self.interrupts.signum or 0)
                 if _is_due(step, config.save_interval, is_last) or signum:
                     self._save(step, state, metrics, evaluated)
@@ -174,10 +177,32 @@ class _Run:
                 f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the others wait for it; the "
                 "checkpoints before are intact"
             )
-        if metrics is not None and self.saved_step != done:
-            self._save(done, state, metrics, {})
+        self._save_if_new(done, state, metrics)
         assert self.interrupts.signum is not None
         return self.interrupts.signum
+
+    @contextlib.contextmanager
+    def _kept_if_it_fails(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> Iterator[None]:
+        """A sample that cannot be read, or a validation that fails, costs no step that is done: it is saved first.
+
+        Not of one of several processes: the others wait for it in a step, and cannot save.
+        """
+        try:
+            yield
+        except GaveUpError:
+            raise
+        except Exception as error:
+            if processes.count() == 1:
+                logger.error("after step %d: %s", done, first_line(error))
+                try:
+                    self._save_if_new(done, state, metrics)
+                except Exception as another:
+                    logger.error("%s", another)
+            raise
+
+    def _save_if_new(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> None:
+        if metrics is not None and self.saved_step != done:
+            self._save(done, state, metrics, {})
 
     def _may_give_up(self, waited_s: float) -> bool:
         """Whether to wait no longer for a batch: alone at once, one of several when the others have waited long."""
@@ -188,11 +213,17 @@ class _Run:
         """What lives as long as the steps do. Of several processes the first reports."""
         config, data, is_first = self.config, self.data, processes.is_first()
         with contextlib.ExitStack() as closing:
-            self.validate = None if data.holdout is None else Validation(config, data, self.backend)
+            self.validate = None
+            if data.holdout is not None:
+                self.validate = Validation(config, data, self.backend, lambda: self.interrupts.signum is not None)
             directory = self.checkpoints.directory
-            self.observers = tracking.open_observers(config, directory, resume_step=start or None) if is_first else []
-            for observer in self.observers:
-                closing.callback(observer.close)
+            resume_step = start or None
+            self.observers = (
+                tracking.open_observers(config, directory, resume_step=resume_step)
+                if is_first
+                else tracking.Observers(())
+            )
+            closing.callback(self.observers.close)
             self.batches = Prefetcher(data.train, self.backend.place, first=start, may_give_up=self._may_give_up)
             closing.callback(self.batches.close)
             closing.callback(data.train.close)  # before: its thread may be waiting for a worker that never comes back
@@ -203,8 +234,7 @@ class _Run:
 
     def _show(self, step: int, batch: PlacedBatch) -> None:
         sheet = contact_sheet(self.backend.local_rows(batch))
-        for observer in self.observers:
-            observer.image(step, run_directory.FIRST_BATCH, sheet)
+        self.observers.image(step, run_directory.FIRST_BATCH, sheet)
 
     def _report_means(self, step: int, metrics: Mapping[str, Metric]) -> None:
         samples = len(self.window) * self.config.batch_size
@@ -218,18 +248,19 @@ class _Run:
             return {}
         with self.stopwatch.paused():
             evaluated = self.validate(state)
+        if not evaluated:
+            logger.info("the validation after step %d is left out: the run is to stop", step)
+            return {}
         self.reported |= evaluated
         self._report(step, evaluated)
         if self.observers and self.validate.shown is not None:
             picture = validation_picture.draw(*self.validate.shown, self.validate.names)
-            for observer in self.observers:
-                observer.image(step, run_directory.VALIDATION, picture)
+            self.observers.image(step, run_directory.VALIDATION, picture)
         return evaluated
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:
         self.progress.report(step, metrics)
-        for observer in self.observers:
-            observer.log(step, metrics)
+        self.observers.log(step, metrics)
 
     def _save(self, step: int, state: State, metrics: Mapping[str, Metric], evaluated: dict[str, float]) -> None:
         self._check_finite(step, metrics)

@@ -121,21 +121,21 @@ class MixtureSource:
         }
 
     def start(self) -> State:
-        return {"next_batch": 0, "streams": {}}
+        return {"next_batch": 0, "streams": {}, "order": 0}
 
-    def start_after(self, state: Mapping[str, object]) -> State:
-        """A stream has no epochs to count: it begins anew."""
-        del state
-        return self.start()
+    def start_after(self, state: Tree) -> State:
+        """From the beginning, shuffled in a way of its own."""
+        return {**self.start(), "order": int(state.get("order", 0)) + 1}
 
     def describe(self, item: Frame) -> str:
         return f"frame {item.step_id}"
 
     def batches(self, state: Tree) -> Generator[tuple[Sequence[Frame], State], None, None]:
-        batch = int(state["next_batch"])
+        batch, order = int(state["next_batch"]), int(state.get("order", 0))
+        seed = (self._seed, order) if order else (self._seed,)
         with ThreadPoolExecutor(MAX_READERS, thread_name_prefix="records") as readers:
             streams = {
-                (lane, i): self._stream(lane, i, readers)
+                (lane, i): self._stream(lane, i, seed, readers)
                 for lane in self._lanes
                 for i in range(len(self._mixture.parts))
             }
@@ -146,27 +146,27 @@ class MixtureSource:
                 with ThreadPoolExecutor(MAX_READERS, thread_name_prefix="fill") as fillers:
                     list(fillers.map(FrameStream.fill, streams.values()))
                 while True:
-                    frames = [streams[key].take() for key in self._origins(batch)]
+                    frames = [streams[key].take() for key in self._origins(batch, seed)]
                     batch += 1
                     positions = {_name(*key): stream.state() for key, stream in streams.items()}
-                    yield frames, {"next_batch": batch, "streams": positions}
+                    yield frames, {"next_batch": batch, "streams": positions, "order": order}
             finally:
                 for stream in streams.values():
                     stream.close()
 
-    def _origins(self, batch: int) -> list[tuple[int, int]]:
+    def _origins(self, batch: int, seed: tuple[int, ...]) -> list[tuple[int, int]]:
         """(lane, dataset) of each of this process's rows."""
-        rng = np.random.default_rng((self._seed, _MIXTURE, batch))
+        rng = np.random.default_rng((*seed, _MIXTURE, batch))
         weights = np.array([part.weight for part in self._mixture.parts])
         datasets = rng.choice(len(weights), size=self._batch_size, p=weights / weights.sum())
         return [(row * self._num_lanes // self._batch_size, int(datasets[row])) for row in self._rows]
 
-    def _stream(self, lane: int, i: int, readers: Executor) -> "FrameStream":
+    def _stream(self, lane: int, i: int, seed: tuple[int, ...], readers: Executor) -> "FrameStream":
         part = self._mixture.parts[i]
-        order = (self._seed, _ORDER, i) if self._shuffle else None
+        order = (*seed, _ORDER, i) if self._shuffle else None
         reader = LaneReader(part.folder, lane, self._num_lanes, order)
         waiting = math.ceil(self._buffer_size * part.weight / self._num_lanes) if self._shuffle else 0
-        return FrameStream(self._mixture, part, reader, waiting, (self._seed, _VISIT, i), readers)
+        return FrameStream(self._mixture, part, reader, waiting, (*seed, _VISIT, i), readers)
 
 
 def _name(lane: int, dataset: int) -> str:

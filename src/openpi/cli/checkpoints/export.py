@@ -110,6 +110,7 @@ def merge_checkpoint(place: str, output: Path, *, config: str | None = None, ver
     merged = MergedWeights(recipe.model, weights)
     if verify:
         frameworks.require("jax", "comparing the two models", instead="--no-verify leaves that out")
+        logger.info("running both models on random inputs in float32, which takes a large one minutes; see --no-verify")
         _check_same_outputs(recipe.model, published_tree.tree_of(weights), plain, published_tree.tree_of(merged))
     recipe = dataclasses.replace(recipe, model=plain, freeze_filter=freeze_nothing, save_frozen_params=True)
     _write(checkpoint, output, recipe, merged)
@@ -172,6 +173,7 @@ def _write(
     from openpi.weights import released, safetensors_io
     from openpi.weights.layout import Layout
 
+    logger.info("writing %s", output)
     left_out = frozenset[str]() if base is None else base.frozen.keys()
     kept = {row.released for row in weights.table if row.tree not in left_out}
     blocks = released.cast(weights, only=kept.__contains__)

@@ -38,9 +38,19 @@ def main(argv: list[str] | None = None) -> int:
         f"trained on {report.num_chunks} chunks, vocabulary {report.vocab_size}\n"
         f"a chunk of {report.values_per_chunk} numbers takes {report.tokens_mean:.1f} tokens, {report.tokens_max} at "
         f"most; it comes back with an error of {report.error:.4f} (normalised units, root mean square)\n"
+        f"{_beyond(report.share_beyond)}"
         f"written to {report.path}; train with --model.action-tokenizer-path={report.path}"
     )
     return 0
+
+
+def _beyond(share: float) -> str:
+    if not share:
+        return ""
+    return (
+        f"{share:.1%} of the chunks of other episodes go beyond its range, and are learnt as others: train it on more "
+        "(--max-frames), or look for outliers with `openpi stats`\n"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from openpi.cli.console import configure_logging
 from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
+from openpi.shared.errors import with_notes
 from openpi.training.distributed.launch import Launch, find_launch, flags_help, split_flags
 from openpi.training.run.processor import split_processor, wait_asleep
 
@@ -130,7 +131,7 @@ def _train(config: TrainConfig, launch: Launch | None) -> int:
         result = loop.train(config)
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         logger.debug("", exc_info=True)
-        print(f"openpi train: {error}", file=sys.stderr)
+        print(f"openpi train: {with_notes(error)}", file=sys.stderr)
         return 1
     if result.signum is not None:
         if result.checkpoint is None:

@@ -120,7 +120,7 @@ class LeRobotDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         frame = self._normalise_index(index)
-        position = int(np.searchsorted(self.episode_bounds[:, 1], frame, side="right"))
+        position = self._position_of(frame)
         begin, end = self.episode_bounds[position]
         sample: Sample = {}
         for key in self._keys:
@@ -129,6 +129,13 @@ class LeRobotDataset:
                 sample[f"{key}_is_pad"] = is_pad
         sample["task"] = self.metadata.tasks[int(self._columns["task_index"][frame + self._shifts[position]])]
         return sample
+
+    def place_of(self, index: int) -> str:
+        """What to call a sample in messages: its episode, the frame in it, and the dataset."""
+        frame = self._normalise_index(index)
+        position = self._position_of(frame)
+        number, begin = self._episodes[position].index, int(self.episode_bounds[position, 0])
+        return f"frame {frame - begin} of episode {number} of {self.metadata.root}"
 
     @property
     def episodes(self) -> tuple[Episode, ...]:
@@ -234,6 +241,10 @@ class LeRobotDataset:
         rows = column[np.arange(len(self)) + np.repeat(self._shifts, lengths)]
         rows.flags.writeable = False
         return rows
+
+    def _position_of(self, frame: int) -> int:
+        """Of its episode among the selected ones."""
+        return int(np.searchsorted(self.episode_bounds[:, 1], frame, side="right"))
 
     def _normalise_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):

@@ -33,6 +33,7 @@ class FitReport:
         tokens_max: of any chunk of the dataset, those trained on included.
         values_per_chunk: numbers that these tokens stand for.
         error: root mean square of the reconstruction, in normalised units.
+        share_beyond: of the measured chunks, that go beyond the codec's range.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class FitReport:
     tokens_max: int
     values_per_chunk: int
     error: float
+    share_beyond: float
 
 
 def fit(
@@ -106,6 +108,7 @@ def _measure(
     lengths = np.array([len(i) for i in ids])
     rows = np.flatnonzero(is_measured)
     restored = np.stack([codec.decode(ids[row], *chunks.shape[1:]) for row in rows])
+    beyond = [codec.error_beyond_rounding(chunks[row], ids[row]) > 0 for row in rows]
     return FitReport(
         path=path,
         num_chunks=num_chunks,
@@ -114,4 +117,5 @@ def _measure(
         tokens_max=int(lengths.max()),
         values_per_chunk=int(np.prod(chunks.shape[1:])),
         error=float(np.sqrt(np.mean((restored - chunks[rows]) ** 2))),
+        share_beyond=float(np.mean(beyond)),
     )

@@ -253,6 +253,7 @@ def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
         check_names(contract, each, member)
     for member, mixed_in in data.members[1:]:
         _check_mixed_in(config, member, mixed_in, mades[0])
+        _warn_of_another_rate(config, contract, member, mixed_in)
     return contract
 
 
@@ -278,6 +279,26 @@ def _check_mixed_in(
     look.warn()
     if processes.is_first():
         dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
+
+
+def _warn_of_another_rate(
+    config: TrainConfig, contract: Contract, data_config: DataConfig, dataset: Dataset | Stream
+) -> None:
+    """Of a mixture, whose robot gets all chunks at the rate of the first dataset."""
+    rate, served = getattr(getattr(dataset, "metadata", None), "fps", None), contract.control_hz
+    if not rate or not served or rate == served:
+        return
+    steps = config.model.action_horizon
+    logger.warning(
+        "%s was recorded at %g Hz, and a checkpoint of the mixture serves at the %g Hz of its first dataset: what took "
+        "%.2g s there is taught as a motion of %.2g s. Record or convert both at one rate, unless each has a robot and "
+        "tasks of its own",
+        data_config.dataset_name,
+        rate,
+        served,
+        steps / rate,
+        steps / served,
+    )
 
 
 def _check_action_tokenizer(config: TrainConfig, data_config: DataConfig) -> None:

@@ -180,9 +180,9 @@ def _restore_data(
             )
         return
     told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in different.items())
-    was, now = different.get("num_samples", (0, 0))
+    was, now = different.get("num_samples", (None, None))  # of a stream there is no number
     is_meant = any(field.split(".")[0] in _OF_THE_DATA for field in changes)
-    if isinstance(was, int) and was > now and not is_meant:
+    if was is not None and now is not None and was > now and not is_meant:
         raise ValueError(
             f"the dataset {data.config.dataset_name} has fewer samples than when {checkpoint} was written ({told}), "
             "and no flag says why. Bring the missing episodes back; or, if they are meant to be gone, start a new run "

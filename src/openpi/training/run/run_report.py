@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -20,8 +19,6 @@ from openpi.training.run.run_directory import FIRST_BATCH, METRICS_FILE, VALIDAT
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
 
-logger = logging.getLogger(__name__)
-
 REPORT_FILE = "report.html"
 _EVERY_S = 60.0  # at most so often, but for validations and the end
 _MOST_POINTS, _MOST_PICTURES = 400, 3
@@ -32,12 +29,14 @@ Row = Mapping[str, float]
 
 
 class RunReport:
-    """An observer that writes the page; a page that cannot be written ends no run."""
+    """An observer that writes the page."""
 
     def __init__(self, config: TrainConfig, directory: Path) -> None:
         self._config, self._directory = config, directory
         self._written_s = -float("inf")
-        self._has_failed = False
+
+    def __str__(self) -> str:
+        return REPORT_FILE
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if time.monotonic() - self._written_s > _EVERY_S:
@@ -51,15 +50,10 @@ class RunReport:
 
     def _write(self) -> None:
         self._written_s = time.monotonic()
-        try:
-            text = render(self._config, self._directory)
-            partial = self._directory / f".{REPORT_FILE}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self._directory / REPORT_FILE)
-        except Exception as error:  # whatever it is, it is not worth the run
-            if not self._has_failed:
-                logger.warning("the page of the run cannot be written: %s", error)
-            self._has_failed = True
+        text = render(self._config, self._directory)
+        partial = self._directory / f".{REPORT_FILE}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self._directory / REPORT_FILE)
 
 
 def render(config: TrainConfig, directory: Path) -> str:

@@ -8,14 +8,14 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from openpi.shared.errors import install_hint
+from openpi.shared.errors import first_line, install_hint
 from openpi.training.config import TrainConfig
 from openpi.training.run.run_directory import METRICS_FILE, VALIDATION
 from openpi.training.run.run_report import RunReport
@@ -53,6 +53,9 @@ class MetricsFile:
             partial.replace(path)
         self._file = path.open("a", buffering=1)
 
+    def __str__(self) -> str:
+        return METRICS_FILE
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -87,6 +90,9 @@ class WandbObserver:
         )
         id_file.write_text(self._run.id)
 
+    def __str__(self) -> str:
+        return "wandb"
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
@@ -103,6 +109,9 @@ class TensorBoardObserver:
     def __init__(self, tensorboardx: ModuleType, directory: Path, *, resume_step: int | None) -> None:
         self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step)
 
+    def __str__(self) -> str:
+        return "tensorboard"
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
@@ -114,7 +123,38 @@ class TensorBoardObserver:
         self._writer.close()
 
 
-def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> list[Observer]:
+class Observers:
+    """Several as one. What one of them cannot take, for a full disk or a lost network, is told once: it is not worth
+    the run.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+        self._failed: set[Observer] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._each(lambda observer: observer.log(step, metrics))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._each(lambda observer: observer.image(step, name, image))
+
+    def close(self) -> None:
+        self._each(lambda observer: observer.close())
+
+    def _each(self, tell: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception as error:
+                if observer not in self._failed:
+                    logger.warning("%s lacks numbers of the run from here on: %s", observer, first_line(error))
+                self._failed.add(observer)
+
+
+def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> Observers:
     """The metrics file, the run's page, and the trackers that are asked for; see `check_installed`."""
     observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step), RunReport(config, directory)]
     if config.wandb_enabled:
@@ -122,7 +162,7 @@ def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | N
     if config.tensorboard_enabled:
         tensorboardx = importlib.import_module("tensorboardX")
         observers.append(TensorBoardObserver(tensorboardx, directory, resume_step=resume_step))
-    return observers
+    return Observers(observers)
 
 
 def check_installed(config: TrainConfig) -> None:

@@ -34,15 +34,22 @@ _SHOWN = 4  # frames in the picture
 class Validation:
     """Callable on a state; the batches are read once and kept on the host.
 
+    Args:
+        is_to_stop: asked before each batch; true in any process ends the call without numbers. Whoever asks a run to
+            stop kills it within half a minute, and what was trained has to be saved by then.
+
     Each process of a run reads its rows and turns them into the robot's units; all return the same numbers.
 
     Attributes:
         shown: of the last call, float[n ah d] chunks recorded and predicted, of this process; NaN where none was.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData, backend: Backend) -> None:
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, backend: Backend, is_to_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         assert data.holdout is not None
         self._backend = backend
+        self._is_to_stop = is_to_stop
         with contextlib.closing(data.holdout):
             self._batches = list(data.holdout)
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
@@ -65,10 +72,12 @@ class Validation:
         `baseline/<name>`, that of policies that learn nothing, which a model has to be below.
 
         A model that writes actions as tokens also has `undecodable`, the share of samples that were no chunk; the
-        error is that of the others, and missing when there are none.
+        error is that of the others, and missing when there are none. Nothing at all where the run is to stop.
         """
         losses, decodable, errors = [], [], []
         for i, batch in enumerate(self._batches):
+            if any(processes.exchange("whether to stop", self._is_to_stop())):
+                return {}
             loss, sampled = self._backend.evaluate(state, batch, i, **self._sample_options)
             losses.append(loss)
             recorded, chunks, decodable_rows = self._chunks(sampled, batch)
