@@ -18,6 +18,7 @@ import tokenizers.pre_tokenizers
 import tokenizers.trainers
 
 from openpi.shared import download, strict_json
+from openpi.shared.collected_warnings import Warnings
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 from openpi.shared.typed_values import fitted
@@ -40,9 +41,23 @@ class FastCodec:
     bpe: tokenizers.Tokenizer
     scale: float
     min_token: int
+    _warn: Warnings = dataclasses.field(default_factory=Warnings, init=False, repr=False, compare=False)
 
     def encode(self, actions: np.ndarray) -> list[int]:
-        """Ids of float[t, d]; coefficients outside the codec's range become its nearest, see `error_beyond_rounding`.
+        """Ids of float[t, d], with a warning where they stand for others. Raises as `ids_of`."""
+        ids = self.ids_of(actions)
+        if error := self.error_beyond_rounding(actions, ids):
+            self._warn(
+                [
+                    f"action tokenizer: a chunk goes beyond its range and comes back up to {error:.2g} off (normalised "
+                    "units): the model learns other actions there. Fit one to these (`openpi tokenizer fit`), or look "
+                    "for outliers with `openpi stats`"
+                ]
+            )
+        return ids
+
+    def ids_of(self, actions: np.ndarray) -> list[int]:
+        """Of float[t, d]; coefficients outside the codec's range become its nearest, see `error_beyond_rounding`.
 
         Raises:
             ValueError: actions that are not finite, or so large that no character stands for them.

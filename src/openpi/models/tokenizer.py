@@ -139,7 +139,6 @@ class FASTTokenizer:
         self.max_len = max_len
         self.fast_tokenizer_path = fast_tokenizer_path
         self._text = _ActionText(max_len, model_path)
-        self._warn = Warnings()
 
     @cached_property
     def codec(self) -> FastCodec:
@@ -158,18 +157,7 @@ class FASTTokenizer:
             int64 tokens padded with 0; bool, true on real tokens; int64, 1 where attention is causal (the
             actions); bool, true on tokens that are trained (the actions).
         """
-        if actions is None:
-            return self._text.tokens_and_masks(prompt, state, None)
-        ids = self.codec.encode(actions)
-        if error := self.codec.error_beyond_rounding(actions, ids):
-            self._warn(
-                [
-                    f"action tokenizer: a chunk goes beyond its range and comes back up to {error:.2g} off (normalised "
-                    "units): the model learns other actions there. Fit one to these (`openpi tokenizer fit`), or look "
-                    "for outliers with `openpi stats`"
-                ]
-            )
-        return self._text.tokens_and_masks(prompt, state, ids)
+        return self._text.tokens_and_masks(prompt, state, None if actions is None else self.codec.encode(actions))
 
     def check_fits(self, vocab_size: int) -> None:
         """Raises ValueError unless every action id has a token, that the model has and that survives being text.

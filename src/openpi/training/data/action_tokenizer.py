@@ -104,7 +104,7 @@ def _normalised_chunks(config: TrainConfig, max_frames: int | None) -> tuple[np.
 def _measure(
     codec: FastCodec, chunks: np.ndarray, is_measured: np.ndarray, path: Path, *, num_chunks: int
 ) -> FitReport:
-    ids = [codec.encode(chunk) for chunk in chunks]
+    ids = [codec.ids_of(chunk) for chunk in chunks]
     lengths = np.array([len(i) for i in ids])
     rows = np.flatnonzero(is_measured)
     restored = np.stack([codec.decode(ids[row], *chunks.shape[1:]) for row in rows])
