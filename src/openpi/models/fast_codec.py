@@ -6,6 +6,7 @@ Source: the model specification, section 8.3. Legend: t time, d dimension, f fre
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +46,9 @@ class FastCodec:
 
     def encode(self, actions: np.ndarray) -> list[int]:
         """Ids of float[t, d], with a warning where they stand for others. Raises as `ids_of`."""
-        ids = self.ids_of(actions)
-        if error := self.error_beyond_rounding(actions, ids):
+        characters = self._characters(actions)
+        ids = self._ids(characters)
+        if not self._says_all(characters) and (error := self.error_beyond_rounding(actions, ids)):
             self._warn(
                 [
                     f"action tokenizer: a chunk goes beyond its range and comes back up to {error:.2g} off (normalised "
@@ -62,6 +64,10 @@ class FastCodec:
         Raises:
             ValueError: actions that are not finite, or so large that no character stands for them.
         """
+        return self._ids(self._characters(actions))
+
+    def _characters(self, actions: np.ndarray) -> np.ndarray:
+        """int[t d], what stands for each coefficient, if the codec has it. Raises as `ids_of`."""
         actions = np.asarray(actions, dtype=np.float64)
         coefficients = np.around(_dct(len(actions)) @ actions * self.scale)
         if not (np.abs(coefficients) < _LAST_CHARACTER + min(self.min_token, 0)).all():  # false for NaN, too
@@ -71,8 +77,24 @@ class FastCodec:
                 f"an action chunk has {what} in {actions.min():.4g}..{actions.max():.4g}; expected normalised actions, "
                 "about -1..1. Look for outliers with `openpi stats`"
             )
-        characters = np.clip(coefficients.astype(int).ravel() - self.min_token, 0, self.largest_character)
-        return self.bpe.encode("".join(map(chr, characters)), add_special_tokens=False).ids
+        return coefficients.astype(int).ravel() - self.min_token
+
+    def _ids(self, characters: np.ndarray) -> list[int]:
+        return self._text_ids("".join(map(chr, np.clip(characters, 0, self.largest_character))))
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self.bpe.encode(text, add_special_tokens=False).ids
+
+    def _says_all(self, characters: np.ndarray) -> bool:
+        """Whether they come back as they are; a look into a table, as this is asked of every sample."""
+        is_within = (characters >= 0) & (characters <= self.largest_character)
+        return bool(is_within.all() and self._sayable[characters].all())
+
+    @functools.cached_property
+    def _sayable(self) -> np.ndarray:
+        """bool[characters]: those that come back. The published codec lacks some bytes."""
+        every = map(chr, range(self.largest_character + 1))
+        return np.array([self.bpe.decode(self._text_ids(c), skip_special_tokens=False) == c for c in every])
 
     def error_beyond_rounding(self, actions: np.ndarray, ids: list[int]) -> float:
         """The largest error of float[t, d] that come back from their ids; 0 where it may be of rounding, infinite where
