@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from openpi.shared import image_tools
 from openpi.shared import tree as _tree
 from openpi.shared.errors import missing_key
 from openpi.shared.normalize import NormStats
@@ -280,9 +281,8 @@ class ResizeImages:
     width: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        images = {
-            key: _channels_last(np.asarray(image)) for key, image in _require(data, "image", "ResizeImages").items()
-        }
+        given = _require(data, "image", "ResizeImages")
+        images = {key: image_tools.channels_last(np.asarray(image)) for key, image in given.items()}
         for key, image in images.items():
             self._check(key, image)
         return {**data, "image": resize_each(images, self.height, self.width)}
@@ -294,12 +294,6 @@ class ResizeImages:
                 f"image '{key}' is to be resized, for which it has to be uint8; it is {image.dtype}. Use "
                 "image_tools.convert_to_uint8 on floats in [0, 1] in the robot's inputs"
             )
-
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    """A model's images have three channels, so [3, h, w] is told from its shape."""
-    is_first = image.ndim == 3 and image.shape[0] == 3 != image.shape[-1]
-    return np.moveaxis(image, 0, -1) if is_first else image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared import whole_file
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.strict_json import Json
 
@@ -150,12 +151,7 @@ def check_free(path: Path, *, resume: bool) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole_file.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _drop_half_line(file: Path) -> None:

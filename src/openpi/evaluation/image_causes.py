@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from openpi.shared.image_tools import resize_with_pad
+from openpi.shared.image_tools import channels_last, resize_with_pad
 
 _SIDE = 24  # pixels each way, at which pictures of any size are compared
 _SAME = 6.0  # grey levels by which small pictures of one scene may differ, resized by another method
@@ -24,7 +24,7 @@ _TURNS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def levels(image: np.ndarray) -> np.ndarray:
     """float[h w 3], 0..255, of uint8 or of floats in [-1, 1] or [0, 1], in either layout."""
-    hwc = np.moveaxis(image, 0, -1) if image.ndim == 3 and image.shape[0] == 3 != image.shape[-1] else image
+    hwc = channels_last(image)
     if hwc.dtype.kind != "f":
         return hwc.astype(np.float64)
     low, high = float(hwc.min()), float(hwc.max())

@@ -16,6 +16,7 @@ from openpi.evaluation.open_loop import Moment, Played
 from openpi.evaluation.report import table
 from openpi.shared import page
 from openpi.shared.charts import Line, line_chart
+from openpi.shared.image_tools import channels_last
 from openpi.shared.tree import flatten
 
 Results = Mapping[str, Any]
@@ -197,7 +198,7 @@ def _strip(moments: Sequence[Moment]) -> str:
 
 
 def _picture(image: np.ndarray) -> str:
-    picture = Image.fromarray(np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image)
+    picture = Image.fromarray(channels_last(image))
     picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=80)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -24,7 +23,7 @@ from openpi.policies.images import channel_mean, has_cast, looks_bgr
 from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
 from openpi.policies.seen import Seen
-from openpi.shared import ranges, strict_json
+from openpi.shared import ranges, strict_json, whole_file
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
 from openpi.shared.normalize import NormStats
@@ -167,9 +166,8 @@ class Contract:
         """Writes `contract.json`, complete or not at all."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".{CONTRACT_FILE}.{os.getpid()}"
-        partial.write_text(json.dumps({"version": _VERSION, **dataclasses.asdict(self)}, indent=2) + "\n")
-        partial.replace(directory / CONTRACT_FILE)
+        document = {"version": _VERSION, **dataclasses.asdict(self)}
+        whole_file.write_text(directory / CONTRACT_FILE, json.dumps(document, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path | str) -> Contract:

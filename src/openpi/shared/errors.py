@@ -41,6 +41,11 @@ def with_notes(error: BaseException) -> str:
     return f"{error} ({type(error).__name__}, {notes})" if notes else str(error)
 
 
+def printable(text: str) -> str:
+    """What others wrote, with escapes for all that would end a line or move a cursor."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def install_hint(extra: str) -> str:
     """How to add an extra, for the end of a message. Without `--inexact`, uv removes the extras that are not named."""
     return f"in the checkout: `uv sync --extra {extra} --inexact`, or `pip install '.[{extra}]'`"

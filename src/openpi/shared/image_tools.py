@@ -44,6 +44,12 @@ def resize_with_pad(images: Any, height: int, width: int, method: Any = None) ->
     return resized * 2 - 1
 
 
+def channels_last(image: np.ndarray) -> np.ndarray:
+    """[h, w, 3], a view, of an RGB image in either layout, which its shape tells; others as they are."""
+    is_first = image.ndim == 3 and image.shape[0] == 3 != image.shape[-1]
+    return np.moveaxis(image, 0, -1) if is_first else image
+
+
 def _is_of_jax(images: object) -> bool:
     """Whoever holds an array of JAX has imported it."""
     jax = sys.modules.get("jax")

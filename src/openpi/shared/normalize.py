@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from openpi.shared import strict_json
+from openpi.shared import strict_json, whole_file
 
 STATS_FILE = "norm_stats.json"
 
@@ -327,9 +326,7 @@ def save(directory: Path | str, norm_stats: Mapping[str, NormStats]) -> None:
     """Writes `<directory>/norm_stats.json`, complete or not at all; makes the folder."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{STATS_FILE}.{os.getpid()}"
-    partial.write_text(serialize_json(norm_stats))
-    partial.replace(directory / STATS_FILE)
+    whole_file.write_text(directory / STATS_FILE, serialize_json(norm_stats))
 
 
 def load(directory: Path | str) -> dict[str, NormStats]:

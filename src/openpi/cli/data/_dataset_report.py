@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from openpi.data.check.findings import Finding, Kind, Report, Severity, by_kind
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared import whole_file
 from openpi.shared.charts import Line, line_chart
 
 _MAX_EPISODES = 40  # a page of some MB
@@ -39,9 +39,7 @@ main { max-width: 1280px; }
 
 def write(report: Report, root: Path, path: Path) -> None:
     """Writes the page, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(render(report, root), encoding="utf-8")
-    partial.replace(path)
+    whole_file.write_text(path, render(report, root))
 
 
 def render(report: Report, root: Path) -> str:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import numpy as np
 from websockets.exceptions import InvalidStatus
 
+from openpi.shared.errors import printable
 from openpi_client import connection
 from openpi_client.positronic_client import PositronicClient
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -168,17 +169,12 @@ def _answer_or_error(ask: Callable[[object], Mapping[str, object]], inputs: obje
 
 def _comparison(recorded: Mapping[str, object], answered: Mapping[str, object], difference: float) -> str:
     then, now = (
-        f"an error ({_printable(answer['error'])})" if "error" in answer else "an answer"
+        f"an error ({printable(str(answer['error'])[:_LONGEST_ERROR])})" if "error" in answer else "an answer"
         for answer in (recorded, answered)
     )
     if "error" in recorded or "error" in answered:
         return f"then {then}, now {now}"
     return f"largest difference of the actions {difference:.4g}"
-
-
-def _printable(text: object) -> str:
-    """Of a file or a server, which may send what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:_LONGEST_ERROR])
 
 
 def largest_difference(recorded: object, answered: object) -> float:

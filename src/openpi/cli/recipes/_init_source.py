@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from openpi.cli.recipes._init_choices import Choice, Decision
+from openpi.shared.errors import printable
 
 _WIDTH = 88
 
@@ -108,8 +109,7 @@ def _assignment(name: str, value: object, reason: str) -> str:
 
 def _comment(text: str) -> str:
     """Lines of a comment; what cannot be printed is escaped, so that nothing leaves the line."""
-    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    return "".join(f"# {line}\n" for line in textwrap.wrap(printable, _WIDTH - 2, break_on_hyphens=False))
+    return "".join(f"# {line}\n" for line in textwrap.wrap(printable(text), _WIDTH - 2, break_on_hyphens=False))
 
 
 def _literal(value: object, indent: int = 0, start: int | None = None) -> str:

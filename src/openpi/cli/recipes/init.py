@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import keyword
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -115,12 +114,11 @@ def make_draft(dataset: str, name: str, *, ask: Ask | None = None) -> Draft:
 def write(draft: Draft, path: Path) -> str:
     """Writes the recipe, whole or not at all; returns its text."""
     from openpi.cli.recipes._init_source import source_of
+    from openpi.shared import whole_file
 
     text = source_of(draft)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    whole_file.write_text(path, text)
     return text
 
 

@@ -12,7 +12,6 @@ as well, and at the first difference (or error) the whole dataset is done sample
 import functools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.policy_config import stats_dims
 from openpi.policies.robot_spec import find_spec
-from openpi.shared import download, normalize, stats_check, strict_json
+from openpi.shared import download, normalize, stats_check, strict_json, whole_file
 from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
 from openpi.training.config import TrainConfig
@@ -112,9 +111,7 @@ def _write_source(folder: Path, data: RecipeData, horizon: int) -> None:
     """Of what the statistics in a folder are: datasets change, and folders of others may have the same name."""
     if roots := _roots(data):
         source = {"datasets": roots, "of_some_frames": _moments(data, horizon)}
-        partial = folder / f".{_SOURCE_FILE}.{os.getpid()}"  # other runs of a sweep may be reading
-        partial.write_text(json.dumps(source, indent=2) + "\n")
-        partial.replace(folder / _SOURCE_FILE)
+        whole_file.write_text(folder / _SOURCE_FILE, json.dumps(source, indent=2) + "\n")
 
 
 def check_source(folder: Path | str, data: RecipeData, horizon: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openpi.shared import page
+from openpi.shared import page, whole_file
 from openpi.shared.charts import Line, line_chart, smooth
 from openpi.training.run.run_directory import FIRST_BATCH, METRICS_FILE, VALIDATION
 
@@ -50,10 +50,7 @@ class RunReport:
 
     def _write(self) -> None:
         self._written_s = time.monotonic()
-        text = render(self._config, self._directory)
-        partial = self._directory / f".{REPORT_FILE}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self._directory / REPORT_FILE)
+        whole_file.write_text(self._directory / REPORT_FILE, render(self._config, self._directory))
 
 
 def render(config: TrainConfig, directory: Path) -> str:
