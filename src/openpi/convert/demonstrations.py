@@ -12,6 +12,7 @@ a policy learns to come back. Source: Laskey et al. 2017, DART (arXiv:1703.09327
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -267,16 +268,11 @@ def _successes(
                 raise ValueError(f"{task.name}: the expert failed {failures} times in a row; less --noise may help")
 
 
-def _pool(num_workers: int) -> Any:
+def _pool(num_workers: int) -> contextlib.AbstractContextManager[Executor | None]:
     if num_workers < 2:
-        return _NoPool()
+        return contextlib.nullcontext()
     # Spawned, not forked: OpenGL does not survive a fork. On Ctrl-C they finish the episode they are at.
     return ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=worker_process.start)
-
-
-class _NoPool:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _submit(pool: Executor | None, attempt: _Attempt) -> Future[bool]:

@@ -19,14 +19,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from openpi.data.batch_order import BatchOrder, BatchSource, IndexSource, Stretches, check_divisible
+from openpi.data.batch_order import BatchOrder, BatchSource, IndexSource, State, Stretches, check_divisible
 from openpi.data.dataset import Dataset, Sample
 from openpi.data.worker_board import WorkerBoard
 from openpi.shared import worker_process
+from openpi.shared.tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +43,14 @@ _LOOK_EVERY_S = 0.5
 _GOODBYE_S = 5.0
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class LoaderClosedError(RuntimeError):
     """The loader was closed while a batch was being waited for."""
 
 
-class SourceLoader:
+class SourceLoader(Generic[Item]):
     """Iterates over the batches of a source, forever or `num_batches` at a time.
 
     Args:
@@ -65,8 +67,8 @@ class SourceLoader:
 
     def __init__(
         self,
-        source: BatchSource,
-        make: Callable[[Any], Sample],
+        source: BatchSource[Item],
+        make: Callable[[Item], Sample],
         *,
         num_workers: int = 0,
         num_batches: int | None = None,
@@ -89,11 +91,11 @@ class SourceLoader:
         """What the order depends on."""
         return dict(self._source.identity)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Where we are, as JSON values: restoring it makes the next batch the one that would come now."""
         return {**self._state, **self._source.identity}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Tree) -> None:
         """Continues where `state` was taken; running iterators are not affected.
 
         Raises:
@@ -105,14 +107,14 @@ class SourceLoader:
             raise ValueError(f"the data order cannot be resumed: {changes}. Use the same values, or start anew")
         self._state = {key: value for key, value in state.items() if key not in self._source.identity}
 
-    def changes_since(self, state: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    def changes_since(self, state: Tree) -> dict[str, tuple[object, object]]:
         """What the order depends on and is another than when `state` was taken: before, and now."""
         identity = self._source.identity
         different = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
         gone = state.keys() - identity.keys() - self._source.start().keys()
         return {**different, **{key: (state[key], None) for key in sorted(gone)}}
 
-    def restart_after(self, state: Mapping[str, Any]) -> None:
+    def restart_after(self, state: Tree) -> None:
         """Begins a new order, for a run that goes on with other data; `state` is where it was in those before."""
         self._state = self._source.start_after(state)
 
@@ -121,7 +123,7 @@ class SourceLoader:
         self._state = self._source.start()
 
     def __iter__(self) -> Iterator[Batch]:
-        ahead: deque[tuple[Callable[[], Batch], dict[str, Any]]] = deque()
+        ahead: deque[tuple[Callable[[], Batch], State]] = deque()
         closed = self._closed
         submitted = self._state["next_batch"]
         end = None if self._num_batches is None else max(submitted, self._num_batches)
@@ -163,7 +165,7 @@ class SourceLoader:
             self._board.kill_busy()
             goodbye.join(_GOODBYE_S)
 
-    def _submit(self, batches: Sequence[Sequence[Any]], closed: threading.Event) -> list[Callable[[], Batch]]:
+    def _submit(self, batches: Sequence[Sequence[Item]], closed: threading.Event) -> list[Callable[[], Batch]]:
         """Starts work on batches; the functions returned wait for one each."""
         with self._lock:
             if closed.is_set():
@@ -190,7 +192,7 @@ class SourceLoader:
         """Of samples by number, of which each part makes as many."""
         return stack([self._result(parts[i // size], closed)[i % size] for i in numbers])
 
-    def _make_here(self, items: Sequence[Any]) -> list[Sample]:
+    def _make_here(self, items: Sequence[Item]) -> list[Sample]:
         samples = []
         for item in items:
             with self._board.at_work(self._source.describe(item)):
@@ -241,7 +243,7 @@ class SourceLoader:
         )
 
 
-def _joined(batches: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+def _joined(batches: Sequence[Sequence[Item]]) -> tuple[list[Item], list[list[int]]]:
     """Items of batches in one list, and where those of each batch are in there."""
     ends = itertools.accumulate(map(len, batches), initial=0)
     return [*itertools.chain(*batches)], [list(range(*bounds)) for bounds in itertools.pairwise(ends)]
@@ -259,7 +261,7 @@ def _num_threads() -> int:
     return min(MAX_THREADS, os.cpu_count() or 1)
 
 
-class BatchLoader(SourceLoader):
+class BatchLoader(SourceLoader[int]):
     """Batches of a dataset with random access.
 
     Args:
@@ -329,7 +331,7 @@ def _entry(sample: Sample, key: str) -> Any:
     return sample[key]
 
 
-def _stack_leaves(key: str, values: Sequence[Any]) -> np.ndarray:
+def _stack_leaves(key: str, values: Sequence[object]) -> np.ndarray:
     arrays = [np.asarray(value) for value in values]
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape for array in arrays})
@@ -340,7 +342,7 @@ def _stack_leaves(key: str, values: Sequence[Any]) -> np.ndarray:
 # --- inside a worker process
 # --------------------------------------------------------------------------------------
 
-_make: Callable[[Any], Sample] | None = None
+_make: Callable[[object], Sample] | None = None
 _board: WorkerBoard | None = None
 
 
@@ -355,7 +357,7 @@ def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
         _make = pickle.loads(pickled)
 
 
-def _make_batches(work: Sequence[tuple[Any, str]], rows: Sequence[Sequence[int]]) -> list[Batch]:
+def _make_batches(work: Sequence[tuple[object, str]], rows: Sequence[Sequence[int]]) -> list[Batch]:
     """Of items, each with what to call it, and the numbers of those that each batch has."""
     try:
         made = [_made(item, name) for item, name in work]

@@ -7,7 +7,7 @@ A `BatchSource` says so, and where it is then. Of a dataset with random access, 
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from openpi.shared.tree import Tree
 
 State: TypeAlias = dict[str, Any]
 """Where a loader is, as values of JSON."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +108,13 @@ class BatchOrder:
         return self._stretches.permutation(self._num_samples, rng, pool, offset)
 
 
-class BatchSource(Protocol):
+class BatchSource(Protocol[Item]):
     """What batches are made of: items that say which sample to make, a batch of them at a time.
 
     States are JSON values. Those of the processes of one run make up the state of the run; see `merged_state`.
     """
 
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     """What the order depends on; part of every state."""
 
     def start(self) -> State:
@@ -124,11 +126,11 @@ class BatchSource(Protocol):
         is that of a source with another identity."""
         ...
 
-    def batches(self, state: Tree) -> Generator[tuple[Sequence[object], State], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[Item], State], None, None]:
         """From `state` on, without end: the items of a batch, and the state after it. Any number of times."""
         ...
 
-    def describe(self, item: Any) -> str:
+    def describe(self, item: Item) -> str:
         """What to call an item in messages."""
         ...
 
@@ -164,7 +166,7 @@ class IndexSource:
     def describe(self, item: int) -> str:
         return f"sample {item}"
 
-    def batches(self, state: Tree) -> Generator[tuple[Sequence[object], State], None, None]:
+    def batches(self, state: Tree) -> Generator[tuple[Sequence[int], State], None, None]:
         for batch in itertools.count(int(state["next_batch"])):
             indices = np.split(self._order.indices(batch), self._part[1])[self._part[0]]
             yield indices.tolist(), {"next_batch": batch + 1}

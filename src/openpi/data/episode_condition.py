@@ -246,7 +246,7 @@ class EpisodeCondition:
             left = right
         return self._tried(node, lambda: np.logical_and.reduce(np.broadcast_arrays(*results)))
 
-    def _number(self, node: ast.expr, episode: EpisodeValues) -> Any:
+    def _number(self, node: ast.expr, episode: EpisodeValues) -> np.ndarray:
         value = self._value(node, episode)
         if isinstance(value, str | list) or np.asarray(value).dtype.kind not in "biuf":
             raise self._refused(node, "is no number")

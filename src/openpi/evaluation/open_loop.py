@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from openpi.evaluation.stats import bootstrap_interval
 from openpi.shared.tree import Tree, flatten
+
+T = TypeVar("T")
 
 Chunk = np.ndarray  # float[ah w]
 
@@ -257,7 +259,7 @@ def _another(prompt: str, tasks: Sequence[str]) -> str:
     return next((task for task in tasks if task != prompt), "do nothing")
 
 
-def _parts(items: Sequence[object]) -> list[Any]:
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
 
 

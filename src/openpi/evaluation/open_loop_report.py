@@ -47,7 +47,7 @@ def _rows(results: Results) -> list[tuple[str, str, str]]:
     ]
 
 
-def _every(results: Results) -> list[tuple[str, Any]]:
+def _every(results: Results) -> list[tuple[str, Results]]:
     """Errors of the policies, then of the baselines, by name."""
     return [*((name, found["error"]) for name, found in results["policies"].items()), *results["baselines"].items()]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +130,7 @@ def _errors(
 def _seen(layers: Mapping[str, Linear], note: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
     """Calls `note` with the name, inputs and outputs of every product."""
 
-    def hook_of(name: str) -> Any:
+    def hook_of(name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], None]:
         return lambda module, args, output: note(name, args[0], output)
 
     handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]

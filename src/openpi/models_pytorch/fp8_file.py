@@ -15,6 +15,7 @@ from typing import Any
 
 from openpi.shared import strict_json
 from openpi.shared.errors import first_line
+from openpi.shared.tree import Tree
 
 FP8_FILE = "fp8.json"
 
@@ -90,7 +91,7 @@ class Calibration:
             raise ValueError(f"{file} is damaged or of another version ({first_line(error)}); {_REMEDY}") from error
 
 
-def _parsed(document: Any) -> Calibration:
+def _parsed(document: Tree) -> Calibration:
     if document["version"] != _VERSION:
         raise ValueError(f"version {document['version']!r}, expected {_VERSION}")
     layers = {name: _layer(name, entry) for name, entry in document["layers"].items()}
@@ -98,7 +99,7 @@ def _parsed(document: Any) -> Calibration:
     return Calibration(layers, lowest, mean, target, dict(document["about"]))
 
 
-def _layer(name: str, entry: Mapping[str, Any]) -> Layer:
+def _layer(name: str, entry: Tree) -> Layer:
     amax, weight_amax, error = (float(entry[key]) for key in ("amax", "weight_amax", "error"))
     if not isinstance(entry["is_fp8"], bool):
         raise TypeError(f"is_fp8 of '{name}' is {entry['is_fp8']!r}, expected true or false")

@@ -9,11 +9,14 @@ Legend: i inputs, o outputs (rows).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
+
+T = TypeVar("T")
 
 LARGEST = 127
 _aten: Any = torch.ops.aten
@@ -70,7 +73,11 @@ class Int8Rows(Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         own = _OWN.get(func)
         if own is not None:
@@ -92,7 +99,7 @@ class Int8Rows(Tensor):
         return Int8Rows(inner["codes"], inner["steps"])
 
 
-def _plain(x: object) -> Any:
+def _plain(x: T) -> T | Tensor:
     return x.decoded() if isinstance(x, Int8Rows) else x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Tree, flatten
 from openpi.weights import names
 from openpi.weights.blocks import Weights
 
@@ -23,7 +23,7 @@ def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> n
         return _family(config)(config)
 
 
-def _family(config: BaseModelConfig) -> Callable[[Any], nn.Module]:
+def _family(config: BaseModelConfig) -> type[nn.Module]:
     if config.model_type is ModelType.PI0_FAST:
         from openpi.models_pytorch.pi0_fast import Pi0FAST
 
@@ -51,10 +51,10 @@ def load(
     return model
 
 
-def from_tree(config: BaseModelConfig, params: Mapping[str, Any], **options: Any) -> nn.Module:
+def from_tree(config: BaseModelConfig, params: Tree) -> nn.Module:
     """As `load`, from the published tree (nested dicts of NumPy arrays)."""
     flat = flatten(params)
-    return load(config, lambda row: row.to_torch(flat[row.tree][row.index]), **options)
+    return load(config, lambda row: row.to_torch(flat[row.tree][row.index]))
 
 
 def load_checkpoint(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -20,6 +20,7 @@ from openpi.models.model_config import IMAGE_KEYS, IMAGE_RESOLUTION
 from openpi.models_pytorch.augment import Draws, augment_images
 from openpi.models_pytorch.lora import INIT_STDDEV as LORA_STDDEV
 from openpi.models_pytorch.lora import Adapter
+from openpi.shared.tree import Tree
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -43,7 +44,7 @@ class Observation:
     token_loss_mask: Tensor | None = None
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, device: torch.device | str | None = None) -> Self:
+    def from_dict(cls, data: Tree, *, device: torch.device | str | None = None) -> Self:
         """Builds an observation from the model-side sample keys (arrays or tensors); uint8 images become f32 in
         [-1, 1], those with their channels first get them last, 64-bit floats become f32.
 
@@ -74,7 +75,7 @@ class Observation:
         """A part of the batch."""
         return self.map(lambda x: x[start:stop])
 
-    def map(self, function: Any) -> Self:
+    def map(self, function: Callable[[Tensor], object]) -> Self:
         """The same observation with `function` of every tensor."""
 
         def mapped(value: Any) -> Any:

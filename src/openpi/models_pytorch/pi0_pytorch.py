@@ -165,7 +165,7 @@ def _to_released(module: PI0Pytorch, state_dict: dict[str, object], prefix: str,
         state_dict[prefix + released] = state_dict.pop(prefix + name)
 
 
-def _from_released(module: PI0Pytorch, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def _from_released(module: PI0Pytorch, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """In place: our own names instead of those of a file, and nothing that no model reads."""
     stored = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     found = spelling.Spelling.of(stored, {row.torch: row.released for row in module._rows}).names

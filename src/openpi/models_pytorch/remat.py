@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils import checkpoint
 
+T = TypeVar("T")
+
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
-def rematerialised(layer: Callable[..., object], remat: str, *args: object) -> Any:
+def rematerialised(layer: Callable[..., T], remat: str, *args: object) -> T:
     """`layer(*args)`, keeping for the backward pass: its inputs (`full`), products with weights as well (`dots`), or
     everything (`none`). Without gradients it is just the call.
     """

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from openpi.policies.contract import Contract
 
@@ -73,14 +74,15 @@ class Pace:
         if self._rate_hz > 0 and len(self._intervals) == _INTERVALS:
             yield from self._told()
 
-    def answered(self, actions: Any, now_s: float) -> None:
+    def answered(self, actions: ArrayLike | None, now_s: float) -> None:
         """
         Args:
             actions: float[h w], what the robot gets; None = nothing.
         """
         self._answered_s = now_s
-        if np.ndim(actions) == 2 and len(self._follows) and np.shape(actions)[1] > self._follows[-1]:
-            self._chunk = np.asarray(actions)
+        chunk = np.asarray(() if actions is None else actions)
+        if chunk.ndim == 2 and len(self._follows) and chunk.shape[1] > self._follows[-1]:
+            self._chunk = chunk
 
     def _rows(self, moved: np.ndarray) -> int:
         """How many rows of the last chunk go as far as the robot went, in the same direction."""

@@ -351,9 +351,9 @@ def _check_finite(outputs: Mapping[str, object]) -> None:
         )
 
 
-def _copied(tree: object) -> Any:
+def _copied(tree: Mapping[str, object]) -> Params:
     """New dicts around the same arrays, so that a transform that edits its dict spares the caller's."""
-    return {key: _copied(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
 def _stacked(inputs: Sequence[Mapping[str, object]], size: int) -> Params:

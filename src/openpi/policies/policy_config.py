@@ -360,7 +360,7 @@ def _load_sampler(
     checkpoint: Checkpoint,
     backend: Backend,
     pytorch_device: str | None,
-    dtype: Any,
+    dtype: Literal["float32", "bfloat16"] | None,
     calibration: Calibration | None = None,
 ) -> Sampler:
     """Imports the framework, which nothing else here needs. In JAX, adapters share the weights of a base that is loaded

@@ -20,6 +20,7 @@ from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
 from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
 from openpi.policies.program import Extents, Program, check_finite
+from openpi.shared.tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +145,7 @@ class PytorchSampler:
             return program()
 
     @torch.no_grad()
-    def _program(
-        self, inputs: Mapping[str, Any], noise: np.ndarray | None, options: Options, generator: torch.Generator
-    ) -> Program:
+    def _program(self, inputs: Tree, noise: np.ndarray | None, options: Options, generator: torch.Generator) -> Program:
         host = host_tensors(inputs)
         if self.takes_noise:
             shape = (len(inputs["state"]), self.action_horizon, self.action_dim)
@@ -232,7 +231,7 @@ class _Programs:
         return list(self._found)
 
 
-def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def host_tensors(inputs: Tree) -> dict[str, Tensor]:
     """The inputs as one flat dict; images stay uint8 for the transfer."""
     images = {f"image/{key}": image for key, image in inputs["image"].items()}
     masks = {f"image_mask/{key}": mask for key, mask in inputs["image_mask"].items() if mask is not None}
@@ -242,13 +241,13 @@ def host_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(np.require(value, requirements=["C", "W"])) for key, value in arrays.items()}
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def observation_of(tensors: dict[str, Tensor], dropped: tuple[str, ...]) -> Observation:
     texts = {key: tensors[key] for key in _TEXTS if key in tensors}
-    masks = _below(tensors, "image_mask/") | dict.fromkeys(dropped)
+    masks = {**_below(tensors, "image_mask/"), **dict.fromkeys(dropped)}
     return Observation.from_dict(
         {"image": _below(tensors, "image/"), "image_mask": masks, "state": tensors["state"], **texts}
     )

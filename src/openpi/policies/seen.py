@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from openpi.policies.images import SIDE, aspect_of, cells, color
-from openpi.shared.tree import flatten
+from openpi.shared.tree import Tree, flatten
 
 MAX_VIEWS, MAX_PROMPTS = 256, 500
 FLAT = 3.0  # grey levels by which the cells of a picture that shows something differ
@@ -181,7 +180,7 @@ class Seen:
         return cls(cameras, state, every if len(every) <= MAX_PROMPTS else (), episode_length)
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Seen:
+    def from_json(cls, document: Tree) -> Seen:
         """Raises ValueError, KeyError, TypeError for what was not written by `dataclasses.asdict`."""
         cameras = {
             str(key): Camera(
@@ -216,7 +215,7 @@ def _aspect(told: float) -> float:
     return aspect
 
 
-def _bound(entry: Mapping[str, Any], name: str) -> tuple[float, ...]:
+def _bound(entry: Tree, name: str) -> tuple[float, ...]:
     """Numbers of one bound; empty where an older file, which had no averages, lacks it."""
     is_new = name.startswith(("mean_", "color_"))
     return tuple(float(value) for value in (entry.get(name, ()) if is_new else entry[name]))

@@ -174,5 +174,5 @@ def _differences(path: str, wanted: Any, found: Any, *, shapes: bool, dtypes: bo
         yield f"{path}: dtype {_dtype(found)}, expected {_dtype(wanted)}"
 
 
-def _dtype(leaf: Any) -> object:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+def _dtype(leaf: object) -> object:
+    return getattr(leaf, "dtype", None) or np.asarray(leaf).dtype

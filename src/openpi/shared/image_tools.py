@@ -5,13 +5,16 @@ alike, and the same on a device. Source: the training specification, section 2.2
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from openpi_client import image_tools as on_host
 from openpi_client.image_tools import convert_to_uint8
+
+if TYPE_CHECKING:
+    import jax
 
 __all__ = ["convert_to_uint8", "resize_with_pad"]
 
@@ -56,7 +59,7 @@ def _is_of_jax(images: object) -> bool:
     return jax is not None and isinstance(images, jax.Array)
 
 
-def _on_device(images: Any, height: int, width: int, method: Any) -> object:
+def _on_device(images: Any, height: int, width: int, method: str) -> jax.Array:
     import jax
     import jax.numpy as jnp
 

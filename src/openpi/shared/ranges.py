@@ -90,10 +90,10 @@ def ranges_of(kind: type) -> Mapping[str, object]:
     return found
 
 
-def is_bounded(hint: Any) -> bool:
+def is_bounded(hint: object) -> bool:
     """Whether a declared type says everywhere which of its numbers, if it has any, are taken."""
     if typing.get_origin(hint) is Annotated:
-        return any(isinstance(part, Range) for part in hint.__metadata__)
+        return any(isinstance(part, Range) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
         return True
     parts = [part for part in typing.get_args(hint) if part not in (type(None), ...)]
@@ -124,11 +124,11 @@ def _problems(config: Any, path: str, has_flags: bool) -> Iterator[str]:
                 )
 
 
-def _objection(value: object, hint: Any) -> str | None:
+def _objection(value: object, hint: object) -> str | None:
     """What was expected instead of a value; None where it is right, or the type says nothing of numbers."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        bounds = [part for part in hint.__metadata__ if isinstance(part, Range)]
+        bounds = [part for part in parts if isinstance(part, Range)]
         return _number_objection(value, parts[0], bounds[0]) if bounds else _objection(value, parts[0])
     if origin is Literal:
         return None if value in parts else f"one of {', '.join(map(repr, parts))}"

@@ -74,7 +74,7 @@ def fitted(value: object, declared: object, where: str) -> Any:
 _MISFIT = object()
 
 
-def _fit_class(value: Any, declared: Any) -> object:
+def _fit_class(value: object, declared: Any) -> object:
     """A value of a class that is not a container; numbers are not truth values."""
     if declared is None or declared is type(None):
         return value if value is None else _MISFIT

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from openpi.shared import frameworks
 from openpi.shared.tree import Params
@@ -39,7 +40,7 @@ class Spec(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> DTypeLike:
         """Something that `np.dtype` takes."""
         ...
 

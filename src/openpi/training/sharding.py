@@ -130,7 +130,7 @@ def fsdp_sharding(tree: object, mesh: Mesh, *, min_size_mbytes: float | None = N
 
     min_bytes = None if min_size_mbytes is None else min_size_mbytes * 2**20
 
-    def place(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+    def place(path: jax.tree_util.KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         spec = fsdp_spec(tuple(leaf.shape), leaf.dtype, mesh.shape[FSDP_AXIS], min_bytes=min_bytes)
         if log and spec != PartitionSpec():
             logger.info("%s, %s, is split as %s", jax.tree_util.keystr(path), tuple(leaf.shape), spec)

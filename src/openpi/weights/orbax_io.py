@@ -208,7 +208,7 @@ def _metadata(folder: Path) -> dict[str, object]:
     return dict(getattr(item, "tree", item))
 
 
-def _restore(folder: Path, tree: object, restore_arg: Callable[[object], ocp.RestoreArgs]) -> Any:
+def _restore(folder: Path, tree: object, restore_arg: Callable[[object], ocp.RestoreArgs]) -> Params:
     args = jax.tree.map(restore_arg, tree)
     with ocp.PyTreeCheckpointer() as checkpointer:
         # Without transformations, the tree may be a part of what is stored.

@@ -280,9 +280,12 @@ def _spec(dtype: str, shape: object) -> Spec:
     return Spec(_sizes("shape", shape), np.dtype(_DTYPES[dtype]))
 
 
-def _sizes(field: str, values: Any, count: int | None = None) -> tuple[int, ...]:
-    is_right = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-    if not is_right or count not in (None, len(values)):
+def _sizes(field: str, values: object, count: int | None = None) -> tuple[int, ...]:
+    if (
+        not isinstance(values, list)
+        or not all(type(value) is int and value >= 0 for value in values)
+        or count not in (None, len(values))
+    ):
         raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on")
     return tuple(values)
 

@@ -15,7 +15,7 @@ _COMPLEX_KEYS = frozenset(("complex", "data"))
 _ALL_KEYS = frozenset(("nd", "type", "kind", "shape", "data"))
 
 
-def foreign_array(item: Dict[object, object]) -> Optional[Tuple[str, Any, Any]]:
+def foreign_array(item: Dict[object, object]) -> Optional[Tuple[str, object, Any]]:
     """(dtype text, shape, bytes) of a map that is such an array; a scalar's shape is None. None for any other map.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Dict, Mapping, Optional, Union
 
 from typing_extensions import Literal
 
@@ -76,6 +76,7 @@ def with_age(result: Mapping[str, object], start_s: float) -> Dict[str, object]:
     return {**result, "obs_age_s": now_s() - start_s}
 
 
-def _positive(value: Any) -> Optional[float]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 < value < 1e9 else None
+def _positive(value: object) -> Optional[float]:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 < value < 1e9 else None

@@ -95,7 +95,7 @@ def _unpackable(content: object, path: str) -> str:
     return path
 
 
-def unpack_array(obj: Dict[Any, Any]) -> Any:
+def unpack_array(obj: Dict[object, Any]) -> Any:
     """Inverse of `pack_array` for one decoded map; maps without a marker pass through.
 
     Arrays are read-only views of the received bytes.

@@ -90,11 +90,11 @@ def run(args: argparse.Namespace) -> None:
     logger.info("written: %s", args.output)
 
 
-def _value(kind: object, name: str, given: Any) -> Any:
+def _value(kind: object, name: str, given: object) -> object:
     """What a flag says; of a field that is read from a file, what the file says."""
     parts = typing.get_args(typing.get_type_hints(kind)[name])
     load = next((part.load for part in parts if hasattr(part, "load")), None)
-    return load(given.expanduser()) if load is not None and given is not None else given
+    return load(given.expanduser()) if load is not None and isinstance(given, Path) else given
 
 
 def _readers(kind: type[DataclassInstance]) -> Json:
@@ -112,11 +112,11 @@ def _write_draft(path: Path, content: Mapping[str, object]) -> None:
     logger.info("written: %s. Look through it, then convert with --mapping %s", path, path)
 
 
-def _fields(kind: Any) -> list[dataclasses.Field[object]]:
+def _fields(kind: type[DataclassInstance]) -> list[dataclasses.Field[object]]:
     return [field for field in dataclasses.fields(kind) if field.name != "root" and field.repr]
 
 
-def _add_fields(parser: argparse.ArgumentParser, kind: object) -> None:
+def _add_fields(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
     told = docstrings.attributes(kind.__doc__ or "")
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):

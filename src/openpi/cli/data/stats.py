@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging
 from openpi.cli.data._convert_formats import add_ray
@@ -20,6 +20,7 @@ from openpi.shared.normalize import NormStats
 if TYPE_CHECKING:
     from openpi.shared.pools import Pool
     from openpi.training.config import TrainConfig
+    from openpi.training.data.norm_stats import Comparison
 
 SUMMARY = "normalisation statistics of a recipe's dataset, from its columns"
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _comparison(rows: Any) -> str:
+def _comparison(rows: Sequence[Comparison]) -> str:
     """One line per dimension: the range of the data, the range that training normalises by."""
     width = max(len(row.name) for row in rows)
     lines = [f"  {'':{width}}{'data q01':>12}{'q99':>12}{'used q01':>12}{'q99':>12}"]

@@ -185,7 +185,7 @@ class Hdf5File:
                 node = self._entry(node, part, name)
         return node
 
-    def _entry(self, group: h5py.Group, part: str, name: str) -> Any:
+    def _entry(self, group: h5py.Group, part: str, name: str) -> object:
         try:
             return group[part]
         except _DAMAGES as error:
@@ -205,7 +205,7 @@ class Hdf5File:
         except _DAMAGES as error:
             raise ValueError(f"{self.path} {node.name} cannot be read: {error}") from error
 
-    def _read(self, dataset: h5py.Dataset, name: str, where: object) -> Any:
+    def _read(self, dataset: h5py.Dataset, name: str, where: object) -> np.ndarray:
         try:
             return dataset[where]
         except _DAMAGES as error:
@@ -222,7 +222,7 @@ def _later(path: Path, name: str, turned: bool) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(frame[::-1, ::-1]) if turned else frame
 
 
-def _content(value: Any) -> bytes:
+def _content(value: np.ndarray | np.void | bytes) -> bytes:
     return value.tobytes() if isinstance(value, np.ndarray | np.void) else bytes(value)
 
 

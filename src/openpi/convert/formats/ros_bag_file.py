@@ -10,12 +10,15 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from openpi.convert.formats.ros_mapping import JOINT_STATE, Topic
 from openpi.convert.sampling import NS_PER_S
 from openpi.shared.errors import first_line, install_hint, listed
 from openpi.shared.file_kinds import found_instead
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 Message: TypeAlias = Any
 """What the library makes of a message: a dataclass with the fields of its definition."""
@@ -94,7 +97,7 @@ class BagFile:
         first = itertools.islice(self.messages(topic), _LOOKED_AT)
         return tuple(dict.fromkeys(tuple(map(str, decode().name)) for _, decode in first))
 
-    def _types(self, distro: str) -> Any:
+    def _types(self, distro: str) -> Typestore:
         """The bag's own definitions, else those of the distribution."""
         typesys, definitions = self._library.typesys, {}
         for connection in self._reader.connections:

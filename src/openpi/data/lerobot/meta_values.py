@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
 from openpi.shared.errors import listed
+
+T = TypeVar("T")
 
 MAX_INDEX = 10**9
 """Of episodes, frames, files: beyond it a number is a mistake, and would be a path of any length."""
@@ -103,7 +105,7 @@ class Rows:
     def where(self, row: int, name: str) -> str:
         return f"{self.file}, {self.unit} {self.numbers[row]}, '{name}'"
 
-    def column(self, name: str) -> Sequence[Any]:
+    def column(self, name: str) -> Sequence[object]:
         """Raises ValueError if there is none, or a row lacks it."""
         if len(self) == 0:
             return ()
@@ -119,10 +121,10 @@ class Rows:
     def integers(self, name: str, low: int = 0) -> list[int]:
         values = self.column(name)
         if all(type(value) is int and low <= value <= MAX_INDEX for value in values):
-            return list(values)
+            return cast("list[int]", list(values))
         return self.each(name, lambda value, where: integer(value, where, low))
 
-    def each(self, name: str, read: Callable[[object, str], object]) -> list[Any]:
+    def each(self, name: str, read: Callable[[object, str], T]) -> list[T]:
         """The values of a column, read by a function of the value and of where it stands."""
         return [read(value, self.where(row, name)) for row, value in enumerate(self.column(name))]
 

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -220,7 +219,7 @@ class LeRobotDataset:
 
     # --- one sample -----------------------------------------------------------------------------------------
 
-    def _read(self, key: str, frame: int, position: int, begin: int, end: int) -> tuple[Any, np.ndarray | None]:
+    def _read(self, key: str, frame: int, position: int, begin: int, end: int) -> tuple[object, np.ndarray | None]:
         """The value of one feature at `frame`, and its padding mask if the feature has a time window."""
         if key not in self._deltas:
             if key in self._columns:

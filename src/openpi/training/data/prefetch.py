@@ -42,7 +42,7 @@ class Prefetcher:
     def __init__(
         self,
         loader: Loader,
-        place: Callable[[Any, int], Any],
+        place: Callable[[Mapping[str, object], int], object],
         *,
         first: int = 0,
         depth: int = 2,

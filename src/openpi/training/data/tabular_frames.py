@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -129,7 +129,11 @@ class RowBlocks(Sequence[Block]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> Block: ...
+    @overload
+    def __getitem__(self, place: slice) -> RowBlocks: ...
+    def __getitem__(self, place: int | slice) -> Block | RowBlocks:
         if isinstance(place, slice):
             return RowBlocks(self._frames, self._rows[place])
         return self._frames.block(self._rows[place])

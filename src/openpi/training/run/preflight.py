@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
@@ -399,7 +400,7 @@ def _check_contract(
     contract.check_actions(returned.shape[-1], where="the output transforms return")
 
 
-def _shape_text(value: Any) -> str:
+def _shape_text(value: ArrayLike | None) -> str:
     return "missing" if value is None else f"shape {list(np.shape(value))}"
 
 

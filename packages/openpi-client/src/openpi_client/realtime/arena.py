@@ -70,7 +70,7 @@ class Arena:
         np.ndarray(obj.shape, obj.dtype, self._map, start)[...] = obj
         return {_KEY: start, b"dtype": obj.dtype.str, b"shape": obj.shape}
 
-    def _unpack(self, obj: Dict[Any, Any]) -> object:
+    def _unpack(self, obj: Dict[object, Any]) -> object:
         if _KEY in obj:
             return np.ndarray(obj[b"shape"], obj[b"dtype"], self._map, obj[_KEY])
         return msgpack_numpy.unpack_array(obj)

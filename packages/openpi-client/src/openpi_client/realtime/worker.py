@@ -41,7 +41,7 @@ def main(socket_fd: int, memory_fd: int) -> None:
         return
 
 
-def _connected(line: Connection, options: Dict[str, Any]) -> WebsocketClientPolicy:
+def _connected(line: Connection, options: Mapping[str, Any]) -> WebsocketClientPolicy:
     """The policy, of which the other end hears; or the end, of which it hears, too."""
     try:
         policy = WebsocketClientPolicy(**options)

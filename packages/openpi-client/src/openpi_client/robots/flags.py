@@ -82,7 +82,7 @@ def _choices(kind: object) -> List[object]:
 
 
 def _reader(kind: Callable[[str], object], is_optional: bool) -> Callable[[str], object]:
-    def read(text: str) -> Any:
+    def read(text: str) -> object:
         return None if is_optional and text == "None" else kind(text)
 
     names: Dict[Any, str] = {int: "whole number", float: "number", Path: "path"}

@@ -176,7 +176,7 @@ class FeatureMap:
             raise ValueError(f"{', '.join(both)} would be fixed, and is an action of the policy; leave out --fixed")
         return {name: float(self._choices.fixed[name]) for name in left}
 
-    def _checked_hold(self, metadata: Mapping[str, object]) -> Optional[List[Any]]:
+    def _checked_hold(self, metadata: Mapping[str, object]) -> Optional[List[str]]:
         """How it holds by the robot's names, where the contract does not tell.
 
         Raises:
