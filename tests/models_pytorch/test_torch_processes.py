@@ -12,6 +12,7 @@ import forked
 import tiny_recipe
 import training_processes
 import weight_layouts
+from openpi.training.checkpoints import complete_steps
 from openpi.weights import orbax_io
 
 # Several runs one after another in the same processes: most of their time is importing.
@@ -28,12 +29,16 @@ if __name__ == "__main__":
     configure_logging(process=launch.process_id)
     processes.start(launch, "pytorch")
     for words in json.loads(sys.argv[1]):
-        loop.train(config.cli(words))
+        try:
+            loop.train(config.cli(words))
+        except (OSError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}")
     processes.end(0)
 """
 
 RECIPE = f"{tiny_recipe.__file__}:tiny"
 ARM = f"{tiny_recipe.__file__}:arm"
+DATA_END = f"{tiny_recipe.__file__}:data_end"
 LORA = f"{tiny_recipe.__file__}:lora"
 
 
@@ -41,10 +46,11 @@ def words(recipe: str, name: str, *flags: str) -> list[str]:
     return [recipe, f"--exp-name={name}", "--backend=pytorch", *flags]
 
 
-def train(folder: Path, count: int, runs: list[list[str]]) -> None:
+def train(folder: Path, count: int, runs: list[list[str]]) -> list[str]:
+    """The logs."""
     environment = training_processes.environment()
     command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
-    training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
+    return training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
 
 
 def assert_same_numbers(found: Path, expected: Path, steps: range) -> None:
@@ -75,7 +81,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
     )
     pi05 = (ARM, "pi05", f"--data.repo-id={arm_dataset}", "--model.pi05", "--holdout-episodes=1", "--eval-batches=1")
     pi05 += ("--ema-decay=0.9", "--save-interval=1")
-    train(
+    logs = train(
         tmp_path,
         2,
         [
@@ -86,6 +92,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
             words(*adapters, rest),
             words(*pi05, "--fsdp-devices=2", "--num-train-steps=3"),
             words(RECIPE, "8bit", "--fsdp-devices=2", "--optimizer.state-bits=8", half),
+            words(DATA_END, "ends", f"--data.repo-id={arm_dataset}", "--num-train-steps=100", "--fsdp-devices=2"),
         ],
     )
     from openpi.training import config, loop
@@ -110,3 +117,8 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
     assert metrics_of(runs / "8bit")[5]["loss"] == pytest.approx(metrics_of(runs / "one")[5]["loss"], rel=0.05)
     lora = tmp_path / "checkpoints" / "lora"
     assert_same_numbers(lora / "lora", lora / "lora-one", range(4))
+    # A process that has no data any more: all say so, and save the last step.
+    assert "RuntimeError: process 1 failed while reading the data: the disk is gone" in logs[0]
+    assert "OSError: the disk is gone" in logs[1]
+    ended = tmp_path / "checkpoints" / "arm" / "ends"
+    assert complete_steps(ended) == [max(metrics_of(ended))]
