@@ -343,8 +343,7 @@ class _Extras:
             "loader": self.loader_state,
             "window": self.window.values(),
             resume.CONTENT: self.data.content,
-            resume.HELD: list(self.data.held),
-            resume.EPISODES: self.data.num_episodes,
+            resume.HELD: self.data.held,
         }
         (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
         self._write_assets(directory / "assets")
