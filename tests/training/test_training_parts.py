@@ -219,15 +219,36 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_a_shell_ignores_in_the_background_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_ignores_in_the_background_stays_ignored(signum):
+    before = signal.signal(signum, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signum)
             assert interrupts.signum is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signum) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signum, before)
+
+
+def test_a_queue_s_warning_and_a_lost_terminal_are_requests_too_unless_somebody_else_takes_them(monkeypatch):
+    taken = []
+    before = [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGHUP, signal.SIGUSR1)]
+    other = signal.signal(signal.SIGUSR2, lambda number, frame: taken.append(number))
+    try:
+        for signum in (signal.SIGHUP, signal.SIGUSR1):
+            with Interrupts() as interrupts:
+                signal.raise_signal(signal.SIGUSR2)
+                signal.raise_signal(signum)
+                assert interrupts.signum == signum
+                monkeypatch.setattr(interrupts_module, "_IMPATIENCE_S", -1)
+                signal.raise_signal(signum)
+                signal.raise_signal(signal.SIGTERM)  # when the time is over: it may still be saving
+                assert interrupts.signum == signal.SIGTERM
+        assert taken == [signal.SIGUSR2] * 2
+    finally:
+        for signum, handler in zip((signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), (*before, other), strict=True):
+            signal.signal(signum, handler)
 
 
 def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():

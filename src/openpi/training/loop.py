@@ -215,11 +215,10 @@ class _Run:
                 self.validate = Validation(config, data, self.backend, lambda: self.interrupts.signum is not None)
             directory = self.checkpoints.directory
             resume_step = start or None
-            self.observers = (
-                tracking.open_observers(config, directory, resume_step=resume_step)
-                if is_first
-                else tracking.Observers(())
-            )
+            self.observers = tracking.Observers(())
+            with processes.together("opening the trackers"):
+                if is_first:
+                    self.observers = tracking.open_observers(config, directory, resume_step=resume_step)
             closing.callback(self.observers.close)
             ahead = _steps_until_heard()
             self.batches = Prefetcher(data.train, self.backend.place, first=start, depth=1 + ahead)
