@@ -86,17 +86,19 @@ def test_closing_ends_the_thread_in_the_middle_of_the_data():
 
 
 def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
-    first = MetricsFile(tmp_path, resume_step=None)
+    first = MetricsFile(tmp_path, start=0)
     for step in range(4):
         first.log(step, {"loss": float(step)})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # of a process that was killed
-    second = MetricsFile(tmp_path, resume_step=2)
+    second = MetricsFile(tmp_path, start=2)
     second.log(2, {"loss": 20.0})
     second.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+    MetricsFile(tmp_path, start=0).close()  # it had no checkpoint yet
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ class Spoilt:
 
 def test_a_tracker_that_fails_costs_no_run_and_the_others_no_number(tmp_path, caplog):
     spoilt = Spoilt()
-    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, resume_step=None)])
+    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, start=0)])
     observers.log(0, {"loss": 1.0})
     observers.image(0, "first_batch", np.zeros((2, 2, 3), np.uint8))
     observers.log(1, {"loss": 0.5})

@@ -214,11 +214,10 @@ class _Run:
             if data.holdout is not None:
                 self.validate = Validation(config, data, self.backend, lambda: self.interrupts.signum is not None)
             directory = self.checkpoints.directory
-            resume_step = start or None
             self.observers = tracking.Observers(())
             with processes.together("opening the trackers"):
                 if is_first:
-                    self.observers = tracking.open_observers(config, directory, resume_step=resume_step)
+                    self.observers = tracking.open_observers(config, directory, start=start)
             closing.callback(self.observers.close)
             ahead = _steps_until_heard()
             self.batches = Prefetcher(data.train, self.backend.place, first=start, depth=1 + ahead)
