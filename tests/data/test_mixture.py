@@ -159,6 +159,9 @@ def test_what_a_grown_part_is_validated_on_and_was_trained_on_is_told(config, ar
     assert "which the run has trained on" not in caplog.text
     resume._compare_held(opened(30), before)
     assert f"of {tmp_path / '30'}, held out are now also episodes [1]," in caplog.text
+    caplog.clear()
+    resume._compare_held(opened(20), [(4, []), (20, [])])  # the run trained on all of them
+    assert caplog.text.count("which the run has trained on") == 2
 
 
 def raw_actions(root: Path, horizon: int) -> np.ndarray:

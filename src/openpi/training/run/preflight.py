@@ -56,7 +56,7 @@ class TrainingData:
         contract: what a policy trained on this data expects and gives; None for random data.
         action_names: of the robot's action dimensions; empty when unknown.
         content: a digest of the recorded numbers, see `recipe_data.content_of`.
-        held: of each dataset how many episodes it has, and the numbers of those kept out; empty when there are none.
+        held: of each dataset how many episodes it has, and the numbers of those kept out.
     """
 
     config: DataConfig
@@ -184,8 +184,6 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
 
 
 def _held(config: TrainConfig, data: RecipeData) -> tuple[tuple[int, list[int]], ...]:
-    if not holdout.holds_out(config, data.config):
-        return ()
     return tuple(
         (
             len(dataset.metadata.episodes),

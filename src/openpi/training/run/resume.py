@@ -34,8 +34,9 @@ LOOP_STATE_FILE = "loader_state.json"
 CONTENT, HELD = "content", "held_out"  # of the data, in it
 # Which run it is, and what is done with it; never taken from a checkpoint.
 _OF_THE_COMMAND = ("exp_name", "resume", "overwrite", "checkpoint_base_dir")
-# Flags that change which samples there are.
-_OF_THE_DATA = ("data", "holdout_episodes", "seed")
+# Flags that change which dataset there is, and which samples.
+_OF_THE_DATASET = ("data",)
+_OF_THE_DATA = (*_OF_THE_DATASET, "holdout_episodes", "seed")
 
 
 def with_own_values(recipe: TrainConfig, config: TrainConfig) -> TrainConfig:
@@ -116,7 +117,7 @@ def continue_run(
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
     if loop_state is not None:
         _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[CONTENT])
-        if not any(field.split(".")[0] in _OF_THE_DATA for field in changes):
+        if not any(field.split(".")[0] in _OF_THE_DATASET for field in changes):
             _compare_held(data, loop_state[HELD])
         window.restore(loop_state["window"])
     return state
@@ -196,18 +197,17 @@ def _restore_data(
 
 
 def _compare_held(data: TrainingData, before: list[tuple[int, list[int]]]) -> None:
-    """Says that episodes are held out that the run has trained on, as where a share of a grown dataset is."""
+    """Says that episodes are held out that the run has trained on, as where a dataset grew or a flag changed."""
     for member, (_, now), (num_episodes, held) in zip(data.config.members, data.held, before, strict=False):
         trained = [number for number in now if number < num_episodes and number not in held]
-        if held and trained:
+        if trained:
             flag = "validation_episodes of that part:" if data.config.mixture else "--data.validation-episodes"
             logger.warning(
                 "of %s, held out are now also episodes %s, which the run has trained on, so its validation and its "
-                "best checkpoint say less. To keep those of before: --holdout-episodes=0 %s %s",
+                "best checkpoint say less. To keep those of before: --holdout-episodes=0 %s",
                 member.dataset_name,
                 trained,
-                flag,
-                " ".join(map(str, held)),
+                " ".join([flag, *map(str, held)]) if held else "",
             )
 
 
