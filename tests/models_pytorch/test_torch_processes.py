@@ -1,6 +1,7 @@
 """PyTorch runs of several real processes (gloo on this machine): the numbers of one, whole or split parameters."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,20 @@ if __name__ == "__main__":
     processes.end(0)
 """
 
+# The first waits for what never comes, as in a collective between GPUs; the second is gone.
+WAITS = """
+import os, signal, threading
+if __name__ == "__main__":
+    from openpi.training.backends.pytorch import processes as processes_pytorch
+    from openpi.training.distributed import processes
+    from openpi.training.distributed.launch import find_launch
+    processes_pytorch._BEAT_S, processes_pytorch._GONE_S, processes_pytorch._LAST_WORDS_S = 0.2, 2, 0.1
+    processes.start(find_launch({}, os.environ), "pytorch")
+    if processes.index() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+"""
+
 RECIPE = f"{tiny_recipe.__file__}:tiny"
 ARM = f"{tiny_recipe.__file__}:arm"
 DATA_END = f"{tiny_recipe.__file__}:data_end"
@@ -51,6 +66,14 @@ def train(folder: Path, count: int, runs: list[list[str]]) -> list[str]:
     environment = training_processes.environment()
     command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
     return training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
+
+
+def test_a_process_that_waits_in_a_collective_ends_when_another_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WAITS]
+    children = training_processes.start(command, 2, training_processes.environment(), tmp_path, forked.PYTORCH)
+    codes, logs = training_processes.end(children, tmp_path)
+    assert codes == [1, -signal.SIGKILL], logs
+    assert "process 1 of 2 has not been heard of" in logs[0]
 
 
 def assert_same_numbers(found: Path, expected: Path, steps: range) -> None:
