@@ -81,7 +81,7 @@ class Prefetcher:
             self._changed.notify_all()
         self._thread.join()
 
-    def _fill(self, loader: Loader, place: Callable[[object, int], object], first: int) -> None:
+    def _fill(self, loader: Loader, place: Callable[[Mapping[str, object], int], object], first: int) -> None:
         try:
             for number, batch in enumerate(loader, first):
                 placed = place(batch, number), loader.state()
