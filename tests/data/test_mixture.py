@@ -23,7 +23,7 @@ from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
 from openpi.training.data import norm_stats, recipe_data
 from openpi.training.recipe import requirements
 from openpi.training.recipe_io import load_recipe
-from openpi.training.run import preflight
+from openpi.training.run import preflight, resume
 
 WEIGHTS = (3.0, 1.0)
 KEYS = ("front", "joints", "actions")
@@ -100,7 +100,7 @@ def second(arm_dataset, tmp_path_factory) -> Path:
     return write_second(arm_dataset, tmp_path_factory.mktemp("second") / "set")
 
 
-def write_second(arm_dataset: Path, root: Path, *, fps: int = 10) -> Path:
+def write_second(arm_dataset: Path, root: Path, *, fps: int = 10, times: int = 1) -> Path:
     first = LeRobotDataset(arm_dataset)
     features = {
         key: feature for key, feature in first.metadata.features.items() if key in ("front", "joints", "actions")
@@ -109,8 +109,9 @@ def write_second(arm_dataset: Path, root: Path, *, fps: int = 10) -> Path:
     frames = {key: np.stack([sample[key] for sample in samples]) for key in features}
     frames |= {key: frames[key] * 3 + 1 for key in ("joints", "actions")}
     with LeRobotWriter(root, fps=fps, features=features) as writer:
-        writer.add_episode(frames, "push")
-        writer.add_episode({key: values[:8] for key, values in frames.items()}, "pull")
+        for _ in range(times):
+            writer.add_episode(frames, "push")
+            writer.add_episode({key: values[:8] for key, values in frames.items()}, "pull")
     return root
 
 
@@ -137,6 +138,30 @@ def test_a_part_that_was_recorded_at_another_rate_is_told(config, arm_dataset, t
         mixed = dataclasses.replace(config, data=MixtureDataConfig(parts=mixture))
         preflight.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
         assert ("at 50 Hz, and a checkpoint of the mixture serves at the 10 Hz" in caplog.text) == is_told
+
+
+def test_what_a_grown_part_is_validated_on_and_was_trained_on_is_told(config, arm_dataset, tmp_path, caplog):
+    parts = config.data.parts
+
+    def opened(num_episodes: int) -> preflight.TrainingData:
+        root = tmp_path / str(num_episodes)
+        if not root.exists():
+            write_second(arm_dataset, root, times=num_episodes // 2)
+        grown = dataclasses.replace(parts[1], data=dataclasses.replace(parts[1].data, repo_id=str(root)))
+        mixed = dataclasses.replace(
+            config, data=MixtureDataConfig(parts=(parts[0], grown)), holdout_episodes=0.25, seed=0
+        )
+        return preflight.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
+
+    before = json.loads(json.dumps(opened(20).held))
+    assert [(total, len(held)) for total, held in before] == [(4, 1), (20, 5)]
+    resume._compare_held(opened(20), before)
+    assert "which the run has trained on" not in caplog.text
+    resume._compare_held(opened(30), before)
+    assert f"of {tmp_path / '30'}, held out are now also episodes [1]," in caplog.text
+    caplog.clear()
+    resume._compare_held(opened(20), [(4, []), (20, [])])  # the run trained on all of them
+    assert caplog.text.count("which the run has trained on") == 2
 
 
 def raw_actions(root: Path, horizon: int) -> np.ndarray:

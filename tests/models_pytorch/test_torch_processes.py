@@ -1,6 +1,7 @@
 """PyTorch runs of several real processes (gloo on this machine): the numbers of one, whole or split parameters."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import forked
 import tiny_recipe
 import training_processes
 import weight_layouts
+from openpi.training.checkpoints import complete_steps
 from openpi.weights import orbax_io
 
 # Several runs one after another in the same processes: most of their time is importing.
@@ -28,12 +30,30 @@ if __name__ == "__main__":
     configure_logging(process=launch.process_id)
     processes.start(launch, "pytorch")
     for words in json.loads(sys.argv[1]):
-        loop.train(config.cli(words))
+        try:
+            loop.train(config.cli(words))
+        except (OSError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}")
     processes.end(0)
+"""
+
+# The first waits for what never comes, as in a collective between GPUs; the second is gone.
+WAITS = """
+import os, signal, threading
+if __name__ == "__main__":
+    from openpi.training.backends.pytorch import processes as processes_pytorch
+    from openpi.training.distributed import processes
+    from openpi.training.distributed.launch import find_launch
+    processes_pytorch._BEAT_S, processes_pytorch._GONE_S, processes_pytorch._LAST_WORDS_S = 0.2, 2, 0.1
+    processes.start(find_launch({}, os.environ), "pytorch")
+    if processes.index() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
 """
 
 RECIPE = f"{tiny_recipe.__file__}:tiny"
 ARM = f"{tiny_recipe.__file__}:arm"
+DATA_END = f"{tiny_recipe.__file__}:data_end"
 LORA = f"{tiny_recipe.__file__}:lora"
 
 
@@ -41,10 +61,19 @@ def words(recipe: str, name: str, *flags: str) -> list[str]:
     return [recipe, f"--exp-name={name}", "--backend=pytorch", *flags]
 
 
-def train(folder: Path, count: int, runs: list[list[str]]) -> None:
+def train(folder: Path, count: int, runs: list[list[str]]) -> list[str]:
+    """The logs."""
     environment = training_processes.environment()
     command = [sys.executable, "-c", TRAIN_SEVERAL, json.dumps(runs)]
-    training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
+    return training_processes.run(command, count, environment, folder / f"logs-{count}", preloads=forked.PYTORCH)
+
+
+def test_a_process_that_waits_in_a_collective_ends_when_another_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WAITS]
+    children = training_processes.start(command, 2, training_processes.environment(), tmp_path, forked.PYTORCH)
+    codes, logs = training_processes.end(children, tmp_path)
+    assert codes == [1, -signal.SIGKILL], logs
+    assert "process 1 of 2 has not been heard of" in logs[0]
 
 
 def assert_same_numbers(found: Path, expected: Path, steps: range) -> None:
@@ -75,7 +104,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
     )
     pi05 = (ARM, "pi05", f"--data.repo-id={arm_dataset}", "--model.pi05", "--holdout-episodes=1", "--eval-batches=1")
     pi05 += ("--ema-decay=0.9", "--save-interval=1")
-    train(
+    logs = train(
         tmp_path,
         2,
         [
@@ -86,6 +115,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
             words(*adapters, rest),
             words(*pi05, "--fsdp-devices=2", "--num-train-steps=3"),
             words(RECIPE, "8bit", "--fsdp-devices=2", "--optimizer.state-bits=8", half),
+            words(DATA_END, "ends", f"--data.repo-id={arm_dataset}", "--num-train-steps=100", "--fsdp-devices=2"),
         ],
     )
     from openpi.training import config, loop
@@ -110,3 +140,8 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
     assert metrics_of(runs / "8bit")[5]["loss"] == pytest.approx(metrics_of(runs / "one")[5]["loss"], rel=0.05)
     lora = tmp_path / "checkpoints" / "lora"
     assert_same_numbers(lora / "lora", lora / "lora-one", range(4))
+    # A process that has no data any more: all say so, and save the last step.
+    assert "RuntimeError: process 1 failed while reading the data: the disk is gone" in logs[0]
+    assert "OSError: the disk is gone" in logs[1]
+    ended = tmp_path / "checkpoints" / "arm" / "ends"
+    assert complete_steps(ended) == [max(metrics_of(ended))]

@@ -448,9 +448,11 @@ def test_the_processes_of_a_run_share_the_batches_that_one_would_have(mixture, n
 
 
 def test_any_number_of_processes_has_lanes_of_its_own(mixture):
-    sources = [MixtureSource(mixture, batch_size=12, seed=0, buffer_size=30, part=(i, 3)) for i in range(3)]
-    assert {source.identity["lanes"] for source in sources} == {12}
+    sources = [MixtureSource(mixture, batch_size=20, seed=0, buffer_size=30, part=(i, 5)) for i in range(5)]
+    assert {source.identity["lanes"] for source in sources} == {20}
     assert all(len(frames) == 4 for source in sources for frames, _ in batches(source, 2))
+    of_any = [MixtureSource(mixture, batch_size=12, seed=0, part=(0, count)).identity for count in (1, 2, 3, 4, 6, 12)]
+    assert all(identity == of_any[0] for identity in of_any)
     with pytest.raises(ValueError, match="batch_size 12 is not divisible by 5 processes"):
         MixtureSource(mixture, batch_size=12, seed=0, part=(0, 5))
 
@@ -465,6 +467,13 @@ def test_a_loader_of_another_stream_cannot_be_continued(mixture):
         name = next(iter(change))
         with pytest.raises(ValueError, match=f"the data order cannot be resumed: .*{name} was"):
             loader(**change).restore(state)
+    part = mixture.parts[0]
+    for changed, name in (
+        ({"parts": [dataclasses.replace(part, ranges=FrameRanges({})), *mixture.parts[1:]]}, "datasets"),
+        ({"arm_action": "joint_velocity"}, "arm_action"),
+    ):
+        other = MixtureSource(dataclasses.replace(mixture, **changed), batch_size=4, seed=0, buffer_size=30)
+        assert [*SourceLoader(other, lambda frame: frame.decode()).changes_since(state)] == [name]
 
 
 def test_a_run_that_stops_early_leaves_no_file_open(mixture, data_dir):

@@ -1,6 +1,7 @@
 """Recipes of the true architecture, small enough to train on a CPU within seconds; used by path, as users do."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
+from openpi.training.distributed import processes
 from openpi.training.optimizer import CosineDecaySchedule
 from openpi.transforms import Group, pad_to_dim
 
@@ -162,6 +164,19 @@ class InputsThatTurn(ArmInputs):
         return super().__call__(data) | {"image": {"base_0_rgb": np.asarray(data["camera"]).transpose(1, 2, 0)}}
 
 
+_calls = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsThatEnd(ArmInputs):
+    """The second of several processes cannot read a sample any more, after a while."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        if processes.index() == 1 and next(_calls) > 30:
+            raise OSError("the disk is gone")
+        return super().__call__(data)
+
+
 @dataclasses.dataclass(frozen=True)
 class OutputsOfFewer(ArmOutputs):
     """Written for a robot with a joint less."""
@@ -189,6 +204,7 @@ fewer_actions = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS,
 padding_returned = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, outputs=OutputsOfPadding()))
 padded_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatPad()))
 turning_inputs = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatTurn()))
+data_end = dataclasses.replace(arm, data=OtherArmData(base_config=_PROMPTS, inputs=InputsThatEnd()), save_interval=0)
 dimension_lost = dataclasses.replace(
     arm, data=OtherArmData(base_config=_PROMPTS, inputs=ArmInputs(), outputs=OutputsOfFewer())
 )

@@ -28,7 +28,7 @@ from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data.first_batch import contact_sheet
-from openpi.training.data.prefetch import GaveUpError, Prefetcher
+from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
@@ -86,17 +86,19 @@ def test_closing_ends_the_thread_in_the_middle_of_the_data():
 
 
 def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
-    first = MetricsFile(tmp_path, resume_step=None)
+    first = MetricsFile(tmp_path, start=0)
     for step in range(4):
         first.log(step, {"loss": float(step)})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # of a process that was killed
-    second = MetricsFile(tmp_path, resume_step=2)
+    second = MetricsFile(tmp_path, start=2)
     second.log(2, {"loss": 20.0})
     second.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+    MetricsFile(tmp_path, start=0).close()  # it had no checkpoint yet
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ class Spoilt:
 
 def test_a_tracker_that_fails_costs_no_run_and_the_others_no_number(tmp_path, caplog):
     spoilt = Spoilt()
-    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, resume_step=None)])
+    observers = tracking.Observers([spoilt, MetricsFile(tmp_path, start=0)])
     observers.log(0, {"loss": 1.0})
     observers.image(0, "first_batch", np.zeros((2, 2, 3), np.uint8))
     observers.log(1, {"loss": 0.5})
@@ -219,15 +221,36 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_a_shell_ignores_in_the_background_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_ignores_in_the_background_stays_ignored(signum):
+    before = signal.signal(signum, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signum)
             assert interrupts.signum is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signum) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signum, before)
+
+
+def test_a_queue_s_warning_and_a_lost_terminal_are_requests_too_unless_somebody_else_takes_them(monkeypatch):
+    taken = []
+    before = [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGHUP, signal.SIGUSR1)]
+    other = signal.signal(signal.SIGUSR2, lambda number, frame: taken.append(number))
+    try:
+        for signum in (signal.SIGHUP, signal.SIGUSR1):
+            with Interrupts() as interrupts:
+                signal.raise_signal(signal.SIGUSR2)
+                signal.raise_signal(signum)
+                assert interrupts.signum == signum
+                monkeypatch.setattr(interrupts_module, "_IMPATIENCE_S", -1)
+                signal.raise_signal(signum)
+                signal.raise_signal(signal.SIGTERM)  # when the time is over: it may still be saving
+                assert interrupts.signum == signal.SIGTERM
+        assert taken == [signal.SIGUSR2] * 2
+    finally:
+        for signum, handler in zip((signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), (*before, other), strict=True):
+            signal.signal(signum, handler)
 
 
 def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():
@@ -238,13 +261,10 @@ def test_waiting_for_a_batch_that_does_not_come_can_be_given_up():
             may_come.wait()
             yield from super().__iter__()
 
-    batches = Prefetcher(
-        Stuck(), lambda batch, step: batch, may_give_up=lambda waited_s: has_asked.set() or waited_s > 0
-    )
-    with pytest.raises(GaveUpError):
-        next(batches)
-    assert has_asked.is_set()
+    batches = Prefetcher(Stuck(), lambda batch, step: batch)
+    assert not batches.wait_for(1, may_give_up=lambda: has_asked.is_set() or has_asked.set())
     may_come.set()
+    assert batches.wait_for(2)
     batches.close()
 
 

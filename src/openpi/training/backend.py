@@ -157,7 +157,7 @@ class Backend(Protocol):
         ...
 
     def vote(self, value: int) -> int:
-        """Called once per step: the largest value given by any process a few calls ago. Alone, `value`."""
+        """Called once per step: the largest value that any process gave `STEPS_IN_FLIGHT` calls ago. Alone, `value`."""
         ...
 
 

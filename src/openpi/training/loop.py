@@ -22,12 +22,12 @@ from openpi.models.tokenizer import load_sentencepiece
 from openpi.shared import normalize
 from openpi.shared.errors import first_line
 from openpi.training import recipe_io
-from openpi.training.backend import Backend, Metric, PlacedBatch, State, open_backend
+from openpi.training.backend import STEPS_IN_FLIGHT, Backend, Metric, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data
 from openpi.training.data.first_batch import contact_sheet
-from openpi.training.data.prefetch import GaveUpError, Prefetcher
+from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import RecipeData
 from openpi.training.distributed import processes
 from openpi.training.run import adapters, preflight, resume, run_directory, tracking, validation_picture
@@ -38,8 +38,8 @@ from openpi.weights.adapter_base import AdapterBase
 
 logger = logging.getLogger(__name__)
 
-# One of several processes, stuck in its data: the others can neither step nor save.
-_PATIENCE_AFTER_SIGNAL_S = 30
+# A reason to stop beside the numbers of signals: a batch cannot be made.
+_NO_BATCH = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,79 +134,76 @@ class _Run:
     saved_step: int | None = None
 
     def steps(self, state: State, start: int) -> TrainResult:
-        """From step `start` to the last one, or until a process has a signal; the last checkpoint is being written."""
+        """From step `start` to the last one, or until a process has a signal, or no batch; the last checkpoint is being
+        written.
+        """
         config, backend = self.config, self.backend
-        done, signum, metrics = start - 1, 0, None
+        done, metrics, evaluated = start - 1, None, {}
         with self._opened(start):
+            stop = max(processes.exchange("whether the first batches are there", self._reason_to_stop(start)))
             self.interrupts.expect_steps()
-            for step in range(start, config.num_train_steps):
-                try:
-                    with self._kept_if_it_fails(done, state, metrics):
-                        batch = next(self.batches)
-                except GaveUpError:
-                    signum = self._leave_without_batch(done, state, metrics)
-                    break
+            for step in range(start, 0 if stop else config.num_train_steps):
+                batch = next(self.batches)
                 if step == start:
                     self._show(step, batch)
                 state, metrics = backend.train_step(state, batch)
-                done = step
+                done, evaluated = step, {}
                 self.window.add(metrics)
                 self.progress.step_done()
                 is_last = step == config.num_train_steps - 1
                 if is_last or step % config.log_interval == 0:
                     self._report_means(step, metrics)
-                evaluated = {}
                 if _is_due(step, _eval_interval(config), is_last):
                     with self._kept_if_it_fails(step, state, metrics):
                         evaluated = self._evaluate(step, state)
-                signum = backend.vote(self.interrupts.signum or 0)
-                if _is_due(step, config.save_interval, is_last) or signum:
+                if _is_due(step, config.save_interval, is_last):
                     self._save(step, state, metrics, evaluated)
-                if signum:
+                stop = backend.vote(self._reason_to_stop(step + 1))
+                if stop:
                     break
-        return TrainResult(None if done < 0 else self.checkpoints.path(done), done, self.reported, signum or None)
+            with self._kept_if_it_fails(done, state, metrics):
+                if stop == _NO_BATCH:
+                    with processes.together("reading the data"):
+                        self.batches.raise_error()
+            if stop:
+                self._save_if_new(done, state, metrics, evaluated)
+        return TrainResult(None if done < 0 else self.checkpoints.path(done), done, self.reported, stop or None)
 
-    def _leave_without_batch(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> int:
-        """A signal came while the data did not: saves the last step, if it is not; returns the signal.
+    def _reason_to_stop(self, step: int) -> int:
+        """Of this process, before a step: a signal, or that it has no batch for one of those that follow; 0 = none.
 
-        Raises:
-            RuntimeError: there are other processes, which wait for this one in a step and cannot save.
+        Waits for the batches of all steps that are done before everybody has heard of it: who has none any more, or
+        waits for one in vain when the signal comes, can still take part in them. So all stop after one step, and save.
         """
-        if processes.count() > 1:
-            raise RuntimeError(
-                f"a signal came, no batch has for {_PATIENCE_AFTER_SIGNAL_S} s, and the others wait for it; the "
-                "checkpoints before are intact"
-            )
-        self._save_if_new(done, state, metrics)
-        assert self.interrupts.signum is not None
-        return self.interrupts.signum
+        steps = min(_steps_until_heard(), self.config.num_train_steps - step)
+        are_there = self.batches.wait_for(steps, may_give_up=lambda: self.interrupts.signum is not None)
+        return self.interrupts.signum or (0 if are_there else _NO_BATCH)
 
     @contextlib.contextmanager
     def _kept_if_it_fails(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> Iterator[None]:
-        """A sample that cannot be read, or a validation that fails, costs no step that is done: it is saved first.
+        """Data that cannot be read, or a validation that fails, cost no step that is done: it is saved first.
 
-        Not of one of several processes: the others wait for it in a step, and cannot save.
+        Not where one of several processes fails alone: the others wait for it, and cannot save.
         """
         try:
             yield
-        except GaveUpError:
-            raise
         except Exception as error:
-            if processes.count() == 1:
+            if processes.all_raise(error):
                 logger.error("after step %d: %s", done, first_line(error))
                 try:
-                    self._save_if_new(done, state, metrics)
+                    self._save_if_new(done, state, metrics, {})
                 except Exception as another:
                     logger.error("%s", another)
+                else:
+                    with processes.together("ending the run"):
+                        raise
             raise
 
-    def _save_if_new(self, done: int, state: State, metrics: Mapping[str, Metric] | None) -> None:
+    def _save_if_new(
+        self, done: int, state: State, metrics: Mapping[str, Metric] | None, evaluated: dict[str, float]
+    ) -> None:
         if metrics is not None and self.saved_step != done:
-            self._save(done, state, metrics, {})
-
-    def _may_give_up(self, waited_s: float) -> bool:
-        """Whether to wait no longer for a batch: alone at once, one of several when the others have waited long."""
-        return self.interrupts.signum is not None and (processes.count() == 1 or waited_s > _PATIENCE_AFTER_SIGNAL_S)
+            self._save(done, state, metrics, evaluated)
 
     @contextlib.contextmanager
     def _opened(self, start: int) -> Iterator[None]:
@@ -217,14 +214,13 @@ class _Run:
             if data.holdout is not None:
                 self.validate = Validation(config, data, self.backend, lambda: self.interrupts.signum is not None)
             directory = self.checkpoints.directory
-            resume_step = start or None
-            self.observers = (
-                tracking.open_observers(config, directory, resume_step=resume_step)
-                if is_first
-                else tracking.Observers(())
-            )
+            self.observers = tracking.Observers(())
+            with processes.together("opening the trackers"):
+                if is_first:
+                    self.observers = tracking.open_observers(config, directory, start=start)
             closing.callback(self.observers.close)
-            self.batches = Prefetcher(data.train, self.backend.place, first=start, may_give_up=self._may_give_up)
+            ahead = _steps_until_heard()
+            self.batches = Prefetcher(data.train, self.backend.place, first=start, depth=1 + ahead)
             closing.callback(self.batches.close)
             closing.callback(data.train.close)  # before: its thread may be waiting for a worker that never comes back
             self.stopwatch = Stopwatch()
@@ -297,6 +293,11 @@ def loader_state(own: Mapping[str, object]) -> dict[str, object]:
     return merged_state(processes.exchange("where the data are", own))
 
 
+def _steps_until_heard() -> int:
+    """How many steps all have taken when a vote is read that was given before the first of them, and one more."""
+    return 1 if processes.count() == 1 else 1 + STEPS_IN_FLIGHT
+
+
 def _is_due(step: int, interval: int, is_last: bool) -> bool:
     """Step 0 is no milestone; the last step always is one, and with an interval of 0 the only one."""
     return (step > 0 and interval > 0 and step % interval == 0) or is_last
@@ -340,8 +341,7 @@ class _Extras:
             "loader": self.loader_state,
             "window": self.window.values(),
             resume.CONTENT: self.data.content,
-            resume.HELD: list(self.data.held),
-            resume.EPISODES: self.data.num_episodes,
+            resume.HELD: self.data.held,
         }
         (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
         self._write_assets(directory / "assets")

@@ -1,5 +1,8 @@
 """Which frames of which episodes are used: a JSON file of `{"<recording folder>--<file>": [[start, end), ...]}`."""
 
+import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -33,6 +36,13 @@ class FrameRanges:
                     f"{path}: {key!r} has {str(ranges)[:80]}; expected [[start, end], ...], 0 <= start <= end"
                 )
         return cls(table, str(path))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the table, wherever its file lies; '' where every frame is kept."""
+        if self._ranges is None:
+            return ""
+        return hashlib.sha256(json.dumps(self._ranges, sort_keys=True).encode()).hexdigest()[:16]
 
     def kept(self, key: str, num_frames: int) -> np.ndarray:
         """int64[n], ascending: the frames to use of an episode of `num_frames`."""

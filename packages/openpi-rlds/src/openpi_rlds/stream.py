@@ -43,7 +43,7 @@ from openpi_rlds.folder import TfdsFolder
 from openpi_rlds.frame_ranges import FrameRanges
 from openpi_rlds.tfrecord import TFRecordFile
 
-MAX_LANES = 16
+MAX_LANES = 48  # divided by 3 and 6 processes, too
 MAX_READERS = 8
 MAX_BARREN = 1000  # episodes in a row without a frame, after which we give up
 
@@ -112,7 +112,8 @@ class MixtureSource:
         rows = batch_size // part[1]
         self._rows = range(part[0] * rows, (part[0] + 1) * rows)
         self.identity: Mapping[str, Any] = {
-            "datasets": [[p.folder.name, p.folder.num_episodes, p.weight] for p in mixture.parts],
+            "datasets": [[p.folder.name, p.folder.num_episodes, p.weight, p.ranges.digest] for p in mixture.parts],
+            "arm_action": mixture.arm_action,
             "batch_size": batch_size,
             "lanes": self._num_lanes,
             "seed": seed,

@@ -2,8 +2,8 @@
 
 `openpi train NAME --plan ...` trains nothing: it says how much memory that would need.
 
-Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 130 or 143 = stopped by Ctrl-C or SIGTERM, with a
-checkpoint of the last step: continue with `--resume`.
+Exit codes: 0 = done; 2 = bad command line; 1 = refused or failed; 130 or 143 = stopped by Ctrl-C or SIGTERM (or 128
+and the number of another signal), with a checkpoint of the last step: continue with `--resume`.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Peers(Protocol):
 _peers: Peers | None = None
 _is_one_of_several = False
 _exchanges: Counter[str] = Counter()
-_all_know_of_the_failure = False
+_known_to_all: list[Exception] = []  # failures that no process waits for another after
 
 
 def start(launch: Launch | None, backend: Backend) -> None:
@@ -106,7 +106,7 @@ def end(exit_code: int) -> None:
     global _peers, _is_one_of_several
     if not _is_one_of_several:
         return
-    if exit_code == 1 and not _all_know_of_the_failure:
+    if exit_code == 1 and not _known_to_all:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
@@ -160,19 +160,27 @@ def together(what: str) -> Iterator[None]:
     Raises:
         the error of this process, or a RuntimeError that tells that of another.
     """
-    global _all_know_of_the_failure
     error = None
     try:
         yield
     except Exception as caught:
         error = caught
-    problems = exchange(what, None if error is None else str(error) or repr(error))
-    _all_know_of_the_failure |= any(problems)
-    if error is not None:
-        raise error
-    for process, problem in enumerate(problems):
+    for process, problem in enumerate(exchange(what, None if error is None else str(error) or repr(error))):
         if problem is not None:
-            raise RuntimeError(f"process {process} failed while {what}: {problem}")
+            error = error or RuntimeError(f"process {process} failed while {what}: {problem}")
+    if error is not None:
+        _known_to_all.append(error)
+        raise error
+
+
+def all_raise(error: Exception) -> bool:
+    """Whether each process has an error in this place, so that they can still do something together.
+
+    To be asked once: what they do may fail in one alone.
+    """
+    is_known = count() == 1 or any(error is known for known in _known_to_all)
+    _known_to_all.clear()
+    return is_known
 
 
 def on_first(what: str, action: Callable[[], T]) -> T:
@@ -190,17 +198,17 @@ def check_same(what: str, values: Mapping[str, object]) -> None:
     Raises:
         ValueError: they are not; those of process 0 and of the first that differs are shown.
     """
-    global _all_know_of_the_failure
     first, *others = exchange(what, values)
     for process, theirs in enumerate(others, start=1):
         different = [key for key in first if first[key] != theirs.get(key)]
         if different:
-            _all_know_of_the_failure = True
             changes = "; ".join(f"{key} is {first[key]} in process 0, {theirs.get(key)}" for key in different)
-            raise ValueError(
+            error = ValueError(
                 f"{what}: {changes} in process {process}; start all processes with the same command, or with "
                 "--num-processes=1 those that are runs of their own"
             )
+            _known_to_all.append(error)
+            raise error
 
 
 def gather(rows: np.ndarray) -> np.ndarray:

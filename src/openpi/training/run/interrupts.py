@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step is finished and saved before the process leaves."""
+"""Ctrl-C, SIGTERM and their like as a request: the step is finished and saved before the process leaves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 # one of them, passes it on to its own.
 _IMPATIENCE_S = 0.5
 
+# Would end the process. SIGHUP: the terminal is gone. The others are what queues send some minutes before the time is
+# over, if asked to.
+_ALSO = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class StoppedError(BaseException):
     """A signal came before there was anything to save. No `Exception`: it is no failure of what it interrupts."""
@@ -25,9 +29,11 @@ class StoppedError(BaseException):
 
 
 class Interrupts:
-    """Within `with`, the first SIGINT or SIGTERM is noted; another, half a second later, acts at once.
+    """Within `with`, the first signal that asks to end is noted; another, half a second later, acts at once. A queue's
+    warning is followed by SIGTERM, which is then the first.
 
-    A signal that is ignored when we start stays so: a shell ignores SIGINT for what it runs in the background.
+    A signal that is ignored when we start stays so: a shell ignores SIGINT for what it runs in the background, and
+    nohup SIGHUP. So does one that others have taken, as launchers and fault handlers do with those for users.
 
     Args:
         may_leave_at_once: until `expect_steps`, the first signal raises `StoppedError`: reading the data may take for
@@ -45,6 +51,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
             numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+            numbers += [n for n in _ALSO if signal.getsignal(n) is signal.SIG_DFL]
             self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -57,7 +64,9 @@ class Interrupts:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        if self.signum is not None:
+        if self.signum is not None and signum in _ALSO:
+            return
+        if self.signum is not None and self.signum not in _ALSO:
             if time.monotonic() - self._noted_at > _IMPATIENCE_S:
                 self._restore()
                 signal.raise_signal(signum)

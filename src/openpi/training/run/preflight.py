@@ -56,8 +56,7 @@ class TrainingData:
         contract: what a policy trained on this data expects and gives; None for random data.
         action_names: of the robot's action dimensions; empty when unknown.
         content: a digest of the recorded numbers, see `recipe_data.content_of`.
-        held: numbers of the episodes kept out, of a recipe with one dataset.
-        num_episodes: that those were drawn from.
+        held: of each dataset how many episodes it has, and the numbers of those kept out.
     """
 
     config: DataConfig
@@ -66,8 +65,7 @@ class TrainingData:
     contract: Contract | None
     action_names: tuple[str, ...] = ()
     content: str = ""
-    held: tuple[int, ...] = ()
-    num_episodes: int = 0
+    held: tuple[tuple[int, list[int]], ...] = ()
 
 
 def check_recipe(config: TrainConfig, backend: Backend) -> None:
@@ -182,15 +180,18 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
         action_names=_action_names(data_config, dataset, contract),
         content=recipe_data.content_of(data),
         held=_held(config, data),
-        num_episodes=len(dataset.metadata.episodes) if isinstance(dataset, LeRobotDataset) else 0,
     )
 
 
-def _held(config: TrainConfig, data: RecipeData) -> tuple[int, ...]:
-    (data_config, dataset), *others = data.members
-    if others or not isinstance(dataset, LeRobotDataset) or not holdout.holds_out(config, data_config):
-        return ()
-    return tuple(holdout.split_dataset(config, data_config, dataset)[1])
+def _held(config: TrainConfig, data: RecipeData) -> tuple[tuple[int, list[int]], ...]:
+    return tuple(
+        (
+            len(dataset.metadata.episodes),
+            holdout.split_dataset(config, member, dataset)[1] if holdout.holds_out(config, member) else [],
+        )
+        for member, dataset in data.members
+        if isinstance(dataset, LeRobotDataset)
+    )
 
 
 def _loader(config: TrainConfig, data: RecipeData, **options: Any) -> SourceLoader:

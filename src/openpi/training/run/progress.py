@@ -48,7 +48,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._bar.stop()
 
     def step_done(self) -> None:
         self._bar.advance(self._task)

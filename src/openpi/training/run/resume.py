@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,11 +31,12 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound="DataclassInstance")
 
 LOOP_STATE_FILE = "loader_state.json"
-CONTENT, HELD, EPISODES = "content", "held", "episodes"  # of the data, in it
+CONTENT, HELD = "content", "held_out"  # of the data, in it
 # Which run it is, and what is done with it; never taken from a checkpoint.
 _OF_THE_COMMAND = ("exp_name", "resume", "overwrite", "checkpoint_base_dir")
-# Flags that change which samples there are.
-_OF_THE_DATA = ("data", "holdout_episodes", "seed")
+# Flags that change which dataset there is, and which samples.
+_OF_THE_DATASET = ("data",)
+_OF_THE_DATA = (*_OF_THE_DATASET, "holdout_episodes", "seed")
 
 
 def with_own_values(recipe: TrainConfig, config: TrainConfig) -> TrainConfig:
@@ -117,8 +117,8 @@ def continue_run(
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
     if loop_state is not None:
         _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[CONTENT])
-        if not any(field.split(".")[0] in _OF_THE_DATA for field in changes):
-            _compare_held(data, loop_state[HELD], loop_state[EPISODES])
+        if not any(field.split(".")[0] in _OF_THE_DATASET for field in changes):
+            _compare_held(data, loop_state[HELD])
         window.restore(loop_state["window"])
     return state
 
@@ -135,8 +135,7 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
             "loader": dict(loop_state["loader"]),
             "window": list(loop_state["window"]),
             CONTENT: str(loop_state.get(CONTENT, "")),
-            HELD: sorted(int(number) for number in loop_state.get(HELD, ())),
-            EPISODES: int(loop_state.get(EPISODES, sys.maxsize)),
+            HELD: [(int(count), [int(number) for number in held]) for count, held in loop_state.get(HELD, ())],
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error
@@ -197,16 +196,19 @@ def _restore_data(
     data.train.restart_after(state)
 
 
-def _compare_held(data: TrainingData, before: list[int], num_episodes: int) -> None:
-    """Says that episodes are held out that the run has trained on, as where a share of a grown dataset is."""
-    trained = [number for number in sorted(data.held) if number < num_episodes and number not in before]
-    if before and trained:
-        logger.warning(
-            "held out are now also episodes %s, which the run has trained on, so its validation and its best "
-            "checkpoint say less. To keep those of before: --holdout-episodes=0 --data.validation-episodes %s",
-            trained,
-            " ".join(map(str, before)),
-        )
+def _compare_held(data: TrainingData, before: list[tuple[int, list[int]]]) -> None:
+    """Says that episodes are held out that the run has trained on, as where a dataset grew or a flag changed."""
+    for member, (_, now), (num_episodes, held) in zip(data.config.members, data.held, before, strict=False):
+        trained = [number for number in now if number < num_episodes and number not in held]
+        if trained:
+            flag = "validation_episodes of that part:" if data.config.mixture else "--data.validation-episodes"
+            logger.warning(
+                "of %s, held out are now also episodes %s, which the run has trained on, so its validation and its "
+                "best checkpoint say less. To keep those of before: --holdout-episodes=0 %s",
+                member.dataset_name,
+                trained,
+                " ".join([flag, *map(str, held)]) if held else "",
+            )
 
 
 def weights_flag(config: TrainConfig, checkpoint: Checkpoint) -> str:

@@ -41,13 +41,13 @@ class MetricsFile:
     """One JSON object a line: `step`, and the numbers of that step.
 
     Args:
-        resume_step: lines of this step and later are dropped: the resumed run writes them anew.
+        start: lines of this step and later are dropped: the run writes them anew. Before its first checkpoint, all.
     """
 
-    def __init__(self, directory: Path, *, resume_step: int | None) -> None:
+    def __init__(self, directory: Path, *, start: int) -> None:
         path = directory / METRICS_FILE
-        if resume_step is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) < resume_step]
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) < start]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(path)
@@ -106,8 +106,8 @@ class WandbObserver:
 class TensorBoardObserver:
     """TensorBoard event files in `<run>/tensorboard`."""
 
-    def __init__(self, tensorboardx: ModuleType, directory: Path, *, resume_step: int | None) -> None:
-        self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step)
+    def __init__(self, tensorboardx: ModuleType, directory: Path, *, start: int) -> None:
+        self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=start)
 
     def __str__(self) -> str:
         return "tensorboard"
@@ -154,14 +154,14 @@ class Observers:
                 self._failed.add(observer)
 
 
-def open_observers(config: TrainConfig, directory: Path, *, resume_step: int | None) -> Observers:
+def open_observers(config: TrainConfig, directory: Path, *, start: int) -> Observers:
     """The metrics file, the run's page, and the trackers that are asked for; see `check_installed`."""
-    observers: list[Observer] = [MetricsFile(directory, resume_step=resume_step), RunReport(config, directory)]
+    observers: list[Observer] = [MetricsFile(directory, start=start), RunReport(config, directory)]
     if config.wandb_enabled:
         observers.append(WandbObserver(importlib.import_module("wandb"), config, directory))
     if config.tensorboard_enabled:
         tensorboardx = importlib.import_module("tensorboardX")
-        observers.append(TensorBoardObserver(tensorboardx, directory, resume_step=resume_step))
+        observers.append(TensorBoardObserver(tensorboardx, directory, start=start))
     return Observers(observers)
 
 

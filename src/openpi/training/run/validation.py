@@ -50,7 +50,7 @@ class Validation:
         assert data.holdout is not None
         self._backend = backend
         self._is_to_stop = is_to_stop
-        with contextlib.closing(data.holdout):
+        with processes.together("reading what is held out"), contextlib.closing(data.holdout):
             self._batches = list(data.holdout)
         self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
         self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
@@ -74,19 +74,16 @@ class Validation:
         A model that writes actions as tokens also has `undecodable`, the share of samples that were no chunk; the
         error is that of the others, and missing when there are none. Nothing at all where the run is to stop.
         """
-        losses, decodable, errors = [], [], []
+        losses, sampled = [], []
         for i, batch in enumerate(self._batches):
             if any(processes.exchange("whether to stop", self._is_to_stop())):
                 return {}
-            loss, sampled = self._backend.evaluate(state, batch, i, **self._sample_options)
+            loss, rows = self._backend.evaluate(state, batch, i, **self._sample_options)
             losses.append(loss)
-            recorded, chunks, decodable_rows = self._chunks(sampled, batch)
-            if i == 0:
-                rows = np.unique(np.linspace(0, len(chunks) - 1, _SHOWN).round().astype(int))
-                self.shown = recorded[rows], chunks[rows]
-            decodable.append(decodable_rows)
-            errors.append(np.where(decodable_rows[:, None], np.abs(chunks - recorded).mean(axis=1), 0.0))
+            sampled.append(rows)
         found = {"validation_loss": float(np.mean(losses)), **self._baselines}
+        with processes.together("validating"):
+            decodable, errors = self._compared(sampled)
         is_decodable, error = _of_all_processes(decodable), _of_all_processes(errors)
         if self._writes_tokens:
             found["undecodable"] = 1 - int(is_decodable.sum()) / len(is_decodable)
@@ -95,6 +92,18 @@ class Validation:
         error = np.mean(error[is_decodable], axis=0)
         per_dim = {f"action_error/{name}": float(e) for name, e in zip(self._names_of(len(error)), error, strict=True)}
         return found | {"action_error": float(error.mean())} | per_dim
+
+    def _compared(self, sampled: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Per batch: which rows are chunks, bool[b], and their errors in the robot's units, float[b d]."""
+        decodable, errors = [], []
+        for i, (rows, batch) in enumerate(zip(sampled, self._batches, strict=True)):
+            recorded, chunks, decodable_rows = self._chunks(rows, batch)
+            if i == 0:
+                shown = np.unique(np.linspace(0, len(chunks) - 1, _SHOWN).round().astype(int))
+                self.shown = recorded[shown], chunks[shown]
+            decodable.append(decodable_rows)
+            errors.append(np.where(decodable_rows[:, None], np.abs(chunks - recorded).mean(axis=1), 0.0))
+        return decodable, errors
 
     def _names_of(self, width: int) -> Sequence[str]:
         return self._names if len(self._names) == width else [str(i) for i in range(width)]

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import logging
+import os
 import threading
 import time
 from collections import deque
@@ -16,12 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from openpi.shared.errors import first_line
 from openpi.training.backend import STEPS_IN_FLIGHT
 from openpi.training.distributed import processes
 from openpi.training.distributed.launch import Launch
 
+logger = logging.getLogger(__name__)
+
 _BEATS, _LEFT = "openpi/lives", "openpi/left"
-_BEAT_S, _GONE_S = 5, 100
+_BEAT_S, _GONE_S, _LAST_WORDS_S = 5, 100, 30
 _PATIENCE = datetime.timedelta(seconds=5)
 # Between processes that compute alike: one that is slower than this is gone.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
@@ -31,7 +35,8 @@ class TorchPeers:
     """`processes.Peers` over the store that process 0 keeps.
 
     Every thread has a connection of its own: one that waits would keep the others from asking. Each process says every
-    few seconds that it lives, so that nobody waits for one that is gone.
+    few seconds that it lives, and process 0 looks whether all do, so that nobody waits for one that is gone, not even
+    in a collective between GPUs, which would not hear of it.
     """
 
     def __init__(
@@ -76,9 +81,15 @@ class TorchPeers:
         return self._of_thread.store
 
     def _beat(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone, which whoever needs it will notice
+        try:
             while not self._has_left.wait(_BEAT_S):
                 self.set(f"{_BEATS}/{self.index}", str(time.time()))
+                if self.index == 0:
+                    self._check_all_live()
+        except RuntimeError as error:  # of the others: the store is gone, and process 0 with it
+            if not self._has_left.wait(_LAST_WORDS_S):  # of the main thread, unless it waits in a collective
+                logger.error("%s; this process ends", first_line(error))
+                os._exit(1)
 
     def _check_all_live(self) -> None:
         """Raises RuntimeError when a process has not been heard of for long."""
@@ -86,7 +97,7 @@ class TorchPeers:
         for index, (before, since) in self._beats.items():
             key = f"{_BEATS}/{index}"
             beat = self._store.get(key).decode() if self._store.check([key]) else ""
-            if beat != before:
+            if beat != before or self._store.check([f"{_LEFT}/{index}"]):
                 self._beats[index] = (beat, now)
             elif now - since > _GONE_S:
                 raise RuntimeError(
