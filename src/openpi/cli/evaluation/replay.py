@@ -45,9 +45,6 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         is_same = replay(args)
-    except connection.KeyRefused as error:
-        print(f"openpi replay: {error}; here that is --api-key KEY, or OPENPI_API_KEY", file=sys.stderr)
-        return 1
     except (ValueError, TypeError, OverflowError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
         logger.debug("", exc_info=True)
         print(f"openpi replay: {error}", file=sys.stderr)
