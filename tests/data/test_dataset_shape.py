@@ -512,8 +512,7 @@ def test_the_view_shows_what_can_be_opened_and_a_split_takes_the_flag_of_the_mes
     video = next(root.rglob("episode_000001.mp4"))
     video.write_bytes(video.read_bytes()[:900])
     assert [episode.index for episode in shown(root).episodes] == [0, 2]
-    told = capsys.readouterr().err
-    assert told.startswith("not shown: episode 1, ") and "--data.exclude-episodes 1" in told
+    assert capsys.readouterr().err.startswith("not shown: episode 1, observation.images.")
     words = ["--data.exclude-episodes", "1"]
     assert main(["dataset", "split", str(root), f"{tmp_path / 'rest'}=rest", *words]) == 0
     assert len(LeRobotDataset(tmp_path / "rest").episodes) == 2

@@ -42,7 +42,8 @@ class KeyRefused(websockets.exceptions.InvalidStatus):
         self._text = (
             f"{place} does not take this API key (HTTP 401); give the one that the server was started with"
             if has_key
-            else f"{place} asks for an API key (HTTP 401); give it as api_key=... (commands: --api-key KEY, or OPENPI_API_KEY)"
+            else f"{place} asks for an API key (HTTP 401); give it as api_key=..., in commands as --api-key KEY or "
+            "OPENPI_API_KEY"
         )
 
     def __str__(self) -> str:
