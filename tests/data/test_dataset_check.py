@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 import planted_mistakes as mistakes
 from openpi.cli import main as cli
 from openpi.cli.data import _dataset_report, dataset
-from openpi.data.check.findings import GROUPS, Finding, Report, Severity
+from openpi.data.check.findings import GROUPS, Finding, Report, Severity, by_kind
 from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING, Reading
@@ -306,6 +306,7 @@ def test_orientations_that_are_written_anew_in_every_episode_are_found(tmp_path)
     found = check_dataset(tmp_path / "turns").findings
     told = {f"{f.code} {f.column}" for f in found if f.severity is not Severity.INFO}
     assert told == {f"anomalies.wrap observation.{key}" for key in forms if key != "six"}
+    assert "observation.degrees/1, 2" in {kind.where for kind in by_kind(found)}, "what is alike is told once"
 
 
 def test_several_processes_find_the_same(spoilt, monkeypatch):
