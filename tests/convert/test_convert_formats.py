@@ -529,6 +529,10 @@ def test_bags_are_sampled_by_a_mapping_that_is_drafted_from_them(form, tmp_path)
     )
     assert dataset[0]["task"] == "wipe the table"
     assert dataset.metadata.features["observation.state"]["names"] == ["shoulder", "elbow", "finger"]
+    width = len(dataset.column("action")[0])
+    assert dataset.metadata.features["action"]["names"] == [f"arm_command.{i}" for i in range(width)], (
+        "data says nothing"
+    )
 
 
 def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
