@@ -89,7 +89,8 @@ def _kinds(report: Report) -> str:
         return "<h2>Findings</h2><p>None.</p>"
     rows = "".join(_kind_row(kind) for kind in kinds)
     head = "<tr><th></th><th>what</th><th>where</th><th>found</th><th>expected</th><th>fix</th></tr>"
-    return f'<h2>Findings</h2><div class="card"><table class="findings"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    table = f'<table class="findings"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    return f'<h2>Findings</h2><div class="card">{table}</div>'
 
 
 def _kind_row(kind: Kind) -> str:
