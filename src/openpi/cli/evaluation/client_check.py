@@ -1,5 +1,8 @@
 """`openpi client-check`: how long answers take on the way from this machine to a server, and which loop that carries.
 
+    openpi client-check --host 192.168.1.20
+    OPENPI_API_KEY=... openpi client-check --host wss://192.168.1.20:8443 --seconds 60
+
 Exit codes: 0 = the loop of the contract fits; 1 = it does not, or there is no server; 2 = bad command line.
 """
 
@@ -47,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("openpi client-check", description=SUMMARY)
+    parser = argparse.ArgumentParser(
+        "openpi client-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL such as wss://robot:8443")
     parser.add_argument("--port", type=int, default=8000, help="where --host names none")
     parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"), help="of the server: OPENPI_API_KEY")
