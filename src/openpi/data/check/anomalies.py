@@ -67,7 +67,7 @@ def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
         for dims, frames in rewritten(values):
             if not vector.grippers[dims].all():
                 yield _wrap(vector, dims, number, frames, steps[number])
-                steps[number][np.ix_(frames, dims)] = 0
+                steps[number][frames[:, None], dims] = 0
     if not steps:
         return
     wide = subject.range_of(vector)
@@ -103,7 +103,7 @@ def _wrap(vector: Vector, dims: list[int], number: int, frames: np.ndarray, step
     return Finding(
         "anomalies.wrap",
         Severity.WARNING,
-        f"{what}, {len(frames)} times, by up to {float(steps[np.ix_(frames, dims)].max()):.3g} in a frame",
+        f"{what}, {len(frames)} times, by up to {float(steps[frames[:, None], dims].max()):.3g} in a frame",
         "numbers that move as the robot does: a policy would learn the mean of both",
         f"Write the column anew, with {how}; the robot has to send it in the same way",
         number,
