@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from openpi.cli.main import main
+
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"]])
 def test_a_reader_that_has_seen_enough_is_no_error(words):
@@ -15,3 +17,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["client-check", "demo", "doctor", "explain", "infer", "replay", "train", "trials"])
+def test_help_begins_with_what_a_command_is_for(name, capsys):
+    """What few need, such as processes of several nodes, stands at the end."""
+    try:
+        assert main([name, "--help"]) == 0
+    except SystemExit as left:
+        assert left.code == 0
+    usage, purpose, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: openpi {name}") and purpose.startswith(("`openpi", "Trains", "Fine-tunes"))

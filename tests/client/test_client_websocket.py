@@ -78,6 +78,11 @@ def test_the_client_understands_the_recorded_server(golden):
         ("robot.local", 8000, "ws://robot.local:8000"),
         ("0.0.0.0", None, "ws://0.0.0.0"),
         ("ws://host", 9000, "ws://host:9000"),
+        ("wss://host:8443", 8000, "wss://host:8443"),  # as every command has it, whose --port is 8000 unless told
+        ("host:8443", 8000, "ws://host:8443"),
+        ("[::1]:8443", 8000, "ws://[::1]:8443"),
+        ("wss://policy.example.com/pi0", 8443, "wss://policy.example.com:8443/pi0"),
+        ("wss://name:word@host", 8443, "wss://name:word@host:8443"),
         ("wss://policy.example.com", None, "wss://policy.example.com"),
         ("wss://policy.example.com/pi0", None, "wss://policy.example.com/pi0"),
         ("::1", 8000, "ws://[::1]:8000"),

@@ -610,7 +610,9 @@ def test_an_episode_leaves_a_log_a_summary_and_a_picture(tmp_path):
     assert summary["holds"] == 1 and summary["ticks"] == 150 and summary["tick_error_ms"]["p99"] == 0
     with np.load(folder / "ticks.npz") as ticks:
         assert ticks["commands"].shape == (150, 2) and (ticks["ticks"]["chunk"][-1] > 0)
-    assert ElementTree.parse(folder / "timeline.svg").getroot().tag.endswith("svg")
+    picture = ElementTree.parse(folder / "timeline.svg").getroot()
+    texts = " ".join(element.text or "" for element in picture.iter())
+    assert picture.tag.endswith("svg") and all(f"{name}: " in texts for name in summary["names"])
     assert (tmp_path / "episode_0001/summary.json").is_file()
 
 

@@ -284,8 +284,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_was_prepared_by_a_format_before_it_was_corrected_is_not_used(tmp_path, monkeypatch):
-    lines = """import dataclasses
+FORMAT_OF_A_USER = """import dataclasses
 from pathlib import Path
 import numpy as np
 from openpi.convert.source import EpisodeRef, Numbers, RawEpisode
@@ -299,12 +298,15 @@ class Format:
         values = np.array([float(number) for number in ref.files[0].read_text().split()])
         return RawEpisode({"action": Numbers(values * SCALE, "a")}, 10, "t")
 """
+
+
+def test_what_was_prepared_by_a_format_before_it_was_corrected_is_not_used(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "0").write_text("1 2 3")
     (tmp_path / "raw" / "1").write_text("damaged")
     for scale in ("1.0", "1000.0"):
-        (tmp_path / "format_of_a_user.py").write_text(lines.replace("SCALE", scale))
+        (tmp_path / "format_of_a_user.py").write_text(FORMAT_OF_A_USER.replace("SCALE", scale))
         sys.modules.pop("format_of_a_user", None)
         source = importlib.import_module("format_of_a_user").Format(tmp_path / "raw")
         if scale == "1.0":
@@ -313,6 +315,25 @@ class Format:
     (tmp_path / "raw" / "1").write_text("4 5 6")
     engine.convert(source, tmp_path / "set", num_workers=0)
     np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").column("action"), 1000 * np.arange(1, 7))
+
+
+def test_a_format_that_was_typed_into_a_notebook_converts_and_is_never_gone_on_with(tmp_path):
+    """Other processes do not see its class, and no file says whether it is the same as before."""
+    (tmp_path / "raw").mkdir()
+    for name in ("0", "1"):
+        (tmp_path / "raw" / name).write_text("1 2 3")
+    typed = (
+        FORMAT_OF_A_USER.replace("SCALE", "2")
+        + """
+from openpi.convert.engine import convert
+from openpi.convert.origin import code_of
+source = Format(Path("raw"))
+assert code_of(source) != code_of(source)
+convert(source, Path("set"), num_workers=2)
+"""
+    )
+    subprocess.run([sys.executable, "-c", typed], cwd=tmp_path, check=True)
+    assert LeRobotDataset(tmp_path / "set").column("action").tolist() == [2, 4, 6] * 2
 
 
 def test_a_conversion_by_two_processes_that_was_killed_goes_on_and_gives_the_same(aloha, tmp_path, capsys):
@@ -529,6 +550,10 @@ def test_bags_are_sampled_by_a_mapping_that_is_drafted_from_them(form, tmp_path)
     )
     assert dataset[0]["task"] == "wipe the table"
     assert dataset.metadata.features["observation.state"]["names"] == ["shoulder", "elbow", "finger"]
+    width = len(dataset.column("action")[0])
+    assert dataset.metadata.features["action"]["names"] == [f"arm_command.{i}" for i in range(width)], (
+        "data says nothing"
+    )
 
 
 def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):

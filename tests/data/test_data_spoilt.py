@@ -20,11 +20,14 @@ from PIL import Image
 
 import paths
 from openpi.cli.recipes import _init_choices
+from openpi.data.check.repair import repair
+from openpi.data.check.runner import check_dataset
 from openpi.data.lerobot.existing import ExistingDataset
 from openpi.data.lerobot.features import unreadable_picture
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.writer import LeRobotWriter
+from openpi.data.selection import Selection
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.tokenizer import load_sentencepiece, state_as_text
 from openpi.training.config import TrainConfig
@@ -182,7 +185,7 @@ BAD_METADATA: dict[str, tuple[str, Spoil, str]] = {
         line("meta/episodes.jsonl", 1, length="many"),
         r"line 2, 'length' is 'many'; expected a whole",
     ),
-    "length zero": (V21, line("meta/episodes.jsonl", 1, length=0), r"line 2, 'length' is 0; expected .* from 1"),
+    "length negative": (V21, line("meta/episodes.jsonl", 1, length=-1), r"line 2, 'length' is -1; expected .* from 0"),
     "length of a half": (V21, line("meta/episodes.jsonl", 1, length=36.5), r"line 2, 'length' is 36\.5; expected"),
     "episode twice": (V21, line("meta/episodes.jsonl", 1, episode_index=0), r"line 2, 'episode_index' is 0.*line 1"),
     "episode negative": (V21, line("meta/episodes.jsonl", 1, episode_index=-1), r"'episode_index' is -1; expected"),
@@ -578,6 +581,28 @@ def test_files_may_not_lie_behind_a_link_out_of_the_dataset_but_in_the_cache_of_
 def test_statistics_that_are_none_are_refused_before_a_dataset_is_appended_to(copied, content, message):
     root = copied(V30_IMAGE, text("meta/stats.json", content))
     with pytest.raises(ValueError, match=message):
+        ExistingDataset.load(root)
+
+
+def test_an_episode_without_frames_costs_nobody_the_dataset(copied):
+    """As of a recording that was broken off at once: its table and videos are not there either."""
+    root = copied(V21, together(line("meta/episodes.jsonl", 1, length=0, tasks=[]), info(total_frames=53)))
+    for file in root.rglob("episode_000001.*"):
+        file.unlink()
+    dataset = LeRobotDataset(root)
+    assert [episode.index for episode in dataset.episodes] == [0, 2] and len(dataset) == 53
+    np.testing.assert_array_equal(dataset[23]["episode_index"], 2)
+    assert Selection(exclude_episodes=(1,)).kept(dataset.metadata) == [0, 2]
+    findings = {finding.code: finding for finding in check_dataset(root, decodes=False).findings}
+    assert findings["metadata.empty"].found.startswith("episode 1 ") and "metadata.totals" not in findings
+    repair(root, fixed := root.with_name("fixed"))
+    assert LeRobotMetadata.load(fixed).empty == (1,)
+
+
+def test_episodes_are_appended_to_numbers_without_a_gap_only(copied):
+    """The next number is that of an episode which is there already."""
+    root = copied(V30, together(row_gone(EPISODES, 1), info(total_episodes=2, total_frames=53)))
+    with pytest.raises(ValueError, match=r"expected 0, 1, 2, .*openpi dataset split .*whole=rest"):
         ExistingDataset.load(root)
 
 

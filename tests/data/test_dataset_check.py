@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 import planted_mistakes as mistakes
 from openpi.cli import main as cli
 from openpi.cli.data import _dataset_report, dataset
-from openpi.data.check.findings import GROUPS, Finding, Report, Severity
+from openpi.data.check.findings import GROUPS, Finding, Report, Severity, by_kind
 from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING, Reading
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared.pools import Processes
 from paths import GOLDEN
 
@@ -283,6 +285,28 @@ def test_init_says_what_the_fast_half_finds(spoilt, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "anomalies.jump at observation.state/shoulder, episode" in told or "anomalies.jump at episode" in told
     assert "openpi dataset check" in told
+
+
+def test_orientations_that_are_written_anew_in_every_episode_are_found(tmp_path):
+    """A tool that points down and wobbles: the numbers of most forms jump, the tool does not."""
+    angles = np.pi + 0.3 * np.sin(np.arange(60) / 9 + np.arange(6)[:, None])
+    forms = {
+        "quaternion": lambda turn: turn.as_quat(canonical=True),
+        "rotation_vector": lambda turn: turn.as_rotvec(),
+        "angles": lambda turn: turn.as_euler("xyz"),
+        "degrees": lambda turn: turn.as_euler("xyz", degrees=True),
+        "six": lambda turn: turn.as_matrix()[:, :, :2].reshape(-1, 6),  # this form never jumps
+    }
+    turns = [Rotation.from_rotvec(np.outer(angle, [1, 0, 0])) for angle in angles]
+    episodes = [{f"observation.{key}": form(turn).astype(np.float32) for key, form in forms.items()} for turn in turns]
+    features = {key: {"dtype": "float32", "shape": [v.shape[1]]} for key, v in episodes[0].items()}
+    with LeRobotWriter(tmp_path / "turns", fps=30, features=features) as writer:
+        for frames in episodes:
+            writer.add_episode(frames, "turn")
+    found = check_dataset(tmp_path / "turns").findings
+    told = {f"{f.code} {f.column}" for f in found if f.severity is not Severity.INFO}
+    assert told == {f"anomalies.wrap observation.{key}" for key in forms if key != "six"}
+    assert "observation.degrees/1, 2" in {kind.where for kind in by_kind(found)}, "what is alike is told once"
 
 
 def test_several_processes_find_the_same(spoilt, monkeypatch):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from openpi.cli.data._dataset_shape import shown
 from openpi.cli.data._dataset_view import Pages, open_server
 from openpi.cli.main import main
 from openpi.data.check.findings import Finding, Severity
@@ -503,6 +504,18 @@ def fetch(url: str, **headers: str) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+
+
+def test_the_view_shows_what_can_be_opened_and_a_split_takes_the_flag_of_the_message(tmp_path, capsys):
+    """Who hears that a file is damaged wants to look at the others, and pastes what the message says."""
+    root = Path(shutil.copytree(GOLDEN / "lerobot_v21/video", tmp_path / "cut"))
+    video = next(root.rglob("episode_000001.mp4"))
+    video.write_bytes(video.read_bytes()[:900])
+    assert [episode.index for episode in shown(root).episodes] == [0, 2]
+    assert capsys.readouterr().err.startswith("not shown: episode 1, observation.images.")
+    words = ["--data.exclude-episodes", "1"]
+    assert main(["dataset", "split", str(root), f"{tmp_path / 'rest'}=rest", *words]) == 0
+    assert len(LeRobotDataset(tmp_path / "rest").episodes) == 2
 
 
 def test_the_view_gives_signals_findings_and_the_very_frames_of_the_dataset(viewed):

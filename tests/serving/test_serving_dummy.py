@@ -91,10 +91,13 @@ def test_robots_on_one_server_play_the_episode_each_from_its_own_place(dataset):
             assert ask(ahead, 50) == pytest.approx(walk[50] + 0.01)
 
 
-def test_the_path_to_a_server_is_measured(dataset, capsys):
+def test_the_path_to_a_server_is_measured(dataset, capsys, monkeypatch):
     policy = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=5000))
-    with server_thread(lambda: policy) as (_, port):
-        assert client_check.main(["--port", str(port), "--seconds", "0.2"]) == 0
+    with server_thread(lambda: policy, api_key="sesame") as (_, port):
+        url = ["--host", f"ws://127.0.0.1:{port}", "--seconds", "0.2"]
+        assert client_check.main(url) == 1 and "--api-key KEY or OPENPI_API_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("OPENPI_API_KEY", "sesame")
+        assert client_check.main(url) == 0
     short = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=1))
     with server_thread(lambda: short) as (_, port):
         assert client_check.main(["--port", str(port), "--seconds", "0"]) == 1
@@ -119,6 +122,11 @@ def test_contracts_of_other_programs_are_gone_by_as_far_as_they_go(part, told):
             client_check.example({"contract": contract})
     else:
         assert set(client_check.example({"contract": contract})) == {"prompt", *(entry["key"] for entry in told)}
+
+
+def test_a_robot_s_side_is_built_over_tls_too(tmp_path, capsys):
+    words = ["--dummy", "pi0_ur5", "--hold", "--tls-cert", str(tmp_path / "cert.pem")]
+    assert serve.main(words) == 1 and "--tls-cert and --tls-key go together" in capsys.readouterr().err
 
 
 def test_answers_may_be_lost():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import sys
+from collections.abc import Iterator, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,17 @@ def check_range(field: str, value: float | None, lowest: float, highest: float =
         return
     expected = f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
     raise ValueError(f"--{field.replace('_', '-')} is {value}; expected {expected}")
+
+
+@contextlib.contextmanager
+def help_ends_with(argv: Sequence[str], text: str) -> Iterator[None]:
+    """Prints a text behind the help that a parser prints as it leaves: what a command is for comes first."""
+    try:
+        yield
+    except SystemExit:
+        if any(word in ("-h", "--help") for word in argv):
+            print(f"\n{text}")
+        raise
 
 
 def refuse(error: BaseException, program: str) -> int:

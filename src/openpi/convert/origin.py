@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.convert.source import EpisodeRef, Source, relative
-from openpi.shared.pools import Pool
+from openpi.shared.pools import Pool, is_typed_in
 
 _SHOWN = 8
 _BLOCK_BYTES = 1 << 20
@@ -62,9 +63,12 @@ def code_of(made: object) -> str:
     """Digest of the files in which the class of a format or codec is written, and those of its parts.
 
     What it does is said by these and its `repr`: somebody who corrects a format of his own wants no episode that was
-    prepared before.
+    prepared before. Of what was typed into a notebook there is no file: nothing of it is ever gone on with.
     """
-    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in _classes(made)}
+    kinds = list(_classes(made))
+    if any(is_typed_in(kind.__module__) for kind in kinds):
+        return secrets.token_hex()
+    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds}
     return hashlib.sha256("".join(_sha256(Path(file)) for file in sorted(filter(None, files))).encode()).hexdigest()
 
 

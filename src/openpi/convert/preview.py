@@ -59,8 +59,10 @@ def _described(column: RawColumn) -> Iterator[str]:
         yield f"      first {str(column.values[0])[:_MAX_TASK]!r}"
         return
     values = column.values.reshape(len(column.values), -1)
-    for number in range(min(values.shape[1], _MAX_DIMENSIONS)):
-        yield f"      {_name(column, number):<20} {_range(values[:, number])}"
+    names = [_name(column, number) for number in range(min(values.shape[1], _MAX_DIMENSIONS))]
+    width = max(map(len, names), default=0)
+    for number, name in enumerate(names):
+        yield f"      {name:<{width}}  {_range(values[:, number])}"
     if values.shape[1] > _MAX_DIMENSIONS:
         yield f"      ... and {values.shape[1] - _MAX_DIMENSIONS} more"
 

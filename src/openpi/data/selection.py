@@ -74,7 +74,7 @@ class Selection:
         return " with ".join(name for name in fields if getattr(self, name))
 
     def _numbered(self, metadata: LeRobotMetadata) -> set[int]:
-        numbers = {episode.index for episode in metadata.episodes}
+        numbers = {episode.index for episode in metadata.episodes} | set(metadata.empty)
         if unknown := sorted(set(self.exclude_episodes) - numbers):
             raise ValueError(
                 f"exclude_episodes has {unknown}, and {metadata.root} has no such episodes; expected some of its "

@@ -32,7 +32,7 @@ def render(results: Results, played: Sequence[tuple[str, Played]], stride: int) 
 
 
 def terminal_table(results: Results) -> Table:
-    """Error of each policy and baseline, with its share of the best that learns nothing."""
+    """Error of each policy and baseline, with its share of the best baseline."""
     return table(("mean absolute error", "robot units", "of the best baseline"), [*_rows(results), ("", "", "")])
 
 
@@ -101,10 +101,11 @@ def _steps(results: Results) -> str:
         for name, found in results["policies"].items()
         for what, values in found["smoothness"].items()
     ]
-    head = ("mean absolute change", *map(escape, results["joints"]))
+    head = ("mean absolute change, in robot units", *map(escape, results["joints"]))
     rows = [[escape(name), *map(_number, values)] for name, values in smooth]
     return (
-        f'<h2>Along the chunk, and from step to step</h2><div class="charts"><div class="card">{chart}</div></div>'
+        f'<h2>Along the chunk, and from step to step</h2><div class="charts"><div class="card">'
+        f"<h3>Mean absolute error, in robot units</h3>{chart}</div></div>"
         f'<div class="card">{page.table(head, rows, numbers_from=1)}</div>'
         "<p>A step larger than the recorded one: the policy shakes. A seam larger than a step: a "
         "jump where a new chunk takes over.</p>"

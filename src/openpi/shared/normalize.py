@@ -338,8 +338,10 @@ def load(directory: Path | str) -> dict[str, NormStats]:
     """
     path = Path(directory) / STATS_FILE
     if not path.is_file():
+        there = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{STATS_FILE}"))
+        others = f" (beside it: those of {', '.join(map(repr, there))})" if there else ""
         raise FileNotFoundError(
-            f"normalisation statistics not found at {path}; compute them with `openpi stats`, or correct "
+            f"normalisation statistics not found at {path}{others}; compute them with `openpi stats`, or correct "
             "assets_dir and asset_id of the recipe"
         )
     try:

@@ -7,14 +7,20 @@ made, and whoever maps over episodes takes a `Pool` and does not ask which.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from openpi.shared import worker_process
+
+logger = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -62,6 +68,9 @@ class Processes:
 
     def each(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
         processes = min(self._num_workers, len(jobs))
+        if processes > 1 and is_typed_in("__main__") and b"__main__" in pickle.dumps((function, jobs[0])):
+            logger.info("done in this process: others do not see the classes of a notebook; put them into a file")
+            processes = 1
         if processes < 2:
             for job in jobs:
                 yield job, function(job)
@@ -79,6 +88,11 @@ class Processes:
                 ) from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_typed_in(module: str) -> bool:
+    """Whether a module has no file: a notebook, or `python -c`."""
+    return module == "__main__" and not Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
 
 
 IN_PROCESS = Processes(0)

@@ -270,6 +270,7 @@ def _usage(prog: str) -> str:
     names = "\n".join(f"  {name}" for name in config_names())
     return (
         f"usage: {prog} CONFIG --exp-name=NAME [--overwrite | --resume] [--FIELD=VALUE ...]\n\n"
+        f"Trains a recipe, or goes on with a run: `{prog} my_robot.py:config --exp-name=first [--resume]`\n\n"
         f"CONFIG is one of\n{names}\nor path/to/file.py:attribute, or package.module:attribute.\n\n"
         f"`{prog} CONFIG --help` lists the fields of one, with its values."
     )

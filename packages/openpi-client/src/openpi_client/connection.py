@@ -42,7 +42,8 @@ class KeyRefused(websockets.exceptions.InvalidStatus):
         self._text = (
             f"{place} does not take this API key (HTTP 401); give the one that the server was started with"
             if has_key
-            else f"{place} asks for an API key (HTTP 401); give it with api_key=..."
+            else f"{place} asks for an API key (HTTP 401); give it as api_key=..., in commands as --api-key KEY or "
+            "OPENPI_API_KEY"
         )
 
     def __str__(self) -> str:
@@ -52,8 +53,10 @@ class KeyRefused(websockets.exceptions.InvalidStatus):
 def uri(host: str, port: Optional[int]) -> str:
     """The address of a server: of a host name, or of a URL of the schemes ws, wss, http (as ws) and https (as wss).
 
+    Args:
+        port: where `host` names none: programs that have a usual port take `wss://robot:8443`, too.
     Raises:
-        ValueError: a URL of another scheme.
+        ValueError: a URL of another scheme, or with a port that is none.
     """
     scheme, separator, rest = host.partition("://")
     if separator:
@@ -63,7 +66,12 @@ def uri(host: str, port: Optional[int]) -> str:
     else:
         is_bare_ipv6 = host.count(":") > 1 and not host.startswith("[")
         host = f"ws://[{host}]" if is_bare_ipv6 else f"ws://{host}"
-    return host if port is None else f"{host}:{port}"
+    place = urlsplit(host)
+    try:
+        has_port = place.port is not None
+    except ValueError as error:
+        raise ValueError(f"the address {host} has a port that is none: {error}") from None
+    return host if port is None or has_port else place._replace(netloc=f"{place.netloc}:{port}").geturl()
 
 
 def key_problem(api_key: str) -> str:

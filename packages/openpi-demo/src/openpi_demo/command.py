@@ -7,6 +7,7 @@ import signal
 import sys
 from types import FrameType
 
+from openpi.cli.console import help_ends_with
 from openpi.shared.children import STOP_SIGNALS
 
 SUMMARY = "record, train, serve and evaluate a small pi0.5 in a simulator, with a report"
@@ -41,9 +42,8 @@ def _demo(argv: list[str]) -> int:
 
     from openpi_demo.pipeline import DemoOptions, run_demo
 
-    if any(word in ("-h", "--help") for word in argv):
-        print(_HELP_ON_ACTIONS.strip() + "\n")
-    options = tyro.cli(DemoOptions, args=argv, prog="openpi demo")
+    with help_ends_with(argv, _HELP_ON_ACTIONS.strip()):
+        options = tyro.cli(DemoOptions, args=argv, prog="openpi demo")
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in previous.items():
         if handler is not signal.SIG_IGN:  # as under nohup

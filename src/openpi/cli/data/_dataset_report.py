@@ -33,6 +33,7 @@ _STYLE = """
 .sheet figcaption { font-size: 12px; margin: 2px 0 0; }
 .sheet .marked img { outline: 3px solid var(--other); }
 td { overflow-wrap: anywhere; } td:first-child, td:nth-child(2) { white-space: nowrap; overflow-wrap: normal; }
+.findings th:nth-child(n + 3) { width: 21%; } .findings th:nth-child(4) { width: 26%; }
 main { max-width: 1280px; }
 """
 
@@ -88,7 +89,8 @@ def _kinds(report: Report) -> str:
         return "<h2>Findings</h2><p>None.</p>"
     rows = "".join(_kind_row(kind) for kind in kinds)
     head = "<tr><th></th><th>what</th><th>where</th><th>found</th><th>expected</th><th>fix</th></tr>"
-    return f'<h2>Findings</h2><div class="card"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    table = f'<table class="findings"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    return f'<h2>Findings</h2><div class="card">{table}</div>'
 
 
 def _kind_row(kind: Kind) -> str:

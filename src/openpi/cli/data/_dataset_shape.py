@@ -29,6 +29,7 @@ from openpi.cli.data._convert_formats import add_ray, places
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
+    from openpi.data.lerobot.reader import LeRobotDataset
     from openpi.shared.strict_json import Json
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("episodes left out")
     group.add_argument("--exclude-episodes", type=places, default=(), metavar="0,3,7-12")
+    # As messages about a dataset have it, which are made for `openpi train`.
+    group.add_argument("--data.exclude-episodes", dest="exclude_episodes", nargs="+", type=int, help=argparse.SUPPRESS)
     group.add_argument("--exclude-findings", metavar="FILE", help="of `openpi dataset check --json`: those with errors")
     group.add_argument("--exclude-kinds", nargs="+", default=("error",), metavar="KIND", help="warning, videos, ...")
     group.add_argument("--exclude-where", metavar="CONDITION", help="such as 'length < 50 or max(abs(action)) > 3'")
@@ -212,14 +215,26 @@ def _view(args: argparse.Namespace) -> None:
     from openpi.cli.data._dataset_view import Pages, open_server
     from openpi.data.check.runner import check_dataset
     from openpi.data.lerobot.home import locate_dataset
-    from openpi.data.lerobot.reader import LeRobotDataset
 
     root = locate_dataset(args.source)
-    dataset = LeRobotDataset(root)
+    dataset = shown(root)
     findings = () if args.no_check else check_dataset(root, decodes=False).findings
     with open_server(Pages(dataset, findings), args.port) as server:
         print(f"http://{LOOPBACK}:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
+
+
+def shown(root: Path) -> LeRobotDataset:
+    """A dataset to look at: without the episodes that cannot be opened, which are told."""
+    from openpi.data.check.runner import readable
+    from openpi.data.lerobot.metadata import LeRobotMetadata
+    from openpi.data.lerobot.reader import LeRobotDataset
+
+    metadata = LeRobotMetadata.load(root, trust_totals=True)
+    numbers, faults = readable(metadata)
+    for fault in faults:
+        print(f"not shown: {fault.place}: {fault.found}", file=sys.stderr)
+    return LeRobotDataset(root, episodes=numbers, metadata=metadata)
 
 
 def describe(metadata: LeRobotMetadata) -> dict[str, object]:

@@ -1,5 +1,8 @@
 """`openpi doctor RECIPE_OR_CHECKPOINT --port N`: does a server make of an observation what training makes of it?
 
+    openpi serve checkpoints/my_robot/first &
+    openpi doctor checkpoints/my_robot/first --port 8000
+
 Recorded frames go through a running server and through the training path, which are compared stage by stage; with
 `--robot RECORDING` what a robot sent is compared with the dataset. `--env` tells of this machine. Exit codes: 0 = no
 difference; 1 = there are some, or no answer; 2 = bad command line.
@@ -44,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openpi doctor",
-        description=SUMMARY,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Fields of the recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
         allow_abbrev=False,
     )

@@ -1,5 +1,8 @@
 """`openpi explain RECIPE_OR_CHECKPOINT [--FIELD=VALUE ...]`: one sample through every stage of the pipeline, and back.
 
+    openpi explain my_robot.py:config --index 120
+    openpi explain checkpoints/my_robot/first --observation obs.npz --images out/
+
 Uses the very transforms of training (with a dataset) or of serving (with an observation). Exit codes: 0 = shown,
 whatever was found; 1 = a stage failed; 2 = bad command line.
 """
@@ -47,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openpi explain",
-        description=SUMMARY,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Fields of the recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
         allow_abbrev=False,
     )

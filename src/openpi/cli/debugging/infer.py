@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="openpi infer", description=SUMMARY)
+    parser = argparse.ArgumentParser(
+        prog="openpi infer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "source",
         metavar="RECIPE_OR_CHECKPOINT",

@@ -1,5 +1,8 @@
 """`openpi client-check`: how long answers take on the way from this machine to a server, and which loop that carries.
 
+    openpi client-check --host 192.168.1.20
+    OPENPI_API_KEY=... openpi client-check --host wss://192.168.1.20:8443 --seconds 60
+
 Exit codes: 0 = the loop of the contract fits; 1 = it does not, or there is no server; 2 = bad command line.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -46,10 +50,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("openpi client-check", description=SUMMARY)
-    parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", help="of the server")
+    parser = argparse.ArgumentParser(
+        "openpi client-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL such as wss://robot:8443")
+    parser.add_argument("--port", type=int, default=8000, help="where --host names none")
+    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"), help="of the server: OPENPI_API_KEY")
     parser.add_argument("--seconds", type=float, default=20.0, help="of asking")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the server")
     return parser
@@ -128,8 +134,9 @@ def report(
     delay = math.ceil(slowest_s * rate_hz) + 1
     fits = 2 * delay <= horizon
     lines.append(f"{len(parts['whole_ms'])} answers, {len(errors)} errors{': ' + errors[0] if errors else ''}")
+    where = f"at {rate_hz:g} Hz" + ("" if spec.rate_hz else ", which is assumed (the contract has no rate),")
     lines.append(
-        f"at {rate_hz:g} Hz an answer takes up to {delay} ticks (p99, and one more); chunks have {horizon} rows: "
+        f"{where} an answer takes up to {delay} ticks (p99, and one more); chunks have {horizon} rows: "
         + (
             f"a loop that plays while it asks never holds, with an execution_horizon of {delay} to {horizon - delay}"
             if fits

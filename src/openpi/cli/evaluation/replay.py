@@ -1,5 +1,8 @@
 """`openpi replay PLACE --port N`: sends what a server recorded to a server again, and compares the answers.
 
+    openpi serve CHECKPOINT --record records/
+    openpi replay records/ --port 8001
+
 PLACE is a session of `openpi serve --record` (a folder, or a .mcap file), a folder of several, or that of
 `scripts/serve_policy.py --record`. A policy draws its noise anew, so answers differ unless the model is deterministic;
 `--tolerance` makes a difference an error. Exit codes: 0 = done; 1 = refused, failed, or different; 2 = bad command
@@ -45,9 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     try:
         is_same = replay(args)
-    except connection.KeyRefused as error:
-        print(f"openpi replay: {error}; here that is --api-key KEY, or OPENPI_API_KEY", file=sys.stderr)
-        return 1
     except (ValueError, TypeError, OverflowError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
         logger.debug("", exc_info=True)
         print(f"openpi replay: {error}", file=sys.stderr)
@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="openpi replay", description=SUMMARY)
+    parser = argparse.ArgumentParser(
+        prog="openpi replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("place", type=Path, help="a recorded session (folder or .mcap file), or a folder of sessions")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)

@@ -1,5 +1,7 @@
 """`openpi trials FILE.csv --a SERVER --b SERVER`: two policies on a robot, in an order that nobody in the room knows.
 
+    openpi trials results.csv --a 127.0.0.1:8000 --b 127.0.0.1:8001 --pairs 20 --task "put the cup on the plate"
+
 Exit codes: 0 = all trials are done; 1 = refused or failed; 2 = bad command line; 130 = stopped, to be gone on with.
 """
 
@@ -47,7 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from openpi.evaluation.trials import PRESETS
 
-    parser = argparse.ArgumentParser(prog="openpi trials", description=SUMMARY, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="openpi trials",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("file", type=Path, metavar="FILE.csv", help="of results; one that is there is gone on with")
     parser.add_argument("--a", required=True, metavar="SERVER|CHECKPOINT", help="HOST:PORT that runs, or what to serve")
     parser.add_argument("--b", required=True, metavar="SERVER|CHECKPOINT", help="the other")

@@ -37,6 +37,8 @@ class Args:
         port: 0 chooses a free one.
         port_file: file to write the port into once it is open.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
+        tls_cert: certificate chain (PEM), for wss:// and https://.
+        tls_key: its private key (PEM).
     """
 
     dummy: str
@@ -51,12 +53,15 @@ class Args:
     port: int = 8000
     port_file: Path | None = None
     api_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def main(argv: list[str]) -> int:
     import tyro
 
     from openpi.cli.console import configure_logging
+    from openpi.cli.serving.server import tls_context
 
     args = tyro.cli(Args, args=argv, prog=PROGRAM)
     configure_logging()
@@ -66,11 +71,13 @@ def main(argv: list[str]) -> int:
         check_range("jitter_ms", args.jitter_ms, 0, args.latency_ms)
         check_range("drop", args.drop, 0, 1)
         check_range("horizon", args.horizon, 1)
+        options = {"tls": tls_context(args.tls_cert, args.tls_key)}
         policy = make(args)
     except (ValueError, LookupError, OSError, ImportError) as error:
         return refuse(error, PROGRAM)
     print(policy.contract.describe())
-    return run_server(lambda: policy, host=args.host, port=args.port, port_file=args.port_file, api_key=args.api_key)
+    place = {"host": args.host, "port": args.port, "port_file": args.port_file}
+    return run_server(lambda: policy, **place, api_key=args.api_key, options=options)
 
 
 def make(args: Args) -> DummyPolicy:

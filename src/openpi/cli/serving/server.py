@@ -50,6 +50,8 @@ _CAMERAS_AT_ONCE = 3
 class Args:
     """Serves checkpoints to robots over websocket.
 
+    `openpi serve checkpoints/my_robot/first --host 0.0.0.0`; before there is one `openpi serve --dummy RECIPE --hold`.
+
     Attributes:
         checkpoint: a step's folder, or a run's folder: its latest complete step is the default, the others are loaded
             when a client asks for them; a URL is downloaded.

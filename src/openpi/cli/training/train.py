@@ -15,7 +15,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from openpi.cli.console import configure_logging
+from openpi.cli.console import configure_logging, help_ends_with
 from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.shared.errors import with_notes
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     if "--plan" in argv:
         return _plan([arg for arg in argv if arg != "--plan"])
     flags, argv = split_flags(argv)
-    if "--help" in argv or "-h" in argv:
-        print(f"A run of several processes is told so in each of them, by flags or variables:\n{flags_help()}\n")
-    config = _config.cli(argv, prog="openpi train")
+    several = f"A run of several processes is told so in each of them, by flags or variables:\n{flags_help()}"
+    with help_ends_with(argv, several):
+        config = _config.cli(argv, prog="openpi train")
     try:
         launch = find_launch(flags, os.environ)
     except ValueError as error:

@@ -5,6 +5,7 @@ Topics have rates of their own; frames are sampled at one, as `sampling` says.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,20 @@ class RosBags:
         if cameras := [part.topic for part in parts if signals[part].size_hw is not None]:
             raise ValueError(f"{listed(cameras)} is a camera, among numbers; give it a column of its own")
         values = [signals[part].values[newest(signals[part].times_ns, at)] for part in parts]
-        names = [name for part in parts for name in signals[part].names]
-        return Numbers(np.concatenate(values, axis=1), origin, tuple(names))
+        return Numbers(np.concatenate(values, axis=1), origin, tuple(_dimensions(parts, signals)))
+
+
+def _dimensions(parts: Sequence[Part], signals: Mapping[Part, _Signal]) -> Iterator[str]:
+    """Names that say what a dimension is: `data` of std_msgs says nothing, and two poses have the same fields."""
+    counts = Counter(name for part in parts for name in signals[part].names)
+    for part in parts:
+        topic = part.topic.strip("/").replace("/", "_")
+        for name in signals[part].names:
+            head, dot, rest = name.partition(".")
+            if not part.names and head == "data":
+                yield f"{topic}{dot}{rest}"
+            else:
+                yield f"{topic}.{name}" if counts[name] > 1 else name
 
 
 @dataclass(frozen=True)

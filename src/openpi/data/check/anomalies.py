@@ -5,15 +5,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from openpi.data.check.findings import Finding, Severity
+from openpi.data.check.orientations import rewritten
 from openpi.data.check.subject import MIN_EPISODES, Subject, Vector
 from openpi.data.lerobot.episode_table import leave_out
 
 _JUMP = 5.0  # times the largest step of a typical episode
 _JUMP_LOCAL = 8.0  # times the 90 % of all steps of the same episode
 _JUMP_LEAST = 0.1  # of the range of the dimension
-_TURNS = (2 * np.pi, 360.0)
 _STILL = 2e-3  # of the range, from frame to frame
 _IDLE_S, _IDLE_SHARE, _IDLE_COMMON = 3.0, 0.2, 0.3
+_REWRITTEN = {  # by the number of its dimensions
+    4: ("the quaternion changes its sign", "-q wherever dot(q, the q before) < 0"),
+    3: ("the rotation vector turns over", "v - 2 pi v / |v| wherever that is nearer to the v before"),
+    1: ("the angle goes round", "numpy.unwrap"),
+}
 _STUCK, _ALIVE = 1e-4, 0.05  # of the range
 
 
@@ -54,7 +59,15 @@ def _not_finite(subject: Subject, vector: Vector) -> Iterator[Finding]:
 
 def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
     """Steps far beyond those of a typical episode, and of the rest of their own."""
-    steps = {n: np.abs(np.diff(values, axis=0)) for _, n, values in subject.each(vector) if len(values) > 2}
+    steps: dict[int, np.ndarray] = {}
+    for _, number, values in subject.each(vector):
+        if len(values) <= 2:
+            continue
+        steps[number] = np.abs(np.diff(values, axis=0))
+        for dims, frames in rewritten(values):
+            if not vector.grippers[dims].all():
+                yield _wrap(vector, dims, number, frames, steps[number])
+                steps[number][frames[:, None], dims] = 0
     if not steps:
         return
     wide = subject.range_of(vector)
@@ -72,20 +85,31 @@ def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
 
 def _jump(vector: Vector, dim: int, number: int, steps: np.ndarray, is_jump: np.ndarray, least: float) -> Finding:
     frames = np.flatnonzero(is_jump)
-    size, name = float(steps[frames].max()), vector.names[dim]
-    is_wrap = any(abs(size / turn - 1) < 0.1 for turn in _TURNS)
     return Finding(
-        "anomalies.wrap" if is_wrap else "anomalies.jump",
-        Severity.WARNING if is_wrap else Severity.ERROR,
-        f"it {'goes round by' if is_wrap else 'jumps by'} {size:.3g} from one frame to the next",
+        "anomalies.jump",
+        Severity.ERROR,
+        f"it jumps by {float(steps[frames].max()):.3g} from one frame to the next",
         f"steps below {least:.3g}, as elsewhere in the dataset",
-        "Angles that jump by a turn: unwrap the column, or use another representation"
-        if is_wrap
-        else f"Frames were lost, or the sensor failed: {leave_out([number])}",
+        f"Frames were lost, or the sensor failed: {leave_out([number])}",
         number,
         (int(frames[0]), int(frames[-1]) + 1),
         vector.key,
-        name,
+        vector.names[dim],
+    )
+
+
+def _wrap(vector: Vector, dims: list[int], number: int, frames: np.ndarray, steps: np.ndarray) -> Finding:
+    what, how = _REWRITTEN[len(dims)]
+    return Finding(
+        "anomalies.wrap",
+        Severity.WARNING,
+        f"{what}, {len(frames)} times, by up to {float(steps[frames[:, None], dims].max()):.3g} in a frame",
+        "numbers that move as the robot does: a policy would learn the mean of both",
+        f"Write the column anew, with {how}; the robot has to send it in the same way",
+        number,
+        (int(frames[0]), int(frames[-1]) + 1),
+        vector.key,
+        ", ".join(vector.names[dim] for dim in dims),
     )
 
 

@@ -70,9 +70,11 @@ class Finding:
 
     @classmethod
     def of_error(cls, code: str, error: BaseException, **where: Any) -> Finding:
-        """Of an error message in the form of the project: `found; expected that. Fix`."""
-        found, _, rest = str(error).partition("; expected ")
+        """Of an error message in the form of the project: `found; expected that. Fix`, or `found. Fix`."""
+        found, says_expected, rest = str(error).partition("; expected ")
         expected, _, fix = rest.partition(". ")
+        if not says_expected:
+            found, _, fix = found.partition(". ")
         return cls(code, Severity.ERROR, found, expected, fix, **where)
 
     def to_json(self) -> Json:
@@ -127,7 +129,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Findings of one code about one signal, told together."""
+    """Findings of one code about one signal, or about dimensions of one column alike, told together."""
 
     findings: tuple[Finding, ...]
 
@@ -149,12 +151,13 @@ class Kind:
     @property
     def where(self) -> str:
         """`actions/elbow, episodes 3, 5 and 7 more`."""
-        if len(self.findings) == 1:
-            return self.first.place
+        dimensions = [d for d in dict.fromkeys(f.dimension for f in self.findings) if d is not None]
+        whole = dataclasses.replace(self.first, dimension=_some(dimensions) or None)
+        if len({(f.episode, f.frames) for f in self.findings}) == 1:
+            return whole.place
         numbers = self.episodes
-        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
-        episodes = f"{'episode' if len(numbers) == 1 else 'episodes'} {', '.join(map(str, numbers[:_NAMED]))}{more}"
-        return ", ".join(part for part in (self.first.signal, episodes if numbers else "") if part)
+        episodes = f"{'episode' if len(numbers) == 1 else 'episodes'} {_some(numbers)}"
+        return ", ".join(part for part in (whole.signal, episodes if numbers else "") if part)
 
     @property
     def line(self) -> str:
@@ -168,10 +171,19 @@ class Kind:
 
 def by_kind(findings: Iterable[Finding]) -> list[Kind]:
     """Errors first; in each severity in the order of the groups."""
-    kinds: dict[tuple[Any, ...], list[Finding]] = {}
+    signals: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
-        kinds.setdefault((finding.severity, finding.code, finding.signal), []).append(finding)
+        signals.setdefault((finding.severity, finding.code, finding.signal), []).append(finding)
+    kinds: dict[tuple[Any, ...], list[Finding]] = {}
+    for members in signals.values():
+        first, places = members[0], tuple((f.episode, f.frames) for f in members)
+        kinds.setdefault((first.severity, first.code, first.column, first.found, places), []).extend(members)
     return [Kind(tuple(members)) for members in kinds.values()]
+
+
+def _some(names: Sequence[object]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(map(str, names[:_NAMED]))}{more}"
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.subject import Reading, Subject
 from openpi.data.lerobot import home
+from openpi.data.lerobot.episode_table import named
 from openpi.data.lerobot.features import dimension_names, is_depth
 from openpi.data.lerobot.files import read_json
 from openpi.data.lerobot.metadata import LeRobotMetadata
@@ -31,6 +32,15 @@ def load(root: Path) -> tuple[LeRobotMetadata | None, list[Finding]]:
 
 def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
     info = read_json(metadata.root / home.INFO_FILE)
+    if metadata.empty:
+        yield Finding(
+            "metadata.empty",
+            Severity.WARNING,
+            f"{named(metadata.empty)} of the table of episodes: no frames",
+            "a recording",
+            "Nothing to do: openpi reads none of them. `openpi dataset split DATASET whole=rest` writes the "
+            "dataset without them",
+        )
     yield from _other_totals(info, metadata)
     yield from _split(info, metadata)
     for key, reason in metadata.unreadable.items():
@@ -80,7 +90,9 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
 
 
 def _other_totals(info: dict, metadata: LeRobotMetadata) -> Iterator[Finding]:
-    num_videos = len(metadata.episodes) * sum(f["dtype"] == "video" for f in metadata.features.values())
+    num_videos = (len(metadata.episodes) + len(metadata.empty)) * sum(
+        f["dtype"] == "video" for f in metadata.features.values()
+    )
     counted = {"total_tasks": len(metadata.tasks), "total_videos": num_videos}
     for name, expected in counted.items():
         found = info.get(name)
@@ -93,7 +105,7 @@ def _split(info: dict, metadata: LeRobotMetadata) -> Iterator[Finding]:
     splits = info.get("splits")
     if not isinstance(splits, dict):
         return
-    end = max((episode.index for episode in metadata.episodes), default=-1) + 1
+    end = max((*(episode.index for episode in metadata.episodes), *metadata.empty), default=-1) + 1
     for name, span in splits.items():
         parts = str(span).split(":")
         if len(parts) == 2 and parts[1].strip().isdigit() and int(parts[1]) > end:

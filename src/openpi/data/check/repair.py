@@ -124,15 +124,16 @@ def _is_right(table: pa.Table, name: str, values: np.ndarray, fps: float) -> boo
 def _totals(metadata: LeRobotMetadata, folder: Path) -> list[str]:
     path = folder / home.INFO_FILE
     info = read_json(path)
-    num_videos = len(metadata.episodes) * sum(f["dtype"] == "video" for f in metadata.features.values())
+    num_episodes = len(metadata.episodes) + len(metadata.empty)
+    num_videos = num_episodes * sum(f["dtype"] == "video" for f in metadata.features.values())
     right: dict[str, Any] = {
-        "total_episodes": len(metadata.episodes),
+        "total_episodes": num_episodes,
         "total_frames": metadata.num_frames,
         "total_tasks": len(metadata.tasks),
     }
     if metadata.version < "v3" and "total_videos" in info:
         right["total_videos"] = num_videos
-    end = max((episode.index for episode in metadata.episodes), default=-1) + 1
+    end = max((*(episode.index for episode in metadata.episodes), *metadata.empty), default=-1) + 1
     if isinstance(info.get("splits"), dict) and set(info["splits"]) == {"train"}:
         right["splits"] = {"train": f"0:{end}"}
     wrong = {name: value for name, value in right.items() if info.get(name) != value}

@@ -24,6 +24,7 @@ from openpi.data.check import (
 from openpi.data.check.findings import Finding, Report, in_order
 from openpi.data.check.pictures import Looks, look
 from openpi.data.check.subject import EVERYTHING, Reading, Subject, open_subject, subject_of
+from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared.pools import IN_PROCESS, Pool
 
@@ -73,6 +74,18 @@ def check_dataset(
             findings += [*faults, *videos.check(subject, looks)]
     lengths = {episode.index: episode.length for episode in description.episodes}
     return Report(str(root), in_order(findings), lengths, num_pictures, time.monotonic() - started)
+
+
+def readable(description: LeRobotMetadata) -> tuple[list[int], list[Finding]]:
+    """Numbers of the episodes whose tables and cameras can be opened, and what is the matter with the others. Of the
+    videos their headers are read, of the tables all.
+    """
+    subject, findings = open_subject(description, EVERYTHING)
+    refused = [finding for finding in temporal.check(subject) if finding.code == temporal.REFUSED]
+    findings += refused
+    findings += videos.open_cameras(subject, {f.episode for f in refused if f.episode is not None})[1]
+    bad = {finding.episode for finding in findings}
+    return [episode.index for episode in subject.episodes if episode.index not in bad], findings
 
 
 def check_signals(subject: Subject) -> list[Finding]:

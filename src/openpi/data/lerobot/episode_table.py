@@ -57,7 +57,7 @@ class DataPaths:
 
 def episodes_v2(rows: Rows, chunks_size: int, paths: DataPaths) -> list[Episode]:
     """In the order of their numbers."""
-    indices, lengths = rows.integers("episode_index"), rows.integers("length", 1)
+    indices, lengths = rows.integers("episode_index"), rows.integers("length")
     check_unique(indices, rows, "episode_index")
     tasks = _tasks(rows)
     episodes, begin = [], 0
@@ -79,7 +79,7 @@ def episodes_v3(tables: Sequence[Rows], paths: DataPaths) -> list[Episode]:
     episodes: list[Episode] = []
     places: dict[int, str] = {}
     for rows in tables:
-        indices, lengths = rows.integers("episode_index"), rows.integers("length", 1)
+        indices, lengths = rows.integers("episode_index"), rows.integers("length")
         check_unique(indices, rows, "episode_index")
         begins, tasks = _begins(rows, lengths), _tasks(rows)
         chunks, files = rows.integers("data/chunk_index"), rows.integers("data/file_index")

@@ -69,6 +69,11 @@ class ExistingDataset:
                 f"{root} has format {metadata.version}; episodes can be appended to {APPENDABLE} only. Convert the "
                 "recordings anew, all together"
             )
+        if metadata.empty or any(place != episode.index for place, episode in enumerate(metadata.episodes)):
+            raise ValueError(
+                f"{root} has numbers of episodes that are left out or empty; expected 0, 1, 2, ..., which new episodes "
+                f"go on from. `openpi dataset split {root} whole=rest` numbers them anew"
+            )
         stats = read_stats(root / "meta/stats.json")
         numbers = {key: f for key, f in metadata.features.items() if key in stats and f["dtype"] not in CAMERA_DTYPES}
         stats |= {key: along_last_axis(stats[key], feature["shape"]) for key, feature in numbers.items()}

@@ -40,7 +40,12 @@ _CAMERA = "video_key"
 
 @dataclass(frozen=True)
 class LeRobotMetadata:
-    """Everything known about a dataset without opening its tables and videos."""
+    """Everything known about a dataset without opening its tables and videos.
+
+    Attributes:
+        empty: numbers of the episodes that are listed with no frames; `episodes` has the others. A recording that was
+            broken off before its first frame costs nobody the dataset.
+    """
 
     root: Path
     version: str
@@ -49,6 +54,7 @@ class LeRobotMetadata:
     features: Mapping[str, Feature]
     tasks: Mapping[int, str]
     episodes: tuple[Episode, ...] = field(repr=False)
+    empty: tuple[int, ...] = ()
 
     @property
     def camera_keys(self) -> tuple[str, ...]:
@@ -134,7 +140,8 @@ class LeRobotMetadata:
             robot_type=None if robot is None else text(robot, f"{path}, 'robot_type'"),
             features=features,
             tasks=tasks,
-            episodes=tuple(episodes),
+            episodes=tuple(episode for episode in episodes if episode.length),
+            empty=tuple(episode.index for episode in episodes if not episode.length),
         )
 
 

@@ -94,7 +94,7 @@ def _head(config: TrainConfig, rows: Sequence[Row]) -> str:
         best = min(errors, key=lambda point: point[1])
         words = f"best {best[1]:.4g} at step {best[0]:,.0f}"
         if (known := min(_baselines(rows).values(), default=0.0)) > 0:
-            words += f"; {errors[-1][1] / known:.0%} of the best that learns nothing"
+            words += f"; {errors[-1][1] / known:.0%} of the best baseline"
         tiles.append(page.tile("after", "action error", f"{errors[-1][1]:.4g}", words))
     note = f"<p>{escape(config.note)}</p>" if config.note else ""
     return f'<h1>{escape(config.name)}, {escape(config.exp_name)}</h1>{note}<div class="tiles">{"".join(tiles)}</div>'
@@ -126,14 +126,14 @@ def _validation(rows: Sequence[Row], directory: Path) -> str:
         for name, value in _last_with(rows, "action_error").items()
         if name.startswith("action_error/")
     ]
-    table = page.table(["action dimension", "error"], joints, numbers_from=1)
+    table = page.table(["action dimension", "error, in its unit"], joints, numbers_from=1)
     files = sorted(directory.glob(f"{VALIDATION}_*.png"), key=lambda file: int(file.stem.rpartition("_")[2]))
     pictures = "".join(
         _picture(file, f"step {file.stem.rpartition('_')[2]}: recorded in grey, predicted in green")
         for file in reversed(files[-_MOST_PICTURES:])
     )
-    note = "<p>A model that has learned something is below the lines of those that learn nothing.</p>"
-    cards = _card("Error", chart) + _card("Last, per dimension", table)
+    note = "<p>A model that has learned something is below the baselines: standing still, and the mean action.</p>"
+    cards = _card("Mean absolute error, in robot units", chart) + _card("The last, by joint", table)
     return f'<h2>Validation on held-out episodes</h2>{note}<div class="charts">{cards}</div>{pictures}'
 
 

@@ -154,7 +154,7 @@ class ControlLoop:
                 finally:
                     # The next episode need not learn them again; until it had, it would freeze more rows than it must.
                     self._recent_delays = controller.recent_delays
-                    facts = {"strategy": self.strategy.name, "rate_hz": self.rate_hz}
+                    facts = {"strategy": self.strategy.name, "rate_hz": self.rate_hz, "names": self.spec.names}
                     summary = log.close(end, **facts, checkpoint=self._policy.metadata.get("checkpoint"))
         interrupted.end_program()
         return summary

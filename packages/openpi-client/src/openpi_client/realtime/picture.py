@@ -5,14 +5,15 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-_WIDTH, _LEFT, _RIGHT = 1200, 70, 20
+_WIDTH, _LEFT, _RIGHT = 1200, 140, 20
 _COMMANDS = (50, 300)  # top, height
 _LATE = (400, 110)
 _DELAY = (560, 110)
-_HEIGHT = 720
+_LEGEND = (730, 20, 4)  # first line, height of a line, names in a line
 _COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2a9d8f", "#8d5524", "#5b5f97")
+_DASHES = ("", "6 3", "2 3")  # where there are more dimensions than colors
 _MAX_POINTS = 2000
-_LONGEST_TEXT = 60
+_LONGEST_TEXT, _LONGEST_NAME = 60, 22
 
 
 def timeline(
@@ -24,21 +25,23 @@ def timeline(
     Returns:
         an SVG document.
     """
-    parts = [_title(summary)]
+    parts, height = [_title(summary)], _LEGEND[0]
     if len(ticks):
         span = (float(ticks["number"][0]), float(max(ticks["number"][-1], ticks["number"][0] + 1)))
         parts += _holds(ticks, span)
         parts += _curves(ticks, commands, span)
         seams = ticks["number"][ticks["is_seam"]]
         parts += [_vertical(_x(seam, span), _COMMANDS, "#bbb") for seam in seams[:: max(1, len(seams) // 400)]]
-        parts += _bars(ticks["number"], 1e3 * ticks["late_s"], span, _LATE, "tick late, ms")
+        parts += _bars(ticks["number"], 1e3 * ticks["late_s"], span, _LATE, "tick late, in ms")
         answers = [(event["tick"], event["delay_ticks"]) for event in events if "delay_ticks" in event]
         numbers, delays = np.array(answers, np.float64).reshape(-1, 2).T
-        parts += _bars(numbers, delays, span, _DELAY, "answer after, ticks")
-        parts.append(_text(_LEFT, _HEIGHT - 20, f"tick {span[0]:.0f} to {span[1]:.0f}; grey: holds; lines: new chunks"))
+        parts += _bars(numbers, delays, span, _DELAY, "answer after, in ticks")
+        parts.append(_text(_LEFT, _DELAY[0] + _DELAY[1] + 25, _axis(span, summary.get("rate_hz"))))
+        legend, height = _legend(commands, summary.get("names"))
+        parts += legend
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
         f'font-size="13">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
     )
 
@@ -46,14 +49,41 @@ def timeline(
 def _title(summary: Mapping[str, object]) -> str:
     keys = ("strategy", "end", "rows_played", "holds", "ticks_skipped", "asked", "stale", "discarded")
     return _text(
-        _LEFT, 28, "   ".join(f"{key.replace('_', ' ')}: {_short(summary[key])}" for key in keys if key in summary)
+        20, 28, ", ".join(f"{key.replace('_', ' ')}: {_short(summary[key])}" for key in keys if key in summary)
     )
 
 
-def _short(value: object) -> str:
+def _axis(span: Tuple[float, float], rate_hz: object) -> str:
+    ticks = f"ticks {span[0]:.0f} to {span[1]:.0f}"
+    if isinstance(rate_hz, (int, float)) and rate_hz > 0:
+        ticks = f"{(span[1] - span[0]) / rate_hz:.1f} s, {ticks} at {rate_hz:g} Hz"
+    return f"{ticks}; grey: the robot held; vertical lines: new chunks"
+
+
+def _legend(commands: np.ndarray, names: object) -> Tuple[List[str], int]:
+    """Names, colors and ranges of the commands, and where they end."""
+    top, line, per_line = _LEGEND
+    labels = names if isinstance(names, (list, tuple)) else ()
+    wide = (_WIDTH - 40) // per_line
+    found = []
+    for dim in range(commands.shape[1]):
+        known = commands[:, dim][np.isfinite(commands[:, dim])]
+        name = _short(labels[dim] if dim < len(labels) else dim, _LONGEST_NAME)
+        label = f"{name}: {known.min():.2f} to {known.max():.2f}" if len(known) else name
+        x, y = 20 + wide * (dim % per_line), top + line * (dim // per_line)
+        found += [f'<path d="M{x} {y - 4}h18" {_stroke(dim)}/>', _text(x + 24, y, label)]
+    return found, top + line * -(-commands.shape[1] // per_line) + 10
+
+
+def _stroke(dim: int) -> str:
+    dash = _DASHES[dim // len(_COLORS) % len(_DASHES)]
+    return f'stroke="{_COLORS[dim % len(_COLORS)]}" stroke-width="1.2" stroke-dasharray="{dash or "none"}"'
+
+
+def _short(value: object, longest: int = _LONGEST_TEXT) -> str:
     """In a line that XML may have: an episode may end with what a server says, in colours and with its traceback."""
     text = "".join(char if char.isprintable() else " " for char in str(value))
-    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _holds(ticks: np.ndarray, span: Tuple[float, float]) -> List[str]:
@@ -72,7 +102,7 @@ def _curves(ticks: np.ndarray, commands: np.ndarray, span: Tuple[float, float]) 
     """One line per dimension, each on its own scale: what matters are jumps, not values."""
     every = max(1, len(ticks) // _MAX_POINTS)
     numbers, (top, height) = ticks["number"][::every], _COMMANDS
-    found = [_text(5, top + 14, "command")]
+    found = [_text(5, top + 14, "commands, each"), _text(5, top + 32, "over its range")]
     for dim in range(commands.shape[1]):
         values = commands[::every, dim]
         known = np.isfinite(values)
@@ -83,8 +113,7 @@ def _curves(ticks: np.ndarray, commands: np.ndarray, span: Tuple[float, float]) 
         points = " ".join(
             f"{_x(n, span):.1f},{top + height * (0.98 - 0.96 * v):.1f}" for n, v in zip(numbers[known], scaled[known])
         )
-        color = _COLORS[dim % len(_COLORS)]
-        found.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.2"/>')
+        found.append(f'<polyline points="{points}" fill="none" {_stroke(dim)}/>')
     return found
 
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
@@ -36,7 +37,7 @@ class WorldArgs:
     """Flags of every program.
 
     Attributes:
-        api_key: of the server, if it wants one.
+        api_key: of the server, if it wants one; default: the environment variable OPENPI_API_KEY.
         dry_run: print what would be commanded, and move nothing.
         log_dir: gets a folder for each episode, with what happened in each tick; None = no log.
     """
@@ -103,7 +104,7 @@ def running(
         ValueError: they do not fit.
     """
     with contextlib.ExitStack() as stack:
-        policy = stack.enter_context(realtime.ProcessRequester(host, port, args.api_key, image_layout=image_layout))
+        policy = stack.enter_context(realtime.ProcessRequester(host, port, _key(args), image_layout=image_layout))
         robot = make_robot(policy.metadata)
         stack.callback(robot.close)
         robot = DryRun(robot) if args.dry_run else robot
@@ -134,7 +135,7 @@ def playing(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(world.close)
-        policy = stack.enter_context(WebsocketClientPolicy(host, port, args.api_key, max_age_s=None))
+        policy = stack.enter_context(WebsocketClientPolicy(host, port, _key(args), max_age_s=None))
         robot = DryRun(world) if args.dry_run else world
         clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
         metadata = policy.get_server_metadata()
@@ -191,3 +192,8 @@ def rate_of(metadata: Mapping[str, object]) -> Optional[float]:
     """Rows per second, by a server's contract; None = it does not say."""
     contract = metadata.get("contract")
     return contract.get("control_hz") if isinstance(contract, Mapping) else None
+
+
+def _key(args: WorldArgs) -> Optional[str]:
+    """A key in a command line is seen by everybody who lists the processes."""
+    return args.api_key or os.environ.get("OPENPI_API_KEY")
