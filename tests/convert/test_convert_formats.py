@@ -197,6 +197,16 @@ def spoil_by_size(file: h5py.File) -> None:
     file.create_dataset("action", (2**40, 14), "f8", chunks=(1, 14), compression="gzip")
 
 
+def spoil_by_packing(file: h5py.File) -> None:
+    del file["action"]
+    twice = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    twice.set_chunk((9, 14))
+    twice.set_shuffle()
+    for _ in range(2):
+        twice.set_filter(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FLAG_OPTIONAL, (9,))
+    h5py.h5d.create(file.id, b"action", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((9, 14)), twice)
+
+
 def spoil_dtype(file: h5py.File) -> None:
     del file["action"]
     file.create_dataset("action", data=[b"text"] * 9)
@@ -213,6 +223,7 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_jpeg_end, ("picture 5 of", "cam_low", "a JPEG without its end")),
         (spoil_by_link, ("link to another file",)),
         (spoil_by_virtual, ("lies in another file",)),
+        (spoil_by_packing, ("compressed several times over, by ['deflate', 'deflate']",)),
         (spoil_by_storage, ("lies in another file",)),
         (spoil_by_size, ("/action", "at most")),
         (spoil_dtype, ("/action", "expected numbers")),
@@ -435,6 +446,11 @@ def spoil_by_chunk(path: Path) -> None:
     about.write_text(json.dumps({**json.loads(about.read_text()), "chunks": [2**40, 3], "shape": [2**40, 3]}))
 
 
+def spoil_by_packing_twice(path: Path) -> None:
+    about = path / "data/robot0_eef_pos/.zarray"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "filters": [{"id": "zlib", "level": 1}]}))
+
+
 def spoil_by_ends(path: Path) -> None:
     zarr.open_group(path, mode="a", zarr_format=2)["meta/episode_ends"][:] = [9, 5]
 
@@ -448,6 +464,7 @@ def spoil_by_bytes(path: Path) -> None:
     [
         (spoil_by_objects, "an array that is not read here"),
         (spoil_by_chunk, "at most"),
+        (spoil_by_packing_twice, "compressed several times over, by ["),
         (spoil_by_ends, "numbers that rise"),
         (spoil_by_bytes, "cannot be read"),
     ],
