@@ -23,13 +23,16 @@ import raw_recordings as raw
 import rlds_datasets
 from openpi.cli.main import main
 from openpi.convert import engine
+from openpi.convert.episode_work import Options
 from openpi.convert.formats import ros_bag_file
+from openpi.convert.formats.aloha import AlohaHdf5
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.formats.robomimic import RobomimicHdf5
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.calvin_policy import CALVIN_SPEC
 from openpi.serving import recording_mcap
 from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.shared.pools import WorkerLostError
 
 MAX_GREY_LEVELS = 6  # mean over a picture that went through a lossy encoder
 TWO = ("cam_high", "cam_low")
@@ -273,6 +276,23 @@ def test_an_existing_dataset_is_replaced_only_when_told(aloha, tmp_path, capsys)
     for options, code in (((), 0), ((), 1), (("--overwrite",), 0)):
         convert("aloha", aloha, tmp_path / "set", "--task", "t", "--episodes", "1", *options, code=code)
     assert "exists" in capsys.readouterr().err
+
+
+class LossyPool:
+    """Loses its worker at the second job, as a decoder does that a damaged file makes crash."""
+
+    def threads(self, num_jobs: int) -> int:
+        return 1
+
+    def each(self, function, jobs):
+        yield jobs[0], function(jobs[0])
+        raise WorkerLostError("a worker process was ended")
+
+
+def test_who_loses_a_worker_is_told_at_which_recordings(aloha, tmp_path):
+    told = r"ended: what is prepared is kept\. .* look at 'episode_9\.hdf5', 'episode_10\.hdf5', the first that are not"
+    with pytest.raises(WorkerLostError, match=told):
+        engine.convert(AlohaHdf5(aloha), tmp_path / "set", Options(task="t"), pool=LossyPool())
 
 
 KILLED = """
