@@ -1,10 +1,13 @@
 """The command itself, whatever comes behind it."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+
+from openpi.cli import console
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"]])
@@ -15,3 +18,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_others_wrote_into_files_moves_no_cursor(capsys):
+    name = "block\x1b[2J\r\x07 für"
+    console.refuse(ValueError(f"no task {name!s}\nfound: {name}"), "openpi")
+    assert (
+        capsys.readouterr().err == "openpi: no task " + "block\\x1b[2J\\r\\x07 für\nfound: block\\x1b[2J\\r\\x07 für\n"
+    )
+    record = logging.makeLogRecord({"msg": "episode of %s", "args": (name,)})
+    assert console.Formatter().format(record) == "episode of block\\x1b[2J\\r\\x07 für"
