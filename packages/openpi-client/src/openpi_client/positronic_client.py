@@ -292,8 +292,9 @@ def _checked_meta(meta: object) -> Dict[str, Any]:
 
 
 def _is_size(value: object) -> bool:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return is_pair and all(isinstance(side, (int, np.integer)) and side > 0 for side in value)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(isinstance(side, (int, np.integer)) and side > 0 for side in value)
 
 
 def _is_due(step: Mapping[str, Any], horizon_sec: float) -> bool:
