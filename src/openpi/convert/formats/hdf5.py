@@ -160,14 +160,12 @@ class Hdf5File:
         if not node.shape:
             raise ValueError(f"{self._at(name)} is a single value; expected one per frame")
         filters = node.id.get_create_plist()
-        packed = [filters.get_filter(i) for i in range(filters.get_nfilters())]
-        if (
-            sum(code not in (self._h5py.h5z.FILTER_SHUFFLE, self._h5py.h5z.FILTER_FLETCHER32) for code, *_ in packed)
-            > 1
-        ):
+        every = [filters.get_filter(i) for i in range(filters.get_nfilters())]
+        same_size = (self._h5py.h5z.FILTER_SHUFFLE, self._h5py.h5z.FILTER_FLETCHER32)
+        if len(packed := [text.decode() for code, *_, text in every if code not in same_size]) > 1:
             raise ValueError(
-                f"{self._at(name)} is compressed several times over, by {[text.decode() for *_, text in packed]}; "
-                "expected once, for a few bytes could unpack to any number. Rewrite it (h5repack)"
+                f"{self._at(name)} is compressed several times over, by {packed}; expected once, for a few bytes could "
+                "unpack to any number. Rewrite it (h5repack)"
             )
         if node.chunks:
             chunk_bytes = int(np.prod(node.chunks, dtype=object)) * node.dtype.itemsize
