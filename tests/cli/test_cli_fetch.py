@@ -168,7 +168,11 @@ def test_a_checkpoint_comes_with_what_serving_it_takes(fetch):
     ]
 
 
-def test_any_url_may_be_fetched_and_fetched_again(fetch, google, tmp_path):
+def test_any_url_may_be_fetched_and_fetched_again(fetch, google, hub, tmp_path):
+    name = next(path for path in hub.files if path.startswith("/physical-intelligence")).rpartition("/")
+    done = fetch(f"{hub.url}{name[0]}/resolve/main/{name[2]}?signature=SECRET")
+    assert [row[:2] for row in rows(done)] == [["files", "fetched"]]
+    assert "SECRET" not in done.stdout + done.stderr
     assert rows(fetch("gs://big_vision/paligemma_tokenizer.model"))[0][:2] == ["files", "fetched"]
     google.files["/big_vision/paligemma_tokenizer.model"] = b"changed"
     assert rows(fetch("gs://big_vision/paligemma_tokenizer.model"))[0][:2] == ["files", "was here"]

@@ -1,11 +1,13 @@
 """The command itself, whatever comes behind it."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
+from openpi.cli import console
 from openpi.cli.main import main
 
 
@@ -28,3 +30,13 @@ def test_help_begins_with_what_a_command_is_for(name, capsys):
         assert left.code == 0
     usage, purpose, *_ = capsys.readouterr().out.split("\n\n")
     assert usage.startswith(f"usage: openpi {name}") and purpose.startswith(("`openpi", "Trains", "Fine-tunes"))
+
+
+def test_what_others_wrote_into_files_moves_no_cursor(capsys):
+    name = "block\x1b[2J\r\x07 für"
+    console.refuse(ValueError(f"no task {name!s}\nfound: {name}"), "openpi")
+    assert (
+        capsys.readouterr().err == "openpi: no task " + "block\\x1b[2J\\r\\x07 für\nfound: block\\x1b[2J\\r\\x07 für\n"
+    )
+    record = logging.makeLogRecord({"msg": "episode of %s", "args": (name,)})
+    assert console.Formatter().format(record) == "episode of block\\x1b[2J\\r\\x07 für"

@@ -120,6 +120,15 @@ def test_an_unknown_checkpoint_is_told_in_the_servers_words(server, client, reco
         ([], ConnectionError, "closed the session"),
         ([msgpack_numpy.packb({"status": "dancing"})], RuntimeError, "Unexpected server response"),
         ([msgpack_numpy.packb([1])], RuntimeError, "a list; expected a map"),
+        ([msgpack_numpy.packb({"status": "ready", "meta": [1]})], RuntimeError, r"its meta is \[1\]; expected a map"),
+        *(
+            (
+                [msgpack_numpy.packb({"meta": {"image_sizes": sizes}})],
+                RuntimeError,
+                r"its image_sizes \[width, height\]",
+            )
+            for sizes in (5, [0, 0], [-4, -4], ["a", "b"], {"left": [640, 0]})  # pictures of one pixel were sent
+        ),
     ],
 )
 def test_what_is_no_greeting_is_an_error(server, client, greeting, error, message):
@@ -172,6 +181,26 @@ def test_images_are_shrunk_to_what_the_server_wants(server, sizes, resize, shape
     request = msgpack_numpy.unpackb(server.requests.get(timeout=10))
     assert request["image.a"].shape == sent
     assert request["pose"].shape == (4, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([{"robot_command": {"positions": np.array([0.0, np.nan])}}], r"has nan in 'result/0/robot_command/positions'"),
+        ([{"target_grip": float("inf")}], "has inf in 'result/0/target_grip'"),
+        ("abc", "answered with 'abc'; expected steps, a list of maps"),
+        ([1, 2], r"answered with \[1, 2\]; expected steps"),
+        ([{"timestamp": "soon"}], "the timestamp 'soon'; expected seconds"),
+    ],
+)
+def test_steps_that_no_robot_may_carry_out_are_refused(server, result, message):
+    server.greeting = [msgpack_numpy.packb({"status": "ready", "meta": {}})]
+    server.replies = [msgpack_numpy.packb({"result": result})]
+    with (
+        PositronicClient("127.0.0.1", server.port, horizon_sec=1.0) as client,
+        pytest.raises(ValueError, match=message),
+    ):
+        client.infer({"x": 1})
 
 
 def test_steps_beyond_the_horizon_are_dropped(server, recorded):

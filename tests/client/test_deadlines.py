@@ -210,6 +210,23 @@ def test_the_clock_of_the_wall_does_not_matter(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "actions", [np.full((4, 2), np.nan), np.array([[0, np.inf]], np.float32), [[0.0, float("nan")]]]
+)
+def test_actions_that_are_not_finite_reach_no_robot(actions):
+    def serve(sock, over):
+        greet(sock)
+        for answer in (msgpack_numpy.packb({"actions": actions, "extra": np.array([np.nan])}), ANSWER):
+            read_message(sock)
+            sock.sendall(binary(answer))
+        over.wait(PATIENCE_S)
+
+    with bad_server(serve) as port, WebsocketClientPolicy("127.0.0.1", port) as client:
+        with pytest.raises(ValueError, match=r"the answer has (nan|inf) in 'actions.*; expected finite numbers"):
+            client.infer({})
+        assert client.infer({})["actions"].shape == (4, 2)
+
+
+@pytest.mark.parametrize(
     "options", [{"request_timeout_s": -1}, {"max_age_s": float("nan")}, {"connect_timeout_s": "soon"}]
 )
 def test_what_is_no_number_of_seconds_is_refused(options):

@@ -23,13 +23,16 @@ import raw_recordings as raw
 import rlds_datasets
 from openpi.cli.main import main
 from openpi.convert import engine
+from openpi.convert.episode_work import Options
 from openpi.convert.formats import ros_bag_file
+from openpi.convert.formats.aloha import AlohaHdf5
 from openpi.convert.formats.hdf5 import Hdf5File
 from openpi.convert.formats.robomimic import RobomimicHdf5
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.calvin_policy import CALVIN_SPEC
 from openpi.serving import recording_mcap
 from openpi.serving.recorded import Exchange, SessionInfo
+from openpi.shared.pools import WorkerLostError
 
 MAX_GREY_LEVELS = 6  # mean over a picture that went through a lossy encoder
 TWO = ("cam_high", "cam_low")
@@ -197,6 +200,16 @@ def spoil_by_size(file: h5py.File) -> None:
     file.create_dataset("action", (2**40, 14), "f8", chunks=(1, 14), compression="gzip")
 
 
+def spoil_by_packing(file: h5py.File) -> None:
+    del file["action"]
+    twice = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    twice.set_chunk((9, 14))
+    twice.set_shuffle()
+    for _ in range(2):
+        twice.set_filter(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FLAG_OPTIONAL, (9,))
+    h5py.h5d.create(file.id, b"action", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((9, 14)), twice)
+
+
 def spoil_dtype(file: h5py.File) -> None:
     del file["action"]
     file.create_dataset("action", data=[b"text"] * 9)
@@ -213,6 +226,7 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_jpeg_end, ("picture 5 of", "cam_low", "a JPEG without its end")),
         (spoil_by_link, ("link to another file",)),
         (spoil_by_virtual, ("lies in another file",)),
+        (spoil_by_packing, ("compressed several times over, by ['deflate', 'deflate']",)),
         (spoil_by_storage, ("lies in another file",)),
         (spoil_by_size, ("/action", "at most")),
         (spoil_dtype, ("/action", "expected numbers")),
@@ -262,6 +276,23 @@ def test_an_existing_dataset_is_replaced_only_when_told(aloha, tmp_path, capsys)
     for options, code in (((), 0), ((), 1), (("--overwrite",), 0)):
         convert("aloha", aloha, tmp_path / "set", "--task", "t", "--episodes", "1", *options, code=code)
     assert "exists" in capsys.readouterr().err
+
+
+class LossyPool:
+    """Loses its worker at the second job, as a decoder does that a damaged file makes crash."""
+
+    def threads(self, num_jobs: int) -> int:
+        return 1
+
+    def each(self, function, jobs):
+        yield jobs[0], function(jobs[0])
+        raise WorkerLostError("a worker process was ended")
+
+
+def test_who_loses_a_worker_is_told_at_which_recordings(aloha, tmp_path):
+    told = r"ended: what is prepared is kept\. .* look at 'episode_9\.hdf5', 'episode_10\.hdf5', the first that are not"
+    with pytest.raises(WorkerLostError, match=told):
+        engine.convert(AlohaHdf5(aloha), tmp_path / "set", Options(task="t"), pool=LossyPool())
 
 
 KILLED = """
@@ -456,6 +487,11 @@ def spoil_by_chunk(path: Path) -> None:
     about.write_text(json.dumps({**json.loads(about.read_text()), "chunks": [2**40, 3], "shape": [2**40, 3]}))
 
 
+def spoil_by_packing_twice(path: Path) -> None:
+    about = path / "data/robot0_eef_pos/.zarray"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "filters": [{"id": "zlib", "level": 1}]}))
+
+
 def spoil_by_ends(path: Path) -> None:
     zarr.open_group(path, mode="a", zarr_format=2)["meta/episode_ends"][:] = [9, 5]
 
@@ -469,6 +505,7 @@ def spoil_by_bytes(path: Path) -> None:
     [
         (spoil_by_objects, "an array that is not read here"),
         (spoil_by_chunk, "at most"),
+        (spoil_by_packing_twice, "compressed several times over, by ["),
         (spoil_by_ends, "numbers that rise"),
         (spoil_by_bytes, "cannot be read"),
     ],

@@ -290,6 +290,40 @@ def test_a_picture_that_cannot_be_decoded_is_no_missing_one_when_it_is_asked_for
     video.frame(6)
 
 
+def test_a_video_names_no_other_files_whatever_it_is_called(tmp_path, monkeypatch):
+    frames = np.full((4, 64, 64, 3), 90, np.uint8)
+    monkeypatch.chdir(tmp_path)
+    path = Path("run 10:00:00 %d/a.mp4")  # which FFmpeg took for a protocol
+    path.parent.mkdir()
+    encode_video(path, frames, 10, "libsvtav1")
+    assert VideoFile(path).frame(3).shape == (64, 64, 3)
+    playlist = path.with_name("list.mp4")
+    playlist.write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(ValueError, match=r"list\.mp4 is not a readable video: .*; expected MP4, Matroska or AVI"):
+        VideoFile(playlist)
+
+
+def test_frames_have_the_size_that_the_file_announces(tmp_path):
+    raw = b""
+    for side in (64, 128):
+        with av.open(str(tmp_path / "part.h264"), "w") as part:
+            stream = part.add_stream("libx264", rate=10)
+            stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+            part.mux(stream.encode(av.VideoFrame(side, side, "yuv420p")))
+            part.mux(stream.encode())
+        raw += (tmp_path / "part.h264").read_bytes()
+    (tmp_path / "both.h264").write_bytes(raw)
+    path = tmp_path / "film.mp4"
+    with av.open(str(tmp_path / "both.h264")) as source, av.open(str(path), "w") as film:
+        stream = film.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.pts = packet.dts = number * 120000
+            packet.stream = stream
+            film.mux(packet)
+    with pytest.raises(ValueError, match=r"changes its size: at 0\.1\d* s to 128 x 128 .*; expected 64 x 64"):
+        VideoFile(path, 10).frame(1)
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 

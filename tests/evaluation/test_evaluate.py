@@ -436,7 +436,12 @@ def test_two_processes_do_not_play_into_one_folder(tmp_path):
 def test_two_policies_are_compared_in_the_episodes_that_both_have_played(tmp_path):
     def results(outcomes: str) -> dict:
         episodes = [Episode("a", "a", i, mark == "x", 5, "", 2, 0, 0.1) for i, mark in enumerate(outcomes)]
-        facts = {"world": "w", "world_options": {}, "policy": {"checkpoint": outcomes}, "strategy": "synchronous"}
+        facts = {
+            "world": "w",
+            "world_options": {},
+            "policy": {"checkpoint": f"<b>{outcomes}"},
+            "strategy": "synchronous",
+        }
         facts |= {"execute_horizon": 2, "latency_ms": 0.0, "repeatable": True, "videos": [], "errors": []}
         return {**summary(episodes), **facts, "episodes": [episode.to_dict() for episode in episodes]}
 
@@ -447,6 +452,7 @@ def test_two_policies_are_compared_in_the_episodes_that_both_have_played(tmp_pat
     assert total["p_value"] == pytest.approx(2 * 8 / 128)
     page = render_comparison(found, a, b, [tmp_path, tmp_path])
     assert "+62 points" in page and "only A 1, only B 6" in page
+    assert "A: &lt;b&gt;xx......" in page and "<b>xx" not in page  # names are no HTML
     with pytest.raises(ValueError, match="no episode in common"):
         compare(a, {**b, "episodes": []})
 

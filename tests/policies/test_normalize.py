@@ -256,6 +256,7 @@ def test_a_folder_without_statistics_is_named_with_the_fix(tmp_path):
         ("[]", "norm_stats"),
         ('{"norm_stats": {"state": {"mean": [1]}}}', "'state'.*'std'"),
         ('{"norm_stats": {"state": {"mean": [1, 2], "std": [1]}}}', "'state'.*differ in shape"),
+        ('{"norm_stats": {"state": {"mean": null, "std": [1]}}}', "must be an object with 'mean' and 'std'"),
         ('{"norm_stats": {"state": {"mean": ["a"], "std": [1]}}}', "'state' are damaged"),
         (f'{{"norm_stats": {{"state": {{"mean": [{10**400}], "std": [1]}}}}}}', "'state' are damaged"),
         ("[" * 100_000, "not JSON"),

@@ -342,6 +342,7 @@ def test_an_observation_that_does_not_fit_is_refused_by_name(recorded, change, m
         ("ee", {"horizon": 1}, "codec 'ee': .*horizon"),
         ("ee", {"fps": 0}, "fps is 0"),
         ("ee", {"horizon_s": -1}, "horizon_s is -1"),
+        ("ee", {"horizon_s": 10**400}, "horizon_s is 1000"),  # which no message can tell
     ],
 )
 def test_a_codec_that_is_not_there_or_not_possible_is_refused(name, options, message):

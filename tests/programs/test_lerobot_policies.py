@@ -355,6 +355,11 @@ def test_steps_that_contradict_each_other_are_refused(tmp_path: Path):
         ('"enabled": true', '"enabled": "false"', r"enabled is 'false' \(str\); expected bool"),
         (r'"action_names": \[[^]]*\]', '"action_names": [1]', r"action_names is \[1\]"),
         ('"registry_name": "rename_observations_processor"', '"registry_name": "relative_actions_processor"', "twice"),
+        (
+            '"registry_name": "rename_observations_processor"',
+            '"registry_name": []',
+            "damaged .a registry_name is no text",
+        ),
     ],
 )
 def test_a_relative_step_of_other_types_is_refused(old: str, new: str, message: str, tmp_path: Path):

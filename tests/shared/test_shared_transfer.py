@@ -145,6 +145,28 @@ def test_a_file_that_is_changed_between_two_tries_is_fetched_from_its_start(serv
     assert server.requests == ["HEAD /model", "GET /model", "GET /model from 1000000", "GET /model"]
 
 
+def test_no_key_of_an_address_is_told(server, cache, monkeypatch, caplog):
+    server.files["/model"] = b"content"
+    signed = f"{server.url}/model?X-Amz-Signature=SECRET"
+    with caplog.at_level("INFO"):
+        download.maybe_download(signed)
+    assert f"downloading {server.url}/model?... to" in caplog.text
+    monkeypatch.setenv("OPENPI_MIRROR", f"https://a.test={server.url}/none?token=SECRET&path=")
+    fails = [f"{server.url}/none?sig=SECRET", "https://a.test/b?sig=SECRET", f"{server.url}/../x?sig=SECRET"]
+    for url in (*fails, server.url.replace("//", "//me:SECRET@")):
+        with pytest.raises((ConnectionError, ValueError), match=r"/none\?\.\.\.|comes with a login|'\.\.'") as caught:
+            download.maybe_download(url)
+        assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in caplog.text
+    assert not [path for path in cache.rglob("*") if "SECRET" in path.name]
+
+
+def test_what_a_server_says_of_its_status_moves_no_cursor_and_fills_no_log(server, monkeypatch):
+    monkeypatch.setattr(server, "reply", lambda request: request.send_error(404, "gone\x1b[31m" + "!" * 5000))
+    with pytest.raises(ConnectionError, match=r"HTTP 404 gone\\x1b\[31m!{60,80} from http"):
+        download.maybe_download(f"{server.url}/none")
+
+
 def test_a_disk_too_small_is_noticed_before_anything_is_transferred(server):
     server.files["/model"], server.extra_claimed = LARGE, 10**18
     with pytest.raises(

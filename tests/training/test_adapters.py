@@ -209,9 +209,17 @@ def test_another_base_or_none_is_refused(recipe, light, tmp_path, capsys):
     gone = moved(light, tmp_path / "gone", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"adapters only, and its base is not there: .*nowhere.*export --full"):
         restore_params(gone / "params")
-    (gone / ADAPTERS_FILE).write_text("{}")
-    with pytest.raises(ValueError, match=r"adapters\.json is damaged or of another version: 'version'"):
-        restore_params(gone / "params")
+    itself = moved(light, tmp_path / "itself", tmp_path / "itself")
+    with pytest.raises(ValueError, match=r"itself holds adapters whose base is, in the end, that folder itself"):
+        restore_params(itself / "params")
+    document = json.loads((gone / ADAPTERS_FILE).read_text())
+    for text, why in (
+        ("{}", "'version'"),
+        (json.dumps({**document, "base": 3}), "expected a place as 'base', and shapes"),
+    ):
+        (gone / ADAPTERS_FILE).write_text(text)
+        with pytest.raises(ValueError, match=rf"adapters\.json is damaged or of another version: {why}"):
+            restore_params(gone / "params")
 
     run_folder = Path(recipe.checkpoint_base_dir) / "lora" / "other_base"
     shutil.copytree(other, run_folder / "2")

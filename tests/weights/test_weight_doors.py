@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from openpi.weights import integrity, layout, names, opening, orbax_parts, released, safetensors_io, spelling
+from openpi.weights import integrity, layout, names, opening, orbax_io, orbax_parts, released, safetensors_io, spelling
 from openpi.weights.blocks import Block
 from tiny_recipe import MODEL, fast
 
@@ -313,6 +313,21 @@ def test_headers_that_cannot_be_are_refused_with_file_and_fix(tmp_path, text, le
         safetensors_io.open_tensors(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ({"a": [1 << 62, 0]}, r"shape is \[4611686018427387904, 0\]; expected some"),  # NumPy has no such array
+        ({"a": [0] * 40}, r"shape is \[0, 0, .*; expected some"),
+        ({str(i): [0] for i in range(2**16 + 1)}, "it has 65537 tensors; expected 65536 at most"),
+    ],
+)
+def test_nothing_is_a_tensor_only_in_reasonable_numbers_and_shapes(tmp_path, entries, why):
+    text = json.dumps({k: {"dtype": "F32", "shape": v, "data_offsets": [0, 0]} for k, v in entries.items()}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ValueError, match=rf"model\.safetensors has a damaged header \({why}"):
+        safetensors_io.open_tensors(tmp_path)
+
+
 def leaf(*keys: str) -> dict[str, Any]:
     return {"key_metadata": [{"key": key, "key_type": 2} for key in keys], "value_metadata": {}}
 
@@ -339,6 +354,14 @@ def test_descriptions_of_arrays_that_cannot_be_are_refused(tmp_path, document, s
     (tmp_path / "_METADATA").write_text(text)
     with pytest.raises(ValueError, match=said):
         orbax_parts.open_arrays(tmp_path)
+
+
+def test_a_description_that_orbax_makes_nothing_of_is_refused(tmp_path):
+    stored_array(tmp_path, {"shape": [4], "chunks": [4]})
+    document = {"tree_metadata": {"a": {**leaf("params", "w"), "value_metadata": None}}}
+    (tmp_path / "_METADATA").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="_METADATA is damaged: it describes no tree of arrays"):
+        orbax_io.read_params(tmp_path)
 
 
 def stored_array(folder: Path, description: dict[str, Any]) -> None:

@@ -9,7 +9,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from openpi.shared.errors import printable
+
 logger = logging.getLogger(__name__)
+
+
+class Formatter(logging.Formatter):
+    """Of lines that move no cursor: names, tasks and paths in them are what others wrote into files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable_lines(super().format(record))
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def configure_logging(level: int | None = None, *, process: int = 0) -> None:
@@ -27,10 +40,10 @@ def configure_logging(level: int | None = None, *, process: int = 0) -> None:
     number = f"[process {process}] " if process else ""
     if rich.get_console().is_terminal:
         handler: logging.Handler = RichHandler(show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter(f"{number}%(message)s"))
+        handler.setFormatter(Formatter(f"{number}%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {number}%(message)s", "%H:%M:%S"))
+        handler.setFormatter(Formatter(f"%(asctime)s %(levelname)-7s {number}%(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("absl", "httpx", "httpx2", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -60,5 +73,5 @@ def refuse(error: BaseException, program: str) -> int:
     logger.debug("", exc_info=error)
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else message
-    print(f"{program}: {message}", file=sys.stderr)
+    print(_printable_lines(f"{program}: {message}"), file=sys.stderr)
     return 1

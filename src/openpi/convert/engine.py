@@ -26,6 +26,7 @@ from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared import run_metadata
+from openpi.shared.errors import listed
 from openpi.shared.pools import Pool, Processes, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -144,14 +145,19 @@ def _prepare_all(jobs: Sequence[Job], pool: Pool) -> dict[str, str]:
         logger.info("going on with %d prepared episodes", done)
     jobs = [dataclasses.replace(job, threads=pool.threads(len(jobs))) for job in jobs]
     unusable: dict[str, str] = {}
+    left = {job.ref.name: job for job in jobs}
     try:
         with Progress("episodes", len(jobs)) as progress:
             for job, reason in pool.each(prepare, jobs):
                 if reason is not None:
                     unusable[job.ref.name] = reason
+                del left[job.ref.name]
                 progress.advance()
     except WorkerLostError as error:
-        raise WorkerLostError(f"{error}: what is prepared is kept") from error
+        raise WorkerLostError(
+            f"{error}: what is prepared is kept. A damaged recording may end one, too: if it happens again, look at "
+            f"{listed(list(left)[:_SHOWN])}, the first that are not done"
+        ) from error
     return {job.ref.name: unusable[job.ref.name] for job in jobs if job.ref.name in unusable}
 
 

@@ -57,7 +57,7 @@ def _head(results: Results) -> str:
     tiles = []
     for i, (name, found) in enumerate(results["policies"].items()):
         small = f"{found['error']['mean'] / best:.0%} of the best baseline" if best else ""
-        tiles.append(page.tile("after" if i == 0 else "", escape(name), f"{found['error']['mean']:.4g}", small))
+        tiles.append(page.tile("after" if i == 0 else "", name, f"{found['error']['mean']:.4g}", small))
         if found["undecodable"]:
             tiles.append(page.tile("", "no chunk", str(found["undecodable"]), f"of {results['num_frames']} frames"))
     seen = "held out of training" if results["held_out"] else "which training has seen: what was learned by heart"

@@ -67,7 +67,7 @@ def _checked(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     height, width = (side - side % 2 for side in frames.shape[1:3])
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "20"}

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from openpi.shared import hub, moved_modules, transfer
-from openpi.shared.errors import closest_name
+from openpi.shared.errors import closest_name, shown_url
 from openpi.shared.locks import FileLock, HeldElsewhereError
 from openpi.shared.remote import RefusedError, RemoteFile, find_files
 from openpi.shared.remote.files import PART
@@ -63,11 +63,16 @@ def cache_path(url: str) -> Path:
     A query names other content: `get?id=1` and `get?id=2` are `<digest>/get`, each of its own.
 
     Raises:
-        ValueError: the path would leave the cache.
+        ValueError: the path would leave the cache, or have a login in it.
     """
     parts = urlsplit(url)
+    if "@" in parts.netloc and parts.scheme in ("http", "https"):
+        raise ValueError(
+            f"{shown_url(url)} comes with a login, which is not used here; expected a link that anybody may read, or "
+            "one that is signed. Or download it by other means, and name the folder"
+        )
     if ".." in parts.path.split("/"):
-        raise ValueError(f"{url} has '..' in its path; write the path out")
+        raise ValueError(f"{shown_url(url)} has '..' in its path; write the path out")
     root = get_cache_dir() / "hf" if url.startswith(hub.SCHEME) else get_cache_dir()
     path = root / parts.netloc / parts.path.strip("/")
     behind = (parts.query, parts.fragment)  # which in buckets are parts of a name
@@ -119,7 +124,9 @@ def maybe_download(url: str | Path, *, force_download: bool = False, **kwargs: o
         if error.errno is None:  # not of the disk
             raise
         where = f"; the cache is {get_cache_dir()}, OPENPI_DATA_HOME moves it"
-        raise OSError(error.errno, f"cannot keep {url} here: {error.strerror}{where}", error.filename) from error
+        raise OSError(
+            error.errno, f"cannot keep {shown_url(url)} here: {error.strerror}{where}", error.filename
+        ) from error
     return target
 
 
@@ -241,8 +248,8 @@ def is_offline() -> bool:
 def _check_online(url: str, target: Path) -> None:
     if is_offline():
         raise ConnectionError(
-            f"{url} is not cached, and OPENPI_OFFLINE is set. Unset it, or put it at {target} by hand, as "
-            f"`openpi fetch {url}` does where there is a network"
+            f"{shown_url(url)} is not cached, and OPENPI_OFFLINE is set. Unset it, or put it at {target} by hand, as "
+            f"`openpi fetch {shown_url(url)}` does where there is a network"
         )
 
 
@@ -312,7 +319,7 @@ def _with_access(source: str, options: Mapping[str, Any], use: Callable[[Mapping
     except RefusedError as refused:
         if given is not None or scheme not in _WITH_CREDENTIALS:
             raise
-        logger.info("%s is not public (%s); trying the credentials of this machine", source, refused)
+        logger.info("%s is not public (%s); trying the credentials of this machine", shown_url(source), refused)
         return use({})
 
 
@@ -327,7 +334,7 @@ def _fetch_files(source: str, target: Path, options: Mapping[str, object] | None
     partial.mkdir(exist_ok=True)
     if not force_download:
         _reuse(files, target, partial)
-    logger.info("downloading %s to %s", source, target)
+    logger.info("downloading %s to %s", shown_url(source), target)
     try:
         transfer.fetch_files(files, partial, label=target.name)
         is_file = files[0].name == ""
@@ -369,7 +376,7 @@ def _replace(target: Path, put: Callable[[], object]) -> None:
 
 
 def _named(url: str, source: str) -> str:
-    return url if source == url else f"{url} from {source} (OPENPI_MIRROR)"
+    return shown_url(url) if source == url else f"{shown_url(url)} from {shown_url(source)} (OPENPI_MIRROR)"
 
 
 def _kept(target: Path) -> str:

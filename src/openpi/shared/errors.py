@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 
 class MissingKeyError(KeyError):
@@ -44,6 +45,16 @@ def with_notes(error: BaseException) -> str:
 def printable(text: str) -> str:
     """What others wrote, with escapes for all that would end a line or move a cursor."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shown_url(url: object) -> str:
+    """An address without its login and its query, which may be keys (signed links), for messages that are kept."""
+    try:
+        parts = urlsplit(str(url))
+    except ValueError:  # of a bracket in the host
+        return "an address that is none"
+    query = "?..." if parts.query else ""
+    return printable(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()) + query
 
 
 def install_hint(extra: str) -> str:

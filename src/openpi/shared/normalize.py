@@ -351,7 +351,7 @@ def load(directory: Path | str) -> dict[str, NormStats]:
 
 
 def _parse_stats(key: str, entry: object) -> NormStats:
-    if not isinstance(entry, dict) or "mean" not in entry or "std" not in entry:
+    if not isinstance(entry, dict) or entry.get("mean") is None or entry.get("std") is None:
         raise ValueError(f"the statistics of '{key}' must be an object with 'mean' and 'std'")
     try:
         return NormStats(entry["mean"], entry["std"], entry.get("q01"), entry.get("q99"))

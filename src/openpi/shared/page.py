@@ -22,6 +22,8 @@ def document(title: str, sections: Iterable[str]) -> str:
 
 
 def tile(style: str, name: str, value: str, small: str) -> str:
+    """A large value under a name, and a small text: none of them HTML."""
+    name, value, small = map(escape, (name, value, small))
     return f'<div class="tile {style}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
 
 

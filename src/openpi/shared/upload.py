@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from openpi.shared.errors import first_line
+from openpi.shared.errors import first_line, shown_url
 from openpi.shared.remote import file_systems
 from openpi.shared.remote.files import NUM_CONNECTIONS
 
@@ -49,10 +49,10 @@ def upload_folder(
             filesystem.put_file(str(folder / name), f"{root}/{name.as_posix()}")
         except Exception as error:  # every file system raises its own types
             raise ConnectionError(
-                f"cannot upload {name} to {url}: {type(error).__name__}: {first_line(error)}"
+                f"cannot upload {name} to {shown_url(url)}: {type(error).__name__}: {first_line(error)}"
             ) from error
 
-    logger.info("uploading %d files to %s", len(names), url)
+    logger.info("uploading %d files to %s", len(names), shown_url(url))
     with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
         for _ in pool.map(send, [name for name in names if name.as_posix() != last]):
             pass

@@ -79,6 +79,9 @@ class AdapterBase:
             frozen = {
                 path: Frozen(tuple(entry["shape"]), entry["digest"]) for path, entry in document["frozen"].items()
             }
+            sizes = [size for entry in frozen.values() for size in entry.shape]
+            if not isinstance(document["base"], str) or not all(type(size) is int and size >= 0 for size in sizes):
+                raise ValueError("expected a place as 'base', and shapes of whole numbers from 0 on")
             return cls(document["base"], frozen)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged or of another version: {error}") from error

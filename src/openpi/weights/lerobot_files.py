@@ -213,6 +213,8 @@ def _steps(folder: Path) -> Iterator[tuple[Path, Json]]:
             continue
         try:
             steps = [dict(step) for step in strict_json.read(file)["steps"]]
+            if not all(isinstance(step.get("registry_name"), str | None) for step in steps):
+                raise ValueError("a registry_name is no text")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({first_line(error)}); expected an object with 'steps'") from error
         yield from ((file, step) for step in steps)

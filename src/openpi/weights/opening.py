@@ -81,17 +81,18 @@ def stored_shapes(folder: Path) -> Shapes:
     return own if base is None else {path: entry.shape for path, entry in base.frozen.items()} | own
 
 
-def open_base(table: Sequence[Row], base: AdapterBase) -> Weights:
+def open_base(table: Sequence[Row], base: AdapterBase, above: Sequence[Path] = (Path(),)) -> Weights:
     """What adapters read from their base, in bfloat16, as training held it.
 
     Arrays of the tree that are read whole are compared with what the adapters expect.
 
     Args:
         table: arrays of it that are frozen are read.
+        above: the folders whose base it is.
     Raises:
         FileNotFoundError, ValueError: as of `open_weights`.
     """
-    return _BaseWeights([row for row in table if row.tree in base.frozen], base)
+    return _BaseWeights([row for row in table if row.tree in base.frozen], base, above)
 
 
 def check_base(table: Sequence[Row], base: AdapterBase) -> None:
@@ -118,11 +119,18 @@ def _open(
     *,
     may_keep: str = _NONE,
     source: str | None = None,
-    is_base: bool = False,
+    above: Sequence[Path] = (),
     without: Sequence[str] = (),
     layout: Layout | None = None,
 ) -> Weights:
-    """As of `open_tree` and `open_weights`; `is_base`: there may be more than the table has."""
+    """As of `open_tree` and `open_weights`.
+
+    Args:
+        above: whose base it is, and whose base that is; there may be more in a base than the table has.
+    """
+    is_base = bool(above)
+    if folder.resolve() in above:
+        raise ValueError(f"{folder} holds adapters whose base is, in the end, that folder itself")
     params = params_folder(folder) if (layout or find_layout(folder)) is Layout.JAX else None
     base = AdapterBase.load(folder if params is None else params.parent)
     elsewhere = {} if base is None else {path: entry.shape for path, entry in base.frozen.items()}
@@ -138,7 +146,7 @@ def _open(
     if not is_base:
         refuse_adapters(own.report)
     refuse_integers(own, source or str(folder))
-    return own if base is None else _WithBase(own, base)
+    return own if base is None else _WithBase(own, base, (*above, folder.resolve()))
 
 
 def _open_orbax(
@@ -199,7 +207,7 @@ def _say_once(text: str) -> None:
 class _WithBase:
     """Weights of a checkpoint, and behind them those of its base."""
 
-    def __init__(self, own: ArrayWeights | TensorWeights, base: AdapterBase) -> None:
+    def __init__(self, own: ArrayWeights | TensorWeights, base: AdapterBase, above: Sequence[Path]) -> None:
         self.table: Sequence[Row] = own.table
         self.report, self._own = own.report, own
         left_out = [row for row in own.table if not own.has(row)]
@@ -207,7 +215,7 @@ class _WithBase:
         self.base: AdapterBase | None = dataclasses.replace(
             base, frozen={k: v for k, v in base.frozen.items() if k in of_base}
         )
-        self._behind = open_base(left_out, base)
+        self._behind = open_base(left_out, base, above)
 
     def dtype(self, row: Row) -> np.dtype:
         return self._own.dtype(row) if self._own.has(row) else self._behind.dtype(row)
@@ -222,12 +230,12 @@ class _BaseWeights:
 
     base: AdapterBase | None = None
 
-    def __init__(self, table: Sequence[Row], base: AdapterBase) -> None:
+    def __init__(self, table: Sequence[Row], base: AdapterBase, above: Sequence[Path]) -> None:
         self.table: Sequence[Row] = table
         self._base = base
         folder = base.folder()
         try:
-            self._weights = _open(table, folder, source=base.place, is_base=True)
+            self._weights = _open(table, folder, source=base.place, above=above)
         except ValueError as error:
             raise ValueError(f"{error}\n{base.expected}") from error
         self.report = self._weights.report

@@ -205,7 +205,12 @@ def _metadata(folder: Path) -> dict[str, object]:
         metadata = checkpointer.metadata(folder)
     # Orbax before 0.11.? returned the tree itself, later versions an object around it.
     item = getattr(metadata, "item_metadata", metadata)
-    return dict(getattr(item, "tree", item))
+    tree = getattr(item, "tree", item)
+    if not isinstance(tree, Mapping):  # what Orbax cannot read is None to it
+        raise ValueError(
+            f"{folder / '_METADATA'} is damaged: it describes no tree of arrays. Bring the folder here again"
+        )
+    return dict(tree)
 
 
 def _restore(folder: Path, tree: object, restore_arg: Callable[[object], ocp.RestoreArgs]) -> Params:

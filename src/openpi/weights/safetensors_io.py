@@ -34,6 +34,8 @@ INDEX_FILE = "model.safetensors.index.json"
 _WHOLE_BYTES = 256 << 20
 _BLOCK_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_TENSORS = 2**16  # policies have about a thousand; a header may have millions that are empty
+_MAX_AXES = 32
 _METADATA = "__metadata__"
 _DTYPES = {
     "BOOL": np.bool_,
@@ -260,6 +262,8 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     try:
         header = dict(strict_json.parse(text))
         metadata = dict(header.pop(_METADATA, {}))
+        if len(header) > _MAX_TENSORS:
+            raise ValueError(f"it has {len(header)} tensors; expected {_MAX_TENSORS} at most")
         entries = {
             name: (_spec(entry["dtype"], entry["shape"]), begin, end)
             for name, entry in header.items()
@@ -285,8 +289,10 @@ def _sizes(field: str, values: object, count: int | None = None) -> tuple[int, .
         not isinstance(values, list)
         or not all(type(value) is int and value >= 0 for value in values)
         or count not in (None, len(values))
+        or len(values) > _MAX_AXES
+        or math.prod(value or 1 for value in values) >= 2**60
     ):
-        raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on")
+        raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on, as of arrays")
     return tuple(values)
 
 

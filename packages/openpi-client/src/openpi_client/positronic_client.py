@@ -22,6 +22,7 @@ from openpi_client import connection, msgpack_numpy
 from openpi_client.base_policy import Metadata, Reply
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
+from openpi_client.finite import check_finite
 from openpi_client.stream import DEFAULT_MAX_MESSAGE_BYTES, Message, SilenceError, StreamClosed
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ class PositronicClient:
             RuntimeError: the server could not answer; the session goes on.
             ConnectionError: the connection dropped; `reset` opens another. Another thread closed the client.
             TimeoutError: no answer within `request_timeout_s`, which ends the session.
-            ValueError: the answer is damaged, or would unpack to more than answers hold.
+            ValueError: the answer is damaged, would unpack to more than answers hold, or has steps that are none or not
+                finite.
         """
         if self._channel is None:
             self.reset()
@@ -140,11 +142,14 @@ class PositronicClient:
             raise RuntimeError(f"Server error: {reply['error']}")
         if "result" not in reply:
             raise RuntimeError(f"Server error: an answer with the keys {sorted(reply)}; expected 'result' or 'error'")
+        check_finite(reply["result"], "result")
         result = reply["result"] if self._codec is None else self._codec.decode(reply["result"], observation)
-        steps = [result] if isinstance(result, dict) else list(result)
+        steps = [result] if isinstance(result, dict) else result
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"{self._uri} answered with {reply['result']!r:.200}; expected steps, a list of maps")
         if self._horizon_sec is None:
             return steps
-        return [step for step in steps if step.get("timestamp", 0.0) < self._horizon_sec]
+        return [step for step in steps if _is_due(step, self._horizon_sec)]
 
     def close(self) -> None:
         """Ends the session, if there is one; a thread that waits in `reset` or `infer` fails at once."""
@@ -187,13 +192,13 @@ class PositronicClient:
             message = _decoded(self._greeting(channel, deadline))
             status = message.get("status", "ready" if "meta" in message else None)
             if status == "ready":
-                return dict(message.get("meta") or {})
+                return _checked_meta(message.get("meta") or {})
             if status in ("loading", "waiting"):
-                logger.info("%s: %s", status, message.get("message", ""))
+                logger.info("%s: %.200r", status, message.get("message", ""))
             elif status == "error":
                 raise RuntimeError(f"Server error: {message.get('error', '')}")
             else:
-                raise RuntimeError(f"Unexpected server response: {message}")
+                raise RuntimeError(f"Unexpected server response: {message!r:.200}")
 
     def _greeting(self, channel: Channel, deadline: Deadline) -> Message:
         try:
@@ -274,6 +279,29 @@ def _decoded(frame: Message) -> Reply:
     if not isinstance(message, dict):
         raise RuntimeError(f"Unexpected server response: a {type(message).__name__}; expected a map")
     return message
+
+
+def _checked_meta(meta: object) -> Dict[str, Any]:
+    sizes = meta.get("image_sizes") if isinstance(meta, dict) else None
+    wanted = list(sizes.values()) if isinstance(sizes, Mapping) else [sizes]
+    if not isinstance(meta, dict) or not all(size is None or _is_size(size) for size in wanted):
+        raise RuntimeError(
+            f"Unexpected server response: its meta is {meta!r:.200}; expected a map, its image_sizes [width, height]"
+        )
+    return meta
+
+
+def _is_size(value: object) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(isinstance(side, (int, np.integer)) and side > 0 for side in value)
+
+
+def _is_due(step: Mapping[str, Any], horizon_sec: float) -> bool:
+    timestamp = step.get("timestamp", 0.0)
+    if not isinstance(timestamp, (int, float)):
+        raise ValueError(f"a step has the timestamp {timestamp!r:.80}; expected seconds")
+    return timestamp < horizon_sec
 
 
 def _flat(prefix: str, value: object) -> Iterator[Tuple[str, object]]:

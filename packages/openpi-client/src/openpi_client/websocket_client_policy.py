@@ -13,6 +13,7 @@ from typing_extensions import Literal, override
 from openpi_client import base_policy, connection, msgpack_numpy, wire_images
 from openpi_client.channel import GOODBYE_S, Channel
 from openpi_client.deadline import Deadline, check_seconds
+from openpi_client.finite import check_finite
 from openpi_client.freshness import Freshness, StaleAnswerError, now_s, with_age
 from openpi_client.stream import (
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -147,7 +148,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 when it was open again, or when the answer came then. The next call uses the new connection.
             ConnectionError: the connection dropped and could not be opened again; the client was closed, by another
                 thread maybe; or the message is too large for the server.
-            ValueError: the answer is damaged, or would unpack to more than answers hold.
+            ValueError: the answer is damaged, would unpack to more than answers hold, or its actions are not finite.
             TypeError, ValueError, OverflowError: the observation is no dict, or holds what cannot be sent.
         """
         if not isinstance(obs, Mapping):
@@ -155,7 +156,9 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 f"infer takes one observation, a dict of named values, got {_found(obs)}; several: infer_batch"
             )
         start_s = now_s()
-        return with_age(self._ask(obs, 1, start_s), start_s)
+        result = self._ask(obs, 1, start_s)
+        check_finite(result.get("actions"), "actions")
+        return with_age(result, start_s)
 
     def infer_batch(self, observations: Sequence[Dict]) -> List[Dict]:
         """Asks for several worlds at once, which the server's model then runs together.
@@ -177,6 +180,8 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         results = self._ask(list(observations), len(observations), start_s).get("batch")
         if not isinstance(results, list) or [type(result) for result in results] != [dict] * len(observations):
             raise ValueError(f"{self._uri} did not answer {len(observations)} observations with as many results")
+        for number, result in enumerate(results):
+            check_finite(result.get("actions"), f"actions of observation {number}")
         return [result if "error" in result else with_age(result, start_s) for result in results]
 
     @override

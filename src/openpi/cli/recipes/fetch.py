@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from openpi.cli.console import configure_logging
 
@@ -102,6 +103,8 @@ def _is_checkpoint(url: str) -> bool:
     from openpi.checkpoints.find import MARKS
     from openpi.shared import download
 
+    if urlsplit(url).query:  # behind which no path goes on
+        return False
     for mark in MARKS:
         try:
             if download.look_up(f"{url.rstrip('/')}/{mark}"):
@@ -153,10 +156,11 @@ def _repo_id(dataset: Requirement) -> str:
 
 
 def _line(requirement: Requirement, state: str, found: Found | None = None) -> str:
+    from openpi.shared.errors import shown_url
     from openpi.shared.transfer import as_text
 
     size, path = ("", "") if found is None else (as_text(found.num_bytes), f"\n    {found.path}")
-    return f"{requirement.kind:<12}  {state:<15}  {size:>12}  {requirement.url}{path}"
+    return f"{requirement.kind:<12}  {state:<15}  {size:>12}  {shown_url(requirement.url)}{path}"
 
 
 if __name__ == "__main__":

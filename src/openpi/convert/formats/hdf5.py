@@ -159,6 +159,14 @@ class Hdf5File:
             raise ValueError(f"{self._at(name)} lies in another file; copy it into this one (h5repack)")
         if not node.shape:
             raise ValueError(f"{self._at(name)} is a single value; expected one per frame")
+        filters = node.id.get_create_plist()
+        every = [filters.get_filter(i) for i in range(filters.get_nfilters())]
+        same_size = (self._h5py.h5z.FILTER_SHUFFLE, self._h5py.h5z.FILTER_FLETCHER32)
+        if len(packed := [text.decode() for code, *_, text in every if code not in same_size]) > 1:
+            raise ValueError(
+                f"{self._at(name)} is compressed several times over, by {packed}; expected once, for a few bytes could "
+                "unpack to any number. Rewrite it (h5repack)"
+            )
         if node.chunks:
             chunk_bytes = int(np.prod(node.chunks, dtype=object)) * node.dtype.itemsize
             Budget(MAX_ARRAYS_BYTES).spend(chunk_bytes, f"a chunk of {self._at(name)} {node.chunks}")

@@ -1,18 +1,16 @@
-"""Videos of recordings, frame by frame; the container is MP4 whatever the file says, so none can name other files."""
+"""Videos of recordings, frame by frame."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
 from openpi.convert.source import Camera
-from openpi.data.lerobot.video import camera_stream
-from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
+from openpi.data.lerobot.video import camera_stream, open_video
 from openpi.shared.file_kinds import found_instead
 
 
@@ -23,7 +21,7 @@ def count_frames(path: Path) -> int:
         ValueError: no such video, or damaged.
     """
     try:
-        with av.open(str(path), format="mp4") as container:
+        with open_video(path) as container:
             return sum(packet.size > 0 for packet in container.demux(camera_stream(container, path)))
     except FFmpegError as error:
         raise _unreadable(path, error) from error
@@ -37,10 +35,9 @@ def video(path: Path, length: int, size_hw: tuple[int, int], origin: str) -> Cam
 def _frames(path: Path, length: int, size_hw: tuple[int, int]) -> Iterator[np.ndarray]:
     height, width = size_hw
     try:
-        with av.open(str(path), format="mp4") as container:
+        with open_video(path) as container:
             stream = camera_stream(container, path)
             stream.thread_type = "AUTO"
-            Budget(MAX_IMAGE_PIXELS, "pixels").spend(stream.width * stream.height, f"a frame of {path}")
             for number, frame in enumerate(container.decode(stream)):
                 if number == length:
                     return

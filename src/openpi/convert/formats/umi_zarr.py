@@ -36,6 +36,7 @@ _CODECS = re.compile(
     r"blosc|zlib|gzip|bz2|lzma|lz4|zstd|shuffle|delta|crc32c?|adler32|bytes|transpose|fixedscaleoffset|"
     r"(numcodecs\.)?(blosc|zlib|gzip|bz2|lzma|lz4|zstd|shuffle|delta)|imagecodecs_(jpegxl|jpeg2k|jpeg|jpegls|png|webp|avif)"
 )
+_SAME_SIZE = re.compile(r"(numcodecs\.)?(shuffle|delta)|crc32c?|adler32|bytes|transpose|fixedscaleoffset")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,11 @@ class _Opened:
         if refused := [codec for codec in _codecs(array) if not _CODECS.fullmatch(codec)]:
             raise ValueError(
                 f"{self.path} {name} is stored by {refused}, which is not read here; rewrite it with blosc"
+            )
+        if len(packed := [codec for codec in _codecs(array) if not _SAME_SIZE.fullmatch(codec)]) > 1:
+            raise ValueError(
+                f"{self.path} {name} is compressed several times over, by {packed}; expected once, for a few bytes "
+                "could unpack to any number. Rewrite it with blosc"
             )
         chunk_bytes = int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
         Budget(MAX_ARRAYS_BYTES).spend(chunk_bytes, f"a chunk of {self.path} {name} {array.chunks}")

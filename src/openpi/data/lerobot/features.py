@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from openpi.data.lerobot.dimension_words import words
-from openpi.data.lerobot.meta_values import integer, shortened, wrong
+from openpi.data.lerobot.meta_values import integer, one_line, shortened, wrong
 
 Feature = dict[str, Any]
 """`{"dtype": "image" | "video" | "string" | "language" | numpy name, "shape": [...], "names": [...] | None, ...}`"""
@@ -40,7 +40,7 @@ def read_features(value: object, where: str) -> dict[str, Feature]:
     """
     if not isinstance(value, Mapping) or not value:
         raise wrong(where, value, "an object with an entry per feature")
-    return {key: _read_feature(feature, f"{where}['{key}']") for key, feature in value.items()}
+    return {one_line(key, where): _read_feature(feature, f"{where}['{key}']") for key, feature in value.items()}
 
 
 def _read_feature(value: object, where: str) -> Feature:
@@ -64,6 +64,8 @@ def _check_names(feature: Feature, where: str) -> None:
     """One name per dimension of a vector; a single one is the vector's own, and a few are of its parts: Positronic
     names the signals that a vector is joined from."""
     names, shape = dimension_names(feature), feature["shape"]
+    for each in names:
+        one_line(each, f"{where}['names']")
     if len(shape) == 1 and feature["dtype"] not in (*CAMERA_DTYPES, "string") and len(names) > max(1, shape[0]):
         raise wrong(
             f"{where}['names']",

@@ -1,6 +1,7 @@
 """Entries of a dataset's metadata, checked when read: type, range, and a message with file, entry, found, expected."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ MAX_INDEX = 10**9
 
 _MAX_SHOWN = 100
 _MISSING = object()
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIX = "Correct it, or write the dataset's metadata again with the tool that made them"
 
 
@@ -47,6 +49,17 @@ def number(value: object, where: str, low: float = -math.inf, high: float = math
 def text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise wrong(where, value, "a text")
+    return value
+
+
+def one_line(value: object, where: str) -> str:
+    """A text of one line, which may stand in tables, logs and files of others.
+
+    Raises:
+        ValueError: no text, or one with characters that end lines or move cursors.
+    """
+    if not isinstance(value, str) or _CONTROL.search(value):
+        raise wrong(where, value, "a text of one line, without control characters")
     return value
 
 

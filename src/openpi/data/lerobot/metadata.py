@@ -29,7 +29,7 @@ from openpi.data.lerobot.episode_table import (
 )
 from openpi.data.lerobot.features import Feature, is_tabular, read_features, unreadable_picture
 from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
-from openpi.data.lerobot.meta_values import Rows, integer, number, text
+from openpi.data.lerobot.meta_values import Rows, integer, number, one_line
 from openpi.data.lerobot.tasks import read_tasks
 from openpi.data.path_template import PathTemplate
 from openpi.shared.file_kinds import is_stand_in
@@ -137,7 +137,7 @@ class LeRobotMetadata:
             root=root,
             version=version,
             fps=fps,
-            robot_type=None if robot is None else text(robot, f"{path}, 'robot_type'"),
+            robot_type=None if robot is None else one_line(robot, f"{path}, 'robot_type'"),
             features=features,
             tasks=tasks,
             episodes=tuple(episode for episode in episodes if episode.length),

@@ -22,25 +22,42 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from openpi.data.lerobot.files import require_file
+from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import first_line
 from openpi.shared.file_kinds import found_instead
 
 _EXACT_PERIODS = 1 / 16
 MAX_OPEN_VIDEOS = 16  # per thread: each takes a file handle, of which a process has 1024, and a few MB
 
+# FFmpeg goes by what is in a file, and would take a playlist, which names others.
+_CONTAINERS = {"format_whitelist": "mov,matroska,avi"}
+
+
+def open_video(path: Path) -> InputContainer:
+    """For reading. Raises FFmpegError."""
+    return av.open(address(path), options=_CONTAINERS)
+
+
+def address(path: Path) -> str:
+    """For FFmpeg, which takes what stands before a colon in a path for the name of a protocol."""
+    return f"file:{path}"
+
 
 def camera_stream(container: InputContainer, path: Path) -> VideoStream:
     """The one video of a file; a cover, as films have, is none.
 
     Raises:
-        ValueError: there is none, or several, of which nothing says which is the camera.
+        ValueError: there is none, or several, of which nothing says which is the camera; or its frames are too large.
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     # PyAV has no context, against its types, where no decoder is known.
     if any(stream.codec_context is None for stream in streams):  # pyright: ignore[reportUnnecessaryComparison]
         raise ValueError(f"{path} is encoded in a way that is not known here, or damaged. Bring it here again as H.264")
     if len(streams) == 1:
-        return streams[0]
+        stream = streams[0]
+        Budget(MAX_IMAGE_PIXELS, "pixels").spend(stream.width * stream.height, f"a frame of {path}")
+        stream.codec_context.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}  # of later frames
+        return stream
     if not streams:
         raise ValueError(f"{path} has no video stream")
     kinds = ", ".join(f"{s.height} x {s.width} {s.codec_context.pix_fmt}" for s in streams)
@@ -61,11 +78,12 @@ class VideoFile:
     def __init__(self, path: Path, fps: float | None = None, *, gop_frames: int = 2):
         require_file(path)
         try:
-            self._container = av.open(str(path))
+            self._container = open_video(path)
         except (FFmpegError, OSError) as error:
             raise ValueError(f"{path} is not a readable video: {_why_no_video(path, error)}") from error
         self.path = path
         self._stream = camera_stream(self._container, path)
+        self.size_hw = self._stream.height, self._stream.width
         self.fps = float(self._stream.average_rate or 1) if fps is None else fps
         # Frame threads would hold back as many frames as there are threads: bad for reading two.
         self._stream.codec_context.thread_count = 1
@@ -76,10 +94,6 @@ class VideoFile:
         self._last: VideoFrame | None = None
         self._is_damaged = False
         self._gop_frames = gop_frames
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        return self._stream.height, self._stream.width
 
     @property
     def num_frames(self) -> int:
@@ -187,6 +201,12 @@ class VideoFile:
             raise ValueError(
                 f"{self.path} is damaged: at {time_s:.4f} s its decoder has to make up (parts of) the picture. Bring "
                 "the file here again, or leave its episodes out"
+            )
+        if (frame.height, frame.width) != self.size_hw:
+            height, width = self.size_hw
+            raise ValueError(
+                f"{self.path} changes its size: at {time_s:.4f} s to {frame.height} x {frame.width} (height x width); "
+                f"expected {height} x {width}, as at its beginning. Encode it again, or leave its episodes out"
             )
         if frame.rotation:
             raise ValueError(
@@ -303,7 +323,7 @@ def _shown_ticks(path: Path, modified_ns: int) -> np.ndarray:
     """
     del modified_ns  # another file may get the name
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             shown = [packet.pts for packet in container.demux(camera_stream(container, path)) if packet.size]
     except FFmpegError as error:
         raise ValueError(f"{path} cannot be read to its end ({error}). Bring it here again") from error
@@ -322,7 +342,9 @@ def _why_no_video(path: Path, error: BaseException) -> str:
             f"it begins as MP4 and lacks its index (moov): a copy was cut, or its writer was never closed "
             f"({path.stat().st_size} bytes). Copy it again, or leave out its episodes"
         )
-    return f"{getattr(error, 'strerror', None) or first_line(error)}. Bring it here again"
+    return (
+        f"{getattr(error, 'strerror', None) or first_line(error)}; expected MP4, Matroska or AVI. Bring it here again"
+    )
 
 
 def _has_index(path: Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 
+from openpi.data.lerobot.video import address, open_video
 from openpi.data.lerobot.video_writer import frame_rate
 
 
@@ -38,7 +39,7 @@ class VideoPackets:
         Raises:
             ValueError: packets without a time.
         """
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             rows = [(packet.pts, packet.dts, packet.is_keyframe) for packet in _packets(container)]
         if any(shown is None or decoded is None for shown, decoded, _ in rows):
             raise ValueError(f"{path} has packets without a time; encode it again as mp4")
@@ -68,7 +69,7 @@ class VideoPackets:
         period = 1 / frame_rate(fps)
         numbers = np.argsort(np.argsort(self.shown[place], kind="stable"), kind="stable")
         delay = int((np.arange(len(numbers)) - numbers).max())  # no frame is decoded after it is shown
-        with av.open(str(self.path)) as source, av.open(str(target), "w", format="mp4") as container:
+        with open_video(self.path) as source, av.open(address(target), "w", format="mp4") as container:
             stream = source.streams.video[0]
             copy = container.add_stream_from_template(stream, opaque=True)
             copy.time_base = period

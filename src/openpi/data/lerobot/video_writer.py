@@ -16,6 +16,7 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
+from openpi.data.lerobot.video import address, open_video
 
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 GOP_FRAMES = 2
@@ -68,7 +69,7 @@ def encode_video(path: Path, frames_hwc: Iterable[np.ndarray], fps: float, encod
         threads: of the encoder; 0 = as many as it likes.
     """
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(address(path), "w", format="mp4") as container:
         stream: VideoStream | None = None
         for frame in frames_hwc:
             if stream is None:
@@ -87,7 +88,7 @@ class JoinedVideo:
         self.num_frames = 0
         self.num_bytes = 0
         self._fps = frame_rate(fps)
-        self._container = av.open(str(path), "w", format="mp4")
+        self._container = av.open(address(path), "w", format="mp4")
         self._stream: VideoStream | None = None
         self._kind: tuple[object, ...] | None = None
 
@@ -103,7 +104,7 @@ class JoinedVideo:
         """Adds the frames of `path`, which `fits`."""
         if self._kind is None:
             self._kind = _encoding(path)
-        with av.open(str(path)) as source:
+        with open_video(path) as source:
             stream = source.streams.video[0]
             if self._stream is None:
                 self._stream = self._container.add_stream_from_template(stream, opaque=True)
@@ -125,7 +126,7 @@ class JoinedVideo:
 
 def _encoding(path: Path) -> tuple[object, ...]:
     """What a decoder is told before the first frame."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         context = container.streams.video[0].codec_context
         return context.name, context.width, context.height, context.extradata
 

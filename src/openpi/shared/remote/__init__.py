@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from openpi.shared.errors import shown_url
 from openpi.shared.remote.file_systems import fsspec_files
 from openpi.shared.remote.files import CutError, RefusedError, RemoteFile
 from openpi.shared.remote.google_bucket import google_files
@@ -34,7 +35,7 @@ def find_files(url: str, options: Mapping[str, object] | None = None) -> list[Re
     else:
         files = fsspec_files(url, {"anon": True} if scheme == "s3" and options is None else options or {})
     if not files:
-        raise FileNotFoundError(f"{url} is a folder without files")
+        raise FileNotFoundError(f"{shown_url(url)} is a folder without files")
     check_count(url, len(files))
     check_names(url, files)
     return files

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from openpi.shared.errors import first_line, install_hint
+from openpi.shared.errors import first_line, install_hint, shown_url
 from openpi.shared.remote.files import Body, CutError, RefusedError, RemoteFile
 from openpi.shared.strict_json import Json
 
@@ -23,7 +23,7 @@ def fsspec_files(url: str, options: Mapping[str, object]) -> list[RemoteFile]:
         opened.invalidate_cache()
         root = str(opened._strip_protocol(url)).rstrip("/")
         if not opened.exists(root):
-            raise FileNotFoundError(f"{url} does not exist")
+            raise FileNotFoundError(f"{shown_url(url)} does not exist")
         info = opened.info(root)
         found = {root: info} if info["type"] == "file" else opened.find(root, detail=True)
     return [
@@ -70,7 +70,7 @@ def _own_errors(url: str) -> Iterator[None]:
     except (FileNotFoundError, CutError):
         raise
     except PermissionError as error:
-        raise RefusedError(f"{url}: {first_line(error)}") from error
+        raise RefusedError(f"{shown_url(url)}: {first_line(error)}") from error
     except Exception as error:
         raise CutError(f"{type(error).__name__}: {first_line(error)}") from error
 

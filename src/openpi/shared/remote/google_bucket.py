@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, urlencode, urlsplit
 
 from openpi.shared import strict_json
-from openpi.shared.errors import first_line
+from openpi.shared.errors import first_line, shown_url
 from openpi.shared.remote.files import RemoteFile
 from openpi.shared.remote.http_files import open_at, request
 from openpi.shared.remote.listings import check_count, read_page
@@ -34,7 +34,7 @@ def google_files(url: str) -> list[RemoteFile]:
     prefix = f"{path}/" if path else ""
     items = [item for item in _listing(objects, prefix) if not item["name"].endswith("/")]
     if not items:
-        raise FileNotFoundError(f"{url} does not exist")
+        raise FileNotFoundError(f"{shown_url(url)} does not exist")
     return [_file(objects, item, item["name"].removeprefix(prefix)) for item in items]
 
 
@@ -60,14 +60,14 @@ def _listing(objects: str, prefix: str) -> Iterator[Json]:
         if not token:
             return
         if token == query.get("pageToken") or empty_pages > _MAX_EMPTY_PAGES:
-            raise ConnectionError(f"the listing of {objects} has no end")
+            raise ConnectionError(f"the listing of {shown_url(objects)} has no end")
         query["pageToken"] = token
 
 
 def _json(url: str) -> Json:
     response = request(url, none_for=_MISSING)
     if response is None:
-        raise FileNotFoundError(f"{url} does not exist")
+        raise FileNotFoundError(f"{shown_url(url)} does not exist")
     with response:
         content = read_page(response)
     with _as_documented(url):
@@ -84,7 +84,7 @@ def _as_documented(url: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise ConnectionError(f"{url} does not answer as Google's storage does: {what}") from error
+        raise ConnectionError(f"{shown_url(url)} does not answer as Google's storage does: {what}") from error
 
 
 def _file(objects: str, item: Json, name: str) -> RemoteFile:

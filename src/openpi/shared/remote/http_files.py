@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-from openpi.shared.errors import first_line
+from openpi.shared.errors import first_line, printable, shown_url
 from openpi.shared.remote.files import NUM_CONNECTIONS, Body, CutError, RefusedError, RemoteFile
 from openpi.shared.remote.listings import MAX_DEPTH, check_count, read_page
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60  # without any byte
 
 _CHUNK_BYTES = 1 << 20
+_MAX_REASON = 80  # of what a server says about its status
 _REFUSED, _NO_SUCH_RANGE = (401, 403), (416,)
 _NO_HEAD = (403, 405, 501)  # servers without the method; signed links are signed for GET only
 _PASSING = (408, 429)  # and all from 500 on
@@ -66,7 +67,7 @@ def open_at(url: str, version: str | None, start: int) -> Iterator[Body]:
         begin = start if response.status == http.client.PARTIAL_CONTENT else 0
         length = _length(response)
         if length is None and response.headers.get("Transfer-Encoding") is None:
-            raise ConnectionError(f"{url} comes without a length, so that a cut could not be noticed")
+            raise ConnectionError(f"{shown_url(url)} comes without a length, so that a cut could not be noticed")
         yield Body(begin, None if length is None else begin + length, _chunks(response))
 
 
@@ -102,7 +103,7 @@ def request(
             return None
         passes = error.code in _PASSING or error.code >= http.client.INTERNAL_SERVER_ERROR
         kind = RefusedError if error.code in _REFUSED else CutError if passes else ConnectionError
-        raise kind(f"HTTP {error.code} {error.reason} from {url}") from error
+        raise kind(f"HTTP {error.code} {printable(str(error.reason))[:_MAX_REASON]} from {shown_url(url)}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise CutError(f"no answer from {urlsplit(url).netloc}: {reason}") from error
@@ -119,7 +120,7 @@ def _length(response: HTTPResponse) -> int | None:
     if length is None:
         return None
     if not (length.isascii() and length.isdigit()):
-        raise ConnectionError(f"{response.url} announces {length[:80]!r} bytes")
+        raise ConnectionError(f"{shown_url(response.url)} announces {length[:80]!r} bytes")
     return int(length)
 
 
@@ -133,7 +134,9 @@ def _links_below(folder: str) -> Iterator[str]:
     while folders:
         current = folders.pop()
         if current.removeprefix(folder).count("/") > MAX_DEPTH:
-            raise ConnectionError(f"{folder} lists folders in folders in folders, as {current[:200]}")
+            raise ConnectionError(
+                f"{shown_url(folder)} lists folders in folders in folders, as {shown_url(current)[:200]}"
+            )
         below = _links_in(current)
         folders += [link for link in reversed(below) if link.endswith("/")]
         files = [link for link in below if not link.endswith("/")]

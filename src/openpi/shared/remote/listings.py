@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPResponse
 
-from openpi.shared.errors import first_line
+from openpi.shared.errors import first_line, shown_url
 from openpi.shared.remote.files import PART, CutError, RemoteFile
 
 MAX_FILES = 2**20  # 50,000 episodes of three cameras are 200,000
@@ -26,9 +26,9 @@ def read_page(response: HTTPResponse) -> bytes:
     try:
         content = response.read(_MAX_PAGE_BYTES + 1)
     except (OSError, HTTPException) as error:
-        raise CutError(f"{response.url}: {type(error).__name__}: {first_line(error)}") from error
+        raise CutError(f"{shown_url(response.url)}: {type(error).__name__}: {first_line(error)}") from error
     if len(content) > _MAX_PAGE_BYTES:
-        raise ConnectionError(f"{response.url} lists more than {_MAX_PAGE_BYTES:,} bytes in one page")
+        raise ConnectionError(f"{shown_url(response.url)} lists more than {_MAX_PAGE_BYTES:,} bytes in one page")
     return content
 
 
@@ -38,7 +38,7 @@ def check_count(url: str, count: int) -> None:
         ConnectionError: so many files that nobody has put them there.
     """
     if count > MAX_FILES:
-        raise ConnectionError(f"{url} lists more than {MAX_FILES:,} files; name a folder inside it")
+        raise ConnectionError(f"{shown_url(url)} lists more than {MAX_FILES:,} files; name a folder inside it")
 
 
 def check_names(url: str, files: Sequence[RemoteFile]) -> None:
@@ -51,16 +51,16 @@ def check_names(url: str, files: Sequence[RemoteFile]) -> None:
     names = [file.name for file in files]
     for name in names:
         if ".." in name.split("/") or name.startswith("/"):
-            raise ValueError(f"{url} lists a file {_shown(name)}, which lies outside of it")
+            raise ValueError(f"{shown_url(url)} lists a file {_shown(name)}, which lies outside of it")
         if trouble := _trouble(name):
-            raise ValueError(f"{url} lists a file {_shown(name)}, which cannot be kept here: {trouble}")
+            raise ValueError(f"{shown_url(url)} lists a file {_shown(name)}, which cannot be kept here: {trouble}")
     counts = Counter(names)
     if len(counts) < len(names):
         twice = max(counts, key=counts.__getitem__)
-        raise ValueError(f"{url} lists the file {_shown(twice)} twice")
+        raise ValueError(f"{shown_url(url)} lists the file {_shown(twice)} twice")
     folders = {name[:end] for name in names for end, letter in enumerate(name) if letter == "/"}
     if both := sorted(counts.keys() & folders):
-        raise ValueError(f"{url} lists {_shown(both[0])} as a file and as a folder; name one of them")
+        raise ValueError(f"{shown_url(url)} lists {_shown(both[0])} as a file and as a folder; name one of them")
 
 
 def _trouble(name: str) -> str:

@@ -78,7 +78,7 @@ class VideoWriter:
         picture = self._waiting.get()
         if picture is None:
             return
-        container = self._av.open(str(self._partial), "w")
+        container = self._av.open(f"file:{self._partial}", "w")
         try:
             stream: Any = container.add_stream("libx264", rate=self._fps)
             stream.height, stream.width = (2 * (size // 2) for size in picture.shape[:2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from openpi_positronic.codecs.codec import Codec, Decoded, Given
 
 TIMESTAMP = "timestamp"
 _HIGHEST_FPS = 1000  # no arm is commanded faster
+_LONGEST_S = 86_400  # and no chunk lasts longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Timing(Codec):
     def __post_init__(self) -> None:
         if not _is_within(self.fps, _HIGHEST_FPS):
             raise ValueError(f"fps is {self.fps!r}; expected a rate above 0, and {_HIGHEST_FPS} at most")
-        if self.horizon_s is not None and not _is_within(self.horizon_s, math.inf):
-            raise ValueError(f"horizon_s is {self.horizon_s!r}; expected a time above 0, or None for whole chunks")
+        if self.horizon_s is not None and not _is_within(self.horizon_s, _LONGEST_S):
+            raise ValueError(
+                f"horizon_s is {self.horizon_s!r}; expected seconds, {_LONGEST_S} at most, or None for whole chunks"
+            )
 
     @property
     def served_meta(self) -> dict[str, object]:

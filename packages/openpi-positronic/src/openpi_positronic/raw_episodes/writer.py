@@ -245,7 +245,7 @@ class _VideoSink(_Sink):
         height, width = value.shape[:2]
         if height % 2 or width % 2:
             raise ValueError(f"'{name}' is {height} x {width} pixels; video needs an even height and width")
-        self._container = av.open(str(folder / f"{name}{layout.VIDEO}"), "w")
+        self._container = av.open(f"file:{folder / name}{layout.VIDEO}", "w")
         stream = self._container.add_stream(_ENCODER, rate=layout.VIDEO_FPS, options=dict(_ENCODER_OPTIONS))
         assert isinstance(stream, VideoStream)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
