@@ -156,7 +156,12 @@ def test_a_program_of_pytorch_reads_released_weights(run, trained, tmp_path):
     weight_layouts.write(latest(trained) / "params", config.model, tmp_path / "released", "pytorch")
     shutil.copytree(latest(trained) / "assets", tmp_path / "released" / "assets")
     text = run("their_inference.py", tmp_path / "released")
-    assert text.splitlines() == ["Actions shape: (3, 3)", "Losses: (4, 3, 4) True", "Sampled: (4, 3, 4) float32"]
+    assert text.splitlines() == [
+        "Actions shape: (3, 3)",
+        "Read by the configuration: True",
+        "Losses: (4, 3, 4) True",
+        "Sampled: (4, 3, 4) float32",
+    ]
 
 
 def test_recipes_of_a_copied_head_are_found_beside_ours(workspace):

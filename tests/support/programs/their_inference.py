@@ -24,6 +24,8 @@ device = torch.device("cpu")
 model = PI0Pytorch(config.model).to(device)
 safetensors.torch.load_model(model, f"{checkpoint_dir}/model.safetensors")
 model.eval()
+again = config.model.load_pytorch(config, f"{checkpoint_dir}/model.safetensors").state_dict()
+print("Read by the configuration:", all(torch.equal(again[name], value) for name, value in model.state_dict().items()))
 
 loader = _data_loader.create_data_loader(config, framework="pytorch", num_batches=1)
 for observation, actions in loader:
