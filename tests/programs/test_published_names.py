@@ -234,7 +234,9 @@ def test_inputs_take_the_width_that_older_recipes_give_them_and_are_the_same():
 
 def test_a_loader_of_ones_own_merges_what_it_has_read():
     """Of another action width: what does not fit is left out, and may be missing."""
-    reference = jax.eval_shape(lambda: {"llm": {"w": jnp.zeros(2), "lora_a": jnp.zeros(1)}, "head": {"w": jnp.zeros(3)}})
+    reference = jax.eval_shape(
+        lambda: {"llm": {"w": jnp.zeros(2), "lora_a": jnp.zeros(1)}, "head": {"w": jnp.zeros(3)}}
+    )
     loaded = {"llm": {"w": np.ones(2, np.float16)}, "old": {"w": np.ones(1)}}
     merged = _weight_loaders._merge_params(loaded, reference, missing_regex=".*lora.*|head/.*")
     at.check_pytree_equality(expected=reference, got=merged, check_shapes=True, check_dtypes=True)

@@ -49,6 +49,15 @@ USER_RECIPE = """
         model=Pi0Config(action_horizon=7),
         data=SimpleDataConfig(repo_id="me/mine", data_transforms=my_transforms),
     )
+    published = dataclasses.replace(
+        recipe,
+        freeze_filter=lambda path: "llm" in path,
+        data=SimpleDataConfig(
+            data_transforms=lambda model: transforms.Group(
+                inputs=[FlipGripper(axis=model.action_horizon)],
+            ),
+        ),
+    )
 """
 
 
@@ -94,11 +103,14 @@ def test_any_plain_metadata_survives(tmp_path_factory, value):
     assert load_recipe(directory) == config
 
 
-def test_a_lambda_is_refused_and_its_field_is_named(tmp_path):
-    config = TrainConfig(name="x", data=SimpleDataConfig(data_transforms=lambda _: transforms.Group()))
-    with pytest.raises(ValueError, match=r"config\.data\.data_transforms holds .*lambda.*top level"):
-        save_recipe(tmp_path, config)
-    assert not (tmp_path / "recipe.json").exists()
+def test_a_lambda_that_the_file_alone_does_not_give_is_refused_and_its_field_is_named(tmp_path):
+    group = transforms.Group()
+    twins = {"a": lambda m: transforms.Group(m + 1), "b": lambda m: transforms.Group(m - 1)}  # one line, two meanings
+    for made in (lambda _: group, lambda _, group=group: group, *twins.values(), eval("lambda _: transforms.Group()")):
+        config = TrainConfig(name="x", data=SimpleDataConfig(data_transforms=made))
+        with pytest.raises(ValueError, match=r"config\.data\.data_transforms holds .*lambda.*top level"):
+            save_recipe(tmp_path, config)
+        assert not (tmp_path / "recipe.json").exists()
 
 
 def test_an_open_object_is_refused_and_its_field_is_named(tmp_path):
@@ -182,6 +194,9 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         assert recipe == config.get_config({str(source)!r} + ":my_recipe")
         recipe_io.save_recipe({str(checkpoint)!r}, recipe)
         assert recipe_io.load_recipe({str(checkpoint)!r}) == recipe
+        published = config.get_config({str(source)!r} + ":published")
+        recipe_io.save_recipe({str(tmp_path / "published")!r}, published)
+        assert recipe_io.changes_since({str(tmp_path / "published")!r}, published) == []
         """
     )
     source.unlink()
@@ -193,10 +208,15 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         assert recipe.model.action_horizon == 7
         print(recipe.data.data_transforms(recipe.model).inputs[0])
         recipe_io.save_recipe({str(tmp_path / "copy")!r}, recipe)
+        published = recipe_io.load_recipe({str(tmp_path / "published")!r})
+        print(published.data.data_transforms(recipe.model).inputs[0])
+        assert published.freeze_filter("PaliGemma/llm/w") and not published.freeze_filter("PaliGemma/img/w")
+        recipe_io.save_recipe({str(tmp_path / "published copy")!r}, published)
         """
     )
-    assert (tmp_path / "copy" / "recipe.json").read_text() == (checkpoint / "recipe.json").read_text()
-    assert "FlipGripper(axis=6)" in output.stdout
+    for copy, first in (("copy", "checkpoint"), ("published copy", "published")):
+        assert (tmp_path / copy / "recipe.json").read_text() == (tmp_path / first / "recipe.json").read_text()
+    assert "FlipGripper(axis=6)" in output.stdout and "FlipGripper(axis=7)" in output.stdout
     assert "running the recipe's own code" in output.stderr
 
 

@@ -6,6 +6,7 @@ whoever downloaded it says so with `--trust-code`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -15,9 +16,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 from openpi.shared.downloaded import is_downloaded
 
@@ -44,21 +45,24 @@ class Collected:
         self._files: dict[str, Path] = {}
 
     def name(self, value: object, field: str) -> str:
-        """`module:QualName` of a class or function, after checking that it leads back to it.
+        """`module:QualName` of a class or function, after checking that it leads back to it; `module:lambda ...` of a
+        lambda that can be made again from what it says.
 
         Raises:
             ValueError: it does not.
         """
         module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<unnamed>")
-        if module is None or "<" in name:
+        home = sys.modules.get(module) if module != "__main__" else None
+        if module == "__main__":
+            raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
+        if home is not None and (text := _text_of_lambda(value, home)) is not None:
+            name = text
+        elif "<" in name:
             raise ValueError(
                 f"{field} holds {name}, which has no import path; define a function at the top level of the recipe's "
                 "file and name it instead"
             )
-        if module == "__main__":
-            raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
-        home = sys.modules.get(module)
-        if home is None or _look_up(home, name) is not value:
+        elif home is None or _look_up(home, name) is not value:
             raise ValueError(f"{field} holds {name}, but '{name}' of {module} is something else; give it another name")
         written = getattr(home, _MODULE_NAME, module)
         self._files[written] = Path(inspect.getfile(home))
@@ -104,6 +108,8 @@ class OwnCode:
         if module not in self._files:
             return None
         home = _own_module(module, self._files[module])
+        if qualname.startswith(("lambda ", "lambda:")):
+            return _lambda_of(qualname, home, self._files[module])
         value = _look_up(home, qualname)
         if getattr(value, "__module__", None) != home.__name__ or getattr(value, "__qualname__", None) != qualname:
             raise ValueError(f"{self._files[module]} defines no class or function '{qualname}'")
@@ -112,6 +118,39 @@ class OwnCode:
 
 def _look_up(home: ModuleType, qualname: str) -> object:
     return functools.reduce(lambda value, part: getattr(value, part, None), qualname.split("."), home)
+
+
+def _text_of_lambda(value: object, home: ModuleType) -> str | None:
+    """Of one in the module's file that knows nothing but the module's names; None for anything else."""
+    if not isinstance(value, FunctionType) or value.__name__ != "<lambda>":
+        return None
+    if value.__closure__ or value.__defaults__ or value.__kwdefaults__:
+        return None
+    at = _place_of(value.__code__)
+    texts = {text for text, code in _lambdas(Path(inspect.getfile(home))) if _place_of(code) == at}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def _place_of(code: CodeType) -> tuple[object, ...]:
+    """Line, and what is named there: of a file's lambdas, those that share it are seldom two."""
+    values = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    return code.co_firstlineno, code.co_names, code.co_varnames, values
+
+
+def _lambda_of(text: str, home: ModuleType, file: Path) -> object:
+    """The one that says so in the module's file. What is asked for is compared with that, and never run."""
+    for found, code in _lambdas(file):
+        if found == text:
+            return FunctionType(code, vars(home), "<lambda>")
+    raise ValueError(f"{file} has no '{text[:120]}'")
+
+
+def _lambdas(file: Path) -> Iterator[tuple[str, CodeType]]:
+    """What each says, and its code."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Lambda):
+            whole = compile(ast.Expression(node), str(file), "eval", dont_inherit=True)
+            yield ast.unparse(node), next(part for part in reversed(whole.co_consts) if isinstance(part, CodeType))
 
 
 def _checked_file(directory: Path, module: str, name: str) -> Path:
