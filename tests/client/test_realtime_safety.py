@@ -417,7 +417,7 @@ def test_numbers_are_looked_at_whatever_holds_them(bad):
 
 
 def test_keys_of_a_request_may_be_none_and_those_of_an_observation_may_not():
-    assert OPTIONAL == {"prompt", *request.KEYS}
+    assert {"prompt", *request.KEYS} == OPTIONAL
     watch = ObservationWatch(0.5)
     assert watch.problems({"state": np.zeros(2), **dict.fromkeys(OPTIONAL)}, 0.0) == []
     assert watch.problems({"state": None, "images": {"wrist": None}, "seed": None}, 0.0) == [

@@ -399,7 +399,7 @@ def test_own_names_are_what_the_own_file_defines(name, tmp_path, cache):
     folder = with_own_code(tmp_path / "run" / "9")
     document = json.loads((folder / "recipe.json").read_text())
     document["config"]["data"]["data_transforms"] = {"$ref": f"theirs:{name}"}
-    with pytest.raises(ValueError, match="defines no class or function|has no 'lambda"):
+    with pytest.raises(ValueError, match=r"defines no class or function|has no 'lambda"):
         load(folder, document)
 
 

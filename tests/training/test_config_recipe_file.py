@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -218,6 +219,75 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         assert (tmp_path / copy / "recipe.json").read_text() == (tmp_path / first / "recipe.json").read_text()
     assert "FlipGripper(axis=6)" in output.stdout and "FlipGripper(axis=7)" in output.stdout
     assert "running the recipe's own code" in output.stderr
+
+
+TWO_FILES = {
+    "lab/__init__.py": "",
+    "lab/recipes/arm.py": """
+        import dataclasses
+        from openpi.training.config import TrainConfig, SimpleDataConfig
+        from openpi.transforms import Group
+        from ..robots import arm as arm_policy
+        import lab.scales
+
+        data = SimpleDataConfig(data_transforms=lambda m: Group([arm_policy.ArmInputs()]))
+        recipe = TrainConfig(name="arm", data=data)
+        """,
+    "lab/robots/arm.py": """
+        import dataclasses
+        import numpy as np
+        from lab import scales
+
+        @dataclasses.dataclass(frozen=True)
+        class ArmInputs:
+            def __call__(self, data):
+                return {"state": data["state"] * scales.SCALE}
+        """,
+    "lab/scales.py": "import lab.robots.arm  # in a circle\nSCALE = 2\n",
+    "lab/unused.py": "",
+}
+
+
+def test_what_a_user_s_file_imports_from_its_folder_travels_with_it_and_stays_what_it_was(tmp_path):
+    """Two runs, before and after an edit, served by one process, which sees neither."""
+    for name, text in TWO_FILES.items():
+        file = tmp_path / "home" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text))
+    scales = tmp_path / "home" / "lab" / "scales.py"
+    for scale in (2, 3):
+        scales.write_text(scales.read_text().replace("SCALE = 2", f"SCALE = {scale}"))
+        _run(
+            f"""
+            import pathlib, sys
+            sys.path.insert(0, {str(tmp_path / "home")!r})
+            from openpi.training import config, recipe_io
+            recipe = config.get_config("lab.recipes.arm:recipe")
+            recipe_io.recipe_values(recipe)  # as training starts; the author goes on
+            file = pathlib.Path({str(scales)!r})
+            before = file.read_text()
+            file.write_text("SCALE = (")
+            recipe_io.save_recipe({str(tmp_path / str(scale))!r}, recipe)
+            file.write_text(before)
+            """
+        )
+    shutil.rmtree(tmp_path / "home")
+    output = _run(
+        f"""
+        import sys
+        from openpi.training import recipe_io
+        recipes = [recipe_io.load_recipe({str(tmp_path)!r} + f"/{{scale}}") for scale in (2, 3, 2)]
+        recipe_io.save_recipe({str(tmp_path / "again")!r}, recipes[1])
+        for recipe in (*recipes, recipe_io.load_recipe({str(tmp_path / "again")!r})):
+            print(recipe.data.data_transforms(None).inputs[0]({{"state": 10}}))
+        assert not [name for name in sys.modules if name.partition(".")[0] == "lab"]
+        """
+    )
+    assert [line for line in output.stdout.splitlines() if "state" in line] == [
+        f"{{'state': {10 * scale}}}" for scale in (2, 3, 2, 3)
+    ]
+    sources = json.loads((tmp_path / "2" / "recipe.json").read_text())["sources"]
+    assert set(sources) == {"lab", "lab.recipes.arm", "lab.robots.arm", "lab.scales"}
 
 
 def test_freeze_filters_match_whole_paths():

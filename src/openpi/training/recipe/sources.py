@@ -1,4 +1,4 @@
-"""The code of a user's own that a recipe names: copied beside the checkpoint, and run from there.
+"""The code of a user's own that a recipe names, with what it imports: copied beside the checkpoint, and run from there.
 
 `sources` in `recipe.json` maps modules to the copies. A copy runs when the folder was made on this machine, or when
 whoever downloaded it says so with `--trust-code`.
@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import ast
 import functools
-import hashlib
-import importlib.util
 import inspect
-import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 from openpi.shared.downloaded import is_downloaded
-
-logger = logging.getLogger(__name__)
+from openpi.training.recipe import copies
 
 # Set by `--trust-code` of every command; workers and further processes of a run inherit it.
 TRUST_VARIABLE = "OPENPI_TRUST_CODE"
 
-_FILE_NAME = re.compile(r"recipe_source(_[1-9]\d?)?\.py")
+_FILE_NAME = re.compile(r"recipe_source(_[1-9]\d{0,2})?\.py")
 _MAX_SOURCE_BYTES = 2**20
-# Attribute of a recipe's file that was loaded from a checkpoint: what it was called when it was written.
-_MODULE_NAME = "__openpi_module__"
 
 
 def is_code_trusted() -> bool:
@@ -51,7 +44,7 @@ class Collected:
         Raises:
             ValueError: it does not.
         """
-        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<unnamed>")
+        module, name = str(getattr(value, "__module__", None)), getattr(value, "__qualname__", "<unnamed>")
         home = sys.modules.get(module) if module != "__main__" else None
         if module == "__main__":
             raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
@@ -64,16 +57,16 @@ class Collected:
             )
         elif home is None or _look_up(home, name) is not value:
             raise ValueError(f"{field} holds {name}, but '{name}' of {module} is something else; give it another name")
-        written = getattr(home, _MODULE_NAME, module)
-        self._files[written] = Path(inspect.getfile(home))
+        written = copies.name_of(home)
+        self._files |= {written: Path(inspect.getfile(home))} | copies.needed(home)
         return f"{written}:{name}"
 
     def copy_to(self, directory: Path) -> dict[str, str]:
-        """Copies the files; returns their names by module."""
+        """Copies the files, with those of the user's own that they import; returns their names by module."""
         names = {}
         for i, (module, file) in enumerate(self._files.items()):
             names[module] = "recipe_source.py" if i == 0 else f"recipe_source_{i + 1}.py"
-            shutil.copyfile(file, directory / names[module])
+            (directory / names[module]).write_bytes(copies.text_of(file))
         return names
 
 
@@ -107,7 +100,7 @@ class OwnCode:
         module, _, qualname = name.partition(":")
         if module not in self._files:
             return None
-        home = _own_module(module, self._files[module])
+        home = copies.run(module, self._files)
         if qualname.startswith(("lambda ", "lambda:")):
             return _lambda_of(qualname, home, self._files[module])
         value = _look_up(home, qualname)
@@ -147,7 +140,7 @@ def _lambda_of(text: str, home: ModuleType, file: Path) -> object:
 
 def _lambdas(file: Path) -> Iterator[tuple[str, CodeType]]:
     """What each says, and its code."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(copies.text_of(file))):
         if isinstance(node, ast.Lambda):
             whole = compile(ast.Expression(node), str(file), "eval", dont_inherit=True)
             yield ast.unparse(node), next(part for part in reversed(whole.co_consts) if isinstance(part, CodeType))
@@ -177,33 +170,3 @@ def _own_places(directory: Path) -> list[Path]:
     """The folder; in the hub's cache, where all files are links, those of the same repository, too."""
     snapshots = [folder for folder in directory.parents if folder.name == "snapshots"]
     return [directory, *(folder.parent / "blobs" for folder in snapshots)]
-
-
-def _own_module(name: str, file: Path) -> ModuleType:
-    """The recipe's file as a module; the one already imported if it is the same file or text."""
-    loaded = sys.modules.get(name)
-    if loaded is not None and _same_text(getattr(loaded, "__file__", None), file):
-        return loaded
-    alias = f"openpi_recipe_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    if alias in sys.modules:
-        return sys.modules[alias]
-    logger.info("running the recipe's own code: %s (was %s)", file, name)
-    spec = importlib.util.spec_from_file_location(alias, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    setattr(module, _MODULE_NAME, name)
-    sys.modules[alias] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[alias]
-        if isinstance(error, Exception):
-            raise ValueError(f"{file} (was {name}) cannot be run: {type(error).__name__}: {error}") from error
-        raise
-    return module
-
-
-def _same_text(loaded_file: str | None, file: Path) -> bool:
-    loaded = Path(loaded_file) if loaded_file else None
-    return loaded is not None and loaded.exists() and loaded.read_bytes() == file.read_bytes()

@@ -13,9 +13,7 @@ _STRIDE, _SUSPICIOUS = 8, 0.5
 # How much a value of the state must change to count as motion; in rad and m this much is seen by a camera.
 _MOTION = 0.01
 # What a request may say beside its observation, where None stands for absent: a prompt may be left to the server, too.
-OPTIONAL = frozenset(
-    ("prompt", "seed", "noise", "trace", "prev_action_chunk", "inference_delay", "execution_horizon")
-)
+OPTIONAL = frozenset(("prompt", "seed", "noise", "trace", "prev_action_chunk", "inference_delay", "execution_horizon"))
 
 
 class ObservationWatch:
