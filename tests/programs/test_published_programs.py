@@ -161,6 +161,7 @@ def test_a_program_of_pytorch_reads_released_weights(run, trained, tmp_path):
         "Read by the configuration: True",
         "Losses: (4, 3, 4) True",
         "Sampled: (4, 3, 4) float32",
+        "By hand: True",
     ]
 
 
