@@ -241,9 +241,12 @@ TWO_FILES = {
         @dataclasses.dataclass(frozen=True)
         class ArmInputs:
             def __call__(self, data):
-                return {"state": data["state"] * scales.SCALE}
+                from ..later import DOUBLE  # when it is called
+
+                return {"state": data["state"] * scales.SCALE * DOUBLE}
         """,
     "lab/scales.py": "import lab.robots.arm  # in a circle\nSCALE = 2\n",
+    "lab/later.py": "DOUBLE = 2\n",
     "lab/unused.py": "",
 }
 
@@ -284,10 +287,10 @@ def test_what_a_user_s_file_imports_from_its_folder_travels_with_it_and_stays_wh
         """
     )
     assert [line for line in output.stdout.splitlines() if "state" in line] == [
-        f"{{'state': {10 * scale}}}" for scale in (2, 3, 2, 3)
+        f"{{'state': {20 * scale}}}" for scale in (2, 3, 2, 3)
     ]
     sources = json.loads((tmp_path / "2" / "recipe.json").read_text())["sources"]
-    assert set(sources) == {"lab", "lab.recipes.arm", "lab.robots.arm", "lab.scales"}
+    assert set(sources) == {"lab", "lab.recipes.arm", "lab.robots.arm", "lab.scales", "lab.later"}
 
 
 def test_freeze_filters_match_whole_paths():

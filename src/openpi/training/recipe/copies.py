@@ -6,6 +6,7 @@ A recipe's file is seldom alone: it imports robots' conventions from a file besi
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import functools
 import hashlib
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -41,32 +43,37 @@ def text_of(file: Path) -> bytes:
 
 
 def needed(home: ModuleType) -> dict[str, Path]:
-    """Files by module: the module's, and those of what it imports from the folder that it is in."""
+    """Files by module: the module's, and those of what it imports, now or later, from the folder that it is in."""
+    if hasattr(home, _FILES):
+        return getattr(home, _FILES)
+    file = Path(inspect.getfile(home)).resolve()
+    root = file.parents[home.__name__.count(".") + (file.name == "__init__.py")]
     files: dict[str, Path] = {}
-    waiting = {name_of(home): home}
+    waiting = {home.__name__: file}
     while waiting:
-        name, module = waiting.popitem()
-        files |= getattr(module, _FILES, None) or {name: Path(inspect.getfile(module))}
-        waiting |= {each: found for each, found in _imported(module).items() if each not in files}
+        name, file = waiting.popitem()
+        files[name] = file
+        if root.name not in ("site-packages", "dist-packages"):  # what is installed is not copied
+            waiting |= {each: path for each, path in _imported(name, file, root).items() if each not in files}
     return files
 
 
 @functools.cache
-def _imported(home: ModuleType) -> dict[str, ModuleType]:
-    """What a module imports of its author's own: what its folder has under that name."""
-    file = Path(inspect.getfile(home)).resolve()
-    root = file.parents[home.__name__.count(".") + (file.name == "__init__.py")]
-    if root.name in ("site-packages", "dist-packages") or hasattr(home, _FILES):
-        return {}
+def _imported(name: str, file: Path, root: Path) -> dict[str, Path]:
+    """What a module imports of its author's own: what is in the folder, unless the name means something else."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found = {}
-    for name in _names_of_imports(file, home.__package__ or ""):
-        module, place = sys.modules.get(name), root / name.replace(".", "/")
-        its_file = getattr(module, "__file__", None)
-        if module is None or its_file is None or name.partition(".")[0] == "openpi":
-            continue
-        if Path(its_file).resolve() in (place.with_suffix(".py"), place / "__init__.py"):
-            found[name] = module
-    return found
+    try:
+        names = set(_names_of_imports(file, package))
+    except (SyntaxError, ImportError):  # of a file that has not been imported yet
+        return {}
+    for each in sorted(names):
+        place = root / each.replace(".", "/")
+        path = next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
+        loaded = getattr(sys.modules.get(each), "__file__", None)
+        if path is not None and (each not in sys.modules or (loaded and Path(loaded).resolve() == path)):
+            found[each] = path
+    return {each: path for each, path in found.items() if each.partition(".")[0] != "openpi"}
 
 
 def _names_of_imports(file: Path, package: str) -> Iterator[str]:
@@ -93,9 +100,8 @@ def run(name: str, files: Mapping[str, Path]) -> ModuleType:
         return sys.modules[name]
     content = b"".join(each.encode() + b"\0" + files[each].read_bytes() for each in sorted(files))
     prefix = f"openpi_recipe_{hashlib.sha256(content).hexdigest()[:12]}"
-    finder = _Copies(prefix, files)
-    with _running, finder.found_by_name():
-        return finder.run(name)
+    with _running:
+        return _Copies(prefix, files).run(name)
 
 
 def _is_imported(name: str, file: Path) -> bool:
@@ -110,6 +116,7 @@ class _Copies(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, prefix: str, files: Mapping[str, Path]) -> None:
         self._prefix, self._files = prefix, files
+        self._is_found = False
 
     def run(self, name: str) -> ModuleType:
         alias = f"{self._prefix}.{name}"
@@ -125,6 +132,8 @@ class _Copies(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__package__ = name if is_package else name.rpartition(".")[0]
         if is_package:
             module.__path__ = []
+        # Asked by the import statements of this module alone, those that run later, too.
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
         setattr(module, _NAME, name)
         setattr(module, _FILES, dict(self._files))
         sys.modules[alias] = module
@@ -139,16 +148,22 @@ class _Copies(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             raise
         return module
 
+    def _import(self, *arguments: Any, **options: Any) -> ModuleType:
+        """`import` as these modules know it."""
+        with _running, contextlib.nullcontext() if self._is_found else self._found_by_name():
+            return builtins.__import__(*arguments, **options)
+
     @contextlib.contextmanager
-    def found_by_name(self) -> Iterator[None]:
-        """While this lasts, imports give the copies."""
+    def _found_by_name(self) -> Iterator[None]:
         names = {name.rsplit(".", i)[0] for name in self._files for i in range(name.count(".") + 1)}
         sys.modules.setdefault(self._prefix, ModuleType(self._prefix))  # imports look for the parents of names
         before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
         sys.meta_path.insert(0, self)
+        self._is_found = True
         try:
             yield
         finally:
+            self._is_found = False
             sys.meta_path.remove(self)
             for name in names:
                 sys.modules.pop(name, None)
