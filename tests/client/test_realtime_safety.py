@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from openpi.policies import request
 from openpi_client import realtime
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.freshness import Freshness
-from openpi_client.realtime.watch import ObservationWatch
+from openpi_client.realtime.watch import OPTIONAL, ObservationWatch
 from realtime_world import DT, HORIZON, Arm, Walk, World, metadata
 
 FAR = "[range] state 'shoulder': 57.3 is far outside the training range -1..1"
@@ -412,6 +413,16 @@ def test_numbers_are_looked_at_whatever_holds_them(bad):
     watch = ObservationWatch(0.5)
     assert watch.problems({"state": bad, "prompt": "go", "tags": ["a", "b"], "odd": [[1], [2, 3]]}, 0.0) == [
         "'state' holds NaN or infinity"
+    ]
+
+
+def test_keys_of_a_request_may_be_none_and_those_of_an_observation_may_not():
+    assert {"prompt", *request.KEYS} == OPTIONAL
+    watch = ObservationWatch(0.5)
+    assert watch.problems({"state": np.zeros(2), **dict.fromkeys(OPTIONAL)}, 0.0) == []
+    assert watch.problems({"state": None, "images": {"wrist": None}, "seed": None}, 0.0) == [
+        "'images/wrist' is missing",
+        "'state' is missing",
     ]
 
 

@@ -18,10 +18,12 @@ import openpi.training.config as _config
 import openpi.training.data_loader as _data_loader
 import openpi.training.sharding as sharding
 import openpi.training.utils as training_utils
+import openpi.training.weight_loaders as _weight_loaders
 import openpi.transforms as transforms
 import tiny_recipe
 from openpi.cli.data import stats
 from openpi.models.model import Observation
+from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.training import freeze
 from openpi.training.backend import open_backend
 from openpi.training.run import preflight
@@ -217,6 +219,30 @@ def test_errors_of_renaming_name_the_keys_that_the_user_wrote():
             transforms.transform_dict({pattern: replacement}, tree)
     with pytest.raises(KeyError, match="for 'images/front', needs the key 'camra'"):
         transforms.RepackTransform({"images": {"front": "camra"}})({"camera": 1})
+
+
+def test_inputs_take_the_width_that_older_recipes_give_them_and_are_the_same():
+    kind = _config.get_config("pi0_libero").model.model_type
+    for inputs in (libero_policy.LiberoInputs, droid_policy.DroidInputs, ur5_policy.UR5Inputs):
+        older = inputs(action_dim=32, model_type=kind)
+        assert older == dataclasses.replace(older) == inputs(model_type=kind)
+    assert aloha_policy.AlohaInputs(action_dim=14, adapt_to_pi=False) == aloha_policy.AlohaInputs(adapt_to_pi=False)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_of_ones_own_merges_what_it_has_read():
+    """Of another action width: what does not fit is left out, and may be missing."""
+    reference = jax.eval_shape(
+        lambda: {"llm": {"w": jnp.zeros(2), "lora_a": jnp.zeros(1)}, "head": {"w": jnp.zeros(3)}}
+    )
+    loaded = {"llm": {"w": np.ones(2, np.float16)}, "old": {"w": np.ones(1)}}
+    merged = _weight_loaders._merge_params(loaded, reference, missing_regex=".*lora.*|head/.*")
+    at.check_pytree_equality(expected=reference, got=merged, check_shapes=True, check_dtypes=True)
+    assert merged["llm"]["w"].tolist() == [1, 1] and merged["head"]["w"] is reference["head"]["w"]
+    partly = _weight_loaders._merge_params(loaded, reference, missing_regex="lora.*")  # which matches no whole path
+    assert partly.keys() == {"llm"} and partly["llm"].keys() == {"w"}
 
 
 # --- models, recipes, sharding -----------------------------------------------------------------------------------

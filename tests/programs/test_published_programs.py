@@ -140,7 +140,7 @@ def test_its_checkpoint_is_served_and_what_it_answered_is_looked_at_in_a_noteboo
 def test_the_cells_of_the_inference_notebook_run(trained):
     names = f"""
         from their_policy import make_arm_example as make_example
-        POLICY_CONFIG = MODEL_CONFIG = "their_config:_ARM"
+        POLICY_CONFIG = MODEL_CONFIG = "their_config:pi0_arm"
         POLICY_CHECKPOINT = MODEL_CHECKPOINT = {str(latest(trained))!r}
     """
     lines = run_cells("inference.ipynb", textwrap.dedent(names)).splitlines()
@@ -156,14 +156,24 @@ def test_a_program_of_pytorch_reads_released_weights(run, trained, tmp_path):
     weight_layouts.write(latest(trained) / "params", config.model, tmp_path / "released", "pytorch")
     shutil.copytree(latest(trained) / "assets", tmp_path / "released" / "assets")
     text = run("their_inference.py", tmp_path / "released")
-    assert text.splitlines() == ["Actions shape: (3, 3)", "Losses: (4, 3, 4) True", "Sampled: (4, 3, 4) float32"]
+    assert text.splitlines() == [
+        "Actions shape: (3, 3)",
+        "Read by the configuration: True",
+        "Losses: (4, 3, 4) True",
+        "Sampled: (4, 3, 4) float32",
+        "By hand: True",
+    ]
 
 
 def test_recipes_of_a_copied_head_are_found_beside_ours(workspace):
     import their_config
 
     assert {"paligemma_vq_droid", "pi05_droid_jointpos_polaris"} <= their_config._CONFIGS_DICT.keys()
-    assert _config.get_config("their_config:_ARM") is their_config.get_config("pi0_arm")
+    assert _config.get_config("their_config:pi0_arm") is their_config.get_config("pi0_arm")
+    with pytest.raises(
+        ValueError, match=r"has no 'pi0_amr'; name one of its recipes: their_config:pi0_arm, their_config:"
+    ):
+        _config.get_config("their_config:pi0_amr")
     assert _config._CONFIGS_DICT["debug"] is _config.get_config("debug")
     assert _config._CONFIGS[0] in _config._CONFIGS_DICT.values()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,15 @@ USER_RECIPE = """
         model=Pi0Config(action_horizon=7),
         data=SimpleDataConfig(repo_id="me/mine", data_transforms=my_transforms),
     )
+    published = dataclasses.replace(
+        recipe,
+        freeze_filter=lambda path: "llm" in path,
+        data=SimpleDataConfig(
+            data_transforms=lambda model: transforms.Group(
+                inputs=[FlipGripper(axis=model.action_horizon)],
+            ),
+        ),
+    )
 """
 
 
@@ -94,11 +104,14 @@ def test_any_plain_metadata_survives(tmp_path_factory, value):
     assert load_recipe(directory) == config
 
 
-def test_a_lambda_is_refused_and_its_field_is_named(tmp_path):
-    config = TrainConfig(name="x", data=SimpleDataConfig(data_transforms=lambda _: transforms.Group()))
-    with pytest.raises(ValueError, match=r"config\.data\.data_transforms holds .*lambda.*top level"):
-        save_recipe(tmp_path, config)
-    assert not (tmp_path / "recipe.json").exists()
+def test_a_lambda_that_the_file_alone_does_not_give_is_refused_and_its_field_is_named(tmp_path):
+    group = transforms.Group()
+    twins = {"a": lambda m: transforms.Group(m + 1), "b": lambda m: transforms.Group(m - 1)}  # one line, two meanings
+    for made in (lambda _: group, lambda _, group=group: group, *twins.values(), eval("lambda _: transforms.Group()")):
+        config = TrainConfig(name="x", data=SimpleDataConfig(data_transforms=made))
+        with pytest.raises(ValueError, match=r"config\.data\.data_transforms holds .*lambda.*top level"):
+            save_recipe(tmp_path, config)
+        assert not (tmp_path / "recipe.json").exists()
 
 
 def test_an_open_object_is_refused_and_its_field_is_named(tmp_path):
@@ -182,6 +195,9 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         assert recipe == config.get_config({str(source)!r} + ":my_recipe")
         recipe_io.save_recipe({str(checkpoint)!r}, recipe)
         assert recipe_io.load_recipe({str(checkpoint)!r}) == recipe
+        published = config.get_config({str(source)!r} + ":published")
+        recipe_io.save_recipe({str(tmp_path / "published")!r}, published)
+        assert recipe_io.changes_since({str(tmp_path / "published")!r}, published) == []
         """
     )
     source.unlink()
@@ -193,11 +209,88 @@ def test_a_user_file_travels_with_the_checkpoint(tmp_path):
         assert recipe.model.action_horizon == 7
         print(recipe.data.data_transforms(recipe.model).inputs[0])
         recipe_io.save_recipe({str(tmp_path / "copy")!r}, recipe)
+        published = recipe_io.load_recipe({str(tmp_path / "published")!r})
+        print(published.data.data_transforms(recipe.model).inputs[0])
+        assert published.freeze_filter("PaliGemma/llm/w") and not published.freeze_filter("PaliGemma/img/w")
+        recipe_io.save_recipe({str(tmp_path / "published copy")!r}, published)
         """
     )
-    assert (tmp_path / "copy" / "recipe.json").read_text() == (checkpoint / "recipe.json").read_text()
-    assert "FlipGripper(axis=6)" in output.stdout
+    for copy, first in (("copy", "checkpoint"), ("published copy", "published")):
+        assert (tmp_path / copy / "recipe.json").read_text() == (tmp_path / first / "recipe.json").read_text()
+    assert "FlipGripper(axis=6)" in output.stdout and "FlipGripper(axis=7)" in output.stdout
     assert "running the recipe's own code" in output.stderr
+
+
+TWO_FILES = {
+    "lab/__init__.py": "",
+    "lab/recipes/arm.py": """
+        import dataclasses
+        from openpi.training.config import TrainConfig, SimpleDataConfig
+        from openpi.transforms import Group
+        from ..robots import arm as arm_policy
+        import lab.scales
+
+        data = SimpleDataConfig(data_transforms=lambda m: Group([arm_policy.ArmInputs()]))
+        recipe = TrainConfig(name="arm", data=data)
+        """,
+    "lab/robots/arm.py": """
+        import dataclasses
+        import numpy as np
+        from lab import scales
+
+        @dataclasses.dataclass(frozen=True)
+        class ArmInputs:
+            def __call__(self, data):
+                from ..later import DOUBLE  # when it is called
+
+                return {"state": data["state"] * scales.SCALE * DOUBLE}
+        """,
+    "lab/scales.py": "import lab.robots.arm  # in a circle\nSCALE = 2\n",
+    "lab/later.py": "DOUBLE = 2\n",
+    "lab/unused.py": "",
+}
+
+
+def test_what_a_user_s_file_imports_from_its_folder_travels_with_it_and_stays_what_it_was(tmp_path):
+    """Two runs, before and after an edit, served by one process, which sees neither."""
+    for name, text in TWO_FILES.items():
+        file = tmp_path / "home" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text))
+    scales = tmp_path / "home" / "lab" / "scales.py"
+    for scale in (2, 3):
+        scales.write_text(scales.read_text().replace("SCALE = 2", f"SCALE = {scale}"))
+        _run(
+            f"""
+            import pathlib, sys
+            sys.path.insert(0, {str(tmp_path / "home")!r})
+            from openpi.training import config, recipe_io
+            recipe = config.get_config("lab.recipes.arm:recipe")
+            recipe_io.recipe_values(recipe)  # as training starts; the author goes on
+            file = pathlib.Path({str(scales)!r})
+            before = file.read_text()
+            file.write_text("SCALE = (")
+            recipe_io.save_recipe({str(tmp_path / str(scale))!r}, recipe)
+            file.write_text(before)
+            """
+        )
+    shutil.rmtree(tmp_path / "home")
+    output = _run(
+        f"""
+        import sys
+        from openpi.training import recipe_io
+        recipes = [recipe_io.load_recipe({str(tmp_path)!r} + f"/{{scale}}") for scale in (2, 3, 2)]
+        recipe_io.save_recipe({str(tmp_path / "again")!r}, recipes[1])
+        for recipe in (*recipes, recipe_io.load_recipe({str(tmp_path / "again")!r})):
+            print(recipe.data.data_transforms(None).inputs[0]({{"state": 10}}))
+        assert not [name for name in sys.modules if name.partition(".")[0] == "lab"]
+        """
+    )
+    assert [line for line in output.stdout.splitlines() if "state" in line] == [
+        f"{{'state': {20 * scale}}}" for scale in (2, 3, 2, 3)
+    ]
+    sources = json.loads((tmp_path / "2" / "recipe.json").read_text())["sources"]
+    assert set(sources) == {"lab", "lab.recipes.arm", "lab.robots.arm", "lab.scales", "lab.later"}
 
 
 def test_freeze_filters_match_whole_paths():

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from openpi.models.gemma_config import GemmaConfig
     from openpi.models.model import Actions, BaseModel, Observation
     from openpi.models.siglip_config import SiglipConfig
+    from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 IMAGE_RESOLUTION = (224, 224)
@@ -79,6 +81,19 @@ class BaseModelConfig(abc.ABC):
         Raises:
             ValueError: structure or shapes differ; every differing path is named.
         """
+
+    def load_pytorch(self, train_config: object, weight_path: Path | str) -> PI0Pytorch:
+        """The published PyTorch module with the weights of a `model.safetensors`, on the CPU.
+
+        Args:
+            train_config: that this is the model of, which programs pass; not looked at.
+        Raises:
+            ValueError: the model is pi0-FAST, which has no such module.
+        """
+        del train_config
+        from openpi.models_pytorch import pi0_pytorch
+
+        return pi0_pytorch.from_file(self, weight_path)
 
     def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
         """Shapes and dtypes of the training inputs as `jax.ShapeDtypeStruct` leaves."""

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openpi.models.model_config import BaseModelConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models_pytorch import loading
 from openpi.models_pytorch.augment import Draws
@@ -157,6 +160,13 @@ class PI0Pytorch(nn.Module):
         given = {field.name: getattr(observation, field.name, None) for field in dataclasses.fields(Observation)}
         given["image"], given["image_mask"] = given.pop("images"), given.pop("image_masks")
         return Observation.from_dict(given, device=self._device)
+
+
+def from_file(config: BaseModelConfig, path: Path | str) -> PI0Pytorch:
+    """With the weights of a `model.safetensors`, on the CPU. Raises ValueError as of `PI0Pytorch`."""
+    model = PI0Pytorch(cast(Pi0Config, config))
+    safetensors.torch.load_model(model, path)
+    return model
 
 
 def _to_released(module: PI0Pytorch, state_dict: dict[str, object], prefix: str, metadata: object) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openpi.policies.images import black_like, to_uint8_hwc
+from openpi.policies.robot_inputs import PaddedLater
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 from openpi.shared.errors import listed, missing_key
 
@@ -55,7 +56,7 @@ def make_aloha_example() -> dict:
 
 
 @dataclass(frozen=True)
-class AlohaInputs:
+class AlohaInputs(PaddedLater):
     """Client keys, or a dataset repacked to them, to the model's inputs.
 
     Takes `images/cam_high` and optionally `cam_left_wrist`, `cam_right_wrist` (a missing one is black and

@@ -12,7 +12,7 @@ import numpy as np
 
 from openpi.models.model_config import IMAGE_KEYS, ModelType
 from openpi.models.pi0_fast_config import FAST_IMAGE_KEYS
-from openpi.policies.robot_inputs import robot_actions, robot_inputs
+from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 
 _EXTERIOR, _WRIST = "observation/exterior_image_1_left", "observation/wrist_image_left"
@@ -50,7 +50,7 @@ def make_droid_example() -> dict:
 
 
 @dataclass(frozen=True)
-class DroidInputs:
+class DroidInputs(PaddedLater):
     """Client keys, or a dataset repacked to them, to the model's inputs; `actions` pass through.
 
     Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h, w]; joint positions float[7]; gripper position

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.robot_inputs import robot_actions, robot_inputs
+from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 
 _IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
@@ -49,7 +49,7 @@ def make_libero_example() -> dict:
 
 
 @dataclass(frozen=True)
-class LiberoInputs:
+class LiberoInputs(PaddedLater):
     """Client keys, or a dataset repacked to them, to the model's inputs.
 
     `state`, `actions` and `prompt` pass through. Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h,

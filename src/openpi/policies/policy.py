@@ -50,6 +50,18 @@ class ExampleError(ValueError):
     """An observation made up for warming up is not what the transforms take."""
 
 
+def _sampler_of(model: Any, rng: Any, pytorch_device: str | None) -> Sampler:
+    if not hasattr(model, "sample_actions"):
+        return model
+    if pytorch_device is None:
+        from openpi.policies.sampler_jax import JaxSampler
+
+        return JaxSampler(model, seed=0 if rng is None else rng)
+    from openpi.policies.sampler_pytorch import PytorchSampler
+
+    return PytorchSampler(getattr(model, "model", model), device=pytorch_device)
+
+
 class Policy(BasePolicy):
     """Runs one observation through transforms, model and back.
 
@@ -67,8 +79,9 @@ class Policy(BasePolicy):
 
     def __init__(
         self,
-        sampler: Sampler,
+        model: Any,
         *,
+        rng: Any = None,
         transforms: Sequence[_transforms.DataTransformFn] = (),
         output_transforms: Sequence[_transforms.DataTransformFn] = (),
         sample_kwargs: Mapping[str, object] | None = None,
@@ -77,9 +90,13 @@ class Policy(BasePolicy):
         hold_transforms: Sequence[_transforms.DataTransformFn] | None = None,
         continuation: Continuation | None = None,
         checkpoint: Mapping[str, str | int] | None = None,
+        pytorch_device: str = "cpu",
+        is_pytorch: bool = False,
     ) -> None:
         """
         Args:
+            model: a `Sampler`; or a model, as programs that load one themselves have it, for which one is made.
+            rng: of JAX, that a model's noise is drawn from; None = `key(0)`.
             transforms: observation -> un-batched model inputs.
             output_transforms: `{"state", "actions"}` as the model has them -> what the robot gets.
             sample_kwargs: passed to the sampler with every call, such as `num_steps`.
@@ -87,10 +104,11 @@ class Policy(BasePolicy):
             hold_transforms: `{"state"}` as the model has it -> actions for standing still, the answer when the model
                 wrote no action chunk; None = that is an error.
             continuation: how chunks go on from what a robot is still playing; None = requests for that are refused.
+            pytorch_device, is_pytorch: where a model runs, and that it is of PyTorch.
         """
         is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
-        self._sampler = sampler
+        self._sampler: Sampler = _sampler_of(model, rng, pytorch_device if is_pytorch else None)
         self.transforms = tuple(transforms)
         self._steps = [*guards, *transforms]
         self._to_model = _transforms.compose(self._steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 
@@ -61,6 +61,18 @@ def robot_inputs(
 def robot_actions(data: Mapping[str, object], width: int) -> dict[str, object]:
     """The model's padded actions, cut to the robot's: [..., width]."""
     return {"actions": np.asarray(data["actions"])[..., :width]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedLater:
+    """Takes `action_dim`, as recipes written for older versions give it, where states were padded to it: they are after
+    they have been normalized, by `PadStatesAndActions`.
+    """
+
+    action_dim: InitVar[int | None] = None
+
+    def __post_init__(self, action_dim: int | None) -> None:
+        del action_dim
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ class JaxSampler:
 
     warms_up_beside = True  # another batch size, while another thread samples
 
-    def __init__(self, model: BaseModel, *, seed: int = 0) -> None:
+    def __init__(self, model: BaseModel, *, seed: int | jax.Array = 0) -> None:
         self._model = jax.device_put(model)
-        self._rng = jax.random.key(seed)
+        self._rng = jax.random.key(seed) if isinstance(seed, int) else seed
         self._sample = jax.jit(_sample, static_argnames="sample_kwargs")
         self._extents = Extents(model.config)
         self.takes_noise = "noise" in inspect.signature(model.sample_actions).parameters

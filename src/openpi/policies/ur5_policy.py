@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from openpi.models.model_config import ModelType
-from openpi.policies.robot_inputs import robot_actions, robot_inputs
+from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
 
 _BASE, _WRIST, _JOINTS, _GRIPPER = "base_rgb", "wrist_rgb", "joints", "gripper"
@@ -42,7 +42,7 @@ def make_ur5_example() -> dict:
 
 
 @dataclass(frozen=True)
-class UR5Inputs:
+class UR5Inputs(PaddedLater):
     """Client keys, or a dataset repacked to them, to the model's inputs; `actions` and `prompt` pass through.
 
     Takes images uint8 or float in [0, 1], [h, w, 3] or [3, h, w]. The third image slot stays black.

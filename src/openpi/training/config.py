@@ -294,12 +294,15 @@ def _registered() -> Mapping[str, TrainConfig]:
 
 
 def _config_of_attribute(reference: str) -> TrainConfig:
+    """Of a file's attributes; or, by its name, of the file's list `_CONFIGS`, as the published one has it."""
     where, module, attribute = references.resolve(reference, "recipe")
-    if not attribute or not hasattr(module, attribute):
-        recipes = [f"{where}:{name}" for name, value in vars(module).items() if isinstance(value, TrainConfig)]
+    listed = {config.name: config for config in getattr(module, "_CONFIGS", ()) if hasattr(config, "name")}
+    if not attribute or (attribute not in listed and not hasattr(module, attribute)):
+        known = [name for name, value in vars(module).items() if isinstance(value, TrainConfig)]
+        recipes = [f"{where}:{name}" for name in dict.fromkeys((*known, *listed))]
         what = f"has no '{attribute}'" if attribute else "is a file of recipes"
         raise ValueError(f"{where} {what}; name one of its recipes: {', '.join(recipes) or 'there is none'}")
-    config = getattr(module, attribute)
+    config = getattr(module, attribute) if hasattr(module, attribute) else listed[attribute]
     if callable(config) and not isinstance(config, type):
         config = config()
     from openpi.training.recipe import adopted

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Protocol, Self, runtime_checkable
@@ -158,15 +159,27 @@ def _load(weights: Weights, params: Mapping[str, object]) -> dict[str, object]:
     return overlay(params, published_tree.tree_of(weights))
 
 
-def overlay(reference: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, object]:
-    """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference."""
-    found = flatten(loaded)
+def overlay(reference: Mapping[str, object], loaded: Mapping[str, object], may_keep: str = ".*") -> dict[str, object]:
+    """The reference tree with the loaded leaves put in; unknown ones are dropped, dtypes follow the reference.
+
+    Args:
+        may_keep: what lacks a loaded leaf and matches this, whole, has the reference's; what does not is left out.
+    """
+    found, is_kept = flatten(loaded), re.compile(may_keep).fullmatch
     return unflatten(
         {
             path: found[path].astype(leaf.dtype, copy=False) if path in found else leaf
             for path, leaf in flatten(reference).items()
+            if path in found or is_kept(path)
         }
     )
+
+
+def _merge_params(
+    loaded_params: Mapping[str, object], params: Mapping[str, object], *, missing_regex: str
+) -> dict[str, object]:
+    """`overlay` as loaders of users' own call it, by its published name."""
+    return overlay(params, loaded_params, missing_regex)
 
 
 def _shapes(leaves: Tree) -> Shapes:

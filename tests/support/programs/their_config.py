@@ -97,7 +97,6 @@ _CONFIGS = [
     *polaris_config.get_polaris_configs(),
 ]
 _CONFIGS_DICT = {config.name: config for config in _CONFIGS}
-_ARM = _CONFIGS_DICT["pi0_arm"]
 
 
 def get_config(config_name: str) -> TrainConfig:

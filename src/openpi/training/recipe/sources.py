@@ -1,4 +1,4 @@
-"""The code of a user's own that a recipe names: copied beside the checkpoint, and run from there.
+"""The code of a user's own that a recipe names, with what it imports: copied beside the checkpoint, and run from there.
 
 `sources` in `recipe.json` maps modules to the copies. A copy runs when the folder was made on this machine, or when
 whoever downloaded it says so with `--trust-code`.
@@ -6,30 +6,24 @@ whoever downloaded it says so with `--trust-code`.
 
 from __future__ import annotations
 
+import ast
 import functools
-import hashlib
-import importlib.util
 import inspect
-import logging
 import os
 import re
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 from openpi.shared.downloaded import is_downloaded
-
-logger = logging.getLogger(__name__)
+from openpi.training.recipe import copies
 
 # Set by `--trust-code` of every command; workers and further processes of a run inherit it.
 TRUST_VARIABLE = "OPENPI_TRUST_CODE"
 
-_FILE_NAME = re.compile(r"recipe_source(_[1-9]\d?)?\.py")
+_FILE_NAME = re.compile(r"recipe_source(_[1-9]\d{0,2})?\.py")
 _MAX_SOURCE_BYTES = 2**20
-# Attribute of a recipe's file that was loaded from a checkpoint: what it was called when it was written.
-_MODULE_NAME = "__openpi_module__"
 
 
 def is_code_trusted() -> bool:
@@ -44,32 +38,35 @@ class Collected:
         self._files: dict[str, Path] = {}
 
     def name(self, value: object, field: str) -> str:
-        """`module:QualName` of a class or function, after checking that it leads back to it.
+        """`module:QualName` of a class or function, after checking that it leads back to it; `module:lambda ...` of a
+        lambda that can be made again from what it says.
 
         Raises:
             ValueError: it does not.
         """
-        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<unnamed>")
-        if module is None or "<" in name:
+        module, name = str(getattr(value, "__module__", None)), getattr(value, "__qualname__", "<unnamed>")
+        home = sys.modules.get(module) if module != "__main__" else None
+        if module == "__main__":
+            raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
+        if home is not None and (text := _text_of_lambda(value, home)) is not None:
+            name = text
+        elif "<" in name:
             raise ValueError(
                 f"{field} holds {name}, which has no import path; define a function at the top level of the recipe's "
                 "file and name it instead"
             )
-        if module == "__main__":
-            raise ValueError(f"{field} holds {name} of a script; move it to a file that can be imported")
-        home = sys.modules.get(module)
-        if home is None or _look_up(home, name) is not value:
+        elif home is None or _look_up(home, name) is not value:
             raise ValueError(f"{field} holds {name}, but '{name}' of {module} is something else; give it another name")
-        written = getattr(home, _MODULE_NAME, module)
-        self._files[written] = Path(inspect.getfile(home))
+        written = copies.name_of(home)
+        self._files |= {written: Path(inspect.getfile(home))} | copies.needed(home)
         return f"{written}:{name}"
 
     def copy_to(self, directory: Path) -> dict[str, str]:
-        """Copies the files; returns their names by module."""
+        """Copies the files, with those of the user's own that they import; returns their names by module."""
         names = {}
         for i, (module, file) in enumerate(self._files.items()):
             names[module] = "recipe_source.py" if i == 0 else f"recipe_source_{i + 1}.py"
-            shutil.copyfile(file, directory / names[module])
+            (directory / names[module]).write_bytes(copies.text_of(file))
         return names
 
 
@@ -103,7 +100,9 @@ class OwnCode:
         module, _, qualname = name.partition(":")
         if module not in self._files:
             return None
-        home = _own_module(module, self._files[module])
+        home = copies.run(module, self._files)
+        if qualname.startswith(("lambda ", "lambda:")):
+            return _lambda_of(qualname, home, self._files[module])
         value = _look_up(home, qualname)
         if getattr(value, "__module__", None) != home.__name__ or getattr(value, "__qualname__", None) != qualname:
             raise ValueError(f"{self._files[module]} defines no class or function '{qualname}'")
@@ -112,6 +111,39 @@ class OwnCode:
 
 def _look_up(home: ModuleType, qualname: str) -> object:
     return functools.reduce(lambda value, part: getattr(value, part, None), qualname.split("."), home)
+
+
+def _text_of_lambda(value: object, home: ModuleType) -> str | None:
+    """Of one in the module's file that knows nothing but the module's names; None for anything else."""
+    if not isinstance(value, FunctionType) or value.__name__ != "<lambda>":
+        return None
+    if value.__closure__ or value.__defaults__ or value.__kwdefaults__:
+        return None
+    at = _place_of(value.__code__)
+    texts = {text for text, code in _lambdas(Path(inspect.getfile(home))) if _place_of(code) == at}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def _place_of(code: CodeType) -> tuple[object, ...]:
+    """Line, and what is named there: of a file's lambdas, those that share it are seldom two."""
+    values = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    return code.co_firstlineno, code.co_names, code.co_varnames, values
+
+
+def _lambda_of(text: str, home: ModuleType, file: Path) -> object:
+    """The one that says so in the module's file. What is asked for is compared with that, and never run."""
+    for found, code in _lambdas(file):
+        if found == text:
+            return FunctionType(code, vars(home), "<lambda>")
+    raise ValueError(f"{file} has no '{text[:120]}'")
+
+
+def _lambdas(file: Path) -> Iterator[tuple[str, CodeType]]:
+    """What each says, and its code."""
+    for node in ast.walk(ast.parse(copies.text_of(file))):
+        if isinstance(node, ast.Lambda):
+            whole = compile(ast.Expression(node), str(file), "eval", dont_inherit=True)
+            yield ast.unparse(node), next(part for part in reversed(whole.co_consts) if isinstance(part, CodeType))
 
 
 def _checked_file(directory: Path, module: str, name: str) -> Path:
@@ -138,33 +170,3 @@ def _own_places(directory: Path) -> list[Path]:
     """The folder; in the hub's cache, where all files are links, those of the same repository, too."""
     snapshots = [folder for folder in directory.parents if folder.name == "snapshots"]
     return [directory, *(folder.parent / "blobs" for folder in snapshots)]
-
-
-def _own_module(name: str, file: Path) -> ModuleType:
-    """The recipe's file as a module; the one already imported if it is the same file or text."""
-    loaded = sys.modules.get(name)
-    if loaded is not None and _same_text(getattr(loaded, "__file__", None), file):
-        return loaded
-    alias = f"openpi_recipe_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    if alias in sys.modules:
-        return sys.modules[alias]
-    logger.info("running the recipe's own code: %s (was %s)", file, name)
-    spec = importlib.util.spec_from_file_location(alias, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    setattr(module, _MODULE_NAME, name)
-    sys.modules[alias] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[alias]
-        if isinstance(error, Exception):
-            raise ValueError(f"{file} (was {name}) cannot be run: {type(error).__name__}: {error}") from error
-        raise
-    return module
-
-
-def _same_text(loaded_file: str | None, file: Path) -> bool:
-    loaded = Path(loaded_file) if loaded_file else None
-    return loaded is not None and loaded.exists() and loaded.read_bytes() == file.read_bytes()

@@ -12,6 +12,8 @@ from openpi_client.base_policy import Metadata
 _STRIDE, _SUSPICIOUS = 8, 0.5
 # How much a value of the state must change to count as motion; in rad and m this much is seen by a camera.
 _MOTION = 0.01
+# What a request may say beside its observation, where None stands for absent: a prompt may be left to the server, too.
+OPTIONAL = frozenset(("prompt", "seed", "noise", "trace", "prev_action_chunk", "inference_delay", "execution_horizon"))
 
 
 class ObservationWatch:
@@ -31,8 +33,7 @@ class ObservationWatch:
         """One line for each."""
         leaves = dict(flat(observation))
         vectors = {key: found for key, value in leaves.items() if (found := _vector(value)) is not None}
-        # A prompt may be left to the server.
-        missing = {key for key, value in leaves.items() if value is None and key != "prompt"}
+        missing = {key for key, value in leaves.items() if value is None} - OPTIONAL
         found = [f"camera '{key}' is missing" for key in self._seen if leaves.get(key) is None]
         found += [f"'{key}' is missing" for key in sorted(missing - set(self._seen))]
         found += [f"'{key}' holds NaN or infinity" for key, value in vectors.items() if not np.isfinite(value).all()]
