@@ -79,9 +79,9 @@ class Policy(BasePolicy):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
-        rng: Any = None,
+        rng: object = None,
         transforms: Sequence[_transforms.DataTransformFn] = (),
         output_transforms: Sequence[_transforms.DataTransformFn] = (),
         sample_kwargs: Mapping[str, object] | None = None,

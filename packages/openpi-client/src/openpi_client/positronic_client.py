@@ -281,7 +281,7 @@ def _decoded(frame: Message) -> Reply:
     return message
 
 
-def _checked_meta(meta: object) -> Dict[str, Any]:
+def _checked_meta(meta: object) -> Metadata:
     sizes = meta.get("image_sizes") if isinstance(meta, dict) else None
     wanted = list(sizes.values()) if isinstance(sizes, Mapping) else [sizes]
     if not isinstance(meta, dict) or not all(size is None or _is_size(size) for size in wanted):
@@ -297,7 +297,7 @@ def _is_size(value: object) -> bool:
     return all(isinstance(side, (int, np.integer)) and side > 0 for side in value)
 
 
-def _is_due(step: Mapping[str, Any], horizon_sec: float) -> bool:
+def _is_due(step: Mapping[str, object], horizon_sec: float) -> bool:
     timestamp = step.get("timestamp", 0.0)
     if not isinstance(timestamp, (int, float)):
         raise ValueError(f"a step has the timestamp {timestamp!r:.80}; expected seconds")

@@ -1,10 +1,11 @@
 """Camera images as JPEG in a message, for servers that take them."""
 
 import io
-from typing import Any, Mapping
+from typing import Mapping
 
 import numpy as np
 from PIL import Image
+from typing_extensions import TypeGuard
 
 JPEG = b"__jpeg__"
 
@@ -12,7 +13,7 @@ JPEG = b"__jpeg__"
 _SMALLEST_SIDE = 16
 
 
-def with_jpeg(content: Any, quality: int) -> object:
+def with_jpeg(content: object, quality: int) -> object:
     """The content with each uint8 RGB image, [h, w, 3], compressed; [3, h, w] stays as it is."""
     if isinstance(content, Mapping):
         return {key: with_jpeg(value, quality) for key, value in content.items()}
@@ -21,7 +22,7 @@ def with_jpeg(content: Any, quality: int) -> object:
     return _jpeg(content, quality) if _is_image(content) else content
 
 
-def _is_image(value: object) -> bool:
+def _is_image(value: object) -> TypeGuard[np.ndarray]:
     return (
         isinstance(value, np.ndarray)
         and value.dtype == np.uint8

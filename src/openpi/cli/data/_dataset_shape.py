@@ -16,7 +16,6 @@ import contextlib
 import functools
 import json
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -82,21 +81,11 @@ def run(args: argparse.Namespace) -> int:
         {"info": _info, "view": _view, "split": _split, "merge": _merge, "shrink": _shrink}[args.verb](args)
     except (ValueError, KeyError, OSError, ImportError) as error:
         logger.debug("", exc_info=True)
-        print(f"openpi dataset: {_told_here(str(error), args.verb)}", file=sys.stderr)
+        print(f"openpi dataset: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _told_here(message: str, verb: str) -> str:
-    """The way to go on without episodes, which readers tell as a recipe's flag, as these commands have it."""
-
-    def flag(found: re.Match[str]) -> str:
-        option = f"--exclude-episodes {','.join(found[1].split()) or '...'}"
-        return option if verb in ("split", "shrink") else f"`openpi dataset split DATASET OUT=rest {option}`"
-
-    return re.sub(r"--data\.exclude-episodes((?: \d+)*)", flag, message)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

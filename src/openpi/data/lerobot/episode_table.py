@@ -200,7 +200,9 @@ def leave_out(episodes: Sequence[int]) -> str:
     """The clause that says how to go on without some episodes."""
     if len(episodes) > 20:
         return (
-            f"leave these {len(episodes)} episodes out (exclude_episodes of the data config, --data.exclude-episodes)"
+            f"leave these {len(episodes)} episodes out (exclude_episodes of the data config, --data.exclude-episodes, "
+            "`openpi dataset split`)"
         )
     these = "it" if len(episodes) == 1 else "them"
-    return f"leave {these} out with --data.exclude-episodes {' '.join(map(str, episodes))}"
+    numbers = " ".join(map(str, episodes))
+    return f"leave {these} out with --data.exclude-episodes {numbers} (of training, or `openpi dataset split`)"

@@ -6,8 +6,6 @@ A recipe's file is seldom alone: it imports robots' conventions from a file besi
 from __future__ import annotations
 
 import ast
-import builtins
-import contextlib
 import functools
 import hashlib
 import importlib.abc
@@ -15,18 +13,17 @@ import importlib.util
 import inspect
 import logging
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
 
 logger = logging.getLogger(__name__)
 
 # Attributes of a module that runs from a copy: what it was called when it was written, and all copies that came along.
 _NAME, _FILES = "__openpi_module__", "__openpi_files__"
-_running = threading.RLock()
+# What a loaded submodule is called where nothing asks for it by a name.
+_UNUSED = "_openpi_loaded"
 
 
 def name_of(home: ModuleType) -> str:
@@ -93,15 +90,24 @@ def _names_of_imports(file: Path, package: str) -> Iterator[str]:
 def run(name: str, files: Mapping[str, Path]) -> ModuleType:
     """A module from its copy, which sees the others of the copies; those that are imported, if they say the same.
 
+    Copies have names of their own in `sys.modules`, below a package for each set of them, because checkpoints with
+    other code under the same names may be served beside.
+
     Raises:
         ValueError: it has an error.
     """
     if all(_is_imported(each, file) for each, file in files.items()):
         return sys.modules[name]
     content = b"".join(each.encode() + b"\0" + files[each].read_bytes() for each in sorted(files))
-    prefix = f"openpi_recipe_{hashlib.sha256(content).hexdigest()[:12]}"
-    with _running:
-        return _Copies(prefix, files).run(name)
+    package = f"openpi_recipe_{hashlib.sha256(content).hexdigest()[:12]}"
+    if package not in sys.modules:
+        sys.meta_path.append(_Copies(package, dict(files)))
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except Exception as error:
+        lacks = isinstance(error, ModuleNotFoundError)
+        fix = ". Install it, or set PYTHONPATH to the folder that it is in" if lacks else ""
+        raise ValueError(f"{files[name]} (was {name}) cannot be run: {type(error).__name__}: {error}{fix}") from error
 
 
 def _is_imported(name: str, file: Path) -> bool:
@@ -109,79 +115,72 @@ def _is_imported(name: str, file: Path) -> bool:
     return loaded is not None and Path(loaded).exists() and Path(loaded).read_bytes() == file.read_bytes()
 
 
-class _Copies(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds copies by the names that their originals had; in `sys.modules` they have names of their own, because
-    checkpoints with other code under the same names may be served beside.
-    """
+class _Copies(importlib.abc.MetaPathFinder):
+    """Finds the copies of one set below their package."""
 
-    def __init__(self, prefix: str, files: Mapping[str, Path]) -> None:
-        self._prefix, self._files = prefix, files
-        self._is_found = False
-
-    def run(self, name: str) -> ModuleType:
-        alias = f"{self._prefix}.{name}"
-        if alias in sys.modules:  # perhaps it is running: imports may go in a circle
-            return sys.modules[alias]
-        file = self._files[name]
-        logger.info("running the recipe's own code: %s (was %s)", file, name)
-        spec = importlib.util.spec_from_file_location(alias, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        is_package = any(other.startswith(f"{name}.") for other in self._files)
-        module.__package__ = name if is_package else name.rpartition(".")[0]
-        if is_package:
-            module.__path__ = []
-        # Asked by the import statements of this module alone, those that run later, too.
-        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
-        setattr(module, _NAME, name)
-        setattr(module, _FILES, dict(self._files))
-        sys.modules[alias] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
-            del sys.modules[alias]
-            if isinstance(error, Exception):
-                lacks = isinstance(error, ModuleNotFoundError)
-                fix = ". Install it, or set PYTHONPATH to the folder that it is in" if lacks else ""
-                raise ValueError(f"{file} (was {name}) cannot be run: {type(error).__name__}: {error}{fix}") from error
-            raise
-        return module
-
-    def _import(self, *arguments: Any, **options: Any) -> ModuleType:
-        """`import` as these modules know it."""
-        with _running, contextlib.nullcontext() if self._is_found else self._found_by_name():
-            return builtins.__import__(*arguments, **options)
-
-    @contextlib.contextmanager
-    def _found_by_name(self) -> Iterator[None]:
-        names = {name.rsplit(".", i)[0] for name in self._files for i in range(name.count(".") + 1)}
-        sys.modules.setdefault(self._prefix, ModuleType(self._prefix))  # imports look for the parents of names
-        before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-        sys.meta_path.insert(0, self)
-        self._is_found = True
-        try:
-            yield
-        finally:
-            self._is_found = False
-            sys.meta_path.remove(self)
-            for name in names:
-                sys.modules.pop(name, None)
-            sys.modules.update(before)
+    def __init__(self, package: str, files: dict[str, Path]) -> None:
+        self._package, self._files = package, files
+        self._folders = {name.rsplit(".", i)[0] for name in files for i in range(1, name.count(".") + 1)}
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         del path, target
-        name = self._original(fullname)
-        is_package = any(other.startswith(f"{name}.") for other in self._files)
-        return ModuleSpec(fullname, self, is_package=is_package) if is_package or name in self._files else None
+        if fullname == self._package:
+            return ModuleSpec(fullname, None, is_package=True)
+        name = fullname.removeprefix(f"{self._package}.")
+        if name in self._files and name != fullname:
+            loader = _Copy(fullname, name, self._package, self._files)
+            spec = importlib.util.spec_from_loader(fullname, loader)
+            assert spec is not None
+            spec.submodule_search_locations = [] if name in self._folders else None  # nowhere but here
+            return spec
+        return ModuleSpec(fullname, None, is_package=True) if name in self._folders and name != fullname else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        name = self._original(spec.name)
-        return self.run(name) if name in self._files else None  # a folder without a file of its own
+
+class _Copy(importlib.abc.SourceLoader):
+    """One of them, whose imports of the others lead to copies."""
+
+    def __init__(self, fullname: str, name: str, package: str, files: dict[str, Path]) -> None:
+        self._fullname, self._name, self._package, self._files = fullname, name, package, files
+
+    def get_filename(self, fullname: str) -> str:
+        del fullname
+        return str(self._files[self._name])
+
+    def get_data(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    def source_to_code(self, data: bytes, path: str) -> CodeType:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logger.info("running the recipe's own code: %s (was %s)", path, self._name)
+        tree = _Redirected(self._package, self._files).visit(ast.parse(data, path))
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has run."""
+        setattr(module, _NAME, self._name)
+        setattr(module, _FILES, self._files)
+        super().exec_module(module)
 
-    def _original(self, name: str) -> str:
-        """`from package import module` asks for what the package is called now."""
-        return name.removeprefix(f"{self._prefix}.")
+
+class _Redirected(ast.NodeTransformer):
+    """Import statements, with those of copies below their package; relative ones are there by themselves."""
+
+    def __init__(self, package: str, files: Mapping[str, Path]) -> None:
+        self._package = package
+        self._tops = {name.partition(".")[0] for name in files}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
+        if not node.level and node.module and node.module.partition(".")[0] in self._tops:
+            node.module = f"{self._package}.{node.module}"
+        return node
+
+    def visit_Import(self, node: ast.Import) -> list[ast.stmt]:
+        statements: list[ast.stmt] = []
+        for alias in node.names:
+            top, _, rest = alias.name.partition(".")
+            if top not in self._tops:
+                statements.append(ast.Import([alias]))
+            elif alias.asname is None:  # `import a.b` loads a.b, and names a
+                statements += [ast.Import([ast.alias(f"{self._package}.{alias.name}", _UNUSED)])] if rest else []
+                statements.append(ast.ImportFrom(self._package, [ast.alias(top)], 0))
+            else:
+                statements.append(ast.Import([ast.alias(f"{self._package}.{alias.name}", alias.asname)]))
+        return [ast.copy_location(statement, node) for statement in statements]

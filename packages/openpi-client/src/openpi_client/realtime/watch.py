@@ -4,6 +4,7 @@ import hashlib
 from typing import Any, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
+from typing_extensions import TypeGuard
 
 from openpi_client.base_policy import Metadata
 
@@ -95,16 +96,17 @@ def flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[Tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _vector(value: Any) -> Optional[np.ndarray]:
+def _vector(value: object) -> Optional[np.ndarray]:
     """float64[n] of numbers that are no picture, lists of them included; None for anything else."""
     try:
         found = np.asarray(value) if isinstance(value, (list, tuple, float, int, np.number)) else value
     except ValueError:  # lists of different lengths
         return None
     # Of two axes it may be a picture: depth has holes that are NaN, and noise.
-    is_vector = _is_array(found) and (found.ndim < 2 or (found.ndim == 2 and 1 in found.shape))
-    return np.ravel(found).astype(np.float64) if is_vector else None
+    if not _is_array(found) or not (found.ndim < 2 or (found.ndim == 2 and 1 in found.shape)):
+        return None
+    return np.ravel(found).astype(np.float64)
 
 
-def _is_array(value: object) -> bool:
+def _is_array(value: object) -> TypeGuard[np.ndarray]:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
