@@ -28,8 +28,7 @@ from paths import GOLDEN
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# JAX makes millions of objects while it traces, few of which are garbage.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(*forked.GC_THRESHOLDS)
 # Most of the time of these tests is compiling, for models that then run for milliseconds. An unknown flag ends the
 # process, so what only the pinned JAX is known to have is left to it.
 _flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
