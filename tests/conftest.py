@@ -28,8 +28,7 @@ from paths import GOLDEN
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# JAX makes millions of objects while it traces, few of which are garbage.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(*forked.GC_THRESHOLDS)
 # Most of the time of these tests is compiling, for models that then run for milliseconds. An unknown flag ends the
 # process, so what only the pinned JAX is known to have is left to it.
 _flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
@@ -95,9 +94,10 @@ def pytest_report_header() -> str | None:
 
 # Files that take longest, first: one that is begun last runs alone at the end, beside an idle core.
 _LONGEST = (
-    *("recipe_families", "demo_pipeline", "compact", "models_golden", "training_run", "training_processes"),
-    *("torch_backends", "export", "adapters", "torch_training", "on_gpu", "models_fast_golden", "torch_processes"),
-    *("weights_pytorch", "training_sharding", "torch_compile", "policies_policy", "positronic_workflow"),
+    *("training_processes", "demo_pipeline", "models_golden", "recipe_families", "training_run", "torch_training"),
+    *("compact", "on_gpu", "torch_processes", "adapters", "models_fast_golden", "export", "torch_backends"),
+    *("realtime_loop", "robot_programs", "models_components", "realtime_safety", "training_sharding"),
+    *("convert_positronic", "evaluate", "weights_pytorch", "torch_golden", "torch_compile", "training_step"),
 )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -221,28 +220,20 @@ def close_where_real(actual: jax.Array, every4: np.ndarray, mask: jax.Array) -> 
     close(np.asarray(actual)[:, ::4][real], every4[real], HIDDEN)
 
 
-def sampler(**kwargs: int) -> Callable:
-    return jax.jit(lambda model, obs, noise: model.sample_actions(jax.random.key(0), obs, noise=noise, **kwargs))
-
-
 def test_sampled_actions_equal_the_recording(kit: Kit) -> None:
-    model = kit.config.load(kit.params)
-    actions = sampler(num_steps=3)(model, kit.observation(), kit.array("sample_noise"))
-    close(actions, kit.outputs["sampled_actions_3"], 1e-4)
-
-
-def test_sampling_accepts_a_traced_number_of_steps_and_all_cameras(kit: Kit) -> None:
+    """With a number of steps that is traced; `test_compact` compares it with one that is not."""
     model, noise = kit.config.load(kit.params), kit.array("sample_noise")
     traced = jax.jit(lambda m, o, x, n: m.sample_actions(jax.random.key(0), o, noise=x, num_steps=n))
-    close(traced(model, kit.observation(), noise, jnp.int32(10)), kit.outputs["sampled_actions_10"], 1e-4)
-    actions = traced(model, kit.observation(all_cameras=True), noise, jnp.int32(10))
-    close(actions, kit.outputs["sampled_actions_10_all_cameras"], 1e-4)
+    for num_steps, all_cameras, name in ((3, False, "3"), (10, False, "10"), (10, True, "10_all_cameras")):
+        actions = traced(model, kit.observation(all_cameras=all_cameras), noise, jnp.int32(num_steps))
+        close(actions, kit.outputs[f"sampled_actions_{name}"], 1e-4)
 
 
 def test_bf16_serving_and_training_setups_agree_with_the_recording(kit: Kit) -> None:
     config = dataclasses.replace(kit.config, dtype="bfloat16")
     model = config.load(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), kit.params))
-    actions = sampler()(model, kit.observation(), kit.array("sample_noise"))
+    sample = jax.jit(lambda model, obs, noise: model.sample_actions(jax.random.key(0), obs, noise=noise))
+    actions = sample(model, kit.observation(), kit.array("sample_noise"))
     assert actions.dtype == jnp.float32
     close(actions, kit.outputs["bf16_sampled_actions_10"], BF16)
     loss = kit.loss(kit.params, dtype="bfloat16")

@@ -239,11 +239,12 @@ def test_adapters_and_what_is_not_frozen_train_as_in_jax_and_nothing_else_change
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole() -> None:
-    whole, parts = (
-        Pair(dataclasses.replace(BOTH, gradient_accumulation_steps=count, optimizer=SGD())) for count in (1, 2)
-    )
-    batch = next(whole.batches)
-    metrics = [pair.torch.train_step(pair.of_torch, pair.torch.place(batch, 0))[1] for pair in (whole, parts)]
+    batch = next(iter(data_loader.create_batch_loader(BOTH)))
+    metrics = []
+    for count in (1, 2):
+        recipe = dataclasses.replace(BOTH, gradient_accumulation_steps=count, optimizer=SGD(), backend="pytorch")
+        backend = PyTorchBackend(recipe)
+        metrics.append(backend.train_step(backend.create_state(), backend.place(batch, 0))[1])
     for name in ("loss", "grad_norm"):
         assert float(metrics[1][name]) == pytest.approx(float(metrics[0][name]), rel=1e-5)
 

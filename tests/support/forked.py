@@ -9,6 +9,7 @@ program, variables that libraries read while they are imported, systems other th
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import io
@@ -41,6 +42,8 @@ _READ_EARLY = ("PYTHON", "LD_", "MALLOC_", "JAX_", "OMP_", "OPENBLAS_", "MKL_", 
 # Read while it is imported: nothing that is preloaded may do so.
 _IMPORTED_LATE = "huggingface_hub"
 _ERRORS = ["-W", "error"]
+# JAX makes millions of objects while it traces, few of which are garbage.
+GC_THRESHOLDS = (100_000, 20, 20)
 _MAX_MESSAGE, _NUMBER_BYTES = 1 << 20, 8
 
 
@@ -236,8 +239,10 @@ def _serve(control: socket.socket) -> list[str] | None:
 
 
 def _fork(preloads: Sequence[str]) -> int:
-    for module in preloads:
-        importlib.import_module(module)
+    if new := [module for module in preloads if module not in sys.modules]:
+        for module in new:
+            importlib.import_module(module)
+        gc.freeze()  # no child looks through what was imported, nor copies its pages for it
     assert _IMPORTED_LATE not in sys.modules
     with warnings.catch_warnings():  # of threads: an allocator's, which knows how to be forked
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -321,6 +326,7 @@ def _run(words: list[str]) -> None:
 if __name__ == "__main__":
     # A shell that runs tests in the background ignores Ctrl-C for all of them; the test process has mended that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.set_threshold(*GC_THRESHOLDS)
     with socket.socket(fileno=int(sys.argv[1])) as control_of_server:
         words_of_child = _serve(control_of_server)
     if words_of_child is not None:

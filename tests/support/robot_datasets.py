@@ -10,7 +10,9 @@ import numpy as np
 
 from openpi.data.lerobot.writer import LeRobotWriter
 
-TASKS = ("pick up the red cube", "open the drawer")
+# As long as each other: with a robot's state, prompts of one recipe then take the same multiple of 32 tokens. For each
+# multiple a step is compiled.
+TASKS = ("pick up the red cube and put it into the box", "open the drawer and take out the blue cup")
 _CAMERA = {"dtype": "image", "names": ["height", "width", "channel"]}
 _NUM_EPISODES = 2
 _NUM_FRAMES = 12

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 import paths
-import training_processes
-from openpi.cli.main import main
 from openpi.models import compact
 from openpi.models.compact import Extent
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig
@@ -124,7 +122,8 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", [*VARIANTS, "pi0_fast"])
 def test_loss_and_gradients_are_those_of_the_padded_computation(name: str) -> None:
-    assert_same_training(fast_config() if name == "pi0_fast" else VARIANTS[name])
+    """Of pi0 with augmentation, where a camera that is left out may not change what the others draw."""
+    assert_same_training(fast_config() if name == "pi0_fast" else VARIANTS[name], train=name == "pi0")
 
 
 @pytest.mark.parametrize("name", ["pi0", "pi05_lora"])
@@ -132,10 +131,6 @@ def test_actions_are_those_of_the_padded_computation(name: str) -> None:
     config, batch = VARIANTS[name], padded_batch(VARIANTS[name])
     expected = actions(dataclasses.replace(config, skip_unused=False), batch)
     np.testing.assert_allclose(actions(config, used(batch)), expected, atol=TOLERANCE * float(jnp.abs(expected).max()))
-
-
-def test_a_dropped_camera_leaves_the_augmentation_of_the_others_alone() -> None:
-    assert_same_training(pi0_config(SHALLOW), train=True)
 
 
 def test_a_number_of_steps_that_is_only_known_at_run_time_gives_the_same_actions() -> None:
@@ -243,27 +238,6 @@ def test_a_step_made_for_an_extent_is_right_for_batches_within_it_and_beyond(rec
         expected, found = whole(sample), made_for_less(sample)
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(found[name], expected[name], rtol=TOLERANCE, err_msg=name)
-
-
-def test_two_processes_that_share_the_parameters_leave_out_the_same(tmp_path, arm_dataset) -> None:
-    flags = {
-        "data.repo-id": arm_dataset,
-        "checkpoint-base-dir": tmp_path / "checkpoints",
-        "assets-base-dir": tmp_path / "assets",
-        "num-train-steps": 3,
-        "model.max-token-len": 96,  # of which the dataset's prompts take less than 32
-    }
-    words = [f"{paths.SUPPORT / 'tiny_recipe.py'}:arm", *(f"--{name}={value}" for name, value in flags.items())]
-    environment = training_processes.environment()
-    assert main(["train", *words, "--exp-name=padded", "--model.no-skip-unused"]) == 0
-    shared = training_processes.train_command(*words, "--exp-name=shared", "--fsdp-devices=2")
-    training_processes.run(shared, 2, environment, tmp_path / "shared")
-    expected, found = (
-        training_processes.metrics(tmp_path / "checkpoints" / "arm" / name) for name in ("padded", "shared")
-    )
-    assert found.keys() == expected.keys() == {0, 1, 2}
-    for step, row in expected.items():
-        np.testing.assert_allclose([found[step][name] for name in row], list(row.values()), rtol=1e-3, err_msg=str(row))
 
 
 # --- serving --------------------------------------------------------------------------------------------------

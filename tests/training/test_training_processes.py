@@ -50,6 +50,7 @@ def words(workspace, arm_dataset) -> list[str]:
         "num-train-steps": NUM_STEPS,
         "gradient-accumulation-steps": 2,
         "holdout-episodes": 1,
+        "model.max-token-len": 96,  # of which the dataset's prompts take less than 32
     }
     return [RECIPE, *(f"--{name}={value}" for name, value in flags.items())]
 
@@ -57,7 +58,8 @@ def words(workspace, arm_dataset) -> list[str]:
 @pytest.fixture(scope="module")
 def whole_run(workspace, words, environment) -> Path:
     """The folder of a run that one process did, undisturbed."""
-    command = training_processes.train_command(*words, "--exp-name=whole", "--eval-interval=2", SAVES_AT_THE_END)
+    more = ["--exp-name=whole", "--eval-interval=2", "--model.no-skip-unused"]
+    command = training_processes.train_command(*words, *more, SAVES_AT_THE_END)
     training_processes.run(command, 1, environment, workspace / "whole")
     return workspace / "checkpoints" / "arm" / "whole"
 
@@ -67,7 +69,7 @@ def stopped(workspace, words, environment) -> tuple[Path, list[int], list[str]]:
     """Four processes that share the parameters in pairs, of which the last is told to stop: run, exit codes, logs."""
     logs = workspace / "stopped"
     # Validation takes long to compile; two processes do it below.
-    more = ["--exp-name=changing", "--fsdp-devices=2", f"--eval-interval={NUM_STEPS}"]
+    more = ["--exp-name=changing", "--fsdp-devices=2", f"--eval-interval={NUM_STEPS}", "--model.no-skip-unused"]
     command = training_processes.train_command(*words, *more, SAVES_OFTEN)
     children = training_processes.start(command, 4, environment, logs)
     training_processes.wait_for("Step 1:", children[0], logs / "0.log")
@@ -80,9 +82,12 @@ def stopped(workspace, words, environment) -> tuple[Path, list[int], list[str]]:
 
 @pytest.fixture(scope="module")
 def bereft(workspace, words, environment, stopped) -> tuple[Path, list[int], list[str]]:
-    """Two processes that continue the run of four, of which the second is killed: run, exit codes, logs."""
+    """Two processes that continue the run of four, of which the second is killed: run, exit codes, logs.
+
+    They compute what the samples of both use.
+    """
     run, logs = stopped[0].with_name("changing"), workspace / "bereft"
-    more = ["--exp-name=changing", "--resume", "--eval-interval=2"]
+    more = ["--exp-name=changing", "--resume", "--eval-interval=2", "--model.skip-unused"]
     command = training_processes.train_command(*words, *more, SAVES_OFTEN)
     children = training_processes.start(command, 2, environment, logs)
     training_processes.wait_for("checkpoint saved", children[0], logs / "0.log")
@@ -151,11 +156,12 @@ def test_a_process_that_dies_ends_the_others(bereft):
     assert codes[0] not in (0, -signal.SIGKILL), logs[0]
 
 
-def test_one_process_finishes_what_two_left(bereft, words, environment, workspace, whole_run):
+def test_one_process_with_four_devices_finishes_what_two_left(bereft, words, workspace, whole_run):
     run = bereft[0]
-    more = ["--exp-name=changing", "--resume", "--fsdp-devices=1", "--eval-interval=2"]
+    more = ["--exp-name=changing", "--resume", "--fsdp-devices=2", "--eval-interval=2"]
     command = training_processes.train_command(*words, *more, SAVES_AT_THE_END)
-    training_processes.run(command, 1, environment, workspace / "finished")
+    (log,) = training_processes.run(command, 1, training_processes.environment(devices=4), workspace / "finished")
+    assert "4 devices" in log
     found, expected = metrics(run), metrics(whole_run)
     assert found.keys() == expected.keys()
     _assert_same_numbers(found, expected)

@@ -46,7 +46,7 @@ FULL = Sizes(demonstrations=400, episodes=50, swapped_episodes=24, films=6, film
 QUICK = Sizes(
     demonstrations=8,
     episodes=2,
-    swapped_episodes=2,
+    swapped_episodes=1,
     films=1,
     films_of_failure=1,
     train_steps=4,
