@@ -10,16 +10,11 @@ from pathlib import Path
 
 import forked
 
-# Splits every parameter, however small, so that every split is used. The first process compiles for all: on a CPU the
-# cache's key of a program holds the number of the process, so that each compiled it anew, even beside a full cache.
+# Splits every parameter, however small, so that every split is used.
 TRAIN = """
 import sys
 if __name__ == "__main__":
-    import jax
-    from jax._src import cache_key
     from openpi.training import sharding
-    jax.config.update("jax_share_binary_between_hosts", True)
-    cache_key._hash_accelerator_config = cache_key._hash_devices
     sharding.MIN_SHARDED_BYTES = 0
     from openpi.cli.main import main
     sys.exit(main(sys.argv[1:]))

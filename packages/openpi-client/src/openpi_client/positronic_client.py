@@ -192,7 +192,7 @@ class PositronicClient:
             message = _decoded(self._greeting(channel, deadline))
             status = message.get("status", "ready" if "meta" in message else None)
             if status == "ready":
-                return _checked_meta(message.get("meta") or {})
+                return dict(_checked_meta(message.get("meta") or {}))
             if status in ("loading", "waiting"):
                 logger.info("%s: %.200r", status, message.get("message", ""))
             elif status == "error":

@@ -105,7 +105,7 @@ def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Opt
     values: Dict[str, float] = {}
     units: Dict[str, str] = {}
     for vector in contract.get("state", ()):
-        measured = np.ravel(leaves.get(vector["key"], ()))
+        measured = np.asarray(leaves.get(vector["key"], ())).reshape(-1)
         named = vector.get("names", ())
         if len(measured) == len(named):
             values.update(zip(named, measured))

@@ -1,7 +1,7 @@
 """Observations that cannot be trusted: cameras whose thread has died, and numbers that are none."""
 
 import hashlib
-from typing import Any, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 from typing_extensions import TypeGuard
@@ -87,7 +87,7 @@ def digest(pixels: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=16).digest()
 
 
-def flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[Tuple[str, object]]:
     """The leaves of nested dicts, with their '/'-joined keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -10,13 +10,12 @@ import dataclasses
 import difflib
 import math
 import re
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-from typing_extensions import Literal
 
 from openpi_client.base_policy import Metadata, Observation
-from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
+from openpi_client.realtime.actions import ActionSpec, contract_of
 
 # What contracts say where nobody said more.
 _NO_UNIT = ("", "unknown", "as recorded")
@@ -25,7 +24,7 @@ _TURNS = {("deg", "rad"): math.pi / 180, ("rad", "deg"): 180 / math.pi}
 _LENGTHS = {("mm", "m"): 1e-3, ("m", "mm"): 1e3}
 _FACTORS = {**_TURNS, **_LENGTHS, **{(f"{a}/s", f"{b}/s"): factor for (a, b), factor in {**_TURNS, **_LENGTHS}.items()}}
 # How LeRobot names what an action is.
-_HOLDS: Dict[str, Literal["stay", "zero"]] = {".pos": "stay", ".vel": "zero"}
+_HOLDS = {".pos": "stay", ".vel": "zero"}
 # The one group that published robots send as a dict; other keys with a slash are text.
 _NESTED = "images/"
 
@@ -177,18 +176,17 @@ class FeatureMap:
             raise ValueError(f"{', '.join(both)} would be fixed, and is an action of the policy; leave out --fixed")
         return {name: float(self._choices.fixed[name]) for name in left}
 
-    def _checked_hold(self, metadata: Mapping[str, object]) -> Optional[Hold]:
+    def _checked_hold(self, metadata: Mapping[str, object]) -> Optional[List[Any]]:
         """How it holds by the robot's names, where the contract does not tell.
 
         Raises:
             ValueError: names and contract say different things: steps sent as positions would be wild.
         """
-        words = [next((word for end, word in _HOLDS.items() if f.endswith(end)), None) for f in self.actions.features]
+        words = [next((word for end, word in _HOLDS.items() if f.endswith(end)), "") for f in self.actions.features]
         try:
             told = ActionSpec.from_metadata(metadata, width=None, hold=None).stays
         except ValueError:
-            known = [word for word in words if word is not None]
-            return known if len(known) == len(words) else None
+            return words if all(words) else None
         for feature, word, stays in zip(self.actions.features, words, told):
             if word and stays != (word == "stay"):
                 kind = self._contract["actions"].get("kind", "")
