@@ -51,10 +51,15 @@ def load(
     return model
 
 
-def from_tree(config: BaseModelConfig, params: Tree) -> nn.Module:
-    """As `load`, from the published tree (nested dicts of NumPy arrays)."""
+def from_tree(
+    config: BaseModelConfig,
+    params: Tree,
+    *,
+    dtype: Callable[[names.Row, torch.dtype], torch.dtype] = lambda row, stored: stored,
+) -> nn.Module:
+    """As `load`, from the published tree (nested dicts of NumPy arrays), on the CPU."""
     flat = flatten(params)
-    return load(config, lambda row: row.to_torch(flat[row.tree][row.index]))
+    return load(config, lambda row: row.to_torch(flat[row.tree][row.index]), dtype=dtype)
 
 
 def load_checkpoint(
