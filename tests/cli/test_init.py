@@ -290,7 +290,7 @@ def changed(dataset: Path, folder: Path, change, **info) -> Path:
 
 def test_names_of_a_dataset_never_become_code(telling_dataset, tmp_path):
     trap = tmp_path / "sprung"
-    evil = f'top"""\n\'); __import__("pathlib").Path({str(trap)!r}).touch() #\u2028{{0}}$name\\'
+    evil = f'top"""\'); __import__("pathlib").Path({str(trap)!r}).touch() #\u2028{{0}}$name\\'
 
     def rename(features: dict) -> dict:
         camera, vector = features["observation.images.top"], features["action"]
