@@ -101,7 +101,7 @@ def test_a_replay_without_the_key_says_how_to_give_it(tmp_path, capsys):
         client.infer({"x": np.arange(3.0)})
     with server_thread(TestPolicy, api_key="sesame") as (_, port):
         assert replay.main([str(tmp_path), "--port", str(port)]) == 1
-        assert "--api-key KEY, or OPENPI_API_KEY" in capsys.readouterr().err
+        assert "--api-key KEY or OPENPI_API_KEY" in capsys.readouterr().err
         assert replay.main([str(tmp_path), "--port", str(port), "--api-key", "sesame"]) == 0
 
 
