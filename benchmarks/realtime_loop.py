@@ -214,7 +214,7 @@ def run_lerobot(args: argparse.Namespace, server: Server) -> dict:
                 queue[:] = list(rows[math.ceil(max(latencies) / dt) :])
                 seams.append(len(arm.times_s))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, daemon=True)  # a run that is ended early does not wait for its answer
     thread.start()
     end_s = time.perf_counter() + args.seconds
     while time.perf_counter() < end_s:

@@ -247,6 +247,18 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_explained():
         next(iter(BatchLoader(dataset, batch_size=2, num_workers=1)))
 
 
+def test_a_dataset_that_workers_cannot_load_is_explained(monkeypatch):
+    """As one whose class was typed into a notebook."""
+    typed = type("Typed", (Numbers,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Typed", typed, raising=False)
+    loader = BatchLoader(typed(4), batch_size=2, num_workers=1)
+    with pytest.raises(
+        RuntimeError, match=r"cannot load what it is to run: AttributeError: .*'Typed'.* top level of a file"
+    ):
+        next(iter(loader))
+    loader.close()
+
+
 class _Unpicklable(int):
     def __reduce__(self):
         raise TypeError("not this one")

@@ -283,12 +283,19 @@ def test_what_a_user_s_file_imports_from_its_folder_travels_with_it_and_stays_wh
         recipe_io.save_recipe({str(tmp_path / "again")!r}, recipes[1])
         for recipe in (*recipes, recipe_io.load_recipe({str(tmp_path / "again")!r})):
             print(recipe.data.data_transforms(None).inputs[0]({{"state": 10}}))
+        from openpi.data.batch_loader import BatchLoader
+        from openpi.data.dataset import TransformedDataset
+        dataset = TransformedDataset([{{"state": 10}}], [recipes[1].data.data_transforms(None).inputs[0]])
+        loader = BatchLoader(dataset, batch_size=1, num_workers=1)
+        print(*next(iter(loader))["state"], "of a worker")
+        loader.close()
         assert not [name for name in sys.modules if name.partition(".")[0] == "lab"]
         """
     )
     assert [line for line in output.stdout.splitlines() if "state" in line] == [
         f"{{'state': {20 * scale}}}" for scale in (2, 3, 2, 3)
     ]
+    assert "60 of a worker" in output.stdout
     sources = json.loads((tmp_path / "2" / "recipe.json").read_text())["sources"]
     assert set(sources) == {"lab", "lab.recipes.arm", "lab.robots.arm", "lab.scales", "lab.later"}
 

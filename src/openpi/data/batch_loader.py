@@ -228,7 +228,7 @@ class SourceLoader(Generic[Item]):
             self._board = WorkerBoard(_num_threads())
             return ThreadPoolExecutor(_num_threads(), thread_name_prefix="loader")
         try:
-            pickled = pickle.dumps(self._make, protocol=pickle.HIGHEST_PROTOCOL)
+            packed = worker_process.Packed(self._make)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"the dataset or a transform cannot be sent to worker processes ({error}); define it at the "
@@ -239,7 +239,7 @@ class SourceLoader(Generic[Item]):
         context = multiprocessing.get_context("spawn")
         self._board = WorkerBoard(self._num_workers, context)
         return ProcessPoolExecutor(
-            self._num_workers, context, initializer=_start_worker, initargs=(pickled, self._board)
+            self._num_workers, context, initializer=_start_worker, initargs=(packed, self._board)
         )
 
 
@@ -346,7 +346,7 @@ _make: Callable[[object], Sample] | None = None
 _board: WorkerBoard | None = None
 
 
-def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
+def _start_worker(packed: worker_process.Packed[Sample], board: WorkerBoard) -> None:
     global _make, _board
     worker_process.start()
     _board = board
@@ -354,7 +354,7 @@ def _start_worker(pickled: bytes, board: WorkerBoard) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     with board.at_work("the start"):
-        _make = pickle.loads(pickled)
+        _make = packed.open()
 
 
 def _make_batches(work: Sequence[tuple[object, str]], rows: Sequence[Sequence[int]]) -> list[Batch]:

@@ -76,7 +76,8 @@ class Processes:
                 yield job, function(job)
             return
         # Spawned: threads of encoders do not survive a fork. On Ctrl-C they finish the job they are at.
-        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(function,)) as pool:
+        packed = worker_process.Packed(function)
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(packed,)) as pool:
             running: dict[Future[Any], Job] = {pool.submit(_run, job): job for job in jobs}
             try:
                 for future in as_completed(running):
@@ -101,10 +102,10 @@ IN_PROCESS = Processes(0)
 _function: Callable[[Any], Any]
 
 
-def _start(function: Callable[..., object]) -> None:
+def _start(packed: worker_process.Packed[object]) -> None:
     global _function
     worker_process.start()
-    _function = function
+    _function = packed.open()
 
 
 def _run(job: object) -> object:

@@ -18,6 +18,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from openpi.shared import worker_process
+
 logger = logging.getLogger(__name__)
 
 # Attributes of a module that runs from a copy: what it was called when it was written, and all copies that came along.
@@ -101,7 +103,7 @@ def run(name: str, files: Mapping[str, Path]) -> ModuleType:
     content = b"".join(each.encode() + b"\0" + files[each].read_bytes() for each in sorted(files))
     package = f"openpi_recipe_{hashlib.sha256(content).hexdigest()[:12]}"
     if package not in sys.modules:
-        sys.meta_path.append(_Copies(package, dict(files)))
+        worker_process.add_finder(_Copies(package, dict(files)))
     try:
         return importlib.import_module(f"{package}.{name}")
     except Exception as error:
