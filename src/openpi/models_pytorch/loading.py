@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from openpi.models_pytorch.model import DTYPES
 from openpi.models_pytorch.pi0 import Pi0
 from openpi.shared.tree import Tree, flatten
 from openpi.weights import names
-from openpi.weights.blocks import Weights
+from openpi.weights.blocks import Weights, by_array
 
 
 def create(config: BaseModelConfig, *, device: torch.device | str = "meta") -> nn.Module:
@@ -77,14 +77,18 @@ def load_checkpoint(
         ValueError: as of `Weights.blocks`.
     """
     model = create(config)
-    whole = torch.empty(0)
-    for block in weights.blocks():
-        values = as_tensor(block.values)
-        if block.start == 0:
-            as_asked = values.dtype if dtype is None else served_dtype(block.row, DTYPES[dtype])
-            whole = torch.empty(block.row.shape, dtype=as_asked, device=device)
-            set_parameter(model, block.row.torch, whole)  # filled below
-        whole[block.start : block.start + len(values)].copy_(values)
+
+    def fill(_: str, rows: Sequence[names.Row]) -> None:
+        whole = torch.empty(0)
+        for block in weights.blocks({row.released for row in rows}.__contains__):
+            values = as_tensor(block.values)
+            if block.start == 0:
+                as_asked = values.dtype if dtype is None else served_dtype(block.row, DTYPES[dtype])
+                whole = torch.empty(block.row.shape, dtype=as_asked, device=device)
+                set_parameter(model, block.row.torch, whole)  # filled below
+            whole[block.start : block.start + len(values)].copy_(values)
+
+    by_array(fill, names.by_array(weights.table))
     return model
 
 

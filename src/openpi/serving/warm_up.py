@@ -24,6 +24,7 @@ def warm_up(policy: Policy, cameras: Sequence[CameraSpec], state: Sequence[Vecto
     Returns false, and logs it, if the transforms do not take a made-up observation; what the model raises is raised.
     """
     start_s = time.monotonic()
+    logger.info("The weights are loaded; warming up, which compiles the model")
     flat = example_observation(cameras, state)
     open_layout = [replace(camera, layout="chw") if camera.layout == "any" else camera for camera in cameras]
     turned = example_observation(open_layout, state)

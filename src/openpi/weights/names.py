@@ -141,6 +141,14 @@ def shapes_of(table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def by_array(table: Sequence[Row]) -> dict[str, list[Row]]:
+    """Path -> tensors of every array of the tree."""
+    arrays: dict[str, list[Row]] = {}
+    for row in table:
+        arrays.setdefault(row.tree, []).append(row)
+    return arrays
+
+
 def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> object:
     """What `rows` needs of a configuration, from path -> shape of a whole published tree.
 
@@ -155,13 +163,7 @@ def dims_of(shapes: Mapping[str, tuple[int, ...]]) -> object:
 
 def to_tree(table: Sequence[Row], tensor: Callable[[Row], object]) -> Params:
     """The published tree, from the tensors that `tensor` gives for each row; NumPy."""
-    flat: dict[str, np.ndarray] = {}
-    parts: dict[str, list[Row]] = {}
-    for row in table:
-        parts.setdefault(row.tree, []).append(row)
-    for path, members in parts.items():
-        flat[path] = _assembled(members, tensor)
-    return unflatten(flat)
+    return unflatten({path: _assembled(members, tensor) for path, members in by_array(table).items()})
 
 
 def _assembled(members: Sequence[Row], tensor: Callable[[Row], object]) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Parameters of any layout as `jax.Array`s of the published tree, array by array.
 
-The host holds one array at a time, and of that only what the devices of this process get.
+The host holds a few arrays at a time, and of these only what the devices of this process get.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -15,10 +16,18 @@ from numpy.typing import DTypeLike
 from openpi.shared.tree import Params, unflatten
 from openpi.weights import blocks, names, published_tree
 from openpi.weights.blocks import Box, Weights
+from openpi.weights.names import Row
 
 # The frozen weights that are on a device, for as long as a model uses them: further adapters over the same base take
 # them from here, so that a server holds a base once.
 _shared: weakref.WeakValueDictionary[tuple[str, ...], jax.Array] = weakref.WeakValueDictionary()
+
+
+class Leaf(Protocol):
+    """What an array is to be; a `jax.ShapeDtypeStruct` is one."""
+
+    dtype: Any
+    sharding: Any
 
 
 def read_params(
@@ -33,34 +42,40 @@ def read_params(
         ValueError: as of `Weights.blocks`.
     """
     frozen = {} if weights.base is None else weights.base.frozen
-    found = {}
-    for path, rows in published_tree.loaded_rows(weights).items():
+
+    def read(path: str, rows: Sequence[Row]) -> jax.Array:
         wanted = published_tree.stored_dtype(weights, rows) if dtype is None else np.dtype(dtype)
         key = None
         if weights.base is not None and path in frozen:
             key = (weights.base.place, path, frozen[path].digest, str(wanted), str(sharding))
         array = None if key is None else _shared.get(key)
         if array is None:
-            array = read_array(weights, path, wanted, sharding)
+            array = _read_array(weights, rows, wanted, sharding)
             if key is not None:
                 _shared[key] = array
-        found[path] = array
-    return unflatten(found)
+        return array
+
+    return unflatten(blocks.by_array(read, published_tree.loaded_rows(weights)))
 
 
-def read_array(
-    weights: Weights, path: str, dtype: DTypeLike | None, sharding: jax.sharding.Sharding | None = None
-) -> jax.Array:
-    """One array of the tree, all of whose parts are there.
+def read_like(weights: Weights, leaves: Mapping[str, Leaf]) -> dict[str, jax.Array]:
+    """By path, each of those asked for that is there, in the dtype and sharding of its leaf.
 
-    Args:
-        sharding: default: the first device.
     Raises:
         ValueError: as of `Weights.blocks`.
     """
+    there = {path: rows for path, rows in published_tree.loaded_rows(weights).items() if path in leaves}
+    return blocks.by_array(
+        lambda path, rows: _read_array(weights, rows, leaves[path].dtype, leaves[path].sharding), there
+    )
+
+
+def _read_array(
+    weights: Weights, rows: Sequence[Row], dtype: DTypeLike, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """One array of the tree, of all its tensors."""
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    rows = [row for row in weights.table if row.tree == path]
-    shape = names.shapes_of(rows)[path]
+    (shape,) = names.shapes_of(rows).values()
     boxes = {_box(index, shape) for index in place.addressable_devices_indices_map(shape).values()}
     parts = {box: np.empty([end - begin for begin, end in box], dtype) for box in boxes}
     for block in weights.blocks({row.released for row in rows}.__contains__):

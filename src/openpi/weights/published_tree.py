@@ -51,9 +51,7 @@ def arrays(
 
 def loaded_rows(weights: Weights) -> dict[str, list[Row]]:
     """Per array of the tree that is there whole, the tensors that it is made of."""
-    found: dict[str, list[Row]] = {}
-    for row in weights.table:
-        found.setdefault(row.tree, []).append(row)
+    found = names.by_array(weights.table)
     lacking = set(weights.report.kept)
     return {path: rows for path, rows in found.items() if not any(row.released in lacking for row in rows)}
 

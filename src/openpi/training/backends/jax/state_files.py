@@ -177,10 +177,8 @@ class _Saved:
         model = {path.removeprefix("params/"): leaf for path, leaf in wanted.items() if path.startswith("params/")}
         table = names.rows_of({path: tuple(leaf.shape) for path, leaf in model.items()})
         weights = opening.open_base(table, self._base)
-        return {
-            stored: on_device.read_array(weights, stored.removeprefix("params/"), leaf.dtype, leaf.sharding)
-            for stored, leaf in leaves.items()
-        }
+        read = on_device.read_like(weights, {stored.removeprefix("params/"): leaf for stored, leaf in leaves.items()})
+        return {stored: read[stored.removeprefix("params/")] for stored in leaves}
 
     def _source(self, path: str) -> tuple[str, str]:
         """The item, and the path in it, of a leaf of the state."""

@@ -29,7 +29,7 @@ from openpi.training.backends.step_config import StepConfig, once_per_recipe
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel
-from openpi.weights import on_device, published_tree
+from openpi.weights import on_device
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +111,7 @@ def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
     """
     spec = state_spec(config, mesh)
     weights = weight_loaders.open_weights(config.start_weights, config.model.abstract_params())
-    leaves = flatten(spec.params)
-    placed = {
-        path: on_device.read_array(weights, path, leaves[path].dtype, leaves[path].sharding)
-        for path in published_tree.loaded_rows(weights)
-    }
+    placed = on_device.read_like(weights, flatten(spec.params))
     init = processes_jax.in_step("the initialisation", _compiled_init(config, mesh))
     return init(key, unflatten(placed))
 
