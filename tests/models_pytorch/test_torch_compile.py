@@ -7,13 +7,14 @@ import sys
 import pytest
 import torch
 
+import forked
 import paths
 
 SIDE = paths.SUPPORT / "compiled_side.py"
 
 
 def run(*parts: str) -> None:
-    subprocess.run([sys.executable, SIDE, *parts], check=True)
+    forked.run([sys.executable, SIDE, *parts], preloads=forked.PYTORCH, check=True)
 
 
 def test_without_a_break_programs_are_traced_for_any_number_of_shapes_and_compute_the_same() -> None:

@@ -57,8 +57,9 @@ DATA_END = f"{tiny_recipe.__file__}:data_end"
 LORA = f"{tiny_recipe.__file__}:lora"
 
 
-def words(recipe: str, name: str, *flags: str) -> list[str]:
-    return [recipe, f"--exp-name={name}", "--backend=pytorch", *flags]
+def words(recipe: str, name: str, *flags: str, save_interval: int = 100) -> list[str]:
+    """By default only the last step is saved: split parameters are put together for each checkpoint."""
+    return [recipe, f"--exp-name={name}", "--backend=pytorch", f"--save-interval={save_interval}", *flags]
 
 
 def train(folder: Path, count: int, runs: list[list[str]]) -> list[str]:
@@ -103,7 +104,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
         ],
     )
     pi05 = (ARM, "pi05", f"--data.repo-id={arm_dataset}", "--model.pi05", "--holdout-episodes=1", "--eval-batches=1")
-    pi05 += ("--ema-decay=0.9", "--save-interval=1")
+    pi05 += ("--ema-decay=0.9",)
     logs = train(
         tmp_path,
         2,
@@ -113,7 +114,7 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
             words(RECIPE, "fsdp4", rest),
             words(RECIPE, "ddp4", rest, "--fsdp-devices=2"),
             words(*adapters, rest),
-            words(*pi05, "--fsdp-devices=2", "--num-train-steps=3"),
+            words(*pi05, "--fsdp-devices=2", "--num-train-steps=3", save_interval=1),
             words(RECIPE, "8bit", "--fsdp-devices=2", "--optimizer.state-bits=8", half),
             words(DATA_END, "ends", f"--data.repo-id={arm_dataset}", "--num-train-steps=100", "--fsdp-devices=2"),
         ],
@@ -124,8 +125,8 @@ def test_two_and_four_processes_train_as_one_and_continue_each_others_runs(
         words(RECIPE, "one"),
         words(RECIPE, "groups", rest),
         words(*adapters, "--exp-name=lora-one"),
-        words(*pi05, rest, "--num-train-steps=5"),
-        words(*pi05, "--exp-name=pi05-one", "--num-train-steps=5"),
+        words(*pi05, rest, "--num-train-steps=5", save_interval=1),
+        words(*pi05, "--exp-name=pi05-one", "--num-train-steps=5", save_interval=1),
         words(RECIPE, "8bit", "--optimizer.state-bits=8", rest),
     ):
         loop.train(config.cli(run))

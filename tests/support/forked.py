@@ -34,7 +34,15 @@ JAX = (
     "openpi.policies.sampler_jax",
     "openpi.models.pi0",
 )
-PYTORCH = ("openpi.training.backends.pytorch.backend", "openpi.policies.sampler_pytorch", "torch._dynamo")
+PYTORCH = (
+    "openpi.training.loop",
+    "openpi.training.backends.pytorch.backend",
+    "openpi.policies.sampler_pytorch",
+    "torch._dynamo",
+    "torch._functorch.aot_autograd",
+    "torch.distributed.fsdp",
+    "tyro",
+)
 SERVING = ("openpi.cli.serving.serve", "openpi.serving.server", "openpi.serving.recording", "openpi.policies.guards")
 _CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 # Variables that Python, the linker, or libraries read once: another value of one of them is no matter for a fork.
