@@ -115,15 +115,11 @@ def seen(model, tokenizer: FASTTokenizer, masked: tuple[str, ...] = (), cameras=
 
 
 def test_a_model_held_to_the_grammar_writes_chunks_that_end_at_different_tokens(model, tokenizer):
+    options = {"max_decoding_steps": 48, "temperature": 20.0, "grammar": tokenizer.grammar(HORIZON, DIM)}
+    sample = jax.jit(lambda key, observation: model.sample_actions(key, observation, **options))
     lengths = set()
     for seed in range(3):
-        tokens = model.sample_actions(
-            jax.random.key(seed),
-            seen(model, tokenizer),
-            max_decoding_steps=48,
-            temperature=20.0,
-            grammar=tokenizer.grammar(HORIZON, DIM),
-        )
+        tokens = sample(jax.random.key(seed), seen(model, tokenizer))
         for row in np.asarray(tokens).astype(int):
             assert tokenizer.decode_actions(row, HORIZON, DIM).shape == (HORIZON, DIM)
             lengths.add(int(np.argmax(row == 1)))
@@ -131,11 +127,16 @@ def test_a_model_held_to_the_grammar_writes_chunks_that_end_at_different_tokens(
 
 
 def test_a_masked_camera_changes_nothing_when_slots_are_exact(model, tokenizer):
-    key, options = jax.random.key(0), {"max_decoding_steps": 16}
-    without = model.sample_actions(key, seen(model, tokenizer, cameras=("a", "c")), **options)
+    sample = jax.jit(
+        lambda observation, exact_slots: model.sample_actions(
+            jax.random.key(0), observation, max_decoding_steps=16, exact_slots=exact_slots
+        ),
+        static_argnums=1,
+    )
+    without = sample(seen(model, tokenizer, cameras=("a", "c")), False)
     masked = seen(model, tokenizer, masked=("b",))
-    np.testing.assert_array_equal(model.sample_actions(key, masked, exact_slots=True, **options), without)
-    as_published = model.sample_actions(key, masked, **options)
+    np.testing.assert_array_equal(sample(masked, True), without)
+    as_published = sample(masked, False)
     assert (np.asarray(as_published) != np.asarray(without)).any(), "counted from the end, a real token is lost"
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from golden_kits import SMALL, write_small
+from golden_kits import SMALL, small_model, write_small
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
@@ -42,7 +42,7 @@ def checkpoint(golden: Path, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(recorded: TrainConfig) -> TrainConfig:
     """The recipe that fits it."""
-    return dataclasses.replace(recorded, model=dataclasses.replace(recorded.model, image_resolution=SMALL))
+    return dataclasses.replace(recorded, model=small_model(recorded.model))
 
 
 @pytest.fixture(scope="module")

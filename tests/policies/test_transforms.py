@@ -245,6 +245,7 @@ keys = st.text("abc", min_size=1, max_size=3)
 trees = st.recursive(st.integers(), lambda children: st.dictionaries(keys, children, min_size=1, max_size=3))
 
 
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(tree=st.dictionaries(keys, trees))
 def test_unflattening_undoes_flattening(tree):
     assert unflatten_dict(flatten_dict(tree)) == tree

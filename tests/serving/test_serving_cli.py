@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import forked
+from golden_kits import write_small
 from openpi.checkpoints import checkpoint as checkpoints
 from openpi.checkpoints.find import find_step
 from openpi.cli.serving import serve_policy, server
@@ -23,7 +24,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from paths import SUPPORT
 from serving_live import wait_for_line
 
-RECIPE = f"{SUPPORT / 'recipes' / 'golden_droid.py'}:recipe"
+RECIPE = f"{SUPPORT / 'recipes' / 'golden_droid.py'}:small"
 PATIENCE_S = 300.0
 
 
@@ -129,7 +130,8 @@ def test_a_place_without_a_checkpoint_ends_the_command_with_code_1(tmp_path):
 
 
 def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
-    command = [sys.executable, "-m", "openpi.cli.main", "serve", str(golden / "pi05" / "checkpoint")]
+    checkpoint = write_small(golden / "pi05" / "checkpoint", tmp_path / "pi05" / "checkpoint")
+    command = [sys.executable, "-m", "openpi.cli.main", "serve", str(checkpoint)]
     command += ["--config", RECIPE, "--num-steps", "1"]
     command += ["--record", str(tmp_path / "records"), "--record-format", "mcap"]
     command += ["--port", "0", "--port-file", str(tmp_path / "port")]

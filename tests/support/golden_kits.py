@@ -12,6 +12,7 @@ from openpi.models.gemma_config import GemmaConfig, LoRAConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
+from openpi.shared.tree import flatten, unflatten
 from openpi.weights import orbax_io
 
 
@@ -65,15 +66,31 @@ def load_kit(folder: Path) -> Kit:
 
 
 SMALL = (28, 28)
+_FEW_WORDS = 2048  # more than the tokenizer of the recordings has
+
+
+def small_model(config: Pi0Config) -> Pi0Config:
+    """A kit's model for what does not ask for recorded numbers: unoptimized code takes seconds for the 256 patches of a
+    picture, each layer is compiled on its own, and most of a checkpoint is words that nobody says.
+    """
+    layer: Any = {"depth": 1, "vocab_size": _FEW_WORDS}
+    return dataclasses.replace(
+        config,
+        image_resolution=SMALL,
+        paligemma_variant=dataclasses.replace(config.paligemma_variant, **layer),  # type: ignore[type-var]
+        action_expert_variant=dataclasses.replace(config.action_expert_variant, **layer),  # type: ignore[type-var]
+        image_encoder_variant=dataclasses.replace(config.image_encoder_variant, depth=1),  # type: ignore[type-var]
+    )
 
 
 def write_small(folder: Path, target: Path) -> Path:
-    """A checkpoint of a kit's weights that sees pictures of `SMALL` pixels, for what does not ask for recorded numbers:
-    unoptimized code takes seconds for the 256 patches of a picture.
-    """
+    """A checkpoint of a kit's weights for `small_model`: the first layers, words and places of patches."""
     params = orbax_io.read_params(folder / "params")
-    encoder = params["PaliGemma"]["img"]
+    encoder, llm = params["PaliGemma"]["img"], params["PaliGemma"]["llm"]
     encoder["pos_embedding"] = encoder["pos_embedding"][:, : SMALL[0] // 14 * SMALL[1] // 14]
+    llm["embedder"]["input_embedding"] = llm["embedder"]["input_embedding"][:_FEW_WORDS]
+    for owner, name in ((encoder["Transformer"], "encoderblock"), (llm, "layers")):
+        owner[name] = unflatten({path: leaf[:1] for path, leaf in flatten(owner[name]).items()})
     orbax_io.write_params(target / "params", params)
     shutil.copytree(folder / "assets", target / "assets")
     return target

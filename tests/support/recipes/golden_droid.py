@@ -1,6 +1,8 @@
 """The recipe that fits the recorded pi0.5 checkpoint, as a user's file: `golden_droid.py:recipe`."""
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from openpi import transforms
@@ -34,3 +36,9 @@ recipe = TrainConfig(
     data=SimpleDataConfig(assets=AssetsConfig(asset_id="golden"), data_transforms=droid_transforms),
     policy_metadata={"robot": "golden"},
 )
+
+# For the checkpoints of `golden_kits.write_small`.
+sys.path.append(str(Path(__file__).parents[1]))
+from golden_kits import small_model  # noqa: E402
+
+small = dataclasses.replace(recipe, name="small_droid", model=small_model(recipe.model))
