@@ -125,13 +125,11 @@ def assert_alike(
             np.testing.assert_allclose(found, expected, atol=atol, rtol=1e-3, err_msg=path)
 
 
-def test_200_steps_give_the_losses_and_the_average_of_jax() -> None:
+def test_60_steps_give_the_losses_and_the_average_of_jax() -> None:
     pair = Pair(BOTH)
-    curves = [pair.step() for _ in range(200)]
+    curves = [pair.step() for _ in range(60)]
     losses = np.asarray([[metrics["loss"] for metrics in both] for both in curves])
-    # Rounding grows from step to step, on one processor more than on another.
-    np.testing.assert_allclose(losses[:100, 1], losses[:100, 0], rtol=1e-3)
-    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=1e-2)
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=1e-3)
     rates = np.asarray([[metrics["learning_rate"] for metrics in both] for both in curves])
     np.testing.assert_allclose(rates[:, 1], rates[:, 0], rtol=1e-6)
     for name in ("grad_norm", "param_norm"):
@@ -145,14 +143,14 @@ def test_200_steps_give_the_losses_and_the_average_of_jax() -> None:
     assert_alike(averages, atol=2e-3, share_of_others=1e-3)
 
 
-def test_200_steps_in_mixed_precision_stay_close_to_jax() -> None:
+def test_60_steps_in_mixed_precision_stay_close_to_jax() -> None:
     # Both compute in bfloat16 (8 bits of mantissa) but add up in another order, and differences grow from step to step.
     model = dataclasses.replace(BOTH.model, dtype="bfloat16")
     pair = Pair(dataclasses.replace(BOTH, model=model, pytorch_training_precision="bfloat16"))
     assert all(param.dtype == torch.float32 for param in pair.of_torch.model.parameters())
-    losses = np.asarray([[metrics["loss"] for metrics in pair.step()] for _ in range(200)])
+    losses = np.asarray([[metrics["loss"] for metrics in pair.step()] for _ in range(60)])
     np.testing.assert_allclose(losses[:20, 1], losses[:20, 0], rtol=5e-3)
-    windows = losses.reshape(4, 50, 2).mean(axis=1)
+    windows = losses.reshape(3, 20, 2).mean(axis=1)
     np.testing.assert_allclose(windows[:, 1], windows[:, 0], rtol=1e-2)
 
 
