@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import dot_world
+import forked
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.evaluation import evaluate as cli
 from openpi.cli.serving.serve_dummy import of_recipe
@@ -61,9 +62,9 @@ def played(tmp_path_factory):
     """An evaluation of the dot by its expert, as a user starts it: the folder, and what was printed."""
     folder = tmp_path_factory.mktemp("dot") / "evaluation"
     command = [sys.executable, "-m", "openpi.cli.main", "evaluate", DOT, "--policy=expert", f"--output={folder}"]
-    done = subprocess.run(
-        [*command, "--trials=3", "--workers=2", "--videos=2"], capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    command += ["--trials=3", "--workers=2", "--videos=2"]
+    preloads = ("openpi.cli.evaluation.evaluate", "openpi_demo.tabletop.plugin")
+    done = forked.run(command, preloads=preloads, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 

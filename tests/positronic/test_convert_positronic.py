@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import s3fs
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 import packed_arrays
 from openpi.cli.main import main
 from openpi.convert.work_folder import WorkFolder
@@ -34,8 +34,9 @@ def raw(golden, tmp_path) -> Path:
 def converted(golden, tmp_path_factory) -> Path:
     """By two processes, from the command line."""
     folder = tmp_path_factory.mktemp("converted")
-    command = ["-m", "openpi.cli.main", "convert", "positronic", golden / "positronic_raw" / "dataset", folder / "ee"]
-    subprocess.run([sys.executable, *map(str, command), "--workers", "2"], check=True, capture_output=True)
+    command = [sys.executable, "-m", "openpi.cli.main", "convert", "positronic"]
+    command += [golden / "positronic_raw" / "dataset", folder / "ee", "--workers", "2"]
+    forked.run(command, preloads=("openpi_positronic.conversion",), check=True, capture_output=True)
     assert [path.name for path in folder.iterdir()] == ["ee"]
     return folder / "ee"
 
