@@ -185,6 +185,19 @@ def test_rates_are_placed_in_order_and_named_in_full():
     assert [title.text for title in svg.iter("title")] == ["after: 90% (70% to 100%)", "before: 10% (0% to 30%)"]
 
 
+@pytest.mark.parametrize("letters", [3, 82, 300])
+def test_names_of_tasks_lie_inside_the_picture_and_are_there_in_full(letters):
+    name = ("pick_up_the_black_bowl_" * 20)[:letters]
+    svg = svg_of(rate_chart([(name, [Rate("success", 0.5, 0.2, 0.8, "after")])]))
+    label = next(text for text in svg.iter("text") if "pic" in "".join(text.itertext()))
+    shown = str(list(label.itertext())[-1])
+    begin, width = float(label.attrib["x"]), 7 * len(shown)  # of letters of 12 px
+    begin -= width if label.attrib["text-anchor"] == "end" else 0
+    assert begin >= 0
+    assert begin + width <= float(svg.attrib["viewBox"].split()[2])
+    assert name in label.itertext()
+
+
 @given(FINITE, st.integers(1, 30))
 def test_smoothing_leaves_a_constant_alone(value, count):
     smoothed = smooth([(float(x), value) for x in range(count)])
