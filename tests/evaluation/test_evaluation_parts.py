@@ -55,6 +55,20 @@ def test_a_paired_difference_lies_in_its_interval_and_turns_its_sign_with_the_po
 
 
 @pytest.mark.parametrize(
+    ("both", "only_a", "only_b", "neither", "interval"),
+    [
+        (20, 12, 2, 16, (-0.3292, -0.0562)),  # D. Altman et al., "Statistics with confidence", 2000, page 52
+        (1, 1, 7, 12, (0.0256, 0.5069)),  # M. Fagerland et al., "Statistical analysis of contingency tables", chapter 8
+        (25, 0, 0, 25, (-0.0378, 0.0378)),  # equal outcomes do not prove policies equal
+    ],
+)
+def test_the_interval_of_a_paired_difference_is_that_of_textbooks(both, only_a, only_b, neither, interval):
+    a = [True] * (both + only_a) + [False] * (only_b + neither)
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    assert Paired.of(a, b).difference[1:] == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("only_a", "only_b", "p_value"), [(0, 0, 1.0), (3, 3, 1.0), (0, 6, 2 / 64), (1, 9, 2 * 11 / 1024), (0, 1, 1.0)]
 )
 def test_the_sign_test_counts_only_episodes_in_which_the_policies_differ(only_a, only_b, p_value):

@@ -117,7 +117,10 @@ def _difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, flo
     (l1, u1), (l2, u2) = wilson_interval(sum(a), n), wilson_interval(sum(b), n)
     spread = math.sqrt(p1 * (1 - p1) * p2 * (1 - p2))
     both = sum(x and y for x, y in zip(a, b, strict=True)) / n
-    phi = (both - p1 * p2) / spread if spread else 0.0
+    together = both - p1 * p2
+    if together > 0:  # corrected for continuity, or equal outcomes would leave an interval without any width
+        together = max(0.0, together - 0.5 / n)
+    phi = together / spread if spread else 0.0
     down = math.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2)
     up = math.sqrt((u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2)
     return p2 - p1, p2 - p1 - down, p2 - p1 + up
