@@ -99,7 +99,8 @@ class Pages:
         values = values.reshape(len(values), -1).T
         names = dimension_names(self._dataset.metadata.features[key])
         names = names if len(names) == len(values) else tuple(map(str, range(len(values))))
-        told = [[round(v, 6) if np.isfinite(v) else None for v in row] for row in values.tolist()]
+        # Nine digits are all of a float32, whatever its unit.
+        told = [[float(f"{v:.9g}") if np.isfinite(v) else None for v in row] for row in values.tolist()]
         return {"key": key, "names": list(names), "values": told}
 
     def _frame(self, camera: int, position: int, number: int) -> Answer:
