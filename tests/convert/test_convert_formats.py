@@ -628,6 +628,41 @@ def test_stamps_of_another_clock_are_refused_and_silence_of_a_camera_is_told(joi
     assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/camera' has no new picture for 1.4 s from 0.5 s on"]}
 
 
+def test_joints_that_fall_silent_are_told_and_a_command_that_was_said_once_is_not(tmp_path):
+    """A robot that stands still in all frames, while its commands move, would teach that commands do nothing."""
+    path, store = tmp_path / "take", raw.get_typestore(raw.Stores.ROS2_HUMBLE)
+    joint, number = "sensor_msgs/msg/JointState", "std_msgs/msg/Float64"
+    with raw.rosbag2.Writer(path, version=9) as writer:
+        kinds = {"/joints": joint, "/command": number, "/grip": number}
+        topics = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in kinds.items()}
+        for i in range(200):
+            for topic, kind in kinds.items():
+                if not (topic == "/joints" and i >= 50) and not (topic == "/grip" and i > 0):
+                    value = raw._joints(store, "ros2", np.array([float(i)]), ["a"])
+                    message = value if kind == joint else store.types[number](float(i))
+                    writer.write(topics[topic], 10**18 + 20_000_000 * i, store.serialize_cdr(message, kind))
+    joints = [{"topic": "/joints", "field": "position"}]
+    columns = {"observation.state": joints, "action": [{"topic": "/command"}, {"topic": "/grip"}]}
+    mapping = tmp_path / "m.json"
+    mapping.write_text(json.dumps({"fps": 50, "task": "t", "columns": columns}))
+    convert("ros", path, tmp_path / "set", "--mapping", mapping)
+    assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/joints' has no new value for 3.0 s from 1.0 s on"]}
+
+
+@pytest.mark.parametrize(
+    ("later_s", "words"), [(-5, "joint_states, message 20: its stamp is"), (10**6, "would last 278 hours")]
+)
+def test_a_clock_that_was_set_while_it_recorded_mixes_no_two_stretches(later_s, words, tmp_path, capsys):
+    stamps = [1_700_000_000_000_000_000 + 50_000_000 * i + (10**9 * later_s if i >= 20 else 0) for i in range(40)]
+    raw.ros2_bag_by_stamps(tmp_path / "take", stamps[:20], stamps)
+    numbers = [{"topic": "/joint_states", "field": "position"}]
+    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
+    mapping = tmp_path / "m.json"
+    mapping.write_text(json.dumps({"fps": 20, "clock": "header", "task": "t", "columns": columns}))
+    convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
+    assert words in capsys.readouterr().err
+
+
 def test_definitions_in_a_bag_are_names_and_no_code(tmp_path, capsys):
     harmful = "Empty:\n  import pathlib; pathlib.Path('done').touch()\nclass X"
     raw.ros1_bag_of_type(tmp_path / "take.bag", harmful)
