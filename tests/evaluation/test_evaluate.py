@@ -108,6 +108,22 @@ def test_an_evaluation_is_not_overwritten_and_goes_on_where_it_was_cut(played, c
     assert facts(after) == facts(before)
 
 
+def test_commands_that_a_crash_has_cut_cost_their_films_and_no_result(played, capsys):
+    folder, _ = played
+    cut, gone = sorted((folder / "commands").glob("*.npy"))[:2]
+    kept = cut.read_bytes(), gone.read_bytes()
+    cut.write_bytes(b"")
+    gone.unlink()
+    try:
+        assert dot(f"--output={folder}", "--trials=3", "--workers=1", "--videos=6", "--resume") == 1
+    finally:
+        cut.write_bytes(kept[0])
+        gone.write_bytes(kept[1])
+    results = results_of(folder)
+    assert results["total"]["trials"] == 6 and len(results["videos"]) == 4
+    assert capsys.readouterr().err.count("its commands are damaged") == len(results["errors"]) == 2
+
+
 def test_other_options_are_not_mixed_into_an_evaluation(played, capsys):
     folder, _ = played
     assert dot(f"--output={folder}", "--resume", "--latency-ms=50") == 1
