@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +160,13 @@ def test_on_a_logarithmic_axis_every_point_lies_inside_the_picture_too(points):
     polyline = svg.find("polyline")
     assert polyline is not None
     assert all(0 <= float(pair.split(",")[1]) <= height for pair in polyline.attrib["points"].split())
+
+
+@given(st.floats(1e-12, 1e12), st.floats(1e-12, 1e12))
+def test_labels_of_a_logarithmic_axis_do_not_overlap(low, high):
+    svg = svg_of(line_chart([Line("a", [(0, low), (1, high)])], x_label="step", y_label="loss", log_y=True))
+    places = sorted(float(text.attrib["y"]) for text in svg.iter("text") if text.attrib["text-anchor"] == "end")
+    assert len(places) >= 2 and min(np.diff(places)) >= 12  # of letters of 12 px
 
 
 def test_equal_ratios_are_equally_far_apart_on_a_logarithmic_axis():

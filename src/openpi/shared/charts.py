@@ -8,6 +8,7 @@ from html import escape
 _WIDTH, _HEIGHT = 460, 240
 _SMALLEST_SPAN = 1e-12  # less is a constant, and division by it would overflow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 14, 38
+_MOST_LOG_TICKS = 12
 _SMALLEST_SCALE = 0.7
 _MOST_LETTERS = 96  # of a name above the rows of a rate chart
 
@@ -116,9 +117,13 @@ def _axis_from_zero(values: Sequence[float], from_px: float, to_px: float) -> _A
 
 
 def _log_axis(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
-    """From the smallest to the largest value, widened to ticks at 1, 2 and 5 times powers of ten."""
-    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    """From the smallest to the largest value, widened to ticks at 1, 2 and 5 times powers of ten; where those would be
+    too many for their labels, at powers of ten, all or some."""
+    lowest, highest = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    stride = -(-(highest - lowest) // _MOST_LOG_TICKS)
+    factors = (1, 2, 5) if 3 * (highest - lowest) <= _MOST_LOG_TICKS else (1,)
+    decades = range(lowest, highest + max(1, stride), max(1, stride))
+    ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     low = max(tick for tick in ticks if tick <= min(values) * (1 + 1e-9))
     high = min(tick for tick in ticks if tick >= max(values) * (1 - 1e-9) and tick > low)
     return _Axis(low, high, from_px, to_px, tuple(tick for tick in ticks if low <= tick <= high), is_log=True)
