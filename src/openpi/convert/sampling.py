@@ -39,8 +39,8 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
         raise ValueError("its signals have no time in common")
     if end - start > _MAX_S * NS_PER_S:
         raise ValueError(
-            f"it would last {(end - start) / NS_PER_S / 3600:,.0f} hours: a clock was set while it was recorded, or not "
-            "yet when it began"
+            f"it would last {(end - start) / NS_PER_S / 3600:,.0f} hours: a clock was set while it was recorded, or "
+            "not yet when it began"
         )
     return start + np.arange(count, dtype=np.int64) * math.floor(exact)
 
