@@ -628,6 +628,25 @@ def test_stamps_of_another_clock_are_refused_and_silence_of_a_camera_is_told(joi
     assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/camera' has no new picture for 1.4 s from 0.5 s on"]}
 
 
+def test_bags_of_a_recorder_that_was_killed_are_told_and_not_passed_over(tmp_path, capsys):
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    for name, form in (("a", "ros2"), ("b", "ros2"), ("c", "ros2 mcap"), ("d.bag", "ros1")):
+        raw.ros_bag(bags / name, form)
+    convert("ros", bags, tmp_path / "set", "--draft", tmp_path / "m.json")
+    (bags / "b/metadata.yaml").unlink()
+    cut = next((bags / "c").glob("*.mcap"))
+    cut.write_bytes(cut.read_bytes()[:-4000])
+    (bags / "d.bag").rename(bags / "d.bag.active")
+    mapping = json.loads((tmp_path / "m.json").read_text())
+    (tmp_path / "m.json").write_text(json.dumps({**mapping, "task": "t"}))
+    convert("ros", bags, tmp_path / "set", "--mapping", tmp_path / "m.json", code=1)
+    told = capsys.readouterr().err
+    assert "3 of 4 episodes" in told
+    for repair in ("`ros2 bag reindex b`", "`mcap recover`", "`rosbag reindex d.bag.active`"):
+        assert repair in told
+
+
 def test_joints_that_fall_silent_are_told_and_a_command_that_was_said_once_is_not(tmp_path):
     """A robot that stands still in all frames, while its commands move, would teach that commands do nothing."""
     path, store = tmp_path / "take", raw.get_typestore(raw.Stores.ROS2_HUMBLE)

@@ -81,9 +81,12 @@ class RosBags:
             raise FileNotFoundError(f"{self.root} does not exist; expected a bag, or a folder of bags")
         if self.root.is_file() or (self.root / "metadata.yaml").is_file():
             return [self.root]
-        ros2 = [path.parent for path in self.root.rglob("metadata.yaml")]
+        ros2 = {path.parent for path in self.root.rglob("metadata.yaml")}
         loose = [path for path in self.root.rglob("*.mcap") if path.parent not in ros2]
-        bags = in_order([*ros2, *loose, *self.root.rglob("*.bag")])
+        # Those of a recorder that was killed are found, too, and refused when they are read: nobody would miss them.
+        ros2 |= {path.parent for path in self.root.rglob("*.db3")}
+        bags = [*ros2, *loose, *self.root.rglob("*.bag"), *self.root.rglob("*.bag.active")]
+        bags = in_order(path for path in bags if not path.name.startswith("."))
         if not bags:
             raise FileNotFoundError(f"{self.root} holds no *.bag, no *.mcap and no folder with metadata.yaml")
         return bags
