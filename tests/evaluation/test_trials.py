@@ -285,6 +285,18 @@ def test_each_policy_begins_equally_often_in_an_order_of_its_seed(pairs):
     assert len({tuple(trials.plan(pairs, ["stack"], seed)) for seed in range(10)}) > 3
 
 
+@pytest.mark.parametrize(("pairs", "shown"), [(2, False), (5, False), (6, True)])
+def test_a_few_equal_scores_show_no_difference(pairs, shown):
+    planned = trials.plan(pairs, ["stack"], 0)
+    rows = [
+        trials.Outcome(trial.number, trial.pair, trial.turn, trial.task, (0.5, 0.6)[trial.policy], 1.0)
+        for trial in planned
+    ]
+    told = trials.summary(rows, planned, ("a", "b"), "score")
+    assert "b less a: +10 points" in "\n".join(told)
+    assert ("no difference is shown" in told[-1]) is not shown
+
+
 def test_answers_are_yes_no_or_a_score():
     found = [trials.parse_outcome(text, "score") for text in ("y", "No", "40", "0", "101", "")]
     assert found == [1, 0, 0.4, 0, None, None]

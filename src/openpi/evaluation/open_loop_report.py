@@ -117,11 +117,13 @@ def comparison(results: Results) -> str | None:
     found = results.get("paired")
     if found is None:
         return None
-    low, high = found["interval_95"]
     a, b = results["policies"]
+    if found["interval_95"] is None:
+        return f"{b} less {a}: {found['difference']:+.4g} in one frame, which shows no difference"
+    low, high = found["interval_95"]
     verdict = f"{b} is better" if high < 0 else f"{a} is better" if low > 0 else "no difference is shown"
     return (
-        f"{b} less {a}: {found['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g} (bootstrap over "
+        f"{b} less {a}: {found['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g} (Student's t over "
         f"{found['drawn_from']}): {verdict}"
     )
 
