@@ -429,6 +429,15 @@ def test_patterns_choose_tasks_and_names_may_have_brackets():
     assert chosen("n*") == ["near"] and chosen("far [2]") == ["far [2]"] and chosen() == ["near", "far [2]"]
 
 
+@pytest.mark.parametrize(("trials", "told"), [(2, False), (3, True)])
+def test_trials_that_begin_again_at_the_same_places_are_told(trials, told, tmp_path, monkeypatch, caplog):
+    tasks = [dataclasses.replace(task, num_starts=2) for task in dot_world.Dot().tasks()]
+    monkeypatch.setattr(dot_world.Dot, "tasks", lambda self: tasks)
+    monkeypatch.setattr(cli, "_run", lambda *_: 0)
+    assert cli.main([f"{dot_world.__name__}:Dot", "--policy=expert", f"--output={tmp_path}", f"--trials={trials}"]) == 0
+    assert ("begins at 2 places" in caplog.text) is told
+
+
 def test_a_full_disk_is_an_error_and_no_half_episode(tmp_path):
     (tmp_path / "episodes.jsonl").symlink_to("/dev/full")
     with (
