@@ -138,7 +138,7 @@ def _looks(results: Results) -> str:
     for name, found in results["policies"].items():
         noise = found.get("spread", {}).get("mean") or float("nan")
         for what, change in found.get("sensitivity", {}).items():
-            rows.append([escape(name), escape(what), _number(change), f"{change / noise:.1f}"])
+            rows.append([escape(name), escape(what), _number(change), _number(change / noise)])
     if not rows:
         return ""
     head = ("policy", "what was spoilt", "change of the chunk", "times the spread over noise")
