@@ -569,7 +569,7 @@ const told = (i) => {
 };
 const episodes = [0, 1, 2].map((i) => ({ index: i, length: 2, codes: [] }));
 window.fetch = async (name) => ({ json: async () => {
-  if (name === "dataset.json") return { name: "d", fps: 10, cameras: [], episodes };
+  if (name === "dataset.json") return { name: "d", fps: 10, cameras: [], others: ["skin [16, 16]"], episodes };
   const i = Number(/\\d+/.exec(name)[0]);
   await new Promise((done) => setTimeout(done, i === 1 ? 1500 : 100));
   return told(i);
@@ -585,12 +585,16 @@ def test_an_episode_that_comes_late_is_not_shown_beside_the_pictures_of_another(
     )
     dump = dom(tmp_path, f"file://{tmp_path}/page.html")
     assert '<p id="task">task 2</p>' in dump and "<small>2</small>" in dump
+    assert "without curves: skin [16, 16]</p>" in dump
 
 
 def test_signals_are_shown_in_full_precision_whatever_their_unit(tmp_path):
     feature = {"dtype": "float32", "shape": [1], "names": ["meganewton"]}
+    skin = {"dtype": "float32", "shape": [100], "names": None}
     forces = np.array([[1.5e-8], [-3e-9]], np.float32)
-    with LeRobotWriter(tmp_path / "set", fps=10, features={"force": feature}) as writer:
-        writer.add_episode({"force": forces}, "push")
-    [signal] = json.loads(Pages(LeRobotDataset(tmp_path / "set"), []).get("/episode/0.json")[2])["signals"]
+    with LeRobotWriter(tmp_path / "set", fps=10, features={"force": feature, "skin": skin}) as writer:
+        writer.add_episode({"force": forces, "skin": np.zeros((2, 100), np.float32)}, "push")
+    pages = Pages(LeRobotDataset(tmp_path / "set"), [])
+    assert json.loads(pages.get("/dataset.json")[2])["others"] == ["skin [100]"]
+    [signal] = json.loads(pages.get("/episode/0.json")[2])["signals"]
     np.testing.assert_array_equal(np.float32(signal["values"]), forces.T)

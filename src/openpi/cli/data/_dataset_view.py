@@ -41,14 +41,11 @@ class Pages:
     def __init__(self, dataset: LeRobotDataset, findings: Sequence[Finding]):
         self._dataset = dataset
         self._findings = findings
-        metadata = dataset.metadata
-        self._vectors = [
-            key
-            for key in metadata.column_keys
-            if key not in INDEX_FEATURES
-            and metadata.features[key]["dtype"] != "string"
-            and int(np.prod(metadata.features[key]["shape"])) <= _MOST_DIMENSIONS
-        ]
+        features = dataset.metadata.features
+        columns = [key for key in dataset.metadata.column_keys if key not in INDEX_FEATURES]
+        numbers = [key for key in columns if features[key]["dtype"] != "string"]
+        self._vectors = [key for key in numbers if int(np.prod(features[key]["shape"])) <= _MOST_DIMENSIONS]
+        self._others = [f"{key} {features[key]['shape']}" for key in columns if key not in self._vectors]
 
     def get(self, path: str) -> Answer:
         """The answer to a path of a URL."""
@@ -79,6 +76,7 @@ class Pages:
             "name": metadata.root.name,
             "fps": metadata.fps,
             "cameras": list(metadata.camera_keys),
+            "others": self._others,
             "episodes": episodes,
         }
 
