@@ -133,6 +133,19 @@ def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
     assert_same(tmp_path / "set", [{k: v[..., ::-1] if v.ndim == 4 else v for k, v in written.items()}])
 
 
+def test_changes_that_float32_cannot_tell_apart_are_told(aloha, tmp_path):
+    """All frames of an episode would have one time."""
+    with h5py.File(aloha / "episode_9.hdf5", "r+") as file:
+        times = np.zeros(file["observations/qpos"].shape)
+        times[:, 3] = 1_700_000_000 + 0.02 * np.arange(len(times))
+        times[:, 4] = 20_000 + np.arange(len(times))
+        del file["observations/effort"]
+        file["observations/effort"] = times
+    convert("aloha", aloha / "episode_9.hdf5", tmp_path / "set", "--task", "fold", "--images")
+    [[told]] = provenance(tmp_path / "set")["remarks"].values()
+    assert told.startswith("'observation.effort', left_forearm_roll: it changes by ") and "around 1.7e+09" in told
+
+
 def test_a_dry_run_shows_the_mapping_and_writes_nothing(aloha, tmp_path, capsys):
     convert("aloha", aloha, tmp_path / "set", "--dry-run")
     shown = capsys.readouterr().out
