@@ -448,6 +448,10 @@ def test_a_subset_of_robomimic_s_demonstrations(tmp_path, capsys):
     assert "it has 'train'" in capsys.readouterr().err
     convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--state", "robot0_joints", code=1)
     assert "robot0_joints" in capsys.readouterr().err
+    with h5py.File(tmp_path / "low.hdf5", "r+") as file:
+        del file["data/demo_4"]
+    convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--subset", "train", code=1)
+    assert "'mask/train' lists 'demo_4', which the file has not" in capsys.readouterr().err
 
 
 def test_droid_s_raw_episodes(tmp_path):
