@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from openpi_client import realtime
-from openpi_client.realtime.clock import MonotonicClock, Pacer, VirtualClock
+from openpi_client.realtime.clock import MonotonicClock, Pacer, Tick, VirtualClock
+from openpi_client.realtime.controller import Command
+from openpi_client.realtime.log import EpisodeLog
 from realtime_world import DT, HORIZON, NAMES, Arm, Walk, World, metadata
 
 RTC = metadata(("guided", "trained"))
@@ -644,3 +646,17 @@ def test_a_policy_in_a_thread_gets_a_copy_of_the_observation():
         requester.poll()
     assert np.array_equal(seen[0], [0, 0])
     requester.close()
+
+
+def test_the_picture_of_a_long_episode_has_the_jump_of_a_single_tick(tmp_path):
+    log = EpisodeLog(tmp_path, VirtualClock(), 1)
+    for number in range(20_000):
+        values = np.array([1.0 if number == 12_345 else 0.0])
+        log.end_tick(Tick(number, 0.0, 0), Command(values, "hold"), number * DT)
+    log.close("over")
+    svg = ElementTree.fromstring((tmp_path / "timeline.svg").read_text())
+    [curve] = svg.iter("{http://www.w3.org/2000/svg}polyline")
+    points = [point.split(",") for point in curve.attrib["points"].split()]
+    heights = [float(y) for _, y in points]
+    assert max(heights) - min(heights) > 200 and len(points) < 5_000
+    assert float(points[int(np.argmin(heights))][0]) == pytest.approx(140 + 1040 * 12_345 / 19_999, abs=1)

@@ -133,6 +133,19 @@ def test_pictures_that_are_bgr_are_swapped_when_told(aloha, tmp_path):
     assert_same(tmp_path / "set", [{k: v[..., ::-1] if v.ndim == 4 else v for k, v in written.items()}])
 
 
+def test_changes_that_float32_cannot_tell_apart_are_told(aloha, tmp_path):
+    """All frames of an episode would have one time."""
+    with h5py.File(aloha / "episode_9.hdf5", "r+") as file:
+        times = np.zeros(file["observations/qpos"].shape)
+        times[:, 3] = 1_700_000_000 + 0.02 * np.arange(len(times))
+        times[:, 4] = 20_000 + np.arange(len(times))
+        del file["observations/effort"]
+        file["observations/effort"] = times
+    convert("aloha", aloha / "episode_9.hdf5", tmp_path / "set", "--task", "fold", "--images")
+    [[told]] = provenance(tmp_path / "set")["remarks"].values()
+    assert told.startswith("'observation.effort', left_forearm_roll: it changes by ") and "around 1.7e+09" in told
+
+
 def test_a_dry_run_shows_the_mapping_and_writes_nothing(aloha, tmp_path, capsys):
     convert("aloha", aloha, tmp_path / "set", "--dry-run")
     shown = capsys.readouterr().out
@@ -435,6 +448,10 @@ def test_a_subset_of_robomimic_s_demonstrations(tmp_path, capsys):
     assert "it has 'train'" in capsys.readouterr().err
     convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--state", "robot0_joints", code=1)
     assert "robot0_joints" in capsys.readouterr().err
+    with h5py.File(tmp_path / "low.hdf5", "r+") as file:
+        del file["data/demo_4"]
+    convert("robomimic", tmp_path / "low.hdf5", tmp_path / "other", "--task", "t", "--subset", "train", code=1)
+    assert "'mask/train' lists 'demo_4', which the file has not" in capsys.readouterr().err
 
 
 def test_droid_s_raw_episodes(tmp_path):
@@ -626,6 +643,60 @@ def test_stamps_of_another_clock_are_refused_and_silence_of_a_camera_is_told(joi
     convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping)
     np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").column("action"), np.arange(39))
     assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/camera' has no new picture for 1.4 s from 0.5 s on"]}
+
+
+def test_bags_of_a_recorder_that_was_killed_are_told_and_not_passed_over(tmp_path, capsys):
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    for name, form in (("a", "ros2"), ("b", "ros2"), ("c", "ros2 mcap"), ("d.bag", "ros1")):
+        raw.ros_bag(bags / name, form)
+    convert("ros", bags, tmp_path / "set", "--draft", tmp_path / "m.json")
+    (bags / "b/metadata.yaml").unlink()
+    cut = next((bags / "c").glob("*.mcap"))
+    cut.write_bytes(cut.read_bytes()[:-4000])
+    (bags / "d.bag").rename(bags / "d.bag.active")
+    mapping = json.loads((tmp_path / "m.json").read_text())
+    (tmp_path / "m.json").write_text(json.dumps({**mapping, "task": "t"}))
+    convert("ros", bags, tmp_path / "set", "--mapping", tmp_path / "m.json", code=1)
+    told = capsys.readouterr().err
+    assert "3 of 4 episodes" in told
+    for repair in ("`ros2 bag reindex b`", "`mcap recover`", "`rosbag reindex d.bag.active`"):
+        assert repair in told
+
+
+def test_joints_that_fall_silent_are_told_and_a_command_that_was_said_once_is_not(tmp_path):
+    """A robot that stands still in all frames, while its commands move, would teach that commands do nothing."""
+    path, store = tmp_path / "take", raw.get_typestore(raw.Stores.ROS2_HUMBLE)
+    joint, number = "sensor_msgs/msg/JointState", "std_msgs/msg/Float64"
+    with raw.rosbag2.Writer(path, version=9) as writer:
+        kinds = {"/joints": joint, "/command": number, "/grip": number}
+        topics = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in kinds.items()}
+        for i in range(200):
+            for topic, kind in kinds.items():
+                if not (topic == "/joints" and i >= 50) and not (topic == "/grip" and i > 0):
+                    value = raw._joints(store, "ros2", np.array([float(i)]), ["a"])
+                    message = value if kind == joint else store.types[number](float(i))
+                    writer.write(topics[topic], 10**18 + 20_000_000 * i, store.serialize_cdr(message, kind))
+    joints = [{"topic": "/joints", "field": "position"}]
+    columns = {"observation.state": joints, "action": [{"topic": "/command"}, {"topic": "/grip"}]}
+    mapping = tmp_path / "m.json"
+    mapping.write_text(json.dumps({"fps": 50, "task": "t", "columns": columns}))
+    convert("ros", path, tmp_path / "set", "--mapping", mapping)
+    assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/joints' has no new value for 3.0 s from 1.0 s on"]}
+
+
+@pytest.mark.parametrize(
+    ("later_s", "words"), [(-5, "joint_states, message 20: its stamp is"), (10**6, "would last 278 hours")]
+)
+def test_a_clock_that_was_set_while_it_recorded_mixes_no_two_stretches(later_s, words, tmp_path, capsys):
+    stamps = [1_700_000_000_000_000_000 + 50_000_000 * i + (10**9 * later_s if i >= 20 else 0) for i in range(40)]
+    raw.ros2_bag_by_stamps(tmp_path / "take", stamps[:20], stamps)
+    numbers = [{"topic": "/joint_states", "field": "position"}]
+    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
+    mapping = tmp_path / "m.json"
+    mapping.write_text(json.dumps({"fps": 20, "clock": "header", "task": "t", "columns": columns}))
+    convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
+    assert words in capsys.readouterr().err
 
 
 def test_definitions_in_a_bag_are_names_and_no_code(tmp_path, capsys):

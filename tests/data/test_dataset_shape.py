@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from browser import BROWSER, MISSING, dom
 from openpi.cli.data._dataset_shape import shown
-from openpi.cli.data._dataset_view import Pages, open_server
+from openpi.cli.data._dataset_view import Pages, open_server, page
 from openpi.cli.main import main
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.runner import check_dataset
@@ -35,7 +36,6 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_client.image_tools import resize_with_pad
 from paths import GOLDEN
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STORED = ("lerobot_v21/image", "lerobot_v21/video", "lerobot_v30/converted_video", "lerobot_v30/chunked")
 
 
@@ -548,7 +548,7 @@ def test_other_pages_do_not_reach_the_view_under_names_of_their_own(viewed):
     assert fetch(f"{viewed}/dataset.json", Host="evil.example:80")[0] == 403
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
 def test_a_browser_shows_pictures_signals_and_findings_of_the_episode_asked_for(viewed, tmp_path):
     shot = Path(os.environ.get("OPENPI_SCREENSHOT", tmp_path / "view.png"))
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1200"]
@@ -559,3 +559,42 @@ def test_a_browser_shows_pictures_signals_and_findings_of_the_episode_asked_for(
     for words in ("frame 7 of 37", "frame/0/1/7.jpg", "anomalies.jump", "polyline", 'class="marked"'):
         assert words in dump
     assert "<img src=x" not in dump and "&lt;img src=x" in dump
+    assert re.search(r'class="plot"><small>-?[\d.]+</small><small>-?[\d.]+</small>', dump)  # the range of the axis
+
+
+_SLOW_FIRST = """<script>
+const told = (i) => {
+  const signal = { key: "s", names: ["s"], values: [[i, i]] };
+  return { length: 2, tasks: [`task ${i}`], findings: [], signals: [signal] };
+};
+const episodes = [0, 1, 2].map((i) => ({ index: i, length: 2, codes: [] }));
+window.fetch = async (name) => ({ json: async () => {
+  if (name === "dataset.json") return { name: "d", fps: 10, cameras: [], others: ["skin [16, 16]"], episodes };
+  const i = Number(/\\d+/.exec(name)[0]);
+  await new Promise((done) => setTimeout(done, i === 1 ? 1500 : 100));
+  return told(i);
+} });
+setTimeout(() => { by("next").onclick(); by("next").onclick(); }, 1000);
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
+def test_an_episode_that_comes_late_is_not_shown_beside_the_pictures_of_another(tmp_path):
+    (tmp_path / "page.html").write_text(
+        page().replace('<script>\n"use strict"', f'{_SLOW_FIRST}<script>\n"use strict"')
+    )
+    dump = dom(tmp_path, f"file://{tmp_path}/page.html")
+    assert '<p id="task">task 2</p>' in dump and "<small>2</small>" in dump
+    assert "without curves: skin [16, 16]</p>" in dump
+
+
+def test_signals_are_shown_in_full_precision_whatever_their_unit(tmp_path):
+    feature = {"dtype": "float32", "shape": [1], "names": ["meganewton"]}
+    skin = {"dtype": "float32", "shape": [100], "names": None}
+    forces = np.array([[1.5e-8], [-3e-9]], np.float32)
+    with LeRobotWriter(tmp_path / "set", fps=10, features={"force": feature, "skin": skin}) as writer:
+        writer.add_episode({"force": forces, "skin": np.zeros((2, 100), np.float32)}, "push")
+    pages = Pages(LeRobotDataset(tmp_path / "set"), [])
+    assert json.loads(pages.get("/dataset.json")[2])["others"] == ["skin [100]"]
+    [signal] = json.loads(pages.get("/episode/0.json")[2])["signals"]
+    np.testing.assert_array_equal(np.float32(signal["values"]), forces.T)

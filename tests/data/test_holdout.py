@@ -148,3 +148,14 @@ def test_a_picture_of_chunks_shows_both_and_leaves_out_what_is_none():
     assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
     predicted = np.ones((2, 5, 3))
     assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
+
+
+def test_rows_of_a_picture_of_chunks_are_told_apart_and_those_left_out_are_said():
+    chunks = np.tile(np.linspace(0, 1, 5)[None, :, None], (1, 1, 18))
+    names = [f"left_arm_joint_number_{number}" for number in range(18)]
+    picture = draw(chunks, chunks, names)
+    labels = {picture[top : top + 74, :96].tobytes() for top in range(22, 22 + 82 * 16, 82)}
+    assert len(labels) == 16
+    assert (picture[:22, 158:] < 255).any() and not (
+        draw(chunks[..., :16], chunks[..., :16], names)[:22, 158:] < 255
+    ).any()

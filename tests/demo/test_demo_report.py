@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,13 @@ def test_on_a_logarithmic_axis_every_point_lies_inside_the_picture_too(points):
     assert all(0 <= float(pair.split(",")[1]) <= height for pair in polyline.attrib["points"].split())
 
 
+@given(st.floats(1e-12, 1e12), st.floats(1e-12, 1e12))
+def test_labels_of_a_logarithmic_axis_do_not_overlap(low, high):
+    svg = svg_of(line_chart([Line("a", [(0, low), (1, high)])], x_label="step", y_label="loss", log_y=True))
+    places = sorted(float(text.attrib["y"]) for text in svg.iter("text") if text.attrib["text-anchor"] == "end")
+    assert len(places) >= 2 and min(np.diff(places)) >= 12  # of letters of 12 px
+
+
 def test_equal_ratios_are_equally_far_apart_on_a_logarithmic_axis():
     chart = line_chart(
         [Line("a", [(0, 1.0), (1, 0.1), (2, 0.01), (3, 0.0)])], x_label="step", y_label="loss", log_y=True
@@ -183,6 +191,19 @@ def test_rates_are_placed_in_order_and_named_in_full():
     after, before = (float(circle.attrib["cx"]) for circle in svg.iter("circle"))
     assert after > before
     assert [title.text for title in svg.iter("title")] == ["after: 90% (70% to 100%)", "before: 10% (0% to 30%)"]
+
+
+@pytest.mark.parametrize("letters", [3, 82, 300])
+def test_names_of_tasks_lie_inside_the_picture_and_are_there_in_full(letters):
+    name = ("pick_up_the_black_bowl_" * 20)[:letters]
+    svg = svg_of(rate_chart([(name, [Rate("success", 0.5, 0.2, 0.8, "after")])]))
+    label = next(text for text in svg.iter("text") if "pic" in "".join(text.itertext()))
+    shown = str(list(label.itertext())[-1])
+    begin, width = float(label.attrib["x"]), 7 * len(shown)  # of letters of 12 px
+    begin -= width if label.attrib["text-anchor"] == "end" else 0
+    assert begin >= 0
+    assert begin + width <= float(svg.attrib["viewBox"].split()[2])
+    assert name in label.itertext()
 
 
 @given(FINITE, st.integers(1, 30))

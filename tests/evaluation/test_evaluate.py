@@ -109,6 +109,22 @@ def test_an_evaluation_is_not_overwritten_and_goes_on_where_it_was_cut(played, c
     assert facts(after) == facts(before)
 
 
+def test_commands_that_a_crash_has_cut_cost_their_films_and_no_result(played, capsys):
+    folder, _ = played
+    cut, gone = sorted((folder / "commands").glob("*.npy"))[:2]
+    kept = cut.read_bytes(), gone.read_bytes()
+    cut.write_bytes(b"")
+    gone.unlink()
+    try:
+        assert dot(f"--output={folder}", "--trials=3", "--workers=1", "--videos=6", "--resume") == 1
+    finally:
+        cut.write_bytes(kept[0])
+        gone.write_bytes(kept[1])
+    results = results_of(folder)
+    assert results["total"]["trials"] == 6 and len(results["videos"]) == 4
+    assert capsys.readouterr().err.count("its commands are damaged") == len(results["errors"]) == 2
+
+
 def test_other_options_are_not_mixed_into_an_evaluation(played, capsys):
     folder, _ = played
     assert dot(f"--output={folder}", "--resume", "--latency-ms=50") == 1
@@ -412,6 +428,15 @@ def test_patterns_choose_tasks_and_names_may_have_brackets():
         return [str(job.task.name) for job in Evaluation(DOT, dot_world.Dot(), tasks=tasks, trials=1).jobs]
 
     assert chosen("n*") == ["near"] and chosen("far [2]") == ["far [2]"] and chosen() == ["near", "far [2]"]
+
+
+@pytest.mark.parametrize(("trials", "told"), [(2, False), (3, True)])
+def test_trials_that_begin_again_at_the_same_places_are_told(trials, told, tmp_path, monkeypatch, caplog):
+    tasks = [dataclasses.replace(task, num_starts=2) for task in dot_world.Dot().tasks()]
+    monkeypatch.setattr(dot_world.Dot, "tasks", lambda self: tasks)
+    monkeypatch.setattr(cli, "_run", lambda *_: 0)
+    assert cli.main([f"{dot_world.__name__}:Dot", "--policy=expert", f"--output={tmp_path}", f"--trials={trials}"]) == 0
+    assert ("begins at 2 places" in caplog.text) is told
 
 
 def test_a_full_disk_is_an_error_and_no_half_episode(tmp_path):

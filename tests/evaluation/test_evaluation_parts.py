@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openpi.evaluation.play import _holds
-from openpi.evaluation.stats import Paired, wilson_interval
+from openpi.evaluation.stats import Paired, mean_interval, wilson_interval
 from openpi.evaluation.video import tile, write_video
 from openpi.policies.tabletop_policy import TabletopInputs, TabletopOutputs, make_tabletop_example
 from openpi_demo.tabletop import PICK, TabletopEnv, tabletop_observation
@@ -55,11 +55,41 @@ def test_a_paired_difference_lies_in_its_interval_and_turns_its_sign_with_the_po
 
 
 @pytest.mark.parametrize(
+    ("both", "only_a", "only_b", "neither", "interval"),
+    [
+        (20, 12, 2, 16, (-0.3292, -0.0562)),  # D. Altman et al., "Statistics with confidence", 2000, page 52
+        (1, 1, 7, 12, (0.0256, 0.5069)),  # M. Fagerland et al., "Statistical analysis of contingency tables", chapter 8
+        (25, 0, 0, 25, (-0.0378, 0.0378)),  # equal outcomes do not prove policies equal
+    ],
+)
+def test_the_interval_of_a_paired_difference_is_that_of_textbooks(both, only_a, only_b, neither, interval):
+    a = [True] * (both + only_a) + [False] * (only_b + neither)
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    assert Paired.of(a, b).difference[1:] == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("only_a", "only_b", "p_value"), [(0, 0, 1.0), (3, 3, 1.0), (0, 6, 2 / 64), (1, 9, 2 * 11 / 1024), (0, 1, 1.0)]
 )
 def test_the_sign_test_counts_only_episodes_in_which_the_policies_differ(only_a, only_b, p_value):
     a, b = [True] * only_a + [False] * only_b, [False] * only_a + [True] * only_b
     assert Paired.of([*a, True, False], [*b, True, False]).p_value == pytest.approx(p_value)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5, 20])
+def test_the_interval_of_a_mean_holds_it_in_95_of_100_cases_however_few_the_groups(num_groups):
+    rng = np.random.default_rng(0)
+    counts = np.full(num_groups, 7)
+    intervals = [mean_interval(7 * rng.normal(1.0, 2.0, num_groups), counts) for _ in range(1000)]
+    held = np.mean([low <= 1.0 <= high for low, high in intervals])
+    assert 0.93 < held < 0.97
+
+
+def test_groups_count_by_their_values_in_the_interval_of_a_mean():
+    low, high = mean_interval(np.array([10.0, 1.0, 2.0]), np.array([10, 2, 2]))
+    assert (low + high) / 2 == pytest.approx(13 / 14)
+    # Of 0 and 1, by hand: the variance is 1/2, its share of the mean 1/4.
+    assert mean_interval(np.array([0.0, 1.0]), np.ones(2)) == pytest.approx((0.5 - 6.353, 0.5 + 6.353))
 
 
 # --- videos

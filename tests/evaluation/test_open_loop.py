@@ -168,6 +168,8 @@ def test_the_command_writes_a_report_for_two_checkpoints(tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert "which training has seen" in page and "if this is what training read" not in page
     assert "no difference is shown" in page and page.count("<svg") >= 8 and "data:image/jpeg" in page
+    # A hundredth of the noise is no zero.
+    assert '<td class="number">0.0</td>' not in page
     assert "standing still" in capsys.readouterr().out
     elsewhere, copied = tmp_path / "copied", tmp_path / "found elsewhere"
     shutil.copytree(dataset, elsewhere)

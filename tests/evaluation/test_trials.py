@@ -14,6 +14,7 @@ import pytest
 
 from browser import BROWSER, MISSING, dom, on_a_telephone
 from openpi.cli import _pages
+from openpi.cli.evaluation import _trials_page
 from openpi.cli.evaluation import trials as command
 from openpi.cli.evaluation._trials_page import TrialsPage
 from openpi.evaluation import trials
@@ -284,7 +285,37 @@ def test_each_policy_begins_equally_often_in_an_order_of_its_seed(pairs):
     assert len({tuple(trials.plan(pairs, ["stack"], seed)) for seed in range(10)}) > 3
 
 
+@pytest.mark.parametrize(("pairs", "shown"), [(2, False), (5, False), (6, True)])
+def test_a_few_equal_scores_show_no_difference(pairs, shown):
+    planned = trials.plan(pairs, ["stack"], 0)
+    rows = [
+        trials.Outcome(trial.number, trial.pair, trial.turn, trial.task, (0.5, 0.6)[trial.policy], 1.0)
+        for trial in planned
+    ]
+    told = trials.summary(rows, planned, ("a", "b"), "score")
+    assert "b less a: +10 points" in "\n".join(told)
+    assert ("no difference is shown" in told[-1]) is not shown
+
+
 def test_answers_are_yes_no_or_a_score():
     found = [trials.parse_outcome(text, "score") for text in ("y", "No", "40", "0", "101", "")]
     assert found == [1, 0, 0.4, 0, None, None]
     assert trials.parse_outcome("40", "success") is None
+
+
+_GONE_FOR_A_WHILE = """<script>
+let asked = 0;
+const asks = { number: 1, question: "did it?", about: "", note: "say y or n", choices: { yes: "y" } };
+window.fetch = async () => {
+  asked += 1;
+  if (asked === 2) throw new TypeError("gone");
+  return { json: async () => ({ ...asks, summary: [], done: [] }) };
+};
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
+def test_a_page_that_was_without_an_answer_for_a_while_no_longer_says_so(tmp_path):
+    page = _trials_page._html().decode().replace("<script>", f"{_GONE_FOR_A_WHILE}<script>", 1)
+    (tmp_path / "page.html").write_text(page)
+    assert '<p id="note">say y or n</p>' in dom(tmp_path, f"file://{tmp_path}/page.html")

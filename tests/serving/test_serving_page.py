@@ -14,6 +14,8 @@ from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_e
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
 from openpi.policies.seen import Seen
+from openpi.serving.live import LiveSession
+from openpi.serving.pages import _last_exchange, status_page
 from openpi.transforms import TokenizePrompt
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -204,3 +206,36 @@ def test_a_browser_shows_warnings_cameras_state_drift_chunk_and_latency_and_a_te
         "<b>prompt</b>",
     ):
         assert text in live and text in telephone
+
+
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
+def test_a_session_that_cannot_be_drawn_hides_no_other_and_of_many_there_is_an_overview(tmp_path):
+    with (
+        server_thread(droid_policy) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+        WebsocketClientPolicy("127.0.0.1", port) as other,
+    ):
+        for _ in range(2):
+            client.infer(observation())
+            other.infer(observation())
+        page, status = get(port, "/")[2], json.loads(get(port, "/status.json")[2])
+    status["sessions"][0]["state"] = None
+    shown = on_a_telephone(tmp_path, page, status=json.dumps(status))
+    assert "cannot be shown: TypeError" in shown and shown.count("Last chunk, 15 steps") == 1
+    assert "<title>width 390 of 390</title>" in shown
+    assert shown.count('<a href="#session-') == 2
+
+
+@pytest.mark.skipif(BROWSER is None, reason=MISSING)
+def test_what_a_page_has_of_a_server_that_is_gone_looks_old(tmp_path):
+    (tmp_path / "page.html").write_bytes(status_page().body)
+    gone = dom(tmp_path, f"file://{tmp_path}/page.html")
+    assert 'id="sessions" class="stale"' in gone and "no answer from the server for " in gone
+
+
+def test_a_clock_that_is_set_back_takes_no_chunk_from_the_page():
+    policy, live = droid_policy(), LiveSession(1, "openpi", "default", "robot")
+    for asked_s in ((0.0, 100.0), (100.0, 40.0)):
+        live.answered([observation()], [{"actions": np.zeros((15, 8))}], 0.01)
+        live.asked_s = asked_s
+    assert _last_exchange(live, policy)["rows_since"] == 0

@@ -1,6 +1,7 @@
 """Pages as a browser shows them; Chromium, where there is one."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,9 +25,9 @@ def on_a_telephone(folder: Path, page: str, **data: str) -> str:
         data: JSON that the page would fetch, by name without `.json`.
     """
     for name, text in data.items():
-        fetched = f'await (await fetch("{name}.json")).json()'
-        assert fetched in page
-        page = page.replace(fetched, text)
+        fetched = re.search(rf'await \(await fetch\("{name}\.json".*?\)\)\.json\(\)', page)
+        assert fetched is not None
+        page = page.replace(fetched[0], text)
     (folder / "phone.html").write_text(_PHONE.replace("PAGE", json.dumps(page).replace("</", "<\\/")))
     return dom(folder, f"file://{folder}/phone.html", f"--screenshot={folder / 'phone.png'}")
 

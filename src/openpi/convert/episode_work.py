@@ -27,6 +27,7 @@ from openpi.shared.errors import listed
 
 TOLD = "episode.json"  # beside what is prepared: task and remarks
 _NAME = re.compile(r"[^\W\d][\w.\- ]*")  # a folder is called so, too
+_COARSE_FROM, _MOST_LOST = 1e4, 0.01  # in the unit of the numbers; of their changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _prepare_anew(job: Job) -> None:
             frames, plan.stored, folder=partial, fps=plan.fps, encoder=plan.encoder, threads=job.threads
         )
         prepared.save(partial)
-        told = {"task": task, "remarks": list(raw.remarks)}
+        told = {"task": task, "remarks": [*raw.remarks, *_coarse(raw, plan)]}
         (partial / TOLD).write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
         partial.rename(job.folder)
     except OSError:
@@ -163,6 +164,27 @@ def _values(key: str, column: RawColumn, plan: Plan) -> np.ndarray | FrameStream
     assert feature["dtype"] in CAMERA_DTYPES
     frames = _watched(key, column, plan.options.swap_colors)
     return FrameStream(column.length, frames) if feature["dtype"] == "video" else np.stack(list(frames))
+
+
+def _coarse(raw: RawEpisode, plan: Plan) -> Iterator[str]:
+    """Dimensions whose changes are lost in the dtype of the dataset: times since 1970 are 128 s apart in float32."""
+    for key, column in raw.columns.items():
+        if (
+            not isinstance(column, Numbers)
+            or column.values.dtype != np.float64
+            or plan.stored[key]["dtype"] != "float32"
+        ):
+            continue
+        values = column.values.reshape(len(column.values), -1)
+        with np.errstate(over="ignore"):
+            lost = np.abs(values.astype(np.float32) - values).max(0)
+        spread = np.ptp(values, axis=0)
+        for dim in np.flatnonzero((np.abs(values).max(0) > _COARSE_FROM) & (lost > _MOST_LOST * spread) & (spread > 0)):
+            name = column.names[dim] if dim < len(column.names) else str(dim)
+            yield (
+                f"'{key}', {name}: it changes by {spread[dim]:.3g} around {values[0, dim]:.6g}, and float32 is off by "
+                f"{lost[dim]:.2g} there; take its beginning off, or leave it out"
+            )
 
 
 def _watched(key: str, camera: Camera, swap_colors: bool) -> Iterator[np.ndarray]:

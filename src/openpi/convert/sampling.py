@@ -15,6 +15,8 @@ import numpy as np
 NS_PER_S = 1_000_000_000
 _MAX_HZ = 1000
 _STILL_S = 1.0  # slower cameras are no use to a policy
+_UNUSUAL = 20  # times as long as numbers of a signal are usually apart: it was cut off; commands may well pause
+_MAX_S = 24 * 3600  # of an episode
 
 
 def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
@@ -23,7 +25,7 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
     Args:
         times_ns: ascending, of each signal.
     Raises:
-        ValueError: a signal has no value, they have no time in common, or the rate is none.
+        ValueError: a signal has no value, they have no time in common or are days apart, or the rate is none.
     """
     signals = list(times_ns)
     if not signals or any(not len(signal) for signal in signals):
@@ -35,6 +37,11 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
     count = math.ceil((end - start) / exact)
     if count < 1:
         raise ValueError("its signals have no time in common")
+    if end - start > _MAX_S * NS_PER_S:
+        raise ValueError(
+            f"it would last {(end - start) / NS_PER_S / 3600:,.0f} hours: a clock was set while it was recorded, or "
+            "not yet when it began"
+        )
     return start + np.arange(count, dtype=np.int64) * math.floor(exact)
 
 
@@ -48,10 +55,15 @@ def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]
     return float(begins[row] - at_ns[0]) / NS_PER_S, float(begins[row + 1] - begins[row]) / NS_PER_S
 
 
-def stillness(camera: str, times_ns: np.ndarray, at_ns: np.ndarray) -> str | None:
-    """For people, where a camera sent nothing for so long that its repeated picture is worth a word."""
+def stillness(signal: str, times_ns: np.ndarray, at_ns: np.ndarray, *, is_camera: bool) -> str | None:
+    """For people, where a signal sent nothing for so long that its repeated value is worth a word."""
     begin_s, wait_s = longest_wait(times_ns, at_ns)
-    return f"'{camera}' has no new picture for {wait_s:.1f} s from {begin_s:.1f} s on" if wait_s > _STILL_S else None
+    if not is_camera and len(times_ns) < 2:  # said once for all
+        return None
+    usual_s = 0.0 if is_camera else float(np.median(np.diff(times_ns))) / NS_PER_S
+    what = "picture" if is_camera else "value"
+    is_long = wait_s > max(_STILL_S, _UNUSUAL * usual_s)
+    return f"'{signal}' has no new {what} for {wait_s:.1f} s from {begin_s:.1f} s on" if is_long else None
 
 
 def newest(times_ns: np.ndarray, at_ns: np.ndarray) -> np.ndarray:

@@ -195,11 +195,15 @@ def _film(
     """
     chosen = sorted(played, key=lambda episode: episode.success)[: plan.videos]
     tasks = {job.task.name: job.task for job in plan.jobs}
-    jobs = {}
+    jobs, videos, errors = {}, {}, []
     for episode in chosen:
         video = folder.path / "videos" / f"{folder.file_name(episode)}.mp4"
-        jobs[episode.key] = Job(tasks[episode.task], episode.seed, folder.commands(episode), video)
-    videos, errors = {}, []
+        try:
+            commands = folder.commands(episode)
+        except (OSError, ValueError, EOFError) as error:  # deleted, or cut by a crash; the results need none
+            errors.append(f"no film of task '{episode.task}', seed {episode.seed}: its commands are damaged ({error})")
+            continue
+        jobs[episode.key] = Job(tasks[episode.task], episode.seed, commands, video)
     for done in worlds.run(jobs.values(), _never_asked):
         episode = folder.episodes[done.job.key]
         if done.error:

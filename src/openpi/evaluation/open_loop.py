@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from openpi.evaluation.stats import bootstrap_interval
+from openpi.evaluation.stats import mean_interval
 from openpi.shared.tree import Tree, flatten
 
 T = TypeVar("T")
@@ -208,9 +208,9 @@ def sensitivity(
     return found
 
 
-def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 0) -> dict[str, object]:
-    """The mean error of b less that of a on the same frames and noise, with a 95 % bootstrap interval over episodes;
-    over frames where there is one episode.
+def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment]) -> dict[str, object]:
+    """The mean error of b less that of a on the same frames and noise, with a 95 % interval over episodes;
+    over frames where there is one episode, and None of one frame.
 
     Args:
         a, b: float[n ah w], as of `errors`.
@@ -224,7 +224,7 @@ def paired(a: np.ndarray, b: np.ndarray, moments: Sequence[Moment], seed: int = 
     sums, counts = (np.array([f(group[np.isfinite(group)]) for group in groups]) for f in (np.sum, len))
     return {
         "difference": float(sums.sum() / counts.sum()),
-        "interval_95": list(bootstrap_interval(sums, counts, seed)),
+        "interval_95": list(mean_interval(sums, counts)) if len(sums) > 1 else None,
         "drawn_from": "episodes" if len(np.unique(episodes)) > 1 else "frames",
     }
 

@@ -117,11 +117,13 @@ def comparison(results: Results) -> str | None:
     found = results.get("paired")
     if found is None:
         return None
-    low, high = found["interval_95"]
     a, b = results["policies"]
+    if found["interval_95"] is None:
+        return f"{b} less {a}: {found['difference']:+.4g} in one frame, which shows no difference"
+    low, high = found["interval_95"]
     verdict = f"{b} is better" if high < 0 else f"{a} is better" if low > 0 else "no difference is shown"
     return (
-        f"{b} less {a}: {found['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g} (bootstrap over "
+        f"{b} less {a}: {found['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g} (Student's t over "
         f"{found['drawn_from']}): {verdict}"
     )
 
@@ -136,7 +138,7 @@ def _looks(results: Results) -> str:
     for name, found in results["policies"].items():
         noise = found.get("spread", {}).get("mean") or float("nan")
         for what, change in found.get("sensitivity", {}).items():
-            rows.append([escape(name), escape(what), _number(change), f"{change / noise:.1f}"])
+            rows.append([escape(name), escape(what), _number(change), _number(change / noise)])
     if not rows:
         return ""
     head = ("policy", "what was spoilt", "change of the chunk", "times the spread over noise")

@@ -40,12 +40,9 @@ def render_comparison(comparison: Results, a: Results, b: Results, folders: Sequ
         f'<div class="tiles">{"".join(tiles)}</div>',
         '<h2>Success</h2><p class="legend"><span class="key before">A</span><span class="key after">B</span></p>'
         f'<div class="card">{rate_chart(groups)}</div>'
-        f'<div class="card">{page.table(_COMPARED, rows, last_is_sum=True)}</div>',
-        *(
-            f"<h2>{name}</h2>{_films(results, folder)}"
-            for name, results, folder in zip("AB", (a, b), folders, strict=True)
-        ),
-        *(_setup(results) for results in (a, b)),
+        f'<div class="card">{page.table(_COMPARED, rows, numbers_from=4, last_is_sum=True)}</div>',
+        *(_films(results, folder, name) for name, results, folder in zip("AB", (a, b), folders, strict=True)),
+        *(_setup(results, name) for name, results in zip("AB", (a, b), strict=True)),
     ]
     return page.document(f"{a['world']}: comparison", sections)
 
@@ -139,7 +136,7 @@ def _tasks(results: Results) -> str:
     )
 
 
-def _films(results: Results, folder: Path) -> str:
+def _films(results: Results, folder: Path, whose: str = "") -> str:
     if not results["videos"]:
         return ""
     notes = [video["note"] or f"seed {video['seed']}" for video in results["videos"]]
@@ -147,7 +144,7 @@ def _films(results: Results, folder: Path) -> str:
         {**video, "prompt": video["task"], "told_prompt": video["prompt"], "note": note}
         for video, note in zip(results["videos"], notes, strict=True)
     ]
-    return f"<h2>Episodes, failures first</h2>{page.films(titled, folder)}"
+    return f"<h2>{f'Episodes of {whose}' if whose else 'Episodes'}, failures first</h2>{page.films(titled, folder)}"
 
 
 def _ends(results: Results) -> str:
@@ -157,9 +154,9 @@ def _ends(results: Results) -> str:
     return "".join(f'<h2>{title}</h2><div class="card">{_pairs(values)}</div>' for title, values in parts if values)
 
 
-def _setup(results: Results) -> str:
+def _setup(results: Results, whose: str = "it") -> str:
     names = ("policy", "world_options", "strategy", "execute_horizon", "latency_ms", "held_steps", "repeatable")
-    return f'<h2>How it was played</h2><div class="card">{_pairs({name: results[name] for name in names})}</div>'
+    return f'<h2>How {whose} was played</h2><div class="card">{_pairs({name: results[name] for name in names})}</div>'
 
 
 def _pairs(values: Mapping[str, object]) -> str:

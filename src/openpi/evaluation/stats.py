@@ -9,7 +9,7 @@ import numpy as np
 from openpi.shared.strict_json import Json
 
 _Z_95 = 1.959964
-_BOOTSTRAPS = 2000
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1 to 5 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,28 @@ class Tally:
         return f"{self.successes}/{self.trials} = {self.rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
 
 
-def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean over groups that are drawn anew, float[n] with their sums and numbers of values."""
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(_BOOTSTRAPS, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), (2.5, 97.5))
-    return float(low), float(high)
+def mean_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean over groups such as episodes, float[n >= 2] with their sums and numbers of values.
+
+    Student's t with the variance between groups (of a ratio, linearized). Drawing the groups anew instead (bootstrap)
+    holds the mean in half of all cases only where there are two, and in 86 % where there are five.
+    """
+    n = len(sums)
+    mean = float(sums.sum() / counts.sum())
+    spread = math.sqrt(n / (n - 1) * float(np.sum((sums - mean * counts) ** 2))) / float(counts.sum())
+    half = _t_975(n - 1) * spread
+    return mean - half, mean + half
+
+
+def _t_975(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, within 0.002. Source: M. Abramowitz, I. Stegun, "Handbook of mathematical
+    functions", 1964, table 26.10 and 26.7.5."""
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    z = _Z_95
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[float, float]:
@@ -117,7 +134,10 @@ def _difference(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, float, flo
     (l1, u1), (l2, u2) = wilson_interval(sum(a), n), wilson_interval(sum(b), n)
     spread = math.sqrt(p1 * (1 - p1) * p2 * (1 - p2))
     both = sum(x and y for x, y in zip(a, b, strict=True)) / n
-    phi = (both - p1 * p2) / spread if spread else 0.0
+    together = both - p1 * p2
+    if together > 0:  # corrected for continuity, or equal outcomes would leave an interval without any width
+        together = max(0.0, together - 0.5 / n)
+    phi = together / spread if spread else 0.0
     down = math.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2)
     up = math.sqrt((u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2)
     return p2 - p1, p2 - p1 - down, p2 - p1 + up

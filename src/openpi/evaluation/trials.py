@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from openpi.evaluation.stats import Paired, Tally, bootstrap_interval
+from openpi.evaluation.stats import Paired, Tally, mean_interval
 
 Measure = Literal["success", "score"]
 BETTER = ("first", "second", "tie")
+_FEWEST_ALIKE = 6  # by chance all on one side in 2 of 64 cases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,7 @@ def summary(rows: Sequence[Outcome], trials: Sequence[Trial], names: Sequence[st
         extra = f", exact p = {found.p_value:.2g}"
     else:
         lines += [f"{name}: mean score {100 * each.mean():.0f}" for name, each in zip(names, values, strict=True)]
-        difference, (low, high) = float((b - a).mean()), _bootstrap(b - a)
+        difference, (low, high) = float((b - a).mean()), _interval(b - a)
         extra = ""
     lines.append(
         f"{names[1]} less {names[0]}: {100 * difference:+.0f} points, "
@@ -209,11 +210,13 @@ def summary(rows: Sequence[Outcome], trials: Sequence[Trial], names: Sequence[st
     return lines
 
 
-def _bootstrap(differences: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over pairs; all there can be of one pair."""
-    if len(differences) < 2 or math.isclose(float(np.ptp(differences)), 0.0):
-        return (-1.0, 1.0) if len(differences) < 2 else (float(differences[0]), float(differences[0]))
-    return bootstrap_interval(differences, np.ones(len(differences)))
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over pairs; all there can be where equal differences say nothing of how they vary."""
+    n = len(differences)
+    if n < 2 or (n < _FEWEST_ALIKE and math.isclose(float(np.ptp(differences)), 0.0)):
+        return -1.0, 1.0
+    low, high = mean_interval(differences, np.ones(n))
+    return max(-1.0, low), min(1.0, high)
 
 
 def _preferences(rows: Sequence[Outcome], trials: Sequence[Trial], names: Sequence[str]) -> list[str]:

@@ -210,8 +210,9 @@ def _last_exchange(session: LiveSession, policy: object) -> dict[str, object]:
         "state": _state(seen.get("state"), contract),
         "actions": actions,
         "previous": previous if np.shape(previous)[1:] == np.shape(actions)[1:] else [],
-        # Where in the chunk before the robot was when it asked again, if it plays at the contract's rate.
-        "rows_since": min(len(previous), round((now_s - before_s) * rate_hz)) if previous else 0,
+        # Where in the chunk before the robot was when it asked again, if it plays at the contract's rate. Clocks that
+        # are set go back, too.
+        "rows_since": min(len(previous), max(0, round((now_s - before_s) * rate_hz))) if previous else 0,
         "action_names": names,
     }
 

@@ -8,6 +8,9 @@ from html import escape
 _WIDTH, _HEIGHT = 460, 240
 _SMALLEST_SPAN = 1e-12  # less is a constant, and division by it would overflow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 14, 38
+_MOST_LOG_TICKS = 12
+_SMALLEST_SCALE = 0.7
+_MOST_LETTERS = 96  # of a name above the rows of a rate chart
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,18 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool
 
 
 def rate_chart(groups: Sequence[tuple[str, Sequence[Rate]]]) -> str:
-    """An SVG element: one row per rate, grouped under a name, a dot on its 95 % interval."""
-    left, right, row_px, gap_px, top = 260, 60, 20, 12, 8
+    """An SVG element: under each name a row per rate, a dot on its 95 % interval.
+
+    Names stand above their rows, since those of tasks are sentences, often alike but for a word.
+    """
+    left, right, row_px, gap_px, name_px, top = 10, 60, 20, 8, 18, 8
     width = 760
     axis = _Axis(0.0, 1.0, left, width - right, (0.0, 0.25, 0.5, 0.75, 1.0))
     parts: list[str] = []
     y = top
     for name, rates in groups:
-        middle = y + row_px * len(rates) / 2
-        parts.append(_text(left - 12, middle + 4, name, "end"))
+        parts.append(_text(left, y + 12, _shortened(name), "start", tip=name))
+        y += name_px
         for rate in rates:
             parts.append(_rate_row(rate, axis, y + row_px / 2, width))
             y += row_px
@@ -66,7 +72,7 @@ def rate_chart(groups: Sequence[tuple[str, Sequence[Rate]]]) -> str:
     bottom = y - gap_px + 6
     ticks = "".join(
         f'<line class="grid" x1="{axis.place(t):.1f}" x2="{axis.place(t):.1f}" y1="{top - 4}" y2="{bottom}"/>'
-        + _text(axis.place(t), bottom + 15, f"{t:.0%}", "middle", "tick")
+        + _text(axis.place(t), bottom + 15, f"{t:.0%}", "middle" if t else "start", "tick")
         for t in axis.ticks
     )
     return _svg([ticks, *parts], width, bottom + 22, "success rates with 95 % intervals")
@@ -111,9 +117,13 @@ def _axis_from_zero(values: Sequence[float], from_px: float, to_px: float) -> _A
 
 
 def _log_axis(values: Sequence[float], from_px: float, to_px: float) -> _Axis:
-    """From the smallest to the largest value, widened to ticks at 1, 2 and 5 times powers of ten."""
-    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    """From the smallest to the largest value, widened to ticks at 1, 2 and 5 times powers of ten; where those would be
+    too many for their labels, at powers of ten, all or some."""
+    lowest, highest = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    stride = -(-(highest - lowest) // _MOST_LOG_TICKS)
+    factors = (1, 2, 5) if 3 * (highest - lowest) <= _MOST_LOG_TICKS else (1,)
+    decades = range(lowest, highest + max(1, stride), max(1, stride))
+    ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     low = max(tick for tick in ticks if tick <= min(values) * (1 + 1e-9))
     high = min(tick for tick in ticks if tick >= max(values) * (1 - 1e-9) and tick > low)
     return _Axis(low, high, from_px, to_px, tuple(tick for tick in ticks if low <= tick <= high), is_log=True)
@@ -139,8 +149,15 @@ def _rate_row(rate: Rate, axis: _Axis, y: float, width: float) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "label") -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _shortened(name: str) -> str:
+    """SVG breaks no lines; what tells names apart may be at either end."""
+    half = _MOST_LETTERS // 2
+    return name if len(name) <= _MOST_LETTERS else f"{name[:half]} … {name[-half:]}"
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = "label", tip: str = "") -> str:
+    hint = f"<title>{escape(tip)}</title>" if tip != text and tip else ""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{hint}{escape(text)}</text>'
 
 
 def _legend(lines: Sequence[Line]) -> str:
@@ -149,7 +166,9 @@ def _legend(lines: Sequence[Line]) -> str:
 
 
 def _svg(parts: Sequence[str], width: float, height: float, label: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    # On a narrow screen its card scrolls, before its text is too small to read.
+    size = f'viewBox="0 0 {width} {height}" style="min-width:{_SMALLEST_SCALE * width:.0f}px"'
+    return f'<svg {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
 def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[float, float]]:

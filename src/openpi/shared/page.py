@@ -81,7 +81,8 @@ def table(
     if last_is_sum:
         opening[-1] = '<tr class="sum">'
     body = "".join(f"{start}{cells('td', row)}</tr>" for start, row in zip(opening, rows, strict=True))
-    return f"<table>{header}<tbody>{body}</tbody></table>"
+    opening_tag = '<table class="headed">' if header else "<table>"
+    return f"{opening_tag}{header}<tbody>{body}</tbody></table>"
 
 
 def command(text: str) -> str:

@@ -199,9 +199,8 @@ def _prepare_anew(job: _Job) -> str | None:
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     try:
-        cameras = [key for key in columns if job.features[key]["dtype"] in CAMERA_DTYPES]
-        signals = [_signal(episode, name) for key in cameras for name in columns[key].signals]
-        remarks = [stillness(signal.name, signal.timestamps, times) for signal in signals]
+        signals = [_signal(episode, name) for name in _signal_names(columns)]
+        remarks = [stillness(s.name, s.timestamps, times, is_camera=s.kind == "image") for s in signals]
         (partial / _REMARKS).write_text(json.dumps([remark for remark in remarks if remark]), encoding="utf-8")
         frames = sampled(episode, columns, job.features, times)
         prepared = prepare_episode(

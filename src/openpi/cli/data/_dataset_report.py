@@ -33,7 +33,7 @@ _STYLE = """
 .sheet figcaption { font-size: 12px; margin: 2px 0 0; }
 .sheet .marked img { outline: 3px solid var(--other); }
 td { overflow-wrap: anywhere; } td:first-child, td:nth-child(2) { white-space: nowrap; overflow-wrap: normal; }
-.findings th:nth-child(n + 3) { width: 21%; } .findings th:nth-child(4) { width: 26%; }
+.findings { min-width: 900px; } .findings th:nth-child(n + 3) { width: 21%; } .findings th:nth-child(4) { width: 26%; }
 main { max-width: 1280px; }
 """
 

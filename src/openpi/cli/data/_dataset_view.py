@@ -41,14 +41,11 @@ class Pages:
     def __init__(self, dataset: LeRobotDataset, findings: Sequence[Finding]):
         self._dataset = dataset
         self._findings = findings
-        metadata = dataset.metadata
-        self._vectors = [
-            key
-            for key in metadata.column_keys
-            if key not in INDEX_FEATURES
-            and metadata.features[key]["dtype"] != "string"
-            and int(np.prod(metadata.features[key]["shape"])) <= _MOST_DIMENSIONS
-        ]
+        features = dataset.metadata.features
+        columns = [key for key in dataset.metadata.column_keys if key not in INDEX_FEATURES]
+        numbers = [key for key in columns if features[key]["dtype"] != "string"]
+        self._vectors = [key for key in numbers if int(np.prod(features[key]["shape"])) <= _MOST_DIMENSIONS]
+        self._others = [f"{key} {features[key]['shape']}" for key in columns if key not in self._vectors]
 
     def get(self, path: str) -> Answer:
         """The answer to a path of a URL."""
@@ -79,6 +76,7 @@ class Pages:
             "name": metadata.root.name,
             "fps": metadata.fps,
             "cameras": list(metadata.camera_keys),
+            "others": self._others,
             "episodes": episodes,
         }
 
@@ -99,7 +97,8 @@ class Pages:
         values = values.reshape(len(values), -1).T
         names = dimension_names(self._dataset.metadata.features[key])
         names = names if len(names) == len(values) else tuple(map(str, range(len(values))))
-        told = [[round(v, 6) if np.isfinite(v) else None for v in row] for row in values.tolist()]
+        # Nine digits are all of a float32, whatever its unit.
+        told = [[float(f"{v:.9g}") if np.isfinite(v) else None for v in row] for row in values.tolist()]
         return {"key": key, "names": list(names), "values": told}
 
     def _frame(self, camera: int, position: int, number: int) -> Answer:

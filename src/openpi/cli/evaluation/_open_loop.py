@@ -135,7 +135,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
         played.append((name, one))
     if len(played) == 2:
         a, b = (open_loop.errors(one.chunks, moments) for _, one in played)
-        found["paired"] = open_loop.paired(a, b, moments, args.seed)
+        found["paired"] = open_loop.paired(a, b, moments)
     return found, open_loop_report.render(found, played, stride)
 
 

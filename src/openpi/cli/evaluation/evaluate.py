@@ -136,7 +136,13 @@ def _plan(name: str, world: WorldConfig, args: Args) -> Evaluation:
         is_privileged=args.policy is not None,
         **{field: getattr(args, field) for field in same},
     )
-    assert plan.jobs
+    starts = {job.task.num_starts for job in plan.jobs if job.task.num_starts}
+    if starts and (fewest := min(starts)) < args.trials:
+        logging.getLogger(__name__).warning(
+            "a task begins at %d places, and %d trials begin at some of them again: the intervals take them for "
+            "independent, and are too narrow. Give --trials %d, or let the world draw where it begins",
+            *(fewest, args.trials, fewest),
+        )
     if args.compare is None:
         check_free(args.output, resume=args.resume)
     else:

@@ -32,6 +32,8 @@ def list_demos(root: Path, subset: str | None = None) -> list[EpisodeRef]:
                 raise ValueError(f"{path} has no episodes data/demo_<n>; it has {listed(file.names())}")
             if subset is not None:
                 wanted = set(_mask(file, subset))
+                if absent := sorted(wanted - set(demos)):
+                    raise ValueError(f"{path}: 'mask/{subset}' lists {listed(absent)}, which the file has not")
                 demos = [demo for demo in demos if demo in wanted]
         name = relative(path, root)
         refs += [EpisodeRef(f"{name}/{demo}", (path,), (demo,)) for demo in demos]

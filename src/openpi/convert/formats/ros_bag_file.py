@@ -41,13 +41,18 @@ class BagFile:
         self.path = path
         self._library = _Rosbags()
         is_ros1 = path.suffix == ".bag"
+        if path.suffix == ".active" or (path.is_dir() and not (path / "metadata.yaml").is_file()):
+            repair = f"rosbag reindex {path.name}" if path.suffix == ".active" else f"ros2 bag reindex {path.name}"
+            raise ValueError(f"{path} was not finished, so its recorder was killed; repair it with `{repair}`")
         try:
             reader = self._library.rosbag1.Reader if is_ros1 else self._library.rosbag2.Reader
             self._reader: Any = reader(path)
             self._reader.open()
         except Exception as error:  # see above
             instead = found_instead(path) if path.is_file() else None
-            raise ValueError(f"{path} is no readable bag: {instead or error}") from error
+            is_mcap = path.suffix == ".mcap" or (path.is_dir() and any(path.glob("*.mcap")))
+            repair = "; `mcap recover` brings back what was written" if is_mcap and not instead else ""
+            raise ValueError(f"{path} is no readable bag: {instead or error}{repair}") from error
         try:
             types = self._types(distro)
         except BaseException:

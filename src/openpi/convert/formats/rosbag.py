@@ -19,6 +19,8 @@ from openpi.convert.sampling import NS_PER_S, instants, newest, stillness
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.errors import listed
 
+_MOST_OVERTAKEN_S = 1.0
+
 
 @dataclass(frozen=True)
 class RosBags:
@@ -61,8 +63,11 @@ class RosBags:
                 key: self._column(path, parts, signals, at) for key, parts in mapped.columns.items()
             }
         left_out = tuple(sorted(kinds.keys() - mapped.topics))
-        cameras = {part.topic: signal.times_ns for part, signal in signals.items() if signal.size_hw is not None}
-        remarks = tuple(filter(None, (stillness(topic, times_ns, at) for topic, times_ns in cameras.items())))
+        told = (
+            stillness(part.topic, signal.times_ns, at, is_camera=signal.size_hw is not None)
+            for part, signal in signals.items()
+        )
+        remarks = tuple(dict.fromkeys(filter(None, told)))
         return RawEpisode(columns, fps, mapped.task, mapped.robot_type, left_out, remarks)
 
     def draft(self) -> dict[str, object]:
@@ -76,9 +81,12 @@ class RosBags:
             raise FileNotFoundError(f"{self.root} does not exist; expected a bag, or a folder of bags")
         if self.root.is_file() or (self.root / "metadata.yaml").is_file():
             return [self.root]
-        ros2 = [path.parent for path in self.root.rglob("metadata.yaml")]
+        ros2 = {path.parent for path in self.root.rglob("metadata.yaml")}
         loose = [path for path in self.root.rglob("*.mcap") if path.parent not in ros2]
-        bags = in_order([*ros2, *loose, *self.root.rglob("*.bag")])
+        # Those of a recorder that was killed are found, too, and refused when they are read: nobody would miss them.
+        ros2 |= {path.parent for path in self.root.rglob("*.db3")}
+        bags = [*ros2, *loose, *self.root.rglob("*.bag"), *self.root.rglob("*.bag.active")]
+        bags = in_order(path for path in bags if not path.name.startswith("."))
         if not bags:
             raise FileNotFoundError(f"{self.root} holds no *.bag, no *.mcap and no folder with metadata.yaml")
         return bags
@@ -155,9 +163,20 @@ def _signal(bag: BagFile, part: Part, kind: str, clock: str) -> _Signal:
     if not times:
         wanted = f" about {listed(part.names)}" if part.names else ""
         raise ValueError(f"{bag.path}: topic '{part.topic}' has no messages{wanted}")
+    _check_clock_goes_on(np.array(times, np.int64), f"{bag.path} {part.topic}")
     order = np.argsort(np.array(times, np.int64), kind="stable")
     values = np.array(rows, np.float64).reshape(len(times), -1)[order] if rows else np.zeros((len(times), 0))
     return _Signal(np.array(times, np.int64)[order], np.array(kept, np.int64)[order], values, names, size_hw)
+
+
+def _check_clock_goes_on(times_ns: np.ndarray, where: str) -> None:
+    """Messages overtake each other by a little; sorted by a clock that was set back, two stretches would be mixed."""
+    back_ns = np.maximum.accumulate(times_ns) - times_ns
+    if (most_ns := int(back_ns.max())) > _MOST_OVERTAKEN_S * NS_PER_S:
+        raise ValueError(
+            f"{where}, message {int(back_ns.argmax())}: its stamp is {most_ns / NS_PER_S:.1f} s before one that came "
+            "earlier: the clock was set back, or two clocks are in one topic. Use the clock 'bag' in the mapping"
+        )
 
 
 def _check_one_clock(path: Path, signals: Mapping[Part, _Signal], at: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""A picture of what the model is fed: the first samples of the first batch, all cameras, with names and prompts."""
+"""A picture of what the model is fed: the first samples of the first batch, all cameras, with their names."""
 
 import numpy as np
 

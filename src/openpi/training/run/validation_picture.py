@@ -21,6 +21,7 @@ def draw(recorded: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> n
     """
     from PIL import Image, ImageDraw
 
+    num_dims = recorded.shape[2]
     recorded, predicted = recorded[:_MAX_FRAMES, :, :_MAX_DIMS], predicted[:_MAX_FRAMES, :, :_MAX_DIMS]
     frames, _, dims = recorded.shape
     size = (_LEFT + frames * (_WIDTH + _GAP), _TOP + dims * (_HEIGHT + _GAP))
@@ -28,6 +29,8 @@ def draw(recorded: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> n
     pen = ImageDraw.Draw(sheet)
     pen.text((_GAP, 4), "recorded", fill=_RECORDED)
     pen.text((_GAP + 70, 4), "predicted", fill=_PREDICTED)
+    if num_dims > dims:
+        pen.text((_GAP + 150, 4), f"the first {dims} of {num_dims} dimensions", fill=_RECORDED)
     for dim in range(dims):
         top = _TOP + dim * (_HEIGHT + _GAP)
         values = np.concatenate([recorded[..., dim].ravel(), predicted[..., dim].ravel()])
@@ -54,4 +57,5 @@ def _points(values: np.ndarray, scale: tuple[float, float], left: int, top: int)
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}."
+    """Both ends, where joints of one arm differ."""
+    return name if len(name) <= 14 else f"{name[:5]}..{name[-7:]}"

@@ -100,21 +100,27 @@ def _holds(ticks: np.ndarray, span: Tuple[float, float]) -> List[str]:
 
 def _curves(ticks: np.ndarray, commands: np.ndarray, span: Tuple[float, float]) -> List[str]:
     """One line per dimension, each on its own scale: what matters are jumps, not values."""
-    every = max(1, len(ticks) // _MAX_POINTS)
-    numbers, (top, height) = ticks["number"][::every], _COMMANDS
+    top, height = _COMMANDS
     found = [_text(5, top + 14, "commands, each"), _text(5, top + 32, "over its range")]
     for dim in range(commands.shape[1]):
-        values = commands[::every, dim]
-        known = np.isfinite(values)
+        known = np.isfinite(commands[:, dim])
         if not known.any():
             continue
-        low, high = values[known].min(), values[known].max()
+        kept = _extremes(commands[known, dim])
+        numbers, values = ticks["number"][known][kept], commands[known, dim][kept]
+        low, high = values.min(), values.max()
         scaled = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-        points = " ".join(
-            f"{_x(n, span):.1f},{top + height * (0.98 - 0.96 * v):.1f}" for n, v in zip(numbers[known], scaled[known])
-        )
+        points = " ".join(f"{_x(n, span):.1f},{top + height * (0.98 - 0.96 * v):.1f}" for n, v in zip(numbers, scaled))
         found.append(f'<polyline points="{points}" fill="none" {_stroke(dim)}/>')
     return found
+
+
+def _extremes(values: np.ndarray) -> np.ndarray:
+    """Places of the least and the largest of each group, or a jump of one tick would be lost."""
+    every = max(1, 2 * len(values) // _MAX_POINTS)
+    starts = range(0, len(values), every)
+    places = [start + int(find(values[start : start + every])) for start in starts for find in (np.argmin, np.argmax)]
+    return np.unique(places)
 
 
 def _bars(
