@@ -112,7 +112,7 @@ def test_the_api_key_travels_in_the_upgrade_request():
 @pytest.mark.parametrize("key", ["secr3t\n", " secr3t", "secr3t\r\nX: y", "secr3t\u00fc", "secr3t\u65e5"])
 @pytest.mark.parametrize("make", [WebsocketClientPolicy, PositronicClient])
 def test_a_key_that_cannot_be_sent_is_refused_at_once_and_never_repeated(make, key):
-    with pytest.raises(ValueError, match="api_key has") as refused:
+    with pytest.raises(ValueError, match="the API key has") as refused:
         make("127.0.0.1", 1, api_key=key)
     error: BaseException | None = refused.value
     while error is not None:

@@ -35,6 +35,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
 from openpi.training.data.moments import Moment, Moments
 from openpi_client.base_policy import Observation, Reply
+from openpi_client.connection import api_key_of
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)
@@ -52,7 +53,7 @@ def diagnose(
     some = frames_of(recordings, args.frames)
     # What was recorded is old.
     with WebsocketClientPolicy(
-        args.host, args.port, args.api_key, connect_timeout_s=args.timeout, max_age_s=None
+        args.host, args.port, api_key_of(args.api_key), connect_timeout_s=args.timeout, max_age_s=None
     ) as client:
         return _Asking(config, checkpoint, around, recordings, some, client, args).diagnosis()
 

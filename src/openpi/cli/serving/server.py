@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from openpi.checkpoints import find
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.console import check_range, refuse
-from openpi.cli.serving._running import PROGRAM, run_server, served_key
+from openpi.cli.serving._running import PROGRAM, run_server
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.run.processor import wait_asleep
 from openpi_client import image_tools
+from openpi_client.connection import api_key_of
 
 if TYPE_CHECKING:
     import ssl
@@ -154,7 +155,7 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
         for field, (lowest, highest) in RANGES.items():
             check_range(field, getattr(args, field), lowest, highest)
         chunking(args)
-        key = served_key(args.api_key)
+        key = api_key_of(args.api_key)
         options = {
             "protocols": installed(args.codec) if protocols is None else protocols,
             "tls": tls_context(args.tls_cert, args.tls_key),
