@@ -312,6 +312,19 @@ def test_without_a_contract_a_state_that_lacks_a_joint_is_told_with_the_answer(r
     assert warning.startswith("[range] the state has 7 dimensions") and "statistics are of 8" in warning
 
 
+def test_a_checkpoint_as_published_tells_what_its_recipe_promises_and_refuses_nothing_by_it(recipe, checkpoint):
+    policy = create_trained_policy(recipe, checkpoint, sample_kwargs={"num_steps": 1}, default_prompt="fold")
+    assert policy.contract is not None
+    told = policy.contract.as_metadata()
+    assert told["actions"]["width"] == 8 and told["default_prompt"] == "fold"
+    example = make_droid_example()
+    floats = {key: np.float32(value) / 255 if "image" in key else value for key, value in example.items()}
+    assert "actions" in policy.infer({**floats, "observation/another_camera": np.zeros((4, 4, 3), np.uint8)})
+    far = policy.infer({**example, "observation/joint_position": np.full(7, 1e3), "prompt": " "})["warnings"]
+    assert far[0].startswith("[prompt] prompt: it has no words")
+    assert far[1].startswith("[range] state 'joint_1': 1000 is far outside the training range")
+
+
 def test_statistics_of_another_robot_are_refused_at_start(recipe, with_contract):
     wider = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
     with pytest.raises(ValueError, match=r"'state' have 14 dimensions.*with 8: joint_1"):

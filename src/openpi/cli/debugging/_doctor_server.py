@@ -26,10 +26,8 @@ from openpi.evaluation.difference import (
 )
 from openpi.models.model_config import ModelType
 from openpi.policies import stages
-from openpi.policies.contract import Contract
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.request import SEED, TRACE
-from openpi.policies.robot_spec import find_spec
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
@@ -103,8 +101,6 @@ class _Asking:
         if told is None:
             return
         contract = self.around.contract
-        if contract is None and find_spec(self.around.data_config.data_transforms.inputs) is not None:
-            contract = Contract.build(self.around.data_config, self.config.model)
         if contract is not None:
             yield from contract_differences.find(contract.as_metadata(), told)
         yield from contract_differences.rate(float(self.recordings.dataset.metadata.fps), told.get("control_hz"))

@@ -287,7 +287,6 @@ def load_policy(args: Args, place: str | None = None) -> Policy:
     wait_asleep()
     checkpoint = Checkpoint.open(place or args.checkpoint)
     from openpi.policies import policy_config
-    from openpi.policies.robot_spec import find_spec
     from openpi.serving.warm_up import warm_up
     from openpi.training.recipe_io import recipe_of
 
@@ -309,7 +308,5 @@ def load_policy(args: Args, place: str | None = None) -> Policy:
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())
-    robot = policy.contract or find_spec(policy.transforms)
-    if robot is not None:
-        warm_up(policy, robot.cameras, robot.state)
+        warm_up(policy, policy.contract.cameras, policy.contract.state)
     return policy
