@@ -325,6 +325,14 @@ def test_a_checkpoint_as_published_tells_what_its_recipe_promises_and_refuses_no
     assert far[1].startswith("[range] state 'joint_1': 1000 is far outside the training range")
 
 
+@pytest.mark.parametrize("key", ["state", "actions"])
+def test_a_checkpoint_as_published_with_statistics_of_a_smaller_robot_is_not_served(recipe, checkpoint, key):
+    stats = normalize.load(checkpoint / "assets" / "golden")
+    narrow = normalize.NormStats(*(values[:7] for values in (stats[key].mean, stats[key].std, np.zeros(8), np.ones(8))))
+    with pytest.raises(ValueError, match=f"'{key}'.* have 7 dimensions; robot 'droid' of the recipe has 8: joint_1"):
+        load_pipeline(recipe, Checkpoint(checkpoint), norm_stats={**stats, key: narrow})
+
+
 def test_statistics_of_another_robot_are_refused_at_start(recipe, with_contract):
     wider = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
     with pytest.raises(ValueError, match=r"'state' have 14 dimensions.*with 8: joint_1"):
@@ -371,7 +379,8 @@ def test_serving_never_reaches_for_statistics_outside_the_checkpoint(checkpoint,
     """The recipe names a bucket; a robot's network may not reach it."""
     asked = []
     monkeypatch.setattr(download, "maybe_download", lambda url, **_: asked.append(str(url)) or Path(str(url)))
-    stats = normalize.load(checkpoint / "assets" / "golden")
+    arm = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
+    stats = {"state": arm, "actions": arm}
     normalize.save(tmp_path / "assets" / "trossen", stats)
     recipe = get_config("pi05_aloha_pen_uncap")
     assert recipe.data.assets.assets_dir.startswith("gs://")

@@ -319,9 +319,21 @@ def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Ba
 def _described(data_config: DataHalf, model_config: BaseModelConfig) -> Contract | None:
     """What a recipe promises of a checkpoint that has no contract, as published: told to robots, and nothing that
     published programs send is refused by it. None where its transforms do not say which robot they are for.
+
+    Raises:
+        ValueError: statistics that are narrower than the robot: its last joints would get numbers without a unit.
     """
-    if find_spec(data_config.data_transforms.inputs) is None:
+    spec = find_spec(data_config.data_transforms.inputs)
+    if spec is None:
         return None
+    for key, names in (("state", spec.state_names), ("actions", spec.actions.names)):
+        stats = (data_config.norm_stats or {}).get(key)
+        if stats is not None and stats.width < len(names):
+            raise ValueError(
+                f"the statistics of '{key}' ('{data_config.asset_id}') have {stats.width} dimensions; robot "
+                f"'{spec.robot}' of the recipe has {len(names)}: {', '.join(names)}. They are those of another robot: "
+                "correct asset_id, or name the recipe that the checkpoint was trained with"
+            )
     return Contract.build(data_config, model_config)
 
 
