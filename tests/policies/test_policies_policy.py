@@ -1,6 +1,7 @@
 """A policy from a recorded checkpoint, end to end, and its recorder."""
 
 import dataclasses
+import errno
 import json
 import logging
 import shutil
@@ -373,6 +374,19 @@ def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(pol
     after = {path: path.read_bytes() for path in (tmp_path / "records").glob("step_*.npy")}
     assert sorted(path.name for path in after) == [f"step_{i}.npy" for i in (0, 1, 2, 3, 5, 6, 7)]
     assert {path: after[path] for path in before} == before
+
+
+def test_a_full_disk_of_records_does_not_stop_a_robot(policy, tmp_path, monkeypatch, caplog):
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder = PolicyRecorder(policy, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("openpi.policies.recorder.write_record", full)
+        assert all("actions" in recorder.infer(make_droid_example()) for _ in range(3))
+    assert caplog.text.count("Requests are not recorded any more: [Errno 28] No space left on device") == 1
+    recorder.infer(make_droid_example())
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0.npy"]
 
 
 def test_serving_never_reaches_for_statistics_outside_the_checkpoint(checkpoint, tmp_path, monkeypatch):
