@@ -171,6 +171,23 @@ def test_no_server_within_the_limit_is_a_timeout_that_names_the_address():
         WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=0.1)
 
 
+def test_a_server_that_is_there_and_still_loads_is_not_told_as_one_that_refused_before():
+    statuses = iter([503])
+
+    def not_yet(connection, request):
+        return connection.respond(503, "starting\n") if next(statuses, None) else None
+
+    over = threading.Event()
+    with (
+        plain_server(lambda _: over.wait(PATIENCE_S), process_request=not_yet) as port,
+        pytest.raises(TimeoutError, match=r"\(it is there, and its model is not ready\); its log"),
+    ):
+        try:
+            WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=2.0)
+        finally:
+            over.set()
+
+
 def test_a_server_that_never_gets_ready_is_a_timeout():
     leave = threading.Event()
     with plain_server(lambda connection: leave.wait(PATIENCE_S)) as port:
