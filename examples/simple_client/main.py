@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 import websockets.exceptions
 
+from openpi_client import connection
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 logger = logging.getLogger("simple_client")
@@ -42,7 +43,7 @@ class Args:
     Attributes:
         host: of the server, or a ws:// or wss:// URL.
         port: of the server; None for a URL that needs none.
-        api_key: of the server, if it wants one.
+        api_key: of the server, if it wants one; default: the environment variable OPENPI_API_KEY.
         num_steps: timed requests.
         timing_file: Parquet file for the times, one column per series.
         env: whose observations to send.
@@ -155,7 +156,7 @@ OBSERVATIONS: dict[EnvMode, Callable[[np.random.Generator], dict]] = {
 def main(args: Args) -> None:
     make_observation = OBSERVATIONS[args.env]
     rng = np.random.default_rng()
-    policy = WebsocketClientPolicy(args.host, args.port, args.api_key)
+    policy = WebsocketClientPolicy(args.host, args.port, connection.api_key_of(args.api_key))
     logger.info("Server metadata: %s", policy.get_server_metadata())
 
     for _ in range(WARM_UP_REQUESTS):

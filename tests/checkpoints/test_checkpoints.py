@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 import forked
 import paths
+from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
@@ -352,3 +354,14 @@ def _child(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return forked.run(
         [sys.executable, "-c", program, directory], capture_output=True, text=True, env=environment, check=False
     )
+
+
+def test_one_as_published_is_told_from_another_that_took_its_place(golden, tmp_path):
+    shutil.copytree(golden / "pi05" / "checkpoint", tmp_path / "run" / "latest")
+    checkpoint = Checkpoint(tmp_path / "run" / "latest")
+    before = checkpoint.identity
+    (checkpoint.folder / "README.md").write_text("copied here by hand")
+    assert checkpoint.identity == before and before["name"] == "run/latest"
+    largest = max(checkpoint.folder.glob("params/**/d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    assert checkpoint.identity != before

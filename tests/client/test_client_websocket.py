@@ -112,7 +112,7 @@ def test_the_api_key_travels_in_the_upgrade_request():
 @pytest.mark.parametrize("key", ["secr3t\n", " secr3t", "secr3t\r\nX: y", "secr3t\u00fc", "secr3t\u65e5"])
 @pytest.mark.parametrize("make", [WebsocketClientPolicy, PositronicClient])
 def test_a_key_that_cannot_be_sent_is_refused_at_once_and_never_repeated(make, key):
-    with pytest.raises(ValueError, match="api_key has") as refused:
+    with pytest.raises(ValueError, match="the API key has") as refused:
         make("127.0.0.1", 1, api_key=key)
     error: BaseException | None = refused.value
     while error is not None:
@@ -169,6 +169,23 @@ def test_no_server_within_the_limit_is_a_timeout_that_names_the_address():
     port = free_port()
     with pytest.raises(TimeoutError, match=f"no policy server at ws://127.0.0.1:{port} within 0.1 s .*refused"):
         WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=0.1)
+
+
+def test_a_server_that_is_there_and_still_loads_is_not_told_as_one_that_refused_before():
+    statuses = iter([503])
+
+    def not_yet(connection, request):
+        return connection.respond(503, "starting\n") if next(statuses, None) else None
+
+    over = threading.Event()
+    with (
+        plain_server(lambda _: over.wait(PATIENCE_S), process_request=not_yet) as port,
+        pytest.raises(TimeoutError, match=r"\(it is there, and its model is not ready\); its log"),
+    ):
+        try:
+            WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=2.0)
+        finally:
+            over.set()
 
 
 def test_a_server_that_never_gets_ready_is_a_timeout():

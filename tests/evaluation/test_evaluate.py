@@ -340,7 +340,8 @@ def test_a_server_that_goes_away_or_becomes_another_ends_the_evaluation(monkeypa
             asker([world.observe()])
 
 
-def test_our_own_server_answers_lists_and_its_death_is_told(tmp_path):
+def test_our_own_server_answers_lists_and_its_death_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENPI_API_KEY", "sesame")  # it asks for a key then
     CONTRACT.save(tmp_path)
     world = dot_world.Dot().open()
     world.reset(dot_world.Dot().tasks()[0], 0)

@@ -196,6 +196,13 @@ def test_the_command_that_serves_is_imported_by_nobody():
     assert {str(file): found for file, found in texts.items() if found} == {}
 
 
+def test_the_key_of_servers_is_read_from_the_environment_in_one_place():
+    root = paths.ROOT
+    files = [file for folder in ("src", "packages", "examples", "scripts") for file in (root / folder).rglob("*.py")]
+    found = [file.name for file in files if re.search(r"(environ\b|getenv).*\W(OPENPI_)?API_KEY", file.read_text())]
+    assert found == ["connection.py"]
+
+
 def test_jax_is_imported_where_the_architecture_says_and_nowhere_else():
     assert _importers({"jax", "optax", "orbax"}, outside=JAX_FOLDERS) == {True: JAX, False: JAX_LAZILY}
 

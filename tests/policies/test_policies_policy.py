@@ -1,6 +1,7 @@
 """A policy from a recorded checkpoint, end to end, and its recorder."""
 
 import dataclasses
+import errno
 import json
 import logging
 import shutil
@@ -312,6 +313,27 @@ def test_without_a_contract_a_state_that_lacks_a_joint_is_told_with_the_answer(r
     assert warning.startswith("[range] the state has 7 dimensions") and "statistics are of 8" in warning
 
 
+def test_a_checkpoint_as_published_tells_what_its_recipe_promises_and_refuses_nothing_by_it(recipe, checkpoint):
+    policy = create_trained_policy(recipe, checkpoint, sample_kwargs={"num_steps": 1}, default_prompt="fold")
+    assert policy.contract is not None
+    told = policy.contract.as_metadata()
+    assert told["actions"]["width"] == 8 and told["default_prompt"] == "fold"
+    example = make_droid_example()
+    floats = {key: np.float32(value) / 255 if "image" in key else value for key, value in example.items()}
+    assert "actions" in policy.infer({**floats, "observation/another_camera": np.zeros((4, 4, 3), np.uint8)})
+    far = policy.infer({**example, "observation/joint_position": np.full(7, 1e3), "prompt": " "})["warnings"]
+    assert far[0].startswith("[prompt] prompt: it has no words")
+    assert far[1].startswith("[range] state 'joint_1': 1000 is far outside the training range")
+
+
+@pytest.mark.parametrize("key", ["state", "actions"])
+def test_a_checkpoint_as_published_with_statistics_of_a_smaller_robot_is_not_served(recipe, checkpoint, key):
+    stats = normalize.load(checkpoint / "assets" / "golden")
+    narrow = normalize.NormStats(*(values[:7] for values in (stats[key].mean, stats[key].std, np.zeros(8), np.ones(8))))
+    with pytest.raises(ValueError, match=f"'{key}'.* have 7 dimensions; robot 'droid' of the recipe has 8: joint_1"):
+        load_pipeline(recipe, Checkpoint(checkpoint), norm_stats={**stats, key: narrow})
+
+
 def test_statistics_of_another_robot_are_refused_at_start(recipe, with_contract):
     wider = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
     with pytest.raises(ValueError, match=r"'state' have 14 dimensions.*with 8: joint_1"):
@@ -354,11 +376,25 @@ def test_the_recorder_writes_every_call_under_flat_keys_and_never_overwrites(pol
     assert {path: after[path] for path in before} == before
 
 
+def test_a_full_disk_of_records_does_not_stop_a_robot(policy, tmp_path, monkeypatch, caplog):
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder = PolicyRecorder(policy, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("openpi.policies.recorder.write_record", full)
+        assert all("actions" in recorder.infer(make_droid_example()) for _ in range(3))
+    assert caplog.text.count("Requests are not recorded any more: [Errno 28] No space left on device") == 1
+    recorder.infer(make_droid_example())
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0.npy"]
+
+
 def test_serving_never_reaches_for_statistics_outside_the_checkpoint(checkpoint, tmp_path, monkeypatch):
     """The recipe names a bucket; a robot's network may not reach it."""
     asked = []
     monkeypatch.setattr(download, "maybe_download", lambda url, **_: asked.append(str(url)) or Path(str(url)))
-    stats = normalize.load(checkpoint / "assets" / "golden")
+    arm = normalize.NormStats(*(np.arange(14.0) + i for i in range(4)))
+    stats = {"state": arm, "actions": arm}
     normalize.save(tmp_path / "assets" / "trossen", stats)
     recipe = get_config("pi05_aloha_pen_uncap")
     assert recipe.data.assets.assets_dir.startswith("gs://")

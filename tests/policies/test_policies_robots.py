@@ -13,6 +13,7 @@ from openpi.policies import (
 )
 from openpi.policies.robot_inputs import RobotInputs, RobotOutputs
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.collected_warnings import collected_warnings
 from openpi.transforms import flatten_dict, unflatten_dict
 from openpi_positronic import policy as positronic_policy
 
@@ -245,6 +246,15 @@ def test_an_image_that_would_be_misread_is_refused_with_its_name(image, told):
     with pytest.raises(ValueError, match=told) as error:
         aloha_policy.AlohaInputs()(aloha(images={"cam_high": image}))
     assert "images/cam_high" in str(error.value)
+
+
+@pytest.mark.parametrize(("opening", "told"), [(255.0, "left_gripper': 255"), (-100.0, "-100"), (1.1, "")])
+def test_an_aloha_gripper_of_another_scale_is_told_though_the_linkage_ends_there(opening, told):
+    state = np.array([*np.zeros(6), opening, *np.zeros(7)])
+    example = {**aloha_policy.make_aloha_example(), "state": state}
+    with collected_warnings() as warnings:
+        aloha_policy.AlohaInputs()(example)
+    assert len(warnings) == bool(told) and told in "".join(warnings)
 
 
 def test_unknown_aloha_cameras_are_named_with_the_known_ones():

@@ -690,6 +690,10 @@ def test_every_program_has_its_environment_and_says_what_was_run(name):
     assert compose["services"].keys() == {"runtime", "openpi_server"}
     for service in compose["services"].values():
         assert (folder / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        assert service["environment"]["OPENPI_API_KEY"] is None  # the shell's, on both sides, or none
+    # Those are no part of the image.
+    mounted = {volume.rpartition(":")[2] for volume in compose["services"]["openpi_server"]["volumes"]}
+    assert mounted >= {"/openpi/checkpoints", "/openpi/policy_records"}
     assert (folder / "requirements.txt").is_file()
     text = (folder / "README.md").read_text()
     assert "## What was run" in text and "not run" in text

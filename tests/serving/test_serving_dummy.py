@@ -96,6 +96,8 @@ def test_the_path_to_a_server_is_measured(dataset, capsys, monkeypatch):
     with server_thread(lambda: policy, api_key="sesame") as (_, port):
         url = ["--host", f"ws://127.0.0.1:{port}", "--seconds", "0.2"]
         assert client_check.main(url) == 1 and "--api-key KEY or OPENPI_API_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("OPENPI_API_KEY", "")
+        assert client_check.main(url) == 1 and "the API key is empty" in capsys.readouterr().err
         monkeypatch.setenv("OPENPI_API_KEY", "sesame")
         assert client_check.main(url) == 0
     short = serve_dummy.make(serve_dummy.Args(str(dataset), horizon=1))

@@ -280,6 +280,21 @@ def test_a_strict_server_refuses_a_wrong_rate_and_a_simulator_is_not_asked_for_o
     assert kept == [True, False]
 
 
+def test_a_dead_camera_is_told_without_anything_known_of_training():
+    class Served:
+        contract = None
+
+    def told(picture, *, step: float = 0.1, **flags) -> list[str]:
+        watching = Watching(Served(), ClientLog(), "robot:1", is_strict=False, **flags)
+        found = [watching.look([{"state": np.full(7, step * i), "image": picture(i)}], 0.5 * i) for i in range(10)]
+        return [warning.partition(":")[0] for warnings in found for warning in warnings]
+
+    still = np.zeros((60, 80, 3), np.uint8)
+    assert told(lambda i: still) == ["[frozen] image"] * 4
+    assert told(lambda i: still, step=0.0) == told(lambda i: still, keeps_time=False) == []
+    assert told(lambda i: still + np.uint8(i)) == []
+
+
 def test_a_view_does_not_depend_on_the_layout_and_takes_any_size():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     np.testing.assert_array_equal(view(image), view(np.moveaxis(image, -1, 0)))

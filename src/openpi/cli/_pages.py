@@ -14,7 +14,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Protocol
 
-from openpi.serving.access import check_key, has_key, is_foreign_page, is_known_host, is_loopback, own_names
+from openpi.serving.access import has_key, is_foreign_page, is_known_host, is_loopback, own_names
+from openpi_client.connection import check_key
 
 LOOPBACK = "127.0.0.1"
 Answer = tuple[HTTPStatus, str, bytes]

@@ -13,6 +13,7 @@ import numpy as np
 
 from openpi.shared.children import Child, Children, Command, require_alive, wait_for_file
 from openpi_client.base_policy import Observation, Reply
+from openpi_client.connection import api_key_of
 from openpi_client.realtime.requests import is_other_server
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -103,15 +104,15 @@ class Asker:
 
 
 @contextlib.contextmanager
-def own_server(command: Command, folder: Path, *, api_key: str | None = None) -> Iterator[Asker]:
+def own_server(command: Command, folder: Path) -> Iterator[Asker]:
     """Starts a server with a free port, and ends it.
 
     Args:
         folder: for its log and its port.
-        api_key: that the environment lets it ask for.
     Raises:
         CommandFailedError: it ended instead.
     """
+    api_key = api_key_of()  # The process inherits the environment, and asks for this one.
     folder.mkdir(parents=True, exist_ok=True)
     port_file = folder / "server.port"
     port_file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ of each arm turn the other way, and grippers are angles of their own scale.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from openpi.policies.images import black_like, to_uint8_hwc
 from openpi.policies.robot_inputs import PaddedLater
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.collected_warnings import Warnings
 from openpi.shared.errors import listed, missing_key
 
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -42,6 +44,9 @@ _OPEN_M, _CLOSED_M = 0.05800, 0.01844  # distance of the fingers
 _OPEN_RAD, _CLOSED_RAD = 1.4910, -0.6213  # joint
 _PI_MIN_RAD, _PI_MAX_RAD = 0.5476, 1.6296
 _ARM_M, _HORN_M = 0.036, 0.022  # linkage between joint and fingers
+
+_FAR = 0.5  # of a gripper's range, beyond which it is of another scale
+_warn = Warnings()
 
 
 def make_aloha_example() -> dict:
@@ -119,8 +124,20 @@ def _camera_slots(data: dict) -> tuple[dict[str, np.ndarray], dict[str, np.bool_
 def _state_to_pi(state: np.ndarray) -> np.ndarray:
     adapted = _JOINT_SIGNS * _check_width(state, "state")
     adapted = adapted.astype(np.float64)
+    _warn(_of_grippers(adapted[..., _GRIPPERS]))
     adapted[..., _GRIPPERS] = _gripper_position_to_pi(adapted[..., _GRIPPERS])
     return adapted
+
+
+def _of_grippers(opening: np.ndarray) -> Iterator[str]:
+    """The linkage ends where the gripper does: of another scale, all positions would look alike to the policy."""
+    for i, dim in enumerate(_GRIPPERS):
+        found = opening[..., i]
+        if ((found < -_FAR) | (found > 1 + _FAR)).any():
+            yield (
+                f"[units] state '{_NAMES[dim]}': {np.ravel(found)[0]:.4g}; expected 0 closed to 1 open, which bytes, "
+                "percent and millimetres are not. Convert it in the robot's program"
+            )
 
 
 def _actions_to_pi(actions: np.ndarray) -> np.ndarray:

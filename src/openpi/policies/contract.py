@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
@@ -265,26 +266,11 @@ class Contract:
         Args:
             state: float[s] after the robot transforms, not normalised.
         """
-        if self.state_q01 is None or self.state_q99 is None:
-            return []
-        low, high, least, largest = self._range
-        state = np.asarray(state, dtype=np.float64)[..., : len(low)]
-        far = (state < least[: len(state)]) | (state > largest[: len(state)])
-        if not np.logical_or.reduce(far):
-            return []
-        names = self._names_of_state(len(state))
-        return [
-            f"state '{names[i]}': {state[i]:.4g} is far outside the training range "
-            f"{low[i]:.4g}..{high[i]:.4g} (q01..q99); expected the units and the robot of the training data"
-            for i in np.flatnonzero(far)
-        ]
+        return self._range.warnings(state)
 
     @functools.cached_property
-    def _range(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """q01 and q99 of the state, and what is far outside of them."""
-        low, high = np.array(self.state_q01), np.array(self.state_q99)
-        slack = _FAR_OUTSIDE * (high - low) + 1e-3
-        return low, high, low - slack, high + slack
+    def _range(self) -> StateRange:
+        return StateRange(self.state_q01, self.state_q99, self.state_names)
 
     def check_norm_stats(self, norm_stats: Mapping[str, NormStats]) -> None:
         """Raises ValueError if statistics given by hand belong to a robot of other widths."""
@@ -362,7 +348,7 @@ class Contract:
         return tuple(name for vector in self.state for name in vector.names)
 
     def _names_of_state(self, width: int) -> tuple[str, ...]:
-        return self.state_names if len(self.state_names) == width else tuple(numbered("state", width))
+        return tuple(_names_for(self.state_names, width))
 
     def _facts(self) -> dict[str, str]:
         """Everything that two contracts can disagree on, by name."""
@@ -373,6 +359,38 @@ class Contract:
         simple += ("default_prompt", "normalization", "asset_id", "rtc_max_delay")
         facts |= {name: str(getattr(self, name)) for name in simple}
         return facts
+
+
+class StateRange:
+    """Where a robot's state was in the training data, and what is far outside."""
+
+    def __init__(self, q01: ArrayLike | None, q99: ArrayLike | None, names: Sequence[str]) -> None:
+        """
+        Args:
+            q01, q99: float[s]; None = unknown, so that nothing is far outside.
+            names: of the dimensions of a state; where they are not as many, they are numbered.
+        """
+        self._low, self._high = (np.array([] if q01 is None or q99 is None else q, np.float64) for q in (q01, q99))
+        slack = _FAR_OUTSIDE * (self._high - self._low) + 1e-3
+        self._least, self._largest = self._low - slack, self._high + slack
+        self._names = names
+
+    def warnings(self, state: np.ndarray) -> list[str]:
+        """As of `Contract.range_warnings`."""
+        state = np.asarray(state, dtype=np.float64)[..., : len(self._low)]
+        far = (state < self._least[: len(state)]) | (state > self._largest[: len(state)])
+        if not np.logical_or.reduce(far):
+            return []
+        names = _names_for(self._names, len(state))
+        return [
+            f"state '{names[i]}': {state[i]:.4g} is far outside the training range "
+            f"{self._low[i]:.4g}..{self._high[i]:.4g} (q01..q99); expected the units and the robot of the training data"
+            for i in np.flatnonzero(far).tolist()
+        ]
+
+
+def _names_for(names: Sequence[str], width: int) -> Sequence[str]:
+    return names if len(names) == width else numbered("state", width)
 
 
 def _spec_of_sample(sample: Tree | None, action_width: int | None) -> RobotSpec:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from openpi.policies.contract import Contract
+from openpi.policies.contract import Contract, StateRange
 from openpi.policies.observation_checks import check_prompt, is_finite
 from openpi.shared.collected_warnings import Warnings
 from openpi.shared.normalize import NormStats
@@ -70,16 +70,19 @@ class RangeGuard:
 
 class InputsGuard:
     """An identity transform before normalisation, for checkpoints without a contract: raises `ObservationError` unless
-    `state` is one vector of finite numbers and `prompt` one text, and warns of a state that lacks dimensions.
+    `state` is one vector of finite numbers and `prompt` one text. It warns of a state that lacks dimensions or is far
+    outside the statistics, and of a prompt without words.
 
     Only warns, because a recipe may use the statistics of a larger robot.
     """
 
-    def __init__(self, stats: NormStats | None) -> None:
+    def __init__(self, stats: NormStats | None, names: Sequence[str] = ()) -> None:
         """
         Args:
             stats: of the state.
+            names: of the robot's state dimensions, where its transforms say them.
         """
+        self._range = StateRange(*((None, None) if stats is None else (stats.q01, stats.q99)), names)
         moved = np.zeros(0) if stats is None else np.flatnonzero(np.atleast_1d(stats.std))
         self._width = int(moved[-1]) + 1 if len(moved) else 0  # statistics of padding have no spread
         self._warn = Warnings()
@@ -90,6 +93,9 @@ class InputsGuard:
                 check_prompt(data["prompt"])
             except ValueError as error:
                 raise ObservationError(str(error)) from error
+            if not np.asarray(data["prompt"]).item().strip():
+                # No default prompt takes its place, as in the published system.
+                self._warn(["[prompt] prompt: it has no words; send the task, or no prompt at all for the default one"])
         if "state" in data:
             self._check_state(np.asarray(data["state"]))
         return data
@@ -111,6 +117,7 @@ class InputsGuard:
                     f"{self._width}. Is this another robot?"
                 ]
             )
+        self._warn([f"[range] {warning}" for warning in self._range.warnings(state)])
 
 
 GUARDS = (ContractGuard, RangeGuard, InputsGuard)

@@ -15,7 +15,7 @@ from openpi.models.fast_codec import UndecodableActionsError
 from openpi.policies import stages
 from openpi.policies.continuation import Continuation
 from openpi.policies.contract import Contract
-from openpi.policies.guards import GUARDS, ContractGuard, ObservationError
+from openpi.policies.guards import GUARDS, ContractGuard, InputsGuard, ObservationError
 from openpi.policies.observation_checks import first_not_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
@@ -68,7 +68,7 @@ class Policy(BasePolicy):
     Attributes:
         transforms: observation -> un-batched model inputs.
         metadata: sent to robots when they connect.
-        contract: what observations are checked against; None = unchecked.
+        contract: what robots are told that it takes and gives; None = unknown.
         checkpoint: which one its weights are of (`Checkpoint.identity`), for robots; None = unknown.
         rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
         tells_stages: that requests may ask for them.
@@ -100,13 +100,13 @@ class Policy(BasePolicy):
             transforms: observation -> un-batched model inputs.
             output_transforms: `{"state", "actions"}` as the model has them -> what the robot gets.
             sample_kwargs: passed to the sampler with every call, such as `num_steps`.
-            contract: checked first, unless the transforms hold a `ContractGuard` at a later place.
+            contract: checked first, unless the transforms hold a guard of their own.
             hold_transforms: `{"state"}` as the model has it -> actions for standing still, the answer when the model
                 wrote no action chunk; None = that is an error.
             continuation: how chunks go on from what a robot is still playing; None = requests for that are refused.
             pytorch_device, is_pytorch: where a model runs, and that it is of PyTorch.
         """
-        is_guarded = contract is None or any(isinstance(t, ContractGuard) for t in transforms)
+        is_guarded = contract is None or any(isinstance(t, (ContractGuard, InputsGuard)) for t in transforms)
         guards = [] if contract is None or is_guarded else [ContractGuard(contract)]
         self._sampler: Sampler = _sampler_of(model, rng, pytorch_device if is_pytorch else None)
         self.transforms = tuple(transforms)

@@ -140,7 +140,7 @@ class Pipeline:
         inputs: observation -> un-batched model inputs.
         outputs: `{"state", "actions"}` as the model has them -> what the robot gets.
         data_config: the recipe's, with the statistics in use.
-        contract: of the checkpoint, if it has one.
+        contract: of the checkpoint, or else what the recipe promises, if it says which robot it is for.
     """
 
     inputs: Sequence[_transforms.DataTransformFn]
@@ -164,10 +164,13 @@ def load_pipeline(
         norm_stats = norm_stats_of(checkpoint, data_config)
     check_norm_stats(norm_stats, data_config, checkpoint.folder)
     data_config = dataclasses.replace(data_config, norm_stats=norm_stats)
-    contract = _contract_of(checkpoint, data_config, train_config.model)
+    recorded = _contract_of(checkpoint, data_config, train_config.model)
+    contract = recorded or _described(data_config, train_config.model)
     if contract is not None and default_prompt is not None:
         contract = dataclasses.replace(contract, default_prompt=default_prompt)
-    return make_pipeline(data_config, contract, default_prompt=default_prompt, repack_transforms=repack_transforms)
+    checked = None if recorded is None else contract
+    made = make_pipeline(data_config, checked, default_prompt=default_prompt, repack_transforms=repack_transforms)
+    return dataclasses.replace(made, contract=contract)
 
 
 def data_config_of(train_config: Recipe, checkpoint: Checkpoint) -> DataHalf:
@@ -313,6 +316,27 @@ def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Ba
     return contract
 
 
+def _described(data_config: DataHalf, model_config: BaseModelConfig) -> Contract | None:
+    """What a recipe promises of a checkpoint that has no contract, as published: told to robots, and nothing that
+    published programs send is refused by it. None where its transforms do not say which robot they are for.
+
+    Raises:
+        ValueError: statistics that are narrower than the robot: its last joints would get numbers without a unit.
+    """
+    spec = find_spec(data_config.data_transforms.inputs)
+    if spec is None:
+        return None
+    for key, names in (("state", spec.state_names), ("actions", spec.actions.names)):
+        stats = (data_config.norm_stats or {}).get(key)
+        if stats is not None and stats.width < len(names):
+            raise ValueError(
+                f"the statistics of '{key}' ('{data_config.asset_id}') have {stats.width} dimensions; robot "
+                f"'{spec.robot}' of the recipe has {len(names)}: {', '.join(names)}. They are those of another robot: "
+                "correct asset_id, or name the recipe that the checkpoint was trained with"
+            )
+    return Contract.build(data_config, model_config)
+
+
 def make_pipeline(
     data_config: DataHalf,
     contract: Contract | None = None,
@@ -324,7 +348,8 @@ def make_pipeline(
     repack = repack_transforms or _transforms.Group()
     norm_stats, quantiles = data_config.norm_stats, data_config.use_quantile_norm
     check_observation = [] if contract is None else [ContractGuard(contract)]
-    check_state = InputsGuard((norm_stats or {}).get("state")) if contract is None else RangeGuard(contract)
+    names = stats_dims(data_config).names.get("state", ())
+    check_state = InputsGuard((norm_stats or {}).get("state"), names) if contract is None else RangeGuard(contract)
     inputs = [
         *repack.inputs,
         *check_observation,

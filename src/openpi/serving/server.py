@@ -31,7 +31,6 @@ from openpi.policies.guards import ObservationError
 from openpi.serving import memory, pages
 from openpi.serving.access import (
     Limits,
-    check_key,
     has_key,
     is_foreign_page,
     is_known_host,
@@ -52,7 +51,7 @@ from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder
 from openpi_client.base_policy import BasePolicy
-from openpi_client.connection import FEATURES_HEADER, UNTIMED, features
+from openpi_client.connection import FEATURES_HEADER, UNTIMED, check_key, features
 from openpi_client.stream import MessageStream
 
 if TYPE_CHECKING:

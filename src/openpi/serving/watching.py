@@ -11,10 +11,16 @@ from openpi.policies.pace import Pace
 from openpi.policies.watch import Watch
 from openpi.serving.client_log import ClientLog
 from openpi.shared.tree import flatten
+from openpi_client.realtime.watch import ObservationWatch
+
+# Whoever asks once a chunk has asked several times by then.
+_FROZEN_AFTER_S = 3.0
 
 
 class Watching:
-    """Of a session with a policy whose contract tells what training saw, or its rate; else nothing is suspicious."""
+    """Of a session with a policy. What its contract does not tell is not compared; without what training saw, a camera
+    of a robot that is frozen is found all the same.
+    """
 
     def __init__(
         self, policy: object, client_log: ClientLog, address: str, *, is_strict: bool, keeps_time: bool = True
@@ -26,6 +32,9 @@ class Watching:
         contract = getattr(policy, "contract", None)
         seen = getattr(contract, "seen", None)
         self._watch = None if seen is None else Watch(seen)
+        moving = None if contract is None else [vector.key for vector in contract.state]
+        # A simulated camera has no noise, and need not see what moves.
+        self._cameras = ObservationWatch(_FROZEN_AFTER_S, moving) if seen is None and keeps_time else None
         self._pace = None if contract is None or not keeps_time else Pace(contract)
         self._log, self._address, self._is_strict = client_log, address, is_strict
         self._said: set[str] = set()
@@ -43,12 +52,14 @@ class Watching:
         try:
             leaves = flatten(observations[0])
             found = [] if self._watch is None else self._watch.look(leaves)
+            if self._cameras is not None:
+                found += map(_frozen, self._cameras.frozen(leaves, now_s))
             if self._pace is not None:
                 found += self._pace.asked(leaves, now_s)
         except Exception as error:
             text = f"The observations of {self._address} are not watched any more"
             self._log.write(logging.ERROR, self._address, text, error=error)
-            self._watch = self._pace = None
+            self._watch = self._cameras = self._pace = None
             return []
         if found and self._is_strict:
             raise ObservationError(f"this server is strict: {'; '.join(found)}")
@@ -68,3 +79,8 @@ class Watching:
         """Of what the robot sent, beside those of training; for people. Any thread."""
         watch = self._watch
         return [] if watch is None else list(watch.drift.averages())
+
+
+def _frozen(found: tuple[str, float]) -> str:
+    key, for_s = found
+    return f"[frozen] {key}: the same picture for {for_s:.1f} s while the robot moved; look at its thread and its cable"

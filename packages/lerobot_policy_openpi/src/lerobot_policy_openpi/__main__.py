@@ -4,7 +4,6 @@ python -m lerobot_policy_openpi --host 192.168.1.20 --output openpi_policy --rob
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
 from lerobot_policy_openpi.processor_openpi import make_openpi_pre_post_processors
+from openpi_client import connection
 from openpi_client.robots import lerobot as robots
 from openpi_client.robots.lerobot_features import Choices, FeatureMap
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output.exists():
             raise ValueError(f"{args.output} exists; give another --output, or remove it")
         robot = robots.make_robot([word for word in words if word.startswith("--robot.")])
-        key = os.environ.get("OPENPI_API_KEY")
+        key = connection.api_key_of()
         with WebsocketClientPolicy(args.host, args.port, key, connect_timeout_s=args.timeout) as server:
             metadata = server.get_server_metadata()
         config = config_for(robot, metadata, robots.choices_of(args), host=args.host, port=args.port)

@@ -1,7 +1,6 @@
 """The policy: LeRobot's batches to a server's observations, and its chunks to LeRobot's actions."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_openpi.configuration_openpi import OpenPIConfig
-from openpi_client import image_tools
+from openpi_client import connection, image_tools
 from openpi_client.freshness import chunk_s, now_s
 from openpi_client.realtime.actions import ActionSpec
 from openpi_client.realtime.limits import Limiter, Limits
@@ -48,7 +47,7 @@ class OpenPIPolicy(PreTrainedPolicy):
         self.config = config
         # LeRobot finds a policy's device by its parameters.
         self.register_buffer("_device", torch.zeros(1), persistent=False)
-        key = os.environ.get("OPENPI_API_KEY")  # no field: it would be written to config.json
+        key = connection.api_key_of()  # no field: it would be written to config.json
         self._client = WebsocketClientPolicy(config.host, config.port, key, jpeg_quality=config.jpeg_quality)
         self._metadata = metadata = self._client.get_server_metadata()
         self._robot_side = RobotSide(config, metadata)

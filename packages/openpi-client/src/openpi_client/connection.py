@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import socket
 import ssl
 from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Tuple
@@ -29,6 +30,8 @@ UNTIMED = "untimed"
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
+API_KEY_VARIABLE = "OPENPI_API_KEY"
+
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 2**16
 _UNAUTHORIZED = 401
@@ -43,7 +46,7 @@ class KeyRefused(websockets.exceptions.InvalidStatus):
             f"{place} does not take this API key (HTTP 401); give the one that the server was started with"
             if has_key
             else f"{place} asks for an API key (HTTP 401); give it as api_key=..., in commands as --api-key KEY or "
-            "OPENPI_API_KEY"
+            f"{API_KEY_VARIABLE}"
         )
 
     def __str__(self) -> str:
@@ -74,12 +77,37 @@ def uri(host: str, port: Optional[int]) -> str:
     return host if port is None or has_port else place._replace(netloc=f"{place.netloc}:{port}").geturl()
 
 
-def key_problem(api_key: str) -> str:
-    """Why a key is none that a header carries, in words that do not repeat it; empty = it is one."""
-    if api_key.strip() != api_key:
-        return "has spaces or line ends around it (was it read from a file? use .strip())"
-    # Beyond ASCII, programs differ in the bytes that they send.
-    return "" if api_key.isascii() and api_key.isprintable() else "has characters other than printable ASCII"
+def api_key_of(given: Optional[str] = None) -> Optional[str]:
+    """The key of commands and programs, of servers and clients alike: one that is given, or else the environment's.
+    In a command line, everybody who lists the processes sees it.
+
+    Returns:
+        None = there is none.
+    Raises:
+        ValueError: `check_key`.
+    """
+    key = os.environ.get(API_KEY_VARIABLE) if given is None else given
+    check_key(key)
+    return key
+
+
+def check_key(api_key: Optional[str]) -> None:
+    """
+    Raises:
+        ValueError: a key that would let everybody in, or that no header carries; the key is not repeated.
+    """
+    if api_key is None:
+        return
+    if not api_key.strip():
+        found = "is empty"
+    elif api_key.strip() != api_key:
+        found = "has spaces or line ends around it (was it read from a file? use .strip())"
+    elif not (api_key.isascii() and api_key.isprintable()):
+        # Beyond ASCII, programs differ in the bytes that they send.
+        found = "has characters other than printable ASCII"
+    else:
+        return
+    raise ValueError(f"the API key {found}; give another, or none at all (unset {API_KEY_VARIABLE})")
 
 
 def authorized(place: str, scheme: str, api_key: Optional[str]) -> Tuple[str, Dict[str, str]]:
@@ -94,8 +122,7 @@ def authorized(place: str, scheme: str, api_key: Optional[str]) -> Tuple[str, Di
     netloc = urlsplit(place).netloc
     login, at, server = netloc.rpartition("@")
     place = place.replace(netloc, server, 1)
-    if api_key and (problem := key_problem(api_key)):
-        raise ValueError(f"api_key {problem}; give the key that the server was started with")
+    check_key(api_key or None)  # Published programs have "" where there is none.
     if api_key and at:
         raise ValueError(f"the address {place} has a login, and there is an api_key; give one of the two")
     if at:

@@ -350,12 +350,13 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
                 if not _may_pass(error, is_limited=deadline.is_limited()):
                     raise
                 now_s = time.monotonic()
-                if not reason or not isinstance(error, SilenceError):  # one cut short tells nothing
+                if not reason or type(error) is not SilenceError:  # one cut short tells nothing
                     reason = str(error) or type(error).__name__
                 if deadline.left_s() < _RETRY_INTERVAL_S:
+                    fix = "is it running, and are host and port right?"
                     raise TimeoutError(
                         f"no policy server at {self._uri} within {deadline.timeout_s:.3g} s ({reason}); "
-                        "is it running, and are host and port right?"
+                        + ("its log says what it does" if isinstance(error, _NoModelError) else fix)
                     ) from error
                 if now_s >= next_log_s:
                     waited_s = now_s - start_s
@@ -377,7 +378,10 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         self._channel.use(stream)
         self._has_answered = False
         try:
-            metadata = self._read(deadline, "the model")
+            try:
+                metadata = self._read(deadline, "the model")
+            except SilenceError as silence:
+                raise _NoModelError("it is there, and its model is not ready") from silence
             if isinstance(metadata, str):
                 raise RuntimeError(f"Error in inference server:\n{metadata}")
             told, before = self._unpacked(metadata), self._server_metadata
@@ -392,6 +396,10 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
         except BaseException:
             self._channel.drop()
             raise
+
+
+class _NoModelError(SilenceError):
+    """A server has taken the connection, and said nothing of its policy in time."""
 
 
 # What a robot's program goes by; limits, horizons and statistics may be another checkpoint's.

@@ -26,15 +26,14 @@ from openpi.evaluation.difference import (
 )
 from openpi.models.model_config import ModelType
 from openpi.policies import stages
-from openpi.policies.contract import Contract
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.request import SEED, TRACE
-from openpi.policies.robot_spec import find_spec
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
 from openpi.training.data.moments import Moment, Moments
 from openpi_client.base_policy import Observation, Reply
+from openpi_client.connection import api_key_of
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)
@@ -52,7 +51,7 @@ def diagnose(
     some = frames_of(recordings, args.frames)
     # What was recorded is old.
     with WebsocketClientPolicy(
-        args.host, args.port, args.api_key, connect_timeout_s=args.timeout, max_age_s=None
+        args.host, args.port, api_key_of(args.api_key), connect_timeout_s=args.timeout, max_age_s=None
     ) as client:
         return _Asking(config, checkpoint, around, recordings, some, client, args).diagnosis()
 
@@ -102,8 +101,6 @@ class _Asking:
         if told is None:
             return
         contract = self.around.contract
-        if contract is None and find_spec(self.around.data_config.data_transforms.inputs) is not None:
-            contract = Contract.build(self.around.data_config, self.config.model)
         if contract is not None:
             yield from contract_differences.find(contract.as_metadata(), told)
         yield from contract_differences.rate(float(self.recordings.dataset.metadata.fps), told.get("control_hz"))

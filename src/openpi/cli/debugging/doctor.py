@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="PATH|ID", help="LeRobot dataset instead of the recipe's")
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"))
+    parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="wait so long for the server")
     parser.add_argument("--frames", type=int, default=8, help="of the dataset, from all over it (default 8)")
     parser.add_argument(

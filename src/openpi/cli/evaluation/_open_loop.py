@@ -208,11 +208,10 @@ def _local(checkpoint: str, args: Args) -> Asked:
 
 
 def _remote(args: Args) -> Asked:
-    import os
-
+    from openpi_client.connection import api_key_of
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    key = args.api_key or os.environ.get("OPENPI_API_KEY")
+    key = api_key_of(args.api_key)
     policy = WebsocketClientPolicy(args.host or "127.0.0.1", args.port or 8000, api_key=key, max_age_s=None)
     # A published server hands every key to its transforms, which take no seed.
     takes_seed = policy.get_server_metadata().get("contract", {}).get("model_type") in ("pi0", "pi05")

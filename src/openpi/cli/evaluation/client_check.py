@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openpi_client.base_policy import Metadata, Observation
+from openpi_client.connection import api_key_of
 
 if TYPE_CHECKING:
     from openpi_client.realtime import ProcessRequester
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
     args = _parser().parse_args(argv)
     try:
-        with ProcessRequester(args.host, args.port, args.api_key, connect_timeout_s=args.timeout) as policy:
+        key = api_key_of(args.api_key)
+        with ProcessRequester(args.host, args.port, key, connect_timeout_s=args.timeout) as policy:
             observation = example(policy.metadata)
             spec = ActionSpec.from_metadata(policy.metadata, width=None, hold="stay")  # nothing moves here
             parts, errors = measure(policy, observation, args.seconds, spec)
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL such as wss://robot:8443")
     parser.add_argument("--port", type=int, default=8000, help="where --host names none")
-    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"), help="of the server: OPENPI_API_KEY")
+    parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--seconds", type=float, default=20.0, help="of asking")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the server")
     return parser

@@ -254,7 +254,7 @@ def _server(plan: Evaluation, args: Args, policy: Json, output: Path) -> Iterato
     with contextlib.ExitStack() as stack:
         if "checkpoint" in policy:
             command = Command(("serve", policy["checkpoint"], *policy["serve_options"]))
-            yield stack.enter_context(own_server(command, output, api_key=key))
+            yield stack.enter_context(own_server(command, output))
             return
         if args.policy is not None:
             port = stack.enter_context(_expert_server(plan.config))
@@ -263,8 +263,10 @@ def _server(plan: Evaluation, args: Args, policy: Json, output: Path) -> Iterato
 
 def _address(args: Args) -> tuple[str, int | None, str | None]:
     """Host, port and key of a running server."""
+    from openpi_client.connection import api_key_of
+
     port = int(args.port_file.read_text()) if args.port_file else args.port
-    return args.host or "127.0.0.1", port, args.api_key or os.environ.get("OPENPI_API_KEY")
+    return args.host or "127.0.0.1", port, api_key_of(args.api_key)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--model", help="of the server; default: the recorded one, or else the server's own")
-    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"))
+    parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--tolerance", type=float, help="largest difference between actions that is not an error")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="wait so long for the server")
     return parser
@@ -152,14 +151,15 @@ def open_client(
 
 
 def _connected(protocol: str, model: str | None, args: argparse.Namespace) -> PositronicClient | WebsocketClientPolicy:
+    key = connection.api_key_of(args.api_key)
     if protocol == "positronic":
         # As recorded: the images were shrunk already.
-        client = PositronicClient(args.host, args.port, resize=None, model_id=model, api_key=args.api_key)
+        client = PositronicClient(args.host, args.port, resize=None, model_id=model, api_key=key)
         client.reset()
         return client
     place = connection.uri(args.host, args.port) + (f"/?model={quote(model, safe='')}" if model else "")
     # What was recorded is old.
-    return WebsocketClientPolicy(place, None, args.api_key, connect_timeout_s=args.timeout, max_age_s=None)
+    return WebsocketClientPolicy(place, None, key, connect_timeout_s=args.timeout, max_age_s=None)
 
 
 def _answer_or_error(ask: Callable[[object], Mapping[str, object]], inputs: object) -> Mapping[str, object]:

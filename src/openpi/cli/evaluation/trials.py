@@ -79,10 +79,11 @@ def run_on_page(args: argparse.Namespace) -> None:
     from openpi.cli import _pages
     from openpi.cli.console import check_range
     from openpi.cli.evaluation._trials_page import TrialsPage
+    from openpi_client.connection import api_key_of
 
     check_range("page_port", args.page_port, 0, 65535)
     page = TrialsPage(args.file)
-    key = args.api_key or os.environ.get("OPENPI_API_KEY")
+    key = api_key_of(args.api_key)
     with _pages.served(_pages.open_server(page, args.page_host, args.page_port, api_key=key)) as address:
         print(f"open {address} in a browser", flush=True)
         summary = run(args, page)
@@ -184,6 +185,7 @@ def _servers(names: Sequence[str], file: Path) -> Iterator[list[Address]]:
     """Where the policies answer; checkpoints are served by processes of ours, both at a time."""
     from openpi.evaluation.asker import own_server, running_server
     from openpi.shared.children import Command
+    from openpi_client.connection import api_key_of
 
     with contextlib.ExitStack() as stack:
         # Two servers on one device: JAX would take most of its memory for the first.
@@ -191,7 +193,7 @@ def _servers(names: Sequence[str], file: Path) -> Iterator[list[Address]]:
         found: list[Address] = []
         for i, name in enumerate(names):
             if (address := _address(name)) is not None:
-                with running_server(*address, os.environ.get("OPENPI_API_KEY")):
+                with running_server(*address, api_key_of()):
                     found.append(address)
                 continue
             folder = file.with_suffix("") / "ab"[i]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from openpi.cli.console import refuse
 from openpi_client.base_policy import Metadata
+from openpi_client.connection import api_key_of
 
 if TYPE_CHECKING:
     from openpi.serving.catalog import Catalog
     from openpi_client.base_policy import BasePolicy
 
 PROGRAM = "openpi serve"
-API_KEY_VARIABLE = "OPENPI_API_KEY"
 
 # A policy that is still compiling when the server stops is not waited for any longer than this.
 _ABANDON_AFTER_S = 1.0
@@ -52,7 +52,7 @@ def run_server(
             models,
             host=host,
             port=port,
-            api_key=served_key(api_key),
+            api_key=api_key_of(api_key),
             on_listening=functools.partial(announce, host, port_file, scheme),
             **options,
         )
@@ -98,16 +98,3 @@ def _network_names() -> str:
     except OSError:  # A host name that nobody resolves is no reason not to serve.
         return name
     return name if ipaddress.ip_address(address).is_loopback else f"{name} ({address})"
-
-
-def served_key(given: str | None) -> str | None:
-    """The key that is given, or that of the environment.
-
-    Raises:
-        ValueError: it is empty, or cannot be sent.
-    """
-    from openpi.serving.access import check_key
-
-    key = os.environ.get(API_KEY_VARIABLE) if given is None else given
-    check_key(key)
-    return key

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from openpi.checkpoints import find
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.console import check_range, refuse
-from openpi.cli.serving._running import PROGRAM, run_server, served_key
+from openpi.cli.serving._running import PROGRAM, run_server
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.training.run.processor import wait_asleep
 from openpi_client import image_tools
+from openpi_client.connection import api_key_of
 
 if TYPE_CHECKING:
     import ssl
@@ -154,7 +155,7 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
         for field, (lowest, highest) in RANGES.items():
             check_range(field, getattr(args, field), lowest, highest)
         chunking(args)
-        key = served_key(args.api_key)
+        key = api_key_of(args.api_key)
         options = {
             "protocols": installed(args.codec) if protocols is None else protocols,
             "tls": tls_context(args.tls_cert, args.tls_key),
@@ -286,7 +287,6 @@ def load_policy(args: Args, place: str | None = None) -> Policy:
     wait_asleep()
     checkpoint = Checkpoint.open(place or args.checkpoint)
     from openpi.policies import policy_config
-    from openpi.policies.robot_spec import find_spec
     from openpi.serving.warm_up import warm_up
     from openpi.training.recipe_io import recipe_of
 
@@ -308,7 +308,5 @@ def load_policy(args: Args, place: str | None = None) -> Policy:
     )
     if policy.contract is not None:
         logger.info("The contract of this policy\n%s", policy.contract.describe())
-    robot = policy.contract or find_spec(policy.transforms)
-    if robot is not None:
-        warm_up(policy, robot.cameras, robot.state)
+        warm_up(policy, policy.contract.cameras, policy.contract.state)
     return policy

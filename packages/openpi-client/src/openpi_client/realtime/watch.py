@@ -38,15 +38,27 @@ class ObservationWatch:
         found = [f"camera '{key}' is missing" for key in self._seen if leaves.get(key) is None]
         found += [f"'{key}' is missing" for key in sorted(missing - set(self._seen))]
         found += [f"'{key}' holds NaN or infinity" for key, value in vectors.items() if not np.isfinite(value).all()]
+        for key, frozen_s in self._frozen(leaves, vectors, now_s):
+            found.append(f"camera '{key}' sends the same picture as {frozen_s:.1f} s ago; the robot has moved")
+        return found
+
+    def frozen(self, observation: Metadata, now_s: float) -> List[Tuple[str, float]]:
+        """Of `problems` the frozen cameras: key, and for how many seconds."""
+        leaves = dict(flat(observation))
+        vectors = {key: found for key, value in leaves.items() if (found := _vector(value)) is not None}
+        return list(self._frozen(leaves, vectors, now_s))
+
+    def _frozen(self, leaves: Metadata, vectors: Mapping[str, np.ndarray], now_s: float) -> Iterator[Tuple[str, float]]:
+        if self._frozen_after_s is None:
+            return
         told = [key for key, value in vectors.items() if value.size > 1 or self._state_keys is not None]
         moving = [key for key in told if self._state_keys is None or key in self._state_keys]
         state = np.concatenate([vectors[key] for key in moving] or [np.zeros(0)])
         for key, value in leaves.items():
-            if _is_array(value) and value.ndim >= 3 and self._frozen_after_s is not None:
+            if _is_array(value) and value.ndim >= 3:
                 frozen_s = self._frozen_s(key, value, state, now_s)
                 if frozen_s >= self._frozen_after_s:
-                    found.append(f"camera '{key}' sends the same picture as {frozen_s:.1f} s ago; the robot has moved")
-        return found
+                    yield key, frozen_s
 
     def _frozen_s(self, key: str, picture: np.ndarray, state: np.ndarray, now_s: float) -> float:
         """For how long a picture has been the same, if the state has changed since; else 0."""

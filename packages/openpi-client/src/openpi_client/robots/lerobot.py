@@ -24,7 +24,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from typing_extensions import Protocol
 
-from openpi_client import realtime
+from openpi_client import connection, realtime
 from openpi_client.base_policy import Metadata, Observation
 from openpi_client.realtime.loop import end_by_exception
 from openpi_client.realtime.requests import Requester
@@ -202,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", default=os.environ.get("OPENPI_API_KEY"), help="of the server: OPENPI_API_KEY")
+    parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--prompt", help="the task in words; without it, the server's own")
     parser.add_argument("--max-s", type=float, help="seconds of the episode; without it, until Ctrl-C")
     parser.add_argument("--rate-hz", type=float, help="of the ticks; without it, that of the training data")
@@ -276,9 +276,10 @@ def _two_numbers(name: str, text: str) -> Tuple[float, float]:
 
 
 def _requester(args: argparse.Namespace) -> Requester:
+    key = connection.api_key_of(args.api_key)
     if os.name == "posix":
-        return realtime.ProcessRequester(args.host, args.port, args.api_key)
-    return realtime.ThreadRequester(WebsocketClientPolicy(args.host, args.port, args.api_key))
+        return realtime.ProcessRequester(args.host, args.port, key)
+    return realtime.ThreadRequester(WebsocketClientPolicy(args.host, args.port, key))
 
 
 def _run(robot: LeRobotRobot, policy: Requester, args: argparse.Namespace) -> int:

@@ -8,14 +8,13 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from typing_extensions import Literal
 
-from openpi_client import realtime
+from openpi_client import connection, realtime
 from openpi_client.realtime import strategies
 from openpi_client.realtime.loop import end_by_exception
 from openpi_client.robots import flags
@@ -104,7 +103,8 @@ def running(
         ValueError: they do not fit.
     """
     with contextlib.ExitStack() as stack:
-        policy = stack.enter_context(realtime.ProcessRequester(host, port, _key(args), image_layout=image_layout))
+        key = connection.api_key_of(args.api_key)
+        policy = stack.enter_context(realtime.ProcessRequester(host, port, key, image_layout=image_layout))
         robot = make_robot(policy.metadata)
         stack.callback(robot.close)
         robot = DryRun(robot) if args.dry_run else robot
@@ -135,7 +135,8 @@ def playing(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(world.close)
-        policy = stack.enter_context(WebsocketClientPolicy(host, port, _key(args), max_age_s=None))
+        key = connection.api_key_of(args.api_key)
+        policy = stack.enter_context(WebsocketClientPolicy(host, port, key, max_age_s=None))
         robot = DryRun(world) if args.dry_run else world
         clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
         metadata = policy.get_server_metadata()
@@ -192,8 +193,3 @@ def rate_of(metadata: Mapping[str, object]) -> Optional[float]:
     """Rows per second, by a server's contract; None = it does not say."""
     contract = metadata.get("contract")
     return contract.get("control_hz") if isinstance(contract, Mapping) else None
-
-
-def _key(args: WorldArgs) -> Optional[str]:
-    """A key in a command line is seen by everybody who lists the processes."""
-    return args.api_key or os.environ.get("OPENPI_API_KEY")

@@ -27,6 +27,7 @@ def remote(
     api_key: str | None,
 ) -> RobotPolicy:
     """Behind an inference server, `openpi-server` or Positronic's."""
+    from openpi_client.connection import api_key_of
     from openpi_client.positronic_client import PositronicClient
 
     return PositronicClient(
@@ -36,7 +37,7 @@ def remote(
         model_id=None if model_id is None else str(model_id),
         horizon_sec=horizon_sec,
         codec=commands.codec(codec),
-        api_key=None if api_key is None else str(api_key),
+        api_key=api_key_of(None if api_key is None else str(api_key)),
     )
 
 
