@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tiny_recipe
 from openpi.shared.tree import flatten
 from openpi.training import optimizer
 from openpi.training.backends.jax import state_files
@@ -28,18 +29,19 @@ def test_muon_treats_every_kernel_of_the_transformers_as_matrices_and_nothing_el
 
 
 def test_muon_lowers_the_loss_and_its_state_survives_a_checkpoint(tmp_path: Path) -> None:
-    shallow = {
-        name: dataclasses.replace(getattr(TINY_PI05, name), depth=1)
-        for name in ("paligemma_variant", "action_expert_variant", "image_encoder_variant")
-    }
-    model = dataclasses.replace(TINY_PI05, **shallow)
+    model = dataclasses.replace(tiny_recipe.MODEL, pi05=True, loss_draws=4)
     schedule = optimizer.CosineDecaySchedule(warmup_steps=1, peak_lr=5e-3, decay_steps=100, decay_lr=5e-3)
     config = TrainConfig(name="muon", model=model, optimizer=optimizer.Muon(), lr_schedule=schedule, ema_decay=None)
     observation = model.fake_obs(4)
     batch = {**observation.to_dict(), "actions": jnp.full((4, model.action_horizon, model.action_dim), 0.5)}
     step = jax.jit(lambda state: step_jax.train_step(config, jax.random.key(1), state, batch))
 
-    state = jax.jit(lambda key: step_jax.init_state(config, key))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), model.abstract_params()
+    )
+    opt_state = jax.jit(config.optimizer.create(schedule.create()).init)(params)
+    state = step_jax.TrainState(jnp.zeros((), jnp.int32), params, opt_state, None)
     losses = []
     for _ in range(12):
         state, metrics = step(state)
