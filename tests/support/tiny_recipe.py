@@ -13,9 +13,11 @@ from openpi.models.pi0_config import Pi0Config
 from openpi.models.pi0_fast_config import Pi0FASTConfig
 from openpi.models.siglip_config import SiglipConfig
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.shared.tree import Tree, flatten, unflatten
 from openpi.training.config import TrainConfig
 from openpi.training.data_config import DataConfig, DataConfigFactory, ModelTransformFactory, repack
 from openpi.training.distributed import processes
+from openpi.training.freeze import PathRegex
 from openpi.training.optimizer import CosineDecaySchedule
 from openpi.transforms import Group, pad_to_dim
 
@@ -93,6 +95,26 @@ tiny = TrainConfig(
 arm = dataclasses.replace(
     tiny, name="arm", data=ArmData(base_config=DataConfig(prompt_from_task=True)), holdout_episodes=0
 )
+
+
+def drawn_params(params: Tree, seed: int = 0) -> dict[str, Any]:
+    """A tree like this one, of NumPy's random numbers: JAX takes seconds to compile a model's initialisation."""
+    rng = np.random.default_rng(seed)
+    leaves = sorted(flatten(params).items())
+    return unflatten({path: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype) for path, leaf in leaves})
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnWeights:
+    """What every process of a run draws alike, and none has to compile."""
+
+    def load(self, params: dict[str, Any]) -> dict[str, Any]:
+        return drawn_params(params)
+
+
+drawn = dataclasses.replace(arm, weight_loader=DrawnWeights())
+# The image encoder and PaliGemma's expert stay as they are: half as much to compile where what learns is all the same.
+expert_only = dataclasses.replace(drawn, freeze_filter=PathRegex("PaliGemma/(img|llm/(?!.*_1)).*"))
 
 # pi0-FAST, whose tokens are an action tokenizer's.
 fast = dataclasses.replace(

@@ -22,7 +22,7 @@ from openpi.training.checkpoints import complete_steps
 from openpi.weights import orbax_io
 from training_processes import metrics
 
-RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:arm"
+RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:expert_only"
 NUM_STEPS = 24
 # Runs that are stopped have a checkpoint soon; the others need no more than the last.
 SAVES_OFTEN, SAVES_AT_THE_END = "--save-interval=2", f"--save-interval={NUM_STEPS}"

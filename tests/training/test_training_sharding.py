@@ -11,7 +11,7 @@ import forked
 import paths
 from training_processes import environment
 
-RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
+RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:drawn"
 WAYS = (1, 2, 8)
 # f32 sums in another order.
 TOLERANCE = 1e-4
@@ -24,10 +24,10 @@ PROGRAM = """
     from openpi.models.activations import keep_rows, split_by_rows
     from openpi.training import data_loader, sharding
     from openpi.training.backends.jax import step as step_jax
-    from openpi.training.config import get_config
+    from openpi.training.config import FakeDataConfig, get_config
 
     sharding.MIN_SHARDED_BYTES = 0
-    config = dataclasses.replace(get_config(sys.argv[1]), batch_size=16)
+    config = dataclasses.replace(get_config(sys.argv[1]), data=FakeDataConfig(), batch_size=16)
     init_key, train_key = jax.random.split(jax.random.key(0))
     alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.DATA_AXIS)
     start = jax.device_get(step_jax.create_state(config, init_key, alone))
