@@ -1,6 +1,6 @@
 """Each robot family from its dataset to a robot that is driven: train, save, resume, serve, ask over the wire.
 
-The recipes are the registered ones; only their models are small, so the weights start from nothing. Families of one
+The recipes are the registered ones; only their models are small, and the weights drawn. Families of one
 kind of model differ in their data, and train by one program: neither what a batch leaves out, nor adapters, nor the
 optimiser makes another of it (`test_compact.py`, `test_adapters.py`, `test_optimizer.py`).
 """
@@ -14,6 +14,7 @@ import pytest
 
 import paths
 import rlds_datasets
+import tiny_recipe
 from openpi.cli.serving import server
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.model_config import BaseModelConfig, ModelType, freeze_nothing
@@ -28,7 +29,8 @@ from openpi.training import loop
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.optimizer import AdamW, CosineDecaySchedule
-from openpi.training.weight_loaders import NoOpWeightLoader
+from openpi.training.weight_loaders import CheckpointWeightLoader
+from openpi.weights import orbax_io
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_positronic.policy import make_positronic_example
 from robot_datasets import FORMATS, write_dataset
@@ -84,6 +86,7 @@ def on_this_machine(name: str, folder: Path) -> TrainConfig:
     """The registered recipe with a small model, on a small dataset of its robot, in a folder of its own."""
     published = get_config(name)
     model = small(published.model)
+    orbax_io.write_params(folder / "start", tiny_recipe.drawn_params(model.abstract_params()))
     assets = dataclasses.replace(published.data.assets, assets_dir=None)
     if hasattr(published.data, "rlds_data_dir"):
         data = rlds_datasets.of_recipe(published.data, folder / "dataset")
@@ -94,7 +97,7 @@ def on_this_machine(name: str, folder: Path) -> TrainConfig:
         published,
         model=model,
         data=dataclasses.replace(data, assets=assets),
-        weight_loader=NoOpWeightLoader(),
+        weight_loader=CheckpointWeightLoader(str(folder / "start")),
         freeze_filter=freeze_nothing,
         optimizer=AdamW(),
         lr_schedule=CosineDecaySchedule(),
