@@ -114,7 +114,10 @@ def quick_run(tmp_path_factory) -> tuple[Path, str]:
 
 def run_quick(output: Path, *flags: str) -> tuple[Path, str]:
     demo = [sys.executable, "-m", "openpi.cli.main", "demo", f"--output={output}", "--quick", "--from-scratch=no"]
-    done = subprocess.run([*demo, *flags], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    less = ["--demonstrations=4"]  # of which two are held out
+    done = subprocess.run(
+        [*demo, *less, *flags], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return output, done.stdout
 
@@ -160,7 +163,7 @@ class TestQuickDemo:
 @pytest.mark.skipif(not HAS_BASE, reason=NO_BASE)
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: --extra torch")
 def test_the_whole_way_with_pytorch(tmp_path):
-    output, printed = run_quick(tmp_path / "out", "--backend=pytorch", "--episodes=1", "--demonstrations=4")
+    output, printed = run_quick(tmp_path / "out", "--backend=pytorch", "--episodes=1")
     found = json.loads((output / "report.json").read_text())
     assert found["backend"] == "pytorch"
     assert "torch" in found["versions"]
