@@ -42,22 +42,21 @@ def run_server(
     Args:
         options: further ones of `PolicyServer`.
         program: for messages.
+    Raises:
+        ValueError, ImportError: `PolicyServer` refuses what it is given.
     """
     from openpi.serving.server import PolicyServer
 
     options = options or {}
     scheme = "wss" if options.get("tls") else "ws"
-    try:
-        server = PolicyServer(
-            models,
-            host=host,
-            port=port,
-            api_key=served_key(api_key),
-            on_listening=functools.partial(announce, host, port_file, scheme),
-            **options,
-        )
-    except (ValueError, ImportError) as error:
-        return refuse(error, program)
+    server = PolicyServer(
+        models,
+        host=host,
+        port=port,
+        api_key=served_key(api_key),
+        on_listening=functools.partial(announce, host, port_file, scheme),
+        **options,
+    )
     try:
         server.run()
         code = 0
