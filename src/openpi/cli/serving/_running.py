@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openpi.cli.console import refuse
+from openpi.shared import whole_file
 from openpi_client.base_policy import Metadata
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def run_server(
 def announce(host: str, port_file: Path | None, scheme: str, port: int) -> None:
     """Says where the server is: in `port_file` (whole or not at all), and in the log."""
     if port_file is not None:
-        partial = port_file.with_name(f".{port_file.name}.partial")
-        partial.write_text(f"{port}\n")
-        partial.rename(port_file)
+        whole_file.write_text(port_file, f"{port}\n")
     from openpi.serving.listener import as_place
 
     place = as_place(host, port)
