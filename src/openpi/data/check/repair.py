@@ -10,7 +10,6 @@ The description (`meta/`) is copied: it is small, and what people and tools chan
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from openpi.data.check.statistics import COMPARED, widened
 from openpi.data.check.subject import EVERYTHING, Subject, open_subject
 from openpi.data.lerobot import home
-from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.files import link_or_copy, mirrored, read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import QUANTILES, vector_stats
 from openpi.shared import whole_file
@@ -49,7 +48,8 @@ def repair(root: Path, output: Path) -> list[str]:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp-", dir=output.parent))
     try:
-        _link_all(root, temporary)
+        for source, target in mirrored(root, temporary):
+            (shutil.copy2 if root / "meta" in source.parents else link_or_copy)(source, target)
         changed = [*_rows(subject, temporary), *_totals(metadata, temporary)]
         fixed, _ = open_subject(LeRobotMetadata.load(temporary), EVERYTHING)
         changed += _statistics(fixed, temporary)
@@ -62,22 +62,6 @@ def repair(root: Path, output: Path) -> list[str]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return changed
-
-
-def _link_all(root: Path, folder: Path) -> None:
-    for source in root.rglob("*"):
-        target = folder / source.relative_to(root)
-        if source.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if root / "meta" in source.parents:
-            shutil.copy2(source, target)
-            continue
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(source, target)
 
 
 def _rows(subject: Subject, folder: Path) -> list[str]:
