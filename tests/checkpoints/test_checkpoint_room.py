@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tiny_arm
+import weight_layouts
 from arm_files import arm_observation, run
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.serving import server
@@ -17,7 +18,7 @@ from openpi.training.backends.jax import state_files
 from openpi.training.config import LeRobotLiberoDataConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.run import resume
-from openpi.weights import layout, orbax_io, published_tree
+from openpi.weights import layout, opening, orbax_io, published_tree
 from paths import ROOT
 
 FROZEN = ROOT / "tests" / "golden" / "checkpoint_v1" / "1"
@@ -61,7 +62,9 @@ def test_a_run_of_version_1_goes_on_bit_for_bit_and_its_layout_is_looked_for_onc
     again.mkdir()
     state_files.begin_write(again, state)()
     for item in (state_files.PARAMS, state_files.TRAIN_STATE):
-        before, after = (orbax_io.leaves_by_path(orbax_io.read_tree(folder / item)) for folder in (FROZEN, again))
+        before, after = (
+            orbax_io.leaves_by_path(weight_layouts.read_orbax(folder / item)) for folder in (FROZEN, again)
+        )
         assert before.keys() == after.keys()
         for path, leaf in before.items():
             np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -72,7 +75,9 @@ def test_a_checkpoint_of_version_1_is_written_in_another_layout_and_back(tmp_pat
     assert run("convert-checkpoint", FROZEN, there, "--no-certify") == 0
     assert run("convert-checkpoint", there, back, "--to=jax", "--no-certify") == 0
     model = load_recipe(back).model
-    before, after = (jax.tree.leaves(published_tree.read_tree(model, folder)) for folder in (FROZEN, back))
+    before, after = (
+        jax.tree.leaves(published_tree.tree_of(opening.open_weights(model, folder))) for folder in (FROZEN, back)
+    )
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
 

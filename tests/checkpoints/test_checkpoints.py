@@ -20,6 +20,7 @@ import pytest
 
 import forked
 import paths
+import weight_layouts
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.gemma_config import GemmaConfig
 from openpi.models.pi0_config import Pi0Config
@@ -145,7 +146,7 @@ def test_inference_reads_the_averaged_weights(state, tmp_path):
 
 def test_without_an_average_the_weights_are_stored_once(config, tmp_path):
     _save(tmp_path, 3, _state(dataclasses.replace(config, ema_decay=None)))
-    stored = orbax_io.read_tree(tmp_path / "3" / "train_state")
+    stored = weight_layouts.read_orbax(tmp_path / "3" / "train_state")
     assert not stored["params"]
     assert {"step", "opt_state"} <= stored.keys()
 
@@ -342,7 +343,7 @@ def test_no_room_is_noticed_before_writing(state, tmp_path, monkeypatch):
 
 def _assert_whole(directory: Path, step: int) -> None:
     params = orbax_io.read_params(directory / str(step) / "params")
-    rest = orbax_io.read_tree(directory / str(step) / "train_state")
+    rest = weight_layouts.read_orbax(directory / str(step) / "train_state")
     assert np.all(params["w"] == step)
     assert np.all(rest["opt_state"]["mu"]["w"]["value"] == -step)
     assert rest["step"] == step

@@ -120,7 +120,7 @@ def test_its_state_survives_a_checkpoint(tmp_path):
     state = jax.jit(lambda key: step_jax.init_state(config, key))(jax.random.key(0))
     ones_more = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype), tree))
     filled = dataclasses.replace(state, opt_state=ones_more(state.opt_state))
-    state_files.write_state(tmp_path / "2", filled)
+    state_files.begin_write(tmp_path / "2", filled)()
     restored = state_files.restore_state(tmp_path / "2", state)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(restored.opt_state)}
     assert {"int8", "uint8", "float32"} <= kinds

@@ -41,7 +41,7 @@ from openpi.training.optimizer import (
     is_matrix,
 )
 from openpi.training.weight_loaders import CheckpointWeightLoader
-from openpi.weights import names, orbax_io, published_tree, safetensors_io
+from openpi.weights import names, opening, orbax_io, published_tree, safetensors_io
 
 BOTH = dataclasses.replace(
     tiny_recipe.tiny,
@@ -366,7 +366,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def params_of(checkpoint: Path) -> dict[str, np.ndarray]:
-    return flatten(published_tree.read_tree(recipe_io.load_recipe(checkpoint).model, checkpoint))
+    return flatten(published_tree.tree_of(opening.open_weights(recipe_io.load_recipe(checkpoint).model, checkpoint)))
 
 
 def actions_of(checkpoint: Path, backend: str) -> np.ndarray:

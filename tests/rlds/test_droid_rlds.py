@@ -27,7 +27,7 @@ from openpi_rlds.folder import open_folder
 from openpi_rlds.frame_ranges import FrameRanges
 from openpi_rlds.in_order import FramesInOrder, episodes
 from openpi_rlds.stream import Mixture, MixturePart, MixtureSource
-from openpi_rlds.tfrecord import TFRecordFile, framed
+from openpi_rlds.tfrecord import TFRecordFile
 
 HORIZON = 4
 LENGTHS = {"droid": (30, 12, 21, 16, 9, 25), "simulated": (11, 8)}
@@ -131,7 +131,7 @@ values = st.one_of(
 def test_any_example_of_protobuf_is_parsed_whole_or_from_a_file(tmp_path_factory, features):
     data = rlds_datasets.encode(features)
     file = tmp_path_factory.mktemp("any") / "records"
-    file.write_bytes(framed(b"before") + framed(data))
+    file.write_bytes(rlds_datasets.framed(b"before") + rlds_datasets.framed(data))
     with TFRecordFile(file) as opened:
         opened.next()
         found = [parse_example(data, features), read_features(opened, opened.next(), features)]
@@ -176,7 +176,7 @@ def test_floats_that_are_not_packed_are_read_too():
 )
 def test_a_damaged_file_is_named_with_its_record(tmp_path, damage, message):
     path = tmp_path / "records"
-    path.write_bytes(damage(framed(b"first") + framed(b"second, which is longer")))
+    path.write_bytes(damage(rlds_datasets.framed(b"first") + rlds_datasets.framed(b"second, which is longer")))
     with TFRecordFile(path) as file, pytest.raises(ValueError, match=f"{path}, {message}"):
         while (span := file.next()) is not None:
             file.load(span)
@@ -194,7 +194,7 @@ def test_a_record_that_is_no_episode_of_droid_is_named(tmp_path, mixture, record
     )
     with pytest.raises(KeyError, match=r"00000-of-00001, record 0 needs the key 'steps/action_dict/joint_position'"):
         batches(source, 1)
-    (folder / "droid-train.tfrecord-00000-of-00001").write_bytes(framed(b"\xff\xff no example"))
+    (folder / "droid-train.tfrecord-00000-of-00001").write_bytes(rlds_datasets.framed(b"\xff\xff no example"))
     with pytest.raises(ValueError, match=r"record 0: not a readable tf.train.Example"):
         batches(source, 1)
 

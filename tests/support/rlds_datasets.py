@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
 from openpi.training.data_config import RLDSDroidDataConfig
-from openpi_rlds.tfrecord import framed
+from openpi_rlds.tfrecord import masked_crc32c
 
 HEIGHT, WIDTH = 180, 320
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
@@ -158,3 +159,9 @@ def _jpeg(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=80)
     return stream.getvalue()
+
+
+def framed(data: bytes) -> bytes:
+    """A record as it stands in a TFRecord file."""
+    parts = (struct.pack("<Q", len(data)), data)
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from openpi.weights import opening, released, spelling
 
@@ -23,3 +25,11 @@ def write(source: Path, config: Any, folder: Path, kind: str, dtype: Any = np.fl
     if kind == "lerobot":
         (folder / "config.json").write_text('{"type": "pi0"}')
     return str(folder)
+
+
+def read_orbax(folder: Path) -> Any:
+    """All that an Orbax folder holds, such as `train_state/`, as NumPy leaves."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=tree, restore_args=args))

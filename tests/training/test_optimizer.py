@@ -48,7 +48,7 @@ def test_muon_lowers_the_loss_and_its_state_survives_a_checkpoint(tmp_path: Path
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
-    state_files.write_state(tmp_path, state)
+    state_files.begin_write(tmp_path, state)()
     restored = state_files.restore_state(tmp_path, jax.eval_shape(lambda: state))
     for saved, read in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(saved, read)

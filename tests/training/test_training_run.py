@@ -24,6 +24,7 @@ from PIL import Image
 
 import forked
 import paths
+import weight_layouts
 from openpi.cli.main import main
 from openpi.policies import policy_config
 from openpi.policies.contract import Contract
@@ -124,7 +125,7 @@ def _assert_same_end(run: Path, expected: Path, *, stopped_at: int | None = None
         )
     assert rows == expected_rows
     last = str(NUM_STEPS - 1)
-    for read, item in ((orbax_io.read_params, "params"), (orbax_io.read_tree, "train_state")):
+    for read, item in ((orbax_io.read_params, "params"), (weight_layouts.read_orbax, "train_state")):
         found, wanted = flatten(read(run / last / item)), flatten(read(expected / last / item))
         assert found.keys() == wanted.keys()
         for path, leaf in wanted.items():

@@ -260,7 +260,9 @@ def test_a_file_with_the_recorded_names_loads_also_without_the_unused_table(
     tensors = safetensors_io.open_tensors(converted["pi05"])
     used = [name for name in recorded if "gemma_expert.lm_head" not in name]
     safetensors_io.save(tmp_path / "model.safetensors", {name: tensors[name] for name in used})
-    assert_same_trees(published_tree.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
+    assert_same_trees(
+        published_tree.tree_of(opening.open_weights(sources["pi05"].recipe.model, tmp_path)), sources["pi05"].params
+    )
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -301,7 +303,9 @@ def test_shards_are_read_as_one_file(converted: dict[str, Path], sources: dict[s
         safetensors_io.save(tmp_path / file, {name: tensors[name] for name in part})
         weight_map |= dict.fromkeys(part, file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert_same_trees(published_tree.read_tree(sources["pi0"].recipe.model, tmp_path), sources["pi0"].params)
+    assert_same_trees(
+        published_tree.tree_of(opening.open_weights(sources["pi0"].recipe.model, tmp_path)), sources["pi0"].params
+    )
     assert find_step(str(tmp_path)) == tmp_path
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors is missing"):
@@ -360,7 +364,9 @@ def test_lerobot_files_load_under_either_name_of_the_tied_table(
     tensors |= dict.fromkeys(table_names, table)
     safetensors_io.save(tmp_path / "model.safetensors", {f"model.{name}": value for name, value in tensors.items()})
     assert layout.find_layout(tmp_path) is layout.Layout.LEROBOT
-    assert_same_trees(published_tree.read_tree(sources["pi05"].recipe.model, tmp_path), sources["pi05"].params)
+    assert_same_trees(
+        published_tree.tree_of(opening.open_weights(sources["pi05"].recipe.model, tmp_path)), sources["pi05"].params
+    )
 
 
 @pytest.mark.parametrize("family", FLOW)
@@ -477,14 +483,14 @@ def test_adapters_alone_are_served_by_pytorch_with_their_base(sources: dict[str,
     trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
     orbax_io.write_params(tmp_path / "alone" / "params", unflatten(trained))
     AdapterBase.of(str(source.folder / "params"), frozen).save(tmp_path / "alone")
-    found = published_tree.read_tree(source.recipe.model, tmp_path / "alone")
+    found = published_tree.tree_of(opening.open_weights(source.recipe.model, tmp_path / "alone"))
     assert_same_trees(found, restore_params(tmp_path / "alone" / "params"))
     changed = {path: leaf + 1 if "q_einsum/w" in path else leaf for path, leaf in flat.items()}
     shutil.rmtree(source.folder / "params")
     orbax_io.write_params(source.folder / "params", unflatten(changed))
     try:
         with pytest.raises(ValueError, match="are others than before"):
-            published_tree.read_tree(source.recipe.model, tmp_path / "alone")
+            published_tree.tree_of(opening.open_weights(source.recipe.model, tmp_path / "alone"))
     finally:
         shutil.rmtree(source.folder / "params")
         orbax_io.write_params(source.folder / "params", source.params)

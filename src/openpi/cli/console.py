@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import logging
 import math
 import os
+import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec
 
 from openpi.shared.errors import printable
 
 logger = logging.getLogger(__name__)
+
+STOPPED = 130  # by Ctrl-C, as shells say it
+OWN_FIELDS = "Fields of a recipe are set as with `openpi train`: --data.repo-id=PATH and so on."
+_P = ParamSpec("_P")
 
 
 class Formatter(logging.Formatter):
@@ -68,10 +76,60 @@ def help_ends_with(argv: Sequence[str], text: str) -> Iterator[None]:
         raise
 
 
+def make_parser(program: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Of a command whose description keeps its lines, and whose flags are written out."""
+    return argparse.ArgumentParser(
+        program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def command(program: str, *others: type[Exception]) -> Callable[[Callable[_P, int | None]], Callable[_P, int]]:
+    """Of a command's `main`: what it refuses is said, and becomes the exit code; None is 0.
+
+    Args:
+        others: errors that it refuses with, besides those of input, files, networks and missing packages.
+    """
+
+    def decorate(main: Callable[_P, int | None]) -> Callable[_P, int]:
+        @functools.wraps(main)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs) or 0
+            except (ValueError, LookupError, OSError, ImportError, *others) as error:
+                if isinstance(error, BrokenPipeError) and stdout_is_gone():
+                    raise
+                return refuse(error, program)
+            except KeyboardInterrupt:
+                return STOPPED
+
+        return run
+
+    return decorate
+
+
 def refuse(error: BaseException, program: str) -> int:
     """Prints why, without a traceback; returns the exit code."""
     logger.debug("", exc_info=error)
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else message
-    print(_printable_lines(f"{program}: {message}"), file=sys.stderr)
+    print(_printable_lines(f"{program}: {reason(error)}"), file=sys.stderr)
     return 1
+
+
+def reason(error: BaseException) -> str:
+    """What an error says; of a bare key and of nothing at all, its type too."""
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+        return text if " " in text else f"KeyError: {error}"
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def stdout_is_gone() -> bool:
+    """Whether the reader, such as `head`, has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

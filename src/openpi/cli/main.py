@@ -5,10 +5,10 @@ Packages add commands by the entry point `openpi.commands`: name -> a module as 
 
 import importlib
 import os
-import select
 import sys
 from typing import Protocol, cast
 
+from openpi.cli import console
 from openpi.shared import plugins
 
 ENTRY_POINTS = "openpi.commands"
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, and not when Python ends, where nobody could tell why it fails
     except BrokenPipeError:
-        if not _stdout_is_gone():
+        if not console.stdout_is_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -148,13 +148,6 @@ def _run_trusting(module: Command, argv: list[str]) -> int:
             del os.environ[TRUST_VARIABLE]
         else:
             os.environ[TRUST_VARIABLE] = before
-
-
-def _stdout_is_gone() -> bool:
-    """Whether the reader, such as `head`, has seen enough."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Source: the model specification, section 2.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -70,8 +71,16 @@ class Observation:
     def to_dict(self) -> Params:
         """Inverse of `from_dict` in naming; images stay as they are, absent fields are left out."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        renamed = {{"images": "image", "image_masks": "image_mask"}.get(k, k): v for k, v in fields.items()}
-        return {key: value for key, value in renamed.items() if value is not None}
+        return {_BATCH_KEYS.get(name, name): value for name, value in fields.items() if value is not None}
+
+
+_BATCH_KEYS = {"images": "image", "image_masks": "image_mask"}  # those that are other than the fields' names
+
+
+def model_side(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What models take of a loader's batch: observation and actions, and no texts, for example."""
+    taken = {_BATCH_KEYS.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
+    return {key: value for key, value in batch.items() if key in taken and value is not None}
 
 
 def _to_unit_range(image: Any) -> object:

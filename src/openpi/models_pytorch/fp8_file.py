@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openpi.shared import strict_json
+from openpi.shared import strict_json, whole_file
 from openpi.shared.errors import first_line
 from openpi.shared.tree import Tree
 
@@ -67,9 +67,8 @@ class Calibration:
             "cosine": {"lowest": self.lowest, "mean": self.mean, "target": self.target},
             "layers": {name: dataclasses.asdict(layer) for name, layer in self.layers.items()},
         }
-        partial = folder / f".partial-{FP8_FILE}"
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        return partial.replace(folder / FP8_FILE)
+        whole_file.write_text(folder / FP8_FILE, json.dumps(document, indent=1) + "\n")
+        return folder / FP8_FILE
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:

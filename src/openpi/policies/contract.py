@@ -149,7 +149,7 @@ class Contract:
             state=spec.state,
             actions=spec.actions,
             action_kind=spec.action_kind,
-            trained_relative=_relative_dims(data_config.data_transforms.inputs, spec.actions.width),
+            trained_relative=relative_dims(data_config.data_transforms.inputs, spec.actions.width),
             action_horizon=model_config.action_horizon,
             control_hz=control_hz,
             default_prompt=_default_prompt(data_config.model_transforms.inputs),
@@ -412,11 +412,12 @@ def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tup
     return dataclasses.replace(spec, actions=actions, state=state)
 
 
-def _relative_dims(transforms: Iterable[object], width: int) -> tuple[bool, ...]:
+def relative_dims(steps: Iterable[object], width: int) -> tuple[bool, ...]:
+    """Per action dimension, whether these transforms go between targets and changes to the state."""
     relative = np.zeros(width, dtype=bool)
-    for transform in transforms:
-        if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
-            mask = np.asarray(transform.mask, dtype=bool)[:width]
+    for step in steps:
+        if isinstance(step, (_transforms.DeltaActions, _transforms.AbsoluteActions)) and step.mask is not None:
+            mask = np.asarray(step.mask, dtype=bool)[:width]
             relative[: len(mask)] |= mask
     return tuple(relative.tolist())
 

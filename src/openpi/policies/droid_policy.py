@@ -13,7 +13,7 @@ import numpy as np
 from openpi.models.model_config import IMAGE_KEYS, ModelType
 from openpi.models.pi0_fast_config import FAST_IMAGE_KEYS
 from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, random_observation
 
 _EXTERIOR, _WRIST = "observation/exterior_image_1_left", "observation/wrist_image_left"
 _JOINTS, _GRIPPER = "observation/joint_position", "observation/gripper_position"
@@ -39,14 +39,7 @@ DROID_SPEC = RobotSpec(
 
 def make_droid_example() -> dict:
     """A random observation, as a robot client sends it."""
-    rng = np.random.default_rng()
-    return {
-        _EXTERIOR: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        _WRIST: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        _JOINTS: rng.random(7),
-        _GRIPPER: rng.random(1),
-        "prompt": "do something",
-    }
+    return random_observation(DROID_SPEC)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from openpi import transforms
+from openpi.policies.contract import relative_dims
 from openpi.policies.data_half import DataHalf
 from openpi.policies.robot_spec import find_spec
 
@@ -42,25 +43,23 @@ def hold_transforms(data_config: DataHalf, horizon: int) -> list[transforms.Data
             f"{robot} does not say how it stands still, so on_undecodable='hold' is not possible; use 'error', or set "
             "follows_state in its RobotSpec"
         )
-    relative = _relative_dims(data_config.data_transforms.outputs, len(spec.follows_state))
+    outputs = data_config.data_transforms.outputs
+    _check_is_flat(outputs)
+    relative = relative_dims(outputs, len(spec.follows_state))
     # What the robot shall get, less what the output transforms will add.
     factors = tuple(int(follows) - int(added) for follows, added in zip(spec.follows_state, relative, strict=True))
     state_stats = {key: value for key, value in (data_config.norm_stats or {}).items() if key == "state"}
     return [
         transforms.Unnormalize(state_stats or None, use_quantiles=data_config.use_quantile_norm),
         HoldStill(factors, horizon),
-        *data_config.data_transforms.outputs,
+        *outputs,
     ]
 
 
-def _relative_dims(outputs: Iterable[transforms.DataTransformFn], width: int) -> list[bool]:
-    """To which action dimensions the output transforms add the state.
-
-    Raises:
-        ValueError: they are nested, or several add it; what they do together is not known.
+def _check_is_flat(outputs: Iterable[transforms.DataTransformFn]) -> None:
+    """Raises ValueError where output transforms are nested, or several add the state: what they do together is not
+    known.
     """
-    steps = [step for step in outputs if isinstance(step, transforms.AbsoluteActions)]
-    if len(steps) > 1 or any(isinstance(step, transforms.CompositeTransform) for step in outputs):
+    num_adding = sum(isinstance(step, transforms.AbsoluteActions) for step in outputs)
+    if num_adding > 1 or any(isinstance(step, transforms.CompositeTransform) for step in outputs):
         raise ValueError("on_undecodable='hold' needs a flat list of output transforms, at most one AbsoluteActions")
-    mask = () if not steps or steps[0].mask is None else steps[0].mask
-    return [bool(i < len(mask) and mask[i]) for i in range(width)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openpi import transforms as _transforms
-from openpi.policies.contract import Contract
+from openpi.policies.contract import Contract, relative_dims
 from openpi.policies.data_half import DataHalf
 from openpi.policies.robot_spec import CameraSpec, VectorSpec, find_spec, numbered
 from openpi.shared.errors import listed
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
 
 _PROMPT = "Put the red_block on the TABLE"
-
-
-def relative_dims(steps: Iterable[object], width: int) -> tuple[bool, ...]:
-    """Per action dimension, whether these transforms go between targets and changes to the state."""
-    relative = np.zeros(width, dtype=bool)
-    for step in steps:
-        if isinstance(step, (_transforms.DeltaActions, _transforms.AbsoluteActions)) and step.mask is not None:
-            mask = np.asarray(step.mask, dtype=bool)[:width]
-            relative[: len(mask)] |= mask
-    return tuple(relative.tolist())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from openpi.models.model_config import ModelType
 from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, random_observation
 
 _IMAGE, _WRIST, _STATE = "observation/image", "observation/wrist_image", "observation/state"
 _ACTION_DIM = 7
@@ -39,13 +37,7 @@ LIBERO_SPEC = RobotSpec(
 
 def make_libero_example() -> dict:
     """A random observation, as a robot client sends it."""
-    rng = np.random.default_rng()
-    return {
-        _STATE: rng.random(8),
-        _IMAGE: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        _WRIST: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        "prompt": "do something",
-    }
+    return random_observation(LIBERO_SPEC)
 
 
 @dataclass(frozen=True)

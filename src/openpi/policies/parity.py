@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openpi.shared import budgets, frameworks, strict_json
+from openpi.shared import budgets, frameworks, strict_json, whole_file
 from openpi.shared.errors import first_line
 from openpi.shared.strict_json import Json
 from openpi.shared.tree import Params
@@ -60,11 +60,13 @@ def certify(folder: Path, config: object, meant: Witness | None = None) -> dict[
         "tensors": dict(sorted(tensors.items())),
     }
     arrays = {"outputs": outputs, **{f"inputs/{key}": value for key, value in inputs.items()}}
-    partial = [folder / f".partial-{name}" for name in (ARRAYS_FILE, PARITY_FILE)]
-    np.savez_compressed(partial[0], **arrays)  # type: ignore[arg-type]
-    partial[1].write_text(json.dumps(document, indent=1) + "\n")
-    for file in partial:
-        file.replace(folder / file.name.removeprefix(".partial-"))
+    with (
+        whole_file.replacing(folder / PARITY_FILE) as certificate,
+        whole_file.replacing(folder / ARRAYS_FILE) as beside,
+    ):
+        certificate.write_text(json.dumps(document, indent=1) + "\n")
+        with beside.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return errors
 
 

@@ -133,6 +133,14 @@ class RobotSpec:
         return cls(robot, tuple(cameras), tuple(state), actions)
 
 
+def random_observation(spec: RobotSpec, *, size_hw: tuple[int, int] = (224, 224)) -> dict:
+    """What a robot's client sends, at random: the cameras that are required, the state, a prompt."""
+    rng = np.random.default_rng()
+    cameras = [camera.key for camera in spec.cameras if camera.required]
+    images = {key: rng.integers(256, size=(*size_hw, 3), dtype=np.uint8) for key in cameras}
+    return {**{vector.key: rng.random(vector.width) for vector in spec.state}, **images, "prompt": "do something"}
+
+
 def numbered(key: str, count: int) -> Sequence[str]:
     """Names for dimensions that have none."""
     return [f"{key.rsplit('/', 1)[-1]}_{i}" for i in range(count)]

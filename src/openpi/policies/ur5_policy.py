@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from openpi.models.model_config import ModelType
 from openpi.policies.robot_inputs import PaddedLater, robot_actions, robot_inputs
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, random_observation
 
 _BASE, _WRIST, _JOINTS, _GRIPPER = "base_rgb", "wrist_rgb", "joints", "gripper"
 _JOINT_NAMES = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3")
@@ -31,14 +29,7 @@ UR5_SPEC = RobotSpec(
 
 def make_ur5_example() -> dict:
     """A random observation, as a robot client sends it."""
-    rng = np.random.default_rng()
-    return {
-        _JOINTS: rng.random(6),
-        _GRIPPER: rng.random(1),
-        _BASE: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        _WRIST: rng.integers(256, size=(224, 224, 3), dtype=np.uint8),
-        "prompt": "do something",
-    }
+    return random_observation(UR5_SPEC)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from filelock import SoftFileLock, Timeout
@@ -83,7 +82,5 @@ class FileLock:
     def __enter__(self) -> FileLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

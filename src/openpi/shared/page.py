@@ -10,21 +10,30 @@ from openpi.shared.charts import Rate
 from openpi.shared.strict_json import Json
 
 
-def document(title: str, sections: Iterable[str]) -> str:
+def style() -> str:
+    """CSS of all pages."""
+    return importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
+
+
+def template(package: str, name: str) -> str:
+    """A page that asks for its data, from the files of a package."""
+    return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8").replace("/*STYLE*/", style())
+
+
+def document(title: str, sections: Iterable[str], own_style: str = "") -> str:
     """The page; sections are HTML already."""
-    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>"
+        f"<title>{escape(title)}</title><style>{style()}{own_style}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
 
 
-def tile(style: str, name: str, value: str, small: str) -> str:
-    """A large value under a name, and a small text: none of them HTML."""
+def tile(look: str, name: str, value: str, small: str) -> str:
+    """A large value under a name, and a small text: none of them HTML. `look`: a class of the style."""
     name, value, small = map(escape, (name, value, small))
-    return f'<div class="tile {style}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
+    return f'<div class="tile {look}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
 
 
 def rate_words(tally: Json) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """What the training loop needs of a framework. One loop, and for each framework a `Backend` beside it.
 
-    backend_jax.py       JaxBackend        processes_jax.py
-    backend_pytorch.py   PyTorchBackend    processes_pytorch.py
+    backends/jax/       JaxBackend
+    backends/pytorch/   PyTorchBackend
 
 Everything here, and everything that uses it, is free of frameworks: states and placed batches are passed around and
 never looked into. Paths of parameters are those of the published tree, whatever a framework calls them.
@@ -169,9 +169,9 @@ def open_backend(config: TrainConfig) -> Backend:
     """
     frameworks.require_backend(config.backend)
     if config.backend == "pytorch":
-        from openpi.training.backends.pytorch import backend as backend_pytorch
+        from openpi.training.backends.pytorch.backend import PyTorchBackend
 
-        return backend_pytorch.open_backend(config)
-    from openpi.training.backends.jax import backend as backend_jax
+        return PyTorchBackend(config)
+    from openpi.training.backends.jax.backend import JaxBackend
 
-    return backend_jax.open_backend(config)
+    return JaxBackend(config)

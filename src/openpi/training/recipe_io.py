@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.checkpoints.checkpoint import RECIPE_FILE, Checkpoint
-from openpi.shared import download, strict_json
+from openpi.shared import download, strict_json, whole_file
 from openpi.shared.tree import flatten
 from openpi.training.config import TrainConfig, config_names, get_config
 from openpi.training.recipe.decoding import Decoder, upgrade
@@ -53,9 +53,8 @@ def save_recipe(directory: Path | str, config: TrainConfig) -> Path:
     recipe = encoder.encode(config, "config")
     directory.mkdir(parents=True, exist_ok=True)
     document = {"version": _VERSION, "sources": encoder.sources.copy_to(directory), "config": recipe}
-    partial = directory / f".{RECIPE_FILE}.partial"
-    partial.write_text(json.dumps(document, indent=2) + "\n")
-    return partial.rename(directory / RECIPE_FILE)
+    whole_file.write_text(directory / RECIPE_FILE, json.dumps(document, indent=2) + "\n")
+    return directory / RECIPE_FILE
 
 
 def recipe_values(config: TrainConfig) -> dict[str, object]:

@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from openpi.shared import download, strict_json
+from openpi.shared import download, strict_json, whole_file
 from openpi.weights import layout
 
 ADAPTERS_FILE = "adapters.json"
@@ -90,9 +90,7 @@ class AdapterBase:
         """Writes the file; a base that is a step of a run is kept from now on."""
         frozen = {path: dataclasses.asdict(entry) for path, entry in self.frozen.items()}
         text = json.dumps({"version": _VERSION, "base": self.place, "frozen": frozen}, indent=2) + "\n"
-        partial = checkpoint / f".{ADAPTERS_FILE}.partial"
-        partial.write_text(text)
-        partial.replace(checkpoint / ADAPTERS_FILE)
+        whole_file.write_text(checkpoint / ADAPTERS_FILE, text)
         step = layout.step_of(Path(self.place))
         if step.name.isdecimal() and (step.parent / ".lock").exists():  # of a run
             with contextlib.suppress(OSError):  # somebody else's run

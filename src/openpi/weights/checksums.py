@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from openpi.shared import strict_json
+from openpi.shared import strict_json, whole_file
 from openpi.shared.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -119,9 +119,7 @@ class Checksums:
                 path: {"bytes": sums.num_bytes, "pieces": list(sums.pieces)} for path, sums in self.files.items()
             },
         }
-        partial = self.folder / f".{CHECKSUMS_FILE}.partial"
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(self.folder / CHECKSUMS_FILE)
+        whole_file.write_text(self.folder / CHECKSUMS_FILE, json.dumps(document, indent=1) + "\n")
 
     def check(self, file: Path, start: int = 0, stop: int | None = None) -> None:
         """Compares the pieces of a file that hold these bytes; nothing is known of files that are not listed.

@@ -106,25 +106,6 @@ def _key_text(key: object) -> str:
     raise TypeError(f"unknown tree key {key!r}")
 
 
-def read_tree(path: Path | str, template: object = None) -> object:
-    """A whole tree, such as `train_state/`, as NumPy leaves.
-
-    Args:
-        template: tree of the same structure to give lists, tuples and dataclasses their types back; leaves with
-            a `sharding` come back as `jax.Array`s there. None: nested dicts as stored.
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it is damaged.
-    """
-    folder = _existing(path)
-    if template is None:
-        tree = _metadata(folder)
-        return _restore(folder, tree, _restore_arg(None, as_numpy=True, sharding=None))
-    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, ocp.args.PyTreeRestore(item=template, restore_args=args))
-
-
 def write_params(path: Path | str, params: Mapping[str, object]) -> None:
     """Writes a parameter tree in the layout of the released checkpoints.
 

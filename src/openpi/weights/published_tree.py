@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from openpi.shared.tree import Params, unflatten
+from openpi.shared.tree import unflatten
 from openpi.weights import names
 from openpi.weights.blocks import Weights, put_into
 from openpi.weights.compare import LoadReport, compare
 from openpi.weights.names import Row
-from openpi.weights.opening import open_weights
-
-
-def read_tree(
-    config: object, folder: Path, *, dtype: DTypeLike | None = None, only: Collection[str] | None = None
-) -> Params:
-    """The published tree (NumPy) of a checkpoint in any layout; arguments and errors as of `open_weights`, `arrays`."""
-    return tree_of(open_weights(config, folder), dtype=dtype, only=only)
 
 
 def tree_of(
     weights: Weights, *, dtype: DTypeLike | None = None, only: Collection[str] | None = None
 ) -> dict[str, object]:
-    """As `read_tree`, of weights that are open."""
+    """The published tree (NumPy); arguments as of `arrays`."""
     return unflatten(dict(arrays(weights, dtype=dtype, only=only)))
 
 

@@ -9,8 +9,7 @@ session is one episode; the encoding is that of `msgpack_numpy`.
 """
 
 import logging
-from types import TracebackType
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, TypeVar, Union
 from urllib.parse import quote
 
 import numpy as np
@@ -160,12 +159,7 @@ class PositronicClient:
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: Optional[Type[BaseException]],
-        exc_value: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self, channel: Channel, deadline: Deadline) -> None:

@@ -4,8 +4,7 @@ import logging
 import socket
 import ssl
 import time
-from types import TracebackType
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Type, TypeVar, Union
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, TypeVar, Union
 
 import websockets.exceptions
 from typing_extensions import Literal, override
@@ -195,12 +194,7 @@ class WebsocketClientPolicy(base_policy.BasePolicy):
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: Optional[Type[BaseException]],
-        exc_value: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Asking

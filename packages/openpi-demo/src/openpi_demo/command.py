@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from openpi.cli.console import help_ends_with
+from openpi.cli.console import command, help_ends_with
 from openpi.shared.children import STOP_SIGNALS
 
 SUMMARY = "record, train, serve and evaluate a small pi0.5 in a simulator, with a report"
@@ -26,15 +26,10 @@ class _Stopped(BaseException):
         self.signum = signum
 
 
+@command("openpi demo", RuntimeError)
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        return _record(argv[1:]) if argv and argv[0] == "record" else _demo(argv)
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        print(f"openpi demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:  # of an action; the demo itself cleans up first
-        return 128 + signal.SIGINT
+    return _record(argv[1:]) if argv and argv[0] == "record" else _demo(argv)
 
 
 def _demo(argv: list[str]) -> int:
@@ -75,7 +70,3 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # cleaning up takes a moment; once more must not cut it short
     raise _Stopped(signum)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,36 +10,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from typing import Any
 from urllib.parse import urlsplit
+
+from openpi.cli.console import command, configure_logging, make_parser
 
 SUMMARY = "raw recordings of Positronic, by a codec"
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi convert")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     configure_logging()
-    try:
-        _positronic(args)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi convert: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    _positronic(args)
     logger.info("written: %s", args.output)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi convert positronic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi convert positronic", __doc__)
     parser.add_argument("input", help="folder or URL")
     parser.add_argument("output", help="folder of the dataset, or a URL (s3://, gs://) to send it to")
     parser.add_argument("--codec", default="ee", help="a name, path/to/file.py:attribute or package.module:attribute")
@@ -92,7 +82,3 @@ def _positronic(args: argparse.Namespace) -> None:
             append=args.append,
             options=sent_to,
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openpi.shared import whole_file
 from openpi_rlds.episode import FILE_PATH, NUM_JOINTS, RECORDING_FOLDER
 from openpi_rlds.example import read_features, required
 from openpi_rlds.folder import TfdsFolder
@@ -75,7 +76,7 @@ def write_moving_ranges(folder: TfdsFolder, path: Path) -> Counts:
         except (OSError, ValueError) as error:  # its framing: where the next record begins is lost
             counts.failed += 1
             logger.warning("the rest of the file is skipped: %s", error)
-    _save(table, path)
+    whole_file.write_text(path, json.dumps(table))
     return counts
 
 
@@ -94,7 +95,7 @@ def _add_shard(shard: Path, table: dict[str, list[list[int]]], counts: Counts, p
             table[key] = moving_ranges(velocities)
             counts.computed += 1
             if counts.computed % SAVE_EVERY == 0:
-                _save(table, path)
+                whole_file.write_text(path, json.dumps(table))
                 logger.info("%d episodes", len(table))
 
 
@@ -104,9 +105,3 @@ def _read(file: TFRecordFile, span: Span, table: dict[str, list[list[int]]]) -> 
     folder, name = (bytes(required(features, key, where)[0]).decode() for key in (RECORDING_FOLDER, FILE_PATH))
     velocities = np.asarray(required(features, _VELOCITY, where)).reshape(-1, NUM_JOINTS)
     return episode_key(folder, name), velocities
-
-
-def _save(table: dict[str, list[list[int]]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(table))
-    partial.rename(path)

@@ -100,9 +100,3 @@ class TFRecordFile:
 def masked_crc32c(data: bytes) -> int:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
-
-
-def framed(data: bytes) -> bytes:
-    """A record as it stands in a file."""
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, _CHECKSUM.pack(masked_crc32c(length)), data, _CHECKSUM.pack(masked_crc32c(data))))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.shared import frameworks
 
 if TYPE_CHECKING:
@@ -21,26 +20,11 @@ if TYPE_CHECKING:
     from openpi.models_pytorch.fp8_file import Calibration
     from openpi.training.config import TrainConfig
 
-SUMMARY = "measures a checkpoint on its dataset, to serve it in FP8"
 
-logger = logging.getLogger(__name__)
-
-
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi calibrate-fp8")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     configure_logging()
-    try:
-        _calibrate(args)
-    except (ValueError, LookupError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi calibrate-fp8: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _calibrate(args: argparse.Namespace) -> None:
     frameworks.require("pytorch", "FP8")
     from openpi.checkpoints.checkpoint import Checkpoint
     from openpi.models_pytorch import fp8_calibration
@@ -111,12 +95,7 @@ def _samples(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi calibrate-fp8",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi calibrate-fp8", __doc__)
     parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     parser.add_argument("--dataset", metavar="PATH|ID", help="LeRobot dataset instead of the recipe's")
@@ -128,7 +107,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("bfloat16",), help="of a recipe in float32, as it will be served")
     parser.add_argument("--pytorch-device", metavar="D", help="such as cuda:1 or cpu; default: a GPU if there is one")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

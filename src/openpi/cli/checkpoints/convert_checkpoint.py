@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.shared import frameworks
 
 if TYPE_CHECKING:
@@ -38,34 +38,23 @@ if TYPE_CHECKING:
     from openpi.weights.blocks import Weights
     from openpi.weights.probe import Witness
 
-SUMMARY = "a checkpoint in another layout: JAX, PyTorch or LeRobot"
-
 DTYPES = ("float32", "bfloat16")
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi convert-checkpoint")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     configure_logging()
-    try:
-        flags = ("to", "dtype", "certify", "weights_only", "any_model")
-        target = Target(args.output, **{flag: getattr(args, flag) for flag in flags})
-        convert(args.source, target, config=args.config, without=args.without)
-    except (ValueError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi convert-checkpoint: {error}", file=sys.stderr)
-        return 1
+    flags = ("to", "dtype", "certify", "weights_only", "any_model")
+    target = Target(args.output, **{flag: getattr(args, flag) for flag in flags})
+    convert(args.source, target, config=args.config, without=args.without)
     logger.info("written: %s", args.output)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi convert-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi convert-checkpoint", __doc__)
     parser.add_argument("source", metavar="SRC", help="a step's folder, a run's folder (its latest step), or a URL")
     parser.add_argument("output", metavar="DST", type=Path, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("pytorch", "jax", "lerobot"), default="pytorch", help="default: pytorch")
@@ -280,7 +269,3 @@ def _write_config(folder: Path, model: object, dtype: str) -> None:
     found = {field: getattr(model, field) for field in fields if hasattr(model, field)}
     document = json.dumps({**found, "precision": dtype}, indent=2, default=dataclasses.asdict)
     (folder / "config.json").write_text(document + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

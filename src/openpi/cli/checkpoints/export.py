@@ -15,13 +15,13 @@ import argparse
 import dataclasses
 import functools
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.shared import frameworks
 from openpi.shared.tree import Params
 
@@ -36,41 +36,30 @@ if TYPE_CHECKING:
     from openpi.weights.blocks import Weights
 
 ModelConfig = TypeVar("ModelConfig", bound="BaseModelConfig")
-
-SUMMARY = "a LoRA checkpoint merged, without its base, or whole"
 TOLERANCE = 1e-4
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi export")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.base is not None and not args.adapters:
         _parser().error(
             "--base goes with --adapters; where the base of adapters has moved, correct 'base' in adapters.json"
         )
     configure_logging()
-    try:
-        if args.merge:
-            merge_checkpoint(args.checkpoint, args.output, config=args.config, verify=args.verify)
-        elif args.adapters:
-            extract_adapters(args.checkpoint, args.output, config=args.config, base=args.base)
-        else:
-            complete_checkpoint(args.checkpoint, args.output, config=args.config)
-    except (ValueError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi export: {error}", file=sys.stderr)
-        return 1
+    if args.merge:
+        merge_checkpoint(args.checkpoint, args.output, config=args.config, verify=args.verify)
+    elif args.adapters:
+        extract_adapters(args.checkpoint, args.output, config=args.config, base=args.base)
+    else:
+        complete_checkpoint(args.checkpoint, args.output, config=args.config)
     logger.info("written: %s", args.output)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi export", __doc__)
     parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", action="store_true", help="add the adapters to the weights")
@@ -247,7 +236,3 @@ def random_inputs(config: BaseModelConfig, *, seed: int = 0) -> tuple[Observatio
         return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map(lambda leaf: jax.numpy.asarray(draw(leaf)), config.inputs_spec(batch_size=2))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

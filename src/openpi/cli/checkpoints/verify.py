@@ -9,39 +9,28 @@ nothing to compare with; 2 = bad command line.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from openpi.cli.console import command, configure_logging, make_parser
 
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
 
-SUMMARY = "whether a checkpoint is whole and both backends agree on it"
 
-logger = logging.getLogger(__name__)
-
-
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi verify")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     configure_logging()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the certificate is of float32 on a processor
     from openpi.checkpoints.checkpoint import Checkpoint
 
-    try:
-        checkpoint = Checkpoint.open(args.checkpoint)
-        if args.accept:
-            _accept(checkpoint.folder)
-        else:
-            _verify(checkpoint, args.config, is_writing=args.write)
-    except (ValueError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi verify: {error}", file=sys.stderr)
-        return 1
-    return 0
+    checkpoint = Checkpoint.open(args.checkpoint)
+    if args.accept:
+        _accept(checkpoint.folder)
+    else:
+        _verify(checkpoint, args.config, is_writing=args.write)
 
 
 def _accept(checkpoint: Path) -> None:
@@ -92,9 +81,7 @@ def _check_files(checkpoint: Path) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi verify", __doc__)
     parser.add_argument("checkpoint", help="a step's folder, a run's folder (its latest step), or a URL")
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     what = parser.add_mutually_exclusive_group()
@@ -103,7 +90,3 @@ def _parser() -> argparse.ArgumentParser:
         "--accept", action="store_true", help="take the files as they are now, such as after editing one on purpose"
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ the frames marked.
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
 from collections.abc import Sequence
 from html import escape
@@ -19,7 +18,7 @@ from PIL import Image
 from openpi.data.check.findings import Finding, Kind, Report, Severity, by_kind
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.shared import whole_file
+from openpi.shared import page, whole_file
 from openpi.shared.charts import Line, line_chart
 
 _MAX_EPISODES = 40  # a page of some MB
@@ -53,13 +52,7 @@ def render(report: Report, root: Path) -> str:
     sections = [_head(report), _kinds(report), *(_episode(report, root, number) for number in shown)]
     if more := len(report.per_episode) - len(shown):
         sections.append(f'<p class="note">{more} more episodes have findings; the JSON has all of them.</p>')
-    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>openpi dataset check</title><style>{style}{_STYLE}</style></head><body><main>{''.join(sections)}"
-        "</main></body></html>\n"
-    )
+    return page.document("openpi dataset check", sections, _STYLE)
 
 
 def _worst_first(report: Report) -> list[int]:
@@ -70,17 +63,13 @@ def _worst_first(report: Report) -> list[int]:
 
 
 def _head(report: Report) -> str:
-    tiles = [
-        ("errors", report.count(Severity.ERROR), "a policy would learn something wrong", "other"),
-        ("warnings", report.count(Severity.WARNING), "somebody should look", "before"),
-        ("episodes", len(report.lengths), f"{sum(report.lengths.values())} frames", "after"),
-        ("pictures", report.num_pictures, f"looked at, in {report.seconds:.0f} s in all", "after"),
-    ]
-    cells = "".join(
-        f'<div class="tile {style}"><span>{name}</span><b>{value}</b><small>{small}</small></div>'
-        for name, value, small, style in tiles
+    tiles = (
+        page.tile("other", "errors", str(report.count(Severity.ERROR)), "a policy would learn something wrong"),
+        page.tile("before", "warnings", str(report.count(Severity.WARNING)), "somebody should look"),
+        page.tile("after", "episodes", str(len(report.lengths)), f"{sum(report.lengths.values())} frames"),
+        page.tile("after", "pictures", str(report.num_pictures), f"looked at, in {report.seconds:.0f} s in all"),
     )
-    return f'<h1>Dataset check</h1><p><code>{escape(report.root)}</code></p><div class="tiles">{cells}</div>'
+    return f'<h1>Dataset check</h1><p><code>{escape(report.root)}</code></p><div class="tiles">{"".join(tiles)}</div>'
 
 
 def _kinds(report: Report) -> str:

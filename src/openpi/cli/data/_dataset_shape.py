@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openpi.cli.console import configure_logging
 from openpi.cli.data._convert_formats import add_ray, places
 
 if TYPE_CHECKING:
@@ -75,17 +74,8 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         _add_selection(parsers[verb])
 
 
-def run(args: argparse.Namespace) -> int:
-    configure_logging()
-    try:
-        {"info": _info, "view": _view, "split": _split, "merge": _merge, "shrink": _shrink}[args.verb](args)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi dataset: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def run(args: argparse.Namespace) -> None:
+    {"info": _info, "view": _view, "split": _split, "merge": _merge, "shrink": _shrink}[args.verb](args)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

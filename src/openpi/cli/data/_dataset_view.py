@@ -6,7 +6,6 @@ whatever the codec. The page asks for nothing from elsewhere, and the server ans
 
 from __future__ import annotations
 
-import importlib.resources
 import io
 import json
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 from openpi.cli import _pages
 from openpi.cli._pages import NONE, Answer
 from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
+from openpi.shared.page import template
 
 if TYPE_CHECKING:
     from openpi.data.check.findings import Finding
@@ -116,9 +116,7 @@ class Pages:
 
 def page() -> str:
     """The page; its data come from the server."""
-    text = importlib.resources.files("openpi.cli.data").joinpath("dataset_view.html").read_text(encoding="utf-8")
-    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
-    return text.replace("/*STYLE*/", style)
+    return template("openpi.cli.data", "dataset_view.html")
 
 
 def open_server(pages: Pages, port: int = 0) -> ThreadingHTTPServer:

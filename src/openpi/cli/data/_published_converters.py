@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openpi.cli.console import command, configure_logging
 from openpi.convert.engine import Options, convert
 from openpi.convert.source import Source
 
@@ -40,22 +40,17 @@ def run(
     args: argparse.Namespace, source: Callable[[], Source], options: Options, tags: Sequence[str], prog: str
 ) -> int:
     """Converts, and sends if that is asked for; the exit code."""
-    from openpi.cli.console import configure_logging
     from openpi.convert.hub_upload import push
     from openpi.data.lerobot.home import lerobot_home
 
-    configure_logging()
-    try:
+    @command(prog)
+    def converted() -> None:
         output = args.root or lerobot_home() / args.repo_id
         choices = {"overwrite": args.overwrite, "skip_unusable": args.skip_unusable}
         convert(source(), output, options, num_workers=args.workers, **choices)
         logger.info("written: %s", output)
         if args.push_to_hub:
             push(output, args.repo_id, tags=tags)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    configure_logging()
+    return converted()

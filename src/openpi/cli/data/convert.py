@@ -12,55 +12,38 @@ point `openpi.converters`: name -> a module as `cli.main.Command` says.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.cli.data import _convert_formats
 from openpi.cli.main import Command
 from openpi.convert.formats import ENTRY_POINTS as FORMATS
 from openpi.convert.formats import summaries
 from openpi.shared import plugins
 
-SUMMARY = "recordings in another format to a LeRobot dataset"
 ENTRY_POINTS = "openpi.converters"
 
-logger = logging.getLogger(__name__)
 
-
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi convert")
+def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in plugins.names(ENTRY_POINTS):
         converter: Command = plugins.load(ENTRY_POINTS, argv[0])
-        return converter.main(argv[1:]) or 0
+        return converter.main(argv[1:])
     hint = "".join(plugins.hint(group, argv[0]) for group in (ENTRY_POINTS, FORMATS)) if argv else ""
     if hint and argv[0] not in summaries():
         print(f"openpi convert: the format '{argv[0]}' is not installed{hint}", file=sys.stderr)
         return 2
     args = _parser(argv).parse_args(argv)
     configure_logging()
-    try:
-        _convert_formats.run(args)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi convert: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    _convert_formats.run(args)
+    return None
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi convert", __doc__)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     _convert_formats.add_parsers(formats, argv)
     for name in plugins.names(ENTRY_POINTS):  # which parse their own options
         formats.add_parser(name, help=plugins.load(ENTRY_POINTS, name).SUMMARY)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openpi.cli.console import configure_logging
+from openpi.cli.console import OWN_FIELDS, command, configure_logging
 from openpi.cli.data import _dataset_shape
 from openpi.cli.data._convert_formats import add_ray
 
@@ -29,25 +29,22 @@ _MAX_JOBS = 8
 _COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("openpi dataset")
+def main(argv: list[str] | None = None) -> int | None:
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
+    configure_logging()
     if args.verb != "check":
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         return _dataset_shape.run(args)
-    configure_logging()
     try:
         _check_outputs(args)
         root, reading = locate(args.source, overrides)
     except (ValueError, KeyError, OSError) as error:
         print(f"openpi dataset: {error}", file=sys.stderr)
         return 2
-    try:
-        return _check(args, root, reading)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"openpi dataset: {error}", file=sys.stderr)
-        return 1
+    return _check(args, root, reading)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help="everything that is wrong in a dataset, with episode, frame and name",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of a recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
+        epilog=OWN_FIELDS,
         allow_abbrev=False,
     )
     check.add_argument(
@@ -213,7 +210,3 @@ class _Bar:
 
     def show(self, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

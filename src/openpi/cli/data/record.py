@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openpi.cli import _world_words
+from openpi.cli.console import command, configure_logging
 
 if TYPE_CHECKING:
     from openpi.convert.demonstrations import Columns
     from openpi.envs.world import WorldConfig
-
-SUMMARY = "demonstrations of a simulator's scripted expert, as a LeRobot dataset"
 
 PROGRAM = "openpi record"
 
@@ -52,23 +51,13 @@ class Args:
     workers: int = 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command(PROGRAM, RuntimeError)
+def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     configure_logging()
-    try:
-        _, world, args = _world_words.parse(words, Args, PROGRAM, "--output DATASET [options]")
-        _record(world, args)
-    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    _, world, args = _world_words.parse(words, Args, PROGRAM, "--output DATASET [options]")
+    _record(world, args)
     logger.info("written: %s", args.output)
-    return 0
 
 
 def columns_of(recipe: str) -> Columns:
@@ -110,7 +99,3 @@ def _record(world: WorldConfig, args: Args) -> None:
         world, columns_of(world.recipe), args.episodes, args.tasks, args.seed, args.noise, not args.images
     )
     record(recording, args.output, overwrite=args.overwrite, num_workers=args.workers)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from openpi.cli.console import configure_logging
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.cli.data._convert_formats import add_ray
 from openpi.shared.normalize import NormStats
 
@@ -22,10 +21,9 @@ if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
     from openpi.training.data.norm_stats import Comparison
 
-SUMMARY = "normalisation statistics of a recipe's dataset, from its columns"
 
-
-def main(argv: list[str] | None = None) -> int:
+@command("openpi stats")
+def main(argv: list[str] | None = None) -> None:
     arguments, overrides = _parser().parse_known_args(argv)
     name = arguments.config_name or arguments.name
     if name is None:
@@ -37,18 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     from openpi.shared.pools import open_pool
     from openpi.training.data import norm_stats
 
-    try:
-        with open_pool(arguments.ray, 0) as pool:
-            for data in config.data.with_own_statistics:
-                alone = dataclasses.replace(config, data=data)
-                if arguments.compare:
-                    print(_comparison(norm_stats.compare(alone, max_frames=arguments.max_frames, pool=pool)))
-                else:
-                    _compute(alone, arguments.max_frames, pool)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        print(f"openpi stats: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with open_pool(arguments.ray, 0) as pool:
+        for data in config.data.with_own_statistics:
+            alone = dataclasses.replace(config, data=data)
+            if arguments.compare:
+                print(_comparison(norm_stats.compare(alone, max_frames=arguments.max_frames, pool=pool)))
+            else:
+                _compute(alone, arguments.max_frames, pool)
 
 
 def _compute(config: TrainConfig, max_frames: int | None, pool: Pool) -> None:
@@ -68,12 +61,7 @@ def _compute(config: TrainConfig, max_frames: int | None, pool: Pool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi stats",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi stats", __doc__)
     parser.add_argument("name", nargs="?", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
     parser.add_argument("--config-name", "--config_name", help="the same, as a flag")
     parser.add_argument(
@@ -107,7 +95,3 @@ def _table(stats: NormStats, names: Sequence[str]) -> str:
         for i in range(stats.width)
     )
     return "\n".join([header, *rows])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,6 +11,7 @@ import numpy as np
 from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.dataset import Sample
+from openpi.data.lerobot.features import dimension_names as recorded_names
 from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies import policy_config
@@ -19,6 +20,7 @@ from openpi.policies.guards import ContractGuard, RangeGuard
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.robot_spec import find_spec
 from openpi.training.config import TrainConfig
+from openpi.training.data import recipe_data
 from openpi.training.data.sample_trace import Step
 from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
@@ -84,7 +86,6 @@ def recording(config: TrainConfig, data_config: DataConfig, index: int) -> Recor
         IndexError: no such frame.
     """
     from openpi.training import data_loader
-    from openpi.training.data import recipe_data
 
     if data_config.dataset_name is None:
         raise ValueError(f"recipe '{config.name}' has no dataset; name one with --dataset, or pass --observation")
@@ -127,7 +128,8 @@ def dimension_names(
     spec = find_spec(data_config.data_transforms.inputs)
     if spec is not None:
         return {"state": spec.state_names, "actions": spec.actions.names}
-    sources = _sources(data_config.repack_transforms)
+    columns = recipe_data.sources(data_config, ("state", "actions"))
+    sources = {key.rsplit("/", 1)[-1]: column for key, column in columns.items()}
     return {key: features[source] for key in ("state", "actions") if (source := sources.get(key)) in features}
 
 
@@ -142,22 +144,7 @@ def _part(transform: object) -> str:
     return "policy"
 
 
-def _sources(group: transforms.Group) -> dict[str, str]:
-    """Which dataset feature becomes `state` and `actions`, through the repack transform."""
-    repacks = [transform for transform in group.inputs if isinstance(transform, transforms.RepackTransform)]
-    if not repacks:
-        return {"state": "state", "actions": "actions"}
-    flat = transforms.flatten_dict(repacks[-1].structure)
-    return {key.rsplit("/", 1)[-1]: source for key, source in flat.items()}
-
-
 def _feature_names(dataset: LeRobotDataset) -> dict[str, tuple[str, ...]]:
-    """Names of vector features; the formats write them as a list, or as a dict around a list."""
-    named = {}
-    for key, feature in dataset.metadata.features.items():
-        names = feature.get("names")
-        if isinstance(names, dict) and len(names) == 1:
-            names = next(iter(names.values()))
-        if isinstance(names, list) and list(feature["shape"]) == [len(names)]:
-            named[key] = tuple(map(str, names))
-    return named
+    """Of vectors that have a name for each dimension."""
+    named = {key: recorded_names(feature) for key, feature in dataset.metadata.features.items()}
+    return {key: names for key, names in named.items() if list(dataset.metadata.features[key]["shape"]) == [len(names)]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from openpi.shared import whole_file
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, Budget, read_npy, read_npz
 from openpi.shared.tree import flatten, unflatten
 from openpi_client.base_policy import Observation
@@ -51,14 +51,10 @@ def save_arrays(path: Path | str, tree: Mapping[str, object]) -> Path:
     """Writes nested arrays and numbers under '/'-joined keys, complete or not at all; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            arrays = {key: np.asarray(value) for key, value in flatten(tree).items()}
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own options
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file.replacing(path) as partial, partial.open("wb") as file:
+        arrays = {key: np.asarray(value) for key, value in flatten(tree).items()}
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own options
+    return path
 
 
 def _value(array: np.ndarray) -> object:

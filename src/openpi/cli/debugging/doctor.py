@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from openpi.cli.console import OWN_FIELDS, check_range, command, configure_logging, make_parser
 
 if TYPE_CHECKING:
     from openpi.cli.debugging._doctor_view import Diagnosis
 
-SUMMARY = "whether a server, or a robot, sees what training saw; and whether this machine fits"
 
-logger = logging.getLogger(__name__)
-
-
+@command("openpi doctor", RuntimeError)
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging, refuse
-
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
     configure_logging(logging.ERROR)
@@ -35,22 +31,13 @@ def main(argv: list[str] | None = None) -> int:
         return _environment(args)
     if args.source is None:
         parser.error("name a recipe or a checkpoint, or --env")
-    try:
-        found = diagnose(args, overrides)
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        return refuse(error, "openpi doctor")
+    found = diagnose(args, overrides)
     print(json.dumps(found.as_json(), indent=2) if args.json else found.as_text())
     return 1 if found.differences else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of the recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi doctor", __doc__, epilog=OWN_FIELDS)
     parser.add_argument("source", nargs="?", metavar="RECIPE_OR_CHECKPOINT", help="what was trained")
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     parser.add_argument("--dataset", metavar="PATH|ID", help="LeRobot dataset instead of the recipe's")
@@ -73,7 +60,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
     """Raises what opening the recipe, the dataset, the recording or the connection raises."""
-    from openpi.cli.console import check_range
     from openpi.cli.debugging import _doctor_robot, _doctor_server
     from openpi.cli.debugging import _explain_chain as chain
     from openpi.training import recipe_io
@@ -98,7 +84,3 @@ def _environment(args: argparse.Namespace) -> int:
     facts = environment.look()
     print(json.dumps(facts.as_json(), indent=2) if args.json else facts.as_text())
     return 1 if facts.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

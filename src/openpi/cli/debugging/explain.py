@@ -16,14 +16,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from openpi.cli.console import OWN_FIELDS, command, configure_logging, make_parser
+
 if TYPE_CHECKING:
     from openpi.cli.debugging._explain_view import StageReport
     from openpi.data.dataset import Sample
     from openpi.models.model_config import BaseModelConfig
     from openpi.training.data.sample_checks import Context, Finding
     from openpi.training.data.sample_trace import Stage, Step
-
-SUMMARY = "one sample through every stage of the pipeline"
 
 logger = logging.getLogger(__name__)
 
@@ -34,27 +34,15 @@ class View(Protocol):
     def close(self, error: str | None) -> None: ...
 
 
+@command("openpi explain")
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
     args, overrides = _parser().parse_known_args(argv)
     configure_logging(logging.ERROR)  # what the stages would warn of is among the findings
-    try:
-        return explain(args, overrides)
-    except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi explain: {_message(error) if isinstance(error, LookupError) else error}", file=sys.stderr)
-        return 1
+    return explain(args, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi explain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of the recipe are set as with `openpi train`: --data.repo-id=PATH and so on.",
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi explain", __doc__, epilog=OWN_FIELDS)
     parser.add_argument(
         "source",
         metavar="RECIPE_OR_CHECKPOINT",
@@ -223,7 +211,3 @@ def _message(error: BaseException) -> str:
     from openpi.shared.errors import MissingKeyError
 
     return str(error) if isinstance(error, MissingKeyError) else f"{type(error).__name__}: {error}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

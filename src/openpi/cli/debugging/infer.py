@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.cli.console import check_range, command, configure_logging, make_parser
 from openpi.shared import frameworks
 from openpi.shared.compilation_cache import use_compilation_cache
 
@@ -24,30 +24,18 @@ if TYPE_CHECKING:
     from openpi.policies.policy import Policy
     from openpi.training.config import TrainConfig
 
-SUMMARY = "one observation file -> one action chunk file"
-
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
+@command("openpi infer", NotImplementedError)
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     configure_logging()
-    try:
-        path = infer(args)
-    except (ValueError, KeyError, OSError, ImportError, NotImplementedError) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi infer: {error}", file=sys.stderr)
-        return 1
-    logger.info("written: %s", path)
-    return 0
+    logger.info("written: %s", infer(args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi infer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi infer", __doc__)
     parser.add_argument(
         "source",
         metavar="RECIPE_OR_CHECKPOINT",
@@ -76,7 +64,6 @@ def infer(args: argparse.Namespace) -> Path:
     Raises:
         ValueError, KeyError, FileNotFoundError: the source, the observation, the noise or a number does not fit.
     """
-    from openpi.cli.console import check_range
     from openpi.cli.debugging._observation_file import load_array, load_observation, save_arrays
     from openpi.models.model_config import ModelType
     from openpi.training import recipe_io
@@ -174,7 +161,3 @@ def _initial(config: TrainConfig, paths: Sequence[str]) -> dict[str, object]:
         return {path: params[path] for path in paths}
 
     return jax.jit(some)(jax.random.key(config.seed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

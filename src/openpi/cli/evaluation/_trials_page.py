@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from openpi.cli._pages import NONE, Answer
 from openpi.cli.evaluation._question import Question
+from openpi.shared.page import template
 
 
 class TrialsPage:
@@ -45,7 +45,7 @@ class TrialsPage:
 
     def get(self, path: str) -> Answer:
         if path == "/":
-            return HTTPStatus.OK, "text/html; charset=utf-8", _html()
+            return HTTPStatus.OK, "text/html; charset=utf-8", template("openpi.cli.evaluation", "trials.html").encode()
         if path == "/state.json":
             return _json(self._state())
         if path == "/results.csv" and self._file.exists():
@@ -87,12 +87,6 @@ class TrialsPage:
                 {"trial": row.trial, "task": row.task, "success": row.success, "notes": row.notes} for row in done
             ],
         }
-
-
-def _html() -> bytes:
-    text = importlib.resources.files("openpi.cli.evaluation").joinpath("trials.html").read_text(encoding="utf-8")
-    style = importlib.resources.files("openpi.shared").joinpath("report.css").read_text(encoding="utf-8")
-    return text.replace("/*STYLE*/", style).encode()
 
 
 def _json(content: Mapping[str, object], status: HTTPStatus = HTTPStatus.OK) -> Answer:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openpi.cli.console import command, make_parser
 from openpi_client.base_policy import Metadata, Observation
 from openpi_client.connection import api_key_of
 
@@ -24,36 +25,28 @@ if TYPE_CHECKING:
     from openpi_client.realtime.actions import ActionSpec
 
 
-SUMMARY = "measures the path to a server, and says which rate and horizon it carries"
-
 # Without a contract.
 _RATE_HZ = 50.0
 _CAMERA = (480, 640)
 
 
+@command("openpi client-check", RuntimeError)
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import refuse
     from openpi_client.realtime import ProcessRequester
     from openpi_client.realtime.actions import ActionSpec
 
     args = _parser().parse_args(argv)
-    try:
-        key = api_key_of(args.api_key)
-        with ProcessRequester(args.host, args.port, key, connect_timeout_s=args.timeout) as policy:
-            observation = example(policy.metadata)
-            spec = ActionSpec.from_metadata(policy.metadata, width=None, hold="stay")  # nothing moves here
-            parts, errors = measure(policy, observation, args.seconds, spec)
-            lines, fits = report(parts, errors, policy.metadata, spec)
-    except (ValueError, OSError, RuntimeError) as error:
-        return refuse(error, "openpi client-check")
+    with ProcessRequester(args.host, args.port, api_key_of(args.api_key), connect_timeout_s=args.timeout) as policy:
+        observation = example(policy.metadata)
+        spec = ActionSpec.from_metadata(policy.metadata, width=None, hold="stay")  # nothing moves here
+        parts, errors = measure(policy, observation, args.seconds, spec)
+        lines, fits = report(parts, errors, policy.metadata, spec)
     print("\n".join(lines))
     return 0 if fits else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "openpi client-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi client-check", __doc__)
     parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL such as wss://robot:8443")
     parser.add_argument("--port", type=int, default=8000, help="where --host names none")
     parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")

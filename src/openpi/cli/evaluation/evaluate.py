@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openpi.cli import _world_words
+from openpi.cli.console import STOPPED, reason
 from openpi.cli.evaluation import _open_loop
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from openpi.evaluation.worlds import Done, Seat
     from openpi.policies.contract import Contract
     from openpi.shared.strict_json import Json
-
-SUMMARY = "success of a policy in a simulator, or its error on a dataset: intervals, videos, a report"
 
 PROGRAM = "openpi evaluate"
 _PATIENCE_S = 10.0
@@ -104,11 +102,11 @@ def main(argv: list[str] | None = None) -> int:
         output = args.output
         return _run(_plan(name, world, args), args, tuple(words[cut + 1 :]))
     except (ValueError, LookupError, OSError, RuntimeError, ImportError, WebSocketException) as error:
-        print(f"{PROGRAM}: {_reason(error)}{_kept(output)}", file=sys.stderr)
+        print(f"{PROGRAM}: {reason(error)}{_kept(output)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: stopped; nothing keeps running{_kept(output)}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return STOPPED
 
 
 def _plan(name: str, world: WorldConfig, args: Args) -> Evaluation:
@@ -308,17 +306,8 @@ def _outcome(episode: Episode) -> str:
     return f"{outcome} after {episode.num_steps} steps: {episode.task}, seed {episode.seed}{told}"
 
 
-def _reason(error: BaseException) -> str:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return str(message) or type(error).__name__
-
-
 def _kept(output: Path | None) -> str:
     """How to go on, if there is something to go on with."""
     folders = [] if output is None else [output, output / "a", output / "b"]
     counts = [len(file.read_bytes().splitlines()) for f in folders if (file := f / "episodes.jsonl").is_file()]
     return f". {sum(counts)} episodes are kept in {output}; go on with --resume" if sum(counts) else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

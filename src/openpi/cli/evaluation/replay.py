@@ -24,6 +24,7 @@ from urllib.parse import quote
 import numpy as np
 from websockets.exceptions import InvalidStatus
 
+from openpi.cli.console import command, configure_logging, make_parser
 from openpi.shared.errors import printable
 from openpi_client import connection
 from openpi_client.positronic_client import PositronicClient
@@ -32,32 +33,21 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 if TYPE_CHECKING:
     from openpi.serving.recorded import Exchange, Origin
 
-SUMMARY = "recorded requests to a server again, and the answers compared"
-
 logger = logging.getLogger(__name__)
 
 _LONGEST_ERROR = 2000
 _NOISE = "pi0 and pi0.5 draw new noise for each answer, unless the request has `seed` or `noise`"
 
 
+@command("openpi replay", TypeError, OverflowError, RuntimeError, InvalidStatus)
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
     args = _parser().parse_args(argv)
     configure_logging()
-    try:
-        is_same = replay(args)
-    except (ValueError, TypeError, OverflowError, OSError, RuntimeError, ImportError, InvalidStatus) as error:
-        logger.debug("", exc_info=True)
-        print(f"openpi replay: {error}", file=sys.stderr)
-        return 1
-    return 0 if is_same else 1
+    return 0 if replay(args) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi replay", __doc__)
     parser.add_argument("place", type=Path, help="a recorded session (folder or .mcap file), or a folder of sessions")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -199,7 +189,3 @@ def _actions(answer: object) -> Iterator[np.ndarray]:
     elif isinstance(answer, list):
         for item in answer:
             yield from _actions(item)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

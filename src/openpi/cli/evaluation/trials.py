@@ -18,43 +18,34 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from openpi.cli.console import STOPPED, check_range, command, configure_logging, make_parser
+
 if TYPE_CHECKING:
     from openpi.cli.evaluation._question import Question
     from openpi.evaluation.switchboard import Address, Switchboard
     from openpi.evaluation.trials import Form, Outcome, Trial
 
-SUMMARY = "two policies on your robot, blind: success or score per trial, and the interval"
-
-_STOPPED = 130
 _NOTHING_CONNECTED = "nothing connected in this trial: was the robot's program started, and with this port?"
 Ask = Callable[[str], str]
 _T = TypeVar("_T")
 
 
+@command("openpi trials", RuntimeError)
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging, refuse
-
     args = _parser().parse_args(argv)
     configure_logging()
     try:
         run_on_page(args) if args.page else run(args, input)
     except (KeyboardInterrupt, EOFError):
         print(f"\nstopped; what is done is in {args.file}. The same command goes on from there", file=sys.stderr)
-        return _STOPPED
-    except (ValueError, OSError, RuntimeError) as error:
-        return refuse(error, "openpi trials")
+        return STOPPED
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     from openpi.evaluation.trials import PRESETS
 
-    parser = argparse.ArgumentParser(
-        prog="openpi trials",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi trials", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE.csv", help="of results; one that is there is gone on with")
     parser.add_argument("--a", required=True, metavar="SERVER|CHECKPOINT", help="HOST:PORT that runs, or what to serve")
     parser.add_argument("--b", required=True, metavar="SERVER|CHECKPOINT", help="the other")
@@ -77,7 +68,6 @@ def run_on_page(args: argparse.Namespace) -> None:
         ValueError: other machines could reach it without a key.
     """
     from openpi.cli import _pages
-    from openpi.cli.console import check_range
     from openpi.cli.evaluation._trials_page import TrialsPage
     from openpi_client.connection import api_key_of
 
@@ -102,7 +92,6 @@ def run(args: argparse.Namespace, ask: Ask) -> list[str]:
         OSError: a server, or the port, is not to be had.
         CommandFailedError: a server of ours ended.
     """
-    from openpi.cli.console import check_range
     from openpi.evaluation import trials as _trials
     from openpi.evaluation.switchboard import Switchboard
 
@@ -206,7 +195,3 @@ def _address(name: str) -> Address | None:
     """Of `HOST:PORT`, with or without `ws://`; None of anything else, which is a checkpoint."""
     host, _, port = name.removeprefix("ws://").rstrip("/").rpartition(":")
     return (host, int(port)) if host and "/" not in host and port.isdigit() else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

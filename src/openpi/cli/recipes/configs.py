@@ -13,11 +13,11 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from openpi.cli.console import command, make_parser
+
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
     from openpi.training.data_config import DataConfig
-
-SUMMARY = "the registered recipes as a table, or one with its lab note"
 
 COLUMNS = ("recipe", "robot", "model", "tunes", "memory", "dataset", "weights")
 _FOOTNOTE = "memory: figures published with the models, not measured here; `openpi configs NAME` shows one recipe"
@@ -27,19 +27,16 @@ _LINE_WIDTH = 100
 _LANGUAGE_MODEL_PATHS = ("PaliGemma/llm/layers/attn/q_einsum/w", "PaliGemma/llm/layers/attn/q_einsum_1/w")
 
 
+@command("openpi configs")
 def main(argv: list[str] | None = None) -> int:
     from openpi.training.config import config_names, get_config
 
     args = _parser().parse_args(argv)
-    try:
-        is_one = args.text in config_names() or ":" in args.text or args.text.endswith(".py")
-        if is_one and not args.json:
-            print(details(get_config(args.text)))
-            return 0
-        rows = [_row(get_config(args.text))] if is_one else _rows_with(args.text)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        print(f"openpi configs: {error}", file=sys.stderr)
-        return 1
+    is_one = args.text in config_names() or ":" in args.text or args.text.endswith(".py")
+    if is_one and not args.json:
+        print(details(get_config(args.text)))
+        return 0
+    rows = [_row(get_config(args.text))] if is_one else _rows_with(args.text)
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -50,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi configs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi configs", __doc__)
     parser.add_argument(
         "text",
         nargs="?",
@@ -192,7 +187,3 @@ def _client_keys(data: DataConfig) -> list[str]:
 
 def _fields_of(value: Any) -> str:
     return ", ".join(f"{field.name}={getattr(value, field.name)!r}" for field in dataclasses.fields(value))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

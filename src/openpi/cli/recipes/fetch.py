@@ -12,14 +12,12 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from openpi.cli.console import configure_logging
+from openpi.cli.console import configure_logging, make_parser
 
 if TYPE_CHECKING:
     from openpi.shared.download import Found
     from openpi.training.config import TrainConfig
     from openpi.training.recipe.requirements import Requirement
-
-SUMMARY = "download what a recipe or a checkpoint needs, for a machine without a network"
 
 _FAILURES = (OSError, ImportError, ValueError)
 _UNWANTED = "needs --dataset"
@@ -50,12 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi fetch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi fetch", __doc__)
     parser.add_argument("name", help="recipe (a name, path/to/file.py:attribute or package.module:attribute), or a URL")
     parser.add_argument("--list", action="store_true", help="show what there is to fetch and how much; fetch nothing")
     parser.add_argument("--dataset", action="store_true", help="the recipe's dataset too, which may be large")
@@ -161,7 +154,3 @@ def _line(requirement: Requirement, state: str, found: Found | None = None) -> s
 
     size, path = ("", "") if found is None else (as_text(found.num_bytes), f"\n    {found.path}")
     return f"{requirement.kind:<12}  {state:<15}  {size:>12}  {shown_url(requirement.url)}{path}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

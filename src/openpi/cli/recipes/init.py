@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openpi.cli.console import command, make_parser
+
 if TYPE_CHECKING:
     from openpi.cli.recipes._init_choices import Choice, Decision, Question
     from openpi.cli.recipes._init_source import Draft
     from openpi.data.lerobot.metadata import LeRobotMetadata
-
-SUMMARY = "a recipe file for your own robot, drafted from its dataset"
 
 # The released models were trained with chunks of about a second, at most 50 steps.
 _MAX_HORIZON = 50
@@ -30,25 +30,19 @@ _MAX_HORIZON = 50
 Ask = Callable[[str], str]
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("openpi init")
+def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     is_asked = not args.yes and sys.stdin.isatty() and sys.stdout.isatty()
-    try:
-        check_output(args.output, force=args.force)
-        draft = make_draft(args.dataset, args.output.stem, ask=input if is_asked else None)
-        text = write(draft, args.output)
-    except (ValueError, OSError) as error:
-        print(f"openpi init: {error}", file=sys.stderr)
-        return 1
+    check_output(args.output, force=args.force)
+    draft = make_draft(args.dataset, args.output.stem, ask=input if is_asked else None)
+    text = write(draft, args.output)
     print(_report(args.output, text, draft.origin))
     print("\n".join(_found_in(args.dataset)))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("openpi init", __doc__)
     parser.add_argument("--dataset", required=True, help="folder of a LeRobot dataset, or user/name on the hub")
     parser.add_argument("--output", type=Path, default=Path("my_robot.py"), help="file to write; default: my_robot.py")
     parser.add_argument("--yes", action="store_true", help="ask nothing; leave marked lines in the file")
@@ -233,7 +227,3 @@ def _found_in(dataset: str) -> list[str]:
         return [f"Its tables look well; `openpi dataset check {dataset}` looks at its pictures too."]
     more = f"`openpi dataset check {dataset} --report report.html` shows it, and looks at the pictures."
     return ["Look at the dataset before you train:", *(f"  {line}" for line in found), more]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openpi.cli.console import refuse
+from openpi.shared import whole_file
 from openpi_client.base_policy import Metadata
 from openpi_client.connection import api_key_of
 
@@ -42,22 +43,21 @@ def run_server(
     Args:
         options: further ones of `PolicyServer`.
         program: for messages.
+    Raises:
+        ValueError, ImportError: `PolicyServer` refuses what it is given.
     """
     from openpi.serving.server import PolicyServer
 
     options = options or {}
     scheme = "wss" if options.get("tls") else "ws"
-    try:
-        server = PolicyServer(
-            models,
-            host=host,
-            port=port,
-            api_key=api_key_of(api_key),
-            on_listening=functools.partial(announce, host, port_file, scheme),
-            **options,
-        )
-    except (ValueError, ImportError) as error:
-        return refuse(error, program)
+    server = PolicyServer(
+        models,
+        host=host,
+        port=port,
+        api_key=api_key_of(api_key),
+        on_listening=functools.partial(announce, host, port_file, scheme),
+        **options,
+    )
     try:
         server.run()
         code = 0
@@ -77,9 +77,7 @@ def run_server(
 def announce(host: str, port_file: Path | None, scheme: str, port: int) -> None:
     """Says where the server is: in `port_file` (whole or not at all), and in the log."""
     if port_file is not None:
-        partial = port_file.with_name(f".{port_file.name}.partial")
-        partial.write_text(f"{port}\n")
-        partial.rename(port_file)
+        whole_file.write_text(port_file, f"{port}\n")
     from openpi.serving.listener import as_place
 
     place = as_place(host, port)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import sys
 
+from openpi.cli.console import configure_logging
 from openpi.cli.serving import server
-
-SUMMARY = "serve checkpoints to robots over websocket"
 
 
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
     words = sys.argv[1:] if argv is None else argv
     if any(word.partition("=")[0] == "--dummy" for word in words):
         from openpi.cli.serving import serve_dummy
@@ -24,7 +21,3 @@ def main(argv: list[str] | None = None) -> int:
     args = server.parse(argv)
     configure_logging()
     return server.serve(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

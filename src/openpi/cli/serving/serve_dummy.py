@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openpi.cli.console import check_range, refuse
+from openpi.cli.console import check_range, command, configure_logging
 from openpi.cli.serving._running import PROGRAM, run_server
 
 if TYPE_CHECKING:
     from openpi.data.lerobot.metadata import LeRobotMetadata
     from openpi.policies.contract import Contract
     from openpi.policies.dummy_policy import DummyPolicy
-
-FLAG = "--dummy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +55,21 @@ class Args:
     tls_key: Path | None = None
 
 
+@command(PROGRAM)
 def main(argv: list[str]) -> int:
     import tyro
 
-    from openpi.cli.console import configure_logging
     from openpi.cli.serving.server import tls_context
 
     args = tyro.cli(Args, args=argv, prog=PROGRAM)
     configure_logging()
-    try:
-        check_range("port", args.port, 0, 65535)
-        check_range("latency_ms", args.latency_ms, 0)
-        check_range("jitter_ms", args.jitter_ms, 0, args.latency_ms)
-        check_range("drop", args.drop, 0, 1)
-        check_range("horizon", args.horizon, 1)
-        options = {"tls": tls_context(args.tls_cert, args.tls_key)}
-        policy = make(args)
-    except (ValueError, LookupError, OSError, ImportError) as error:
-        return refuse(error, PROGRAM)
+    check_range("port", args.port, 0, 65535)
+    check_range("latency_ms", args.latency_ms, 0)
+    check_range("jitter_ms", args.jitter_ms, 0, args.latency_ms)
+    check_range("drop", args.drop, 0, 1)
+    check_range("horizon", args.horizon, 1)
+    options = {"tls": tls_context(args.tls_cert, args.tls_key)}
+    policy = make(args)
     print(policy.contract.describe())
     place = {"host": args.host, "port": args.port, "port_file": args.port_file}
     return run_server(lambda: policy, **place, api_key=args.api_key, options=options)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openpi.checkpoints.find import find_step
-from openpi.cli.console import check_range, refuse
+from openpi.cli.console import check_range, command, configure_logging
 from openpi.cli.serving import server
 from openpi.cli.serving._running import run_server
 from openpi.shared.compilation_cache import use_compilation_cache
@@ -30,8 +29,6 @@ PROGRAM = "serve_policy.py"
 
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
 _RECORD_FOLDER = Path("policy_records")
-
-logger = logging.getLogger(__name__)
 
 
 class EnvMode(enum.Enum):
@@ -120,16 +117,11 @@ _NO_CALVIN = (
 )
 
 
+@command(PROGRAM)
 def main(argv: list[str] | None = None) -> int:
-    from openpi.cli.console import configure_logging
-
     args = parse(argv)
     configure_logging()
-    try:
-        load = loader(args)
-    except (ValueError, OSError) as error:
-        return refuse(error, PROGRAM)
-    return run_server(load, host="0.0.0.0", port=args.port, program=PROGRAM)
+    return run_server(loader(args), host="0.0.0.0", port=args.port, program=PROGRAM)
 
 
 def loader(args: Args) -> Callable[[], BasePolicy]:
@@ -238,7 +230,3 @@ def with_env_in_capitals(argv: list[str]) -> list[str]:
         elif i > 0 and fixed[i - 1] == "--env":
             fixed[i] = word.upper()
     return fixed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openpi.checkpoints import find
 from openpi.checkpoints.checkpoint import Checkpoint
-from openpi.cli.console import check_range, refuse
+from openpi.cli.console import check_range, command
 from openpi.cli.serving._running import PROGRAM, run_server
 from openpi.models.rtc_config import RtcConfig
 from openpi.shared.compilation_cache import use_compilation_cache
@@ -141,6 +141,7 @@ def parse(argv: list[str] | None) -> Args:
     return tyro.cli(Args, args=argv, prog=PROGRAM, config=config)
 
 
+@command(PROGRAM)
 def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C; returns the exit code.
 
@@ -151,26 +152,23 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
     from openpi.serving.protocols import installed
     from openpi.serving.recording import SessionRecorder
 
-    try:
-        for field, (lowest, highest) in RANGES.items():
-            check_range(field, getattr(args, field), lowest, highest)
-        chunking(args)
-        key = api_key_of(args.api_key)
-        options = {
-            "protocols": installed(args.codec) if protocols is None else protocols,
-            "tls": tls_context(args.tls_cert, args.tls_key),
-            "limits": _limits(args),
-            "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
-            "max_models": args.max_models,
-            "debug": args.debug,
-            "allowed_hosts": args.allowed_host,
-        }
-        image_tools.use_kernel(args.image_kernel)
-        image_tools.use_threads(min(_CAMERAS_AT_ONCE, os.cpu_count() or 1))
-        models = find_models(args)
-        options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
-    except (ValueError, LookupError, OSError, ImportError) as error:
-        return refuse(error, PROGRAM)
+    for field, (lowest, highest) in RANGES.items():
+        check_range(field, getattr(args, field), lowest, highest)
+    chunking(args)
+    key = api_key_of(args.api_key)
+    options = {
+        "protocols": installed(args.codec) if protocols is None else protocols,
+        "tls": tls_context(args.tls_cert, args.tls_key),
+        "limits": _limits(args),
+        "batching": Batching(max_batch=args.max_batch, max_wait_s=args.batch_wait_ms / 1000),
+        "max_models": args.max_models,
+        "debug": args.debug,
+        "allowed_hosts": args.allowed_host,
+    }
+    image_tools.use_kernel(args.image_kernel)
+    image_tools.use_threads(min(_CAMERAS_AT_ONCE, os.cpu_count() or 1))
+    models = find_models(args)
+    options["recorder"] = SessionRecorder(args.record, args.record_format) if args.record else None
     return run_server(models, host=args.host, port=args.port, port_file=args.port_file, api_key=key, options=options)
 
 

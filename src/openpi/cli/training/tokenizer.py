@@ -7,15 +7,13 @@ reports how many tokens a chunk takes and how exactly it comes back. Use it with
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from openpi.cli.console import configure_logging
-
-SUMMARY = "train an action tokenizer (FAST) on a recipe's own actions"
+from openpi.cli.console import command, configure_logging, make_parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("openpi tokenizer")
+def main(argv: list[str] | None = None) -> None:
     arguments, overrides = _parser().parse_known_args(argv)
     from openpi.training import config as _config
 
@@ -23,17 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     from openpi.training.data import action_tokenizer
 
-    try:
-        report = action_tokenizer.fit(
-            config,
-            arguments.output,
-            vocab_size=arguments.vocab_size,
-            scale=arguments.scale,
-            max_frames=arguments.max_frames,
-        )
-    except (ValueError, KeyError, OSError) as error:
-        print(f"openpi tokenizer: {error}", file=sys.stderr)
-        return 1
+    report = action_tokenizer.fit(
+        config,
+        arguments.output,
+        vocab_size=arguments.vocab_size,
+        scale=arguments.scale,
+        max_frames=arguments.max_frames,
+    )
     print(
         f"trained on {report.num_chunks} chunks, vocabulary {report.vocab_size}\n"
         f"a chunk of {report.values_per_chunk} numbers takes {report.tokens_mean:.1f} tokens, {report.tokens_max} at "
@@ -41,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{_beyond(report.share_beyond)}"
         f"written to {report.path}; train with --model.action-tokenizer-path={report.path}"
     )
-    return 0
 
 
 def _beyond(share: float) -> str:
@@ -54,12 +47,7 @@ def _beyond(share: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="openpi tokenizer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("openpi tokenizer", __doc__)
     parser.add_argument("action", choices=["fit"])
     parser.add_argument("name", help="recipe: a name, path/to/file.py:attribute or package.module:attribute")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
@@ -67,7 +55,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=10, help="finer with larger values; default: 10")
     parser.add_argument("--max-frames", type=int, default=50_000, help="chunks to train on; default: 50000")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

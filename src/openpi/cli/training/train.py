@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
     from openpi.training.loop import TrainResult
 
-SUMMARY = "train a recipe"
-
 _SIGNAL_EXIT = 128
 
 logger = logging.getLogger(__name__)
@@ -158,7 +156,3 @@ def _plan(argv: list[str]) -> int:
         print(f"openpi train: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

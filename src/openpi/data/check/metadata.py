@@ -51,24 +51,16 @@ def check(metadata: LeRobotMetadata, reading: Reading) -> Iterator[Finding]:
     for key, feature in metadata.features.items():
         names = dimension_names(feature)
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
-        if len(feature["shape"]) == 1 and 1 < len(names) != feature["shape"][0]:  # one name: of the whole, as in LIBERO
-            yield Finding(
-                "metadata.names",
-                Severity.WARNING,
-                f"{len(names)} names for {feature['shape'][0]} dimensions: they are not used",
-                "a name for each",
-                "Correct features in meta/info.json",
-                column=key,
-            )
-        if len(feature["shape"]) == 1 and len(names) == feature["shape"][0] and twice:
-            yield Finding(
-                "metadata.names",
-                Severity.WARNING,
-                f"several dimensions are called {', '.join(twice)}",
-                "a name of its own for each",
-                "Correct features in meta/info.json",
-                column=key,
-            )
+        if len(feature["shape"]) != 1 or len(names) < 2:  # one name: of the whole, as in LIBERO
+            continue
+        fault = None
+        if len(names) != feature["shape"][0]:
+            fault = f"{len(names)} names for {feature['shape'][0]} dimensions: they are not used", "a name for each"
+        elif twice:
+            fault = f"several dimensions are called {', '.join(twice)}", "a name of its own for each"
+        if fault is not None:
+            fix = "Correct features in meta/info.json"
+            yield Finding("metadata.names", Severity.WARNING, *fault, fix, column=key)
 
 
 def check_tasks(subject: Subject) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ The description (`meta/`) is copied: it is small, and what people and tools chan
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,9 +23,10 @@ import pyarrow.parquet as pq
 from openpi.data.check.statistics import COMPARED, widened
 from openpi.data.check.subject import EVERYTHING, Subject, open_subject
 from openpi.data.lerobot import home
-from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.files import link_or_copy, mirrored, read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import QUANTILES, vector_stats
+from openpi.shared import whole_file
 from openpi.shared.strict_json import Json
 
 _INDEX_COLUMNS: tuple[str, ...] = ("timestamp", "frame_index", "index")
@@ -48,7 +48,8 @@ def repair(root: Path, output: Path) -> list[str]:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp-", dir=output.parent))
     try:
-        _link_all(root, temporary)
+        for source, target in mirrored(root, temporary):
+            (shutil.copy2 if root / "meta" in source.parents else link_or_copy)(source, target)
         changed = [*_rows(subject, temporary), *_totals(metadata, temporary)]
         fixed, _ = open_subject(LeRobotMetadata.load(temporary), EVERYTHING)
         changed += _statistics(fixed, temporary)
@@ -61,22 +62,6 @@ def repair(root: Path, output: Path) -> list[str]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return changed
-
-
-def _link_all(root: Path, folder: Path) -> None:
-    for source in root.rglob("*"):
-        target = folder / source.relative_to(root)
-        if source.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if root / "meta" in source.parents:
-            shutil.copy2(source, target)
-            continue
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(source, target)
 
 
 def _rows(subject: Subject, folder: Path) -> list[str]:
@@ -138,7 +123,7 @@ def _totals(metadata: LeRobotMetadata, folder: Path) -> list[str]:
         right["splits"] = {"train": f"0:{end}"}
     wrong = {name: value for name, value in right.items() if info.get(name) != value}
     if wrong:
-        _write_text(path, json.dumps({**info, **wrong}, indent=4, ensure_ascii=False))
+        whole_file.write_text(path, json.dumps({**info, **wrong}, indent=4, ensure_ascii=False))
     return [f"{name} {info.get(name)} is {value} now" for name, value in wrong.items()]
 
 
@@ -151,7 +136,7 @@ def _statistics(subject: Subject, folder: Path) -> list[str]:
         stored = read_json(path)
         fresh = {key: _corrected(stored[key], subject.columns[key]) for key in keys if key in stored}
         if any(fresh[key] != stored[key] for key in fresh):
-            _write_text(path, json.dumps({**stored, **fresh}, indent=4, ensure_ascii=False))
+            whole_file.write_text(path, json.dumps({**stored, **fresh}, indent=4, ensure_ascii=False))
             changed.append("meta/stats.json computed anew")
     if _episode_lines(subject, folder / "meta/episodes_stats.jsonl", keys):
         changed.append("meta/episodes_stats.jsonl computed anew")
@@ -187,7 +172,7 @@ def _episode_lines(subject: Subject, path: Path, keys: list[str]) -> bool:
     lines = [line for _, line in read_jsonl(path)]
     fresh = [_corrected_line(line, subject, rows, keys) for line in lines]
     if fresh != lines:
-        _write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh))
+        whole_file.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh))
     return fresh != lines
 
 
@@ -227,12 +212,5 @@ def _write_table(table: pa.Table, path: Path) -> None:
     """In place of a link, never through it: the dataset it leads to stays as it is."""
     with pq.ParquetFile(path) as file:
         group_rows = max((file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)), default=1)
-    partial = path.with_name(f".{path.name}.new")
-    pq.write_table(table, partial, row_group_size=max(1, group_rows))
-    partial.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_file.replacing(path) as partial:
+        pq.write_table(table, partial, row_group_size=max(1, group_rows))

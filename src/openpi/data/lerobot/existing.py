@@ -6,8 +6,6 @@ the description is written anew.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from openpi.data.lerobot import home
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
-from openpi.data.lerobot.files import read_json
+from openpi.data.lerobot.files import link_or_copy, mirrored, read_json
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import FeatureStats, along_last_axis, read_stats
 from openpi.data.lerobot.table_writer import FILES_PER_CHUNK
@@ -119,21 +117,10 @@ class ExistingDataset:
 
     def link_into(self, folder: Path) -> None:
         """Puts the files that stay under the same names in `folder`, without copying where the disk allows it."""
-        root = self.metadata.root
-        for source in root.rglob("*"):
-            target = folder / source.relative_to(root)
-            if source.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-            elif not (source.parent == root / "meta" and source.name in _REWRITTEN):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link(source, target)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without hard links
-        shutil.copy2(source, target)
+        rewritten = {self.metadata.root / "meta" / name for name in _REWRITTEN}
+        for source, target in mirrored(self.metadata.root, folder):
+            if source not in rewritten:
+                link_or_copy(source, target)
 
 
 def _stored_as(feature: Feature, existing: Feature | None) -> Feature:

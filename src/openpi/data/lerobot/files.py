@@ -1,7 +1,9 @@
 """Opening the files of a dataset: what cannot be read is looked at, and the error says what it is."""
 
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -164,6 +166,24 @@ def _parsed(path: Path, text: str, where: str) -> object:
 
 def _kind(value: object) -> str:
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+def mirrored(root: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Every file of a dataset, and its place in another folder, in which folders are made."""
+    for source in root.rglob("*"):
+        target = folder / source.relative_to(root)
+        if source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield source, target
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
 
 
 def check_inside(root: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +10,7 @@ import numpy as np
 
 from openpi import transforms
 from openpi.data.batch_loader import Batch
-from openpi.models.observation import Observation
+from openpi.models.observation import model_side
 
 if TYPE_CHECKING:
     from jax.sharding import Sharding
@@ -25,13 +24,7 @@ def model_side_placer(framework: Framework, sharding: Sharding | None) -> Callab
     place = placer(framework, sharding)
     if framework == "jax":
         import openpi.models.model  # noqa: F401  # from here on an `Observation` is a pytree
-
-    def place_taken(batch: Batch) -> Batch:
-        names = {"images": "image", "image_masks": "image_mask"}
-        taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
-        return place({key: value for key, value in batch.items() if key in taken})
-
-    return place_taken
+    return lambda batch: place(model_side(batch))
 
 
 def process_part(framework: Framework) -> tuple[int, int]:

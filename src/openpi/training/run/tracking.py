@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from openpi.shared import whole_file
 from openpi.shared.errors import first_line, install_hint
 from openpi.training.config import TrainConfig
 from openpi.training.run.run_directory import METRICS_FILE, VALIDATION
@@ -48,9 +49,7 @@ class MetricsFile:
         path = directory / METRICS_FILE
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) < start]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(path)
+            whole_file.write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def __str__(self) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -126,9 +125,7 @@ class EpisodeWriter:
     def __enter__(self) -> EpisodeWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self.abort()
         elif not layout.is_finished(self.path):

@@ -153,8 +153,3 @@ class JaxBackend:
         if not model.skip_unused:
             return None
         return step_jax.used_extent(placed, self._mesh, reads_masked=reads_masked(model))
-
-
-def open_backend(config: TrainConfig) -> JaxBackend:
-    """As of `backend.open_backend`."""
-    return JaxBackend(config)

@@ -68,11 +68,6 @@ def begin_write(directory: Path, state: TrainState, *, is_left_out: Filter = fre
     return write
 
 
-def write_state(directory: Path, state: TrainState, *, is_left_out: Filter = freeze_nothing) -> None:
-    """`begin_write`, and waits for it."""
-    begin_write(directory, state, is_left_out=is_left_out)()
-
-
 def _metadata() -> str:
     """The step metadata that Orbax's checkpoint manager looks for."""
     now = time.time_ns()
@@ -110,7 +105,7 @@ def _without(state: TrainState, is_left_out: Filter) -> TrainState:
 
 
 def restore_state(directory: Path, template: TrainState) -> TrainState:
-    """Reads what `write_state`, or the reference trainer, wrote; every process reads what its devices hold.
+    """Reads what `begin_write`, or the reference trainer, wrote; every process reads what its devices hold.
 
     Args:
         template: leaves with shape, dtype and, optionally, `sharding`.

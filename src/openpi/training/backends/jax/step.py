@@ -22,6 +22,7 @@ from openpi.models import compact
 from openpi.models.activations import split_by_rows
 from openpi.models.compact import Extent
 from openpi.models.model import BaseModel, Observation
+from openpi.models.observation import model_side
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding, weight_loaders
 from openpi.training.backends.jax import processes as processes_jax
@@ -300,10 +301,7 @@ def place_batch(batch: Batch, mesh: Mesh) -> Params:
     Doubles become f32 and int64 becomes int32 on the host, before the transfer. In a run of several processes `batch`
     holds the rows of this one, and the result is the whole batch.
     """
-    names = {"images": "image", "image_masks": "image_mask"}
-    taken = {names.get(field.name, field.name) for field in dataclasses.fields(Observation)} | {"actions"}
-    numbers = {key: jax.tree.map(_narrow, value) for key, value in batch.items() if key in taken}
-    return sharding.place_rows(numbers, mesh)
+    return sharding.place_rows(jax.tree.map(_narrow, model_side(batch)), mesh)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openpi.models import compact
+from openpi.models.observation import model_side
 from openpi.models_pytorch import compiling, loading
 from openpi.models_pytorch.action_grammar import ActionGrammar
 from openpi.models_pytorch.int8_rows import Int8Rows
@@ -39,10 +40,6 @@ logger = logging.getLogger(__name__)
 
 # Indices, metadata, and the file system's own share.
 _SIZE_MARGIN = 1.02
-_TAKEN = (
-    *("image", "image_mask", "state", "actions"),
-    *("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask"),
-)
 _NARROWER = {np.dtype(np.float64): np.float32}
 
 
@@ -285,7 +282,7 @@ class PyTorchBackend:
             array = np.ascontiguousarray(value)
             return self._moved(torch.from_numpy(array.astype(_NARROWER.get(array.dtype, array.dtype))))
 
-        return step_pytorch.take_rows({key: batch[key] for key in _TAKEN if batch.get(key) is not None}, moved)
+        return step_pytorch.take_rows(model_side(batch), moved)
 
     def _of_rows(self, random: Randomness, count: int) -> Randomness:
         """Those of this process's rows, of the random numbers of the whole batch; on the device."""
@@ -297,11 +294,6 @@ class PyTorchBackend:
         if self._device.type != "cuda":
             return tensor
         return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
-
-
-def open_backend(config: TrainConfig) -> PyTorchBackend:
-    """As of `backend.open_backend`."""
-    return PyTorchBackend(config)
 
 
 def _check_gradients_can_be_freed(config: TrainConfig) -> None:
