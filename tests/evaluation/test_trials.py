@@ -14,11 +14,11 @@ import pytest
 
 from browser import BROWSER, MISSING, dom, on_a_telephone
 from openpi.cli import _pages
-from openpi.cli.evaluation import _trials_page
 from openpi.cli.evaluation import trials as command
 from openpi.cli.evaluation._trials_page import TrialsPage
 from openpi.evaluation import trials
 from openpi.evaluation.switchboard import Switchboard
+from openpi.shared.page import template
 from openpi_client.base_policy import BasePolicy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving_live import PATIENCE_S, server_thread
@@ -316,6 +316,6 @@ window.fetch = async () => {
 
 @pytest.mark.skipif(BROWSER is None, reason=MISSING)
 def test_a_page_that_was_without_an_answer_for_a_while_no_longer_says_so(tmp_path):
-    page = _trials_page._html().decode().replace("<script>", f"{_GONE_FOR_A_WHILE}<script>", 1)
+    page = template("openpi.cli.evaluation", "trials.html").replace("<script>", f"{_GONE_FOR_A_WHILE}<script>", 1)
     (tmp_path / "page.html").write_text(page)
     assert '<p id="note">say y or n</p>' in dom(tmp_path, f"file://{tmp_path}/page.html")

@@ -106,15 +106,16 @@ def test_a_public_server_with_a_key_shows_its_page_to_who_has_it():
 
 
 @pytest.mark.parametrize("key", ["", " ", "secret\n", " secret", "se\x00cret", "schl\u00fcssel"])
-def test_an_empty_or_unusable_key_is_an_error_and_not_an_open_server(key, monkeypatch, capsys):
+def test_an_empty_or_unusable_key_is_an_error_and_not_an_open_server(key, monkeypatch):
     with pytest.raises(ValueError, match="the API key") as refused:
         PolicyServer(TestPolicy, api_key=key)
     assert "cret" not in str(refused.value)
     if "\0" not in key:
         monkeypatch.setenv("OPENPI_API_KEY", key)
-        assert _running.run_server(TestPolicy, host="127.0.0.1", port=0) == 1
-        assert "unset OPENPI_API_KEY" in capsys.readouterr().err
-    assert _running.run_server(TestPolicy, host="127.0.0.1", port=0, api_key=key) == 1
+        with pytest.raises(ValueError, match="unset OPENPI_API_KEY"):
+            _running.run_server(TestPolicy, host="127.0.0.1", port=0)
+    with pytest.raises(ValueError, match="the API key"):
+        _running.run_server(TestPolicy, host="127.0.0.1", port=0, api_key=key)
 
 
 HOST = "Host: localhost\r\n"

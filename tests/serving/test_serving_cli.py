@@ -142,7 +142,7 @@ def test_a_recorded_checkpoint_is_served_to_a_client(golden, tmp_path):
             port = int((tmp_path / "port").read_text())
             with WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=PATIENCE_S) as client:
                 rtc = {"modes": ["guided"], "max_delay": 9, "horizon": 10, "rate": None}
-                which = checkpoints.Checkpoint(golden / "pi05" / "checkpoint").identity
+                which = checkpoints.Checkpoint(checkpoint).identity
                 told = client.get_server_metadata()
                 assert told.pop("contract")["robot"] == "droid"
                 assert told == {"robot": "golden", "rtc": rtc, "checkpoint": which}

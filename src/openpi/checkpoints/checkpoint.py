@@ -88,10 +88,10 @@ class Checkpoint:
     def _ends(self) -> Iterator[bytes]:
         found = [*(self.folder / "params").rglob("*"), *self.assets.rglob("*"), *self.folder.glob("*.safetensors")]
         for path in sorted(path for path in found if path.is_file()):
+            size = path.stat().st_size
+            yield f"{path.relative_to(self.folder)} {size} ".encode()
             with path.open("rb") as file:
-                yield f"{path.relative_to(self.folder)} {(size := path.stat().st_size)} ".encode() + file.read(
-                    _END_BYTES
-                )
+                yield file.read(_END_BYTES)
                 file.seek(max(0, size - _END_BYTES))
                 yield file.read()
 
