@@ -36,6 +36,7 @@ _BLOCK_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_TENSORS = 2**16  # policies have about a thousand; a header may have millions that are empty
 _MAX_AXES = 32
+_MOST_VALUES = 2**60  # of a shape, zeros left out: NumPy counts in 64 bits
 _METADATA = "__metadata__"
 _DTYPES = {
     "BOOL": np.bool_,
@@ -267,7 +268,7 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
         entries = {
             name: (_spec(entry["dtype"], entry["shape"]), begin, end)
             for name, entry in header.items()
-            for begin, end in [_sizes("data_offsets", entry["data_offsets"], 2)]
+            for begin, end in [_numbers("data_offsets", entry["data_offsets"], 2)]
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} has a damaged header ({first_line(error)}). Bring it here again") from error
@@ -281,18 +282,19 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
 def _spec(dtype: str, shape: object) -> Spec:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known here; known are {', '.join(_DTYPES)}")
-    return Spec(_sizes("shape", shape), np.dtype(_DTYPES[dtype]))
+    sizes = _numbers("shape", shape)
+    if len(sizes) > _MAX_AXES or math.prod(size or 1 for size in sizes) >= _MOST_VALUES:
+        raise ValueError(f"shape is {shape!s:.80}; expected sizes that an array can have")
+    return Spec(sizes, np.dtype(_DTYPES[dtype]))
 
 
-def _sizes(field: str, values: object, count: int | None = None) -> tuple[int, ...]:
+def _numbers(field: str, values: object, count: int | None = None) -> tuple[int, ...]:
     if (
         not isinstance(values, list)
         or not all(type(value) is int and value >= 0 for value in values)
         or count not in (None, len(values))
-        or len(values) > _MAX_AXES
-        or math.prod(value or 1 for value in values) >= 2**60
     ):
-        raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on, as of arrays")
+        raise ValueError(f"{field} is {values!r:.80}; expected {count or 'some'} whole numbers from 0 on")
     return tuple(values)
 
 
