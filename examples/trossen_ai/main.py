@@ -23,7 +23,7 @@ class Args(program.RobotArgs):
     """A policy on a Trossen AI kit: two WidowX AI arms and four RealSense cameras.
 
     Attributes:
-        policy_host, policy_port: of the server.
+        policy_host, policy_port: of the server; default port: 8000, or 443 of wss://...
         control_freq: Hz.
         mode: test = log each action and send none, as --dry_run.
         task_prompt: what the policy is told.
@@ -38,7 +38,7 @@ class Args(program.RobotArgs):
     """
 
     policy_host: str = "localhost"
-    policy_port: Optional[int] = 8000
+    policy_port: Optional[int] = None
     control_freq: float = 30.0
     mode: Literal["autonomous", "test"] = "autonomous"
     task_prompt: str = "move the arm to the left"

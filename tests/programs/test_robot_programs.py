@@ -30,7 +30,7 @@ from ur_controller import SERVO_STOP, Controller
 
 HERE = "127.0.0.1"
 
-# Flags and defaults as they are published.
+# Flags and defaults as they are published; the port, which is 8000 there, depends on the host.
 PUBLISHED = {
     "aloha_sim/main.py": {
         "--args.out-dir": Path("data/aloha_sim/videos"),
@@ -38,12 +38,12 @@ PUBLISHED = {
         "--args.seed": 0,
         "--args.action-horizon": 10,
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.display": False,
     },
     "aloha_real/main.py": {
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.action-horizon": 25,
         "--args.num-episodes": 1,
         "--args.max-episode-steps": 1000,
@@ -54,11 +54,11 @@ PUBLISHED = {
         "--max_timesteps": 600,
         "--open_loop_horizon": 8,
         "--remote_host": "0.0.0.0",
-        "--remote_port": 8000,
+        "--remote_port": None,
     },
     "libero/main.py": {
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.resize-size": 224,
         "--args.replan-steps": 5,
         "--args.task-suite-name": "libero_spatial",
@@ -69,7 +69,7 @@ PUBLISHED = {
     },
     "trossen_ai/main.py": {
         "--policy_host": "localhost",
-        "--policy_port": 8000,
+        "--policy_port": None,
         "--control_freq": 30,
         "--mode": "autonomous",
         "--task_prompt": "move the arm to the left",
@@ -80,7 +80,7 @@ PUBLISHED = {
         "--left_arm": "192.168.1.5",
     },
     "calvin/main.py": {"--args.replan-steps": 5, "--args.max-subtask-steps": 360, "--args.seed": 7},
-    "ur5/main.py": {"--host": "0.0.0.0", "--port": 8000},
+    "ur5/main.py": {"--host": "0.0.0.0", "--port": None},
 }
 PROGRAMS = [*PUBLISHED, "aloha_real/main_ros2.py"]
 
