@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
 from openpi_client import realtime
 from openpi_client.realtime.limits import Limiter
-from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, robotiq, ros1, trossen, ur5
+from openpi_client.robots import aloha, calvin, cameras, droid, flags, libero, pictures, robotiq, ros1, trossen, ur5
 from openpi_client.robots.cameras import Camera, open_camera
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
@@ -585,6 +586,37 @@ def test_a_camera_thread_that_ends_is_noticed(caplog):
     with pytest.raises(TimeoutError, match="nothing came from 'wrist'"):
         Camera("wrist", lambda: silent.wait() and None).wait(0.01)
     silent.set()
+
+
+@pytest.mark.parametrize("names", [("secs", "nsecs"), ("sec", "nanosec")])
+def test_a_driver_that_repeats_its_last_message_is_silent_and_one_without_stamps_is_not(names, monkeypatch):
+    class Topics:
+        def __init__(self) -> None:
+            self.callbacks = {}
+
+        def subscribe(self, topic, kinds, callback):
+            self.callbacks[topic] = callback
+            publish(topic, callback, 1)
+
+        def publisher(self, topic, kind):
+            return lambda **fields: None
+
+    def publish(topic, callback, stamp):
+        header = SimpleNamespace(stamp=SimpleNamespace(**dict(zip(names, (0, stamp), strict=True))))
+        joints = {"name": [*aloha.JOINTS, "left_finger"], "position": [0.0] * 7}
+        picture = {"encoding": "rgb8", "height": 1, "width": 1, "step": 3, "data": bytes(3)}
+        callback(SimpleNamespace(header=header, **(joints if "joint" in topic else picture)))
+
+    now = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(cameras, "time", SimpleNamespace(monotonic=lambda: now.s))
+    topics = Topics()
+    robot = aloha.AlohaRobot(topics, camera_topics={"cam_high": "/cam_high"})
+    for picture, joints, is_there in ((2, 2, 1), (2, 3, 0), (3, 3, 0), (4, 4, 1), (0, 0, 1), (0, 0, 1)):
+        now.s += 0.6
+        for topic, callback in topics.callbacks.items():
+            publish(topic, callback, joints if "joint" in topic else picture)
+        seen = robot.observe()
+        assert (seen["images"]["cam_high"] is not None and seen["state"] is not None) == is_there
 
 
 def test_a_camera_that_loses_a_frame_comes_back(caplog):
