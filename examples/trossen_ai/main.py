@@ -59,6 +59,10 @@ class Args(program.RobotArgs):
 def main(args: Args) -> None:
     args = dataclasses.replace(args, dry_run=args.dry_run or args.mode == "test")
     rows, m = args.rate_of_inference, args.temporal_ensemble_coefficient
+    if m is not None and args.strategy != "auto":
+        raise ValueError(
+            f"--temporal_ensemble_coefficient is a strategy of its own; leave out --strategy {args.strategy}"
+        )
     ensembling = None if m is None else realtime.TemporalEnsembling(rate_of_inference=rows, m=m)
 
     def make_robot(metadata: Mapping[str, Any]) -> TrossenRobot:

@@ -391,6 +391,13 @@ def test_an_arm_whose_line_is_cut_does_not_leave_the_other_one_servoing(tmp_path
     assert len(program.told("camera stopped")) == 4
 
 
+def test_a_trossen_kit_has_one_strategy(monkeypatch):
+    program = loaded("trossen_ai/main.py", monkeypatch)
+    args = program["Args"](temporal_ensemble_coefficient=0.01, strategy="synchronous")
+    with pytest.raises(ValueError, match="leave out --strategy synchronous"):
+        program["main"](args)
+
+
 def test_the_simulated_driver_has_the_calls_of_trossen_s(monkeypatch):
     real = pytest.importorskip("trossen_arm")
     monkeypatch.syspath_prepend(str(COUNTERPARTS))
