@@ -18,7 +18,7 @@ class Args(program.RobotArgs):
     """A policy on an ALOHA.
 
     Attributes:
-        host, port: of the server.
+        host, port: of the server; default port: 8000, or 443 of wss://...
         action_horizon: rows from one question to the next, at least.
         num_episodes: each begins at the reset pose.
         max_episode_steps: of an episode, at 50 Hz.
@@ -29,7 +29,7 @@ class Args(program.RobotArgs):
     """
 
     host: str = "0.0.0.0"
-    port: Optional[int] = 8000
+    port: Optional[int] = None
     action_horizon: int = 25
     num_episodes: int = 1
     max_episode_steps: int = 1000

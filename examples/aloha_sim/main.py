@@ -22,7 +22,7 @@ class Args(program.WorldArgs):
         task: a gymnasium environment, gym_aloha/AlohaTransferCube-v0 or gym_aloha/AlohaInsertion-v0.
         seed: of where the objects lie.
         action_horizon: rows that are played of each chunk.
-        host, port: of the server.
+        host, port: of the server; default port: 8000, or 443 of wss://...
         display: show what the camera sees.
     """
 
@@ -31,7 +31,7 @@ class Args(program.WorldArgs):
     seed: int = 0
     action_horizon: int = 10
     host: str = "0.0.0.0"
-    port: Optional[int] = 8000
+    port: Optional[int] = None
     display: bool = False
     log_dir: Optional[Path] = Path("data/aloha_sim/logs")
 

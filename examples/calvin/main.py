@@ -25,7 +25,7 @@ class Args(program.WorldArgs):
     """A policy on CALVIN: how many subtasks of a sequence it does, one after the other.
 
     Attributes:
-        host, port: of the server.
+        host, port: of the server; default port: 8000, or 443 of wss://...
         replan_steps: rows that are played of each chunk.
         calvin_data_path: a data set of CALVIN, in which the desk of its validation is described.
         max_subtask_steps: until a subtask is a failure, and its sequence over.
@@ -36,7 +36,7 @@ class Args(program.WorldArgs):
     """
 
     host: str = "0.0.0.0"
-    port: Optional[int] = 8000
+    port: Optional[int] = None
     replan_steps: int = 5
     calvin_data_path: Path = Path("data/calvin/task_D_D")
     max_subtask_steps: int = 360

@@ -34,7 +34,7 @@ class Args(program.RobotArgs):
         external_camera: which of the first two the policy sees; has to be given.
         max_timesteps: of a rollout, at 15 Hz.
         open_loop_horizon: rows from one question to the next, at least.
-        remote_host, remote_port: of the server.
+        remote_host, remote_port: of the server; default port: 8000, or 443 of wss://...
         action_space: what the policy was trained with; released checkpoints: velocities, which need no `blend_s`.
         results_dir: of the tables of scores.
     """
@@ -46,7 +46,7 @@ class Args(program.RobotArgs):
     max_timesteps: int = 600
     open_loop_horizon: int = 8
     remote_host: str = "0.0.0.0"
-    remote_port: Optional[int] = 8000
+    remote_port: Optional[int] = None
     action_space: Literal["joint_velocity", "joint_position"] = "joint_velocity"
     results_dir: Path = Path("results")
     log_dir: Optional[Path] = Path("data/droid/logs")

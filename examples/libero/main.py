@@ -27,7 +27,7 @@ class Args(program.WorldArgs):
     """A policy on a suite of LIBERO: how many of its tasks succeed.
 
     Attributes:
-        host, port: of the server.
+        host, port: of the server; default port: 8000, or 443 of wss://...
         resize_size: of pictures, before they are sent.
         replan_steps: rows that are played of each chunk.
         task_suite_name: which tasks.
@@ -39,7 +39,7 @@ class Args(program.WorldArgs):
     """
 
     host: str = "0.0.0.0"
-    port: Optional[int] = 8000
+    port: Optional[int] = None
     resize_size: int = 224
     replan_steps: int = 5
     task_suite_name: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"] = (

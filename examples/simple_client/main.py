@@ -42,7 +42,7 @@ class Args:
 
     Attributes:
         host: of the server, or a ws:// or wss:// URL.
-        port: of the server; None for a URL that needs none.
+        port: of the server; default: 8000, or 443 of wss://...
         api_key: of the server, if it wants one; default: the environment variable OPENPI_API_KEY.
         num_steps: timed requests.
         timing_file: Parquet file for the times, one column per series.
@@ -50,7 +50,7 @@ class Args:
     """
 
     host: str = "0.0.0.0"
-    port: int | None = 8000
+    port: int | None = None
     api_key: str | None = None
     num_steps: int = 20
     timing_file: pathlib.Path | None = None
@@ -156,7 +156,8 @@ OBSERVATIONS: dict[EnvMode, Callable[[np.random.Generator], dict]] = {
 def main(args: Args) -> None:
     make_observation = OBSERVATIONS[args.env]
     rng = np.random.default_rng()
-    policy = WebsocketClientPolicy(args.host, args.port, connection.api_key_of(args.api_key))
+    port = connection.usual_port(args.host, args.port)
+    policy = WebsocketClientPolicy(args.host, port, connection.api_key_of(args.api_key))
     logger.info("Server metadata: %s", policy.get_server_metadata())
 
     for _ in range(WARM_UP_REQUESTS):

@@ -23,7 +23,7 @@ class Args(program.RobotArgs):
     """A policy on a Trossen AI kit: two WidowX AI arms and four RealSense cameras.
 
     Attributes:
-        policy_host, policy_port: of the server.
+        policy_host, policy_port: of the server; default port: 8000, or 443 of wss://...
         control_freq: Hz.
         mode: test = log each action and send none, as --dry_run.
         task_prompt: what the policy is told.
@@ -38,7 +38,7 @@ class Args(program.RobotArgs):
     """
 
     policy_host: str = "localhost"
-    policy_port: Optional[int] = 8000
+    policy_port: Optional[int] = None
     control_freq: float = 30.0
     mode: Literal["autonomous", "test"] = "autonomous"
     task_prompt: str = "move the arm to the left"
@@ -59,6 +59,10 @@ class Args(program.RobotArgs):
 def main(args: Args) -> None:
     args = dataclasses.replace(args, dry_run=args.dry_run or args.mode == "test")
     rows, m = args.rate_of_inference, args.temporal_ensemble_coefficient
+    if m is not None and args.strategy != "auto":
+        raise ValueError(
+            f"--temporal_ensemble_coefficient is a strategy of its own; leave out --strategy {args.strategy}"
+        )
     ensembling = None if m is None else realtime.TemporalEnsembling(rate_of_inference=rows, m=m)
 
     def make_robot(metadata: Mapping[str, Any]) -> TrossenRobot:

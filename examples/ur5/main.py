@@ -19,7 +19,7 @@ class Args(program.RobotArgs):
     """A policy on a UR5, by RTDE, with a Robotiq gripper and two cameras.
 
     Attributes:
-        host, port: of the policy's server.
+        host, port: of the policy's server; default port: 8000, or 443 of wss://...
         robot_host: of the controller.
         base_camera, wrist_camera: realsense:SERIAL, opencv:INDEX or opencv:PATH.
         gripper: whether there is one.
@@ -32,7 +32,7 @@ class Args(program.RobotArgs):
     """
 
     host: str = "0.0.0.0"
-    port: Optional[int] = 8000
+    port: Optional[int] = None
     robot_host: str = "192.168.1.10"
     base_camera: str = "opencv:0"
     wrist_camera: str = "opencv:1"

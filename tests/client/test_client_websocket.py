@@ -78,7 +78,7 @@ def test_the_client_understands_the_recorded_server(golden):
         ("robot.local", 8000, "ws://robot.local:8000"),
         ("0.0.0.0", None, "ws://0.0.0.0"),
         ("ws://host", 9000, "ws://host:9000"),
-        ("wss://host:8443", 8000, "wss://host:8443"),  # as every command has it, whose --port is 8000 unless told
+        ("wss://host:8443", 8000, "wss://host:8443"),
         ("host:8443", 8000, "ws://host:8443"),
         ("[::1]:8443", 8000, "ws://[::1]:8443"),
         ("wss://policy.example.com/pi0", 8443, "wss://policy.example.com:8443/pi0"),
@@ -93,6 +93,23 @@ def test_the_client_understands_the_recorded_server(golden):
 )
 def test_hosts_and_urls_are_understood(host, port, uri):
     assert connection.uri(host, port) == uri
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "uri"),
+    [
+        ("192.168.1.20", None, "ws://192.168.1.20:8000"),
+        ("wss", None, "ws://wss:8000"),
+        ("ws://robot", None, "ws://robot:8000"),
+        ("robot:8443", None, "ws://robot:8443"),
+        ("wss://robot.example/path", None, "wss://robot.example:443/path"),
+        ("https://robot.example", None, "wss://robot.example:443"),
+        ("wss://robot.example:8000", None, "wss://robot.example:8000"),
+        ("wss://robot.example/path", 8000, "wss://robot.example:8000/path"),
+    ],
+)
+def test_commands_without_a_port_ask_a_host_at_8000_and_a_url_with_tls_at_443(host, port, uri):
+    assert connection.uri(host, connection.usual_port(host, port)) == uri
 
 
 def test_the_api_key_travels_in_the_upgrade_request():

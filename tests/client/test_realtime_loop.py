@@ -57,6 +57,16 @@ def test_ensembling_plays_the_weighted_mean_of_all_chunks_that_reach_a_row():
     assert np.allclose(world.arm.commands[-1], weights @ [1, 2, 3] / weights.sum())
 
 
+def test_ensembling_leaves_out_no_chunk_when_late_answers_made_it_ask_more_often():
+    policy = Walk()
+    policy.change = lambda number, result: {"actions": np.full((HORIZON, 2), float(number))}
+    strategy = realtime.TemporalEnsembling(rate_of_inference=HORIZON, m=0.0)
+    world = World(strategy=strategy, delays=[1, 1, 15, 15, 15, 1], policy=policy)
+    world.run(90)
+    assert [event["start"] for event in world.events("chunk")][-4:] == [47, 51, 55, 59]
+    assert np.isclose(world.arm.commands[-1][0], np.mean([6, 7, 8, 9]))
+
+
 def test_the_next_episode_knows_how_long_answers_take():
     """Rows that are frozen without need are rows that do not react."""
     world = World(strategy=realtime.TrainedRTC(execution_horizon=6), delays=[2], told=RTC)

@@ -133,6 +133,14 @@ def test_no_weights_of_an_ensemble_make_anything_but_numbers():
     world = World(delays=[2], strategy=realtime.TemporalEnsembling(rate_of_inference=1, m=-100.0))
     world.run(60)
     assert np.isfinite(world.arm.commands).all() and world.kinds.endswith("r")
+    rows = np.arange(6.0).reshape(3, 2)
+    for m, alone in ((1e308, 0), (-1e308, 2)):
+        assert realtime.TemporalEnsembling(m=m).combine(rows).tolist() == rows[alone].tolist()
+
+
+def test_ensembling_takes_no_number_of_rows_that_it_would_not_ask_after():
+    with pytest.raises(ValueError, match=r"execution_horizon is 25; .* TemporalEnsembling\(rate_of_inference=25\)"):
+        realtime.TemporalEnsembling(25)
 
 
 def test_what_is_no_number_ends_in_hold_whatever_made_it():

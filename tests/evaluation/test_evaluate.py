@@ -69,6 +69,11 @@ def played(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.parametrize(("host", "port"), [("robot", 8000), ("wss://robot.example/pi0", 443)])
+def test_a_server_that_is_named_without_a_port_is_asked_at_the_usual_one(host, port):
+    assert cli._address(cli.Args("world", host=host))[:2] == (host, port)
+
+
 def test_an_own_world_is_evaluated_by_its_file_and_every_task_has_its_interval(played):
     folder, printed = played
     results = results_of(folder)

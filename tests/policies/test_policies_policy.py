@@ -211,8 +211,12 @@ def test_statistics_come_from_the_checkpoint_and_can_be_given(recipe, checkpoint
     folder = copy_of(checkpoint, tmp_path / "step")
     stats = normalize.load(folder / "assets" / "golden")
     shutil.rmtree(folder / "assets")
-    with pytest.raises(FileNotFoundError, match=r"norm_stats\.json"):
+    with pytest.raises(FileNotFoundError, match=r"norm_stats\.json; a checkpoint is served with .* copy that folder"):
         create_trained_policy(recipe, folder)
+    normalize.save(folder / "assets" / "foreign", stats)
+    with pytest.raises(FileNotFoundError, match=r"beside it: those of 'foreign'\).* correct asset_id") as refused:
+        create_trained_policy(recipe, folder)
+    assert "openpi stats" not in str(refused.value)
     policy = create_trained_policy(recipe, folder, norm_stats=stats, sample_kwargs={"num_steps": 1})
     assert policy.infer(make_droid_example())["actions"].shape == (10, 8)
 

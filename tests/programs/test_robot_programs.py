@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from openpi.policies import aloha_policy, calvin_policy, droid_policy, libero_policy, ur5_policy
 from openpi_client import realtime
 from openpi_client.realtime.limits import Limiter
-from openpi_client.robots import aloha, calvin, droid, flags, libero, pictures, robotiq, ros1, trossen, ur5
+from openpi_client.robots import aloha, calvin, cameras, droid, flags, libero, pictures, robotiq, ros1, trossen, ur5
 from openpi_client.robots.cameras import Camera, open_camera
 from openpi_client.robots.dry_run import DryRun
 from openpi_client.robots.fit import check_fit
@@ -30,7 +31,7 @@ from ur_controller import SERVO_STOP, Controller
 
 HERE = "127.0.0.1"
 
-# Flags and defaults as they are published.
+# Flags and defaults as they are published; the port, which is 8000 there, depends on the host.
 PUBLISHED = {
     "aloha_sim/main.py": {
         "--args.out-dir": Path("data/aloha_sim/videos"),
@@ -38,12 +39,12 @@ PUBLISHED = {
         "--args.seed": 0,
         "--args.action-horizon": 10,
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.display": False,
     },
     "aloha_real/main.py": {
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.action-horizon": 25,
         "--args.num-episodes": 1,
         "--args.max-episode-steps": 1000,
@@ -54,11 +55,11 @@ PUBLISHED = {
         "--max_timesteps": 600,
         "--open_loop_horizon": 8,
         "--remote_host": "0.0.0.0",
-        "--remote_port": 8000,
+        "--remote_port": None,
     },
     "libero/main.py": {
         "--args.host": "0.0.0.0",
-        "--args.port": 8000,
+        "--args.port": None,
         "--args.resize-size": 224,
         "--args.replan-steps": 5,
         "--args.task-suite-name": "libero_spatial",
@@ -69,7 +70,7 @@ PUBLISHED = {
     },
     "trossen_ai/main.py": {
         "--policy_host": "localhost",
-        "--policy_port": 8000,
+        "--policy_port": None,
         "--control_freq": 30,
         "--mode": "autonomous",
         "--task_prompt": "move the arm to the left",
@@ -80,7 +81,7 @@ PUBLISHED = {
         "--left_arm": "192.168.1.5",
     },
     "calvin/main.py": {"--args.replan-steps": 5, "--args.max-subtask-steps": 360, "--args.seed": 7},
-    "ur5/main.py": {"--host": "0.0.0.0", "--port": 8000},
+    "ur5/main.py": {"--host": "0.0.0.0", "--port": None},
 }
 PROGRAMS = [*PUBLISHED, "aloha_real/main_ros2.py"]
 
@@ -390,6 +391,13 @@ def test_an_arm_whose_line_is_cut_does_not_leave_the_other_one_servoing(tmp_path
     assert len(program.told("camera stopped")) == 4
 
 
+def test_a_trossen_kit_has_one_strategy(monkeypatch):
+    program = loaded("trossen_ai/main.py", monkeypatch)
+    args = program["Args"](temporal_ensemble_coefficient=0.01, strategy="synchronous")
+    with pytest.raises(ValueError, match="leave out --strategy synchronous"):
+        program["main"](args)
+
+
 def test_the_simulated_driver_has_the_calls_of_trossen_s(monkeypatch):
     real = pytest.importorskip("trossen_arm")
     monkeypatch.syspath_prepend(str(COUNTERPARTS))
@@ -585,6 +593,37 @@ def test_a_camera_thread_that_ends_is_noticed(caplog):
     with pytest.raises(TimeoutError, match="nothing came from 'wrist'"):
         Camera("wrist", lambda: silent.wait() and None).wait(0.01)
     silent.set()
+
+
+@pytest.mark.parametrize("names", [("secs", "nsecs"), ("sec", "nanosec")])
+def test_a_driver_that_repeats_its_last_message_is_silent_and_one_without_stamps_is_not(names, monkeypatch):
+    class Topics:
+        def __init__(self) -> None:
+            self.callbacks = {}
+
+        def subscribe(self, topic, kinds, callback):
+            self.callbacks[topic] = callback
+            publish(topic, callback, 1)
+
+        def publisher(self, topic, kind):
+            return lambda **fields: None
+
+    def publish(topic, callback, stamp):
+        header = SimpleNamespace(stamp=SimpleNamespace(**dict(zip(names, (0, stamp), strict=True))))
+        joints = {"name": [*aloha.JOINTS, "left_finger"], "position": [0.0] * 7}
+        picture = {"encoding": "rgb8", "height": 1, "width": 1, "step": 3, "data": bytes(3)}
+        callback(SimpleNamespace(header=header, **(joints if "joint" in topic else picture)))
+
+    now = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(cameras, "time", SimpleNamespace(monotonic=lambda: now.s))
+    topics = Topics()
+    robot = aloha.AlohaRobot(topics, camera_topics={"cam_high": "/cam_high"})
+    for picture, joints, is_there in ((2, 2, 1), (2, 3, 0), (3, 3, 0), (4, 4, 1), (0, 0, 1), (0, 0, 1)):
+        now.s += 0.6
+        for topic, callback in topics.callbacks.items():
+            publish(topic, callback, joints if "joint" in topic else picture)
+        seen = robot.observe()
+        assert (seen["images"]["cam_high"] is not None and seen["state"] is not None) == is_there
 
 
 def test_a_camera_that_loses_a_frame_comes_back(caplog):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,6 +224,8 @@ class PreparingPolicy(Policy):
         self.threads.append(threading.current_thread().name)
         if "bad" in data:
             raise ObservationError("'bad' is there")
+        if "odd" in data:
+            raise ValueError(data["odd"])
         return data
 
 
@@ -236,6 +239,19 @@ def test_observations_are_checked_and_prepared_in_the_session_s_thread():
         assert policy.threads[2:] == ["openpi-session"]
         answers = client.infer_batch([{"state": np.zeros(2)}, {"bad": 1}, {"state": np.zeros(2)}])
         assert answers[1] == {"error": "ObservationError: 'bad' is there"} and "actions" in answers[2]
+
+
+def test_what_a_transform_raises_for_an_observation_is_answered_and_the_session_lives_on(caplog):
+    with server_thread(PreparingPolicy) as (_, port), raw_connection(port) as connection:
+        connection.recv(PATIENCE_S)
+        odd = {"odd": "the image is too small"}
+        for message in (odd, [odd, odd]):
+            connection.send(msgpack_numpy.packb(message))
+            text = connection.recv(PATIENCE_S)
+            assert text.startswith("Traceback") and text.rstrip().endswith("ValueError: the image is too small")
+            assert re.search("error [0-9a-f]{8} in the server's log", text)[0][6:14] in caplog.text
+        connection.send(msgpack_numpy.packb({"state": np.zeros(2)}))
+        assert "actions" in msgpack_numpy.unpackb(connection.recv(PATIENCE_S))
 
 
 def test_an_infer_of_a_subclass_s_own_gets_the_observation():

@@ -89,6 +89,8 @@ MISTAKES = [
     ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),
     ("blank", lambda o, _: {"camera/side": np.zeros_like(o["camera/side"])}),
     ("blank", lambda o, _: {"camera/side": np.full_like(o["camera/side"], 255)}),
+    ("swapped", lambda o, _: {"camera/side": o["camera/top"]}),
+    ("swapped", lambda o, _: {"camera/side": o["camera/top"] + (o["camera/top"] < 128)}),
     ("turned", lambda o, _: {"camera/top": o["camera/top"][::-1, ::-1]}),
     ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
     ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
@@ -111,6 +113,17 @@ def test_one_observation_is_enough_for_whoever_has_no_more(seen, code, change):
     first = Arm(200).episode()[0]
     assert {warning[1:].partition("]")[0] for warning in once(seen, {**first, **change(first, first)})} == {code}
     assert once(seen, first) == []
+
+
+def test_one_picture_under_two_names_is_told_however_alike_the_cameras_are_unless_training_had_it(samples):
+    def alike(observation, noise):
+        return {**observation, "camera/side": observation["camera/top"] ^ np.uint8(noise)}
+
+    stream = Arm(200).episode()
+    near, one = (Seen.of([(e, first, alike(o, noise)) for e, first, o in samples], []) for noise in (1, 0))
+    [warning] = Watch(near).look(alike(stream[0], 0))
+    assert warning.startswith("[swapped] camera/side: is the very picture of 'camera/top'")
+    assert codes(near, [alike(o, 1) for o in stream]) == codes(one, [alike(o, 0) for o in stream]) == []
 
 
 def test_a_robot_that_strays_a_little_has_no_other_units(seen):

@@ -25,6 +25,11 @@ from openpi.weights.blocks import Weights
 from openpi.weights.compare import Shapes
 from openpi.weights.layout import Layout
 
+# Others, computed anew, would give a robot other commands.
+_OWN_STATS = (
+    "a checkpoint is served with the statistics that it was trained with, which training keeps in its `assets`: "
+    "correct asset_id of the recipe, or copy that folder back from the run, or from where the checkpoint comes from"
+)
 TOKENIZER_FILE = "assets/tokenizer.model"
 ACTION_TOKENIZER_DIR = "assets/action_tokenizer"
 CONTRACT_FILE = "contract.json"
@@ -130,7 +135,7 @@ class Checkpoint:
     def _read_stats(self, asset_id: str, use_quantiles: bool) -> dict[str, NormStats]:
         if not self.assets.is_dir() and self.layout is Layout.LEROBOT:
             return lerobot_files.read_norm_stats(self.folder, use_quantiles=use_quantiles)
-        return normalize.load(self.assets / asset_id)
+        return normalize.load(self.assets / asset_id, fix=_OWN_STATS)
 
     def _once(self, key: Hashable, read: Callable[[], Part]) -> Part:
         if key not in self._parts:

@@ -135,7 +135,7 @@ def own_server(command: Command, folder: Path) -> Iterator[Asker]:
 
 
 @contextlib.contextmanager
-def running_server(host: str, port: int | None, api_key: str | None) -> Iterator[Asker]:
+def running_server(host: str, port: int, api_key: str | None) -> Iterator[Asker]:
     """One that somebody else has started.
 
     Raises:
@@ -146,7 +146,7 @@ def running_server(host: str, port: int | None, api_key: str | None) -> Iterator
 
 
 def _client(
-    host: str, port: int | None, api_key: str | None, connect_timeout_s: float, reconnect_timeout_s: float
+    host: str, port: int, api_key: str | None, connect_timeout_s: float, reconnect_timeout_s: float
 ) -> WebsocketClientPolicy:
     # A simulated world waits: no observation is too old.
     return WebsocketClientPolicy(

@@ -294,13 +294,7 @@ def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, No
             "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
             "use; set data.assets.asset_id, or pass norm_stats"
         )
-    try:
-        return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}. A checkpoint is served with the statistics that it was trained with, which training keeps in "
-            "its `assets`: copy that folder back from the run, or from where the checkpoint comes from"
-        ) from error
+    return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
 def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: BaseModelConfig) -> Contract | None:

@@ -163,6 +163,7 @@ class Watch:
             colored = np.array([cells(picture) for picture in pictures])
             before = self._looked[-1] if self._looked else None
             self._looked.append(_Looked(self._known, keys, grey(colored), pictures, before))
+            found += self._same(pictures)
             found += self._cameras()
             colors = dict(zip(keys, color(colored).tolist(), strict=True))
         self.drift.add({key: value.tolist() for key, value in state.items()}, colors)
@@ -180,6 +181,22 @@ class Watch:
             row, (low, high) = values.tolist(), self._wide[key]  # of a dozen numbers arrays take longer
             if any(map(operator.lt, row, low)) or any(map(operator.gt, row, high)):
                 yield from _of_outside(key, self._seen.state[key], values)
+
+    def _same(self, pictures: Sequence[np.ndarray]) -> Iterator[str]:
+        """Of one picture under two names, which no two cameras give: noise alone differs."""
+        last = self._looked[-1]
+        for i, j in itertools.combinations(range(len(pictures)), 2):
+            if (
+                last.bytes[i] == last.bytes[j]
+                and last.contrasts[i] >= FLAT
+                and np.array_equal(pictures[i], pictures[j])
+            ):
+                one, other = last.keys[i], last.keys[j]
+                if self._seen.cameras[one].views != self._seen.cameras[other].views:
+                    yield (
+                        f"[swapped] {other}: is the very picture of '{one}', in training they differed; give each name "
+                        "its own camera in the robot's program"
+                    )
 
     def _cameras(self) -> Iterator[str]:
         last = self._looked[-1]
@@ -207,7 +224,15 @@ class Watch:
             )
         turned = np.mean([each.turned for each in self._looked], axis=0)
         for i in far:
-            if last.keys[i] not in swapped:
+            if last.keys[i] in swapped:
+                continue
+            nearest = int(distances[i].argmin())
+            if distances[i, nearest] <= known[nearest].far and distances[i, nearest] < _CLEARLY * own[i]:
+                yield (
+                    f"[swapped] {last.keys[i]}: shows what '{last.keys[nearest]}' showed in training; look at which "
+                    "camera the robot's program gives this name"
+                )
+            else:
                 yield self._unlike(last.keys[i], float(own[i]), turned[i])
 
     def _is_frozen(self, row: int) -> bool:

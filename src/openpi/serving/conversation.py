@@ -273,7 +273,8 @@ class _Exchange:
             answer = {"error": f"{type(error).__name__}: {error_text(error)}"}
             packed = [msgpack_numpy.Packer().pack(answer)]
             self.log.write(conversation.session.request, packed, seconds, self.num_bytes)
-        return conversation.session.failed(error, number)
+        is_of_transform = any(error is item for item in self.items)
+        return conversation.session.failed(error, number, is_of_transform=is_of_transform)
 
     def _note(self, frames: list[Frame], results: Sequence[Result], infer_s: float) -> None:
         seconds = self._count("ok")

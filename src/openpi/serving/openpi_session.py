@@ -118,15 +118,17 @@ class OpenpiSession:
         self._prev_total_ms = (now_s - self._exchange_start_s) * 1000
         self._exchange_start_s = now_s
 
-    def failed(self, error: BaseException, number: str = "") -> list[Frame]:
+    def failed(self, error: BaseException, number: str = "", *, is_of_transform: bool = False) -> list[Frame]:
         """The frames that answer a message that failed. The text ends with the reason.
 
         What a client can correct by itself, an observation that does not fit, is said without a traceback, and the
-        session lives on; anything else ends it, as recorded.
+        session lives on; so it does when a transform takes no such observation, since the next one may do. Anything
+        else ends it, as recorded.
         """
         if is_explained(error):
             return [Text(f"{type(error).__name__}: {error_text(error)}")]
-        return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]
+        text = Text(traceback_text(error, number, whole=self._debug))
+        return [text] if is_of_transform else [text, Close(ERROR_CODE, ERROR_REASON)]
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
         """The frames that end a connection that has no model to talk to."""

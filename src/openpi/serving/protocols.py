@@ -89,8 +89,13 @@ class Session(Protocol):
         """The reply has left."""
         ...
 
-    def failed(self, error: BaseException, number: str = "") -> list[Frame]:
-        """The frames that answer a message that failed."""
+    def failed(self, error: BaseException, number: str = "", *, is_of_transform: bool = False) -> list[Frame]:
+        """The frames that answer a message that failed.
+
+        Args:
+            number: under which the log has it.
+            is_of_transform: a transform of the policy raised it for the observation, which no model was asked about.
+        """
         ...
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:

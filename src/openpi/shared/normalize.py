@@ -329,9 +329,14 @@ def save(directory: Path | str, norm_stats: Mapping[str, NormStats]) -> None:
     whole_file.write_text(directory / STATS_FILE, serialize_json(norm_stats))
 
 
-def load(directory: Path | str) -> dict[str, NormStats]:
+_FIX = "compute them with `openpi stats`, or correct assets_dir and asset_id of the recipe"
+
+
+def load(directory: Path | str, *, fix: str = _FIX) -> dict[str, NormStats]:
     """Reads `<directory>/norm_stats.json`.
 
+    Args:
+        fix: what to do where there is none.
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged.
@@ -340,10 +345,7 @@ def load(directory: Path | str) -> dict[str, NormStats]:
     if not path.is_file():
         there = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{STATS_FILE}"))
         others = f" (beside it: those of {', '.join(map(repr, there))})" if there else ""
-        raise FileNotFoundError(
-            f"normalisation statistics not found at {path}{others}; compute them with `openpi stats`, or correct "
-            "assets_dir and asset_id of the recipe"
-        )
+        raise FileNotFoundError(f"normalisation statistics not found at {path}{others}; {fix}")
     try:
         return deserialize_json(path.read_text("utf-8"))
     except ValueError as error:

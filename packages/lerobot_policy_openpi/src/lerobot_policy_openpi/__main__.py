@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output.exists():
             raise ValueError(f"{args.output} exists; give another --output, or remove it")
         robot = robots.make_robot([word for word in words if word.startswith("--robot.")])
-        key = connection.api_key_of()
-        with WebsocketClientPolicy(args.host, args.port, key, connect_timeout_s=args.timeout) as server:
+        key, port = connection.api_key_of(), connection.usual_port(args.host, args.port)
+        with WebsocketClientPolicy(args.host, port, key, connect_timeout_s=args.timeout) as server:
             metadata = server.get_server_metadata()
-        config = config_for(robot, metadata, robots.choices_of(args), host=args.host, port=args.port)
+        config = config_for(robot, metadata, robots.choices_of(args), host=args.host, port=port)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         print(f"lerobot_policy_openpi: {error}", file=sys.stderr)
         return 2
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, help="default: 8000, or 443 of wss://...")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the server")
     parser.add_argument("--output", type=Path, required=True, help="the folder; must not exist")
     robots.add_choices(parser)

@@ -11,7 +11,7 @@ from lerobot.optim.optimizers import AdamWConfig
 class OpenPIConfig(PreTrainedConfig):
     """
     Attributes:
-        host, port: of the server; the host may be a URL (`ws://`, `wss://`), with `port` None.
+        host, port: of the server; the host may be a URL (`ws://`, `wss://`). Without a port it is 8000, or 443 of `wss://`.
         n_action_steps: rows of a chunk that are played before the server is asked again; None = all.
         state_names, action_names: of LeRobot's vectors, in its order: the robot's features.
         names, cameras, units, convert, fixed: what names do not decide, as `Choices` of `openpi_client.robots`.
@@ -23,7 +23,7 @@ class OpenPIConfig(PreTrainedConfig):
     """
 
     host: str = "127.0.0.1"
-    port: int | None = 8000
+    port: int | None = None
     n_action_steps: int | None = None
     state_names: list[str] = field(default_factory=list)
     action_names: list[str] = field(default_factory=list)

@@ -48,7 +48,8 @@ class OpenPIPolicy(PreTrainedPolicy):
         # LeRobot finds a policy's device by its parameters.
         self.register_buffer("_device", torch.zeros(1), persistent=False)
         key = connection.api_key_of()  # no field: it would be written to config.json
-        self._client = WebsocketClientPolicy(config.host, config.port, key, jpeg_quality=config.jpeg_quality)
+        port = connection.usual_port(config.host, config.port)
+        self._client = WebsocketClientPolicy(config.host, port, key, jpeg_quality=config.jpeg_quality)
         self._metadata = metadata = self._client.get_server_metadata()
         self._robot_side = RobotSide(config, metadata)
         self._max_age_s = config.max_age_s or 2 * (chunk_s(metadata) or 1.0)

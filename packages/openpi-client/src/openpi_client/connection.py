@@ -30,6 +30,9 @@ UNTIMED = "untimed"
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
+# Of servers; those behind a proxy that speaks TLS are reached where that listens.
+_USUAL_PORT, _TLS_PORT = 8000, 443
+
 API_KEY_VARIABLE = "OPENPI_API_KEY"
 
 _HEAD_END = b"\r\n\r\n"
@@ -75,6 +78,18 @@ def uri(host: str, port: Optional[int]) -> str:
     except ValueError as error:
         raise ValueError(f"the address {host} has a port that is none: {error}") from None
     return host if port is None or has_port else place._replace(netloc=f"{place.netloc}:{port}").geturl()
+
+
+def usual_port(host: str, port: Optional[int] = None) -> int:
+    """The port of `uri` in commands and programs, whose users need not name one: 443 of a URL with TLS (wss, https), as
+    everywhere; 8000 else. Clients in code take what they are told, as the published ones.
+
+    Args:
+        port: what a flag says; None = nothing.
+    """
+    if port is not None:
+        return port
+    return _TLS_PORT if host.startswith(("wss://", "https://")) else _USUAL_PORT
 
 
 def api_key_of(given: Optional[str] = None) -> Optional[str]:

@@ -170,7 +170,7 @@ class PositronicSession:
     def sent(self, now_s: float) -> None:
         """The reply has left; this protocol tells no times."""
 
-    def failed(self, error: BaseException, number: str = "") -> list[Frame]:
+    def failed(self, error: BaseException, number: str = "", *, is_of_transform: bool = False) -> list[Frame]:
         """The frame that answers a message that failed; the session lives on."""
         text = error_text(error)
         if not is_explained(error):

@@ -33,7 +33,7 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
 from openpi.training.data.moments import Moment, Moments
 from openpi_client.base_policy import Observation, Reply
-from openpi_client.connection import api_key_of
+from openpi_client.connection import api_key_of, usual_port
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 _INNER: tuple[str, ...] = (IMAGES, STATE, NORMALIZED, TOKENS)
@@ -50,8 +50,9 @@ def diagnose(
     recordings = Moments(config, around.data_config, episodes)
     some = frames_of(recordings, args.frames)
     # What was recorded is old.
+    port = usual_port(args.host, args.port)
     with WebsocketClientPolicy(
-        args.host, args.port, api_key_of(args.api_key), connect_timeout_s=args.timeout, max_age_s=None
+        args.host, port, api_key_of(args.api_key), connect_timeout_s=args.timeout, max_age_s=None
     ) as client:
         return _Asking(config, checkpoint, around, recordings, some, client, args).diagnosis()
 

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="RECIPE", help="recipe of a checkpoint that carries none")
     parser.add_argument("--dataset", metavar="PATH|ID", help="LeRobot dataset instead of the recipe's")
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, help="default: 8000, or 443 of wss://...")
     parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="wait so long for the server")
     parser.add_argument("--frames", type=int, default=8, help="of the dataset, from all over it (default 8)")

@@ -34,7 +34,7 @@ class Args:
         against: a second checkpoint, on the same frames and noise.
         config: recipe of a checkpoint that carries none, or of a server.
         host: of a running server, or its URL.
-        port: of a running server.
+        port: of a running server; default: 8000, or 443 of wss://...
         api_key: of a running server; default: the environment variable OPENPI_API_KEY.
         output: folder for results.json and report.html; one that holds an evaluation is refused.
         episodes: numbers; default: those that the recipe holds out, else some of all.
@@ -208,11 +208,11 @@ def _local(checkpoint: str, args: Args) -> Asked:
 
 
 def _remote(args: Args) -> Asked:
-    from openpi_client.connection import api_key_of
+    from openpi_client.connection import api_key_of, usual_port
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    key = api_key_of(args.api_key)
-    policy = WebsocketClientPolicy(args.host or "127.0.0.1", args.port or 8000, api_key=key, max_age_s=None)
+    host, key = args.host or "127.0.0.1", api_key_of(args.api_key)
+    policy = WebsocketClientPolicy(host, usual_port(host, args.port), api_key=key, max_age_s=None)
     # A published server hands every key to its transforms, which take no seed.
     takes_seed = policy.get_server_metadata().get("contract", {}).get("model_type") in ("pi0", "pi05")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from openpi.cli.console import command, make_parser
 from openpi_client.base_policy import Metadata, Observation
-from openpi_client.connection import api_key_of
+from openpi_client.connection import api_key_of, usual_port
 
 if TYPE_CHECKING:
     from openpi_client.realtime import ProcessRequester
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     from openpi_client.realtime.actions import ActionSpec
 
     args = _parser().parse_args(argv)
-    with ProcessRequester(args.host, args.port, api_key_of(args.api_key), connect_timeout_s=args.timeout) as policy:
+    port = usual_port(args.host, args.port)
+    with ProcessRequester(args.host, port, api_key_of(args.api_key), connect_timeout_s=args.timeout) as policy:
         observation = example(policy.metadata)
         spec = ActionSpec.from_metadata(policy.metadata, width=None, hold="stay")  # nothing moves here
         parts, errors = measure(policy, observation, args.seconds, spec)
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("openpi client-check", __doc__)
     parser.add_argument("--host", default="127.0.0.1", help="a name, an address, or a URL such as wss://robot:8443")
-    parser.add_argument("--port", type=int, default=8000, help="where --host names none")
+    parser.add_argument("--port", type=int, help="where --host names none; default: 8000, or 443 of wss://...")
     parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--seconds", type=float, default=20.0, help="of asking")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the server")

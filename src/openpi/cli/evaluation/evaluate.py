@@ -43,7 +43,7 @@ class Args:
         checkpoint: a step's folder, a run's folder (its latest complete step), or a URL.
         policy: the world's scripted expert, served under the contract of the world's recipe.
         host: of a running server, the published one too; or its URL.
-        port: of a running server.
+        port: of a running server; default: 8000, or 443 of wss://...
         port_file: read the port from here, where `openpi serve --port-file` wrote it.
         api_key: of a running server; default: the environment variable OPENPI_API_KEY.
         compare: two checkpoints, played on the same seeds.
@@ -259,12 +259,12 @@ def _server(plan: Evaluation, args: Args, policy: Json, output: Path) -> Iterato
         yield stack.enter_context(running_server(host, port, key))
 
 
-def _address(args: Args) -> tuple[str, int | None, str | None]:
+def _address(args: Args) -> tuple[str, int, str | None]:
     """Host, port and key of a running server."""
-    from openpi_client.connection import api_key_of
+    from openpi_client.connection import api_key_of, usual_port
 
-    port = int(args.port_file.read_text()) if args.port_file else args.port
-    return args.host or "127.0.0.1", port, api_key_of(args.api_key)
+    host, port = args.host or "127.0.0.1", int(args.port_file.read_text()) if args.port_file else args.port
+    return host, usual_port(host, port), api_key_of(args.api_key)
 
 
 @contextlib.contextmanager

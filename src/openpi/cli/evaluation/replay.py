@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("openpi replay", __doc__)
     parser.add_argument("place", type=Path, help="a recorded session (folder or .mcap file), or a folder of sessions")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, help="default: 8000, or 443 of wss://...")
     parser.add_argument("--model", help="of the server; default: the recorded one, or else the server's own")
     parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--tolerance", type=float, help="largest difference between actions that is not an error")
@@ -141,13 +141,13 @@ def open_client(
 
 
 def _connected(protocol: str, model: str | None, args: argparse.Namespace) -> PositronicClient | WebsocketClientPolicy:
-    key = connection.api_key_of(args.api_key)
+    key, port = connection.api_key_of(args.api_key), connection.usual_port(args.host, args.port)
     if protocol == "positronic":
         # As recorded: the images were shrunk already.
-        client = PositronicClient(args.host, args.port, resize=None, model_id=model, api_key=key)
+        client = PositronicClient(args.host, port, resize=None, model_id=model, api_key=key)
         client.reset()
         return client
-    place = connection.uri(args.host, args.port) + (f"/?model={quote(model, safe='')}" if model else "")
+    place = connection.uri(args.host, port) + (f"/?model={quote(model, safe='')}" if model else "")
     # What was recorded is old.
     return WebsocketClientPolicy(place, None, key, connect_timeout_s=args.timeout, max_age_s=None)
 

@@ -17,6 +17,9 @@ import numpy as np
 
 from openpi_client.base_policy import Observation
 
+# An m of which the second weight is 0.
+_ALONE = 1e3
+
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
@@ -112,20 +115,26 @@ class TemporalEnsembling(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.execution_horizon is not None:  # as the first argument of other strategies
+            raise ValueError(
+                f"execution_horizon is {self.execution_horizon}; ensembling asks every rate_of_inference rows: give "
+                f"TemporalEnsembling(rate_of_inference={self.execution_horizon})"
+            )
         if self.rate_of_inference < 1:
             raise ValueError(f"rate_of_inference is {self.rate_of_inference}; expected at least 1 row")
         if not math.isfinite(self.m):
             raise ValueError(f"m is {self.m}; expected a finite number")
 
     def max_chunks(self, horizon: int) -> int:
-        return math.ceil(horizon / self.rate_of_inference) + 1
+        return horizon + 1  # after late answers it asks sooner than every rate_of_inference rows
 
     def rows_between(self, horizon: int, delay: int) -> int:
         return self.rate_of_inference
 
     def combine(self, rows: np.ndarray) -> np.ndarray:
-        exponents = -self.m * np.arange(len(rows))
-        weights = np.exp(exponents - exponents.max())
+        behind = np.arange(len(rows))  # the chunk with the largest weight
+        behind = behind if self.m >= 0 else behind[::-1]
+        weights = np.exp(-min(abs(self.m), _ALONE) * behind)  # finite: 1 is among them
         return weights @ rows / weights.sum()
 
 

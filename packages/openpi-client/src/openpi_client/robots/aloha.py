@@ -10,7 +10,7 @@ gripper is measured as the place of its finger, and commanded as the angle of it
 """
 
 import dataclasses
-from typing import Any, Callable, List, Mapping, Optional, Sequence
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from typing_extensions import Protocol
@@ -103,6 +103,14 @@ class Topics(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def _stamp_of(message: Any) -> Optional[Tuple[int, int]]:
+    """Seconds and nanoseconds, by which a driver that goes on publishing what it had when it lost its arm or camera is
+    told from one that works; None = it does not stamp."""
+    stamp = getattr(getattr(message, "header", None), "stamp", None)
+    parts = [getattr(stamp, one, getattr(stamp, two, 0)) for one, two in (("sec", "secs"), ("nanosec", "nsecs"))]
+    return (parts[0], parts[1]) if any(parts) else None
 
 
 class AlohaRobot(Robot):
@@ -220,7 +228,7 @@ class AlohaRobot(Robot):
 
     def _latest(self, topic: str, kinds: Sequence[str]) -> "Latest[object]":
         latest: Latest[Any] = Latest(topic)
-        self._topics.subscribe(topic, kinds, latest.put)
+        self._topics.subscribe(topic, kinds, lambda message: latest.put(message, _stamp_of(message)))
         return latest
 
     def _publisher(self, arm: str, topic: str, kind: str) -> Callable[..., None]:

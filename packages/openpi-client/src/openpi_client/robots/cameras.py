@@ -28,8 +28,17 @@ class Latest(Generic[T]):
         self._entry: Optional[tuple] = None
         self._came = threading.Event()
         self._is_missing = False
+        self._stamp: object = None
 
-    def put(self, value: T) -> None:
+    def put(self, value: T, stamp: object = None) -> None:
+        """
+        Args:
+            stamp: when the source says that it measured it, by any clock; the same again is the same value, which is as
+                old as it was. None = it does not say.
+        """
+        if stamp is not None and stamp == self._stamp:
+            return
+        self._stamp = stamp
         self._entry = (value, time.monotonic())
         self._came.set()
 
@@ -59,7 +68,7 @@ class Latest(Generic[T]):
         return self._entry[0]
 
     def _why_missing(self, age_s: float) -> str:
-        why = f"it failed: {self.error}" if self.error is not None else "its stream has stopped"
+        why = f"it failed: {self.error}" if self.error is not None else "its stream has stopped, or repeats itself"
         return f"the newest from '{self.name}' is {age_s:.1f} s old ({why}); the policy is not asked until it is back"
 
 

@@ -201,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--host", default="127.0.0.1", help="of the server: a name, an address, or a URL")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, help="default: 8000, or 443 of wss://...")
     parser.add_argument("--api-key", help="of the server; default: OPENPI_API_KEY")
     parser.add_argument("--prompt", help="the task in words; without it, the server's own")
     parser.add_argument("--max-s", type=float, help="seconds of the episode; without it, until Ctrl-C")
@@ -276,10 +276,10 @@ def _two_numbers(name: str, text: str) -> Tuple[float, float]:
 
 
 def _requester(args: argparse.Namespace) -> Requester:
-    key = connection.api_key_of(args.api_key)
+    key, port = connection.api_key_of(args.api_key), connection.usual_port(args.host, args.port)
     if os.name == "posix":
-        return realtime.ProcessRequester(args.host, args.port, key)
-    return realtime.ThreadRequester(WebsocketClientPolicy(args.host, args.port, key))
+        return realtime.ProcessRequester(args.host, port, key)
+    return realtime.ThreadRequester(WebsocketClientPolicy(args.host, port, key))
 
 
 def _run(robot: LeRobotRobot, policy: Requester, args: argparse.Namespace) -> int:

@@ -94,6 +94,7 @@ def running(
     """A robot, or with `dry_run` what prints for it, and its loop with a server; both are closed at the end.
 
     Args:
+        port: None = the usual one, `connection.usual_port`.
         make_robot: connects it, and does not move it. Called with what the server says of its policy.
         rows: of a chunk that are played from one question to the next, at least.
         rate_hz: of the ticks, where neither the robot nor the server's contract has a rate.
@@ -103,7 +104,7 @@ def running(
         ValueError: they do not fit.
     """
     with contextlib.ExitStack() as stack:
-        key = connection.api_key_of(args.api_key)
+        key, port = connection.api_key_of(args.api_key), connection.usual_port(host, port)
         policy = stack.enter_context(realtime.ProcessRequester(host, port, key, image_layout=image_layout))
         robot = make_robot(policy.metadata)
         stack.callback(robot.close)
@@ -130,12 +131,13 @@ def playing(
 
     Args:
         world: reset.
+        port: as of `running`.
     Raises:
         ConnectionError, ValueError: as `running`.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(world.close)
-        key = connection.api_key_of(args.api_key)
+        key, port = connection.api_key_of(args.api_key), connection.usual_port(host, port)
         policy = stack.enter_context(WebsocketClientPolicy(host, port, key, max_age_s=None))
         robot = DryRun(world) if args.dry_run else world
         clock = realtime.VirtualClock(on_advance=(lambda seconds: None) if args.dry_run else world.advance)
