@@ -535,6 +535,30 @@ def test_a_spoilt_replay_buffer_is_refused(spoil, words, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["d.zarr"]
 
 
+@pytest.mark.parametrize(("zarr_format", "chunk"), [(2, "6.0.0.0"), (3, "c/6/0/0/0")])
+def test_what_a_replay_buffer_lacks_is_told_and_not_made_up(zarr_format, chunk, tmp_path, capsys):
+    """Zarr reads zeros where a chunk was not copied, and frames of one number may be of two moments."""
+    path = tmp_path / "d.zarr"
+    written = raw.umi_buffer(path, (5, 3, 2), zarr_format=zarr_format)
+    data = zarr.open_group(path, mode="a", zarr_format=zarr_format)
+    data["meta/episode_ends"].resize((2,))
+    (path / "data/robot0_gripper_width" / ("c/0/0" if zarr_format == 3 else "0.0")).unlink()
+    convert("umi", path, tmp_path / "set", "--task", "t", "--images", "--episodes", "0")
+    convert("umi", path, tmp_path / "second", "--task", "t", "--images", "--episodes", "1")
+    told = provenance(tmp_path / "second")["remarks"]["d.zarr/episode_1"]
+    assert "the 2 frames behind it are of no episode" in told[0]
+    assert "robot0_gripper_width: frames '5..7' are not stored" in told[1]
+    (path / "data/camera0_rgb" / chunk).unlink()
+    convert("umi", path, tmp_path / "third", "--task", "t", "--images", "--skip-unusable", "--episodes", "0,1")
+    assert "camera0_rgb: frames '6..6' are not stored" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        LeRobotDataset(tmp_path / "third").column("action")[:, :6], written[0]["action"][:, :6].astype(np.float32)
+    )
+    data["data/camera0_rgb"].resize((11, 16, 16, 3))
+    convert("umi", path, tmp_path / "other", "--task", "t", code=1)
+    assert "one number of frames is expected of all arrays" in capsys.readouterr().err
+
+
 def test_calvin_s_annotated_stretches_are_episodes(tmp_path, capsys):
     stretches = [("lift the block", 3, 6), ("push the drawer", 5, 9)]
     written = raw.calvin_split(tmp_path / "task_D_D/training", 3, 9, stretches)

@@ -11,7 +11,10 @@ state, and the last one's its own, which is what its training makes of it.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, joined, relative
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, MAX_IMAGE_PIXELS, Budget
-from openpi.shared.errors import install_hint, missing_key
+from openpi.shared.errors import install_hint, listed, missing_key
 
 if TYPE_CHECKING:
     import zarr
@@ -84,8 +87,11 @@ class UmiZarr:
                 columns["action"] = store.vectors((action,), begin, end)
             for name in cameras:
                 columns[f"observation.images.{name}"] = store.camera(f"data/{name}", begin, end)
-            left_out = [f"data/{name}" for name in names if name not in (*state_names, action, *cameras)]
-        return RawEpisode(columns, _UMI_HZ if is_umi else None, None, "umi" if is_umi else None, tuple(left_out))
+            used = [name for name in (*state_names, action, *cameras) if name is not None]
+            left_out = tuple(f"data/{name}" for name in names if name not in used)
+            remarks = tuple(_remarks(store, used, cameras, begin, end))
+        robot, rate = ("umi", _UMI_HZ) if is_umi else (None, None)
+        return RawEpisode(columns, rate, None, robot, left_out, remarks)
 
     def _stores(self) -> list[Path]:
         if any((self.root / mark).is_file() for mark in _MARKS):
@@ -102,6 +108,29 @@ class UmiZarr:
 def _umi_state(names: Sequence[str]) -> tuple[str, ...]:
     robots = sorted({match[1] for name in names if (match := re.fullmatch(r"(robot\d+)_eef_pos", name))})
     return tuple(f"{robot}_{part}" for robot in robots for part in _UMI_STATE)
+
+
+def _remarks(store: _Opened, names: Sequence[str], cameras: Sequence[str], begin: int, end: int) -> Iterator[str]:
+    """What is not in the episode and should be.
+
+    Raises:
+        ValueError: arrays of several lengths, or pictures that are nowhere stored.
+    """
+    lengths = {name: store.length(f"data/{name}") for name in names}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"{store.path} data: one number of frames is expected of all arrays, found {lengths}: which of them belong "
+            "together, nothing says. If a recording was interrupted, cut all to the last of meta/episode_ends"
+        )
+    if end == store.rows("meta/episode_ends", 0, None)[-1] and (behind := lengths[names[0]] - end):
+        yield f"the {behind} frames behind it are of no episode (meta/episode_ends), and are left out"
+    for name in names:
+        if not (absent := store.absent(f"data/{name}", begin, end)):
+            continue
+        told = f"data/{name}: frames {listed(absent)} are not stored, and would be read as the fill value"
+        if name in cameras:
+            raise ValueError(f"{store.path} {told}; copy it again")
+        yield f"{told}: unless they are such numbers, copy it again"
 
 
 class _Opened:
@@ -138,6 +167,33 @@ class _Opened:
     def is_picture(self, name: str) -> bool:
         array = self._array(name)
         return array.ndim == 4 and array.shape[3] == 3
+
+    def length(self, name: str) -> int:
+        return int(self._array(name).shape[0])
+
+    def absent(self, name: str, begin: int, end: int) -> list[str]:
+        """Of frames [begin, end), those whose chunks are in no file, such as `3..5`: zarr makes them up."""
+        array = self._array(name)
+        shape = array.shards or array.chunks
+        absent = []
+        for row in range(begin // shape[0], -(-end // shape[0])):
+            columns = (range(-(-size // part)) for size, part in zip(array.shape[1:], shape[1:], strict=True))
+            keys = (array.metadata.encode_chunk_key((row, *rest)) for rest in itertools.product(*columns))
+            if not all(self._is_stored(f"{name}/{key}") for key in keys):
+                first, last = max(begin, row * shape[0]), min(end, (row + 1) * shape[0]) - 1
+                absent.append(f"{first}..{last}")
+        return absent
+
+    def _is_stored(self, key: str) -> bool:
+        return (self.path / key).is_file() if self._entries is None else key in self._entries
+
+    @functools.cached_property
+    def _entries(self) -> frozenset[str] | None:
+        """The names in a zip; None of a folder."""
+        if self.path.is_dir():
+            return None
+        with zipfile.ZipFile(self.path) as file:
+            return frozenset(file.namelist())
 
     def rows(self, name: str, begin: int, end: int | None) -> np.ndarray:
         """Rows of an array of numbers."""
