@@ -841,6 +841,25 @@ def test_the_published_libero_script_converts_the_published_datasets(tmp_path, m
     assert "libero_object_no_noops has no dataset" in capsys.readouterr().err
 
 
+def test_libero_s_records_are_neither_dropped_nor_two_episodes(tmp_path, capsys):
+    episode = {
+        "steps/observation/state": raw.walk(0, 4, 8).astype(np.float32),
+        "steps/action": raw.walk(1, 4, 7).astype(np.float32),
+        "steps/language_instruction": [b"open the drawer"] * 4,
+        "steps/is_first": np.array([1, 0, 1, 0]),
+        **{f"steps/observation/{key}": [raw.jpeg(p) for p in raw.pictures(0, 4, 16, 16)] for key in RLDS_CAMERAS},
+    }
+    one = rlds_datasets.RecordedEpisode({**episode, "steps/is_first": np.array([1, 0, 0, 0])}, {})
+    folder = rlds_datasets.write(tmp_path / "rlds", "a", "1.0.0", [one, one], num_shards=1)
+    about = folder / "dataset_info.json"
+    about.write_text(about.read_text().replace('"shardLengths": ["2"]', '"shardLengths": ["1"]'))
+    convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", "--sets", "a", code=1)
+    assert "says that the file has 1 records, not more" in capsys.readouterr().err
+    rlds_datasets.write(tmp_path / "rlds", "b", "1.0.0", [rlds_datasets.RecordedEpisode(episode, {})], num_shards=1)
+    convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", "--sets", "b", code=1)
+    assert "'steps/is_first' is true at step 2, too" in capsys.readouterr().err
+
+
 def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
     flags = ["--raw-dir", str(aloha), "--repo-id", "me/pens", "--episodes", "0", "2", "--no-push-to-hub", "--is-mobile"]
