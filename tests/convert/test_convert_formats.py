@@ -223,6 +223,19 @@ def spoil_by_packing(file: h5py.File) -> None:
     h5py.h5d.create(file.id, b"action", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((9, 14)), twice)
 
 
+def spoil_unwritten(file: h5py.File) -> None:
+    del file["action"]
+    file.create_dataset("action", (9, 14), "f8")
+
+
+def spoil_unwritten_pictures(file: h5py.File) -> None:
+    """A recorder that makes room for the whole episode, and was stopped after six frames."""
+    name = "observations/images/cam_low"
+    values = file[name][:6]
+    del file[name]
+    file.create_dataset(name, (9, *values.shape[1:]), "u1", chunks=(1, *values.shape[1:]))[:6] = values
+
+
 def spoil_dtype(file: h5py.File) -> None:
     del file["action"]
     file.create_dataset("action", data=[b"text"] * 9)
@@ -242,6 +255,8 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_by_packing, ("compressed several times over, by ['deflate', 'deflate']",)),
         (spoil_by_storage, ("lies in another file",)),
         (spoil_by_size, ("/action", "at most")),
+        (spoil_unwritten, ("/action: 1 of its 1 parts were never written",)),
+        (spoil_unwritten_pictures, ("cam_low: 3 of its 9 parts were never written",)),
         (spoil_dtype, ("/action", "expected numbers")),
     ],
 )
