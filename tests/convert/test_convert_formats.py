@@ -440,6 +440,23 @@ def test_libero_s_own_demonstrations_become_the_published_columns(tmp_path, caps
     assert "obs/joint_states" in capsys.readouterr().out  # left out
 
 
+@pytest.mark.parametrize("is_late", [True, False])
+def test_libero_s_observations_go_with_the_action_that_follows_them(is_late, tmp_path):
+    """LIBERO's script keeps what an action led to; files made anew, as the published ones, what went before."""
+    (written,) = raw.libero_file(tmp_path / "a_demo.hdf5", 0, (6,), "open the drawer")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        moving = np.arange(7)[:, None] * 0.05 + np.arange(7)  # of the arm, before each action and after the last
+        states = np.array(file["data/demo_0/states"])
+        states[:, 1:8] = moving[:6]
+        del file["data/demo_0/states"], file["data/demo_0/obs/joint_states"]
+        file["data/demo_0/states"] = states
+        file["data/demo_0/obs/joint_states"] = moving[1:] if is_late else moving[:6]
+    convert("libero", tmp_path / "a_demo.hdf5", tmp_path / "set", "--images")
+    paired = {key: values[1:] if key == "actions" else values[:-1] for key, values in written.items()}
+    assert_same(tmp_path / "set", [paired if is_late else written])
+    assert provenance(tmp_path / "set")["remarks"] == {}
+
+
 def test_a_file_of_many_episodes_is_walked_no_more_than_one_of_few(tmp_path, monkeypatch):
     walked, keys = [], Hdf5File._keys
     monkeypatch.setattr(Hdf5File, "_keys", lambda file, node: walked.append(node.name) or keys(file, node))
