@@ -322,6 +322,16 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
     assert "lacks robot_state.q" in capsys.readouterr().err
 
 
+def test_copies_of_recordings_are_told(raw, tmp_path, caplog):
+    shutil.copytree(raw, tmp_path / "all" / "set")
+    convert(RawDataset(tmp_path / "all"), tmp_path / "one", get_codec("ee"), use_videos=False, num_workers=0)
+    assert "copies" not in caplog.text
+    shutil.copytree(raw / "000000000000" / "000000000001", tmp_path / "all/set_old/000000000000/000000000001")
+    source = RawDataset(tmp_path / "all")
+    convert(source, tmp_path / "two", get_codec("ee"), use_videos=False, num_workers=0)
+    assert "1 of 4 recordings are copies of others" in caplog.text and "set_old" in caplog.text
+
+
 def test_two_conversions_do_not_write_one_dataset(raw, tmp_path, capsys):
     with WorkFolder(tmp_path / "set"):
         assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]) == 1

@@ -85,6 +85,7 @@ def convert(
     features = _features(codec)
     rate = _rate(fps, codec)
     paths = _usable(paths, codec, columns, task, skip_unusable)
+    provenance.warn_of_copies(paths)
     if append:
         provenance.warn_of_other_codec(output, codec)
     if append and not repeat:
