@@ -519,6 +519,12 @@ def test_diffusion_policy_s_replay_buffers_say_no_rate(tmp_path, capsys):
     assert "--fps" in capsys.readouterr().err
     convert("umi", tmp_path / "pusht.zarr", tmp_path / "set", "--task", "push", "--images", "--fps", "10")
     assert_same(tmp_path / "set", written)
+    data = zarr.open_group(tmp_path / "pusht.zarr/data", mode="a", zarr_format=2)
+    channels_first = np.moveaxis(data["img"][:], 3, 1)
+    del data["img"]
+    data.create_array("img", data=channels_first, chunks=(3, *channels_first.shape[1:]))
+    convert("umi", tmp_path / "pusht.zarr", tmp_path / "again", "--task", "push", "--images", "--fps", "10")
+    assert_same(tmp_path / "again", written)
 
 
 def spoil_by_objects(path: Path) -> None:

@@ -235,7 +235,10 @@ def text_of(features: dict[str, Values], name: str, where: str) -> str:
     values = required(features, name, where)
     if not isinstance(values, list) or len(values) != 1:
         raise ValueError(f"{where}: '{name}' holds {len(values)} values; expected one text")
-    return bytes(values[0]).decode()
+    try:
+        return bytes(values[0]).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: '{name}' is {bytes(values[0])[:80]!r}; expected UTF-8") from error
 
 
 def column_of(features: dict[str, Values], name: str, width: int, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Replay buffers of UMI and diffusion policy: a zarr with all episodes behind each other, as a folder or zipped.
 
     meta/episode_ends               [episodes]      one behind the last frame of each
-    data/camera<n>_rgb, data/img    [n, h, w, 3]    uint8, or whole numbers 0..255 as floats
+    data/camera<n>_rgb, data/img    [n, h, w, 3]    or [n, 3, h, w]; uint8, or whole numbers 0..255 as floats
     data/robot<n>_eef_pos, _eef_rot_axis_angle, _gripper_width    UMI: m, rad, m
     data/state, data/action                         diffusion policy
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _UMI_HZ = 60
 _UMI_STATE = ("eef_pos", "eef_rot_axis_angle", "gripper_width")
 _UMI_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_width")
+_MIN_SIDE = 16  # of a picture whose channels come first; poses are smaller
 _MARKS = (".zgroup", "zarr.json")
 # What a file may name to be run over its bytes: compression and pictures; nothing that makes objects.
 _CODECS = re.compile(
@@ -166,7 +167,10 @@ class _Opened:
 
     def is_picture(self, name: str) -> bool:
         array = self._array(name)
-        return array.ndim == 4 and array.shape[3] == 3
+        if array.ndim != 4:
+            return False
+        is_chw = array.shape[1] == 3 and min(array.shape[2:]) >= _MIN_SIDE
+        return is_chw or array.shape[3] == 3
 
     def length(self, name: str) -> int:
         return int(self._array(name).shape[0])
@@ -215,7 +219,8 @@ class _Opened:
         return Numbers(values, f"data/{names[0]}" if len(names) == 1 else f"data/{{{', '.join(names)}}}", told)
 
     def camera(self, name: str, begin: int, end: int) -> Camera:
-        height, width = self._array(name).shape[1:3]
+        shape = self._array(name).shape
+        height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
         Budget(MAX_IMAGE_PIXELS, "pixels").spend(height * width, f"a picture of {self.path} {name}")
         return Camera(end - begin, (height, width), _pictures(self.path, name, begin, end), name)
 
@@ -266,6 +271,7 @@ def _pictures(path: Path, name: str, begin: int, end: int) -> Iterator[np.ndarra
 
 
 def _picture(frame: np.ndarray) -> np.ndarray:
+    frame = frame if frame.shape[2] == 3 else np.moveaxis(frame, 0, -1)
     if frame.dtype == np.uint8:
         return frame
     if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255 or np.any(frame != np.round(frame)):
