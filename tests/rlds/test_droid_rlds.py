@@ -313,7 +313,7 @@ def test_a_record_of_two_episodes_is_refused(recorded):
 def test_a_path_that_is_no_text_is_named_with_its_record(recorded):
     features = {**recorded["droid"][1].features, "episode_metadata/file_path": [b"/success/\xff"]}
     parsed = parse_example(rlds_datasets.encode(features), feature_names("joint_position"))
-    with pytest.raises(ValueError, match="record 4: 'episode_metadata/file_path' is .*expected UTF-8"):
+    with pytest.raises(ValueError, match=r"record 4: 'episode_metadata/file_path' is .*expected UTF-8"):
         make_episode(parsed, "joint_position", "record 4")
 
 
