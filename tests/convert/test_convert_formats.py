@@ -223,6 +223,19 @@ def spoil_by_packing(file: h5py.File) -> None:
     h5py.h5d.create(file.id, b"action", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((9, 14)), twice)
 
 
+def spoil_unwritten(file: h5py.File) -> None:
+    del file["action"]
+    file.create_dataset("action", (9, 14), "f8")
+
+
+def spoil_unwritten_pictures(file: h5py.File) -> None:
+    """A recorder that makes room for the whole episode, and was stopped after six frames."""
+    name = "observations/images/cam_low"
+    values = file[name][:6]
+    del file[name]
+    file.create_dataset(name, (9, *values.shape[1:]), "u1", chunks=(1, *values.shape[1:]))[:6] = values
+
+
 def spoil_dtype(file: h5py.File) -> None:
     del file["action"]
     file.create_dataset("action", data=[b"text"] * 9)
@@ -242,6 +255,8 @@ def spoil_dtype(file: h5py.File) -> None:
         (spoil_by_packing, ("compressed several times over, by ['deflate', 'deflate']",)),
         (spoil_by_storage, ("lies in another file",)),
         (spoil_by_size, ("/action", "at most")),
+        (spoil_unwritten, ("/action: 1 of its 1 parts were never written",)),
+        (spoil_unwritten_pictures, ("cam_low: 3 of its 9 parts were never written",)),
         (spoil_dtype, ("/action", "expected numbers")),
     ],
 )
@@ -425,6 +440,23 @@ def test_libero_s_own_demonstrations_become_the_published_columns(tmp_path, caps
     assert "obs/joint_states" in capsys.readouterr().out  # left out
 
 
+@pytest.mark.parametrize("is_late", [True, False])
+def test_libero_s_observations_go_with_the_action_that_follows_them(is_late, tmp_path):
+    """LIBERO's script keeps what an action led to; files made anew, as the published ones, what went before."""
+    (written,) = raw.libero_file(tmp_path / "a_demo.hdf5", 0, (6,), "open the drawer")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        moving = np.arange(7)[:, None] * 0.05 + np.arange(7)  # of the arm, before each action and after the last
+        states = np.array(file["data/demo_0/states"])
+        states[:, 1:8] = moving[:6]
+        del file["data/demo_0/states"], file["data/demo_0/obs/joint_states"]
+        file["data/demo_0/states"] = states
+        file["data/demo_0/obs/joint_states"] = moving[1:] if is_late else moving[:6]
+    convert("libero", tmp_path / "a_demo.hdf5", tmp_path / "set", "--images")
+    paired = {key: values[1:] if key == "actions" else values[:-1] for key, values in written.items()}
+    assert_same(tmp_path / "set", [paired if is_late else written])
+    assert provenance(tmp_path / "set")["remarks"] == {}
+
+
 def test_a_file_of_many_episodes_is_walked_no_more_than_one_of_few(tmp_path, monkeypatch):
     walked, keys = [], Hdf5File._keys
     monkeypatch.setattr(Hdf5File, "_keys", lambda file, node: walked.append(node.name) or keys(file, node))
@@ -487,6 +519,12 @@ def test_diffusion_policy_s_replay_buffers_say_no_rate(tmp_path, capsys):
     assert "--fps" in capsys.readouterr().err
     convert("umi", tmp_path / "pusht.zarr", tmp_path / "set", "--task", "push", "--images", "--fps", "10")
     assert_same(tmp_path / "set", written)
+    data = zarr.open_group(tmp_path / "pusht.zarr/data", mode="a", zarr_format=2)
+    channels_first = np.moveaxis(data["img"][:], 3, 1)
+    del data["img"]
+    data.create_array("img", data=channels_first, chunks=(3, *channels_first.shape[1:]))
+    convert("umi", tmp_path / "pusht.zarr", tmp_path / "again", "--task", "push", "--images", "--fps", "10")
+    assert_same(tmp_path / "again", written)
 
 
 def spoil_by_objects(path: Path) -> None:
@@ -533,6 +571,30 @@ def test_a_spoilt_replay_buffer_is_refused(spoil, words, tmp_path, capsys):
     convert("umi", tmp_path / "d.zarr", tmp_path / "set", "--task", "t", code=1)
     assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["d.zarr"]
+
+
+@pytest.mark.parametrize(("zarr_format", "chunk"), [(2, "6.0.0.0"), (3, "c/6/0/0/0")])
+def test_what_a_replay_buffer_lacks_is_told_and_not_made_up(zarr_format, chunk, tmp_path, capsys):
+    """Zarr reads zeros where a chunk was not copied, and frames of one number may be of two moments."""
+    path = tmp_path / "d.zarr"
+    written = raw.umi_buffer(path, (5, 3, 2), zarr_format=zarr_format)
+    data = zarr.open_group(path, mode="a", zarr_format=zarr_format)
+    data["meta/episode_ends"].resize((2,))
+    (path / "data/robot0_gripper_width" / ("c/0/0" if zarr_format == 3 else "0.0")).unlink()
+    convert("umi", path, tmp_path / "set", "--task", "t", "--images", "--episodes", "0")
+    convert("umi", path, tmp_path / "second", "--task", "t", "--images", "--episodes", "1")
+    told = provenance(tmp_path / "second")["remarks"]["d.zarr/episode_1"]
+    assert "the 2 frames behind it are of no episode" in told[0]
+    assert "robot0_gripper_width: frames '5..7' are not stored" in told[1]
+    (path / "data/camera0_rgb" / chunk).unlink()
+    convert("umi", path, tmp_path / "third", "--task", "t", "--images", "--skip-unusable", "--episodes", "0,1")
+    assert "camera0_rgb: frames '6..6' are not stored" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        LeRobotDataset(tmp_path / "third").column("action")[:, :6], written[0]["action"][:, :6].astype(np.float32)
+    )
+    data["data/camera0_rgb"].resize((11, 16, 16, 3))
+    convert("umi", path, tmp_path / "other", "--task", "t", code=1)
+    assert "one number of frames is expected of all arrays" in capsys.readouterr().err
 
 
 def test_calvin_s_annotated_stretches_are_episodes(tmp_path, capsys):
@@ -815,6 +877,25 @@ def test_the_published_libero_script_converts_the_published_datasets(tmp_path, m
     shutil.rmtree(tmp_path / "rlds" / LIBERO_SETS[2])
     convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", code=1)
     assert "libero_object_no_noops has no dataset" in capsys.readouterr().err
+
+
+def test_libero_s_records_are_neither_dropped_nor_two_episodes(tmp_path, capsys):
+    episode = {
+        "steps/observation/state": raw.walk(0, 4, 8).astype(np.float32),
+        "steps/action": raw.walk(1, 4, 7).astype(np.float32),
+        "steps/language_instruction": [b"open the drawer"] * 4,
+        "steps/is_first": np.array([1, 0, 1, 0]),
+        **{f"steps/observation/{key}": [raw.jpeg(p) for p in raw.pictures(0, 4, 16, 16)] for key in RLDS_CAMERAS},
+    }
+    one = rlds_datasets.RecordedEpisode({**episode, "steps/is_first": np.array([1, 0, 0, 0])}, {})
+    folder = rlds_datasets.write(tmp_path / "rlds", "a", "1.0.0", [one, one], num_shards=1)
+    about = folder / "dataset_info.json"
+    about.write_text(about.read_text().replace('"shardLengths": ["2"]', '"shardLengths": ["1"]'))
+    convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", "--sets", "a", code=1)
+    assert "says that the file has 1 records, not more" in capsys.readouterr().err
+    rlds_datasets.write(tmp_path / "rlds", "b", "1.0.0", [rlds_datasets.RecordedEpisode(episode, {})], num_shards=1)
+    convert("libero-rlds", tmp_path / "rlds", tmp_path / "set", "--sets", "b", code=1)
+    assert "'steps/is_first' is true at step 2, too" in capsys.readouterr().err
 
 
 def test_the_other_published_scripts_take_the_published_flags(aloha, tmp_path, monkeypatch, caplog, capsys):

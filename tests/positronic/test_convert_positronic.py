@@ -3,9 +3,13 @@
 import json
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from hypothesis import given
@@ -14,11 +18,12 @@ from hypothesis import strategies as st
 import forked
 import packed_arrays
 from openpi.cli.main import main
+from openpi.convert.sampling import instants
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi_positronic import conversion as positronic
 from openpi_positronic.codecs.catalog import get_codec
-from openpi_positronic.conversion import convert, sample_times, sampled, span
+from openpi_positronic.conversion import convert, frame_times, sampled
 from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
 
 MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
@@ -53,7 +58,7 @@ def test_recordings_of_newer_releases_have_the_same_signals_under_newer_names(ra
     codec = get_codec("ee")
     episode = RawDataset(raw)[0]
     columns = {key: column for key, column in codec.training_columns().items() if "images" not in key}
-    features, times = codec.training_meta["lerobot_features"], sample_times(*span(episode, columns), 15)
+    features, times = codec.training_meta["lerobot_features"], frame_times(episode, columns, 15)
     expected = sampled(episode, columns, features, times)
     for path in raw.rglob("robot_commands.*"):
         path.rename(path.with_name(path.name.replace("robot_commands.", "robot_command.")))
@@ -109,21 +114,76 @@ def test_every_codec_with_an_action_converts(golden, tmp_path, codec):
         np.testing.assert_allclose(dataset.column(key), expected[f"train/0/{key}"], atol=1e-6)
 
 
-@given(start=st.integers(0, 2 * 10**18), length=st.integers(-5, 10**12), fps=st.integers(1, 240))
+@given(start=st.integers(0, 2 * 10**18), length=st.integers(1, 10**12), fps=st.integers(1, 240))
 def test_times_are_exact_whatever_the_clock(start, length, fps):
-    times = sample_times(start, start + length, fps)
-    assert len(times) == max(0, -(-length * fps // 10**9))
+    times = instants([np.array([start, start + length])], fps)
+    assert len(times) == -(-length * fps // 10**9)
     assert set(np.diff(times).tolist()) <= {10**9 // fps}
-    assert len(times) == 0 or (times[0] == start and times[-1] < start + length)
+    assert times[0] == start and times[-1] < start + length
+
+
+def record(root: Path, **signals: tuple[int, list]) -> Path:
+    """An episode, of each signal its first nanosecond and its values, 50 ms apart."""
+    with RawDatasetWriter(root).new_episode() as episode:
+        for name, (start_ns, values) in signals.items():
+            for i, value in enumerate(values):
+                episode.append(name.replace("__", "."), value, start_ns + 50_000_000 * i)
+    return episode.path
+
+
+@pytest.mark.parametrize("rate", [Fraction(15, 2), Fraction(25, 2), 100])
+def test_pictures_are_those_of_their_rows_whatever_the_rate_of_their_video(rate, tmp_path):
+    greys = [np.full((16, 16, 3), 2 * i, np.uint8) for i in range(60)]
+    path = record(tmp_path, image__wrist=(0, greys))
+    with av.open(str(path / "image.wrist.mp4"), "w") as video:
+        stream = video.add_stream("libx264", rate=rate, options={"crf": "0"}, width=16, height=16, pix_fmt="yuv444p")
+        for grey in greys:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        video.mux(stream.encode())
+    found = RawDataset(tmp_path)[0].signal("image.wrist").values(np.arange(60))[:, 0, 0, 0]
+    np.testing.assert_allclose(found.astype(int), 2 * np.arange(60), atol=1)
+
+
+@pytest.mark.parametrize(("joints_ns", "words"), [(10**9, "'robot_state.q' are of 1.0"), (10**18, "'image.")])
+def test_a_signal_of_another_clock_is_no_part_of_the_episode(joints_ns, words, tmp_path, capsys):
+    """Its last value would be in all frames; a gripper that was told once holds."""
+    grey = [np.full((16, 16, 3), i, np.uint8) for i in range(20)]
+    joints = [np.full(7, i) for i in range(20)]
+    cameras = dict.fromkeys(("image__wrist", "image__exterior"), (10**10, grey))
+    command = ["convert", "positronic", str(tmp_path / "raw"), str(tmp_path / "set"), "--codec", "joints_traj"]
+    record(tmp_path / "raw", robot_state__q=(joints_ns, joints), grip=(0, [1.0]), **cameras)
+    assert main([*command, "--workers", "0"]) == 1
+    assert words in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "raw")
+    record(tmp_path / "raw", robot_state__q=(10**10, joints), grip=(0, [1.0]), **cameras)
+    assert main([*command, "--workers", "0"]) == 0
+
+
+@pytest.mark.parametrize(("said", "code"), [(None, 0), (["pick", "place"], 1)])
+def test_a_task_that_is_no_text_becomes_no_prompt(said, code, raw, tmp_path, capsys):
+    path = RawDataset(raw).paths[0] / "static.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task": said}))
+    command = ["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]
+    assert main(command) == code
+    told = capsys.readouterr().err
+    assert ("its 'task' is" if code else "recordings say no task") in told
+
+
+def test_times_that_go_back_are_refused_where_they_are_unsigned_too(tmp_path):
+    path = record(tmp_path, grip=(0, [0.0, 1.0, 2.0])) / "grip.parquet"
+    stamps = pa.array([0, 200, 100], pa.uint64())
+    pq.write_table(pa.table({"timestamp": stamps, "value": [0.0, 1.0, 2.0]}), path)
+    with pytest.raises(ValueError, match="does not increase at row 2"):
+        RawDataset(tmp_path)[0].signal("grip").values([0])
 
 
 def test_no_frame_is_decoded_twice(golden, monkeypatch, tmp_path):
     from openpi.data.lerobot.video import VideoFile
 
     decoded = []
-    original = VideoFile.frame_at
+    original = VideoFile.frame
     monkeypatch.setattr(
-        VideoFile, "frame_at", lambda self, time_s: decoded.append((id(self), time_s)) or original(self, time_s)
+        VideoFile, "frame", lambda self, number: decoded.append((id(self), number)) or original(self, number)
     )
     source = RawDataset(golden / "positronic_raw" / "dataset")
     convert(source.paths[:1], tmp_path / "set", get_codec("ee"), fps=60, num_workers=0)  # more than the cameras give
@@ -260,6 +320,16 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
     assert "15 frames per second" in capsys.readouterr().err
     assert main([*command, "--repeat", "--codec", "ee_joints"]) == 1
     assert "lacks robot_state.q" in capsys.readouterr().err
+
+
+def test_copies_of_recordings_are_told(raw, tmp_path, caplog):
+    shutil.copytree(raw, tmp_path / "all" / "set")
+    convert(RawDataset(tmp_path / "all"), tmp_path / "one", get_codec("ee"), use_videos=False, num_workers=0)
+    assert "copies" not in caplog.text
+    shutil.copytree(raw / "000000000000" / "000000000001", tmp_path / "all/set_old/000000000000/000000000001")
+    source = RawDataset(tmp_path / "all")
+    convert(source, tmp_path / "two", get_codec("ee"), use_videos=False, num_workers=0)
+    assert "1 of 4 recordings are copies of others" in caplog.text and "set_old" in caplog.text
 
 
 def test_two_conversions_do_not_write_one_dataset(raw, tmp_path, capsys):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import paths
+from openpi.convert.sampling import instants
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi_positronic.codecs.action import JointPositions
 from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.codecs.timing import Timing
-from openpi_positronic.conversion import convert, sample_times
+from openpi_positronic.conversion import convert
 from openpi_positronic.franka import stacking
 from openpi_positronic.franka.env import CAMERAS
 from openpi_positronic.franka.render import make_renderer
@@ -195,7 +196,7 @@ def test_the_experts_episodes_are_recorded_converted_and_played_again(station, w
     dataset = LeRobotDataset(convert(episodes, tmp_path / "set", codec, num_workers=0))
     begin, end = dataset.episode_bounds[0]
     episode = episodes[0]
-    times = sample_times(episode.start_ts, episode.last_ts, 15)
+    times = instants([signal.timestamps for signal in episode.signals.values()], 15)
     assert end - begin == len(times)
     at = {name: episode.signal(name).time[times].values for name in ("robot_state.ee_pose", "grip", "target_grip")}
     state = np.concatenate([at["robot_state.ee_pose"], at["grip"][:, None]], axis=1).astype(np.float32)

@@ -19,8 +19,11 @@ import rlds_datasets
 from openpi.data.batch_loader import SourceLoader
 from openpi.data.batch_order import merged_state
 from openpi.data.images import decode_image
+from openpi.training.data_config import DataConfig
+from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
 from openpi_rlds import episode as episode_module
 from openpi_rlds import idle, stream
+from openpi_rlds.droid import DroidStream
 from openpi_rlds.episode import feature_names, make_episode
 from openpi_rlds.example import MalformedError, parse_example, read_features
 from openpi_rlds.folder import open_folder
@@ -269,6 +272,49 @@ def test_a_file_that_lacks_records_is_not_passed_over(data_dir, tmp_path, conten
         batches(MixtureSource(mixture, batch_size=1, seed=0), 100)
     with pytest.raises(ValueError, match=message):
         FramesInOrder(mixture)[80]
+
+
+def test_a_file_with_more_records_than_it_should_have_is_not_cut_short(data_dir, tmp_path):
+    folder = shutil.copytree(data_dir / "droid", tmp_path / "droid") / "1.0.1"
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"][0] = "1"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    mixture = Mixture([MixturePart(open_folder(tmp_path, "droid", "1.0.1"), 1.0, FrameRanges())], "joint_position", 2)
+    with pytest.raises(ValueError, match=r"record 1: dataset_info\.json says that the file has 1 records, not more"):
+        batches(MixtureSource(mixture, batch_size=1, seed=0), 100)
+
+
+def test_an_episode_without_steps_costs_nobody_the_others(tmp_path):
+    """What TFDS writes of one: its features, empty."""
+    whole = rlds_datasets.episode("droid", 0, 5)
+    nothing = {name: [] if name.startswith("steps/") else value for name, value in whole.features.items()}
+    rlds_datasets.write(tmp_path, "droid", "1.0.1", [rlds_datasets.RecordedEpisode(nothing, {}), whole], num_shards=1)
+    mixture = Mixture([MixturePart(open_folder(tmp_path, "droid", "1.0.1"), 1.0, FrameRanges())], "joint_position", 2)
+    taken = batches(MixtureSource(mixture, batch_size=5, seed=0, shuffle=False), 2)
+    for frames, _ in taken:
+        assert [frame.step_id for frame in frames] == [f"{whole.key}--{t}" for t in range(5)]
+    assert FramesInOrder(mixture)[4]["step_id"].decode() == f"{whole.key}--4"
+    datasets = (RLDSDataset("droid", "1.0.1", 1.0, None),)
+    space = DroidActionSpace.JOINT_POSITION
+    config = DataConfig(rlds_data_dir=str(tmp_path), datasets=datasets, action_space=space)
+    ((_, blocks),) = DroidStream(config, 2).blocks(None)
+    assert sum(len(block.episodes) for block in blocks) == 5
+
+
+def test_a_record_of_two_episodes_is_refused(recorded):
+    """The chunks of the first would end in the second."""
+    features = dict(recorded["droid"][1].features)
+    features["steps/is_first"] = np.isin(np.arange(12), (0, 7)).astype(np.int64)
+    parsed = parse_example(rlds_datasets.encode(features), feature_names("joint_position"))
+    with pytest.raises(ValueError, match="record 4: 'steps/is_first' is true at step 7, too"):
+        make_episode(parsed, "joint_position", "record 4")
+
+
+def test_a_path_that_is_no_text_is_named_with_its_record(recorded):
+    features = {**recorded["droid"][1].features, "episode_metadata/file_path": [b"/success/\xff"]}
+    parsed = parse_example(rlds_datasets.encode(features), feature_names("joint_position"))
+    with pytest.raises(ValueError, match=r"record 4: 'episode_metadata/file_path' is .*expected UTF-8"):
+        make_episode(parsed, "joint_position", "record 4")
 
 
 def test_numbers_that_are_none_are_refused_unless_their_frames_are_left_out(recorded):
@@ -542,8 +588,12 @@ def test_ranges_are_written_for_all_that_can_be_read_and_added_to(data_dir, tmp_
 
     file = tmp_path / "droid" / "1.0.1" / "droid-train.tfrecord-00001-of-00003"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-100])  # the second of its two episodes is cut
+    with TFRecordFile(file) as records:
+        first = records.next()
+    file.write_bytes(whole[: first.offset + first.length + 4])  # a copy that was cut behind the first of two episodes
     assert "5 episodes computed, 0 known, 1 failed" in run()
+    file.write_bytes(whole[:-100])
+    assert "0 episodes computed, 5 known, 1 failed" in run()
     file.write_bytes(whole)
     assert "1 episodes computed, 5 known, 0 failed" in run()
     expected = {e.key: idle.moving_ranges(e.features["steps/action_dict/joint_velocity"]) for e in recorded["droid"]}

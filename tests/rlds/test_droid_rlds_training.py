@@ -183,6 +183,18 @@ def test_samples_from_every_dataset_are_tried_before_training(folder, tmp_path):
     assert {re.search("droid|simulated", name)[0] for name in names} == {"droid", "simulated"}
 
 
+def test_episodes_that_nobody_gave_an_instruction_are_told(tmp_path, caplog):
+    whole = rlds_datasets.episode("droid", 0, 9)
+    told = {name: [b""] * 9 for name in whole.features if "language_instruction" in name}
+    untold = rlds_datasets.RecordedEpisode({**whole.features, **told}, {})
+    rlds_datasets.write(tmp_path, "droid", "1.0.0", [untold], num_shards=1)
+    (tmp_path / "ranges.json").write_text(json.dumps({whole.key: [[0, 9]]}))
+    config = recipe(tmp_path, tmp_path)
+    data = stats_in_use.read(config, recipe_data.open_recipe(config))
+    preflight.check_samples(config, preflight.with_usable_statistics(config, data))
+    assert "prompt has no words, so nothing says what to do" in caplog.text
+
+
 def test_the_recipe_of_a_checkpoint_names_the_same_mixture(folder, tmp_path):
     config = recipe(folder, tmp_path, weight=0.75)
     recipe_io.save_recipe(tmp_path / "saved", config)

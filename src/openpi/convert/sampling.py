@@ -7,7 +7,7 @@ Source: the serving specification, section 6.6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -43,6 +43,20 @@ def instants(times_ns: Iterable[np.ndarray], fps: float) -> np.ndarray:
             "not yet when it began"
         )
     return start + np.arange(count, dtype=np.int64) * math.floor(exact)
+
+
+def silent_before(times_ns: Mapping[str, np.ndarray], at_ns: np.ndarray) -> str | None:
+    """For people, where a signal fell silent before the first instant: its last value would be in all frames.
+
+    What was said once, such as a command that holds, is no such signal.
+    """
+    for name, times in times_ns.items():
+        if len(times) > 1 and times[-1] < at_ns[0]:
+            return (
+                f"the values of '{name}' are of {times[0] / NS_PER_S:.3f} to {times[-1] / NS_PER_S:.3f} s, and another "
+                f"signal begins at {at_ns[0] / NS_PER_S:.3f} s, so that none of its changes would be in the episode"
+            )
+    return None
 
 
 def longest_wait(times_ns: np.ndarray, at_ns: np.ndarray) -> tuple[float, float]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from openpi.convert.origin import code_of
 from openpi.convert.progress import Progress
-from openpi.convert.sampling import stillness
+from openpi.convert.sampling import instants, silent_before, stillness
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.episode_check import FrameStream
 from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 ROBOT_TYPE = "positronic"
 _REMARKS = "remarks.json"  # beside what is prepared, for people
-_NS_PER_S = 1_000_000_000
 
 
 def convert(
@@ -85,7 +84,8 @@ def convert(
     columns = codec.training_columns()
     features = _features(codec)
     rate = _rate(fps, codec)
-    paths = _usable(paths, columns, skip_unusable)
+    paths = _usable(paths, codec, columns, task, skip_unusable)
+    provenance.warn_of_copies(paths)
     if append:
         provenance.warn_of_other_codec(output, codec)
     if append and not repeat:
@@ -113,7 +113,7 @@ def convert(
         used = [job for job in jobs if job.path not in unusable]
         num_untold = 0
         for job in used:
-            said = codec.training_task(Episode(job.path).static) if task is None else task
+            said = _task_of(Episode(job.path), codec, task)
             num_untold += not said
             for remark in json.loads((job.folder / _REMARKS).read_text(encoding="utf-8")):
                 logger.warning("%s: %s", job.path, remark)
@@ -128,16 +128,17 @@ def convert(
     return output
 
 
-def sample_times(start_ns: int, end_ns: int, fps: float) -> np.ndarray:
-    """int64[n]: start, start + period, ... before the end; the period is cut to whole nanoseconds."""
-    count = -(-(end_ns - start_ns) * round(fps) // _NS_PER_S) if end_ns > start_ns else 0
-    return start_ns + np.arange(count, dtype=np.int64) * (_NS_PER_S // round(fps))
+def frame_times(episode: Episode, columns: Mapping[str, Column], fps: float) -> np.ndarray:
+    """int64[n] nanoseconds: from when all columns have a value until one of them changes for the last time.
 
-
-def span(episode: Episode, columns: Mapping[str, Column]) -> tuple[int, int]:
-    """When all columns have a value for the first time, and when one of them changes for the last; in nanoseconds."""
-    signals = [_signal(episode, name) for name in _signal_names(columns)]
-    return max(signal.start_ts for signal in signals), max(signal.last_ts for signal in signals)
+    Raises:
+        ValueError: there are none, or a signal is of another clock.
+    """
+    stamps = {name: _signal(episode, name).timestamps for name in _signal_names(columns)}
+    times = instants(stamps.values(), fps)
+    if late := silent_before(stamps, times):
+        raise ValueError(f"{late}. If its times are of another clock, record it by that of the others")
+    return times
 
 
 def sampled(
@@ -185,17 +186,16 @@ class _Job:
 def _prepare(job: _Job) -> str | None:
     """Prepares an episode, if it is not; says why if it cannot be used."""
     try:
-        return None if job.folder.is_dir() else _prepare_anew(job)
+        if not job.folder.is_dir():
+            _prepare_anew(job)
     except ValueError as error:  # damaged, or holding what no dataset may hold
         return str(error)
+    return None
 
 
-def _prepare_anew(job: _Job) -> str | None:
+def _prepare_anew(job: _Job) -> None:
     episode, columns = Episode(job.path), job.codec.training_columns()
-    start, end = span(episode, columns)
-    times = sample_times(start, end, job.fps)
-    if not len(times):
-        return "its signals have no time in common"
+    times = frame_times(episode, columns, job.fps)
     # A name of its own: a process whose conversion was killed may still be busy with the same episode.
     partial = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}.", dir=job.folder.parent))
     try:
@@ -213,7 +213,6 @@ def _prepare_anew(job: _Job) -> str | None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return None
 
 
 def _prepare_all(jobs: Sequence[_Job], pool: Pool) -> dict[Path, str]:
@@ -259,19 +258,30 @@ def _as_images(features: Mapping[str, Feature]) -> dict[str, Feature]:
     return {key: {**f, "dtype": "image"} if f["dtype"] == "video" else f for key, f in features.items()}
 
 
-def _usable(paths: Sequence[Path], columns: Mapping[str, Column], skip_unusable: bool) -> list[Path]:
-    """Those that have all signals."""
+def _usable(
+    paths: Sequence[Path], codec: Codec, columns: Mapping[str, Column], task: str | None, skip_unusable: bool
+) -> list[Path]:
+    """Those that have all signals, and a task that is a text."""
     names = _signal_names(columns)
     lacking = {}
     for path in paths:
-        recorded = Episode(path).signals
-        if missing := [name for name in names if name not in recorded and _newer_name(name) not in recorded]:
+        episode = Episode(path)
+        there = episode.signals
+        if missing := [name for name in names if name not in there and _newer_name(name) not in there]:
             lacking[path] = f"it lacks {', '.join(missing)}"
+        try:
+            _task_of(episode, codec, task)
+        except ValueError as error:
+            lacking[path] = str(error)
     if lacking and (not skip_unusable or len(lacking) == len(paths)):
         raise ValueError(_unusable_message(lacking))
     for path, reason in lacking.items():
         logger.warning("left out: %s: %s", path, reason)
     return [path for path in paths if path not in lacking]
+
+
+def _task_of(episode: Episode, codec: Codec, task: str | None) -> str | None:
+    return codec.training_task(episode.static) if task is None else task
 
 
 def _unusable_message(reasons: Mapping[Path, str]) -> str:

@@ -47,6 +47,18 @@ def refuse_repeats(dataset: Path, episodes: Sequence[Path]) -> None:
         )
 
 
+def warn_of_copies(episodes: Sequence[Path]) -> None:
+    """Names recordings that lie below one folder twice, such as in a backup: they would count twice."""
+    first: dict[str, Path] = {}
+    copies = [path for path in episodes if first.setdefault(recording_id(path), path) != path]
+    copies = [path for path in copies if Episode(path).meta.get("created_ts_ns")]  # else the number alone is no sign
+    if copies:
+        logger.warning(
+            "%d of %d recordings are copies of others, and will be in the dataset twice, such as %s, of %s",
+            *(len(copies), len(episodes), copies[0], first[recording_id(copies[0])]),
+        )
+
+
 def warn_of_other_codec(dataset: Path, codec: Codec) -> None:
     """Says that new episodes mean something else: columns of one shape and name may hold what was commanded or what was
     done. No refusal, since a codec of one's own may describe itself otherwise each time.

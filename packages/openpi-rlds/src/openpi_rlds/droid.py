@@ -97,6 +97,8 @@ class DroidStream(Stream):
         count = total = 0
         for number, episode in enumerate(self._episodes(part, is_drawn=limit is not None)):
             kept = kept_frames(episode, part.ranges)[: None if limit is None else limit - total]
+            if not len(kept):
+                continue
             waiting.append((number, episode, kept))
             count, total = count + len(kept), total + len(kept)
             if count >= frame_blocks.BLOCK_FRAMES:

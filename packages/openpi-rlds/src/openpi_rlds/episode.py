@@ -27,6 +27,7 @@ FILE_PATH = "episode_metadata/file_path"
 RECORDING_FOLDER = "episode_metadata/recording_folderpath"
 JOINTS, GRIPPER = "steps/observation/joint_position", "steps/observation/gripper_position"
 GRIPPER_ACTION = "steps/action_dict/gripper_position"
+IS_FIRST = "steps/is_first"
 SUCCESS = "success"  # in the path of every episode that the operator called one
 
 
@@ -36,7 +37,8 @@ def arm_action(kind: ArmAction) -> str:
 
 def column_names(kind: ArmAction) -> frozenset[str]:
     """The features of an episode but its images."""
-    return frozenset({FILE_PATH, RECORDING_FOLDER, JOINTS, GRIPPER, GRIPPER_ACTION, arm_action(kind), *INSTRUCTIONS})
+    numbers = (JOINTS, GRIPPER, GRIPPER_ACTION, arm_action(kind), IS_FIRST)
+    return frozenset({FILE_PATH, RECORDING_FOLDER, *numbers, *INSTRUCTIONS})
 
 
 def feature_names(kind: ArmAction) -> frozenset[str]:
@@ -148,20 +150,21 @@ def draw_visit(episode: Episode, rng: np.random.Generator) -> Visit:
 
 
 def make_episode(features: dict[str, Values], kind: ArmAction, where: str) -> Episode:
-    """Columns from features.
+    """Columns from features; of an episode without steps, empty ones.
 
     Args:
         where: names the record in errors.
     Raises:
-        KeyError, ValueError: a feature is missing, or has another length than the others.
+        KeyError, ValueError: a feature is missing, or has another length than the others; or it is several episodes.
     """
-    file_path, folder = (_text(features, name, where) for name in (FILE_PATH, RECORDING_FOLDER))
-    arm = _column(features, arm_action(kind), NUM_JOINTS, where)
+    file_path, folder = (text_of(features, name, where) for name in (FILE_PATH, RECORDING_FOLDER))
+    arm = column_of(features, arm_action(kind), NUM_JOINTS, where)
     columns = {
-        JOINTS: _column(features, JOINTS, NUM_JOINTS, where),
-        GRIPPER: _column(features, GRIPPER, 1, where),
-        GRIPPER_ACTION: _column(features, GRIPPER_ACTION, 1, where),
+        JOINTS: column_of(features, JOINTS, NUM_JOINTS, where),
+        GRIPPER: column_of(features, GRIPPER, 1, where),
+        GRIPPER_ACTION: column_of(features, GRIPPER_ACTION, 1, where),
     }
+    check_one_episode(features, where)
     known: dict[bytes, bytes] = {}  # a phrasing is the same in every frame: one copy of it is enough
     phrasings = [
         [known.setdefault(text, text) for text in map(bytes, _strings(features, name, where))]
@@ -221,17 +224,29 @@ def images_of(features: dict[str, Values], camera: str, num_frames: int, where: 
     return images
 
 
-def _text(features: dict[str, Values], name: str, where: str) -> str:
+def check_one_episode(features: dict[str, Values], where: str) -> None:
+    """Raises ValueError where a later step says that it is the first: chunks would lead from one into the other."""
+    firsts = np.flatnonzero(np.asarray(features.get(IS_FIRST, ())))
+    if len(firsts) and firsts[-1] > 0:
+        raise ValueError(f"{where}: '{IS_FIRST}' is true at step {firsts[-1]}, too; expected one episode a record")
+
+
+def text_of(features: dict[str, Values], name: str, where: str) -> str:
     values = required(features, name, where)
     if not isinstance(values, list) or len(values) != 1:
         raise ValueError(f"{where}: '{name}' holds {len(values)} values; expected one text")
-    return bytes(values[0]).decode()
+    try:
+        return bytes(values[0]).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: '{name}' is {bytes(values[0])[:80]!r}; expected UTF-8") from error
 
 
-def _column(features: dict[str, Values], name: str, width: int, where: str) -> np.ndarray:
+def column_of(features: dict[str, Values], name: str, width: int, where: str) -> np.ndarray:
     """float32[t width]."""
     values = required(features, name, where)
-    if not isinstance(values, np.ndarray) or not len(values) or len(values) % width:
+    if not len(values):
+        return np.zeros((0, width), np.float32)
+    if not isinstance(values, np.ndarray) or len(values) % width:
         kind = "numbers" if isinstance(values, np.ndarray) else "byte strings"
         raise ValueError(f"{where}: '{name}' holds {len(values)} {kind}; expected {width} numbers per frame")
     return values.astype(np.float32, copy=False).reshape(-1, width)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from openpi.shared import whole_file
-from openpi_rlds.episode import FILE_PATH, NUM_JOINTS, RECORDING_FOLDER
-from openpi_rlds.example import read_features, required
+from openpi_rlds.episode import FILE_PATH, NUM_JOINTS, RECORDING_FOLDER, column_of, text_of
+from openpi_rlds.example import read_features
 from openpi_rlds.folder import TfdsFolder
 from openpi_rlds.frame_ranges import episode_key
 from openpi_rlds.tfrecord import Span, TFRecordFile
@@ -70,9 +70,9 @@ def write_moving_ranges(folder: TfdsFolder, path: Path) -> Counts:
     """
     table: dict[str, list[list[int]]] = json.loads(path.read_text()) if path.is_file() else {}
     counts = Counts()
-    for shard in folder.shards:
+    for shard, num_records in folder.filled:
         try:
-            _add_shard(shard, table, counts, path)
+            _add_shard(shard, num_records, table, counts, path)
         except (OSError, ValueError) as error:  # its framing: where the next record begins is lost
             counts.failed += 1
             logger.warning("the rest of the file is skipped: %s", error)
@@ -80,8 +80,8 @@ def write_moving_ranges(folder: TfdsFolder, path: Path) -> Counts:
     return counts
 
 
-def _add_shard(shard: Path, table: dict[str, list[list[int]]], counts: Counts, path: Path) -> None:
-    with TFRecordFile(shard) as file:
+def _add_shard(shard: Path, num_records: int, table: dict[str, list[list[int]]], counts: Counts, path: Path) -> None:
+    with TFRecordFile(shard, num_records) as file:
         while (span := file.next()) is not None:
             try:
                 key, velocities = _read(file, span, table)
@@ -102,6 +102,5 @@ def _add_shard(shard: Path, table: dict[str, list[list[int]]], counts: Counts, p
 def _read(file: TFRecordFile, span: Span, table: dict[str, list[list[int]]]) -> tuple[str, np.ndarray]:
     where = f"{file.path}, record {span.number}"
     features = read_features(file, span, _NAMES)
-    folder, name = (bytes(required(features, key, where)[0]).decode() for key in (RECORDING_FOLDER, FILE_PATH))
-    velocities = np.asarray(required(features, _VELOCITY, where)).reshape(-1, NUM_JOINTS)
-    return episode_key(folder, name), velocities
+    folder, name = (text_of(features, key, where) for key in (RECORDING_FOLDER, FILE_PATH))
+    return episode_key(folder, name), column_of(features, _VELOCITY, NUM_JOINTS, where)

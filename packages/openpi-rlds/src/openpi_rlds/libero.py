@@ -19,6 +19,7 @@ from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpi
 from openpi.data.images import decode_image
 from openpi.policies.libero_policy import LIBERO_SPEC
 from openpi.shared.errors import listed, missing_key
+from openpi_rlds.episode import IS_FIRST, check_one_episode
 from openpi_rlds.example import MalformedError, Values, not_an_example, parse_example
 from openpi_rlds.folder import open_folder
 from openpi_rlds.tfrecord import TFRecordFile
@@ -89,12 +90,15 @@ def _record(path: Path, number: int, length: int) -> dict[str, Values]:
         span = file.next()
         if span is None:
             raise ValueError(f"{path} has no record {number}")
+        if number == length - 1:
+            file.next()  # tells of more than there should be
         try:
-            features = parse_example(file.load(span), _ALL)
+            features = parse_example(file.load(span), _ALL | {IS_FIRST})
         except MalformedError as error:
             raise not_an_example(f"{path}, record {number}", error) from error
     if absent := sorted(_ALL - features.keys()):
         raise missing_key(absent[0], features, wanted_by=f"{path}, record {number}")
+    check_one_episode(features, f"{path}, record {number}")
     return features
 
 

@@ -51,6 +51,10 @@ class TFRecordFile:
                     f"the file ends after {self._number} records, dataset_info.json says {self._num_records}",
                 )
             return None
+        if self._number == self._num_records:
+            raise self._damaged(
+                self._number, f"dataset_info.json says that the file has {self._number} records, not more"
+            )
         if self._offset + _HEADER.size > self._size:
             raise self._damaged(self._number, "the file ends within the record's header")
         header = self.read_at(self._offset, _HEADER.size)

@@ -6,6 +6,7 @@ whatever is no plain array.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,7 @@ class Hdf5File:
             raise ValueError(f"{self._at(name)} holds {dataset.dtype}; expected numbers")
         num_bytes = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
         Budget(MAX_ARRAYS_BYTES).spend(num_bytes, f"{self._at(name)} {dataset.shape}")
+        self._check_written(dataset, name)
         return self._read(dataset, name, ())
 
     def texts(self, name: str) -> list[str]:
@@ -109,6 +111,7 @@ class Hdf5File:
         dataset = self._dataset(name)
         if not len(dataset):
             raise ValueError(f"{self._at(name)} has no pictures")
+        self._check_written(dataset, name)
         kind = "raw" if dataset.ndim == 4 else "encoded"
         first = next(self._frames(name))
         height, width = first.shape[:2]
@@ -171,6 +174,21 @@ class Hdf5File:
             chunk_bytes = int(np.prod(node.chunks, dtype=object)) * node.dtype.itemsize
             Budget(MAX_ARRAYS_BYTES).spend(chunk_bytes, f"a chunk of {self._at(name)} {node.chunks}")
         return node
+
+    def _check_written(self, dataset: h5py.Dataset, name: str) -> None:
+        """What was made room for and never written reads as zeros: a robot at rest, black pictures."""
+        try:
+            stored, expected = int(dataset.id.get_storage_size() > 0), 1
+            if dataset.chunks:
+                pairs = zip(dataset.shape, dataset.chunks, strict=True)
+                stored, expected = dataset.id.get_num_chunks(), math.prod(-(-size // part) for size, part in pairs)
+        except _DAMAGES as error:
+            raise ValueError(f"{self._at(name)} cannot be read: {error}") from error
+        if dataset.size and stored < expected:
+            raise ValueError(
+                f"{self._at(name)}: {expected - stored} of its {expected} parts were never written, and would be read "
+                "as zeros: its recorder was stopped before. Leave the episode out, or record it again"
+            )
 
     def _node(self, name: str, depth: int = 0) -> Any:
         """Walked step by step, since a link anywhere on the way may lead out of the file."""

@@ -6,22 +6,31 @@
                             agentview_rgb, eye_in_hand_rgb [n, 128, 128, 3], as OpenGL draws them
 
 The columns are those of the published LIBERO dataset. Its pictures are turned by 180 degrees, so these are, too.
+
+LIBERO's own script (`create_dataset.py`) keeps with an action what a step by it led to, so that a policy would learn to
+repeat what it did last. Such observations go with the action of the next frame, as in the published dataset. Files that
+were made anew from them, without idle steps, have what went before. `states`, MuJoCo's before each action, tell which.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from openpi.convert.formats.demos import control_hz, json_attribute, list_demos, side_by_side
 from openpi.convert.formats.hdf5 import Hdf5File
-from openpi.convert.source import EpisodeRef, Numbers, RawColumn, RawEpisode
+from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode
 from openpi.policies.libero_policy import LIBERO_SPEC
 
 _CAMERAS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _STATE = ("ee_states", "gripper_states")
 _CONVENTION = "opengl"
+_SAME_JOINTS = 0.01  # rad; LIBERO's script plays recordings back, and warns from such a difference on
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,41 @@ class LiberoHdf5:
                 )
             for column, name in _CAMERAS.items():
                 columns[column] = file.camera(f"{group}/obs/{name}", turned=turned)
+            is_late, remarks = _is_seen_after(file, group), ()
+            if is_late:
+                columns = {key: _paired_with_next(key, column) for key, column in columns.items()}
+            if is_late is None:
+                remarks = ("whether its observations are of before or after their actions, its states do not tell",)
             used = {*_CAMERAS.values(), *_STATE}
             left_out = [f"obs/{name}" for name in file.names(f"{group}/obs") if name not in used]
             left_out += [name for name in file.names(group) if name not in ("obs", "actions")]
-            return RawEpisode(columns, control_hz(file), _instruction(file), "panda", tuple(left_out))
+            return RawEpisode(columns, control_hz(file), _instruction(file), "panda", tuple(left_out), remarks)
+
+
+def _is_seen_after(file: Hdf5File, group: str) -> bool | None:
+    """Whether the observations of a frame were made after its action; None where nothing tells."""
+    names = (f"{group}/states", f"{group}/obs/joint_states")
+    if not all(map(file.has, names)):
+        return None
+    states, joints = (file.numbers(name) for name in names)
+    if states.ndim != 2 or joints.ndim != 2 or len(states) != len(joints) or len(states) < 2:
+        return None
+    arm = states[:, 1 : 1 + joints.shape[1]]  # behind the time; the arm is the first of the positions
+    if arm.shape != joints.shape:
+        return None
+    before, after = (float(np.median(np.abs(a - b).max(1))) for a, b in ((joints, arm), (joints[:-1], arm[1:])))
+    return None if min(before, after) > _SAME_JOINTS or before == after else after < before
+
+
+def _paired_with_next(key: str, column: RawColumn) -> RawColumn:
+    """Observations but the last, or actions but the first."""
+    if isinstance(column, Camera):
+        length = column.length - 1
+        return dataclasses.replace(column, length=length, frames=itertools.islice(column.frames, length))
+    assert isinstance(column, Numbers)
+    if key == "actions":
+        return dataclasses.replace(column, values=column.values[1:], origin=f"{column.origin}, the next frame's")
+    return dataclasses.replace(column, values=column.values[:-1])
 
 
 def _named(column: Numbers, names: Sequence[str]) -> Numbers:

@@ -15,7 +15,7 @@ import numpy as np
 from openpi.convert.formats.ros_bag_file import BagFile, Message
 from openpi.convert.formats.ros_mapping import IMAGES, JOINT_STATE, Mapped, Part, draft
 from openpi.convert.formats.ros_values import numbers, picture, stamp_ns
-from openpi.convert.sampling import NS_PER_S, instants, newest, stillness
+from openpi.convert.sampling import NS_PER_S, instants, newest, silent_before, stillness
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, in_order, relative
 from openpi.shared.errors import listed
 
@@ -58,7 +58,11 @@ class RosBags:
             signals = {part: _signal(bag, part, kinds[part.topic], mapped.clock) for part in every}
             fps = mapped.fps if self.fps is None else self.fps
             at = instants([signal.times_ns for signal in signals.values()], fps)
-            _check_one_clock(path, signals, at)
+            if late := silent_before({part.topic: signal.times_ns for part, signal in signals.items()}, at):
+                raise ValueError(
+                    f"{path}: {late}. If its stamps are of another clock or not set, use the clock 'bag' in the "
+                    "mapping; else leave the topic or the bag out"
+                )
             columns: dict[str, RawColumn] = {
                 key: self._column(path, parts, signals, at) for key, parts in mapped.columns.items()
             }
@@ -177,18 +181,6 @@ def _check_clock_goes_on(times_ns: np.ndarray, where: str) -> None:
             f"{where}, message {int(back_ns.argmax())}: its stamp is {most_ns / NS_PER_S:.1f} s before one that came "
             "earlier: the clock was set back, or two clocks are in one topic. Use the clock 'bag' in the mapping"
         )
-
-
-def _check_one_clock(path: Path, signals: Mapping[Part, _Signal], at: np.ndarray) -> None:
-    """A topic that falls silent before others begin would have its last value in all frames."""
-    for part, signal in signals.items():
-        if len(signal.times_ns) > 1 and signal.times_ns[-1] < at[0]:
-            raise ValueError(
-                f"{path}: the messages of '{part.topic}' are of {signal.times_ns[0] / NS_PER_S:.3f} to "
-                f"{signal.times_ns[-1] / NS_PER_S:.3f} s, and another topic begins at {at[0] / NS_PER_S:.3f} s, so "
-                "that none of its changes would be in the episode. If its stamps are of another clock or not set, use "
-                "the clock 'bag' in the mapping; else leave the topic or the bag out"
-            )
 
 
 def _joints(message: Message, kind: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Replay buffers of UMI and diffusion policy: a zarr with all episodes behind each other, as a folder or zipped.
 
     meta/episode_ends               [episodes]      one behind the last frame of each
-    data/camera<n>_rgb, data/img    [n, h, w, 3]    uint8, or whole numbers 0..255 as floats
+    data/camera<n>_rgb, data/img    [n, h, w, 3]    or [n, 3, h, w]; uint8, or whole numbers 0..255 as floats
     data/robot<n>_eef_pos, _eef_rot_axis_angle, _gripper_width    UMI: m, rad, m
     data/state, data/action                         diffusion policy
 
@@ -11,7 +11,10 @@ state, and the last one's its own, which is what its training makes of it.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ import numpy as np
 
 from openpi.convert.source import Camera, EpisodeRef, Numbers, RawColumn, RawEpisode, found, joined, relative
 from openpi.shared.budgets import MAX_ARRAYS_BYTES, MAX_IMAGE_PIXELS, Budget
-from openpi.shared.errors import install_hint, missing_key
+from openpi.shared.errors import install_hint, listed, missing_key
 
 if TYPE_CHECKING:
     import zarr
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 _UMI_HZ = 60
 _UMI_STATE = ("eef_pos", "eef_rot_axis_angle", "gripper_width")
 _UMI_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_width")
+_MIN_SIDE = 16  # of a picture whose channels come first; poses are smaller
 _MARKS = (".zgroup", "zarr.json")
 # What a file may name to be run over its bytes: compression and pictures; nothing that makes objects.
 _CODECS = re.compile(
@@ -84,8 +88,11 @@ class UmiZarr:
                 columns["action"] = store.vectors((action,), begin, end)
             for name in cameras:
                 columns[f"observation.images.{name}"] = store.camera(f"data/{name}", begin, end)
-            left_out = [f"data/{name}" for name in names if name not in (*state_names, action, *cameras)]
-        return RawEpisode(columns, _UMI_HZ if is_umi else None, None, "umi" if is_umi else None, tuple(left_out))
+            used = [name for name in (*state_names, action, *cameras) if name is not None]
+            left_out = tuple(f"data/{name}" for name in names if name not in used)
+            remarks = tuple(_remarks(store, used, cameras, begin, end))
+        robot, rate = ("umi", _UMI_HZ) if is_umi else (None, None)
+        return RawEpisode(columns, rate, None, robot, left_out, remarks)
 
     def _stores(self) -> list[Path]:
         if any((self.root / mark).is_file() for mark in _MARKS):
@@ -102,6 +109,29 @@ class UmiZarr:
 def _umi_state(names: Sequence[str]) -> tuple[str, ...]:
     robots = sorted({match[1] for name in names if (match := re.fullmatch(r"(robot\d+)_eef_pos", name))})
     return tuple(f"{robot}_{part}" for robot in robots for part in _UMI_STATE)
+
+
+def _remarks(store: _Opened, names: Sequence[str], cameras: Sequence[str], begin: int, end: int) -> Iterator[str]:
+    """What is not in the episode and should be.
+
+    Raises:
+        ValueError: arrays of several lengths, or pictures that are nowhere stored.
+    """
+    lengths = {name: store.length(f"data/{name}") for name in names}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"{store.path} data: one number of frames is expected of all arrays, found {lengths}: which of them belong "
+            "together, nothing says. If a recording was interrupted, cut all to the last of meta/episode_ends"
+        )
+    if end == store.rows("meta/episode_ends", 0, None)[-1] and (behind := lengths[names[0]] - end):
+        yield f"the {behind} frames behind it are of no episode (meta/episode_ends), and are left out"
+    for name in names:
+        if not (absent := store.absent(f"data/{name}", begin, end)):
+            continue
+        told = f"data/{name}: frames {listed(absent)} are not stored, and would be read as the fill value"
+        if name in cameras:
+            raise ValueError(f"{store.path} {told}; copy it again")
+        yield f"{told}: unless they are such numbers, copy it again"
 
 
 class _Opened:
@@ -137,7 +167,37 @@ class _Opened:
 
     def is_picture(self, name: str) -> bool:
         array = self._array(name)
-        return array.ndim == 4 and array.shape[3] == 3
+        if array.ndim != 4:
+            return False
+        is_chw = array.shape[1] == 3 and min(array.shape[2:]) >= _MIN_SIDE
+        return is_chw or array.shape[3] == 3
+
+    def length(self, name: str) -> int:
+        return int(self._array(name).shape[0])
+
+    def absent(self, name: str, begin: int, end: int) -> list[str]:
+        """Of frames [begin, end), those whose chunks are in no file, such as `3..5`: zarr makes them up."""
+        array = self._array(name)
+        shape = array.shards or array.chunks
+        absent = []
+        for row in range(begin // shape[0], -(-end // shape[0])):
+            columns = (range(-(-size // part)) for size, part in zip(array.shape[1:], shape[1:], strict=True))
+            keys = (array.metadata.encode_chunk_key((row, *rest)) for rest in itertools.product(*columns))
+            if not all(self._is_stored(f"{name}/{key}") for key in keys):
+                first, last = max(begin, row * shape[0]), min(end, (row + 1) * shape[0]) - 1
+                absent.append(f"{first}..{last}")
+        return absent
+
+    def _is_stored(self, key: str) -> bool:
+        return (self.path / key).is_file() if self._entries is None else key in self._entries
+
+    @functools.cached_property
+    def _entries(self) -> frozenset[str] | None:
+        """The names in a zip; None of a folder."""
+        if self.path.is_dir():
+            return None
+        with zipfile.ZipFile(self.path) as file:
+            return frozenset(file.namelist())
 
     def rows(self, name: str, begin: int, end: int | None) -> np.ndarray:
         """Rows of an array of numbers."""
@@ -159,7 +219,8 @@ class _Opened:
         return Numbers(values, f"data/{names[0]}" if len(names) == 1 else f"data/{{{', '.join(names)}}}", told)
 
     def camera(self, name: str, begin: int, end: int) -> Camera:
-        height, width = self._array(name).shape[1:3]
+        shape = self._array(name).shape
+        height, width = shape[1:3] if shape[3] == 3 else shape[2:4]
         Budget(MAX_IMAGE_PIXELS, "pixels").spend(height * width, f"a picture of {self.path} {name}")
         return Camera(end - begin, (height, width), _pictures(self.path, name, begin, end), name)
 
@@ -210,6 +271,7 @@ def _pictures(path: Path, name: str, begin: int, end: int) -> Iterator[np.ndarra
 
 
 def _picture(frame: np.ndarray) -> np.ndarray:
+    frame = frame if frame.shape[2] == 3 else np.moveaxis(frame, 0, -1)
     if frame.dtype == np.uint8:
         return frame
     if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255 or np.any(frame != np.round(frame)):

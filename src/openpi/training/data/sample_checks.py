@@ -342,6 +342,8 @@ def _prompt_length(
     step: transforms.TokenizePrompt | transforms.TokenizeFASTInputs, before: Sample, after: Sample
 ) -> Iterator[Finding]:
     mask, tokenizer = np.asarray(after["tokenized_prompt_mask"]), step.tokenizer
+    if "prompt" in before and not np.asarray(before["prompt"]).item().strip():
+        yield Finding("prompt", "has no words, so nothing says what to do")
     if isinstance(tokenizer, PaligemmaTokenizer):
         seen = load_sentencepiece(tokenizer.model_path).decode(after["tokenized_prompt"][mask].tolist())
         yield Finding("tokenized_prompt", f"the model reads {seen!r}", is_surprise=False)

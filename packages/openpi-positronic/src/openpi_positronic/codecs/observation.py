@@ -102,7 +102,10 @@ class ObservationCodec(Codec):
         return columns
 
     def training_task(self, static: Mapping[str, object]) -> str | None:
-        return str(static.get(TASK, ""))
+        task = static.get(TASK)
+        if not isinstance(task, str | None):
+            raise ValueError(f"its '{TASK}' is {str(task)[:80]!r}; expected a text. Say one with task (--task)")
+        return task or ""
 
     def dummy_encoded(self) -> dict[str, object]:
         vectors = {vector.key: np.zeros(vector.width, np.float32) for vector in self.vectors}

@@ -194,10 +194,9 @@ class ImageSignal(Signal):
         return self._index[1]
 
     def chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        fps = round(self._video.fps)  # the container's is off a little where its last frame has no duration
         for begin in range(0, len(rows), _FRAMES_AT_ONCE):
             part = rows[begin : begin + _FRAMES_AT_ONCE].tolist()
-            yield np.stack([self._video.frame_at(row / fps) for row in part])
+            yield np.stack([self._video.frame(row) for row in part])
 
     @functools.cached_property
     def _index(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -264,7 +263,7 @@ def _times(table: pa.Table, column: str, path: Path) -> tuple[np.ndarray, dict[s
         raise ValueError(
             f"{path}: '{column}' holds {table[column].type}; expected whole nanoseconds, none of them null"
         )
-    stamps = table[column].to_numpy()
+    stamps = table[column].to_numpy().astype(np.int64)  # differences of unsigned ones are never negative
     if (np.diff(stamps) <= 0).any():
         row = int(np.argmax(np.diff(stamps) <= 0)) + 1
         raise ValueError(f"{path}: '{column}' does not increase at row {row} ({stamps[row - 1]}, then {stamps[row]})")
