@@ -141,6 +141,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
 
 def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Moments) -> dict[str, object]:
     from openpi.evaluation import open_loop
+    from openpi.shared.evenly_spaced import evenly_spaced
 
     moments, chunks = played.moments, played.chunks
     found: dict[str, Any] = {
@@ -148,8 +149,7 @@ def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Mo
         "smoothness": open_loop.smoothness(played, plan.stride),
         "undecodable": int(np.isnan(chunks).any(axis=(1, 2)).sum()),
     }
-    rows = np.unique(np.linspace(0, len(moments) - 1, min(plan.probes, len(moments))).round().astype(int))
-    probes = [moments[i] for i in rows]
+    probes = evenly_spaced(moments, plan.probes)
     if probes and plan.samples > 1:
         deviation, plain = open_loop.spread(asked, probes, plan)
         known = deviation[np.isfinite(deviation).all(axis=1)]
