@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -203,9 +201,7 @@ def _strip(moments: Sequence[Moment]) -> str:
 def _picture(image: np.ndarray) -> str:
     picture = Image.fromarray(channels_last(image))
     picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img alt="" src="{page.jpeg_url(picture, quality=80)}">'
 
 
 def _number(value: float | None) -> str:

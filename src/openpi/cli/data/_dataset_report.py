@@ -6,8 +6,6 @@ the frames marked.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -135,9 +133,7 @@ def _as_url(picture: np.ndarray) -> str:
     if max(image.size) < _PICTURE_PX:
         scale = _PICTURE_PX // max(image.size)
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return page.jpeg_url(image, quality=85)
 
 
 def _charts(signals: LeRobotDataset, findings: Sequence[Finding]) -> str:
