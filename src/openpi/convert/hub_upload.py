@@ -12,7 +12,7 @@ from openpi.shared.errors import first_line, install_hint
 _LICENSE = "apache-2.0"
 
 
-def push(folder: Path, repo_id: str, *, tags: Sequence[str] = (), is_private: bool = False) -> None:
+def push(folder: Path, repo_id: str, *, tags: Sequence[str] = ()) -> None:
     """Makes the repository if there is none, and sends the dataset.
 
     Args:
@@ -29,7 +29,7 @@ def push(folder: Path, repo_id: str, *, tags: Sequence[str] = (), is_private: bo
         raise ImportError(f"sending datasets needs another package ({error}); {install_hint('hub')}") from error
     try:
         hub = huggingface_hub.HfApi()
-        hub.create_repo(repo_id, repo_type="dataset", private=is_private, exist_ok=True)
+        hub.create_repo(repo_id, repo_type="dataset", exist_ok=True)
         hub.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder)
         hub.upload_file(
             path_or_fileobj=_card(tags).encode(), path_in_repo="README.md", repo_id=repo_id, repo_type="dataset"

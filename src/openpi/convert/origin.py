@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.convert.source import EpisodeRef, Source, relative
+from openpi.shared import whole_file
 from openpi.shared.pools import Pool, is_typed_in
 
 _SHOWN = 8
@@ -116,9 +116,7 @@ class _Hashing:
         if kept.exists():
             return json.loads(kept.read_text(encoding="utf-8"))
         described = group.described()
-        partial = self.folder / f"{digest}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(described), encoding="utf-8")
-        partial.rename(kept)
+        whole_file.write_text(kept, json.dumps(described))
         return described
 
 

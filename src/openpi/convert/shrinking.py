@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi_client.image_tools import resize_with_pad
 
 _PICTURES = 40  # of each camera
@@ -54,9 +55,8 @@ def compare(root: Path, episodes: list[int] | None, shrunk: Path, size_hw: tuple
     small = LeRobotDataset(shrunk)
     cameras = small.metadata.camera_keys
     before = LeRobotDataset(root, episodes=episodes, columns=cameras)
-    rows = np.unique(np.linspace(0, len(before) - 1, _PICTURES).round().astype(int)).tolist()
     found: dict[str, list[float]] = {key: [] for key in cameras}
-    for row in rows:
+    for row in evenly_spaced(range(len(before)), _PICTURES):
         original, stored = before[row], small[row]
         for key in cameras:
             found[key].append(_psnr_db(resize_with_pad(original[key], *size_hw), stored[key]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -16,6 +14,7 @@ from openpi.evaluation.open_loop import Moment, Played
 from openpi.evaluation.report import table
 from openpi.shared import page
 from openpi.shared.charts import Line, line_chart
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.image_tools import channels_last
 from openpi.shared.tree import flatten
 
@@ -191,9 +190,8 @@ def _predicted(played: Played, rows: Sequence[int], joint: int, stride: int, sty
 
 def _strip(moments: Sequence[Moment]) -> str:
     """Pictures of all cameras at some frames."""
-    picked = [moments[i] for i in np.unique(np.linspace(0, len(moments) - 1, _PICTURES).round().astype(int))]
     figures = []
-    for moment in picked:
+    for moment in evenly_spaced(moments, _PICTURES):
         images = [np.asarray(v) for v in flatten(moment.observation).values()]
         found = "".join(_picture(i) for i in images if i.dtype == np.uint8 and i.ndim == 3)
         figures.append(f"<figure>{found}<figcaption>step {moment.step}</figcaption></figure>")
@@ -203,9 +201,7 @@ def _strip(moments: Sequence[Moment]) -> str:
 def _picture(image: np.ndarray) -> str:
     picture = Image.fromarray(channels_last(image))
     picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img alt="" src="{page.jpeg_url(picture, quality=80)}">'
 
 
 def _number(value: float | None) -> str:

@@ -71,8 +71,8 @@ def _t_975(freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[float, float]:
-    """Interval that holds the true success rate with 95 % confidence (or that of another `z`).
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Interval that holds the true success rate with 95 % confidence.
 
     Unlike the plain normal interval it stays inside [0, 1] and is sound for few trials and rates near 0 or 1.
 
@@ -82,7 +82,7 @@ def wilson_interval(successes: int, trials: int, *, z: float = _Z_95) -> tuple[f
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"successes={successes} of trials={trials}; expected 0 <= successes <= trials >= 1.")
-    rate = successes / trials
+    rate, z = successes / trials, _Z_95
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)

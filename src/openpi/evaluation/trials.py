@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from openpi.evaluation.stats import Paired, Tally, mean_interval
+from openpi.shared import whole_file
 
 Measure = Literal["success", "score"]
 BETTER = ("first", "second", "tie")
@@ -163,16 +163,12 @@ def check_goes_on(done: Sequence[Outcome], trials: Sequence[Trial], digest: str,
 
 def write(file: Path, rows: Sequence[Outcome]) -> None:
     """All rows, complete or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Outcome)])
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as out:
-        out.write(text.getvalue())
+    with whole_file.replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Outcome)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
         out.flush()
         os.fsync(out.fileno())
-    partial.replace(file)
 
 
 def named(rows: Sequence[Outcome], trials: Sequence[Trial], names: Sequence[str]) -> list[Outcome]:

@@ -1,6 +1,5 @@
 """Frames to video files: H.264 in MP4, or an animated GIF or WebP where no player is at hand."""
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +8,10 @@ import av
 import numpy as np
 from PIL import Image
 
-_ANIMATIONS = (".gif", ".webp")
+from openpi.data.lerobot.video import address
+from openpi.shared import whole_file
+
+_ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 
 
 def write_video(path: Path | str, frames: Sequence[np.ndarray] | np.ndarray, *, fps: float) -> Path:
@@ -28,12 +30,11 @@ def write_video(path: Path | str, frames: Sequence[np.ndarray] | np.ndarray, *, 
     if suffix != ".mp4" and suffix not in _ANIMATIONS:
         raise ValueError(f"video path {str(path)!r} ends in {suffix!r}; expected .mp4, {', '.join(_ANIMATIONS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
-    try:
-        (_write_mp4 if suffix == ".mp4" else _write_animation)(unfinished, frames, fps)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file.replacing(path) as partial:
+        if suffix == ".mp4":
+            _write_mp4(partial, frames, fps)
+        else:
+            _write_animation(partial, frames, fps, _ANIMATIONS[suffix])
     return path
 
 
@@ -67,7 +68,7 @@ def _checked(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     height, width = (side - side % 2 for side in frames.shape[1:3])
-    with av.open(f"file:{path}", "w") as container:
+    with av.open(address(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "20"}
@@ -77,6 +78,6 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _write_animation(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_animation(path: Path, frames: np.ndarray, fps: float, form: str) -> None:
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    first.save(path, form, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)

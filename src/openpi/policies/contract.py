@@ -276,7 +276,7 @@ class Contract:
         """Raises ValueError if statistics given by hand belong to a robot of other widths."""
         for key, width in self.stats_widths.items():
             if key in norm_stats and norm_stats[key].width != width:
-                names = self.actions.names if key == "actions" else self._names_of_state(width)
+                names = self.actions.names if key == "actions" else _names_for(self.state_names, width)
                 raise ValueError(
                     f"the statistics of '{key}' have {norm_stats[key].width} dimensions; this checkpoint was "
                     f"trained with {width}: {', '.join(names)}. Use the statistics of the checkpoint"
@@ -346,9 +346,6 @@ class Contract:
     def state_names(self) -> tuple[str, ...]:
         """Of all state dimensions, in order."""
         return tuple(name for vector in self.state for name in vector.names)
-
-    def _names_of_state(self, width: int) -> tuple[str, ...]:
-        return tuple(_names_for(self.state_names, width))
 
     def _facts(self) -> dict[str, str]:
         """Everything that two contracts can disagree on, by name."""

@@ -279,7 +279,7 @@ def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: DataHalf,
 def stats_dims(data_config: DataHalf) -> stats_check.Dims:
     """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
     spec = find_spec(data_config.data_transforms.inputs)
-    return stats_check.Dims({}, {} if spec is None else {"state": spec.state_names, "actions": spec.actions.names})
+    return stats_check.Dims(names={} if spec is None else spec.names)
 
 
 def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, NormStats]:
@@ -320,7 +320,7 @@ def _described(data_config: DataHalf, model_config: BaseModelConfig) -> Contract
     spec = find_spec(data_config.data_transforms.inputs)
     if spec is None:
         return None
-    for key, names in (("state", spec.state_names), ("actions", spec.actions.names)):
+    for key, names in spec.names.items():
         stats = (data_config.norm_stats or {}).get(key)
         if stats is not None and stats.width < len(names):
             raise ValueError(

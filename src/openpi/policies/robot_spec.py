@@ -114,6 +114,11 @@ class RobotSpec:
         """Of all state dimensions, in order."""
         return tuple(name for vector in self.state for name in vector.names)
 
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Of the dimensions of `state` and of `actions`."""
+        return {"state": self.state_names, "actions": tuple(self.actions.names)}
+
     @classmethod
     def from_sample(cls, sample: Mapping[str, object], *, robot: str = "custom", action_dim: int) -> RobotSpec:
         """The spec of a robot whose transforms bring none, from one repacked sample.

@@ -1,10 +1,8 @@
 """What the server answers over plain HTTP, without sockets."""
 
-import base64
 import dataclasses
 import functools
 import importlib.resources
-import io
 import json
 import logging
 import threading
@@ -20,6 +18,8 @@ from openpi.serving.catalog import Catalog
 from openpi.serving.live import LiveSession, Parts, thumbnail
 from openpi.serving.metrics import CONTENT_TYPE, Metrics
 from openpi.serving.model_slot import ModelSlot
+from openpi.shared import strict_json
+from openpi.shared.page import jpeg_url
 from openpi_client.base_policy import Observation
 
 logger = logging.getLogger(__name__)
@@ -258,9 +258,7 @@ def _data_url(image: np.ndarray) -> str:
     image = np.asarray(image)
     if image.dtype != np.uint8:  # models take [-1, 1]
         image = np.clip((image + 1) * 127.5, 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return jpeg_url(Image.fromarray(image), quality=_JPEG_QUALITY)
 
 
 @functools.cache
@@ -269,16 +267,4 @@ def _html() -> bytes:
 
 
 def _json(content: object) -> Page:
-    return Page(json.dumps(_finite(content), separators=(",", ":")).encode())
-
-
-def _finite(content: object) -> object:
-    """NaN and infinity, which JSON does not have, as null."""
-    match content:
-        case dict():
-            return {key: _finite(value) for key, value in content.items()}
-        case list():
-            return [_finite(value) for value in content]
-        case float() if not np.isfinite(content):
-            return None
-    return content
+    return Page(json.dumps(strict_json.with_nulls(content), separators=(",", ":")).encode())

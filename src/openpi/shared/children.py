@@ -17,6 +17,7 @@ from pathlib import Path
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.05
 _GRACE_S = 10.0  # for a child that is asked to stop; a trainer saves first
+_LAST_LINES = 12
 _KILL_S = 3.0  # for the kernel; zombies whose parent never looks stay longer, and harm nobody
 _BYTES_PER_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
 
@@ -95,9 +96,9 @@ class Child:
                 break
             time.sleep(_POLL_S)
 
-    def last_lines(self, count: int = 12) -> str:
+    def last_lines(self) -> str:
         """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
 
     def _signal(self, signum: int) -> bool:
         """False when nothing of the group is left."""

@@ -1,13 +1,20 @@
 """Parts of reports: one HTML file that needs nothing beside it."""
 
+from __future__ import annotations
+
 import base64
 import importlib.resources
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openpi.shared.charts import Rate
 from openpi.shared.strict_json import Json
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def style() -> str:
@@ -52,6 +59,13 @@ def tally_cell(tally: Json | None) -> str:
         return "not played"
     low, high = tally["wilson_95"]
     return f"{tally['successes']}/{tally['trials']} = {tally['rate']:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def jpeg_url(image: Image.Image, *, quality: int) -> str:
+    """A picture as a URL that holds it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def films(videos: Iterable[Json], folder: Path) -> str:

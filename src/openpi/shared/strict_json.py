@@ -1,11 +1,15 @@
-"""JSON that others wrote: refused where readers would understand different things, or nobody could go on with it."""
+"""JSON that others wrote: refused where readers would understand different things, or nobody could go on with it.
+
+What is written for others goes through `with_nulls` where it may hold NaN.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +46,15 @@ def parse(text: str | bytes, parse_constant: Callable[[str], object] | None = No
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
+
+
+def with_nulls(value: object) -> object:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, Mapping):
+        return {key: with_nulls(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -45,33 +45,12 @@ class WeightLoader(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class NoOpWeightLoader(WeightLoader):
-    """Random initialisation."""
-
-    def check(self, params: Mapping[str, object]) -> LoadReport:
-        """Everything keeps its initial value."""
-        return published_tree.by_path(self.open(params))
-
-    def load(self, params: Mapping[str, object]) -> Params:
-        logger.info("%s", self.check(params))
-        return dict(params)
+class _OpenedWeightLoader(WeightLoader):
+    """Loaders of ours: `open` says what there is, tensor by tensor, and the rest follows from it."""
 
     def open(self, params: Mapping[str, object]) -> Weights:
-        """Of nothing."""
-        return _weights_of({}, _shapes(flatten(params)), source="nowhere (random initialisation)")
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointWeightLoader(WeightLoader):
-    """A checkpoint's weights; adapters (`lora`) that it lacks keep their initial values.
-
-    Attributes:
-        params_path: a `params/` folder, released or from training, or a folder with `model.safetensors` (PyTorch,
-            LeRobot). Local, a URL, or `package:<package>[/<folder>]` for weights inside an installed package.
-    """
-
-    params_path: str
+        """What `load` would read; errors as of `check`."""
+        raise NotImplementedError
 
     def check(self, params: Mapping[str, object]) -> LoadReport:
         """What `load` would do, and its errors; reads shapes only, after the download.
@@ -83,16 +62,37 @@ class CheckpointWeightLoader(WeightLoader):
         return published_tree.by_path(self.open(params))
 
     def load(self, params: Mapping[str, object]) -> Params:
-        return _load(self.open(params), params)
+        weights = self.open(params)
+        logger.info("%s", published_tree.by_path(weights))
+        return overlay(params, published_tree.tree_of(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOpWeightLoader(_OpenedWeightLoader):
+    """Random initialisation."""
 
     def open(self, params: Mapping[str, object]) -> Weights:
-        """What `load` would read, tensor by tensor; errors as of `check`."""
+        return _weights_of({}, _shapes(flatten(params)), source="nowhere (random initialisation)")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointWeightLoader(_OpenedWeightLoader):
+    """A checkpoint's weights; adapters (`lora`) that it lacks keep their initial values.
+
+    Attributes:
+        params_path: a `params/` folder, released or from training, or a folder with `model.safetensors` (PyTorch,
+            LeRobot). Local, a URL, or `package:<package>[/<folder>]` for weights inside an installed package.
+    """
+
+    params_path: str
+
+    def open(self, params: Mapping[str, object]) -> Weights:
         folder, shapes = download.maybe_download(self.params_path), _shapes(flatten(params))
         return opening.open_tree(shapes, folder, may_lack_adapters=True, source=self.params_path)
 
 
 @dataclasses.dataclass(frozen=True)
-class PaliGemmaWeightLoader(WeightLoader):
+class PaliGemmaWeightLoader(_OpenedWeightLoader):
     """The official PaliGemma weights; everything that PaliGemma does not have keeps its initial values.
 
     Attributes:
@@ -101,15 +101,7 @@ class PaliGemmaWeightLoader(WeightLoader):
 
     npz_path: str = PALIGEMMA_NPZ
 
-    def check(self, params: Mapping[str, object]) -> LoadReport:
-        """As of `CheckpointWeightLoader`."""
-        return published_tree.by_path(self.open(params))
-
-    def load(self, params: Mapping[str, object]) -> Params:
-        return _load(self.open(params), params)
-
     def open(self, params: Mapping[str, object]) -> Weights:
-        """As of `CheckpointWeightLoader`."""
         file = download.maybe_download(self.npz_path, gs={"token": "anon"})
         try:
             with zipfile.ZipFile(file) as archive:
@@ -152,11 +144,6 @@ def _weights_of(arrays: Mapping[str, Array], shapes: Shapes, *, source: str) -> 
     """All of which may be missing."""
     report = compare(shapes, _shapes(arrays), may_keep=".*", source=source)
     return ArrayWeights(names.rows_of(shapes), report, arrays)
-
-
-def _load(weights: Weights, params: Mapping[str, object]) -> dict[str, object]:
-    logger.info("%s", published_tree.by_path(weights))
-    return overlay(params, published_tree.tree_of(weights))
 
 
 def overlay(reference: Mapping[str, object], loaded: Mapping[str, object], may_keep: str = ".*") -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.tree import Params, unflatten
 from openpi.weights import names
 from openpi.weights.blocks import Block
@@ -53,13 +54,13 @@ class Probe:
         index = (*(min(i, 1) for i in layer), *row.index[1:])
         wanted = self.shapes[row.tree][len(index) :]
         if not block.is_whole:
-            rows = _spread(row.part_shape[0], wanted[0])
+            rows = np.array(evenly_spaced(range(row.part_shape[0]), wanted[0]))
             mine = np.flatnonzero((rows >= block.start) & (rows < block.start + len(block.values)))
             return (*index, mine), block.values[rows[mine] - block.start]
         values = row.to_tree(block.values)
         for axis, (size, kept) in enumerate(zip(row.part_shape, wanted, strict=True)):
             if kept != size:
-                values = np.take(values, _spread(size, kept), axis=axis)
+                values = np.take(values, evenly_spaced(range(size), kept), axis=axis)
         return (*index, ...), values
 
     def inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
@@ -126,8 +127,3 @@ def _cut(transformer: Any, **fields: int) -> object:
     return dataclasses.replace(
         transformer, depth=min(transformer.depth, 2), mlp_dim=min(transformer.mlp_dim, _MLP_UNITS), **fields
     )
-
-
-def _spread(size: int, count: int) -> np.ndarray:
-    """Indices all over a range, the first and the last included."""
-    return np.linspace(0, size - 1, count).round().astype(np.int64)

@@ -73,7 +73,7 @@ class DemoOptions:
         return Plan(self.output, replace(QUICK if self.quick else FULL, **given), backend=self.backend)
 
 
-def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
+def run_demo(options: DemoOptions) -> Path:
     """Runs everything and returns the path of the report.
 
     Raises:
@@ -84,7 +84,7 @@ def run_demo(options: DemoOptions, *, terminal: Terminal | None = None) -> Path:
     """
     plan = options.plan()
     frameworks.require_backend(options.backend)
-    terminal = terminal or Terminal(NUM_STAGES)
+    terminal = Terminal(NUM_STAGES)
     open_output(options)
     with Children() as children:
         return _Demo(options, plan, StageRunner(plan, children, terminal), terminal).run()

@@ -71,10 +71,9 @@ def _samples(
     recipe: TrainConfig, checkpoint: Checkpoint, dataset: str | None, count: int
 ) -> tuple[list[dict[str, object]], str]:
     """Model inputs of frames all over the dataset, with the checkpoint's statistics and tokenizers."""
-    import numpy as np
-
     from openpi import transforms
     from openpi.cli.debugging import _explain_chain as chain
+    from openpi.shared.evenly_spaced import evenly_spaced
     from openpi.training import data_loader
     from openpi.training.data import recipe_data
     from openpi.training.data.streams import Stream
@@ -90,7 +89,7 @@ def _samples(
     else:
         if not len(frames):
             raise ValueError(f"{data_config.dataset_name} has no frames")
-        chosen = [frames[int(i)] for i in np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]
+        chosen = [frames[row] for row in evenly_spaced(range(len(frames)), count)]
     return [to_model(frame) for frame in chosen], str(data_config.dataset_name)
 
 

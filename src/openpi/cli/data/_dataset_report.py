@@ -6,8 +6,6 @@ the frames marked.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +18,7 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.shared import page, whole_file
 from openpi.shared.charts import Line, line_chart
+from openpi.shared.evenly_spaced import evenly_spaced
 
 _MAX_EPISODES = 40  # a page of some MB
 _MAX_CHARTS = 6  # of an episode
@@ -110,7 +109,7 @@ def _episode(report: Report, root: Path, number: int) -> str:
 def _sheet(metadata: LeRobotMetadata, number: int, key: str, findings: Sequence[Finding]) -> str:
     try:
         dataset = LeRobotDataset(metadata.root, episodes=[number], columns=[key], metadata=metadata)
-        frames = np.unique(np.linspace(0, len(dataset) - 1, _PICTURES).round().astype(int)).tolist()
+        frames = evenly_spaced(range(len(dataset)), _PICTURES)
         pictures = dataset.camera_frames(key, 0, frames)
     except (ValueError, OSError) as error:
         return f"<h3>{escape(key)}</h3><p class='note'>{escape(str(error))}</p>"
@@ -134,9 +133,7 @@ def _as_url(picture: np.ndarray) -> str:
     if max(image.size) < _PICTURE_PX:
         scale = _PICTURE_PX // max(image.size)
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return page.jpeg_url(image, quality=85)
 
 
 def _charts(signals: LeRobotDataset, findings: Sequence[Finding]) -> str:

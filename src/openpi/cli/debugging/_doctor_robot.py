@@ -16,8 +16,8 @@ from openpi.policies import stages
 from openpi.policies.guards import GUARDS
 from openpi.policies.policy_config import Pipeline
 from openpi.serving.recording import find_sessions, origin_of, read_session
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training.config import TrainConfig
-from openpi.training.data import moments as _moments
 from openpi.training.data import seen as _seen
 from openpi.training.data.moments import Moment, Moments
 from openpi.training.data.recipe_data import open_lerobot
@@ -43,7 +43,7 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
     data_config = around.data_config
     dataset = open_lerobot(data_config, config.model)
     numbers = _seen.trained_on(config, data_config, dataset)
-    episodes = _moments.spread(numbers, _EPISODES)
+    episodes = evenly_spaced(numbers, _EPISODES)
     recordings = Moments(config, data_config, episodes, dataset)
     before, normalize, _ = stages.split(around.inputs)
     assert normalize is not None  # made of statistics
@@ -85,7 +85,7 @@ def frames_of(
     chain = transforms.compose(to_state)
     some, steps = [], []
     for episode, length in recordings.lengths.items():
-        for step in _moments.spread(range(max(1, length - (apart or 1))), _PLACES):
+        for step in evenly_spaced(range(max(1, length - (apart or 1))), _PLACES):
             some.append(moment := recordings.at(episode, step))
             if apart is not None and step + apart < length:
                 pair = [chain(dict(at.observation))["state"] for at in (moment, recordings.at(episode, step + apart))]

@@ -28,6 +28,7 @@ from openpi.models.model_config import ModelType
 from openpi.policies import stages
 from openpi.policies.policy_config import Pipeline
 from openpi.policies.request import SEED, TRACE
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import moments as _moments
@@ -60,8 +61,8 @@ def diagnose(
 def frames_of(recordings: Moments, at_most: int) -> list[Moment]:
     """From all over the episodes."""
     each = -(-at_most // len(recordings.lengths))
-    places = [(e, step) for e, n in recordings.lengths.items() for step in _moments.spread(range(n), max(2, each))]
-    rows = _moments.spread(range(len(places)), at_most)
+    places = [(e, step) for e, n in recordings.lengths.items() for step in evenly_spaced(range(n), max(2, each))]
+    rows = evenly_spaced(range(len(places)), at_most)
     return [recordings.at(*places[row]) for row in rows]
 
 

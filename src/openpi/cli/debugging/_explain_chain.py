@@ -127,7 +127,7 @@ def dimension_names(
         return {"state": contract.state_names, "actions": contract.actions.names}
     spec = find_spec(data_config.data_transforms.inputs)
     if spec is not None:
-        return {"state": spec.state_names, "actions": spec.actions.names}
+        return spec.names
     columns = recipe_data.sources(data_config, ("state", "actions"))
     sources = {key.rsplit("/", 1)[-1]: column for key, column in columns.items()}
     return {key: features[source] for key in ("state", "actions") if (source := sources.get(key)) in features}

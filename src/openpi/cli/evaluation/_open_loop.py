@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,12 +81,13 @@ def main(words: Sequence[str], program: str) -> int:
 
     from openpi.evaluation import open_loop_report
     from openpi.evaluation.episodes import RESULTS_FILE, check_free, write_json
+    from openpi.shared import strict_json
 
     args = tyro.cli(Args, args=words[1:], prog=f"{program} DATASET")
     check_free(args.output, resume=False)
     results, page = evaluate(words[0], args)
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / RESULTS_FILE, _plain(results))
+    write_json(args.output / RESULTS_FILE, strict_json.with_nulls(results))
     (args.output / REPORT_FILE).write_text(page, encoding="utf-8")
     Console().print(open_loop_report.terminal_table(results))  # the shared one may be on standard error
     if (compared := open_loop_report.comparison(results)) is not None:
@@ -141,6 +141,7 @@ def evaluate(dataset: str, args: Args) -> tuple[dict[str, object], str]:
 
 def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Moments) -> dict[str, object]:
     from openpi.evaluation import open_loop
+    from openpi.shared.evenly_spaced import evenly_spaced
 
     moments, chunks = played.moments, played.chunks
     found: dict[str, Any] = {
@@ -148,8 +149,7 @@ def _measured(asked: Asked, played: Played, plan: open_loop.Plan, recordings: Mo
         "smoothness": open_loop.smoothness(played, plan.stride),
         "undecodable": int(np.isnan(chunks).any(axis=(1, 2)).sum()),
     }
-    rows = np.unique(np.linspace(0, len(moments) - 1, min(plan.probes, len(moments))).round().astype(int))
-    probes = [moments[i] for i in rows]
+    probes = evenly_spaced(moments, plan.probes)
     if probes and plan.samples > 1:
         deviation, plain = open_loop.spread(asked, probes, plan)
         known = deviation[np.isfinite(deviation).all(axis=1)]
@@ -247,12 +247,3 @@ def _joints(data_config: DataConfig, width: int) -> list[str]:
         if len(names) == width:
             return list(map(str, names))
     return [str(i) for i in range(width)]
-
-
-def _plain(value: object) -> object:
-    """JSON has no NaN: null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

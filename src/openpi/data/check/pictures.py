@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from openpi.data.lerobot.reader import LeRobotDataset
+from openpi.shared.evenly_spaced import evenly_spaced
 
 NUM_FRAMES = 6
 GRID = 16
@@ -70,11 +71,11 @@ def look(datasets: Mapping[str, LeRobotDataset], episode: int) -> Looks:
 def choose_frames(dataset: LeRobotDataset, key: str, position: int) -> list[int]:
     """Spread over the episode; where key frames are far apart, those: others cost the decoding from there on."""
     episode = dataset.episodes[position]
-    spread = np.unique(np.linspace(0, episode.length - 1, NUM_FRAMES).round().astype(int))
+    chosen = evenly_spaced(range(episode.length), NUM_FRAMES)
     keys = dataset.key_frames(key, position)
     if len(keys) > 1 and episode.length / len(keys) > _SPARSE_GOP:
-        spread = np.unique(keys[np.abs(keys[None] - spread[:, None]).argmin(axis=1)])
-    return spread.tolist()
+        chosen = np.unique(keys[np.abs(np.subtract.outer(chosen, keys)).argmin(axis=1)]).tolist()
+    return chosen
 
 
 def _summary(frames: Sequence[int], pictures: Sequence[np.ndarray]) -> Look:

@@ -16,6 +16,7 @@ from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.pictures import Looks
 from openpi.data.check.subject import MIN_EPISODES
 from openpi.data.lerobot.episode_table import leave_out
+from openpi.shared.evenly_spaced import evenly_spaced
 
 _FITS, _EXCHANGED_FITS = 0.8, 0.6  # distance with the mistake undone, of that before; clean sets have 1.2 and more
 _OTHER, _FAR = 1.5, 1.8  # distance from which on a picture is another one; clean sets have up to 1.4
@@ -40,7 +41,7 @@ class _Usual:
 
     @classmethod
     def of(cls, pictures: Sequence[np.ndarray]) -> _Usual:
-        some = np.stack(pictures)[np.unique(np.linspace(0, len(pictures) - 1, 200).round().astype(int))]
+        some = np.stack(evenly_spaced(pictures, 200))
         distances = np.array([np.sqrt(((picture - some) ** 2).mean(axis=(1, 2, 3))) for picture in some])
         center = distances[np.argmin(np.quantile(distances, _NEAREST, axis=1))]
         nearest = some[np.argsort(center)[: max(1, int(_NEAREST * len(some)))]]

@@ -26,6 +26,7 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video_cut import VideoPackets
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.shared.errors import listed
+from openpi.shared.evenly_spaced import evenly_spaced
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _prepared(
         if key in INDEX_FEATURES:
             continue
         if feature["dtype"] in CAMERA_DTYPES:
-            frames = np.unique(np.linspace(0, length - 1, _LOOKED_AT).round().astype(int)).tolist()
+            frames = evenly_spaced(range(length), _LOOKED_AT)
             stats[key] = feature_stats.image_stats(np.stack(dataset.camera_frames(key, position, frames)))
         if feature["dtype"] == "image":
             columns[key] = np.array([*dataset.encoded_images(key, position), None], object)[:-1]

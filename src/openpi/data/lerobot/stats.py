@@ -11,6 +11,7 @@ import numpy as np
 
 from openpi.data.lerobot.files import read_json
 from openpi.data.lerobot.meta_values import shortened, wrong
+from openpi.shared.evenly_spaced import evenly_spaced
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 MAX_FRAMES, MAX_SIDE_PX = 100, 150  # of a camera: enough for a colour distribution
@@ -51,7 +52,7 @@ class ImageSampler:
     """
 
     def __init__(self, length: int):
-        self._chosen = set(np.linspace(0, length - 1, MAX_FRAMES).round().astype(int).tolist())
+        self._chosen = frozenset(evenly_spaced(range(length), MAX_FRAMES))
         self._pixels: list[np.ndarray] = []
 
     def watch(self, frames_hwc: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

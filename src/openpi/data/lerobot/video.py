@@ -275,10 +275,9 @@ class VideoCache:
         check: of each file that is opened; raises.
     """
 
-    def __init__(self, fps: float, check: Callable[[VideoFile], None], max_open: int = MAX_OPEN_VIDEOS):
+    def __init__(self, fps: float, check: Callable[[VideoFile], None]):
         self._fps = fps
         self._check = check
-        self._max_open = max_open
         self._local = threading.local()
 
     def frames(self, path: Path, numbers: Sequence[int]) -> list[np.ndarray]:
@@ -295,7 +294,7 @@ class VideoCache:
         if path in videos:
             videos.move_to_end(path)
             return videos[path]
-        while len(videos) >= self._max_open:
+        while len(videos) >= MAX_OPEN_VIDEOS:
             videos.popitem(last=False)[1].close()
         video = VideoFile(path, self._fps)
         self._check(video)
@@ -307,11 +306,8 @@ class VideoCache:
             self._local.videos = OrderedDict()
         return self._local.videos
 
-    def __getstate__(self) -> tuple[float, Callable[[VideoFile], None], int]:
-        return self._fps, self._check, self._max_open
-
-    def __setstate__(self, state: tuple[float, Callable[[VideoFile], None], int]) -> None:
-        self.__init__(*state)
+    def __reduce__(self) -> tuple[object, ...]:
+        return VideoCache, (self._fps, self._check)
 
 
 @lru_cache(maxsize=256)  # files are opened again and again, and this reads all of one

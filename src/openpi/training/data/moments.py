@@ -11,6 +11,7 @@ from openpi import transforms
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.hold import hold_transforms
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, tabular_frames
@@ -154,14 +155,8 @@ def chosen(
     is_split = holdout.holds_out(config, data_config.members[0])
     held = holdout.holdout_split(config, metadata, data_config)[1] if is_split else []
     unseen = {*held, *data_config.selection.excluded(metadata)}
-    found = list(wanted) if wanted else spread(held or numbers, at_most)
+    found = list(wanted) if wanted else evenly_spaced(held or numbers, at_most)
     return found, set(found) <= unseen
-
-
-def spread(numbers: Sequence[int], at_most: int) -> list[int]:
-    """Some of them, evenly, the first and the last among them."""
-    rows = np.linspace(0, len(numbers) - 1, min(at_most, len(numbers))).round().astype(int)
-    return [numbers[i] for i in rows]
 
 
 def _evaluated(frames: tabular_frames.Frames, max_frames: int) -> Iterator[dict[str, np.ndarray]]:

@@ -20,7 +20,6 @@ import numpy as np
 
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.policy_config import stats_dims
-from openpi.policies.robot_spec import find_spec
 from openpi.shared import download, normalize, stats_check, strict_json, whole_file
 from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
@@ -401,6 +400,5 @@ def _check_row(frames: Frames, block: Block, row: int, found: dict[str, np.ndarr
 
 def _labels(data_config: DataConfig, key: str, width: int) -> tuple[str, ...]:
     """Names of the dimensions of `state` or `actions`, where the robot's transforms say them; else numbers."""
-    spec = find_spec(data_config.data_transforms.inputs)
-    names = () if spec is None else {"state": spec.state_names, "actions": spec.actions.names}[key]
+    names = tuple(stats_dims(data_config).names.get(key, ()))
     return names if len(names) == width else tuple(str(i) for i in range(width))

@@ -22,6 +22,7 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import ArraySpec, BaseModelConfig
 from openpi.shared.errors import missing_key
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import unflatten
 from openpi.training.config import TrainConfig
@@ -161,8 +162,7 @@ def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, S
     """Samples from all over a dataset, before any transform, each with what to call it."""
     if isinstance(dataset, Stream):
         return dataset.spread(num_samples)
-    rows = np.unique(np.linspace(0, len(dataset) - 1, num_samples).round().astype(int))
-    return [(f"sample {row}", dataset[int(row)]) for row in rows]
+    return [(f"sample {row}", dataset[row]) for row in evenly_spaced(range(len(dataset)), num_samples)]
 
 
 def open_metadata(data_config: DataConfig) -> LeRobotMetadata:

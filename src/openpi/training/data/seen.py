@@ -9,9 +9,10 @@ import numpy as np
 from openpi import transforms
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.seen import Column, Seen
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data
-from openpi.training.data.moments import Moments, spread
+from openpi.training.data.moments import Moments
 from openpi.training.data_config import DataConfig
 
 _EPISODES, _FRAMES = 40, 120  # of few episodes more frames each: a camera on a wrist sees much
@@ -31,12 +32,12 @@ def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, 
         dataset: the recipe's.
         numbers: of the episodes to look at.
     """
-    chosen = spread(numbers, _EPISODES)
+    chosen = evenly_spaced(numbers, _EPISODES)
     moments = Moments(config, data_config, chosen, dataset)
     samples = [
         (number, step == 0, moments.at(number, step).observation)
         for number in chosen
-        for step in spread(range(moments.lengths[number]), _FRAMES // len(chosen))
+        for step in evenly_spaced(range(moments.lengths[number]), _FRAMES // len(chosen))
     ]
     prompts = moments.tasks if data_config.prompt_from_task else ()
     length = float(np.diff(dataset.episode_bounds, axis=1).mean())

@@ -14,6 +14,7 @@ import numpy as np
 
 from openpi.shared import page, whole_file
 from openpi.shared.charts import Line, line_chart, smooth
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training.run.run_directory import FIRST_BATCH, METRICS_FILE, VALIDATION
 
 if TYPE_CHECKING:
@@ -168,11 +169,7 @@ def _last_with(rows: Sequence[Row], name: str) -> Row:
 def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
     """Of a metric, thinned to what a chart can show; numbers that are not finite are left out."""
     points = [(float(row["step"]), float(row[name])) for row in rows if name in row and np.isfinite(row[name])]
-    return (
-        [points[i] for i in np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))]
-        if points
-        else []
-    )
+    return evenly_spaced(points, _MOST_POINTS)
 
 
 def _card(title: str, content: str) -> str:

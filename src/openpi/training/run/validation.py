@@ -16,6 +16,7 @@ from openpi import transforms
 from openpi.models.fast_codec import UndecodableActionsError
 from openpi.models.model_config import ModelType
 from openpi.policies.hold import hold_transforms
+from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.tree import Tree
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
@@ -99,7 +100,7 @@ class Validation:
         for i, (rows, batch) in enumerate(zip(sampled, self._batches, strict=True)):
             recorded, chunks, decodable_rows = self._chunks(rows, batch)
             if i == 0:
-                shown = np.unique(np.linspace(0, len(chunks) - 1, _SHOWN).round().astype(int))
+                shown = evenly_spaced(range(len(chunks)), _SHOWN)
                 self.shown = recorded[shown], chunks[shown]
             decodable.append(decodable_rows)
             errors.append(np.where(decodable_rows[:, None], np.abs(chunks - recorded).mean(axis=1), 0.0))

@@ -29,12 +29,12 @@ STATE_HIGH = np.array([1.75, 2.8, 0.2, 1.0, 1.75, 1.0], dtype=np.float32)
 _MAX_REACH_M = UPPER_ARM_M + FOREARM_M - 2e-3  # keeps the elbow off the singularity
 
 
-def joints_for_tip(tip: np.ndarray, hand_yaw: float = 0.0) -> np.ndarray:
-    """Joint angles that put the finger tips at `tip` with the hand pointing straight down.
+def joints_for_tip(tip: np.ndarray) -> np.ndarray:
+    """Joint angles that put the finger tips at `tip` with the hand pointing straight down; its fingers close along the
+    world's y axis.
 
     Args:
         tip: [3], metres, world frame. A point out of reach is drawn towards the shoulder.
-        hand_yaw: direction of the hand about the vertical; at 0 the fingers close along the world's y axis.
     Returns:
         float64[5], radians, elbow up.
     """
@@ -50,7 +50,7 @@ def joints_for_tip(tip: np.ndarray, hand_yaw: float = 0.0) -> np.ndarray:
     above_line = np.arctan2(FOREARM_M * np.sin(-elbow), UPPER_ARM_M + FOREARM_M * np.cos(elbow))
     shoulder = np.arctan2(height, radius) + above_line
     wrist_pitch = -np.pi / 2 - shoulder - elbow
-    return np.array([yaw, shoulder, elbow, wrist_pitch, yaw - hand_yaw])
+    return np.array([yaw, shoulder, elbow, wrist_pitch, yaw])
 
 
 def tip_for_joints(joints: np.ndarray) -> np.ndarray:

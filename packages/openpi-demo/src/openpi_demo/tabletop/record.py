@@ -49,7 +49,6 @@ def demonstrations(
     seeds: Iterable[int],
     *,
     num_blocks: int | None = None,
-    image_size: int = 64,
     prompts_per_scene: int | None = None,
     num_workers: int = 0,
 ) -> Iterator[Demonstration]:
@@ -61,13 +60,7 @@ def demonstrations(
         prompts_per_scene: a random choice of that many prompts; None takes all of them.
         num_workers: processes; 0 records in this one. The result does not depend on it.
     """
-    record = partial(
-        record_scene,
-        task,
-        num_blocks=num_blocks,
-        image_size=image_size,
-        prompts_per_scene=prompts_per_scene,
-    )
+    record = partial(record_scene, task, num_blocks=num_blocks, prompts_per_scene=prompts_per_scene)
     if num_workers == 0:
         yield from itertools.chain.from_iterable(map(record, seeds))
         return
@@ -79,12 +72,7 @@ def demonstrations(
 
 
 def record_scene(
-    task: str,
-    seed: int,
-    *,
-    num_blocks: int | None = None,
-    image_size: int = 64,
-    prompts_per_scene: int | None = None,
+    task: str, seed: int, *, num_blocks: int | None = None, prompts_per_scene: int | None = None
 ) -> list[Demonstration]:
     """All demonstrations of the scene that belongs to `seed`."""
     rng = np.random.default_rng([seed, 0])
@@ -93,10 +81,10 @@ def record_scene(
     if prompts_per_scene is not None:
         chosen = rng.permutation(len(goals))[:prompts_per_scene]
         goals = tuple(goals[i] for i in sorted(chosen))
-    return [record_episode(scene, goal, seed=seed, image_size=image_size) for goal in goals]
+    return [record_episode(scene, goal, seed=seed) for goal in goals]
 
 
-def record_episode(scene: Scene, goal: Goal, *, seed: int, image_size: int = 64) -> Demonstration:
+def record_episode(scene: Scene, goal: Goal, *, seed: int) -> Demonstration:
     """One successful demonstration of `goal` in `scene`.
 
     `seed` decides whether and how the motion is disturbed. A disturbance that spoils the episode is redrawn.
@@ -108,10 +96,10 @@ def record_episode(scene: Scene, goal: Goal, *, seed: int, image_size: int = 64)
     path = expert.plan(scene, goal)
     if rng.random() < DISTURBED_FRACTION:
         for _ in range(5):
-            frames = _execute(scene, goal, path, expert.disturbed(path, rng), image_size)
+            frames = _execute(scene, goal, path, expert.disturbed(path, rng))
             if frames is not None:
                 return Demonstration(frames, goal.prompt, seed)
-    frames = _execute(scene, goal, path, path, image_size)
+    frames = _execute(scene, goal, path, path)
     if frames is None:
         raise RuntimeError(f"the expert cannot {goal.prompt!r} in {scene}.")
     return Demonstration(frames, goal.prompt, seed)
@@ -148,9 +136,7 @@ def lerobot_frames(demonstration: Demonstration) -> dict[str, np.ndarray]:
     }
 
 
-def _execute(
-    scene: Scene, goal: Goal, path: np.ndarray, executed_path: np.ndarray, image_size: int
-) -> dict[str, np.ndarray] | None:
+def _execute(scene: Scene, goal: Goal, path: np.ndarray, executed_path: np.ndarray) -> dict[str, np.ndarray] | None:
     """Runs one path, then films it if it succeeded, else None: pictures cost more than physics."""
     executed = expert.actions(executed_path)
     world = TabletopWorld(scene)
@@ -158,13 +144,11 @@ def _execute(
         world.step(action)
     if not tasks.is_success(world, goal):
         return None
-    return _film(TabletopWorld(scene), goal, executed, labels=expert.actions(path), image_size=image_size)
+    return _film(TabletopWorld(scene), goal, executed, labels=expert.actions(path))
 
 
-def _film(
-    world: TabletopWorld, goal: Goal, executed: np.ndarray, *, labels: np.ndarray, image_size: int
-) -> dict[str, np.ndarray]:
-    renderer = RayRenderer(image_size)
+def _film(world: TabletopWorld, goal: Goal, executed: np.ndarray, *, labels: np.ndarray) -> dict[str, np.ndarray]:
+    renderer = RayRenderer()
     rows = []
     for action, label in zip(executed, labels, strict=True):
         row = {"state": world.state, "action": label}

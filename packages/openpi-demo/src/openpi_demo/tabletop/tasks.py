@@ -90,14 +90,8 @@ def goals_in(scene: Scene, task: str) -> tuple[Goal, ...]:
     return tuple(goal for goal in GOALS[task] if goal.block in blocks and goal.plate in plates)
 
 
-def sample_scene(
-    rng: np.random.Generator,
-    task: str = PICK,
-    *,
-    num_blocks: int | None = None,
-    block_count_probabilities: tuple[float, float, float] = _BLOCK_COUNT_PROBABILITIES,
-) -> Scene:
-    """Draws a scene; `num_blocks` None draws 1, 2 or 3 with the given probabilities.
+def sample_scene(rng: np.random.Generator, task: str = PICK, *, num_blocks: int | None = None) -> Scene:
+    """Draws a scene; `num_blocks` None draws 1, 2 or 3.
 
     Raises:
         ValueError: the task is unknown or the number of blocks is not 1, 2 or 3.
@@ -105,7 +99,7 @@ def sample_scene(
     if task not in GOALS:
         raise ValueError(f"task is {task!r}; expected one of {sorted(GOALS)}.")
     if num_blocks is None:
-        num_blocks = 1 + int(rng.choice(3, p=block_count_probabilities))
+        num_blocks = 1 + int(rng.choice(3, p=_BLOCK_COUNT_PROBABILITIES))
     if not 1 <= num_blocks <= len(BLOCK_COLOURS):
         raise ValueError(f"num_blocks is {num_blocks}; expected 1 to {len(BLOCK_COLOURS)}.")
     colours = sorted(rng.permutation(BLOCK_COLOURS)[:num_blocks].tolist(), key=BLOCK_COLOURS.index)

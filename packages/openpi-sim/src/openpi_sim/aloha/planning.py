@@ -200,8 +200,8 @@ def _about(axis: int, angle_rad: float) -> np.ndarray:
     return matrix
 
 
-def square_yaw(pose: np.ndarray, period_rad: float = np.pi / 2) -> float:
+def square_yaw(pose: np.ndarray) -> float:
     """How a box is turned about the vertical, to the nearest of its alike sides."""
     rotation = poses.rotation_of(pose)
     yaw = np.arctan2(rotation[1, 0], rotation[0, 0])
-    return float((yaw + period_rad / 2) % period_rad - period_rad / 2)
+    return float((yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4)
