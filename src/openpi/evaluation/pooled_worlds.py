@@ -25,7 +25,7 @@ class Server:
     """A policy server as workers reach it."""
 
     host: str
-    port: int | None
+    port: int
     api_key: str | None = field(default=None, repr=False)
 
 
