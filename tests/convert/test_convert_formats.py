@@ -691,17 +691,22 @@ def test_what_a_mapping_names_must_be_in_the_bag(tmp_path, capsys):
     assert "--draft" in capsys.readouterr().err
 
 
+def mapped_by(file, clock):
+    """A mapping of a camera and joints, by this clock."""
+    numbers = [{"topic": "/joint_states", "field": "position"}]
+    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
+    file.write_text(json.dumps({"fps": 20, "clock": clock, "task": "t", "columns": columns}))
+    return file
+
+
 @pytest.mark.parametrize("joint_ns", [[0] * 40, [50_000_000 * i for i in range(40)]], ids=["unset", "since boot"])
 def test_stamps_of_another_clock_are_refused_and_silence_of_a_camera_is_told(joint_ns, tmp_path, capsys):
     stamps = [1_700_000_000_000_000_000 + 50_000_000 * i for i in range(40)]
     raw.ros2_bag_by_stamps(tmp_path / "take", stamps[:10], joint_ns)
-    numbers = [{"topic": "/joint_states", "field": "position"}]
-    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
-    mapping = tmp_path / "m.json"
-    mapping.write_text(json.dumps({"fps": 20, "clock": "header", "task": "t", "columns": columns}))
+    mapping = mapped_by(tmp_path / "m.json", "header")
     convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
     assert "use the clock 'bag'" in capsys.readouterr().err
-    mapping.write_text(json.dumps({"fps": 20, "clock": "bag", "task": "t", "columns": columns}))
+    mapped_by(mapping, "bag")
     convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping)
     np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").column("action"), np.arange(39))
     assert provenance(tmp_path / "set")["remarks"] == {"take": ["'/camera' has no new picture for 1.4 s from 0.5 s on"]}
@@ -753,10 +758,7 @@ def test_joints_that_fall_silent_are_told_and_a_command_that_was_said_once_is_no
 def test_a_clock_that_was_set_while_it_recorded_mixes_no_two_stretches(later_s, words, tmp_path, capsys):
     stamps = [1_700_000_000_000_000_000 + 50_000_000 * i + (10**9 * later_s if i >= 20 else 0) for i in range(40)]
     raw.ros2_bag_by_stamps(tmp_path / "take", stamps[:20], stamps)
-    numbers = [{"topic": "/joint_states", "field": "position"}]
-    columns = {"observation.images.c": [{"topic": "/camera"}], "observation.state": numbers, "action": numbers}
-    mapping = tmp_path / "m.json"
-    mapping.write_text(json.dumps({"fps": 20, "clock": "header", "task": "t", "columns": columns}))
+    mapping = mapped_by(tmp_path / "m.json", "header")
     convert("ros", tmp_path / "take", tmp_path / "set", "--mapping", mapping, code=1)
     assert words in capsys.readouterr().err
 

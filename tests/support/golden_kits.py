@@ -73,13 +73,14 @@ def small_model(config: Pi0Config) -> Pi0Config:
     """A kit's model for what does not ask for recorded numbers: unoptimized code takes seconds for the 256 patches of a
     picture, each layer is compiled on its own, and most of a checkpoint is words that nobody says.
     """
-    layer: Any = {"depth": 1, "vocab_size": _FEW_WORDS}
+    kit: Any = config  # whose variants are configs, never names
+    layer = {"depth": 1, "vocab_size": _FEW_WORDS}
     return dataclasses.replace(
         config,
         image_resolution=SMALL,
-        paligemma_variant=dataclasses.replace(config.paligemma_variant, **layer),  # type: ignore[type-var]
-        action_expert_variant=dataclasses.replace(config.action_expert_variant, **layer),  # type: ignore[type-var]
-        image_encoder_variant=dataclasses.replace(config.image_encoder_variant, depth=1),  # type: ignore[type-var]
+        paligemma_variant=dataclasses.replace(kit.paligemma_variant, **layer),
+        action_expert_variant=dataclasses.replace(kit.action_expert_variant, **layer),
+        image_encoder_variant=dataclasses.replace(kit.image_encoder_variant, depth=1),
     )
 
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, has_cast, looks_bgr
 from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, numbered
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec
 from openpi.policies.seen import Seen
+from openpi.policies.state_range import StateRange, names_for
 from openpi.shared import ranges, strict_json, whole_file
 from openpi.shared.budgets import MAX_IMAGE_PIXELS, Budget
 from openpi.shared.errors import listed
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 
 _VERSION = 1
-# Values this many widths of q01..q99 beyond it are another robot, another unit, or a broken sensor.
-_FAR_OUTSIDE = 0.5
 
 
 class ModelDescription(Protocol):
@@ -276,7 +274,7 @@ class Contract:
         """Raises ValueError if statistics given by hand belong to a robot of other widths."""
         for key, width in self.stats_widths.items():
             if key in norm_stats and norm_stats[key].width != width:
-                names = self.actions.names if key == "actions" else _names_for(self.state_names, width)
+                names = self.actions.names if key == "actions" else names_for(self.state_names, width)
                 raise ValueError(
                     f"the statistics of '{key}' have {norm_stats[key].width} dimensions; this checkpoint was "
                     f"trained with {width}: {', '.join(names)}. Use the statistics of the checkpoint"
@@ -356,38 +354,6 @@ class Contract:
         simple += ("default_prompt", "normalization", "asset_id", "rtc_max_delay")
         facts |= {name: str(getattr(self, name)) for name in simple}
         return facts
-
-
-class StateRange:
-    """Where a robot's state was in the training data, and what is far outside."""
-
-    def __init__(self, q01: ArrayLike | None, q99: ArrayLike | None, names: Sequence[str]) -> None:
-        """
-        Args:
-            q01, q99: float[s]; None = unknown, so that nothing is far outside.
-            names: of the dimensions of a state; where they are not as many, they are numbered.
-        """
-        self._low, self._high = (np.array([] if q01 is None or q99 is None else q, np.float64) for q in (q01, q99))
-        slack = _FAR_OUTSIDE * (self._high - self._low) + 1e-3
-        self._least, self._largest = self._low - slack, self._high + slack
-        self._names = names
-
-    def warnings(self, state: np.ndarray) -> list[str]:
-        """As of `Contract.range_warnings`."""
-        state = np.asarray(state, dtype=np.float64)[..., : len(self._low)]
-        far = (state < self._least[: len(state)]) | (state > self._largest[: len(state)])
-        if not np.logical_or.reduce(far):
-            return []
-        names = _names_for(self._names, len(state))
-        return [
-            f"state '{names[i]}': {state[i]:.4g} is far outside the training range "
-            f"{self._low[i]:.4g}..{self._high[i]:.4g} (q01..q99); expected the units and the robot of the training data"
-            for i in np.flatnonzero(far).tolist()
-        ]
-
-
-def _names_for(names: Sequence[str], width: int) -> Sequence[str]:
-    return names if len(names) == width else numbered("state", width)
 
 
 def _spec_of_sample(sample: Tree | None, action_width: int | None) -> RobotSpec:

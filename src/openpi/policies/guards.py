@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from openpi.policies.contract import Contract, StateRange
+from openpi.policies.contract import Contract
 from openpi.policies.observation_checks import check_prompt, is_finite
+from openpi.policies.state_range import StateRange
 from openpi.shared.collected_warnings import Warnings
 from openpi.shared.normalize import NormStats
 

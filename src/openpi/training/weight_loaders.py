@@ -8,6 +8,7 @@ says what would be loaded, from shapes alone. Source: the checkpoint specificati
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import logging
 import math
@@ -48,9 +49,9 @@ class WeightLoader(Protocol):
 class _OpenedWeightLoader(WeightLoader):
     """Loaders of ours: `open` says what there is, tensor by tensor, and the rest follows from it."""
 
+    @abc.abstractmethod
     def open(self, params: Mapping[str, object]) -> Weights:
         """What `load` would read; errors as of `check`."""
-        raise NotImplementedError
 
     def check(self, params: Mapping[str, object]) -> LoadReport:
         """What `load` would do, and its errors; reads shapes only, after the download.
