@@ -47,6 +47,10 @@ def test_a_product_in_fp8_is_that_of_the_rounded_numbers(dtype: torch.dtype) -> 
     exact = F.linear(x.float(), linear.weight.float(), linear.bias.float())
     assert float((found.float() - exact).norm() / exact.norm()) < 0.05
     assert layer.weight.element_size() == 1
+    as_on_gpus = layer._scaled(fp8.encoded(x.flatten(0, -2), layer.scale), linear.bias.to(dtype), dtype)
+    torch.testing.assert_close(
+        as_on_gpus, found.flatten(0, -2), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
