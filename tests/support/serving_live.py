@@ -155,6 +155,7 @@ def until(condition) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:
