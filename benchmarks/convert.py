@@ -23,7 +23,7 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_positronic.codecs.catalog import get_codec
-from openpi_positronic.conversion import convert, sample_times, span
+from openpi_positronic.conversion import convert, frame_times
 from openpi_positronic.raw_episodes import Episode, RawDataset, RawDatasetWriter
 
 FPS = 15
@@ -54,7 +54,7 @@ def plain(recordings: Path, output: Path) -> None:
     with LeRobotWriter(output, fps=FPS, features=features) as writer:
         for path in RawDataset(recordings).paths:
             episode = Episode(path)
-            times = sample_times(*span(episode, columns), FPS)
+            times = frame_times(episode, columns, FPS)
             frames = {key: np.stack([_at(episode, column, int(t)) for t in times]) for key, column in columns.items()}
             writer.add_episode(frames, codec.training_task(episode.static) or "")
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import paths
 
 HEAVY = ("jax", "torch", "tensorflow", "optax", "orbax", "tyro", "av", "pyarrow", "mujoco", "PIL", "numpy")
+
+OURS = {"openpi", "openpi_client", "openpi_demo", "openpi_positronic", "openpi_rlds", "openpi_sim", "positronic"}
 
 # The documented import paths of the published system.
 PUBLIC = {
@@ -236,6 +239,29 @@ def _imports(node: ast.AST) -> set[str]:
         case ast.ImportFrom(level=0, module=str(module)):
             return {module.partition(".")[0]}
     return set()
+
+
+def test_programs_beside_the_packages_import_names_that_there_are():
+    """Benchmarks and examples, most of which no test runs as a whole."""
+    root = paths.ROOT
+    programs = [
+        file for folder in ("benchmarks", "docs", "examples", "scripts") for file in (root / folder).rglob("*.py")
+    ]
+    assert len(programs) > 50
+    missing = [
+        f"{program.relative_to(root)}: {node.module}.{alias.name}"
+        for program in programs
+        for node in ast.walk(ast.parse(program.read_text()))
+        if isinstance(node, ast.ImportFrom) and _imports(node) & OURS
+        for alias in node.names
+        if not _is_there(str(node.module), alias.name)
+    ]
+    assert missing == []
+
+
+def _is_there(module: str, name: str) -> bool:
+    found = importlib.import_module(module)
+    return hasattr(found, name) or (hasattr(found, "__path__") and bool(importlib.util.find_spec(f"{module}.{name}")))
 
 
 def test_help_answers_without_loading_anything_heavy():
