@@ -50,7 +50,8 @@ def main() -> None:
         rows += [measured(work, "pytorch", "back", "--to=jax")]
         shutil.rmtree(work / "back")
         shutil.rmtree(work / "pytorch")
-        rows += [measured(work, "jax", "lerobot", "--to=lerobot")]
+        any_model = ["--any-model"] if args.tiny else []
+        rows += [measured(work, "jax", "lerobot", "--to=lerobot", *any_model)]
     finally:
         shutil.rmtree(work)
     text = report(rows)

@@ -62,9 +62,9 @@ def demo(count: int) -> Case:
     from openpi.policies import policy_config
     from openpi.training import recipe_io
 
-    folder = ROOT / "packages/openpi-demo/src/openpi_demo/base"
-    recipe = recipe_io.load_recipe(folder)
-    to_model = transforms.compose(policy_config.load_pipeline(recipe, folder).inputs)
+    checkpoint = Checkpoint(ROOT / "packages/openpi-demo/src/openpi_demo/base")
+    recipe = recipe_io.load_recipe(checkpoint.folder)
+    to_model = transforms.compose(policy_config.load_pipeline(recipe, checkpoint).inputs)
     arena: Any = world.find("tabletop")(task="pick")  # type: ignore[call-arg]
     played, tasks = arena.open(), arena.tasks()
     batches = []
@@ -77,7 +77,7 @@ def demo(count: int) -> Case:
 
     def load(config: Pi0Config, dtype: torch.dtype) -> nn.Module:
         told = "float32" if dtype == torch.float32 else "bfloat16"
-        return loading.load_checkpoint(config, Checkpoint(folder).weights(config), dtype=told)
+        return loading.load_checkpoint(config, checkpoint.weights(config), dtype=told)
 
     return Case("the demo's base, trained, on its scenes", config, load, batches)
 
