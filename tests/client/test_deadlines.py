@@ -533,7 +533,7 @@ def byte_of_a_message(sock):
 def test_only_requests_keep_a_session_open(send):
     """Neither pongs nor bytes that trickle."""
     with (
-        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S)) as (_, port),
+        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S, max_sessions=1)) as (_, port),
         raw_session(port) as sock,
         soon(),
     ):
