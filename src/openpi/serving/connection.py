@@ -19,7 +19,9 @@ _CLOSE_TIMEOUT_S = 1.0
 _LAST_SEND_S = 3.0
 # A message that has begun to come must be whole by then.
 _MESSAGE_TIMEOUT_S = 300.0
-# A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
+# A client that sent nothing for so long is asked for a sign of life. After as long again its place may be another's: a
+# machine that is gone is found by TCP, and some libraries (websocket-client, Boost.Beast) read pings only with the next
+# answer.
 _PING_INTERVAL_S = 20.0
 # While a client waits for its model.
 _READ_AHEAD_TICK_S = 0.1
@@ -110,7 +112,8 @@ class Connection:
             if most_s is not None and idle_s >= most_s and self._is_wanted():
                 self._send_away(f"no request for {most_s:g} s")
                 idle_since_s = now_s
-            if self.stream.silence_s() >= 2 * _PING_INTERVAL_S:
+            is_mute = self.stream.silence_s() >= 2 * _PING_INTERVAL_S
+            if is_mute and (begun_s is not None or self._is_wanted()):
                 self.stream.abort()
                 raise StreamClosed(1006, "no sign of life")
             self.stream.ping()
