@@ -1,4 +1,6 @@
-"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, and keys that are bytes.
+"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, arrays whose keys are text
+(in JavaScript and C++ maps have no others; to published servers they are maps, which no policy takes), and keys that are
+bytes.
 
 Data only; what cannot be read is the client's to correct, and its session lives on.
 """
@@ -13,6 +15,8 @@ def read_map(item: dict) -> object:
     Raises:
         ObservationError: it is damaged, or holds something else than data.
     """
+    if any(item.get(marker) is True for marker in ("__ndarray__", "__npgeneric__")) and "data" in item:
+        item = {key.encode() if isinstance(key, str) else key: value for key, value in item.items()}
     try:
         value = msgpack_numpy.unpack_array(item)
     except (ValueError, TypeError, OverflowError) as error:
