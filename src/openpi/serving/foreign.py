@@ -1,6 +1,6 @@
-"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, arrays whose keys are text
-(in JavaScript and C++ maps have no others; to published servers they are maps, which no policy takes), and keys that are
-bytes.
+"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, arrays whose keys are
+text (in JavaScript and C++ maps have no others; to published servers they are maps, which no policy takes), and keys
+that are bytes.
 
 Data only; what cannot be read is the client's to correct, and its session lives on.
 """
