@@ -123,7 +123,8 @@ def _state(leaves: Mapping[str, object], vectors: Sequence[VectorSpec]) -> np.nd
         return parts[0]
     num_axes = max(1, *(part.ndim for part in parts))
     # A single value may come without an axis of its own.
-    parts = [part[..., None] if part.ndim < num_axes else part for part in parts]
+    pairs = zip(vectors, parts, strict=True)
+    parts = [part[..., None] if vector.width == 1 and part.ndim < num_axes else part for vector, part in pairs]
     frames = parts[0].shape[:-1]
     for vector, part in zip(vectors, parts, strict=True):
         if part.shape != (*frames, vector.width):
