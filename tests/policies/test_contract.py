@@ -175,6 +175,7 @@ REFUSED = [
     (broken(exterior=np.zeros((0, 9, 3), np.uint8)), r"shape \(0, 9, 3\); expected one RGB image"),
     (broken(exterior=np.zeros((1, 8, 9, 3), np.uint8)), r"shape \(1, 8, 9, 3\); expected one RGB image"),
     (broken(exterior=np.zeros((8, 9, 4), np.uint8)), r"shape \(8, 9, 4\)"),
+    (broken(exterior=b"\xff\xd8\xff\xe0"), r"is 4 bytes; expected an array, .*b'__jpeg__': true, b'data'"),
     (broken(joints=np.zeros(6)), r"joint_position' has shape \(6,\); expected \(7,\): joint_1, .*another robot"),
     (broken(joints=np.zeros((1, 7))), r"joint_position' has shape \(1, 7\); expected \(7,\)"),
     (broken(joints=None), r"missing 'observation/joint_position' \(found: .*Rename the key"),

@@ -67,6 +67,11 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
         raise ValueError(
             f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of another size"
         )
+    if image.ndim == 0 and image.dtype.kind == "S":
+        raise ValueError(
+            f"image '{key}' is {image.dtype.itemsize} bytes; expected an array, [h, w, 3]. Decode it, or have "
+            "WebsocketClientPolicy(jpeg_quality=90) send JPEG; other programs send {b'__jpeg__': true, b'data': bytes}"
+        )
     if not (first or last):
         raise ValueError(
             f"image '{key}' has shape {image.shape}; expected one RGB image, [h, w, 3] or [3, h, w]. "
