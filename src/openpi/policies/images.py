@@ -70,7 +70,7 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     if image.ndim == 0 and image.dtype.kind == "S":
         raise ValueError(
             f"image '{key}' is {image.dtype.itemsize} bytes; expected an array, [h, w, 3]. Decode it, or have "
-            "WebsocketClientPolicy(jpeg_quality=90) send JPEG; other programs send {b'__jpeg__': true, b'data': bytes}"
+            "WebsocketClientPolicy(jpeg_quality=90) send JPEG; other programs send {'__jpeg__': true, 'data': bytes}"
         )
     if not (first or last):
         raise ValueError(

@@ -129,7 +129,7 @@ def _state(leaves: Mapping[str, object], vectors: Sequence[VectorSpec]) -> np.nd
     for vector, part in zip(vectors, parts, strict=True):
         if part.shape != (*frames, vector.width):
             raise ValueError(
-                f"'{vector.key}' has shape {np.shape(leaves[vector.key])}; expected {vector.width} values: "
+                f"'{vector.key}' has shape {np.asarray(leaves[vector.key]).shape}; expected {vector.width} values: "
                 f"{', '.join(vector.names)}. Is this another robot?"
             )
     return np.concatenate(parts, axis=-1)

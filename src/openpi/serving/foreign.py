@@ -8,6 +8,15 @@ Data only; what cannot be read is the client's to correct, and its session lives
 from openpi.policies.guards import ObservationError
 from openpi_client import msgpack_numpy
 
+_MARKERS = ("__ndarray__", "__npgeneric__", "__jpeg__")
+
+
+def with_byte_marker(item: dict) -> dict:
+    """The map; one that is marked in text as an array, with the keys that mark it among ours."""
+    if any(item.get(marker) is True for marker in _MARKERS) and ("data" in item or "frames" in item):
+        return {key.encode() if isinstance(key, str) else key: value for key, value in item.items()}
+    return item
+
 
 def read_map(item: dict) -> object:
     """The array or scalar that a map stands for, or the map with text keys.
@@ -15,8 +24,6 @@ def read_map(item: dict) -> object:
     Raises:
         ObservationError: it is damaged, or holds something else than data.
     """
-    if any(item.get(marker) is True for marker in ("__ndarray__", "__npgeneric__")) and "data" in item:
-        item = {key.encode() if isinstance(key, str) else key: value for key, value in item.items()}
     try:
         value = msgpack_numpy.unpack_array(item)
     except (ValueError, TypeError, OverflowError) as error:
