@@ -176,9 +176,18 @@ def main(args: Args) -> None:
         logger.info("Wrote %s", args.timing_file)
 
 
+def with_env_in_capitals(words: list[str]) -> list[str]:
+    """As `serve_policy.py` takes it: `--env droid`, `--env=droid`."""
+    before = ["", *words]
+    return [
+        word.upper() if before[i] == "--env" else f"--env={word[6:].upper()}" if word.startswith("--env=") else word
+        for i, word in enumerate(words)
+    ]
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     try:
-        main(tyro.cli(Args))
+        main(tyro.cli(Args, args=with_env_in_capitals(sys.argv[1:])))
     except (RuntimeError, OSError, websockets.exceptions.InvalidHandshake) as refused:
         sys.exit(f"simple_client: {refused}")

@@ -587,7 +587,7 @@ def _pop_prompt(data: DataDict) -> tuple[str, DataDict]:
             "prompt_from_task for training"
         )
     prompt = data["prompt"]
-    text = prompt.item() if isinstance(prompt, (np.ndarray, np.generic)) else prompt
+    text = np.asarray(prompt).item() if isinstance(prompt, (list, tuple, np.ndarray, np.generic)) else prompt
     if isinstance(text, bytes):
         text = text.decode()
     return text, {key: value for key, value in data.items() if key != "prompt"}

@@ -15,7 +15,7 @@ import tiny_arm
 from arm_files import arm_observation, run, write_checkpoint
 from openpi import transforms
 from openpi.cli.debugging import _environment as environment
-from openpi.evaluation import image_causes, model_differences
+from openpi.evaluation import contract_differences, image_causes, model_differences
 from openpi.policies.guards import ObservationError
 from openpi.policies.policy import Policy
 from openpi.policies.policy_config import create_trained_policy
@@ -372,3 +372,15 @@ def test_a_machine_that_fits_is_a_table_for_an_issue(capsys):
     told = capsys.readouterr().out
     assert "| jax |" in told and "| Python |" in told
     assert code == (0 if "Nothing was found that does not fit." in told else 1)
+
+
+def test_what_the_server_takes_all_the_same_is_no_difference():
+    """Further cameras and floats in [0, 1] are none; a camera of another name in the place of one is."""
+    cameras = [{"key": "top", "required": True}, {"key": "wrist", "required": False}]
+    served, picture = {"cameras": cameras}, np.zeros((8, 9, 3), np.uint8)
+    sent = {"top": picture / np.float32(255), "wrist": picture, "side": picture}
+    assert [*contract_differences.observation(served, sent)] == []
+    [difference] = contract_differences.observation(served, {"top": picture, "hand": picture})
+    assert difference.subject == "hand" and "no such camera" in difference.cause
+    [difference] = contract_differences.observation(served, {"top": picture + np.float32(2), "wrist": picture})
+    assert difference.subject == "top" and "another dtype" in difference.cause

@@ -26,7 +26,7 @@ def example():
     del sys.modules[spec.name]
 
 
-@pytest.mark.parametrize("env", ["ALOHA_SIM", "DROID"])
+@pytest.mark.parametrize("env", ["ALOHA_SIM", "droid"])
 def test_the_example_prints_a_table_and_writes_its_times(tmp_path, env):
     timing_file = tmp_path / "times" / "times.parquet"
     with server_thread(TestPolicy) as (_, port):

@@ -533,7 +533,7 @@ def byte_of_a_message(sock):
 def test_only_requests_keep_a_session_open(send):
     """Neither pongs nor bytes that trickle."""
     with (
-        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S)) as (_, port),
+        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S, max_sessions=1)) as (_, port),
         raw_session(port) as sock,
         soon(),
     ):
@@ -559,6 +559,23 @@ def test_a_message_that_does_not_become_whole_ends_the_session(monkeypatch):
                 sock.sendall(b"\x00")
                 received += sock.recv(1000)
         assert b"not whole after 0.3 s" in received
+
+
+@pytest.mark.parametrize("max_sessions", [1, 2])
+def test_a_client_that_reads_no_pings_while_it_pauses_keeps_its_place_while_nobody_wants_it(monkeypatch, max_sessions):
+    """As libraries without a thread of their own do, while somebody puts the objects back."""
+    monkeypatch.setattr(server_connection, "_PING_INTERVAL_S", 0.1)
+    limits = Limits(max_sessions=max_sessions)
+    with server_thread(TestPolicy, limits=limits) as (_, port), raw_session(port) as sock, soon():
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while received.count(b"\x89\x00") < 4 and (part := sock.recv(1000)):
+                received += part
+        assert (received.count(b"\x89\x00") >= 4) == (max_sessions == 2)
+        if max_sessions == 2:
+            sock.sendall(masked(Opcode.BINARY, msgpack_numpy.packb({"x": 1.0})))
+            while b"actions" not in received:
+                received += sock.recv(1000)
 
 
 @pytest.fixture

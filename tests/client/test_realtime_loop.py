@@ -15,6 +15,7 @@ from openpi_client import realtime
 from openpi_client.realtime.clock import MonotonicClock, Pacer, Tick, VirtualClock
 from openpi_client.realtime.controller import Command
 from openpi_client.realtime.log import EpisodeLog
+from openpi_client.realtime.robot import check_names
 from realtime_world import DT, HORIZON, NAMES, Arm, Walk, World, metadata
 
 RTC = metadata(("guided", "trained"))
@@ -502,6 +503,38 @@ def test_a_robot_with_its_joints_in_another_order_is_refused():
     arm.state_names = {"state": ("elbow", "shoulder")}
     with pytest.raises(ValueError, match="'state' of the robot"):
         World(arm=arm)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_taken"),
+    [
+        (["panda_joint1", "panda_joint2", "grip"], True),
+        (["joint_0", "joint_1", "gripper"], True),
+        (["joint_1.pos", "joint_2.pos", "gripper.pos"], True),
+        (["joint_2", "joint_1", "gripper"], False),
+        (["gripper", "joint_1", "joint_2"], False),
+        (["shoulder", "elbow", "gripper"], False),
+        (["1", "2", "3"], False),
+        (["joint_1", "joint_2"], False),
+    ],
+)
+def test_other_words_for_the_policy_s_names_are_told_and_other_dimensions_refused(names, is_taken):
+    """As of published checkpoints, whose names are their recipe's."""
+    arm = Arm()
+    arm.state_names = {"state": names}
+    told = {"contract": {"state": [{"key": "state", "names": ["joint_1", "joint_2", "gripper"]}]}}
+    if is_taken:
+        assert "are taken for each other by their place" in check_names(arm, told)[0]
+    else:
+        with pytest.raises(ValueError, match=r"trained with joint_1, joint_2, gripper.*give the robot"):
+            check_names(arm, told)
+
+
+def test_what_may_be_wrong_with_names_is_a_warning_of_the_episode():
+    arm = Arm()
+    arm.action_names = [f"left_{name}" for name in NAMES]
+    world = World(arm=arm)
+    assert any("are taken for each other" in text for text in world.run(10)["warnings"])
 
 
 @pytest.mark.parametrize(

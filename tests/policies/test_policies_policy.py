@@ -295,7 +295,7 @@ def test_serving_with_another_recipe_says_where_it_differs(recipe, with_contract
     [
         ("state", np.zeros((1, 8)), r"shape \(1, 8\).* without a batch axis"),
         ("state", np.array([*np.zeros(7), np.nan]), "NaN or infinity in dimension 7"),
-        ("prompt", ["go"], "'prompt' is of type list; expected text"),
+        ("prompt", ["go", "on"], "'prompt' is of type list; expected text"),
     ],
 )
 def test_without_a_contract_too_state_and_prompt_are_what_models_take(recipe, checkpoint, key, value, message):

@@ -287,10 +287,17 @@ def test_a_misspelled_key_is_named_with_what_was_sent(make, transform):
         transform(example)
 
 
-def test_a_droid_state_of_another_arm_is_refused():
+@pytest.mark.parametrize(
+    ("key", "shape", "told"),
+    [
+        ("joint_position", (6,), r"joint_position' has shape \(6,\); expected 7 values: joint_1"),
+        ("gripper_position", (1, 1), r"gripper_position' has shape \(1, 1\); expected 1 values: gripper"),
+    ],
+)
+def test_a_droid_state_of_another_arm_or_with_one_batch_axis_is_refused_by_its_part(key, shape, told):
     example = droid_policy.make_droid_example()
-    example["observation/joint_position"] = np.zeros(6)
-    with pytest.raises(ValueError, match=r"joint_position' has shape \(6,\); expected 7 values: joint_1"):
+    example[f"observation/{key}"] = np.zeros(shape)
+    with pytest.raises(ValueError, match=told):
         droid_policy.DroidInputs(ModelType.PI0)(example)
 
 

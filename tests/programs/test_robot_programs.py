@@ -523,7 +523,6 @@ class Ready(realtime.Robot):
         ({"joints": None}, 50, "it needs 'joints' \\(6 values: base, shoulder"),
         ({"joints": np.zeros(7)}, 50, "'joints' has 6 values .* sends 7"),
         ({"wrist_rgb": None}, 50, "it needs the camera 'wrist_rgb'; the robot sends 'base_rgb'"),
-        ({"top": np.zeros((8, 8, 3), np.uint8)}, 50, "it does not know the camera 'top'"),
         ({"prompt": ""}, 50, "no 'prompt'"),
         ({}, 51, "chunks have 50 rows; 51 are to be played"),
     ],
@@ -533,6 +532,11 @@ def test_what_does_not_fit_is_found_before_anything_moves(changes, rows, message
     check_fit(Ready(), metadata, rows=50)
     with pytest.raises(ValueError, match=message):
         check_fit(Ready(**changes), metadata, rows=rows)
+
+
+def test_a_camera_that_the_policy_does_not_look_at_is_told_and_no_reason_not_to_move(caplog):
+    check_fit(Ready(top=np.zeros((8, 8, 3), np.uint8)), {"contract": contract_of("pi0_ur5").as_metadata()}, rows=50)
+    assert "does not look at the camera 'top'; it takes 'base_rgb', 'wrist_rgb'" in caplog.text
 
 
 def test_velocities_at_another_rate_are_refused_and_the_robot_s_rate_is_used():

@@ -548,6 +548,18 @@ def test_log_lines_about_a_client_are_bounded_and_the_rest_is_counted(caplog):
     assert caplog.messages[-2:] == ["480 further lines about 10.0.0.1 were left out", "later"]
 
 
+def test_a_traceback_is_written_once_for_an_error_that_comes_with_each_request(caplog):
+    with server_thread(TestPolicy) as (_, port):
+        for text in ("no such key", "no such key", "another"):
+            with raw_connection(port) as connection:
+                connection.recv(PATIENCE_S)
+                connection.send(msgpack_numpy.packb({"fail": text}))
+                connection.recv(PATIENCE_S)
+    first, second, third = (record.message for record in caplog.records if "failed" in record.message)
+    assert first.count("no such key") == 1 and "Traceback" in first and "Traceback" in third
+    assert second.splitlines()[1:] == ["    again: no such key"]
+
+
 def test_an_error_that_quotes_a_client_forges_no_line_of_the_log(caplog):
     forged = "12:00:00 ERROR   forged"
     with server_thread(TestPolicy) as (_, port), raw_connection(port) as connection:

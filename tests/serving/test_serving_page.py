@@ -84,25 +84,38 @@ def test_the_handshake_tells_the_contract_and_an_answer_what_is_far_outside_of_i
         for key, value, text in (
             ("observation/joint_position", np.zeros(6), "has shape (6,)"),
             ("observation/joint_position", np.full(7, np.nan), "NaN"),
-            ("observation/extra_camera", np.zeros((224, 224, 3), np.uint8), "extra_camera"),
         ):
             with pytest.raises(RuntimeError, match="ObservationError") as failure:
                 client.infer({**observation(), key: value})
-            assert (text in str(failure.value) and "expected" in str(failure.value)) or "takes" in str(failure.value)
+            assert text in str(failure.value) and "expected" in str(failure.value)
 
 
-def test_a_float_image_is_refused_with_field_found_expected_and_fix_and_the_session_lives_on():
+def test_what_a_robot_sends_beside_its_observation_is_said_once_in_the_log_and_not_to_the_robot(caplog):
+    camera, more = "observation/exterior_image_1_left", {"side": np.zeros((8, 9, 3), np.uint8), "t": 1.5}
+    with server_thread(droid_policy) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
+        actions = client.infer(observation())["actions"]
+        for changes in (more, {camera: observation()[camera] / np.float32(255)}, {"prompt": [observation()["prompt"]]}):
+            for _ in range(2):
+                answer = client.infer({**observation(), **changes})
+                np.testing.assert_array_equal(answer["actions"], actions)
+                assert "warnings" not in answer
+    assert [record.getMessage() for record in caplog.records if "is not looked at" in record.getMessage()] == [
+        "'side', which robots send, is not looked at: the policy was not trained with it"
+    ]
+
+
+def test_a_float_image_beyond_0_to_1_is_refused_with_field_found_expected_and_fix_and_the_session_lives_on():
     camera = "observation/exterior_image_1_left"
     with server_thread(droid_policy) as (_, port), raw_connection(port) as connection:
         connection.recv(PATIENCE_S)
         for image, found in (
-            (observation()[camera] / np.float32(255), "dtype float32 and values from 0 to 1"),
+            (np.full((224, 224, 3), 2, np.float32), "dtype float32 and values from 2 to 2"),
             (np.full((224, 224, 3), np.nan), "dtype float64 and values from nan to nan"),
         ):
             connection.send(msgpack_numpy.packb({**observation(), camera: image}))
             text = connection.recv(PATIENCE_S)
             assert text.startswith(
-                f"ObservationError: image '{camera}' has {found}; expected uint8 in 0..255. Send the"
+                f"ObservationError: image '{camera}' has {found}; expected uint8 in 0..255, or floats in 0..1. "
             )
         connection.send(msgpack_numpy.packb(observation()))
         assert msgpack_numpy.unpackb(connection.recv(PATIENCE_S))["actions"].shape == (15, 8)

@@ -319,6 +319,19 @@ def test_names_that_are_bytes_and_arrays_of_msgpack_numpy_are_read():
     np.testing.assert_equal(observation, {"state": {"pose": pose}, "prompt": "go"})
 
 
+def test_arrays_of_programs_whose_maps_have_text_keys_only_are_read():
+    """JavaScript, C++: to published servers they are maps."""
+    image, number = np.arange(24, dtype=np.uint8).reshape(2, 4, 3), {"__npgeneric__": True, "data": 1.5, "dtype": "<f4"}
+    array = {"__ndarray__": True, "data": image.tobytes(), "dtype": "|u1", "shape": [2, 4, 3]}
+    plain = {"__ndarray__": "a name", "data": 3}
+    Image.fromarray(np.full((8, 6, 3), 90, np.uint8)).save(picture := io.BytesIO(), "JPEG")
+    wrist = {"__jpeg__": True, "data": picture.getvalue()}
+    sent = {"image": array, "wrist": wrist, "gripper": number, "notes": plain}
+    [observation] = OpenpiSession().received(msgpack.packb(sent))
+    assert observation.pop("wrist").shape == (8, 6, 3)
+    np.testing.assert_equal(observation, {"image": image, "gripper": np.float32(1.5), "notes": plain})
+
+
 @pytest.mark.parametrize(
     ("observation", "text"),
     [

@@ -84,6 +84,14 @@ def test_a_clean_robot_is_not_bothered(seen):
     assert [codes(seen, Arm(100 + i).episode()) for i in range(10)] == [[]] * 10
 
 
+def test_a_robot_that_sends_floats_in_0_to_1_and_its_prompt_in_a_list_is_not_bothered(seen):
+    def other(observation):
+        images = {key: observation[key] / np.float32(255) for key in ("camera/top", "camera/side")}
+        return {**observation, **images, "prompt": [observation["prompt"]]}
+
+    assert codes(seen, [other(observation) for observation in Arm(100).episode()]) == []
+
+
 MISTAKES = [
     ("swapped", lambda o, _: {"camera/top": o["camera/side"], "camera/side": o["camera/top"]}),
     ("frozen", lambda o, first: {"camera/top": first["camera/top"]}),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from openpi.evaluation.difference import CHUNK, IMAGES, KEYS, STATE, Difference
-from openpi.policies.images import layout_of
+from openpi.policies.images import is_unit_range, layout_of
 from openpi.shared.tree import flatten
 from openpi_client.base_policy import Metadata
 
@@ -60,7 +60,8 @@ def observation(served: Metadata, sent: Mapping[str, object]) -> Iterator[Differ
             "rename them by the repack transform of the recipe, or in the robot's program",
         )
     pictures = {key: np.asarray(value) for key, value in leaves.items() if np.ndim(value) == 3}
-    if extra := [key for key in pictures if key not in cameras]:
+    extra = [key for key in pictures if key not in cameras]
+    if extra and any(key not in pictures for key in cameras):  # else they are more than the server looks at
         found, cause = f"the server takes {', '.join(cameras)}", "the server has no such camera"
         yield Difference(KEYS, ", ".join(extra), found, cause, "leave it out, or rename it to the camera it stands for")
     for key, picture in pictures.items():
@@ -75,7 +76,9 @@ def observation(served: Metadata, sent: Mapping[str, object]) -> Iterator[Differ
 def _picture(key: str, picture: np.ndarray, camera: Mapping[str, object] | None) -> Iterator[Difference]:
     if camera is None:
         return
-    if picture.dtype != np.uint8:
+    if picture.dtype != np.uint8 and not (
+        picture.dtype.kind == "f" and is_unit_range(float(picture.min()), float(picture.max()))
+    ):
         found = f"{picture.dtype} in {picture.min():.3g} to {picture.max():.3g}; expected uint8 in 0 to 255"
         yield Difference(KEYS, key, found, "the pictures are of another dtype", "send the camera's picture as it is")
     if camera.get("layout", "any") not in ("any", layout_of(picture, key)):

@@ -19,7 +19,7 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
-from openpi.policies.images import channel_mean, has_cast, looks_bgr
+from openpi.policies.images import channel_mean, has_cast, is_picture, looks_bgr
 from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec
 from openpi.policies.seen import Seen
@@ -189,12 +189,16 @@ class Contract:
         """As `load`; None where there is no such file."""
         return cls.load(directory) if (directory / CONTRACT_FILE).is_file() else None
 
-    def check(self, observation: Mapping[str, object]) -> None:
-        """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation."""
+    def check(self, observation: Mapping[str, object]) -> list[str]:
+        """Raises ValueError, with field, found, expected and fix, unless the policy can use the observation.
+
+        Returns:
+            the cameras, and other arrays of three axes or more, that it does not look at.
+        """
         check_paths_differ(observation)
         leaves = {key: value for key, value in flatten(observation).items() if key != "actions"}
         found_cameras = [key for key, value in leaves.items() if getattr(value, "ndim", 0) >= 3]
-        self._check_cameras(leaves, found_cameras)
+        unread = self._check_cameras(leaves, found_cameras)
         for vector in self.state:
             check_vector(vector, leaves)
         prompt = leaves.get("prompt")
@@ -205,6 +209,7 @@ class Contract:
             )
         if prompt is not None:
             check_prompt(prompt)
+        return unread
 
     def check_vectors(self, observation: Mapping[str, object]) -> None:
         """Raises ValueError unless every vector of the state is there, of its width and finite."""
@@ -225,24 +230,29 @@ class Contract:
                 "or correct its RobotSpec"
             )
 
-    def _check_cameras(self, leaves: Mapping[str, object], found: list[str]) -> None:
+    def _check_cameras(self, leaves: Mapping[str, object], found: list[str]) -> list[str]:
+        """As `check`. A robot may send more than a policy takes; but where a camera is not there that need not be, one
+        of another name is most likely that."""
         known = {camera.key: camera for camera in self.cameras}
         required = [camera.key for camera in self.cameras if camera.required]
         missing = [key for key in required if key not in leaves]
-        extra = [key for key in found if key not in known]
+        absent = [camera.key for camera in self.cameras if camera.slot is not None and camera.key not in leaves]
+        unread = [key for key in found if key not in known]
+        misnamed = [key for key in unread if absent and is_picture(np.asarray(leaves[key]))]
         if missing:
             raise ValueError(
                 f"observation is missing the camera {listed(missing)} (cameras found: {listed(found)}); "
                 f"expected {listed(required)}. Rename the key on the client; in a dataset, by the repack transform"
             )
-        if extra:
+        if misnamed:
             raise ValueError(
-                f"observation has the camera {listed(extra)}, which this policy was not trained with; it "
-                f"takes {listed(known)}. Leave it out, or rename it to the camera it stands for"
+                f"observation has the camera {listed(misnamed)}, which this policy was not trained with, and lacks "
+                f"{listed(absent)}; it takes {listed(known)}. Leave it out, or rename it to the camera it stands for"
             )
         for key in known:
             if key in leaves:
                 check_image(known[key], as_array(leaves[key], key))
+        return unread
 
     def warnings(self, observation: Mapping[str, object]) -> list[str]:
         """What is suspicious but may be right: cameras whose colours fit better with red and blue swapped.

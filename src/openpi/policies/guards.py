@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from openpi.policies.state_range import StateRange
 from openpi.shared.collected_warnings import Warnings
 from openpi.shared.normalize import NormStats
 
+logger = logging.getLogger(__name__)
+
+_MOST_UNREAD = 20  # keys that the log names: they are a client's
 # What warnings begin with: of `policies.watch`, `drift` and `pace`, and of the guards below.
 CODES = frozenset(
     {"blank", "prompt", "polarity", "frozen", "swapped", "turned", "view", "units", "order"}
@@ -46,12 +50,17 @@ class ContractGuard:
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self._warn = Warnings()
+        self._unread: set[str] = set()
 
     def __call__(self, data: dict) -> dict:
         try:
-            self.contract.check(data)
+            unread = self.contract.check(data)
         except ValueError as error:
             raise ObservationError(str(error)) from error
+        for key in unread:
+            if key not in self._unread and len(self._unread) < _MOST_UNREAD:
+                self._unread.add(key)
+                logger.warning("'%s', which robots send, is not looked at: the policy was not trained with it", key)
         self._warn(suspicious(self.contract, data))
         return data
 

@@ -49,19 +49,28 @@ def black_like(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.zeros((), image.dtype), image.shape)
 
 
+def is_picture(array: np.ndarray) -> bool:
+    """Whether its shape is that of an RGB image, in either layout."""
+    return array.ndim == 3 and 0 not in array.shape and 3 in (array.shape[0], array.shape[-1])
+
+
 def layout_of(image: np.ndarray, key: str) -> Layout:
     """Where the three channels are.
 
     Raises:
         ValueError: no RGB image, or a shape that could be either.
     """
-    is_image = image.ndim == 3 and 0 not in image.shape
-    if is_image and max(image.shape) > LONGEST_SIDE:
+    if is_picture(image) and max(image.shape) > LONGEST_SIDE:
         raise ValueError(f"image '{key}' has shape {image.shape}; expected sides of {LONGEST_SIDE} pixels at most")
-    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if is_image else (False, False)
+    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if is_picture(image) else (False, False)
     if first and last:
         raise ValueError(
             f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of another size"
+        )
+    if image.ndim == 0 and image.dtype.kind == "S":
+        raise ValueError(
+            f"image '{key}' is {image.dtype.itemsize} bytes; expected an array, [h, w, 3]. Decode it, or have "
+            "WebsocketClientPolicy(jpeg_quality=90) send JPEG; other programs send {'__jpeg__': true, 'data': bytes}"
         )
     if not (first or last):
         raise ValueError(
@@ -81,12 +90,17 @@ def _to_uint8(image: np.ndarray, key: str) -> np.ndarray:
             ".astype(np.uint8) if its values are 0..255"
         )
     low, high = float(image.min()), float(image.max())
-    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
+    if not is_unit_range(low, high):
         raise ValueError(
             f"float image '{key}' has values from {low:g} to {high:g}; expected [0, 1], or uint8. Send the "
             "camera's uint8 image as it is, or divide by 255"
         )
     return convert_to_uint8(image)
+
+
+def is_unit_range(low: float, high: float) -> bool:
+    """Whether floats of an image in [0, 1] may lie from `low` to `high`; false for NaN."""
+    return low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from openpi.policies.images import layout_of
+from openpi.policies.images import is_unit_range, layout_of
 from openpi.policies.robot_spec import CameraSpec, VectorSpec
 from openpi.shared.errors import listed
 
@@ -41,27 +41,29 @@ def check_image(camera: CameraSpec, image: np.ndarray) -> None:
             "(height x width). Resize it on the client with resize_with_pad"
         )
     if image.dtype != np.uint8:
-        raise ValueError(_not_uint8(image, camera.key))
+        _check_not_uint8(image, camera.key)
 
 
-def _not_uint8(image: np.ndarray, key: str) -> str:
-    """Why an image of another dtype is refused, floats in [0, 1] included: the transforms take those because datasets
-    hold them, but from a robot they are four times the bytes, and a dark image in 0..255 passes for one in [0, 1].
-    """
+def _check_not_uint8(image: np.ndarray, key: str) -> None:
+    """Raises ValueError for an image of another dtype, unless it is of floats in [0, 1], which the transforms take."""
     if image.dtype.kind not in "fiub":
-        return f"image '{key}' has dtype {image.dtype}; expected uint8 in 0..255. Send the camera's image as it is"
+        raise ValueError(
+            f"image '{key}' has dtype {image.dtype}; expected uint8 in 0..255. Send the camera's image as it is"
+        )
     low, high = float(image.min()), float(image.max())
-    fix = "image_tools.convert_to_uint8(image)" if image.dtype.kind == "f" and high <= 1 else "image.astype(np.uint8)"
-    return (
-        f"image '{key}' has dtype {image.dtype} and values from {low:g} to {high:g}; expected uint8 in 0..255. Send "
-        f"the camera's image as it is, or convert it with {fix}"
+    if image.dtype.kind == "f" and is_unit_range(low, high):
+        return
+    raise ValueError(
+        f"image '{key}' has dtype {image.dtype} and values from {low:g} to {high:g}; expected uint8 in 0..255, or "
+        "floats in 0..1. Send the camera's image as it is, or convert it with image.astype(np.uint8)"
     )
 
 
 def check_prompt(prompt: object) -> None:
     """Raises ValueError unless it is one text that a tokenizer can read, and that is not a book."""
     values = as_array(prompt, "prompt")
-    if isinstance(prompt, (list, tuple)) or values.dtype.kind not in "USO":
+    is_list = isinstance(prompt, (list, tuple)) and not (len(prompt) == 1 and isinstance(prompt[0], (str, bytes)))
+    if is_list or values.dtype.kind not in "USO":
         raise ValueError(f"'prompt' is of type {type(prompt).__name__}; expected text: the task in words")
     if values.size != 1:
         raise ValueError(f"'prompt' has {values.size} texts; expected one, for one observation")
@@ -83,7 +85,7 @@ def check_vector(vector: VectorSpec, leaves: Mapping[str, object]) -> None:
             f"values: {', '.join(vector.names)}. Rename the key on the client; in a dataset, by the repack transform"
         )
     values = as_array(leaves[vector.key], vector.key)
-    if values.dtype.kind not in "fiu" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
+    if values.dtype.kind not in "fiub" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
         raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
     if values.size == vector.width and values.ndim > 1:
         raise ValueError(

@@ -123,12 +123,13 @@ def _state(leaves: Mapping[str, object], vectors: Sequence[VectorSpec]) -> np.nd
         return parts[0]
     num_axes = max(1, *(part.ndim for part in parts))
     # A single value may come without an axis of its own.
-    parts = [part[..., None] if part.ndim < num_axes else part for part in parts]
+    pairs = zip(vectors, parts, strict=True)
+    parts = [part[..., None] if vector.width == 1 and part.ndim < num_axes else part for vector, part in pairs]
     frames = parts[0].shape[:-1]
     for vector, part in zip(vectors, parts, strict=True):
         if part.shape != (*frames, vector.width):
             raise ValueError(
-                f"'{vector.key}' has shape {np.shape(leaves[vector.key])}; expected {vector.width} values: "
+                f"'{vector.key}' has shape {np.asarray(leaves[vector.key]).shape}; expected {vector.width} values: "
                 f"{', '.join(vector.names)}. Is this another robot?"
             )
     return np.concatenate(parts, axis=-1)

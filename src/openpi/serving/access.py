@@ -21,7 +21,8 @@ class Limits:
     Attributes:
         max_message_bytes: larger messages end the session.
         max_sessions: open at once; more are answered with 503.
-        idle_timeout_s: a session without a request for so long is closed; None = never.
+        idle_timeout_s: a session without a request for so long makes room, when all are in use or another model is
+            asked for; None = never.
         send_timeout_s: a client that does not take its answer for so long is dropped.
         max_memory_bytes: of the messages of all sessions together; None = 2 GiB, or more where messages may be larger.
         max_opening: connections at once that have not said yet what they want; the oldest makes room for another.
@@ -32,12 +33,12 @@ class Limits:
     """
 
     max_message_bytes: int = 256 * _MIB
-    max_sessions: int = 128
+    max_sessions: int = 512
     idle_timeout_s: float | None = 3600.0
     send_timeout_s: float = 30.0
     max_memory_bytes: int | None = None
-    max_opening: int = 128
-    max_opening_per_network: int = 64
+    max_opening: int = 512
+    max_opening_per_network: int = 384
     max_pages: int = 64
     message: MessageLimits = dataclasses.field(default_factory=MessageLimits)
     refuses_suspicious: bool = False
@@ -120,15 +121,25 @@ def has_key(headers: Mapping[str, str], api_key: str) -> bool:
     return hmac.compare_digest(given.strip().encode(), api_key.encode())
 
 
-def is_foreign_page(headers: Mapping[str, str]) -> bool:
-    """Whether a browser opens the connection for a page of another server. Robots send no `Origin`; a page that
-    somebody visits could otherwise talk to the servers of his machine.
+def is_from_browser(headers: Mapping[str, str]) -> bool:
+    """Whether a page opens the connection. Some libraries of robots (websocket-client, say) send an `Origin` as well,
+    which is what they were told to connect to; every browser sends its name beside it, which no page can prevent.
     """
-    origin = headers.get("Origin")
-    if origin is None:
+    return "Origin" in headers and "User-Agent" in headers
+
+
+def is_foreign_page(headers: Mapping[str, str], allowed_hosts: Collection[str] = ()) -> bool:
+    """Whether a browser opens the connection for a page of another server: one that somebody visits could otherwise
+    talk to the servers of his machine.
+
+    Args:
+        allowed_hosts: whose pages may.
+    """
+    if not is_from_browser(headers):
         return False
     try:
-        return urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+        origin = urlsplit(headers["Origin"])
+        return origin.netloc.lower() != headers.get("Host", "").lower() and origin.hostname not in allowed_hosts
     except ValueError:
         return True
 

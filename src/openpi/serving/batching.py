@@ -36,12 +36,12 @@ class Batching:
     Attributes:
         max_batch: observations that run at once; 1 = never together.
         max_wait_s: for others, after a batch had several.
-        max_queue: requests that may wait; more are refused.
+        max_queue: requests that may wait; more are refused. Each session has one, and those that left may have some.
     """
 
     max_batch: int = 8
     max_wait_s: float = 0.002
-    max_queue: int = 256
+    max_queue: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)

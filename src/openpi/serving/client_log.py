@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from openpi.serving.access import network_of
-from openpi.serving.errors import shortened
+from openpi.serving.errors import error_text, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,16 @@ _UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)
 
 @dataclasses.dataclass
 class _Window:
-    """A minute of one client's lines."""
+    """A minute of one client's lines.
+
+    Attributes:
+        errors: whose tracebacks are among them.
+    """
 
     start_s: float
     num_lines: int = 0
     num_left_out: int = 0
+    errors: set[str] = dataclasses.field(default_factory=set)
 
 
 class ClientLog:
@@ -43,17 +48,19 @@ class ClientLog:
 
         Args:
             address: of the client, with its port.
-            error: its traceback is added, in lines that are indented: an error may quote what a client sent, and that
-                is no line of the log.
+            error: its traceback is added, once a minute, in lines that are indented: an error may quote what a client
+                sent, and that is no line of the log.
         """
-        told, is_said = self._admit(network_of(address))
+        told, is_said, is_known = self._admit(network_of(address), error)
         for network, count in told:
             logger.warning("%d further lines about %s were left out", count, network)
         if is_said:
-            logger.log(level, "%s", "\n    ".join(map(_printable, (shortened(text), *_traceback(error)))))
+            below = [f"again: {error_text(error)}"] if error is not None and is_known else _traceback(error)
+            logger.log(level, "%s", "\n    ".join(map(_printable, (shortened(text), *below))))
 
-    def _admit(self, network: str) -> tuple[list[tuple[str, int]], bool]:
-        """What was left out in minutes that are over, and whether there is room for a line."""
+    def _admit(self, network: str, error: BaseException | None) -> tuple[list[tuple[str, int]], bool, bool]:
+        """What was left out in minutes that are over, whether there is room for a line, and whether the error was told
+        in this one."""
         now_s = self._clock()
         told: list[tuple[str, int]] = []
         with self._lock:
@@ -67,7 +74,11 @@ class ClientLog:
             for each in (window, self._all):
                 each.num_lines += is_said
                 each.num_left_out += not is_said
-        return told, is_said
+            found = f"{type(error).__name__}: {shortened(str(error))}"
+            is_known = found in window.errors
+            if is_said:
+                window.errors.add(found)
+        return told, is_said, is_known
 
 
 def _traceback(error: BaseException | None) -> list[str]:

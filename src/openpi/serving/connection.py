@@ -19,7 +19,9 @@ _CLOSE_TIMEOUT_S = 1.0
 _LAST_SEND_S = 3.0
 # A message that has begun to come must be whole by then.
 _MESSAGE_TIMEOUT_S = 300.0
-# A client that sent nothing for so long is asked for a sign of life, and dropped after as long again.
+# A client that sent nothing for so long is asked for a sign of life. After as long again its place may be another's: a
+# machine that is gone is found by TCP, and some libraries (websocket-client, Boost.Beast) read pings only with the next
+# answer.
 _PING_INTERVAL_S = 20.0
 # While a client waits for its model.
 _READ_AHEAD_TICK_S = 0.1
@@ -34,7 +36,18 @@ class Connection:
         when_answered: called once, at the end of this turn.
     """
 
-    def __init__(self, number: int, address: str, limits: Limits, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        number: int,
+        address: str,
+        limits: Limits,
+        stop: threading.Event,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            is_wanted: whether somebody waits for the place of a session that is idle.
+        """
         self.number = number
         self.address = address
         self.live: LiveSession | None = None
@@ -44,6 +57,7 @@ class Connection:
         self.stream: MessageStream | None = None
         self._limits = limits
         self._stop = stop
+        self._is_wanted = is_wanted
         self._answer_by_s = 0.0
         self._stopped_s: float | None = None  # when the server began to stop
         self._sending_s: float | None = None  # since when a client has not taken what it gets
@@ -73,7 +87,9 @@ class Connection:
             self.stream.abort()
 
     def next_message(self) -> memoryview | str:
-        """The next message. A peer that is silent is pinged; one without requests is sent away, whatever else it sends.
+        """The next message. A peer that is silent is pinged; one without requests is sent away when its place is
+        wanted, whatever else it sends: published clients do not connect again, and their robots may pause for as long
+        as they like.
 
         Raises:
             StreamClosed: it left, or was dropped.
@@ -92,10 +108,12 @@ class Connection:
             if begun_s is not None and now_s - begun_s >= _MESSAGE_TIMEOUT_S:
                 self._send_away(f"a message is not whole after {_MESSAGE_TIMEOUT_S:g} s")
                 begun_s = now_s
-            if self._limits.idle_timeout_s is not None and now_s - idle_since_s >= self._limits.idle_timeout_s:
-                self._send_away(f"no request for {self._limits.idle_timeout_s:g} s")
+            idle_s, most_s = now_s - idle_since_s, self._limits.idle_timeout_s
+            if most_s is not None and idle_s >= most_s and self._is_wanted():
+                self._send_away(f"no request for {most_s:g} s")
                 idle_since_s = now_s
-            if self.stream.silence_s() >= 2 * _PING_INTERVAL_S:
+            is_mute = self.stream.silence_s() >= 2 * _PING_INTERVAL_S
+            if is_mute and (begun_s is not None or self._is_wanted()):
                 self.stream.abort()
                 raise StreamClosed(1006, "no sign of life")
             self.stream.ping()
@@ -104,7 +122,7 @@ class Connection:
         """How long to wait for a message before the next look at the clocks."""
         now_s = time.monotonic()
         ticks = [_PING_INTERVAL_S]
-        if self._limits.idle_timeout_s is not None:
+        if self._limits.idle_timeout_s is not None and idle_since_s + self._limits.idle_timeout_s > now_s:
             ticks.append(idle_since_s + self._limits.idle_timeout_s - now_s)
         if begun_s is not None:
             ticks.append(begun_s + _MESSAGE_TIMEOUT_S - now_s)

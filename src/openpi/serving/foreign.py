@@ -1,10 +1,21 @@
-"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, and keys that are bytes.
+"""Maps of other programs, as ours would have sent them: arrays of the package `msgpack-numpy`, arrays whose keys are
+text (in JavaScript and C++ maps have no others; to published servers they are maps, which no policy takes), and keys
+that are bytes.
 
 Data only; what cannot be read is the client's to correct, and its session lives on.
 """
 
 from openpi.policies.guards import ObservationError
 from openpi_client import msgpack_numpy
+
+_MARKERS = ("__ndarray__", "__npgeneric__", "__jpeg__")
+
+
+def with_byte_marker(item: dict) -> dict:
+    """The map; one that is marked in text as an array, with the keys that mark it among ours."""
+    if any(item.get(marker) is True for marker in _MARKERS) and ("data" in item or "frames" in item):
+        return {key.encode() if isinstance(key, str) else key: value for key, value in item.items()}
+    return item
 
 
 def read_map(item: dict) -> object:

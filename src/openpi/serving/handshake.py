@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import SplitResult
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake
@@ -25,8 +26,9 @@ _ONLY_ONCE = (
     *("Host", "Authorization", "Origin", "Upgrade", "Content-Length", "Transfer-Encoding"),
     *("Sec-WebSocket-Key", "Sec-WebSocket-Version"),
 )
-# A path of this server; not the address of another, as proxies are asked for.
-_TARGET = re.compile(r"/(?!/)[!-~]*")
+# A path of this server; not the address of another, as proxies are asked for. Proxies that take a prefix away leave two
+# slashes, which are no host's name here.
+_TARGET = re.compile(r"/[!-~]*")
 _HOST = re.compile(r"[\w.:\[\]%-]*", re.ASCII)
 _SHORTEST_S = 0.001
 # How long a client may take to read why it is refused, and how much of what it still sends is dropped meanwhile.
@@ -41,7 +43,6 @@ class Handshake:
     """A request that waits for its answer.
 
     Attributes:
-        path: with the query; begins with one slash.
         behind: bytes that came behind the request already.
         method: GET, HEAD or POST.
     """
@@ -95,8 +96,10 @@ class Handshake:
         return cls(sock, protocol, events[0], behind, method.decode())
 
     @property
-    def path(self) -> str:
-        return self._request.path
+    def url(self) -> SplitResult:
+        """Path and query, as they came."""
+        path, _, query = self._request.path.partition("?")
+        return SplitResult("", "", path, query, "")
 
     @property
     def headers(self) -> Headers:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # How long a client may take to finish its handshake.
 _HANDSHAKE_TIMEOUT_S = 10.0
-_BACKLOG = 128
+_BACKLOG = 512
 _LAST_PORT = 65535
 
 Answer = Callable[[Handshake, socket.socket, str], None]

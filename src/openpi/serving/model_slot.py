@@ -69,6 +69,7 @@ class ModelPool:
         self._uses = itertools.count(1)
         self._threads: set[ModelThread] = set()
         self._num_closing = 0  # their memory is not free yet
+        self._num_waiting = 0  # sessions, for room
         self._stopping = False
 
     def slots(self) -> list[ModelSlot]:
@@ -135,7 +136,24 @@ class ModelPool:
                 continue
             elapsed_s = time.monotonic() - start_s
             report("waiting", f"Waiting for {busy} active session(s) to finish... ({elapsed_s:.0f}s elapsed)")
-            self._wait(lambda: model_id in self._slots or self._has_room())
+            with self._awaited():
+                self._wait(lambda: model_id in self._slots or self._has_room())
+
+    @property
+    def num_waiting(self) -> int:
+        """Sessions that wait for those of another model to end."""
+        with self._changed:
+            return self._num_waiting
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Iterator[None]:
+        with self._changed:
+            self._num_waiting += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_waiting -= 1
 
     def _has_room(self) -> bool:
         return len(self._slots) + self._num_closing < self._max_models or self._least_recently_used() is not None

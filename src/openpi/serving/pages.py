@@ -114,6 +114,14 @@ def foreign_host(host: str) -> Page:
     )
 
 
+def foreign_page(origin: str) -> Page:
+    return text(
+        f"Pages of other servers may not connect, and this one is of {origin[:100]!r}. Start the server with "
+        "--allowed-host NAME for pages of that name\n",
+        403,
+    )
+
+
 def text(content: str, status: int = 200) -> Page:
     return Page(content.encode(), "text/plain; charset=utf-8", status)
 

@@ -15,6 +15,7 @@ sockets: docs/decisions/0007. What a client may cost the others: docs/decisions/
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import signal
@@ -25,7 +26,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote
 
 from openpi.policies.guards import ObservationError
 from openpi.serving import memory, pages
@@ -33,6 +34,7 @@ from openpi.serving.access import (
     Limits,
     has_key,
     is_foreign_page,
+    is_from_browser,
     is_known_host,
     is_loopback,
     own_names,
@@ -122,11 +124,13 @@ class PolicyServer:
         self._api_key = api_key
         self._tls = tls
         self._protocols = installed() if protocols is None else protocols
-        self._batching = batching or Batching()
         self._limits = limits or Limits()
+        batching = batching or Batching()
+        self._batching = dataclasses.replace(batching, max_queue=max(batching.max_queue, self._limits.max_sessions))
         self._recorder = recorder
         self._debug = debug
         self._names = own_names(host, allowed_hosts)
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
         self._on_listening = on_listening
         self._metrics = Metrics()
         self._client_log = ClientLog()
@@ -226,7 +230,7 @@ class PolicyServer:
 
     def _answer(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         """Pages and refusals over HTTP, or a session."""
-        path = urlsplit(handshake.path).path
+        path = handshake.url.path
         expected = ("POST",) if path == _KEEPALIVE_PATH else ("GET", "HEAD")  # HEAD is what some health checks send
         if handshake.method not in expected or (handshake.is_websocket and handshake.method == "HEAD"):
             handshake.respond(pages.wrong_method(expected[0]), _PAGE_TIMEOUT_S)
@@ -254,7 +258,7 @@ class PolicyServer:
 
     def _open_session(self, handshake: Handshake, sock: socket.socket, address: str) -> None:
         number = next(self._numbers)
-        connection = Connection(number, address, self._limits, self._stop)
+        connection = Connection(number, address, self._limits, self._stop, self._is_room_wanted)
         with self._lock:
             is_full = len(self._sessions) >= self._limits.max_sessions
             if not is_full:
@@ -275,7 +279,7 @@ class PolicyServer:
                 max_message_bytes=self._limits.max_message_bytes,
                 admit=memory.admit,
             )
-            url = urlsplit(handshake.path)
+            url = handshake.url
             protocol = self._protocol_of(url.path)
             try:
                 session, requested = self._session_of(url, protocol)
@@ -306,6 +310,11 @@ class PolicyServer:
             with self._lock:
                 del self._sessions[number]
 
+    def _is_room_wanted(self) -> bool:
+        with self._lock:
+            is_full = len(self._sessions) >= self._limits.max_sessions
+        return is_full or self._pool.num_waiting > 0
+
     def _health(self, path: str) -> pages.Page:
         is_ready = not self._stop.is_set() and any(
             slot.policy is not None and slot.thread.is_alive() for slot in self._pool.slots()
@@ -317,9 +326,9 @@ class PolicyServer:
     def _refusal(self, handshake: Handshake, path: str, *, is_local: bool) -> pages.Page | None:
         """Why this client gets nothing; None = it does."""
         headers = handshake.headers
-        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program has no
-        # origin, and may call this machine as it likes.
-        is_page = "Origin" in headers or (is_local and not handshake.is_websocket)
+        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program may call
+        # this machine as it likes.
+        is_page = is_from_browser(headers) or (is_local and not handshake.is_websocket)
         host = headers.get("Host")
         if host is not None and is_page and not is_known_host(host, self._names):
             self._metrics.connection_refused("host")
@@ -327,9 +336,9 @@ class PolicyServer:
         if self._api_key and not has_key(headers, self._api_key):
             self._metrics.connection_refused("api key")
             return pages.wrong_key()
-        if is_foreign_page(headers):
+        if is_foreign_page(headers, self._allowed_hosts):
             self._metrics.connection_refused("origin")
-            return pages.text("Pages of other servers may not connect.\n", HTTPStatus.FORBIDDEN)
+            return pages.foreign_page(headers["Origin"])
         if not handshake.is_websocket and path in ("/", "/status.json") and self._is_public and not self._api_key:
             return pages.off()
         return None

@@ -113,6 +113,7 @@ class _Values:
         return self.of_map(item)
 
     def of_map(self, item: dict) -> object:
+        item = foreign.with_byte_marker(item)
         if _JPEG in item:
             try:
                 return self._jpeg(item[b"data"]) if b"data" in item else self._jpegs(item)

@@ -60,7 +60,7 @@ _BYTES_PER_PART = 1024
 _MAX_TEXT_BYTES = 2**20
 # Pings and pongs of a peer: so many at once, and so many a second.
 _CONTROL_BURST = 500.0
-_CONTROL_PER_S = 20.0
+_CONTROL_PER_S = 200.0
 # What came while nobody read is there at once.
 _ATTEND_S = 0.001
 _DRAIN_SILENCE_S = 1.0

@@ -83,7 +83,7 @@ class ControlLoop:
         """
         self._priority = priority
         metadata = policy.metadata
-        check_names(robot, metadata)
+        self._doubts = check_names(robot, metadata)
         self.spec = ActionSpec.from_metadata(
             metadata, width=action_width or len(robot.action_names) or None, hold=_hold_of(robot, metadata, hold)
         )
@@ -160,8 +160,8 @@ class ControlLoop:
         return summary
 
     def _begin(self, controller: Controller, home: Optional[np.ndarray]) -> None:
-        if self._why_other:
-            controller.warn(self._why_other)
+        for doubt in (*self._doubts, *filter(None, [self._why_other])):
+            controller.warn(doubt)
         if self.spec.rate_hz is not None and self.spec.rate_hz != self.rate_hz:
             controller.warn(
                 f"the loop runs at {self.rate_hz:g} Hz, the policy was trained at {self.spec.rate_hz:g} Hz: "

@@ -1,7 +1,8 @@
 """What a robot or simulator has to offer to the control loop."""
 
 import abc
-from typing import Dict, Mapping, Optional, Sequence
+import re
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -84,19 +85,46 @@ def checked_place(what: str, place: object, width: int) -> np.ndarray:
     return values
 
 
-def check_names(robot: Robot, metadata: Mapping[str, object]) -> None:
-    """Raises ValueError when the robot's dimensions are not those of the contract, in the same order."""
-    contract = contract_of(metadata)
+def check_names(robot: Robot, metadata: Mapping[str, object]) -> List[str]:
+    """Compares the robot's dimensions with those of the contract.
+
+    Returns:
+        what may be wrong: names that are other words for those of the contract, as far as one can tell (`panda_joint1`
+        for `joint_1`). Those of published checkpoints are their recipe's, and no robot's.
+    Raises:
+        ValueError: they are others, or in another order.
+    """
+    contract, doubts = contract_of(metadata), []
     told = {"actions": contract.get("actions", {}).get("names", ())}
     told.update({vector["key"]: vector.get("names", ()) for vector in contract.get("state", ())})
     known = {**robot.state_names, **({"actions": robot.action_names} if robot.action_names else {})}
     for key, names in known.items():
         expected = list(told.get(key, ()))
-        if expected and list(names) != expected:
+        if not expected or list(names) == expected:
+            continue
+        found = f"'{key}' of the robot is {', '.join(names)}"
+        if not _are_alike(names, expected):
             raise ValueError(
-                f"'{key}' of the robot is {', '.join(names)}; the policy was trained with {', '.join(expected)}, in "
-                "this order. Put the robot's values into that order"
+                f"{found}; the policy was trained with {', '.join(expected)}, in this order. Put the robot's values "
+                "into that order; if they are the same values under other names, give the robot the policy's names"
             )
+        doubts.append(
+            f"{found}; the policy calls them {', '.join(expected)}. They are taken for each other by their place; if "
+            "that is right, give the robot the policy's names"
+        )
+    return doubts
+
+
+def _are_alike(names: Sequence[str], expected: Sequence[str]) -> bool:
+    """Whether names are other words for those that are expected, one by one: one begins or ends with the other, however
+    they are numbered. False for the same names in another order."""
+    if len(names) != len(expected) or set(names) == set(expected):
+        return False
+    words = ([re.sub("[^a-z]", "", name.lower()) for name in each] for each in (names, expected))
+    return all(
+        min(pair) and any(one.startswith(other) or one.endswith(other) for one, other in (pair, pair[::-1]))
+        for pair in zip(*words)
+    )
 
 
 def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Optional[np.ndarray]:

@@ -1,5 +1,6 @@
 """Whether a robot and a policy fit, found out before anything moves."""
 
+import logging
 from typing import Iterable, List, Mapping, Optional
 
 import numpy as np
@@ -8,6 +9,8 @@ from openpi_client.base_policy import Metadata
 from openpi_client.realtime import Robot
 from openpi_client.realtime.actions import contract_of
 from openpi_client.realtime.watch import flat
+
+logger = logging.getLogger(__name__)
 
 
 def check_fit(robot: Robot, metadata: Mapping[str, object], *, rows: Optional[int] = None) -> None:
@@ -54,7 +57,8 @@ def _cameras(leaves: Mapping[str, object], contract: Metadata) -> List[str]:
     known = {camera["key"] for camera in cameras}
     missing = [camera["key"] for camera in cameras if camera.get("required", True) and camera["key"] not in sent]
     lines = [f"it needs the camera '{key}'; the robot sends {_listed(sent)}" for key in missing]
-    lines += [f"it does not know the camera '{key}'; it takes {_listed(known)}" for key in sorted(sent - known)]
+    for key in sorted(sent - known):
+        logger.warning("The policy of this server does not look at the camera '%s'; it takes %s", key, _listed(known))
     return lines
 
 
