@@ -533,7 +533,7 @@ def byte_of_a_message(sock):
 def test_only_requests_keep_a_session_open(send):
     """Neither pongs nor bytes that trickle."""
     with (
-        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S, max_sessions=1)) as (_, port),
+        server_thread(TestPolicy, limits=Limits(idle_timeout_s=LIMIT_S)) as (_, port),
         raw_session(port) as sock,
         soon(),
     ):
@@ -551,7 +551,7 @@ def test_only_requests_keep_a_session_open(send):
 def test_a_message_that_does_not_become_whole_ends_the_session(monkeypatch):
     monkeypatch.setattr(server_connection, "_MESSAGE_TIMEOUT_S", LIMIT_S)
     monkeypatch.setattr(server_connection, "_PING_INTERVAL_S", 0.1)
-    with server_thread(TestPolicy, limits=Limits(idle_timeout_s=None)) as (_, port), raw_session(port) as sock, soon():
+    with server_thread(TestPolicy) as (_, port), raw_session(port) as sock, soon():
         sock.sendall(struct.pack("!BBQ", 0x82, 0xFF, 10**6) + bytes(4))
         received = b""
         with contextlib.suppress(OSError):

@@ -512,6 +512,7 @@ def test_a_robot_with_its_joints_in_another_order_is_refused():
         (["joint_0", "joint_1", "gripper"], True),
         (["joint_1.pos", "joint_2.pos", "gripper.pos"], True),
         (["joint_2", "joint_1", "gripper"], False),
+        (["panda_joint2", "panda_joint1", "grip"], False),
         (["gripper", "joint_1", "joint_2"], False),
         (["shoulder", "elbow", "gripper"], False),
         (["1", "2", "3"], False),

@@ -385,14 +385,11 @@ def test_keys_are_taken_in_the_forms_of_both_protocols_and_of_browsers(header, o
     assert has_key({"Authorization": header}, "secret") is opens
 
 
-BROWSER = {"Host": "robot:8000", "User-Agent": "Mozilla/5.0"}
-
-
 def test_pages_of_other_servers_may_not_connect():
     assert not is_foreign_page({"Host": "robot:8000"})
-    assert not is_foreign_page({**BROWSER, "Origin": "http://robot:8000"})
-    assert is_foreign_page({**BROWSER, "Origin": "https://example.org"})
-    assert not is_foreign_page({**BROWSER, "Origin": "https://example.org:444"}, {"example.org"})
+    assert not is_foreign_page({"Host": "robot:8000", "Origin": "http://robot:8000"})
+    assert is_foreign_page({"Host": "robot:8000", "Origin": "https://example.org"})
+    assert not is_foreign_page({"Host": "robot:8000", "Origin": "https://example.org:444"}, {"example.org"})
     with server_thread(TestPolicy) as (_, port), pytest.raises(websockets.exceptions.InvalidStatus) as refused:
         websockets.sync.client.connect(f"ws://127.0.0.1:{port}", origin="https://example.org").close()
     assert refused.value.response.status_code == 403
@@ -433,11 +430,9 @@ def test_more_sessions_than_allowed_are_told_to_come_back():
             assert first_action(client) == 1.0
 
 
-def test_a_silent_session_keeps_its_place_while_nobody_wants_it():
-    with (
-        server_thread(TestPolicy, limits=Limits(idle_timeout_s=0.05)) as (_, port),
-        raw_connection(port) as silent,
-    ):
+def test_a_silent_session_keeps_its_place_while_nobody_wants_it(monkeypatch):
+    monkeypatch.setattr(server_connection, "_KEEPS_PLACE_S", 0.05)
+    with server_thread(TestPolicy) as (_, port), raw_connection(port) as silent:
         silent.recv(PATIENCE_S)
         with pytest.raises(TimeoutError):
             silent.recv(0.3)
@@ -447,8 +442,8 @@ def test_a_silent_session_keeps_its_place_while_nobody_wants_it():
 
 def test_a_silent_session_makes_room_for_another_model(experiment, monkeypatch):
     monkeypatch.setattr(server_connection, "_PING_INTERVAL_S", 0.1)
-    limits = Limits(idle_timeout_s=0.05)
-    with server_thread(checkpoints(experiment), limits=limits) as (_, port), raw_connection(port) as silent:
+    monkeypatch.setattr(server_connection, "_KEEPS_PLACE_S", 0.05)
+    with server_thread(checkpoints(experiment)) as (_, port), raw_connection(port) as silent:
         silent.recv(PATIENCE_S)
         with WebsocketClientPolicy(f"ws://127.0.0.1:{port}/?model=9000") as client:
             assert first_action(client) == 9000
@@ -456,9 +451,11 @@ def test_a_silent_session_makes_room_for_another_model(experiment, monkeypatch):
             silent.recv(PATIENCE_S)
 
 
-def test_a_silent_session_is_closed_when_all_are_in_use_and_our_client_comes_back_by_itself():
+@pytest.mark.parametrize("limits", [Limits(idle_timeout_s=0.1), Limits(max_sessions=2)])
+def test_a_silent_session_is_closed_by_a_limit_or_for_others_and_our_client_comes_back_by_itself(limits, monkeypatch):
+    monkeypatch.setattr(server_connection, "_KEEPS_PLACE_S", 0.1)
     with (
-        server_thread(TestPolicy, limits=Limits(idle_timeout_s=0.1, max_sessions=2)) as (_, port),
+        server_thread(TestPolicy, limits=limits) as (_, port),
         WebsocketClientPolicy("127.0.0.1", port) as client,
         raw_connection(port) as silent,
     ):

@@ -21,8 +21,8 @@ class Limits:
     Attributes:
         max_message_bytes: larger messages end the session.
         max_sessions: open at once; more are answered with 503.
-        idle_timeout_s: a session without a request for so long makes room, when all are in use or another model is
-            asked for; None = never.
+        idle_timeout_s: a session without a request for so long is closed; None = when it has been so for an hour and
+            its place is wanted, since all are in use or another model is asked for.
         send_timeout_s: a client that does not take its answer for so long is dropped.
         max_memory_bytes: of the messages of all sessions together; None = 2 GiB, or more where messages may be larger.
         max_opening: connections at once that have not said yet what they want; the oldest makes room for another.
@@ -33,8 +33,8 @@ class Limits:
     """
 
     max_message_bytes: int = 256 * _MIB
-    max_sessions: int = 512
-    idle_timeout_s: float | None = 3600.0
+    max_sessions: int = 320
+    idle_timeout_s: float | None = None
     send_timeout_s: float = 30.0
     max_memory_bytes: int | None = None
     max_opening: int = 512
@@ -121,21 +121,14 @@ def has_key(headers: Mapping[str, str], api_key: str) -> bool:
     return hmac.compare_digest(given.strip().encode(), api_key.encode())
 
 
-def is_from_browser(headers: Mapping[str, str]) -> bool:
-    """Whether a page opens the connection. Some libraries of robots (websocket-client, say) send an `Origin` as well,
-    which is what they were told to connect to; every browser sends its name beside it, which no page can prevent.
-    """
-    return "Origin" in headers and "User-Agent" in headers
-
-
 def is_foreign_page(headers: Mapping[str, str], allowed_hosts: Collection[str] = ()) -> bool:
-    """Whether a browser opens the connection for a page of another server: one that somebody visits could otherwise
-    talk to the servers of his machine.
+    """Whether a browser opens the connection for a page of another server. Most robots' libraries send no `Origin`; a
+    page that somebody visits could otherwise talk to the servers of his machine.
 
     Args:
         allowed_hosts: whose pages may.
     """
-    if not is_from_browser(headers):
+    if "Origin" not in headers:
         return False
     try:
         origin = urlsplit(headers["Origin"])

@@ -23,6 +23,8 @@ _MESSAGE_TIMEOUT_S = 300.0
 # machine that is gone is found by TCP, and some libraries (websocket-client, Boost.Beast) read pings only with the next
 # answer.
 _PING_INTERVAL_S = 20.0
+# Without a limit of idleness: for so long a session without requests keeps its place although another wants it.
+_KEEPS_PLACE_S = 3600.0
 # While a client waits for its model.
 _READ_AHEAD_TICK_S = 0.1
 _MAX_EARLY_MESSAGES = 4
@@ -87,9 +89,9 @@ class Connection:
             self.stream.abort()
 
     def next_message(self) -> memoryview | str:
-        """The next message. A peer that is silent is pinged; one without requests is sent away when its place is
-        wanted, whatever else it sends: published clients do not connect again, and their robots may pause for as long
-        as they like.
+        """The next message. A peer that is silent is pinged; one without requests is sent away, whatever else it sends,
+        but without a limit only when its place is wanted: published clients do not connect again, and their robots may
+        pause for as long as they like.
 
         Raises:
             StreamClosed: it left, or was dropped.
@@ -108,9 +110,8 @@ class Connection:
             if begun_s is not None and now_s - begun_s >= _MESSAGE_TIMEOUT_S:
                 self._send_away(f"a message is not whole after {_MESSAGE_TIMEOUT_S:g} s")
                 begun_s = now_s
-            idle_s, most_s = now_s - idle_since_s, self._limits.idle_timeout_s
-            if most_s is not None and idle_s >= most_s and self._is_wanted():
-                self._send_away(f"no request for {most_s:g} s")
+            if now_s - idle_since_s >= self._idle_limit_s() and (self._limits.idle_timeout_s or self._is_wanted()):
+                self._send_away(f"no request for {self._idle_limit_s():g} s")
                 idle_since_s = now_s
             is_mute = self.stream.silence_s() >= 2 * _PING_INTERVAL_S
             if is_mute and (begun_s is not None or self._is_wanted()):
@@ -118,12 +119,15 @@ class Connection:
                 raise StreamClosed(1006, "no sign of life")
             self.stream.ping()
 
+    def _idle_limit_s(self) -> float:
+        return self._limits.idle_timeout_s or _KEEPS_PLACE_S
+
     def _tick_s(self, idle_since_s: float, begun_s: float | None) -> float:
         """How long to wait for a message before the next look at the clocks."""
         now_s = time.monotonic()
         ticks = [_PING_INTERVAL_S]
-        if self._limits.idle_timeout_s is not None and idle_since_s + self._limits.idle_timeout_s > now_s:
-            ticks.append(idle_since_s + self._limits.idle_timeout_s - now_s)
+        if idle_since_s + self._idle_limit_s() > now_s:
+            ticks.append(idle_since_s + self._idle_limit_s() - now_s)
         if begun_s is not None:
             ticks.append(begun_s + _MESSAGE_TIMEOUT_S - now_s)
         return max(0.001, min(ticks))

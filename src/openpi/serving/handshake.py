@@ -27,8 +27,8 @@ _ONLY_ONCE = (
     *("Sec-WebSocket-Key", "Sec-WebSocket-Version"),
 )
 # A path of this server; not the address of another, as proxies are asked for. Proxies that take a prefix away leave two
-# slashes, which are no host's name here.
-_TARGET = re.compile(r"/[!-~]*")
+# slashes, which are no host's name here; `//[` would be the beginning of an address.
+_TARGET = re.compile(r"/(?!/\[)[!-~]*")
 _HOST = re.compile(r"[\w.:\[\]%-]*", re.ASCII)
 _SHORTEST_S = 0.001
 # How long a client may take to read why it is refused, and how much of what it still sends is dropped meanwhile.

@@ -34,7 +34,6 @@ from openpi.serving.access import (
     Limits,
     has_key,
     is_foreign_page,
-    is_from_browser,
     is_known_host,
     is_loopback,
     own_names,
@@ -326,9 +325,9 @@ class PolicyServer:
     def _refusal(self, handshake: Handshake, path: str, *, is_local: bool) -> pages.Page | None:
         """Why this client gets nothing; None = it does."""
         headers = handshake.headers
-        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program may call
-        # this machine as it likes.
-        is_page = is_from_browser(headers) or (is_local and not handshake.is_websocket)
+        # A browser names the host of the page, and the origin of one that opens a websocket; a robot's program has no
+        # origin, and may call this machine as it likes.
+        is_page = "Origin" in headers or (is_local and not handshake.is_websocket)
         host = headers.get("Host")
         if host is not None and is_page and not is_known_host(host, self._names):
             self._metrics.connection_refused("host")

@@ -88,8 +88,8 @@ class Args:
         max_sessions: open at once; more are refused.
         max_message_mib: larger messages end their session.
         max_memory_mib: of the messages of all sessions together; default: 2048, or eight of the largest messages.
-        idle_timeout_s: a session without requests for so long makes room when all are in use, or when another model is
-            asked for and has none; 0 = never.
+        idle_timeout_s: a session without requests for so long is closed; 0 = only when it has been so for an hour and
+            its place is wanted.
         api_key: clients must send it; default: the environment variable OPENPI_API_KEY.
         allowed_host: name of this server that its machine does not have, such as that of a proxy before it.
         tls_cert: certificate chain (PEM), for wss:// and https://.
@@ -123,10 +123,10 @@ class Args:
     image_kernel: Literal["exact", "torch"] = "exact"
     max_batch: int = 8
     batch_wait_ms: float = 2.0
-    max_sessions: int = 512
+    max_sessions: int = 320
     max_message_mib: int = 256
     max_memory_mib: int | None = None
-    idle_timeout_s: float = 3600.0
+    idle_timeout_s: float = 0.0
     api_key: str | None = None
     allowed_host: tuple[str, ...] = ()
     tls_cert: Path | None = None

@@ -2,7 +2,7 @@
 
 import abc
 import re
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -116,15 +116,23 @@ def check_names(robot: Robot, metadata: Mapping[str, object]) -> List[str]:
 
 
 def _are_alike(names: Sequence[str], expected: Sequence[str]) -> bool:
-    """Whether names are other words for those that are expected, one by one: one begins or ends with the other, however
-    they are numbered. False for the same names in another order."""
+    """Whether names are other words for those that are expected, one by one: one begins or ends with the other, and their
+    numbers are as far from each other everywhere. False for the same names in another order."""
     if len(names) != len(expected) or set(names) == set(expected):
         return False
-    words = ([re.sub("[^a-z]", "", name.lower()) for name in each] for each in (names, expected))
-    return all(
+    pairs = [(_word_and_number(name), _word_and_number(other)) for name, other in zip(names, expected)]
+    shifts = {number - other for (_, number), (_, other) in pairs if number is not None and other is not None}
+    words = [(word, other) for (word, _), (other, _) in pairs]
+    return len(shifts) <= 1 and all(
         min(pair) and any(one.startswith(other) or one.endswith(other) for one, other in (pair, pair[::-1]))
-        for pair in zip(*words)
+        for pair in words
     )
+
+
+def _word_and_number(name: str) -> Tuple[str, Optional[int]]:
+    """Its letters, and the last number in it."""
+    numbers = re.findall("[0-9]+", name)
+    return re.sub("[^a-z]", "", name.lower()), int(numbers[-1]) if numbers else None
 
 
 def _pose_in_state(observation: Mapping[str, object], contract: Metadata) -> Optional[np.ndarray]:
