@@ -371,12 +371,11 @@ def draw_time(rng: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*b"]:
 # --- the documented object ------------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pi0(BaseModel):
     """pi0 or pi0.5 (`config.pi05`): static configuration and parameters; see `BaseModel`."""
 
-    config: Pi0Config = dataclasses.field(metadata={"static": True})
+    config: Pi0Config
     params: dict[str, Any]
 
     def compute_loss(

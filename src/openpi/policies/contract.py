@@ -235,7 +235,8 @@ class Contract:
                 f"observation is missing the camera {listed(missing)} (cameras found: {listed(found)}); "
                 f"expected {listed(required)}. Rename the key on the client; in a dataset, by the repack transform"
             )
-        if extra:
+        # It may be one that is masked where it is missing, under another name. What is all there is not in doubt.
+        if extra and any(key not in leaves and camera.slot is not None for key, camera in known.items()):
             raise ValueError(
                 f"observation has the camera {listed(extra)}, which this policy was not trained with; it "
                 f"takes {listed(known)}. Leave it out, or rename it to the camera it stands for"

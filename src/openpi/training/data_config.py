@@ -162,8 +162,9 @@ class ModelTransformFactory:
 
 def _with_prompt_tokens(prepare: tuple[transforms.DataTransformFn, ...], model_config: Any) -> transforms.Group:
     tokenize = transforms.TokenizePrompt(
-        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
-        discrete_state_input=model_config.discrete_state_input,
+        # Configurations of users' own models have what is published: no tokenizer.
+        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, getattr(model_config, "tokenizer_path", None)),
+        discrete_state_input=getattr(model_config, "discrete_state_input", model_config.model_type is ModelType.PI05),
     )
     return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))
 
