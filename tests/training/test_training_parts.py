@@ -31,6 +31,7 @@ from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import open_recipe
+from openpi.training.data_config import DataConfig, repack
 from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
 from openpi.training.run import preflight, run_directory, tracking
@@ -383,6 +384,42 @@ def test_outputs_of_any_form_train_without_a_contract(outputs, told, arm_dataset
     assert prepared.contract is None and re.search(rf"do not give 'actions'.*{told}", caplog.text)
     backend: Any = Evaluating()
     assert Validation(config, prepared, backend)("the state") == {"validation_loss": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfParts(OtherArmData):
+    """Actions in a map, as those of several columns, and more than the inputs read, as of a copied repack transform."""
+
+    def create(self, assets_dirs: Path, model_config: Any) -> DataConfig:
+        structure = {
+            "camera": "front",
+            "images": {"second": "front", "joints": "front"},
+            "joints": "joints",
+            "measured": {"speed": "joints"},
+            "actions": {"arm": "actions", "number": "frame_index"},
+            "prompt": "prompt",
+        }
+        return dataclasses.replace(super().create(assets_dirs, model_config), repack_transforms=repack(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsOfParts(ArmInputs):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        whole = {"actions": data["actions"]["arm"]} if "actions" in data else {}
+        return super().__call__({**data, **whole})
+
+
+def test_robots_need_not_send_what_the_inputs_do_not_read(arm_dataset, tmp_path):
+    """Where there is no spec, all that a repack transform mentions was asked of them; and actions in a map ended the
+    start of a run, or were asked of them, too.
+    """
+    config = of_arm("arm", arm_dataset, tmp_path)
+    data = OfParts(str(arm_dataset), base_config=config.data.base_config, inputs=InputsOfParts())
+    contract = open_data(dataclasses.replace(config, data=data)).contract
+    assert contract is not None and contract.actions.names == ("lift", "turn", "grip")
+    assert [camera.key for camera in contract.cameras] == ["camera"]
+    assert [vector.key for vector in contract.state] == ["joints"]
+    contract.check({"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3), "prompt": "lift it"})
 
 
 def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return(arm_dataset, tmp_path):

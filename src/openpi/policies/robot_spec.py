@@ -128,7 +128,7 @@ class RobotSpec:
         cameras, state = [], []
         for key, value in flatten(sample).items():
             array = np.asarray(value)
-            if key == "actions" or not np.issubdtype(array.dtype, np.number):
+            if key.partition("/")[0] == "actions" or not np.issubdtype(array.dtype, np.number):
                 continue
             if array.ndim == 3:
                 cameras.append(CameraSpec(key, slot=None))

@@ -414,7 +414,8 @@ def _check_contract(
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
     trained = np.concatenate([np.asarray(raw["actions"]).reshape(-1, np.shape(raw["actions"])[-1]) for raw in raws])
-    recorded = np.shape(client.get("actions", trained))[-1]
+    sent = client.get("actions")  # may be a map of parts, which the robot's transforms put together
+    recorded = np.shape(sent)[-1] if np.ndim(sent) else trained.shape[-1]  # type: ignore[arg-type]
     # The robot's transforms may train another form of action, leave a recorded dimension out, or pad with zeros.
     used = int(np.max(np.flatnonzero(trained.any(axis=0)), initial=-1)) + 1
     if contract.actions.width != recorded and not used <= contract.actions.width <= trained.shape[-1]:
@@ -443,13 +444,43 @@ def _contract(
     return Contract.build(
         data_config,
         config.model,
-        sample=clients[0],
+        sample=_read_by_robot(clients[0], data_config),
         action_width=action_width,
         control_hz=_rate_of(dataset),
         state_names=dimension_names(features.get(state_key) or {}),
         action_names=dimension_names(features.get(action_key) or {}),
         camera_means=channel_means(clients),
     )
+
+
+def _read_by_robot(client: Sample, data_config: DataConfig) -> Sample:
+    """A sample under client keys without what makes no difference to what the model observes: datasets have more than
+    robots send. Of transforms with a spec, all of it: that says what they take.
+    """
+    if find_spec(data_config.data_transforms.inputs) is not None:
+        return client
+    to_model = transforms.compose(data_config.data_transforms.inputs)
+    read, whole = client, flatten(to_model(_without(client, "")))
+    for path in flatten(client):
+        try:
+            made = flatten(to_model(_without(client, path)))
+        except Exception:  # the robot has to send it
+            continue
+        observed = [key for key in {**whole, **made} if key.partition("/")[0] != "actions"]
+        if all(key in whole and key in made and np.array_equal(whole[key], made[key]) for key in observed):
+            read = _without(read, path)
+    return read
+
+
+def _without(tree: Mapping[str, Any], path: str) -> Sample:
+    """New dicts without the leaf at a '/'-joined path; keys may have slashes themselves."""
+    return {
+        key: _without(value, path.removeprefix(f"{key}/") if path.startswith(f"{key}/") else "")
+        if isinstance(value, Mapping)
+        else value
+        for key, value in tree.items()
+        if key != path
+    }
 
 
 def _rate_of(dataset: Dataset | Stream) -> float | None:
