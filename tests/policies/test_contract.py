@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from openpi.policies import policy_config
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import make_droid_example
@@ -214,6 +216,23 @@ def test_optional_cameras_may_be_left_out_and_known_unused_ones_sent(droid):
     example = make_aloha_example()
     del example["images"]["cam_left_wrist"]
     build("pi0_aloha").check(example)
+
+
+def test_robots_of_ones_own_with_libero_s_transforms_have_a_state_of_any_width(droid):
+    """As published, where they are what others start from: 7 joints ended the start of a run, and of a server."""
+    sample = {"observation/state": np.zeros(7)}
+    assert build("pi05_libero", sample=sample, state_names=list("abcdefg")).state_names == tuple("abcdefg")
+    assert build("pi05_libero", sample=sample).state_names[0] == "state_0"
+    assert build("pi05_libero", sample={"observation/state": np.zeros(8)}) == build("pi05_libero")
+    sample = {"observation/joint_position": np.zeros(6), "observation/gripper_position": np.zeros(1)}
+    assert build("pi05_droid", sample=sample).state == droid.state
+
+    config = get_config("pi05_libero")
+    data = config.data.create(Path("/nonexistent"), config.model)
+    described = policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 7)), config.model)
+    assert described is not None and described.state[0].width == 7
+    with pytest.raises(ValueError, match="the statistics of 'actions' .* have 6 dimensions; robot 'libero'"):
+        policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 6)), config.model)
 
 
 def test_a_camera_too_many_is_refused_where_it_may_be_a_missing_one_under_another_name(droid):

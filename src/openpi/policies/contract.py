@@ -122,7 +122,7 @@ class Contract:
 
         Args:
             sample: one sample under client keys, that is after the repack transforms; needed when the robot's
-                transforms bring no spec.
+                transforms bring no spec, or take a state of any width.
             action_width: of the actions that the robot gets, then; None = that of the statistics.
             control_hz: frames per second of the dataset.
             state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
@@ -139,6 +139,8 @@ class Contract:
                 tuple(state_names or ()),
                 tuple(action_names or ()),
             )
+        elif sample is not None:
+            spec = spec.for_sample(sample, tuple(state_names or ()))
         state_stats = stats.get("state")
         return cls(
             robot=spec.robot,
