@@ -231,7 +231,7 @@ def test_robots_of_ones_own_with_libero_s_transforms_have_a_state_of_any_width(d
     data = config.data.create(Path("/nonexistent"), config.model)
     described = policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 7)), config.model)
     assert described is not None and described.state[0].width == 7
-    with pytest.raises(ValueError, match="the statistics of 'actions' .* have 6 dimensions; robot 'libero'"):
+    with pytest.raises(ValueError, match=r"the statistics of 'actions' .* have 6 dimensions; robot 'libero'"):
         policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 6)), config.model)
 
 
