@@ -365,13 +365,16 @@ def test_a_robot_without_a_spec_is_described_from_a_sample():
         "camera": np.zeros((8, 9, 3), np.uint8),
         "joints": np.zeros(5, np.float32),
         "gripper": np.zeros(1, np.float32),
-        "actions": np.zeros((10, 6), np.float32),
+        "depth": np.zeros((8, 9, 1), np.float32),  # were refused as cameras that are no RGB
+        "tactile": np.zeros((4, 4, 3), np.float32),
+        "actions": {"arm": np.zeros((10, 5), np.float32), "gripper": np.zeros(10, np.float32)},
         "prompt": "x",
     }
     contract = build("debug", norm_stats=stats(6, 6), sample=sample)
     assert [camera.key for camera in contract.cameras] == ["camera"]
     assert contract.state_names == (*(f"joints_{i}" for i in range(5)), "gripper_0")
-    contract.check(sample)
+    contract.check(sample | {"gripper": np.array([True])})
+    assert channel_means([sample]).keys() == {"camera"}
     with pytest.raises(ValueError, match="spec"):
         build("debug")
 

@@ -192,9 +192,15 @@ def channel_means(samples: Iterable[Mapping[str, object]]) -> dict[str, tuple[fl
     sums: dict[str, list[tuple[float, float, float]]] = {}
     for sample in samples:
         for key, value in flatten(sample).items():
-            if np.ndim(value) == 3:
+            if is_picture(value):
                 sums.setdefault(key, []).append(channel_mean(value))
     return {key: tuple(np.mean(values, axis=0).tolist()) for key, values in sums.items()}
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value of a dataset is an RGB picture; depth and touch, for example, have other forms."""
+    array = np.asarray(value)
+    return array.dtype == np.uint8 and array.ndim == 3 and 3 in (array.shape[0], array.shape[-1])
 
 
 def has_cast(training_mean: tuple[float, float, float]) -> bool:

@@ -83,7 +83,7 @@ def check_vector(vector: VectorSpec, leaves: Mapping[str, object]) -> None:
             f"values: {', '.join(vector.names)}. Rename the key on the client; in a dataset, by the repack transform"
         )
     values = as_array(leaves[vector.key], vector.key)
-    if values.dtype.kind not in "fiu" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
+    if values.dtype.kind not in "fiub" or values.dtype.itemsize > _LARGEST_ITEM_BYTES:
         raise ValueError(f"'{vector.key}' has dtype {values.dtype}; expected numbers, such as float32")
     if values.size == vector.width and values.ndim > 1:
         raise ValueError(

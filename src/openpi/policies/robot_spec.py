@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from openpi.policies.images import is_picture
 from openpi.shared.errors import listed
 from openpi.shared.tree import flatten
 
@@ -143,14 +144,15 @@ class RobotSpec:
     def from_sample(cls, sample: Mapping[str, object], *, robot: str = "custom", action_dim: int) -> RobotSpec:
         """The spec of a robot whose transforms bring none, from one repacked sample.
 
-        Images become cameras of unknown slots, vectors become state, in the order of the sample.
+        Images become cameras of unknown slots, vectors become state, in the order of the sample. Arrays of other forms,
+        such as depth, are left to its transforms.
         """
         cameras, state = [], []
         for key, value in flatten(sample).items():
             array = np.asarray(value)
             if key.partition("/")[0] == "actions" or not np.issubdtype(array.dtype, np.number):
                 continue
-            if array.ndim == 3:
+            if is_picture(array):
                 cameras.append(CameraSpec(key, slot=None))
             elif array.ndim == 1:
                 state.append(VectorSpec.uniform(key, numbered(key, array.size), "unknown"))
