@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import openpi.models.gemma as _gemma
+import openpi.models.pi0 as _pi0
 import openpi.shared.array_typing as at
 import openpi.shared.image_tools as image_tools
 import openpi.shared.nnx_utils as nnx_utils
@@ -23,7 +24,6 @@ import openpi.transforms as transforms
 import tiny_recipe
 from openpi.cli.data import stats
 from openpi.models.model import BaseModelConfig, Observation
-from openpi.models.pi0 import Pi0
 from openpi.models.pi0_config import Pi0Config
 from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.training import freeze
@@ -221,9 +221,12 @@ class WithValues(Pi0Config):
         return ValueModel(self, super().create(rng).params | {"value_head": head})
 
 
-class ValueModel(Pi0):
+class ValueModel(_pi0.Pi0):
     def value(self):
         return self.params["value_head"]["bias"]
+
+    def mask(self, tokens):
+        return _pi0.make_attn_mask(tokens > 0, jnp.array([0, 1, 0]))
 
 
 def test_what_a_model_of_ones_own_is_made_with_is_loaded_too():
@@ -233,6 +236,7 @@ def test_what_a_model_of_ones_own_is_made_with_is_loaded_too():
     model = config.load(params, remove_extra_params=False)
     assert isinstance(model, ValueModel) and model.value() == params["value_head"]["bias"]
     assert isinstance(jax.tree.map(jnp.negative, model), ValueModel)
+    assert model.mask(jnp.array([[1, 1, 0]])).tolist() == [[[True, False, False], [True, True, False], [False] * 3]]
     with pytest.raises(ValueError, match="value_head/bias: missing"):
         config.load({key: value for key, value in params.items() if key != "value_head"})
 
@@ -247,7 +251,7 @@ class OfOnesOwn(BaseModelConfig):
 
     @property
     def model_type(self):
-        return _config.get_config("pi0_libero").model.model_type
+        return _config.ModelType.PI0
 
     def create(self, rng):
         raise NotImplementedError

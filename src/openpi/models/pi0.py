@@ -33,6 +33,8 @@ TIME_BETA = (1.5, 1.0)
 TIME_OFFSET = 0.001
 _DELAY_STREAM = 3  # of the key of a loss, which is split into three others
 
+make_attn_mask = make_attention_mask  # its published name
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
