@@ -262,6 +262,20 @@ def test_the_transforms_of_a_model_of_ones_own_are_made():
     assert [type(step).__name__ for step in steps][2:] == ["TokenizePrompt", "PadStatesAndActions"]
 
 
+@dataclasses.dataclass(frozen=True)
+class OfTheFirstRelease(_config.DataConfigFactory):
+    def create(self, assets_dirs, model_config):
+        return self.create_base_config(assets_dirs)
+
+
+def test_a_recipe_that_leaves_the_model_out_says_how_values_are_normalized(tmp_path):
+    assert OfTheFirstRelease("me/set", use_quantile_norm=False).create(tmp_path, None).repo_id == "me/set"
+    with pytest.raises(
+        ValueError, match=r"OfTheFirstRelease calls create_base_config\(assets_dirs\) without the model"
+    ):
+        OfTheFirstRelease("me/set").create(tmp_path, tiny_recipe.MODEL)
+
+
 def test_errors_of_renaming_name_the_keys_that_the_user_wrote():
     tree = {"a": 1, "b": 2, "c": {"d": 3}}
     cases = {
