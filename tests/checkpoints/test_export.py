@@ -69,9 +69,10 @@ def checkpoint(folder: Path, config) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_merged_checkpoint_gives_the_same_actions_without_adapters(tmp_path, name):
+def test_the_merged_checkpoint_gives_the_same_actions_without_adapters(tmp_path, name, capfd):
     source = checkpoint(tmp_path / "0", MODELS[name])
     assert export.main([str(source), "--merge", f"--output={tmp_path / 'merged'}"]) == 0
+    assert "has no normalisation statistics, so neither has" in capfd.readouterr().err
     recipe = recipe_io.load_recipe(tmp_path / "merged")
     params = restore_params(tmp_path / "merged" / "params")
     assert not any("lora" in path for path in flatten(params))

@@ -248,6 +248,15 @@ def test_a_dimension_that_never_moves_is_named_and_widened(tmp_path):
     assert computed.stats["state"].std[6] == 1
 
 
+def test_padding_of_inputs_is_told_in_a_line():
+    """As those of older releases pad: 23 lines for a robot of 9 joints."""
+    values = np.array([1.0, 0.0, 0.0, 0.0])
+    padded = normalize.NormStats(values, values, values - 1 * (values > 0), values)
+    _, messages = normalize.floor_degenerate(padded, [f"state/{i}" for i in range(4)])
+    told = norm_stats._without_padding(messages, "state/3", padded)
+    assert len(messages) == 3 and told == ["state/1 to state/3 are constant at 0, as padding is: widened to std 1"]
+
+
 def test_data_are_compared_with_statistics_from_elsewhere_without_writing(arm_dataset, tmp_path, capsys):
     recipe = f"{paths.SUPPORT / 'tiny_recipe.py'}:arm"
     flags = [f"--data.repo-id={arm_dataset}", f"--assets-base-dir={tmp_path}"]

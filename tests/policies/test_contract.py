@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from openpi.policies import policy_config
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import make_droid_example
@@ -242,6 +244,23 @@ def test_what_the_published_transforms_take_is_taken(droid, changes):
     droid.check(broken(**changes))
 
 
+def test_robots_of_ones_own_with_libero_s_transforms_have_a_state_of_any_width(droid):
+    """As published, where they are what others start from: 7 joints ended the start of a run, and of a server."""
+    sample = {"observation/state": np.zeros(7)}
+    assert build("pi05_libero", sample=sample, state_names=list("abcdefg")).state_names == tuple("abcdefg")
+    assert build("pi05_libero", sample=sample).state_names[0] == "state_0"
+    assert build("pi05_libero", sample={"observation/state": np.zeros(8)}) == build("pi05_libero")
+    sample = {"observation/joint_position": np.zeros(6), "observation/gripper_position": np.zeros(1)}
+    assert build("pi05_droid", sample=sample).state == droid.state
+
+    config = get_config("pi05_libero")
+    data = config.data.create(Path("/nonexistent"), config.model)
+    described = policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 7)), config.model)
+    assert described is not None and described.state[0].width == 7
+    with pytest.raises(ValueError, match=r"the statistics of 'actions' .* have 6 dimensions; robot 'libero'"):
+        policy_config._described(dataclasses.replace(data, norm_stats=stats(7, 6)), config.model)
+
+
 def test_nested_keys_either_layout_lists_and_scalar_grippers_are_accepted(droid):
     example = make_droid_example()
     droid.check(
@@ -363,13 +382,16 @@ def test_a_robot_without_a_spec_is_described_from_a_sample():
         "camera": np.zeros((8, 9, 3), np.uint8),
         "joints": np.zeros(5, np.float32),
         "gripper": np.zeros(1, np.float32),
-        "actions": np.zeros((10, 6), np.float32),
+        "depth": np.zeros((8, 9, 1), np.float32),  # were refused as cameras that are no RGB
+        "tactile": np.zeros((4, 4, 3), np.float32),
+        "actions": {"arm": np.zeros((10, 5), np.float32), "gripper": np.zeros(10, np.float32)},
         "prompt": "x",
     }
     contract = build("debug", norm_stats=stats(6, 6), sample=sample)
     assert [camera.key for camera in contract.cameras] == ["camera"]
     assert contract.state_names == (*(f"joints_{i}" for i in range(5)), "gripper_0")
-    contract.check(sample)
+    contract.check(sample | {"gripper": np.array([True])})
+    assert channel_means([sample]).keys() == {"camera"}
     with pytest.raises(ValueError, match="spec"):
         build("debug")
 

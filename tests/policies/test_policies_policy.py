@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -118,6 +119,26 @@ def test_actions_that_are_no_numbers_never_reach_a_robot(policy):
         ActionsError, match=r"are not finite \(first at \[step, dimension\] \[\d, \d\]\).*earlier checkpoint"
     ):
         policy.infer(make_droid_example(), noise=broken)
+
+
+@pytest.mark.parametrize("form", [lambda actions: {"actions": {"left": actions}}, lambda actions: {"arm": actions}])
+def test_nor_do_those_of_other_names_or_in_a_map(form):
+    nothing = np.full((1, 2, 3), np.nan, np.float32)
+    sampler = SimpleNamespace(
+        takes_noise=True, action_horizon=2, action_dim=3, sample=lambda batch, noise: nothing[: len(batch["state"])]
+    )
+    policy = Policy(sampler, output_transforms=[lambda data: form(data["actions"])])
+    with pytest.raises(ActionsError, match=r"not finite \(first at \[step, dimension\] \[0, 0\]\)"):
+        policy.infer({"state": np.zeros(3)})
+
+
+def test_a_policy_of_ones_own_says_its_own_metadata():
+    class Own(Policy):
+        @property
+        def metadata(self) -> dict:
+            return {"own": True}
+
+    assert Own(SimpleNamespace(takes_noise=True), metadata={"reset_pose": [0.0]}).metadata == {"own": True}
 
 
 def test_inference_leaves_the_observation_alone(policy):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import openpi.models.gemma as _gemma
+import openpi.models.pi0 as _pi0
 import openpi.shared.array_typing as at
 import openpi.shared.image_tools as image_tools
 import openpi.shared.nnx_utils as nnx_utils
@@ -22,7 +23,8 @@ import openpi.training.weight_loaders as _weight_loaders
 import openpi.transforms as transforms
 import tiny_recipe
 from openpi.cli.data import stats
-from openpi.models.model import Observation
+from openpi.models.model import BaseModelConfig, Observation
+from openpi.models.pi0_config import Pi0Config
 from openpi.policies import aloha_policy, droid_policy, libero_policy, ur5_policy
 from openpi.training import freeze
 from openpi.training.backend import open_backend
@@ -202,6 +204,76 @@ def test_transforms_are_known_as_such():
 def test_an_observation_that_lacks_a_part_says_which():
     with pytest.raises(KeyError, match=r"Observation\.from_dict needs the key 'image_mask', found: 'image', 'state'"):
         Observation.from_dict({"image": {}, "state": np.zeros(1)})
+
+
+def test_an_observation_is_replaced_in_part_and_named_with_its_arrays():
+    observation = Observation({}, {}, np.zeros((1, 2)))
+    assert observation.replace(state=np.ones((1, 2))).state.sum() == 2
+    assert Observation[at.Array].__origin__ is Observation
+
+
+@dataclasses.dataclass(frozen=True)
+class WithValues(Pi0Config):
+    """A value head on top, as programs add one: in `create`."""
+
+    def create(self, rng):
+        head = {"kernel": jax.random.normal(rng, (16, 1)), "bias": jnp.zeros(1)}
+        return ValueModel(self, super().create(rng).params | {"value_head": head})
+
+
+class ValueModel(_pi0.Pi0):
+    def value(self):
+        return self.params["value_head"]["bias"]
+
+    def mask(self, tokens):
+        return _pi0.make_attn_mask(tokens > 0, jnp.array([0, 1, 0]))
+
+
+def test_what_a_model_of_ones_own_is_made_with_is_loaded_too():
+    """`load` took the head for a stranger's, so that each program had to write three methods."""
+    config = WithValues(**{f.name: getattr(tiny_recipe.MODEL, f.name) for f in dataclasses.fields(tiny_recipe.MODEL)})
+    params = tiny_recipe.drawn_params(config.abstract_params())
+    model = config.load(params, remove_extra_params=False)
+    assert isinstance(model, ValueModel) and model.value() == params["value_head"]["bias"]
+    assert isinstance(jax.tree.map(jnp.negative, model), ValueModel)
+    assert model.mask(jnp.array([[1, 1, 0]])).tolist() == [[[True, False, False], [True, True, False], [False] * 3]]
+    with pytest.raises(ValueError, match="value_head/bias: missing"):
+        config.load({key: value for key, value in params.items() if key != "value_head"})
+
+
+@dataclasses.dataclass(frozen=True)
+class OfOnesOwn(BaseModelConfig):
+    """With what is published, and no more."""
+
+    action_dim: int = 4
+    action_horizon: int = 2
+    max_token_len: int = 8
+
+    @property
+    def model_type(self):
+        return _config.ModelType.PI0
+
+    def create(self, rng):
+        raise NotImplementedError
+
+
+def test_the_transforms_of_a_model_of_ones_own_are_made():
+    steps = _config.ModelTransformFactory()(OfOnesOwn()).inputs
+    assert [type(step).__name__ for step in steps][2:] == ["TokenizePrompt", "PadStatesAndActions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTheFirstRelease(_config.DataConfigFactory):
+    def create(self, assets_dirs, model_config):
+        return self.create_base_config(assets_dirs)
+
+
+def test_a_recipe_that_leaves_the_model_out_says_how_values_are_normalized(tmp_path):
+    assert OfTheFirstRelease("me/set", use_quantile_norm=False).create(tmp_path, None).repo_id == "me/set"
+    with pytest.raises(
+        ValueError, match=r"OfTheFirstRelease calls create_base_config\(assets_dirs\) without the model"
+    ):
+        OfTheFirstRelease("me/set").create(tmp_path, tiny_recipe.MODEL)
 
 
 def test_errors_of_renaming_name_the_keys_that_the_user_wrote():

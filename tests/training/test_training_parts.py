@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -30,6 +31,7 @@ from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import open_recipe
+from openpi.training.data_config import DataConfig, repack
 from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
 from openpi.training.run import preflight, run_directory, tracking
@@ -37,7 +39,7 @@ from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
 from openpi.training.run.validation import Validation
-from tiny_recipe import InputsAsRecorded
+from tiny_recipe import ArmInputs, InputsAsRecorded, OtherArmData
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
 
@@ -351,12 +353,73 @@ def test_training_says_what_is_wrong_in_the_columns_of_a_dataset_and_goes_on(tmp
         ("wider_state", r"'joints' has shape \(3,\); expected \(4,\): joint_0, joint_1"),
         ("fewer_actions", r"the actions of .* have 3 dimensions; robot 'arm_of_3_and_2' of the recipe has 2: joint_0"),
         ("padding_returned", r"the output transforms return 4 dimensions; robot 'arm_of_3_and_3' of the recipe has 3"),
-        ("dimension_lost", r"the actions of .* have 3 dimensions; robot 'custom' of the recipe has 2"),
     ],
 )
 def test_a_robot_that_is_not_the_one_of_the_dataset_is_refused(name, message, arm_dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_data(of_arm(name, arm_dataset, tmp_path))
+
+
+def test_outputs_of_ones_own_may_make_other_actions_and_the_widths_are_told(arm_dataset, tmp_path, caplog):
+    """Such as angles for a rotation matrix: as published, that is for whoever wrote them."""
+    assert open_data(of_arm("dimension_lost", arm_dataset, tmp_path)).contract.actions.width == 2
+    assert "have 3 dimensions, and robots are given 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        (lambda data: {"joint_actions": data["actions"]}, "KeyError: 'actions'"),
+        (lambda data: {"actions": {"left": data["actions"]}}, r"shape \[\] and dtype object"),
+        (lambda data: {"actions": data["actions"][0]}, r"shape \[4\]"),
+        (lambda data: {"actions": data["of_the_robot"]}, "KeyError: 'of_the_robot'"),
+    ],
+)
+def test_outputs_of_any_form_train_without_a_contract(outputs, told, arm_dataset, tmp_path, caplog):
+    """A KeyError or IndexError ended the start of a run."""
+    config = of_arm("arm", arm_dataset, tmp_path)
+    data = OtherArmData(str(arm_dataset), base_config=config.data.base_config, inputs=ArmInputs(), outputs=outputs)
+    config = dataclasses.replace(config, data=data, holdout_episodes=2, batch_size=4)
+    prepared = open_data(config)
+    assert prepared.contract is None and re.search(rf"do not give 'actions'.*{told}", caplog.text)
+    backend: Any = Evaluating()
+    assert Validation(config, prepared, backend)("the state") == {"validation_loss": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfParts(OtherArmData):
+    """Actions in a map, as those of several columns, and more than the inputs read, as of a copied repack transform."""
+
+    def create(self, assets_dirs: Path, model_config: Any) -> DataConfig:
+        structure = {
+            "camera": "front",
+            "images": {"second": "front", "joints": "front"},
+            "joints": "joints",
+            "measured": {"speed": "joints"},
+            "actions": {"arm": "actions", "number": "frame_index"},
+            "prompt": "prompt",
+        }
+        return dataclasses.replace(super().create(assets_dirs, model_config), repack_transforms=repack(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsOfParts(ArmInputs):
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        whole = {"actions": data["actions"]["arm"]} if "actions" in data else {}
+        return super().__call__({**data, **whole})
+
+
+def test_robots_need_not_send_what_the_inputs_do_not_read(arm_dataset, tmp_path):
+    """Where there is no spec, all that a repack transform mentions was asked of them; and actions in a map ended the
+    start of a run, or were asked of them, too.
+    """
+    config = of_arm("arm", arm_dataset, tmp_path)
+    data = OfParts(str(arm_dataset), base_config=config.data.base_config, inputs=InputsOfParts())
+    contract = open_data(dataclasses.replace(config, data=data)).contract
+    assert contract is not None and contract.actions.names == ("lift", "turn", "grip")
+    assert [camera.key for camera in contract.cameras] == ["camera"]
+    assert [vector.key for vector in contract.state] == ["joints"]
+    contract.check({"camera": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(3), "prompt": "lift it"})
 
 
 def test_the_actions_of_a_robot_without_a_spec_are_those_that_its_outputs_return(arm_dataset, tmp_path):
@@ -449,12 +512,16 @@ def test_a_dataset_whose_numbers_have_changed_is_told_when_a_run_is_resumed(tmp_
         assert ("are others than when" in caplog.text) is is_told
 
 
-def test_datasets_of_one_name_do_not_share_statistics(tmp_path):
+def test_datasets_of_one_name_do_not_share_statistics_unasked(tmp_path, caplog):
     """Folders n1/set and n2/set: the second trained on the first's statistics, without a word."""
     first, second = (write_arm(tmp_path / name / "set", scale) for name, scale in (("n1", 1.0), ("n2", 0.05)))
     open_data(of_arm("as_recorded", first, tmp_path))
     with pytest.raises(ValueError, match=r"n1/set', and the recipe reads .*n2/set', with other numbers.*asset-id"):
         open_data(of_arm("as_recorded", second, tmp_path))
+    chosen = AssetsConfig(assets_dir=str(tmp_path / "arm"), asset_id="set")
+    other = dataclasses.replace(of_arm("as_recorded", second, tmp_path), name="goes_on_from_it")
+    told = open_data(dataclasses.replace(other, data=dataclasses.replace(other.data, assets=chosen))).config.norm_stats
+    assert told == normalize.load(tmp_path / "arm" / "set") and "so it trains with them" in caplog.text
     moved = shutil.move(first, tmp_path / "n3" / "set")
     open_data(of_arm("as_recorded", Path(moved), tmp_path))
 

@@ -108,6 +108,10 @@ class BaseModel(abc.ABC):
     config: Any
     params: dict[str, Any]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_dataclass(cls, data_fields=["params"], meta_fields=["config"])
+
     @property
     def action_dim(self) -> int:
         return self.config.action_dim

@@ -67,11 +67,10 @@ class BaseModelConfig(abc.ABC):
     def create(self, rng: jax.Array) -> BaseModel:
         """A model with freshly initialised f32 parameters."""
 
-    @abc.abstractmethod
     def abstract_params(self) -> Params:
         """The parameter tree as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
+        return self._outline().params
 
-    @abc.abstractmethod
     def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> BaseModel:
         """A model around existing parameters of any float dtype.
 
@@ -81,6 +80,27 @@ class BaseModelConfig(abc.ABC):
         Raises:
             ValueError: structure or shapes differ; every differing path is named.
         """
+        import jax
+        import jax.numpy as jnp
+
+        from openpi.models import model
+
+        outline = self._outline()
+        matched = model.match_params(outline.params, params, remove_extra=remove_extra_params)
+        return outline.replace(params=jax.tree.map(jnp.asarray, matched))
+
+    def _outline(self) -> BaseModel:
+        """What `create` makes, a subclass's own, too, with shapes for parameters."""
+        import jax
+
+        made: list[BaseModel] = []
+
+        def params() -> Params:
+            made.append(self.create(jax.random.key(0)))
+            return made[-1].params
+
+        shapes = jax.eval_shape(params)  # touches no device
+        return made[-1].replace(params=shapes)
 
     def load_pytorch(self, train_config: object, weight_path: Path | str) -> PI0Pytorch:
         """The published PyTorch module with the weights of a `model.safetensors`, on the CPU.

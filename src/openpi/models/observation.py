@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import GenericAlias
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +40,8 @@ class Observation:
     token_loss_mask: Any = None
     extras: dict[str, Any] | None = None
 
+    __class_getitem__ = classmethod(GenericAlias)  # as published: `Observation[at.Array]` in signatures
+
     @classmethod
     def from_dict(cls, data: Tree) -> Self:
         """Builds an observation from the model-side sample keys; uint8 images become f32 in [-1, 1].
@@ -67,6 +70,10 @@ class Observation:
             token_loss_mask=data.get("token_loss_mask"),
             extras=data.get("extras"),
         )
+
+    def replace(self, **changes: Any) -> Self:
+        """The same observation with other values in some fields."""
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> Params:
         """Inverse of `from_dict` in naming; images stay as they are, absent fields are left out."""

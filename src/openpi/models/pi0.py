@@ -33,6 +33,8 @@ TIME_BETA = (1.5, 1.0)
 TIME_OFFSET = 0.001
 _DELAY_STREAM = 3  # of the key of a loss, which is split into three others
 
+make_attn_mask = make_attention_mask  # its published name
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -371,12 +373,11 @@ def draw_time(rng: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*b"]:
 # --- the documented object ------------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pi0(BaseModel):
     """pi0 or pi0.5 (`config.pi05`): static configuration and parameters; see `BaseModel`."""
 
-    config: Pi0Config = dataclasses.field(metadata={"static": True})
+    config: Pi0Config
     params: dict[str, Any]
 
     def compute_loss(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from openpi.models import gemma_config, siglip_config
@@ -25,7 +25,6 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.shared import ranges
 from openpi.shared.param_paths import ParamPath, joined
 from openpi.shared.ranges import Count, WholeNumber
-from openpi.shared.tree import Params
 
 if TYPE_CHECKING:
     import jax
@@ -127,22 +126,6 @@ class Pi0Config(BaseModelConfig):
         from openpi.models import pi0
 
         return pi0.Pi0(self, pi0.init(self, rng))
-
-    def abstract_params(self) -> Params:
-        import jax
-
-        from openpi.models import pi0
-
-        return jax.eval_shape(lambda: pi0.init(self, jax.random.key(0)))  # touches no device
-
-    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> Pi0:
-        import jax
-        import jax.numpy as jnp
-
-        from openpi.models import model, pi0
-
-        matched = model.match_params(self.abstract_params(), params, remove_extra=remove_extra_params)
-        return pi0.Pi0(self, jax.tree.map(jnp.asarray, matched))
 
     def _observation_spec(self) -> dict[str, ArraySpec]:
         return prompted_images_spec(self, self.image_keys, self.image_resolution)

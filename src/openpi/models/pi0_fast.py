@@ -271,12 +271,11 @@ def embedding_table(params: Params) -> Float[Array, "v d"]:
 # --- the documented object ------------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pi0FAST(BaseModel):
     """pi0-FAST: static configuration and parameters; see `BaseModel`."""
 
-    config: Pi0FASTConfig = dataclasses.field(metadata={"static": True})
+    config: Pi0FASTConfig
     params: dict[str, Any]
 
     def compute_loss(

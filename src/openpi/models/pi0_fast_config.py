@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from openpi.models.model_config import (
 from openpi.models.pi0_config import LoRAFreeze, check_shared_fields
 from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.ranges import Count
-from openpi.shared.tree import Params
 
 if TYPE_CHECKING:
     import jax
@@ -126,22 +125,6 @@ class Pi0FASTConfig(BaseModelConfig):
         from openpi.models import pi0_fast
 
         return pi0_fast.Pi0FAST(self, pi0_fast.init(self, rng))
-
-    def abstract_params(self) -> Params:
-        import jax
-
-        from openpi.models import pi0_fast
-
-        return jax.eval_shape(lambda: pi0_fast.init(self, jax.random.key(0)))  # touches no device
-
-    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> Pi0FAST:
-        import jax
-        import jax.numpy as jnp
-
-        from openpi.models import model, pi0_fast
-
-        matched = model.match_params(self.abstract_params(), params, remove_extra=remove_extra_params)
-        return pi0_fast.Pi0FAST(self, jax.tree.map(jnp.asarray, matched))
 
     def _observation_spec(self) -> dict[str, ArraySpec]:
         length = (self.max_token_len,)

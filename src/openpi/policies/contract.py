@@ -19,7 +19,7 @@ import numpy as np
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
-from openpi.policies.images import channel_mean, has_cast, is_picture, looks_bgr
+from openpi.policies.images import channel_mean, has_cast, has_rgb_shape, looks_bgr
 from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
 from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec
 from openpi.policies.seen import Seen
@@ -122,7 +122,7 @@ class Contract:
 
         Args:
             sample: one sample under client keys, that is after the repack transforms; needed when the robot's
-                transforms bring no spec.
+                transforms bring no spec, or take a state of any width.
             action_width: of the actions that the robot gets, then; None = that of the statistics.
             control_hz: frames per second of the dataset.
             state_names, action_names: of the dataset's features, for a robot whose transforms bring no spec.
@@ -139,6 +139,8 @@ class Contract:
                 tuple(state_names or ()),
                 tuple(action_names or ()),
             )
+        elif sample is not None:
+            spec = spec.for_sample(sample, tuple(state_names or ()))
         state_stats = stats.get("state")
         return cls(
             robot=spec.robot,
@@ -238,7 +240,7 @@ class Contract:
         missing = [key for key in required if key not in leaves]
         absent = [camera.key for camera in self.cameras if camera.slot is not None and camera.key not in leaves]
         unread = [key for key in found if key not in known]
-        misnamed = [key for key in unread if absent and is_picture(np.asarray(leaves[key]))]
+        misnamed = [key for key in unread if absent and has_rgb_shape(np.asarray(leaves[key]))]
         if missing:
             raise ValueError(
                 f"observation is missing the camera {listed(missing)} (cameras found: {listed(found)}); "

@@ -49,7 +49,7 @@ def black_like(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.zeros((), image.dtype), image.shape)
 
 
-def is_picture(array: np.ndarray) -> bool:
+def has_rgb_shape(array: np.ndarray) -> bool:
     """Whether its shape is that of an RGB image, in either layout."""
     return array.ndim == 3 and 0 not in array.shape and 3 in (array.shape[0], array.shape[-1])
 
@@ -60,9 +60,9 @@ def layout_of(image: np.ndarray, key: str) -> Layout:
     Raises:
         ValueError: no RGB image, or a shape that could be either.
     """
-    if is_picture(image) and max(image.shape) > LONGEST_SIDE:
+    if has_rgb_shape(image) and max(image.shape) > LONGEST_SIDE:
         raise ValueError(f"image '{key}' has shape {image.shape}; expected sides of {LONGEST_SIDE} pixels at most")
-    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if is_picture(image) else (False, False)
+    first, last = (image.shape[0] == 3, image.shape[-1] == 3) if has_rgb_shape(image) else (False, False)
     if first and last:
         raise ValueError(
             f"image '{key}' has shape {image.shape}, which could be [3, h, w] or [h, w, 3]; send images of another size"
@@ -206,9 +206,15 @@ def channel_means(samples: Iterable[Mapping[str, object]]) -> dict[str, tuple[fl
     sums: dict[str, list[tuple[float, float, float]]] = {}
     for sample in samples:
         for key, value in flatten(sample).items():
-            if np.ndim(value) == 3:
+            if is_picture(value):
                 sums.setdefault(key, []).append(channel_mean(value))
     return {key: tuple(np.mean(values, axis=0).tolist()) for key, values in sums.items()}
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value of a dataset is an RGB picture; depth and touch, for example, have other forms."""
+    array = np.asarray(value)
+    return array.dtype == np.uint8 and has_rgb_shape(array)
 
 
 def has_cast(training_mean: tuple[float, float, float]) -> bool:

@@ -32,6 +32,7 @@ LIBERO_SPEC = RobotSpec(
     ),
     action_kind="relative end-effector poses, and gripper",
     follows_state=(False,) * 7,
+    takes_any_state=True,
 )
 
 

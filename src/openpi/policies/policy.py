@@ -20,7 +20,7 @@ from openpi.policies.observation_checks import first_not_finite
 from openpi.policies.recorder import PolicyRecorder
 from openpi.policies.request import CHUNK, SEED, TRACE, Request
 from openpi.shared.collected_warnings import collected_warnings
-from openpi.shared.tree import Params, Tree
+from openpi.shared.tree import Params, Tree, flatten
 from openpi_client.base_policy import BasePolicy, Reply
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,6 @@ class Policy(BasePolicy):
 
     Attributes:
         transforms: observation -> un-batched model inputs.
-        metadata: sent to robots when they connect.
         contract: what robots are told that it takes and gives; None = unknown.
         checkpoint: which one its weights are of (`Checkpoint.identity`), for robots; None = unknown.
         rtc_metadata: what it can do of real-time chunking, for robots; None = nothing.
@@ -121,9 +120,14 @@ class Policy(BasePolicy):
         self.num_undecodable = 0
         self._sample_kwargs = dict(sample_kwargs or {})
         self._compiled_sizes: tuple[int, ...] = (1,)
-        self.metadata = dict(metadata or {})
+        self._metadata = dict(metadata or {})
         self.contract = contract
         self.checkpoint = checkpoint
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        """Sent to robots when they connect."""
+        return self._metadata
 
     def infer(self, obs: dict, *, noise: np.ndarray | None = None) -> dict:
         """A chunk of actions.
@@ -360,13 +364,18 @@ def _size_for(count: int, sizes: tuple[int, ...] | None) -> int:
 
 
 def _check_finite(outputs: Mapping[str, object]) -> None:
-    """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them."""
-    actions = np.asarray(outputs.get("actions", 0.0))
-    if actions.dtype.kind == "f" and (where := first_not_finite(actions)) is not None:
-        raise ActionsError(
-            f"the policy's actions are not finite (first at [step, dimension] {where}): its weights or statistics are "
-            "damaged, as by training on NaN. Serve an earlier checkpoint"
-        )
+    """Raises ActionsError for NaN or infinity among the actions, also as float32: motors would get them. Output
+    transforms of a user's own may have made a map of them, or given them other names.
+    """
+    leaves = flatten(outputs)
+    actions = [value for key, value in leaves.items() if key.partition("/")[0] == "actions"] or leaves.values()
+    for array in map(np.asarray, actions):
+        where = first_not_finite(array) if array.dtype.kind == "f" else None
+        if where is not None:
+            raise ActionsError(
+                f"the policy's actions are not finite (first at [step, dimension] {where}): its weights or statistics "
+                "are damaged, as by training on NaN. Serve an earlier checkpoint"
+            )
 
 
 def _copied(tree: Mapping[str, object]) -> Params:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.models.rtc_config import DEFAULT_RTC, RtcConfig
@@ -304,7 +306,14 @@ def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: Ba
         return None
     contract.check_norm_stats(data_config.norm_stats or {})
     if find_spec(data_config.data_transforms.inputs) is not None:
-        served = Contract.build(data_config, model_config, control_hz=contract.control_hz)
+        state = {vector.key: np.zeros(vector.width) for vector in contract.state}
+        served = Contract.build(
+            data_config,
+            model_config,
+            sample=state,
+            state_names=contract.state_names,
+            control_hz=contract.control_hz,
+        )
         for difference in contract.diff(served):
             logger.warning("this recipe differs from the one the checkpoint was trained with: %s", difference)
     return contract
@@ -320,15 +329,19 @@ def _described(data_config: DataHalf, model_config: BaseModelConfig) -> Contract
     spec = find_spec(data_config.data_transforms.inputs)
     if spec is None:
         return None
+    sample = None
     for key, names in spec.names.items():
         stats = (data_config.norm_stats or {}).get(key)
         if stats is not None and stats.width < len(names):
+            if key == "state" and spec.takes_any_state:
+                sample = {spec.state[0].key: np.zeros(stats.width)}
+                continue
             raise ValueError(
                 f"the statistics of '{key}' ('{data_config.asset_id}') have {stats.width} dimensions; robot "
                 f"'{spec.robot}' of the recipe has {len(names)}: {', '.join(names)}. They are those of another robot: "
                 "correct asset_id, or name the recipe that the checkpoint was trained with"
             )
-    return Contract.build(data_config, model_config)
+    return Contract.build(data_config, model_config, sample=sample)
 
 
 def make_pipeline(

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from openpi.policies.images import is_picture
 from openpi.shared.errors import listed
 from openpi.shared.tree import flatten
 
@@ -70,6 +71,12 @@ class VectorSpec:
             raise ValueError(f"'{self.key}' has no dimension {listed(unknown)}; it has {listed(self.names)}")
         return tuple(name not in left_out for name in self.names)
 
+    def of_width(self, width: int, names: Sequence[str] = ()) -> VectorSpec:
+        """As it is, or, where it has another width, with these names, if there are as many, or numbers."""
+        if width == self.width:
+            return self
+        return self.uniform(self.key, names if len(names) == width else numbered(self.key, width), "unknown")
+
     @classmethod
     def uniform(cls, key: str, names: Iterable[str], unit: str) -> VectorSpec:
         """A vector with one unit for all dimensions."""
@@ -90,6 +97,7 @@ class RobotSpec:
         follows_state: how to stand still, per action dimension: true where an action equal to the state does, false
             where zero does. Empty = neither does everywhere, as with a gripper that clients open or close by a
             threshold, or whose command has another scale than its measured position.
+        takes_any_state: the transforms hand a state of any width on, and are what robots of one's own start from.
     """
 
     robot: str
@@ -98,6 +106,7 @@ class RobotSpec:
     actions: VectorSpec
     action_kind: str = ""
     follows_state: tuple[bool, ...] = ()
+    takes_any_state: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.follows_state, list):
@@ -108,6 +117,18 @@ class RobotSpec:
                 f"follows_state of robot '{self.robot}' is {told!r}; expected a tuple of {self.actions.width} times "
                 f"True or False, for {listed(self.actions.names)}; () = unknown"
             )
+
+    def for_sample(self, sample: Mapping[str, object], names: Sequence[str] = ()) -> RobotSpec:
+        """With the widths of a sample's state, if it takes any.
+
+        Args:
+            names: of the state in the dataset.
+        """
+        if not self.takes_any_state:
+            return self
+        leaves = flatten(sample)
+        state = tuple(vector.of_width(np.size(leaves.get(vector.key, vector.names)), names) for vector in self.state)
+        return dataclasses.replace(self, state=state)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -123,14 +144,15 @@ class RobotSpec:
     def from_sample(cls, sample: Mapping[str, object], *, robot: str = "custom", action_dim: int) -> RobotSpec:
         """The spec of a robot whose transforms bring none, from one repacked sample.
 
-        Images become cameras of unknown slots, vectors become state, in the order of the sample.
+        Images become cameras of unknown slots, vectors become state, in the order of the sample. Arrays of other forms,
+        such as depth, are left to its transforms.
         """
         cameras, state = [], []
         for key, value in flatten(sample).items():
             array = np.asarray(value)
-            if key == "actions" or not np.issubdtype(array.dtype, np.number):
+            if key.partition("/")[0] == "actions" or not np.issubdtype(array.dtype, np.number):
                 continue
-            if array.ndim == 3:
+            if is_picture(array):
                 cameras.append(CameraSpec(key, slot=None))
             elif array.ndim == 1:
                 state.append(VectorSpec.uniform(key, numbered(key, array.size), "unknown"))

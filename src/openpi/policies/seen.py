@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from openpi.policies.images import SIDE, aspect_of, cells, color
+from openpi.policies.images import SIDE, aspect_of, cells, color, is_picture
 from openpi.shared.tree import Tree, flatten
 
 MAX_VIEWS, MAX_PROMPTS = 256, 500
@@ -168,7 +168,7 @@ class Seen:
         flat = [flatten(sample) for _, _, sample in samples]
         cameras, state = {}, {}
         for key, value in flat[0].items():
-            if np.ndim(value) == 3 and len(flat) > 1:
+            if is_picture(value) and len(flat) > 1:
                 colored = np.stack([cells(each[key]) for each in flat])
                 aspects = {aspect_of(each[key]) for each in flat}
                 aspect = aspects.pop() if len(aspects) == 1 else 0.0

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from openpi.models.model_config import BaseModelConfig
+from openpi.models.model_config import BaseModelConfig, ModelType
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared import plugins, ranges, references
 from openpi.shared.ranges import Count, Decay, Range
@@ -51,6 +51,7 @@ __all__ = [
     "MixtureDataConfig",
     "MixturePart",
     "ModelTransformFactory",
+    "ModelType",
     "RLDSDroidDataConfig",
     "SimpleDataConfig",
     "TrainConfig",

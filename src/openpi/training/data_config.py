@@ -162,8 +162,9 @@ class ModelTransformFactory:
 
 def _with_prompt_tokens(prepare: tuple[transforms.DataTransformFn, ...], model_config: Any) -> transforms.Group:
     tokenize = transforms.TokenizePrompt(
-        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, model_config.tokenizer_path),
-        discrete_state_input=model_config.discrete_state_input,
+        # Configurations of users' own models have what is published: no tokenizer.
+        _tokenizer.PaligemmaTokenizer(model_config.max_token_len, getattr(model_config, "tokenizer_path", None)),
+        discrete_state_input=getattr(model_config, "discrete_state_input", model_config.model_type is ModelType.PI05),
     )
     return transforms.Group(inputs=(*prepare, tokenize, transforms.PadStatesAndActions(model_config.action_dim)))
 
@@ -214,16 +215,28 @@ class DataConfigFactory(abc.ABC):
             assets_dirs: the recipe's own assets folder, used when `assets.assets_dir` is None.
         """
 
-    def create_base_config(self, assets_dirs: Path, model_config: BaseModelConfig) -> DataConfig:
-        """`base_config` with the fields that every factory sets: names, statistics, kind of normalisation."""
-        by_model = model_config.model_type is not ModelType.PI0
+    def create_base_config(self, assets_dirs: Path, model_config: BaseModelConfig | None = None) -> DataConfig:
+        """`base_config` with the fields that every factory sets: names, statistics, kind of normalisation.
+
+        Raises:
+            ValueError: neither a model, which recipes of the first release leave out, nor `use_quantile_norm`.
+        """
+        use_quantile_norm = self.use_quantile_norm
+        if use_quantile_norm is None:
+            if model_config is None:
+                raise ValueError(
+                    f"{type(self).__name__} calls create_base_config(assets_dirs) without the model, whose family says "
+                    "how values are normalised; call create_base_config(assets_dirs, model_config), or set "
+                    "data.use_quantile_norm: True for pi0.5 and pi0-FAST, False for pi0"
+                )
+            use_quantile_norm = model_config.model_type is not ModelType.PI0
         base = self.base_config or DataConfig()
         return dataclasses.replace(
             base,
             repo_id=self.repo_id,
             asset_id=self.asset_id,
             norm_stats=self._load_norm_stats(assets_dirs),
-            use_quantile_norm=by_model if self.use_quantile_norm is None else self.use_quantile_norm,
+            use_quantile_norm=use_quantile_norm,
             exclude_episodes=(*base.exclude_episodes, *self.exclude_episodes),
             exclude_findings=self.exclude_findings or base.exclude_findings,
             exclude_kinds=base.exclude_kinds if self.exclude_kinds == ERRORS else self.exclude_kinds,

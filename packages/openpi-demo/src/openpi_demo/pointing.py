@@ -8,7 +8,6 @@ extra head is dropped when a plain `Pi0Config` loads the parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,25 +30,15 @@ class PointingPi0Config(Pi0Config):
     pointing_weight: float = 0.2
 
     def create(self, rng: jax.Array) -> PointingPi0:
-        return PointingPi0(self, self._init(rng))
-
-    def abstract_params(self) -> dict[str, object]:
-        return jax.eval_shape(self._init, jax.random.key(0))
-
-    def load(self, params: Mapping[str, object], *, remove_extra_params: bool = True) -> PointingPi0:
-        return PointingPi0(self, super().load(params, remove_extra_params=remove_extra_params).params)
-
-    def _init(self, rng: jax.Array) -> dict[str, object]:
         head = {"kernel": jnp.zeros((self.experts[0].width, 1)), "bias": jnp.zeros(1)}
-        return pi0.init(self, rng) | {"pointing_head": head}
+        return PointingPi0(self, pi0.init(self, rng) | {"pointing_head": head})
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PointingPi0(pi0.Pi0):
     """See `PointingPi0Config`; sampling is pi0.5's."""
 
-    config: PointingPi0Config = dataclasses.field(metadata={"static": True})
+    config: PointingPi0Config
     params: dict[str, Any]
 
     def compute_loss(

@@ -158,6 +158,7 @@ def _write(
 ) -> None:
     """The checkpoint with other weights and another recipe; JAX's stays in that layout, others become PyTorch's."""
     from openpi.checkpoints.checkpoint import written_whole
+    from openpi.shared.normalize import STATS_FILE
     from openpi.training import recipe_io
     from openpi.weights import released, safetensors_io
     from openpi.weights.layout import Layout
@@ -173,6 +174,14 @@ def _write(
             file = partial / safetensors_io.SINGLE_FILE
             released.write_tensors(file, recipe.model, blocks, weights.dtype, left_out=left_out)
         checkpoint.copy_extras(partial)
+        if not any((partial / "assets").rglob(STATS_FILE)):
+            logger.warning(
+                "%s has no normalisation statistics, so neither has %s: to be served it needs those that it was "
+                "trained with, in assets/<asset id>/%s",
+                checkpoint,
+                output,
+                STATS_FILE,
+            )
         recipe_io.save_recipe(partial, recipe)
         if base is not None:
             base.save(partial)

@@ -98,12 +98,21 @@ def compute_of(
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
         stats[key], widened = normalize.floor_degenerate(value, [f"{key}/{label}" for label in names[key]])
-        messages += widened
+        messages += _without_padding(widened, f"{key}/{names[key][-1]}", value)
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
     _write_source(path.parent, data, horizon)
     return ComputedStats(stats, path, num_frames, names, tuple(messages))
+
+
+def _without_padding(messages: list[str], last: str, stats: normalize.NormStats) -> list[str]:
+    """The messages of `floor_degenerate`, with one for all zeros at the end: inputs of a robot that pad have many."""
+    num_zeros = int((~stats_check.Dims().in_use("", stats)).sum())
+    if num_zeros < 2:
+        return messages
+    first = messages[-num_zeros].partition(" ")[0]
+    return [*messages[:-num_zeros], f"{first} to {last} are constant at 0, as padding is: widened to std 1"]
 
 
 def _write_source(folder: Path, data: RecipeData, horizon: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.policies import data_half
@@ -115,12 +116,20 @@ def _check_sources(
     """Says which statistics are out of date.
 
     Raises:
-        ValueError: some were computed from another dataset of the same name.
+        ValueError: some in the recipe's own folder were computed from another dataset of the same name.
     """
     for part, positions in _with_statistics_of_their_own(data, folders):
         folder = folders[positions[0]]
         if found[positions[0]] is not None and folder is not None and not download.is_address(folder):
-            difference = norm_stats.check_source(folder, part, config.model.action_horizon)
+            try:
+                difference = norm_stats.check_source(folder, part, config.model.action_horizon)
+            except ValueError as error:
+                if Path(folder).resolve().is_relative_to(config.assets_dirs):
+                    raise
+                # Chosen from elsewhere, as a base's are, so that the weights keep the ranges that they know.
+                difference = ""
+                if processes.is_first():
+                    logger.warning("%s. The recipe names their folder, so it trains with them", error)
             if difference and processes.is_first():
                 logger.warning(
                     "the statistics in %s were computed before the data changed, or what the recipe makes of them: %s. "

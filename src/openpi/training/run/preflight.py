@@ -25,6 +25,7 @@ from openpi.models.model_config import ModelType
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
+from openpi.policies.robot_spec import find_spec
 from openpi.shared.tree import Tree, flatten, unflatten
 from openpi.training import data_loader, recipe_io
 from openpi.training.backend import Backend
@@ -53,7 +54,7 @@ class TrainingData:
         config: with statistics.
         train: endless batches of the training episodes, resumable.
         holdout: batches of the episodes kept out; None when there are none.
-        contract: what a policy trained on this data expects and gives; None for random data.
+        contract: what a policy trained on this data expects and gives; None for random data, and as `check_samples`.
         action_names: of the robot's action dimensions; empty when unknown.
         content: a digest of the recorded numbers, see `recipe_data.content_of`.
         held: of each dataset how many episodes it has, and the numbers of those kept out.
@@ -169,7 +170,8 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
     data = with_usable_statistics(config, data, checkpoint)
     contract = check_samples(config, data)
     data_config, dataset = data.members[0]
-    if processes.is_first() and isinstance(dataset, LeRobotDataset):  # who writes it; a stream has no episodes
+    # Only who writes it; a stream has no episodes.
+    if contract is not None and processes.is_first() and isinstance(dataset, LeRobotDataset):
         numbers = seen.trained_on(config, data_config, dataset)
         contract = dataclasses.replace(contract, seen=seen.look(config, data_config, dataset, numbers))
     return TrainingData(
@@ -177,7 +179,7 @@ def _prepared(config: TrainConfig, data: RecipeData, num_devices: int, checkpoin
         train=_loader(config, data),
         holdout=_open_holdout(config, data, num_devices),
         contract=contract,
-        action_names=_action_names(data_config, dataset, contract),
+        action_names=() if contract is None else _action_names(data_config, dataset, contract),
         content=recipe_data.content_of(data),
         held=_held(config, data),
     )
@@ -225,8 +227,9 @@ def _stats_widths(data_config: DataConfig, dataset: Dataset | Stream) -> dict[st
     return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key, 0))}
 
 
-def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
-    """Runs samples from all over the dataset through the recipe; returns what a policy trained on it will expect.
+def check_samples(config: TrainConfig, data: RecipeData) -> Contract | None:
+    """Runs samples from all over the dataset through the recipe; returns what a policy trained on it will expect, None
+    where its output transforms do not say what it gives.
 
     Raises:
         ValueError: a transform fails, or its result is not what the model takes; the transform is named.
@@ -242,20 +245,21 @@ def check_samples(config: TrainConfig, data: RecipeData) -> Contract:
         mades.append(made)
         clients.append(client)
         raws.append(raw)
-    returned = _returned_actions(data_config, config, raws[0])
-    contract = _contract(data_config, dataset, config, clients, returned.shape[-1])
-    _check_contract(contract, data_config, clients[0], raws, returned)
-    contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
+    contract, returned = None, _returned_actions(data_config, config, raws[0])
+    if returned is not None:
+        contract = _contract(data_config, dataset, config, clients, returned.shape[-1])
+        _check_contract(contract, data_config, clients[0], raws, returned)
+        contract = with_recorded_limits(contract, dataset, data_config, clients[0], returned)
+        for member, each in data.members:
+            check_names(contract, each, member)
     for client, made in zip(clients, mades, strict=True):
         look.round_trip(client, made)
     look.warn()
     if processes.is_first():
         dataset_look.warn_of_findings(dataset, data_config, config.model.action_horizon)
-    for member, each in data.members:
-        check_names(contract, each, member)
     for member, mixed_in in data.members[1:]:
         _check_mixed_in(config, member, mixed_in, mades[0])
-        _warn_of_another_rate(config, contract, member, mixed_in)
+        _warn_of_another_rate(config, _rate_of(dataset), member, mixed_in)
     return contract
 
 
@@ -284,10 +288,10 @@ def _check_mixed_in(
 
 
 def _warn_of_another_rate(
-    config: TrainConfig, contract: Contract, data_config: DataConfig, dataset: Dataset | Stream
+    config: TrainConfig, served: float | None, data_config: DataConfig, dataset: Dataset | Stream
 ) -> None:
     """Of a mixture, whose robot gets all chunks at the rate of the first dataset."""
-    rate, served = getattr(getattr(dataset, "metadata", None), "fps", None), contract.control_hz
+    rate = _rate_of(dataset)
     if not rate or not served or rate == served:
         return
     steps = config.model.action_horizon
@@ -367,13 +371,30 @@ def _check_model_inputs(config: TrainConfig, data_config: DataConfig, made: Mapp
         )
 
 
-def _returned_actions(data_config: DataConfig, config: TrainConfig, raw: Sample) -> np.ndarray:
-    """[h, width]: a sample's actions, as the robot would get them back."""
+def _returned_actions(data_config: DataConfig, config: TrainConfig, raw: Sample) -> np.ndarray | None:
+    """[h, width]: a sample's actions, as the robot would get them back; None where that cannot be told.
+
+    Output transforms of a user's own may answer in any form, and need what only the robot's machine has.
+    """
     actions = np.asarray(raw["actions"])
     padding = max(0, config.model.action_dim - actions.shape[-1])
     padded = np.pad(actions, [(0, 0)] * (actions.ndim - 1) + [(0, padding)])
-    returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
-    return np.asarray(returned["actions"])
+    try:
+        returned = transforms.compose(data_config.data_transforms.outputs)({"state": raw["state"], "actions": padded})
+        found = np.asarray(returned["actions"])
+        if found.ndim == 2 and found.dtype.kind in "fiub":
+            return found
+        problem = f"their 'actions' are of shape {list(found.shape)} and dtype {found.dtype}"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    logger.warning(
+        "the output transforms of recipe '%s' do not give 'actions' of [steps, dimensions] (%s). It trains all the "
+        "same, but its checkpoints have no contract, so less of what robots send is checked, and validation has no "
+        "errors of actions",
+        config.name,
+        problem,
+    )
+    return None
 
 
 def _check_contract(
@@ -393,11 +414,20 @@ def _check_contract(
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
     trained = np.concatenate([np.asarray(raw["actions"]).reshape(-1, np.shape(raw["actions"])[-1]) for raw in raws])
-    recorded = np.shape(client.get("actions", trained))[-1]
+    sent = client.get("actions")  # may be a map of parts, which the robot's transforms put together
+    recorded = np.shape(sent)[-1] if np.ndim(sent) else trained.shape[-1]  # type: ignore[arg-type]
     # The robot's transforms may train another form of action, leave a recorded dimension out, or pad with zeros.
     used = int(np.max(np.flatnonzero(trained.any(axis=0)), initial=-1)) + 1
     if contract.actions.width != recorded and not used <= contract.actions.width <= trained.shape[-1]:
-        contract.check_actions(recorded, where=f"the actions of {data_config.dataset_name} have")
+        if find_spec(data_config.data_transforms.inputs) is not None:
+            contract.check_actions(recorded, where=f"the actions of {data_config.dataset_name} have")
+        logger.warning(
+            "the actions of %s have %d dimensions, and robots are given %d. That is right where the output transforms "
+            "make others of them; correct their width if they were copied from another robot's",
+            data_config.dataset_name,
+            recorded,
+            contract.actions.width,
+        )
     contract.check_actions(returned.shape[-1], where="the output transforms return")
 
 
@@ -414,13 +444,48 @@ def _contract(
     return Contract.build(
         data_config,
         config.model,
-        sample=clients[0],
+        sample=_read_by_robot(clients[0], data_config),
         action_width=action_width,
-        control_hz=dataset.control_hz if isinstance(dataset, Stream) else cast(LeRobotDataset, dataset).metadata.fps,
+        control_hz=_rate_of(dataset),
         state_names=dimension_names(features.get(state_key) or {}),
         action_names=dimension_names(features.get(action_key) or {}),
         camera_means=channel_means(clients),
     )
+
+
+def _read_by_robot(client: Sample, data_config: DataConfig) -> Sample:
+    """A sample under client keys without what makes no difference to what the model observes: datasets have more than
+    robots send. Of transforms with a spec, all of it: that says what they take.
+    """
+    if find_spec(data_config.data_transforms.inputs) is not None:
+        return client
+    to_model = transforms.compose(data_config.data_transforms.inputs)
+    read, whole = client, flatten(to_model(_without(client, "")))
+    for path in flatten(client):
+        try:
+            made = flatten(to_model(_without(client, path)))
+        except Exception:  # the robot has to send it
+            continue
+        observed = [key for key in {**whole, **made} if key.partition("/")[0] != "actions"]
+        if all(key in whole and key in made and np.array_equal(whole[key], made[key]) for key in observed):
+            read = _without(read, path)
+    return read
+
+
+def _without(tree: Mapping[str, Any], path: str) -> Sample:
+    """New dicts without the leaf at a '/'-joined path; keys may have slashes themselves."""
+    return {
+        key: _without(value, path.removeprefix(f"{key}/") if path.startswith(f"{key}/") else "")
+        if isinstance(value, Mapping)
+        else value
+        for key, value in tree.items()
+        if key != path
+    }
+
+
+def _rate_of(dataset: Dataset | Stream) -> float | None:
+    """Frames per second."""
+    return dataset.control_hz if isinstance(dataset, Stream) else cast(LeRobotDataset, dataset).metadata.fps
 
 
 def _features(dataset: Dataset | Stream) -> Mapping[str, Feature]:

@@ -33,7 +33,8 @@ _SHOWN = 4  # frames in the picture
 
 
 class Validation:
-    """Callable on a state; the batches are read once and kept on the host.
+    """Callable on a state; the batches are read once and kept on the host. Without a contract of the data, nobody can
+    tell what a robot would be given, and there is only a loss.
 
     Args:
         is_to_stop: asked before each batch; true in any process ends the call without numbers. Whoever asks a run to
@@ -59,7 +60,8 @@ class Validation:
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)
         self._sample_options = {} if grammar is None else {"grammar": grammar}
-        self._baselines = self._baseline_errors(data.config)
+        self._has_actions = data.contract is not None
+        self._baselines = self._baseline_errors(data.config) if self._has_actions else {}
         self.shown: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -83,6 +85,8 @@ class Validation:
             losses.append(loss)
             sampled.append(rows)
         found = {"validation_loss": float(np.mean(losses)), **self._baselines}
+        if not self._has_actions:
+            return found
         with processes.together("validating"):
             decodable, errors = self._compared(sampled)
         is_decodable, error = _of_all_processes(decodable), _of_all_processes(errors)

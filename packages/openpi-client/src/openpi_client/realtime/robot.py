@@ -116,8 +116,8 @@ def check_names(robot: Robot, metadata: Mapping[str, object]) -> List[str]:
 
 
 def _are_alike(names: Sequence[str], expected: Sequence[str]) -> bool:
-    """Whether names are other words for those that are expected, one by one: one begins or ends with the other, and their
-    numbers are as far from each other everywhere. False for the same names in another order."""
+    """Whether names are other words for those that are expected, one by one: one begins or ends with the other, and
+    their numbers are as far from each other everywhere. False for the same names in another order."""
     if len(names) != len(expected) or set(names) == set(expected):
         return False
     pairs = [(_word_and_number(name), _word_and_number(other)) for name, other in zip(names, expected)]
