@@ -223,8 +223,9 @@ def _load(
 ) -> None:
     """Episodes of one file; if it cannot be read for all of them, halves tell which are at fault."""
     try:
-        parts.append(load_columns(episodes, metadata.features, names).values)
-        usable.extend(episodes)
+        loaded = load_columns(episodes, metadata.features, names)
+        parts.append(loaded.values)
+        usable.extend(loaded.episodes)
     except (ValueError, OSError) as error:
         if len(episodes) == 1 or isinstance(error, FileNotFoundError):
             findings.extend(unreadable(error, [episode.index for episode in episodes]))

@@ -16,6 +16,9 @@ from openpi.data.lerobot.video import VideoFile
 
 _TOLERANCE_FRAMES = 0.5  # between spans: beyond it another frame would be meant
 _JITTER_FRAMES = 1.0  # of two frames' times, each off by less than half a frame
+_SURPLUS_FRAMES = (
+    2  # of a file with one episode, from a camera that stopped last: more may be missing from its beginning
+)
 _DRIFT = 0.01  # of a clock: 29.97 for 30
 
 _SAME_RATE = 1e-3
@@ -83,9 +86,11 @@ class VideoLayout:
         """The number of an episode's first frame in its file."""
         return self._first_frames[key][episode]
 
-    def check(self, video: VideoFile) -> None:
+    def check(self, video: VideoFile) -> int:
         """Compares a file with what it should hold; of the file only its index is read.
 
+        Returns:
+            how many frames it holds beyond those of its only episode: one or two, as of a camera that stopped last.
         Raises:
             ValueError: another number of frames, another clock, or pixels that are not 8-bit.
         """
@@ -98,7 +103,8 @@ class VideoLayout:
             )
         found, expected = video.num_frames, layout.num_frames
         slack = 0 if video.is_counted else 1  # a duration is rounded
-        if found < expected - slack or (found > expected + slack and not layout.is_open_ended):
+        most = expected + max(slack, _SURPLUS_FRAMES if len(layout.spans) == 1 else 0)
+        if found < expected - slack or (found > most and not layout.is_open_ended):
             raise ValueError(
                 f"{video.path} holds {found} frames ({found / self._fps:.3f} s), the table expects {expected} "
                 f"({expected / self._fps:.3f} s) of {named(layout.episodes)}: the last span has to end where the file "
@@ -112,6 +118,7 @@ class VideoLayout:
                 f". {out}"
             )
         self._check_clock(video, layout, out)
+        return max(0, found - expected - slack) if found <= most else 0
 
     def _check_clock(self, video: VideoFile, layout: FileLayout, out: str) -> None:
         for episode, (first, length) in zip(layout.episodes, layout.spans, strict=True):
