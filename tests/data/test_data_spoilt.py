@@ -435,6 +435,14 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
         lambda root: shutil.copy(root / f"{V21_DATA}0.parquet", root / f"{V21_DATA}1.parquet"),
         r"episode_000001\.parquet holds 0 frames of episode 1 .*it has frames of episode 0",
     ),
+    "tables of two episodes exchanged": (  # their videos go by the names of the files
+        V21,
+        lambda root: [
+            (root / f"{V21_DATA}{old}.parquet").rename(root / f"{V21_DATA}{new}.parquet")
+            for old, new in ((0, 9), (1, 0), (9, 1))
+        ],
+        r"episode_000000\.parquet holds 0 frames of episode 0 .*it has frames of episode 1",
+    ),
     "texts that are numbers": (
         V30_IMAGE,
         together(feature("state", dtype="string"), column(DATA, "state", lambda v: [1] * len(v), pa.int64())),

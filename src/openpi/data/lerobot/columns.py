@@ -19,6 +19,7 @@ from openpi.data.lerobot.annotations import is_annotation, language_rows
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
 from openpi.data.lerobot.files import parquet_files, read_parquet, read_row_groups
+from openpi.data.lerobot.metadata import LeRobotMetadata
 
 _ROWS_SEARCHED = 100_000  # for a message
 _COUNTED = ("frame_index", "index")
@@ -50,11 +51,11 @@ class Columns:
         return cls(values, first_rows, tuple(episode for part in parts for episode in part.episodes))
 
 
-def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], names: Collection[str]) -> Columns:
+def load_columns(episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Collection[str]) -> Columns:
     """Reads whole columns of `episodes`, concatenated in their order.
 
-    The rows of an episode are those whose `episode_index` says so, wherever they stand in the file, or in which: the
-    converter of LeRobot 0.4.0 named the file before for the first episode of each (its #2401).
+    The rows of an episode are those whose `episode_index` says so, wherever they stand in the file; in v3, whichever
+    file that is: the converter of LeRobot 0.4.0 named the file before for the first episode of each (its #2401).
 
     Args:
         episodes: those wanted, in dataset order.
@@ -69,7 +70,7 @@ def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], n
     wanted = list(dict.fromkeys([*names, "episode_index"]))
 
     def load(file: tuple[Path, list[Episode]]) -> Columns:
-        return _load_file(*file, features, wanted)
+        return _load_file(*file, metadata, wanted)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         found = Columns.joined(list(pool.map(load, _by_file(episodes))))
@@ -82,9 +83,7 @@ def _by_file(episodes: Iterable[Episode]) -> list[tuple[Path, list[Episode]]]:
     return [(path, list(group)) for path, group in groupby(episodes, key=lambda episode: episode.data_path)]
 
 
-def _load_file(
-    path: Path, episodes: Sequence[Episode], features: Mapping[str, Feature], names: Sequence[str]
-) -> Columns:
+def _load_file(path: Path, episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Sequence[str]) -> Columns:
     indices = [episode.index for episode in episodes]
     try:
         table, file_rows = read_rows_of(path, indices, names)
@@ -96,11 +95,14 @@ def _load_file(
             "file again, or take features that no file has out of meta/info.json"
         )
     stored = [name for name in names if name in table.column_names]
-    columns = {name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in stored}
+    features = {name: _feature(metadata.features, name) for name in stored}
+    columns = {name: to_numpy(table[name], features[name], f"{path}, column '{name}'") for name in stored}
     runs = _runs(path, columns["episode_index"])
-    if (absent := set(indices) - runs.keys()) and (places := _elsewhere(path, absent)):
+    # In v2 the name of a file says which video goes with it: a table under another name may be anybody's.
+    absent = set(indices) - runs.keys() if metadata.version >= "v3" else None
+    if absent and (places := _elsewhere(path, absent)):
         placed = [replace(episode, data_path=places.get(episode.index, path)) for episode in episodes]
-        return Columns.joined([_load_file(file, some, features, names) for file, some in _by_file(placed)])
+        return Columns.joined([_load_file(file, some, metadata, names) for file, some in _by_file(placed)])
     spans = [_rows_of(path, episode, runs) for episode in episodes]
     first_rows = {episode.index: int(file_rows[span.start]) for episode, span in zip(episodes, spans, strict=True)}
     if not _are_all(spans, len(table)):

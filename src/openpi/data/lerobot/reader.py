@@ -273,7 +273,7 @@ class LeRobotDataset:
     def _load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         has_texts = SUBTASK in names and SUBTASK in self.metadata.annotation_keys
         stored = dict.fromkeys(SUBTASK_INDEX if has_texts and name == SUBTASK else name for name in names)
-        loaded = load_columns(self._episodes, self.metadata.features, stored)
+        loaded = load_columns(self._episodes, self.metadata, stored)
         self._first_rows, self._episodes = loaded.first_rows, loaded.episodes
         if has_texts:
             indices = loaded.values[SUBTASK_INDEX]
