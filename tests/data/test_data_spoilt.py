@@ -50,7 +50,7 @@ EPISODES, TASKS, DATA = (
 HIGH = "observation.images.cam_high"
 V21_DATA = "data/chunk-000/episode_00000"
 HIGH_FILE = f"videos/{HIGH}/chunk-000/file-000.mp4"
-FROM = f"videos/{HIGH}/from_timestamp"
+FROM, TO = f"videos/{HIGH}/from_timestamp", f"videos/{HIGH}/to_timestamp"
 LENGTHS = (23, 37, 30)  # of the recorded episodes, at 10 frames a second
 
 Spoil = Callable[[Path], object]
@@ -639,6 +639,32 @@ def test_a_camera_that_stopped_a_frame_late_is_told_and_read(copied, more, is_re
     assert LeRobotDataset(root)[59][HIGH].max() < 40  # the last one of the episode
     [finding] = check_open(LeRobotDataset(root), EVERYTHING)
     assert (finding.code, finding.episode, finding.column) == ("videos.longer", 1, HIGH)
+
+
+def test_what_lerobot_leaves_behind_an_episode_of_a_discarded_take_is_not_read(copied):
+    """Its #4104: a third of the episodes of a lab. The table says where spans end, and the file bears it out."""
+    spans = [(0.0, 3.0), (3.0, 6.7), (6.7, 10.2)]  # of 23, 37 and 30 frames
+    begins, ends = (
+        column(EPISODES, FROM, lambda _: [s[0] for s in spans]),
+        column(EPISODES, TO, lambda _: [s[1] for s in spans]),
+    )
+    root = copied(V30, together(begins, ends, video(HIGH_FILE, 10, 102)))
+    dataset = LeRobotDataset(root)
+    for index, number in ((0, 0), (22, 22), (23, 30), (59, 66), (60, 67), (89, 96)):
+        assert abs(int(dataset[index][HIGH].mean()) - number) <= 2
+    longer = [f for f in check_dataset(root).findings if f.code == "videos.longer"]
+    assert [(f.episode, f.found[:30]) for f in longer] == [
+        (0, "its video goes on for 7 frames"),
+        (2, "its video goes on for 5 frames"),
+    ]
+    shaping.split(dataset.metadata, {root.with_name("whole"): [0, 1, 2]})
+    assert not LeRobotDataset(root.with_name("whole")).surplus_frames
+    column(EPISODES, TO, lambda _: [3.0, 6.7, 10.4])(root)
+    with pytest.raises(ValueError, match=r"holds 102 frames .*the table expects 97"):
+        LeRobotDataset(root)
+    column(EPISODES, TO, lambda _: [2.9, 6.7, 10.2])(root)
+    with pytest.raises(ValueError, match=r"episode 1 starts at 3\.000 s .*a gap of 7\.0 frames"):
+        LeRobotDataset(root)
 
 
 def test_a_shape_that_is_not_the_videos_costs_nobody_an_episode(copied):

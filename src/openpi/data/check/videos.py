@@ -115,17 +115,18 @@ def _fault(key: str, episode: int, error: Exception) -> Finding:
 
 
 def longer(dataset: LeRobotDataset) -> Iterator[Finding]:
-    """Videos that go on for a frame or two after the last row of their episode."""
+    """Videos that go on after the last row of their episode."""
     for key in dataset.keys:
         for episode in dataset.episodes if key in dataset.metadata.video_keys else ():
-            surplus = dataset.surplus_frames.get(episode.videos[key].path)
+            surplus = dataset.surplus_frames.get((episode.videos[key].path, episode.index))
             if surplus is not None:
                 yield Finding(
                     "videos.longer",
                     Severity.WARNING,
-                    f"the video holds more frames than the episode has rows, {surplus} here; they are not read",
-                    "as many",
-                    "Nothing to do if the camera stopped last; if it began first, every picture is late by them",
+                    f"its video goes on for {surplus} frames after its last row; they are not read",
+                    "as many frames as rows",
+                    "Nothing to do if the camera stopped last, or if LeRobot (up to 0.6) left the end of a discarded "
+                    "take behind it; if the camera began first, every picture is late by them",
                     episode.index,
                     column=key,
                 )

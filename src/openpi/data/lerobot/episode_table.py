@@ -13,17 +13,22 @@ V3_COLUMNS = (
     *("episode_index", "tasks", "length", "data/chunk_index", "data/file_index"),
     *("dataset_from_index", "dataset_to_index"),
 )
-V3_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
+V3_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 _NAMED = 5  # of many episodes in a message
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """Where the frames of one episode and one camera lie."""
+    """Where the frames of one episode and one camera lie.
+
+    Attributes:
+        end_s: as the table says; None where it does not, as before v3.
+    """
 
     path: Path
     start_s: float
+    end_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,10 @@ def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
     path = lru_cache(None)(
         lambda chunk, file: paths.root / template.format(video_key=camera, chunk_index=chunk, file_index=file)
     )
-    names = [f"videos/{camera}/{part}" for part in V3_VIDEO_COLUMNS]
+    *names, end = (f"videos/{camera}/{part}" for part in V3_VIDEO_COLUMNS)
     columns = [rows.optional(name) for name in names]
     found = [column for column in columns if column is not None]
+    ends = rows.optional(end) or [None] * len(rows)
     spans: list[VideoSpan | None] = []
     for row in range(len(rows)):
         if all(is_null(column[row]) for column in found):
@@ -126,7 +132,8 @@ def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
             file = integer(file, rows.where(row, names[1]))
         if type(start_s) is not float or not 0 <= start_s <= MAX_INDEX:
             start_s = number(start_s, rows.where(row, names[2]), 0, MAX_INDEX, "a second in the video, from 0")
-        spans.append(VideoSpan(path(chunk, file), start_s))
+        end_s = ends[row]
+        spans.append(VideoSpan(path(chunk, file), start_s, end_s if isinstance(end_s, float) else None))
     return spans
 
 

@@ -43,7 +43,7 @@ class LeRobotDataset:
     the episode and the nearest frame inside is repeated.
 
     Attributes:
-        surplus_frames: by file, frames of a video behind the last row of its only episode; nobody reads them.
+        surplus_frames: by file and episode, frames of a video behind the last row of the episode; nobody reads them.
 
     Args:
         repo_id_or_path: see `locate_dataset`.
@@ -83,7 +83,7 @@ class LeRobotDataset:
         chosen = [episode.index for episode in self._episodes]
         self._layout = VideoLayout(self.metadata.episodes, chosen, videos, self.metadata.fps)
         self._videos = VideoCache(self.metadata.fps, self._layout.check)
-        self.surplus_frames: dict[Path, int] = {}
+        self.surplus_frames: dict[tuple[Path, int], int] = {}
         self._first_rows: Mapping[int, int] = {}
         # Of `select`: whose columns these are, and where in them an episode begins, relative to its place here.
         self._origin: LeRobotDataset | None = None
@@ -299,8 +299,8 @@ class LeRobotDataset:
             out = f"It holds {named(indices)}: or {leave_out(indices)}, or take the camera out of the recipe"
             raise type(error)(f"{error}. {out}") from error
         try:
-            if surplus := self._layout.check(video):
-                self.surplus_frames[path] = surplus
+            surplus = self._layout.check(video)
+            self.surplus_frames |= {(path, episode): frames for episode, frames in surplus.items()}
         finally:
             video.close()
 
