@@ -531,6 +531,7 @@ GOOD: dict[str, tuple[str, Spoil]] = {
     ),
     "no frame_index, as of GR00T": (V21, without_columns("frame_index")),
     "no index": (V21, without_columns("index")),
+    "names twice": (V21, feature("observation.state", names={"motors": [*"xyzrpw", "gripper", "gripper"]})),
     "lists of one": (
         V30_IMAGE,
         together(
@@ -680,6 +681,12 @@ def test_a_shape_that_is_not_the_videos_costs_nobody_an_episode(copied):
 def test_names_of_dimensions_are_taken_from_all_forms_that_writers_have(names):
     width = 3 if isinstance(names, dict) and "a" in names else 7
     assert dimension_names({"dtype": "float32", "shape": [width], "names": names}) == tuple("abcdefg"[:width])
+
+
+def test_a_frame_index_that_numbers_nothing_is_told_and_not_refused(copied):
+    root = copied(V30_IMAGE, column(DATA, "frame_index", lambda values: [0] * len(values)))
+    assert len(LeRobotDataset(root)) == 90
+    assert [f.code for f in check_dataset(root, decodes=False).findings] == ["temporal.frame-index"] * 3
 
 
 def test_datasets_whose_cameras_only_name_their_axes_otherwise_are_merged(copied, golden):

@@ -132,4 +132,4 @@ def _split(info: dict, metadata: LeRobotMetadata) -> Iterator[Finding]:
         parts = str(span).split(":")
         if len(parts) == 2 and parts[1].strip().isdigit() and int(parts[1]) > end:
             what = f"split '{name}' in meta/info.json is {span}, and the last episode is {end - 1}"
-            yield Finding("metadata.splits", Severity.WARNING, what, f"an end of {end} at most", _FIXED)
+            yield Finding("metadata.splits", Severity.INFO, what, f"an end of {end} at most", _FIXED)

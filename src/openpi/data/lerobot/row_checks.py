@@ -44,7 +44,7 @@ def check_rows(
     is_inside = np.ones(len(frames), bool)
     is_inside[bounds[:, 0]] = False
     steps = np.diff(frames, prepend=0)
-    if (bad := is_inside & (steps <= 0)).any():
+    if (bad := is_inside & (steps < 0)).any():  # one number for all is none; times tell of a row that is there twice
         row = int(np.argmax(bad))
         raise _rows_error(
             row,
