@@ -549,6 +549,10 @@ GOOD: dict[str, tuple[str, Spoil]] = {
         )(root),
     ),
     "a camera of height and width": (V21, feature(HIGH, shape=[64, 64], names=None)),
+    "RGBA of a simulator": (
+        V30_IMAGE,
+        together(feature("image", shape=[64, 64, 4]), column(DATA, "image", lambda values: [*map(with_alpha, values)])),
+    ),
     "files of macOS": (
         V30,
         lambda root: [
@@ -558,6 +562,13 @@ GOOD: dict[str, tuple[str, Spoil]] = {
     "videos on another disk": (V30, lambda root: link("videos", root.parent / "disk")(root)),
     "files in the hub's cache": (V21, lambda root: into_the_cache(root)),
 }
+
+
+def with_alpha(cell: dict) -> dict:
+    picture, stream = Image.open(io.BytesIO(cell["bytes"])).convert("RGBA"), io.BytesIO()
+    picture.putalpha(9)
+    picture.save(stream, "PNG")
+    return {**cell, "bytes": stream.getvalue()}
 
 
 def without_shapes(root: Path) -> dict:

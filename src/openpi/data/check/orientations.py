@@ -31,7 +31,7 @@ def rewritten(values: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
         # Windows off by one fit some of the steps, too, though not as well: the numbers beside have to be small.
         for dims, off in sorted(found, key=lambda each: _fit(each[1])):
             if (is_new := np.isfinite(off) & ~taken[:, dims].any(axis=1)).any():
-                taken[np.ix_(is_new, dims)] = True
+                taken[:, dims] |= is_new[:, None]
                 yield dims, np.flatnonzero(is_new)
 
 

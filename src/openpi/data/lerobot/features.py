@@ -58,11 +58,21 @@ def _read_feature(value: object, where: str) -> Feature:
     feature = {**value, "shape": sizes}
     if (info := value.get("info") or value.get("video_info")) and not isinstance(info, Mapping):
         raise wrong(f"{where}['info']", info, "an object")
-    if is_camera and len(sizes) == 2 and _info(feature).get("video.channels") == _CHANNELS:
-        feature["shape"] = [*sizes, _CHANNELS]  # LeRobot's tool for cropping wrote height and width alone
+    if is_camera:
+        feature["shape"] = _of_rgb(sizes, _info(feature))
     for name in listed_names(feature):
         one_line(name, f"{where}['names']")
     return feature
+
+
+def _of_rgb(shape: list[int], info: Mapping[str, object]) -> list[int]:
+    """What is decoded: simulators store RGBA, whose alpha is dropped, and LeRobot's tool for cropping wrote height and
+    width alone."""
+    if len(shape) == 2 and info.get("video.channels") == _CHANNELS:
+        return [*shape, _CHANNELS]
+    if len(shape) == 3 and _CHANNELS + 1 in (shape[0], shape[2]):
+        return [*shape[:2], _CHANNELS] if shape[2] == _CHANNELS + 1 else [_CHANNELS, *shape[1:]]
+    return shape
 
 
 def dimension_names(feature: Feature) -> tuple[str, ...]:
