@@ -111,6 +111,8 @@ class VideoLayout:
         more = found - expected
         is_surplus = more > slack and (more == layout.tail or (len(layout.spans) == 1 and more <= _LATE_FRAMES))
         if more < -slack or (more > slack and not layout.is_open_ended and not is_surplus):
+            if more > 0 and len(layout.spans) == 1:
+                out = f"If what is behind is of a take that was discarded, cut it (ffmpeg -frames:v {expected}). {out}"
             raise ValueError(
                 f"{video.path} holds {found} frames ({found / self._fps:.3f} s), the table expects {expected} "
                 f"({expected / self._fps:.3f} s) of {named(layout.episodes)}: the last span has to end where the file "
