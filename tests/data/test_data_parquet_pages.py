@@ -35,7 +35,11 @@ def image_cells(num_rows: int, *, with_nulls: bool, seed: int = 0) -> list[dict 
 
 @pytest.mark.parametrize(
     ("compression", "use_dictionary", "version", "with_nulls"),
-    list(itertools.product(["none", "snappy", "zstd", "gzip"], [True, False], ["1.0", "2.0"], [True, False])),
+    list(
+        itertools.product(
+            ["none", "snappy", "zstd", "gzip", "lz4", "brotli"], [True, False], ["1.0", "2.0"], [True, False]
+        )
+    ),
 )
 def test_values_equal_those_of_pyarrow(tmp_path, compression, use_dictionary, version, with_nulls):
     cells = image_cells(300, with_nulls=with_nulls)

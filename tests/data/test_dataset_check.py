@@ -309,6 +309,27 @@ def test_orientations_that_are_written_anew_in_every_episode_are_found(tmp_path)
     assert "observation.degrees/1, 2" in {kind.where for kind in by_kind(found)}, "what is alike is told once"
 
 
+def test_an_angle_beside_positions_is_no_rotation_vector_and_a_gripper_no_part_of_a_quaternion(tmp_path):
+    """As in sets of LIBERO: "frames were lost, or the sensor failed" in a third of the episodes, and a quaternion made
+    of three small changes and the gripper's -1 and 1."""
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(8):
+        times = np.linspace(0, 6 * np.pi, 90)[:, None] + rng.uniform(0, 6, 7)
+        position, rotation = 0.1 * np.sin(times[:, :3]), 0.3 * np.sin(times[:, 3:6])
+        angle = (2 * np.pi + rotation[:, :1]) % (2 * np.pi) - np.pi  # around pi
+        gripper = np.where(np.sin(times[:, 6:]) > 0, 1.0, -1.0)
+        state = np.concatenate([position, angle, rotation[:, 1:]], axis=1)
+        actions = np.concatenate([position, 0.1 * rotation, gripper], axis=1)
+        episodes.append({"state": state.astype(np.float32), "actions": actions.astype(np.float32)})
+    names = {"state": None, "actions": [f"motor_{i}" for i in range(7)]}
+    features = {key: {"dtype": "float32", "shape": [v.shape[1]], "names": names[key]} for key, v in episodes[0].items()}
+    with LeRobotWriter(tmp_path / "libero", fps=10, features=features) as writer:
+        for frames in episodes:
+            writer.add_episode(frames, "turn")
+    found = {(f.code, f.signal) for f in check_dataset(tmp_path / "libero").findings if f.code.startswith("anomalies")}
+    assert found == {("anomalies.wrap", "state/3")}
+
+
 def test_several_processes_find_the_same(spoilt, monkeypatch):
     monkeypatch.setattr("openpi.data.check.runner._WORTH_PROCESSES", 1)
     assert check_dataset(spoilt[0], pool=Processes(2)).findings == spoilt[1].findings

@@ -130,7 +130,7 @@ def _values(
     condition: EpisodeCondition, metadata: LeRobotMetadata, episodes: Sequence[Episode]
 ) -> Iterator[tuple[int, EpisodeValues]]:
     names = {key: dimension_names(metadata.features[key]) for key in condition.columns}
-    columns = load_columns(episodes, metadata.features, [*condition.columns, "task_index"]).values if episodes else {}
+    columns = load_columns(episodes, metadata, [*condition.columns, "task_index"]).values if episodes else {}
     begin = 0
     for episode in episodes:
         end = begin + episode.length

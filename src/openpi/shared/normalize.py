@@ -17,6 +17,8 @@ from openpi.shared import strict_json, whole_file
 
 STATS_FILE = "norm_stats.json"
 
+_NAMED = 8  # of many dimensions in a message
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormStats:
@@ -241,7 +243,7 @@ def floor_degenerate(
         names: of the dimensions, for the messages; default: their numbers.
         among: bool[d], the dimensions that may be widened; None = all.
     Returns:
-        New statistics, and one message for each widened dimension.
+        New statistics, and one message for widened dimensions that are alike.
     """
     names = [f"dimension {i}" for i in range(stats.width)] if names is None else list(names)
     if len(names) != stats.width:
@@ -258,11 +260,16 @@ def floor_degenerate(
         widened = {name: np.where(among, values, getattr(stats, name)) for name, values in widened.items()}
     floored = dataclasses.replace(stats, **widened)
     changed = np.any([getattr(stats, name) != values for name, values in widened.items()], axis=0)
-    return floored, [
-        f"{names[i]} {_reason(stats, i, constant[i])}: widened to "
-        + ", ".join(f"{name} {values[i]:.4g}" for name, values in widened.items())
-        for i in np.flatnonzero(changed).tolist()
-    ]
+    told: dict[str, list[str]] = {}  # a robot's padding is many dimensions, all alike
+    for i in np.flatnonzero(changed).tolist():
+        scale = ", ".join(f"{name} {values[i]:.4g}" for name, values in widened.items())
+        told.setdefault(f"{_reason(stats, i, constant[i])}: widened to {scale}", []).append(names[i])
+    return floored, [f"{_some(alike)} {what}" for what, alike in told.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def is_flat(stats: NormStats, *, use_quantiles: bool) -> np.ndarray:

@@ -65,7 +65,7 @@ def _jumps(subject: Subject, vector: Vector) -> Iterator[Finding]:
             continue
         steps[number] = np.abs(np.diff(values, axis=0))
         for dims, frames in rewritten(values):
-            if not vector.grippers[dims].all():
+            if not vector.grippers[dims].any():
                 yield _wrap(vector, dims, number, frames, steps[number])
                 steps[number][frames[:, None], dims] = 0
     if not steps:

@@ -24,37 +24,49 @@ def rewritten(values: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
         values: f64[n, d], n > 1, of one episode.
     """
     is_far = np.abs(np.diff(values, axis=0)).max(axis=0) > _LEAST
-    taken: set[int] = set()
-    for width, is_anew in ((4, _quaternion), (3, _rotation_vector), (1, _angle)):
-        for first in range(values.shape[1] - width + 1):
-            dims = list(range(first, first + width))
-            if (
-                is_far[dims].any()
-                and taken.isdisjoint(dims)
-                and (frames := np.flatnonzero(is_anew(values[:, dims]))).size
-            ):
-                taken.update(dims)
-                yield dims, frames
+    taken = np.zeros((len(values) - 1, values.shape[1]), bool)
+    for width, how_far in ((4, _quaternion), (3, _rotation_vector), (1, _angle)):
+        windows = [list(range(first, first + width)) for first in range(values.shape[1] - width + 1)]
+        found = [(dims, how_far(values[:, dims])) for dims in windows if is_far[dims].any()]
+        # Windows off by one fit some of the steps, too, though not as well: the numbers beside have to be small.
+        for dims, off in sorted(found, key=lambda each: _fit(each[1])):
+            if (is_new := np.isfinite(off) & ~taken[:, dims].any(axis=1)).any():
+                taken[:, dims] |= is_new[:, None]
+                yield dims, np.flatnonzero(is_new)
+
+
+def _fit(off: np.ndarray) -> tuple[int, float]:
+    """Less is better."""
+    is_anew = np.isfinite(off)
+    return -int(is_anew.sum()), float(off[is_anew].sum())
+
+
+# Each says of the steps from frame to frame, f64[n - 1], how far they lead from the same orientation written anew;
+# infinite where they do not write it anew.
 
 
 def _quaternion(values: np.ndarray) -> np.ndarray:
-    if not (np.abs(np.linalg.norm(values, axis=1) - 1) < _UNIT).all():
-        return np.zeros(len(values) - 1, bool)
-    return np.linalg.norm(values[1:] + values[:-1], axis=1) < _NEAR
+    is_unit = (np.abs(np.linalg.norm(values, axis=1) - 1) < _UNIT).all()
+    off = np.linalg.norm(values[1:] + values[:-1], axis=1)
+    return np.where(is_unit & (off < _NEAR), off, np.inf)
 
 
 def _rotation_vector(values: np.ndarray) -> np.ndarray:
     before, after = values[:-1], values[1:]
     length = np.linalg.norm(before, axis=1, keepdims=True)
-    other = before * (1 - 2 * np.pi / np.where(length > 0, length, np.inf))
-    is_same = (length[:, 0] > np.pi - 1) & (np.linalg.norm(after - other, axis=1) < _NEAR)
-    return is_same & _is_burst(np.linalg.norm(after - before, axis=1))
+    off = np.linalg.norm(after - before * (1 - 2 * np.pi / np.where(length > 0, length, np.inf)), axis=1)
+    # An angle that goes round beside two small numbers, which stay as they are instead of turning over, is not one.
+    largest = np.argmax(np.abs(before), axis=1)[:, None] == np.arange(3)
+    of_angle = np.linalg.norm(after - (before - 2 * np.pi * np.sign(before) * largest), axis=1)
+    is_same = (length[:, 0] > np.pi - 1) & (off < _NEAR) & (off <= of_angle)
+    return np.where(is_same & _is_burst(np.linalg.norm(after - before, axis=1)), off, np.inf)
 
 
 def _angle(values: np.ndarray) -> np.ndarray:
     steps = np.abs(np.diff(values[:, 0]))
-    is_turn = np.any([np.abs(steps / turn - 1) < _TURN for turn in _TURNS], axis=0)
-    return is_turn & (steps > _WHOLE * np.ptp(values)) & _is_burst(steps)
+    off = np.min([np.abs(steps / turn - 1) for turn in _TURNS], axis=0)
+    is_turn = (off < _TURN) & (steps > _WHOLE * np.ptp(values))
+    return np.where(is_turn & _is_burst(steps), off, np.inf)
 
 
 def _is_burst(steps: np.ndarray) -> np.ndarray:

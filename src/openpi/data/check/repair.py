@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from openpi.data.check.statistics import COMPARED, widened
 from openpi.data.check.subject import EVERYTHING, Subject, open_subject
 from openpi.data.lerobot import home
-from openpi.data.lerobot.files import link_or_copy, mirrored, read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.columns import to_numpy
+from openpi.data.lerobot.features import INDEX_FEATURES
+from openpi.data.lerobot.files import link_or_copy, mirrored, parquet_files, read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import QUANTILES, vector_stats
 from openpi.shared import whole_file
@@ -76,7 +78,7 @@ def _rows(subject: Subject, folder: Path) -> list[str]:
     for path in dict.fromkeys(episode.data_path for episode in subject.episodes):
         file = folder / path.relative_to(subject.metadata.root)
         table = read_parquet(file)
-        episodes = table["episode_index"].to_numpy()
+        episodes = _numbers(table, "episode_index")
         starts = np.flatnonzero(np.diff(episodes, prepend=episodes[0] - 1))
         frames = np.arange(len(episodes)) - np.repeat(starts, np.diff(np.append(starts, len(episodes))))
         first = np.array([begins.get(int(number), 0) for number in episodes])
@@ -84,18 +86,23 @@ def _rows(subject: Subject, folder: Path) -> list[str]:
         wrong = {name: values for name, values in right.items() if not _is_right(table, name, values, fps)}
         for name, values in wrong.items():
             changed[name] += 1
-            field = table.field(name)
-            table = table.set_column(table.column_names.index(name), field, pa.array(values).cast(field.type))
+            kind = table.field(name).type
+            kind = kind.value_type if pa.types.is_nested(kind) else kind
+            table = table.set_column(table.column_names.index(name), pa.field(name, kind), pa.array(values).cast(kind))
         if wrong:
             _write_table(table, file)
     return [f"{name} of {count} files written anew" for name, count in changed.items() if count]
 
 
 def _runs_at(subject: Subject, fps: float) -> bool:
-    """Whether the typical step of time is that of `fps`: else all times look wrong, and it may be `fps` that is."""
+    """Whether the typical step of time is that of `fps`, or none: else it may be `fps` that is wrong.
+
+    Times that stand still, as zeros or seconds since 1970 in float32 do, are no clock; and milliseconds are one.
+    """
     is_step = np.diff(subject.columns["episode_index"]) == 0
     steps = np.diff(subject.columns["timestamp"].astype(np.float64))[is_step]
-    return not len(steps) or abs(float(np.median(steps)) * fps - 1) < 0.1
+    frames = float(np.median(steps)) * fps if len(steps) else 0.0
+    return not frames or any(abs(frames / per_s - 1) < 0.1 for per_s in (1, 1000))
 
 
 def _is_right(table: pa.Table, name: str, values: np.ndarray, fps: float) -> bool:
@@ -103,7 +110,12 @@ def _is_right(table: pa.Table, name: str, values: np.ndarray, fps: float) -> boo
     if name not in table.column_names:
         return True
     slack = 0.5 / fps if name == "timestamp" else 0
-    return bool((np.abs(table[name].to_numpy().astype(np.float64) - values) <= slack).all())
+    return bool((np.abs(_numbers(table, name) - values) <= slack).all())
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """[n] of an index column; some writers have lists of one in it."""
+    return to_numpy(table[name], {"dtype": INDEX_FEATURES[name], "shape": [1]}, name)
 
 
 def _totals(metadata: LeRobotMetadata, folder: Path) -> list[str]:
@@ -140,7 +152,7 @@ def _statistics(subject: Subject, folder: Path) -> list[str]:
             changed.append("meta/stats.json computed anew")
     if _episode_lines(subject, folder / "meta/episodes_stats.jsonl", keys):
         changed.append("meta/episodes_stats.jsonl computed anew")
-    tables = sorted((folder / "meta/episodes").glob("*/*.parquet"))
+    tables = parquet_files(folder / "meta/episodes")
     if sum(_episode_table(subject, file, keys) for file in tables):
         changed.append("statistics in the table of episodes computed anew")
     return changed

@@ -63,7 +63,8 @@ def check_dataset(
     findings += unreadable
     num_pictures = 0
     if subject.episodes:
-        findings += [*temporal.check(subject), *metadata.check_tasks(subject), *statistics.check(subject)]
+        findings += [*metadata.check_files(subject), *metadata.check_tasks(subject)]
+        findings += [*temporal.check(subject), *statistics.check(subject)]
         findings += check_signals(subject)
         if decodes:
             on_stage("pictures of episodes")
@@ -72,6 +73,7 @@ def check_dataset(
             looks = _look(datasets, subject, pool, on_episode)
             num_pictures = sum(len(camera.frames) for found in looks for camera in found.cameras.values())
             findings += [*faults, *videos.check(subject, looks)]
+            findings += [finding for dataset in datasets.values() for finding in videos.longer(dataset)]
     lengths = {episode.index: episode.length for episode in description.episodes}
     return Report(str(root), in_order(findings), lengths, num_pictures, time.monotonic() - started)
 
@@ -98,7 +100,7 @@ def check_signals(subject: Subject) -> list[Finding]:
 
 def check_open(dataset: LeRobotDataset, reading: Reading) -> tuple[Finding, ...]:
     """The fast half of a dataset that was opened for training."""
-    return in_order(check_signals(subject_of(dataset, reading)))
+    return in_order([*check_signals(subject_of(dataset, reading)), *videos.longer(dataset)])
 
 
 def _look(

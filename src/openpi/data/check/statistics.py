@@ -8,7 +8,7 @@ import numpy as np
 
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.subject import Subject
-from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.files import parquet_files, read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.meta_values import number_of
 
 COMPARED = ("min", "max", "mean", "std")
@@ -43,7 +43,7 @@ def episode_stats(root: Path, version: str) -> Iterator[tuple[int, Mapping[str, 
             if isinstance(line.get("stats"), dict) and isinstance(line.get("episode_index"), int):
                 yield line["episode_index"], line["stats"]
     if version.startswith("v3"):
-        for file in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        for file in parquet_files(root / "meta/episodes"):
             yield from _flat_stats(file)
 
 

@@ -180,7 +180,7 @@ class Subject:
             grippers = np.array([is_gripper(f"{name}" if is_named else "") for name in whole])
             if width == 1:
                 grippers |= is_gripper(key)
-            if role == "action" and not is_named:
+            if role == "action" and not grippers.any():  # unnamed, or motor_6 as in sets of the hub
                 grippers |= _has_two_values(values)
             yield Vector(key, role, tuple(labels), is_named, values, grippers)
 
@@ -223,8 +223,9 @@ def _load(
 ) -> None:
     """Episodes of one file; if it cannot be read for all of them, halves tell which are at fault."""
     try:
-        parts.append(load_columns(episodes, metadata.features, names).values)
-        usable.extend(episodes)
+        loaded = load_columns(episodes, metadata, names)
+        parts.append(loaded.values)
+        usable.extend(loaded.episodes)
     except (ValueError, OSError) as error:
         if len(episodes) == 1 or isinstance(error, FileNotFoundError):
             findings.extend(unreadable(error, [episode.index for episode in episodes]))
@@ -246,7 +247,7 @@ def unreadable(error: BaseException, episodes: Sequence[int]) -> Iterator[Findin
 
 def _fails(episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Sequence[str]) -> str | None:
     try:
-        load_columns(episodes, metadata.features, names)
+        load_columns(episodes, metadata, names)
     except (ValueError, OSError) as error:
         return str(error)
     return None

@@ -84,7 +84,7 @@ def _faults(key: str, subject: Subject) -> Iterator[tuple[Sequence[int], Excepti
     for layout in layouts:
         for path in layout.paths:
             try:
-                _check_file(path, layout, subject, key)
+                _check_file(path, layout, subject)
             except (ValueError, OSError) as error:
                 yield [index for index in layout.layout(path).episodes if index in are_chosen], error
 
@@ -101,32 +101,35 @@ def _by_file(key: str, subject: Subject) -> list[list[int]]:
     return list(files.values())
 
 
-def _check_file(path: Path, layout: VideoLayout, subject: Subject, key: str) -> None:
+def _check_file(path: Path, layout: VideoLayout, subject: Subject) -> None:
     video = VideoFile(path, subject.metadata.fps)
     try:
         layout.check(video)
-        _check_size(video, subject.metadata.features[key])
     finally:
         video.close()
 
 
-class _SizeError(ValueError):
-    pass
-
-
-def _check_size(video: VideoFile, feature: Mapping[str, object]) -> None:
-    if video.size_hw != size_hw(dict(feature)):
-        height, width = video.size_hw
-        expected = "{} x {}".format(*size_hw(dict(feature)))
-        raise _SizeError(
-            f"{video.path} has pictures of {height} x {width} (height x width); expected {expected}, the shape in "
-            "meta/info.json. Correct the shape, or encode the video again"
-        )
-
-
 def _fault(key: str, episode: int, error: Exception) -> Finding:
-    code = "size" if isinstance(error, _SizeError) else "missing" if isinstance(error, FileNotFoundError) else "layout"
+    code = "missing" if isinstance(error, FileNotFoundError) else "layout"
     return Finding.of_error(f"videos.{code}", error, episode=episode, column=key)
+
+
+def longer(dataset: LeRobotDataset) -> Iterator[Finding]:
+    """Videos that go on after the last row of their episode."""
+    for key in dataset.keys:
+        for episode in dataset.episodes if key in dataset.metadata.video_keys else ():
+            surplus = dataset.surplus_frames.get((episode.videos[key].path, episode.index))
+            if surplus is not None:
+                yield Finding(
+                    "videos.longer",
+                    Severity.WARNING,
+                    f"its video goes on for {surplus} frames after its last row; they are not read",
+                    "as many frames as rows",
+                    "Nothing to do if the camera stopped last, or if LeRobot (up to 0.6) left the end of a discarded "
+                    "take behind it; if the camera began first, every picture is late by them",
+                    episode.index,
+                    column=key,
+                )
 
 
 def _size(subject: Subject, key: str, episode: int, look: Look) -> Iterator[Finding]:
@@ -134,7 +137,7 @@ def _size(subject: Subject, key: str, episode: int, look: Look) -> Iterator[Find
     if look.size_hw != expected:
         yield Finding(
             "videos.size",
-            Severity.ERROR,
+            Severity.WARNING,  # samples are brought to the size of the model
             "its pictures are {} x {} (height x width)".format(*look.size_hw),
             "{} x {}, the shape in meta/info.json".format(*expected),
             "Correct the shape, or write the camera again",

@@ -4,10 +4,11 @@ The library hands out floats as float32 and integers as int64 whatever the file 
 integers of two dimensions and more (masks, tactile pictures) keep their dtype, which is what they take in memory.
 """
 
+import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pyarrow as pa
 from openpi.data.lerobot.annotations import is_annotation, language_rows
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
-from openpi.data.lerobot.files import read_parquet, read_row_groups
+from openpi.data.lerobot.files import parquet_files, read_parquet, read_row_groups
+from openpi.data.lerobot.metadata import LeRobotMetadata
 
 _ROWS_SEARCHED = 100_000  # for a message
+_COUNTED = ("frame_index", "index")
 _READ_THREADS = 8  # reading a v2 dataset means opening thousands of small files, which is mostly waiting
 
 
@@ -30,60 +33,97 @@ class Columns:
     Attributes:
         values: by name.
         first_rows: episode index -> row of its first frame in its data file.
+        episodes: with the files that hold them.
     """
 
     values: dict[str, np.ndarray]
     first_rows: dict[int, int]
+    episodes: tuple[Episode, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Columns"]) -> "Columns":
+        """The same, one after the other; `parts` are used up, since two of all would not fit into memory."""
+        values = {}
+        for name in list(parts[0].values):
+            pieces = [part.values.pop(name) for part in parts]
+            values[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        first_rows = {index: row for part in parts for index, row in part.first_rows.items()}
+        return cls(values, first_rows, tuple(episode for part in parts for episode in part.episodes))
 
 
-def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], names: Collection[str]) -> Columns:
+def load_columns(episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Collection[str]) -> Columns:
     """Reads whole columns of `episodes`, concatenated in their order.
 
-    The rows of an episode are those whose `episode_index` says so, wherever they stand in the file.
+    The rows of an episode are those whose `episode_index` says so, wherever they stand in the file; in v3, whichever
+    file that is: the converter of LeRobot 0.4.0 named the file before for the first episode of each (its #2401).
 
     Args:
         episodes: those wanted, in dataset order.
         names: tabular features to read.
     Returns:
         `[n, *shape]` per name, shape (1,) dropped: float32, int64, bool or object (strings, language rows). Read-only.
+        `frame_index` and `index` are counted where a file has none, as GR00T's have no `frame_index`.
     Raises:
         FileNotFoundError: a data file is missing.
         ValueError: a file lacks a column, rows or values that the metadata promise.
     """
     wanted = list(dict.fromkeys([*names, "episode_index"]))
-    files = [(path, list(group)) for path, group in groupby(episodes, key=lambda episode: episode.data_path)]
 
     def load(file: tuple[Path, list[Episode]]) -> Columns:
-        return _load_file(*file, features, wanted)
+        return _load_file(*file, metadata, wanted)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        parts = list(pool.map(load, files))
-    columns = {}
-    for name in names:
-        pieces = [part.values.pop(name) if name != "episode_index" else part.values[name] for part in parts]
-        column = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        found = Columns.joined(list(pool.map(load, _by_file(episodes))))
+    for column in found.values.values():
         column.flags.writeable = False
-        columns[name] = column
-    return Columns(columns, {index: row for part in parts for index, row in part.first_rows.items()})
+    return replace(found, values={name: found.values[name] for name in names})
 
 
-def _load_file(
-    path: Path, episodes: Sequence[Episode], features: Mapping[str, Feature], names: Sequence[str]
-) -> Columns:
+def _by_file(episodes: Iterable[Episode]) -> list[tuple[Path, list[Episode]]]:
+    return [(path, list(group)) for path, group in groupby(episodes, key=lambda episode: episode.data_path)]
+
+
+def _load_file(path: Path, episodes: Sequence[Episode], metadata: LeRobotMetadata, names: Sequence[str]) -> Columns:
     indices = [episode.index for episode in episodes]
     try:
         table, file_rows = read_rows_of(path, indices, names)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}. It holds {named(indices)}: or {leave_out(indices)}") from error
-    if missing := [name for name in names if name not in table.column_names]:
-        raise ValueError(f"{path} lacks the columns {missing} that meta/info.json lists as features")
-    columns = {name: to_numpy(table[name], _feature(features, name), f"{path}, column '{name}'") for name in names}
+    if missing := [name for name in names if name not in table.column_names and name not in _COUNTED]:
+        raise ValueError(
+            f"{path} lacks the columns {missing}, which the format or 'features' of meta/info.json promise. Write the "
+            "file again, or take features that no file has out of meta/info.json"
+        )
+    stored = [name for name in names if name in table.column_names]
+    features = {name: _feature(metadata.features, name) for name in stored}
+    columns = {name: to_numpy(table[name], features[name], f"{path}, column '{name}'") for name in stored}
     runs = _runs(path, columns["episode_index"])
+    # In v2 the name of a file says which video goes with it: a table under another name may be anybody's.
+    absent = set(indices) - runs.keys() if metadata.version >= "v3" else None
+    if absent and (places := _elsewhere(path, absent)):
+        placed = [replace(episode, data_path=places.get(episode.index, path)) for episode in episodes]
+        return Columns.joined([_load_file(file, some, metadata, names) for file, some in _by_file(placed)])
     spans = [_rows_of(path, episode, runs) for episode in episodes]
     first_rows = {episode.index: int(file_rows[span.start]) for episode, span in zip(episodes, spans, strict=True)}
     if not _are_all(spans, len(table)):
         columns = {name: np.concatenate([column[span] for span in spans]) for name, column in columns.items()}
-    return Columns(columns, first_rows)
+    for name in set(names) - set(stored):
+        begins = [episode.dataset_from if name == "index" else 0 for episode in episodes]
+        lengths = [episode.length for episode in episodes]
+        columns[name] = np.concatenate([begin + np.arange(n) for begin, n in zip(begins, lengths, strict=True)])
+    return Columns(columns, first_rows, tuple(episodes))
+
+
+def _elsewhere(path: Path, episodes: Collection[int]) -> dict[int, Path]:
+    """Which other data file of the dataset holds an episode, of those that any does."""
+    found: dict[int, Path] = {}
+    for file in parquet_files(path.parents[1]):
+        if file == path or len(found) == len(episodes):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):  # the fault of this file is told where it is read
+            held = numbers_of_rows(read_rows_of(file, episodes, ["episode_index"])[0])
+            found |= dict.fromkeys(set(held.tolist()).intersection(episodes) - found.keys(), file)
+    return found
 
 
 def read_rows_of(path: Path, episodes: Collection[int], names: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
@@ -103,6 +143,11 @@ def read_rows_of(path: Path, episodes: Collection[int], names: Sequence[str]) ->
         return bool(np.searchsorted(wanted, low) < np.searchsorted(wanted, high, side="right"))
 
     return read_row_groups(path, names, "episode_index", may_hold)
+
+
+def numbers_of_rows(table: pa.Table) -> np.ndarray:
+    """int64[n], the episode of each row."""
+    return to_numpy(table["episode_index"], _feature({}, "episode_index"), "column 'episode_index'")
 
 
 def _feature(features: Mapping[str, Feature], name: str) -> Feature:
@@ -130,7 +175,7 @@ def _rows_of(path: Path, episode: Episode, runs: Mapping[int, slice]) -> slice:
     found = rows.stop - rows.start
     if found == episode.length:
         return rows
-    others = np.unique(read_parquet(path, ["episode_index"])["episode_index"].to_numpy()).tolist()
+    others = np.unique(numbers_of_rows(read_parquet(path, ["episode_index"]))).tolist()
     raise ValueError(
         f"{path} holds {found} frames of episode {episode.index} where meta/episodes promises {episode.length} (it has "
         f"frames of {named(others) if others else 'none'}). Bring the file or the table of episodes again, or "
@@ -159,7 +204,8 @@ def to_numpy(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray
     if feature["dtype"] == "string":
         texts = values.to_pylist()
         if not all(isinstance(text, str) for text in texts) or len(texts) != len(column):
-            raise ValueError(f"{name} holds {column.type}; expected a text in each row, as meta/info.json says")
+            nulls = f", null in {values.null_count} rows" if values.null_count else ""
+            raise ValueError(f"{name} holds {column.type}{nulls}; expected a text in each row, as meta/info.json says")
         return np.array(texts, dtype=object)
     shape = () if tuple(feature["shape"]) == (1,) else tuple(feature["shape"])
     if not is_even or values.null_count or len(values) != len(column) * math.prod(shape):

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from openpi.data.lerobot import stats as feature_stats
 from openpi.data.lerobot import video_writer
-from openpi.data.lerobot.columns import read_rows_of
+from openpi.data.lerobot.columns import numbers_of_rows, read_rows_of
 from openpi.data.lerobot.episode_table import V3_COLUMNS
-from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric
+from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric, named_alike
+from openpi.data.lerobot.files import parquet_files
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -42,7 +43,7 @@ def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
 
 def warn_of_lost(metadata: LeRobotMetadata) -> None:
     """Says what a new dataset will not have: what somebody else has written of each episode."""
-    first = next(iter(sorted((metadata.root / "meta/episodes").glob("*/*.parquet"))), None)
+    first = next(iter(parquet_files(metadata.root / "meta/episodes")), None)
     if first is None:  # before version 3
         return
     own = ("videos/", "stats/", "meta/episodes/", "data/")
@@ -59,10 +60,12 @@ def differences(features: Mapping[str, Feature], others: Mapping[str, Feature]) 
     """In words, what of two sets of features is not alike, so that they cannot be in one dataset."""
     told = [f"'{key}' is only in one of them" for key in sorted(features.keys() ^ others.keys())]
     for key in features.keys() & others.keys():
-        for name in ("dtype", "shape", "names"):
+        for name in ("dtype", "shape"):
             here, there = features[key].get(name), others[key].get(name)
             if here != there:
                 told.append(f"{name} of '{key}' is {here} and {there}")
+        if (here := named_alike(features[key])) != (there := named_alike(others[key])):
+            told.append(f"names of '{key}' are {list(here)} and {list(there)}")
     return told
 
 
@@ -115,7 +118,7 @@ def exact_column(dataset: LeRobotDataset, key: str, position: int) -> np.ndarray
         return dataset.column(key)[begin:end]
     episode = dataset.episodes[position]
     table, _ = read_rows_of(episode.data_path, [episode.index], [key, "episode_index"])
-    is_of = table["episode_index"].to_numpy() == episode.index
+    is_of = numbers_of_rows(table) == episode.index
     return np.array(table[key].filter(is_of).to_pylist(), np.float64)
 
 

@@ -1,9 +1,9 @@
 """The table of episodes in `meta/`: which file holds an episode, how long it is, and whether the entries agree."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from openpi.data.lerobot.meta_values import MAX_INDEX, Rows, check_unique, integer, is_null, number, wrong
@@ -13,17 +13,22 @@ V3_COLUMNS = (
     *("episode_index", "tasks", "length", "data/chunk_index", "data/file_index"),
     *("dataset_from_index", "dataset_to_index"),
 )
-V3_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
+V3_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 _NAMED = 5  # of many episodes in a message
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """Where the frames of one episode and one camera lie."""
+    """Where the frames of one episode and one camera lie.
+
+    Attributes:
+        end_s: as the table says; None where it does not, as before v3.
+    """
 
     path: Path
     start_s: float
+    end_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +100,14 @@ def episodes_v3(tables: Sequence[Rows], paths: DataPaths) -> list[Episode]:
 
 
 def _begins(rows: Rows, lengths: Sequence[int]) -> list[int]:
-    begins = rows.integers("dataset_from_index")
-    if rows.optional("dataset_to_index") is None:
-        return begins
-    for row, end in enumerate(rows.integers("dataset_to_index")):
-        if end - begins[row] != lengths[row]:
-            expected = f"{begins[row] + lengths[row]}, for its dataset_from_index is {begins[row]} and its length "
-            raise wrong(rows.where(row, "dataset_to_index"), end, f"{expected}{lengths[row]}")
-    return begins
+    """First frames in the dataset; -1 where the table does not say, or says another end than the length makes."""
+    begins, ends = rows.optional("dataset_from_index"), rows.optional("dataset_to_index")
+    if begins is None:
+        return [-1] * len(rows)
+    return [
+        begin if type(begin) is int and (ends is None or ends[row] == begin + lengths[row]) else -1
+        for row, begin in enumerate(begins)
+    ]
 
 
 def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
@@ -111,9 +116,10 @@ def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
     path = lru_cache(None)(
         lambda chunk, file: paths.root / template.format(video_key=camera, chunk_index=chunk, file_index=file)
     )
-    names = [f"videos/{camera}/{part}" for part in V3_VIDEO_COLUMNS]
+    *names, end = (f"videos/{camera}/{part}" for part in V3_VIDEO_COLUMNS)
     columns = [rows.optional(name) for name in names]
     found = [column for column in columns if column is not None]
+    ends = rows.optional(end) or [None] * len(rows)
     spans: list[VideoSpan | None] = []
     for row in range(len(rows)):
         if all(is_null(column[row]) for column in found):
@@ -126,7 +132,8 @@ def _spans(rows: Rows, camera: str, paths: DataPaths) -> list[VideoSpan | None]:
             file = integer(file, rows.where(row, names[1]))
         if type(start_s) is not float or not 0 <= start_s <= MAX_INDEX:
             start_s = number(start_s, rows.where(row, names[2]), 0, MAX_INDEX, "a second in the video, from 0")
-        spans.append(VideoSpan(path(chunk, file), start_s))
+        end_s = ends[row]
+        spans.append(VideoSpan(path(chunk, file), start_s, end_s if isinstance(end_s, float) else None))
     return spans
 
 
@@ -145,40 +152,41 @@ def _tasks(rows: Rows) -> list[tuple[str, ...]]:
     return tasks
 
 
-def check_order(episodes: Sequence[Episode], path: Path) -> None:
-    """Do the episodes follow one another?
+def follow_one_another(episodes: Sequence[Episode]) -> bool:
+    """Whether the ranges of frames that a table gives its episodes do, with gaps only where an episode is missing.
 
-    Raises:
-        ValueError: no.
+    Nothing here is found by them: an episode's rows are those that carry its number. LeRobot's converter from v2.1 has
+    scrambled them in sets whose cameras are images (its #1919), which many train on all the same.
     """
-    for before, after in pairwise(episodes):
-        is_next = after.index == before.index + 1
-        if after.dataset_from < before.dataset_to or (is_next and after.dataset_from != before.dataset_to):
-            raise ValueError(
-                f"{path.parent / 'episodes'}: episode {after.index} begins at frame {after.dataset_from} of the "
-                f"dataset (dataset_from_index), and episode {before.index} before it ends at {before.dataset_to}; "
-                "expected the same. Write the table of episodes again with the tool that made the dataset"
-            )
+    return all(episode.dataset_from >= 0 for episode in episodes) and all(
+        after.dataset_from == before.dataset_to
+        or (after.dataset_from > before.dataset_to and after.index != before.index + 1)
+        for before, after in pairwise(episodes)
+    )
+
+
+def counted(episodes: Sequence[Episode]) -> list[Episode]:
+    """With ranges of frames that follow from the lengths."""
+    begins = accumulate((episode.length for episode in episodes), initial=0)
+    return [replace(episode, dataset_from=begin) for episode, begin in zip(episodes, begins, strict=False)]
 
 
 def check_totals(episodes: Sequence[Episode], info: Mapping[str, object], path: Path) -> None:
-    """Are there as many as `info.json` says?
+    """Are all there that `info.json` counts?
 
     Raises:
         ValueError: no.
     """
-    num_frames = sum(episode.length for episode in episodes)
-    for name, found in (("total_episodes", len(episodes)), ("total_frames", num_frames)):
-        if info.get(name) is None:
-            continue
-        promised = integer(info[name], f"{path}, '{name}'")
-        if promised != found:
-            raise ValueError(
-                f"{path}, '{name}' is {promised}, and the table of episodes beside it has {found}"
-                f"{_lacking(episodes, integer(info.get('total_episodes', 0), f'{path}, total_episodes'))}. Bring back "
-                f"what is missing, or, to go on without it, set total_episodes to {len(episodes)} and total_frames to "
-                f"{num_frames}"
-            )
+    if info.get("total_episodes") is None:
+        return
+    promised = integer(info["total_episodes"], f"{path}, 'total_episodes'")
+    if promised > len(episodes):
+        raise ValueError(
+            f"{path}, 'total_episodes' is {promised}, and the table of episodes beside it has {len(episodes)}"
+            f"{_lacking(episodes, promised)}. Bring back what is missing, or, to go on without it, set total_episodes "
+            f"to {len(episodes)} and total_frames to {sum(episode.length for episode in episodes)}, as `openpi dataset "
+            "check DATASET --fix FOLDER` does"
+        )
 
 
 def _lacking(episodes: Sequence[Episode], total: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openpi.data.lerobot import home
-from openpi.data.lerobot.features import CAMERA_DTYPES, Feature
+from openpi.data.lerobot.features import CAMERA_DTYPES, Feature, named_alike
 from openpi.data.lerobot.files import link_or_copy, mirrored, read_json
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.stats import FeatureStats, along_last_axis, read_stats
@@ -130,4 +130,4 @@ def _stored_as(feature: Feature, existing: Feature | None) -> Feature:
 
 
 def _comparable(feature: Feature) -> dict[str, object]:
-    return {"dtype": feature["dtype"], "shape": list(feature["shape"]), "names": feature.get("names")}
+    return {"dtype": feature["dtype"], "shape": list(feature["shape"]), "names": list(named_alike(feature))}

@@ -46,41 +46,67 @@ def read_features(value: object, where: str) -> dict[str, Feature]:
 def _read_feature(value: object, where: str) -> Feature:
     if not isinstance(value, Mapping) or not isinstance(value.get("dtype"), str):
         raise wrong(where, value, "an object with a 'dtype', a text")
+    is_camera = value["dtype"] in CAMERA_DTYPES
     shape = value.get("shape")
-    if shape is None and not _is_known(value["dtype"]):  # of newer writers; nobody reads it here
+    if shape is None and not is_camera:  # of scalars by hand, and of newer writers' dtypes, which nobody reads here
         shape = [1]
     if not isinstance(shape, list | tuple):
         raise wrong(f"{where}['shape']", shape, "a list of sizes, such as [7]")
-    largest = _MAX_SIDE_PX if value["dtype"] in CAMERA_DTYPES else _MAX_SIZE
-    sizes = [integer(size, f"{where}['shape']", 1, largest) for size in shape] or [1]
+    # A vector of nothing is no column: whoever recorded it had a robot without that part.
+    low, high = (1, _MAX_SIDE_PX) if is_camera else (0, _MAX_SIZE)
+    sizes = [integer(size, f"{where}['shape']", low, high) for size in shape] or [1]
     feature = {**value, "shape": sizes}
     if (info := value.get("info") or value.get("video_info")) and not isinstance(info, Mapping):
         raise wrong(f"{where}['info']", info, "an object")
-    _check_names(feature, where)
+    if is_camera:
+        feature["shape"] = _of_rgb(sizes, _info(feature))
+    for name in listed_names(feature):
+        one_line(name, f"{where}['names']")
     return feature
 
 
-def _check_names(feature: Feature, where: str) -> None:
-    """One name per dimension of a vector; a single one is the vector's own, and a few are of its parts: Positronic
-    names the signals that a vector is joined from."""
-    names, shape = dimension_names(feature), feature["shape"]
-    for each in names:
-        one_line(each, f"{where}['names']")
-    if len(shape) == 1 and feature["dtype"] not in (*CAMERA_DTYPES, "string") and len(names) > max(1, shape[0]):
-        raise wrong(
-            f"{where}['names']",
-            list(names),
-            f"{shape[0]} of them at most, one per dimension of shape {shape}",
-            "Correct the names, or set them to null",
-        )
+def _of_rgb(shape: list[int], info: Mapping[str, object]) -> list[int]:
+    """What is decoded: simulators store RGBA, whose alpha is dropped, and LeRobot's tool for cropping wrote height and
+    width alone."""
+    if len(shape) == 2 and info.get("video.channels") == _CHANNELS:
+        return [*shape, _CHANNELS]
+    if len(shape) == 3 and _CHANNELS + 1 in (shape[0], shape[2]):
+        return [*shape[:2], _CHANNELS] if shape[2] == _CHANNELS + 1 else [_CHANNELS, *shape[1:]]
+    return shape
 
 
-def dimension_names(feature: Mapping[str, object]) -> tuple[str, ...]:
-    """As the dataset gives them, a list or a list per kind, as in `{"motors": [...]}`; empty where it gives none."""
+def dimension_names(feature: Feature) -> tuple[str, ...]:
+    """One per dimension of a vector; or its own alone; or a few, of its parts, as Positronic names the signals that one
+    is joined from. Empty where the dataset gives none, or more than there are dimensions."""
+    names, shape = listed_names(feature), feature.get("shape", ())
+    is_vector = len(shape) == 1 and feature.get("dtype") not in CAMERA_DTYPES
+    return () if is_vector and len(names) > max(1, shape[0]) else names
+
+
+def listed_names(feature: Feature) -> tuple[str, ...]:
+    """All names of a feature as the dataset lists them.
+
+    They come as a list, as a list in a list, as `{"delta_x": 0, ...}`, or as lists by kind: `{"motors": [...]}`. Of
+    several kinds, such as components beside motors, the one that has a name for each dimension counts.
+    """
     names = feature.get("names") or ()
     if isinstance(names, Mapping):
-        names = [name for group in names.values() if isinstance(group, list) for name in group]
-    return tuple(str(name) for name in names) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+        groups = [group for group in names.values() if isinstance(group, list)]
+        fitting = [group for group in groups if [len(group)] == feature.get("shape")]
+        if not groups and all(type(place) is int for place in names.values()):
+            groups = [sorted(names, key=lambda name: names[name])]
+        names = fitting[0] if fitting else [name for group in groups for name in group]
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        return ()
+    if len(names) == 1 and isinstance(names[0], list):
+        names = names[0]
+    return () if None in names else tuple(map(str, names))
+
+
+def named_alike(feature: Feature) -> tuple[str, ...]:
+    """What has to be equal of two features' names: of cameras nothing, whose axes writers call `channel`, `channels`
+    or `rgb`, since the layout follows from the shape."""
+    return () if feature.get("dtype") in CAMERA_DTYPES else listed_names(feature)
 
 
 def is_numeric(feature: Feature) -> bool:
@@ -91,7 +117,7 @@ def is_numeric(feature: Feature) -> bool:
 def is_tabular(feature: Feature) -> bool:
     """True for features that tables hold and samples carry: numbers, booleans and plain strings."""
     dtype = feature["dtype"]
-    return dtype not in CAMERA_DTYPES and _is_known(dtype)
+    return dtype not in CAMERA_DTYPES and _is_known(dtype) and 0 not in feature["shape"]
 
 
 def _is_known(dtype: str) -> bool:

@@ -17,7 +17,13 @@ from openpi.shared.file_kinds import found_instead
 from openpi.shared.strict_json import Json
 
 _PARQUET_MAGIC = b"PAR1"
-_HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
+_LINKED = ("data", "videos", "images")
+_HUB_SNAPSHOTS, _HUB_BLOBS, _HUB_DATASET = "snapshots", "blobs", "datasets--"
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Those of a folder of chunks, in order; not what macOS puts beside them on other systems' disks (`._name`)."""
+    return sorted(path for path in folder.glob("*/*.parquet") if not path.name.startswith("."))
 
 
 def require_file(path: Path) -> None:
@@ -170,7 +176,8 @@ def _kind(value: object) -> str:
 
 def mirrored(root: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
     """Every file of a dataset, and its place in another folder, in which folders are made."""
-    for source in root.rglob("*"):
+    # One by one, since a walk from above does not go into folders that are links.
+    for source in [path for top in root.iterdir() for path in (top, *top.rglob("*"))]:
         target = folder / source.relative_to(root)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)
@@ -189,7 +196,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 def check_inside(root: Path, path: Path) -> None:
     """Refuses a file that leads out of the dataset by a link.
 
-    The hub's cache links from `snapshots/<revision>/` to `blobs/` beside it, which is one dataset.
+    The hub's cache is one dataset, which links from `snapshots/<revision>/`, and once did from any folder it downloaded
+    into, to `blobs/`. And whoever keeps `videos/` on another disk has linked that folder.
 
     Raises:
         ValueError: it does.
@@ -197,20 +205,22 @@ def check_inside(root: Path, path: Path) -> None:
     if not path.is_symlink() and _is_inside(root, path.parent):
         return
     real = path.resolve()
-    if not any(real.is_relative_to(home) for home in _homes(root)):
+    is_blob = real.parent.name == _HUB_BLOBS and real.parents[1].name.startswith(_HUB_DATASET)
+    if not is_blob and not any(real.is_relative_to(home) for home in _homes(root, path.parent)):
         raise ValueError(
             f"dataset file {path} is a link to {real}, outside of the dataset {root}; files of a dataset must lie in "
-            "its folder. Move them there, or link the folder of the whole dataset"
+            "its folder. Move them there, or link the whole of data/ or videos/, or the dataset's folder itself"
         )
 
 
 @lru_cache(maxsize=4096)  # a file's folder has a thousand others
 def _is_inside(root: Path, folder: Path) -> bool:
-    return any(folder.resolve().is_relative_to(home) for home in _homes(root))
+    return any(folder.resolve().is_relative_to(home) for home in _homes(root, folder))
 
 
-@lru_cache(maxsize=64)
-def _homes(root: Path) -> tuple[Path, ...]:
+@lru_cache(maxsize=4096)
+def _homes(root: Path, folder: Path) -> list[Path]:
     real = root.resolve()
-    is_snapshot = real.parent.name == _HUB_SNAPSHOTS
-    return (real, real.parents[1] / _HUB_BLOBS) if is_snapshot else (real,)
+    blobs = [real.parents[1] / _HUB_BLOBS] if real.parent.name == _HUB_SNAPSHOTS else []
+    linked = [(root / part).resolve() for part in folder.relative_to(root).parts[:1] if part in _LINKED]
+    return [real, *blobs, *linked]

@@ -22,13 +22,14 @@ from openpi.data.lerobot.episode_table import (
     V3_VIDEO_COLUMNS,
     DataPaths,
     Episode,
-    check_order,
     check_totals,
+    counted,
     episodes_v2,
     episodes_v3,
+    follow_one_another,
 )
 from openpi.data.lerobot.features import Feature, is_tabular, read_features, unreadable_picture
-from openpi.data.lerobot.files import read_json, read_jsonl, read_parquet
+from openpi.data.lerobot.files import parquet_files, read_json, read_jsonl, read_parquet
 from openpi.data.lerobot.meta_values import Rows, integer, number, one_line
 from openpi.data.lerobot.tasks import read_tasks
 from openpi.data.path_template import PathTemplate
@@ -45,6 +46,8 @@ class LeRobotMetadata:
     Attributes:
         empty: numbers of the episodes that are listed with no frames; `episodes` has the others. A recording that was
             broken off before its first frame costs nobody the dataset.
+        has_ranges: whether the table says which frames of the dataset an episode has, in a way that goes with its
+            lengths; else they are counted, as in v2.
     """
 
     root: Path
@@ -55,6 +58,7 @@ class LeRobotMetadata:
     tasks: Mapping[int, str]
     episodes: tuple[Episode, ...] = field(repr=False)
     empty: tuple[int, ...] = ()
+    has_ranges: bool = True
 
     @property
     def camera_keys(self) -> tuple[str, ...]:
@@ -116,7 +120,7 @@ class LeRobotMetadata:
         """Reads `root/meta`.
 
         Args:
-            trust_totals: do not compare the totals of `info.json` with the table of episodes, which is what counts.
+            trust_totals: read a table that has fewer episodes than `info.json` says.
         Raises:
             FileNotFoundError: a file of the format is missing.
             ValueError: the format version is unknown, or an entry is not what the format says; the message has the
@@ -130,7 +134,9 @@ class LeRobotMetadata:
         features = read_features(_entry(info, "features", path), f"{path}, 'features'")
         load = _load_v3 if version.startswith("v3") else _load_v2
         tasks, episodes = load(root, path, info, features)
-        check_order(episodes, path)
+        has_ranges = follow_one_another(episodes)
+        if not has_ranges:
+            episodes = counted(episodes)
         if not trust_totals:
             check_totals(episodes, info, path)
         return cls(
@@ -142,6 +148,7 @@ class LeRobotMetadata:
             tasks=tasks,
             episodes=tuple(episode for episode in episodes if episode.length),
             empty=tuple(episode.index for episode in episodes if not episode.length),
+            has_ranges=has_ranges,
         )
 
 
@@ -162,8 +169,8 @@ def _entry(info: Mapping[str, object], name: str, path: Path) -> object:
 
 
 def _require_known_version(path: Path, version: str) -> str:
-    if version in home.FORMAT_VERSIONS:
-        return version
+    if (known := f"v{version.removeprefix('v')}") in home.FORMAT_VERSIONS:
+        return known
     raise ValueError(
         f"{path} has codebase_version '{version}'; readable are {', '.join(reversed(home.FORMAT_VERSIONS))}. Convert "
         "it with a LeRobot release that reads it"
@@ -201,7 +208,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _episode_rows_v3(root: Path, video_keys: list[str]) -> list[Rows]:
-    files = sorted((root / "meta/episodes").glob("*/*.parquet"))
+    files = parquet_files(root / "meta/episodes")
     if not files:
         raise FileNotFoundError(f"{root / 'meta/episodes'} holds no parquet file; copy or download the dataset again")
     # Statistics take most of these files, and nobody here reads them.

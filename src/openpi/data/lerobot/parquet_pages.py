@@ -282,9 +282,16 @@ class _Content:
 def _decompress(stored: memoryview, codec: str, size: int) -> memoryview:
     if codec == "UNCOMPRESSED":
         return stored
-    if not pa.Codec.is_available(codec.lower()):
+    # PyArrow calls two by one name: blocks alone, as all write today, and Hadoop's of old, which it reads itself.
+    name = "lz4_raw" if codec == "LZ4" else codec.lower()
+    if not pa.Codec.is_available(name):
         raise UnsupportedLayoutError(f"compression {codec}")
-    return memoryview(pa.Codec(codec.lower()).decompress(pa.py_buffer(stored), size)).cast("B")
+    try:
+        return memoryview(pa.Codec(name).decompress(pa.py_buffer(stored), size)).cast("B")
+    except OSError as error:
+        if codec == "LZ4":
+            raise UnsupportedLayoutError(f"compression {codec}") from error
+        raise
 
 
 def _snappy_blocks(stored: memoryview) -> np.ndarray | None:

@@ -42,6 +42,9 @@ class LeRobotDataset:
     in `delta_timestamps` gets a leading time axis and a bool mask `<key>_is_pad`, true where the step lies outside
     the episode and the nearest frame inside is repeated.
 
+    Attributes:
+        surplus_frames: by file and episode, frames of a video behind the last row of the episode; nobody reads them.
+
     Args:
         repo_id_or_path: see `locate_dataset`.
         root: the dataset's folder, whatever the id.
@@ -80,6 +83,7 @@ class LeRobotDataset:
         chosen = [episode.index for episode in self._episodes]
         self._layout = VideoLayout(self.metadata.episodes, chosen, videos, self.metadata.fps)
         self._videos = VideoCache(self.metadata.fps, self._layout.check)
+        self.surplus_frames: dict[tuple[Path, int], int] = {}
         self._first_rows: Mapping[int, int] = {}
         # Of `select`: whose columns these are, and where in them an episode begins, relative to its place here.
         self._origin: LeRobotDataset | None = None
@@ -269,8 +273,8 @@ class LeRobotDataset:
     def _load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         has_texts = SUBTASK in names and SUBTASK in self.metadata.annotation_keys
         stored = dict.fromkeys(SUBTASK_INDEX if has_texts and name == SUBTASK else name for name in names)
-        loaded = load_columns(self._episodes, self.metadata.features, stored)
-        self._first_rows = loaded.first_rows
+        loaded = load_columns(self._episodes, self.metadata, stored)
+        self._first_rows, self._episodes = loaded.first_rows, loaded.episodes
         if has_texts:
             indices = loaded.values[SUBTASK_INDEX]
             loaded.values[SUBTASK] = subtask_texts(indices, self.metadata.subtasks, self.metadata.root)
@@ -280,7 +284,10 @@ class LeRobotDataset:
         """Finds when loading what would otherwise end a training run, or be trained on unnoticed."""
         for path in dict.fromkeys([*(episode.data_path for episode in self._episodes), *self._layout.paths]):
             check_inside(self.metadata.root, path)
-        check_rows(self._columns, self.episode_bounds, self._episodes, self.metadata)
+        columns = self._columns
+        for path in dict.fromkeys(episode.data_path for episode in self._episodes):  # the reader may have found others
+            check_inside(self.metadata.root, path)
+        check_rows(columns, self.episode_bounds, self._episodes, self.metadata)
         for path in self._layout.paths[:MAX_VIDEOS_CHECKED_AT_LOAD]:
             self._check_video(path)
 
@@ -292,7 +299,8 @@ class LeRobotDataset:
             out = f"It holds {named(indices)}: or {leave_out(indices)}, or take the camera out of the recipe"
             raise type(error)(f"{error}. {out}") from error
         try:
-            self._layout.check(video)
+            surplus = self._layout.check(video)
+            self.surplus_frames |= {(path, episode): frames for episode, frames in surplus.items()}
         finally:
             video.close()
 

@@ -44,14 +44,15 @@ def check_rows(
     is_inside = np.ones(len(frames), bool)
     is_inside[bounds[:, 0]] = False
     steps = np.diff(frames, prepend=0)
-    if (bad := is_inside & (steps <= 0)).any():
+    if (bad := is_inside & (steps < 0)).any():  # one number for all is none; times tell of a row that is there twice
         row = int(np.argmax(bad))
         raise _rows_error(
             row,
             bounds,
             episodes,
             f"{_place(row, bounds, episodes)}: frame_index is {frames[row]} after {frames[row - 1]}; expected rows in "
-            "the order of time. Sort the rows, or write the file again",
+            "the order of time. Sort the rows; or, if it is the numbers that are wrong, `openpi dataset check DATASET "
+            "--fix FOLDER` numbers them anew",
         )
     _check_times(columns["timestamp"].astype(np.float64), is_inside, bounds, episodes, metadata)
     _check_tasks(columns["task_index"], bounds, episodes, metadata)
@@ -65,7 +66,10 @@ def _check_times(
     metadata: LeRobotMetadata,
 ) -> None:
     fps = metadata.fps
-    fix = f"Correct 'fps' in meta/info.json, or write timestamp = frame_index / {fps:g}"
+    fix = (
+        f"Correct 'fps' in meta/info.json, or write timestamp = frame_index / {fps:g}, as `openpi dataset check "
+        "DATASET --fix FOLDER` does"
+    )
     steps = np.diff(times, prepend=0.0)
     if (bad := is_inside & ~(np.abs(steps * fps - 1) <= _JITTER_FRAMES)).any():
         row = int(np.argmax(bad))

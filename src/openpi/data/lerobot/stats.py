@@ -17,6 +17,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 MAX_FRAMES, MAX_SIDE_PX = 100, 150  # of a camera: enough for a colour distribution
 
 FeatureStats = dict[str, np.ndarray]
+_FIX = "`openpi dataset split DATASET whole=rest` computes the statistics of a dataset anew"
 _NEEDED = frozenset({"min", "max", "mean", "std", "count"})
 
 
@@ -75,13 +76,13 @@ def read_stats(path: Path) -> dict[str, FeatureStats]:
         FileNotFoundError: no such file.
         ValueError: an entry is no array of finite numbers, or a feature lacks one that merging needs.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, which episodes are appended to. {_FIX}")
     stats = {}
     for key, entries in read_json(path).items():
         missing = sorted(_NEEDED - entries.keys()) if isinstance(entries, Mapping) else sorted(_NEEDED)
         if missing:
-            raise ValueError(
-                f"{path}, '{key}' lacks {missing}; found {shortened(entries)}. Write the dataset's statistics again"
-            )
+            raise ValueError(f"{path}, '{key}' lacks {missing}; found {shortened(entries)}. {_FIX}")
         stats[key] = {name: _numbers(value, f"{path}, '{key}', '{name}'") for name, value in entries.items()}
     return stats
 
@@ -90,9 +91,9 @@ def _numbers(value: object, where: str) -> np.ndarray:
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise wrong(where, value, "numbers, in lists of one length", "Write the dataset's statistics again") from None
+        raise wrong(where, value, "numbers, in lists of one length", _FIX) from None
     if not np.isfinite(numbers).all():
-        raise wrong(where, value, "finite numbers", "Write the dataset's statistics again")
+        raise wrong(where, value, "finite numbers", _FIX)
     return numbers
 
 

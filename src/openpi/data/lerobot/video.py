@@ -275,7 +275,7 @@ class VideoCache:
         check: of each file that is opened; raises.
     """
 
-    def __init__(self, fps: float, check: Callable[[VideoFile], None]):
+    def __init__(self, fps: float, check: Callable[[VideoFile], object]):
         self._fps = fps
         self._check = check
         self._local = threading.local()

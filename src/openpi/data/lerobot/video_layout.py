@@ -4,7 +4,9 @@
     frames    0                  90                 150     180          and the last ends where the file does
 
 What a table says in seconds is only compared: small errors add up there (LeRobot sums durations of containers), and
-frames are found by their number in the file, the sum of the lengths before.
+frames are found by their number in the file, the sum of the lengths before. A span may be longer than its episode, if
+the table says so itself: LeRobot up to 0.6 leaves the end of a take that was discarded behind the one that was recorded
+instead (its #4104).
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -16,6 +18,8 @@ from openpi.data.lerobot.video import VideoFile
 
 _TOLERANCE_FRAMES = 0.5  # between spans: beyond it another frame would be meant
 _JITTER_FRAMES = 1.0  # of two frames' times, each off by less than half a frame
+_LATE_FRAMES = 2  # of a file with one episode: its camera stopped last; with more, rows are probably missing somewhere
+_WHOLE = 0.3  # of a frame that a number of frames is off, in seconds that a table says
 _DRIFT = 0.01  # of a clock: 29.97 for 30
 
 _SAME_RATE = 1e-3
@@ -31,12 +35,16 @@ class FileLayout:
         episodes: their numbers.
         num_frames: in all; the file may have more of them if it `is_open_ended`, because the episode that
             follows is not in the table.
+        surplus: frames by which the spans of some episodes are longer than these, by number. Those of the last are
+            `tail`, if the file has them.
     """
 
     path: Path
     episodes: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     is_open_ended: bool
+    surplus: Mapping[int, int]
+    tail: int
 
     @property
     def num_frames(self) -> int:
@@ -83,9 +91,11 @@ class VideoLayout:
         """The number of an episode's first frame in its file."""
         return self._first_frames[key][episode]
 
-    def check(self, video: VideoFile) -> None:
+    def check(self, video: VideoFile) -> Mapping[int, int]:
         """Compares a file with what it should hold; of the file only its index is read.
 
+        Returns:
+            by episode, how many frames there are beyond its own, which nobody reads.
         Raises:
             ValueError: another number of frames, another clock, or pixels that are not 8-bit.
         """
@@ -98,7 +108,11 @@ class VideoLayout:
             )
         found, expected = video.num_frames, layout.num_frames
         slack = 0 if video.is_counted else 1  # a duration is rounded
-        if found < expected - slack or (found > expected + slack and not layout.is_open_ended):
+        more = found - expected
+        is_surplus = more > slack and (more == layout.tail or (len(layout.spans) == 1 and more <= _LATE_FRAMES))
+        if more < -slack or (more > slack and not layout.is_open_ended and not is_surplus):
+            if more > 0 and len(layout.spans) == 1:
+                out = f"If what is behind is of a take that was discarded, cut it (ffmpeg -frames:v {expected}). {out}"
             raise ValueError(
                 f"{video.path} holds {found} frames ({found / self._fps:.3f} s), the table expects {expected} "
                 f"({expected / self._fps:.3f} s) of {named(layout.episodes)}: the last span has to end where the file "
@@ -112,6 +126,7 @@ class VideoLayout:
                 f". {out}"
             )
         self._check_clock(video, layout, out)
+        return {**layout.surplus, layout.episodes[-1]: more} if is_surplus else layout.surplus
 
     def _check_clock(self, video: VideoFile, layout: FileLayout, out: str) -> None:
         for episode, (first, length) in zip(layout.episodes, layout.spans, strict=True):
@@ -156,11 +171,16 @@ def _lay_out(
         last_of_all: episode of the dataset.
     """
     spans: list[tuple[int, int]] = []
+    surplus: dict[int, int] = {}
     end, end_s, before = 0, 0.0, None
     for episode in members:
         start_s = episode.videos[key].start_s
         shift = (start_s - end_s) * fps
+        is_told = before is not None and abs((before.videos[key].end_s or 0.0) - start_s) * fps <= _TOLERANCE_FRAMES
         if shift > _TOLERANCE_FRAMES and episode.index - 1 not in placed and episode.index > 0:
+            end += round(shift)
+        elif before is not None and is_told and _is_whole(shift) and _other_rate(key, members, fps) is None:
+            surplus[before.index] = round(shift)
             end += round(shift)
         elif abs(shift) > _TOLERANCE_FRAMES:
             all_of_it = [member.index for member in members]
@@ -170,9 +190,15 @@ def _lay_out(
         spans.append((end, episode.length))
         end += episode.length
         end_s, before = start_s + episode.length / fps, episode
-    last = members[-1].index
-    is_open_ended = last + 1 not in placed and last < last_of_all
-    return FileLayout(path, tuple(episode.index for episode in members), tuple(spans), is_open_ended)
+    last = members[-1]
+    is_open_ended = last.index + 1 not in placed and last.index < last_of_all
+    tail = ((last.videos[key].end_s or 0.0) - end_s) * fps
+    indices = tuple(episode.index for episode in members)
+    return FileLayout(path, indices, tuple(spans), is_open_ended, surplus, round(tail) if _is_whole(tail) else 0)
+
+
+def _is_whole(frames: float) -> bool:
+    return frames > _TOLERANCE_FRAMES and abs(frames - round(frames)) <= _WHOLE
 
 
 def _torn(path: Path, before: Episode | None, episode: Episode, end_s: float, start_s: float, fps: float) -> str:
