@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from openpi.data.lerobot.annotations import is_annotation, language_rows
 from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
 from openpi.data.lerobot.files import read_parquet, read_row_groups
+from openpi.shared.slow import told
 
 _ROWS_SEARCHED = 100_000  # for a message
 _READ_THREADS = 8  # reading a v2 dataset means opening thousands of small files, which is mostly waiting
@@ -56,15 +57,59 @@ def load_columns(episodes: Sequence[Episode], features: Mapping[str, Feature], n
     def load(file: tuple[Path, list[Episode]]) -> Columns:
         return _load_file(*file, features, wanted)
 
+    if len(files) == 1:
+        only = load(files[0])
+        return Columns({name: _read_only(only.values[name]) for name in names}, only.first_rows)
+    whole = _Whole(sum(episode.length for episode in episodes))
+    begins = [0, *accumulate(sum(episode.length for episode in group) for _, group in files)]
+
+    def put(file: tuple[Path, list[Episode]], begin: int) -> dict[int, int]:
+        found = load(file)
+        whole.put({name: found.values[name] for name in names}, begin)
+        return found.first_rows
+
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        parts = list(pool.map(load, files))
-    columns = {}
-    for name in names:
-        pieces = [part.values.pop(name) if name != "episode_index" else part.values[name] for part in parts]
-        column = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        column.flags.writeable = False
-        columns[name] = column
-    return Columns(columns, {index: row for part in parts for index, row in part.first_rows.items()})
+        first_rows = [put(files[0], 0)]
+        rest = pool.map(put, files[1:], begins[1:])
+        first_rows += told(rest, "data files read", len(files) - 1)
+    pa.default_memory_pool().release_unused()  # it keeps what tables took: twice the columns of 27 million frames
+    columns = {name: _read_only(column) for name, column in whole.columns().items()}
+    return Columns(columns, {index: row for rows in first_rows for index, row in rows.items()})
+
+
+class _Whole:
+    """Columns of all files, each written where it belongs as soon as it is read, so that none is in memory twice.
+
+    Threads may share it once the first part is there, whose kinds of numbers are taken for those of all.
+    """
+
+    def __init__(self, num_rows: int):
+        self._num_rows = num_rows
+        self._columns: dict[str, np.ndarray] = {}
+        self._odd: list[tuple[str, int, np.ndarray]] = []
+
+    def put(self, part: Mapping[str, np.ndarray], begin: int) -> None:
+        for name, values in part.items():
+            if name not in self._columns:
+                self._columns[name] = np.empty((self._num_rows, *values.shape[1:]), values.dtype)
+            column = self._columns[name]
+            if values.dtype == column.dtype:
+                column[begin : begin + len(values)] = values
+            else:
+                self._odd.append((name, begin, values))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        for name, begin, values in self._odd:
+            column = self._columns[name] = self._columns[name].astype(
+                np.result_type(self._columns[name], values), copy=False
+            )
+            column[begin : begin + len(values)] = values
+        return self._columns
+
+
+def _read_only(column: np.ndarray) -> np.ndarray:
+    column.flags.writeable = False
+    return column
 
 
 def _load_file(

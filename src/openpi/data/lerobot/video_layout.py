@@ -59,6 +59,7 @@ class VideoLayout:
         self._fps = fps
         self._files: dict[Path, FileLayout] = {}
         self._first_frames: dict[str, dict[int, int]] = {}
+        self._checked: dict[Path, int] = {}
         chosen = set(chosen)
         for key in keys:
             self._first_frames[key] = first_frames = {}
@@ -84,11 +85,16 @@ class VideoLayout:
         return self._first_frames[key][episode]
 
     def check(self, video: VideoFile) -> None:
-        """Compares a file with what it should hold; of the file only its index is read.
+        """Compares a file with what it should hold, once as long as it is the same; of the file only its index is read.
 
         Raises:
             ValueError: another number of frames, another clock, or pixels that are not 8-bit.
         """
+        modified_ns = video.path.stat().st_mtime_ns
+        if (
+            self._checked.get(video.path) == modified_ns
+        ):  # files of hundreds of episodes are opened for nearly each sample
+            return
         layout = self._files[video.path]
         out = f"Bring the file again, correct the dataset, or {leave_out(layout.episodes)}"
         if video.bits > 8:
@@ -112,6 +118,7 @@ class VideoLayout:
                 f". {out}"
             )
         self._check_clock(video, layout, out)
+        self._checked[video.path] = modified_ns
 
     def _check_clock(self, video: VideoFile, layout: FileLayout, out: str) -> None:
         for episode, (first, length) in zip(layout.episodes, layout.spans, strict=True):

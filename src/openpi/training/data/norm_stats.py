@@ -23,7 +23,9 @@ from openpi.policies.policy_config import stats_dims
 from openpi.shared import download, normalize, stats_check, strict_json, whole_file
 from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
+from openpi.shared.slow import told
 from openpi.training.config import TrainConfig
+from openpi.training.data.frame_blocks import BLOCK_FRAMES
 from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
 from openpi.training.data_config import DataConfig
@@ -315,7 +317,8 @@ def _in_parts(
     total = {key: normalize.RunningStats() for key in STATS_KEYS}
     waiting: dict[int, _Stats] = {}
     due = 0
-    for part, found in pool.each(functools.partial(_look_from, look, frames, blocks), parts):
+    work = pool.each(functools.partial(_look_from, look, frames, blocks), parts)
+    for part, found in told(work, f"parts of the statistics, of {_BLOCKS_PER_JOB * BLOCK_FRAMES} frames", len(parts)):
         waiting[part.start] = found
         while due in waiting:
             for key, running in waiting.pop(due).items():
