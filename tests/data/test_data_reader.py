@@ -1,5 +1,6 @@
 """The LeRobot reader against recordings of the libraries, and on damaged or unusual datasets."""
 
+import gc
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from openpi.data.lerobot import reader, video_layout
+from openpi.data.lerobot.files import read_row_groups
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.lerobot.video_writer import encode_video
@@ -191,6 +193,23 @@ def test_tables_of_several_files_are_put_together_without_a_second_copy_of_all(g
     np.testing.assert_array_equal(actions[begin:end].ravel(), np.arange((end - begin) * 7))
     np.testing.assert_array_equal(actions[:begin], before.column("actions")[:begin])
     np.testing.assert_array_equal(actions[end:], before.column("actions")[end:])
+
+
+def test_a_table_that_is_read_leaves_nothing_behind(golden):
+    """Of 95,600 files it was 1.9 GB."""
+
+    def footers() -> int:
+        return sum(type(each).__name__ == "FileMetaData" for each in gc.get_objects())
+
+    file = next((golden / "lerobot_v21/image").glob("data/*/*.parquet"))
+    gc.collect()
+    gc.disable()
+    try:
+        before = footers()
+        read_row_groups(file, ["index"], "episode_index", lambda low, high: True)
+        assert footers() == before
+    finally:
+        gc.enable()
 
 
 def _refuse_long(concatenate, size: int):
