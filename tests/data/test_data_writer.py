@@ -296,6 +296,24 @@ def test_features_that_the_format_cannot_hold_are_refused(tmp_path, feature, mes
     assert siblings(tmp_path) == []
 
 
+def test_what_an_episode_costs_does_not_grow_with_the_tasks_before_it(tmp_path):
+    """DROID has 30,000 texts: each frame looked for the largest number among those before."""
+
+    class Counted(dict):
+        looks = 0
+
+        def values(self):
+            Counted.looks += 1
+            return super().values()
+
+    with LeRobotWriter(tmp_path / "set", fps=10, features={"a": {"dtype": "float32", "shape": (1,)}}) as writer:
+        writer._tasks = Counted()
+        for number in range(3):
+            writer.add_episode({"a": np.zeros((50, 1), np.float32)}, f"task {number}")
+        assert Counted.looks == 3
+    assert list(LeRobotDataset(tmp_path / "set").metadata.tasks.values()) == ["task 0", "task 1", "task 2"]
+
+
 def test_a_dataset_may_be_moved(tmp_path):
     write(tmp_path / "set", [make_episode(3)])
     shutil.move(tmp_path / "set", tmp_path / "elsewhere")

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 import planted_mistakes as mistakes
 from openpi.cli import main as cli
 from openpi.cli.data import _dataset_report, dataset
+from openpi.data.check import runner
 from openpi.data.check.findings import GROUPS, Finding, Report, Severity, by_kind
 from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open
@@ -285,6 +286,14 @@ def test_init_says_what_the_fast_half_finds(spoilt, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "anomalies.jump at observation.state/shoulder, episode" in told or "anomalies.jump at episode" in told
     assert "openpi dataset check" in told
+
+
+def test_init_leaves_the_tables_of_a_large_dataset_to_a_command_of_its_own(good, tmp_path, capsys, monkeypatch):
+    """Of 95,600 episodes it said nothing for more than five minutes."""
+    monkeypatch.setattr(runner, "_MAX_EPISODES", 2)
+    monkeypatch.setattr(runner, "open_subject", None)
+    assert cli.main(["init", "--dataset", str(good), "--output", str(tmp_path / "of_large.py"), "--yes"]) == 0
+    assert "were not looked at, for their size" in capsys.readouterr().out
 
 
 def test_orientations_that_are_written_anew_in_every_episode_are_found(tmp_path):

@@ -24,6 +24,7 @@ from browser import BROWSER, MISSING, dom
 from openpi.cli.data._dataset_shape import shown
 from openpi.cli.data._dataset_view import Pages, open_server, page
 from openpi.cli.main import main
+from openpi.data.check import runner
 from openpi.data.check.findings import Finding, Severity
 from openpi.data.check.runner import check_dataset
 from openpi.data.lerobot import metadata as metadata_module
@@ -478,6 +479,15 @@ def test_info_tells_a_dataset_in_numbers():
     assert call("dataset", "info", root / "nothing")[0] == 1
 
 
+def test_of_thousands_of_tasks_some_are_listed(tmp_path):
+    with LeRobotWriter(tmp_path / "set", fps=10, features={"a": {"dtype": "float32", "shape": (1,)}}) as writer:
+        for number in range(60):
+            writer.add_episode({"a": np.zeros((2, 1), np.float32)}, f"task {number}")
+    _, out, _ = call("dataset", "info", tmp_path / "set")
+    assert out.count("1 episodes: 'task ") == 50 and "and 10 tasks more" in out
+    assert len(json.loads(call("dataset", "info", tmp_path / "set", "--json")[1])["tasks"]) == 60
+
+
 def test_a_dataset_is_never_shrunk_onto_itself(tmp_path):
     shutil.copytree(GOLDEN / "lerobot_v30/image", tmp_path / "set")
     code, _, log = call("dataset", "shrink", tmp_path / "set", tmp_path / "set", "--overwrite")
@@ -523,6 +533,12 @@ def test_the_view_shows_what_can_be_opened_and_a_split_takes_the_flag_of_the_mes
     words = ["--data.exclude-episodes", "1"]
     assert main(["dataset", "split", str(root), f"{tmp_path / 'rest'}=rest", *words]) == 0
     assert len(LeRobotDataset(tmp_path / "rest").episodes) == 2
+
+
+def test_a_large_dataset_is_shown_without_looking_for_faults_first(monkeypatch):
+    monkeypatch.setattr(runner, "_MAX_EPISODES", 2)
+    monkeypatch.setattr(runner, "readable", None)
+    assert len(shown(GOLDEN / "lerobot_v30/image").episodes) == 3
 
 
 def test_the_view_gives_signals_findings_and_the_very_frames_of_the_dataset(viewed):

@@ -75,6 +75,12 @@ def test_conditions_choose_by_length_task_and_values(condition, expected, metada
     assert Selection(exclude_where=condition).excluded(metadata) == expected
 
 
+def test_who_asks_for_lengths_opens_no_table(metadata, monkeypatch):
+    """Of a set in v2.1 there are as many as episodes."""
+    monkeypatch.setattr("openpi.data.selection.load_columns", None)
+    assert Selection(exclude_where="length < 15 or episode == 3").excluded(metadata) == {0, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [

@@ -81,6 +81,7 @@ class EpisodeCondition:
     Attributes:
         text: as it was written.
         columns: that it reads, besides `OF_EPISODES`.
+        reads_frames: whether it asks for what only the tables of frames say: these columns, and the task.
     Raises:
         ValueError: it is no condition; the message says which part, and what may stand there.
     """
@@ -93,7 +94,7 @@ class EpisodeCondition:
             self._root = ast.parse(text.strip(), mode="eval").body
             if _depth(self._root) > _MAX_DEPTH:
                 raise RecursionError
-            names = [name for name in self._names(self._root) if name not in OF_EPISODES]
+            names = set(self._names(self._root))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             if isinstance(error, _RefusedError):
                 raise
@@ -101,7 +102,8 @@ class EpisodeCondition:
             raise ValueError(
                 f"the condition {_shortened(text)} cannot be read: {reason}; expected such as 'length < 50'"
             ) from None
-        self.columns = frozenset(names)
+        self.columns = frozenset(names - set(OF_EPISODES))
+        self.reads_frames = bool(self.columns) or "task" in names
 
     def __call__(self, episode: EpisodeValues) -> bool:
         """Whether the episode is meant.

@@ -130,7 +130,8 @@ def _values(
     condition: EpisodeCondition, metadata: LeRobotMetadata, episodes: Sequence[Episode]
 ) -> Iterator[tuple[int, EpisodeValues]]:
     names = {key: dimension_names(metadata.features[key]) for key in condition.columns}
-    columns = load_columns(episodes, metadata, [*condition.columns, "task_index"]).values if episodes else {}
+    read = [*condition.columns, "task_index"] if episodes and condition.reads_frames else []
+    columns = load_columns(episodes, metadata, read).values if read else {}
     begin = 0
     for episode in episodes:
         end = begin + episode.length
@@ -138,7 +139,7 @@ def _values(
             "length": episode.length,
             "seconds": episode.length / metadata.fps,
             "episode": episode.index,
-            "task": metadata.tasks.get(int(columns["task_index"][begin]), ""),
+            "task": metadata.tasks.get(int(columns["task_index"][begin]), "") if read else "",
         }
         yield episode.index, EpisodeValues(of_episode, {key: columns[key][begin:end] for key in names}, names)
         begin = end

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import sys
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from openpi.shared.strict_json import Json
 
 logger = logging.getLogger(__name__)
+
+_MOST_TASKS = 50  # that are listed
 
 SUMMARIES = {
     "info": "what is in a dataset",
@@ -203,24 +206,32 @@ def _info(args: argparse.Namespace) -> None:
 def _view(args: argparse.Namespace) -> None:
     from openpi.cli._pages import LOOPBACK
     from openpi.cli.data._dataset_view import Pages, open_server
-    from openpi.data.check.runner import check_dataset
+    from openpi.data.check.runner import check_dataset, takes_long
     from openpi.data.lerobot.home import locate_dataset
 
     root = locate_dataset(args.source)
     dataset = shown(root)
-    findings = () if args.no_check else check_dataset(root, decodes=False).findings
+    is_looked_at = not args.no_check and not takes_long(len(dataset), len(dataset.episodes))
+    findings = check_dataset(root, decodes=False).findings if is_looked_at else ()
     with open_server(Pages(dataset, findings), args.port) as server:
         print(f"http://{LOOPBACK}:{server.server_address[1]}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 
 def shown(root: Path) -> LeRobotDataset:
-    """A dataset to look at: without the episodes that cannot be opened, which are told."""
-    from openpi.data.check.runner import readable
+    """A dataset to look at: without the episodes that cannot be opened, which are told; a large one has to be whole."""
+    from openpi.data.check.runner import readable, takes_long
     from openpi.data.lerobot.metadata import LeRobotMetadata
     from openpi.data.lerobot.reader import LeRobotDataset
 
     metadata = LeRobotMetadata.load(root, trust_totals=True)
+    if takes_long(metadata.num_frames, len(metadata.episodes)):
+        logger.info(
+            "not looked through for faults, for its %d episodes; `openpi dataset check %s` does",
+            len(metadata.episodes),
+            root,
+        )
+        return LeRobotDataset(root, metadata=metadata)
     numbers, faults = readable(metadata)
     for fault in faults:
         print(f"not shown: {fault.place}: {fault.found}", file=sys.stderr)
@@ -272,5 +283,8 @@ def _told(found: Json) -> Sequence[str]:
     for key, feature in found["features"].items():
         about = feature.get("unreadable") or ("" if key in found["cameras"] else ", ".join(feature["names"]))
         lines.append(f"  {key:<{width}}  {feature['dtype']} {feature['shape']}  {about}".rstrip())
-    lines += [f"  {count:>6} episodes: {task!r}" for task, count in found["tasks"].items()]
+    tasks = found["tasks"]
+    lines += [f"  {count:>6} episodes: {task!r}" for task, count in itertools.islice(tasks.items(), _MOST_TASKS)]
+    if len(tasks) > _MOST_TASKS:
+        lines.append(f"  and {len(tasks) - _MOST_TASKS} tasks more; --json has all")
     return lines

@@ -189,17 +189,20 @@ def lines(findings: Iterable[Finding]) -> list[str]:
 
 
 class _Bar:
-    """What is looked at now, and how far that is; on terminals only."""
+    """What is looked at now, and how far that is: a bar on terminals, else a log line now and then."""
 
     def __enter__(self) -> _Bar:
         import rich.progress as bars
         from rich.console import Console
+
+        from openpi.shared.slow import Pace
 
         console = Console(stderr=True)
         columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
         self._bars = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bars.add_task("opening", total=None)
         self._bars.start()
+        self._pace = None if console.is_terminal else Pace("pictures of episodes looked at")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -210,3 +213,5 @@ class _Bar:
 
     def show(self, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total)
+        if self._pace is not None:
+            self._pace.show(done, total)

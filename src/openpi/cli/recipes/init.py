@@ -219,10 +219,15 @@ def _report(path: Path, text: str, origin: str) -> str:
 def _found_in(dataset: str) -> list[str]:
     """What the fast half of `openpi dataset check` says, a line for each kind of finding."""
     from openpi.cli.data.dataset import lines
-    from openpi.data.check.runner import check_dataset
+    from openpi.data.check.runner import check_dataset, takes_long
     from openpi.data.lerobot.home import locate_dataset
+    from openpi.data.lerobot.metadata import LeRobotMetadata
 
-    found = lines(check_dataset(locate_dataset(dataset), decodes=False).findings)
+    root = locate_dataset(dataset)
+    metadata = LeRobotMetadata.load(root, trust_totals=True)
+    if takes_long(metadata.num_frames, len(metadata.episodes)):
+        return [f"Its tables were not looked at, for their size; `openpi dataset check {dataset}` looks at all."]
+    found = lines(check_dataset(root, decodes=False).findings)
     if not found:
         return [f"Its tables look well; `openpi dataset check {dataset}` looks at its pictures too."]
     more = f"`openpi dataset check {dataset} --report report.html` shows it, and looks at the pictures."

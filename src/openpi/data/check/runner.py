@@ -30,7 +30,14 @@ from openpi.shared.pools import IN_PROCESS, Pool
 
 _WORTH_PROCESSES = 400  # cameras of episodes, looked at in about two seconds; starting processes takes one
 
+_MAX_FRAMES, _MAX_EPISODES = 2_000_000, 10_000  # half a minute
+
 OnEpisode = Callable[[int, int], None]
+
+
+def takes_long(num_frames: int, num_episodes: int) -> bool:
+    """Whether even the fast half is a job of its own, and nothing to be done on the way to something else."""
+    return num_frames > _MAX_FRAMES or num_episodes > _MAX_EPISODES
 
 
 def check_dataset(

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from openpi.data.check.findings import Finding
-from openpi.data.lerobot.columns import load_columns
+from openpi.data.lerobot.columns import Columns, load_columns
 from openpi.data.lerobot.dimension_words import is_gripper, words
 from openpi.data.lerobot.episode_table import Episode, leave_out
 from openpi.data.lerobot.features import INDEX_FEATURES, dimension_names
@@ -198,10 +198,15 @@ def open_subject(metadata: LeRobotMetadata, reading: Reading) -> tuple[Subject, 
     names = list(dict.fromkeys([*names, *INDEX_FEATURES]))
     findings: list[Finding] = []
     usable: list[Episode] = []
-    parts: list[Mapping[str, np.ndarray]] = []
-    for _, group in groupby(kept, key=lambda episode: episode.data_path):
-        _load(list(group), metadata, names, usable, parts, findings)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names} if parts else {}
+    try:
+        loaded = load_columns(kept, metadata, names) if kept else Columns({}, {}, ())
+        columns: Mapping[str, np.ndarray] = loaded.values
+        usable += loaded.episodes
+    except (ValueError, OSError):  # file by file, to tell which
+        parts: list[Mapping[str, np.ndarray]] = []
+        for _, group in groupby(kept, key=lambda episode: episode.data_path):
+            _load(list(group), metadata, names, usable, parts, findings)
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in names} if parts else {}
     ends = np.cumsum([episode.length for episode in usable], dtype=np.int64)
     bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if usable else np.zeros((0, 2), np.int64)
     return Subject(metadata, reading, tuple(usable), columns, bounds), findings

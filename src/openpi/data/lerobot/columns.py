@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from openpi.data.lerobot.episode_table import Episode, leave_out, named
 from openpi.data.lerobot.features import INDEX_FEATURES, Feature, described
 from openpi.data.lerobot.files import parquet_files, read_parquet, read_row_groups
 from openpi.data.lerobot.metadata import LeRobotMetadata
+from openpi.shared.slow import told
 
 _ROWS_SEARCHED = 100_000  # for a message
 _COUNTED = ("frame_index", "index")
@@ -42,11 +43,8 @@ class Columns:
 
     @classmethod
     def joined(cls, parts: Sequence["Columns"]) -> "Columns":
-        """The same, one after the other; `parts` are used up, since two of all would not fit into memory."""
-        values = {}
-        for name in list(parts[0].values):
-            pieces = [part.values.pop(name) for part in parts]
-            values[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        """The same, one after the other."""
+        values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
         first_rows = {index: row for part in parts for index, row in part.first_rows.items()}
         return cls(values, first_rows, tuple(episode for part in parts for episode in part.episodes))
 
@@ -72,11 +70,60 @@ def load_columns(episodes: Sequence[Episode], metadata: LeRobotMetadata, names: 
     def load(file: tuple[Path, list[Episode]]) -> Columns:
         return _load_file(*file, metadata, wanted)
 
+    files = _by_file(episodes)
+    if len(files) == 1:
+        only = load(files[0])
+        return replace(only, values={name: _read_only(only.values[name]) for name in names})
+    whole = _Whole(sum(episode.length for episode in episodes))
+    begins = [0, *accumulate(sum(episode.length for episode in group) for _, group in files)]
+
+    def put(file: tuple[Path, list[Episode]], begin: int) -> Columns:
+        found = load(file)
+        whole.put({name: found.values[name] for name in names}, begin)
+        return replace(found, values={})
+
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        found = Columns.joined(list(pool.map(load, _by_file(episodes))))
-    for column in found.values.values():
-        column.flags.writeable = False
-    return replace(found, values={name: found.values[name] for name in names})
+        parts = [put(files[0], 0)]
+        rest = pool.map(put, files[1:], begins[1:])
+        parts += told(rest, "data files read", len(files) - 1)
+    pa.default_memory_pool().release_unused()  # it keeps what tables took: twice the columns of 27 million frames
+    joined = Columns.joined(parts)
+    return replace(joined, values={name: _read_only(column) for name, column in whole.columns().items()})
+
+
+class _Whole:
+    """Columns of all files, each written where it belongs as soon as it is read, so that none is in memory twice.
+
+    Threads may share it once the first part is there, whose kinds of numbers are taken for those of all.
+    """
+
+    def __init__(self, num_rows: int):
+        self._num_rows = num_rows
+        self._columns: dict[str, np.ndarray] = {}
+        self._odd: list[tuple[str, int, np.ndarray]] = []
+
+    def put(self, part: Mapping[str, np.ndarray], begin: int) -> None:
+        for name, values in part.items():
+            if name not in self._columns:
+                self._columns[name] = np.empty((self._num_rows, *values.shape[1:]), values.dtype)
+            column = self._columns[name]
+            if values.dtype == column.dtype:
+                column[begin : begin + len(values)] = values
+            else:
+                self._odd.append((name, begin, values))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        for name, begin, values in self._odd:
+            column = self._columns[name] = self._columns[name].astype(
+                np.result_type(self._columns[name], values), copy=False
+            )
+            column[begin : begin + len(values)] = values
+        return self._columns
+
+
+def _read_only(column: np.ndarray) -> np.ndarray:
+    column.flags.writeable = False
+    return column
 
 
 def _by_file(episodes: Iterable[Episode]) -> list[tuple[Path, list[Episode]]]:

@@ -27,6 +27,7 @@ from openpi.data.lerobot.row_checks import check_finite, check_rows
 from openpi.data.lerobot.video import VideoCache, VideoFile
 from openpi.data.lerobot.video_layout import VideoLayout
 from openpi.data.shared_arrays import SharedArrays
+from openpi.shared.slow import told
 
 DELTA_TOLERANCE_S = 1e-4
 _MOST_DIGESTED = 1_000_000  # rows
@@ -288,7 +289,8 @@ class LeRobotDataset:
         for path in dict.fromkeys(episode.data_path for episode in self._episodes):  # the reader may have found others
             check_inside(self.metadata.root, path)
         check_rows(columns, self.episode_bounds, self._episodes, self.metadata)
-        for path in self._layout.paths[:MAX_VIDEOS_CHECKED_AT_LOAD]:
+        videos = self._layout.paths[:MAX_VIDEOS_CHECKED_AT_LOAD]
+        for path in told(videos, f"videos of {self.metadata.root} opened", len(videos)):
             self._check_video(path)
 
     def _check_video(self, path: Path) -> None:

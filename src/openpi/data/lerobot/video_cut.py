@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -46,13 +47,18 @@ class VideoPackets:
         columns = list(zip(*rows, strict=True)) or [(), (), ()]
         return cls(path, np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], bool))
 
+    @cached_property
+    def _rank(self) -> np.ndarray:
+        """int64[n]: the number of the frame of each, as they are shown."""
+        return np.argsort(np.argsort(self.shown, kind="stable"), kind="stable")
+
     def place(self, first: int, length: int) -> slice | None:
         """Where the packets of some frames are; None where they cannot be had without others.
 
         Args:
             first: number of the first frame, as they are shown.
         """
-        rank = np.argsort(np.argsort(self.shown, kind="stable"), kind="stable")
+        rank = self._rank
         rows = np.flatnonzero((rank >= first) & (rank < first + length))
         is_together = len(rows) == length and rows[-1] - rows[0] == length - 1
         # What follows an open group of pictures may need the one before: then some frame is shown before the first.

@@ -67,6 +67,7 @@ class VideoLayout:
         self._fps = fps
         self._files: dict[Path, FileLayout] = {}
         self._first_frames: dict[str, dict[int, int]] = {}
+        self._checked: dict[Path, tuple[int, Mapping[int, int]]] = {}
         chosen = set(chosen)
         for key in keys:
             self._first_frames[key] = first_frames = {}
@@ -92,13 +93,22 @@ class VideoLayout:
         return self._first_frames[key][episode]
 
     def check(self, video: VideoFile) -> Mapping[int, int]:
-        """Compares a file with what it should hold; of the file only its index is read.
+        """Compares a file with what it should hold, once as long as it is the same; of the file only its index is read.
 
         Returns:
             by episode, how many frames there are beyond its own, which nobody reads.
         Raises:
             ValueError: another number of frames, another clock, or pixels that are not 8-bit.
         """
+        # Files of hundreds of episodes are opened for nearly each sample.
+        modified_ns = video.path.stat().st_mtime_ns
+        checked_ns, surplus = self._checked.get(video.path, (0, {}))
+        if checked_ns != modified_ns:
+            surplus = self._check(video)
+            self._checked[video.path] = modified_ns, surplus
+        return surplus
+
+    def _check(self, video: VideoFile) -> Mapping[int, int]:
         layout = self._files[video.path]
         out = f"Bring the file again, correct the dataset, or {leave_out(layout.episodes)}"
         if video.bits > 8:

@@ -229,7 +229,9 @@ class LeRobotWriter:
         }
 
     def _task_index(self, task: str) -> int:
-        return self._tasks.setdefault(task, max(self._tasks.values(), default=-1) + 1)
+        if task not in self._tasks:  # is asked of every frame, and there may be 30,000
+            self._tasks[task] = max(self._tasks.values(), default=-1) + 1
+        return self._tasks[task]
 
     # --- the end --------------------------------------------------------------------------------------------
 

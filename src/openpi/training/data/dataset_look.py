@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from openpi.data.check.findings import Severity, by_kind
-from openpi.data.check.runner import check_open
+from openpi.data.check.runner import check_open, takes_long
 from openpi.data.check.subject import Reading
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -17,7 +17,6 @@ from openpi.training.data_config import DataConfig
 logger = logging.getLogger(__name__)
 
 _MAX_LINES = 20
-_MAX_FRAMES, _MAX_EPISODES = 2_000_000, 10_000  # half a minute; of larger sets the whole check is a job of its own
 
 
 def reading_of(config: TrainConfig) -> tuple[Path, Reading]:
@@ -40,7 +39,7 @@ def warn_of_findings(dataset: object, data_config: DataConfig, horizon: int) -> 
     """Logs one line for each kind of finding that is an error or a warning; nothing is refused for it."""
     if not isinstance(dataset, LeRobotDataset):
         return
-    if len(dataset) > _MAX_FRAMES or len(dataset.episodes) > _MAX_EPISODES:
+    if takes_long(len(dataset), len(dataset.episodes)):
         logger.info(
             "dataset: not looked at, for its %d frames in %d episodes; `openpi dataset check %s` does",
             len(dataset),

@@ -23,7 +23,9 @@ from openpi.policies.policy_config import stats_dims
 from openpi.shared import download, normalize, stats_check, strict_json, whole_file
 from openpi.shared.errors import listed
 from openpi.shared.pools import IN_PROCESS, Pool
+from openpi.shared.slow import told
 from openpi.training.config import TrainConfig
+from openpi.training.data.frame_blocks import BLOCK_FRAMES
 from openpi.training.data.recipe_data import RecipeData, expanded, open_recipe
 from openpi.training.data.tabular_frames import Block, Frames, frames_of
 from openpi.training.data_config import DataConfig
@@ -98,21 +100,12 @@ def compute_of(
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
         stats[key], widened = normalize.floor_degenerate(value, [f"{key}/{label}" for label in names[key]])
-        messages += _without_padding(widened, f"{key}/{names[key][-1]}", value)
+        messages += widened
     for message in messages:
         logger.warning("normalisation statistics: %s", message)
     normalize.save(path.parent, stats)
     _write_source(path.parent, data, horizon)
     return ComputedStats(stats, path, num_frames, names, tuple(messages))
-
-
-def _without_padding(messages: list[str], last: str, stats: normalize.NormStats) -> list[str]:
-    """The messages of `floor_degenerate`, with one for all zeros at the end: inputs of a robot that pad have many."""
-    num_zeros = int((~stats_check.Dims().in_use("", stats)).sum())
-    if num_zeros < 2:
-        return messages
-    first = messages[-num_zeros].partition(" ")[0]
-    return [*messages[:-num_zeros], f"{first} to {last} are constant at 0, as padding is: widened to std 1"]
 
 
 def _write_source(folder: Path, data: RecipeData, horizon: int) -> None:
@@ -324,7 +317,8 @@ def _in_parts(
     total = {key: normalize.RunningStats() for key in STATS_KEYS}
     waiting: dict[int, _Stats] = {}
     due = 0
-    for part, found in pool.each(functools.partial(_look_from, look, frames, blocks), parts):
+    work = pool.each(functools.partial(_look_from, look, frames, blocks), parts)
+    for part, found in told(work, f"parts of the statistics, of {_BLOCKS_PER_JOB * BLOCK_FRAMES} frames", len(parts)):
         waiting[part.start] = found
         while due in waiting:
             for key, running in waiting.pop(due).items():

@@ -87,11 +87,10 @@ class TabularFrames(_Evaluating):
         self._images = _black_images(dataset, data_config)
         names = [key for key in dataset.keys if key not in dataset.metadata.camera_keys]
         self._columns = {name: dataset.column(name) for name in names}
-        lengths = np.diff(dataset.episode_bounds, axis=1)[:, 0]
-        self._last_rows = np.repeat(dataset.episode_bounds[:, 1] - 1, lengths)
+        self._ends = dataset.episode_bounds[:, 1]
 
     def __len__(self) -> int:
-        return len(self._last_rows)
+        return int(self._ends[-1])
 
     def parts(self, max_frames: int | None) -> Sequence[tuple[float, Iterable[Block]]]:
         rows = _chosen_rows(len(self), max_frames)
@@ -99,11 +98,14 @@ class TabularFrames(_Evaluating):
         return [(1.0, RowBlocks(self, [rows[begin : begin + size] for begin in range(0, len(rows), size)]))]
 
     def block(self, rows: np.ndarray) -> Block:
-        episode_of = np.searchsorted(np.unique(self._last_rows), rows)
-        return Block(episode_of, lambda chosen, shape: self._build(rows[chosen], shape))
+        return Block(self._episode_of(rows), lambda chosen, shape: self._build(rows[chosen], shape))
+
+    def _episode_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._ends, rows, side="right")
 
     def _build(self, rows: np.ndarray, shape: Callable[[np.ndarray], object]) -> Sample:
         sample: Sample = dict(self._images)
+        last_rows = self._ends[self._episode_of(rows)] - 1
         for name, column in self._columns.items():
             if column.dtype.hasobject:  # texts and what else is told: of one frame
                 sample[name] = column[rows[0]]
@@ -111,7 +113,7 @@ class TabularFrames(_Evaluating):
                 sample[name] = shape(column[rows])
                 continue
             steps = rows[:, None] + np.arange(self._horizon)
-            inside = np.minimum(steps, self._last_rows[rows][:, None])
+            inside = np.minimum(steps, last_rows[:, None])
             sample[name] = shape(column[inside])
             sample[f"{name}_is_pad"] = shape(steps != inside)
         task_index = self._columns["task_index"][rows[0]]

@@ -1,0 +1,39 @@
+"""What takes long says how far it is; what does not, says nothing."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SECONDS_PER_LINE = 30
+
+
+class Pace:
+    """Logs a line now and then.
+
+    Args:
+        what: is counted: `episodes read`.
+    """
+
+    def __init__(self, what: str):
+        self._what = what
+        self._started = self._reported = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._reported > _SECONDS_PER_LINE:
+            self._reported = now
+            left_s = (now - self._started) / max(1, done) * (total - done)
+            logger.info("%d of %d %s, %.0f s left", done, total, self._what, left_s)
+
+
+def told(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, with a log line now and then of how many there were; see `Pace`."""
+    pace = Pace(what)
+    for done, item in enumerate(items, start=1):
+        yield item
+        pace.show(done, total)
