@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from openpi.models.siglip_config import SiglipConfig
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
-from openpi.weights import orbax_io
+from openpi.weights import merging, orbax_io
 
 _EXPERT = GemmaConfig(
     width=16,
@@ -52,6 +53,19 @@ def with_large_adapters(config) -> dict:
     return unflatten({path: rng.normal(0, 0.2, leaf.shape).astype(np.float32) for path, leaf in shapes.items()})
 
 
+def random_inputs(config):
+    """A batch of two with the shapes of `inputs_spec`: every mask true, tokens below 256."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.dtype == np.bool_:
+            return jnp.ones(leaf.shape, leaf.dtype)
+        is_token = np.issubdtype(leaf.dtype, np.integer)
+        return jnp.asarray(rng.integers(0, 256, leaf.shape) if is_token else rng.uniform(-1, 1, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, config.inputs_spec(batch_size=2))
+
+
 @jax.jit
 def loss(model, observation, actions) -> jax.Array:
     return model.compute_loss(jax.random.key(0), observation, actions)
@@ -77,7 +91,7 @@ def test_the_merged_checkpoint_gives_the_same_actions_without_adapters(tmp_path,
     params = restore_params(tmp_path / "merged" / "params")
     assert not any("lora" in path for path in flatten(params))
 
-    observation, actions = export.random_inputs(recipe.model)
+    observation, actions = random_inputs(recipe.model)
     models = [
         MODELS[name].load(restore_params(source / "params")),
         recipe.model.load(params, remove_extra_params=False),
@@ -105,6 +119,15 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, capsys):
     assert "has no adapters" in capsys.readouterr().err
     assert export.main([str(source), "--merge", f"--output={source}"]) == 1
     assert "exists; choose another --output" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
+
+
+def test_a_merge_that_computes_something_else_is_refused(tmp_path, capsys, monkeypatch):
+    right = merging._scalings
+    monkeypatch.setattr(merging, "_scalings", lambda config: {name: 1.1 * by for name, by in right(config).items()})
+    source = checkpoint(tmp_path / "0", MODELS["pi0"])
+    assert export.main([str(source), "--merge", f"--output={tmp_path / 'merged'}"]) == 1
+    assert "the merged model differs by" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
 
 

@@ -179,7 +179,6 @@ JAX = {
 }
 # Within functions that run with JAX only.
 JAX_LAZILY = {
-    "openpi.cli.checkpoints.export",
     "openpi.cli.debugging.infer",
     "openpi.training.data.batch_arrays",  # gives arrays of JAX, or tensors of PyTorch
     "openpi.shared.image_tools",  # for images that are on a device

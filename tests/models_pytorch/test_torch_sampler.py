@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from golden_kits import Kit, load_kit
 from meta_device import DEVICE, NothingWaits
-from openpi.models_pytorch import loading
+from openpi.models.gemma_config import get_config
+from openpi.models_pytorch import gemma, loading
 from openpi.policies import graphs_pytorch, sampler_pytorch
 from openpi.policies.policy import Policy
 from openpi.policies.sampler_pytorch import PytorchSampler
@@ -38,6 +40,15 @@ def inputs_of(kit: Kit, row: slice = slice(None), **options: bool) -> dict[str, 
         return {key: part(item) for key, item in value.items()} if isinstance(value, dict) else value[row]
 
     return part(kit.observation(**options))
+
+
+def test_weights_that_are_fused_are_given_up_one_module_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (gemma.Mlp(get_config("dummy")) for _ in range(2))
+    old, fuse = weakref.ref(first.gate_proj.weight), second.fuse
+    seen: list[object] = []
+    monkeypatch.setattr(second, "fuse", lambda: (seen.append(old()), fuse()))
+    sampler_pytorch._fuse(nn.Sequential(first, second))
+    assert seen == [None] and second.gate_up_proj is not None
 
 
 # --- what a CUDA graph captures -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from openpi.models.model import Observation, restore_params
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.rtc_config import RtcConfig
 from openpi.models.siglip_config import SiglipConfig
+from openpi.policies import policy_config, sampler_jax
 from openpi.policies.contract import Contract
 from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_example
 from openpi.policies.guards import InputsGuard, ObservationError
@@ -271,6 +273,23 @@ def test_the_checkpoints_own_tokenizer_is_used(recipe, checkpoint, tmp_path):
     elsewhere = dataclasses.replace(recipe.model, tokenizer_path="/not/on/this/machine")
     policy = create_trained_policy(dataclasses.replace(recipe, model=elsewhere), folder, sample_kwargs={"num_steps": 1})
     assert policy.infer(make_droid_example())["actions"].shape == (10, 8)
+
+
+def test_a_tokenizer_that_is_not_there_is_missed_before_weights_are_read(recipe, checkpoint, monkeypatch):
+    monkeypatch.setattr(policy_config, "_load_sampler", lambda *_: pytest.fail("read"))
+    elsewhere = dataclasses.replace(recipe.model, tokenizer_path="/not/on/this/machine")
+    with pytest.raises(FileNotFoundError, match=r"/not/on/this/machine does not exist"):
+        create_trained_policy(dataclasses.replace(recipe, model=elsewhere), checkpoint)
+
+
+def test_a_processor_widens_the_weights_of_one_layer_at_a_time():
+    def layers(x, stacked):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stacked)[0]
+
+    stacked = jax.ShapeDtypeStruct((64, 128, 128), jnp.bfloat16)
+    program = jax.jit(layers, compiler_options=sampler_jax._compiler_options())
+    needed = program.lower(jax.ShapeDtypeStruct((4, 128), jnp.bfloat16), stacked).compile().memory_analysis()
+    assert needed.temp_size_in_bytes < stacked.size  # a wide copy of all layers has four times as many
 
 
 @pytest.fixture

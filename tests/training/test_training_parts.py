@@ -701,6 +701,17 @@ def test_a_full_disk_is_noticed_before_training(tmp_path):
         preflight.check_disk_space(config, needed * 10**9)
 
 
+@pytest.mark.parametrize("backend", ["jax", "pytorch"])
+def test_a_state_that_is_larger_than_the_device_is_told_before_weights_are_read(monkeypatch, caplog, backend):
+    config = dataclasses.replace(get_config("debug"), exp_name="x", backend=backend)
+    opened = open_backend(config)
+    preflight.check_recipe(config, opened)
+    assert "lack of memory" not in caplog.text
+    monkeypatch.setattr(preflight, "_host_bytes", lambda: 10**6)
+    preflight.check_recipe(config, opened)
+    assert "GB on each device, which has 0.0 GB" in caplog.text and "openpi train debug --plan" in caplog.text
+
+
 def test_a_backend_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     config = cli([RECIPE, "--backend=pytorch"])
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -68,6 +68,10 @@ class PaligemmaTokenizer:
             self._warn([_cut(self._model, tokens, self.max_len, text, has_state=state is not None)])
         return _pad(tokens, self.max_len, np.int64), _pad([True] * len(tokens), self.max_len, np.bool_)
 
+    def open(self) -> None:
+        """Now and not with the first prompt; errors as of `load_sentencepiece`."""
+        self._model  # noqa: B018
+
     @cached_property
     def _model(self) -> sentencepiece.SentencePieceProcessor:
         return load_sentencepiece(self.model_path)

@@ -20,6 +20,8 @@ from openpi.shared import budgets, frameworks, strict_json, whole_file
 from openpi.shared.errors import first_line
 from openpi.shared.strict_json import Json
 from openpi.shared.tree import Params
+from openpi.weights import released
+from openpi.weights.blocks import Weights, told
 from openpi.weights.opening import open_weights
 from openpi.weights.probe import Probe, Witness
 
@@ -88,6 +90,18 @@ def verify(folder: Path, config: object, backends: Sequence[str] | None = None) 
     return {name: _error(name, _run(name, probe, found.tree(), inputs), outputs) for name in names}
 
 
+def outputs(backend: str, weights: Weights, config: object, *others: object) -> list[np.ndarray]:
+    """What the small model cut out of these weights gives, in float32; read once for all configurations.
+
+    Args:
+        config: of the model that the weights are of.
+        others: of models that have some of its weights, of the same sizes.
+    """
+    probe, witness = _small(weights, config)
+    params, inputs = witness.tree(), probe.inputs()
+    return [_run(backend, Probe(each), params, inputs) for each in (config, *others)]
+
+
 def _installed_backends() -> tuple[frameworks.Backend, ...]:
     """Raises ImportError where there is none."""
     frameworks.choose("jax", "a certificate")
@@ -95,8 +109,15 @@ def _installed_backends() -> tuple[frameworks.Backend, ...]:
 
 
 def _seen(folder: Path, config: object) -> tuple[Probe, Witness]:
+    return _small(open_weights(config, folder), config)
+
+
+def _small(weights: Weights, config: object) -> tuple[Probe, Witness]:
+    """Reads all weights."""
     witness = Witness(probe := Probe(config))
-    for block in open_weights(config, folder).blocks():
+    for block in told(
+        weights.blocks(), "reading the weights, to compare them", released.num_bytes(config, weights.dtype)
+    ):
         witness.see(block)
     return probe, witness
 

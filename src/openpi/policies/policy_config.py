@@ -73,7 +73,8 @@ def create_trained_policy(
         dtype: of the parameters; None = bfloat16, or float32 if the recipe's model computes in it.
         fp8: make products in FP8 as the checkpoint was calibrated; implies the PyTorch backend.
     Raises:
-        FileNotFoundError: no checkpoint, or no statistics in it; with `fp8`, no calibration.
+        FileNotFoundError, ConnectionError: no checkpoint, no statistics in it, or no tokenizer; with `fp8`, no
+            calibration.
         ValueError: the recipe names no asset id, statistics of another robot, or another model than the checkpoint
             holds; its action tokenizer cannot decode; `rtc` is not what it was trained for; or there is no such
             device.
@@ -98,11 +99,13 @@ def create_trained_policy(
     )
     continuation = _continuation(rtc, train_config.model, pipeline)
     repack = repack_transforms or _transforms.Group()
+    _open_tokenizers(pipeline)
+    sample_kwargs = _with_grammar(pipeline, sample_kwargs)
     return Policy(
         _load_sampler(train_config.model, checkpoint, backend, pytorch_device, dtype, calibration),
         transforms=pipeline.inputs,
         output_transforms=pipeline.outputs,
-        sample_kwargs=_with_grammar(pipeline, sample_kwargs),
+        sample_kwargs=sample_kwargs,
         metadata=getattr(train_config, "policy_metadata", None),  # which copies of the first version lack
         contract=pipeline.contract,
         checkpoint=checkpoint.identity,
@@ -373,6 +376,13 @@ def make_pipeline(
         *repack.outputs,
     ]
     return Pipeline(inputs, outputs, data_config, contract)
+
+
+def _open_tokenizers(pipeline: Pipeline) -> None:
+    """Before weights are read, which may take minutes: the file may be missing, and not within reach."""
+    for step in pipeline.inputs:
+        if isinstance(step, _transforms.TokenizePrompt):
+            getattr(step.tokenizer, "open", lambda: None)()  # a user's own need not have it
 
 
 def _with_grammar(pipeline: Pipeline, sample_kwargs: Mapping[str, object] | None) -> Mapping[str, object]:

@@ -81,10 +81,7 @@ class PytorchSampler:
     ) -> None:
         self._device = resolve_device(device)
         self.model: Any = model.to(self._device).eval().requires_grad_(False)
-        for module in list(model.modules()):
-            fuse: Any = getattr(module, "fuse", None)
-            if fuse is not None:
-                fuse()
+        _fuse(model)
         if calibration is not None:
             fp8.check_device(self._device)
             fp8.quantize(self.model, calibration.chosen())
@@ -136,7 +133,10 @@ class PytorchSampler:
         where it is.
         """
         options = tuple(sorted(sample_kwargs.items()))
-        for extent in self._extents.make_ready(inputs, options):
+        extents = self._extents.make_ready(inputs, options)
+        if self._device.type == "cpu" and not self._has_programs:  # every size runs as it is: one shows that it does
+            extents = extents[-1:]
+        for extent in extents:
             program = self._program(compact.cut(inputs, extent), None, options, torch.Generator().manual_seed(0))
             check_finite(self._call(program))
 
@@ -203,6 +203,14 @@ class PytorchSampler:
             return write(observation_of(tensors, dropped))
 
         return run
+
+
+def _fuse(model: nn.Module) -> None:
+    """In place, with the weights of one module in memory twice."""
+    # Not a list of all modules: it would keep what each of them gives up, half of a model, until the last one is done.
+    parts: list[Any] = [module for module in model.modules() if hasattr(module, "fuse")]
+    for part in parts:
+        part.fuse()
 
 
 class _Programs:

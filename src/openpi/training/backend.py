@@ -63,6 +63,7 @@ class Backend(Protocol):
         name: as of `TrainConfig.backend`.
         num_devices: of all processes together.
         device_kind: of one of them, as in "NVIDIA H200".
+        device_bytes: memory of one of them; None = that of this machine.
     """
 
     name: str
@@ -72,6 +73,9 @@ class Backend(Protocol):
 
     @property
     def device_kind(self) -> str: ...
+
+    @property
+    def device_bytes(self) -> int | None: ...
 
     def check(self) -> None:
         """Raises ValueError for a recipe that these devices, or this framework, cannot train."""

@@ -91,6 +91,7 @@ def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return (min(shape[0], rows_per_block(shape, itemsize)), *shape[1:])
 
 
-def num_bytes(config: object, dtype: Callable[[Row], np.dtype]) -> int:
+def num_bytes(config: object, dtype: Callable[[Row], np.dtype], *, left_out: Collection[str] = ()) -> int:
     """Of the tensors, about as large as the file."""
-    return sum(Spec(row.shape, np.dtype(dtype(row))).nbytes for row in names.rows(config))
+    rows = [row for row in names.rows(config) if row.tree not in left_out]
+    return sum(Spec(row.shape, np.dtype(dtype(row))).nbytes for row in rows)

@@ -223,6 +223,7 @@ def _write(
     """Weights, recipe and the layout's own files; returns what a certificate is made of."""
     from openpi.training import recipe_io
     from openpi.weights import names, released, spelling
+    from openpi.weights.blocks import told
     from openpi.weights.probe import Witness
 
     model: Any = recipe.model
@@ -235,9 +236,11 @@ def _write(
         raise ValueError(
             f"the weights are {main_dtype}, which LeRobot does not load; name one with --dtype {DTYPES[1]}"
         )
-    _check_space(folder, released.num_bytes(model, dtype_of))
+    size = released.num_bytes(model, dtype_of)
+    _check_space(folder, size)
     witness = Witness()
-    blocks = witness.watch(released.cast(weights, None if dtype is None else _numpy_dtype(dtype)))
+    read = released.cast(weights, None if dtype is None else _numpy_dtype(dtype))
+    blocks = told(witness.watch(read), "writing the weights", size)
     if to == "jax":
         released.write_params(folder / "params", model, blocks, dtype_of)
     else:

@@ -84,7 +84,9 @@ def infer(args: argparse.Namespace) -> Path:
         raise ValueError("a recipe without a checkpoint runs with JAX; name a checkpoint, or leave --backend out")
     if checkpoint is None:
         frameworks.require("jax", "a recipe without a checkpoint")
+    logger.info("loading %s", checkpoint or f"what the training of '{config.name}' would start from")
     policy = load_policy(config, checkpoint, sample_kwargs, args.default_prompt, **chosen)
+    logger.info("the weights are loaded; a chunk is being computed, for which JAX compiles first")
     result = policy.infer(observation, noise=noise)
     actions = np.asarray(result["actions"], dtype=np.float32)
     used = {} if noise is None else {"noise": noise}

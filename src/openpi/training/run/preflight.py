@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -21,7 +22,7 @@ from openpi.data.batch_loader import SourceLoader
 from openpi.data.dataset import Dataset, Sample
 from openpi.data.lerobot.features import Feature, dimension_names
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi.models.model_config import ModelType
+from openpi.models.model_config import ModelType, freeze_nothing
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
@@ -98,6 +99,25 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
             config.ema_decay,
             len(frozen),
         )
+    _warn_of_memory(config, backend)
+
+
+def _warn_of_memory(config: TrainConfig, backend: Backend) -> None:
+    """Before weights are fetched and read: a machine without room ends the process without a word."""
+    needed = backend.required_bytes(freeze_nothing) / config.fsdp_devices  # a checkpoint is the state
+    there = backend.device_bytes or _host_bytes()
+    if needed > there:
+        logger.warning(
+            "weights, moments and average take about %.1f GB on each device, which has %.1f GB, before gradients and "
+            "activations: this run will probably end for lack of memory. `openpi train %s --plan` says what takes less",
+            needed / 1e9,
+            there / 1e9,
+            config.name,
+        )
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_dataset_name(config: TrainConfig) -> None:

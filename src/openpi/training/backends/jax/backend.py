@@ -43,6 +43,10 @@ class JaxBackend:
     def device_kind(self) -> str:
         return jax.devices()[0].device_kind
 
+    @property
+    def device_bytes(self) -> int | None:
+        return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
     def check(self) -> None:
         for field in ("pytorch_compile", "pytorch_free_gradients"):
             if getattr(self._config, field):

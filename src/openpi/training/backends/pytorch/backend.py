@@ -122,6 +122,11 @@ class PyTorchBackend:
     def device_kind(self) -> str:
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
+    @property
+    def device_bytes(self) -> int | None:
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.get_device_properties(self._device).total_memory if on_gpu else None
+
     def check(self) -> None:
         config, count = self._config, processes.count()
         each = count * config.gradient_accumulation_steps
@@ -151,7 +156,7 @@ class PyTorchBackend:
         return {path: _Spec(shape) for path, shape in names.tree_shapes(self._config.model).items()}
 
     def required_bytes(self, is_left_out: Filter) -> int:
-        total = 0
+        total, bytes_of_weight = 0, 2 if self._config.pytorch_training_precision == "pure_bfloat16" else 4
         for row in self._table:
             if is_left_out(row.tree):
                 continue
@@ -162,7 +167,7 @@ class PyTorchBackend:
                 has_average = self._config.ema_decay is not None
                 is_coded = getattr(self._config.optimizer, "state_bits", 32) == 8
                 moments = 2 * adam_8bit_pytorch.moment_bytes(row.shape) if is_coded else 8 * size
-                total += 4 * size * (1 + has_average) + moments
+                total += bytes_of_weight * size + 4 * size * has_average + moments
         return int(total * _SIZE_MARGIN)
 
     def create_state(self) -> TrainState:
