@@ -94,10 +94,13 @@ def pytest_report_header() -> str | None:
 
 # Files that take longest, first: one that is begun last runs alone at the end, beside an idle core.
 _LONGEST = (
-    *("training_processes", "demo_pipeline", "models_golden", "recipe_families", "training_run", "torch_training"),
-    *("compact", "on_gpu", "torch_processes", "adapters", "models_fast_golden", "export", "torch_backends"),
-    *("realtime_loop", "robot_programs", "models_components", "realtime_safety", "training_sharding"),
-    *("convert_positronic", "evaluate", "weights_pytorch", "torch_golden", "torch_compile", "training_step"),
+    *("demo_pipeline", "models_golden", "training_processes", "robot_programs", "torch_processes", "torch_golden"),
+    *("training_run", "torch_training", "deadlines", "on_gpu", "compact", "recipe_families", "convert_positronic"),
+    *("realtime_loop", "evaluate", "models_fast_golden", "realtime_safety", "cli_fetch", "weights_pytorch"),
+    *("adapters", "realtime_process", "data_reader", "training_sharding", "torch_backends", "torch_compile"),
+    *("published_programs", "checkpoints", "torch_start", "init", "training_parts", "positronic_compat", "mixture"),
+    *("models_components", "positronic_workflow", "export", "serving_recording", "one_backend", "rtc", "serving_load"),
+    *("loader_batches",),
 )
 
 

@@ -6,9 +6,9 @@ import logging
 import time
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from openpi.shared.slow import Pace
 
-_SECONDS_PER_LINE = 30
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -16,7 +16,7 @@ class Progress:
 
     def __init__(self, what: str, total: int):
         self._what, self._total, self._done = what, total, 0
-        self._started = self._reported = time.monotonic()
+        self._started, self._pace = time.monotonic(), Pace(what)
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -40,7 +40,5 @@ class Progress:
         self._done += 1
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
-        elif time.monotonic() - self._reported > _SECONDS_PER_LINE:
-            self._reported = time.monotonic()
-            left_s = (self._reported - self._started) / self._done * (self._total - self._done)
-            logger.info("%d of %d %s, %.0f s left", self._done, self._total, self._what, left_s)
+        else:
+            self._pace.show(self._done, self._total)

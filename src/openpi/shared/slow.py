@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Pace:
         self._what = what
         self._started = self._reported = time.monotonic()
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: float, total: float) -> None:
         now = time.monotonic()
         if now - self._reported > _SECONDS_PER_LINE:
             self._reported = now
@@ -31,9 +31,10 @@ class Pace:
             logger.info("%d of %d %s, %.0f s left", done, total, self._what, left_s)
 
 
-def told(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items, with a log line now and then of how many there were; see `Pace`."""
-    pace = Pace(what)
-    for done, item in enumerate(items, start=1):
+def told(items: Iterable[T], what: str, total: float, size: Callable[[T], float] = lambda _: 1) -> Iterator[T]:
+    """The items, with a log line now and then of how many there were, or of the sum of their sizes; see `Pace`."""
+    pace, done = Pace(what), 0.0
+    for item in items:
         yield item
+        done += size(item)
         pace.show(done, total)

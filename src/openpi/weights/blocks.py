@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from openpi.shared import slow
 from openpi.weights.adapter_base import AdapterBase
 from openpi.weights.compare import LoadReport
 from openpi.weights.names import Row
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 # Arrays that are read at a time: the host holds as many. A third of a model's bytes are one array.
 _AT_ONCE = 4
-_SECONDS_PER_LINE = 10
 Select = Callable[[str], Any]
 Box = tuple[tuple[int, int], ...]
 
@@ -84,19 +80,13 @@ class Weights(Protocol):
         ...
 
 
-def told(blocks: Iterable[Block], doing: str, total: int) -> Iterator[Block]:
-    """The same blocks; how far they are is logged now and then.
+def told(blocks: Iterable[Block], total: int) -> Iterator[Block]:
+    """The same blocks; how much of them is written is logged now and then.
 
     Args:
         total: bytes of all of them.
     """
-    done, reported = 0, time.monotonic()
-    for block in blocks:
-        yield block
-        done += block.values.nbytes
-        if time.monotonic() - reported > _SECONDS_PER_LINE:
-            reported = time.monotonic()
-            logger.info("%s: %.1f of %.1f GB", doing, done / 1e9, total / 1e9)
+    return slow.told(blocks, "MB of weights written", total / 1e6, lambda block: block.values.nbytes / 1e6)
 
 
 def by_array(read: Callable[[str, Sequence[Row]], T], arrays: Mapping[str, Sequence[Row]]) -> dict[str, T]:
