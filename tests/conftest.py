@@ -100,7 +100,7 @@ _LONGEST = (
     *("adapters", "realtime_process", "data_reader", "training_sharding", "torch_backends", "torch_compile"),
     *("published_programs", "checkpoints", "torch_start", "init", "training_parts", "positronic_compat", "mixture"),
     *("models_components", "positronic_workflow", "export", "serving_recording", "one_backend", "rtc", "serving_load"),
-    *("loader_batches",),
+    "loader_batches",
 )
 
 

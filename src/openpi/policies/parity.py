@@ -115,9 +115,8 @@ def _seen(folder: Path, config: object) -> tuple[Probe, Witness]:
 def _small(weights: Weights, config: object) -> tuple[Probe, Witness]:
     """Reads all weights."""
     witness = Witness(probe := Probe(config))
-    for block in told(
-        weights.blocks(), "reading the weights, to compare them", released.num_bytes(config, weights.dtype)
-    ):
+    size = released.num_bytes(config, weights.dtype)
+    for block in told(weights.blocks(), "read, to be compared", size):
         witness.see(block)
     return probe, witness
 

@@ -80,13 +80,14 @@ class Weights(Protocol):
         ...
 
 
-def told(blocks: Iterable[Block], total: int) -> Iterator[Block]:
-    """The same blocks; how much of them is written is logged now and then.
+def told(blocks: Iterable[Block], what: str, total: int) -> Iterator[Block]:
+    """The same blocks; how many MB they are so far is logged now and then.
 
     Args:
+        what: becomes of them, such as `written`.
         total: bytes of all of them.
     """
-    return slow.told(blocks, "MB of weights written", total / 1e6, lambda block: block.values.nbytes / 1e6)
+    return slow.told(blocks, f"MB of weights {what}", total / 1e6, lambda block: block.values.nbytes / 1e6)
 
 
 def by_array(read: Callable[[str, Sequence[Row]], T], arrays: Mapping[str, Sequence[Row]]) -> dict[str, T]:

@@ -240,7 +240,7 @@ def _write(
     _check_space(folder, size)
     witness = Witness()
     read = released.cast(weights, None if dtype is None else _numpy_dtype(dtype))
-    blocks = told(witness.watch(read), size)
+    blocks = told(witness.watch(read), "written", size)
     if to == "jax":
         released.write_params(folder / "params", model, blocks, dtype_of)
     else:

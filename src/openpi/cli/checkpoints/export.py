@@ -159,7 +159,7 @@ def _write(
     left_out = frozenset[str]() if base is None else base.frozen.keys()
     kept = {row.released for row in weights.table if row.tree not in left_out}
     size = released.num_bytes(recipe.model, weights.dtype, left_out=left_out)
-    blocks = told(released.cast(weights, only=kept.__contains__), size)
+    blocks = told(released.cast(weights, only=kept.__contains__), "written", size)
     with written_whole(output) as partial:
         if checkpoint.layout is Layout.JAX:
             released.write_params(partial / "params", recipe.model, blocks, weights.dtype, left_out=left_out)
