@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from openpi.policies.droid_policy import DroidInputs, DroidOutputs, make_droid_e
 from openpi.policies.guards import RangeGuard
 from openpi.policies.policy import Policy
 from openpi.policies.seen import Seen
+from openpi.serving import pages
 from openpi.serving.live import LiveSession
-from openpi.serving.pages import _last_exchange, status_page
+from openpi.serving.pages import _last_exchange, status_json, status_page
 from openpi.transforms import TokenizePrompt
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
@@ -244,6 +246,36 @@ def test_what_a_page_has_of_a_server_that_is_gone_looks_old(tmp_path):
     (tmp_path / "page.html").write_bytes(status_page().body)
     gone = dom(tmp_path, f"file://{tmp_path}/page.html")
     assert 'id="sessions" class="stale"' in gone and "no answer from the server for " in gone
+
+
+def test_of_three_hundred_sessions_a_few_are_shown_in_full_those_that_were_told_something_or_are_looked_at_first():
+    policy, sessions = TestPolicy(), []
+    for number in range(1, 301):
+        live = LiveSession(number, "openpi", "default", "robot")
+        result = {"actions": np.zeros((15, 8)), **({"warnings": ["[blank] image: black"]} if number == 200 else {})}
+        live.answered([{"image": np.zeros((4, 4, 3), np.uint8)}], [result], 0.01)
+        sessions.append(live)
+    slot = SimpleNamespace(
+        model_id="default", policy=policy, num_sessions=300, thread=SimpleNamespace(num_waiting=lambda: 0)
+    )
+    status = json.loads(status_json([slot], sessions, ids=list, chosen=[300]).body)
+    shown = [each["number"] for each in status["sessions"] if "cameras" in each]
+    assert len(status["sessions"]) == 300 and shown == [1, 2, 3, 4, 5, 6, 200, 300]
+    assert "latencies_ms" not in status["sessions"][100] and status["sessions"][100]["num_requests"] == 1
+
+
+def test_the_session_that_somebody_clicked_is_among_those_that_are_shown(monkeypatch):
+    monkeypatch.setattr(pages, "_MOST_SHOWN", 1)
+    with (
+        server_thread(TestPolicy) as (_, port),
+        WebsocketClientPolicy("127.0.0.1", port) as client,
+        WebsocketClientPolicy("127.0.0.1", port) as other,
+    ):
+        for each in (client, other):
+            each.infer({"image": np.zeros((4, 4, 3), np.uint8)})
+        for query in ("?session=2", f"?session={'9' * 6000}", "?session=x"):  # the last one that was asked for stays
+            first, second = json.loads(get(port, f"/status.json{query}")[2])["sessions"]
+            assert "cameras" in second and "cameras" not in first
 
 
 def test_a_clock_that_is_set_back_takes_no_chunk_from_the_page():

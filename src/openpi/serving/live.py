@@ -7,7 +7,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ class Told:
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """Where the time of an exchange went, in ms: `prepare`, until the model could have it; `model`, in its batch;
     `wait`, for the model's turn and to be sent.
     """

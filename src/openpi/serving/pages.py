@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # Nothing from elsewhere: the page works without a network, and no other page may show it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 _JPEG_QUALITY = 70
+# Sessions of which all is shown, and how long a warning makes one of them.
+_MOST_SHOWN, _LATELY_S = 8, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,17 +128,39 @@ def text(content: str, status: int = 200) -> Page:
     return Page(content.encode(), "text/plain; charset=utf-8", status)
 
 
-def status_json(slots: Sequence[ModelSlot], sessions: Sequence[LiveSession], *, ids: Callable[[], list[str]]) -> Page:
-    """Everything that the status page shows; images as the model sees them, as JPEG in data URLs."""
+def status_json(
+    slots: Sequence[ModelSlot],
+    sessions: Sequence[LiveSession],
+    *,
+    ids: Callable[[], list[str]],
+    chosen: Sequence[int] = (),
+) -> Page:
+    """Everything that the status page shows; images as the model sees them, as JPEG in data URLs.
+
+    Args:
+        chosen: numbers of sessions that somebody wants to look at. Of many sessions these are shown in full, then those
+            that were told something lately, then the oldest: pictures of all would keep the robots waiting.
+    """
+    now_s = time.time()
     policies = {slot.model_id: slot.policy for slot in slots}
+    ranked = sorted(sessions, key=lambda each: (each.number not in chosen, not _is_told(each, now_s), each.number))
+    shown = {session.number for session in ranked[:_MOST_SHOWN]}
     return _json(
         {
-            "now_s": time.time(),
+            "now_s": now_s,
             "ids": ids(),
             "models": [_model(slot) for slot in slots],
-            "sessions": [_session(session, policies.get(session.model_id)) for session in sessions],
+            "sessions": [
+                {**_session(each), **(_details(each, policies.get(each.model_id)) if each.number in shown else {})}
+                for each in sessions
+            ],
         }
     )
+
+
+def _is_told(session: LiveSession, now_s: float) -> bool:
+    """Whether there was a warning lately."""
+    return any(now_s - told.last_s < _LATELY_S for told in session.told.values())
 
 
 def _model(slot: ModelSlot) -> dict[str, object]:
@@ -150,9 +174,7 @@ def _model(slot: ModelSlot) -> dict[str, object]:
     }
 
 
-def _session(session: LiveSession, policy: object) -> dict[str, object]:
-    latencies = list(session.latencies_ms)
-    quantiles = np.percentile(latencies, [50, 90, 99]).tolist() if latencies else None
+def _session(session: LiveSession) -> dict[str, object]:
     return {
         "number": session.number,
         "protocol": session.protocol,
@@ -163,12 +185,18 @@ def _session(session: LiveSession, policy: object) -> dict[str, object]:
         "num_requests": session.num_requests,
         "num_errors": session.num_errors,
         "last_error": session.last_error,
-        "latencies_ms": [round(value, 2) for value in latencies],
-        "quantiles_ms": quantiles,
-        "parts_ms": _medians(list(session.parts)),
         "warnings": [
             {"text": told.text, "last_s": told.last_s, "count": told.count} for told in reversed(session.told.values())
         ],
+    }
+
+
+def _details(session: LiveSession, policy: object) -> dict[str, object]:
+    latencies = list(session.latencies_ms)
+    return {
+        "latencies_ms": [round(value, 2) for value in latencies],
+        "quantiles_ms": np.percentile(latencies, [50, 90, 99]).tolist() if latencies else None,
+        "parts_ms": _medians(list(session.parts)),
         "averages": _averages(session.averages(), getattr(policy, "contract", None)),
         **_shown(session, policy),
     }
@@ -184,9 +212,7 @@ def _shown(session: LiveSession, policy: object) -> dict[str, object]:
 
 
 def _medians(parts: Sequence[Parts]) -> dict[str, float]:
-    rows = [dataclasses.astuple(each) for each in parts]
-    names = [field.name for field in dataclasses.fields(Parts)]
-    return dict(zip(names, np.median(rows, axis=0).tolist(), strict=True)) if rows else {}
+    return dict(zip(Parts._fields, np.median(parts, axis=0).tolist(), strict=True)) if parts else {}
 
 
 def _averages(averages: Sequence[Moved], contract: Contract | None) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ import socket
 import ssl
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ DEFAULT_PORT = 8000
 FEATURES = "batch, jpeg, trace"
 _OTHER_PROTOCOLS = "/api/"  # where openpi's own is never spoken
 _KEEPALIVE_PATH = "/api/v1/keepalive"
+_MOST_CHOSEN = 4
 _DRAIN_TICK_S = 0.02
 # A signal may reach the process in another thread, which does not wake the main one: its handler runs at the next tick.
 _SIGNAL_TICK_S = 0.2
@@ -135,6 +137,7 @@ class PolicyServer:
         self._client_log = ClientLog()
         self._memory = MemoryBudget(self._limits.memory_bytes, self._limits.max_sessions)
         self._pages = threading.BoundedSemaphore(self._limits.max_pages)
+        self._chosen: deque[int] = deque(maxlen=_MOST_CHOSEN)  # sessions that people look at
         self._status = pages.SharedPage(self._status_json)
         self._metrics_text = pages.SharedPage(lambda: pages.metrics_text(self._metrics))
         self._models = pages.SharedPage(lambda: pages.models_json(self._catalog))
@@ -247,7 +250,7 @@ class PolicyServer:
             self._open_session(handshake, sock, address)
         elif self._pages.acquire(blocking=False):
             try:
-                handshake.respond(self._page(path), _PAGE_TIMEOUT_S)
+                handshake.respond(self._page(path, handshake.url.query), _PAGE_TIMEOUT_S)
             finally:
                 self._pages.release()
         else:
@@ -342,11 +345,14 @@ class PolicyServer:
             return pages.off()
         return None
 
-    def _page(self, path: str) -> pages.Page:
+    def _page(self, path: str, query: str) -> pages.Page:
         match path:
             case "/":
                 return pages.status_page()
             case "/status.json":
+                [number] = parse_qs(query).get("session", [""])[-1:]
+                if number.isdecimal() and len(number) < 10:
+                    self._chosen.append(int(number))
                 return self._status.get()
             case "/metrics":
                 return self._metrics_text.get()
@@ -359,7 +365,7 @@ class PolicyServer:
     def _status_json(self) -> pages.Page:
         with self._lock:
             live = [connection.live for connection in self._sessions.values() if connection.live]
-        return pages.status_json(self._pool.slots(), live, ids=self._catalog.ids)
+        return pages.status_json(self._pool.slots(), live, ids=self._catalog.ids, chosen=list(self._chosen))
 
     # Sessions
 
