@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import logging
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from xml.etree import ElementTree
 
@@ -18,6 +20,7 @@ from openpi.policies import request
 from openpi_client import realtime
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.freshness import Freshness
+from openpi_client.realtime import hanging
 from openpi_client.realtime.watch import OPTIONAL, ObservationWatch
 from realtime_world import DT, HORIZON, Arm, Walk, World, metadata
 
@@ -411,6 +414,27 @@ def test_what_a_program_ignores_or_handles_itself_is_left_to_it(handler):
         assert world.run(30)["end"] == "time is over"
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("is_program", [False, True])
+def test_a_driver_that_never_returns_is_told_with_its_place_and_a_program_ends_all_the_same(
+    is_program, monkeypatch, caplog
+):
+    """`disconnect` of ur-rtde connects anew for ever where its cable is out."""
+    world, codes, told = World(delays=[2]), [], threading.Event()
+
+    def hold() -> None:
+        assert told.wait(30)
+
+    world.arm.hold = hold
+    monkeypatch.setattr(hanging, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(hanging, "_is_program", is_program)
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), told.set()))
+    monkeypatch.setattr(hanging.logger, "error", lambda *args: (logging.error(*args), is_program or told.set()))
+    monkeypatch.setattr(hanging.faulthandler, "dump_traceback_later", lambda *args, **options: None)
+    world.run(10)
+    assert codes == [1] * is_program
+    assert "the robot's hold() has not returned for 0.01 s; " in caplog.text and "> hold (test_" in caplog.text
 
 
 # Observations

@@ -18,7 +18,7 @@ import numpy as np
 
 from openpi_client.base_policy import Metadata
 from openpi_client.deadline import check_seconds
-from openpi_client.realtime import strategies
+from openpi_client.realtime import hanging, strategies
 from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
 from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
 from openpi_client.realtime.controller import Controller, EpisodeEnded
@@ -150,7 +150,8 @@ class ControlLoop:
                 raise
             finally:
                 try:
-                    self._hold(controller)
+                    with hanging.told("the robot's hold()"):
+                        self._hold(controller)
                 finally:
                     # The next episode need not learn them again; until it had, it would freeze more rows than it must.
                     self._recent_delays = controller.recent_delays

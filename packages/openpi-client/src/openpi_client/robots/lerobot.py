@@ -26,6 +26,7 @@ from typing_extensions import Protocol
 
 from openpi_client import connection, realtime
 from openpi_client.base_policy import Metadata, Observation
+from openpi_client.realtime import hanging
 from openpi_client.realtime.loop import end_by_exception
 from openpi_client.realtime.requests import Requester
 from openpi_client.realtime.robot import check_names
@@ -163,13 +164,15 @@ def connected(robot: LeRobot) -> Iterator[LeRobot]:
     try:
         robot.connect()
     except BaseException:
-        with contextlib.suppress(Exception):  # it may say that it is not connected; why not is said already
+        # It may say that it is not connected; why not is said already.
+        with contextlib.suppress(Exception), hanging.told("LeRobot's disconnect()"):
             robot.disconnect()
         raise
     try:
         yield robot
     finally:
-        robot.disconnect()
+        with hanging.told("LeRobot's disconnect()"):
+            robot.disconnect()
 
 
 # The program
@@ -181,6 +184,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser().parse_args([word for word in words if not word.startswith("--robot.")])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     end_by_exception()
+    hanging.end_program()
     try:
         robot = make_robot([word for word in words if word.startswith("--robot.")])
         with contextlib.closing(_requester(args)) as policy:

@@ -15,7 +15,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 from typing_extensions import Literal
 
 from openpi_client import connection, realtime
-from openpi_client.realtime import strategies
+from openpi_client.realtime import hanging, strategies
 from openpi_client.realtime.loop import end_by_exception
 from openpi_client.robots import flags
 from openpi_client.robots.dry_run import DryRun
@@ -66,10 +66,12 @@ class RobotArgs(WorldArgs):
 
 def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Optional[Sequence[str]] = None) -> None:
     """Runs a program: its flags, logging, and what it cannot do as one line. Ctrl-C ends it with code 130, and SIGTERM,
-    as of a container that is stopped, with 143: the robot is let go, whatever it was at."""
+    as of a container that is stopped, with 143: the robot is let go, whatever it was at. A driver that never returns
+    from that ends it with 1, after `hanging.PATIENCE_S`."""
     args = flags.parse(kind, argv, prefix=prefix)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     end_by_exception()
+    hanging.end_program()
     try:
         run(args)
     except KeyboardInterrupt:
@@ -107,7 +109,7 @@ def running(
         key, port = connection.api_key_of(args.api_key), connection.usual_port(host, port)
         policy = stack.enter_context(realtime.ProcessRequester(host, port, key, image_layout=image_layout))
         robot = make_robot(policy.metadata)
-        stack.callback(robot.close)
+        stack.callback(_let_go, robot)
         robot = DryRun(robot) if args.dry_run else robot
         check_fit(robot, policy.metadata, rows=rows)
         loop = realtime.ControlLoop(
@@ -119,6 +121,11 @@ def running(
             log_folder=args.log_dir,
         )
         yield robot, loop
+
+
+def _let_go(robot: realtime.Robot) -> None:
+    with hanging.told("the robot's close()"):
+        robot.close()
 
 
 @contextlib.contextmanager
