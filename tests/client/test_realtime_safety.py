@@ -271,6 +271,31 @@ def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
     assert re.fullmatch(r"h+b{50}h+r+", after), after
 
 
+@pytest.mark.parametrize(("moved", "end"), [([0.4, 0.4], "time is over"), ([9.0, 0.0], "'shoulder' of 9 is outside")])
+def test_a_loop_that_was_suspended_on_its_way_home_goes_there_from_where_the_robot_is_now(moved, end):
+    class Moved(Arm):
+        measured = [np.zeros(2), np.array(moved)]
+
+        def pose(self) -> np.ndarray:
+            return self.measured.pop(0) if self.measured else self.position
+
+        def apply(self, action: np.ndarray) -> None:
+            super().apply(action)
+            if len(self.commands) == 20:
+                world.clock.advance(10.0)
+
+    world = World([4], arm=Moved(), told=metadata(low=[-1, -1], high=[1, 1]), safety=realtime.Safety(blend_s=1.0))
+    assert end in world.run(800, home=np.array([-0.5, 0.0]))["end"]
+    assert "the loop stood still for 10.00 s: the robot holds, and goes home from where it is then" in world.warnings
+    commands = np.array(world.arm.commands)
+    assert world.kinds.startswith("b" * 20 + "h" * 50) and (commands[20:70] == commands[19]).all()
+    if end == "time is over":
+        assert re.fullmatch(r"b{20}h{50}b{50}n?h+b{50}h+r+", world.kinds), world.kinds
+        np.testing.assert_allclose(commands[70], moved, atol=0.01)
+        np.testing.assert_allclose(commands[119], [-0.5, 0.0])
+        assert np.allclose(world.policy.asked[0]["state"], [-0.5, 0.0])
+
+
 def test_velocities_of_a_loop_that_was_suspended_become_zero_whoever_stops_it():
     told = metadata(kind="joint velocities", names=["x", "gripper"])
     world = World([4], policy=constant(0.5), told=told, on_stop=lambda reason: None)

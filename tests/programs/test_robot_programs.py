@@ -685,6 +685,15 @@ def test_a_way_is_followed_within_its_speed_and_an_interruption_holds():
         follow(robot, np.zeros(2), [(np.ones(2), 1.0)], rate_hz=50, clock=clock)
     assert robot.held == 1
 
+    def suspended(seconds: float) -> None:
+        if 0.5 < clock.now_s() < 5:
+            clock.advance(10.0)
+
+    clock = realtime.VirtualClock(on_advance=suspended)
+    with pytest.raises(RuntimeError, match=r"stood still for 10\.0\d s while the robot moved; start anew"):
+        follow(robot, np.zeros(2), [(np.ones(2), 1.0)], rate_hz=50, clock=clock)
+    assert robot.held == 2 and robot.commands[-1][0] < 0.6
+
 
 @pytest.mark.parametrize("pose", [None, "home", [0.0] * 5, [0, 0, 0, 0, 0, np.nan], [0, 2.0, 0, 0, 0, 0]])
 def test_a_reset_pose_that_no_arm_can_have_is_refused(pose):

@@ -107,6 +107,7 @@ class Controller:
         self._is_stopped = False  # by `on_stop`, until the next start
         self._held = 0  # ticks since the last row
         self._tick = 0  # of the last command
+        self._home: Optional[np.ndarray] = None
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
         self._warned: Set[str] = set()
@@ -132,6 +133,7 @@ class Controller:
                     f"{what} is no place that the limits allow: {problem}. Is it in the units of the policy's actions? "
                     "If it is right, give Safety(limits=Limits(...))"
                 )
+        self._home = home
         if home is not None and pose is not None:
             self._begin_blend(pose, home, Phase.HOME)
 
@@ -184,7 +186,7 @@ class Controller:
             pose = measure()
         except ValueError as error:
             raise EpisodeEnded(str(error)) from error
-        if pose is None and self.safety.blend_s > 0:
+        if pose is None and (self.safety.blend_s > 0 or self.phase is Phase.HOME):
             raise EpisodeEnded(
                 "a blended start needs to know where the robot is, and its pose() does not tell any more"
             )
@@ -274,14 +276,20 @@ class Controller:
     def _row(self, now_s: float) -> Optional[Row]:
         return self.plan.row(self.strategy.combine, now_s - self.max_age_s)
 
-    def command(self, tick: int, now_s: float) -> Command:
+    def command(self, tick: int, now_s: float, pose: Callable[[], Optional[np.ndarray]]) -> Command:
         """What the robot gets at this tick.
 
+        Args:
+            pose: as of `take`.
         Raises:
-            EpisodeEnded: a limit was exceeded that says "stop".
+            EpisodeEnded: a limit was exceeded that says "stop", or the way home cannot be taken up again.
         """
         self._watch_gap(tick - self._tick)
         self._tick = tick
+        if self._is_kept_from_home and self._held >= self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
+            measured = self._pose_to_start_from(pose)
+            assert measured is not None and self._home is not None
+            self._begin_blend(measured, self._home, Phase.HOME)
         if self._blend is not None:
             return self._blended(self._blend)
         row = self._row(now_s) if self.phase is Phase.PLAY else None
@@ -356,10 +364,17 @@ class Controller:
             self._start_anew(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
 
     def _start_anew(self, reason: str) -> None:
+        is_home = self.phase is not Phase.HOME
+        then = "starts anew when the policy answers" if is_home else "goes home from where it is then"
         self._record("stop", reason=reason)
-        self.warn(f"{reason}: the robot holds, and starts anew when the policy answers", subject="stop")
-        self.phase, self._held, self._has_played = Phase.START, 0, False
+        self.warn(f"{reason}: the robot holds, and {then}", subject="stop")
+        self.phase, self._held, self._has_played = Phase.START if is_home else Phase.HOME, 0, False
         self._questions.last_start = None
+
+    @property
+    def _is_kept_from_home(self) -> bool:
+        """On its way there the loop stood still; drivers get the time of a stop to say where the robot is now."""
+        return self.phase is Phase.HOME and self._blend is None
 
     def stop_command(self) -> Optional[np.ndarray]:
         """The last command of an episode: hold."""
@@ -402,7 +417,7 @@ class Controller:
 
     def is_due(self, tick: int, now_s: float) -> bool:
         """Whether it is time to ask the policy."""
-        if self._blend is not None:
+        if self._blend is not None or self.phase is Phase.HOME:
             return False
         fresh_s = self.plan.newest_s + self.max_age_s - now_s
         return self._questions.is_due(self.plan, self._start_of_chunk(tick), tick, fresh_s=fresh_s)

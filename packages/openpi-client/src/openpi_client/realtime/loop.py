@@ -234,7 +234,7 @@ class ControlLoop:
             self._ask(controller, watch, tick)
             self._take_answer(controller, tick)
         now_s = self._clock.now_s()
-        command = controller.command(tick.number, now_s)
+        command = controller.command(tick.number, now_s, self._pose)
         if command.values is not None:
             self._robot.apply(command.values.copy())  # it may convert units in place
         log.end_tick(tick, command, now_s)

@@ -8,6 +8,9 @@ from openpi_client.realtime import MonotonicClock, Robot
 from openpi_client.realtime.clock import Clock, Pacer
 from openpi_client.realtime.start import BlendedStart
 
+# As `Safety.stop_after_s`.
+_LONGEST_STILL_S = 1.0
+
 
 def check_rate(rate_hz: float) -> None:
     """Raises ValueError unless it is a number of ticks per second."""
@@ -32,6 +35,7 @@ def follow(
         max_speed: per second; None = no bound.
     Raises:
         ValueError: a pose is not finite; nothing was commanded.
+        RuntimeError: the program or the machine stood still meanwhile, so where the robot is now is not known.
     """
     for where in (pose, *(target for target, _ in targets)):
         if not np.isfinite(where).all():
@@ -43,7 +47,9 @@ def follow(
         for target, seconds in targets:
             blend = BlendedStart(pose, target, round(seconds * rate_hz), max_step)
             while not blend.is_over:
-                pacer.wait()
+                still_s = pacer.wait().skipped / rate_hz
+                if still_s > _LONGEST_STILL_S:
+                    raise RuntimeError(f"the program stood still for {still_s:.2f} s while the robot moved; start anew")
                 robot.apply(blend.next())
             pose = target
     except BaseException:
