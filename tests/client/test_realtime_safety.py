@@ -273,11 +273,11 @@ def test_a_loop_that_was_suspended_goes_on_from_where_the_robot_is_now(at):
 
 @pytest.mark.parametrize(("moved", "end"), [([0.4, 0.4], "time is over"), ([9.0, 0.0], "'shoulder' of 9 is outside")])
 def test_a_loop_that_was_suspended_on_its_way_home_goes_there_from_where_the_robot_is_now(moved, end):
-    class Moved(Arm):
-        measured = [np.zeros(2), np.array(moved)]
+    measured = [np.zeros(2), np.array(moved)]
 
+    class Moved(Arm):
         def pose(self) -> np.ndarray:
-            return self.measured.pop(0) if self.measured else self.position
+            return measured.pop(0) if measured else self.position
 
         def apply(self, action: np.ndarray) -> None:
             super().apply(action)

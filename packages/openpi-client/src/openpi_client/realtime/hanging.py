@@ -31,7 +31,7 @@ def told(what: str) -> Iterator[None]:
     timer = threading.Timer(PATIENCE_S, _tell, (what, threading.get_ident()))
     timer.daemon = True
     timer.start()
-    if _is_program:  # for drivers that keep all of Python waiting
+    if _is_program and sys.__stderr__ is not None:  # for drivers that keep all of Python waiting
         faulthandler.dump_traceback_later(2 * PATIENCE_S, exit=True, file=sys.__stderr__)
     try:
         yield
