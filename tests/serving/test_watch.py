@@ -103,6 +103,7 @@ MISTAKES = [
     ("turned", lambda o, _: {"camera/top": o["camera/top"][:, ::-1]}),
     ("turned", lambda o, _: {"camera/side": np.moveaxis(o["camera/side"][::-1], -1, 0)}),
     ("view", lambda o, _: {"camera/top": o["camera/top"][:30, :40].repeat(2, 0).repeat(2, 1)}),
+    ("colors", lambda o, _: {key: o[key][..., ::-1] for key in ("camera/top", "camera/side")}),
     ("units", lambda o, _: {"state": np.r_[np.rad2deg(o["state"][:3]), o["state"][3:]]}),
     ("order", lambda o, _: {"state": np.roll(o["state"], 1)}),
     ("polarity", lambda o, _: {"state": np.r_[o["state"][:3], 1 - o["state"][3:]]}),
@@ -121,6 +122,37 @@ def test_one_observation_is_enough_for_whoever_has_no_more(seen, code, change):
     first = Arm(200).episode()[0]
     assert {warning[1:].partition("]")[0] for warning in once(seen, {**first, **change(first, first)})} == {code}
     assert once(seen, first) == []
+
+
+def _lit(image: np.ndarray, *gains: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 2, image.shape)
+    return (image * np.array(gains) + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8),
+        lambda image: _lit(np.repeat(image.mean(-1, keepdims=True), 3, -1), 1, 1, 1),
+        lambda image: _lit(image, 0.08, 0.08, 0.08),
+        lambda image: _lit(image, 1.25, 1.0, 0.75),
+        lambda image: _lit(image, 0.75, 1.0, 1.25),
+        lambda image: np.where((image == (200, 30, 30)).all(-1, keepdims=True), (30, 30, 200), image).astype(np.uint8),
+    ],
+    ids=["grey", "grey with noise", "night", "warm lamp", "cold lamp", "the cube is blue"],
+)
+def test_colors_that_are_none_or_others_are_not_taken_for_exchanged_ones(seen, change):
+    for stream in (Arm(200).episode(), Arm(201).episode()):
+        changed = [{**each, **{key: change(each[key]) for key in ("camera/top", "camera/side")}} for each in stream]
+        assert "colors" not in codes(seen, changed)
+
+
+def test_a_camera_whose_only_color_is_that_of_a_thing_tells_nothing_of_the_order_of_colors():
+    rng = np.random.default_rng(0)
+    pictures = [(rng.normal(128, 2, (60, 80, 3))).clip(0, 255).astype(np.uint8) for _ in range(20)]
+    for picture in pictures:
+        picture[20:40, 30:50] = (200, 30, 30)  # a red cube, always there; a blue one is no exchange
+    assert Camera.of(np.stack([images.cells(each) for each in pictures]), np.arange(20)).hue == ()
 
 
 def test_one_picture_under_two_names_is_told_however_alike_the_cameras_are_unless_training_had_it(samples):
@@ -421,8 +453,9 @@ def _observation() -> dict:
 
 
 def test_views_of_one_episode_only_are_compared_with_each_other():
-    views = np.stack([view(Arm(1).episode()[step]["camera/top"]) for step in (0, 5, 11)])
-    assert 0 < Camera.of(views, np.zeros(3, int)).usual < 1
+    colored = np.stack([images.cells(Arm(1).episode()[step]["camera/top"]) for step in (0, 5, 11)])
+    camera = Camera.of(colored, np.zeros(3, int))
+    assert 0 < camera.usual < 1 and not camera.hue  # of one arrangement of things nobody knows what else there is
 
 
 def _sent(observation: dict, size: int) -> dict:

@@ -13,6 +13,8 @@ from openpi.shared.tree import Tree, flatten
 
 MAX_VIEWS, MAX_PROMPTS = 256, 500
 FLAT = 3.0  # grey levels by which the cells of a picture that shows something differ
+_DARK, _COLORED = 30.0, 0.02  # levels and share of red less blue, of which a color is as good as any stronger one
+_FEWEST_COLORED, _RARELY = SIDE**2 / 4, 0.05
 
 
 def view(image: np.ndarray) -> np.ndarray:
@@ -38,6 +40,34 @@ def direction(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat, length / SIDE
 
 
+def hue(colored: np.ndarray) -> np.ndarray:
+    """f32[... SIDE*SIDE] in [-1, 1], where cells of [... 3 SIDE SIDE] are redder or bluer than the picture as a whole.
+
+    A lamp of another color changes the whole, a thing of another color its few cells, and red and blue exchanged all.
+    """
+    red, green, blue = (colored[..., i, :, :].reshape(*colored.shape[:-3], SIDE**2) for i in range(3))
+    redder = (red - blue) / (red + green + blue + _DARK)
+    return np.clip((redder - np.median(redder, axis=-1, keepdims=True)) / _COLORED, -1, 1)
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """f[...], of the hues of pictures: 1 = the same, -1 = exchanged; 0 for a grey one."""
+    lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+    return (one * other).sum(axis=-1) / np.maximum(lengths, 1e-6)
+
+
+def usual_hue(colored: np.ndarray, episodes: np.ndarray) -> tuple[float, ...]:
+    """The mean `hue` of the pictures of a camera, [n 3 SIDE SIDE]; empty where it does not tell red from blue: too few
+    cells have a color, or those of other episodes have others."""
+    hues = hue(colored)
+    mean = hues.mean(axis=0)
+    if len(np.unique(episodes)) < 2 or (mean**2).sum() ** 2 < _FEWEST_COLORED * (mean**4).sum() or not mean.any():
+        return ()
+    others = [hues[episodes != episode].mean(axis=0) for episode in episodes]
+    is_told = np.quantile(likeness(hues, np.stack(others)), _RARELY) > 0
+    return tuple(mean.round(3).tolist()) if is_told else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Camera:
     """Views of a camera.
@@ -48,6 +78,7 @@ class Camera:
         contrast: deviation of the cells of the flattest 1 %, grey levels.
         color_low, color_high: least and largest mean red, green and blue of a picture; empty = unknown.
         aspect: width over height of the pictures; 0 = unknown, or of different ones.
+        hue: as of `usual_hue`; empty also = unknown.
     """
 
     views: str
@@ -56,18 +87,17 @@ class Camera:
     color_low: tuple[float, ...] = ()
     color_high: tuple[float, ...] = ()
     aspect: float = 0.0
+    hue: tuple[float, ...] = ()
 
     @classmethod
-    def of(
-        cls, views: np.ndarray, episodes: np.ndarray, colors: np.ndarray | None = None, aspect: float = 0.0
-    ) -> Camera:
+    def of(cls, colored: np.ndarray, episodes: np.ndarray, aspect: float = 0.0) -> Camera:
         """
         Args:
-            views: f32[n SIDE SIDE], n at least 2.
+            colored: f32[n 3 SIDE SIDE], cells of the pictures, n at least 2.
             episodes: int[n], that each is of.
-            colors: f32[n 3], of the same pictures.
             aspect: of the pictures.
         """
+        views, colors = grey(colored), color(colored)
         directions, contrasts = direction(views)
         distances = 1 - directions @ directions.T
         same = episodes[:, None] == episodes[None, :]
@@ -79,8 +109,9 @@ class Camera:
             base64.b64encode(views.round().astype(np.uint8).tobytes()).decode(),
             float(np.quantile(nearest, 0.99)),
             float(np.quantile(contrasts, 0.01)),
-            *(((), ()) if colors is None else (tuple(bound(axis=0).tolist()) for bound in (colors.min, colors.max))),
+            *(tuple(bound(axis=0).tolist()) for bound in (colors.min, colors.max)),
             aspect=aspect,
+            hue=usual_hue(colored, episodes),
         )
 
     def directions(self) -> np.ndarray:
@@ -172,7 +203,7 @@ class Seen:
                 colored = np.stack([cells(each[key]) for each in flat])
                 aspects = {aspect_of(each[key]) for each in flat}
                 aspect = aspects.pop() if len(aspects) == 1 else 0.0
-                cameras[key] = Camera.of(grey(colored), episodes, color(colored), aspect)
+                cameras[key] = Camera.of(colored, episodes, aspect)
             elif np.ndim(value) == 1 and np.asarray(value).dtype.kind == "f" and key != "actions":
                 values = np.stack([np.asarray(each[key], np.float64) for each in flat])
                 state[key] = _vector(values, is_first, columns.get(key) or Column.of(values))
@@ -189,6 +220,7 @@ class Seen:
                 float(entry["contrast"]),
                 *(_bound(entry, name) for name in ("color_low", "color_high")),
                 aspect=_aspect(entry.get("aspect", 0.0)),
+                hue=_bound(entry, "hue"),
             )
             for key, entry in document["cameras"].items()
         }
@@ -196,6 +228,8 @@ class Seen:
             camera.directions()
             if {len(camera.color_low), len(camera.color_high)} not in ({0}, {3}):
                 raise ValueError("contract.seen.cameras has colors that are not red, green and blue")
+            if len(camera.hue) not in (0, SIDE**2):
+                raise ValueError(f"contract.seen.cameras.hue has {len(camera.hue)} numbers; expected {SIDE**2}")
         names = [field.name for field in dataclasses.fields(Vector)]
         state = {str(key): Vector(*(_bound(entry, name) for name in names)) for key, entry in document["state"].items()}
         for vector in state.values():
@@ -217,7 +251,7 @@ def _aspect(told: float) -> float:
 
 def _bound(entry: Tree, name: str) -> tuple[float, ...]:
     """Numbers of one bound; empty where an older file, which had no averages, lacks it."""
-    is_new = name.startswith(("mean_", "color_"))
+    is_new = name.startswith(("mean_", "color_", "hue"))
     return tuple(float(value) for value in (entry.get(name, ()) if is_new else entry[name]))
 
 

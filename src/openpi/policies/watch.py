@@ -17,7 +17,7 @@ import numpy as np
 
 from openpi.policies.drift import Drift
 from openpi.policies.images import SIDE, as_in_training, cells, color
-from openpi.policies.seen import FLAT, Camera, Seen, Vector, direction, grey
+from openpi.policies.seen import FLAT, Camera, Seen, Vector, direction, grey, hue, likeness
 from openpi.shared.tree import flatten
 from openpi_client.realtime.watch import digest
 
@@ -26,6 +26,7 @@ _CLEARLY = 0.5  # another explanation is nearer by this factor
 _LEAST_FAR = 0.08  # one less correlation: nearer is the same picture to anyone
 _SLACK = 0.5  # of a range, beyond which a value is outside: the range is that of some frames only
 _NARROW = 0.25  # of a range: episodes begin alike
+_EXCHANGED = -0.5  # likeness of hues, below which red and blue are
 _MOVED = 0.01  # of a range: the robot moved
 _MAX_SWAPPED_CAMERAS = 4
 _PROMPT = 1000  # characters that are read
@@ -61,11 +62,12 @@ class _Looked:
         self,
         known: Mapping[str, _Known],
         keys: tuple[str, ...],
-        views: np.ndarray,
+        colored: np.ndarray,
         pictures: Sequence[np.ndarray],
         before: _Looked | None,
     ) -> None:
-        self.keys, self.views, self._known = keys, views, [known[key] for key in keys]
+        self.keys, self.views, self._known = keys, (views := grey(colored)), [known[key] for key in keys]
+        self._colored = colored
         self.bytes = [view.tobytes() for view in views]
         seen = before.bytes if before is not None and before.keys == keys else [b""] * len(keys)
         # What is small may move between the pixels of a view: where those are the same, all are looked at.
@@ -81,6 +83,11 @@ class _Looked:
     def distances(self) -> np.ndarray:
         """f32[n n], of each to the nearest view of each camera."""
         return np.stack([each.distances(self._directions) for each in self._known], axis=1)
+
+    @functools.cached_property
+    def hues(self) -> np.ndarray:
+        """f32[n], likeness to those of training; 0 where these tell nothing."""
+        return likeness(hue(self._colored), np.stack([each.hue for each in self._known]))
 
     @property
     def own(self) -> np.ndarray:
@@ -104,6 +111,7 @@ class _Known:
     Attributes:
         far: a distance that is no picture's of this camera.
         shows: none of its pictures is all of one color.
+        hue: f32[SIDE*SIDE], as of `seen.hue`; zeros where it tells nothing.
     """
 
     def __init__(self, camera: Camera) -> None:
@@ -111,6 +119,7 @@ class _Known:
         self._near = self._directions[0]
         self.far = max(2 * camera.usual, _LEAST_FAR)
         self.shows = camera.contrast > 2 * FLAT
+        self.hue = np.array(camera.hue or [0.0] * SIDE**2, np.float32)
 
     def is_near(self, direction: np.ndarray) -> bool:
         """Whether f32[SIDE*SIDE] is within `far` of a view; that which was near lately is asked first."""
@@ -162,7 +171,7 @@ class Watch:
             pictures = [as_in_training(np.asarray(leaves[key]), self._seen.cameras[key].aspect) for key in keys]
             colored = np.array([cells(picture) for picture in pictures])
             before = self._looked[-1] if self._looked else None
-            self._looked.append(_Looked(self._known, keys, grey(colored), pictures, before))
+            self._looked.append(_Looked(self._known, keys, colored, pictures, before))
             found += self._same(pictures)
             found += self._cameras()
             colors = dict(zip(keys, color(colored).tolist(), strict=True))
@@ -209,8 +218,11 @@ class Watch:
         frozen = [i for i in rows if self._is_frozen(i)]
         if frozen and self._has_moved():
             yield from (_frozen(last.keys[i]) for i in frozen)
-        if all(each.are_near for each in self._looked):
-            return  # and so is their mean
+        if all(each.are_near for each in self._looked):  # and so is their mean
+            if any(each.hue.any() for each in known) and last.hues.min() < 0:
+                hues = np.mean([each.hues for each in self._looked], axis=0)
+                yield from (_exchanged(last.keys[i]) for i in np.flatnonzero(hues < _EXCHANGED))
+            return
         distances = np.mean([each.distances for each in self._looked], axis=0)
         own = distances.diagonal()
         far = [i for i in rows if own[i] > known[i].far]
@@ -291,6 +303,13 @@ def _swapped(cameras: list[tuple[str, np.ndarray]]) -> dict[str, str]:
 def _blank(key: str, level: float) -> str:
     shade = "black" if level < 16 else "white" if level > 239 else "one colour"
     return f"[blank] {key}: the picture is {shade}, those of training show something; look at the camera"
+
+
+def _exchanged(key: str) -> str:
+    return (
+        f"[colors] {key}: what was reddish in training is bluish now, and the other way round, in a picture that fits "
+        "otherwise; expected RGB. Convert with image[..., ::-1] if the camera gives BGR"
+    )
 
 
 def _frozen(key: str) -> str:
