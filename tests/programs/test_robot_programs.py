@@ -619,7 +619,7 @@ def test_a_driver_that_repeats_its_last_message_is_silent_and_one_without_stamps
         callback(SimpleNamespace(header=header, **(joints if "joint" in topic else picture)))
 
     now = SimpleNamespace(s=100.0)
-    monkeypatch.setattr(cameras, "time", SimpleNamespace(monotonic=lambda: now.s))
+    monkeypatch.setattr(cameras, "time", SimpleNamespace(monotonic=lambda: now.s, time=lambda: now.s))
     topics = Topics()
     robot = aloha.AlohaRobot(topics, camera_topics={"cam_high": "/cam_high"})
     for picture, joints, is_there in ((2, 2, 1), (2, 3, 0), (3, 3, 0), (4, 4, 1), (0, 0, 1), (0, 0, 1)):
@@ -628,6 +628,22 @@ def test_a_driver_that_repeats_its_last_message_is_silent_and_one_without_stamps
             publish(topic, callback, joints if "joint" in topic else picture)
         seen = robot.observe()
         assert (seen["images"]["cam_high"] is not None and seen["state"] is not None) == is_there
+
+
+@pytest.mark.parametrize(
+    ("lags_s", "is_told"),
+    [([3.0] * 9, True), ([0.1] * 9, False), ([3.0, 0.1] * 9, False), ([1.7e9] * 9, False), ([-3.0] * 9, False)],
+    ids=["late", "in time", "hiccups", "another clock", "in the future"],
+)
+def test_pictures_that_come_seconds_after_their_stamps_are_told_once(lags_s, is_told, caplog):
+    latest = cameras.Latest("/cam_high")
+    for number, lag_s in enumerate(lags_s):
+        latest.put(number, time.time() - lag_s)
+        assert latest.get() == number
+    told = [record.getMessage() for record in caplog.records]
+    assert [text[:67] for text in told] == [
+        "what comes from '/cam_high' is stamped 3.0 s before this machine's "
+    ] * is_told
 
 
 def test_a_camera_that_loses_a_frame_comes_back(caplog):

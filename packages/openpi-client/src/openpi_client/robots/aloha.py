@@ -10,7 +10,7 @@ gripper is measured as the place of its finger, and commanded as the angle of it
 """
 
 import dataclasses
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence
 
 import numpy as np
 from typing_extensions import Protocol
@@ -105,12 +105,12 @@ class Topics(Protocol):
     def close(self) -> None: ...
 
 
-def _stamp_of(message: Any) -> Optional[Tuple[int, int]]:
-    """Seconds and nanoseconds, by which a driver that goes on publishing what it had when it lost its arm or camera is
+def _stamp_of(message: Any) -> Optional[float]:
+    """Seconds, by which a driver that goes on publishing what it had when it lost its arm or camera is
     told from one that works; None = it does not stamp."""
     stamp = getattr(getattr(message, "header", None), "stamp", None)
     parts = [getattr(stamp, one, getattr(stamp, two, 0)) for one, two in (("sec", "secs"), ("nanosec", "nsecs"))]
-    return (parts[0], parts[1]) if any(parts) else None
+    return parts[0] + 1e-9 * parts[1] if any(parts) else None
 
 
 class AlohaRobot(Robot):

@@ -17,6 +17,8 @@ T = TypeVar("T")
 # A camera of 30 Hz that has missed 15 pictures is gone.
 MAX_AGE_S = 0.5
 _RETRY_S = 0.1
+# Stamps that are older by this clock are another clock's; so many late ones in a row are no hiccup.
+_OTHER_CLOCK_S, _LATE_IN_A_ROW = 60.0, 5
 
 
 class Latest(Generic[T]):
@@ -28,16 +30,20 @@ class Latest(Generic[T]):
         self._entry: Optional[tuple] = None
         self._came = threading.Event()
         self._is_missing = False
-        self._stamp: object = None
+        self._stamp: Optional[float] = None
+        self._num_late = 0  # in a row
 
-    def put(self, value: T, stamp: object = None) -> None:
+    def put(self, value: T, stamp: Optional[float] = None) -> None:
         """
         Args:
-            stamp: when the source says that it measured it, by any clock; the same again is the same value, which is as
-                old as it was. None = it does not say.
+            stamp: when the source says that it measured it, in seconds, by any clock; the same again is the same value,
+                which is as old as it was. By the time of day (ROS) it also tells what comes late. None = it does not
+                say.
         """
-        if stamp is not None and stamp == self._stamp:
-            return
+        if stamp is not None:
+            if stamp == self._stamp:
+                return
+            self._tell_if_late(time.time() - stamp)
         self._stamp = stamp
         self._entry = (value, time.monotonic())
         self._came.set()
@@ -66,6 +72,17 @@ class Latest(Generic[T]):
                 f"nothing came from '{self.name}' in {timeout_s:g} s: {self.error or 'is it connected?'}"
             )
         return self._entry[0]
+
+    def _tell_if_late(self, lag_s: float) -> None:
+        """Once. It may be the clock of another computer, so what comes late is used all the same."""
+        if self._num_late < _LATE_IN_A_ROW:
+            self._num_late = self._num_late + 1 if self.max_age_s < lag_s < _OTHER_CLOCK_S else 0
+            if self._num_late == _LATE_IN_A_ROW:
+                logger.warning(
+                    "what comes from '%s' is stamped %.1f s before this machine's time: either it comes so late (a slow "
+                    "line, a queue), and the policy sees the past, or the clock of its computer is another (chrony)",
+                    *(self.name, lag_s),
+                )
 
     def _why_missing(self, age_s: float) -> str:
         why = f"it failed: {self.error}" if self.error is not None else "its stream has stopped, or repeats itself"
