@@ -79,8 +79,8 @@ class Latest(Generic[T]):
             self._num_late = self._num_late + 1 if self.max_age_s < lag_s < _OTHER_CLOCK_S else 0
             if self._num_late == _LATE_IN_A_ROW:
                 logger.warning(
-                    "what comes from '%s' is stamped %.1f s before this machine's time: either it comes so late (a "
-                    "slow line, a queue), and the policy sees the past, or the clock of its computer is another (chrony)",
+                    "what comes from '%s' is stamped %.1f s before this machine's time: either it comes late (a slow "
+                    "line, a queue), and the policy sees the past, or its computer has another time (chrony)",
                     *(self.name, lag_s),
                 )
 
