@@ -1,5 +1,6 @@
 """The control loop under a virtual clock: what is played, when the policy is asked, and what happens when it fails."""
 
+import datetime
 import itertools
 import json
 import re
@@ -426,7 +427,8 @@ def test_limits_of_the_contract_hold_and_may_stop_the_robot():
     assert np.array(world.arm.commands)[:, 0].max() <= 0.05 and np.array(world.arm.commands)[:, 1].max() > 0.05
     stop = realtime.Limits(high=0.05, on_violation="stop")
     world = World(delays=[2], safety=realtime.Safety(blend_s=0, limits=stop))
-    assert "'shoulder' of 0.05 is outside its range" in world.run(60)["end"]
+    assert "'shoulder' of 0.06 is outside its range; 0.05 is allowed" in world.run(60)["end"]
+    assert float(np.float32(0.05)) > 0.05 and np.isclose(world.arm.commands[-1][0], 0.05, atol=0, rtol=1e-12)
     assert np.array(world.arm.commands).max() <= 0.05
 
 
@@ -646,18 +648,42 @@ def test_ctrl_c_ends_in_hold_with_the_log_written(tmp_path):
     assert json.loads((tmp_path / "episode_0000/summary.json").read_text())["end"] == "interrupted"
 
 
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda world: setattr(world.arm, "freeze", True), "camera 'image' sends the same picture as "),
+        (lambda world: setattr(world.policy, "step", np.nan), "'shoulder' in row 0 of the answer is nan"),
+    ],
+)
+def test_why_the_robot_held_is_beside_that_it_did(spoil, text):
+    world = World(safety=realtime.Safety(blend_s=0, max_failures=99))
+    apply = world.arm.apply
+    world.arm.apply = lambda action: (apply(action), len(world.arm.commands) == 40 and spoil(world))
+    world.run(200)
+    [hold], [stop] = world.events("hold"), world.events("stop")
+    assert text in hold["why"] and text in stop["why"]
+
+
 def test_an_episode_leaves_a_log_a_summary_and_a_picture(tmp_path):
-    world = World(delays=[2, 2, 2, 30, 2], log_folder=tmp_path, safety=realtime.Safety(blend_s=0.1))
+    limits = realtime.Limits(low=[-9, -np.inf], max_step=1.0)
+    safety = realtime.Safety(blend_s=0.1, limits=limits)
+    world = World(delays=[2, 2, 2, 30, 2], log_folder=tmp_path, safety=safety)
     world.run(150), world.run(20)
     folder = tmp_path / "episode_0000"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert {"ask", "chunk", "hold", "hold ends", "stale", "warning", "end"} <= {event["kind"] for event in events}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["holds"] == 1 and summary["ticks"] == 150 and summary["tick_error_ms"]["p99"] == 0
+    assert summary["prompts"] == ["go"] and summary["robot"] == "Arm" and summary["latency_ms"]["whole"]["max"] == 600
+    assert summary["safety"]["limits"]["low"] == [-9, None] and summary["safety"]["limits"]["max_step"] == [1.0]
+    assert abs(datetime.datetime.fromisoformat(summary["started"]).timestamp() - time.time()) < 3600
+    [hold] = [event for event in events if event["kind"] == "hold"]
+    assert re.fullmatch(r"question \d+ is \d+ ticks old", hold["why"])
     with np.load(folder / "ticks.npz") as ticks:
         assert ticks["commands"].shape == (150, 2) and (ticks["ticks"]["chunk"][-1] > 0)
     picture = ElementTree.parse(folder / "timeline.svg").getroot()
     texts = " ".join(element.text or "" for element in picture.iter())
+    assert sum(element.get("stroke") == "#d00" for element in picture.iter()) == summary["stale"] == 1
     assert picture.tag.endswith("svg") and all(f"{name}: " in texts for name in summary["names"])
     assert (tmp_path / "episode_0001/summary.json").is_file()
 

@@ -110,6 +110,7 @@ class Controller:
         self._home: Optional[np.ndarray] = None
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
+        self._trouble = ""  # since the last chunk that could be played
         self._warned: Set[str] = set()
 
     def _use_horizon(self, horizon: int) -> None:
@@ -196,6 +197,7 @@ class Controller:
         return pose
 
     def _stale(self, fields: Mapping[str, object]) -> None:
+        self._trouble = f"an answer took {fields['age_s']:.2f} s"
         self._record("stale", max_age_s=self.max_age_s, **fields)
         self.warn(
             f"an answer came {fields['age_s']:.2f} s after its observation and is not played (max_age_s: "
@@ -213,6 +215,7 @@ class Controller:
         self._discards = 0
         if consumed >= len(rows):
             return self._record("too late", **fields)
+        self._trouble = ""
         self._record("chunk", start=question.start, made_for=question.delay, **fields)
         if question.prompt != self._prompt:  # no mean of two intentions
             self.plan.clear()
@@ -231,6 +234,7 @@ class Controller:
             )
 
     def _failed(self, failure: str, error: str, tick: int, fields: Mapping[str, object]) -> None:
+        self._trouble = error
         self._record("failed", failure=failure, error=error, **fields)
         if failure == "fatal":
             raise EpisodeEnded(error)
@@ -293,7 +297,7 @@ class Controller:
         if self._blend is not None:
             return self._blended(self._blend)
         row = self._row(now_s) if self.phase is Phase.PLAY else None
-        command = self._hold() if row is None else self._play(row, tick)
+        command = self._hold(tick) if row is None else self._play(row, tick)
         if command.values is not None:
             self._last = command.values
         return command
@@ -324,10 +328,10 @@ class Controller:
             self.warn(f"commands are clamped, first because {problem}", subject="clamped")
         return values
 
-    def _hold(self) -> Command:
+    def _hold(self, tick: int) -> Command:
         self._held += 1
         if self.phase is Phase.PLAY:
-            self._watch_hold()
+            self._watch_hold(tick)
         elif self._held == self.safety.ticks(_PATIENCE_S, self.rate_hz):
             self.warn(f"no answer for {_PATIENCE_S:g} s; until there is one the robot stays where it is", "waiting")
         if self._is_stopped or (self._last is None and self.spec.stays.any()):
@@ -336,21 +340,27 @@ class Controller:
             return Command(np.zeros(self.spec.width), "hold")
         return Command(self.spec.hold_row(self._last), "hold")
 
-    def _watch_hold(self) -> None:
+    def _why(self, tick: int) -> str:
+        """There is no row, in words."""
+        asked = self._questions.pending
+        waits = "" if asked is None else f"question {asked.number} is {tick - asked.tick} ticks old"
+        return "; ".join(filter(None, [self._trouble, waits])) or "the policy was not asked in time"
+
+    def _watch_hold(self, tick: int) -> None:
         """Does what has to be done in a tick without a row."""
         if self._held == 1 and self.plan.num_from(self.plan.position) > 0:
             self._record("expired", rows=self.plan.num_from(self.plan.position))
         if self._held == 1:
             self.plan.clear()
         if self._held == self.safety.hold_after_ticks and self._has_played:
-            self._record("hold")
+            self._record("hold", why=self._why(tick))
         # A blended start asks anew when it is there.
         is_expected = self.strategy.holds_while_asking or not self._has_played
         expected = self._questions.forecast.ticks if is_expected else 0
         if self._held < expected + self.safety.ticks(self.safety.stop_after_s, self.rate_hz):
             return
         reason = f"no action for {self._held / self.rate_hz:.2f} s"
-        self._start_anew(reason)
+        self._start_anew(reason, why=self._why(tick))
         if self._on_stop is not None:
             self._last, self._is_stopped = None, True  # Where it is by then, nobody knows.
             self._on_stop(reason)
@@ -363,10 +373,10 @@ class Controller:
             self.plan.clear()
             self._start_anew(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
 
-    def _start_anew(self, reason: str) -> None:
+    def _start_anew(self, reason: str, **fields: object) -> None:
         is_home = self.phase is not Phase.HOME
         then = "starts anew when the policy answers" if is_home else "goes home from where it is then"
-        self._record("stop", reason=reason)
+        self._record("stop", reason=reason, **fields)
         self.warn(f"{reason}: the robot holds, and {then}", subject="stop")
         self.phase, self._held, self._has_played = Phase.START if is_home else Phase.HOME, 0, False
         self._questions.last_start = None
@@ -447,6 +457,7 @@ class Controller:
         )
         return {**observation, **keys}
 
-    def ask_later(self, tick: int) -> None:
+    def ask_later(self, tick: int, why: str) -> None:
         """Not now: the next question comes after a pause."""
+        self._trouble = why
         self._questions.pause(tick)

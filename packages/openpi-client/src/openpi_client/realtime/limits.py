@@ -1,7 +1,8 @@
 """How far and how fast a command may go."""
 
 import dataclasses
-from typing import Callable, Mapping, Optional, Sequence, Tuple, Union
+import math
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from typing_extensions import Literal
@@ -13,6 +14,9 @@ Bound = Union[float, Sequence[float], np.ndarray, None]
 # How much further than what was recorded a command may go, and how much faster.
 _RANGE_SLACK = 0.05
 _STEP_SLACK = 1.5
+
+# Of policies, whose numbers are float32: a row at its bound is not beyond it. Commands are cut all the same.
+_ROUNDING = 1e-6
 
 _STEPS = ("max_step", "max_jump", "max_speed")
 
@@ -105,6 +109,11 @@ class Limits:
             low=_narrower(self.low, other.low, np.maximum), on_violation="stop" if stops else "clamp", **narrowest
         )
 
+    def listed(self) -> Dict[str, object]:
+        """As JSON has it; None = no bound."""
+        listed = {name: _listed(getattr(self, name)) for name in ("low", "high", *_STEPS)}
+        return {**listed, "on_violation": self.on_violation}
+
     @property
     def is_empty(self) -> bool:
         return self.low is None and self.high is None and all(getattr(self, name) is None for name in _STEPS)
@@ -188,11 +197,19 @@ class Limiter:
         return self._named("outside its range", pose, np.where(is_asked, allowed, pose))
 
     def _named(self, what: str, wanted: np.ndarray, allowed: np.ndarray) -> str:
-        changed = np.flatnonzero(wanted != allowed)
+        changed = np.flatnonzero(np.abs(wanted - allowed) > _ROUNDING * np.maximum(1, np.abs(allowed)))
         if len(changed) == 0:
             return ""
         worst = changed[np.argmax(np.abs(wanted - allowed)[changed])]
-        return f"'{self._spec.names[worst]}' of {wanted[worst]:.4g} is {what}; {allowed[worst]:.4g} is allowed"
+        digits = 4 if abs(wanted[worst] - allowed[worst]) > 1e-3 * abs(allowed[worst]) else 8
+        shown, most = (f"{value:.{digits}g}" for value in (wanted[worst], allowed[worst]))
+        return f"'{self._spec.names[worst]}' of {shown} is {what}; {most} is allowed"
+
+
+def _listed(bound: Bound) -> Optional[List[Optional[float]]]:
+    if bound is None:
+        return None
+    return [value if math.isfinite(value) else None for value in np.ravel(np.asarray(bound, np.float64)).tolist()]
 
 
 def _are_numbers(bound: object) -> bool:

@@ -5,6 +5,7 @@ ticks.npz      per tick: number, late_s, kind, chunk, age_s (of the observation)
 """
 
 import contextlib
+import datetime
 import json
 import logging
 import math
@@ -31,7 +32,7 @@ _TICK = np.dtype(
 # 5 minutes at 50 Hz, before more is allocated.
 _FIRST_TICKS = 2**14
 # What counts as one of the parts of an answer's time.
-_PARTS = ("handover_ms", "resize_ms", "round_trip_ms", "server_ms", "merge_ms", "age_ms")
+_PARTS = ("handover_ms", "resize_ms", "round_trip_ms", "server_ms", "merge_ms")
 
 
 Event = Mapping[str, Any]
@@ -47,6 +48,7 @@ class EpisodeLog:
         """
         self._folder, self._clock = folder, clock
         self._start_s = clock.now_s()
+        self._started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._ticks = np.zeros(_FIRST_TICKS, _TICK)
         self._commands = np.full((_FIRST_TICKS, width), np.nan)
         self._count = 0
@@ -116,7 +118,7 @@ class EpisodeLog:
         with self._writing() as folder:
             if folder is not None:
                 np.savez(str(folder / "ticks.npz"), ticks=self.ticks, commands=self.commands)
-        summary = {"end": end, **facts, **summarize(self.ticks, self.commands, self.events)}
+        summary = {"end": end, "started": self._started, **facts, **summarize(self.ticks, self.commands, self.events)}
         with self._writing() as folder:
             if folder is not None:
                 (folder / "summary.json").write_text(json.dumps(summary, indent=2, default=float) + "\n")
@@ -143,12 +145,16 @@ def summarize(ticks: np.ndarray, commands: np.ndarray, events: Sequence[Event]) 
         "tick_error_ms": quantiles(1e3 * ticks["late_s"]),
         "oldest_row_s": float(np.nanmax(ticks["age_s"])) if rows.any() else None,
         "holds": kinds["hold"],
+        "prompts": list(dict.fromkeys(event["prompt"] for event in events if "prompt" in event)),
         "stops": kinds["stop"],
         "asked": kinds["ask"],
         **{kind.replace(" ", "_"): kinds[kind] for kind in ("chunk", "failed", "stale", "discarded", "too late")},
         "clamped": kinds["clamped"],
         "delay_ticks": dict(sorted(Counter(event["delay_ticks"] for event in answered).items())),
-        "latency_ms": {part: quantiles([e[part] for e in answered if part in e]) for part in _PARTS},
+        "latency_ms": {
+            "whole": quantiles([1e3 * event["age_s"] for event in answered]),
+            **{part: quantiles([e[part] for e in answered if part in e]) for part in _PARTS},
+        },
         "seams": _seams(ticks, commands),
         "warnings": [event["text"] for event in events if event["kind"] == "warning"],
     }

@@ -4,6 +4,7 @@ tick k: wait for its deadline -> look for an answer -> command -> apply -> (obse
 """
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -155,10 +156,27 @@ class ControlLoop:
                 finally:
                     # The next episode need not learn them again; until it had, it would freeze more rows than it must.
                     self._recent_delays = controller.recent_delays
-                    facts = {"strategy": self.strategy.name, "rate_hz": self.rate_hz, "names": self.spec.names}
-                    summary = log.close(end, **facts, checkpoint=self._policy.metadata.get("checkpoint"))
+                    summary = log.close(end, **self._facts(controller))
         interrupted.end_program()
         return summary
+
+    def _facts(self, controller: Controller) -> Dict[str, object]:
+        """What whoever reads the summary was not told otherwise."""
+        safety = {
+            **dataclasses.asdict(self._safety),
+            "max_age_s": controller.max_age_s,
+            "limits": self._limits.listed(),
+        }
+        return {
+            "robot": type(self._robot).__name__,
+            "checkpoint": self._policy.metadata.get("checkpoint"),
+            "strategy": self.strategy.name,
+            "rate_hz": self.rate_hz,
+            "horizon": controller.horizon,
+            "names": self.spec.names,
+            "units": self.spec.units,
+            "safety": safety,
+        }
 
     def _begin(self, controller: Controller, home: Optional[np.ndarray]) -> None:
         for doubt in (*self._doubts, *filter(None, [self._why_other])):
@@ -257,7 +275,7 @@ class ControlLoop:
         for problem in problems:
             controller.warn(problem, subject=problem.partition("'")[2].partition("'")[0])
         if problems:  # What is left of the plan is played; then the robot holds.
-            return controller.ask_later(tick.number)
+            return controller.ask_later(tick.number, "; ".join(problems))
         question = controller.question(observation, tick.number, now_s)
         self._policy.submit(controller.number, question)
 

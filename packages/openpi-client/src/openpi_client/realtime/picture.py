@@ -33,9 +33,11 @@ def timeline(
         seams = ticks["number"][ticks["is_seam"]]
         parts += [_vertical(_x(seam, span), _COMMANDS, "#bbb") for seam in seams[:: max(1, len(seams) // 400)]]
         parts += _bars(ticks["number"], 1e3 * ticks["late_s"], span, _LATE, "tick late, in ms")
-        answers = [(event["tick"], event["delay_ticks"]) for event in events if "delay_ticks" in event]
-        numbers, delays = np.array(answers, np.float64).reshape(-1, 2).T
+        answers = [event for event in events if "delay_ticks" in event]
+        numbers, delays = (np.array([event[key] for event in answers], np.float64) for key in ("tick", "delay_ticks"))
+        is_played = np.array([event["kind"] in ("chunk", "blend") for event in answers], bool)
         parts += _bars(numbers, delays, span, _DELAY, "answer after, in ticks")
+        parts += [_vertical(_x(number, span), _DELAY, "#d00") for number in numbers[~is_played][-_MAX_POINTS:]]
         parts.append(_text(_LEFT, _DELAY[0] + _DELAY[1] + 25, _axis(span, summary.get("rate_hz"))))
         legend, height = _legend(commands, summary.get("names"))
         parts += legend
@@ -57,7 +59,10 @@ def _axis(span: Tuple[float, float], rate_hz: object) -> str:
     ticks = f"ticks {span[0]:.0f} to {span[1]:.0f}"
     if isinstance(rate_hz, (int, float)) and rate_hz > 0:
         ticks = f"{(span[1] - span[0]) / rate_hz:.1f} s, {ticks} at {rate_hz:g} Hz"
-    return f"{ticks}; grey: the robot held; vertical lines: new chunks"
+    return (
+        f"{ticks}; grey: the robot held, or got no command; vertical lines: new chunks; red: answers "
+        "that were not played"
+    )
 
 
 def _legend(commands: np.ndarray, names: object) -> Tuple[List[str], int]:
@@ -88,7 +93,7 @@ def _short(value: object, longest: int = _LONGEST_TEXT) -> str:
 
 def _holds(ticks: np.ndarray, span: Tuple[float, float]) -> List[str]:
     """Grey where the robot held."""
-    is_hold = np.concatenate([[0], (ticks["kind"] == 1).astype(np.int8), [0]])
+    is_hold = np.concatenate([[0], (ticks["kind"] <= 1).astype(np.int8), [0]])
     starts, ends = np.flatnonzero(np.diff(is_hold) == 1), np.flatnonzero(np.diff(is_hold) == -1)
     top, height = _COMMANDS
     found = []

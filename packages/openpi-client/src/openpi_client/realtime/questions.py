@@ -63,6 +63,7 @@ class Questions:
         self.number = 0
         self.last_start: Optional[float] = None
         self._not_before = 0  # tick
+        self._told_prompt: Optional[str] = None  # in the log
         self.use_horizon(1)
 
     def use_horizon(self, horizon: int) -> None:
@@ -121,6 +122,8 @@ class Questions:
         delay = keys.get("inference_delay", self._delay)
         self.pending = Question(self.number, tick, now_s, start, delay, bool(keys), prompt)
         shown = {key: value for key, value in keys.items() if key != "prev_action_chunk"}
+        if prompt not in (self._told_prompt, "None"):  # which is the server's own
+            shown["prompt"] = self._told_prompt = prompt
         record("ask", chunk=self.number, left=len(left), **shown)
         return keys
 
