@@ -1,5 +1,6 @@
 """The control loop under a virtual clock: what is played, when the policy is asked, and what happens when it fails."""
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -494,6 +495,47 @@ def test_a_program_error_in_the_robot_ends_in_hold_and_is_not_hidden():
         world.run(100)
     assert "thread has died" in world.loop.last_log.events[-1]["reason"]
     assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
+
+
+@pytest.mark.parametrize(
+    ("lost", "end"), [(1, "time is over"), (4, "time is over"), (5, "TimeoutError: no status packet")]
+)
+def test_a_robot_that_does_not_answer_once_is_asked_again_and_one_that_never_does_ends_in_hold(lost, end):
+    """Buses of servos lose one of some hundred answers, which ended the episode."""
+    world, num_asked = World([2]), itertools.count()
+    observe = world.arm.observe
+
+    def sometimes() -> dict:
+        if 4 <= next(num_asked) < 4 + lost:
+            raise TimeoutError("no status packet")
+        return observe()
+
+    world.arm.observe = sometimes
+    with pytest.raises(TimeoutError) if lost == 5 else contextlib.nullcontext():
+        world.run(200)
+    log = world.loop.last_log
+    assert log.events[-1] == {**log.events[-1], "kind": "end", "reason": end}
+    assert "the robot could not be observed: TimeoutError: no status packet" in world.warnings
+    assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2]) or lost < 5
+
+
+@pytest.mark.parametrize(
+    ("call", "seconds", "told"),
+    [
+        ("apply", 0.3, "238 of 260 ticks were skipped"),
+        ("observe", 0.05, "44 of 250 ticks were skipped"),
+        ("apply", 0.021, ""),
+        ("apply", 0.0, ""),
+    ],
+)
+def test_a_robot_that_takes_longer_than_its_ticks_is_told_with_what_takes_so_long(call, seconds, told):
+    world = World([4])
+    do = getattr(world.arm, call)
+    setattr(world.arm, call, lambda *args: (world.clock.advance(seconds), do(*args))[1])
+    world.run(400)
+    slow = [text for text in world.warnings if "were skipped" in text]
+    assert len(slow) == bool(told) and all(text.startswith(told) for text in slow)
+    assert all("a tick has 20 ms, " in text and f"{call} took up to {1e3 * seconds:.0f} ms" in text for text in slow)
 
 
 def test_a_robot_with_its_joints_in_another_order_is_refused():

@@ -7,7 +7,7 @@ deadline  t0       t0+dt    t0+2dt   t0+3dt   t0+4dt      never moved: an error 
 
 import math
 import time
-from typing import Callable, NamedTuple
+from typing import Callable, Dict, NamedTuple
 
 from typing_extensions import Protocol
 
@@ -15,6 +15,8 @@ from openpi_client import freshness
 
 # Sleeping ends up to this much too late on Linux; the rest of the wait is spun.
 _SPIN_S = 1e-3
+# A loop that skips more than so many of the ticks of so long moves its robot visibly slower than it was trained for.
+_SKIPPED, _WINDOW_S = 0.1, 5.0
 
 
 class Clock(Protocol):
@@ -101,3 +103,37 @@ class Pacer:
         tick = Tick(self._next + skipped, late_s - slept_through * self._period_s, skipped)
         self._next = tick.number + 1
         return tick
+
+
+class TickBudget:
+    """Whether what is done in the ticks fits into them. A row is played per tick that comes, so each that is skipped
+    slows the robot down."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self._rate_hz = rate_hz
+        self._begin()
+
+    def _begin(self) -> None:
+        self._num_ticks = self._num_skipped = 0
+        self._longest_s: Dict[str, float] = {}
+
+    def took(self, what: str, seconds: float) -> None:
+        self._longest_s[what] = max(seconds, self._longest_s.get(what, 0.0))
+
+    def problem(self, tick: Tick) -> str:
+        """What to tell when many of the last ticks were skipped; '' = they were not, or it is too early to say."""
+        skipped = tick.skipped if tick.skipped < self._rate_hz else 0  # of a loop that stood still it is told otherwise
+        self._num_ticks += 1 + skipped
+        self._num_skipped += skipped
+        if self._num_ticks < _WINDOW_S * self._rate_hz:
+            return ""
+        found, period_ms = "", 1e3 / self._rate_hz
+        if self._num_skipped > _SKIPPED * self._num_ticks:
+            parts = ", ".join(f"{what} took up to {1e3 * seconds:.0f} ms" for what, seconds in self._longest_s.items())
+            found = (
+                f"{self._num_skipped} of {self._num_ticks} ticks were skipped, and the robot moves so much slower: a "
+                f"tick has {period_ms:.3g} ms, {parts}. They must not wait; if they do not, the machine is busy "
+                "(priority=True)"
+            )
+        self._begin()
+        return found

@@ -21,7 +21,7 @@ from openpi_client.base_policy import Metadata
 from openpi_client.deadline import check_seconds
 from openpi_client.realtime import hanging, strategies
 from openpi_client.realtime.actions import ActionSpec, Hold, contract_of
-from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick
+from openpi_client.realtime.clock import Clock, MonotonicClock, Pacer, Tick, TickBudget
 from openpi_client.realtime.controller import Controller, EpisodeEnded
 from openpi_client.realtime.limits import Limits
 from openpi_client.realtime.log import EpisodeLog
@@ -102,6 +102,8 @@ class ControlLoop:
         self._on_warning, self._on_stop = on_warning, on_stop
         self.last_log: Optional[EpisodeLog] = None
         self._recent_delays: Tuple[int, ...] = ()
+        self._budget = TickBudget(self.rate_hz)
+        self._num_unseen = 0  # observations in a row that failed
         self._check_rate()
 
     def _check_rate(self) -> None:
@@ -232,7 +234,8 @@ class ControlLoop:
         interrupted: "_Interrupted",
     ) -> str:
         """Runs ticks until the episode is over; returns why."""
-        pacer = Pacer(self._clock, self.rate_hz)
+        pacer, self._budget = Pacer(self._clock, self.rate_hz), TickBudget(self.rate_hz)
+        self._num_unseen = 0
         watch = ObservationWatch(self._safety.frozen_after_s, _state_keys(self._policy.metadata))
         while True:
             tick = pacer.wait()
@@ -246,6 +249,9 @@ class ControlLoop:
 
     def _tick(self, controller: Controller, log: EpisodeLog, watch: ObservationWatch, tick: Tick) -> None:
         log.begin_tick(tick)
+        slow = self._budget.problem(tick)
+        if slow:
+            controller.warn(slow, subject="skipped")
         self._take_answer(controller, tick)
         # While the robot holds, its observation goes first; in a simulator, the answer may then be there at once.
         if controller.will_hold(self._clock.now_s()) and self._is_due(controller, tick):
@@ -254,7 +260,8 @@ class ControlLoop:
         now_s = self._clock.now_s()
         command = controller.command(tick.number, now_s, self._pose)
         if command.values is not None:
-            self._robot.apply(command.values.copy())  # it may convert units in place
+            with self._timed("apply"):
+                self._robot.apply(command.values.copy())  # it may convert units in place
         log.end_tick(tick, command, now_s)
         if not controller.will_hold(now_s) and self._is_due(controller, tick):
             self._ask(controller, watch, tick)
@@ -270,7 +277,17 @@ class ControlLoop:
 
     def _ask(self, controller: Controller, watch: ObservationWatch, tick: Tick) -> None:
         now_s = self._clock.now_s()
-        observation = self._robot.observe()
+        try:
+            with self._timed("observe"):
+                observation = self._robot.observe()
+        except (ConnectionError, TimeoutError) as error:  # motors of LeRobot lose one of some hundred answers
+            self._num_unseen += 1
+            if self._num_unseen >= self._safety.max_failures:
+                raise
+            text = f"the robot could not be observed: {type(error).__name__}: {error}"
+            controller.warn(text, subject="unseen")
+            return controller.ask_later(tick.number, text)
+        self._num_unseen = 0
         problems = watch.problems(observation, now_s)
         for problem in problems:
             controller.warn(problem, subject=problem.partition("'")[2].partition("'")[0])
@@ -278,6 +295,12 @@ class ControlLoop:
             return controller.ask_later(tick.number, "; ".join(problems))
         question = controller.question(observation, tick.number, now_s)
         self._policy.submit(controller.number, question)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start_s = self._clock.now_s()
+        yield
+        self._budget.took(what, self._clock.now_s() - start_s)
 
     def _hold(self, controller: Controller) -> None:
         command = controller.stop_command()

@@ -31,6 +31,10 @@ class Robot(abc.ABC):
         """The newest observation, under the keys of the policy. Must not wait for a camera: keep its last picture.
 
         Pictures at full size are fine: `ProcessRequester` resizes them.
+
+        Raises:
+            ConnectionError, TimeoutError: it did not work this time; it is asked again, `Safety.max_failures` times.
+            Exception: it will not work any more: ends the episode, in hold.
         """
 
     @abc.abstractmethod

@@ -22,7 +22,8 @@ class Safety:
         frozen_after_s: see `CameraWatch`; None = pictures are not compared.
         accept_warnings: start although the server finds the first observation suspicious, such as a joint far outside
             the training data.
-        max_failures: answers in a row that are errors of the policy, or of no use, that end the episode.
+        max_failures: answers in a row that are errors of the policy, or of no use, that end the episode; or
+            observations in a row that end in a ConnectionError or TimeoutError.
     """
 
     max_age_s: Optional[float] = None
