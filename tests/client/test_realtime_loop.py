@@ -497,6 +497,19 @@ def test_a_program_error_in_the_robot_ends_in_hold_and_is_not_hidden():
     assert np.array_equal(world.arm.commands[-1], world.arm.commands[-2])
 
 
+def test_a_robot_that_does_not_hold_is_no_end_like_any_other():
+    world = World(delays=[2])
+
+    def hold() -> None:
+        raise RuntimeError("the brake is stuck")
+
+    world.arm.hold = hold
+    with pytest.raises(RuntimeError, match="brake"):
+        world.run(30)
+    told = "time is over; and it did not take its hold: RuntimeError: the brake is stuck"
+    assert world.loop.last_log.events[-1]["reason"] == told
+
+
 @pytest.mark.parametrize(
     ("lost", "end"), [(1, "time is over"), (4, "time is over"), (5, "TimeoutError: no status packet")]
 )

@@ -155,6 +155,9 @@ class ControlLoop:
                 try:
                     with hanging.told("the robot's hold()"):
                         self._hold(controller)
+                except BaseException as error:
+                    end = f"{end}; and it did not take its hold: {type(error).__name__}: {error}"
+                    raise
                 finally:
                     # The next episode need not learn them again; until it had, it would freeze more rows than it must.
                     self._recent_delays = controller.recent_delays
