@@ -453,13 +453,14 @@ def test_a_driver_that_never_returns_is_told_with_its_place_and_a_program_ends_a
 
     world.arm.hold = hold
     monkeypatch.setattr(hanging, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(hanging, "LONGEST_S", 0.02)
     monkeypatch.setattr(hanging, "_is_program", is_program)
     monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), told.set()))
     monkeypatch.setattr(hanging.logger, "error", lambda *args: (logging.error(*args), is_program or told.set()))
     monkeypatch.setattr(hanging.faulthandler, "dump_traceback_later", lambda *args, **options: None)
     world.run(10)
     assert codes == [1] * is_program
-    assert "the robot's hold() has not returned for 0.01 s; " in caplog.text and "> hold (test_" in caplog.text
+    assert "the robot's hold() has not returned for 0.01 s, " in caplog.text and "> hold (test_" in caplog.text
 
 
 # Observations

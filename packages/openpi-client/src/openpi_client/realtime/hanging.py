@@ -12,8 +12,9 @@ from typing import Iterator
 
 logger = logging.getLogger(__name__)
 
-# Drivers wait some seconds for each answer that does not come, and do so several times.
-PATIENCE_S = 20.0
+# Until it is told: drivers wait some seconds for each answer that does not come, and do so several times. And until a
+# program ends: some robots drive to a pose of rest first.
+PATIENCE_S, LONGEST_S = 10.0, 60.0
 _SHOWN = 4  # of the calls that lead to it
 _is_program = False
 
@@ -27,30 +28,32 @@ def end_program() -> None:
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """Says where it hangs if what is done within takes longer than `PATIENCE_S`, and ends a program."""
-    timer = threading.Timer(PATIENCE_S, _tell, (what, threading.get_ident()))
-    timer.daemon = True
-    timer.start()
+    """Says where it hangs if what is done within takes longer than `PATIENCE_S`; after `LONGEST_S` ends a program."""
+    done = threading.Event()
+    args = (what, threading.get_ident(), done)
+    threading.Thread(target=_watch, args=args, name="openpi-hanging", daemon=True).start()
     if _is_program and sys.__stderr__ is not None:  # for drivers that keep all of Python waiting
-        faulthandler.dump_traceback_later(2 * PATIENCE_S, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(LONGEST_S + PATIENCE_S, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
         if _is_program:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _tell(what: str, thread: int) -> None:
-    frame = sys._current_frames().get(thread)
-    calls = traceback.extract_stack(frame)[-_SHOWN:]
+def _watch(what: str, thread: int, done: threading.Event) -> None:
+    if done.wait(PATIENCE_S):
+        return
+    calls = traceback.extract_stack(sys._current_frames().get(thread))[-_SHOWN:]
     place = " > ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls)
-    then = "the program ends without it" if _is_program else "nothing more is done until it returns"
+    then = f"after {LONGEST_S:g} s the program ends without it" if _is_program else "nothing more is done until it does"
     logger.error(
-        "%s has not returned for %g s; %s. See that the robot stands, and look at its line and its driver. It is at %s",
+        "%s has not returned for %g s, %s. See that the robot stands, and look at its line and its driver. It is at %s",
         *(what, PATIENCE_S, then, place),
     )
-    if _is_program:
-        for stream in (sys.stdout, sys.stderr):
+    if _is_program and not done.wait(LONGEST_S - PATIENCE_S):
+        logger.error("%s has not returned for %g s: the program ends", what, LONGEST_S)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(1)

@@ -56,7 +56,7 @@ class Robot(abc.ABC):
         return
 
     def close(self) -> None:
-        """Lets go of the hardware, which stands still from then on."""
+        """Lets go of the hardware, which stands still from then on. A program that waits for a minute for that ends."""
         return
 
 

@@ -67,7 +67,7 @@ class RobotArgs(WorldArgs):
 def main(run: Callable[[A], None], kind: Type[A], *, prefix: str = "", argv: Optional[Sequence[str]] = None) -> None:
     """Runs a program: its flags, logging, and what it cannot do as one line. Ctrl-C ends it with code 130, and SIGTERM,
     as of a container that is stopped, with 143: the robot is let go, whatever it was at. A driver that never returns
-    from that ends it with 1, after `hanging.PATIENCE_S`."""
+    from that ends it with 1, after `hanging.LONGEST_S`."""
     args = flags.parse(kind, argv, prefix=prefix)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     end_by_exception()
