@@ -717,6 +717,12 @@ def test_why_the_robot_held_is_beside_that_it_did(spoil, text):
     world.run(200)
     [hold], [stop] = world.events("hold"), world.events("stop")
     assert text in hold["why"] and text in stop["why"]
+    assert any(told.startswith("no action for 1.00 s: ") and text in told for told in world.warnings)
+    silent = World(safety=realtime.Safety(blend_s=0, max_failures=99))
+    silent.arm.observe = lambda: {"state": None, "prompt": "go"}
+    silent.loop._robot.pose = lambda: np.zeros(2)
+    silent.run(300)
+    assert any(told.startswith("no answer for 5 s ('state' is missing); ") for told in silent.warnings)
 
 
 def test_an_episode_leaves_a_log_a_summary_and_a_picture(tmp_path):

@@ -110,7 +110,7 @@ class Controller:
         self._home: Optional[np.ndarray] = None
         self._blend: Optional[BlendedStart] = None
         self._failures = self._discards = 0
-        self._trouble = ""  # since the last chunk that could be played
+        self._trouble = ""  # of the last answer or observation
         self._warned: Set[str] = set()
 
     def _use_horizon(self, horizon: int) -> None:
@@ -170,7 +170,7 @@ class Controller:
             return self._stale(fields)
         # Of those that can be played: for one stall all rows of the next ten chunks would be promised.
         self._questions.forecast.record(tick - question.tick, is_first=answer.is_first)
-        self._failures, self._is_stopped = 0, False
+        self._failures, self._is_stopped, self._trouble = 0, False, ""
         self._held = 0 if self.phase is Phase.START else self._held
         if self.phase is Phase.START and self.spec.stays.any():
             measured = self._pose_to_start_from(pose)
@@ -214,8 +214,8 @@ class Controller:
             return self._discard(question, fields)
         self._discards = 0
         if consumed >= len(rows):
+            self._trouble = "a chunk came when all of its rows were past"
             return self._record("too late", **fields)
-        self._trouble = ""
         self._record("chunk", start=question.start, made_for=question.delay, **fields)
         if question.prompt != self._prompt:  # no mean of two intentions
             self.plan.clear()
@@ -225,6 +225,7 @@ class Controller:
 
     def _discard(self, question: Question, fields: Mapping[str, object]) -> None:
         self._discards += 1
+        self._trouble = f"a chunk came later than the {question.delay} rows that it was made for"
         self._record("discarded", made_for=question.delay, **fields)
         assert isinstance(self.strategy, TrainedRTC)
         if self._discards >= self.strategy.max_discards:
@@ -333,7 +334,10 @@ class Controller:
         if self.phase is Phase.PLAY:
             self._watch_hold(tick)
         elif self._held == self.safety.ticks(_PATIENCE_S, self.rate_hz):
-            self.warn(f"no answer for {_PATIENCE_S:g} s; until there is one the robot stays where it is", "waiting")
+            why = f" ({self._trouble})" if self._trouble else ""
+            self.warn(
+                f"no answer for {_PATIENCE_S:g} s{why}; until there is one the robot stays where it is", "waiting"
+            )
         if self._is_stopped or (self._last is None and self.spec.stays.any()):
             return Command(None, "none")
         if self._last is None:  # Velocities stand still without knowing where.
@@ -373,12 +377,13 @@ class Controller:
             self.plan.clear()
             self._start_anew(f"the loop stood still for {ticks / self.rate_hz:.2f} s")
 
-    def _start_anew(self, reason: str, **fields: object) -> None:
-        is_home = self.phase is not Phase.HOME
-        then = "starts anew when the policy answers" if is_home else "goes home from where it is then"
-        self._record("stop", reason=reason, **fields)
-        self.warn(f"{reason}: the robot holds, and {then}", subject="stop")
-        self.phase, self._held, self._has_played = Phase.START if is_home else Phase.HOME, 0, False
+    def _start_anew(self, reason: str, why: str = "") -> None:
+        going_home = self.phase is Phase.HOME
+        then = "goes home from where it is then" if going_home else "starts anew when the policy answers"
+        beside = f" ({why})" if why else ""
+        self._record("stop", reason=reason, why=why)
+        self.warn(f"{reason}: the robot holds, and {then}{beside}", subject="stop")
+        self.phase, self._held, self._has_played = Phase.HOME if going_home else Phase.START, 0, False
         self._questions.last_start = None
 
     @property
