@@ -16,8 +16,7 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.console import check_range, command
 from openpi.cli.serving._running import PROGRAM, run_server
 from openpi.models.rtc_config import RtcConfig
-from openpi.shared.compilation_cache import use_compilation_cache
-from openpi.training.run.processor import wait_asleep
+from openpi.shared.frameworks import use_compilation_cache, wait_asleep
 from openpi_client import image_tools
 from openpi_client.connection import api_key_of
 
