@@ -35,6 +35,7 @@ from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Progress, Stopwatch, Window
 from openpi.training.run.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
+from openpi.weights.blocks import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ def train(config: TrainConfig) -> TrainResult:
     with processes.together("checking the recipe"):
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
+    weights = None
     if not run_directory.will_continue(config):
         with processes.together("fetching the weights"):
-            preflight.check_weights(config, backend)
+            weights = preflight.open_weights(config, backend)
     with processes.together("opening the data"):
         data_config = recipe_data.expanded(config)
         holdout.check_holdout(config, data_config)
@@ -85,7 +87,7 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints, last_step = run_directory.open_run(config)
     with checkpoints, Interrupts(may_leave_at_once=processes.count() == 1) as interrupts:
         try:
-            return _train(config, data, backend, checkpoints, last_step, interrupts)
+            return _train(config, data, backend, weights, checkpoints, last_step, interrupts)
         except StoppedError as stopped:
             checkpoint = None if last_step is None else checkpoints.path(last_step)
             return TrainResult(checkpoint, -1 if last_step is None else last_step, {}, stopped.signum)
@@ -95,6 +97,7 @@ def _train(
     config: TrainConfig,
     opened: RecipeData,
     backend: Backend,
+    weights: Weights | None,
     checkpoints: Checkpoints,
     last_step: int | None,
     interrupts: Interrupts,
@@ -106,7 +109,7 @@ def _train(
     processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
     window = Window(backend.wait)
     if checkpoint is None:
-        state = backend.create_state()
+        state = backend.create_state(weights)
     else:
         state = resume.continue_run(config, backend, checkpoint, data, window)
     _log_size(config, backend)

@@ -28,7 +28,7 @@ from openpi.policies.contract import Contract
 from openpi.policies.images import channel_means
 from openpi.policies.robot_spec import find_spec
 from openpi.shared.tree import Tree, flatten, unflatten
-from openpi.training import data_loader, recipe_io
+from openpi.training import data_loader, recipe_io, weight_loaders
 from openpi.training.backend import Backend
 from openpi.training.config import TrainConfig
 from openpi.training.data import dataset_look, holdout, recipe_data, seen, stats_in_use
@@ -40,6 +40,8 @@ from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
 from openpi.training.distributed import processes
 from openpi.training.run import adapters, run_directory, tracking
 from openpi.transforms import DataTransformFn
+from openpi.weights import published_tree
+from openpi.weights.blocks import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -146,20 +148,24 @@ def _warn_of_deltas_of_deltas(config: TrainConfig) -> None:
         )
 
 
-def check_weights(config: TrainConfig, backend: Backend) -> None:
+def open_weights(config: TrainConfig, backend: Backend) -> Weights | None:
     """Fetches the weights that a fresh run starts from, and compares their shapes with the model's.
 
     Every process of a run does: on a node without them, it would fetch them while the others wait in a collective.
 
+    Returns:
+        them; None of a loader of a user's own that can only read all of them, which waits until all else is checked.
     Raises:
         ValueError: they do not fit, or are damaged.
         FileNotFoundError, ConnectionError: they are not there.
     """
-    adapters.check_base(config, backend)
-    check = getattr(config.start_weights, "check", None)  # loaders of users need not have it
-    if check is not None:
-        check(unflatten(backend.param_specs()))
-        adapters.check_scale(config)
+    loader, reference = config.start_weights, unflatten(dict(backend.param_specs()))
+    weights = weight_loaders.open_weights(loader, reference) if weight_loaders.opens(loader) else None
+    check: Any = getattr(loader, "check", lambda params: None)  # loaders of users need not have it
+    report = check(reference) if weights is None else published_tree.by_path(weights)
+    adapters.check_base(config, backend, report)
+    adapters.check_scale(config)
+    return weights
 
 
 def prepare(
