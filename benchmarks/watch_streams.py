@@ -22,7 +22,7 @@ from openpi.policies.seen import Seen
 from openpi.policies.watch import Watch
 from openpi.shared.tree import flatten
 from openpi.training.config import get_config
-from openpi.training.data import recipe_data
+from openpi.training.data import holdout, recipe_data
 from openpi.training.data import seen as seen_of
 from openpi.training.data.moments import Moments
 
@@ -185,7 +185,7 @@ def main() -> None:
     config = with_dataset(get_config(args.recipe), args.dataset)
     data_config = pipeline(config, None).data_config
     dataset = recipe_data.open_lerobot(data_config, config.model)
-    numbers = seen_of.trained_on(config, data_config, dataset)
+    numbers, _ = holdout.split_dataset(config, data_config, dataset)
     held = numbers[:: max(1, len(numbers) // args.held_out)][: args.held_out]
     seen = seen_of.look(config, data_config, dataset, [number for number in numbers if number not in held])
     played = list(streams(Moments(config, data_config, held)))

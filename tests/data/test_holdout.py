@@ -14,10 +14,9 @@ from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
+from openpi.training.data import holdout, recipe_data, training_data
 from openpi.training.data.robot_actions import robot_actions
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
-from openpi.training.run import preflight
 from openpi.training.run.progress import Progress
 from openpi.training.run.run_report import advice, read_metrics
 from openpi.training.run.validation import _baselines
@@ -80,9 +79,11 @@ def test_as_many_are_held_out_as_give_every_device_a_frame_or_none_which_is_said
 def test_a_run_that_goes_on_with_more_devices_than_frames_held_out_is_not_validated(tmp_path, caplog):
     config = recipe(tmp_path, 5, holdout_episodes=1)
     data = recipe_data.open_recipe(config)
+    held = [holdout.split_dataset(config, *member)[1] for member in data.members]
     with pytest.raises(ValueError, match=r"give 10 frames, fewer than there are devices \(16\); hold out more"):
-        preflight._open_holdout(config, data, 16)
-    assert preflight._open_holdout(dataclasses.replace(config, resume=True), data, 16) is None
+        training_data._open_holdout(config, data, data.datasets, held, 16)
+    going_on = dataclasses.replace(config, resume=True)
+    assert training_data._open_holdout(going_on, data, data.datasets, held, 16) is None
     assert "this run is not validated any more" in caplog.text
 
 

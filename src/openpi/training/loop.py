@@ -25,10 +25,11 @@ from openpi.training import recipe_io
 from openpi.training.backend import STEPS_IN_FLIGHT, Backend, Metric, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
+from openpi.training.data import holdout, recipe_data, training_data
 from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import RecipeData
+from openpi.training.data.training_data import TrainingData
 from openpi.training.distributed import processes
 from openpi.training.run import adapters, preflight, resume, run_directory, tracking, validation_picture
 from openpi.training.run.interrupts import Interrupts, StoppedError
@@ -104,9 +105,9 @@ def _train(
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
     checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
-    data = preflight.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
+    data = training_data.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     needed = backend.required_bytes(adapters.left_out(config))
-    processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
+    processes.on_first("checking the disk", lambda: run_directory.check_disk_space(config, needed))
     window = Window(backend.wait)
     if checkpoint is None:
         state = backend.create_state(weights)
@@ -128,7 +129,7 @@ class _Run:
 
     config: TrainConfig
     backend: Backend
-    data: preflight.TrainingData
+    data: TrainingData
     checkpoints: Checkpoints
     base: AdapterBase | None
     window: Window
@@ -329,7 +330,7 @@ class _Extras:
     """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
 
     config: TrainConfig
-    data: preflight.TrainingData
+    data: TrainingData
     loader_state: Any
     window: Window
     base: AdapterBase | None

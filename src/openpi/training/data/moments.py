@@ -152,11 +152,9 @@ def chosen(
         raise ValueError(
             f"episodes {unknown} are not in {metadata.root}, which has {len(numbers)}: {min(numbers)} to {max(numbers)}"
         )
-    is_split = holdout.holds_out(config, data_config.members[0])
-    held = holdout.holdout_split(config, metadata, data_config)[1] if is_split else []
-    unseen = {*held, *data_config.selection.excluded(metadata)}
+    train, held = holdout.holdout_split(config, metadata, data_config)
     found = list(wanted) if wanted else evenly_spaced(held or numbers, at_most)
-    return found, set(found) <= unseen
+    return found, set(found).isdisjoint(train)
 
 
 def _evaluated(frames: tabular_frames.Frames, max_frames: int) -> Iterator[dict[str, np.ndarray]]:

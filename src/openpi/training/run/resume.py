@@ -16,9 +16,9 @@ from openpi.shared.strict_json import Json
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
+from openpi.training.data.training_data import TrainingData
 from openpi.training.recipe import overrides
 from openpi.training.run import adapters
-from openpi.training.run.preflight import TrainingData
 from openpi.training.run.progress import Window
 from openpi.training.run.run_directory import damaged_message
 from openpi.weights import checksums

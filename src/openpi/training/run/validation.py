@@ -21,9 +21,9 @@ from openpi.shared.tree import Tree
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
 from openpi.training.data.robot_actions import robot_actions
+from openpi.training.data.training_data import TrainingData
 from openpi.training.data_config import DataConfig
 from openpi.training.distributed import processes
-from openpi.training.run.preflight import TrainingData
 
 logger = logging.getLogger(__name__)
 
