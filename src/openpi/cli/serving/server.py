@@ -202,7 +202,7 @@ def find_models(args: Args) -> Catalog:
         ValueError: a further model is not written as NAME=PLACE.
         LookupError: the default model is none of them.
     """
-    from openpi.serving.catalog import Checkpoints
+    from openpi.serving.catalog import CheckpointCatalog
     from openpi.shared import download
     from openpi.training.recipe_io import recipe_name
 
@@ -223,7 +223,7 @@ def find_models(args: Args) -> Catalog:
             steps = functools.partial(find.steps_in, place)
         recipe = recipe or recipe_name(step)
     described = {"config_name": recipe, "checkpoint_path": args.checkpoint, "experiment_name": name}
-    catalog = Checkpoints(functools.partial(load_policy, args), steps, named, args.default_model, described)
+    catalog = CheckpointCatalog(functools.partial(load_policy, args), steps, named, args.default_model, described)
     catalog.resolve(None)
     return catalog
 
