@@ -17,10 +17,10 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, training_data
 from openpi.training.data.robot_actions import robot_actions
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
+from openpi.training.run.pictures import compared
 from openpi.training.run.progress import Progress
 from openpi.training.run.run_report import advice, read_metrics
 from openpi.training.run.validation import _baselines
-from openpi.training.run.validation_picture import draw
 
 VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
 CAMERA = {"dtype": "image", "shape": (4, 4, 3), "names": ["height", "width", "channel"]}
@@ -146,17 +146,17 @@ def test_waiting_for_data_is_advised_on():
 def test_a_picture_of_chunks_shows_both_and_leaves_out_what_is_none():
     recorded = np.zeros((2, 5, 3))
     predicted = np.full((2, 5, 3), np.nan)
-    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
+    assert (compared(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
     predicted = np.ones((2, 5, 3))
-    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
+    assert (compared(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
 
 
 def test_rows_of_a_picture_of_chunks_are_told_apart_and_those_left_out_are_said():
     chunks = np.tile(np.linspace(0, 1, 5)[None, :, None], (1, 1, 18))
     names = [f"left_arm_joint_number_{number}" for number in range(18)]
-    picture = draw(chunks, chunks, names)
+    picture = compared(chunks, chunks, names)
     labels = {picture[top : top + 74, :96].tobytes() for top in range(22, 22 + 82 * 16, 82)}
     assert len(labels) == 16
     assert (picture[:22, 158:] < 255).any() and not (
-        draw(chunks[..., :16], chunks[..., :16], names)[:22, 158:] < 255
+        compared(chunks[..., :16], chunks[..., :16], names)[:22, 158:] < 255
     ).any()

@@ -29,7 +29,6 @@ from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data import training_data
-from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.data_config import DataConfig, repack
@@ -37,6 +36,7 @@ from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
 from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
+from openpi.training.run.pictures import contact_sheet
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
 from openpi.training.run.validation import Validation

@@ -26,12 +26,11 @@ from openpi.training.backend import STEPS_IN_FLIGHT, Backend, Metric, PlacedBatc
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, training_data
-from openpi.training.data.first_batch import contact_sheet
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import RecipeData
 from openpi.training.data.training_data import TrainingData
 from openpi.training.distributed import processes
-from openpi.training.run import adapters, preflight, resume, run_directory, tracking, validation_picture
+from openpi.training.run import adapters, pictures, preflight, resume, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Progress, Stopwatch, Window
 from openpi.training.run.validation import Validation
@@ -233,7 +232,7 @@ class _Run:
             yield
 
     def _show(self, step: int, batch: PlacedBatch) -> None:
-        sheet = contact_sheet(self.backend.local_rows(batch))
+        sheet = pictures.contact_sheet(self.backend.local_rows(batch))
         self.observers.image(step, run_directory.FIRST_BATCH, sheet)
 
     def _report_means(self, step: int, metrics: Mapping[str, Metric]) -> None:
@@ -254,7 +253,7 @@ class _Run:
         self.reported |= evaluated
         self._report(step, evaluated)
         if self.observers and self.validate.shown is not None:
-            picture = validation_picture.draw(*self.validate.shown, self.validate.names)
+            picture = pictures.compared(*self.validate.shown, self.validate.names)
             self.observers.image(step, run_directory.VALIDATION, picture)
         return evaluated
 

@@ -1,4 +1,4 @@
-"""`Backend` in JAX: the recipe's mesh, keys and compiled programs around the functions of `step_jax`."""
+"""`Backend` in JAX: the recipe's mesh, keys and compiled programs around the functions of `step`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EVAL_SEED = 0
 
 
 class JaxBackend:
-    """See `backend.Backend`. States are `step_jax.TrainState`, placed batches dicts of global arrays."""
+    """See `backend.Backend`. States are `step.TrainState`, placed batches dicts of global arrays."""
 
     name = "jax"
 

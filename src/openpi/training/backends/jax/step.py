@@ -26,7 +26,7 @@ from openpi.models.observation import model_side
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding, weight_loaders
 from openpi.training.backends.jax import processes as processes_jax
-from openpi.training.backends.step_config import StepConfig, once_per_recipe
+from openpi.training.backends.jax.step_config import StepConfig, once_per_recipe
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel

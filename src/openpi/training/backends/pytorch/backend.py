@@ -1,4 +1,4 @@
-"""`Backend` in PyTorch: the recipe's devices, parameters and random numbers around `step_pytorch`."""
+"""`Backend` in PyTorch: the recipe's devices, parameters and random numbers around the functions of `step`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Metrics(Mapping[str, float]):
 
 
 class PyTorchBackend:
-    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches `Placed`.
+    """See `backend.Backend`. States are `step.TrainState`, placed batches `Placed`.
 
     Args:
         compile_backend: of `torch.compile`, where the recipe asks for it.
