@@ -180,10 +180,8 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--held-out", type=int, default=16)
     args = parser.parse_args()
-    from openpi.cli.debugging._explain_chain import pipeline, with_dataset
-
-    config = with_dataset(get_config(args.recipe), args.dataset)
-    data_config = pipeline(config, None).data_config
+    config = recipe_data.with_dataset(get_config(args.recipe), args.dataset)
+    data_config = recipe_data.expanded(config)
     dataset = recipe_data.open_lerobot(data_config, config.model)
     numbers, _ = holdout.split_dataset(config, data_config, dataset)
     held = numbers[:: max(1, len(numbers) // args.held_out)][: args.held_out]

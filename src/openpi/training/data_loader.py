@@ -133,9 +133,9 @@ def _of_split(
 ) -> tuple[Dataset | Stream, Sequence[Callable[[Sample], Sample]]]:
     """The episodes of one dataset, and what their samples go through."""
     holdout.check_holdout(config, data_config)
-    if split != "all" and holdout.holds_out(config, data_config) and isinstance(dataset, LeRobotDataset):
+    if split != "all" and isinstance(dataset, LeRobotDataset):
         train, held = holdout.split_dataset(config, data_config, dataset)
-        dataset = dataset.select(train if split == "train" else held)
+        dataset = dataset.select(train if split == "train" else held) if held else dataset
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
         chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)

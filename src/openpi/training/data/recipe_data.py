@@ -75,6 +75,30 @@ def expanded(config: TrainConfig) -> DataConfig:
     return config.data.create(config.assets_dirs, config.model)
 
 
+def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
+    """The recipe on another dataset, with the statistics it had before, if it had any, and without the episodes that it
+    names, which are those of its own.
+    """
+    if dataset is None:
+        return config
+    assets = replace(config.data.assets, asset_id=config.data.asset_id)
+    data = replace(config.data, repo_id=dataset, assets=assets)
+    if not are_same(config.data.repo_id, dataset):
+        none: dict[str, Any] = {"exclude_episodes": (), "exclude_findings": None, "validation_episodes": ()}
+        base = data.base_config and replace(data.base_config, **none)
+        data = replace(data, base_config=base, **none)
+    return replace(config, data=data)
+
+
+def are_same(dataset: str | None, other: str) -> bool:
+    """Whether two names are of one folder, or where one of them is not here, the same word."""
+    try:
+        first, second = (locate_dataset(name or "", may_download=False).resolve() for name in (dataset, other))
+    except (OSError, ValueError):  # one of them is not here
+        return dataset == other
+    return first == second
+
+
 def create_dataset(
     data_config: DataConfig,
     model_config: BaseModelConfig,
