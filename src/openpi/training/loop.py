@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from openpi import transforms
 from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, Checkpoint
@@ -265,14 +264,34 @@ class _Run:
         self._check_finite(step, metrics)
         self.saved_step = step
         left_out = adapters.left_out(self.config)
-        extras = _Extras(self.config, self.data, loader_state(self.batches.state), self.window, self.base)
         self.checkpoints.save(
             step,
             lambda directory: self.backend.begin_write(directory, state, left_out),
             required_bytes=self.backend.required_bytes(left_out),
-            write_extras=extras.write,
+            write_extras=functools.partial(self._write_extras, loader_state(self.batches.state)),
             metrics=evaluated,
         )
+
+    def _write_extras(self, where: Mapping[str, object], directory: Path) -> None:
+        """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
+        recipe_io.save_recipe(directory, self.config)
+        if self.base is not None:
+            self.base.save(directory)
+        if self.data.contract is not None:
+            self.data.contract.save(directory)
+        resume.write_loop_state(directory, self.data, where, self.window)
+        assets = directory / "assets"
+        assets.mkdir()
+        for member in self.data.config.members:
+            if member.norm_stats is not None and member.asset_id is not None:
+                normalize.save(assets / member.asset_id, member.norm_stats)
+        tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
+        if tokenizer_path is not None:
+            model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
+            (directory / TOKENIZER_FILE).write_bytes(model_bytes)
+        codec = transforms.action_codec(self.data.config.model_transforms.outputs)
+        if codec is not None:
+            codec.save(directory / ACTION_TOKENIZER_DIR)
 
     def _check_finite(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Raises RuntimeError when the loss, the gradient or the weights after the step are no numbers.
@@ -322,43 +341,3 @@ def _log_size(config: TrainConfig, backend: Backend) -> None:
         backend.device_kind,
         processes.count(),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Extras:
-    """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
-
-    config: TrainConfig
-    data: TrainingData
-    loader_state: Any
-    window: Window
-    base: AdapterBase | None
-
-    def write(self, directory: Path) -> None:
-        recipe_io.save_recipe(directory, self.config)
-        if self.base is not None:
-            self.base.save(directory)
-        if self.data.contract is not None:
-            self.data.contract.save(directory)
-        loop_state = {
-            "loader": self.loader_state,
-            "window": self.window.values(),
-            resume.CONTENT: self.data.content,
-            resume.HELD: self.data.held,
-        }
-        (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
-        self._write_assets(directory / "assets")
-
-    def _write_assets(self, assets: Path) -> None:
-        assets.mkdir()
-        data_config = self.data.config
-        for member in data_config.members:
-            if member.norm_stats is not None and member.asset_id is not None:
-                normalize.save(assets / member.asset_id, member.norm_stats)
-        tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
-        if tokenizer_path is not None:
-            model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
-            (assets.parent / TOKENIZER_FILE).write_bytes(model_bytes)
-        codec = transforms.action_codec(data_config.model_transforms.outputs)
-        if codec is not None:
-            codec.save(assets.parent / ACTION_TOKENIZER_DIR)
