@@ -15,7 +15,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, training_data
-from openpi.training.data.robot_actions import robot_actions
+from openpi.training.data_loader import back_to_robot
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
 from openpi.training.run.pictures import compared
 from openpi.training.run.progress import Progress
@@ -116,7 +116,7 @@ def test_the_mean_action_is_the_dataset_s_in_the_robot_s_units_relative_or_not()
     for is_relative in (False, True):
         data = dataclasses.replace(config.data, extra_delta_transform=is_relative)
         data_config = dataclasses.replace(data.create(config.assets_dirs, config.model), norm_stats=stats)
-        policy = _baselines(data_config, robot_actions(data_config, is_sampled=False), 5)["mean_action"]
+        policy = _baselines(data_config, back_to_robot(data_config, is_sampled=False), 5)["mean_action"]
         state = transforms.Normalize(stats, use_quantiles=data_config.use_quantile_norm)({"state": np.full(8, 0.3)})
         chunk = policy(np.pad(state["state"], (0, 2)), np.zeros((5, 10), np.float32))
         moved = 0.3 * np.array([1, 1, 1, 1, 1, 1, 0]) * is_relative

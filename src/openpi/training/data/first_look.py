@@ -25,7 +25,6 @@ from openpi.training.config import TrainConfig
 from openpi.training.data import dataset_look, sample_checks
 from openpi.training.data.contract_of_data import contract_of, rate_of
 from openpi.training.data.recipe_data import RecipeData
-from openpi.training.data.robot_actions import robot_actions
 from openpi.training.data.sample_checks import Finding
 from openpi.training.data.sample_trace import Stage, Step
 from openpi.training.data.streams import Stream
@@ -206,7 +205,7 @@ class _Surprises:
         """What was recorded must come back from the transforms that answer the robot; tokens are not exact."""
         if self._context.model.model_type is ModelType.PI0_FAST or "actions" not in client:
             return
-        to_robot = robot_actions(self._data_config, is_sampled=False)
+        to_robot = data_loader.back_to_robot(self._data_config, is_sampled=False)
         try:
             returned = to_robot(made["state"], made["actions"])
         except Exception:  # Those of users may need what is not here; that is told once, and costs no run.

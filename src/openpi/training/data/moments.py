@@ -15,7 +15,6 @@ from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, tabular_frames
-from openpi.training.data.robot_actions import robot_actions
 from openpi.training.data_config import DataConfig
 
 
@@ -80,7 +79,7 @@ class Moments:
                 transforms.PadStatesAndActions(config.model.action_dim),
             )
         )
-        self._to_robot = robot_actions(data_config, is_sampled=False)
+        self._to_robot = data_loader.back_to_robot(data_config, is_sampled=False)
         self._hold = _hold_or_none(data_config, config.model.action_horizon)
         self._starts = {
             episode.index: int(begin)
