@@ -18,9 +18,9 @@ from openpi.checkpoints.find import steps_in
 from openpi.cli.serving import server
 from openpi.serving import connection as server_connection
 from openpi.serving.access import Limits, has_key, is_foreign_page
-from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.catalog import Checkpoints
 from openpi.serving.errors import ServerBusyError, UnknownModelError
+from openpi.serving.model_thread import Batching, Item, Job, ModelThread
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
 from openpi_client.positronic_client import PositronicClient

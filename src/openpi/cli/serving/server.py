@@ -148,7 +148,7 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
     Args:
         protocols: instead of those that are installed, with the codec by its name.
     """
-    from openpi.serving.batching import Batching
+    from openpi.serving.model_thread import Batching
     from openpi.serving.protocols import installed
     from openpi.serving.recording import SessionRecorder
 
