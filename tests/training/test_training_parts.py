@@ -26,6 +26,7 @@ from openpi.serving.warm_up import warm_up
 from openpi.shared import normalize
 from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
+from openpi.training.backends.jax.backend import JaxBackend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
 from openpi.training.data import training_data
@@ -679,10 +680,10 @@ def test_a_start_expands_the_recipe_once_and_opens_its_data_once(arm_dataset, tm
     count(LeRobotMetadata, "load")
     count(LeRobotDataset, "__init__")
 
-    def full(config: TrainConfig, needed: int) -> None:
+    def full(backend: object, weights: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr(run_directory, "check_disk_space", full)  # the last thing before the model is built
+    monkeypatch.setattr(JaxBackend, "create_state", full)
     opened = {"LeRobotDataset.__init__": 1, "LeRobotMetadata.load": 1}
     # What statistics are computed for is expanded again with them: its transforms may depend on them.
     for number_expanded in (2, 1):

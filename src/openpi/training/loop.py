@@ -102,10 +102,10 @@ def _train(
     interrupts: Interrupts,
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
-    checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
-    data = training_data.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     needed = backend.required_bytes(adapters.left_out(config))
     processes.on_first("checking the disk", lambda: run_directory.check_disk_space(config, needed))
+    checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
+    data = training_data.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     window = Window(backend.wait)
     if checkpoint is None:
         state = backend.create_state(weights)
