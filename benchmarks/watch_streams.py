@@ -22,7 +22,7 @@ from openpi.policies.seen import Seen
 from openpi.policies.watch import Watch
 from openpi.shared.tree import flatten
 from openpi.training.config import get_config
-from openpi.training.data import recipe_data
+from openpi.training.data import holdout, recipe_data
 from openpi.training.data import seen as seen_of
 from openpi.training.data.moments import Moments
 
@@ -180,12 +180,10 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--held-out", type=int, default=16)
     args = parser.parse_args()
-    from openpi.cli.debugging._explain_chain import pipeline, with_dataset
-
-    config = with_dataset(get_config(args.recipe), args.dataset)
-    data_config = pipeline(config, None).data_config
+    config = recipe_data.with_dataset(get_config(args.recipe), args.dataset)
+    data_config = recipe_data.expanded(config)
     dataset = recipe_data.open_lerobot(data_config, config.model)
-    numbers = seen_of.trained_on(config, data_config, dataset)
+    numbers, _ = holdout.split_dataset(config, data_config, dataset)
     held = numbers[:: max(1, len(numbers) // args.held_out)][: args.held_out]
     seen = seen_of.look(config, data_config, dataset, [number for number in numbers if number not in held])
     played = list(streams(Moments(config, data_config, held)))

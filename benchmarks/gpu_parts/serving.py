@@ -20,7 +20,7 @@ _PATIENCE_S = 60.0
 
 def clients(part: str, *, size: Size, records: Records) -> None:
     """PyTorch as CUDA graphs: one by one, and in batches of eight, which a server makes ready when they first come."""
-    from openpi.serving.batching import Batching
+    from openpi.serving.model_thread import Batching
 
     shape = size.shapes["published"]
     pipeline = pipeline_of(shape)
@@ -45,7 +45,7 @@ def clients(part: str, *, size: Size, records: Records) -> None:
 
 def _past_sockets(policy: Any, observation: dict, size: Size, batching: Any) -> tuple[float, list[float]]:
     """What batching reaches, with clients that are threads of this process."""
-    from openpi.serving.batching import Job, ModelThread
+    from openpi.serving.model_thread import Job, ModelThread
 
     thread = ModelThread(batching)
     thread.load(lambda: policy).result()

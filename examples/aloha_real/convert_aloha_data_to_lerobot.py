@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from openpi.cli.data import _published_converters as published
+from openpi.cli.data import published_converters as published
 from openpi.convert.engine import Options
 from openpi.convert.formats.aloha import AlohaHdf5
 from openpi.shared.download import maybe_download

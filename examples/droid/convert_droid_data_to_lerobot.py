@@ -9,7 +9,7 @@ folder itself. The dataset is `your_hf_username/my_droid_dataset` in LeRobot's h
 import sys
 from pathlib import Path
 
-from openpi.cli.data import _published_converters as published
+from openpi.cli.data import published_converters as published
 from openpi.convert.engine import Options
 from openpi.convert.formats.droid_raw import DroidRaw
 

@@ -9,7 +9,7 @@ LIBERO's original HDF5 files: `openpi convert libero`.
 import sys
 from pathlib import Path
 
-from openpi.cli.data import _published_converters as published
+from openpi.cli.data import published_converters as published
 from openpi.convert.engine import Options
 from openpi_rlds.libero import LiberoRlds
 

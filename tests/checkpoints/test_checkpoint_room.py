@@ -1,7 +1,10 @@
 """One checkpoint, open: what its folder is and holds is found out once, whoever asks; old ones stay what they were."""
 
+import dataclasses
 import shutil
+import signal
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -9,15 +12,17 @@ import pytest
 
 import tiny_arm
 import weight_layouts
-from arm_files import arm_observation, run
+from arm_files import arm_observation, run, write_stats
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.serving import server
 from openpi.serving import warm_up
 from openpi.shared import download
+from openpi.training import loop
 from openpi.training.backends.jax import state_files
 from openpi.training.config import LeRobotLiberoDataConfig
 from openpi.training.recipe_io import load_recipe
 from openpi.training.run import resume
+from openpi.training.weight_loaders import CheckpointWeightLoader
 from openpi.weights import layout, opening, orbax_io, published_tree
 from paths import ROOT
 
@@ -29,18 +34,47 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders whose layout was asked for."""
     folders: list[Path] = []
     find_layout = layout.find_layout
-    monkeypatch.setattr(layout, "find_layout", lambda folder: (folders.append(folder), find_layout(folder))[1])
+    for module in (layout, opening):  # which has the name of its own
+        monkeypatch.setattr(module, "find_layout", lambda folder: (folders.append(folder), find_layout(folder))[1])
     return folders
 
 
-def test_a_checkpoint_of_version_1_is_served_and_all_is_looked_for_once(
-    looked_at: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def expanded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Data halves of recipes that were expanded."""
+    found, create = [], LeRobotLiberoDataConfig.create
+    monkeypatch.setattr(LeRobotLiberoDataConfig, "create", lambda *args: found.append(args) or create(*args))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["jax", "pytorch"])
+def test_training_that_starts_from_a_checkpoint_looks_for_its_layout_and_expands_the_recipe_once(
+    backend: Literal["jax", "pytorch"],
+    looked_at: list[Path],
+    expanded: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expanded, create = [], LeRobotLiberoDataConfig.create
+    monkeypatch.chdir(tmp_path)
+    write_stats(tmp_path)
+    start = CheckpointWeightLoader(str(FROZEN / "params"))
+    config = dataclasses.replace(tiny_arm.recipe, exp_name="first", batch_size=2, backend=backend, weight_loader=start)
+    # What is called next when the state is made.
+    monkeypatch.setattr(loop, "_log_size", lambda config, backend: signal.raise_signal(signal.SIGTERM))
+    assert loop.train(config).signum == signal.SIGTERM
+    assert (looked_at, len(expanded)) == ([FROZEN / "params"], 1)
+
+
+@pytest.mark.parametrize("backend", [None, "pytorch"])  # None = that of the layout
+def test_a_checkpoint_of_version_1_is_served_and_all_is_looked_for_once(
+    backend: Literal["pytorch"] | None,
+    looked_at: list[Path],
+    expanded: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     opened, read_text = [], Path.read_text
-    monkeypatch.setattr(LeRobotLiberoDataConfig, "create", lambda *args: expanded.append(args) or create(*args))
     monkeypatch.setattr(Path, "read_text", lambda file, *a, **kw: opened.append(file.name) or read_text(file, *a, **kw))
-    policy = server.load_policy(server.Args(str(FROZEN.parent), num_steps=1, rtc="off"))
+    policy = server.load_policy(server.Args(str(FROZEN.parent), num_steps=1, rtc="off", backend=backend))
     assert (looked_at, len(expanded), opened.count("norm_stats.json")) == ([FROZEN], 1, 1)
     actions = policy.infer(arm_observation())["actions"]
     assert actions.shape == (5, 7) and np.isfinite(actions).all()

@@ -24,7 +24,7 @@ from openpi.cli.serving import serve_policy
 from openpi.policies.aloha_policy import make_aloha_example
 from openpi.policies.droid_policy import make_droid_example
 from openpi.policies.libero_policy import make_libero_example
-from openpi.serving.catalog import Checkpoints
+from openpi.serving.catalog import CheckpointCatalog
 from openpi.shared.tree import flatten
 from openpi_client.base_policy import BasePolicy
 from openpi_positronic.codecs.catalog import get_codec
@@ -153,7 +153,7 @@ def port(seen):
     """Of a server with two checkpoints."""
     places = {"5000": "exp/5000", "10000": "exp/10000"}
     described = {"config_name": "c", "checkpoint_path": "exp", "experiment_name": "exp"}
-    catalog = Checkpoints(lambda place: StayPolicy(place, seen), lambda: places, description=described)
+    catalog = CheckpointCatalog(lambda place: StayPolicy(place, seen), lambda: places, description=described)
     with server_thread(catalog, codec=get_codec("ee"), max_models=2) as (_, port):
         yield port
 

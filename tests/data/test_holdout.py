@@ -14,14 +14,13 @@ from openpi import transforms
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
-from openpi.training.data.robot_actions import robot_actions
+from openpi.training.data import holdout, recipe_data, training_data
+from openpi.training.data_loader import back_to_robot
 from openpi.training.mixture_config import MixtureDataConfig, MixturePart
-from openpi.training.run import preflight
+from openpi.training.run.pictures import compared
 from openpi.training.run.progress import Progress
 from openpi.training.run.run_report import advice, read_metrics
 from openpi.training.run.validation import _baselines
-from openpi.training.run.validation_picture import draw
 
 VECTOR = {"dtype": "float32", "shape": (3,), "names": ["lift", "turn", "grip"]}
 CAMERA = {"dtype": "image", "shape": (4, 4, 3), "names": ["height", "width", "channel"]}
@@ -80,9 +79,11 @@ def test_as_many_are_held_out_as_give_every_device_a_frame_or_none_which_is_said
 def test_a_run_that_goes_on_with_more_devices_than_frames_held_out_is_not_validated(tmp_path, caplog):
     config = recipe(tmp_path, 5, holdout_episodes=1)
     data = recipe_data.open_recipe(config)
+    held = [holdout.split_dataset(config, *member)[1] for member in data.members]
     with pytest.raises(ValueError, match=r"give 10 frames, fewer than there are devices \(16\); hold out more"):
-        preflight._open_holdout(config, data, 16)
-    assert preflight._open_holdout(dataclasses.replace(config, resume=True), data, 16) is None
+        training_data._open_holdout(config, data, data.datasets, held, 16)
+    going_on = dataclasses.replace(config, resume=True)
+    assert training_data._open_holdout(going_on, data, data.datasets, held, 16) is None
     assert "this run is not validated any more" in caplog.text
 
 
@@ -115,7 +116,7 @@ def test_the_mean_action_is_the_dataset_s_in_the_robot_s_units_relative_or_not()
     for is_relative in (False, True):
         data = dataclasses.replace(config.data, extra_delta_transform=is_relative)
         data_config = dataclasses.replace(data.create(config.assets_dirs, config.model), norm_stats=stats)
-        policy = _baselines(data_config, robot_actions(data_config, is_sampled=False), 5)["mean_action"]
+        policy = _baselines(data_config, back_to_robot(data_config, is_sampled=False), 5)["mean_action"]
         state = transforms.Normalize(stats, use_quantiles=data_config.use_quantile_norm)({"state": np.full(8, 0.3)})
         chunk = policy(np.pad(state["state"], (0, 2)), np.zeros((5, 10), np.float32))
         moved = 0.3 * np.array([1, 1, 1, 1, 1, 1, 0]) * is_relative
@@ -145,17 +146,17 @@ def test_waiting_for_data_is_advised_on():
 def test_a_picture_of_chunks_shows_both_and_leaves_out_what_is_none():
     recorded = np.zeros((2, 5, 3))
     predicted = np.full((2, 5, 3), np.nan)
-    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
+    assert (compared(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() < 300  # its name only
     predicted = np.ones((2, 5, 3))
-    assert (draw(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
+    assert (compared(recorded, predicted, ["a", "b", "c"]) == (11, 122, 117)).all(-1).sum() > 1000
 
 
 def test_rows_of_a_picture_of_chunks_are_told_apart_and_those_left_out_are_said():
     chunks = np.tile(np.linspace(0, 1, 5)[None, :, None], (1, 1, 18))
     names = [f"left_arm_joint_number_{number}" for number in range(18)]
-    picture = draw(chunks, chunks, names)
+    picture = compared(chunks, chunks, names)
     labels = {picture[top : top + 74, :96].tobytes() for top in range(22, 22 + 82 * 16, 82)}
     assert len(labels) == 16
     assert (picture[:22, 158:] < 255).any() and not (
-        draw(chunks[..., :16], chunks[..., :16], names)[:22, 158:] < 255
+        compared(chunks[..., :16], chunks[..., :16], names)[:22, 158:] < 255
     ).any()

@@ -20,10 +20,10 @@ from openpi.policies import policy_config
 from openpi.shared import normalize
 from openpi.training import data_loader, loop
 from openpi.training.config import MixtureDataConfig, MixturePart, TrainConfig
-from openpi.training.data import norm_stats, recipe_data
+from openpi.training.data import norm_stats, recipe_data, training_data
 from openpi.training.recipe import requirements
 from openpi.training.recipe_io import load_recipe
-from openpi.training.run import preflight, resume
+from openpi.training.run import resume
 
 WEIGHTS = (3.0, 1.0)
 KEYS = ("front", "joints", "actions")
@@ -136,14 +136,14 @@ def test_a_part_that_was_recorded_at_another_rate_is_told(config, arm_dataset, t
     for mixture, is_told in (((parts[0], parts[1]), False), ((parts[0], faster), True)):
         caplog.clear()
         mixed = dataclasses.replace(config, data=MixtureDataConfig(parts=mixture))
-        preflight.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
+        training_data.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
         assert ("at 50 Hz, and a checkpoint of the mixture serves at the 10 Hz" in caplog.text) == is_told
 
 
 def test_what_a_grown_part_is_validated_on_and_was_trained_on_is_told(config, arm_dataset, tmp_path, caplog):
     parts = config.data.parts
 
-    def opened(num_episodes: int) -> preflight.TrainingData:
+    def opened(num_episodes: int) -> training_data.TrainingData:
         root = tmp_path / str(num_episodes)
         if not root.exists():
             write_second(arm_dataset, root, times=num_episodes // 2)
@@ -151,7 +151,7 @@ def test_what_a_grown_part_is_validated_on_and_was_trained_on_is_told(config, ar
         mixed = dataclasses.replace(
             config, data=MixtureDataConfig(parts=(parts[0], grown)), holdout_episodes=0.25, seed=0
         )
-        return preflight.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
+        return training_data.prepare(mixed, recipe_data.open_recipe(mixed), num_devices=1)
 
     before = json.loads(json.dumps(opened(20).held))
     assert [(total, len(held)) for total, held in before] == [(4, 1), (20, 5)]

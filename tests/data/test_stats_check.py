@@ -15,9 +15,8 @@ from openpi.shared import normalize, stats_check
 from openpi.shared.normalize import NormStats
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
-from openpi.training.data import norm_stats
+from openpi.training.data import norm_stats, training_data
 from openpi.training.data.recipe_data import open_recipe
-from openpi.training.run import preflight
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:as_recorded"
 
@@ -74,8 +73,8 @@ def _write(config: TrainConfig, stats: dict[str, NormStats]) -> Path:
     return folder
 
 
-def _prepared(recipe: TrainConfig) -> preflight.TrainingData:
-    return preflight.prepare(recipe, open_recipe(recipe), num_devices=1)
+def _prepared(recipe: TrainConfig) -> training_data.TrainingData:
+    return training_data.prepare(recipe, open_recipe(recipe), num_devices=1)
 
 
 @pytest.mark.parametrize(("stats", "message"), BAD.values(), ids=BAD)

@@ -12,10 +12,10 @@ import pytest
 
 import tiny_arm
 from arm_files import arm_stats, run, write_checkpoint
-from openpi.cli.debugging._explain_chain import with_dataset
 from openpi.evaluation import open_loop
 from openpi.evaluation.open_loop import Plan
 from openpi.training.data.moments import Moments, chosen, others
+from openpi.training.data.recipe_data import with_dataset
 
 STRIDE = 5
 

@@ -15,9 +15,9 @@ from openpi.models.fast_codec import UndecodableActionsError, fit_codec, load_co
 from openpi.models.tokenizer import FASTTokenizer
 from openpi.shared import normalize
 from openpi.training.config import get_config
+from openpi.training.data import training_data
 from openpi.training.data.action_tokenizer import _measure
 from openpi.training.data.recipe_data import open_recipe
-from openpi.training.run import preflight
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:fast"
 
@@ -150,8 +150,8 @@ def test_a_text_tokenizer_that_is_too_small_is_noticed_before_training(tmp_path,
     data = dataclasses.replace(config.data, repo_id=str(arm_dataset))
     config = dataclasses.replace(config, model=model, data=data, assets_base_dir=str(tmp_path), exp_name="x")
     with pytest.raises(ValueError, match=r"has no token of its own for \d+ of the 1000 action ids .*--vocab-size"):
-        preflight.prepare(config, open_recipe(config), num_devices=1)
+        training_data.prepare(config, open_recipe(config), num_devices=1)
     narrow = dataclasses.replace(config.model.expert, vocab_size=500)
     config = dataclasses.replace(config, model=dataclasses.replace(model, paligemma_variant=narrow))
     with pytest.raises(ValueError, match=r"the text tokenizer has 1105 tokens and the model 500"):
-        preflight.prepare(config, open_recipe(config), num_devices=1)
+        training_data.prepare(config, open_recipe(config), num_devices=1)

@@ -21,7 +21,7 @@ from openpi.models_pytorch import gemma, loading
 from openpi.policies import graphs_pytorch, sampler_pytorch
 from openpi.policies.policy import Policy
 from openpi.policies.sampler_pytorch import PytorchSampler
-from openpi.serving.batching import Batching, Item, Job, ModelThread
+from openpi.serving.model_thread import Batching, Item, Job, ModelThread
 
 PATIENCE_S = 60
 

@@ -18,10 +18,9 @@ from openpi.cli import main as cli
 from openpi.shared import normalize
 from openpi.training import data_loader, loop, recipe_io
 from openpi.training.config import TrainConfig, get_config
-from openpi.training.data import frame_blocks, norm_stats, recipe_data, stats_in_use, tabular_frames
+from openpi.training.data import first_look, frame_blocks, norm_stats, recipe_data, stats_in_use, tabular_frames
 from openpi.training.data_config import DROID_FRAME_RANGES, RLDSDroidDataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace, RLDSDataset
-from openpi.training.run import preflight
 from paths import GOLDEN
 
 SMALL = {"tokenizer_path": str(GOLDEN / "tokenizers" / "tiny_paligemma_tokenizer.model")}
@@ -175,11 +174,11 @@ def test_episodes_cannot_be_held_out_of_a_stream(folder, tmp_path):
 def test_samples_from_every_dataset_are_tried_before_training(folder, tmp_path):
     config = recipe(folder, tmp_path, weight=0.75)
     data = stats_in_use.read(config, recipe_data.open_recipe(config))
-    contract = preflight.check_samples(config, preflight.with_usable_statistics(config, data))
+    contract = first_look.check_samples(config, stats_in_use.with_usable(config, data))
     assert contract.control_hz == 15
     assert contract.robot == "droid"
     (frames,) = data.datasets
-    names = [name for name, _ in recipe_data.samples_of(frames, 4)]
+    names = [name for name, _ in first_look.samples_of(frames, 4)]
     assert {re.search("droid|simulated", name)[0] for name in names} == {"droid", "simulated"}
 
 
@@ -191,7 +190,7 @@ def test_episodes_that_nobody_gave_an_instruction_are_told(tmp_path, caplog):
     (tmp_path / "ranges.json").write_text(json.dumps({whole.key: [[0, 9]]}))
     config = recipe(tmp_path, tmp_path)
     data = stats_in_use.read(config, recipe_data.open_recipe(config))
-    preflight.check_samples(config, preflight.with_usable_statistics(config, data))
+    first_look.check_samples(config, stats_in_use.with_usable(config, data))
     assert "prompt has no words, so nothing says what to do" in caplog.text
 
 

@@ -19,12 +19,12 @@ from openpi.policies.guards import ObservationError
 from openpi.policies.policy import Policy
 from openpi.serving import memory, wire
 from openpi.serving.access import Limits
-from openpi.serving.batching import Batching, Item, Job, ModelThread
 from openpi.serving.client_log import ClientLog
 from openpi.serving.errors import ModelGoneError, ServerBusyError
 from openpi.serving.live import LiveSession
 from openpi.serving.long_work import LongWork
 from openpi.serving.memory import MemoryBudget, SessionMemory
+from openpi.serving.model_thread import Batching, Item, Job, ModelThread
 from openpi.serving.recording import SessionRecorder
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy

@@ -18,9 +18,9 @@ from openpi.checkpoints.find import steps_in
 from openpi.cli.serving import server
 from openpi.serving import connection as server_connection
 from openpi.serving.access import Limits, has_key, is_foreign_page
-from openpi.serving.batching import Batching, Item, Job, ModelThread
-from openpi.serving.catalog import Checkpoints
+from openpi.serving.catalog import CheckpointCatalog
 from openpi.serving.errors import ServerBusyError, UnknownModelError
+from openpi.serving.model_thread import Batching, Item, Job, ModelThread
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
 from openpi_client.positronic_client import PositronicClient
@@ -51,8 +51,8 @@ def experiment(tmp_path):
     return make_steps(tmp_path / "exp", "9000", "10000", "checkpoint-20000")
 
 
-def checkpoints(experiment: Path, load=PlacePolicy, **options) -> Checkpoints:
-    return Checkpoints(load, lambda: steps_in(experiment), description={"config_name": "c"}, **options)
+def checkpoints(experiment: Path, load=PlacePolicy, **options) -> CheckpointCatalog:
+    return CheckpointCatalog(load, lambda: steps_in(experiment), description={"config_name": "c"}, **options)
 
 
 def first_action(client) -> float:
@@ -94,7 +94,7 @@ def test_models_are_listed_over_http_and_a_failure_is_an_empty_list(experiment):
     def failing():
         raise OSError("the disk is gone")
 
-    broken = Checkpoints(PlacePolicy, failing, {"a": "1"})
+    broken = CheckpointCatalog(PlacePolicy, failing, {"a": "1"})
     with pytest.raises(OSError, match="disk is gone"), server_thread(broken) as (_, port):
         pass
 

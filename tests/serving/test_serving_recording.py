@@ -30,7 +30,7 @@ from crafted_pickles import CRAFTED
 from openpi.cli.evaluation import replay
 from openpi.cli.serving import serve
 from openpi.serving import recording_mcap, recording_npy
-from openpi.serving.catalog import Checkpoints
+from openpi.serving.catalog import CheckpointCatalog
 from openpi.serving.live import LiveSession
 from openpi.serving.recorded import Exchange, SessionInfo
 from openpi.serving.recording import SessionRecorder, find_sessions, read_session
@@ -469,7 +469,7 @@ def test_a_recording_is_played_to_the_model_it_was_made_with(tmp_path, capsys, c
         policy.infer = lambda obs: {"actions": np.full((4, 2), float(place), np.float32)}
         return policy
 
-    both = Checkpoints(loaded, named={"one": "1", "two": "2"})
+    both = CheckpointCatalog(loaded, named={"one": "1", "two": "2"})
     with (
         server_thread(both, recorder=SessionRecorder(tmp_path)) as (_, port),
         WebsocketClientPolicy(f"ws://127.0.0.1:{port}/?model=two") as client,
@@ -480,7 +480,7 @@ def test_a_recording_is_played_to_the_model_it_was_made_with(tmp_path, capsys, c
         assert "asks model two" in capsys.readouterr().out
         assert replay.main([str(tmp_path), "--port", str(port), "--model", "nope"]) == 1
         assert "no model 'nope'; there are one, two" in capsys.readouterr().err
-    with server_thread(Checkpoints(loaded, named={"one": "1"})) as (_, port):
+    with server_thread(CheckpointCatalog(loaded, named={"one": "1"})) as (_, port):
         assert replay.main([str(tmp_path), "--port", str(port), "--tolerance", "0"]) == 1
     said = capsys.readouterr().err + caplog.text
     assert "model 'two'" in said and "its default is asked" in said

@@ -152,7 +152,7 @@ def test_the_traceback_of_a_server_in_debug_mode_shows_the_policy_and_not_the_se
     with server_thread(lambda: policy, debug=True) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as client:
         with pytest.raises(RuntimeError, match="Error in inference server:\nTraceback") as failure:
             client.infer({"fail": "deliberate failure"})
-        assert "serving_live.py" in str(failure.value) and "batching.py" not in str(failure.value)
+        assert "serving_live.py" in str(failure.value) and "model_thread.py" not in str(failure.value)
 
 
 def test_other_servers_send_the_reason_and_where_the_log_has_the_rest(client, caplog):

@@ -20,6 +20,7 @@ from openpi.serving import conversation
 from openpi.serving.access import Limits
 from openpi.serving.client_log import ClientLog
 from openpi.serving.watching import Watching
+from openpi.training.data import holdout
 from openpi.training.data import seen as training_seen
 from openpi.training.data.recipe_data import open_lerobot
 from openpi_client import image_tools
@@ -370,7 +371,8 @@ def contract() -> Contract:
     config = tiny_arm.recipe
     data_config = dataclasses.replace(config.data.create(config.assets_dirs, config.model), norm_stats=arm_stats())
     dataset = open_lerobot(data_config, config.model)
-    found = training_seen.look(config, data_config, dataset, training_seen.trained_on(config, data_config, dataset))
+    numbers, _ = holdout.split_dataset(config, data_config, dataset)
+    found = training_seen.look(config, data_config, dataset, numbers)
     return dataclasses.replace(Contract.build(data_config, config.model), seen=found)
 
 

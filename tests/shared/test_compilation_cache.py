@@ -11,7 +11,7 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.debugging import infer
 from openpi.cli.serving import server
 from openpi.cli.training import train
-from openpi.shared.compilation_cache import FOLDERS
+from openpi.shared.frameworks import COMPILED_IN
 from openpi.training.config import get_config
 
 RECIPE = f"{tiny_recipe.__file__}:tiny"
@@ -40,7 +40,7 @@ def test_commands_say_where_before_a_framework_looks(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     command(tmp_path)
-    assert {name: os.environ.get(name) for name in FOLDERS} == {
+    assert {name: os.environ.get(name) for name in COMPILED_IN} == {
         "JAX_COMPILATION_CACHE_DIR": "/chosen",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / ".cache/openpi/torch_inductor"),
     }

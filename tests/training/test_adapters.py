@@ -242,7 +242,7 @@ def test_frozen_weights_that_could_not_be_read_again_are_not_left_out(recipe, ch
     config = dataclasses.replace(recipe, exp_name="x", save_frozen_params=False, **changes)
     with pytest.raises(ValueError, match=message):
         preflight.check_recipe(config, open_backend(config))
-        preflight.check_weights(config, open_backend(config))
+        preflight.open_weights(config, open_backend(config))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint_before(recipe, whole):

@@ -22,7 +22,7 @@ from openpi.shared.tree import flatten
 from openpi.training import sharding
 from openpi.training.backends.jax import step as step_jax
 from openpi.training.config import TrainConfig, get_config
-from openpi.training.data.first_batch import contact_sheet
+from openpi.training.run.pictures import contact_sheet
 
 TOLERANCE = 1e-5  # f32, of the largest number
 BATCH, PROMPT = 3, 70

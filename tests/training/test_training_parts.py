@@ -26,9 +26,10 @@ from openpi.serving.warm_up import warm_up
 from openpi.shared import normalize
 from openpi.training import loop
 from openpi.training.backend import STEPS_IN_FLIGHT, open_backend
+from openpi.training.backends.jax.backend import JaxBackend
 from openpi.training.checkpoints import complete_steps
 from openpi.training.config import AssetsConfig, TrainConfig, cli, get_config
-from openpi.training.data.first_batch import contact_sheet
+from openpi.training.data import training_data
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import open_recipe
 from openpi.training.data_config import DataConfig, repack
@@ -36,6 +37,7 @@ from openpi.training.freeze import freeze_nothing
 from openpi.training.run import interrupts as interrupts_module
 from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
+from openpi.training.run.pictures import contact_sheet
 from openpi.training.run.progress import Stopwatch, Window
 from openpi.training.run.tracking import MetricsFile
 from openpi.training.run.validation import Validation
@@ -308,8 +310,8 @@ def check_recipe(config: TrainConfig) -> None:
     preflight.check_recipe(config, open_backend(config))
 
 
-def open_data(config: TrainConfig) -> preflight.TrainingData:
-    return preflight.prepare(config, open_recipe(config), num_devices=1)
+def open_data(config: TrainConfig) -> training_data.TrainingData:
+    return training_data.prepare(config, open_recipe(config), num_devices=1)
 
 
 @pytest.mark.parametrize(
@@ -678,10 +680,10 @@ def test_a_start_expands_the_recipe_once_and_opens_its_data_once(arm_dataset, tm
     count(LeRobotMetadata, "load")
     count(LeRobotDataset, "__init__")
 
-    def full(config: TrainConfig, needed: int) -> None:
+    def full(backend: object, weights: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr(preflight, "check_disk_space", full)  # the last thing before the model is built
+    monkeypatch.setattr(JaxBackend, "create_state", full)
     opened = {"LeRobotDataset.__init__": 1, "LeRobotMetadata.load": 1}
     # What statistics are computed for is expanded again with them: its transforms may depend on them.
     for number_expanded in (2, 1):
@@ -696,9 +698,9 @@ def test_a_full_disk_is_noticed_before_training(tmp_path):
     config = dataclasses.replace(get_config("debug"), exp_name="x", checkpoint_base_dir=str(tmp_path))
     config.checkpoint_dir.mkdir(parents=True)
     needed = open_backend(config).required_bytes(freeze_nothing)
-    preflight.check_disk_space(config, needed)
+    run_directory.check_disk_space(config, needed)
     with pytest.raises(OSError, match=r"a checkpoint takes up to .* GB, and only .* GB are free"):
-        preflight.check_disk_space(config, needed * 10**9)
+        run_directory.check_disk_space(config, needed * 10**9)
 
 
 @pytest.mark.parametrize("backend", ["jax", "pytorch"])

@@ -14,10 +14,10 @@ from openpi.data.batch_loader import BatchLoader, SourceLoader
 from openpi.training import recipe_io
 from openpi.training.checkpoints import best_step
 from openpi.training.config import TrainConfig, cli, get_config
+from openpi.training.data.training_data import TrainingData
 from openpi.training.data_config import RLDSDroidDataConfig
 from openpi.training.droid_rlds_dataset import DroidActionSpace
 from openpi.training.run import resume, run_directory
-from openpi.training.run.preflight import TrainingData
 from openpi.training.weight_loaders import CheckpointWeightLoader
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:arm"

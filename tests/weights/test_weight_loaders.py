@@ -129,7 +129,7 @@ def test_a_checkpoint_that_is_not_whole_is_one_error_before_anything_is_read(
     damage(params)
     config = dataclasses.replace(TINY, weight_loader=CheckpointWeightLoader(str(params)))
     with pytest.raises(ValueError, match=rf"{re.escape(str(params))} is damaged, or was not written[\s\S]*{message}"):
-        preflight.check_weights(config, open_backend(config))
+        preflight.open_weights(config, open_backend(config))
 
 
 def test_a_checkpoint_without_its_list_of_names_is_no_checkpoint(golden, tmp_path):
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_its_list_of_names_is_no_checkpoint(golden, tmp_pat
     (tmp_path / "params" / "_METADATA").unlink()
     config = dataclasses.replace(TINY, weight_loader=CheckpointWeightLoader(str(tmp_path / "params")))
     with pytest.raises(FileNotFoundError, match="has no _METADATA file"):
-        preflight.check_weights(config, open_backend(config))
+        preflight.open_weights(config, open_backend(config))
 
 
 def test_paligemma_weights_of_another_width_are_refused_from_their_headers(tmp_path):

@@ -116,25 +116,60 @@ def create_trained_policy(
     )
 
 
-def _why_no_continuation(pipeline: Pipeline) -> str:
-    """Why chunks cannot go on from others; '' = they can."""
-    if _writes_tokens(pipeline):
-        return "pi0-FAST, which writes its actions token by token and cannot go on from others"
-    if any(isinstance(transform, _transforms.SubsampleActions) for transform in pipeline.outputs):
-        return "a recipe that leaves out rows of its chunks (SubsampleActions), which are missing where others go on"
-    return ""
+def _check_actions_can_be_decoded(model_config: BaseModelConfig) -> None:
+    """Before weights are fetched or read."""
+    check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
+    if check is not None:
+        check()
 
 
-def _continuation(rtc: RtcConfig | None, model_config: BaseModelConfig, pipeline: Pipeline) -> Continuation | None:
-    """Before weights are read."""
-    if rtc is None:
-        return None
-    why_not = _why_no_continuation(pipeline)
-    if not why_not:
-        return Continuation.create(rtc, model_config, pipeline.inputs, pipeline.contract)
-    if rtc.mode is not None:
-        raise ValueError(f"real-time chunking of the mode '{rtc.mode}' is asked of {why_not}; leave it out")
-    return None
+def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
+    """Before weights are fetched or read."""
+    if backend == "jax" and pytorch_device is not None:
+        raise ValueError(f"pytorch_device={pytorch_device} goes with backend=pytorch; backend is jax. Leave one out")
+    if backend is None:
+        frameworks.choose("jax", "a policy")
+        return
+    frameworks.require_backend(backend)
+    if backend == "pytorch":
+        from openpi.policies.sampler_pytorch import resolve_device
+
+        resolve_device(pytorch_device)
+
+
+def _check_fp8(
+    model_config: BaseModelConfig, backend: Backend | None, pytorch_device: str | None, dtype: str | None
+) -> None:
+    """Before weights are fetched or read."""
+    if backend == "jax":
+        raise ValueError("fp8 goes with backend=pytorch; backend is jax. Leave one out")
+    check_model(model_config, dtype)
+    from openpi.models_pytorch.fp8 import check_device
+    from openpi.policies.sampler_pytorch import resolve_device
+
+    check_device(resolve_device(pytorch_device))
+
+
+def _backend_of(checkpoint: Checkpoint) -> Backend:
+    """The layout's own framework, or the one that is installed."""
+    own: Backend = "jax" if checkpoint.layout is Layout.JAX else "pytorch"
+    backend = frameworks.choose(own, "a policy")
+    if backend != own:
+        logger.info("%s is not installed; %s runs the model", frameworks.NAMES[own], frameworks.NAMES[backend])
+    return backend
+
+
+def _warn_of_other_horizon(model_config: BaseModelConfig, folder: Path) -> None:
+    """Shapes of weights do not tell how many actions a chunk has."""
+    stored = layout.read_config(folder)
+    horizon = stored.get("action_horizon", stored.get("chunk_size"))
+    if horizon is not None and horizon != model_config.action_horizon:
+        logger.warning(
+            "the recipe's action_horizon is %s, and %s says %s: the model was trained on chunks of that length",
+            model_config.action_horizon,
+            folder / layout.CONFIG_FILE,
+            horizon,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,62 +226,6 @@ def data_config_of(train_config: Recipe, checkpoint: Checkpoint) -> DataHalf:
     return data_config
 
 
-def _check_actions_can_be_decoded(model_config: BaseModelConfig) -> None:
-    """Before weights are fetched or read."""
-    check = getattr(getattr(model_config, "fast_model_tokenizer", None), "check_can_decode", None)
-    if check is not None:
-        check()
-
-
-def _check_backend(backend: Backend | None, pytorch_device: str | None) -> None:
-    """Before weights are fetched or read."""
-    if backend == "jax" and pytorch_device is not None:
-        raise ValueError(f"pytorch_device={pytorch_device} goes with backend=pytorch; backend is jax. Leave one out")
-    if backend is None:
-        frameworks.choose("jax", "a policy")
-        return
-    frameworks.require_backend(backend)
-    if backend == "pytorch":
-        from openpi.policies.sampler_pytorch import resolve_device
-
-        resolve_device(pytorch_device)
-
-
-def _backend_of(checkpoint: Checkpoint) -> Backend:
-    """The layout's own framework, or the one that is installed."""
-    own: Backend = "jax" if checkpoint.layout is Layout.JAX else "pytorch"
-    backend = frameworks.choose(own, "a policy")
-    if backend != own:
-        logger.info("%s is not installed; %s runs the model", frameworks.NAMES[own], frameworks.NAMES[backend])
-    return backend
-
-
-def _check_fp8(
-    model_config: BaseModelConfig, backend: Backend | None, pytorch_device: str | None, dtype: str | None
-) -> None:
-    """Before weights are fetched or read."""
-    if backend == "jax":
-        raise ValueError("fp8 goes with backend=pytorch; backend is jax. Leave one out")
-    check_model(model_config, dtype)
-    from openpi.models_pytorch.fp8 import check_device
-    from openpi.policies.sampler_pytorch import resolve_device
-
-    check_device(resolve_device(pytorch_device))
-
-
-def _warn_of_other_horizon(model_config: BaseModelConfig, folder: Path) -> None:
-    """Shapes of weights do not tell how many actions a chunk has."""
-    stored = layout.read_config(folder)
-    horizon = stored.get("action_horizon", stored.get("chunk_size"))
-    if horizon is not None and horizon != model_config.action_horizon:
-        logger.warning(
-            "the recipe's action_horizon is %s, and %s says %s: the model was trained on chunks of that length",
-            model_config.action_horizon,
-            folder / layout.CONFIG_FILE,
-            horizon,
-        )
-
-
 def _with_own_tokenizers(model: BaseModelConfig, tokenizers: Mapping[str, Path]) -> BaseModelConfig:
     """The model's config, with the tokenizers that the checkpoint was trained with."""
     own: dict[str, Any] = {field: str(path) for field, path in tokenizers.items() if hasattr(model, field)}
@@ -263,6 +242,21 @@ def _with_own_assets(data: Any, assets: Path) -> DataFactory[DataHalf]:
     if not hasattr(data, "assets"):
         return data
     return dataclasses.replace(data, assets=dataclasses.replace(data.assets, assets_dir=str(assets)))
+
+
+def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, NormStats]:
+    """The statistics that a checkpoint is served with.
+
+    Raises:
+        ValueError: the recipe names no asset id, or the statistics are of another kind.
+        FileNotFoundError: there are none.
+    """
+    if data_config.asset_id is None:
+        raise ValueError(
+            "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
+            "use; set data.assets.asset_id, or pass norm_stats"
+        )
+    return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
 def check_norm_stats(norm_stats: Mapping[str, NormStats], data_config: DataHalf, folder: Path | str) -> None:
@@ -285,21 +279,6 @@ def stats_dims(data_config: DataHalf) -> stats_check.Dims:
     """Names of the dimensions of `state` and `actions`, where the robot's transforms say them."""
     spec = find_spec(data_config.data_transforms.inputs)
     return stats_check.Dims(names={} if spec is None else spec.names)
-
-
-def norm_stats_of(checkpoint: Checkpoint, data_config: DataHalf) -> dict[str, NormStats]:
-    """The statistics that a checkpoint is served with.
-
-    Raises:
-        ValueError: the recipe names no asset id, or the statistics are of another kind.
-        FileNotFoundError: there are none.
-    """
-    if data_config.asset_id is None:
-        raise ValueError(
-            "the recipe names no asset id, so there is no telling which of the checkpoint's statistics to "
-            "use; set data.assets.asset_id, or pass norm_stats"
-        )
-    return checkpoint.norm_stats(data_config.asset_id, use_quantiles=data_config.use_quantile_norm)
 
 
 def _contract_of(checkpoint: Checkpoint, data_config: DataHalf, model_config: BaseModelConfig) -> Contract | None:
@@ -376,6 +355,27 @@ def make_pipeline(
         *repack.outputs,
     ]
     return Pipeline(inputs, outputs, data_config, contract)
+
+
+def _continuation(rtc: RtcConfig | None, model_config: BaseModelConfig, pipeline: Pipeline) -> Continuation | None:
+    """Before weights are read."""
+    if rtc is None:
+        return None
+    why_not = _why_no_continuation(pipeline)
+    if not why_not:
+        return Continuation.create(rtc, model_config, pipeline.inputs, pipeline.contract)
+    if rtc.mode is not None:
+        raise ValueError(f"real-time chunking of the mode '{rtc.mode}' is asked of {why_not}; leave it out")
+    return None
+
+
+def _why_no_continuation(pipeline: Pipeline) -> str:
+    """Why chunks cannot go on from others; '' = they can."""
+    if _writes_tokens(pipeline):
+        return "pi0-FAST, which writes its actions token by token and cannot go on from others"
+    if any(isinstance(transform, _transforms.SubsampleActions) for transform in pipeline.outputs):
+        return "a recipe that leaves out rows of its chunks (SubsampleActions), which are missing where others go on"
+    return ""
 
 
 def _open_tokenizers(pipeline: Pipeline) -> None:

@@ -62,11 +62,7 @@ class JaxSampler:
             check_finite(self._program(compact.cut(inputs, extent), None, options, key)())
 
     def _program(
-        self,
-        inputs: Mapping[str, object],
-        noise: np.ndarray | None,
-        options: tuple[tuple[str, object], ...],
-        key: jax.Array,
+        self, inputs: Mapping[str, object], noise: np.ndarray | None, options: Options, key: jax.Array
     ) -> Program:
         kwargs = tuple((name, value) for name, value in options if name != "chunking")
         arguments: list[Any] = []
@@ -81,11 +77,7 @@ class JaxSampler:
         return Program(send, run, lambda: np.asarray(outputs[0]), lambda: jax.block_until_ready((arguments, outputs)))
 
     def _arguments(
-        self,
-        inputs: Tree,
-        noise: np.ndarray | None,
-        options: Options,
-        key: jax.Array,
+        self, inputs: Tree, noise: np.ndarray | None, options: Options, key: jax.Array
     ) -> tuple[Observation, jax.Array | None, rtc.Continued | None]:
         """Of `_sample`, on their way to the device."""
         observation = jax.tree.map(jnp.asarray, Observation.from_dict(inputs))

@@ -19,7 +19,7 @@ from openpi.models_pytorch.fp8_file import Calibration
 from openpi.models_pytorch.model import Observation
 from openpi.models_pytorch.rtc import Continued
 from openpi.policies.graphs_pytorch import Direct, Graph, Graphs
-from openpi.policies.program import Extents, Program, check_finite
+from openpi.policies.program import Extents, Options, Program, check_finite
 from openpi.shared.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 _WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
 _MAX_PROGRAMS = 32  # kinds of inputs that a sampler keeps something for
 _TEXTS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask")
-
-Options = tuple[tuple[str, Any], ...]
 
 
 def resolve_device(name: str | None) -> torch.device:

@@ -56,7 +56,7 @@ class OnePolicy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoints:
+class CheckpointCatalog:
     """The checkpoints of an experiment (folders such as `10000` or `checkpoint-10000`), and others by name.
 
     Attributes:

@@ -14,7 +14,6 @@ from typing import Any
 from openpi.policies.images import looked_at_once
 from openpi.serving import wire
 from openpi.serving.access import Limits
-from openpi.serving.batching import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.catalog import Catalog
 from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
@@ -25,6 +24,7 @@ from openpi.serving.long_work import LongWork
 from openpi.serving.memory import SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot, StoppingError
+from openpi.serving.model_thread import Answers, Item, Job, NotWantedError, Result
 from openpi.serving.protocols import Session
 from openpi.serving.recording import SessionLog, SessionRecorder
 from openpi.serving.watching import Watching

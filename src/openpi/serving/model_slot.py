@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from openpi.serving.batching import Batching, ModelThread
 from openpi.serving.catalog import Catalog
 from openpi.serving.metrics import Metrics
+from openpi.serving.model_thread import Batching, ModelThread
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)

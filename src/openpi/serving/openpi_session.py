@@ -35,7 +35,7 @@ ERROR_REASON = "Internal server error. Traceback included in previous frame."
 
 
 class OpenpiSession:
-    """One connection. Use: `opening`, then for every message `received`, `replied` (or `failed`), `sent`."""
+    """See `protocols.Session`."""
 
     protocol = "openpi"
 
@@ -59,18 +59,11 @@ class OpenpiSession:
         return []
 
     def opening(self, metadata: Mapping[str, object], now_s: float) -> list[Frame]:
-        """The frames that open a session."""
         self._exchange_start_s = now_s
         return [Binary(self._packer.pack(dict(metadata)))]
 
     def received(self, message: bytes | memoryview | str, decode: wire.Decode = wire.decode) -> list[dict]:
-        """The observations in a message: one, or those of a list. Arrays are read-only views of it.
-
-        Args:
-            decode: `wire.decode`, with the limits of this session.
-        Raises:
-            ValueError, TypeError, KeyError, OverflowError: the message holds no observation; answer with `failed`.
-        """
+        """One observation, or those of a list. Arrays are read-only views of the message."""
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
         content = decode(message)
@@ -96,8 +89,7 @@ class OpenpiSession:
         prepare_s: float = 0.0,
         served_s: float = 0.0,
     ) -> list[Frame]:
-        """The frames that answer the observations; `results` are left as they are. This protocol tells of the model's
-        time only.
+        """`results` are left as they are. This protocol tells of the model's time only.
 
         Raises:
             ValueError, TypeError: a value that the wire cannot carry (bfloat16, JAX array); answer with `failed`.
@@ -114,12 +106,12 @@ class OpenpiSession:
         return [Binary(self._packer.pack({**answer, "server_timing": timing}))]
 
     def sent(self, now_s: float) -> None:
-        """The reply has left. All the time since the last one counts, the client's thinking included."""
+        """All the time since the last one counts, the client's thinking included."""
         self._prev_total_ms = (now_s - self._exchange_start_s) * 1000
         self._exchange_start_s = now_s
 
     def failed(self, error: BaseException, number: str = "", *, is_of_transform: bool = False) -> list[Frame]:
-        """The frames that answer a message that failed. The text ends with the reason.
+        """The text ends with the reason.
 
         What a client can correct by itself, an observation that does not fit, is said without a traceback, and the
         session lives on; so it does when a transform takes no such observation, since the next one may do. Anything
@@ -131,7 +123,6 @@ class OpenpiSession:
         return [text] if is_of_transform else [text, Close(ERROR_CODE, ERROR_REASON)]
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
-        """The frames that end a connection that has no model to talk to."""
         if is_explained(error):
             return [Text(f"{type(error).__name__}: {error_text(error)}"), Close(REFUSED_CODE, REFUSED_REASON)]
         return [Text(traceback_text(error, number, whole=self._debug)), Close(ERROR_CODE, ERROR_REASON)]

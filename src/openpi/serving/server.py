@@ -39,7 +39,6 @@ from openpi.serving.access import (
     is_loopback,
     own_names,
 )
-from openpi.serving.batching import Batching
 from openpi.serving.catalog import Catalog, OnePolicy
 from openpi.serving.client_log import ClientLog
 from openpi.serving.connection import Connection
@@ -49,6 +48,7 @@ from openpi.serving.listener import Listener, as_place
 from openpi.serving.memory import MemoryBudget, SessionMemory
 from openpi.serving.metrics import Metrics
 from openpi.serving.model_slot import ModelPool, ModelSlot
+from openpi.serving.model_thread import Batching
 from openpi.serving.openpi_session import OpenpiSession
 from openpi.serving.protocols import Served, ServerProtocol, Session, installed
 from openpi.serving.recording import SessionRecorder

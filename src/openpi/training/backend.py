@@ -23,6 +23,7 @@ from openpi.training.freeze import Filter
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
+    from openpi.weights.blocks import Weights
 
 # Of the backend that made it; opaque to everyone else.
 State = Any
@@ -89,9 +90,11 @@ class Backend(Protocol):
         """Disk space of one checkpoint without the parameters left out; an upper bound."""
         ...
 
-    def create_state(self) -> State:
+    def create_state(self, weights: Weights | None = None) -> State:
         """A fresh state, started from the recipe's weights.
 
+        Args:
+            weights: those, where they are open already.
         Raises:
             ValueError: the weights do not fit the model.
             FileNotFoundError: they are not there.

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from openpi import transforms
 from openpi.data.batch_loader import BatchLoader, SourceLoader
 from openpi.data.batch_order import Stretches
@@ -133,9 +135,9 @@ def _of_split(
 ) -> tuple[Dataset | Stream, Sequence[Callable[[Sample], Sample]]]:
     """The episodes of one dataset, and what their samples go through."""
     holdout.check_holdout(config, data_config)
-    if split != "all" and holdout.holds_out(config, data_config) and isinstance(dataset, LeRobotDataset):
+    if split != "all" and isinstance(dataset, LeRobotDataset):
         train, held = holdout.split_dataset(config, data_config, dataset)
-        dataset = dataset.select(train if split == "train" else held)
+        dataset = dataset.select(train if split == "train" else held) if held else dataset
     chain = input_transforms(data_config, dataset, skip_norm_stats=skip_norm_stats)
     if keep_padding_flags:
         chain = (KeepPaddingFlags(chain, f"{data_config.action_sequence_keys[0]}_is_pad"),)
@@ -223,6 +225,22 @@ def model_side_transforms(
         normalize,
         *data_config.model_transforms.inputs,
     )
+
+
+def back_to_robot(data_config: DataConfig, *, is_sampled: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(state, actions) as the model has them -> actions of the robot, by the transforms that serving uses.
+
+    Args:
+        is_sampled: the actions are what the model returned, which pi0-FAST's output transform decodes first.
+    """
+    chain = transforms.compose(
+        (
+            *(data_config.model_transforms.outputs if is_sampled else ()),
+            transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm),
+            *data_config.data_transforms.outputs,
+        )
+    )
+    return lambda state, actions: np.asarray(chain({"state": state, "actions": actions})["actions"])
 
 
 @dataclass(frozen=True)

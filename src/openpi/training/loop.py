@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from openpi import transforms
 from openpi.checkpoints.checkpoint import ACTION_TOKENIZER_DIR, TOKENIZER_FILE, Checkpoint
@@ -25,16 +24,17 @@ from openpi.training import recipe_io
 from openpi.training.backend import STEPS_IN_FLIGHT, Backend, Metric, PlacedBatch, State, open_backend
 from openpi.training.checkpoints import Checkpoints
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
-from openpi.training.data.first_batch import contact_sheet
+from openpi.training.data import holdout, recipe_data, training_data
 from openpi.training.data.prefetch import Prefetcher
 from openpi.training.data.recipe_data import RecipeData
+from openpi.training.data.training_data import TrainingData
 from openpi.training.distributed import processes
-from openpi.training.run import adapters, preflight, resume, run_directory, tracking, validation_picture
+from openpi.training.run import adapters, pictures, preflight, resume, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.progress import Progress, Stopwatch, Window
 from openpi.training.run.validation import Validation
 from openpi.weights.adapter_base import AdapterBase
+from openpi.weights.blocks import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,10 @@ def train(config: TrainConfig) -> TrainResult:
     with processes.together("checking the recipe"):
         backend = open_backend(config)
         preflight.check_recipe(config, backend)
+    weights = None
     if not run_directory.will_continue(config):
         with processes.together("fetching the weights"):
-            preflight.check_weights(config, backend)
+            weights = preflight.open_weights(config, backend)
     with processes.together("opening the data"):
         data_config = recipe_data.expanded(config)
         holdout.check_holdout(config, data_config)
@@ -85,7 +86,7 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints, last_step = run_directory.open_run(config)
     with checkpoints, Interrupts(may_leave_at_once=processes.count() == 1) as interrupts:
         try:
-            return _train(config, data, backend, checkpoints, last_step, interrupts)
+            return _train(config, data, backend, weights, checkpoints, last_step, interrupts)
         except StoppedError as stopped:
             checkpoint = None if last_step is None else checkpoints.path(last_step)
             return TrainResult(checkpoint, -1 if last_step is None else last_step, {}, stopped.signum)
@@ -95,18 +96,19 @@ def _train(
     config: TrainConfig,
     opened: RecipeData,
     backend: Backend,
+    weights: Weights | None,
     checkpoints: Checkpoints,
     last_step: int | None,
     interrupts: Interrupts,
 ) -> TrainResult:
     """In the run's folder, after `last_step`."""
-    checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
-    data = preflight.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     needed = backend.required_bytes(adapters.left_out(config))
-    processes.on_first("checking the disk", lambda: preflight.check_disk_space(config, needed))
+    processes.on_first("checking the disk", lambda: run_directory.check_disk_space(config, needed))
+    checkpoint = None if last_step is None else Checkpoint(checkpoints.path(last_step))
+    data = training_data.prepare(config, opened, num_devices=backend.num_devices, checkpoint=checkpoint)
     window = Window(backend.wait)
     if checkpoint is None:
-        state = backend.create_state()
+        state = backend.create_state(weights)
     else:
         state = resume.continue_run(config, backend, checkpoint, data, window)
     _log_size(config, backend)
@@ -125,7 +127,7 @@ class _Run:
 
     config: TrainConfig
     backend: Backend
-    data: preflight.TrainingData
+    data: TrainingData
     checkpoints: Checkpoints
     base: AdapterBase | None
     window: Window
@@ -229,7 +231,7 @@ class _Run:
             yield
 
     def _show(self, step: int, batch: PlacedBatch) -> None:
-        sheet = contact_sheet(self.backend.local_rows(batch))
+        sheet = pictures.contact_sheet(self.backend.local_rows(batch))
         self.observers.image(step, run_directory.FIRST_BATCH, sheet)
 
     def _report_means(self, step: int, metrics: Mapping[str, Metric]) -> None:
@@ -250,7 +252,7 @@ class _Run:
         self.reported |= evaluated
         self._report(step, evaluated)
         if self.observers and self.validate.shown is not None:
-            picture = validation_picture.draw(*self.validate.shown, self.validate.names)
+            picture = pictures.compared(*self.validate.shown, self.validate.names)
             self.observers.image(step, run_directory.VALIDATION, picture)
         return evaluated
 
@@ -262,14 +264,34 @@ class _Run:
         self._check_finite(step, metrics)
         self.saved_step = step
         left_out = adapters.left_out(self.config)
-        extras = _Extras(self.config, self.data, loader_state(self.batches.state), self.window, self.base)
         self.checkpoints.save(
             step,
             lambda directory: self.backend.begin_write(directory, state, left_out),
             required_bytes=self.backend.required_bytes(left_out),
-            write_extras=extras.write,
+            write_extras=functools.partial(self._write_extras, loader_state(self.batches.state)),
             metrics=evaluated,
         )
+
+    def _write_extras(self, where: Mapping[str, object], directory: Path) -> None:
+        """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
+        recipe_io.save_recipe(directory, self.config)
+        if self.base is not None:
+            self.base.save(directory)
+        if self.data.contract is not None:
+            self.data.contract.save(directory)
+        resume.write_loop_state(directory, self.data, where, self.window)
+        assets = directory / "assets"
+        assets.mkdir()
+        for member in self.data.config.members:
+            if member.norm_stats is not None and member.asset_id is not None:
+                normalize.save(assets / member.asset_id, member.norm_stats)
+        tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
+        if tokenizer_path is not None:
+            model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
+            (directory / TOKENIZER_FILE).write_bytes(model_bytes)
+        codec = transforms.action_codec(self.data.config.model_transforms.outputs)
+        if codec is not None:
+            codec.save(directory / ACTION_TOKENIZER_DIR)
 
     def _check_finite(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Raises RuntimeError when the loss, the gradient or the weights after the step are no numbers.
@@ -319,43 +341,3 @@ def _log_size(config: TrainConfig, backend: Backend) -> None:
         backend.device_kind,
         processes.count(),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Extras:
-    """The small files of a checkpoint: what serving it, and continuing it, needs besides the arrays."""
-
-    config: TrainConfig
-    data: preflight.TrainingData
-    loader_state: Any
-    window: Window
-    base: AdapterBase | None
-
-    def write(self, directory: Path) -> None:
-        recipe_io.save_recipe(directory, self.config)
-        if self.base is not None:
-            self.base.save(directory)
-        if self.data.contract is not None:
-            self.data.contract.save(directory)
-        loop_state = {
-            "loader": self.loader_state,
-            "window": self.window.values(),
-            resume.CONTENT: self.data.content,
-            resume.HELD: self.data.held,
-        }
-        (directory / resume.LOOP_STATE_FILE).write_text(json.dumps(loop_state))
-        self._write_assets(directory / "assets")
-
-    def _write_assets(self, assets: Path) -> None:
-        assets.mkdir()
-        data_config = self.data.config
-        for member in data_config.members:
-            if member.norm_stats is not None and member.asset_id is not None:
-                normalize.save(assets / member.asset_id, member.norm_stats)
-        tokenizer_path = getattr(self.config.model, "tokenizer_path", None)
-        if tokenizer_path is not None:
-            model_bytes = load_sentencepiece(tokenizer_path).serialized_model_proto()
-            (assets.parent / TOKENIZER_FILE).write_bytes(model_bytes)
-        codec = transforms.action_codec(data_config.model_transforms.outputs)
-        if codec is not None:
-            codec.save(assets.parent / ACTION_TOKENIZER_DIR)

@@ -115,20 +115,21 @@ class PaliGemmaWeightLoader(_OpenedWeightLoader):
         return _weights_of(members, _shapes(flatten(params)), source=self.npz_path)
 
 
+def opens(loader: WeightLoader) -> bool:
+    """Whether a loader says what it has before that is read: of a subclass with a `load` of its own, that is meant."""
+    owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
+    return bool(owners) and "open" in vars(owners[0])
+
+
 def open_weights(loader: WeightLoader, params: Mapping[str, object]) -> Weights:
-    """What a loader has, tensor by tensor; a loader of a user's own, with `load` alone, reads all of it now.
+    """What a loader has, tensor by tensor; one of a user's own, with `load` alone, reads all of it now.
 
     Args:
         params: the reference tree, as shapes.
     Raises:
         FileNotFoundError, ValueError: as of `WeightLoader.load`; or what it returns is not all of `params`.
     """
-    # Of a subclass that has another `load`, that is what is meant.
-    owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
-    if owners and "open" in vars(owners[0]):
-        weights = loader.open(params)  # type: ignore[attr-defined]
-    else:
-        weights = _weights_of_own(loader, params)
+    weights = loader.open(params) if opens(loader) else _weights_of_own(loader, params)  # type: ignore[attr-defined]
     logger.info("%s", published_tree.by_path(weights))
     return weights
 

@@ -19,13 +19,13 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi.models.model_config import BaseModelConfig
 from openpi.policies.robot_spec import RobotSpec
 from openpi.policies.tabletop_policy import TABLETOP_SPEC, TabletopInputs, TabletopOutputs
+from openpi.shared.frameworks import split_processor
 from openpi.shared.tree import Leaves
 from openpi.training import recipe_io
 from openpi.training.config import TrainConfig, get_config
 from openpi.training.data_config import AssetsConfig, DataConfig, SimpleDataConfig, repack, with_delta_actions
 from openpi.training.optimizer import CosineDecaySchedule, Muon
 from openpi.training.recipes import tabletop
-from openpi.training.run.processor import split_processor
 from openpi_demo.pointing import PointingPi0Config
 from openpi_demo.tabletop import record, tasks
 from openpi_demo.tabletop.world import CONTROL_HZ, FRONT_CAMERA, WRIST_CAMERA

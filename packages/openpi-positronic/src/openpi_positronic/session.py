@@ -48,9 +48,7 @@ _LINGER_S = 1.0
 
 
 class PositronicSession:
-    """One connection. Use: `loading` while it has to wait, `opening`, then for every message `received`, `replied` (or
-    `failed`); or `refused`.
-    """
+    """See `openpi.serving.protocols.Session`."""
 
     protocol = "positronic"
 
@@ -79,11 +77,9 @@ class PositronicSession:
         return {**where, **served.description, "checkpoint_id": served.model_id, **self.meta}
 
     def loading(self, status: str, message: str) -> list[Frame]:
-        """What the client waits for; `status` is `loading` or `waiting`."""
         return _frames({"status": status, "message": message})
 
     def opening(self, metadata: Mapping[str, object], now_s: float) -> list[Frame]:
-        """The frames that open a session; `metadata` is what `told` gave."""
         version = {} if self._version == 1 else {"protocol_version": self._version}
         named = {"session_id": self._id} if self._version >= _FIRST_WITH_IDS else {}
         return _frames({"status": "ready", **version, **named, "meta": dict(metadata)})
@@ -99,13 +95,7 @@ class PositronicSession:
         return {**served, "local_stack": _local_stack(served, self._version), **self._parameters.told(self._codec)}
 
     def received(self, message: bytes | memoryview | str, decode: wire.Decode = wire.decode) -> list[dict]:
-        """The observation in a message, as the policy takes it.
-
-        Args:
-            decode: `wire.decode`, with the limits of this session.
-        Raises:
-            ValueError, TypeError, KeyError, OverflowError: the message is no observation; answer with `failed`.
-        """
+        """One observation; none in a goodbye."""
         if isinstance(message, str):
             raise ValueError("received a text frame; an observation is a binary frame of MessagePack")
         raw = decode(message)
@@ -142,12 +132,8 @@ class PositronicSession:
         prepare_s: float = 0.0,
         served_s: float = 0.0,
     ) -> list[Frame]:
-        """The frames that answer an observation, or a goodbye.
+        """The answer to an observation, or to a goodbye.
 
-        Args:
-            infer_s: that the model took.
-            prepare_s: that decoding, checking and the codec took before.
-            served_s: since the message came.
         Raises:
             ValueError, TypeError: actions that the codec or the wire cannot take; answer with `failed`.
             Exception: the one result is that.
@@ -168,10 +154,10 @@ class PositronicSession:
         return _frames({"result": steps, **warnings, "timing": _timing(infer_s, prepare_s, served_s)})
 
     def sent(self, now_s: float) -> None:
-        """The reply has left; this protocol tells no times."""
+        """This protocol tells no times."""
 
     def failed(self, error: BaseException, number: str = "", *, is_of_transform: bool = False) -> list[Frame]:
-        """The frame that answers a message that failed; the session lives on."""
+        """The session lives on."""
         text = error_text(error)
         if not is_explained(error):
             text = f"{text} (error {number} in the server's log)" if number else text
@@ -179,7 +165,6 @@ class PositronicSession:
         return _frames({"error": text})
 
     def refused(self, error: BaseException, number: str = "") -> list[Frame]:
-        """The frames that end a connection that has no model to talk to."""
         text = error_text(error)
         if isinstance(error, UnknownModelError) and error.requested is not None:
             text = f"Checkpoint not found or invalid ID: {error.requested}."  # as recorded

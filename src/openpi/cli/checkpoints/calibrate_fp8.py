@@ -72,14 +72,14 @@ def _samples(
 ) -> tuple[list[dict[str, object]], str]:
     """Model inputs of frames all over the dataset, with the checkpoint's statistics and tokenizers."""
     from openpi import transforms
-    from openpi.cli.debugging import _explain_chain as chain
+    from openpi.policies import policy_config
     from openpi.shared.evenly_spaced import evenly_spaced
     from openpi.training import data_loader
     from openpi.training.data import recipe_data
     from openpi.training.data.streams import Stream
 
-    recipe = chain.with_dataset(recipe, dataset)
-    data_config = chain.pipeline(recipe, checkpoint).data_config
+    recipe = recipe_data.with_dataset(recipe, dataset)
+    data_config = policy_config.load_pipeline(recipe, checkpoint).data_config
     if data_config.dataset_name is None:
         raise ValueError(f"recipe '{recipe.name}' has no dataset; name one with --dataset")
     frames = recipe_data.create_dataset(data_config, recipe.model)

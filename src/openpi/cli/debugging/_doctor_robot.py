@@ -18,6 +18,7 @@ from openpi.policies.policy_config import Pipeline
 from openpi.serving.recording import find_sessions, origin_of, read_session
 from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training.config import TrainConfig
+from openpi.training.data import holdout
 from openpi.training.data import seen as _seen
 from openpi.training.data.moments import Moment, Moments
 from openpi.training.data.recipe_data import open_lerobot
@@ -42,7 +43,7 @@ def diagnose(config: TrainConfig, around: Pipeline, recording: Path) -> Diagnosi
         raise ValueError(f"{session} holds no request of one robot")
     data_config = around.data_config
     dataset = open_lerobot(data_config, config.model)
-    numbers = _seen.trained_on(config, data_config, dataset)
+    numbers, _ = holdout.split_dataset(config, data_config, dataset)
     episodes = evenly_spaced(numbers, _EPISODES)
     recordings = Moments(config, data_config, episodes, dataset)
     before, normalize, _ = stages.split(around.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.data.dataset import Sample
 from openpi.data.lerobot.features import dimension_names as recorded_names
-from openpi.data.lerobot.home import locate_dataset
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies import policy_config
 from openpi.policies.contract import Contract
@@ -45,30 +44,6 @@ class Recording:
     names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     episode_length: int | None = None
     unread_cameras: tuple[str, ...] = ()
-
-
-def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    """The recipe on another dataset, with the statistics it had before, if it had any, and without the episodes that it
-    names, which are those of its own.
-    """
-    if dataset is None:
-        return config
-    assets = dataclasses.replace(config.data.assets, asset_id=config.data.asset_id)
-    data = dataclasses.replace(config.data, repo_id=dataset, assets=assets)
-    if not are_same(config.data.repo_id, dataset):
-        none: dict[str, Any] = {"exclude_episodes": (), "exclude_findings": None, "validation_episodes": ()}
-        base = data.base_config and dataclasses.replace(data.base_config, **none)
-        data = dataclasses.replace(data, base_config=base, **none)
-    return dataclasses.replace(config, data=data)
-
-
-def are_same(dataset: str | None, other: str) -> bool:
-    """Whether two names are of one folder, or where one of them is not here, the same word."""
-    try:
-        first, second = (locate_dataset(name or "", may_download=False).resolve() for name in (dataset, other))
-    except (OSError, ValueError):  # one of them is not here
-        return dataset == other
-    return first == second
 
 
 def pipeline(config: TrainConfig, checkpoint: Checkpoint | None) -> Pipeline:

@@ -63,13 +63,14 @@ def diagnose(args: argparse.Namespace, flags: list[str]) -> Diagnosis:
     from openpi.cli.debugging import _doctor_robot, _doctor_server
     from openpi.cli.debugging import _explain_chain as chain
     from openpi.training import recipe_io
+    from openpi.training.data import recipe_data
     from openpi.training.recipe import overrides
 
     check_range("frames", args.frames, 2)
     check_range("num_steps", args.num_steps, 1)
     config, checkpoint = recipe_io.resolve(args.source, args.config)
     config = overrides.parse(config, flags, prog="openpi doctor") if flags else config
-    config = chain.with_dataset(config, args.dataset)
+    config = recipe_data.with_dataset(config, args.dataset)
     around = chain.pipeline(config, checkpoint)
     if around.data_config.norm_stats is None:
         raise ValueError(f"recipe '{config.name}' has no statistics yet; name a checkpoint, or run `openpi stats`")

@@ -67,12 +67,13 @@ def explain(args: argparse.Namespace, flags: Sequence[str] = ()) -> int:
     from openpi.cli.debugging._explain_view import JsonView, TextView
     from openpi.cli.debugging._observation_file import load_observation
     from openpi.training import recipe_io
+    from openpi.training.data import recipe_data
     from openpi.training.data.sample_checks import Context
     from openpi.training.recipe import overrides
 
     config, checkpoint = recipe_io.resolve(args.source, args.config)
     config = overrides.parse(config, flags, prog="openpi explain") if flags else config
-    config = chain.with_dataset(config, args.dataset)
+    config = recipe_data.with_dataset(config, args.dataset)
     around = chain.pipeline(config, checkpoint)
     about = {"recipe": config.name, "checkpoint": str(checkpoint or "none"), "model": _model_line(config.model)}
     if args.observation:

@@ -16,7 +16,6 @@ import numpy as np
 
 from openpi.cli.console import check_range, command, configure_logging, make_parser
 from openpi.shared import frameworks
-from openpi.shared.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from openpi.checkpoints.checkpoint import Checkpoint
@@ -106,7 +105,7 @@ def load_policy(
     **chosen: Any,
 ) -> Policy:
     """The policy of a checkpoint; or of a recipe alone, with the weights that its training would start from."""
-    use_compilation_cache()
+    frameworks.use_compilation_cache()
     from openpi.policies import policy_config
 
     if checkpoint is not None:

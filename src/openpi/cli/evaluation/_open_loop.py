@@ -163,8 +163,9 @@ def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig, str | No
     """The checkpoint's recipe on the dataset that is asked for, its data half with the checkpoint's statistics, and the
     name of the dataset that training read, where it is another.
     """
-    from openpi.cli.debugging._explain_chain import are_same, pipeline, with_dataset
+    from openpi.policies import policy_config
     from openpi.training import recipe_io
+    from openpi.training.data import recipe_data
 
     if args.is_remote and args.against:
         raise ValueError("--against is a checkpoint beside another; leave --host and --port out")
@@ -173,9 +174,11 @@ def _recipe(dataset: str, args: Args) -> tuple[TrainConfig, DataConfig, str | No
     name = args.checkpoint or args.config
     assert name is not None
     config, checkpoint = recipe_io.resolve(name, args.config if args.checkpoint else None)
-    trained_on = None if are_same(config.data.repo_id, dataset) else config.data.repo_id
-    config = with_dataset(config, dataset)
-    return config, pipeline(config, checkpoint).data_config, trained_on
+    trained_on = None if recipe_data.are_same(config.data.repo_id, dataset) else config.data.repo_id
+    config = recipe_data.with_dataset(config, dataset)
+    if checkpoint is None:
+        return config, recipe_data.expanded(config), trained_on
+    return config, policy_config.load_pipeline(config, checkpoint).data_config, trained_on
 
 
 def _policies(config: TrainConfig, args: Args) -> dict[str, Callable[[], Asked]]:

@@ -20,7 +20,7 @@ from openpi.checkpoints.find import find_step
 from openpi.cli.console import check_range, command, configure_logging
 from openpi.cli.serving import server
 from openpi.cli.serving._running import run_server
-from openpi.shared.compilation_cache import use_compilation_cache
+from openpi.shared.frameworks import use_compilation_cache
 
 if TYPE_CHECKING:
     from openpi_client.base_policy import BasePolicy

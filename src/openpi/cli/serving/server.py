@@ -16,8 +16,7 @@ from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.cli.console import check_range, command
 from openpi.cli.serving._running import PROGRAM, run_server
 from openpi.models.rtc_config import RtcConfig
-from openpi.shared.compilation_cache import use_compilation_cache
-from openpi.training.run.processor import wait_asleep
+from openpi.shared.frameworks import use_compilation_cache, wait_asleep
 from openpi_client import image_tools
 from openpi_client.connection import api_key_of
 
@@ -149,7 +148,7 @@ def serve(args: Args, *, protocols: Sequence[ServerProtocol] | None = None) -> i
     Args:
         protocols: instead of those that are installed, with the codec by its name.
     """
-    from openpi.serving.batching import Batching
+    from openpi.serving.model_thread import Batching
     from openpi.serving.protocols import installed
     from openpi.serving.recording import SessionRecorder
 
@@ -203,7 +202,7 @@ def find_models(args: Args) -> Catalog:
         ValueError: a further model is not written as NAME=PLACE.
         LookupError: the default model is none of them.
     """
-    from openpi.serving.catalog import Checkpoints
+    from openpi.serving.catalog import CheckpointCatalog
     from openpi.shared import download
     from openpi.training.recipe_io import recipe_name
 
@@ -224,7 +223,7 @@ def find_models(args: Args) -> Catalog:
             steps = functools.partial(find.steps_in, place)
         recipe = recipe or recipe_name(step)
     described = {"config_name": recipe, "checkpoint_path": args.checkpoint, "experiment_name": name}
-    catalog = Checkpoints(functools.partial(load_policy, args), steps, named, args.default_model, described)
+    catalog = CheckpointCatalog(functools.partial(load_policy, args), steps, named, args.default_model, described)
     catalog.resolve(None)
     return catalog
 

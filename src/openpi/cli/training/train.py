@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING
 
 from openpi.cli.console import configure_logging, help_ends_with
 from openpi.shared import frameworks
-from openpi.shared.compilation_cache import use_compilation_cache
 from openpi.shared.errors import with_notes
 from openpi.training.distributed.launch import Launch, find_launch, flags_help, split_flags
-from openpi.training.run.processor import split_processor, wait_asleep
 
 if TYPE_CHECKING:
     from openpi.training.config import TrainConfig
@@ -53,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(f"openpi train: {error}", file=sys.stderr)
             return 2
-    split_processor(config.cpu_devices)
-    wait_asleep()
+    frameworks.split_processor(config.cpu_devices)
+    frameworks.wait_asleep()
     from openpi.training.distributed import processes
 
     exit_code = 1
@@ -116,7 +114,7 @@ def _prepare(config: TrainConfig) -> None:
     """Before the first use of JAX, as far as that is still to come."""
     if config.backend != "jax":  # should a recipe's own code import it: it would take most of a GPU's memory
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    use_compilation_cache()
+    frameworks.use_compilation_cache()
 
 
 def _train(config: TrainConfig, launch: Launch | None) -> int:

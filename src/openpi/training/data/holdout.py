@@ -65,21 +65,21 @@ def holds_out(config: TrainConfig, data_config: DataConfig) -> bool:
 def holdout_split(
     config: TrainConfig, metadata: LeRobotMetadata, data_config: DataConfig, kept: Collection[int] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the episodes to train on, and of those held out.
+    """Numbers of the episodes to train on, and of those held out, none where the recipe holds out none.
 
     Which are held out does not depend on which are excluded: who leaves out a spoilt one keeps the others' roles.
 
     Args:
         kept: numbers of those that are not excluded, where that is known.
     Raises:
-        ValueError: nothing is left of either.
+        ValueError: nothing is left to train on, or of those held out.
     """
     numbers = [episode.index for episode in metadata.episodes]
     excluded = data_config.selection.excluded(metadata) if kept is None else set(numbers) - set(kept)
     held = _held_out(config, numbers, data_config, metadata.root)
     train = [number for number in numbers if number not in held and number not in excluded]
     validation = [number for number in numbers if number in held and number not in excluded]
-    if not train or not validation:
+    if not train or (held and not validation):
         raise ValueError(
             f"{data_config.selection or 'holding out'} leaves {len(train)} episodes to train on and {len(validation)} "
             f"of those held out ({len(held)} of {len(numbers)}); exclude fewer, or hold out others"

@@ -15,7 +15,6 @@ from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import holdout, recipe_data, tabular_frames
-from openpi.training.data.robot_actions import robot_actions
 from openpi.training.data_config import DataConfig
 
 
@@ -80,7 +79,7 @@ class Moments:
                 transforms.PadStatesAndActions(config.model.action_dim),
             )
         )
-        self._to_robot = robot_actions(data_config, is_sampled=False)
+        self._to_robot = data_loader.back_to_robot(data_config, is_sampled=False)
         self._hold = _hold_or_none(data_config, config.model.action_horizon)
         self._starts = {
             episode.index: int(begin)
@@ -152,11 +151,9 @@ def chosen(
         raise ValueError(
             f"episodes {unknown} are not in {metadata.root}, which has {len(numbers)}: {min(numbers)} to {max(numbers)}"
         )
-    is_split = holdout.holds_out(config, data_config.members[0])
-    held = holdout.holdout_split(config, metadata, data_config)[1] if is_split else []
-    unseen = {*held, *data_config.selection.excluded(metadata)}
+    train, held = holdout.holdout_split(config, metadata, data_config)
     found = list(wanted) if wanted else evenly_spaced(held or numbers, at_most)
-    return found, set(found) <= unseen
+    return found, set(found).isdisjoint(train)
 
 
 def _evaluated(frames: tabular_frames.Frames, max_frames: int) -> Iterator[dict[str, np.ndarray]]:

@@ -22,7 +22,6 @@ from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.model_config import ArraySpec, BaseModelConfig
 from openpi.shared.errors import missing_key
-from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.normalize import NormStats
 from openpi.shared.tree import unflatten
 from openpi.training.config import TrainConfig
@@ -74,6 +73,30 @@ def open_recipe(config: TrainConfig, data_config: DataConfig | None = None, *, c
 def expanded(config: TrainConfig) -> DataConfig:
     """The data half of a recipe, with its statistics."""
     return config.data.create(config.assets_dirs, config.model)
+
+
+def with_dataset(config: TrainConfig, dataset: str | None) -> TrainConfig:
+    """The recipe on another dataset, with the statistics it had before, if it had any, and without the episodes that it
+    names, which are those of its own.
+    """
+    if dataset is None:
+        return config
+    assets = replace(config.data.assets, asset_id=config.data.asset_id)
+    data = replace(config.data, repo_id=dataset, assets=assets)
+    if not are_same(config.data.repo_id, dataset):
+        none: dict[str, Any] = {"exclude_episodes": (), "exclude_findings": None, "validation_episodes": ()}
+        base = data.base_config and replace(data.base_config, **none)
+        data = replace(data, base_config=base, **none)
+    return replace(config, data=data)
+
+
+def are_same(dataset: str | None, other: str) -> bool:
+    """Whether two names are of one folder, or where one of them is not here, the same word."""
+    try:
+        first, second = (locate_dataset(name or "", may_download=False).resolve() for name in (dataset, other))
+    except (OSError, ValueError):  # one of them is not here
+        return dataset == other
+    return first == second
 
 
 def create_dataset(
@@ -145,24 +168,10 @@ def kept_episodes(data_config: DataConfig, metadata: LeRobotMetadata) -> list[in
     return data_config.selection.kept(metadata) if data_config.selection else None
 
 
-def content_of(data: RecipeData) -> str:
-    """A digest of the recorded numbers, see `LeRobotDataset.content`; '' where there is a stream."""
-    if not all(isinstance(dataset, LeRobotDataset) for dataset in data.datasets):
-        return ""
-    return " ".join(dataset.content for dataset in data.datasets if isinstance(dataset, LeRobotDataset))
-
-
 def sources(data_config: DataConfig, names: Collection[str]) -> dict[str, str]:
     """Which column each key of the robot is taken from, by the repack transform; without one, that of its name."""
     repacks = [step for step in data_config.repack_transforms.inputs if isinstance(step, transforms.RepackTransform)]
     return transforms.flatten_dict(repacks[-1].structure) if repacks else {name: name for name in names}
-
-
-def samples_of(dataset: Dataset | Stream, num_samples: int) -> list[tuple[str, Sample]]:
-    """Samples from all over a dataset, before any transform, each with what to call it."""
-    if isinstance(dataset, Stream):
-        return dataset.spread(num_samples)
-    return [(f"sample {row}", dataset[row]) for row in evenly_spaced(range(len(dataset)), num_samples)]
 
 
 def open_metadata(data_config: DataConfig) -> LeRobotMetadata:

@@ -11,18 +11,11 @@ from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.policies.seen import Column, Seen
 from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, recipe_data
+from openpi.training.data import recipe_data
 from openpi.training.data.moments import Moments
 from openpi.training.data_config import DataConfig
 
 _EPISODES, _FRAMES = 40, 120  # of few episodes more frames each: a camera on a wrist sees much
-
-
-def trained_on(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset) -> list[int]:
-    """Numbers of the episodes that the recipe neither excludes nor holds out."""
-    if holdout.holds_out(config, data_config.members[0]):
-        return holdout.split_dataset(config, data_config, dataset)[0]
-    return [episode.index for episode in dataset.episodes]
 
 
 def look(config: TrainConfig, data_config: DataConfig, dataset: LeRobotDataset, numbers: Sequence[int]) -> Seen:

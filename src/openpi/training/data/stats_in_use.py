@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from openpi import transforms
 from openpi.checkpoints.checkpoint import Checkpoint
+from openpi.data.dataset import Dataset
 from openpi.policies import data_half
 from openpi.policies.policy_config import stats_dims
 from openpi.shared import download, normalize, stats_check
+from openpi.training import data_loader
 from openpi.training.config import TrainConfig
-from openpi.training.data import norm_stats, recipe_data
+from openpi.training.data import first_look, norm_stats, recipe_data
 from openpi.training.data.recipe_data import RecipeData
+from openpi.training.data.streams import Stream
 from openpi.training.data_config import DataConfig
 from openpi.training.distributed import processes
 
@@ -25,7 +32,7 @@ Stats = dict[str, normalize.NormStats]
 def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = None) -> RecipeData:
     """The data of a recipe with the statistics of process 0, which computes them where there are none.
 
-    All processes of a run call it. They are not checked yet: `usable`.
+    All processes of a run call it. They are not checked yet: `with_usable`.
 
     Args:
         data: with the statistics that this process has found.
@@ -33,7 +40,7 @@ def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = 
     Raises:
         ValueError: a process has other statistics than process 0; its number and the first difference are named.
     """
-    folders = folders_of(config, data.config)
+    folders = _folders(config, data.config)
     with processes.together("reading the statistics"):
         found = [
             _of_the_run(member, where, checkpoint) for member, where in zip(data.config.members, folders, strict=True)
@@ -50,38 +57,43 @@ def read(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = 
     return data.with_stats(stats)
 
 
-def folders_of(config: TrainConfig, data_config: DataConfig) -> list[str | None]:
+def _folders(config: TrainConfig, data_config: DataConfig) -> list[str | None]:
     """Where the statistics of each dataset of a recipe are."""
     return [part.stats_dir for part in data_config.mixture] or [config.data.stats_dir(config.assets_dirs)]
 
 
-def usable(
-    data_config: DataConfig,
-    folder: str | None,
-    widths: dict[str, int],
-    checkpoint: Checkpoint | None = None,
-    *,
-    padded_width: int,
-) -> Stats | None:
-    """The statistics to train on.
+def with_usable(config: TrainConfig, data: RecipeData, checkpoint: Checkpoint | None = None) -> RecipeData:
+    """With the statistics to train on: checked against a sample as it is when it is normalised, and wide enough.
 
     Args:
-        data_config: of one dataset.
-        folder: where its statistics are.
-        widths: of `state` and `actions`, as they are normalised.
-        padded_width: that of the model.
         checkpoint: that the run continues from: its weights were trained with them, so nothing is widened.
     Raises:
-        ValueError: they cannot be used; see `stats_check`.
+        ValueError: they cannot be used, see `stats_check`; or a transform fails.
     """
-    found = data_config.norm_stats
+    found = []
+    for (member, dataset), folder in zip(data.members, _folders(config, data.config), strict=True):
+        dims = dataclasses.replace(
+            stats_dims(member), widths=_widths(member, dataset), padded_width=config.model.action_dim
+        )
+        found.append(_usable(member, str(checkpoint or folder), dims, may_widen=checkpoint is None))
+    return data.with_stats(found)
+
+
+def _widths(data_config: DataConfig, dataset: Dataset | Stream) -> dict[str, int]:
+    """Of `state` and `actions` of a sample when it is normalised."""
+    chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
+    before = tuple(itertools.takewhile(lambda step: not isinstance(step, transforms.Normalize), chain))
+    where, sample = first_look.samples_of(dataset, 1)[0]
+    raw = first_look.run_chain(sample, before, data_config, where=where)[2]
+    return {key: np.shape(raw[key])[-1] for key in ("state", "actions") if np.ndim(raw.get(key, 0))}
+
+
+def _usable(data_config: DataConfig, source: str, dims: stats_check.Dims, *, may_widen: bool) -> Stats | None:
+    found, use_quantiles = data_config.norm_stats, data_config.use_quantile_norm
     if found is None:
         return None
-    source = str(folder if checkpoint is None else checkpoint)
-    use_quantiles = data_config.use_quantile_norm
-    dims = dataclasses.replace(stats_dims(data_config), widths=widths, padded_width=padded_width)
     stats_check.check(found, source=source, use_quantiles=use_quantiles, dims=dims)
-    if checkpoint is not None:
+    if not may_widen:
         return found
     wide, messages = stats_check.widened(found, use_quantiles=use_quantiles, dims=dims)
     for message in messages:

@@ -33,8 +33,8 @@ T = TypeVar("T")
 class Peers(Protocol):
     """This process among those that have met, and the store of keys and values that they share.
 
-    Made by `processes_<backend>.join(launch)`. Methods may be called in any thread; a process that dies must not leave
-    the others waiting in `get` for ever.
+    Made by `join(launch)` of `backends/<backend>/processes.py`. Methods may be called in any thread; a process that
+    dies must not leave the others waiting in `get` for ever.
     """
 
     index: int

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from openpi.checkpoints.checkpoint import Checkpoint
 from openpi.shared import download
-from openpi.shared.tree import unflatten
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
@@ -15,6 +14,7 @@ from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.weight_loaders import CheckpointWeightLoader
 from openpi.weights import layout, names, opening
 from openpi.weights.adapter_base import AdapterBase, Frozen
+from openpi.weights.compare import LoadReport
 
 
 def left_out(config: TrainConfig) -> Filter:
@@ -34,17 +34,17 @@ def check_recipe(config: TrainConfig, backend: Backend) -> None:
         )
 
 
-def check_base(config: TrainConfig, backend: Backend) -> None:
-    """Raises ValueError unless the base, fetched if need be, has what checkpoints leave out. Reads no arrays."""
+def check_base(config: TrainConfig, backend: Backend, report: LoadReport) -> None:
+    """Raises ValueError unless the base, of which `report` tells, has what checkpoints leave out."""
     if config.save_frozen_params:
         return
-    loader, frozen = _loader(config), _frozen_paths(config, backend)
-    there = set(loader.check(unflatten(dict(backend.param_specs()))).loaded)
-    missing = [path for path in frozen if path not in there]
+    there = set(report.loaded)
+    missing = [path for path in _frozen_paths(config, backend) if path not in there]
     if missing:
         raise ValueError(
-            f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {loader.params_path} and start "
-            f"at random, such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not freeze them"
+            f"save_frozen_params=False, but {len(missing)} frozen parameters are not in {_loader(config).params_path} "
+            f"and start at random, such as {missing[0]}: they would be lost. Leave save_frozen_params=True, or do not "
+            "freeze them"
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openpi.checkpoints.checkpoint import Checkpoint
@@ -16,9 +18,9 @@ from openpi.shared.strict_json import Json
 from openpi.training import recipe_io
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
+from openpi.training.data.training_data import TrainingData
 from openpi.training.recipe import overrides
 from openpi.training.run import adapters
-from openpi.training.run.preflight import TrainingData
 from openpi.training.run.progress import Window
 from openpi.training.run.run_directory import damaged_message
 from openpi.weights import checksums
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound="DataclassInstance")
 
 LOOP_STATE_FILE = "loader_state.json"
-CONTENT, HELD = "content", "held_out"  # of the data, in it
+_CONTENT, _HELD = "content", "held_out"  # of the data, in it
 # Which run it is, and what is done with it; never taken from a checkpoint.
 _OF_THE_COMMAND = ("exp_name", "resume", "overwrite", "checkpoint_base_dir")
 # Flags that change which dataset there is, and which samples.
@@ -116,11 +118,21 @@ def continue_run(
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ValueError(_cannot_continue(config, checkpoint, changes, error)) from error
     if loop_state is not None:
-        _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[CONTENT])
+        _restore_data(config, checkpoint, changes, data, loop_state["loader"], loop_state[_CONTENT])
         if not any(field.split(".")[0] in _OF_THE_DATASET for field in changes):
-            _compare_held(data, loop_state[HELD])
+            _compare_held(data, loop_state[_HELD])
         window.restore(loop_state["window"])
     return state
+
+
+def write_loop_state(directory: Path, data: TrainingData, where: Mapping[str, object], window: Window) -> None:
+    """What `continue_run` reads again, into the folder of a checkpoint.
+
+    Args:
+        where: the loader is.
+    """
+    loop_state = {"loader": where, "window": window.values(), _CONTENT: data.content, _HELD: data.held}
+    (directory / LOOP_STATE_FILE).write_text(json.dumps(loop_state))
 
 
 def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
@@ -134,8 +146,8 @@ def _read_loop_state(checkpoint: Checkpoint) -> Json | None:
         return {
             "loader": dict(loop_state["loader"]),
             "window": list(loop_state["window"]),
-            CONTENT: str(loop_state.get(CONTENT, "")),
-            HELD: [(int(count), [int(number) for number in held]) for count, held in loop_state.get(HELD, ())],
+            _CONTENT: str(loop_state.get(_CONTENT, "")),
+            _HELD: [(int(count), [int(number) for number in held]) for count, held in loop_state.get(_HELD, ())],
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {first_line(error)}") from error

@@ -105,17 +105,41 @@ def open_directory(
     return checkpoints, steps[-1]
 
 
+def check_disk_space(config: TrainConfig, needed: int) -> None:
+    """Two checkpoints have to fit for a moment: the new one is complete before the old one goes.
+
+    Args:
+        needed: bytes of one.
+    Raises:
+        OSError: they do not.
+    """
+    free = shutil.disk_usage(config.checkpoint_dir).free
+    if config.overwrite:  # The old run goes when this one begins.
+        free += _size(config.checkpoint_dir)
+    if needed > free:
+        raise OSError(
+            f"a checkpoint takes up to {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free in "
+            f"{config.checkpoint_dir}; make room or choose another --checkpoint-base-dir"
+        )
+    if 2 * needed > free:
+        logger.warning(
+            "%.1f GB are free; two checkpoints may take %.1f GB while one replaces the other",
+            free / 1e9,
+            2 * needed / 1e9,
+        )
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files below."""
+    return sum(file.lstat().st_size for file in directory.rglob("*") if not file.is_dir())
+
+
 def replace(directory: Path) -> None:
     """Deletes the run in a folder, of which the lock stays."""
     if _holds_a_run(directory):
         steps = complete_steps(directory)
         logger.info("replacing the run in %s (%s)", directory, f"step {steps[-1]}" if steps else "no checkpoint")
     _wipe(directory)
-
-
-def size(directory: Path) -> int:
-    """Bytes of all files below."""
-    return sum(file.lstat().st_size for file in directory.rglob("*") if not file.is_dir())
 
 
 def _check(directory: Path, *, overwrite: bool, resume: bool) -> None:

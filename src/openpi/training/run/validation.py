@@ -20,10 +20,10 @@ from openpi.shared.evenly_spaced import evenly_spaced
 from openpi.shared.tree import Tree
 from openpi.training.backend import Backend, State
 from openpi.training.config import TrainConfig
-from openpi.training.data.robot_actions import robot_actions
+from openpi.training.data.training_data import TrainingData
 from openpi.training.data_config import DataConfig
+from openpi.training.data_loader import back_to_robot
 from openpi.training.distributed import processes
-from openpi.training.run.preflight import TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Validation:
         self._is_to_stop = is_to_stop
         with processes.together("reading what is held out"), contextlib.closing(data.holdout):
             self._batches = list(data.holdout)
-        self._sampled_to_robot = robot_actions(data.config, is_sampled=True)
-        self._recorded_to_robot = robot_actions(data.config, is_sampled=False)
+        self._sampled_to_robot = back_to_robot(data.config, is_sampled=True)
+        self._recorded_to_robot = back_to_robot(data.config, is_sampled=False)
         self._names = data.action_names
         self._writes_tokens = config.model.model_type is ModelType.PI0_FAST
         grammar = transforms.action_grammar(data.config.model_transforms.outputs)

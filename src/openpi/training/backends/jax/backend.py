@@ -1,4 +1,4 @@
-"""`Backend` in JAX: the recipe's mesh, keys and compiled programs around the functions of `step_jax`."""
+"""`Backend` in JAX: the recipe's mesh, keys and compiled programs around the functions of `step`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from openpi.training.config import TrainConfig
 from openpi.training.distributed import processes
 from openpi.training.freeze import Filter
 from openpi.weights.adapter_base import Digests
+from openpi.weights.blocks import Weights
 
 # Validations can be compared with each other, whatever the run's seed.
 _EVAL_SEED = 0
 
 
 class JaxBackend:
-    """See `backend.Backend`. States are `step_jax.TrainState`, placed batches dicts of global arrays."""
+    """See `backend.Backend`. States are `step.TrainState`, placed batches dicts of global arrays."""
 
     name = "jax"
 
@@ -69,9 +70,9 @@ class JaxBackend:
     def required_bytes(self, is_left_out: Filter) -> int:
         return state_files.required_bytes(self._spec, is_left_out=is_left_out)
 
-    def create_state(self) -> TrainState:
+    def create_state(self, weights: Weights | None = None) -> TrainState:
         init_key, _ = self._keys
-        return step_jax.create_state(self._config, init_key, self._mesh)
+        return step_jax.create_state(self._config, init_key, self._mesh, weights)
 
     def restore_state(self, directory: Path) -> TrainState:
         if not (directory / state_files.PARAMS).is_dir():

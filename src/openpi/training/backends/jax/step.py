@@ -26,11 +26,12 @@ from openpi.models.observation import model_side
 from openpi.shared.tree import flatten, unflatten
 from openpi.training import sharding, weight_loaders
 from openpi.training.backends.jax import processes as processes_jax
-from openpi.training.backends.step_config import StepConfig, once_per_recipe
+from openpi.training.backends.jax.step_config import StepConfig, once_per_recipe
 from openpi.training.config import TrainConfig
 from openpi.training.freeze import Filter, freeze_nothing
 from openpi.training.optimizer import create_optimizer, is_kernel
 from openpi.weights import on_device
+from openpi.weights.blocks import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +104,11 @@ def state_spec(config: StepConfig, mesh: Mesh) -> TrainState:
     )
 
 
-def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh) -> TrainState:
-    """A fresh state on the devices, started from the recipe's weights.
-
-    Raises:
-        ValueError: the weights do not fit the model.
-        FileNotFoundError: they are not there.
-    """
+def create_state(config: TrainConfig, key: jax.Array, mesh: Mesh, weights: Weights | None = None) -> TrainState:
+    """A fresh state on the devices; weights and errors as of `Backend.create_state`."""
     spec = state_spec(config, mesh)
-    weights = weight_loaders.open_weights(config.start_weights, config.model.abstract_params())
+    if weights is None:
+        weights = weight_loaders.open_weights(config.start_weights, config.model.abstract_params())
     placed = on_device.read_like(weights, flatten(spec.params))
     init = processes_jax.in_step("the initialisation", _compiled_init(config, mesh))
     return init(key, unflatten(placed))

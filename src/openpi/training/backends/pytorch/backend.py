@@ -1,4 +1,4 @@
-"""`Backend` in PyTorch: the recipe's devices, parameters and random numbers around `step_pytorch`."""
+"""`Backend` in PyTorch: the recipe's devices, parameters and random numbers around the functions of `step`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from openpi.training.distributed import processes
 from openpi.training.freeze import Filter
 from openpi.training.optimizer import is_matrix
 from openpi.weights import names, published_tree
+from openpi.weights.blocks import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Metrics(Mapping[str, float]):
 
 
 class PyTorchBackend:
-    """See `backend.Backend`. States are `step_pytorch.TrainState`, placed batches `Placed`.
+    """See `backend.Backend`. States are `step.TrainState`, placed batches `Placed`.
 
     Args:
         compile_backend: of `torch.compile`, where the recipe asks for it.
@@ -170,9 +171,9 @@ class PyTorchBackend:
                 total += bytes_of_weight * size + 4 * size * has_average + moments
         return int(total * _SIZE_MARGIN)
 
-    def create_state(self) -> TrainState:
-        reference = unflatten(dict(self.param_specs()))
-        weights = weight_loaders.open_weights(self._config.start_weights, reference)
+    def create_state(self, weights: Weights | None = None) -> TrainState:
+        if weights is None:
+            weights = weight_loaders.open_weights(self._config.start_weights, unflatten(dict(self.param_specs())))
         state = self.empty_state()
         params = state.params
         loaded = {row.released for rows in published_tree.loaded_rows(weights).values() for row in rows}

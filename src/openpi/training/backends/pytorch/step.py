@@ -1,4 +1,4 @@
-"""One training step in PyTorch: state, randomness, loss, gradients, update, averaging. The twin of `step_jax`.
+"""One training step in PyTorch: state, randomness, loss, gradients, update, averaging. The twin of JAX's.
 
 Trainable parameters are f32 masters that the model casts where it computes; frozen ones are bfloat16, and have neither
 gradient nor optimiser state nor average. All random numbers of a step are drawn for the whole batch from (seed, step),
