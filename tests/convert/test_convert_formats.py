@@ -313,6 +313,7 @@ def test_recordings_of_any_format_are_appended_once_wherever_they_lie(aloha, tmp
     convert("aloha", moved, tmp_path / "set", *flags, "--append", code=1)
     assert "2 of 3 recordings are in" in capsys.readouterr().err
     assert contents(tmp_path / "set") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["day", "set"]
     convert("aloha", moved, tmp_path / "set", *flags, "--append", "--episodes", "2")
     assert len(LeRobotDataset(tmp_path / "set").episode_bounds) == 3
     assert "other options" not in capsys.readouterr().err

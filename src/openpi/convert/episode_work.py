@@ -71,7 +71,7 @@ class Plan:
         """One for each episode, with a folder called by all that its preparation depends on."""
         options = dataclasses.replace(self.options, episodes=None)
         code = (metadata.version("openpi"), code_of(self.source))
-        common = (self.source, options, self.features, self.fps, self.robot, self.encoder, code)
+        common = (self.source, options, self.stored, self.fps, self.robot, self.encoder, code)
         stamps = {group: group.stamp() for group in groups(self.source.root, [ref.files for ref in refs])}
         depends = [(*common, ref, stamps[FileGroup(self.source.root, ref.files)]) for ref in refs]
         names = [hashlib.sha256(repr(parts).encode()).hexdigest()[:20] for parts in depends]
