@@ -319,6 +319,10 @@ def test_recordings_of_any_format_are_appended_once_wherever_they_lie(aloha, tmp
     assert "other options" not in capsys.readouterr().err
     convert("aloha", moved, tmp_path / "set", *flags, "--append", "--repeat", "--swap-colors")
     assert "swap_colors was False, and is True" in capsys.readouterr().err
+    with h5py.File(moved / "episode_2.hdf5", "a") as file:
+        file.attrs["note"] = "later"
+    convert("aloha", moved, tmp_path / "set", *flags, "--append", "--episodes", "0")
+    assert "1 of 1 recordings are called as others in" in capsys.readouterr().err
     assert main(["dataset", "split", str(tmp_path / "set"), f"{tmp_path / 'part'}=0,1"]) == 0
     convert("aloha", moved, tmp_path / "part", *flags, "--append")  # what is in a part is told by nobody
 

@@ -33,8 +33,17 @@ def check(dataset: Path, new: Json, *, repeat: bool) -> None:
             dataset,
             "; ".join(f"{key} was {made[-1].get(key)}, and is {makes.get(key)}" for key in differing),
         )
-    entries = [entry for told in earlier for key in ("recordings", "episodes") for entry in told.get(key, ())]
-    known = {entry.get("id") for entry in entries if isinstance(entry, dict)}  # of parts of a dataset: numbers
+    entries = [(told, entry) for told in earlier for key in ("recordings", "episodes") for entry in told.get(key, ())]
+    entries = [(told, entry) for told, entry in entries if isinstance(entry, dict)]  # of parts of a dataset: numbers
+    known = {entry.get("id") for _, entry in entries}
+    names = {(told.get("source"), entry.get("name")) for told, entry in entries}
+    called = [e["name"] for e in new["episodes"] if e["id"] not in known and (new["source"], e["name"]) in names]
+    if called:
+        logger.warning(
+            "%d of %d recordings are called as others in %s, and their files are not the same, such as %s: if a file "
+            "has only grown, what was in it before will be there twice; leave that out with episodes (--episodes)",
+            *(len(called), len(new["episodes"]), dataset, called[0]),
+        )
     repeated = [entry["name"] for entry in new["episodes"] if entry["id"] in known]
     if repeated and not repeat:
         raise ValueError(
