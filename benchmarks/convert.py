@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from openpi.convert.engine import convert
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.data.lerobot.video import VideoFile
 from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_positronic.codecs.catalog import get_codec
-from openpi_positronic.conversion import convert, frame_times
+from openpi_positronic.conversion import PositronicRecordings, frame_times
 from openpi_positronic.raw_episodes import Episode, RawDataset, RawDatasetWriter
 
 FPS = 15
@@ -74,7 +75,7 @@ def _at(episode: Episode, column, time_ns: int) -> np.ndarray:
 
 
 def ours(recordings: Path, output: Path) -> None:
-    convert(RawDataset(recordings), output, get_codec("ee"))
+    convert(PositronicRecordings(recordings), output)
 
 
 def measured(work: Callable[[], None]) -> tuple[float, float]:

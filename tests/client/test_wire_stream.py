@@ -14,12 +14,12 @@ import pytest
 import websockets.sync.client
 from PIL import Image
 from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side
 
 from openpi.cli.serving.server import tls_context
 from openpi.serving import wire
 from openpi.serving.openpi_session import OpenpiSession
-from openpi_client import msgpack_numpy, stream
-from openpi_client.socket_io import LockedSocketIo
+from openpi_client import msgpack_numpy
 from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from openpi_client.wire_images import with_jpeg
@@ -27,14 +27,6 @@ from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.session import PositronicSession
 from plain_values import ORDINARY
 from serving_live import PATIENCE_S, TestPolicy, server_thread
-
-
-@contextlib.contextmanager
-def without_sendmsg():
-    """As on Windows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "socket_io", LockedSocketIo)
-        yield
 
 
 @contextlib.contextmanager
@@ -59,8 +51,31 @@ def test_messages_of_any_length_arrive_as_they_were_sent(messages, large):
 
 @hypothesis.given(MESSAGES, st.sampled_from([0, 65536, 2_000_000]))
 def test_so_they_do_on_systems_without_sendmsg(messages, large):
-    with without_sendmsg(), pair() as (client, server):
+    with pair() as (client, server):
+        for end in (client, server):
+            end._io._send = lambda parts, sock=end._socket: sock.send(parts[0])
         assert_arrive(client, server, messages, large)
+
+
+@hypothesis.given(st.data(), MESSAGES, st.sampled_from([0, 125, 126, 65535, 65536]), st.booleans())
+def test_the_library_reads_what_we_write_in_any_cut(data, messages, large, is_client):
+    left, right = socket.socketpair()
+    with left, right:
+        ours = MessageStream(left, is_client=is_client)
+        for message in [*messages, bytes(large)]:
+            assert ours.start_write(message) is None
+            ours.ping()
+        ours.close(1001, "enough")
+        left.shutdown(socket.SHUT_WR)
+        sent = b"".join(iter(lambda: right.recv(2**20), b""))
+    library = Protocol(Side.SERVER if is_client else Side.CLIENT)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=4)))
+    for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+        library.receive_data(sent[start:end])
+    *events, end = library.events_received()
+    assert [bytes(event.data) for event in events if event.opcode is Opcode.BINARY] == [*messages, bytes(large)]
+    assert [event.opcode for event in events[1::2]] == [Opcode.PING] * (len(messages) + 1)
+    assert (end.opcode, library.close_rcvd.code, library.close_rcvd.reason) == (Opcode.CLOSE, 1001, "enough")
 
 
 def assert_arrive(client: MessageStream, server: MessageStream, messages: list[bytes], large: int) -> None:

@@ -92,6 +92,7 @@ def test_aloha_is_converted_value_by_value(aloha, tmp_path):
         "num_files": 1,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "identity": hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()[:16],
     }
     assert told["format"] == "AlohaHdf5" and told["options"]["task"] == "fold the shirt"
 
@@ -293,6 +294,37 @@ def test_an_odd_first_episode_does_not_make_all_others_unusable(aloha, tmp_path,
     assert "If the first one is the odd one out" in capsys.readouterr().err
     convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--episodes", "1-2")
     assert len(LeRobotDataset(tmp_path / "set").episode_bounds) == 2
+
+
+def test_most_episodes_may_be_left_out_where_they_are_damaged(aloha, tmp_path):
+    for name in ("episode_9.hdf5", "episode_10.hdf5"):
+        with h5py.File(aloha / name, "a") as file:
+            spoil_nan(file)
+    convert("aloha", aloha, tmp_path / "set", "--task", "t", "--images", "--skip-unusable")
+    assert len(LeRobotDataset(tmp_path / "set").episode_bounds) == 1
+
+
+def test_recordings_of_any_format_are_appended_once_wherever_they_lie(aloha, tmp_path, capsys):
+    moved, flags = tmp_path / "day" / "aloha", ("--task", "t", "--images")
+    convert("aloha", aloha, tmp_path / "set", *flags, "--episodes", "0-1")
+    before = contents(tmp_path / "set")
+    moved.parent.mkdir()
+    aloha.rename(moved)
+    convert("aloha", moved, tmp_path / "set", *flags, "--append", code=1)
+    assert "2 of 3 recordings are in" in capsys.readouterr().err
+    assert contents(tmp_path / "set") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["day", "set"]
+    convert("aloha", moved, tmp_path / "set", *flags, "--append", "--episodes", "2")
+    assert len(LeRobotDataset(tmp_path / "set").episode_bounds) == 3
+    assert "other options" not in capsys.readouterr().err
+    convert("aloha", moved, tmp_path / "set", *flags, "--append", "--repeat", "--swap-colors")
+    assert "swap_colors was False, and is True" in capsys.readouterr().err
+    with h5py.File(moved / "episode_2.hdf5", "a") as file:
+        file.attrs["note"] = "later"
+    convert("aloha", moved, tmp_path / "set", *flags, "--append", "--episodes", "0")
+    assert "1 of 1 recordings are called as others in" in capsys.readouterr().err
+    assert main(["dataset", "split", str(tmp_path / "set"), f"{tmp_path / 'part'}=0,1"]) == 0
+    convert("aloha", moved, tmp_path / "part", *flags, "--append")  # what is in a part is told by nobody
 
 
 def test_a_policy_that_is_told_nothing_is_refused(aloha, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Positronic's recordings to LeRobot datasets: what training reads is what was recorded, and no run loses anything."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -18,13 +19,17 @@ from hypothesis import strategies as st
 import forked
 import packed_arrays
 from openpi.cli.main import main
+from openpi.convert import engine, episode_work
+from openpi.convert.episode_work import Options
 from openpi.convert.sampling import instants
+from openpi.convert.source import Numbers
 from openpi.convert.work_folder import WorkFolder
 from openpi.data.lerobot.reader import LeRobotDataset
-from openpi_positronic import conversion as positronic
 from openpi_positronic.codecs.catalog import get_codec
-from openpi_positronic.conversion import convert, frame_times, sampled
+from openpi_positronic.codecs.codec import Codec
+from openpi_positronic.conversion import PositronicRecordings
 from openpi_positronic.raw_episodes import RawDataset, RawDatasetWriter
+from positronic import to_lerobot
 
 MAX_GREY_LEVELS = 6  # mean over an image that went through two lossy encoders
 
@@ -46,6 +51,11 @@ def converted(golden, tmp_path_factory) -> Path:
     return folder / "ee"
 
 
+def convert(raw: Path, output: Path, codec: str | Codec, fps: float | None = None, **options) -> Path:
+    """In this process."""
+    return engine.convert(PositronicRecordings(raw, codec, fps), output, Options(**options), num_workers=0)
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -55,15 +65,13 @@ def names(folder: Path) -> list[str]:
 
 
 def test_recordings_of_newer_releases_have_the_same_signals_under_newer_names(raw, tmp_path):
-    codec = get_codec("ee")
-    episode = RawDataset(raw)[0]
-    columns = {key: column for key, column in codec.training_columns().items() if "images" not in key}
-    features, times = codec.training_meta["lerobot_features"], frame_times(episode, columns, 15)
-    expected = sampled(episode, columns, features, times)
+    source = PositronicRecordings(raw)
+    expected = source.read(source.episodes()[0]).columns["action"]
+    assert isinstance(expected, Numbers)
     for path in raw.rglob("robot_commands.*"):
         path.rename(path.with_name(path.name.replace("robot_commands.", "robot_command.")))
-    dataset = convert(RawDataset(raw).paths[:1], tmp_path / "set", codec, use_videos=False, num_workers=0)
-    np.testing.assert_array_equal(LeRobotDataset(dataset).column("action"), expected["action"])
+    dataset = convert(raw, tmp_path / "set", "ee", use_videos=False, episodes=(0,))
+    np.testing.assert_array_equal(LeRobotDataset(dataset).column("action"), expected.values)
 
 
 def test_the_dataset_has_what_the_codec_derives(golden, converted):
@@ -88,10 +96,10 @@ def test_the_dataset_has_what_the_codec_derives(golden, converted):
 
 
 def test_images_are_stored_exactly_and_the_number_of_processes_changes_nothing(golden, tmp_path):
-    source = RawDataset(golden / "positronic_raw" / "dataset")
+    source = PositronicRecordings(golden / "positronic_raw" / "dataset")
     recorded = packed_arrays.load(golden / "codecs" / "packed", "current/ee")
     for workers in (0, 2):
-        convert(source, tmp_path / str(workers), get_codec("ee"), use_videos=False, num_workers=workers)
+        engine.convert(source, tmp_path / str(workers), Options(use_videos=False), num_workers=workers)
     alone, together = LeRobotDataset(tmp_path / "0"), LeRobotDataset(tmp_path / "2")
     for i in range(len(alone)):
         for key in ("observation.images.left", "observation.state", "action"):
@@ -104,9 +112,8 @@ def test_images_are_stored_exactly_and_the_number_of_processes_changes_nothing(g
     "codec", ["ee_joints", "ee_traj", "ee_joints_traj", "joints_traj", "eepose_absolute", "joints"]
 )
 def test_every_codec_with_an_action_converts(golden, tmp_path, codec):
-    source = RawDataset(golden / "positronic_raw" / "dataset")
     fps = None if codec in ("ee_joints", "ee_traj", "ee_joints_traj", "joints_traj") else 15
-    convert(source.paths[:1], tmp_path / "set", get_codec(codec), fps=fps, num_workers=0)
+    convert(golden / "positronic_raw" / "dataset", tmp_path / "set", codec, fps, episodes=(0,))
     folder = "current" if fps is None else "legacy"
     expected = packed_arrays.load(golden / "codecs" / "packed", f"{folder}/{codec}")
     dataset = LeRobotDataset(tmp_path / "set")
@@ -185,9 +192,54 @@ def test_no_frame_is_decoded_twice(golden, monkeypatch, tmp_path):
     monkeypatch.setattr(
         VideoFile, "frame", lambda self, number: decoded.append((id(self), number)) or original(self, number)
     )
-    source = RawDataset(golden / "positronic_raw" / "dataset")
-    convert(source.paths[:1], tmp_path / "set", get_codec("ee"), fps=60, num_workers=0)  # more than the cameras give
+    # More than the cameras give.
+    convert(golden / "positronic_raw" / "dataset", tmp_path / "set", "ee", fps=60, episodes=(0,))
     assert len(decoded) == len(set(decoded)) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Described(Codec):
+    """The action, as a codec of one's own describes it."""
+
+    described: str
+    value: object
+
+    @property
+    def training_meta(self):
+        feature = {"dtype": "float32", "shape": [8], "names": None, self.described: self.value}
+        return {"lerobot_features": {"action": feature}}
+
+    def training(self, signals):
+        return {"action": get_codec("ee").training(signals)["action"]}
+
+
+@pytest.mark.parametrize(
+    ("described", "value", "words"),
+    [("dtype", "int64", "has dtype float32, expected int64"), ("shape", [7], r"shape \(8,\), expected \(7,\)")],
+)
+def test_what_a_codec_describes_otherwise_than_it_is_is_refused_and_nothing_is_cut(
+    described, value, words, raw, tmp_path
+):
+    with pytest.raises(ValueError, match=words):
+        convert(raw, tmp_path / "set", Described(described, value), fps=15)
+
+
+def test_features_are_what_the_codec_describes(raw, tmp_path):
+    convert(raw, tmp_path / "set", Described("names", [f"a{i}" for i in range(8)]), fps=7.5)
+    metadata = LeRobotDataset(tmp_path / "set").metadata
+    assert (metadata.features["action"]["names"][7], metadata.fps) == ("a7", 7.5)
+
+
+def test_a_preview_shows_what_both_commands_would_write(raw, tmp_path, capsys, monkeypatch):
+    assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "episode 000000000000/000000000000, the first of 3: 24 frames at 15 Hz" in shown
+    assert "action                   float32 [8]  <- robot_commands.pose, target_grip" in shown
+    where = [f"--dataset.dataset.path={raw}", f"--output_dir={tmp_path / 'set'}", "--dry_run=True"]
+    monkeypatch.setattr(sys, "argv", ["positronic-to-lerobot", "convert", "--dataset.dataset=.local", *where])
+    to_lerobot.main()
+    assert capsys.readouterr().out == shown
+    assert names(tmp_path) == ["raw"]
 
 
 def test_a_task_for_all_replaces_those_of_the_recordings_and_is_one_text(raw, tmp_path):
@@ -211,14 +263,14 @@ def test_a_stopped_conversion_goes_on_where_it_was(raw, tmp_path, capsys, monkey
     made = [path.stat().st_mtime_ns for path in prepared]
     video.write_bytes(whole)
     seen = []
-    original = positronic.prepare_episode
+    original = episode_work.prepare_episode
 
     def counted(*args, **kwargs):
         seen.append(kwargs["folder"])
         assert [path.stat().st_mtime_ns for path in prepared] == made
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(positronic, "prepare_episode", counted)
+    monkeypatch.setattr(episode_work, "prepare_episode", counted)
     assert main(command) == 0
     assert (len(prepared), len(seen)) == (2, 1)
     assert names(tmp_path) == ["raw", "set"]
@@ -235,7 +287,7 @@ def test_what_was_prepared_for_other_options_or_of_another_recording_is_not_used
     shutil.copyfile(RawDataset(raw).paths[0] / "target_grip.parquet", grip)
     options = ["--codec", "joints_traj", "--fps", "10", "--workers", "0"]
     assert main(["convert", "positronic", str(raw), str(tmp_path / "set"), *options]) == 0
-    fresh = convert(RawDataset(raw), tmp_path / "fresh", get_codec("joints_traj"), fps=10, num_workers=0)
+    fresh = convert(raw, tmp_path / "fresh", "joints_traj", fps=10)
     found, expected = LeRobotDataset(tmp_path / "set"), LeRobotDataset(fresh)
     np.testing.assert_array_equal(found.column("observation.state"), expected.column("observation.state"))
 
@@ -255,6 +307,7 @@ def test_a_camera_that_died_and_a_task_that_nobody_said_are_told(tmp_path, capsy
 
 def test_what_was_prepared_by_a_codec_before_it_was_corrected_is_not_used(raw, tmp_path):
     lines = """import dataclasses
+from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.codecs.codec import Codec
 
@@ -277,7 +330,7 @@ def codec():
     file.write_text(lines.replace("SCALE", "1000.0"))
     del sys.modules["codec_of_a_user"]
     assert main(command) == 0
-    plain = convert(RawDataset(raw), tmp_path / "plain", get_codec("joints_traj"), fps=10, num_workers=0)
+    plain = convert(raw, tmp_path / "plain", "joints_traj", fps=10)
     found, expected = LeRobotDataset(tmp_path / "set"), LeRobotDataset(plain)
     np.testing.assert_allclose(found.column("action"), 1000 * expected.column("action"), rtol=1e-6)
 
@@ -294,6 +347,9 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
             for name in ("wrist", "exterior"):
                 writer.append(f"image.{name}", np.full((48, 64, 3), 4 * i, np.uint8), stamp)
         writer.set_static("task", "a new task")
+    (told,) = root.glob("run_metadata_*")
+    entries = json.loads(told.read_text())["episodes"]
+    told.write_text(json.dumps({"codec": "c", "recordings": [{"id": entry["id"]} for entry in entries]}))  # as before
     before = contents(root)
     command = ["convert", "positronic", str(raw), str(root), "--append", "--workers", "0"]
     assert main(command) == 1
@@ -313,9 +369,9 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
     assert main(command) == 1
     assert main([*command, "--repeat"]) == 0
     assert len(LeRobotDataset(root).metadata.episodes) == 5
-    assert "another codec" not in capsys.readouterr().err
+    assert "other options" not in capsys.readouterr().err
     assert main([*command, "--repeat", "--codec", "ee_traj"]) == 0  # the same columns, and other actions in them
-    assert "was converted with another codec" in capsys.readouterr().err
+    assert "was converted with other options" in capsys.readouterr().err
     assert main([*command, "--repeat", "--fps", "10"]) == 1
     assert "15 frames per second" in capsys.readouterr().err
     assert main([*command, "--repeat", "--codec", "ee_joints"]) == 1
@@ -324,11 +380,10 @@ def test_recordings_are_appended_once(raw, converted, tmp_path, capsys):
 
 def test_copies_of_recordings_are_told(raw, tmp_path, caplog):
     shutil.copytree(raw, tmp_path / "all" / "set")
-    convert(RawDataset(tmp_path / "all"), tmp_path / "one", get_codec("ee"), use_videos=False, num_workers=0)
+    convert(tmp_path / "all", tmp_path / "one", "ee", use_videos=False)
     assert "copies" not in caplog.text
     shutil.copytree(raw / "000000000000" / "000000000001", tmp_path / "all/set_old/000000000000/000000000001")
-    source = RawDataset(tmp_path / "all")
-    convert(source, tmp_path / "two", get_codec("ee"), use_videos=False, num_workers=0)
+    convert(tmp_path / "all", tmp_path / "two", "ee", use_videos=False)
     assert "1 of 4 recordings are copies of others" in caplog.text and "set_old" in caplog.text
 
 
@@ -359,7 +414,7 @@ def test_an_existing_dataset_is_not_touched_without_being_asked(raw, converted, 
         (["--codec", "droid"], "inference only"),
         (["--codec", "openpi_positronic", "--fps", "15"], "convert with 'ee'"),
         (["--codec", "eepose_absolute"], "no rate of its own"),
-        (["--fps", "7.5"], "whole number"),
+        (["--fps", "0"], "expected frames per second, above 0"),
         (["--codec", "eee"], "no codec 'eee'"),
     ],
 )
@@ -382,15 +437,18 @@ def test_unusable_episodes_are_named_and_left_out_on_request(raw, tmp_path, caps
             late.append(name, np.zeros((16, 16, 3), np.uint8), 100)
     command = ["convert", "positronic", str(raw), str(tmp_path / "set"), "--workers", "0"]
     assert main(command) == 1
-    assert f"{paths[1]}: it lacks target_grip" in capsys.readouterr().err
+    assert (
+        "1 of 4 episodes cannot be converted:\n  000000000000/000000000001: it lacks target_grip"
+        in capsys.readouterr().err
+    )
     assert names(tmp_path) == ["raw"]
     shutil.copyfile(paths[0] / "target_grip.parquet", paths[1] / "target_grip.parquet")
     shutil.rmtree(paths[1])
     assert main(command) == 1
-    assert f"{late.path}: its signals have no time in common" in capsys.readouterr().err
+    assert f"000000000000/{late.path.name}: its signals have no time in common" in capsys.readouterr().err
     (paths[2] / "image.wrist.mp4").write_bytes(b"no video")
     assert main(command) == 1
-    assert "2 episodes cannot be converted" in capsys.readouterr().err
+    assert "2 of 3 episodes cannot be converted" in capsys.readouterr().err
     assert main([*command, "--skip-unusable"]) == 0
     assert len(LeRobotDataset(tmp_path / "set").metadata.episodes) == 1
 
@@ -412,7 +470,7 @@ def test_recordings_are_read_from_a_bucket_and_datasets_written_to_one(raw, tmp_
     assert main(command) == 1
     assert "the line broke" in capsys.readouterr().err
     assert not s3.exists(f"{lab}/sets/ee/meta/info.json")  # nobody takes it for a dataset
-    monkeypatch.setattr(positronic, "prepare_episode", None)  # all is made; it is only sent again
+    monkeypatch.setattr(episode_work, "prepare_episode", None)  # all is made; it is only sent again
     assert main(command) == 0
     monkeypatch.undo()
     s3.invalidate_cache()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import paths
+from openpi.convert.engine import convert
 from openpi.convert.sampling import instants
 from openpi.data.lerobot.reader import LeRobotDataset
 from openpi_positronic.codecs.action import JointPositions
 from openpi_positronic.codecs.catalog import get_codec
 from openpi_positronic.codecs.timing import Timing
-from openpi_positronic.conversion import convert
+from openpi_positronic.conversion import PositronicRecordings
 from openpi_positronic.franka import stacking
 from openpi_positronic.franka.env import CAMERAS
 from openpi_positronic.franka.render import make_renderer
@@ -194,8 +195,8 @@ def test_the_experts_episodes_are_recorded_converted_and_played_again(station, w
         success = episode.signal(stacking.SUCCESS)
         assert success.values([0])[0] == 0 and success.values([len(success) - 1])[0] > 0.9
 
-    codec = get_codec("ee")
-    dataset = LeRobotDataset(convert(episodes, tmp_path / "set", codec, num_workers=0))
+    source = PositronicRecordings(tmp_path / "raw")
+    dataset = LeRobotDataset(convert(source, tmp_path / "set", num_workers=0))
     begin, end = dataset.episode_bounds[0]
     episode = episodes[0]
     times = instants([signal.timestamps for signal in episode.signals.values()], 15)

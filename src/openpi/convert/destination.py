@@ -13,14 +13,44 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from openpi.convert.engine import convert
+from openpi.convert.episode_work import Options
+from openpi.convert.source import Source
 from openpi.shared.download import cache_path, get_cache_dir, maybe_download
+from openpi.shared.pools import Pool
 from openpi.shared.remote import find_files
+from openpi.shared.strict_json import Json
 from openpi.shared.upload import is_remote, upload_folder
 
 logger = logging.getLogger(__name__)
 
 _LAST = "meta/info.json"  # what a dataset is known by
 _COMPLETE = "complete"
+
+
+def convert_to(
+    output: str,
+    source: Source,
+    options: Options,
+    *,
+    pool: Pool,
+    overwrite: bool = False,
+    append: bool = False,
+    repeat: bool = False,
+    skip_unusable: bool = False,
+    filesystem: Mapping[str, object] | None = None,
+) -> None:
+    """Converts into a folder or to a URL; arguments and errors are those of `engine.convert` and `write_to`."""
+    choices: Json = {"overwrite": overwrite, "append": append, "repeat": repeat, "skip_unusable": skip_unusable}
+    names = [ref.name for ref in source.episodes()] if is_remote(output) else []
+    write_to(
+        output,
+        lambda folder: convert(source, folder, options, pool=pool, **choices),
+        key=repr((source, names, options, choices)),
+        append=append,
+        options=filesystem,
+    )
+    logger.info("written: %s", output)
 
 
 def write_to(

@@ -18,7 +18,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from openpi.convert.episode_work import TOLD, Job, Options, Plan, features_of, prepare, rate_of, task_of
+from openpi.convert import appending
+from openpi.convert.episode_work import TOLD, Flaw, Job, Options, Plan, features_of, prepare, rate_of, task_of
 from openpi.convert.origin import provenance
 from openpi.convert.progress import Progress
 from openpi.convert.source import EpisodeRef, RawEpisode, Source
@@ -40,6 +41,8 @@ def convert(
     options: Options | None = None,
     *,
     overwrite: bool = False,
+    append: bool = False,
+    repeat: bool = False,
     skip_unusable: bool = False,
     num_workers: int | None = None,
     pool: Pool | None = None,
@@ -48,9 +51,11 @@ def convert(
     """Converts recordings. What a stopped run has prepared is used by the next one with the same options.
 
     Args:
-        output: folder of the dataset; new, unless `overwrite`.
-        skip_unusable: leave out episodes that are damaged or unlike the first; else, or if they are more than half,
-            that is an error.
+        output: folder of the dataset; new, unless `append` or `overwrite`.
+        append: behind the episodes that are in the dataset; cameras are stored as they are there.
+        repeat: append recordings again that are in the dataset already.
+        skip_unusable: leave out episodes that are damaged or unlike the first; else, or if most are unlike it, that is
+            an error.
         num_workers: processes; 0 = this one, None = one for each processor. A script that calls this with processes
             guards itself with `if __name__ == "__main__"`.
         pool: instead of these; its workers see the recordings and `output` at the same paths.
@@ -58,13 +63,17 @@ def convert(
     Returns:
         `output`.
     Raises:
-        ValueError: there is no rate or task, episodes are unusable, or another conversion writes the same dataset.
+        ValueError: there is no rate or task, episodes are unusable or in the dataset already, or another conversion
+            writes the same dataset.
         FileExistsError: `output` is there.
-        FileNotFoundError: there are no recordings.
+        FileNotFoundError: there are no recordings, or no dataset to append to.
         ImportError: a package for this format is missing; its extra is named.
     """
     options, pool = options or Options(), pool or Processes(num_workers)
-    refs = chosen(source, options)
+    all_refs = chosen(source, options)
+    unusable = {ref.name: Flaw(ref.flaw) for ref in all_refs if ref.flaw}
+    _check_few(unusable, len(all_refs), skip_unusable)
+    refs = [ref for ref in all_refs if not ref.flaw]
     first = first_readable(source, refs, skip_unusable=skip_unusable)
     features, rate, robot = features_of(first, options.use_videos), rate_of(first, options), first.robot_type
     if first.fps is not None and rate != first.fps:
@@ -82,24 +91,29 @@ def convert(
             features=features,
             robot_type=robot,
             overwrite=overwrite,
-            video_codec=options.codec,
+            append=append,
+            video_codec=options.video_codec,
             scratch=scratch.path,
         ) as writer,
     ):
+        if append:
+            new = provenance(source, options, refs, scratch.path, pool)
+            appending.check(output, new, repeat=repeat)
         plan = Plan(source, options, features, dict(writer.features), rate, robot, writer.encoder)
         jobs = plan.jobs(refs, scratch.path)
-        unusable = _prepare_all(jobs, pool)
-        if unusable and (not skip_unusable or 2 * len(unusable) > len(jobs)):
-            raise ValueError(_unusable_message(unusable, len(jobs)))
+        unusable |= _prepare_all(jobs, pool)
+        _check_few(unusable, len(all_refs), skip_unusable)
         used = [job for job in jobs if job.ref.name not in unusable]
-        for name, reason in unusable.items():
+        left_out = {name: flaw.reason for name, flaw in unusable.items()}
+        for name, reason in left_out.items():
             logger.warning("left out: %s: %s", name, reason)
-        remarks = _assemble(used, writer)
-        told = {"remarks": remarks, "left_out": unusable}
+        told = {"remarks": _assemble(used, writer), "left_out": left_out}
         content = provenance(source, options, [job.ref for job in used], scratch.path, pool)
+        appending.warn_of_copies(content)
         if beside is not None:
             beside(writer.temporary)
-        run_metadata.write(writer.temporary, {**content, "fps": rate, **told})
+        kind = appending.KINDS[append]
+        run_metadata.write(writer.temporary, {**content, "fps": rate, **told}, kind=kind)
     return output
 
 
@@ -139,18 +153,18 @@ def first_readable(source: Source, refs: Sequence[EpisodeRef], *, skip_unusable:
 # --- all of them --------------------------------------------------------------------------------------------
 
 
-def _prepare_all(jobs: Sequence[Job], pool: Pool) -> dict[str, str]:
+def _prepare_all(jobs: Sequence[Job], pool: Pool) -> dict[str, Flaw]:
     """Prepares what is not; returns the unusable ones with the reason."""
     if done := sum(job.folder.is_dir() for job in jobs):
         logger.info("going on with %d prepared episodes", done)
     jobs = [dataclasses.replace(job, threads=pool.threads(len(jobs))) for job in jobs]
-    unusable: dict[str, str] = {}
+    unusable: dict[str, Flaw] = {}
     left = {job.ref.name: job for job in jobs}
     try:
         with Progress("episodes", len(jobs)) as progress:
-            for job, reason in pool.each(prepare, jobs):
-                if reason is not None:
-                    unusable[job.ref.name] = reason
+            for job, flaw in pool.each(prepare, jobs):
+                if flaw is not None:
+                    unusable[job.ref.name] = flaw
                 del left[job.ref.name]
                 progress.advance()
     except WorkerLostError as error:
@@ -163,25 +177,37 @@ def _prepare_all(jobs: Sequence[Job], pool: Pool) -> dict[str, str]:
 
 def _assemble(used: Sequence[Job], writer: LeRobotWriter) -> dict[str, list[str]]:
     """Joins what is prepared; returns remarks by episode."""
-    remarks = {}
+    remarks, num_untold = {}, 0
     for job in used:
         told = json.loads((job.folder / TOLD).read_text(encoding="utf-8"))
+        texts = [told["task"]] if isinstance(told["task"], str) else told["task"]
+        num_untold += not all(text.strip() for text in texts)
         writer.add_prepared(PreparedEpisode.load(job.folder), told["task"])
         if told["remarks"]:
             remarks[job.ref.name] = told["remarks"]
             logger.warning("%s: %s", job.ref.name, "; ".join(told["remarks"]))
+    if num_untold:
+        logger.warning(
+            "%d of %d recordings say no task, and theirs is empty; say it with task (--task)", num_untold, len(used)
+        )
     return remarks
 
 
-def _unusable_message(reasons: Mapping[str, str], num_episodes: int) -> str:
-    shown = "\n".join(f"  {name}: {reason}" for name, reason in list(reasons.items())[:_SHOWN])
-    more = f"\n  ... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-    if 2 * len(reasons) > num_episodes > 1:
-        return (
-            f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nThat is most of them. If "
-            "the first one is the odd one out, leave it out with episodes (--episodes)"
+def _check_few(flaws: Mapping[str, Flaw], num_episodes: int, skip_unusable: bool) -> None:
+    """
+    Raises:
+        ValueError: episodes cannot be used, and are not to be left out; or none can, or most are unlike the first.
+    """
+    is_first_odd = 2 * sum(flaw.is_unlike for flaw in flaws.values()) > num_episodes
+    if not flaws or (skip_unusable and len(flaws) < num_episodes and not is_first_odd):
+        return
+    shown = "\n".join(f"  {name}: {flaw.reason}" for name, flaw in list(flaws.items())[:_SHOWN])
+    more = f"\n  ... and {len(flaws) - _SHOWN} more" if len(flaws) > _SHOWN else ""
+    raise ValueError(
+        f"{len(flaws)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\n"
+        + (
+            "That is most of them. If the first one is the odd one out, leave it out with episodes (--episodes)"
+            if is_first_odd
+            else "Repair them, or leave them out with skip_unusable (--skip-unusable)"
         )
-    return (
-        f"{len(reasons)} of {num_episodes} episodes cannot be converted:\n{shown}{more}\nRepair them, or leave them "
-        "out with skip_unusable (--skip-unusable)"
     )

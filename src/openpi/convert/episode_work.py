@@ -38,7 +38,7 @@ class Options:
         task: for all episodes; None = what each recording says.
         fps: None = what the recordings say.
         use_videos: cameras as video; else as images, without any loss.
-        codec: of videos, `av1` or `h264`; None = the first of them that can be written here.
+        video_codec: `av1` or `h264`; None = the first of them that can be written here.
         swap_colors: the pictures are BGR, whatever the recording says.
         episodes: places in the list of episodes, from 0; None = all.
     """
@@ -48,7 +48,7 @@ class Options:
     use_videos: bool = True
     swap_colors: bool = False
     episodes: tuple[int, ...] | None = None
-    codec: str | None = None
+    video_codec: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Plan:
         """One for each episode, with a folder called by all that its preparation depends on."""
         options = dataclasses.replace(self.options, episodes=None)
         code = (metadata.version("openpi"), code_of(self.source))
-        common = (self.source, options, self.features, self.fps, self.robot, self.encoder, code)
+        common = (self.source, options, self.stored, self.fps, self.robot, self.encoder, code)
         stamps = {group: group.stamp() for group in groups(self.source.root, [ref.files for ref in refs])}
         depends = [(*common, ref, stamps[FileGroup(self.source.root, ref.files)]) for ref in refs]
         names = [hashlib.sha256(repr(parts).encode()).hexdigest()[:20] for parts in depends]
@@ -86,14 +86,26 @@ class Job:
     threads: int = 0
 
 
-def prepare(job: Job) -> str | None:
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+    """Why an episode cannot be used; `is_unlike`: by itself it may be as good as the first."""
+
+    reason: str
+    is_unlike: bool = False
+
+
+class UnlikeFirstError(ValueError):
+    """An episode has other columns, another robot or another rate than the first."""
+
+
+def prepare(job: Job) -> Flaw | None:
     """Prepares an episode, if it is not; says why if it cannot be used."""
     if job.folder.is_dir():
         return None
     try:
         _prepare_anew(job)
     except (ValueError, KeyError) as error:  # damaged, or holding what no dataset may hold
-        return str(error)
+        return Flaw(str(error), isinstance(error, UnlikeFirstError))
     return None
 
 
@@ -123,17 +135,19 @@ def _prepare_anew(job: Job) -> None:
 def _check_like_first(raw: RawEpisode, plan: Plan) -> None:
     features = features_of(raw, plan.options.use_videos)
     if missing := [key for key in plan.features if key not in features]:
-        raise ValueError(f"it lacks {listed(missing)}, which the first episode has; it has {listed(features)}")
+        raise UnlikeFirstError(f"it lacks {listed(missing)}, which the first episode has; it has {listed(features)}")
     if more := [key for key in features if key not in plan.features]:
-        raise ValueError(f"it has {listed(more)}, which the first episode has not")
+        raise UnlikeFirstError(f"it has {listed(more)}, which the first episode has not")
     for key, feature in plan.features.items():
         for name, value in feature.items():
             if features[key][name] != value:
-                raise ValueError(f"{name} of '{key}' is {features[key][name]}; in the first episode it is {value}")
+                found = features[key][name]
+                raise UnlikeFirstError(f"{name} of '{key}' is {found}; in the first episode it is {value}")
     if raw.robot_type != plan.robot:
-        raise ValueError(f"its robot is {raw.robot_type!r}, in the first episode {plan.robot!r}")
+        raise UnlikeFirstError(f"its robot is {raw.robot_type!r}, in the first episode {plan.robot!r}")
     if (rate := rate_of(raw, plan.options)) != plan.fps:
-        raise ValueError(f"it has {rate} frames per second, the first episode {plan.fps}; say one with fps (--fps)")
+        told = f"it has {rate} frames per second, the first episode {plan.fps}; say one with fps (--fps)"
+        raise UnlikeFirstError(told)
     lengths = {key: _length(column) for key, column in raw.columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"all columns of an episode need one number of frames, above 0; found {lengths}")
@@ -145,20 +159,21 @@ def _length(column: RawColumn) -> int:
 
 def task_of(raw: RawEpisode, options: Options) -> str | list[str]:
     task = raw.task if options.task is None else options.task
-    texts = [task or ""] if isinstance(task, str) or task is None else list(task)
-    if not all(text.strip() for text in texts):
-        raise ValueError("the recording says no task; a policy is told what to do, so say it with task (--task)")
+    if task is None:
+        told = "the recording says no task; a policy is told what to do, so say it with task (--task)"
+        raise ValueError("; ".join((told, *raw.remarks)))
     length = _length(next(iter(raw.columns.values())))
-    if not isinstance(task, str) and len(texts) != length:
-        raise ValueError(f"{len(texts)} texts of tasks for {length} frames")
-    return texts[0] if isinstance(task, str) else texts
+    if not isinstance(task, str) and len(task) != length:
+        raise ValueError(f"{len(task)} texts of tasks for {length} frames")
+    return task if isinstance(task, str) else list(task)
 
 
 def _values(key: str, column: RawColumn, plan: Plan) -> np.ndarray | FrameStream:
     feature = plan.stored[key]
     if isinstance(column, Numbers):
+        fits = np.can_cast(column.values.dtype, feature["dtype"], "same_kind")  # else it is told, not cut
         with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
-            return column.values.astype(feature["dtype"])
+            return column.values.astype(feature["dtype"]) if fits else column.values
     if isinstance(column, Texts):
         return column.values
     assert feature["dtype"] in CAMERA_DTYPES
@@ -217,10 +232,12 @@ def features_of(raw: RawEpisode, use_videos: bool) -> dict[str, Feature]:
             f"columns cannot be called {listed(wrong)}: expected letters, digits, '_', '-' and '.', beginning with a "
             f"letter, and none of {listed(INDEX_FEATURES)}"
         )
-    return {key: _feature(column, use_videos) for key, column in raw.columns.items()}
+    return {key: _feature(column, raw.features.get(key), use_videos) for key, column in raw.columns.items()}
 
 
-def _feature(column: RawColumn, use_videos: bool) -> Feature:
+def _feature(column: RawColumn, told: Feature | None, use_videos: bool) -> Feature:
+    if told is not None:
+        return told if use_videos or told["dtype"] != "video" else {**told, "dtype": "image"}
     if isinstance(column, Numbers):
         shape = list(column.values.shape[1:]) or [1]
         return {"dtype": column.dtype or _dtype(column.values), "shape": shape, "names": list(column.names) or None}

@@ -35,7 +35,8 @@ class FileGroup:
     def described(self) -> dict[str, object]:
         """Reads everything.
 
-        The hash of several files is that of the lines that `sha256sum` prints of them, sorted by name.
+        The hash of several files is that of the lines that `sha256sum` prints of them, sorted by name; the identity is
+        the same wherever they lie.
         """
         lines, total = [], 0
         for path in self._all():
@@ -48,6 +49,7 @@ class FileGroup:
             "num_files": len(names),
             "bytes": total,
             "sha256": lines[0][1] if len(lines) == 1 else hashlib.sha256(text.encode()).hexdigest(),
+            "identity": hashlib.sha256("".join(sorted(digest for _, digest in lines)).encode()).hexdigest()[:16],
         }
 
     def _all(self) -> list[Path]:
@@ -83,9 +85,7 @@ def _classes(made: object) -> Iterator[type]:
             yield from _classes([getattr(made, field.name) for field in dataclasses.fields(made) if field.repr])
 
 
-def provenance(
-    source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, pool: Pool
-) -> dict[str, object]:
+def provenance(source: Source, options: object, refs: Sequence[EpisodeRef], folder: Path, pool: Pool) -> dict[str, Any]:
     """Source, options, files with their hashes, and which episode comes from which of them, as JSON.
 
     Args:
@@ -95,12 +95,18 @@ def provenance(
     files = groups(source.root, [ref.files for ref in refs])
     described: dict[FileGroup, dict[str, Any]] = dict(pool.each(_Hashing(folder), files))
     numbers = {group: number for number, group in enumerate(files)}
+
+    def entry(ref: EpisodeRef) -> dict[str, object]:
+        group = FileGroup(source.root, ref.files)
+        identity = ref.identity or ":".join(map(str, (described[group]["identity"], *ref.place)))
+        return {"name": ref.name, "source": numbers[group], "id": identity}
+
     return {
         "format": type(source).__name__,
         "source": source.root.name,
         "options": {**_plain(options), **_plain(source)},
         "sources": [described[group] for group in files],
-        "episodes": [{"name": ref.name, "source": numbers[FileGroup(source.root, ref.files)]} for ref in refs],
+        "episodes": [entry(ref) for ref in refs],
     }
 
 
@@ -130,8 +136,8 @@ def _plain(options: object) -> dict[str, object]:
 def _json_value(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "load"):
+        return dataclasses.asdict(value)  # as the file has it that it is loaded from
     return [_json_value(item) for item in value] if isinstance(value, tuple) else str(value)
 
 

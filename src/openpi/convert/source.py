@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
+
+from openpi.data.lerobot.features import Feature
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class EpisodeRef:
         name: one of a kind in its source, for people, such as `put_the_bowl_demo.hdf5/demo_7`.
         files: what it is read from; files or folders.
         place: what a format needs to find it in there.
+        identity: the same wherever the recording lies; '' = by the hash of its files, and `place`.
+        flaw: why it cannot be used, if that is seen without reading it.
     """
 
     name: str
     files: tuple[Path, ...]
     place: tuple[str | int, ...] = ()
+    identity: str = ""
+    flaw: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,12 @@ class RawEpisode:
     Attributes:
         columns: of one length.
         fps: frames per second; None where the recording does not say.
-        task: for the episode, or one text for each frame; None where the recording does not say.
+        task: for the episode, or one text for each frame; None where the recording does not say. Empty ones are taken,
+            and told.
         robot_type: for the dataset's metadata.
         left_out: what the recording has besides, for people.
         remarks: what somebody should know who trains on it.
+        features: how the dataset describes columns, where that is known; others are described by their values.
     """
 
     columns: Mapping[str, RawColumn]
@@ -104,6 +112,7 @@ class RawEpisode:
     robot_type: str | None = None
     left_out: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    features: Mapping[str, Feature] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -44,7 +44,8 @@ class WorkFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        is_empty = all(path.name.startswith(_LOCK) for path in self.path.iterdir())
+        # Hashes alone are no work to go on with.
+        is_empty = all(path.name.startswith(_LOCK) or path.suffix == ".json" for path in self.path.iterdir())
         if kind is None or is_empty:
             shutil.rmtree(self.path, ignore_errors=True)
         else:

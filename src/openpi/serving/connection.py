@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from openpi.serving.access import Limits
 from openpi.serving.frames import Binary, Close, Frame, Text
 from openpi.serving.live import LiveSession
-from openpi_client import stream as streams
 from openpi_client.deadline import Deadline
+from openpi_client.frames import TEXT
 from openpi_client.stream import MessageStream, SilenceError, StreamClosed
 
 _GOING_AWAY = 1001
@@ -169,7 +169,7 @@ class Connection:
                     case Binary(data):
                         self.stream.write(data, timeout_s=deadline.left_s())
                     case Text(text):
-                        self.stream.write(text.encode(), streams.TEXT, deadline.left_s())
+                        self.stream.write(text.encode(), TEXT, deadline.left_s())
             if isinstance(frame, Close):
                 if frame.linger_s:
                     self.wait_closed(frame.linger_s)
@@ -199,7 +199,7 @@ class Connection:
             case Binary(data):
                 return self.stream.start_write(data)
             case Text(text):
-                return self.stream.start_write(text.encode(), streams.TEXT)
+                return self.stream.start_write(text.encode(), TEXT)
             case Close(code, reason, _):
                 self._end(code, reason)
         return None

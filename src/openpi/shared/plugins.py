@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 # Where names of this project's own packages come from. For messages only.
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "openpi.commands": {"demo": "openpi-demo"},
-    "openpi.converters": {"positronic": "openpi-positronic"},
-    "openpi.formats": {"libero-rlds": "openpi-rlds"},
+    "openpi.formats": {"libero-rlds": "openpi-rlds", "positronic": "openpi-positronic"},
     "openpi.modules": {
         "openpi.codecs": "openpi-positronic",
         "openpi.convert.positronic": "openpi-positronic",

@@ -43,17 +43,8 @@ class StreamClosed(ConnectionError):
         self.reason = reason
 
 
-class FrameError(ValueError):
-    """The peer broke the protocol, or sends too much.
-
-    Attributes:
-        code, reason: what to tell it.
-    """
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+class MessageRefused(StreamClosed):
+    """We ended the connection, because the peer broke the protocol or sent too much; code and reason as we told it."""
 
 
 Frame = Tuple[int, bool, memoryview]
@@ -78,9 +69,7 @@ class FrameReader:
     ) -> None:
         """
         Args:
-            received: what came already.
-            max_bytes: of a message.
-            admit: see `MessageStream`.
+            received, max_bytes, admit: see `MessageStream`.
         """
         self._io = io
         self._is_client = is_client
@@ -108,7 +97,7 @@ class FrameReader:
             begun_bytes: what is there of a message in several frames.
         Raises:
             SilenceError: it is not whole in time.
-            FrameError: it is none, or too large.
+            MessageRefused: it is none, or too large; to be told to the peer.
             OSError: the connection is over.
         """
         if self._header is None:
@@ -129,22 +118,23 @@ class FrameReader:
             self._io.wait_readable(deadline)
         self._fill(2, deadline)
         first, second = self._buffer[self._start], self._buffer[self._start + 1]
-        self._check_header(first, second)
-        length = second & 0x7F
-        size = 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if second & 0x80 else 0)
-        self._fill(size, deadline)
-        at = self._start + 2
-        if length == 126:
-            (length,) = struct.unpack_from("!H", self._buffer, at)
-            at += 2
-        elif length == 127:
-            (length,) = struct.unpack_from("!Q", self._buffer, at)
-            at += 8
-        mask = bytes(self._buffer[at : at + 4]) if second & 0x80 else _NO_MASK
-        opcode, is_last = first & 0x0F, bool(first & 0x80)
-        if not opcode & CONTROL:
-            self._check_size(begun_bytes + length)
-        self._start += size
+        opcode, is_last, is_masked, length = first & 0x0F, first >= 0x80, second >= 0x80, second & 0x7F
+        if first & 0x70 or opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
+            raise MessageRefused(PROTOCOL_ERROR, "reserved bits or opcode")
+        if is_masked == self._is_client:
+            raise MessageRefused(PROTOCOL_ERROR, "wrong masking")
+        if opcode & CONTROL and (length > LARGEST_CONTROL_BYTES or not is_last):
+            raise MessageRefused(PROTOCOL_ERROR, "control frame too long or in parts")
+        length_bytes = 0 if length < 126 else 2 if length == 126 else 8
+        self._fill(2 + length_bytes + 4 * is_masked, deadline)
+        at = self._start + 2 + length_bytes
+        if length_bytes:
+            length = int.from_bytes(self._buffer[at - length_bytes : at], "big")
+        mask = bytes(self._buffer[at : at + 4]) if is_masked else _NO_MASK
+        if not opcode & CONTROL and begun_bytes + length > self._max_bytes:
+            told = f"message of {begun_bytes + length} bytes; at most {self._max_bytes} are taken"
+            raise MessageRefused(MESSAGE_TOO_BIG, told)
+        self._start = at + 4 * is_masked
         # Not zeroed as a bytearray would be; and memory that nothing was written to costs nothing.
         self._payload = np.empty(length, np.uint8).data.cast("B")
         self._room = length if opcode & CONTROL or self._admit is None else 0
@@ -155,25 +145,12 @@ class FrameReader:
         self._start += self._have
         self._header = (opcode, is_last, mask)
 
-    def _check_header(self, first: int, second: int) -> None:
-        opcode = first & 0x0F
-        if first & 0x70 or opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
-            raise FrameError(PROTOCOL_ERROR, "reserved bits or opcode")
-        if bool(second & 0x80) == self._is_client:
-            raise FrameError(PROTOCOL_ERROR, "wrong masking")
-        if opcode & CONTROL and (second & 0x7F > LARGEST_CONTROL_BYTES or not first & 0x80):
-            raise FrameError(PROTOCOL_ERROR, "control frame too long or in parts")
-
-    def _check_size(self, total: int) -> None:
-        if total > self._max_bytes:
-            raise FrameError(MESSAGE_TOO_BIG, f"message of {total} bytes; at most {self._max_bytes} are taken")
-
     def _make_room(self) -> None:
         """Asks for the memory of the part of the frame that comes next."""
         count = min(_ADMITTED_BYTES, len(self._payload) - self._room)
         refusal = None if self._admit is None else self._admit(count)
         if refusal:
-            raise FrameError(TRY_AGAIN_LATER, refusal)
+            raise MessageRefused(TRY_AGAIN_LATER, refusal)
         self._room += count
 
     def _fill(self, count: int, deadline: Deadline) -> None:
@@ -214,11 +191,9 @@ class FrameWriter:
             SilenceError: the peer does not take it in time; the connection is of no use then.
             OSError: the connection is over.
         """
+        parts = self._framed(payload, opcode)
         deadline.acquire(self._lock)
-        try:
-            self._write_rest([*self._unsent, *self._framed(payload, opcode)], deadline)
-        finally:
-            self._release()
+        self._finish([*self._unsent, *parts], deadline)
 
     def start(self, payload: Payload, opcode: int) -> Optional[Callable[[Deadline], None]]:
         """Sends a message as far as the socket takes it.
@@ -233,21 +208,16 @@ class FrameWriter:
             return lambda deadline: self.write(payload, opcode, deadline)
         rest: List[memoryview] = []
         try:
-            rest = self._send_now([*self._unsent, *self._framed(payload, opcode)])
+            rest = self._io.send_now([*self._unsent, *self._framed(payload, opcode)])
         finally:
             if not rest:
                 self._release()
         # The lock goes along.
-        return (lambda deadline: self._write_behind(rest, deadline)) if rest else None
+        return (lambda deadline: self._finish(rest, deadline)) if rest else None
 
     def control(self, opcode: int, payload: bytes) -> None:
         """Sends a control frame when it can; to a peer that is gone or stuck it does not matter."""
         self._owed[opcode] = payload
-        self.flush()
-
-    def _release(self) -> None:
-        self._unsent = []
-        self._lock.release()
         self.flush()
 
     def flush(self) -> None:
@@ -256,11 +226,10 @@ class FrameWriter:
         """
         while (self._owed or self._unsent) and self._lock.acquire(blocking=False):
             try:
-                self._unsent = self._send_now(self._unsent)
+                self._unsent = self._io.send_now(self._unsent)
                 for opcode in (PONG, PING, CLOSE):
-                    payload = None if self._unsent else self._owed.pop(opcode, None)
-                    if payload is not None:
-                        self._unsent = self._send_now(self._framed(payload, opcode))
+                    if not self._unsent and opcode in self._owed:
+                        self._unsent = self._io.send_now(self._framed(self._owed.pop(opcode), opcode))
             except OSError:  # Whoever reads will hear.
                 self._owed.clear()
                 self._unsent = []
@@ -269,24 +238,18 @@ class FrameWriter:
             if self._unsent:
                 return
 
-    def _write_behind(self, rest: List[memoryview], deadline: Deadline) -> None:
+    def _finish(self, parts: List[memoryview], deadline: Deadline) -> None:
+        """Sends all of it, and gives the lock back."""
         try:
-            self._write_rest(rest, deadline)
+            while parts := self._io.send_now(parts):
+                self._io.wait_writable(deadline)
         finally:
             self._release()
 
-    def _write_rest(self, parts: List[memoryview], deadline: Deadline) -> None:
-        while parts := self._send_now(parts):
-            self._io.wait_writable(deadline)
-
-    def _send_now(self, parts: List[memoryview]) -> List[memoryview]:
-        """What the socket did not take."""
-        while parts:
-            sent = self._io.send_now(parts)
-            if sent == 0:
-                break
-            parts = _without(parts, sent)
-        return parts
+    def _release(self) -> None:
+        self._unsent = []
+        self._lock.release()
+        self.flush()
 
     def _framed(self, payload: Payload, opcode: int) -> List[memoryview]:
         view = memoryview(payload).cast("B")
@@ -298,14 +261,6 @@ class FrameWriter:
         else:
             header = struct.pack("!BBQ", 0x80 | opcode, mask | 127, length)
         return [memoryview(header + _NO_MASK if mask else header), view]
-
-
-def _without(parts: List[memoryview], count: int) -> List[memoryview]:
-    """The parts behind the first `count` bytes."""
-    while parts and count >= len(parts[0]):
-        count -= len(parts[0])
-        parts = parts[1:]
-    return [parts[0][count:], *parts[1:]] if parts and count else parts
 
 
 def _unmask(payload: memoryview, mask: bytes) -> None:

@@ -8,50 +8,18 @@ import contextlib
 import socket
 import struct
 import time
-from typing import Callable, List, NoReturn, Optional, Union
+from typing import Callable, List, NoReturn, Optional, TypeVar, Union
 
+from openpi_client import frames
 from openpi_client.deadline import Deadline, SilenceError
-from openpi_client.frames import (
-    ABNORMAL,
-    BAD_TEXT,
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    CONTROL,
-    LARGEST_CONTROL_BYTES,
-    MESSAGE_TOO_BIG,
-    NO_CODE,
-    PING,
-    POLICY_VIOLATION,
-    PONG,
-    PROTOCOL_ERROR,
-    TEXT,
-    TRY_AGAIN_LATER,
-    Frame,
-    FrameError,
-    FrameReader,
-    FrameWriter,
-    Payload,
-    StreamClosed,
-)
-from openpi_client.socket_io import socket_io
+from openpi_client.frames import BINARY, MESSAGE_TOO_BIG, MessageRefused, Payload, StreamClosed
+from openpi_client.socket_io import SocketIo
 from openpi_client.sockets import set_keepalive
-
-__all__ = [
-    "BINARY",
-    "MESSAGE_TOO_BIG",
-    "TEXT",
-    "TRY_AGAIN_LATER",
-    "Message",
-    "MessageRefused",
-    "MessageStream",
-    "SilenceError",
-    "StreamClosed",
-]
 
 DEFAULT_MAX_MESSAGE_BYTES = 2**28
 
 Message = Union[memoryview, str]
+_T = TypeVar("_T")
 
 # Beside as many parts, a message in parts has one for each kB. Some libraries send parts of 4 kB.
 _FREE_PARTS = 1024
@@ -65,10 +33,6 @@ _CONTROL_PER_S = 200.0
 _ATTEND_S = 0.001
 _DRAIN_SILENCE_S = 1.0
 _SCRATCH_BYTES = 2**16
-
-
-class MessageRefused(StreamClosed):
-    """We ended the connection, because the peer broke the protocol or sent too much; code and reason as we told it."""
 
 
 class MessageStream:
@@ -92,14 +56,13 @@ class MessageStream:
         """
         set_keepalive(sock)
         self._socket = sock
-        self._io = socket_io(sock)
-        self._reader = FrameReader(
+        self._io = SocketIo(sock)
+        self._reader = frames.FrameReader(
             self._io, is_client=is_client, received=received, max_bytes=max_message_bytes, admit=admit
         )
-        self._writer = FrameWriter(self._io, is_client=is_client)
+        self._writer = frames.FrameWriter(self._io, is_client=is_client)
         self._parts: List[memoryview] = []  # of a message in several frames
-        self._parts_opcode = 0
-        self._parts_bytes = 0
+        self._parts_opcode = self._parts_bytes = 0
         self._control_budget = _CONTROL_BURST
         self._control_s = time.monotonic()
         self._close_sent = False
@@ -115,15 +78,22 @@ class MessageStream:
         deadline = Deadline(timeout_s)
         self._writer.flush()
         while True:
-            opcode, is_last, payload = self._frame(deadline)
-            if opcode & CONTROL:
-                self._control(opcode, payload)
-            elif opcode == CONTINUATION or not is_last or self._parts_opcode:
-                whole = self._continued(opcode, is_last, payload)
-                if whole is not None:
-                    return whole
-            else:
-                return self._message(opcode, payload)
+            try:
+                deadline.check()
+                opcode, is_last, payload = self._reader.read(deadline, self._parts_bytes)
+            except SilenceError:
+                raise
+            except MessageRefused as refused:
+                self._fail(refused.code, refused.reason)
+            except OSError as error:
+                self.is_open = False
+                raise StreamClosed(frames.ABNORMAL, f"the connection was lost: {error}") from error
+            if opcode & frames.CONTROL:
+                self._control(opcode, bytes(payload))
+                continue
+            message = self._message(opcode, is_last, payload)
+            if message is not None:
+                return message
 
     def attend(self) -> None:
         """Answers what came while nobody read: pings, or the end. Does not wait.
@@ -134,10 +104,10 @@ class MessageStream:
         try:
             while self._reader.has_bytes() or self._io.is_readable():
                 self.read(_ATTEND_S)
-                self._fail(POLICY_VIOLATION, "a message that nobody asked for")
+                self._fail(frames.POLICY_VIOLATION, "a message that nobody asked for")
         except SilenceError:
             if self.is_within_message():
-                self._fail(POLICY_VIOLATION, "a message that nobody asked for")
+                self._fail(frames.POLICY_VIOLATION, "a message that nobody asked for")
 
     def is_within_message(self) -> bool:
         """Whether a part of a message has come."""
@@ -154,10 +124,7 @@ class MessageStream:
             StreamClosed: the connection is over, or the peer has not taken all of it within `timeout_s`.
         """
         self._check_open()
-        try:
-            self._writer.write(payload, opcode, Deadline(timeout_s))
-        except OSError as error:
-            raise self._lost(error) from error
+        self._sent(self._writer.write, payload, opcode, Deadline(timeout_s))
 
     def start_write(self, payload: Payload, opcode: int = BINARY) -> Optional[Callable[[float], None]]:
         """Sends a message as far as a slow peer lets it, without waiting.
@@ -169,30 +136,19 @@ class MessageStream:
             StreamClosed: the connection is over.
         """
         self._check_open()
-        try:
-            rest = self._writer.start(payload, opcode)
-        except OSError as error:
-            raise self._lost(error) from error
-
-        def write_rest(timeout_s: float) -> None:
-            assert rest is not None
-            try:
-                rest(Deadline(timeout_s))
-            except OSError as error:
-                raise self._lost(error) from error
-
-        return None if rest is None else write_rest
+        rest = self._sent(self._writer.start, payload, opcode)
+        return None if rest is None else lambda timeout_s: self._sent(rest, Deadline(timeout_s))
 
     def ping(self) -> None:
         """Asks for a sign of life; `silence_s` says whether anything comes."""
-        self._writer.control(PING, b"")
+        self._writer.control(frames.PING, b"")
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Says goodbye, without waiting; `read` then goes on until the peer has answered."""
         if not self._close_sent:
             self._close_sent = True
-            text = reason.encode()[: LARGEST_CONTROL_BYTES - 2].decode(errors="ignore")
-            self._writer.control(CLOSE, struct.pack("!H", code) + text.encode())
+            text = reason.encode()[: frames.LARGEST_CONTROL_BYTES - 2].decode(errors="ignore")
+            self._writer.control(frames.CLOSE, struct.pack("!H", code) + text.encode())
 
     def hang_up(self, timeout_s: float = 1.0) -> None:
         """Says goodbye, waits for the answer so long at most, and closes the socket. The peer may be gone already."""
@@ -225,33 +181,21 @@ class MessageStream:
 
     # Reading
 
-    def _frame(self, deadline: Deadline) -> Frame:
-        try:
-            deadline.check()
-            return self._reader.read(deadline, self._parts_bytes)
-        except SilenceError:
-            raise
-        except FrameError as error:
-            self._fail(error.code, error.reason)
-        except OSError as error:
-            self.is_open = False
-            raise StreamClosed(ABNORMAL, f"the connection was lost: {error}") from error
-
-    def _continued(self, opcode: int, is_last: bool, payload: memoryview) -> Optional[Message]:
-        if (opcode == CONTINUATION) != bool(self._parts_opcode):
-            self._fail(PROTOCOL_ERROR, "continuation of no message, or a message within another")
-        self._parts_opcode = self._parts_opcode or opcode
-        self._parts.append(payload)
-        self._parts_bytes += len(payload)
-        if len(self._parts) > _FREE_PARTS + self._parts_bytes // _BYTES_PER_PART:
-            self._fail(POLICY_VIOLATION, f"a message of {self._parts_bytes} bytes in {len(self._parts)} parts")
-        if not is_last:
-            return None
-        whole, whole_opcode = memoryview(b"".join(self._parts)), self._parts_opcode
-        self._parts, self._parts_opcode, self._parts_bytes = [], 0, 0
-        return self._message(whole_opcode, whole)
-
-    def _message(self, opcode: int, payload: memoryview) -> Message:
+    def _message(self, opcode: int, is_last: bool, payload: memoryview) -> Optional[Message]:
+        """What a frame completes, if it is the last of its message."""
+        if (opcode == frames.CONTINUATION) != bool(self._parts_opcode):
+            self._fail(frames.PROTOCOL_ERROR, "continuation of no message, or a message within another")
+        if self._parts_opcode or not is_last:
+            self._parts_opcode = self._parts_opcode or opcode
+            self._parts.append(payload)
+            self._parts_bytes += len(payload)
+            if len(self._parts) > _FREE_PARTS + self._parts_bytes // _BYTES_PER_PART:
+                told = f"a message of {self._parts_bytes} bytes in {len(self._parts)} parts"
+                self._fail(frames.POLICY_VIOLATION, told)
+            if not is_last:
+                return None
+            opcode, payload = self._parts_opcode, memoryview(b"".join(self._parts))
+            self._parts, self._parts_opcode, self._parts_bytes = [], 0, 0
         if opcode == BINARY:
             return payload.toreadonly()
         if len(payload) > _MAX_TEXT_BYTES:
@@ -259,20 +203,19 @@ class MessageStream:
         try:
             return str(payload, "utf-8")
         except UnicodeDecodeError:
-            self._fail(BAD_TEXT, "text is not UTF-8")
+            self._fail(frames.BAD_TEXT, "text is not UTF-8")
 
-    def _control(self, opcode: int, view: memoryview) -> None:
+    def _control(self, opcode: int, payload: bytes) -> None:
         self._count_control()
-        payload = bytes(view)
-        if opcode == PING:
-            self._writer.control(PONG, payload)
-        elif opcode == CLOSE:
+        if opcode == frames.PING:
+            self._writer.control(frames.PONG, payload)
+        elif opcode == frames.CLOSE:
             if len(payload) == 1:
-                self._fail(PROTOCOL_ERROR, "half a close code")
-            code = struct.unpack_from("!H", payload)[0] if payload else NO_CODE
+                self._fail(frames.PROTOCOL_ERROR, "half a close code")
+            code = struct.unpack_from("!H", payload)[0] if payload else frames.NO_CODE
             if not self._close_sent:
                 self._close_sent = True
-                self._writer.control(CLOSE, payload[:2])
+                self._writer.control(frames.CLOSE, payload[:2])
             self.is_open = False
             raise StreamClosed(code, str(payload[2:], "utf-8", "replace"))
 
@@ -282,7 +225,7 @@ class MessageStream:
         self._control_budget = min(_CONTROL_BURST, self._control_budget + earned) - 1
         self._control_s = now_s
         if self._control_budget < 0:
-            self._fail(POLICY_VIOLATION, f"more than {_CONTROL_PER_S:.0f} pings or pongs a second")
+            self._fail(frames.POLICY_VIOLATION, f"more than {_CONTROL_PER_S:.0f} pings or pongs a second")
 
     def _fail(self, code: int, reason: str) -> NoReturn:
         self.close(code, reason)
@@ -293,10 +236,13 @@ class MessageStream:
 
     def _check_open(self) -> None:
         if not self.is_open:
-            raise StreamClosed(ABNORMAL, "the connection is over")
+            raise StreamClosed(frames.ABNORMAL, "the connection is over")
 
-    def _lost(self, error: OSError) -> StreamClosed:
-        """What a message that has not left means: the connection is over, since a part of it may have."""
-        self.abort()
-        what = "the peer took nothing more" if isinstance(error, SilenceError) else "the connection was lost"
-        return StreamClosed(ABNORMAL, f"{what}: {error}")
+    def _sent(self, send: Callable[..., _T], *arguments: object) -> _T:
+        """A message that has not left means that the connection is over, since a part of it may have."""
+        try:
+            return send(*arguments)
+        except OSError as error:
+            self.abort()
+            what = "the peer took nothing more" if isinstance(error, SilenceError) else "the connection was lost"
+            raise StreamClosed(frames.ABNORMAL, f"{what}: {error}") from error

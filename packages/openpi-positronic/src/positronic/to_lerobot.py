@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import configuronic as cfn
 
 from openpi.shared.strict_json import Json
@@ -11,8 +9,6 @@ from openpi_positronic.codecs.codec import Codec
 from positronic import commands
 from positronic.cfg import ds
 from positronic.vendors.openpi import codecs
-
-logger = logging.getLogger(__name__)
 
 Encoded = tuple[ds.Recordings, Codec]
 
@@ -36,6 +32,7 @@ def encoded(dataset: ds.Recordings, codec: Codec | str | None) -> Encoded:
     skip_unusable=False,
     num_workers=None,
     refresh=False,
+    dry_run=False,
 )
 def convert(
     dataset: Encoded,
@@ -47,10 +44,11 @@ def convert(
     skip_unusable: bool,
     num_workers: int | None,
     refresh: bool,
+    dry_run: bool,
 ) -> None:
-    """Recordings to a new dataset."""
-    options = {"fps": fps, "task": task, "use_videos": video, "overwrite": overwrite, "skip_unusable": skip_unusable}
-    _write(dataset, output_dir, num_workers, refresh, options)
+    """Recordings to a new dataset; with dry_run only what would become of the first is shown."""
+    choices = {"overwrite": overwrite, "skip_unusable": skip_unusable}
+    _write(dataset, output_dir, fps, task, num_workers, refresh, choices, use_videos=video, dry_run=dry_run)
 
 
 @cfn.config(dataset=encoded, fps=None, task=None, repeat=False, skip_unusable=False, num_workers=None, refresh=False)
@@ -65,26 +63,37 @@ def append(
     refresh: bool,
 ) -> None:
     """Recordings behind those of an existing dataset."""
-    options = {"fps": fps, "task": task, "append": True, "repeat": repeat, "skip_unusable": skip_unusable}
-    _write(dataset, output_dir, num_workers, refresh, options)
+    choices = {"append": True, "repeat": repeat, "skip_unusable": skip_unusable}
+    _write(dataset, output_dir, fps, task, num_workers, refresh, choices)
 
 
-def _write(dataset: Encoded, output_dir: str, num_workers: int | None, refresh: bool, options: Json) -> None:
-    from openpi.convert.destination import write_to
+def _write(
+    dataset: Encoded,
+    output_dir: str,
+    fps: float | None,
+    task: str | None,
+    num_workers: int | None,
+    refresh: bool,
+    choices: Json,
+    *,
+    use_videos: bool = True,
+    dry_run: bool = False,
+) -> None:
+    from openpi.convert.destination import convert_to
+    from openpi.convert.engine import Options
+    from openpi.convert.preview import preview
     from openpi.shared.download import maybe_download
-    from openpi_positronic import conversion as positronic
-    from openpi_positronic.raw_episodes import RawDataset
+    from openpi.shared.pools import Processes
+    from openpi_positronic.conversion import PositronicRecordings
 
     recordings, codec = dataset
-    options = {**options, "task": None if options["task"] is None else commands.text(options["task"])}
-    source = RawDataset(maybe_download(recordings.place, force_download=refresh, **recordings.options))
-    write_to(
-        commands.text(output_dir),
-        lambda folder: positronic.convert(source, folder, codec, num_workers=num_workers, **options),
-        key=repr((source.paths, codec, options)),
-        append=options.get("append", False),
-    )
-    logger.info("written: %s", output_dir)
+    root = maybe_download(recordings.place, force_download=refresh, **recordings.options)
+    source = PositronicRecordings(root, codec, fps)
+    options = Options(task=None if task is None else commands.text(task), use_videos=use_videos)
+    if dry_run:
+        print(*preview(source, options), sep="\n")
+        return
+    convert_to(commands.text(output_dir), source, options, pool=Processes(num_workers), **choices)
 
 
 def main() -> None:

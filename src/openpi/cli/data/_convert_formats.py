@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from openpi.convert.formats import format_class, summaries
 from openpi.shared.strict_json import Json
@@ -43,16 +44,22 @@ def add_parsers(formats: argparse._SubParsersAction[argparse.ArgumentParser], ar
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Flags that every format has."""
     parser.add_argument("--task", help="for all episodes; default: what each recording says")
-    rate = "frames per second; default: what the recordings say. ros and session sample by it, others are called so"
-    parser.add_argument("--fps", type=float, help=rate)
+    rate = "frames per second; default: what the recordings say"
+    parser.add_argument("--fps", type=float, help=f"{rate}. positronic, ros, session: sampled by it; others: called so")
     parser.add_argument("--images", action="store_true", help="store cameras as images, without loss, instead of video")
     parser.add_argument("--swap-colors", action="store_true", help="the pictures are BGR, whatever the recording says")
     parser.add_argument("--episodes", type=places, help="places in the list of episodes, from 0, such as 0,3,7-12")
     parser.add_argument("--dry-run", action="store_true", help="show what would become of the first episode, and stop")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--append", action="store_true", help="behind the episodes of an existing dataset")
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.add_argument("--repeat", action="store_true", help="append recordings again that are in it already")
     parser.add_argument("--skip-unusable", action="store_true", help="leave out episodes that are damaged or unlike")
     parser.add_argument("--workers", type=int, help="processes; default: one for each processor")
     add_ray(parser)
+    parser.add_argument("--refresh", action="store_true", help="fetch a URL again, for recordings that were added")
+    parser.add_argument("--endpoint-url", help="of an S3 service other than Amazon's")
+    parser.add_argument("--anonymous", action="store_true", help="with --endpoint-url: without credentials")
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +69,19 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, or shows what would be."""
-    from openpi.convert.destination import write_to
-    from openpi.convert.engine import Options, convert
+    from openpi.convert.destination import convert_to
+    from openpi.convert.engine import Options
     from openpi.convert.preview import preview
     from openpi.shared.download import maybe_download
     from openpi.shared.pools import open_pool
 
     kind = format_class(args.format)
     given = {field.name: _value(kind, field.name, getattr(args, field.name)) for field in _fields(kind)}
-    source = kind(root=maybe_download(args.input), **given, **_readers(kind))
+    services: Json = {}
+    if args.endpoint_url:
+        services["s3"] = {"endpoint_url": args.endpoint_url, "anon": args.anonymous}
+    root = maybe_download(args.input, force_download=args.refresh, **services)
+    source = kind(root=root, **given, **_readers(kind))
     if getattr(args, "draft", None):
         _write_draft(Path(args.draft), source.draft())
         return
@@ -80,14 +91,10 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(*preview(source, options), sep="\n")
         return
-    choices = {"overwrite": args.overwrite, "skip_unusable": args.skip_unusable}
+    choices = {name: getattr(args, name) for name in ("append", "overwrite", "repeat", "skip_unusable")}
+    filesystem = services.get(urlsplit(args.output).scheme)
     with open_pool(args.ray, args.workers) as pool:
-        write_to(
-            args.output,
-            lambda folder: convert(source, folder, options, pool=pool, **choices),
-            key=repr((source, options, choices)),
-        )
-    logger.info("written: %s", args.output)
+        convert_to(args.output, source, options, pool=pool, filesystem=filesystem, **choices)
 
 
 def _value(kind: object, name: str, given: object) -> object:

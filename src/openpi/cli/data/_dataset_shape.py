@@ -173,7 +173,7 @@ def _shrink(args: argparse.Namespace) -> None:
     use_videos = args.codec != "images"
     options = Options(
         use_videos=use_videos,
-        codec=args.codec if use_videos else None,
+        video_codec=args.codec if use_videos else None,
         episodes=tuple(order[number] for number in kept),
     )
     with open_pool(args.ray, args.workers) as pool:

@@ -6,7 +6,7 @@ same command is given again. Exit codes: 0 = written; 1 = refused or failed; 2 =
 Ctrl-C.
 
 What is in none of these formats: docs/how-to/converting.md, "Files of your own". Packages add formats by the entry
-point `openpi.converters`: name -> a module as `cli.main.Command` says.
+point `openpi.formats`: name -> a format's class.
 """
 
 from __future__ import annotations
@@ -16,21 +16,14 @@ import sys
 
 from openpi.cli.console import command, configure_logging, make_parser
 from openpi.cli.data import _convert_formats
-from openpi.cli.main import Command
-from openpi.convert.formats import ENTRY_POINTS as FORMATS
-from openpi.convert.formats import summaries
+from openpi.convert.formats import ENTRY_POINTS, summaries
 from openpi.shared import plugins
-
-ENTRY_POINTS = "openpi.converters"
 
 
 @command("openpi convert")
 def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in plugins.names(ENTRY_POINTS):
-        converter: Command = plugins.load(ENTRY_POINTS, argv[0])
-        return converter.main(argv[1:])
-    hint = "".join(plugins.hint(group, argv[0]) for group in (ENTRY_POINTS, FORMATS)) if argv else ""
+    hint = plugins.hint(ENTRY_POINTS, argv[0]) if argv else ""
     if hint and argv[0] not in summaries():
         print(f"openpi convert: the format '{argv[0]}' is not installed{hint}", file=sys.stderr)
         return 2
@@ -44,6 +37,4 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = make_parser("openpi convert", __doc__)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     _convert_formats.add_parsers(formats, argv)
-    for name in plugins.names(ENTRY_POINTS):  # which parse their own options
-        formats.add_parser(name, help=plugins.load(ENTRY_POINTS, name).SUMMARY)
     return parser

@@ -58,7 +58,7 @@ class RobomimicHdf5:
             left_out = [f"obs/{name}" for name in there if name not in (*state, *cameras)]
             left_out += [name for name in file.names(group) if name not in ("obs", self.action)]
             task = json_attribute(file, group, "ep_meta").get("lang")
-            return RawEpisode(columns, control_hz(file), task and str(task), _robot(file), tuple(left_out))
+            return RawEpisode(columns, control_hz(file), str(task) if task else None, _robot(file), tuple(left_out))
 
 
 def _proprioception(there: Sequence[str], file: Hdf5File) -> tuple[str, ...]:
