@@ -74,11 +74,10 @@ def spoilt(recorded: mistakes.Recorded, keys: mistakes.Keys, folder: Path, *, us
 
 def clean(folders: list[Path], variants: int, scratch: Path) -> Iterator[str]:
     for seed in range(variants):
-        options = {"fps": (10, 20, 30, 50)[seed % 4], "num_frames": (30, 50, 60, 100)[seed % 4]}
-        root = mistakes.arm(6 + seed % 5, seed=100 + seed, **options).write(
-            scratch / str(seed), use_videos=seed % 10 == 9
-        )
-        yield _clean_row(f"arm, seed {100 + seed}, {options['fps']} Hz", root)
+        fps, num_frames = (10, 20, 30, 50)[seed % 4], (30, 50, 60, 100)[seed % 4]
+        recorded = mistakes.arm(6 + seed % 5, seed=100 + seed, fps=fps, num_frames=num_frames)
+        root = recorded.write(scratch / str(seed), use_videos=seed % 10 == 9)
+        yield _clean_row(f"arm, seed {100 + seed}, {fps} Hz", root)
     for root in folders:
         yield _clean_row(root.name if root.name != "dataset" else root.parent.name, root)
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 # Before JAX: one core per process, as many processes as jobs.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
@@ -43,6 +43,10 @@ from openpi_demo.tabletop import TabletopEnv, arm, record, tabletop_observation,
 from openpi_demo.tabletop.env import MAX_STEPS
 from openpi_demo.tabletop.render import make_renderer
 from openpi_demo.tabletop.world import CAMERAS, CONTROL_HZ, PLATE_COLOURS
+
+if TYPE_CHECKING:
+    from openpi.models.rtc_config import Jacobian
+    from openpi.policies.policy import Policy
 
 RECIPE = "tabletop_place"
 MAX_DELAY = 6
@@ -74,8 +78,8 @@ class Method(NamedTuple):
 
     label: str
     checkpoint: str
-    strategy: type[realtime.Receding]
-    jacobian: str = "vjp"
+    strategy: type[realtime.Receding] | type[realtime.GuidedRTC]
+    jacobian: "Jacobian" = "vjp"
 
 
 METHODS = {
@@ -108,9 +112,9 @@ class Table(realtime.Robot):
 
     def __init__(self) -> None:
         self._renderer = make_renderer("rays", 64)
-        self.reset("named", FIRST_SEED)
+        self.place("named", FIRST_SEED)
 
-    def reset(self, task: str, seed: int) -> None:
+    def place(self, task: str, seed: int) -> None:
         """Another scene."""
         goals = tasks.GOALS[tasks.PLACE]
         env = TabletopEnv(tasks.PLACE, num_blocks=3)
@@ -154,7 +158,7 @@ class SeededPolicy(BasePolicy):
 
 
 @cache
-def load_policy(checkpoint: Path, jacobian: str) -> BasePolicy:
+def load_policy(checkpoint: Path, jacobian: "Jacobian") -> "Policy":
     from openpi.models.rtc_config import RtcConfig
     from openpi.policies.policy_config import create_trained_policy
     from openpi.training.config import get_config
@@ -175,6 +179,7 @@ class Loop(NamedTuple):
 def loop_of(cell: Cell, checkpoint: Path) -> Loop:
     method = METHODS[cell.method]
     policy = load_policy(checkpoint, method.jacobian)
+    assert policy.contract is not None  # of a checkpoint of ours
     metadata = {"contract": policy.contract.as_metadata(), "rtc": policy.rtc_metadata}
     table, seeded = Table(), SeededPolicy(policy)
     clock = realtime.VirtualClock(on_advance=table.move)
@@ -193,12 +198,13 @@ def play(cell: Cell, seed: int, checkpoint: Path) -> dict:
     """One episode, as plain values."""
     table, policy, clock, control = loop_of(cell, checkpoint)
     clock.advance(1.0)  # Answers to the episode before are there.
-    table.reset(cell.task, seed)
+    table.place(cell.task, seed)
     policy.begin(seed)
     # As long as others have, from the first answer on.
     summary = control.run(max_s=(MAX_STEPS + cell.delay) / CONTROL_HZ, until=table.is_done)
     strategy = METHODS[cell.method].strategy if cell.delay else realtime.Synchronous
     assert summary["strategy"] == strategy.__name__  # no fallback
+    assert control.last_log is not None
     return {
         **cell._asdict(),
         "seed": seed,

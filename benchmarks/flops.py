@@ -173,6 +173,7 @@ def camera_masks(config: TrainConfig, sent: Sequence[str] | None = None) -> dict
     data = dataclasses.replace(config.data, assets=dataclasses.replace(config.data.assets, assets_dir=None))
     robot = data.create(config.assets_dirs, config.model).data_transforms.inputs
     spec = find_spec(robot)
+    assert spec is not None
     cameras = [camera for camera in spec.cameras if sent is None or camera.key in sent]
     sample = example_observation(cameras, spec.state)
     sample = unflatten(sample) if config.name.count("aloha") else sample
@@ -281,7 +282,7 @@ def _row(case: Case) -> str:
     cameras = tuple(key for key, is_used in masks.items() if is_used)
     extent = Extent(cameras, case.prompt_len)
     is_fast = isinstance(config.model, Pi0FASTConfig)
-    columns = [case.recipe, f"{len(cameras)} of {len(config.model.image_keys)}", f"{case.prompt_len} of "
+    columns = [case.recipe, f"{len(cameras)} of {len(masks)}", f"{case.prompt_len} of "
                f"{config.model.max_token_len}"]  # fmt: skip
     for flops in (train_flops, sample_flops):
         if flops is sample_flops and is_fast:

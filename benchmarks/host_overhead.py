@@ -81,14 +81,15 @@ def episode(name: str, size_hw: tuple[int, int], steps: int, seed: int) -> list[
     example = {key: value for key, value in flatten(EXAMPLES[name]()).items() if key != "images/cam_low"}
     cameras = [key for key, value in example.items() if np.ndim(value) == 3]
     rooms = {key: room(i, size_hw) for i, key in enumerate(cameras)}
-    path = np.linspace(*rng.uniform(0.1, 0.9, 2), steps)
+    begin, end = rng.uniform(0.1, 0.9, 2)
+    path = np.linspace(begin, end, steps)
     return [unflatten(example | moment(example, rooms, place, rng)) for place in path]
 
 
 def room(number: int, size_hw: tuple[int, int]) -> Image.Image:
     coarse = np.random.default_rng(number).integers(40, 200, (6, 6, 3), dtype=np.uint8)
     coarse[..., 2] //= 2  # warm light, that red and blue can be told by
-    return Image.fromarray(coarse).resize(size_hw[::-1], Image.Resampling.BICUBIC)
+    return Image.fromarray(coarse).resize((size_hw[1], size_hw[0]), Image.Resampling.BICUBIC)
 
 
 def moment(

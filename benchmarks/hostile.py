@@ -219,17 +219,17 @@ def deep(port: int, seconds: float) -> int:
 
 
 def many_values(port: int, seconds: float) -> int:
-    message = msgpack.packb({"observation/joint_position": [0] * 3_000_000})
+    message = msgpack_numpy.packb({"observation/joint_position": [0] * 3_000_000})
     return in_parallel(lambda: ask(port, message, seconds), 4)
 
 
 def many_maps(port: int, seconds: float) -> int:
-    message = msgpack.packb({"a": [{}] * 1_000_000})
+    message = msgpack_numpy.packb({"a": [{}] * 1_000_000})
     return in_parallel(lambda: ask(port, message, seconds), 4)
 
 
 def long_keys(port: int, seconds: float) -> int:
-    message = msgpack.packb({f"{i}" + "k" * 2**20: i for i in range(20)})
+    message = msgpack_numpy.packb({f"{i}" + "k" * 2**20: i for i in range(20)})
     return in_parallel(lambda: ask(port, message, seconds), 4)
 
 
@@ -243,13 +243,13 @@ def empty_arrays(port: int, seconds: float) -> int:
         return {b"__ndarray__": True, b"data": b"", b"dtype": dtype, b"shape": shape}
 
     items = [array("<f4", [2**40, 0]), array("|S0", [2**40]), array("<U0", [10**9]), array("<f4", [2**20, 2**20, 0])]
-    messages = [msgpack.packb({"observation/joint_position": item}) for item in items]
+    messages = [msgpack_numpy.packb({"observation/joint_position": item}) for item in items]
     return max(ask(port, message, seconds / 4) for message in messages)
 
 
 def swollen_scalars(port: int, seconds: float) -> int:
     scalar = {b"__npgeneric__": True, b"data": 3 * 2**30, b"dtype": "|S1"}
-    return ask(port, msgpack.packb({"a": scalar}), seconds)
+    return ask(port, msgpack_numpy.packb({"a": scalar}), seconds)
 
 
 def large_arrays(port: int, seconds: float) -> int:
@@ -278,7 +278,7 @@ def failures(port: int, seconds: float) -> int:
 
 
 def refusals_of_long_texts(port: int, seconds: float) -> int:
-    message = msgpack.packb({f"camera_{i}_{'x' * 1000}": i for i in range(200)})
+    message = msgpack_numpy.packb({f"camera_{i}_{'x' * 1000}": i for i in range(200)})
     return in_parallel(lambda: ask(port, message, seconds, answers=10**6), 4)
 
 
@@ -438,7 +438,7 @@ def random_message(rng: random.Random, good: bytes) -> bytes:
     """A message that is wrong in some way: random values, random bytes, or a good one with some bytes changed."""
     match rng.randrange(3):
         case 0:
-            return msgpack.packb(random_value(rng, 0))
+            return msgpack_numpy.packb(random_value(rng, 0))
         case 1:
             return rng.randbytes(rng.randrange(200))
     damaged = bytearray(good if rng.random() < 0.05 else good[: rng.randrange(2000)])

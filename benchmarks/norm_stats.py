@@ -19,12 +19,13 @@ import loader_dataset
 import numpy as np
 
 from openpi import transforms
+from openpi.data.lerobot.reader import LeRobotDataset
 from openpi.models.pi0_config import Pi0Config
 from openpi.shared.normalize import RunningStats
 from openpi.training import data_loader
 from openpi.training.config import TrainConfig
 from openpi.training.data import norm_stats, recipe_data
-from openpi.training.data.tabular_frames import open_frames
+from openpi.training.data.tabular_frames import TabularFrames, open_frames
 from openpi.training.data_config import DataConfig, LeRobotLiberoDataConfig
 
 HORIZON = 10
@@ -40,6 +41,7 @@ def recipe(dataset: Path) -> TrainConfig:
 def from_columns(config: TrainConfig) -> int:
     """Everything, opening the dataset included; returns the number of frames."""
     frames = open_frames(config.data.create(config.assets_dirs, config.model), config.model)
+    assert isinstance(frames, TabularFrames)
     norm_stats.compute_norm_stats(frames)
     return len(frames)
 
@@ -47,6 +49,7 @@ def from_columns(config: TrainConfig) -> int:
 def from_samples(config: TrainConfig, num_frames: int) -> int:
     data_config = config.data.create(config.assets_dirs, config.model)
     dataset = recipe_data.create_dataset(data_config, config.model)
+    assert isinstance(dataset, LeRobotDataset)
     chain = data_loader.input_transforms(data_config, dataset, skip_norm_stats=True)
     end = [isinstance(transform, transforms.Normalize) for transform in chain].index(True)
     run = transforms.compose(chain[:end])

@@ -148,6 +148,7 @@ def run_realtime(args: argparse.Namespace, server: Server, name: str) -> dict:
         restart.start()
     summary = loop.run(max_s=args.seconds)
     policy.close()
+    assert loop.last_log is not None
     rows = loop.last_log.ticks
     played = rows["kind"] == 3
     first = int(np.argmax(played))

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def _episode(number: int) -> rlds_datasets.RecordedEpisode:
     """Vectors of the tests' episodes; pictures that cost as much to decode as real ones."""
     rng = np.random.default_rng(number)
     made = rlds_datasets.episode("droid", number, 1)
-    features = {
+    features: dict[str, Sequence | np.ndarray] = {
         key: list(value) * NUM_FRAMES if isinstance(value, list) else np.repeat(value, NUM_FRAMES, axis=0)
         for key, value in made.features.items()
     }

@@ -22,11 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import msgpack
 import numpy as np
-import websockets
 import websockets.asyncio.server
 import websockets.sync.client
 import websockets.sync.server
@@ -75,12 +75,13 @@ async def plain_session(connection: websockets.asyncio.server.ServerConnection) 
     policy = NoPolicy()
     async for message in connection:
         result = policy.infer(msgpack.unpackb(message, object_hook=plain_decode))
-        await connection.send(msgpack.packb(result, default=plain_encode))
+        await connection.send(msgpack_numpy.packb(result, default=plain_encode))
 
 
 async def serve_plain() -> None:
-    options = {"compression": None, "max_size": None}
-    async with websockets.asyncio.server.serve(plain_session, "127.0.0.1", 0, **options) as server:
+    async with websockets.asyncio.server.serve(
+        plain_session, "127.0.0.1", 0, compression=None, max_size=None
+    ) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await server.serve_forever()
 
@@ -138,7 +139,7 @@ def plain_client(port: int) -> Callable[[dict], dict]:
     connection = websockets.sync.client.connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, legacy=True)
 
     def infer(obs: dict) -> dict:
-        connection.send(msgpack.packb(obs, default=plain_encode))
+        connection.send(msgpack_numpy.packb(obs, default=plain_encode))
         return msgpack.unpackb(connection.recv(), object_hook=plain_decode)
 
     return infer
@@ -216,7 +217,8 @@ def setting(num_rounds: int, num_requests: int) -> str:
     )
     return (
         f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"websockets {websockets.__version__}, msgpack {'.'.join(map(str, msgpack.version))}, NumPy {np.__version__}; "
+        f"websockets {metadata.version('websockets')}, msgpack {'.'.join(map(str, msgpack.version))}, "
+        f"NumPy {np.__version__}; "
         f"{num_rounds} rounds of {num_requests} requests, fewer of larger images; "
         f"load average {os.getloadavg()[0]:.1f}."
     )

@@ -28,6 +28,7 @@ import numpy as np
 from openpi.models.gemma_config import GemmaConfig, LoRAConfig, without_adapters
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.siglip_config import SiglipConfig
+from openpi.shared.frameworks import Backend
 from openpi.training import freeze
 from openpi.training.config import TrainConfig
 from openpi.training.weight_loaders import CheckpointWeightLoader
@@ -52,7 +53,7 @@ MODEL = Pi0Config(
     action_expert_variant=dataclasses.replace(_LANGUAGE, width=512, mlp_dim=2048),
     image_encoder_variant=SiglipConfig(width=128, depth=2, mlp_dim=256, num_heads=2),
 )
-BACKENDS = ("pytorch", "jax")
+BACKENDS: tuple[Backend, ...] = ("pytorch", "jax")
 LAYOUTS = ("jax", "pytorch")
 
 
@@ -95,7 +96,7 @@ def write_random(folder: Path) -> dict[str, Path]:
     return places
 
 
-def run(backend: str, weights: Path, count: int) -> list[dict[str, float]]:
+def run(backend: Backend, weights: Path, count: int) -> list[dict[str, float]]:
     """What each of the processes measures."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -111,7 +112,7 @@ def run(backend: str, weights: Path, count: int) -> list[dict[str, float]]:
     return found
 
 
-def measured(backend: str, weights: str, count: str) -> dict[str, float]:
+def measured(backend: Backend, weights: str, count: str) -> dict[str, float]:
     """GB of the state's arrays in this process, and of what making it took at most beyond them."""
     from openpi.training.backend import open_backend
     from openpi.training.distributed import processes
@@ -127,7 +128,7 @@ def measured(backend: str, weights: str, count: str) -> dict[str, float]:
         model=MODEL,
         freeze_filter=freeze.Not(freeze.PathRegex(".*lora.*")),
         ema_decay=None,
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,
         fsdp_devices=int(count),
         batch_size=2,
         weight_loader=CheckpointWeightLoader(weights),

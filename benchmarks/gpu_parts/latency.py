@@ -60,7 +60,7 @@ def _parts(sampler: Any, pipeline: Any, observation: dict, noise: np.ndarray, se
     inputs = compact.cut(inputs, compact.longer(compact.used_extent(inputs), compact.whole_extent(inputs)))
     whole, short = sampler.program(inputs, noise), sampler.program(inputs, noise, num_steps=1)
     actions = whole()
-    answer = {"state": np.asarray(inputs["state"][0]), "actions": actions[0]}
+    answer = {"state": np.asarray(inputs["state"])[0], "actions": actions[0]}
     time_it = functools.partial(times_ms, seconds=seconds, at_most=200)
     all_steps, one_step = (_waited(program, program.run, time_it) for program in (whole, short))
     step = [(a - np.median(one_step)) / (NUM_STEPS - 1) for a in all_steps]
@@ -89,7 +89,6 @@ def _waited(program: Any, call: Callable[[], None], time_it: Callable[..., list[
 
 def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Records) -> None:
     """The kernels that take longest, per call; of a GPU also every launch, for a viewer of traces."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = models.on_gpu()
@@ -97,7 +96,7 @@ def _write_kernels(call: Callable[[], Any], part: str, case: str, records: Recor
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         for _ in range(count):
             call()
-    events = [event for event in profiled.key_averages() if (event.device_type == DeviceType.CUDA) == on_gpu]
+    events = [event for event in profiled.key_averages() if (event.device_type.name == "CUDA") == on_gpu]
     spent = {event: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
     kernels = [
         {"name": event.key[:120], "launches": event.count / count, "ms": us / count / 1e3}

@@ -5,7 +5,7 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpu_parts import models
@@ -64,12 +64,12 @@ def _past_sockets(policy: Any, observation: dict, size: Size, batching: Any) -> 
         thread.finish(timeout_s=10)
 
 
-def _at_once(calls: list[Callable[[], None]], seconds: float) -> tuple[float, list[float]]:
+def _at_once(calls: Sequence[Callable[[], object]], seconds: float) -> tuple[float, list[float]]:
     """Each in a thread, again and again: the seconds that took, and the milliseconds of all calls."""
     waits: list[float] = []
     errors: list[Exception] = []
 
-    def repeat(call: Callable[[], None]) -> None:
+    def repeat(call: Callable[[], object]) -> None:
         try:
             waits.extend(times_ms(call, seconds=seconds, at_least=1, at_most=10**6))
         except Exception as error:

@@ -57,6 +57,7 @@ def _used(shape: Shape) -> tuple[Any, Any, Any]:
     whole = compact.Extent(tuple(config.image_keys), config.max_token_len)
     used = compact.Extent(tuple(cameras), int(inputs["tokenized_prompt_mask"].sum()))
     length = compact.longer(used, whole).prompt_len
+    assert length is not None  # the text is an input
     images = {key: torch.empty(1, *config.image_resolution, 3, device=meta) for key in config.image_keys}
     masks = {key: torch.empty(1, dtype=torch.bool, device=meta) if key in cameras else None for key in images}
     text = torch.empty(1, length, dtype=torch.int64, device=meta)

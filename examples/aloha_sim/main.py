@@ -6,7 +6,7 @@ python examples/aloha_sim/main.py --args.host 192.168.1.20
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from openpi_client import image_tools
 from openpi_client.robots import aloha, libraries, pictures, program, video
@@ -78,7 +78,7 @@ def main(args: Args) -> None:
     film = video.VideoWriter(next_video(args.out_dir), fps=int(aloha.RATE_HZ))
     screen = Screen() if args.display else None
 
-    def seen(observed: Dict[str, Any]) -> None:
+    def seen(observed: Mapping[str, Any]) -> None:
         picture = observed["images"]["cam_high"].transpose(1, 2, 0)
         film.add(picture)
         if screen is not None:

@@ -89,7 +89,7 @@ def tasks() -> Any:
     """What decides whether a subtask is done, and the subtasks in words."""
     omegaconf = libraries.need("omegaconf", _INSTALL)
     hydra = libraries.need("hydra.utils", _INSTALL)
-    agent = Path(libraries.need("calvin_agent", _INSTALL).__file__).parents[1]
+    agent = Path(str(libraries.need("calvin_agent", _INSTALL).__file__)).parents[1]
     rules, texts = (omegaconf.OmegaConf.load(agent / "conf" / name) for name in _CONF)
     return hydra.instantiate(rules), texts
 

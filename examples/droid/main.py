@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from openpi_client.robots import program, video
 from openpi_client.robots.droid import DroidRobot
 
 VIDEO_FPS = 10
-COLUMNS = ("success", "duration", "video_filename")
+COLUMNS: Tuple[str, ...] = ("success", "duration", "video_filename")
 _NO_CAMERA = "<your_camera_id>"
 
 

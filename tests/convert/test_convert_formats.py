@@ -621,9 +621,12 @@ def test_what_a_replay_buffer_lacks_is_told_and_not_made_up(zarr_format, chunk, 
     (path / "data/camera0_rgb" / chunk).unlink()
     convert("umi", path, tmp_path / "third", "--task", "t", "--images", "--skip-unusable", "--episodes", "0,1")
     assert "camera0_rgb: frames '6..6' are not stored" in capsys.readouterr().err
-    np.testing.assert_array_equal(
-        LeRobotDataset(tmp_path / "third").column("action")[:, :6], written[0]["action"][:, :6].astype(np.float32)
-    )
+    third = LeRobotDataset(tmp_path / "third")
+    np.testing.assert_array_equal(third.column("action")[:5, :6], written[0]["action"][:, :6].astype(np.float32))
+    if zarr_format == 3:  # which by default stores no chunk that is all zeros: it may have been black
+        assert [row for row in range(8) if not third[row]["observation.images.camera0_rgb"].any()] == [6]
+    else:
+        assert len(third) == 5
     data["data/camera0_rgb"].resize((11, 16, 16, 3))
     convert("umi", path, tmp_path / "other", "--task", "t", code=1)
     assert "one number of frames is expected of all arrays" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from PIL import Image
 import paths
 from openpi.cli.data import _dataset_shape
 from openpi.cli.recipes import _init_choices
+from openpi.data.check import runner
 from openpi.data.check.repair import repair
 from openpi.data.check.runner import check_dataset, check_open
 from openpi.data.check.subject import EVERYTHING
@@ -34,7 +35,7 @@ from openpi.data.selection import Selection
 from openpi.models.pi0_config import Pi0Config
 from openpi.models.tokenizer import load_sentencepiece, state_as_text
 from openpi.training.config import TrainConfig
-from openpi.training.data import holdout, norm_stats, recipe_data
+from openpi.training.data import dataset_look, holdout, norm_stats, recipe_data
 from openpi.training.data.tabular_frames import open_frames
 from openpi.training.data_config import DataConfig, SimpleDataConfig, repack
 from openpi.weights.safetensors_io import open_tensors
@@ -282,8 +283,13 @@ BAD_FILES: dict[str, tuple[str, Spoil, str]] = {
     ),
     "spans leave a gap": (
         V30,
-        column(EPISODES, FROM, at(1, 2.4)),
+        together(column(EPISODES, FROM, at(1, 2.4)), column(EPISODES, TO, at(0, 2.0))),
         r"episode 0 before it ends at 2\.300 s, a gap of 1\.0",
+    ),
+    "spans leave a gap that the file has not": (
+        V30,
+        column(EPISODES, FROM, lambda _: [0.0, 3.0, 6.7]),
+        r"holds 90 frames .*the table expects 97 .*, 7 of them in gaps between spans: .*truncated",
     ),
     "all at the start": (
         V30,
@@ -641,16 +647,18 @@ def test_what_lerobots_converter_got_wrong_is_told_and_a_copy_is_right(copied):
     assert not check_dataset(root.with_name("whole"), decodes=False).findings
 
 
-@pytest.mark.parametrize(("more", "is_read"), [(1, True), (2, True), (3, False)])
-def test_a_camera_that_stopped_a_frame_late_is_told_and_read(copied, more, is_read):
+@pytest.mark.parametrize(("more", "is_large"), [(1, False), (40, False), (40, True)])
+def test_a_video_that_goes_on_after_its_episode_is_told_and_read(copied, more, is_large, monkeypatch, caplog):
+    """Recorders before v3 left takes that were discarded there, too, and their tables do not say where spans end."""
     root = copied(V21, video(f"videos/chunk-000/{HIGH}/episode_000001.mp4", 10, 37 + more))
-    if not is_read:
-        with pytest.raises(ValueError, match=r"holds 40 frames .*the table expects 37 .*too long.*-frames:v 37"):
-            LeRobotDataset(root)
-        return
-    assert LeRobotDataset(root)[59][HIGH].max() < 40  # the last one of the episode
-    [finding] = check_open(LeRobotDataset(root), EVERYTHING)
+    dataset = LeRobotDataset(root)
+    for index in (23, 59):  # the first and the last one of the episode
+        assert abs(int(dataset[index][HIGH].mean()) - (index - 23)) <= 2
+    [finding] = check_open(dataset, EVERYTHING)
     assert (finding.code, finding.episode, finding.column) == ("videos.longer", 1, HIGH)
+    monkeypatch.setattr(runner, "_MAX_FRAMES", 1 if is_large else 1000)
+    dataset_look.warn_of_findings(dataset, DataConfig(), 5)
+    assert f"its video goes on for {more} frames after its last row" in caplog.text
 
 
 def test_what_lerobot_leaves_behind_an_episode_of_a_discarded_take_is_not_read(copied):
@@ -677,6 +685,9 @@ def test_what_lerobot_leaves_behind_an_episode_of_a_discarded_take_is_not_read(c
     column(EPISODES, TO, lambda _: [2.9, 6.7, 10.2])(root)
     with pytest.raises(ValueError, match=r"episode 1 starts at 3\.000 s .*a gap of 7\.0 frames"):
         LeRobotDataset(root)
+    # Of an episode that was taken out, whose frames a tool left where they were: it is in no span.
+    together(column(EPISODES, TO, lambda _: [2.3, 6.7, 9.7]), video(HIGH_FILE, 10, 97))(root)
+    assert abs(int(LeRobotDataset(root)[23][HIGH].mean()) - 30) <= 2
 
 
 def test_a_shape_that_is_not_the_videos_costs_nobody_an_episode(copied):

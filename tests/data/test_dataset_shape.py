@@ -37,6 +37,7 @@ from openpi.data.lerobot.writer import LeRobotWriter
 from openpi_client.image_tools import resize_with_pad
 from paths import GOLDEN
 
+NUMBERS = {"state": {"dtype": "float32", "shape": (1,), "names": None}}
 STORED = ("lerobot_v21/image", "lerobot_v21/video", "lerobot_v30/converted_video", "lerobot_v30/chunked")
 
 
@@ -124,7 +125,7 @@ def test_language_that_only_one_of_two_has_is_left_out_and_told(tmp_path, caplog
     del info["features"]["language_events"]
     (tmp_path / "bare/meta/info.json").write_text(json.dumps(info))
     merge([LeRobotMetadata.load(root) for root in (ANNOTATED, tmp_path / "bare")], tmp_path / "both")
-    assert "left out: 'language_events' is language, which not all of these datasets have" in caplog.messages
+    assert "left out: 'language_events', which not all of these datasets have" in caplog.messages
     both = LeRobotMetadata.load(tmp_path / "both")
     assert both.annotation_keys == ("language_persistent", "subtask")
 
@@ -294,6 +295,51 @@ def test_datasets_that_differ_are_not_merged_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("rates", "hint"), [((30, 20), r"leaving out frames \(--fps 10\)"), ((30, 29.97), "only some have")]
+)
+def test_a_merge_of_two_rates_says_what_brings_them_to_one(rates, hint, tmp_path):
+    (tmp_path / "sets").mkdir()
+    for rate in rates:
+        with LeRobotWriter(tmp_path / f"sets/{rate}", fps=rate, features=NUMBERS) as writer:
+            writer.add_episode({"state": np.zeros((2, 1), np.float32)}, "t")
+    metadatas = [LeRobotMetadata.load(tmp_path / f"sets/{rate}") for rate in rates]
+    with pytest.raises(ValueError, match=hint) as refused:
+        merge(metadatas, tmp_path / "out")
+    assert ("--fps" in str(refused.value)) == (rates == (30, 20))
+
+
+def test_datasets_are_merged_on_request_without_what_only_some_have(tmp_path):
+    for name, features in {"a": NUMBERS, "b": {**NUMBERS, "effort": NUMBERS["state"]}}.items():
+        with LeRobotWriter(tmp_path / name, fps=10, features=features) as writer:
+            writer.add_episode({key: np.ones((2, 1), np.float32) for key in features}, name)
+    code, _, log = call("dataset", "merge", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "both")
+    assert code == 1 and "'effort' is only in one of them" in log and "--common" in log
+    code, _, log = call("dataset", "merge", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "both", "--common")
+    both = LeRobotDataset(tmp_path / "both")
+    assert code == 0 and len(both) == 4 and "effort" not in both.metadata.features
+    assert "left out: 'effort', which not all of these datasets have" in log
+
+
+def test_a_column_that_a_file_lacks_is_left_out_of_copies_and_told(tmp_path, caplog):
+    """As of sets that were put together by hand: they train, as nobody reads it."""
+    root = shutil.copytree(GOLDEN / "lerobot_v21/image", tmp_path / "set")
+    file = root / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["state"]), file)
+    metadata, whole = LeRobotMetadata.load(root), LeRobotDataset(GOLDEN / "lerobot_v21/image")
+    split(metadata, {tmp_path / "all": [0, 1, 2], tmp_path / "others": [0, 2]})
+    assert "left out: 'state', a column that 1 of the 3 data files lack" in caplog.text
+    assert "state" not in LeRobotMetadata.load(tmp_path / "all").features
+    np.testing.assert_array_equal(LeRobotDataset(tmp_path / "all").column("actions"), whole.column("actions"))
+    assert "state" in LeRobotMetadata.load(tmp_path / "others").features
+    merge([metadata, LeRobotMetadata.load(tmp_path / "all")], tmp_path / "both")
+    assert len(LeRobotDataset(tmp_path / "both").episodes) == 6
+    code, _, log = call(
+        "dataset", "shrink", root, tmp_path / "small", "--size", "28x28", "--codec", "images", "--workers", 0
+    )
+    assert code == 0, log
+
+
 def test_a_damaged_dataset_leaves_nothing_half_written(tmp_path):
     shutil.copytree(GOLDEN / "lerobot_v21/video", tmp_path / "set")
     videos = sorted((tmp_path / "set/videos").rglob("*.mp4"))
@@ -378,6 +424,25 @@ def test_shrunk_images_are_the_pixels_that_a_model_would_have_seen(tmp_path):
         if key not in ("task_index", "timestamp"):
             np.testing.assert_array_equal(small.column(key), whole.column(key))
     assert "samples/s of one thread" in out and "bytes: " in out
+
+
+def test_a_shrunk_set_has_a_slower_rate_on_request(tmp_path):
+    root = GOLDEN / "lerobot_v30/image"  # 10 Hz, episodes of 23, 37 and 30 frames
+    words = ("dataset", "shrink", root, tmp_path / "slow", "--size", "28x28", "--codec", "images", "--workers", 0)
+    code, out, log = call(*words, "--fps", 5)
+    assert code == 0, log
+    assert "one frame of 2 is kept, with the action that was recorded with it" in log
+    slow, whole = LeRobotDataset(tmp_path / "slow"), LeRobotDataset(root)
+    assert slow.metadata.fps == 5 and [episode.length for episode in slow.episodes] == [12, 19, 15]
+    np.testing.assert_allclose(slow.column("timestamp")[:13], [*(0.2 * np.arange(12)), 0], rtol=1e-6)
+    for row, expected in ((0, 0), (11, 22), (12, 23), (45, 88)):
+        np.testing.assert_array_equal(slow.column("actions")[row], whole.column("actions")[expected])
+        for key in whole.metadata.camera_keys:
+            np.testing.assert_array_equal(slow[row][key], resize_with_pad(whole[expected][key], 28, 28))
+            assert f"{key}: no pixel differs" in out
+    for rate in (20, 4, 0):
+        code, _, log = call(*words, "--fps", rate)
+        assert code == 1 and f"--fps is {rate}, and the dataset has 10; expected a whole part of it: 5, 3.33333" in log
 
 
 def test_a_shrunk_set_keeps_all_digits_and_kinds_of_its_columns(tmp_path):

@@ -187,6 +187,18 @@ def test_a_constant_dimension_is_named_and_a_deviation_from_it_keeps_its_size():
         assert values[1] == pytest.approx(0.05, rel=1e-3)
 
 
+@pytest.mark.parametrize("at", [3.7, 0.0, -1000.3])
+def test_what_a_model_is_off_hardly_moves_what_nobody_moved(at):
+    """Such as an arm that was parked: in units of 1, half a hundredth of noise would be as many radians."""
+    data = np.stack([np.linspace(-1, 1, 100), np.full(100, np.float32(at))], axis=-1)
+    stats, messages = floor_degenerate(statistics([data]), ["shoulder", "elbow"], are_commands=True)
+    assert len(messages) == 1 and "elbow is constant" in messages[0]
+    for quantiles, values in enumerate(normalised(stats, data)):
+        np.testing.assert_allclose(values[:, 1], 0, atol=1e-3)
+        unnormalize = transforms.Unnormalize({"x": stats}, use_quantiles=bool(quantiles))
+        assert abs(unnormalize({"x": np.array([0.0, 0.05])})["x"][1] - at) <= 1e-4 * max(1, abs(at))
+
+
 def test_a_rarely_used_gripper_stays_within_one_unit():
     data = np.zeros((1000, 1))
     data[:5] = 1.0
@@ -204,7 +216,7 @@ def test_a_rarely_used_gripper_stays_within_one_unit():
 def test_floored_statistics_bound_every_training_value(data, repeats):
     data = np.concatenate([data, np.repeat(data[:1], repeats, axis=0)])
     before = statistics([data])
-    stats, _ = floor_degenerate(before)
+    stats, _ = floor_degenerate(before, are_commands=bool(repeats % 2))
     for values in normalised(stats, data):
         assert np.abs(values).max() <= normalize.MAX_NORMALIZED * 1.001
     assert (stats.std >= before.std).all()

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def _example_class():
 Example = _example_class()
 
 
-def encode(features: dict[str, Sequence]) -> bytes:
+def encode(features: Mapping[str, Sequence | np.ndarray]) -> bytes:
     """An `Example` with byte strings, floats or integers by name."""
     example = Example()
     for name, values in features.items():
@@ -73,7 +73,7 @@ def encode(features: dict[str, Sequence]) -> bytes:
 class RecordedEpisode:
     """What was written: arrays by the name of their feature, images decoded."""
 
-    features: dict[str, Sequence]
+    features: Mapping[str, Sequence | np.ndarray]
     images: dict[str, np.ndarray]
 
     @property

@@ -12,7 +12,13 @@ from openpi.training.distributed.launch import Launch, find_launch, split_flags
 from training_processes import environment, free_port
 
 RECIPE = f"{paths.SUPPORT / 'tiny_recipe.py'}:tiny"
-TORCHRUN = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "WORLD_SIZE": "16", "RANK": "9"}
+TORCHRUN = {
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+    "WORLD_SIZE": "16",
+    "RANK": "9",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
 SRUN = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "node[1-2]",
@@ -37,9 +43,20 @@ LAUNCHERS = {
     ),
     "torchrun, a process per GPU": (
         {**TORCHRUN, "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "1"},
-        Launch(16, 9, "node1:29501", local_device_ids=(1,)),
+        Launch(16, 9, "node1:29501", local_device_ids=(1,), agent_store="node1:29500"),
     ),
-    "torchrun, a process per node": ({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, Launch(16, 9, "node1:29501")),
+    "torchrun, a process per node": (
+        {**TORCHRUN, "LOCAL_WORLD_SIZE": "1"},
+        Launch(16, 9, "node1:29501", agent_store="node1:29500"),
+    ),
+    "torchrun, whose port after its own is taken": (
+        {**TORCHRUN, "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "1", "OPENPI_COORDINATOR_ADDRESS": "node1:400"},
+        Launch(16, 9, "node1:400", local_device_ids=(1,)),
+    ),
+    "torchrun's variables without torchrun": (
+        {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "", "LOCAL_WORLD_SIZE": "1"},
+        Launch(16, 9, "node1:29500"),
+    ),
     "torchrun alone": ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, None),
     "srun, a task per node": ({**SRUN, "SLURM_GPUS_ON_NODE": "4"}, Launch(2, 1, local_device_ids=(0, 1, 2, 3))),
     "srun, a task per GPU, all visible": (
@@ -113,6 +130,24 @@ def _meet(*places: tuple[int, int], timeout_s: float = 30) -> list[str | None]:
 
 def test_processes_that_are_all_there_meet():
     assert _meet((2, 3), (0, 3), (1, 3)) == [None] * 3
+
+
+def test_processes_of_torchrun_agree_on_a_free_port_in_each_of_its_attempts(monkeypatch):
+    """The port after its own is often that of another job."""
+    dist = pytest.importorskip("torch.distributed")
+    from openpi.training.backends.pytorch import processes as processes_pytorch
+
+    address = f"127.0.0.1:{free_port()}"
+    host, port = address.split(":")
+    store = dist.TCPStore(host, int(port), is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        launches = [Launch(2, i, f"127.0.0.1:{int(port) + 1}", agent_store=address) for i in range(2)]
+        first, second = [processes_pytorch.agreed(launch).coordinator_address for launch in launches]
+        assert first == second
+        assert first is not None and first != address
+    assert store.check(["openpi/port/run/0", "openpi/port/run/1"])
 
 
 def test_a_missing_process_is_named_to_all():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ from openpi.training.run import preflight, run_directory, tracking
 from openpi.training.run.interrupts import Interrupts, StoppedError
 from openpi.training.run.pictures import contact_sheet
 from openpi.training.run.progress import Stopwatch, Window
-from openpi.training.run.tracking import MetricsFile
+from openpi.training.run.tracking import MetricsFile, TensorBoardObserver
 from openpi.training.run.validation import Validation
 from tiny_recipe import ArmInputs, InputsAsRecorded, OtherArmData
 
@@ -103,6 +104,17 @@ def test_resuming_drops_metrics_that_will_be_written_anew(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
     MetricsFile(tmp_path, start=0).close()  # it had no checkpoint yet
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_starts_within_a_second_have_files_of_their_own_in_tensorboard(tmp_path, monkeypatch):
+    tensorboardx = pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    for start in (0, 2):
+        observer = TensorBoardObserver(tensorboardx, tmp_path, start=start)
+        observer.log(start, {"loss": 1.0})
+        observer.close()
+    first, second = sorted(tmp_path.rglob("events.*"))
+    assert first.stat().st_size and second.stat().st_size
 
 
 @pytest.mark.parametrize(

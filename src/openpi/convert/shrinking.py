@@ -46,18 +46,20 @@ class Shrunk:
         ]
 
 
-def compare(root: Path, episodes: list[int] | None, shrunk: Path, size_hw: tuple[int, int]) -> Shrunk:
+def compare(root: Path, episodes: list[int] | None, shrunk: Path, size_hw: tuple[int, int], stride: int = 1) -> Shrunk:
     """Reads some of both.
 
     Args:
         episodes: numbers in the original that were taken, in order; None = all.
+        stride: of each episode, which frames were taken.
     """
     small = LeRobotDataset(shrunk)
     cameras = small.metadata.camera_keys
     before = LeRobotDataset(root, episodes=episodes, columns=cameras)
     found: dict[str, list[float]] = {key: [] for key in cameras}
-    for row in evenly_spaced(range(len(before)), _PICTURES):
-        original, stored = before[row], small[row]
+    taken = np.concatenate([np.arange(begin, end, stride) for begin, end in before.episode_bounds])
+    for row in evenly_spaced(range(len(taken)), _PICTURES):
+        original, stored = before[int(taken[row])], small[row]
         for key in cameras:
             found[key].append(_psnr_db(resize_with_pad(original[key], *size_hw), stored[key]))
     return Shrunk(

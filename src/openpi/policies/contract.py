@@ -21,7 +21,7 @@ from openpi.checkpoints.checkpoint import CONTRACT_FILE
 from openpi.policies.data_half import DataHalf
 from openpi.policies.images import channel_mean, has_cast, has_rgb_shape, looks_bgr
 from openpi.policies.observation_checks import as_array, check_image, check_prompt, check_vector
-from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec
+from openpi.policies.robot_spec import CameraSpec, RobotSpec, VectorSpec, find_spec, relative_dims
 from openpi.policies.seen import Seen
 from openpi.policies.state_range import StateRange, names_for
 from openpi.shared import ranges, strict_json, whole_file
@@ -385,16 +385,6 @@ def _with_names(spec: RobotSpec, state_names: tuple[str, ...], action_names: tup
     if len(state) == 1 and len(state_names) == state[0].width:
         state = (VectorSpec.uniform(state[0].key, state_names, "unknown"),)
     return dataclasses.replace(spec, actions=actions, state=state)
-
-
-def relative_dims(steps: Iterable[object], width: int) -> tuple[bool, ...]:
-    """Per action dimension, whether these transforms go between targets and changes to the state."""
-    relative = np.zeros(width, dtype=bool)
-    for step in steps:
-        if isinstance(step, (_transforms.DeltaActions, _transforms.AbsoluteActions)) and step.mask is not None:
-            mask = np.asarray(step.mask, dtype=bool)[:width]
-            relative[: len(mask)] |= mask
-    return tuple(relative.tolist())
 
 
 def _default_prompt(transforms: Iterable[object]) -> str | None:

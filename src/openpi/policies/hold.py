@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from openpi import transforms
-from openpi.policies.contract import relative_dims
 from openpi.policies.data_half import DataHalf
-from openpi.policies.robot_spec import find_spec
+from openpi.policies.robot_spec import find_spec, relative_dims
 
 
 @dataclasses.dataclass(frozen=True)

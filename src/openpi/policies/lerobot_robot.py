@@ -16,10 +16,10 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.checkpoints.checkpoint import RECIPE_FILE
-from openpi.policies.contract import Contract, relative_dims
+from openpi.policies.contract import Contract
 from openpi.policies.data_half import DataHalf
 from openpi.policies.lerobot_trial import Known, Trial
-from openpi.policies.robot_spec import find_spec, numbered
+from openpi.policies.robot_spec import find_spec, numbered, relative_dims
 from openpi.weights import lerobot_files
 from openpi.weights.layout import read_config
 from openpi.weights.lerobot_writer import LeRobotRobot

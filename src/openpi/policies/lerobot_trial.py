@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openpi import transforms as _transforms
-from openpi.policies.contract import Contract, relative_dims
+from openpi.policies.contract import Contract
 from openpi.policies.data_half import DataHalf
-from openpi.policies.robot_spec import CameraSpec, VectorSpec, find_spec, numbered
+from openpi.policies.robot_spec import CameraSpec, VectorSpec, find_spec, numbered, relative_dims
 from openpi.shared.errors import listed
 from openpi.shared.tree import unflatten
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from openpi import transforms as _transforms
 from openpi.policies.images import is_picture
 from openpi.shared.errors import listed
 from openpi.shared.tree import flatten
@@ -177,3 +178,13 @@ def find_spec(transforms: Iterable[object]) -> RobotSpec | None:
     """The spec of the robot transform among these; None when none brings one."""
     specs = (getattr(transform, "spec", None) for transform in transforms)
     return next((spec for spec in specs if isinstance(spec, RobotSpec)), None)
+
+
+def relative_dims(steps: Iterable[object], width: int) -> tuple[bool, ...]:
+    """Per action dimension, whether these transforms go between targets and changes to the state."""
+    relative = np.zeros(width, dtype=bool)
+    for step in steps:
+        if isinstance(step, (_transforms.DeltaActions, _transforms.AbsoluteActions)) and step.mask is not None:
+            mask = np.asarray(step.mask, dtype=bool)[:width]
+            relative[: len(mask)] |= mask
+    return tuple(relative.tolist())

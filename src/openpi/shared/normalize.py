@@ -227,12 +227,17 @@ MAX_NORMALIZED = 50.0
 
 
 def floor_degenerate(
-    stats: NormStats, names: Sequence[str] | None = None, *, among: np.ndarray | None = None
+    stats: NormStats,
+    names: Sequence[str] | None = None,
+    *,
+    among: np.ndarray | None = None,
+    are_commands: bool = False,
 ) -> tuple[NormStats, list[str]]:
     """Widens the scale of dimensions on which normalised values would explode, and says which.
 
     - Constant (std below 1e-6 or float32 resolution): std becomes 1 and the quantiles mean -+ 1, so the
-      constant maps to 0 and deviations from it keep their size.
+      constant maps to 0 and deviations from it keep their size. Of commands, a thousandth instead of 1: a robot would
+      move by what a model is off, along what nobody has ever moved.
     - Used so rarely that q01 = q99: the quantiles become the smallest and largest value.
     - Otherwise, where a training value would normalise beyond +-`MAX_NORMALIZED`: widened until it does not.
 
@@ -242,6 +247,7 @@ def floor_degenerate(
     Args:
         names: of the dimensions, for the messages; default: their numbers.
         among: bool[d], the dimensions that may be widened; None = all.
+        are_commands: these are actions, which a robot is sent.
     Returns:
         New statistics, and one message for widened dimensions that are alike.
     """
@@ -252,10 +258,11 @@ def floor_degenerate(
     low = stats.mean - 4 * stats.std if stats.min is None else stats.min
     high = stats.mean + 4 * stats.std if stats.max is None else stats.max
     std = np.maximum(stats.std, np.maximum(high - stats.mean, stats.mean - low) / MAX_NORMALIZED)
-    std = np.where(constant, 1.0, std)
+    unit = 1000 * _resolution(stats.mean) if are_commands else np.ones_like(stats.mean)
+    std = np.where(constant, unit, std)
     widened = {"std": std}
     if stats.q01 is not None and stats.q99 is not None:
-        widened["q01"], widened["q99"] = _widen_quantiles(stats.q01, stats.q99, constant, stats.mean, low, high)
+        widened["q01"], widened["q99"] = _widen_quantiles(stats, np.where(constant, unit, 0.0), low, high)
     if among is not None:
         widened = {name: np.where(among, values, getattr(stats, name)) for name, values in widened.items()}
     floored = dataclasses.replace(stats, **widened)
@@ -285,15 +292,20 @@ def _resolution(mean: np.ndarray) -> np.ndarray:
 
 
 def _widen_quantiles(
-    q01: np.ndarray, q99: np.ndarray, constant: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
+    stats: NormStats, unit: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """`unit`: of constant dimensions; 0 = it is none."""
+    q01, q99 = stats.q01, stats.q99
+    assert q01 is not None
+    assert q99 is not None
+    mean, constant = stats.mean, unit > 0
     centre, half = (q01 + q99) / 2, (q99 - q01) / 2
     rare = ~constant & (2 * half <= _resolution(mean))
     needed = np.maximum(high - centre, centre - low) / MAX_NORMALIZED
     cases = [constant, rare, half < needed]
     return (
-        np.select(cases, [mean - 1, low, centre - needed], q01),
-        np.select(cases, [mean + 1, high, centre + needed], q99),
+        np.select(cases, [mean - unit, low, centre - needed], q01),
+        np.select(cases, [mean + unit, high, centre + needed], q99),
     )
 
 

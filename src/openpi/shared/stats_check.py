@@ -144,7 +144,7 @@ def widened(
     result, messages = dict(norm_stats), []
     for key, which in flat(norm_stats, use_quantiles=use_quantiles, dims=dims).items():
         names = [dims.labels(key, np.arange(len(which)) == i) for i in range(len(which))]
-        result[key], told = floor_degenerate(norm_stats[key], names, among=which)
+        result[key], told = floor_degenerate(norm_stats[key], names, among=which, are_commands=key == "actions")
         messages += told
     return result, messages
 

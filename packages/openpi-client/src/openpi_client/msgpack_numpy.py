@@ -151,9 +151,15 @@ def _check_kind(dtype: np.dtype) -> None:
 
 # The names of the msgpack package, with arrays.
 # Bad input raises ValueError, TypeError, KeyError or OverflowError.
-packb = functools.partial(msgpack.packb, default=pack_array)
 Packer = functools.partial(msgpack.Packer, default=pack_array)
 Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
+
+
+def packb(value: object, **options: object) -> bytes:
+    """As `msgpack.packb`, with arrays."""
+    packed = msgpack.packb(value, **{"default": pack_array, **options})
+    assert packed is not None  # only a packer that is told to keep what it has gives nothing
+    return packed
 
 
 def unpackb(packed: object, **options: object) -> Any:

@@ -4,7 +4,7 @@
     view DATASET [--port N]               a page to look at it
     split DATASET OUT=PART [OUT=PART ...]  PART: a share (0.9), episodes (0,3,7-12), or `rest`
     merge DATASET DATASET ... --output OUT
-    shrink DATASET OUT --size 224x224      cameras letterboxed as a model sees them
+    shrink DATASET OUT --size 224x224      cameras letterboxed as a model sees them; --fps 15: at a slower rate
 
 Exit codes: 0 = done; 1 = failed; 2 = bad command line; 130 = stopped by Ctrl-C.
 """
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_TASKS = 50  # that are listed
+_SAME_RATE = 1e-3
 
 SUMMARIES = {
     "info": "what is in a dataset",
     "view": "a page on this machine: pictures, signals and findings, episode by episode",
     "split": "episodes of a dataset into new ones",
     "merge": "datasets of one form into a new one",
-    "shrink": "a dataset with its cameras at the size that a model sees",
+    "shrink": "a dataset with its cameras at the size that a model sees, or at a slower rate",
 }
 
 
@@ -65,10 +66,12 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parsers["split"].add_argument("--seed", type=int, default=0, help="of which episodes a share gets")
     parsers["merge"].add_argument("sources", nargs="+", metavar="DATASET")
     parsers["merge"].add_argument("--output", type=Path, required=True, metavar="OUT", help="folder of the new dataset")
+    parsers["merge"].add_argument("--common", action="store_true", help="leave out columns that not all of them have")
     shrink = parsers["shrink"]
     shrink.add_argument("output", type=Path, metavar="OUT", help="folder of the new dataset")
     shrink.add_argument("--size", type=_size, default=(224, 224), metavar="HxW", help="pixels; default 224x224")
     shrink.add_argument("--codec", choices=("av1", "h264", "images"), help="default: AV1, where it can be written")
+    shrink.add_argument("--fps", type=float, help="a whole part of the dataset's rate: other frames are left out")
     shrink.add_argument("--cameras", nargs="+", metavar="KEY", help="to keep; default: all")
     shrink.add_argument("--workers", type=int, help="processes; default: one for each processor")
     add_ray(shrink)
@@ -148,7 +151,7 @@ def _merge(args: argparse.Namespace) -> None:
 
     metadatas = [LeRobotMetadata.load(locate_dataset(source)) for source in args.sources]
     with _episodes(sum(len(metadata.episodes) for metadata in metadatas)) as advance:
-        merge(metadatas, args.output, advance)
+        merge(metadatas, args.output, advance, common=args.common)
     logger.info("written: %s", args.output)
 
 
@@ -168,7 +171,8 @@ def _shrink(args: argparse.Namespace) -> None:
     if not metadata.camera_keys:
         raise ValueError(f"{metadata.root} has no cameras to shrink")
     warn_of_lost(metadata)
-    source = ResizedDataset(metadata.root, args.size, None if args.cameras is None else tuple(args.cameras))
+    stride = 1 if args.fps is None else _stride(metadata.fps, args.fps)
+    source = ResizedDataset(metadata.root, args.size, None if args.cameras is None else tuple(args.cameras), stride)
     order = {episode.index: place for place, episode in enumerate(metadata.episodes)}
     use_videos = args.codec != "images"
     options = Options(
@@ -180,7 +184,24 @@ def _shrink(args: argparse.Namespace) -> None:
         beside = functools.partial(copy_subtasks, metadata.root)
         convert(source, args.output, options, overwrite=args.overwrite, pool=pool, beside=beside)
     logger.info("written: %s", args.output)
-    print(*compare(metadata.root, kept, args.output, args.size).lines(), sep="\n")
+    print(*compare(metadata.root, kept, args.output, args.size, stride).lines(), sep="\n")
+
+
+def _stride(found: float, wanted: float) -> int:
+    """One frame of how many is kept."""
+    stride = round(found / wanted) if 0 < wanted <= found else 0
+    if not stride or abs(found / wanted - stride) > _SAME_RATE:
+        parts = ", ".join(f"{found / part:g}" for part in range(2, 6))
+        raise ValueError(
+            f"--fps is {wanted:g}, and the dataset has {found:g}; expected a whole part of it: {parts}, ..."
+        )
+    if stride > 1:
+        logger.warning(
+            "one frame of %d is kept, with the action that was recorded with it: right where actions are positions to "
+            "go to. Changes per frame would have to be added up over the frames that are left out",
+            stride,
+        )
+    return stride
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from openpi.convert.source import Source
 logger = logging.getLogger(__name__)
 
 
-def parser(description: str, repo_id: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, repo_id: str | None) -> argparse.ArgumentParser:
     """The flags that they share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add(made, "repo_id", required=repo_id is None, default=repo_id, help="name of the dataset")

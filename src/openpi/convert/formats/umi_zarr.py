@@ -115,7 +115,7 @@ def _remarks(store: _Opened, names: Sequence[str], cameras: Sequence[str], begin
     """What is not in the episode and should be.
 
     Raises:
-        ValueError: arrays of several lengths, or pictures that are nowhere stored.
+        ValueError: arrays of several lengths, or pictures that should be stored and are not.
     """
     lengths = {name: store.length(f"data/{name}") for name in names}
     if len(set(lengths.values())) != 1:
@@ -129,9 +129,13 @@ def _remarks(store: _Opened, names: Sequence[str], cameras: Sequence[str], begin
         if not (absent := store.absent(f"data/{name}", begin, end)):
             continue
         told = f"data/{name}: frames {listed(absent)} are not stored, and would be read as the fill value"
-        if name in cameras:
-            raise ValueError(f"{store.path} {told}; copy it again")
-        yield f"{told}: unless they are such numbers, copy it again"
+        # Zarr 3 by default stores no chunk that is all fill value, as of black pictures; Zarr 2 stored each.
+        if name in cameras and not store.omits_fill:
+            raise ValueError(
+                f"{store.path} {told}; copy it again. If they are such pictures, write it again with "
+                "zarr.config.set({'array.write_empty_chunks': True})"
+            )
+        yield f"{told}: unless they are such {'pictures' if name in cameras else 'numbers'}, copy it again"
 
 
 class _Opened:
@@ -157,6 +161,11 @@ class _Opened:
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
+
+    @property
+    def omits_fill(self) -> bool:
+        """Whether a chunk may be in no file because it is all fill value."""
+        return self._group.metadata.zarr_format == 3
 
     def names(self, group: str) -> list[str]:
         node = self._node(group)

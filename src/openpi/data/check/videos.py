@@ -126,7 +126,8 @@ def longer(dataset: LeRobotDataset) -> Iterator[Finding]:
                     f"its video goes on for {surplus} frames after its last row; they are not read",
                     "as many frames as rows",
                     "Nothing to do if the camera stopped last, or if LeRobot (up to 0.6) left the end of a discarded "
-                    "take behind it; if the camera began first, every picture is late by them",
+                    "take behind it; if the camera began first, every picture is late by them, and if rows were taken "
+                    "out or the video is another episode's, pictures and rows do not belong together",
                     episode.index,
                     column=key,
                 )

@@ -6,9 +6,10 @@ be had alone is encoded again, and that is told.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from openpi.data.lerobot import video_writer
 from openpi.data.lerobot.columns import numbers_of_rows, read_rows_of
 from openpi.data.lerobot.episode_table import V3_COLUMNS
 from openpi.data.lerobot.features import CAMERA_DTYPES, INDEX_FEATURES, Feature, is_numeric, named_alike
-from openpi.data.lerobot.files import parquet_files
+from openpi.data.lerobot.files import open_parquet, parquet_files
 from openpi.data.lerobot.metadata import LeRobotMetadata
 from openpi.data.lerobot.prepared import PreparedEpisode
 from openpi.data.lerobot.reader import LeRobotDataset
@@ -34,11 +35,36 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT = 10  # pictures of a camera of an episode, for its statistics
 
 
-def kept_features(metadata: LeRobotMetadata) -> dict[str, Feature]:
-    """Those that are copied: all but what is no camera here, such as depth."""
-    kept = (*metadata.camera_keys, *metadata.column_keys, *metadata.annotation_keys)
+def kept_features(metadata: LeRobotMetadata, episodes: Collection[int] | None = None) -> dict[str, Feature]:
+    """Those that are copied: all but what is no camera here, such as depth, and what a file lacks, which is told.
+
+    Args:
+        episodes: numbers of those that are copied; None = all.
+    """
+    kept = {*metadata.camera_keys, *metadata.column_keys, *metadata.annotation_keys} - _lacking(metadata, episodes)
     features = {k: f for k, f in metadata.features.items() if k in kept and k not in INDEX_FEATURES}
     return {key: {name: value for name, value in f.items() if name != "video_info"} for key, f in features.items()}
+
+
+def _lacking(metadata: LeRobotMetadata, episodes: Collection[int] | None) -> set[str]:
+    """Columns that not all files have, as of sets that were merged by hand: who reads others trains on such a set."""
+    chosen = [e for e in metadata.episodes if episodes is None or e.index in episodes]
+    files = dict.fromkeys(episode.data_path for episode in chosen)
+    stored = {key for key, f in metadata.features.items() if f["dtype"] != "video" and key not in INDEX_FEATURES}
+    lacking: dict[str, list[Path]] = {}
+    for path in files:
+        with contextlib.suppress(OSError, ValueError), open_parquet(path) as file:  # its fault is told where it is read
+            for key in stored.difference(file.schema_arrow.names):
+                lacking.setdefault(key, []).append(path)
+    for key, paths in sorted(lacking.items()):
+        logger.warning(
+            "left out: '%s', a column that %d of the %d data files lack, the first %s; meta/info.json promises it",
+            key,
+            len(paths),
+            len(files),
+            paths[0],
+        )
+    return set(lacking)
 
 
 def warn_of_lost(metadata: LeRobotMetadata) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,29 +77,37 @@ def split(
     for output in parts:
         _check_new(output)
     for output, numbers in parts.items():
-        with _writer(output, metadata, kept_features(metadata)) as writer:
-            _copy(LeRobotDataset(metadata.root, episodes=numbers, metadata=metadata), writer, on_episode)
+        with _writer(output, metadata, kept_features(metadata, numbers)) as writer:
+            _copy(metadata, writer, on_episode, numbers)
             run_metadata.write(
                 writer.temporary, {"split_from": metadata.root.name, "episodes": list(numbers), **(told or {})}
             )
 
 
-def merge(metadatas: Sequence[LeRobotMetadata], output: Path, on_episode: Callable[[], None] = lambda: None) -> None:
+def merge(
+    metadatas: Sequence[LeRobotMetadata],
+    output: Path,
+    on_episode: Callable[[], None] = lambda: None,
+    *,
+    common: bool = False,
+) -> None:
     """Writes all episodes of several datasets into a new one, in order; tasks are joined by their texts.
 
     Language columns that not all of them have are left out.
 
+    Args:
+        common: leave out whatever else not all of them have, too.
     Raises:
         FileExistsError: `output` is there.
         ValueError: they differ in their rate, robot or features.
     """
     _check_new(output)
-    features = _without_odd_language([kept_features(metadata) for metadata in metadatas])
+    features = _without_odd([kept_features(metadata) for metadata in metadatas], common)
     for other, theirs in zip(metadatas[1:], features[1:], strict=True):
         _check_alike(metadatas[0], other, differences(features[0], theirs))
     with _writer(output, metadatas[0], features[0]) as writer:
         for metadata in metadatas:
-            _copy(LeRobotDataset(metadata.root, metadata=metadata), writer, on_episode)
+            _copy(metadata, writer, on_episode)
         counts = [{"dataset": each.root.name, "episodes": len(each.episodes)} for each in metadatas]
         run_metadata.write(writer.temporary, {"merged_from": counts})
 
@@ -108,11 +117,13 @@ def _check_new(output: Path) -> None:
         raise FileExistsError(f"{output} exists; name a new folder")
 
 
-def _without_odd_language(features: Sequence[dict[str, Feature]]) -> list[dict[str, Feature]]:
+def _without_odd(features: Sequence[dict[str, Feature]], common: bool) -> list[dict[str, Feature]]:
     """Episodes that nobody has annotated are no reason to keep others from them."""
-    odd = {key for each in features for key in each if is_annotation(each[key]) and any(key not in f for f in features)}
+    odd = {key for each in features for key in each if any(key not in other for other in features)}
+    if not common:
+        odd = {key for each in features for key in odd & each.keys() if is_annotation(each[key])}
     for key in sorted(odd):
-        logger.warning("left out: '%s' is language, which not all of these datasets have", key)
+        logger.warning("left out: '%s', which not all of these datasets have", key)
     return [{key: feature for key, feature in each.items() if key not in odd} for each in features]
 
 
@@ -126,8 +137,16 @@ def _check_alike(first: LeRobotMetadata, other: LeRobotMetadata, told: list[str]
     if told:
         raise ValueError(
             f"{first.root} and {other.root} cannot be in one dataset: {'; '.join(told)}. Train on them together as a "
-            "mixture, or bring them to one form first (`openpi dataset shrink` brings cameras to one size)"
+            "mixture, or bring them to one form first: `openpi dataset shrink` brings cameras to one size, "
+            f"{_slower(first.fps, other.fps)}and `openpi dataset merge --common` leaves out what only some have"
         )
+
+
+def _slower(*rates: float) -> str:
+    """The fastest rate that all have been recorded at, if some of their frames are left out."""
+    common = math.gcd(*map(int, rates))
+    is_rate = len(set(rates)) > 1 and all(rate == int(rate) for rate in rates) and common > 1
+    return f"to one rate by leaving out frames (--fps {common}), " if is_rate else ""
 
 
 @contextlib.contextmanager
@@ -141,7 +160,14 @@ def _writer(output: Path, metadata: LeRobotMetadata, features: Mapping[str, Feat
         copy_subtasks(metadata.root, writer.temporary)
 
 
-def _copy(dataset: LeRobotDataset, writer: LeRobotWriter, on_episode: Callable[[], None]) -> None:
+def _copy(
+    metadata: LeRobotMetadata,
+    writer: LeRobotWriter,
+    on_episode: Callable[[], None],
+    episodes: Sequence[int] | None = None,
+) -> None:
+    columns = [key for key in writer.features if key not in metadata.annotation_keys]  # these are read when asked for
+    dataset = LeRobotDataset(metadata.root, episodes=episodes, columns=columns, metadata=metadata)
     for remark in copy_episodes(dataset, writer):
         if remark is not None:
             logger.warning("%s", remark)

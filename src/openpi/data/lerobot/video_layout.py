@@ -18,7 +18,6 @@ from openpi.data.lerobot.video import VideoFile
 
 _TOLERANCE_FRAMES = 0.5  # between spans: beyond it another frame would be meant
 _JITTER_FRAMES = 1.0  # of two frames' times, each off by less than half a frame
-_LATE_FRAMES = 2  # of a file with one episode: its camera stopped last; with more, rows are probably missing somewhere
 _WHOLE = 0.3  # of a frame that a number of frames is off, in seconds that a table says
 _DRIFT = 0.01  # of a clock: 29.97 for 30
 
@@ -119,15 +118,16 @@ class VideoLayout:
         found, expected = video.num_frames, layout.num_frames
         slack = 0 if video.is_counted else 1  # a duration is rounded
         more = found - expected
-        is_surplus = more > slack and (more == layout.tail or (len(layout.spans) == 1 and more <= _LATE_FRAMES))
+        # Of several episodes, rows are probably missing of one of the first.
+        is_surplus = more > slack and (more == layout.tail or len(layout.spans) == 1)
         if more < -slack or (more > slack and not layout.is_open_ended and not is_surplus):
-            if more > 0 and len(layout.spans) == 1:
-                out = f"If what is behind is of a take that was discarded, cut it (ffmpeg -frames:v {expected}). {out}"
+            gaps = sum(layout.surplus.values())
+            between = f", {gaps} of them in gaps between spans" if gaps else ""
+            what = "truncated" if found < expected else "too long"
             raise ValueError(
                 f"{video.path} holds {found} frames ({found / self._fps:.3f} s), the table expects {expected} "
-                f"({expected / self._fps:.3f} s) of {named(layout.episodes)}: the last span has to end where the file "
-                f"ends. The file is {'truncated' if found < expected else 'too long'}, or belongs to another "
-                f"recording. {out}"
+                f"({expected / self._fps:.3f} s) of {named(layout.episodes)}{between}: the last span has to end "
+                f"where the file ends. The file is {what}, or belongs to another recording. {out}"
             )
         rate = video.rate
         if not video.is_counted and rate is not None and abs(rate / self._fps - 1) > _DRIFT:  # times are not told
@@ -186,7 +186,8 @@ def _lay_out(
     for episode in members:
         start_s = episode.videos[key].start_s
         shift = (start_s - end_s) * fps
-        is_told = before is not None and abs((before.videos[key].end_s or 0.0) - start_s) * fps <= _TOLERANCE_FRAMES
+        before_end_s = 0.0 if before is None else before.videos[key].end_s or 0.0
+        is_told = any(abs(before_end_s - told_s) * fps <= _TOLERANCE_FRAMES for told_s in (start_s, end_s))
         if shift > _TOLERANCE_FRAMES and episode.index - 1 not in placed and episode.index > 0:
             end += round(shift)
         elif before is not None and is_told and _is_whole(shift) and _other_rate(key, members, fps) is None:

@@ -163,8 +163,8 @@ def _check(
             f"the samples of {data_config.dataset_name} are not what the recipe's robot sends: {error}"
         ) from error
     trained = np.concatenate([np.asarray(raw["actions"]).reshape(-1, np.shape(raw["actions"])[-1]) for raw in raws])
-    sent = client.get("actions")  # may be a map of parts, which the robot's transforms put together
-    recorded = np.shape(sent)[-1] if np.ndim(sent) else trained.shape[-1]  # type: ignore[arg-type]
+    sent = np.asarray(client.get("actions"))  # may be a map of parts, which the robot's transforms put together
+    recorded = sent.shape[-1] if sent.ndim else trained.shape[-1]
     # The robot's transforms may train another form of action, leave a recorded dimension out, or pad with zeros.
     used = int(np.max(np.flatnonzero(trained.any(axis=0)), initial=-1)) + 1
     if contract.actions.width != recorded and not used <= contract.actions.width <= trained.shape[-1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from openpi.data.check import videos
 from openpi.data.check.findings import Severity, by_kind
 from openpi.data.check.runner import check_open, takes_long
 from openpi.data.check.subject import Reading
@@ -46,12 +47,10 @@ def warn_of_findings(dataset: object, data_config: DataConfig, horizon: int) -> 
             len(dataset.episodes),
             dataset.metadata.root,
         )
-        return
-    kinds = [
-        kind
-        for kind in by_kind(check_open(dataset, _reading(data_config, horizon, dataset.metadata)))
-        if kind.first.severity is not Severity.INFO
-    ]
+        found = videos.longer(dataset)  # known since it was opened
+    else:
+        found = check_open(dataset, _reading(data_config, horizon, dataset.metadata))
+    kinds = [kind for kind in by_kind(found) if kind.first.severity is not Severity.INFO]
     for kind in kinds[:_MAX_LINES]:
         logger.warning("dataset: %s", kind.line)
     if kinds:

@@ -99,7 +99,8 @@ def compute_of(
     stats, messages, names = {}, [], {}
     for key, value in raw.items():
         names[key] = _labels(data_config, key, value.width)
-        stats[key], widened = normalize.floor_degenerate(value, [f"{key}/{label}" for label in names[key]])
+        labels = [f"{key}/{label}" for label in names[key]]
+        stats[key], widened = normalize.floor_degenerate(value, labels, are_commands=key == "actions")
         messages += widened
     for message in messages:
         logger.warning("normalisation statistics: %s", message)

@@ -2,7 +2,7 @@
 
 --coordinator-address, --num-processes, --process-id     flags of `openpi train`, on every node by hand
 OPENPI_COORDINATOR_ADDRESS, OPENPI_NUM_PROCESSES, ...    the same from the environment; flags win
-MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK               as torchrun sets them
+MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK               as torchrun sets them; an address of one's own wins
 SLURM_*                                                  inside `srun`
 """
 
@@ -36,6 +36,8 @@ class Launch:
         local_device_ids: accelerators of this node that are this process's; None = all, but under SLURM the one
             with the number of the task on its node.
         timeout_s: how long to wait for the others at the start.
+        agent_store: `host:port` of the store that torchrun keeps, in which processes of PyTorch agree on a free port
+            instead of that of `coordinator_address`, which others may use; None = there is none.
     """
 
     num_processes: int
@@ -43,6 +45,7 @@ class Launch:
     coordinator_address: str | None = None
     local_device_ids: tuple[int, ...] | None = None
     timeout_s: int = _DEFAULT_TIMEOUT_S
+    agent_store: str | None = None
 
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -71,10 +74,11 @@ def find_launch(flags: Mapping[str, str], environ: Mapping[str, str]) -> Launch 
     timeout_s = _number(given.pop("coordinator_timeout_s", str(_DEFAULT_TIMEOUT_S)), "coordinator_timeout_s", least=1)
     if given.get("num_processes") == "1":
         return None
-    if given:
+    is_torchrun = all(environ.get(name) for name in _TORCHRUN)
+    if is_torchrun and given.keys() <= {"coordinator_address"}:
+        launch = _torchrun(environ, **given)
+    elif given:
         launch = _explicit(given)
-    elif all(environ.get(name) for name in _TORCHRUN):
-        launch = _torchrun(environ)
     elif all(environ.get(name) for name in _SLURM):
         launch = _slurm(environ)
     else:
@@ -103,16 +107,19 @@ def _explicit(given: Mapping[str, str]) -> Launch:
     return Launch(num_processes, process_id, address)
 
 
-def _torchrun(environ: Mapping[str, str]) -> Launch:
-    # torchrun itself listens on MASTER_PORT of the first node.
-    port = _number(environ["MASTER_PORT"], "MASTER_PORT", least=1) + 1
+def _torchrun(environ: Mapping[str, str], coordinator_address: str | None = None) -> Launch:
+    host, port = environ["MASTER_ADDR"], _number(environ["MASTER_PORT"], "MASTER_PORT", least=1)
+    # torchrun itself listens on MASTER_PORT of the first node; launchers that only set its variables do not.
+    has_store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     launch = _explicit(
         {
-            "coordinator_address": f"{environ['MASTER_ADDR']}:{port}",
+            "coordinator_address": coordinator_address or f"{host}:{port + has_store}",
             "num_processes": environ["WORLD_SIZE"],
             "process_id": environ["RANK"],
         }
     )
+    if has_store and coordinator_address is None:
+        launch = dataclasses.replace(launch, agent_store=f"{host}:{port}")
     if environ.get("LOCAL_WORLD_SIZE", "1") == "1":
         return launch
     local_rank = _number(environ.get("LOCAL_RANK", ""), "LOCAL_RANK", least=0)

@@ -73,7 +73,8 @@ def start(launch: Launch | None, backend: Backend) -> None:
     global _peers, _is_one_of_several
     if launch is None:
         return
-    join = _join_of(backend)
+    join, agreed = _starts_of(backend)
+    launch = agreed(launch)
     if launch.coordinator_address is not None:
         roll_call.meet(
             launch.coordinator_address,
@@ -86,15 +87,16 @@ def start(launch: Launch | None, backend: Backend) -> None:
     logger.info("%d processes have met; this is process %d", count(), index())
 
 
-def _join_of(backend: Backend) -> Callable[[Launch], Peers]:
+def _starts_of(backend: Backend) -> tuple[Callable[[Launch], Peers], Callable[[Launch], Launch]]:
+    """What joins the others, and what finds where they meet."""
     frameworks.require_backend(backend)
     if backend == "pytorch":
         from openpi.training.backends.pytorch import processes as processes_pytorch
 
-        return processes_pytorch.join
+        return processes_pytorch.join, processes_pytorch.agreed
     from openpi.training.backends.jax import processes as processes_jax
 
-    return processes_jax.join
+    return processes_jax.join, lambda launch: launch
 
 
 def end(exit_code: int) -> None:

@@ -106,7 +106,10 @@ class TensorBoardObserver:
     """TensorBoard event files in `<run>/tensorboard`."""
 
     def __init__(self, tensorboardx: ModuleType, directory: Path, *, start: int) -> None:
-        self._writer = tensorboardx.SummaryWriter(str(directory / "tensorboard"), purge_step=start)
+        folder = directory / "tensorboard"
+        # Files are called by the second: one of a start before, in the same, would be written over.
+        suffix = f".{len(list(folder.glob('*'))):04}"
+        self._writer = tensorboardx.SummaryWriter(str(folder), purge_step=start, filename_suffix=suffix)
 
     def __str__(self) -> str:
         return "tensorboard"

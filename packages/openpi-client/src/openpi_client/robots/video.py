@@ -8,7 +8,6 @@ from typing import Any, Callable, Mapping, Optional
 
 import numpy as np
 
-from openpi_client.base_policy import Observation
 from openpi_client.robots.libraries import need
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class VideoWriter:
 class Recorder:
     """Videos of one episode after the other, of what a world's policy sees."""
 
-    def __init__(self, fps: int, picture: Callable[[Mapping[str, object]], np.ndarray]) -> None:
+    def __init__(self, fps: int, picture: Callable[[Mapping[str, Any]], np.ndarray]) -> None:
         """
         Args:
             picture: an observation -> uint8[h, w, 3], RGB.
@@ -107,7 +106,7 @@ class Recorder:
         """The next observations go to this file, which is there after `end`."""
         self._film = VideoWriter(path, self._fps)
 
-    def seen(self, observation: Observation) -> None:
+    def seen(self, observation: Mapping[str, Any]) -> None:
         if self._film is not None:
             self._film.add(self._picture(observation))
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -24,7 +26,7 @@ from openpi.training.distributed.launch import Launch
 
 logger = logging.getLogger(__name__)
 
-_BEATS, _LEFT = "openpi/lives", "openpi/left"
+_BEATS, _LEFT, _PORT = "openpi/lives", "openpi/left", "openpi/port"
 _BEAT_S, _GONE_S, _LAST_WORDS_S = 5, 100, 30
 _PATIENCE = datetime.timedelta(seconds=5)
 # Between processes that compute alike: one that is slower than this is gone.
@@ -103,6 +105,25 @@ class TorchPeers:
                 raise RuntimeError(
                     f"process {index} of {self.count} has not been heard of for {_GONE_S} s; see its log"
                 )
+
+
+def agreed(launch: Launch) -> Launch:
+    """With a port that process 0 has found free, told to the others in the store of torchrun; without one, as it is.
+
+    Raises:
+        RuntimeError: process 0 has not come within the time limit.
+    """
+    if launch.agent_store is None:
+        return launch
+    host, _, port = launch.agent_store.rpartition(":")
+    timeout = datetime.timedelta(seconds=launch.timeout_s)
+    store = dist.TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)  # type: ignore[reportPrivateImportUsage]
+    # The store outlives the processes, which torchrun starts again after a failure, and may be that of other runs.
+    key = "/".join([_PORT, *(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))])
+    if launch.process_id == 0:
+        with socket.create_server(("", 0)) as free:
+            store.set(key, str(free.getsockname()[1]))
+    return dataclasses.replace(launch, coordinator_address=f"{host}:{store.get(key).decode()}", agent_store=None)
 
 
 def join(launch: Launch) -> TorchPeers:
