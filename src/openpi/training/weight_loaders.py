@@ -15,7 +15,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Protocol, Self, runtime_checkable
+from typing import IO, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class PaliGemmaWeightLoader(_OpenedWeightLoader):
         return _weights_of(members, _shapes(flatten(params)), source=self.npz_path)
 
 
-def opens(loader: WeightLoader) -> bool:
+def opens(loader: WeightLoader) -> TypeGuard[_OpenedWeightLoader]:
     """Whether a loader says what it has before that is read: of a subclass with a `load` of its own, that is meant."""
     owners = [kind for kind in type(loader).__mro__ if {"open", "load"} & vars(kind).keys()]
     return bool(owners) and "open" in vars(owners[0])
@@ -129,7 +129,7 @@ def open_weights(loader: WeightLoader, params: Mapping[str, object]) -> Weights:
     Raises:
         FileNotFoundError, ValueError: as of `WeightLoader.load`; or what it returns is not all of `params`.
     """
-    weights = loader.open(params) if opens(loader) else _weights_of_own(loader, params)  # type: ignore[attr-defined]
+    weights = loader.open(params) if opens(loader) else _weights_of_own(loader, params)
     logger.info("%s", published_tree.by_path(weights))
     return weights
 

@@ -3,6 +3,8 @@
 `processes` holds what needs no framework.
 """
 
+# `dist.TCPStore` is documented there, and not in its `__all__`.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import dataclasses
@@ -117,7 +119,7 @@ def agreed(launch: Launch) -> Launch:
         return launch
     host, _, port = launch.agent_store.rpartition(":")
     timeout = datetime.timedelta(seconds=launch.timeout_s)
-    store = dist.TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)  # type: ignore[reportPrivateImportUsage]
+    store = dist.TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
     # The store outlives the processes, which torchrun starts again after a failure, and may be that of other runs.
     key = "/".join([_PORT, *(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))])
     if launch.process_id == 0:
@@ -140,7 +142,7 @@ def join(launch: Launch) -> TorchPeers:
     host, _, port = launch.coordinator_address.rpartition(":")
 
     def connect(is_master: bool = False) -> distributed_c10d.Store:
-        return dist.TCPStore(  # type: ignore[reportPrivateImportUsage]
+        return dist.TCPStore(
             host.strip("[]"),
             int(port),
             launch.num_processes if is_master else None,
